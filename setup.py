@@ -1,0 +1,44 @@
+"""Packaging. `launch` and `configs` are installed too: the commands work from any folder."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="fgrlhf_jax",
+    version="0.1.0",
+    description="Fine-grained RLHF from minimal edits, in JAX",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
+    ),
+    install_requires=[
+        "absl-py>=2.3",
+        "chex>=0.1.91",
+        "datasets>=5",
+        "flax>=0.12",
+        "jax>=0.10",
+        "jinja2>=3.1",
+        "ml_collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "rapidfuzz>=3.14",
+        "safetensors>=0.8",
+        "scipy>=1.15",
+        "tokenizers>=0.23",
+        "tqdm>=4.67",
+        "transformers>=5",
+    ],
+    extras_require={
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
+        # Oracles of the tests, never imported by the package. Torch is pinned because numbers are
+        # compared with it to the last digits, and because a range would take the newest build with
+        # several GB of CUDA libraries.
+        "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],
+        "gguf": ["gguf>=0.19"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+    },
+)
