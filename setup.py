@@ -32,9 +32,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
-        # Oracles of the tests, never imported by the package. Torch is pinned because numbers are
-        # compared with it to the last digits, and because a range would take the newest build with
-        # several GB of CUDA libraries.
+        # Oracles of the tests, never imported by the package. Torch is pinned because
+        # numbers are compared with it closely, and an open range takes GBs of CUDA libraries.
         "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],
         "gguf": ["gguf>=0.19"],
         "tensorboard": ["tensorboardX>=2.6"],
