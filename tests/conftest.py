@@ -1,0 +1,25 @@
+"""What every test runs under: 8 virtual CPU devices, strict shapes, a compilation cache."""
+
+import os
+from pathlib import Path
+
+# Read once, when the library is imported. Inherited by commands that a test starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+# No test needs a network: a look-up on a hub must fail at once instead of being tried again.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+
+# Compiling is most of the suite's time. Set here and not in the environment, so that a command
+# which a test starts and kills cannot leave half a file behind. Only a cache with a size limit
+# takes a lock, which several pytest workers need.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgrlhf_jax-tests"
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache)
+)
+jax.config.update("jax_compilation_cache_max_size", 2**30)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_numpy_rank_promotion", "raise")
