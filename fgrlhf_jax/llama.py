@@ -2,8 +2,8 @@
 
 Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and their kin: RMSNorm, rotary positions, grouped-query
 attention, SwiGLU (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Ainslie et al. 2023,
-arXiv:2305.13245). Parameters are float32 and always stacked over the layers; the compute dtype is
-a config field, and norms, rotary angles, softmax and every head are float32 whatever it is.
+arXiv:2305.13245). Parameters are float32 and always stacked over the layers; the compute dtype
+is a config field, and norms, rotary angles, softmax and every head are float32 whatever it is.
 
 Shape suffixes, here and everywhere in this package:
 
@@ -76,7 +76,11 @@ class LlamaConfig:
 SIZES: dict[str, LlamaConfig] = {
     "tiny": LlamaConfig(256, 64, 192, 2, 4, 2, 16, max_position=512),
     "smollm2_135m": LlamaConfig(
-        49152, 576, 1536, 30, 9, 3, 64, rope_theta=1e5, max_position=8192, tie_embeddings=True
+        *(49152, 576, 1536, 30, 9, 3, 64),
+        rope_theta=1e5,
+        max_position=8192,
+        tie_embeddings=True,
+        initializer_range=1 / 24,
     ),
     "llama_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, norm_eps=1e-6),
     "llama2_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, max_position=4096),
@@ -97,8 +101,8 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
       mask_BS: bool, True on real tokens.
 
     Returns:
-      positions_BS int32, and attend_BSS bool [query, key]: causal over real keys, plus the diagonal
-      so that no query, not even a padded one, is left with an empty softmax.
+      positions_BS int32, and attend_BSS bool [query, key]: causal over real keys, plus the
+      diagonal, so that no query, not even a padded one, is left with an empty softmax.
     """
     positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
     length = mask_BS.shape[-1]
@@ -110,12 +114,11 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
 def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
     """Rotary frequencies [H/2], float32, theta^(-2i/H) (Su et al. 2021, arXiv:2104.09864).
 
-    With ``rope_scaling`` wavelengths above original/low_freq_factor are divided by ``factor``, those
-    below original/high_freq_factor kept, and the ones between interpolated (Llama 3.1).
+    With ``rope_scaling`` wavelengths above original/low_freq_factor grow by ``factor``, those
+    below original/high_freq_factor stay, and the ones between are interpolated (Llama 3.1).
     """
-    frequency = cfg.rope_theta ** (
-        -jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
-    )
+    exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    frequency = cfg.rope_theta**-exponent
     if cfg.rope_scaling is None:
         return frequency
     low, high = cfg.rope_scaling.low_freq_factor, cfg.rope_scaling.high_freq_factor
@@ -220,7 +223,7 @@ class Llama(nn.Module):
         self.embed = nn.Embed(
             cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init
         )
-        # Inside a scan nothing can be merged across iterations, so the guard against it is waste.
+        # Inside a scan the recomputation cannot be merged away, so it needs no guard.
         block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
         self.layers = nn.scan(
             block,
@@ -269,8 +272,8 @@ class CausalLM(nn.Module):
 class ScalarHead(nn.Module):
     """A number a token, read from the state after it: r_t = v . h_t + b.
 
-    ``state_action`` adds w . (h_{t-1} * U[a_t]), the worth of taking a_t in the state before it. w (gate)
-    starts at zero; U (unembed) is meant to be the language model's head, where there is one.
+    ``state_action`` adds w . (h_{t-1} * U[a_t]), what taking a_t in the state before it is worth.
+    w (gate) starts at zero; U (unembed) is meant to be the language model's head, if there is one.
     """
 
     cfg: LlamaConfig
