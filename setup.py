@@ -23,6 +23,7 @@ setup(
         "numpy>=2",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
+        "pyarrow>=24",
         "rapidfuzz>=3.14",
         "safetensors>=0.8",
         "scipy>=1.15",

@@ -18,7 +18,7 @@ SOURCES = {
 }
 
 FLOORS = (
-    "errors alignment objectives sharding optim checkpoint metrics",
+    "errors alignment objectives reward_stats sharding optim checkpoint metrics run_folder",
     "llama records prompts",
     "hf batches sampling",
     "sft reward reward_eval reward_loop",
@@ -34,6 +34,7 @@ NEIGHBOURS = {
     "optim": {"errors", "sharding"},
     "checkpoint": {"errors", "sharding"},
     "metrics": {"errors"},
+    "run_folder": {"errors"},
     "reward_eval": {"reward"},
     "reward_loop": {"reward", "reward_eval"},
 }
