@@ -1,0 +1,78 @@
+"""Reward models from edits or preferences: ``--config=configs/rm.py:MODEL[,LOSS]``.
+
+MODEL is one of
+
+  tiny      random weights on data it makes itself; under two minutes on two cores
+  cad       a small LLaMA from random weights, with a tokenizer trained on your file of edits
+  smollm2   full fine-tuning of SmolLM2-135M (give --config.model.path)
+  llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
+
+and LOSS is token_edit (default), token_full or sequence.
+"""
+
+from configs import base
+
+LOSSES = ("token_edit", "token_full", "sequence")
+
+
+def get_config(argument: str = "tiny,token_edit"):
+    model, _, loss = argument.partition(",")
+    loss = loss or "token_edit"
+    if model not in VARIANTS:
+        raise ValueError(f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}")
+    if loss not in LOSSES:
+        raise ValueError(f"rm.py:{argument}: loss {loss!r} is not one of {', '.join(LOSSES)}")
+    config = base.reward_model()
+    config.loss = loss
+    if loss == "sequence":
+        config.center_weight = 0.0
+    config.run_dir = f"runs/rm_{model}_{loss}"
+    VARIANTS[model](config)
+    config.lock()
+    return config
+
+
+def tiny(config):
+    config.data.template = "plain"
+    config.data.max_length = 128
+    config.data.max_prompt_length = 64
+    config.data.smallest_bucket = 32
+    config.batch_size = 32
+    config.steps = 400
+    config.eval_every = 50
+    config.save_every = 100
+    config.optimizer.learning_rate = 2e-3
+
+
+def cad(config):
+    config.model.size = "small"
+    config.model.vocab_size = 4096
+    config.data.max_length = 256
+    config.data.max_prompt_length = 128
+    config.steps = 300
+    config.eval_every = 25
+    config.optimizer.learning_rate = 2e-3
+
+
+def smollm2(config):
+    config.model.size = "smollm2_135m"
+    config.model.remat = True
+    config.data.template = "chat"
+    config.data.max_length = 384
+    config.data.max_prompt_length = 256
+    config.micro_batch_size = 4
+    config.eval_every = 20
+    config.optimizer.learning_rate = 2e-5
+
+
+def llama_7b(config):
+    config.model.size = "llama_7b"
+    config.model.dtype = "bfloat16"
+    config.model.remat = True
+    config.data.max_length = 512
+    config.batch_size = 16
+    config.epochs = 1
+    config.optimizer.learning_rate = 3e-6
+
+
+VARIANTS = {"tiny": tiny, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}

@@ -1,0 +1,120 @@
+"""Checkpoints of a run: asynchronous, atomic, verified. The only file that knows orbax."""
+
+import logging
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from fgrlhf_jax import sharding
+from fgrlhf_jax.errors import InputError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+
+
+class Checkpoints:
+    """``folder/STEP/`` with the named parts of a train state and a small JSON ``loop``.
+
+    Parts are saved apart so that the parameters can be read without the optimizer. A save runs in
+    the background and appears under its final name only when it is whole; an interrupted one
+    leaves nothing that a restore would see. Every part carries a fingerprint of its bits.
+
+    The newest ``keep`` are kept, and the last one that was saved with ``best=True``.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        best = policies.BestN(
+            n=1, get_metric_fn=lambda m: m["order"], keep_checkpoints_without_metrics=False
+        )
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(n=keep), best]
+                ),
+                step_prefix=None,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        return self.manager.latest_step()
+
+    def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
+        """Start saving; returns when ``parts`` may be donated again.
+
+        Raises:
+          InputError: when this or the save before it failed (disk full, say). What was there stays.
+        """
+        prints = {name: int(sharding.fingerprint(part)) for name, part in parts.items()}
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    loop=ocp.args.JsonSave({**loop, "fingerprints": prints}),
+                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+                ),
+                metrics={"order": step} if best else None,
+            )
+        except Exception as error:  # orbax raises what its storage layer raises: any type
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Block until the save under way is whole.
+
+        Raises:
+          InputError: when it failed.
+        """
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> InputError:
+        reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+        whole = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+        last = f"the last good one is step {whole[-1]}" if whole else "there is no earlier one"
+        return InputError(
+            f"{self.folder}: saving a checkpoint failed ({reason}); {last}; free some space and "
+            "run the same command again"
+        )
+
+    def loop(self, step: int) -> dict:
+        """The JSON saved beside ``step``."""
+        return self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+
+    def restore(self, step: int, abstract: dict) -> dict:
+        """The parts named in ``abstract``, trees of ShapeDtypeStruct with their shardings.
+
+        Raises:
+          InputError: when the checkpoint is of another architecture, incomplete or corrupted.
+        """
+        parts = self._restore(
+            step,
+            ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
+            ),
+        )
+        prints = self.loop(step)["fingerprints"]
+        for name in abstract:
+            if int(sharding.fingerprint(parts[name])) != prints[name]:
+                raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
+        return {name: parts[name] for name in abstract}
+
+    def _restore(self, step: int, args):
+        try:
+            return self.manager.restore(step, args=args)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(self._corrupted(step, reason)) from error
+
+    def _corrupted(self, step: int, reason: str) -> str:
+        return (
+            f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); delete this "
+            "folder to go on from the checkpoint before it, or start in a new run_dir"
+        )
+
+    def close(self) -> None:
+        self.manager.close()

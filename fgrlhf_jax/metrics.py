@@ -1,0 +1,112 @@
+"""What a run says while it runs: a JSONL file, a progress bar, and TensorBoard where asked for."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+
+_compilations = 0
+
+
+def _count(event: str, duration: float, **_) -> None:
+    global _compilations
+    _compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def compilations() -> int:
+    """How many programs XLA has compiled (or taken from its cache) in this process so far."""
+    return _compilations
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics file; a torn last line (a kill in the middle of a write) is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def to_host(tree) -> dict[str, float]:
+    """Device scalars as Python floats, in one transfer."""
+    return {name: float(value) for name, value in jax.device_get(tree).items()}
+
+
+def finite(row: dict) -> dict:
+    """NaN and infinities as None: they are not JSON."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
+
+
+class Log:
+    """Appends rows to ``metrics.jsonl`` and mirrors them to the progress bar and TensorBoard.
+
+    On resume the rows after ``step`` are cut away, so that the file reads as if nothing had
+    happened. Only process 0 writes. The fields in ``CLOCK`` are wall-clock measurements: the only
+    ones that differ between two runs of one configuration on one device.
+    """
+
+    CLOCK = ("seconds", "tokens_per_second")
+
+    def __init__(self, folder: Path, *, step: int, steps: int, tensorboard: bool = False):
+        self.path = folder / "metrics.jsonl"
+        self.writes = jax.process_index() == 0
+        self.board = None
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            disable=not self.writes,
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        if not self.writes:
+            return
+        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, self.path)
+        self.file = self.path.open("a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def row(self, row: dict) -> None:
+        """Write one row; it must hold ``step``."""
+        if not self.writes:
+            return
+        self.file.write(json.dumps(finite(row)) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, row["step"])
+
+    def progress(self, step: int, **shown: str) -> None:
+        """Move the bar to ``step`` and show the given fields behind it."""
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.writes:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.writes:
+            self.file.close()
+        if self.board:
+            self.board.close()

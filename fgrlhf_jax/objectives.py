@@ -1,0 +1,159 @@
+"""The losses, as pure functions of arrays. One formula each; every function is about ONE pair.
+
+Callers ``vmap`` over the batch. Shape letters: S columns of a padded row (prompt, response and
+padding), V vocabulary; a leading "2" is the two sides of a pair, side 0 the preferred or edited
+response (the paper's i) and side 1 the other (j). Masks are boolean and computed from lengths.
+
+Equations are those of Xu et al. 2024, "Aligning Large Language Models via Fine-grained Supervision".
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+LOSSES = ("sequence", "token_full", "token_edit")
+
+
+def _masked_sum(x, mask):
+    """Sum of ``x`` where ``mask``; where() before the sum, so that a NaN in padding stays there."""
+    return jnp.sum(jnp.where(mask, x, 0.0))
+
+
+def _masked_mean(x, mask):
+    return _masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def token_logprobs(logits_SV: jax.Array, tokens_S: jax.Array) -> jax.Array:
+    """Log-probability of each token given those before it.
+
+    Args:
+      logits_SV: float logits; column s predicts token s + 1. Computed in float32.
+      tokens_S: int token ids.
+
+    Returns:
+      float32[S]; entry s is log p(tokens_S[s] | tokens before s), and 0 for s = 0.
+    """
+    chex.assert_rank([logits_SV, tokens_S], [2, 1])
+    logprobs_SV = jax.nn.log_softmax(logits_SV.astype(jnp.float32), axis=-1)
+    picked = jnp.take_along_axis(logprobs_SV[:-1], tokens_S[1:, None], axis=-1)[:, 0]
+    return jnp.concatenate([jnp.zeros((1,), jnp.float32), picked])
+
+
+def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
+    """Sequence score: the value at the last response token (never at a padding position).
+
+    Args:
+      reward_S: float per-token values.
+      response_S: bool, True on response tokens; at least one.
+    """
+    chex.assert_rank([reward_S, response_S], 1)
+    chex.assert_type([reward_S, response_S], [float, bool])
+    columns = jnp.arange(response_S.shape[0])
+    return reward_S[jnp.argmax(jnp.where(response_S, columns, -1))]
+
+
+def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
+    """Equation 1: R = (1/T) sum_t r_t over the response's own T tokens.
+
+    Args:
+      reward_S: float per-token rewards.
+      response_S: bool, True on response tokens.
+    """
+    chex.assert_rank([reward_S, response_S], 1)
+    chex.assert_type([reward_S, response_S], [float, bool])
+    return _masked_mean(reward_S, response_S)
+
+
+def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array) -> jax.Array:
+    """One side of Equation 4: (1/T) sum of r_t over the changed tokens U1; 0 where U1 is empty.
+
+    Args:
+      reward_S: float per-token rewards.
+      changed_S: bool, True on tokens of U1 (a subset of ``response_S``).
+      response_S: bool, True on response tokens; T is their number, not the number of changed ones.
+    """
+    chex.assert_rank([reward_S, changed_S, response_S], 1)
+    chex.assert_type([reward_S, changed_S, response_S], [float, bool, bool])
+    return _masked_sum(reward_S, changed_S) / jnp.maximum(jnp.sum(response_S), 1)
+
+
+def bradley_terry_loss(score_i: jax.Array, score_j: jax.Array) -> jax.Array:
+    """Equations 2 and 3: -log sigmoid(R_i - R_j), i preferred; stable for any difference."""
+    return -jax.nn.log_sigmoid(score_i - score_j)
+
+
+def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
+    """Mean of (r^i_t - r^j_t')^2 over matched pairs of unchanged tokens; 0 where there are none.
+
+    Args:
+      reward_2S: float per-token rewards of both sides.
+      partner_S: int; for a column of side 0 the matched column of side 1, or -1.
+    """
+    chex.assert_rank([reward_2S, partner_S], [2, 1])
+    chex.assert_type([reward_2S, partner_S], [float, int])
+    difference_S = reward_2S[0] - reward_2S[1][jnp.maximum(partner_S, 0)]
+    return _masked_mean(jnp.square(difference_S), partner_S >= 0)
+
+
+def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
+    """Mean of r^2 over the unchanged tokens (U0) of both sides; 0 where there are none.
+
+    Equation 4 leaves these rewards untrained although PPO reads every token; this holds them near 0.
+    """
+    chex.assert_equal_shape([reward_2S, unchanged_2S])
+    chex.assert_type([reward_2S, unchanged_2S], [float, bool])
+    return _masked_mean(jnp.square(reward_2S), unchanged_2S)
+
+
+def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:
+    """The two scores float[2] that ``loss`` compares: ``sequence``, ``token_full`` or ``token_edit``."""
+    if loss == "sequence":
+        return jax.vmap(last_score)(reward_2S, response_2S)
+    if loss == "token_full":
+        return jax.vmap(mean_score)(reward_2S, response_2S)
+    if loss == "token_edit":
+        return jax.vmap(edit_score)(reward_2S, changed_2S, response_2S)
+    raise ValueError(f"loss {loss!r} is not one of {LOSSES}")
+
+
+def reward_model_loss(
+    reward_2S: jax.Array,
+    response_2S: jax.Array,
+    changed_2S: jax.Array,
+    partner_S: jax.Array,
+    *,
+    loss: str,
+    consistency_weight: float = 0.0,
+    center_weight: float = 0.3,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss of one pair: Bradley-Terry on the scores that ``loss`` names, plus the two regularisers.
+
+    The regularisers are means within the pair, so the batch loss is a mean over pairs and gradient
+    accumulation over micro-batches is exact. They apply to the token losses only. A preference pair
+    has every response token marked as changed: Equation 4 then is Equation 3 and nothing is centred.
+
+    Args:
+      reward_2S: float32 per-token values of both sides.
+      response_2S: bool, True on response tokens.
+      changed_2S: bool, True on tokens of U1.
+      partner_S: int, matched column of side 1 for each column of side 0, or -1.
+      loss: one of ``LOSSES``. ``token_edit`` with both weights 0 is Equation 4 to the letter.
+
+    Returns:
+      The scalar loss, and scalars: ``preference_loss``, ``consistency``, ``center``, ``margin``
+      (R_i - R_j) and ``accuracy`` (1, 0, or one half for a tie).
+    """
+    score_2 = pair_scores(reward_2S, response_2S, changed_2S, loss)
+    preference_loss = bradley_terry_loss(score_2[0], score_2[1])
+    total = preference_loss
+    margin = score_2[0] - score_2[1]
+    metrics = {
+        "preference_loss": preference_loss,
+        "margin": margin,
+        "accuracy": 0.5 * (1.0 + jnp.sign(margin)),
+    }
+    if loss != "sequence":
+        metrics["consistency"] = consistency(reward_2S, partner_S)
+        metrics["center"] = center(reward_2S, response_2S & ~changed_2S)
+        total += consistency_weight * metrics["consistency"] + center_weight * metrics["center"]
+    return total, metrics

@@ -1,0 +1,159 @@
+"""Is a reward model any good? Table 2 of the paper, and where its rewards fall (NumPy, host)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+class Scored(NamedTuple):
+    """The values of one pair's response tokens, without prompt and padding.
+
+    Side i is the edited or preferred response, side j the other; float [T^i] and [T^j], and which
+    of those tokens the edit changed (for a preference pair: all).
+    """
+
+    value_i: np.ndarray
+    changed_i: np.ndarray
+    value_j: np.ndarray
+    changed_j: np.ndarray
+
+
+def unpad(value_B2S: np.ndarray, batch: dict) -> list[Scored]:
+    """The real pairs of a padded batch (weight 1), each cut to its response tokens."""
+    pairs = []
+    for row in np.flatnonzero(batch["weight_B"]):
+        response_2S, changed_2S = batch["response_B2S"][row], batch["changed_B2S"][row]
+        sides = [
+            (value_B2S[row, side][response_2S[side]], changed_2S[side][response_2S[side]])
+            for side in (0, 1)
+        ]
+        pairs.append(Scored(*sides[0], *sides[1]))
+    return pairs
+
+
+def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
+    """Area under the ROC curve: P(score of a positive > score of a negative), ties one half.
+
+    Args:
+      score: float[n].
+      label: bool[n].
+
+    Returns:
+      None where one class is empty.
+    """
+    positives = int(label.sum())
+    negatives = label.size - positives
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(score)
+    wins = ranks[label].sum() - positives * (positives + 1) / 2
+    return float(wins / (positives * negatives))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's r; None where either does not vary."""
+    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _moments(values: list[np.ndarray]) -> dict:
+    joined = np.concatenate(values) if values else np.zeros(0)
+    if not joined.size:
+        return {"mean": None, "std": None, "n": 0}
+    return {"mean": float(joined.mean()), "std": float(joined.std()), "n": int(joined.size)}
+
+
+def _accuracy(margins: np.ndarray) -> tuple[float, float]:
+    """Share of positive margins, ties one half, and its standard error."""
+    wins = 0.5 * (1.0 + np.sign(margins))
+    error = float(wins.std(ddof=1) / np.sqrt(wins.size)) if wins.size > 1 else 0.0
+    return float(wins.mean()), error
+
+
+def pair_table(pairs: list[Scored], *, level: str, edits: bool) -> dict:
+    """The figures of one set of pairs.
+
+    Args:
+      pairs: at least one, in any order.
+      level: "token": a response scores the mean of its rewards (Equation 1); "sequence": the value
+        at its last token.
+      edits: whether the pairs are edits; then the figures about changed tokens are given too.
+
+    Returns:
+      n, accuracy and its standard error ``se``, length_correlation (of a response's total reward
+      with its length, both sides); for edits accuracy_changed_only (Equation 4's score),
+      auroc_changed (-r_t against "the edit changed this token", tokens of the original side) and
+      reward (mean, std, n on unchanged and changed tokens of each side).
+    """
+    last, mean = (lambda r: r[-1]), (lambda r: r.mean())
+    score = last if level == "sequence" else mean
+    total = last if level == "sequence" else np.sum
+    margins = np.array([score(p.value_i) - score(p.value_j) for p in pairs], np.float64)
+    accuracy, error = _accuracy(margins)
+    responses = [r for p in pairs for r in (p.value_i, p.value_j)]
+    table = {
+        "n": len(pairs),
+        "accuracy": accuracy,
+        "se": error,
+        "length_correlation": correlation(
+            np.array([total(r) for r in responses], np.float64),
+            np.array([r.size for r in responses], np.float64),
+        ),
+    }
+    if not edits:
+        return table
+    changed_margins = np.array(
+        [
+            p.value_i[p.changed_i].sum() / p.value_i.size
+            - p.value_j[p.changed_j].sum() / p.value_j.size
+            for p in pairs
+        ],
+        np.float64,
+    )
+    table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_margins)
+    table["auroc_changed"] = auroc(
+        -np.concatenate([p.value_j for p in pairs]), np.concatenate([p.changed_j for p in pairs])
+    )
+    table["reward"] = {
+        "unchanged_edited": _moments([p.value_i[~p.changed_i] for p in pairs]),
+        "unchanged_original": _moments([p.value_j[~p.changed_j] for p in pairs]),
+        "changed_edited": _moments([p.value_i[p.changed_i] for p in pairs]),
+        "changed_original": _moments([p.value_j[p.changed_j] for p in pairs]),
+    }
+    return table
+
+
+def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | None:
+    """AUROC of -r_t against error spans that people marked; one array a response each."""
+    return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
+
+
+def _cell(value, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def format_table(tables: dict) -> str:
+    """Text of ``eval.json``: a line a set and kind of pairs, then the rewards on U0 and U1."""
+    lines = [
+        f"{'set':<12}{'pairs':<13}{'n':>6}  {'accuracy':>15}{'changed only':>14}"
+        f"{'AUROC':>8}{'spans':>8}{'r(length)':>11}"
+    ]
+    rewards = []
+    for name, kinds in tables.items():
+        for kind, table in kinds.items():
+            accuracy = f"{100 * table['accuracy']:.1f} ± {100 * table['se']:.1f} %"
+            changed = table.get("accuracy_changed_only")
+            lines.append(
+                f"{name:<12}{kind:<13}{table['n']:>6}  {accuracy:>15}"
+                f"{_cell(changed and 100 * changed, 1) + (' %' if changed else ''):>14}"
+                f"{_cell(table.get('auroc_changed')):>8}{_cell(table.get('auroc_spans')):>8}"
+                f"{_cell(table['length_correlation']):>11}"
+            )
+            for part, moments in table.get("reward", {}).items():
+                rewards.append(
+                    f"{name:<12}{part.replace('_', ', '):<22}{moments['n']:>8} tokens   "
+                    f"r = {_cell(moments['mean'])} ± {_cell(moments['std'])}"
+                )
+    return "\n".join(lines + ([""] + rewards if rewards else []))

@@ -1,0 +1,89 @@
+"""The folder of a run: one config, one command, as often as it takes to finish."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.errors import InputError
+
+# Fields that say how a run is watched, not what it computes: they may differ between starts.
+FREE = ("run_dir", "tensorboard", "keep", "save_every")
+
+
+def write_json(path: Path, value) -> None:
+    """Atomically: the file is whole or as before."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """{"model.path": …} of nested dicts."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def open_run(config: ConfigDict) -> Path:
+    """Create the run folder, or recognise it as this config's own, and write ``config.json``.
+
+    Raises:
+      InputError: when the folder cannot be written, or holds a run of another config.
+    """
+    folder = Path(config.run_dir)
+    path = folder / "config.json"
+    now = json.loads(config.to_json())
+    if path.exists():
+        try:
+            then = flatten(json.loads(path.read_text()))
+        except ValueError as error:
+            raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
+        missing = object()
+        flat = flatten(now)
+        differing = [
+            f"{name} (there {then.get(name, 'unset')!r}, now {flat.get(name, 'unset')!r})"
+            for name in sorted(then.keys() | flat.keys())
+            if then.get(name, missing) != flat.get(name, missing) and name not in FREE
+        ]
+        if differing:
+            raise InputError(
+                f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
+                "choose another run_dir or use the same values"
+            )
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, now)
+        except OSError as error:
+            raise InputError(
+                f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+    return folder
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM as a flag, so that a run stops between two steps and saves first."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:  # a second time means now
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

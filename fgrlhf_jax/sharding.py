@@ -1,0 +1,137 @@
+"""One mesh and one table: where every parameter, Adam moment and batch lives.
+
+Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split too) and ``tensor``
+(heads, hidden width and vocabulary split). Models say nothing about sharding but ``constrain``.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fgrlhf_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# The first pattern found in a leaf's path decides. Kernels of blocks have a leading layer axis.
+TABLE = (
+    (r"embed/embedding$|head/unembed$", P("tensor", "fsdp")),
+    (r"lm_head/kernel$", P("fsdp", "tensor")),
+    (r"(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"(q|k|v|gate|up)/bias$", P(None, "tensor")),
+    (r"", P()),
+)
+
+
+def make_mesh(shape: str, devices=None) -> Mesh:
+    """A ("data", "fsdp", "tensor") mesh from three comma-separated sizes, one of which may be -1.
+
+    Raises:
+      InputError: when the sizes are malformed or do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise InputError(f"mesh={shape!r}: give data,fsdp,tensor as three sizes, at most one -1")
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise InputError(
+            f"mesh={shape!r}: {known} does not divide the {len(devices)} devices here; "
+            "choose sizes whose product is the number of devices"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_batch(mesh: Mesh, micro_batch: int) -> None:
+    """Raises InputError where a micro-batch does not divide over the mesh's data and fsdp axes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if micro_batch % shards:
+        raise InputError(
+            f"micro_batch_size={micro_batch} does not divide over data x fsdp = {shards} devices "
+            f"of the mesh; make it a multiple of {shards}"
+        )
+
+
+def path_name(path) -> str:
+    """``backbone/layers/attention/q/kernel`` for a key path of ``jax.tree_util``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _spec(path, leaf, mesh: Mesh) -> P:
+    spec = next(spec for pattern, spec in TABLE if re.search(pattern, path_name(path)))
+    if len(spec) > leaf.ndim:  # scalars of an optimizer state
+        return P()
+    # An axis that does not divide its dimension (a tiny model on a large mesh) stays whole.
+    return P(*(a if a and leaf.shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec)))
+
+
+def shardings(tree, mesh: Mesh):
+    """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh)), tree
+    )
+
+
+def abstract(tree, mesh: Mesh):
+    """The same tree as ShapeDtypeStructs that carry their shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh)
+    )
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Batch over data and fsdp, everything else whole; the identity where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH, *(None,) * (x.ndim - 1)))
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows over data and fsdp; ``axis`` is the row axis (1 where micro-batches lead)."""
+    return NamedSharding(mesh, P(*(None,) * axis, BATCH))
+
+
+def put_batch(batch, mesh: Mesh, axis: int = 0):
+    """Host arrays to the mesh. Every process holds the whole batch and places only its own rows."""
+    sharding = batch_sharding(mesh, axis)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
+    )
+
+
+def bytes_per_device(tree) -> int:
+    """The most bytes of ``tree`` that any one local device holds."""
+    held: dict = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values(), default=0)
+
+
+@jax.jit
+def fingerprint(tree) -> jax.Array:
+    """A uint32 that changes with any flipped bit of any 4-byte leaf, whatever the sharding.
+
+    Position-weighted sums of the bits in wrapping integer arithmetic: exact in every order.
+    """
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        weight = jnp.ones((), jnp.uint32)
+        for axis, size in enumerate(bits.shape):
+            shape = [1] * bits.ndim
+            shape[axis] = size
+            odd = 2 * jnp.arange(size, dtype=jnp.uint32) + 1
+            weight = weight * jnp.reshape(odd * jnp.uint32(2 * axis + 3), shape)
+        total += jnp.uint32(2 * number + 1) * jnp.sum(bits * weight, dtype=jnp.uint32)
+    return total

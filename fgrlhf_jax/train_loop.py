@@ -1,0 +1,149 @@
+"""The loop of supervised updates: log, evaluate, save, stop; and go on as if never interrupted."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fgrlhf_jax import sharding
+from fgrlhf_jax.checkpoint import Checkpoints
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.metrics import Log, compilations, to_host
+from fgrlhf_jax.run_folder import Interrupt
+
+
+class Progress(NamedTuple):
+    """What a loop remembers besides its state; saved with every checkpoint."""
+
+    best_step: int = 0  # 0: none was evaluated yet
+    best_value: float = math.inf
+    stale: int = 0  # evaluations since the best one
+    done: bool = False
+
+
+def peak_memory() -> str:
+    """The most memory used so far: of one accelerator, or of this process on the CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB on a device"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB (process)"
+
+
+def run(
+    state: Any,
+    progress: Progress,
+    *,
+    start: int,
+    steps: int,
+    update: Callable[[Any, int], tuple[Any, dict, dict]],
+    evaluate: Callable[[Any], dict[str, float]],
+    select: Callable[[dict], float],
+    eval_every: int,
+    save_every: int,
+    patience: int,
+    checkpoints: Checkpoints,
+    log: Log,
+) -> Progress:
+    """Make updates ``start + 1`` to ``steps``; the last one made is always saved.
+
+    Args:
+      state: a NamedTuple of trees; donated to ``update``.
+      progress: as restored, or a fresh one.
+      update: (state, updates made so far) -> new state, device scalars ``loss``, ``accuracy``, …,
+        and host values for the same row, among them ``tokens``.
+      evaluate: state -> figures of the validation set.
+      select: those figures -> the value whose minimum marks the best checkpoint.
+      eval_every: updates between evaluations; 0 never evaluates.
+      save_every: updates between checkpoints; 0 saves at evaluations that improve and at the end.
+      patience: evaluations without improvement before stopping; 0 never stops.
+
+    Returns:
+      The progress at the end, with ``done`` set.
+
+    Raises:
+      InputError: when the loss or its gradient is not finite; nothing is saved from there on.
+      KeyboardInterrupt: after a signal, with the state saved.
+    """
+    sharding.fingerprint(state)  # compiled here, in the warm-up, rather than at the first save
+    compiled, clock, seconds, tokens = compilations(), time.perf_counter(), 0.0, 0
+    pending = None
+
+    def settle(evaluation: dict | None = None) -> None:
+        """Write the row of the update before; its metrics are fetched only now."""
+        nonlocal pending, clock, seconds, tokens
+        number, device_metrics, extra = pending
+        row = {"step": number, **to_host(device_metrics), **extra}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                checkpoints.wait()
+                raise InputError(
+                    f"step {number}: {name} is {row[name]}; stopped, and the last good checkpoint "
+                    f"is step {checkpoints.latest or 0}: lower optimizer.learning_rate, or look for "
+                    "what is wrong in the data of that batch"
+                )
+        now = time.perf_counter()
+        took, clock = now - clock, now
+        seconds, tokens = seconds + took, tokens + row["tokens"]
+        row |= {"seconds": took, "tokens_per_second": row["tokens"] / took}
+        log.row(row | (evaluation or {}))
+        log.progress(
+            number,
+            loss=f"{row['loss']:.4f}",
+            acc=f"{row['accuracy']:.2f}",
+            tok_s=f"{row['tokens_per_second']:.0f}",
+        )
+        pending = None
+
+    with Interrupt() as interrupt:
+        for step in range(start, steps):
+            state, device_metrics, extra = update(state, step)
+            if pending:
+                settle()
+            number = step + 1
+            pending = (number, device_metrics, extra)
+            last = number == steps
+            evaluation = None
+            improved = False
+            if eval_every and (number % eval_every == 0 or last):
+                to_wait = jax.block_until_ready(device_metrics)
+                pause = time.perf_counter()
+                evaluation = evaluate(state)
+                clock += time.perf_counter() - pause
+                del to_wait
+                value = select(evaluation)
+                improved = value < progress.best_value
+                progress = Progress(
+                    number if improved else progress.best_step,
+                    value if improved else progress.best_value,
+                    0 if improved else progress.stale + 1,
+                )
+            stop = last or (patience and progress.stale >= patience)
+            if evaluation:
+                settle(evaluation)
+                log.say(describe(number, evaluation, improved))
+            if stop or improved or interrupt.asked or (save_every and number % save_every == 0):
+                if pending:
+                    settle()
+                progress = progress._replace(done=bool(stop))
+                checkpoints.save(number, state._asdict(), progress._asdict(), best=improved)
+                clock = time.perf_counter()
+            if stop:
+                break
+            if interrupt.asked:
+                checkpoints.wait()
+                raise KeyboardInterrupt(f"interrupted; step {number} is saved")
+    checkpoints.wait()
+    if seconds:
+        log.say(
+            f"{tokens / seconds:.0f} tokens/s over {seconds:.0f} s of updates; "
+            f"peak memory {peak_memory()}; {compilations() - compiled} compilations after warm-up"
+        )
+    return progress
+
+
+def describe(number: int, evaluation: dict[str, float], improved: bool) -> str:
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    return f"step {number}: {figures}{'  (best so far)' if improved else ''}"
