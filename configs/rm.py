@@ -11,6 +11,7 @@ and LOSS is token_edit (default), token_full or sequence.
 """
 
 from configs import base
+from fgrlhf_jax.errors import InputError
 
 LOSSES = ("token_edit", "token_full", "sequence")
 
@@ -19,9 +20,9 @@ def get_config(argument: str = "tiny,token_edit"):
     model, _, loss = argument.partition(",")
     loss = loss or "token_edit"
     if model not in VARIANTS:
-        raise ValueError(f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}")
+        raise InputError(f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}")
     if loss not in LOSSES:
-        raise ValueError(f"rm.py:{argument}: loss {loss!r} is not one of {', '.join(LOSSES)}")
+        raise InputError(f"rm.py:{argument}: loss {loss!r} is not one of {', '.join(LOSSES)}")
     config = base.reward_model()
     config.loss = loss
     if loss == "sequence":

@@ -75,6 +75,7 @@ class LlamaConfig:
 
 SIZES: dict[str, LlamaConfig] = {
     "tiny": LlamaConfig(256, 64, 192, 2, 4, 2, 16, max_position=512),
+    "small": LlamaConfig(4096, 128, 384, 2, 4, 4, 32, max_position=1024),
     "smollm2_135m": LlamaConfig(
         *(49152, 576, 1536, 30, 9, 3, 64),
         rope_theta=1e5,
