@@ -273,8 +273,8 @@ class CausalLM(nn.Module):
 class ScalarHead(nn.Module):
     """A number a token, read from the state after it: r_t = v . h_t + b.
 
-    ``state_action`` adds w . (h_{t-1} * U[a_t]), what taking a_t in the state before it is worth.
-    w (gate) starts at zero; U (unembed) is meant to be the language model's head, if there is one.
+    ``state_action`` adds w . (h_{t-1} * U[a_t]), what a_t is worth in the state before it.
+    w (gate) starts at zero; U (unembed) should be the language model's head, if there is one.
     """
 
     cfg: LlamaConfig

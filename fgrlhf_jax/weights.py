@@ -1,0 +1,93 @@
+"""What a tensor is called: our parameters, Hugging Face's and GGUF's names in one table."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fgrlhf_jax.errors import InputError
+
+# Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in both of them; a
+# row with {} is one tensor a layer there and one stacked array here.
+TABLE = (
+    ("backbone/embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
+    ("backbone/norm/scale", "model.norm.weight", "output_norm.weight"),
+    ("lm_head/kernel", "lm_head.weight", "output.weight"),
+    ("head/kernel", "score.weight", ""),
+    ("head/bias", "score.bias", ""),
+    ("head/gate", "head.gate", ""),
+    ("head/unembed", "head.unembed", ""),
+    *(
+        (
+            f"backbone/layers/{ours}",
+            f"model.layers.{{}}.{theirs}.weight",
+            f"blk.{{}}.{gguf}.weight",
+        )
+        for ours, theirs, gguf in (
+            ("attention_norm/scale", "input_layernorm", "attn_norm"),
+            ("mlp_norm/scale", "post_attention_layernorm", "ffn_norm"),
+        )
+    ),
+    *(
+        (
+            f"backbone/layers/{ours}/{leaf}",
+            f"model.layers.{{}}.{theirs}_proj.{part}",
+            f"blk.{{}}.{gguf}.{part}",
+        )
+        for ours, theirs, gguf in (
+            ("attention/q", "self_attn.q", "attn_q"),
+            ("attention/k", "self_attn.k", "attn_k"),
+            ("attention/v", "self_attn.v", "attn_v"),
+            ("attention/o", "self_attn.o", "attn_output"),
+            ("mlp/gate", "mlp.gate", "ffn_gate"),
+            ("mlp/up", "mlp.up", "ffn_up"),
+            ("mlp/down", "mlp.down", "ffn_down"),
+        )
+        for leaf, part in (("kernel", "weight"), ("bias", "bias"))
+    ),
+)
+HF_NAME = {ours: theirs for ours, theirs, _ in TABLE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor on disk: its shape, and how to read it into memory of its own."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def is_stacked(ours: str) -> bool:
+    """Whether the array holds all layers, one of its own tensors each."""
+    return "{}" in HF_NAME[ours]
+
+
+def is_transposed(ours: str) -> bool:
+    """Whether it is stored as [out, in]."""
+    return ours.endswith("kernel")
+
+
+def stored_names(ours: str, shape: tuple[int, ...]) -> list[str]:
+    """The Hugging Face tensors that make up one of our arrays."""
+    name = HF_NAME[ours]
+    return [name.format(i) for i in range(shape[0])] if is_stacked(ours) else [name]
+
+
+def stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of each of them."""
+    shape = shape[1:] if is_stacked(ours) else shape
+    return shape[::-1] if is_transposed(ours) else shape
+
+
+@contextlib.contextmanager
+def as_input_error(file: Path, what: str):
+    """Other libraries' complaints about a file, which are of many types, in one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"{file}: {what} ({detail}); use a sound copy") from error
