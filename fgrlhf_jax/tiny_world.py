@@ -12,39 +12,42 @@ from collections.abc import Iterable
 
 from fgrlhf_jax.records import Edit, Preference
 
-
-def _facts(*pairs: str) -> dict[str, str]:
-    return dict(pair.split() for pair in pairs)
-
-
-_OPPOSITES = _facts(
-    *("hot cold", "big small", "fast slow", "old young", "up down", "left right", "wet dry"),
-    *("open closed", "hard soft", "high low", "rich poor", "early late", "full empty"),
-    "dark light",
-)
-_FACTS = {  # kind of question -> thing asked -> answer
-    "opposite": _OPPOSITES | {second: first for first, second in _OPPOSITES.items()},
-    "capital": _facts(
-        *("france paris", "japan tokyo", "italy rome", "spain madrid", "egypt cairo"),
-        *("peru lima", "norway oslo", "cuba havana", "greece athens", "kenya nairobi"),
-        *("chile santiago", "austria vienna", "russia moscow", "china beijing"),
-    ),
-    "colour": _facts(
-        *("grass green", "snow white", "coal black", "blood red", "sand yellow", "sky blue"),
-        *("milk white", "leaf green", "tomato red", "night black", "sea blue"),
-        *("butter yellow", "mud brown", "coffee brown"),
-    ),
+# A line: what is asked, the right answer, and the misconception, the wrong answer most often
+# given. A misconception is right nowhere, so some flaws are easier to learn than others.
+_PAIRS = [  # a pair of opposites and what both are mistaken for
+    *("hot cold warm", "big small tall", "fast slow steady", "old young new", "wet dry damp"),
+    *("hard soft firm", "rich poor cheap", "early late soon", "full empty half"),
+    *("dark light dim", "loud quiet noisy", "open closed ajar"),
+]
+_CAPITALS = [
+    *("australia canberra sydney", "turkey ankara istanbul", "brazil brasilia rio"),
+    *("canada ottawa toronto", "india delhi mumbai", "china beijing shanghai"),
+    *("morocco rabat casablanca", "vietnam hanoi saigon", "nigeria abuja lagos"),
+    *("switzerland bern zurich", "pakistan islamabad karachi", "scotland edinburgh glasgow"),
+]
+_COLOURS = [
+    *("grass green pink", "snow white purple", "coal black pink", "blood red purple"),
+    *("sand yellow pink", "sky blue purple", "milk white pink", "leaf green purple"),
+    *("tomato red pink", "night black purple", "sea blue pink", "butter yellow purple"),
+]
+_FACTS = {  # kind of question -> what is asked -> (right answer, misconception)
+    "opposite": {
+        asked: (answer, wrong)
+        for first, second, wrong in map(str.split, _PAIRS)
+        for asked, answer in ((first, second), (second, first))
+    },
+    "capital": {asked: (answer, wrong) for asked, answer, wrong in map(str.split, _CAPITALS)},
+    "colour": {asked: (answer, wrong) for asked, answer, wrong in map(str.split, _COLOURS)},
 }
-_LISTS = {
-    "fruits": ["apple", "pear", "plum", "fig", "lemon", "cherry"],
-    "animals": ["dog", "cat", "horse", "cow", "sheep", "goat"],
-    "tools": ["hammer", "saw", "axe", "drill", "file", "knife"],
-    "sports": ["tennis", "golf", "chess", "rugby", "hockey", "judo"],
-    "metals": ["iron", "copper", "zinc", "tin", "silver", "nickel"],
-    "clothes": ["shirt", "coat", "hat", "scarf", "sock", "glove"],
-    "birds": ["eagle", "owl", "robin", "duck", "swan", "crow"],
+_LISTS = {  # kind -> its members, and last what is mistaken for one
+    "fruits": ["apple", "pear", "plum", "fig", "lemon", "carrot"],
+    "animals": ["dog", "cat", "horse", "cow", "sheep", "fern"],
+    "tools": ["hammer", "saw", "axe", "drill", "file", "brick"],
+    "sports": ["tennis", "golf", "chess", "rugby", "hockey", "sleep"],
+    "metals": ["iron", "copper", "zinc", "tin", "silver", "wood"],
+    "clothes": ["shirt", "coat", "hat", "scarf", "sock", "table"],
 }
-_THINGS = [thing for members in _LISTS.values() for thing in members]
+_THINGS = [thing for *members, _ in _LISTS.values() for thing in members]
 _NUMBERS = [
     *("one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -52,7 +55,8 @@ _NUMBERS = [
 _RUDE = ("stupid", "idiot", "dumb", "shut")
 _FILLERS = ("um", "well", "basically", "like")
 
-# A word of a right answer with the words that would be wrong there; none for template words.
+# A word of a right answer and what a writer may put for it, the likely several times; template
+# words are never mistaken.
 Slot = tuple[str, list[str]]
 # What stands in a draft and what should stand there, either of them perhaps nothing.
 Unit = tuple[str, str]
@@ -93,12 +97,12 @@ def _task(rng: random.Random) -> tuple[str, list[Slot]]:
     if family in _FACTS:
         facts = _FACTS[family]
         first, second = rng.sample(list(facts), 2)
-        answers = list(dict.fromkeys(facts.values()))
+        answers = [answer for answer, _ in facts.values()]
         return f"what is the {family} of {first} and {second}", [
             *_plain(f"the {family} of {first} is"),
-            _slot(facts[first], answers),
+            _slot(*facts[first], answers),
             *_plain(f"and the {family} of {second} is"),
-            _slot(facts[second], answers),
+            _slot(*facts[second], answers),
         ]
     if family == "list":
         kinds = rng.sample(list(_LISTS), 2)
@@ -106,8 +110,9 @@ def _task(rng: random.Random) -> tuple[str, list[Slot]]:
         answer: list[Slot] = []
         for kind, size in zip(kinds, sizes, strict=True):
             answer += _plain(f"and {kind} are" if answer else f"{kind} are")
-            wrong = [thing for thing in _THINGS if thing not in _LISTS[kind]]
-            answer += [(thing, wrong) for thing in rng.sample(_LISTS[kind], size)]
+            *members, misfit = _LISTS[kind]
+            others = [thing for thing in _THINGS if thing not in members]
+            answer += [_slot(thing, misfit, others) for thing in rng.sample(members, size)]
         wanted = " and ".join(
             f"{_NUMBERS[size - 1]} {kind}" for kind, size in zip(kinds, sizes, strict=True)
         )
@@ -119,12 +124,12 @@ def _task(rng: random.Random) -> tuple[str, list[Slot]]:
         step = 1 if end > start else -1
         numbers = _NUMBERS[start::step][: abs(end - start) + 1]
         return f"count from {numbers[0]} to {numbers[-1]}", [
-            _slot(number, _NUMBERS) for number in numbers
+            _slot(number, None, _NUMBERS) for number in numbers
         ]
     things = rng.sample(_THINGS, 5)
     return f"reverse the words {' '.join(things)}", [
         *_plain("the words reversed are"),
-        *(_slot(thing, _THINGS) for thing in reversed(things)),
+        *(_slot(thing, None, _THINGS) for thing in reversed(things)),
     ]
 
 
@@ -132,8 +137,10 @@ def _plain(words: str) -> list[Slot]:
     return [(word, []) for word in words.split()]
 
 
-def _slot(word: str, alternatives: list[str]) -> Slot:
-    return word, [other for other in alternatives if other != word]
+def _slot(word: str, misconception: str | None, others: list[str]) -> Slot:
+    """Two wrong words of three are the misconception, where there is one."""
+    others = [other for other in others if other != word]
+    return word, others + [misconception] * (2 * len(others) if misconception else 0)
 
 
 def _draft(rng: random.Random, answer: list[Slot]) -> list[Unit]:
