@@ -125,20 +125,16 @@ def load_tokenizer(file: Path):
             model.decoder = decoders.ByteLevel()
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **how)
         else:
-            tokenizer = LlamaTokenizer(
-                vocab=vocabulary, merges=_merges(field, vocabulary), **how
-            )
+            merges = _merges(vocabulary, field("tokenizer.ggml.scores"))
+            tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **how)
         types = field("tokenizer.ggml.token_type", [])
-        control = [
-            token for token, kind in zip(tokens, types, strict=False) if kind == _CONTROL
-        ]
+        control = [token for token, i in zip(tokens, types, strict=False) if i == _CONTROL]
         tokenizer.add_special_tokens({"additional_special_tokens": control})
     return tokenizer
 
 
-def _merges(field, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """SentencePiece has scores and no merges: two tokens merge when their union is a token."""
-    scores = field("tokenizer.ggml.scores")
     return [
         (token[:cut], token[cut:])
         for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]])

@@ -76,39 +76,19 @@ def save(
     config["token_classification_bias"] = "score.bias" in names
     note = _note(folder, architecture, config)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    writer = jax.process_index() == 0
     try:
-        if writer:
+        if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        digests, where, total = {}, {}, 0
-        for file, group in _shards(tensors, max_shard_bytes):
-            # Every process takes part in gathering a tensor, one of them writes.
-            arrays = {name: _fetch(leaf, layer, ours) for name, leaf, layer, ours in group}
-            if not writer:
-                continue
-            safetensors.numpy.save_file(arrays, temporary / file, metadata={"format": "pt"})
-            digests[file] = digest(temporary / file)
-            if file != SIDECAR:
-                where |= dict.fromkeys(arrays, file)
-                total += sum(array.nbytes for array in arrays.values())
-        if not writer:
-            return note
-        if len(set(where.values())) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": where}
-            (temporary / INDEX).write_text(json.dumps(index, indent=2))
+        digests = _write_weights(temporary, tensors, max_shard_bytes)
         config["fgrlhf"] = (extra or {}) | {"sha256": digests}
-        (temporary / "config.json").write_text(json.dumps(config, indent=2))
-        (temporary / "README.md").write_text(note + "\n")
-        tokenizer.save_pretrained(temporary)
-        if folder.exists():  # a folder in use cannot be renamed over
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
+        if jax.process_index() == 0:
+            (temporary / "config.json").write_text(json.dumps(config, indent=2))
+            (temporary / "README.md").write_text(note.replace(str(folder), folder.name))
+            tokenizer.save_pretrained(temporary)
+            for file in digests:  # the library makes them private, whatever the umask
+                shutil.copymode(temporary / "config.json", temporary / file)
+            _replace(folder, temporary)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
@@ -116,6 +96,34 @@ def save(
             "another folder"
         ) from error
     return note
+
+
+def _write_weights(folder: Path, tensors: list, limit: int) -> dict[str, str]:
+    """Weight files and their index; returns the files' checksums."""
+    digests, where, total = {}, {}, 0
+    for file, group in _shards(tensors, limit):
+        # Every process takes part in gathering a tensor; one of them writes.
+        arrays = {name: _fetch(leaf, layer, ours) for name, leaf, layer, ours in group}
+        if jax.process_index() > 0:
+            continue
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        digests[file] = digest(folder / file)
+        if file != SIDECAR:
+            where |= dict.fromkeys(arrays, file)
+            total += sum(array.nbytes for array in arrays.values())
+    if len(set(where.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+    return digests
+
+
+def _replace(folder: Path, new: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # a folder that is not empty cannot be renamed over
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @functools.partial(jax.jit, static_argnames=("transpose", "whole"))
