@@ -32,36 +32,41 @@ def flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
+def check_run(config: ConfigDict) -> None:
+    """Raises InputError when ``run_dir`` holds the work of another config, naming the fields."""
+    folder = Path(config.run_dir)
+    path = folder / "config.json"
+    if not (path.exists() and (folder / "metrics.jsonl").exists()):
+        return
+    try:
+        then = flatten(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
+    now = flatten(json.loads(config.to_json()))
+    differing = [
+        f"{name} (there {then.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name, "unset") != now.get(name, "unset") and name not in FREE
+    ]
+    if differing:
+        raise InputError(
+            f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
+            "choose another run_dir or use the same values"
+        )
+
+
 def open_run(config: ConfigDict) -> Path:
     """Create the run folder, or recognise it as this config's own, and write ``config.json``.
 
     Raises:
-      InputError: when the folder cannot be written, or holds a run of another config.
+      InputError: when the folder cannot be written, or holds the work of another config.
     """
+    check_run(config)
     folder = Path(config.run_dir)
-    path = folder / "config.json"
-    now = json.loads(config.to_json())
-    if path.exists():
-        try:
-            then = flatten(json.loads(path.read_text()))
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
-        missing = object()
-        flat = flatten(now)
-        differing = [
-            f"{name} (there {then.get(name, 'unset')!r}, now {flat.get(name, 'unset')!r})"
-            for name in sorted(then.keys() | flat.keys())
-            if then.get(name, missing) != flat.get(name, missing) and name not in FREE
-        ]
-        if differing:
-            raise InputError(
-                f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
-                "choose another run_dir or use the same values"
-            )
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, now)
+            write_json(folder / "config.json", json.loads(config.to_json()))
         except OSError as error:
             raise InputError(
                 f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"

@@ -67,7 +67,8 @@ def run(
       InputError: when the loss or its gradient is not finite; nothing is saved from there on.
       KeyboardInterrupt: after a signal, with the state saved.
     """
-    sharding.fingerprint(state)  # compiled here, in the warm-up, rather than at the first save
+    for part in state:  # compiled here, in the warm-up, rather than at the first save
+        sharding.fingerprint(part)
     compiled, clock, seconds, tokens = compilations(), time.perf_counter(), 0.0, 0
     pending = None
 

@@ -8,7 +8,7 @@ same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, che
 import json
 from pathlib import Path
 
-from fgrlhf_jax import records, reward_loop, reward_stats, tiny_world
+from fgrlhf_jax import records, reward_loop, reward_stats, run_folder, tiny_world
 from fgrlhf_jax.errors import InputError
 from launch import cli
 
@@ -46,9 +46,13 @@ def main(config) -> None:
         import jax
 
         jax.distributed.initialize()
-    done = Path(config.run_dir) / "eval.json"
-    sets = read_sets(config)
-    result = reward_loop.run(config, sets)
+    run_folder.check_run(config)
+    finished = Path(config.run_dir) / "eval.json"
+    if finished.exists():
+        print(f"{config.run_dir} is finished; its table again:")
+        result = json.loads(finished.read_text())
+    else:
+        result = reward_loop.run(config, read_sets(config))
     print(reward_stats.format_table(result))
 
 

@@ -1,0 +1,33 @@
+"""The table of a reward model on any file of pairs.
+
+python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE [--config.output=FILE.json]
+"""
+
+from pathlib import Path
+
+from fgrlhf_jax import batches, records, reward_eval, reward_stats, run_folder
+from fgrlhf_jax.errors import InputError
+from launch import cli
+
+
+def main(config) -> None:
+    output = Path(config.output)
+    if config.output and not output.parent.is_dir():
+        raise InputError(f"output={output}: the folder {output.parent} does not exist; make it")
+    rows = records.read(config.test)
+    scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    data = scorer.meta.data | {"overlong": config.overlong}
+    data["max_length"] = config.max_length or data["max_length"]
+    pairs = reward_eval.encode(rows, config.test, scorer.tokenizer, data)
+    buckets = batches.make_buckets(data["max_length"])
+    predict = reward_eval.Predictor(
+        scorer.model, scorer.meta.settings, scorer.mesh, buckets, config.batch_size
+    )
+    result = {"test": reward_eval.tables(predict, scorer, pairs, rows)}
+    print(reward_stats.format_table(result))
+    if config.output:
+        run_folder.write_json(output, result)
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/evaluate_rm.py", __doc__)

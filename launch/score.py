@@ -1,0 +1,74 @@
+"""The reward of every token of given responses, as JSONL, as a coloured page, or in the terminal.
+
+python -m launch.score --config.reward_model=DIR --config.input=FILE.jsonl [--config.output=FILE.jsonl|FILE.html]
+
+Rows gain "tokens" and "rewards" for their response (output, original, or output_1), and for the
+second one of a pair "edited_tokens", "edited_rewards" or "output_2_tokens", "output_2_rewards".
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fgrlhf_jax import heatmap, records, response_scores, reward_eval
+from fgrlhf_jax.errors import InputError
+from launch import cli
+
+TERMINAL_ROWS = 5
+
+
+def main(config) -> None:
+    output = Path(config.output)
+    if config.output and output.suffix not in (".jsonl", ".html"):
+        raise InputError(f"output={output}: give a FILE.jsonl or a FILE.html")
+    rows = records.read(config.input)
+    limit = config.limit or (len(rows) if config.output else TERMINAL_ROWS)
+    rows = rows[:limit]
+    scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    scored = response_scores.score_rows(
+        scorer,
+        rows,
+        batch_size=config.batch_size,
+        max_length=config.max_length or scorer.meta.data["max_length"],
+        calibrated=config.calibrated,
+        progress=lambda batches: tqdm(batches, unit="batch"),
+    )
+    if output.suffix == ".html":
+        page = heatmap.to_html([view(row, sides) for row, sides in zip(rows, scored, strict=True)],
+                               title=f"Token rewards: {config.reward_model} on {config.input}")
+        write(output, page)
+    elif config.output:
+        records.write_jsonl(output, (gained(r, s) for r, s in zip(rows, scored, strict=True)))
+    else:
+        for row, sides in zip(rows, scored, strict=True):
+            print(heatmap.to_terminal(view(row, sides), colour=sys.stdout.isatty()))
+
+
+def view(row, sides) -> dict:
+    return {
+        "instruction": row.instruction,
+        "input": row.input,
+        "sides": [dataclasses.asdict(side) for side in sides],
+    }
+
+
+def gained(row, sides) -> dict:
+    """The row with its tokens and rewards."""
+    result = dataclasses.asdict(row)
+    for number, side in enumerate(sides):
+        prefix = f"{side.label}_" if number else ""
+        result[f"{prefix}tokens"], result[f"{prefix}rewards"] = side.tokens, side.rewards
+    return result
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/score.py", __doc__)
