@@ -17,6 +17,7 @@ setup(
         "chex>=0.1.91",
         "datasets>=5",
         "flax>=0.12",
+        "huggingface_hub>=1.31",
         "jax>=0.10",
         "jinja2>=3.1",
         "ml_collections>=1.1",

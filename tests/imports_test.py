@@ -19,11 +19,11 @@ SOURCES = {
 
 FLOORS = (
     "errors alignment objectives reward_stats sharding optim checkpoint metrics run_folder",
-    "llama records prompts",
-    "hf batches sampling",
+    "llama weights records prompts train_loop",
+    "gguf_file hf_export hf batches sampling",
     "sft reward reward_eval reward_loop",
     "ppo",
-    "feedback tiny_world heatmap report pipeline",
+    "feedback tiny_world heatmap response_scores report pipeline",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -35,12 +35,14 @@ NEIGHBOURS = {
     "checkpoint": {"errors", "sharding"},
     "metrics": {"errors"},
     "run_folder": {"errors"},
+    "hf": {"gguf_file", "hf_export"},
     "reward_eval": {"reward"},
     "reward_loop": {"reward", "reward_eval"},
+    "response_scores": {"heatmap"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
-OPTIONAL = {"gguf": {"hf"}, "tensorboardX": {"metrics"}}
+OPTIONAL = {"gguf": {"gguf_file"}, "tensorboardX": {"metrics"}}
 
 OUTSIDE = ("launch", "configs", "tests", "torch")
 
@@ -153,7 +155,7 @@ def test_a_fault_is_found(path, source, message):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("fgrlhf_jax/hf.py", "import gguf\nfrom fgrlhf_jax.llama import LlamaConfig"),
+        ("fgrlhf_jax/gguf_file.py", "import gguf\nfrom fgrlhf_jax.llama import LlamaConfig"),
         ("fgrlhf_jax/hf.py", "import jax\njax.__version__\nself._table"),
         ("fgrlhf_jax/reward_loop.py", "from fgrlhf_jax import metrics, reward, reward_eval"),
         ("fgrlhf_jax/feedback/page.py", "from fgrlhf_jax import ppo\nfrom .editor import edit"),
