@@ -71,7 +71,7 @@ def read(spec: str) -> list[Record]:
     Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
     the first thing that is wrong.
     """
-    sources = [spec] if Path(spec).exists() else [s.strip() for s in spec.split(",")]
+    sources = [spec] if os.path.exists(spec) else [s.strip() for s in spec.split(",")]
     records: list[Record] = []
     for source in sources:
         if not source:
@@ -86,11 +86,11 @@ def read(spec: str) -> list[Record]:
 def _rows(source: str) -> Iterator[tuple[str, Any]]:
     """(where, row) of one source; `where` is "file:line" or "file:row N"."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):
         raise InputError(f"{source}: is a folder; name the files in it, separated by commas.")
-    if not path.exists() and path.suffix not in SUFFIXES and _DATASET_ID.fullmatch(source):
-        return _dataset_rows(source)
-    if not path.exists():
+    if not os.path.exists(source):
+        if path.suffix not in SUFFIXES and _DATASET_ID.fullmatch(source):
+            return _dataset_rows(source)
         raise InputError(f"{source}: there is no such file; check the path.")
     try:
         if path.suffix == ".parquet":
@@ -130,7 +130,9 @@ def _parse(data: bytes, path: Path, line: int) -> Any:
             f"({error.msg} at column {error.colno}); correct this line."
         ) from error
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}:{line}: JSON that cannot be read ({error}).") from error
+        raise InputError(
+            f"{path}:{line}: JSON that cannot be read ({error}); correct this line."
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -191,23 +193,28 @@ def _record(row: Any, where: str) -> Record:
     if "preference" in row or "output_1" in row:
         texts = {name: _text(row, name, where) for name in ("output_1", "output_2")}
         _differ(texts, where)
-        preference = row.get("preference")
+        preference = _field(row, "preference", where)
         if isinstance(preference, bool) or preference not in (1, 2):
             raise InputError(
-                f"{where}: preference is {preference!r}; it must be 1 or 2, the better output."
+                f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
+                "it must be 1 or 2, the better output."
             )
         return Preference(**prompt, **texts, preference=int(preference), id=_id(row))
     return Instruction(**prompt, output=_text(row, "output", where, blank=True))
 
 
-def _text(row: dict, name: str, where: str, blank: bool = False) -> str:
+def _field(row: dict, name: str, where: str) -> Any:
     if name not in row:
         raise InputError(
-            f"{where}: misses the field {name!r} (it has {', '.join(row) or 'none'}); "
-            "an edit has instruction, original, edited; a preference instruction, output_1, "
-            "output_2, preference; an instruction instruction, output."
+            f"{where}: misses the field {name!r} (it has {', '.join(row) or 'none'}); besides "
+            "instruction, an edit has original and edited, a preference output_1, output_2 and "
+            "preference, a plain instruction output."
         )
-    text = row[name]
+    return row[name]
+
+
+def _text(row: dict, name: str, where: str, blank: bool = False) -> str:
+    text = _field(row, name, where)
     if not isinstance(text, str):
         raise InputError(
             f"{where}: the field {name!r} is {json.dumps(text, default=str)[:40]}, "
