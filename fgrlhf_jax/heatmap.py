@@ -170,7 +170,7 @@ p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
 .low { background: rgb(var(--low) / var(--share)); }
 .high { background: rgb(var(--high) / var(--share)); }
 .added { text-decoration: underline 2px; text-underline-offset: .25em; }
-.removed { text-decoration: line-through 2px; }
+.removed { text-decoration: line-through 1px; }
 .legend { position: sticky; top: 0; padding: .5rem 0; font-size: .85rem;
   color: var(--soft); background: var(--paper); }
 .legend b { font-weight: normal; color: var(--ink); margin-left: 1em; }
