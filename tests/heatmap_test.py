@@ -205,7 +205,9 @@ def test_spaces_line_ends_and_split_characters_are_visible(colour):
     row = make_row(make_side(tokens=tokens, rewards=[0.0] * 6, changed=[0] * 6))
     page = Page(heatmap.to_html([row], title=""))
     assert [t["text"] for t in page.tokens] == ["a", "↵\n", " b", ".↵\n↵\n", "⋯", "⇥\t"]
-    text = without_colour(heatmap.to_terminal(row, colour=colour))
+    coloured = heatmap.to_terminal(row, colour=colour)
+    assert colour == ("↵\x1b[0m\n" in coloured)  # the ground must not fill the line
+    text = without_colour(coloured)
     assert ("a↵\n b.↵\n↵\n⋯⇥\t" if colour else '"↵"\n   +0.000   " b"\n') in text
 
 
