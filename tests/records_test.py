@@ -351,7 +351,11 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_writing_is_all_or_nothing(tmp_path):
     path = tmp_path / "a.jsonl"
-    write_jsonl(path, [EDIT])
+    write_jsonl(path, [PREFERENCE])
+    (tmp_path / "link.jsonl").hardlink_to(path)
+    write_jsonl(path, [EDIT])  # a new file in its place: who has the old one open keeps it
+    assert read(str(tmp_path / "link.jsonl")) == [Preference(**PREFERENCE)]
+    (tmp_path / "link.jsonl").unlink()
 
     def rows():
         yield PREFERENCE
@@ -404,6 +408,13 @@ def test_split_is_a_function_of_seed_and_prompt():
     assert set(split(records, 0.1, seed=0)[1]) < set(validation)
     spaced = [Instruction(f" {r.instruction}\n", r.input, r.output) for r in records]
     assert [r.output for r in split(spaced, 0.2, seed=0)[1]] == [r.output for r in validation]
+
+
+def test_split_looks_at_the_input_too():
+    """One instruction for every row, as in a file of summaries."""
+    train, validation = split([Instruction("Sum up.", f"{n}", "") for n in range(200)], 0.5, 0)
+    assert 70 < len(train) < 130
+    assert len(train) + len(validation) == 200
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
