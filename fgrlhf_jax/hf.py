@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -105,15 +106,15 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
     if kind not in ("default", "llama3"):
         raise InputError(f"{file}: rotary scaling {kind!r} is not supported, only 'llama3'")
     with as_input_error(file, "has a missing or malformed field"):
-        heads, width = config["num_attention_heads"], config["hidden_size"]
+        heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
         return LlamaConfig(
-            vocab_size=config["vocab_size"],
+            vocab_size=int(config["vocab_size"]),
             hidden_size=width,
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
+            intermediate_size=int(config["intermediate_size"]),
+            num_layers=int(config["num_hidden_layers"]),
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or width // heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or width // heads),
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
             rope_scaling=RopeScaling(
                 factor=float(rope["factor"]),
@@ -124,7 +125,7 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
             if kind == "llama3"
             else None,
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            max_position=config.get("max_position_embeddings", 2048),
+            max_position=int(config.get("max_position_embeddings", 2048)),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=bool(config.get("mlp_bias", False)),
@@ -142,10 +143,13 @@ def load_tokenizer(path: str | os.PathLike):
     if path.suffix == ".gguf":
         tokenizer = gguf_file.load_tokenizer(path)
     else:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         with as_input_error(path, "has no usable tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
+            # AutoTokenizer would ask config.json for a model type that it knows.
+            ours = _read_json(path / "config.json").get("model_type") == STATE_ACTION_TYPE
+            kind = PreTrainedTokenizerFast if ours else AutoTokenizer
+            tokenizer = kind.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: the tokenizer has no EOS token; set eos_token in its config")
     return tokenizer
@@ -200,8 +204,13 @@ def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
     missing = [name for name in wanted if name not in stored]
     surplus = []
     if any(name.startswith("model.") for name in wanted):
-        spare = re.compile(r"(lm_head|score|head)\.|.*rotary_emb\.inv_freq$")
-        surplus = [name for name in stored if name not in wanted and not spare.match(name)]
+        surplus = [
+            name
+            for name in stored
+            if not (
+                name in wanted or _HEADS.match(name) or name.endswith("rotary_emb.inv_freq")
+            )
+        ]
     misshapen = [
         f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
         for name, shape in wanted.items()
@@ -227,16 +236,17 @@ def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
     raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
 
 
-@functools.partial(
-    jax.jit, static_argnames=("transpose", "dtype", "target"), donate_argnames=("array",)
-)
-def _insert(array, layer, raw, *, transpose: bool, dtype, target):
-    value = (raw.T if transpose else raw).astype(dtype)
-    if array is not None:
-        value = jax.lax.dynamic_update_index_in_dim(array, value, layer, 0)
-    if target is not None:
-        value = jax.lax.with_sharding_constraint(value, target)
-    return value, jnp.isfinite(raw).all()
+@functools.lru_cache(maxsize=64)
+def _inserter(transpose: bool, dtype, target):
+    """(array or None, layer, stored tensor) -> (array with it, is it finite), array donated."""
+
+    def insert(array, layer, raw):
+        value = (raw.T if transpose else raw).astype(dtype)
+        if array is not None:
+            value = jax.lax.dynamic_update_index_in_dim(array, value, layer, 0)
+        return value, jnp.isfinite(raw).all()
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=(target, None))
 
 
 def _place(array, layer: int, tensor: Stored, ours: str, leaf) -> tuple[jax.Array, bool]:
@@ -254,9 +264,7 @@ def _place(array, layer: int, tensor: Stored, ours: str, leaf) -> tuple[jax.Arra
         array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)(
             leaf.shape, leaf.dtype
         )
-    array, finite = _insert(
-        array, layer, value, transpose=transpose, dtype=leaf.dtype, target=target
-    )
+    array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
     return array, bool(finite)
 
 
@@ -309,5 +317,5 @@ def _folder_tensors(folder: Path) -> dict[str, Stored]:
                 read = functools.partial(_read_safetensor, file, name)
                 stored[name] = Stored(tuple(part.get_shape()), read)
     if "embed_tokens.weight" in stored:  # a bare LlamaModel
-        stored = {name if "head" in name else f"model.{name}": t for name, t in stored.items()}
+        return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
     return stored

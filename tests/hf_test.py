@@ -1,0 +1,499 @@
+"""Checkpoints in and out: round trips, torch as the reader of exports, and bad files."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fgrlhf_jax import hf, llama, prompts, sharding
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.llama import LlamaConfig, RopeScaling
+
+CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
+SHAPES = {
+    "plain": CFG,
+    "tied": dataclasses.replace(CFG, tie_embeddings=True),
+    "biases": dataclasses.replace(CFG, attention_bias=True, mlp_bias=True),
+    "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
+}
+MODULES = {
+    hf.LANGUAGE_MODEL: llama.CausalLM(CFG),
+    hf.TOKEN_REWARD: llama.RewardModel(CFG),
+    hf.SEQUENCE_REWARD: llama.RewardModel(CFG, use_bias=False),
+    hf.STATE_ACTION: llama.RewardModel(CFG, "state_action"),
+}
+
+
+def abstract(module):
+    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
+    return jax.eval_shape(module.init, jax.random.key(0), row, positions, attend)["params"]
+
+
+def random_params(module, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape) + (x.ndim == 1), jnp.float32),
+        abstract(module),
+    )
+
+
+def same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return prompts.train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """Saves random parameters of an architecture; returns the folder and the parameters."""
+
+    def save(architecture=hf.LANGUAGE_MODEL, module=None, **how):
+        params = random_params(module or MODULES[architecture])
+        cfg = module.cfg if module else CFG
+        hf.save(tmp_path / "model", params, cfg, tokenizer, architecture=architecture, **how)
+        return tmp_path / "model", params
+
+    return save
+
+
+# --- Round trips ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_comes_back(saved, shape, tokenizer):
+    module = llama.CausalLM(SHAPES[shape])
+    folder, params = saved(module=module)
+    assert hf.read_config(folder) == SHAPES[shape]
+    same(hf.load_params(folder, abstract(module)), params)
+    text = "the cat  sat\n"
+    assert hf.load_tokenizer(folder).encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("architecture", MODULES)
+def test_every_architecture_comes_back(saved, architecture):
+    folder, params = saved(architecture, extra={"loss": "token_edit", "head": {"a": 1}})
+    same(hf.load_params(folder, abstract(MODULES[architecture])), params)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [architecture]
+    assert config["fgrlhf"]["loss"] == "token_edit"
+    assert config["fgrlhf"]["head"] == {"a": 1}
+    assert hf.load_tokenizer(folder).eos_token == "</s>"
+    assert hf.read_config(folder) == CFG
+    # a second export replaces the first, and leaves nothing else behind
+    saved(architecture)
+    assert [child.name for child in folder.parent.iterdir()] == ["model"]
+
+
+def test_shards_are_small_and_arrays_land_sharded(saved):
+    module = MODULES[hf.LANGUAGE_MODEL]
+    folder, params = saved(max_shard_bytes=20_000)
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    largest = max(x.nbytes for x in safetensors.numpy.load_file(files[0]).values())
+    assert all(file.stat().st_size < 20_000 + largest + 2000 for file in files)
+    mesh = sharding.make_mesh("2,2,2")
+    wanted = sharding.abstract(abstract(module), mesh)
+    with jax.set_mesh(mesh):
+        loaded = hf.load_params(folder, wanted)
+    same(loaded, params)
+    for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True):
+        assert got.sharding == want.sharding
+    assert sharding.bytes_per_device(loaded) < 0.5 * sum(
+        x.nbytes for x in jax.tree.leaves(params)
+    )
+    # and what is sharded is saved whole
+    hf.save(folder, loaded, CFG, hf.load_tokenizer(folder), architecture=hf.LANGUAGE_MODEL)
+    same(hf.load_params(folder, abstract(module)), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64], ids=str)
+def test_other_float_types_become_float32(saved, dtype):
+    folder, params = saved()
+    rewrite(folder, lambda tensors: {k: v.astype(dtype) for k, v in tensors.items()})
+    loaded = hf.load_params(folder, abstract(MODULES[hf.LANGUAGE_MODEL]))
+    same(loaded, jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params))
+
+
+def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
+    folder, params = saved()
+    want = abstract(MODULES[hf.STATE_ACTION])
+    backbone = hf.load_params(folder, {"backbone": want["backbone"]})
+    same(backbone, {"backbone": params["backbone"]})
+    part = hf.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
+    np.testing.assert_array_equal(part["head"]["unembed"], params["lm_head"]["kernel"].T)
+    folder, params = saved(module=llama.CausalLM(SHAPES["tied"]))
+    part = hf.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
+    np.testing.assert_array_equal(
+        part["head"]["unembed"], params["backbone"]["embed"]["embedding"]
+    )
+
+
+def test_spare_heads_and_rotary_buffers_are_no_surplus(saved):
+    folder, params = saved(hf.TOKEN_REWARD)
+    spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    rewrite(folder, lambda tensors: tensors | spare)
+    want = {"backbone": abstract(MODULES[hf.TOKEN_REWARD])["backbone"]}
+    same(hf.load_params(folder, want), {"backbone": params["backbone"]})
+
+
+def test_a_bare_backbone_checkpoint_is_read(saved):
+    folder, params = saved(hf.TOKEN_REWARD)
+    rewrite(folder, lambda old: {k.removeprefix("model."): v for k, v in old.items()})
+    same(hf.load_params(folder, abstract(MODULES[hf.TOKEN_REWARD])), params)
+
+
+# --- Bad input ---
+
+
+def rewrite(folder, change):
+    """Replace the weights, as another program would: without our checksums."""
+    file = folder / "model.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+    configure(folder, fgrlhf={})
+
+
+def configure(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def load(folder):
+    return hf.load_params(folder, abstract(MODULES[hf.LANGUAGE_MODEL]))
+
+
+def test_missing_surplus_and_misshapen_come_in_one_error(saved):
+    folder, _ = saved()
+
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(32, np.float32)
+        tensors["model.layers.2.mlp.up_proj.weight"] = np.ones((48, 32), np.float32)
+        tensors["model.layers.0.mlp.down_proj.weight"] = np.ones((48, 32), np.float32)
+        return tensors
+
+    rewrite(folder, change)
+    with pytest.raises(InputError) as error:
+        load(folder)
+    message = str(error.value)
+    missing, surplus, misshapen = re.fullmatch(
+        r".* do not fit the model; missing: (.*); surplus: (.*); misshapen: (.*)", message
+    ).groups()
+    assert set(missing.split(", ")) == {
+        "model.norm.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    }
+    assert set(surplus.split(", ")) == {
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.2.mlp.up_proj.weight",
+    }
+    assert misshapen == (
+        "model.layers.0.mlp.down_proj.weight is [48, 32] where [32, 48] is expected"
+    )
+
+
+def test_another_vocabulary_is_named_as_such(saved):
+    folder, _ = saved()
+    other = llama.CausalLM(dataclasses.replace(CFG, vocab_size=310))
+    with pytest.raises(InputError, match="its vocabulary has 300 tokens and the model's 310"):
+        hf.load_params(folder, abstract(other))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(saved, number):
+    folder, _ = saved()
+
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = number
+        return tensors
+
+    rewrite(folder, change)
+    with pytest.raises(
+        InputError, match=r"infinite numbers in model.layers.1.mlp.up_proj.weight;"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model_type": "gpt_neox"}, "'gpt_neox'"),
+        ({"model_type": "mistral"}, "sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 1024}, "sliding_window"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3"),
+        ({"hidden_size": "wide"}, "malformed"),
+    ],
+    ids=str,
+)
+def test_other_architectures_are_refused(saved, fields, says):
+    folder, _ = saved()
+    configure(folder, **fields)
+    with pytest.raises(InputError, match=re.escape(says)):
+        hf.read_config(folder)
+
+
+def test_a_mistral_without_a_window_is_a_llama(saved):
+    folder, _ = saved()
+    configure(folder, model_type="mistral", sliding_window=None)
+    assert hf.read_config(folder) == CFG
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_malformed_config(saved, text):
+    folder, _ = saved()
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"config\.json: .*sound copy"):
+        hf.read_config(folder)
+
+
+def flip(file, at):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 7, 20, 200, 5000, -1])
+def test_one_flipped_bit_of_an_export_is_noticed(saved, at):
+    folder, _ = saved(hf.STATE_ACTION)
+    wanted = abstract(MODULES[hf.STATE_ACTION])
+    for name in ("model.safetensors", "head.safetensors"):
+        flip(folder / name, at)
+        with pytest.raises(InputError, match=f"{name}: is damaged"):
+            hf.load_params(folder, wanted)
+        flip(folder / name, at)
+    hf.load_params(folder, wanted)
+
+
+@pytest.mark.parametrize("at", [0, 7, 8, 20])
+def test_a_damaged_header_of_anyones_file_is_noticed(saved, at):
+    folder, _ = saved()
+    rewrite(folder, dict)
+    flip(folder / "model.safetensors", at)
+    with pytest.raises(InputError, match=r"damaged|do not fit"):
+        load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 50_000, -1])
+def test_a_file_cut_short(saved, length):
+    folder, _ = saved()
+    rewrite(folder, dict)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"model\.safetensors: is damaged or cut short"):
+        load(folder)
+
+
+def test_missing_weight_files(saved):
+    folder, _ = saved(max_shard_bytes=20_000)
+    (folder / "model-00002-of-00010.safetensors").unlink(missing_ok=True)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(InputError, match=r"model-0000.*safetensors: is missing"):
+        load(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="from safetensors files only"):
+        load(folder)
+
+
+def test_quantized_weights_are_refused(saved):
+    folder, _ = saved()
+    rewrite(folder, lambda t: t | {"model.norm.weight": np.ones(32, np.int8)})
+    with pytest.raises(InputError, match=r"model\.norm\.weight is quantized as I8"):
+        load(folder)
+
+
+def test_tokenizers_that_cannot_be_used(saved):
+    folder, _ = saved()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    with pytest.raises(InputError, match="no EOS token"):
+        hf.load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="no usable tokenizer"):
+        hf.load_tokenizer(folder)
+
+
+def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def no_network(name, **_):
+        asked.append(name)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    (tmp_path / "file.bin").write_bytes(b"")
+    for path in (tmp_path / "nothing", tmp_path / "nothing.gguf", tmp_path / "file.bin"):
+        with pytest.raises(InputError, match="no such model"):
+            hf.read_config(path)
+    assert not asked
+    with pytest.raises(InputError, match="someone/model: neither a local folder nor"):
+        hf.read_config("someone/model")
+    assert asked == ["someone/model"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert hf.resolve("someone/model") == tmp_path
+
+
+def test_a_full_disk_leaves_the_last_export(saved, monkeypatch, tokenizer):
+    folder, params = saved(hf.TOKEN_REWARD)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        saved(hf.TOKEN_REWARD)
+    assert [child.name for child in folder.parent.iterdir()] == ["model"]
+    same(hf.load_params(folder, abstract(MODULES[hf.TOKEN_REWARD])), params)
+
+
+def test_an_export_into_a_file_is_refused(tmp_path, tokenizer):
+    (tmp_path / "file").write_text("")
+    params = random_params(MODULES[hf.LANGUAGE_MODEL])
+    with pytest.raises(InputError, match="could not be written"):
+        hf.save(tmp_path / "file" / "x", params, CFG, tokenizer, architecture=hf.LANGUAGE_MODEL)
+
+
+def test_parameters_of_another_architecture_are_not_written(tmp_path, tokenizer):
+    params = random_params(MODULES[hf.TOKEN_REWARD])
+    for architecture in (hf.LANGUAGE_MODEL, hf.SEQUENCE_REWARD, hf.STATE_ACTION):
+        with pytest.raises(ValueError, match=architecture):
+            hf.save(tmp_path / "x", params, CFG, tokenizer, architecture=architecture)
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
+    """In a process of its own, since memory once used is not given back."""
+    code = """
+        import sys
+        from pathlib import Path
+        import jax, jax.numpy as jnp
+        from fgrlhf_jax import hf, llama, prompts, sharding
+
+        cfg = llama.LlamaConfig(300, 512, 2048, 16, 8, 8, 64)
+        row = jnp.zeros((1, 2), jnp.int32)
+        args = (jax.random.key(0), row, *llama.positions_and_mask(row == 0))
+        shapes = jax.eval_shape(llama.CausalLM(cfg).init, *args)["params"]
+        wanted = sharding.abstract(shapes, sharding.make_mesh("1,2,1", jax.devices()[:2]))
+        folder = Path(sys.argv[1])
+        if sys.argv[2] == "save":
+            params = jax.tree.map(lambda x: jnp.ones(x.shape), wanted)
+            tokenizer = prompts.train_tokenizer(["a"], 300)
+            hf.save(folder, params, cfg, tokenizer, architecture=hf.LANGUAGE_MODEL,
+                    max_shard_bytes=100_000_000)
+        else:
+            def memory(field):
+                lines = Path("/proc/self/status").read_text().splitlines()
+                return next(int(x.split()[1]) for x in lines if x.startswith(field)) * 1024
+            hf.load_params(folder, wanted)  # what compiling takes is not the question
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+            before = memory("VmRSS")
+            params = jax.block_until_ready(hf.load_params(folder, wanted))
+            size = sum(x.nbytes for x in jax.tree.leaves(params))
+            print(size, memory("VmHWM") - before)
+    """
+    for task in ("save", "load"):
+        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m"), task]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    size, growth = map(int, done.stdout.split())
+    tensor = 512 * 2048 * 4
+    assert size > 250e6
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) == 3
+    assert 0.9 * size < growth < size + 10 * tensor, (size, growth)
+
+
+# --- Torch reads what we write ---
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("pad", ["none", "eos"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
+    import torch
+    import transformers
+
+    tokenizer = prompts.train_tokenizer(["the cat sat on the mat"], 300)
+    tokenizer.pad_token = tokenizer.eos_token if pad == "eos" else None
+    texts = ["the cat sat on the mat", "a dog", "mat"]
+    for architecture, auto in (
+        (hf.TOKEN_REWARD, transformers.AutoModelForTokenClassification),
+        (hf.SEQUENCE_REWARD, transformers.AutoModelForSequenceClassification),
+    ):
+        module, folder = MODULES[architecture], tmp_path / architecture
+        params = random_params(module)
+        hf.save(folder, params, CFG, tokenizer, architecture=architecture)
+        theirs, info = auto.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert theirs.config.num_labels == 1
+
+        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+        assert theirs.config.pad_token_id == their_tokenizer.pad_token_id
+        assert theirs.config.pad_token_id != theirs.config.eos_token_id
+        batch = their_tokenizer(
+            [text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            got = theirs.eval()(**batch).logits.numpy()
+        tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy() > 0
+        assert not mask.all()
+        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1)
+        assert (tokens[np.arange(3), last] == tokenizer.eos_token_id).all()
+        args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+        ours = np.asarray(module.apply({"params": params}, *args))
+        if architecture == hf.TOKEN_REWARD:
+            np.testing.assert_allclose(got[..., 0][mask], ours[mask], rtol=1e-4, atol=1e-5)
+        else:
+            np.testing.assert_allclose(
+                got[:, 0], ours[np.arange(3), last], rtol=1e-4, atol=1e-5
+            )
+    assert tokenizer.pad_token == (tokenizer.eos_token if pad == "eos" else None)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_gives_our_logits(saved, shape):
+    import torch
+    import transformers
+
+    module = llama.CausalLM(SHAPES[shape])
+    folder, params = saved(module=module, max_shard_bytes=20_000)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
+    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.ones((2, 40), bool)))
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(tokens)).logits.numpy()
+    got = module.apply({"params": params}, *args)
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parity
+def test_transformers_refuses_the_state_action_head(saved):
+    import transformers
+
+    folder, _ = saved(hf.STATE_ACTION)
+    with pytest.raises(ValueError, match="fgrlhf_state_action_reward"):
+        transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    assert "transformers has no class for it" in (folder / "README.md").read_text()
