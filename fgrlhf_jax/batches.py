@@ -76,8 +76,8 @@ def encode_pairs(
     Equation 3. A prompt longer than max_prompt_length, or a side longer than max_length with
     its prompt, is "overlong": "drop" leaves the row out; "truncate" shortens the prompt
     (prompts.encode_prompt) and cuts the responses' tails, their EOS with them. A pair without a
-    changed token on either side, or whose sides are equal after truncation, has no gradient and
-    is left out.
+    changed token on either side, which is to say with equal sides, has no gradient and is left
+    out.
 
     Counts: rows = kept + dropped_overlong + unchanged; truncated, of the kept.
     Raises InputError for a record that is no pair, settings that leave no room for a response,
@@ -114,8 +114,7 @@ def encode_pairs(
             align(ids_i, ids_j, alignment) if isinstance(record, Edit) else _all(ids_i, ids_j)
         )
         pair = _pair(prompt, ids_i[:room], ids_j[:room], edit, row)
-        same = np.array_equal(pair.tokens_i, pair.tokens_j)
-        if same or not (pair.changed_i.any() or pair.changed_j.any()):
+        if np.array_equal(pair.tokens_i, pair.tokens_j):  # else one side has a changed token
             counts["unchanged"] += 1
             continue
         pairs.append(pair)

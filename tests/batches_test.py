@@ -44,7 +44,7 @@ def smol(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     other = AutoTokenizer.from_pretrained(folder, pad_token="</s>")
-    other.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    other.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     assert other.pad_token_id == other.eos_token_id == 2
     return other
 
@@ -164,6 +164,7 @@ def long_edits() -> list[Edit]:
         ),  # at the end
         Edit("write", "of the film" * 9, "dull", "bright"),  # a long prompt
         Edit("write", "", "the film", "the film" + tail),  # one side is long
+        Edit("write", "", "the film was bad" + tail, "bad" + tail[:33]),  # the other side is
     ]
 
 
@@ -171,15 +172,15 @@ def test_overlong_rows_are_dropped_and_counted(tokenizer):
     settings = SETTINGS | {"max_length": 24, "max_prompt_length": 12}
     pairs, counts = batches.encode_pairs(long_edits(), tokenizer, **settings)
     assert [pair.row for pair in pairs] == [0]
-    assert list(counts.items()) == became(5, 1, 4, 0, 0)
+    assert list(counts.items()) == became(6, 1, 5, 0, 0)
 
 
 def test_overlong_rows_are_truncated_and_counted(tokenizer):
     edits = long_edits()
     settings = SETTINGS | {"max_length": 24, "max_prompt_length": 12, "overlong": "truncate"}
     pairs, counts = batches.encode_pairs(edits, tokenizer, **settings)
-    assert [pair.row for pair in pairs] == [0, 1, 3, 4]
-    assert list(counts.items()) == became(5, 4, 0, 3, 1)
+    assert [pair.row for pair in pairs] == [0, 1, 3, 4, 5]
+    assert list(counts.items()) == became(6, 5, 0, 4, 1)
     for pair in pairs:
         edit = edits[pair.row]
         assert pair.length <= 24
@@ -191,18 +192,21 @@ def test_overlong_rows_are_truncated_and_counted(tokenizer):
         for side, full, mask in zip("ij", ids, (whole.changed_i, whole.changed_j), strict=True):
             assert response(pair, side) == full[:room]
             np.testing.assert_array_equal(changed(pair, side), mask[:room])
+        assert pair.changed_i.any() or pair.changed_j.any()
         partner = pair.partner[len(prompt) :]
         kept = whole.partner_i[:room]
         np.testing.assert_array_equal(
             partner, np.where((kept >= 0) & (kept < room), kept + len(prompt), -1)
         )
     # A response that was cut has no EOS, the other side of the same pair keeps its own.
-    long_pair, _, one_sided = pairs[1:]
+    long_pair, _, one_sided, deleted = pairs[1:]
     assert 2 not in response(long_pair, "i")
     assert 2 not in response(long_pair, "j")
     assert one_sided.tokens_j[-1] == 2
     assert 2 not in one_sided.tokens_i
-    # The one whose partner, the EOS, was cut away: unchanged, and alone.
+    # Where the partner was cut away: unchanged, and alone.
+    assert not deleted.changed_i[-1]
+    assert deleted.partner[-1] == -1
     eos = len(one_sided.tokens_j) - 1
     assert not one_sided.changed_j[eos]
     assert eos not in one_sided.partner
@@ -270,7 +274,7 @@ def test_vocabulary(tokenizer):
 @pytest.mark.parametrize("append_eos", [True, False])
 def test_span_labels(request, name, append_eos):
     tokenizer = request.getfixturevalue(name)
-    text = "the film was dull, naïve 漢字 and the actors </s> were bad"
+    text = "the film was dull, a naïve 漢字 and the actors </s> were bad"
     ids = encode_response(tokenizer, text, append_eos)
 
     def marked(*parts: str, margin: int = 0) -> str:
@@ -286,11 +290,15 @@ def test_span_labels(request, name, append_eos):
     assert marked() == ""
     assert marked("the film") == "the film"
     assert marked("was", margin=1) == "was"  # blanks beside it belong to neither word
+    assert marked(" a ") == "a"
     assert marked("dull", "漢字") == "dull漢字"
     assert marked("漢") == "漢"
     assert marked("bad") == "bad"
     assert marked("</s>") == "</s>"
-    assert marked(text) == text
+    assert batches.span_labels(tokenizer, "bad film", [(0, 8)], append_eos).tolist() == [
+        *[True] * len(encode_response(tokenizer, "bad film", False)),
+        *[False] * append_eos,
+    ]
 
 
 def test_span_inside_a_token_marks_it(tokenizer):
