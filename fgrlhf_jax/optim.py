@@ -65,7 +65,14 @@ def adamw(
     """
     chain = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_matches(r"kernel$|embedding$")),
+        optax.adamw(
+            learning_rate,
+            b1,
+            b2,
+            eps,
+            weight_decay=weight_decay,
+            mask=_matches(r"(kernel|embedding|unembed)$"),
+        ),
     )
     if not freeze:
         return chain
