@@ -102,10 +102,14 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
         raise InputError(f"{file}: hidden_act is {config['hidden_act']!r}, not 'silu'")
     # transformers 5 writes rope_parameters, everyone before it rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise InputError(f"{file}: rotary scaling {kind!r} is not supported, only 'llama3'")
     with as_input_error(file, "has a missing or malformed field"):
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise InputError(f"{file}: rotary scaling {kind!r} is not supported, only 'llama3'")
+        if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise InputError(
+                f"{file}: partial_rotary_factor is not supported; use a LLaMA model"
+            )
         heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
         return LlamaConfig(
             vocab_size=int(config["vocab_size"]),
@@ -172,10 +176,11 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     """
     path = resolve(path)
     stored = gguf_file.read_tensors(path) if path.suffix == ".gguf" else _folder_tensors(path)
-    if "lm_head.weight" not in stored and read_config(path).tie_embeddings:
-        stored["lm_head.weight"] = stored.get("model.embed_tokens.weight")
-    if "head.unembed" not in stored and stored.get("lm_head.weight"):
-        stored["head.unembed"] = stored["lm_head.weight"]
+    embedding = stored.get("model.embed_tokens.weight")
+    if embedding and "lm_head.weight" not in stored and read_config(path).tie_embeddings:
+        stored["lm_head.weight"] = embedding
+    if "lm_head.weight" in stored:
+        stored.setdefault("head.unembed", stored["lm_head.weight"])
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]

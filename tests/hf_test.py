@@ -237,6 +237,8 @@ def test_weights_that_are_no_numbers(saved, number):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": "llama3"}, "malformed"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3"),
         ({"hidden_size": "wide"}, "malformed"),
     ],
