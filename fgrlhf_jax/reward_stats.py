@@ -114,7 +114,8 @@ def pair_table(pairs: list[Scored], *, level: str, edits: bool) -> dict:
     )
     table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_margins)
     table["auroc_changed"] = auroc(
-        -np.concatenate([p.value_j for p in pairs]), np.concatenate([p.changed_j for p in pairs])
+        -np.concatenate([p.value_j for p in pairs]),
+        np.concatenate([p.changed_j for p in pairs]),
     )
     table["reward"] = {
         "unchanged_edited": _moments([p.value_i[~p.changed_i] for p in pairs]),
@@ -130,24 +131,27 @@ def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | No
     return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
 
 
-def _cell(value, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _cell(value) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _share(value, error) -> str:
+    return "-" if value is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
 
 
 def format_table(tables: dict) -> str:
     """Text of ``eval.json``: a line a set and kind of pairs, then the rewards on U0 and U1."""
     lines = [
-        f"{'set':<12}{'pairs':<13}{'n':>6}  {'accuracy':>15}{'changed only':>14}"
+        f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy':>16}{'changed only':>16}"
         f"{'AUROC':>8}{'spans':>8}{'r(length)':>11}"
     ]
     rewards = []
     for name, kinds in tables.items():
         for kind, table in kinds.items():
-            accuracy = f"{100 * table['accuracy']:.1f} ± {100 * table['se']:.1f} %"
-            changed = table.get("accuracy_changed_only")
+            changed = _share(table.get("accuracy_changed_only"), table.get("se_changed_only"))
             lines.append(
-                f"{name:<12}{kind:<13}{table['n']:>6}  {accuracy:>15}"
-                f"{_cell(changed and 100 * changed, 1) + (' %' if changed else ''):>14}"
+                f"{name:<12}{kind:<12}{table['n']:>6}{_cell(table.get('loss')):>8}"
+                f"{_share(table['accuracy'], table['se']):>16}{changed:>16}"
                 f"{_cell(table.get('auroc_changed')):>8}{_cell(table.get('auroc_spans')):>8}"
                 f"{_cell(table['length_correlation']):>11}"
             )
@@ -156,4 +160,4 @@ def format_table(tables: dict) -> str:
                     f"{name:<12}{part.replace('_', ', '):<22}{moments['n']:>8} tokens   "
                     f"r = {_cell(moments['mean'])} ± {_cell(moments['std'])}"
                 )
-    return "\n".join(lines + ([""] + rewards if rewards else []))
+    return "\n".join(lines + (["", *rewards] if rewards else []))
