@@ -10,7 +10,7 @@ def reward_model() -> ConfigDict:
     config = ConfigDict()
     config.run_dir = "runs/rm"
     config.seed = 0
-    # FILE.jsonl|.json|.parquet or a datasets id org/name[:config[:split]]; several joined by commas.
+    # FILE.jsonl|.json|.parquet or a datasets id org/name[:config[:split]]; several by commas.
     # Edits and preferences may be mixed. train="" generates the embedded tiny data.
     config.train = ""
     config.validation = ""  # "" splits validation_share off train, by instruction

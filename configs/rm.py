@@ -20,7 +20,9 @@ def get_config(argument: str = "tiny,token_edit"):
     model, _, loss = argument.partition(",")
     loss = loss or "token_edit"
     if model not in VARIANTS:
-        raise InputError(f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}")
+        raise InputError(
+            f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}"
+        )
     if loss not in LOSSES:
         raise InputError(f"rm.py:{argument}: loss {loss!r} is not one of {', '.join(LOSSES)}")
     config = base.reward_model()

@@ -73,7 +73,9 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> InputError:
-        reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+        )
         whole = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
         last = f"the last good one is step {whole[-1]}" if whole else "there is no earlier one"
         return InputError(

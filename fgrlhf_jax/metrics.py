@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-
 _compilations = 0
 
 
@@ -26,7 +25,7 @@ def compilations() -> int:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics file; a torn last line (a kill in the middle of a write) is left out."""
+    """The rows of a metrics file; a torn last line (a kill in the middle of a write) left out."""
     rows = []
     if path.exists():
         for line in path.read_text().splitlines():

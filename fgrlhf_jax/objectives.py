@@ -4,7 +4,8 @@ Callers ``vmap`` over the batch. Shape letters: S columns of a padded row (promp
 padding), V vocabulary; a leading "2" is the two sides of a pair, side 0 the preferred or edited
 response (the paper's i) and side 1 the other (j). Masks are boolean and computed from lengths.
 
-Equations are those of Xu et al. 2024, "Aligning Large Language Models via Fine-grained Supervision".
+Equations are those of Xu et al. 2024, "Aligning Large Language Models via Fine-grained
+Supervision".
 """
 
 import chex
@@ -98,7 +99,7 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
 def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
     """Mean of r^2 over the unchanged tokens (U0) of both sides; 0 where there are none.
 
-    Equation 4 leaves these rewards untrained although PPO reads every token; this holds them near 0.
+    Equation 4 leaves these rewards untrained while PPO reads every token; this keeps them near 0.
     """
     chex.assert_equal_shape([reward_2S, unchanged_2S])
     chex.assert_type([reward_2S, unchanged_2S], [float, bool])
@@ -106,7 +107,7 @@ def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
 
 
 def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:
-    """The two scores float[2] that ``loss`` compares: ``sequence``, ``token_full`` or ``token_edit``."""
+    """The scores float[2] that ``loss`` compares: sequence, token_full or token_edit."""
     if loss == "sequence":
         return jax.vmap(last_score)(reward_2S, response_2S)
     if loss == "token_full":
@@ -130,7 +131,7 @@ def reward_model_loss(
 
     The regularisers are means within the pair, so the batch loss is a mean over pairs and gradient
     accumulation over micro-batches is exact. They apply to the token losses only. A preference pair
-    has every response token marked as changed: Equation 4 then is Equation 3 and nothing is centred.
+    has every response token marked as changed: Equation 4 is Equation 3 there, nothing is centred.
 
     Args:
       reward_2S: float32 per-token values of both sides.

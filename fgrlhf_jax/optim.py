@@ -12,7 +12,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then ``name`` down to 0 at ``steps``.
+    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then ``name`` to 0 at ``steps``.
 
     Raises:
       InputError: for an unknown name or a warm-up as long as the run.
@@ -20,7 +20,9 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
     if name not in SCHEDULES:
         raise InputError(f"schedule={name!r} is not one of {', '.join(SCHEDULES)}")
     if not 0 <= warmup_steps < steps:
-        raise InputError(f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}")
+        raise InputError(
+            f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
+        )
     rest = steps - warmup_steps
     decay = {
         "constant": optax.constant_schedule(peak),

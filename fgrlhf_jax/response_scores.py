@@ -1,4 +1,4 @@
-"""Records with responses -> the reward of every response token, and which tokens the edit changed."""
+"""Records to the reward of every response token, and which tokens the edit changed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -53,7 +53,11 @@ def score_rows(
     sides: list[list[Side]] = []
     for number, row in enumerate(rows):
         prompt, _ = prompts.encode_prompt(
-            scorer.tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
+            scorer.tokenizer,
+            data["template"],
+            row.instruction,
+            row.input,
+            data["max_prompt_length"],
         )
         names = RESPONSES[type(row)]
         texts = [getattr(row, name) for name in names]

@@ -78,7 +78,10 @@ def run(config: ConfigDict, sets: dict[str, list]) -> dict:
         "center_weight": config.center_weight,
     }
     recipe = make_recipe(
-        config, [pair for group in pairs["train"].values() for pair in group], buckets, micro_size
+        config,
+        [pair for group in pairs["train"].values() for pair in group],
+        buckets,
+        micro_size,
     )
     predict = reward_eval.Predictor(
         model, settings, mesh, buckets, config.eval_batch_size or micro_size
@@ -103,7 +106,7 @@ def run(config: ConfigDict, sets: dict[str, list]) -> dict:
 
 
 def model_and_tokenizer(config: ConfigDict, rows: list):
-    """Of the checkpoint in ``model.path``; or a size for random weights and a tokenizer of ``rows``.
+    """Of the checkpoint in ``model.path``; or random weights and a tokenizer of ``rows``.
 
     Raises:
       InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
@@ -144,7 +147,9 @@ def make_recipe(config: ConfigDict, pairs: list, buckets, micro_size: int) -> Re
     per_epoch = len(plan(0))
     steps = config.steps or config.epochs * per_epoch
     if steps < 1:
-        raise InputError(f"steps={config.steps}, epochs={config.epochs}: there is nothing to do")
+        raise InputError(
+            f"steps={config.steps}, epochs={config.epochs}: there is nothing to do"
+        )
 
     def batch(step: int) -> dict:
         bucket, rows = plan(step // per_epoch)[step % per_epoch]
@@ -156,9 +161,7 @@ def make_recipe(config: ConfigDict, pairs: list, buckets, micro_size: int) -> Re
     rate = optim.schedule(options.pop("schedule"), options.pop("learning_rate"), steps, warmup)
     rates = np.asarray(jax.vmap(rate)(jnp.arange(steps)))
     first_of_shape = {bucket: step for step, (bucket, _) in reversed([*enumerate(plan(0))])}
-    return Recipe(
-        steps, batch, rates, optim.adamw(rate, **options), [*first_of_shape.values()]
-    )
+    return Recipe(steps, batch, rates, optim.adamw(rate, **options), [*first_of_shape.values()])
 
 
 def abstract_state(model: llama.RewardModel, optimizer, mesh: Mesh) -> reward.TrainState:
@@ -231,7 +234,9 @@ def train(
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
         progress = train_loop.Progress(
-            **{k: v for k, v in checkpoints.loop(start).items() if k != "fingerprints"} if start else {}
+            **{k: v for k, v in checkpoints.loop(start).items() if k != "fingerprints"}
+            if start
+            else {}
         )
         if not progress.done:
             if start:
@@ -255,7 +260,9 @@ def train(
                 compiled = steps[batch["tokens_B2S"].shape]
                 return *compiled(state, sharding.put_batch(batch, mesh, axis=1)), extra
 
-            log = metrics.Log(folder, step=start, steps=recipe.steps, tensorboard=config.tensorboard)
+            log = metrics.Log(
+                folder, step=start, steps=recipe.steps, tensorboard=config.tensorboard
+            )
             with contextlib.closing(log):
                 progress = train_loop.run(
                     state,

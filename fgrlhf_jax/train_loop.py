@@ -82,8 +82,8 @@ def run(
                 checkpoints.wait()
                 raise InputError(
                     f"step {number}: {name} is {row[name]}; stopped, and the last good checkpoint "
-                    f"is step {checkpoints.latest or 0}: lower optimizer.learning_rate, or look for "
-                    "what is wrong in the data of that batch"
+                    f"is step {checkpoints.latest or 0}: lower optimizer.learning_rate, or look "
+                    "for what is wrong in the data of that batch"
                 )
         now = time.perf_counter()
         took, clock = now - clock, now

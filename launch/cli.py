@@ -42,7 +42,7 @@ def _read(argv: list[str], default: str) -> tuple[ConfigDict, list[str]]:
 
 
 def _located(arg: str) -> str:
-    """``--config=configs/…`` works from any folder: the installed file stands in for a missing one."""
+    """``--config=configs/…`` works from any folder: the installed file stands in."""
     name, _, value = arg.partition("=")
     file = value.partition(":")[0]
     if name.lstrip("-") == "config" and not Path(file).exists() and (ROOT / file).exists():
@@ -77,7 +77,9 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
     try:
         if {"-h", "--help"} & set(sys.argv[1:]):
             config = parse([arg for arg in sys.argv if arg not in ("-h", "--help")], default)
-            fields = "\n".join(f"  --config.{k}={v!r}" for k, v in flatten(config.to_dict()).items())
+            fields = "\n".join(
+                f"  --config.{k}={v!r}" for k, v in flatten(config.to_dict()).items()
+            )
             print(f"{doc.strip()}\n\nFields and their values with this config:\n{fields}")
             return
         main(parse(sys.argv, default))

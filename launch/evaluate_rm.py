@@ -1,6 +1,7 @@
-"""The table of a reward model on any file of pairs.
+r"""The table of a reward model on any file of pairs.
 
-python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE [--config.output=FILE.json]
+python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
+                             [--config.output=FILE.json]
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""The reward of every token of given responses, as JSONL, as a coloured page, or in the terminal.
+r"""The reward of every token of given responses, as JSONL, as a coloured page, or in the terminal.
 
-python -m launch.score --config.reward_model=DIR --config.input=FILE.jsonl [--config.output=FILE.jsonl|FILE.html]
+python -m launch.score --config.reward_model=DIR --config.input=FILE.jsonl \
+                       [--config.output=FILE.jsonl|FILE.html]
 
 Rows gain "tokens" and "rewards" for their response (output, original, or output_1), and for the
 second one of a pair "edited_tokens", "edited_rewards" or "output_2_tokens", "output_2_rewards".
@@ -36,8 +37,10 @@ def main(config) -> None:
         progress=lambda batches: tqdm(batches, unit="batch"),
     )
     if output.suffix == ".html":
-        page = heatmap.to_html([view(row, sides) for row, sides in zip(rows, scored, strict=True)],
-                               title=f"Token rewards: {config.reward_model} on {config.input}")
+        page = heatmap.to_html(
+            [view(row, sides) for row, sides in zip(rows, scored, strict=True)],
+            title=f"Token rewards: {config.reward_model} on {config.input}",
+        )
         write(output, page)
     elif config.output:
         records.write_jsonl(output, (gained(r, s) for r, s in zip(rows, scored, strict=True)))

@@ -1,4 +1,6 @@
-"""Train a reward model: python -m launch.train_rm --config=configs/rm.py:MODEL[,LOSS] [--config.FIELD=VALUE …]
+"""Train a reward model.
+
+python -m launch.train_rm --config=configs/rm.py:MODEL[,LOSS] [--config.FIELD=VALUE …]
 
 With no flag at all it makes its own small data and trains tiny,token_edit. The same command on the
 same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/
@@ -31,7 +33,7 @@ def read_sets(config) -> dict[str, list]:
 
 
 def tiny_sets(folder: Path, seed: int) -> dict[str, list]:
-    """Edits to train on; edits and preferences to validate and test on; written to ``folder`` too."""
+    """Edits to train and validate on, edits and preferences to test on; written to ``folder`` too."""
     edits, preferences = tiny_world.generate(3000, seed)
     train, rest = records.split(edits, 0.25, seed)
     _, held = records.split(preferences, 0.25, seed)
