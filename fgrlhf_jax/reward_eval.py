@@ -177,7 +177,7 @@ class Predictor:
             yield rows, batches.pad_pairs([pairs[r] for r in rows], bucket, self.batch_size)
 
     def run(self, params, batch: dict):
-        """The executable of this batch's shape, compiled at first use; params None only compiles."""
+        """The executable of this batch's shape, compiled at first use; None only compiles."""
         bucket = batch["tokens_B2S"].shape[-1]
         on_mesh = sharding.put_batch(batch, self.mesh)
         if bucket not in self.compiled:

@@ -33,7 +33,7 @@ def read_sets(config) -> dict[str, list]:
 
 
 def tiny_sets(folder: Path, seed: int) -> dict[str, list]:
-    """Edits to train and validate on, edits and preferences to test on; written to ``folder`` too."""
+    """Edits to train and validate on, both kinds to test on; written to ``folder`` too."""
     edits, preferences = tiny_world.generate(3000, seed)
     train, rest = records.split(edits, 0.25, seed)
     _, held = records.split(preferences, 0.25, seed)
