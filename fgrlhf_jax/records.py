@@ -71,16 +71,21 @@ def read(spec: str) -> list[Record]:
     Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
     the first thing that is wrong.
     """
+    return [record for record, _ in read_with_rows(spec)]
+
+
+def read_with_rows(spec: str) -> list[tuple[Record, dict[str, Any]]]:
+    """As `read`, each record with the row it was made of: all its fields, known here or not."""
     sources = [spec] if os.path.exists(spec) else [s.strip() for s in spec.split(",")]
-    records: list[Record] = []
+    pairs: list[tuple[Record, dict[str, Any]]] = []
     for source in sources:
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
-        before = len(records)
-        records.extend(_record(row, where) for where, row in _rows(source))
-        if len(records) == before:
+        before = len(pairs)
+        pairs.extend((_record(row, where), row) for where, row in _rows(source))
+        if len(pairs) == before:
             raise InputError(f"{source}: holds no rows; give a file with at least one.")
-    return records
+    return pairs
 
 
 def _rows(source: str) -> Iterator[tuple[str, Any]]:

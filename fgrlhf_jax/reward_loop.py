@@ -117,8 +117,8 @@ def model_and_tokenizer(config: ConfigDict, rows: list):
         cfg = dataclasses.replace(hf.read_config(config.model.path), **how)
         tokenizer = hf.load_tokenizer(config.model.path)
     elif config.model.size in llama.SIZES:
-        fields = (text for row in rows for text in dataclasses.asdict(row).values())
-        texts = (text for text in fields if isinstance(text, str))
+        fields = (field for row in rows for field in dataclasses.asdict(row).items())
+        texts = (text for name, text in fields if isinstance(text, str) and name != "id")
         tokenizer = prompts.train_tokenizer(texts, config.model.vocab_size)
         cfg = dataclasses.replace(
             llama.SIZES[config.model.size], vocab_size=len(tokenizer), **how

@@ -24,9 +24,9 @@ def main(config) -> None:
     output = Path(config.output)
     if config.output and output.suffix not in (".jsonl", ".html"):
         raise InputError(f"output={output}: give a FILE.jsonl or a FILE.html")
-    rows = records.read(config.input)
-    limit = config.limit or (len(rows) if config.output else TERMINAL_ROWS)
-    rows = rows[:limit]
+    read = records.read_with_rows(config.input)
+    read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
+    rows = [record for record, _ in read]
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     scored = response_scores.score_rows(
         scorer,
@@ -43,7 +43,8 @@ def main(config) -> None:
         )
         write(output, page)
     elif config.output:
-        records.write_jsonl(output, (gained(r, s) for r, s in zip(rows, scored, strict=True)))
+        gain = (gained(row, sides) for (_, row), sides in zip(read, scored, strict=True))
+        records.write_jsonl(output, gain)
     else:
         for row, sides in zip(rows, scored, strict=True):
             print(heatmap.to_terminal(view(row, sides), colour=sys.stdout.isatty()))
@@ -57,9 +58,9 @@ def view(row, sides) -> dict:
     }
 
 
-def gained(row, sides) -> dict:
-    """The row with its tokens and rewards."""
-    result = dataclasses.asdict(row)
+def gained(row: dict, sides) -> dict:
+    """The row as it was given, with its tokens and rewards."""
+    result = dict(row)
     for number, side in enumerate(sides):
         prefix = f"{side.label}_" if number else ""
         result[f"{prefix}tokens"], result[f"{prefix}rewards"] = side.tokens, side.rewards
