@@ -16,7 +16,7 @@ LOSSES = ("sequence", "token_full", "token_edit")
 
 
 def _masked_sum(x, mask):
-    """Sum of ``x`` where ``mask``; where() before the sum, so that a NaN in padding stays there."""
+    """Sum of ``x`` where ``mask``; what stands elsewhere, even NaN, does not reach it."""
     return jnp.sum(jnp.where(mask, x, 0.0))
 
 
@@ -92,8 +92,10 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
     """
     chex.assert_rank([reward_2S, partner_S], [2, 1])
     chex.assert_type([reward_2S, partner_S], [float, int])
+    matched_S = partner_S >= 0
     difference_S = reward_2S[0] - reward_2S[1][jnp.maximum(partner_S, 0)]
-    return _masked_mean(jnp.square(difference_S), partner_S >= 0)
+    # Masked before it is squared: the gradient of a square at NaN is NaN, masked or not.
+    return _masked_mean(jnp.square(jnp.where(matched_S, difference_S, 0.0)), matched_S)
 
 
 def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
@@ -103,7 +105,7 @@ def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
     """
     chex.assert_equal_shape([reward_2S, unchanged_2S])
     chex.assert_type([reward_2S, unchanged_2S], [float, bool])
-    return _masked_mean(jnp.square(reward_2S), unchanged_2S)
+    return _masked_mean(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), unchanged_2S)
 
 
 def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:

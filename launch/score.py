@@ -18,21 +18,28 @@ from fgrlhf_jax.errors import InputError
 from launch import cli
 
 TERMINAL_ROWS = 5
+CHOICES = {"dtype": ("float32", "bfloat16")}
+AT_LEAST = {"batch_size": 1, "max_length": 0, "limit": 0}
 
 
 def main(config) -> None:
-    output = Path(config.output)
-    if config.output and output.suffix not in (".jsonl", ".html"):
-        raise InputError(f"output={output}: give a FILE.jsonl or a FILE.html")
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    output = cli.check_output(config.output, (".jsonl", ".html"))
     read = records.read_with_rows(config.input)
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
     rows = [record for record, _ in read]
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    max_length = config.max_length or scorer.meta.data["max_length"]
+    if max_length <= scorer.meta.data["max_prompt_length"]:
+        raise InputError(
+            f"max_length={max_length} leaves no room behind prompts of up to "
+            f"{scorer.meta.data['max_prompt_length']} tokens; raise it"
+        )
     scored = response_scores.score_rows(
         scorer,
         rows,
-        batch_size=config.batch_size,
-        max_length=config.max_length or scorer.meta.data["max_length"],
+        batch_size=sharding.batch_multiple(config.batch_size, scorer.mesh),
+        max_length=max_length,
         calibrated=config.calibrated,
         progress=lambda batches: tqdm(batches, unit="batch"),
     )
@@ -46,8 +53,10 @@ def main(config) -> None:
         gain = (gained(row, sides) for (_, row), sides in zip(read, scored, strict=True))
         records.write_jsonl(output, gain)
     else:
-        for row, sides in zip(rows, scored, strict=True):
-            print(heatmap.to_terminal(view(row, sides), colour=sys.stdout.isatty()))
+        views = [view(row, sides) for row, sides in zip(rows, scored, strict=True)]
+        limit = heatmap.colour_limit(views)
+        for one in views:
+            print(heatmap.to_terminal(one, colour=sys.stdout.isatty(), limit=limit))
 
 
 def view(row, sides) -> dict:

@@ -392,3 +392,29 @@ def test_token_logprobs_ignores_the_last_column_of_logits():
     before = objectives.token_logprobs(logits_SV, tokens_S)
     logits_SV[-1] = np.nan
     np.testing.assert_array_equal(objectives.token_logprobs(logits_SV, tokens_S), before)
+
+
+def test_gradient_ignores_junk_outside_the_masks():
+    """A NaN or infinite reward in padding reaches neither the loss nor any gradient."""
+    rng = np.random.default_rng(0)
+    reward_2S = rng.standard_normal((2, 6)).astype(np.float32)
+    reward_2S[:, 4], reward_2S[:, 5] = np.nan, np.inf
+    response_2S = np.array([[0, 1, 1, 1, 0, 0]] * 2, bool)
+    changed_2S = np.array([[0, 0, 1, 0, 0, 0]] * 2, bool)
+    partner_S = np.array([-1, 1, -1, 3, -1, -1], np.int32)
+
+    def loss(reward_2S):
+        return objectives.reward_model_loss(
+            reward_2S,
+            response_2S,
+            changed_2S,
+            partner_S,
+            loss="token_edit",
+            consistency_weight=0.5,
+            center_weight=0.3,
+        )[0]
+
+    value, gradient_2S = jax.value_and_grad(loss)(reward_2S)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient_2S).all()
+    assert not np.any(gradient_2S[~response_2S])
