@@ -162,7 +162,7 @@ def train_step(
     metrics = jax.tree.map(jnp.mean, metrics_A)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(params, opt_state), metrics
 
 
