@@ -2,9 +2,13 @@
 
 import difflib
 import logging
+import re
+import runpy
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -14,6 +18,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.run_folder import flatten
 
 ROOT = Path(configs.__file__).parent.parent
+NOTHING = MappingProxyType({})
 
 
 def parse(argv: list[str], default: str) -> ConfigDict:
@@ -22,58 +27,89 @@ def parse(argv: list[str], default: str) -> ConfigDict:
     Raises:
       InputError: for an unknown file, argument or field (naming the close match) or a bad value.
     """
-    argv = [_located(arg) for arg in argv]
+    file, overrides = str(ROOT / default), []
+    rest = iter(argv[1:])
+    for arg in rest:
+        flag, given, value = arg.partition("=")
+        if flag in ("--config", "-config"):
+            file = value if given else next(rest, "")
+        else:
+            overrides.append(arg)
+    config = load(file)
+    known = list(flatten(config.to_dict()))
+    for arg in overrides:
+        field = re.match(r"--?(?:no)?config\.([^=]*)", arg)
+        if field and field[1] not in known:
+            close = difflib.get_close_matches(field[1], known, 1, 0.5)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise InputError(f"--config.{field[1]}: there is no such field; {hint}")
+    values = flags.FlagValues()
     try:
-        config, rest = _read(argv, default)
-    except InputError:
-        raise
-    except Exception as error:  # config files and absl raise many types
-        raise InputError(_explain(argv, default, error)) from error
+        argv = [argv[0], *overrides]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise InputError(str(error).splitlines()[-1]) from error
     if rest:
         raise InputError(f"{rest[0]!r} is not a flag; write --config.FIELD=VALUE")
     return config
 
 
-def _read(argv: list[str], default: str) -> tuple[ConfigDict, list[str]]:
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", str(ROOT / default), flag_values=values)
-    rest = values(argv)[1:]
-    return holder.value.lock(), rest
+def load(spec: str) -> ConfigDict:
+    """What ``get_config`` of FILE.py[:ARGUMENT] returns; FILE may be one of ours from anywhere.
 
-
-def _located(arg: str) -> str:
-    """``--config=configs/…`` works from any folder: the installed file stands in."""
-    name, _, value = arg.partition("=")
-    file = value.partition(":")[0]
-    if name.lstrip("-") == "config" and not Path(file).exists() and (ROOT / file).exists():
-        return f"{name}={ROOT / value}"
-    return arg
-
-
-def _explain(argv: list[str], default: str, error: Exception) -> str:
-    """One sentence for what absl or ml_collections could not parse."""
-    chosen = [arg for arg in argv[1:] if arg.lstrip("-").startswith("config=")]
-    overrides = [
-        arg.lstrip("-").partition("=")[0].removeprefix("config.")
-        for arg in argv[1:]
-        if arg.lstrip("-").startswith("config.")
-    ]
+    Raises:
+      InputError: when there is no such file or it is no config.
+    """
+    name, _, argument = spec.partition(":")
+    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
+    if not path:
+        raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
     try:
-        known = list(flatten(_read([argv[0], *chosen], default)[0].to_dict()))
-    except Exception as nested:
-        lines = [line.strip() for line in str(nested).splitlines() if line.strip()]
-        return f"{' '.join(chosen) or default}: {lines[-1] if lines else nested!r}"
-    for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
-            return f"--config.{name}: there is no such field{hint}"
-    return str(error).splitlines()[-1]
+        get_config = runpy.run_path(str(path))["get_config"]
+        config = get_config(argument) if argument else get_config()
+        return config.lock()
+    except InputError:
+        raise
+    except Exception as error:  # the file may hold anything
+        raise InputError(
+            f"--config={spec}: is no usable config ({type(error).__name__}: {error}); "
+            "its get_config() must return a ConfigDict"
+        ) from error
+
+
+def check(
+    config: ConfigDict,
+    *,
+    choices: Mapping[str, tuple] = NOTHING,
+    at_least: Mapping[str, float] = NOTHING,
+) -> None:
+    """Raises InputError for the first field whose value is no choice or below its least one."""
+    values = flatten(config.to_dict())
+    for name, known in choices.items():
+        if values[name] not in known:
+            raise InputError(f"{name}={values[name]!r} is not one of {', '.join(known)}")
+    for name, least in at_least.items():
+        if not values[name] >= least:
+            raise InputError(f"{name}={values[name]} must be at least {least}")
+
+
+def check_output(output: str, suffixes: tuple[str, ...]) -> Path:
+    """The file to write later; raises InputError now where that could not work."""
+    path = Path(output)
+    if output and path.suffix not in suffixes:
+        raise InputError(f"output={path}: give a FILE{' or a FILE'.join(suffixes)}")
+    if output and not path.parent.is_dir():
+        raise InputError(f"output={path}: the folder {path.parent} does not exist; make it")
+    if output and path.is_dir():
+        raise InputError(f"output={path}: is a folder; give the name of a file")
+    return path
 
 
 def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every step of a save
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if {"-h", "--help"} & set(sys.argv[1:]):
             config = parse([arg for arg in sys.argv if arg not in ("-h", "--help")], default)
@@ -87,5 +123,5 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"{error or 'interrupted'}; run the same command to go on", file=sys.stderr)
+        print(f"{str(error) or 'interrupted'}; run the same command to go on", file=sys.stderr)
         sys.exit(130)

@@ -4,17 +4,16 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
                              [--config.output=FILE.json]
 """
 
-from pathlib import Path
-
 from fgrlhf_jax import batches, records, reward_eval, reward_stats, run_folder
-from fgrlhf_jax.errors import InputError
 from launch import cli
+
+CHOICES = {"dtype": ("float32", "bfloat16"), "overlong": ("truncate", "drop")}
+AT_LEAST = {"batch_size": 1, "max_length": 0}
 
 
 def main(config) -> None:
-    output = Path(config.output)
-    if config.output and not output.parent.is_dir():
-        raise InputError(f"output={output}: the folder {output.parent} does not exist; make it")
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    output = cli.check_output(config.output, (".json",))
     rows = records.read(config.test)
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     data = scorer.meta.data | {"overlong": config.overlong}

@@ -35,10 +35,11 @@ def main(config) -> None:
             f"max_length={max_length} leaves no room behind prompts of up to "
             f"{scorer.meta.data['max_prompt_length']} tokens; raise it"
         )
+    shards = scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
     scored = response_scores.score_rows(
         scorer,
         rows,
-        batch_size=sharding.batch_multiple(config.batch_size, scorer.mesh),
+        batch_size=-(-config.batch_size // shards) * shards,
         max_length=max_length,
         calibrated=config.calibrated,
         progress=lambda batches: tqdm(batches, unit="batch"),

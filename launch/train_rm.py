@@ -7,19 +7,54 @@ same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, che
 (a Hugging Face folder) and eval.json to run_dir.
 """
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 from fgrlhf_jax import records, reward_loop, reward_stats, run_folder, tiny_world
 from fgrlhf_jax.errors import InputError
 from launch import cli
 
+CHOICES = {
+    "loss": ("sequence", "token_full", "token_edit"),
+    "select": ("loss", "accuracy"),
+    "model.head": ("after", "state_action"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn"),
+}
+AT_LEAST = {
+    **dict.fromkeys(("batch_size", "calibration_responses", "data.smallest_bucket"), 1),
+    **dict.fromkeys(("seed", "micro_batch_size", "eval_batch_size", "epochs", "steps"), 0),
+    **dict.fromkeys(("eval_every", "save_every", "patience", "keep"), 0),
+    **dict.fromkeys(("center_weight", "consistency_weight"), 0),
+    **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_share", "eps")), 0),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
+}
+
+
+def check(config) -> None:
+    """Raises InputError for a value that no data or model could make right."""
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    if not config.run_dir:
+        raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
+    try:
+        re.compile(config.optimizer.freeze)
+    except re.error as error:
+        raise InputError(
+            f"optimizer.freeze={config.optimizer.freeze!r}: is no regular expression ({error})"
+        ) from error
+    if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
+
 
 def read_sets(config) -> dict[str, list]:
     """Records of train, validation and test; the embedded data where ``train`` is empty."""
     if not config.train:
-        if config.model.path:
-            raise InputError("train is empty; give --config.train=FILE for a model of your own")
+        if config.model.path or config.validation or config.test:
+            raise InputError(
+                "train is empty; data or a model of your own needs --config.train=FILE"
+            )
         return tiny_sets(Path(config.run_dir) / "data", config.seed)
     train = records.read(config.train)
     if config.validation:
@@ -44,6 +79,7 @@ def tiny_sets(folder: Path, seed: int) -> dict[str, list]:
 
 
 def main(config) -> None:
+    check(config)
     if config.distributed:
         import jax
 
