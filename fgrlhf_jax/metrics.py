@@ -1,5 +1,6 @@
 """What a run says while it runs: a JSONL file, a progress bar, and TensorBoard where asked for."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import jax
 from tqdm import tqdm
+
+from fgrlhf_jax.errors import InputError
 
 _compilations = 0
 
@@ -74,20 +77,36 @@ class Log:
             return
         kept = [row for row in read_rows(self.path) if row["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self.path)
-        self.file = self.path.open("a")
+        with self._writing():
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(temporary, self.path)
+            self.file = self.path.open("a")
         if tensorboard:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space and run the "
+                "same command again"
+            ) from error
+
     def row(self, row: dict) -> None:
-        """Write one row; it must hold ``step``."""
+        """Write one row; it must hold ``step``.
+
+        Raises:
+          InputError: when the file cannot be written, the disk being full, say.
+        """
         if not self.writes:
             return
-        self.file.write(json.dumps(finite(row)) + "\n")
-        self.file.flush()
+        with self._writing():
+            self.file.write(json.dumps(finite(row)) + "\n")
+            self.file.flush()
         if self.board:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
@@ -106,6 +125,7 @@ class Log:
     def close(self) -> None:
         self.bar.close()
         if self.writes:
-            self.file.close()
+            with contextlib.suppress(OSError):  # what a full disk left in the buffer
+                self.file.close()
         if self.board:
             self.board.close()

@@ -1,5 +1,6 @@
 """The folder of a run: one config, one command, as often as it takes to finish."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,22 @@ FREE = ("run_dir", "tensorboard", "keep", "save_every")
 
 
 def write_json(path: Path, value) -> None:
-    """Atomically: the file is whole or as before."""
+    """Atomically: the file is whole or as before.
+
+    Raises:
+      InputError: when it cannot be written, the disk being full, say.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another folder or free some "
+            "space"
+        ) from error
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
@@ -66,11 +79,11 @@ def open_run(config: ConfigDict) -> Path:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", json.loads(config.to_json()))
         except OSError as error:
             raise InputError(
                 f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
             ) from error
+        write_json(folder / "config.json", json.loads(config.to_json()))
     return folder
 
 
