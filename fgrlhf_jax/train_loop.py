@@ -77,13 +77,18 @@ def run(
         nonlocal pending, clock, seconds, tokens
         number, device_metrics, extra = pending
         row = {"step": number, **to_host(device_metrics), **extra}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
+        checked = {name: row[name] for name in ("loss", "grad_norm")} | (evaluation or {})
+        for name, value in checked.items():
+            if not math.isfinite(value):
                 checkpoints.wait()
+                last = checkpoints.latest
+                kept = (
+                    f"the last good checkpoint is step {last}" if last else "nothing was saved"
+                )
                 raise InputError(
-                    f"step {number}: {name} is {row[name]}; stopped, and the last good checkpoint "
-                    f"is step {checkpoints.latest or 0}: lower optimizer.learning_rate, or look "
-                    "for what is wrong in the data of that batch"
+                    f"step {number}: {name} is {value}; stopped, {kept}; lower "
+                    "optimizer.learning_rate in a new run_dir, or look for what is wrong in the "
+                    "data of that batch"
                 )
         now = time.perf_counter()
         took, clock = now - clock, now
