@@ -1,0 +1,382 @@
+"""score_tokens, calibration and the train step: properties, finite differences, plain NumPy."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from configs import rm
+from fgrlhf_jax import (
+    batches,
+    llama,
+    objectives,
+    optim,
+    reward,
+    reward_eval,
+    reward_loop,
+    sharding,
+)
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.reward import Calibration, TrainState
+
+EOS = 2
+MODELS = {
+    "token": llama.RewardModel(small.CFG),
+    "state_action": llama.RewardModel(small.CFG, "state_action"),
+    "sequence": llama.RewardModel(small.CFG, use_bias=False),
+}
+WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
+
+
+@functools.cache
+def params_of(name: str) -> dict:
+    return small.parameters(MODELS[name])
+
+
+def scores(name, tokens, mask, *, params=None, level=None):
+    level = level or ("sequence" if name == "sequence" else "token")
+    model = MODELS[name]
+    tokens, mask = np.asarray(tokens, np.int32), np.asarray(mask, bool)
+    params = params or params_of(name)
+    return np.asarray(reward.score_tokens(params, tokens, mask, model=model, level=level))
+
+
+@jax.jit
+def states(params, tokens, mask):
+    """What the backbone gives its head."""
+    args = (tokens, *llama.positions_and_mask(mask))
+    return llama.Llama(small.CFG).apply({"params": params["backbone"]}, *args)
+
+
+def laid_out(rows, side, fill, width):
+    tokens, mask = np.full((len(rows), width), fill), np.zeros((len(rows), width), bool)
+    for b, row in enumerate(rows):
+        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[b, columns], mask[b, columns] = row, True
+    return tokens, mask
+
+
+def rows_of(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, small.CFG.vocab_size, n) for n in lengths]
+
+
+# How scores are given
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_of_any_side_length_and_content_changes_no_reward(name):
+    rows = rows_of((7, 4, 1))
+    alone = [scores(name, row[None], np.ones((1, row.size)))[0] for row in rows]
+    assert np.abs(np.concatenate(alone)).max() > 0.1
+    for side, width in itertools.product(("left", "right"), (7, 12)):
+        tokens, mask = laid_out(rows, side, 0, width)
+        got = scores(name, tokens, mask)
+        assert got.dtype == np.float32
+        assert not got[~mask].any()
+        for b, want in enumerate(alone):
+            np.testing.assert_allclose(got[b][mask[b]], want, atol=2e-5)
+        other, _ = laid_out(rows, side, EOS, width)  # the same shape: the same bits
+        np.testing.assert_array_equal(scores(name, other, mask), got)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_score_does_not_depend_on_its_batch_mates(name):
+    rows, others = rows_of((7, 4, 1)), rows_of((7, 2, 5), seed=1)
+    tokens, mask = laid_out(rows, "right", 0, 7)
+    other_tokens, other_mask = laid_out([rows[0], *others[1:]], "right", 0, 7)
+    got, other = scores(name, tokens, mask), scores(name, other_tokens, other_mask)
+    np.testing.assert_allclose(other[0], got[0], atol=1e-6)
+    np.testing.assert_allclose(scores(name, tokens[::-1], mask[::-1])[::-1], got, atol=1e-6)
+    assert np.abs(other[1:] - got[1:]).max() > 0.1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sequence_is_scored_at_its_last_real_token_even_if_it_pads_with_eos(side):
+    ended = [5, 6, 7, EOS]
+    cut_off = [5, 6, 7]  # no EOS of its own: the first EOS to its right is padding
+    twice = [5, EOS, 6, EOS, EOS]  # real ones before the last, and that is real too
+    rows = [ended, cut_off, twice]
+    tokens, mask = laid_out(rows, side, EOS, 6)
+    got = scores("sequence", tokens, mask)
+    values = scores("sequence", tokens, mask, level="token")
+    for b, row in enumerate(rows):
+        last = 5 if side == "left" else len(row) - 1
+        assert np.flatnonzero(got[b]).tolist() == [last]
+        assert got[b, last] == values[b, last] != 0
+    assert len({float(row.sum()) for row in got}) == 3
+
+
+def test_wrongly_typed_masks_are_refused():
+    tokens = np.zeros((1, 3), np.int32)
+    with pytest.raises(AssertionError):
+        reward.score_tokens(
+            params_of("token"), tokens, tokens, model=MODELS["token"], level="token"
+        )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_state_action_head_adds_its_formula(side):
+    params = params_of("state_action")
+    head = params["head"]
+    rows = rows_of((6, 3, 1), seed=2)
+    tokens, mask = laid_out(rows, side, 1, 7)
+    without = params | {"head": head | {"gate": np.zeros_like(head["gate"])}}
+    added = scores("state_action", tokens, mask)
+    added = added - scores("state_action", tokens, mask, params=without)
+    hidden_BSD = np.asarray(states(params, *laid_out(rows, "right", 0, 7)), np.float64)
+    for b, row in enumerate(rows):
+        want = [0.0]
+        for t in range(1, row.size):
+            want.append(sum(head["gate"] * hidden_BSD[b, t - 1] * head["unembed"][row[t]]))
+        np.testing.assert_allclose(added[b][mask[b]], want, atol=2e-5)
+    assert np.abs(added).max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["token_edit", "sequence"])
+def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one(loss):
+    cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
+    mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
+    model = reward_eval.make_model(cfg, loss, "after")
+    state = reward_loop.initial_state(rm.get_config("tiny"), model, optax.identity(), mesh)
+    head = state.params["head"]
+    assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
+    assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5
+    assert ("bias" in head) == (loss != "sequence")
+    assert not np.any(head.get("bias", 0.0))
+
+
+def test_a_state_action_head_needs_a_token_loss():
+    assert (
+        reward_eval.make_model(small.CFG, "token_edit", "state_action").kind == "state_action"
+    )
+    with pytest.raises(InputError, match="state_action"):
+        reward_eval.make_model(small.CFG, "sequence", "state_action")
+
+
+# Calibration
+
+
+def test_calibration_by_hand():
+    rewards = [np.array([1.0, 2.0, 3.0]), np.array([5.0])]
+    # Mean 11/4; centred sums 6 - 33/4 and 5 - 11/4, that is -9/4 and 9/4.
+    assert reward.fit_calibration(rewards, level="token") == Calibration(2.75, 2.25)
+    assert reward.fit_calibration(rewards, level="sequence") == Calibration(4.0, 1.0)
+    assert reward.fit_calibration(rewards[:1], level="token") == Calibration(2.0, 1.0)
+    assert reward.fit_calibration(rewards[:1], level="sequence") == Calibration(3.0, 1.0)
+
+    reward_BT = np.array([[9, 1, 2, 3, 9], [9, 9, 5, 9, 9]], np.float32)
+    response_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
+    token = reward.calibrate(reward_BT, response_BT, Calibration(2.75, 2.25), level="token")
+    want = [[0, -1.75 / 2.25, -0.75 / 2.25, 0.25 / 2.25, 0], [0, 0, 1, 0, 0]]
+    np.testing.assert_allclose(token, want, rtol=1e-6)
+    last = reward.calibrate(reward_BT, response_BT, Calibration(4.0, 2.0), level="sequence")
+    np.testing.assert_allclose(last, [[0, 0, 0, -0.5, 0], [0, 0, 0.5, 0, 0]])
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_calibrated_responses_pay_one_unit(level, side):
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, 12, 60)
+    rewards = [(0.4 + 3 * rng.standard_normal(n)).astype(np.float32) for n in lengths]
+    reward_BT, response_BT = laid_out(rewards, side, 0, 15)
+    reward_BT = np.zeros(response_BT.shape, np.float32)
+    for b, row in enumerate(rewards):
+        reward_BT[b, response_BT[b]] = row
+    calibration = reward.fit_calibration(rewards, level=level)
+    got = np.asarray(reward.calibrate(reward_BT, response_BT, calibration, level=level))
+    assert not got[~response_BT].any()
+    sums = got.sum(axis=1, dtype=np.float64)
+    assert sums.std() == pytest.approx(1, abs=1e-5)
+    assert sums.mean() == pytest.approx(0, abs=1e-5)
+    if level == "token":
+        assert got[response_BT].mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)
+        ratio = got[response_BT] / (np.concatenate(rewards) - calibration.mean)
+        np.testing.assert_allclose(ratio, 1 / calibration.std, rtol=1e-3)
+    else:
+        assert (np.count_nonzero(got, axis=1) == 1).all()  # at the last token, and only there
+
+
+def test_calibration_reads_the_responses_that_nobody_edited():
+    edit = [small_scored([9.0, 9.0], [1.0, 3.0])]
+    preference = [small_scored([5.0], [7.0])]
+    found = reward_eval.fit_calibration(
+        lambda params, group: (0.0, group),
+        None,
+        {"edits": edit, "preferences": preference},
+        "sequence",
+    )
+    assert found == reward.fit_calibration(
+        [np.array([1.0, 3.0]), np.array([5.0]), np.array([7.0])], level="sequence"
+    )
+
+
+def small_scored(value_i, value_j):
+    value_i, value_j = np.array(value_i), np.array(value_j)
+    return reward_eval.reward_stats.Scored(value_i, value_i > 0, value_j, value_j > 0)
+
+
+# The train step
+
+
+@functools.cache
+def stepper(loss):
+    """(state, batch, consistency weight, centre weight) -> (state, metrics), and a first state.
+
+    Plain gradient descent: what an update changes is the gradient itself, times 0.3.
+    """
+    optimizer = optax.sgd(0.3)
+    name = "sequence" if loss == "sequence" else "token"
+
+    @jax.jit
+    def step(state, batch, consistency_weight, center_weight):
+        return reward.train_step(
+            state,
+            batch,
+            optimizer=optimizer,
+            model=MODELS[name],
+            loss=loss,
+            consistency_weight=consistency_weight,
+            center_weight=center_weight,
+        )
+
+    return step, TrainState(params_of(name), optimizer.init(params_of(name)))
+
+
+@functools.cache
+def trained(loss, *weights) -> list[dict]:
+    """Metrics of 40 updates on one batch, by loss and the two weights."""
+    step, state = stepper(loss)
+    batch, history = small.batch(9, 1, 8), []
+    for _ in range(40):
+        state, metrics = step(state, batch, *weights)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history
+
+
+def named(tree) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_accumulated_micro_batches_are_one_batch():
+    step, state = stepper("token_edit")
+    whole = small.batch(4, 1, 8)
+    parts = {k: v.reshape(4, 2, *v.shape[2:]) for k, v in whole.items()}
+    want, want_metrics = step(state, whole, 0.4, 0.3)
+    got, metrics = step(state, parts, 0.4, 0.3)
+    before, square = named(state.params), 0.0
+    for name, value in named(got.params).items():
+        change = (value - before[name]) / 0.3
+        assert np.abs(change).max() > 1e-4, name
+        # Parameters are near 1: a float32 of that size is rounded to 6e-8.
+        np.testing.assert_allclose(value, named(want.params)[name], atol=5e-7, err_msg=name)
+        square += np.sum(change**2, dtype=np.float64)
+    for name, value in want_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    assert float(metrics["grad_norm"]) == pytest.approx(square**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_gradients_are_finite_differences(loss):
+    """In float64 but for what the model fixes to float32: norms, softmax and head.
+
+    Hence a wide step and the five-point stencil, whose own error is of the fourth order.
+    """
+    name = "sequence" if loss == "sequence" else "state_action"
+    model = MODELS[name].clone(cfg=dataclasses.replace(small.CFG, dtype="float64"))
+    settings = {"model": model, "loss": loss, **WEIGHTS}
+    with jax.enable_x64(True):
+        batch = small.batch(5, 4)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss_and_gradient(params):
+            loss_B, _, _ = reward.pair_losses(params, batch, **settings)
+            return jnp.mean(loss_B)
+
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of(name))
+        leaves, tree = jax.tree.flatten(params)
+        gradients = jax.tree.leaves(loss_and_gradient(params)[1])
+        paths = list(named(params))
+        rng = np.random.default_rng(6)
+        h = 0.05
+        for i, leaf in enumerate(leaves):
+            direction = rng.standard_normal(leaf.shape)
+            direction /= np.linalg.norm(direction)
+
+            def at(t, i=i, direction=direction):
+                moved = [*leaves[:i], leaves[i] + t * direction, *leaves[i + 1 :]]
+                return float(loss_and_gradient(jax.tree.unflatten(tree, moved))[0])
+
+            near, far = at(h) - at(-h), at(2 * h) - at(-2 * h)
+            slope = float(np.sum(np.asarray(gradients[i]) * direction))
+            numeric = (8 * near - far) / (12 * h)
+            assert slope == pytest.approx(numeric, rel=2e-3, abs=1e-5), paths[i]
+            assert slope != 0, paths[i]
+
+
+def test_frozen_parameters_stay_bit_for_bit():
+    optimizer = optim.adamw(
+        optax.constant_schedule(1e-2), weight_decay=0.1, freeze=r"^backbone/(embed|layers/att)"
+    )
+    settings = {"model": MODELS["token"], "loss": "token_full", **WEIGHTS}
+    step = jax.jit(functools.partial(reward.train_step, optimizer=optimizer, **settings))
+    params = params_of("token")
+    state = TrainState(params, optimizer.init(params))
+    for seed in (7, 8):
+        state, _ = step(state, small.batch(seed, 1, 4))
+    before = named(params)
+    frozen = {n for n in before if "embed" in n or "/attention" in n}
+    assert len(frozen) == 6
+    for name, value in named(state.params).items():
+        assert np.array_equal(value, before[name]) == (name in frozen), name
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_the_loss_falls(loss):
+    history = trained(loss, 0.0, 0.0)
+    assert history[-1]["loss"] < 0.3 * history[0]["loss"]
+    assert history[-1]["accuracy"] == 1.0 > history[0]["accuracy"]
+    assert all(row["grad_norm"] > 0 for row in history)
+    assert set(history[0]) >= {"loss", "preference_loss", "margin", "accuracy", "grad_norm"}
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_the_loss_is_the_sum_of_its_weighted_parts(loss):
+    for weights in ((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)):
+        first = trained(loss, *weights)[0]
+        parts = first["preference_loss"]
+        if loss != "sequence":
+            parts += weights[0] * first["consistency"] + weights[1] * first["center"]
+        assert first["loss"] == pytest.approx(parts, rel=1e-6)
+
+
+def test_the_weights_hold_down_what_they_weigh():
+    letter = trained("token_edit", 0.0, 0.0)[-1]
+    consistent = trained("token_edit", 2.0, 0.0)[-1]
+    centred = trained("token_edit", 0.0, 2.0)[-1]
+    assert letter["consistency"] > 0
+    assert consistent["consistency"] < 0.5 * letter["consistency"]
+    assert centred["center"] < 0.5 * letter["center"]
+    assert consistent["center"] > 2 * centred["center"]  # not one and the same thing
+
+
+def test_rows_that_only_fill_a_batch_do_not_count():
+    settings = {"model": MODELS["token"], "loss": "token_edit", **WEIGHTS}
+    step = jax.jit(functools.partial(reward.eval_step, **settings))
+    pairs = small.pairs(10, 3)
+    sums, values = step(params_of("token"), batches.pad_pairs(pairs, 14))
+    padded, padded_values = step(params_of("token"), batches.pad_pairs(pairs, 14, batch_size=5))
+    for name in ("loss", "accuracy"):
+        assert float(padded[name]) == pytest.approx(float(sums[name]), rel=1e-5)
+    real = batches.pad_pairs(pairs, 14)["mask_B2S"]
+    np.testing.assert_allclose(padded_values[:3][real], values[real], atol=2e-5)
+    assert float(sums["loss"]) > 0
