@@ -40,15 +40,17 @@ def score_rows(
     """The sides of every row, in order; rewards come from ``score_tokens``.
 
     Args:
-      batch_size: responses at a time.
+      batch_size: responses at a time, rounded up to what the mesh divides.
       max_length: tokens of prompt and response; the tail of a longer response is cut.
       calibrated: rewards in the units that PPO gets, or as the model gives them.
       progress: wraps the iteration over batches.
 
     Raises:
-      InputError: for a row without a response.
+      InputError: for a row without a response, or whose prompt leaves no room for one.
     """
     data = scorer.meta.data
+    shards = scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
+    batch_size = -(-batch_size // shards) * shards
     jobs = []  # (row, side, prompt length, ids)
     sides: list[list[Side]] = []
     for number, row in enumerate(rows):
@@ -61,8 +63,17 @@ def score_rows(
         )
         names = RESPONSES[type(row)]
         texts = [getattr(row, name) for name in names]
-        if not all(texts):
-            raise InputError(f"row {number + 1}: there is no response in {names[0]!r} to score")
+        missing = [name for name, text in zip(names, texts, strict=True) if not text]
+        if missing:
+            raise InputError(
+                f"row {number + 1}: there is no response in {missing[0]!r} to score"
+            )
+        room = max_length - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"row {number + 1}: its prompt of {len(prompt)} tokens leaves no room for a "
+                f"response within max_length={max_length}; raise it"
+            )
         ids = [prompts.encode_response(scorer.tokenizer, t, data["append_eos"]) for t in texts]
         changed = [np.zeros(len(i), bool) for i in ids]
         if isinstance(row, records.Edit):
@@ -70,7 +81,7 @@ def score_rows(
             changed = [aligned.changed_j, aligned.changed_i]
         sides.append([])
         for name, response, mask in zip(names, ids, changed, strict=True):
-            response = response[: max_length - len(prompt)]
+            response = response[:room]
             pieces = heatmap.pieces(scorer.tokenizer, response)
             sides[-1].append(Side(name, pieces, [], mask[: len(response)].tolist()))
             jobs.append((number, len(sides[-1]) - 1, len(prompt), prompt + response))
