@@ -25,6 +25,8 @@ ROWS = [
 TEXTS = [
     text for row in ROWS for text in dataclasses.asdict(row).values() if isinstance(text, str)
 ]
+# Letters that the tokenizer never saw together, so a token each: wider than the first bucket.
+ROWS.append(Instruction("Count.", "", "QXZ" * 22))
 CALIBRATION = reward.Calibration(mean=0.3, std=2.0)
 LIMITS = {"batch_size": 4, "max_length": 96}
 
@@ -101,12 +103,16 @@ def test_tokens_concatenate_to_the_response(append_eos):
             length = len(ids_of(row, text, append_eos)[1])
             assert len(side.tokens) == len(side.rewards) == len(side.changed) == length
             assert all(isinstance(r, float) for r in side.rewards)
+    encoded = [ids_of(row, text) for row in ROWS for text in texts_of(row)]
     assert [[side.label for side in sides] for sides in scored] == [
         ["original", "edited"],
         ["output_1", "output_2"],
         ["output"],
         ["original", "edited"],
+        ["output"],
     ]
+    widths = [len(prompt) + len(ids) for prompt, ids in encoded]
+    assert min(widths) < 64 < max(widths)  # more than one shape is in use
 
 
 @pytest.mark.parametrize("head", ["after", "state_action"])
@@ -176,7 +182,7 @@ def test_rows_keep_their_order_in_batches_of_any_size(batch_size):
     for a, b in zip(flat(got), flat(want), strict=True):
         assert a.tokens == b.tokens
         np.testing.assert_allclose(a.rewards, b.rewards, atol=2e-5)
-    assert len(seen) == -(-7 // batch_size)
+    assert len(seen) == -(-8 // batch_size)
 
 
 def test_the_devices_need_not_divide_the_batch():
