@@ -41,7 +41,10 @@ def reward_model() -> ConfigDict:
     config.data.smallest_bucket = 64  # batches are padded to powers of two from here on
 
     config.mesh = "1,-1,1"  # data,fsdp,tensor; -1 takes the rest of the devices
-    config.distributed = False  # jax.distributed.initialize() for more than one host
+    config.distributed = False  # more than one process: one a host, all with this command
+    config.coordinator = ""  # HOST:PORT; "" and the next two: found out on TPU pods, Slurm, …
+    config.num_processes = 0
+    config.process_id = -1
     config.batch_size = 16  # pairs an update
     config.micro_batch_size = 0  # pairs at a time; 0 takes the whole batch
     config.epochs = 1
@@ -63,7 +66,7 @@ def reward_model() -> ConfigDict:
     config.select = "loss"  # the best checkpoint has the lowest loss | the highest accuracy
     config.patience = 0  # evaluations without improvement before an early stop; 0 never stops
     config.save_every = 100
-    config.keep = 1  # checkpoints besides the best
-    config.calibration_responses = 1024
+    config.keep = 1  # newest checkpoints kept, besides the best one
+    config.calibration_pairs = 512  # at most, of the validation set
     config.tensorboard = False
     return config

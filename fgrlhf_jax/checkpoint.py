@@ -1,5 +1,7 @@
 """Checkpoints of a run: asynchronous, atomic, verified. The only file that knows orbax."""
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -24,16 +26,18 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = Path(folder).absolute()
-        best = policies.BestN(
-            n=1, get_metric_fn=lambda m: m["order"], keep_checkpoints_without_metrics=False
-        )
+
+        def order(metrics):
+            return metrics["order"]
+
+        best = policies.BestN(n=1, get_metric_fn=order, keep_checkpoints_without_metrics=False)
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(n=keep), best]
                 ),
-                step_prefix=None,
+                best_fn=order,  # without it the metrics are not on disk for the next start
                 cleanup_tmp_directories=True,
             ),
         )
@@ -49,11 +53,12 @@ class Checkpoints:
           InputError: when this or the save before it failed (disk full, say). What was there stays.
         """
         prints = {name: int(sharding.fingerprint(part)) for name, part in parts.items()}
+        saved = {"loop": loop, "fingerprints": prints}
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    loop=ocp.args.JsonSave({**loop, "fingerprints": prints}),
+                    loop=ocp.args.JsonSave(saved | {"digest": _digest(saved)}),
                     **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
                 ),
                 metrics={"order": step} if best else None,
@@ -84,8 +89,15 @@ class Checkpoints:
         )
 
     def loop(self, step: int) -> dict:
-        """The JSON saved beside ``step``."""
-        return self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        """The JSON saved beside ``step``; raises InputError as :meth:`restore`."""
+        return self._json(step)["loop"]
+
+    def _json(self, step: int) -> dict:
+        found = self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        digest = found.pop("digest", None) if isinstance(found, dict) else None
+        if digest is None or digest != _digest(found):
+            raise InputError(self._corrupted(step, "its loop/metadata has changed"))
+        return found
 
     def restore(self, step: int, abstract: dict) -> dict:
         """The parts named in ``abstract``, trees of ShapeDtypeStruct with their shardings.
@@ -99,7 +111,7 @@ class Checkpoints:
                 **{name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
             ),
         )
-        prints = self.loop(step)["fingerprints"]
+        prints = self._json(step)["fingerprints"]
         for name in abstract:
             if int(sharding.fingerprint(parts[name])) != prints[name]:
                 raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
@@ -113,10 +125,19 @@ class Checkpoints:
             raise InputError(self._corrupted(step, reason)) from error
 
     def _corrupted(self, step: int, reason: str) -> str:
-        return (
-            f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); delete this "
-            "folder to go on from the checkpoint before it, or start in a new run_dir"
-        )
+        earlier = [s for s in self.manager.all_steps() if s < step]
+        advice = "start again in a new run_dir"
+        if step == self.latest and earlier:
+            advice = f"delete this folder to go on from step {max(earlier)}, or {advice}"
+        return f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); {advice}"
 
     def close(self) -> None:
-        self.manager.close()
+        """Ends the save under way; raises InputError when it failed."""
+        try:
+            self.manager.close()
+        except Exception as error:
+            raise self._failed(error) from error
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

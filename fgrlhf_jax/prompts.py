@@ -55,7 +55,10 @@ def render(
             )
         content = f"{instruction}\n\n{input}" if input else instruction
         return tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
         )
     raise InputError(f"template: {template!r} is not one of {', '.join(TEMPLATES)}.")
 
@@ -77,11 +80,24 @@ def _adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
 def _prompt_ids(
     tokenizer: "PreTrainedTokenizerFast", template: str, instruction: str, input: str
 ) -> list[int]:
-    text = render(template, instruction, input, tokenizer)
-    if template == "chat":  # the template writes its control tokens, BOS included
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if template == "chat":
+        return _chat_ids(tokenizer, instruction, input)
     bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-    return bos + _text_ids(tokenizer, text)
+    return bos + _text_ids(tokenizer, render(template, instruction, input, tokenizer))
+
+
+def _chat_ids(tokenizer: "PreTrainedTokenizerFast", instruction: str, input: str) -> list[int]:
+    """The template's own text has control tokens (BOS included); the user's, between, has none."""
+    mark = "\ue000\ue001"  # private-use characters, to find where the template puts the user's text
+    before, found, after = render("chat", mark, "", tokenizer).partition(mark)
+    content = f"{instruction}\n\n{input}" if input else instruction
+    if not found or mark in after:
+        before, content, after = render("chat", instruction, input, tokenizer), "", ""
+
+    def control_ids(text):
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return control_ids(before) + _text_ids(tokenizer, content) + control_ids(after)
 
 
 def encode_prompt(

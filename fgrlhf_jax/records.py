@@ -253,6 +253,8 @@ def _id(row: dict) -> str:
 def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
     """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
     checked = []
+    if spans is not None and not isinstance(spans, list | tuple):
+        raise InputError(f"{where}: error_spans is {spans!r}, not a list of spans.")
     for span in spans or ():
         pair = (span.get("start"), span.get("end")) if isinstance(span, dict) else span
         try:

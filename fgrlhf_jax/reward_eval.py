@@ -188,8 +188,10 @@ class Predictor:
     def warm_up(self, pairs: dict[str, list]) -> None:
         """Compile every shape that ``pairs`` (by kind) need."""
         for group in pairs.values():
-            for _, batch in self.batches(group):
-                self.run(None, batch)
+            for bucket, rows in self.plan(group):
+                if bucket not in self.compiled:
+                    some = [group[r] for r in rows]
+                    self.run(None, batches.pad_pairs(some, bucket, self.batch_size))
 
     def figures(self, params, pairs: dict[str, list]) -> dict[str, float]:
         """Mean loss and accuracy (of the score that the loss trains) over all kinds of pairs."""
@@ -221,7 +223,9 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
     result = {}
     for kind, group in pairs.items():
         loss, scored = predict(scorer.params, group)
-        result[kind] = reward_stats.pair_table(scored, level=meta.level, edits=kind == "edits")
+        result[kind] = reward_stats.pair_table(
+            scored, level=meta.level, edits=kind == "edits", center=meta.calibration.mean
+        )
         result[kind]["loss"] = loss
         values, labels = [], []
         for one, pair in zip(scored, group, strict=True):
@@ -236,11 +240,20 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
     return result
 
 
-def fit_calibration(predict: Predictor, params, pairs: dict, level: str) -> reward.Calibration:
-    """From the responses that nobody edited: originals of edits, both sides of preferences."""
+def fit_calibration(
+    predict: Predictor, params, pairs: dict[str, list], level: str, limit: int
+) -> reward.Calibration:
+    """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
+
+    These are the originals of edits and both sides of preferences: samples of the policy that the
+    feedback was given to.
+    """
     values = []
+    total = sum(len(group) for group in pairs.values())
     for kind, group in pairs.items():
-        _, scored = predict(params, group)
+        count = max(1, round(len(group) * min(1.0, limit / total)))
+        some = [group[i] for i in np.linspace(0, len(group) - 1, count).astype(int)]
+        _, scored = predict(params, some)
         values += [one.value_j for one in scored]
         values += [one.value_i for one in scored] if kind == "preferences" else []
     return reward.fit_calibration(values, level=level)

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +33,8 @@ from fgrlhf_jax import (
 from fgrlhf_jax.checkpoint import Checkpoints
 from fgrlhf_jax.errors import InputError
 
+RANDOM = ("tiny", "small")  # sizes that can learn something from random weights
+
 
 class Recipe(NamedTuple):
     """The updates of a run: everything is a function of the step, so a resume needs no more."""
@@ -39,6 +44,7 @@ class Recipe(NamedTuple):
     rates: np.ndarray  # float[steps], learning rate of each update
     optimizer: optax.GradientTransformation
     first_of_shape: list[int]  # for every batch shape in use, a step that has it
+    data: str  # digest of all pairs
 
 
 def run(config: ConfigDict, sets: dict[str, list]) -> dict:
@@ -77,6 +83,7 @@ def run(config: ConfigDict, sets: dict[str, list]) -> dict:
         "consistency_weight": config.consistency_weight,
         "center_weight": config.center_weight,
     }
+    check_freeze(config.optimizer.freeze, reward_eval.abstract_params(model, mesh))
     recipe = make_recipe(
         config,
         [pair for group in pairs["train"].values() for pair in group],
@@ -88,11 +95,14 @@ def run(config: ConfigDict, sets: dict[str, list]) -> dict:
     )
     folder = run_folder.open_run(config)
     params = train(config, model, settings, recipe, predict, pairs["validation"], mesh, folder)
-    some = {
-        kind: group[: config.calibration_responses] for kind, group in pairs["train"].items()
-    }
-    level = reward.level_of(config.loss)
-    calibration = reward_eval.fit_calibration(predict, params, some, level)
+    # On the validation set: the rejected responses of training pairs have been learned by heart.
+    calibration = reward_eval.fit_calibration(
+        predict,
+        params,
+        pairs["validation"],
+        reward.level_of(config.loss),
+        config.calibration_pairs,
+    )
     meta = reward_eval.Meta(config.model.head, settings, calibration, data)
     scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
     result = {
@@ -100,8 +110,11 @@ def run(config: ConfigDict, sets: dict[str, list]) -> dict:
         for name, rows in sets.items()
         if name != "train"
     }
-    print(reward_eval.save(folder / "export", scorer))
-    run_folder.write_json(folder / "eval.json", result)
+    note = reward_eval.save(folder / "export", scorer)
+    if jax.process_index() == 0:
+        print(note)
+        run_folder.write_json(folder / "eval.json", result)
+    multihost_utils.sync_global_devices("finished")
     return result
 
 
@@ -116,7 +129,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list):
     if config.model.path:
         cfg = dataclasses.replace(hf.read_config(config.model.path), **how)
         tokenizer = hf.load_tokenizer(config.model.path)
-    elif config.model.size in llama.SIZES:
+    elif config.model.size in RANDOM:
         fields = (field for row in rows for field in dataclasses.asdict(row).items())
         texts = (text for name, text in fields if isinstance(text, str) and name != "id")
         tokenizer = prompts.train_tokenizer(texts, config.model.vocab_size)
@@ -125,7 +138,9 @@ def model_and_tokenizer(config: ConfigDict, rows: list):
         )
     else:
         raise InputError(
-            f"model.size={config.model.size!r} is not one of {', '.join(llama.SIZES)}"
+            "model.path is empty, and random weights are for model.size="
+            f"{' or '.join(RANDOM)} only, not {config.model.size!r}; "
+            "give --config.model.path=FOLDER|HUB_ID|FILE.gguf"
         )
     batches.check_vocabulary(tokenizer, cfg.vocab_size)
     if config.data.max_length > cfg.max_position:
@@ -160,8 +175,33 @@ def make_recipe(config: ConfigDict, pairs: list, buckets, micro_size: int) -> Re
     warmup = min(round(options.pop("warmup_share") * steps), steps - 1)
     rate = optim.schedule(options.pop("schedule"), options.pop("learning_rate"), steps, warmup)
     rates = np.asarray(jax.vmap(rate)(jnp.arange(steps)))
-    first_of_shape = {bucket: step for step, (bucket, _) in reversed([*enumerate(plan(0))])}
-    return Recipe(steps, batch, rates, optim.adamw(rate, **options), [*first_of_shape.values()])
+    planned = [*enumerate(plan(0)[:steps])]
+    first_of_shape = {bucket: step for step, (bucket, _) in reversed(planned)}
+    optimizer = optim.adamw(rate, **options)
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for array in (
+            pair.tokens_i,
+            pair.tokens_j,
+            pair.changed_i,
+            pair.changed_j,
+            pair.partner,
+        ):
+            digest.update(array.tobytes())
+    return Recipe(
+        steps, batch, rates, optimizer, [*first_of_shape.values()], digest.hexdigest()[:16]
+    )
+
+
+def check_freeze(pattern: str, params: dict) -> None:
+    """Raises InputError for a pattern that finds no parameter, or every one."""
+    names = [sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    found = [name for name in names if re.search(pattern, name)]
+    if pattern and len(found) in (0, len(names)):
+        raise InputError(
+            f"optimizer.freeze={pattern!r} finds {'every' if found else 'no'} parameter; there are "
+            + ", ".join(names)
+        )
 
 
 def abstract_state(model: llama.RewardModel, optimizer, mesh: Mesh) -> reward.TrainState:
@@ -233,11 +273,14 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
-        progress = train_loop.Progress(
-            **{k: v for k, v in checkpoints.loop(start).items() if k != "fingerprints"}
-            if start
-            else {}
-        )
+        progress = train_loop.Progress(data=recipe.data)
+        if start:
+            progress = train_loop.Progress(**checkpoints.loop(start))
+            if progress.data != recipe.data:
+                raise InputError(
+                    f"run_dir={folder}: the training data or its tokenizer has changed since step "
+                    f"{start}; choose another run_dir, or put the old data back"
+                )
         if not progress.done:
             if start:
                 state = reward.TrainState(**checkpoints.restore(start, abstract._asdict()))

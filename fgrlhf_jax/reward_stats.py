@@ -72,13 +72,15 @@ def _accuracy(margins: np.ndarray) -> tuple[float, float]:
     return float(wins.mean()), error
 
 
-def pair_table(pairs: list[Scored], *, level: str, edits: bool) -> dict:
+def pair_table(pairs: list[Scored], *, level: str, edits: bool, center: float = 0.0) -> dict:
     """The figures of one set of pairs.
 
     Args:
       pairs: at least one, in any order.
       level: "token": a response scores the mean of its rewards (Equation 1); "sequence": the value
         at its last token.
+      center: what calibration subtracts from every token's reward; a constant there pays for
+        length, or against it, until it is subtracted.
       edits: whether the pairs are edits; then the figures about changed tokens are given too.
 
     Returns:
@@ -89,7 +91,7 @@ def pair_table(pairs: list[Scored], *, level: str, edits: bool) -> dict:
     """
     last, mean = (lambda r: r[-1]), (lambda r: r.mean())
     score = last if level == "sequence" else mean
-    total = last if level == "sequence" else np.sum
+    total = last if level == "sequence" else lambda r: (r - center).sum()
     margins = np.array([score(p.value_i) - score(p.value_j) for p in pairs], np.float64)
     accuracy, error = _accuracy(margins)
     responses = [r for p in pairs for r in (p.value_i, p.value_j)]

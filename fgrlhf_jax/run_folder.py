@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 
 # Fields that say how a run is watched, not what it computes: they may differ between starts.
-FREE = ("run_dir", "tensorboard", "keep", "save_every")
+FREE = ("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_id")
 
 
 def write_json(path: Path, value) -> None:
@@ -49,12 +49,16 @@ def check_run(config: ConfigDict) -> None:
     """Raises InputError when ``run_dir`` holds the work of another config, naming the fields."""
     folder = Path(config.run_dir)
     path = folder / "config.json"
-    if not (path.exists() and (folder / "metrics.jsonl").exists()):
+    if not path.exists():
         return
     try:
         then = flatten(json.loads(path.read_text()))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
+    if "run_dir" not in then:
+        raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        return  # a start that came to nothing
     now = flatten(json.loads(config.to_json()))
     differing = [
         f"{name} (there {then.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
@@ -88,13 +92,17 @@ def open_run(config: ConfigDict) -> Path:
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM as a flag, so that a run stops between two steps and saves first."""
+    """Ctrl-C and SIGTERM as a flag, so that a run stops between two steps and saves first.
+
+    With several processes a signal to one of them ends it at once: the others cannot know.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self):
         self.asked = False
-        self.before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+        signals = self.SIGNALS if jax.process_count() == 1 else ()
+        self.before = {s: signal.signal(s, self._ask) for s in signals}
         return self
 
     def _ask(self, number, frame):

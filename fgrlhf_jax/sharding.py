@@ -48,8 +48,8 @@ def make_mesh(shape: str, devices=None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise InputError(
-            f"mesh={shape!r}: {known} does not divide the {len(devices)} devices here; "
-            "choose sizes whose product is the number of devices"
+            f"mesh={shape!r} makes {known} devices and there are {len(devices)}; choose sizes "
+            "whose product is the number of devices, or one of them -1"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

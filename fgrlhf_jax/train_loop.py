@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     best_value: float = math.inf
     stale: int = 0  # evaluations since the best one
     done: bool = False
+    data: str = ""  # digest of the training pairs: a resume on others would not be one
 
 
 def peak_memory() -> str:
@@ -114,18 +115,15 @@ def run(
             evaluation = None
             improved = False
             if eval_every and (number % eval_every == 0 or last):
-                to_wait = jax.block_until_ready(device_metrics)
+                jax.block_until_ready(device_metrics)
                 pause = time.perf_counter()
                 evaluation = evaluate(state)
                 clock += time.perf_counter() - pause
-                del to_wait
                 value = select(evaluation)
                 improved = value < progress.best_value
-                progress = Progress(
-                    number if improved else progress.best_step,
-                    value if improved else progress.best_value,
-                    0 if improved else progress.stale + 1,
-                )
+                progress = progress._replace(stale=progress.stale + 1)
+                if improved:
+                    progress = progress._replace(best_step=number, best_value=value, stale=0)
             stop = last or (patience and progress.stale >= patience)
             if evaluation:
                 settle(evaluation)

@@ -12,6 +12,8 @@ import json
 import re
 from pathlib import Path
 
+import jax
+
 from fgrlhf_jax import records, reward_loop, reward_stats, run_folder, tiny_world
 from fgrlhf_jax.errors import InputError
 from launch import cli
@@ -24,9 +26,9 @@ CHOICES = {
     "model.attention": ("auto", "xla", "cudnn"),
 }
 AT_LEAST = {
-    **dict.fromkeys(("batch_size", "calibration_responses", "data.smallest_bucket"), 1),
+    **dict.fromkeys(("batch_size", "calibration_pairs", "data.smallest_bucket", "keep"), 1),
     **dict.fromkeys(("seed", "micro_batch_size", "eval_batch_size", "epochs", "steps"), 0),
-    **dict.fromkeys(("eval_every", "save_every", "patience", "keep"), 0),
+    **dict.fromkeys(("eval_every", "save_every", "patience"), 0),
     **dict.fromkeys(("center_weight", "consistency_weight"), 0),
     **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_share", "eps")), 0),
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
@@ -51,9 +53,10 @@ def check(config) -> None:
 def read_sets(config) -> dict[str, list]:
     """Records of train, validation and test; the embedded data where ``train`` is empty."""
     if not config.train:
-        if config.model.path or config.validation or config.test:
+        others = config.model.path or config.validation or config.test
+        if others or config.model.size != "tiny":
             raise InputError(
-                "train is empty; data or a model of your own needs --config.train=FILE"
+                "train is empty; give --config.train=FILE (only tiny makes its data)"
             )
         return tiny_sets(Path(config.run_dir) / "data", config.seed)
     train = records.read(config.train)
@@ -78,12 +81,24 @@ def tiny_sets(folder: Path, seed: int) -> dict[str, list]:
     return sets
 
 
+def connect(config) -> None:
+    """Join the other processes; must come before anything else that uses devices."""
+    try:
+        jax.distributed.initialize(
+            config.coordinator or None,
+            config.num_processes or None,
+            config.process_id if config.process_id >= 0 else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"distributed=True: {error}; give coordinator, num_processes and process_id"
+        ) from error
+
+
 def main(config) -> None:
     check(config)
     if config.distributed:
-        import jax
-
-        jax.distributed.initialize()
+        connect(config)
     run_folder.check_run(config)
     finished = Path(config.run_dir) / "eval.json"
     if finished.exists():
