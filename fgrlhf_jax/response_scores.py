@@ -26,6 +26,7 @@ class Side:
     tokens: list[str]
     rewards: list[float]
     changed: list[bool]
+    truncated: bool  # the prompt or the response was longer than it may be
 
 
 def score_rows(
@@ -54,7 +55,7 @@ def score_rows(
     jobs = []  # (row, side, prompt length, ids)
     sides: list[list[Side]] = []
     for number, row in enumerate(rows):
-        prompt, _ = prompts.encode_prompt(
+        prompt, cut = prompts.encode_prompt(
             scorer.tokenizer,
             data["template"],
             row.instruction,
@@ -81,9 +82,10 @@ def score_rows(
             changed = [aligned.changed_j, aligned.changed_i]
         sides.append([])
         for name, response, mask in zip(names, ids, changed, strict=True):
+            truncated = cut or len(response) > room
             response = response[:room]
             pieces = heatmap.pieces(scorer.tokenizer, response)
-            sides[-1].append(Side(name, pieces, [], mask[: len(response)].tolist()))
+            sides[-1].append(Side(name, pieces, [], mask[:room].tolist(), truncated))
             jobs.append((number, len(sides[-1]) - 1, len(prompt), prompt + response))
 
     jobs.sort(key=lambda job: len(job[3]))

@@ -35,15 +35,17 @@ def main(config) -> None:
             f"max_length={max_length} leaves no room behind prompts of up to "
             f"{scorer.meta.data['max_prompt_length']} tokens; raise it"
         )
-    shards = scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
     scored = response_scores.score_rows(
         scorer,
         rows,
-        batch_size=-(-config.batch_size // shards) * shards,
+        batch_size=config.batch_size,
         max_length=max_length,
         calibrated=config.calibrated,
         progress=lambda batches: tqdm(batches, unit="batch"),
     )
+    truncated = sum(side.truncated for sides in scored for side in sides)
+    if truncated:
+        print(f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr)
     if output.suffix == ".html":
         page = heatmap.to_html(
             [view(row, sides) for row, sides in zip(rows, scored, strict=True)],
