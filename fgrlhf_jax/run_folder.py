@@ -57,7 +57,7 @@ def check_run(config: ConfigDict) -> None:
         raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
     if "run_dir" not in then:
         raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
-    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+    if not ((folder / "metrics.jsonl").exists() or any(folder.glob("checkpoints/*"))):
         return  # a start that came to nothing
     now = flatten(json.loads(config.to_json()))
     differing = [
