@@ -26,6 +26,8 @@ def reward_model() -> ConfigDict:
     config.model.size = "tiny"  # for random weights: a key of llama.SIZES
     config.model.vocab_size = 512  # for random weights: of the tokenizer trained on `train`
     config.model.head = "after"  # after | state_action (token losses only)
+    # normal, N(0, 1/sqrt(D + 1)), is AlpacaFarm's; zero spends no updates on unlearning that noise.
+    config.model.head_init = "normal"
     config.model.dtype = "float32"  # of the computation; parameters and optimizer are float32
     config.model.remat = False
     config.model.scan_layers = True

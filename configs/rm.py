@@ -60,13 +60,15 @@ def cad(config):
 
 def smollm2(config):
     config.model.size = "smollm2_135m"
+    config.model.head_init = "zero"
     config.model.remat = True
     config.data.template = "chat"
     config.data.max_length = 384
     config.data.max_prompt_length = 256
+    config.batch_size = 8
     config.micro_batch_size = 4
     config.eval_every = 20
-    config.optimizer.learning_rate = 2e-5
+    config.optimizer.learning_rate = 1e-4
 
 
 def llama_7b(config):

@@ -238,6 +238,8 @@ def initial_state(config, model, optimizer, mesh: Mesh) -> reward.TrainState:
     def init(key):
         row = jnp.zeros((1, 2), jnp.int32)
         params = model.init(key, row, *llama.positions_and_mask(row == 0))["params"]
+        if config.model.head_init == "zero":
+            params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
         return {part: tree for part, tree in params.items() if part not in loaded}
 
     kept = {part: tree for part, tree in abstract.params.items() if part not in loaded}

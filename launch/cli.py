@@ -1,7 +1,6 @@
 """What every command shares: flags to a config, errors to one sentence and an exit status."""
 
 import difflib
-import logging
 import re
 import runpy
 import signal
@@ -108,7 +107,6 @@ def check_output(output: str, suffixes: tuple[str, ...]) -> Path:
 
 def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every step of a save
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if {"-h", "--help"} & set(sys.argv[1:]):

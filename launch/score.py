@@ -45,7 +45,9 @@ def main(config) -> None:
     )
     truncated = sum(side.truncated for sides in scored for side in sides)
     if truncated:
-        print(f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr)
+        print(
+            f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr
+        )
     if output.suffix == ".html":
         page = heatmap.to_html(
             [view(row, sides) for row, sides in zip(rows, scored, strict=True)],

@@ -22,6 +22,7 @@ CHOICES = {
     "loss": ("sequence", "token_full", "token_edit"),
     "select": ("loss", "accuracy"),
     "model.head": ("after", "state_action"),
+    "model.head_init": ("normal", "zero"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn"),
 }
