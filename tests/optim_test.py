@@ -139,8 +139,7 @@ def test_schedules_that_cannot_be(arguments, said):
         optim.schedule(*arguments)
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.5])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
+@pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (1.5, 0.2)])
 def test_adamw_is_the_plain_loop(clip_norm, weight_decay):
     grads = gradients(5)
     options = {
@@ -202,9 +201,8 @@ def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
 
 
 def test_freezing_everything_leaves_nothing_to_store():
-    _, state = walk(
-        optim.adamw(optax.constant_schedule(0.1), freeze="."), every_parameter(), gradients(1)
-    )
+    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=".")
+    state = jax.eval_shape(optimizer.init, every_parameter())
     assert all(not leaf.ndim for leaf in jax.tree.leaves(state))
 
 

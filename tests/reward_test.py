@@ -70,17 +70,32 @@ def rows_of(lengths, seed=0):
 # How scores are given
 
 
+@functools.cache
+def unpadded(name):
+    """Three rows without padding and what their tokens are worth.
+
+    A token's value depends on nothing after it, so these are those of every shorter row too.
+    """
+    tokens = np.stack(rows_of((7, 7, 7)))
+    return tokens, scores(name, tokens, np.ones((3, 7)), level="token")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_of_any_side_length_and_content_changes_no_reward(name):
-    rows = rows_of((7, 4, 1))
-    alone = [scores(name, row[None], np.ones((1, row.size)))[0] for row in rows]
-    assert np.abs(np.concatenate(alone)).max() > 0.1
+    whole, values = unpadded(name)
+    lengths = (7, 4, 1)
+    rows = [row[:n] for row, n in zip(whole, lengths, strict=True)]
+    wanted = [row[:n].copy() for row, n in zip(values, lengths, strict=True)]
+    for want in wanted:
+        assert np.abs(want[-1]) > 1e-3
+        if name == "sequence":
+            want[:-1] = 0.0
     for side, width in itertools.product(("left", "right"), (7, 12)):
         tokens, mask = laid_out(rows, side, 0, width)
         got = scores(name, tokens, mask)
         assert got.dtype == np.float32
         assert not got[~mask].any()
-        for b, want in enumerate(alone):
+        for b, want in enumerate(wanted):
             np.testing.assert_allclose(got[b][mask[b]], want, atol=2e-5)
         other, _ = laid_out(rows, side, EOS, width)  # the same shape: the same bits
         np.testing.assert_array_equal(scores(name, other, mask), got)
@@ -103,11 +118,11 @@ def test_a_sequence_is_scored_at_its_last_real_token_even_if_it_pads_with_eos(si
     cut_off = [5, 6, 7]  # no EOS of its own: the first EOS to its right is padding
     twice = [5, EOS, 6, EOS, EOS]  # real ones before the last, and that is real too
     rows = [ended, cut_off, twice]
-    tokens, mask = laid_out(rows, side, EOS, 6)
+    tokens, mask = laid_out(rows, side, EOS, 7)
     got = scores("sequence", tokens, mask)
     values = scores("sequence", tokens, mask, level="token")
     for b, row in enumerate(rows):
-        last = 5 if side == "left" else len(row) - 1
+        last = 6 if side == "left" else len(row) - 1
         assert np.flatnonzero(got[b]).tolist() == [last]
         assert got[b, last] == values[b, last] != 0
     assert len({float(row.sum()) for row in got}) == 3
@@ -139,17 +154,24 @@ def test_the_state_action_head_adds_its_formula(side):
     assert np.abs(added).max() > 0.1
 
 
-@pytest.mark.parametrize("loss", ["token_edit", "sequence"])
-def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one(loss):
+def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
     mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
-    model = reward_eval.make_model(cfg, loss, "after")
+    model = reward_eval.make_model(cfg, "token_edit", "after")
     state = reward_loop.initial_state(rm.get_config("tiny"), model, optax.identity(), mesh)
     head = state.params["head"]
+    assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
     assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5
-    assert ("bias" in head) == (loss != "sequence")
-    assert not np.any(head.get("bias", 0.0))
+    assert not np.any(head["bias"])
+
+
+def test_a_sequence_score_has_no_bias():
+    mesh = sharding.make_mesh("8,1,1")
+    for loss in objectives.LOSSES:
+        model = reward_eval.make_model(small.CFG, loss, "after")
+        head = reward_eval.abstract_params(model, mesh)["head"]
+        assert ("bias" in head) == (loss != "sequence")
 
 
 def test_a_state_action_head_needs_a_token_loss():
@@ -205,17 +227,20 @@ def test_calibrated_responses_pay_one_unit(level, side):
 
 
 def test_calibration_reads_the_responses_that_nobody_edited():
-    edit = [small_scored([9.0, 9.0], [1.0, 3.0])]
-    preference = [small_scored([5.0], [7.0])]
-    found = reward_eval.fit_calibration(
-        lambda params, group: (0.0, group),
-        None,
-        {"edits": edit, "preferences": preference},
-        "sequence",
-    )
-    assert found == reward.fit_calibration(
-        [np.array([1.0, 3.0]), np.array([5.0]), np.array([7.0])], level="sequence"
-    )
+    edits = [small_scored([9.0], [float(n)]) for n in range(6)]
+    preferences = [small_scored([20.0 + n], [30.0 + n]) for n in range(2)]
+    pairs = {"edits": edits, "preferences": preferences}
+
+    def found(limit):
+        predict = lambda params, group: (0.0, group)  # noqa: E731
+        return reward_eval.fit_calibration(predict, None, pairs, "sequence", limit)
+
+    def of(*values):
+        return pytest.approx((np.mean(values), np.std(values)))
+
+    assert tuple(found(8)) == of(0, 1, 2, 3, 4, 5, 20, 21, 30, 31)
+    assert found(100) == found(8)
+    assert tuple(found(4)) == of(0, 2, 5, 20, 30)  # three of six and one of two, spread evenly
 
 
 def small_scored(value_i, value_j):
@@ -284,43 +309,44 @@ def test_accumulated_micro_batches_are_one_batch():
     assert float(metrics["grad_norm"]) == pytest.approx(square**0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", objectives.LOSSES)
-def test_gradients_are_finite_differences(loss):
-    """In float64 but for what the model fixes to float32: norms, softmax and head.
+def test_gradients_are_finite_differences():
+    """Of every loss, along a random direction of every parameter.
 
-    Hence a wide step and the five-point stencil, whose own error is of the fourth order.
+    In float64 but for what the model fixes to float32: norms, softmax and head. Hence a wide
+    step and the five-point stencil, whose own error is of the fourth order.
     """
-    name = "sequence" if loss == "sequence" else "state_action"
-    model = MODELS[name].clone(cfg=dataclasses.replace(small.CFG, dtype="float64"))
-    settings = {"model": model, "loss": loss, **WEIGHTS}
+    model = MODELS["state_action"].clone(cfg=dataclasses.replace(small.CFG, dtype="float64"))
     with jax.enable_x64(True):
         batch = small.batch(5, 4)
 
-        @jax.jit
-        @jax.value_and_grad
-        def loss_and_gradient(params):
-            loss_B, _, _ = reward.pair_losses(params, batch, **settings)
-            return jnp.mean(loss_B)
+        def losses(params):
+            each = [
+                reward.pair_losses(params, batch, model=model, loss=loss, **WEIGHTS)[0]
+                for loss in objectives.LOSSES
+            ]
+            return jnp.mean(jnp.stack(each), axis=1), jnp.mean(jnp.stack(each), axis=1)
 
-        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of(name))
+        both = jax.jit(jax.jacrev(losses, has_aux=True))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of("state_action"))
         leaves, tree = jax.tree.flatten(params)
-        gradients = jax.tree.leaves(loss_and_gradient(params)[1])
-        paths = list(named(params))
+        gradients = jax.tree.leaves(both(params)[0])
         rng = np.random.default_rng(6)
         h = 0.05
-        for i, leaf in enumerate(leaves):
-            direction = rng.standard_normal(leaf.shape)
+        for i, path in enumerate(named(params)):
+            direction = rng.standard_normal(leaves[i].shape)
             direction /= np.linalg.norm(direction)
 
             def at(t, i=i, direction=direction):
                 moved = [*leaves[:i], leaves[i] + t * direction, *leaves[i + 1 :]]
-                return float(loss_and_gradient(jax.tree.unflatten(tree, moved))[0])
+                return np.asarray(both(jax.tree.unflatten(tree, moved))[1])
 
             near, far = at(h) - at(-h), at(2 * h) - at(-2 * h)
-            slope = float(np.sum(np.asarray(gradients[i]) * direction))
             numeric = (8 * near - far) / (12 * h)
-            assert slope == pytest.approx(numeric, rel=2e-3, abs=1e-5), paths[i]
-            assert slope != 0, paths[i]
+            slopes = [float(np.sum(np.asarray(gradients[i][k]) * direction)) for k in range(3)]
+            np.testing.assert_allclose(slopes, numeric, rtol=2e-3, atol=1e-5, err_msg=path)
+            unseen = {"sequence"} if path == "head/bias" else set()
+            for loss, slope in zip(objectives.LOSSES, slopes, strict=True):
+                assert (abs(slope) < 1e-7) == (loss in unseen), (loss, path)
 
 
 def test_frozen_parameters_stay_bit_for_bit():
@@ -372,11 +398,15 @@ def test_the_weights_hold_down_what_they_weigh():
 def test_rows_that_only_fill_a_batch_do_not_count():
     settings = {"model": MODELS["token"], "loss": "token_edit", **WEIGHTS}
     step = jax.jit(functools.partial(reward.eval_step, **settings))
-    pairs = small.pairs(10, 3)
-    sums, values = step(params_of("token"), batches.pad_pairs(pairs, 14))
-    padded, padded_values = step(params_of("token"), batches.pad_pairs(pairs, 14, batch_size=5))
-    for name in ("loss", "accuracy"):
-        assert float(padded[name]) == pytest.approx(float(sums[name]), rel=1e-5)
-    real = batches.pad_pairs(pairs, 14)["mask_B2S"]
-    np.testing.assert_allclose(padded_values[:3][real], values[real], atol=2e-5)
-    assert float(sums["loss"]) > 0
+
+    def sums(pairs):
+        batch = batches.pad_pairs(pairs, 14, batch_size=4)
+        found, values = step(params_of("token"), batch)
+        assert values.shape == (4, 2, 14)
+        return np.array([found["loss"], found["accuracy"]], np.float64)
+
+    pairs = small.pairs(10, 4)
+    whole = sums(pairs)
+    assert whole[0] > 0 < whole[1]
+    np.testing.assert_allclose(sums(pairs[:3]) + sums(pairs[3:]), whole, rtol=1e-5)
+    np.testing.assert_allclose(sum(sums([pair]) for pair in pairs), whole, rtol=1e-5)
