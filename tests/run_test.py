@@ -262,7 +262,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, files, 
 
     run = Command(files, run_dir)
     run.until(lambda: run.made(good + 1))
-    status, _, err = run.end(signal.SIGTERM)
+    status, _, err = run.end(signal.SIGINT)
     step = rows(run_dir)[-1]["step"]
     assert (status, err[-1]) == (
         130,
@@ -284,10 +284,10 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, files, 
     assert saved(run_dir) == saved(undisturbed.run_dir)
 
 
-def test_ctrl_c_before_the_first_step(files, tmp_path):
+def test_stopped_before_the_first_step(files, tmp_path):
     run_dir = tmp_path / "early"
     run = Command(files, run_dir).until((run_dir / "config.json").exists)
-    status, _, err = run.end(signal.SIGINT)
+    status, _, err = run.end(signal.SIGTERM)
     assert (status, err[-1]) == (130, "interrupted; run the same command to go on")
     assert rows(run_dir) == []
 
