@@ -1,4 +1,4 @@
-"""score_tokens, calibration and the train step: properties, finite differences, plain NumPy."""
+"""score_tokens and the train step: properties, finite differences, plain NumPy."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from fgrlhf_jax import (
     sharding,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.reward import Calibration, TrainState
+from fgrlhf_jax.reward import TrainState
 
 EOS = 2
 MODELS = {
@@ -52,14 +52,6 @@ def states(params, tokens, mask):
     """What the backbone gives its head."""
     args = (tokens, *llama.positions_and_mask(mask))
     return llama.Llama(small.CFG).apply({"params": params["backbone"]}, *args)
-
-
-def laid_out(rows, side, fill, width):
-    tokens, mask = np.full((len(rows), width), fill), np.zeros((len(rows), width), bool)
-    for b, row in enumerate(rows):
-        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        tokens[b, columns], mask[b, columns] = row, True
-    return tokens, mask
 
 
 def rows_of(lengths, seed=0):
@@ -91,21 +83,21 @@ def test_padding_of_any_side_length_and_content_changes_no_reward(name):
         if name == "sequence":
             want[:-1] = 0.0
     for side, width in itertools.product(("left", "right"), (7, 12)):
-        tokens, mask = laid_out(rows, side, 0, width)
+        tokens, mask = small.laid_out(rows, side, 0, width)
         got = scores(name, tokens, mask)
         assert got.dtype == np.float32
         assert not got[~mask].any()
         for b, want in enumerate(wanted):
             np.testing.assert_allclose(got[b][mask[b]], want, atol=2e-5)
-        other, _ = laid_out(rows, side, EOS, width)  # the same shape: the same bits
+        other, _ = small.laid_out(rows, side, EOS, width)  # the same shape: the same bits
         np.testing.assert_array_equal(scores(name, other, mask), got)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_score_does_not_depend_on_its_batch_mates(name):
     rows, others = rows_of((7, 4, 1)), rows_of((7, 2, 5), seed=1)
-    tokens, mask = laid_out(rows, "right", 0, 7)
-    other_tokens, other_mask = laid_out([rows[0], *others[1:]], "right", 0, 7)
+    tokens, mask = small.laid_out(rows, "right", 0, 7)
+    other_tokens, other_mask = small.laid_out([rows[0], *others[1:]], "right", 0, 7)
     got, other = scores(name, tokens, mask), scores(name, other_tokens, other_mask)
     np.testing.assert_allclose(other[0], got[0], atol=1e-6)
     np.testing.assert_allclose(scores(name, tokens[::-1], mask[::-1])[::-1], got, atol=1e-6)
@@ -118,7 +110,7 @@ def test_a_sequence_is_scored_at_its_last_real_token_even_if_it_pads_with_eos(si
     cut_off = [5, 6, 7]  # no EOS of its own: the first EOS to its right is padding
     twice = [5, EOS, 6, EOS, EOS]  # real ones before the last, and that is real too
     rows = [ended, cut_off, twice]
-    tokens, mask = laid_out(rows, side, EOS, 7)
+    tokens, mask = small.laid_out(rows, side, EOS, 7)
     got = scores("sequence", tokens, mask)
     values = scores("sequence", tokens, mask, level="token")
     for b, row in enumerate(rows):
@@ -141,11 +133,11 @@ def test_the_state_action_head_adds_its_formula(side):
     params = params_of("state_action")
     head = params["head"]
     rows = rows_of((6, 3, 1), seed=2)
-    tokens, mask = laid_out(rows, side, 1, 7)
+    tokens, mask = small.laid_out(rows, side, 1, 7)
     without = params | {"head": head | {"gate": np.zeros_like(head["gate"])}}
     added = scores("state_action", tokens, mask)
     added = added - scores("state_action", tokens, mask, params=without)
-    hidden_BSD = np.asarray(states(params, *laid_out(rows, "right", 0, 7)), np.float64)
+    hidden_BSD = np.asarray(states(params, *small.laid_out(rows, "right", 0, 7)), np.float64)
     for b, row in enumerate(rows):
         want = [0.0]
         for t in range(1, row.size):
@@ -180,72 +172,6 @@ def test_a_state_action_head_needs_a_token_loss():
     )
     with pytest.raises(InputError, match="state_action"):
         reward_eval.make_model(small.CFG, "sequence", "state_action")
-
-
-# Calibration
-
-
-def test_calibration_by_hand():
-    rewards = [np.array([1.0, 2.0, 3.0]), np.array([5.0])]
-    # Mean 11/4; centred sums 6 - 33/4 and 5 - 11/4, that is -9/4 and 9/4.
-    assert reward.fit_calibration(rewards, level="token") == Calibration(2.75, 2.25)
-    assert reward.fit_calibration(rewards, level="sequence") == Calibration(4.0, 1.0)
-    assert reward.fit_calibration(rewards[:1], level="token") == Calibration(2.0, 1.0)
-    assert reward.fit_calibration(rewards[:1], level="sequence") == Calibration(3.0, 1.0)
-
-    reward_BT = np.array([[9, 1, 2, 3, 9], [9, 9, 5, 9, 9]], np.float32)
-    response_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    token = reward.calibrate(reward_BT, response_BT, Calibration(2.75, 2.25), level="token")
-    want = [[0, -1.75 / 2.25, -0.75 / 2.25, 0.25 / 2.25, 0], [0, 0, 1, 0, 0]]
-    np.testing.assert_allclose(token, want, rtol=1e-6)
-    last = reward.calibrate(reward_BT, response_BT, Calibration(4.0, 2.0), level="sequence")
-    np.testing.assert_allclose(last, [[0, 0, 0, -0.5, 0], [0, 0, 0.5, 0, 0]])
-
-
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_calibrated_responses_pay_one_unit(level, side):
-    rng = np.random.default_rng(3)
-    lengths = rng.integers(1, 12, 60)
-    rewards = [(0.4 + 3 * rng.standard_normal(n)).astype(np.float32) for n in lengths]
-    reward_BT, response_BT = laid_out(rewards, side, 0, 15)
-    reward_BT = np.zeros(response_BT.shape, np.float32)
-    for b, row in enumerate(rewards):
-        reward_BT[b, response_BT[b]] = row
-    calibration = reward.fit_calibration(rewards, level=level)
-    got = np.asarray(reward.calibrate(reward_BT, response_BT, calibration, level=level))
-    assert not got[~response_BT].any()
-    sums = got.sum(axis=1, dtype=np.float64)
-    assert sums.std() == pytest.approx(1, abs=1e-5)
-    assert sums.mean() == pytest.approx(0, abs=1e-5)
-    if level == "token":
-        assert got[response_BT].mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)
-        ratio = got[response_BT] / (np.concatenate(rewards) - calibration.mean)
-        np.testing.assert_allclose(ratio, 1 / calibration.std, rtol=1e-3)
-    else:
-        assert (np.count_nonzero(got, axis=1) == 1).all()  # at the last token, and only there
-
-
-def test_calibration_reads_the_responses_that_nobody_edited():
-    edits = [small_scored([9.0], [float(n)]) for n in range(6)]
-    preferences = [small_scored([20.0 + n], [30.0 + n]) for n in range(2)]
-    pairs = {"edits": edits, "preferences": preferences}
-
-    def found(limit):
-        predict = lambda params, group: (0.0, group)  # noqa: E731
-        return reward_eval.fit_calibration(predict, None, pairs, "sequence", limit)
-
-    def of(*values):
-        return pytest.approx((np.mean(values), np.std(values)))
-
-    assert tuple(found(8)) == of(0, 1, 2, 3, 4, 5, 20, 21, 30, 31)
-    assert found(100) == found(8)
-    assert tuple(found(4)) == of(0, 2, 5, 20, 30)  # three of six and one of two, spread evenly
-
-
-def small_scored(value_i, value_j):
-    value_i, value_j = np.array(value_i), np.array(value_j)
-    return reward_eval.reward_stats.Scored(value_i, value_i > 0, value_j, value_j > 0)
 
 
 # The train step
@@ -286,23 +212,20 @@ def trained(loss, *weights) -> list[dict]:
     return history
 
 
-def named(tree) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
-
-
 def test_accumulated_micro_batches_are_one_batch():
     step, state = stepper("token_edit")
     whole = small.batch(4, 1, 8)
     parts = {k: v.reshape(4, 2, *v.shape[2:]) for k, v in whole.items()}
     want, want_metrics = step(state, whole, 0.4, 0.3)
     got, metrics = step(state, parts, 0.4, 0.3)
-    before, square = named(state.params), 0.0
-    for name, value in named(got.params).items():
-        change = (value - before[name]) / 0.3
+    before, square = small.by_path(state.params), 0.0
+    for name, value in small.by_path(got.params).items():
+        change = (np.asarray(value) - before[name]) / 0.3
         assert np.abs(change).max() > 1e-4, name
         # Parameters are near 1: a float32 of that size is rounded to 6e-8.
-        np.testing.assert_allclose(value, named(want.params)[name], atol=5e-7, err_msg=name)
+        np.testing.assert_allclose(
+            value, small.by_path(want.params)[name], atol=5e-7, err_msg=name
+        )
         square += np.sum(change**2, dtype=np.float64)
     for name, value in want_metrics.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
@@ -332,7 +255,7 @@ def test_gradients_are_finite_differences():
         gradients = jax.tree.leaves(both(params)[0])
         rng = np.random.default_rng(6)
         h = 0.05
-        for i, path in enumerate(named(params)):
+        for i, path in enumerate(small.by_path(params)):
             direction = rng.standard_normal(leaves[i].shape)
             direction /= np.linalg.norm(direction)
 
@@ -359,10 +282,10 @@ def test_frozen_parameters_stay_bit_for_bit():
     state = TrainState(params, optimizer.init(params))
     for seed in (7, 8):
         state, _ = step(state, small.batch(seed, 1, 4))
-    before = named(params)
+    before = small.by_path(params)
     frozen = {n for n in before if "embed" in n or "/attention" in n}
     assert len(frozen) == 6
-    for name, value in named(state.params).items():
+    for name, value in small.by_path(state.params).items():
         assert np.array_equal(value, before[name]) == (name in frozen), name
 
 

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import math
-import resource
-import time
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +10,9 @@ import numpy as np
 import optax
 import pytest
 import small
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
-from configs import rm
-from fgrlhf_jax import batches, llama, optim, reward, reward_eval, reward_loop, sharding
+from fgrlhf_jax import llama, optim, reward, reward_eval, reward_loop, sharding
 from fgrlhf_jax.errors import InputError
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
@@ -57,11 +53,6 @@ MODULES = {
     "after": llama.RewardModel,
     "state_action": functools.partial(llama.RewardModel, kind="state_action"),
 }
-
-
-def by_path(tree) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
 def one_device():
@@ -127,14 +118,14 @@ def test_two_steps_are_those_of_a_single_device(shape, loss):
     they differ by 1e-5 and 2e-6; one pair in the place of another changes the latter by 1e-2.)
     """
     one, many = two_steps("1", loss), two_steps(shape, loss)
-    start = by_path(small.parameters(model_of(loss)))
-    want = by_path(one.state)
-    for path, leaf in by_path(many.state).items():
+    start = small.by_path(small.parameters(model_of(loss)))
+    want = small.by_path(one.state)
+    for path, leaf in small.by_path(many.state).items():
         leaf, wanted = np.asarray(leaf), np.asarray(want[path])
         off = np.abs(leaf - wanted).max() / np.abs(wanted).max()
         assert off < (1e-5 if path.startswith("params") else 1e-4), path
     for path, before in start.items():
-        assert np.abs(by_path(many.state.params)[path] - before).max() > 1e-3, path
+        assert np.abs(small.by_path(many.state.params)[path] - before).max() > 1e-3, path
     for got, wanted in zip(many.metrics, one.metrics, strict=True):
         assert set(got) == set(wanted) > {"loss", "accuracy", "grad_norm", "margin"}
         for name, value in wanted.items():
@@ -149,7 +140,7 @@ def test_two_steps_are_those_of_a_single_device(shape, loss):
 def test_parameters_and_moments_are_really_split(shape, parts):
     run = two_steps(shape, "token_edit")
     split = [path for path, spec in LAID_OUT.items() if "fsdp" in spec]
-    leaves = by_path(run.state.params)
+    leaves = small.by_path(run.state.params)
     want = sum(
         4 * math.prod(leaf.shape) // (parts if path in split else 1)
         for path, leaf in leaves.items()
@@ -183,8 +174,8 @@ def parameter_shapes(module) -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_lies_where_it_should(family, module):
     shapes = parameter_shapes(MODULES[module](FAMILIES[family]))
-    found = by_path(sharding.shardings(shapes, sharding.make_mesh("2,2,2")))
-    for path, leaf in by_path(shapes).items():
+    found = small.by_path(sharding.shardings(shapes, sharding.make_mesh("2,2,2")))
+    for path, leaf in small.by_path(shapes).items():
         spec = found[path].spec
         assert spec == LAID_OUT[path], path
         assert len(spec) in (0, leaf.ndim), path
@@ -198,7 +189,7 @@ def test_nothing_large_is_whole_on_a_device(size, shape):
     model = llama.RewardModel(llama.SIZES[size], "state_action")
     state = reward_loop.abstract_state(model, optim.adamw(optax.constant_schedule(1e-5)), mesh)
     held = whole = 0
-    for path, leaf in by_path(state).items():
+    for path, leaf in small.by_path(state).items():
         share = math.prod(leaf.sharding.shard_shape(leaf.shape))
         held, whole = held + share, whole + math.prod(leaf.shape)
         if math.prod(leaf.shape) > 2**20:
@@ -354,95 +345,3 @@ def test_fingerprint_sees_exchanged_numbers_and_leaves(tree):
     assert int(sharding.fingerprint(rolled)) != want
     a, b = np.float32([1, 2]), np.float32([3, 4])
     assert int(sharding.fingerprint([a, b])) != int(sharding.fingerprint([b, a]))
-
-
-# LLaMA-7B, without the memory for it
-
-
-def recipe_7b(loss: str, mesh):
-    """What ``rm.py:llama_7b`` would compile: model, abstract state and batch, and settings."""
-    config = rm.get_config(f"llama_7b,{loss}")
-    how = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
-    cfg = dataclasses.replace(llama.SIZES[config.model.size], **how)
-    model = reward_eval.make_model(cfg, config.loss, config.model.head)
-    length = config.data.max_length
-    marks = np.arange(length) > 99
-    tokens = np.arange(length, dtype=np.int32)
-    pair = batches.Pair(tokens, tokens, 100, marks, marks, np.full(length, -1, np.int32), 0)
-    micro = config.micro_batch_size or config.batch_size
-    recipe = reward_loop.make_recipe(config, [pair] * config.batch_size, (length,), micro)
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, axis=1)
-        )
-        for name, x in recipe.batch(0).items()
-    }
-    settings = {
-        "model": model,
-        "optimizer": recipe.optimizer,
-        "loss": config.loss,
-        "consistency_weight": config.consistency_weight,
-        "center_weight": config.center_weight,
-    }
-    return reward_loop.abstract_state(model, recipe.optimizer, mesh), batch, settings
-
-
-@pytest.mark.parametrize("loss", rm.LOSSES)
-def test_the_7b_step_keeps_shapes_and_types(loss):
-    mesh = sharding.make_mesh("1,8,1")
-    state, batch, settings = recipe_7b(loss, mesh)
-    assert math.prod(batch["tokens_B2S"].shape) == 16 * 2 * 512
-    with jax.set_mesh(mesh):
-        after, metrics = jax.eval_shape(
-            functools.partial(reward.train_step, **settings), state, batch
-        )
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    assert {(x.shape, x.dtype) for x in metrics.values()} == {((), jnp.dtype("float32"))}
-
-
-@pytest.fixture
-def uncached():
-    """What is measured is a compilation, not a look-up in the cache of an earlier run."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.slow
-def test_the_7b_step_compiles_ahead_of_time_for_80_gb_devices(uncached, capsys):
-    mesh = sharding.make_mesh("1,8,1")
-    state, batch, settings = recipe_7b("token_edit", mesh)
-    arrays = sum(x.nbytes for x in jax.live_arrays())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    clock = time.perf_counter()
-    compiled = reward_loop.compile_step(state, batch, mesh, **settings)
-    seconds = time.perf_counter() - clock
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    memory = compiled.memory_analysis()
-    held = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-    with capsys.disabled():
-        print(
-            f"\nllama_7b on 1,8,1: {held / 1e9:.1f} GB a device, of which arguments "
-            f"{memory.argument_size_in_bytes / 1e9:.1f} and temporaries "
-            f"{memory.temp_size_in_bytes / 1e9:.1f}; compiled in {seconds:.0f} s, "
-            f"while this process grew by {grown / 1e9:.2f} GB"
-        )
-    # Parameters and two moments, an eighth each; given away, so that the outputs reuse them.
-    state_bytes = 3 * 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    assert state_bytes > 79e9
-    assert memory.argument_size_in_bytes == pytest.approx(state_bytes / 8, rel=0.001)
-    assert memory.alias_size_in_bytes == pytest.approx(state_bytes / 8, rel=0.001)
-    assert memory.temp_size_in_bytes > state_bytes / 3 / 8  # the gradients: it is counted
-    assert held < 80e9
-    assert grown < 2e9
-    assert sum(x.nbytes for x in jax.live_arrays()) <= arrays + 2**20

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax import batches, llama
+from fgrlhf_jax import batches, llama, sharding
 from fgrlhf_jax.alignment import align
 
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
@@ -22,6 +22,21 @@ def parameters(model, seed: int = 0) -> dict:
         return (noise + path[-1].key.startswith("scale")).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def by_path(tree) -> dict:
+    """The leaves of a tree by their names, ``backbone/norm/scale`` and so on."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths in one array, padded on that side, and where they are."""
+    tokens, mask = np.full((len(rows), width), fill), np.zeros((len(rows), width), bool)
+    for b, row in enumerate(rows):
+        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[b, columns], mask[b, columns] = row, True
+    return tokens, mask
 
 
 def pairs(seed: int, count: int, vocab: int = 64) -> list[batches.Pair]:
