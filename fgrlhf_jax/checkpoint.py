@@ -70,6 +70,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
     def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
         """Start saving; returns when ``parts`` may be donated again.
 

@@ -328,5 +328,11 @@ def train(
                     log=log,
                 )
             del state
-        best = progress.best_step or checkpoints.latest
+        best = progress.best_step
+        if best not in checkpoints.steps:
+            if best:  # its folder was deleted by hand
+                print(
+                    f"the checkpoint of step {best}, the best one, is gone; using the last one"
+                )
+            best = checkpoints.latest
         return checkpoints.restore(best, {"params": abstract.params})["params"]

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 class Scored(NamedTuple):
@@ -42,6 +41,8 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
     Returns:
       None where one class is empty.
     """
+    from scipy.stats import rankdata  # a second to import, and most commands never rank
+
     positives = int(label.sum())
     negatives = label.size - positives
     if not positives or not negatives:
