@@ -27,6 +27,14 @@ MATRICES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of this file's time, and nothing here is about the speed of the result."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def every_parameter() -> dict:
     """The parameters of a language model and of a state-action reward model in one tree."""

@@ -31,6 +31,14 @@ CALIBRATION = reward.Calibration(mean=0.3, std=2.0)
 LIMITS = {"batch_size": 4, "max_length": 96}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of this file's time, and nothing here is about the speed of the result."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def tokenizer():
     return prompts.train_tokenizer(TEXTS, 300)
@@ -240,7 +248,7 @@ def test_no_rows_no_scores():
 
 @pytest.mark.parametrize(
     ("loss", "head"),
-    [("token_edit", "after"), ("token_full", "state_action"), ("sequence", "after")],
+    [("token_full", "state_action"), ("sequence", "after")],
 )
 def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss, head):
     """Saving and loading in between: the calibration and the meaning of the numbers survive."""

@@ -55,6 +55,14 @@ MODULES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling is most of this file's time, and nothing here is about the speed of the result."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def one_device():
     return sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
 
