@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 
 # Compiling is most of the suite's time. Set here and not in the environment, so that a command
 # which a test starts and kills cannot leave half a file behind. Only a cache with a size limit
@@ -33,3 +34,11 @@ def pytest_collection_modifyitems(config, items):
     parity = [item for item in items if item.get_closest_marker("parity")]
     items[:] = [item for item in items if item not in parity]
     config.hook.pytest_deselected(items=parity)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For files whose time is compiling: none of them is about the speed of the result."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

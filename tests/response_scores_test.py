@@ -31,12 +31,7 @@ CALIBRATION = reward.Calibration(mean=0.3, std=2.0)
 LIMITS = {"batch_size": 4, "max_length": 96}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling is most of this file's time, and nothing here is about the speed of the result."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache

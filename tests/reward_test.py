@@ -34,12 +34,7 @@ MODELS = {
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling is most of this file's time, and nothing here is about the speed of the result."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache
