@@ -12,8 +12,7 @@ and LOSS is token_edit (default), token_full or sequence.
 
 from configs import base
 from fgrlhf_jax.errors import InputError
-
-LOSSES = ("token_edit", "token_full", "sequence")
+from fgrlhf_jax.objectives import LOSSES
 
 
 def get_config(argument: str = "tiny,token_edit"):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jax
 
-from fgrlhf_jax import records, reward_loop, reward_stats, run_folder, tiny_world
+from fgrlhf_jax import objectives, records, reward_loop, reward_stats, run_folder, tiny_world
 from fgrlhf_jax.errors import InputError
 from launch import cli
 
 CHOICES = {
-    "loss": ("sequence", "token_full", "token_edit"),
+    "loss": objectives.LOSSES,
     "select": ("loss", "accuracy"),
     "model.head": ("after", "state_action"),
     "model.head_init": ("normal", "zero"),
