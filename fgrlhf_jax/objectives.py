@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-LOSSES = ("sequence", "token_full", "token_edit")
+LOSSES = ("token_edit", "token_full", "sequence")
 
 
 def _masked_sum(x, mask):

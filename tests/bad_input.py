@@ -61,7 +61,7 @@ TRAIN = {
     # values
     "loss": (
         {"loss": "tokens"},
-        "loss='tokens' is not one of sequence, token_full, token_edit",
+        "loss='tokens' is not one of token_edit, token_full, sequence",
     ),
     "select": ({"select": "f1"}, "select='f1' is not one of loss, accuracy"),
     "dtype": ({"model__dtype": "float99"}, "model.dtype='float99' is not one of float32, bf"),
