@@ -1,66 +1,21 @@
 """Exports: torch reads them and gets our numbers, and they are written whole or not at all."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from hf_small import CFG, MODULES, SHAPES, abstract, random_params, same, save, tokenizer
 
 from fgrlhf_jax import hf, llama, prompts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.llama import LlamaConfig, RopeScaling
-
-CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
-SHAPES = {
-    "plain": CFG,
-    "tied": dataclasses.replace(CFG, tie_embeddings=True),
-    "biases": dataclasses.replace(CFG, attention_bias=True, mlp_bias=True),
-    "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
-}
-MODULES = {
-    hf.LANGUAGE_MODEL: llama.CausalLM(CFG),
-    hf.TOKEN_REWARD: llama.RewardModel(CFG),
-    hf.SEQUENCE_REWARD: llama.RewardModel(CFG, use_bias=False),
-    hf.STATE_ACTION: llama.RewardModel(CFG, "state_action"),
-}
-
-
-def abstract(module):
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
-    return jax.eval_shape(module.init, jax.random.key(0), row, positions, attend)["params"]
-
-
-def random_params(module, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape) + (x.ndim == 1), jnp.float32),
-        abstract(module),
-    )
-
-
-def same(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return prompts.train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
 
 
 @pytest.fixture
-def saved(tmp_path, tokenizer):
-    """Saves random parameters of an architecture; returns the folder and the parameters."""
-
-    def save(architecture=hf.LANGUAGE_MODEL, module=None, **how):
-        params = random_params(module or MODULES[architecture])
-        cfg = module.cfg if module else CFG
-        hf.save(tmp_path / "model", params, cfg, tokenizer, architecture=architecture, **how)
-        return tmp_path / "model", params
-
-    return save
+def saved(tmp_path):
+    return functools.partial(save, tmp_path / "model")
 
 
 # --- Torch reads what we write ---
@@ -73,8 +28,8 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
     import torch
     import transformers
 
-    tokenizer = prompts.train_tokenizer(["the cat sat on the mat"], 300)
-    tokenizer.pad_token = tokenizer.eos_token if pad == "eos" else None
+    words = prompts.train_tokenizer(["the cat sat on the mat"], 300)
+    words.pad_token = words.eos_token if pad == "eos" else None
     texts = ["the cat sat on the mat", "a dog", "mat"]
     for architecture, auto in (
         (hf.TOKEN_REWARD, transformers.AutoModelForTokenClassification),
@@ -82,7 +37,7 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
     ):
         module, folder = MODULES[architecture], tmp_path / architecture
         params = random_params(module)
-        hf.save(folder, params, CFG, tokenizer, architecture=architecture)
+        hf.save(folder, params, CFG, words, architecture=architecture)
         theirs, info = auto.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
@@ -92,14 +47,14 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
         assert theirs.config.pad_token_id == their_tokenizer.pad_token_id
         assert theirs.config.pad_token_id != theirs.config.eos_token_id
         batch = their_tokenizer(
-            [text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt"
+            [text + words.eos_token for text in texts], padding=True, return_tensors="pt"
         )
         with torch.no_grad():
             got = theirs.eval()(**batch).logits.numpy()
         tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy() > 0
         assert not mask.all()
         last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1)
-        assert (tokens[np.arange(3), last] == tokenizer.eos_token_id).all()
+        assert (tokens[np.arange(3), last] == words.eos_token_id).all()
         args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
         ours = np.asarray(jax.jit(module.apply)({"params": params}, *args))
         if architecture == hf.TOKEN_REWARD:
@@ -108,7 +63,7 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
             np.testing.assert_allclose(
                 got[:, 0], ours[np.arange(3), last], rtol=1e-4, atol=1e-5
             )
-    assert tokenizer.pad_token == (tokenizer.eos_token if pad == "eos" else None)
+    assert words.pad_token == (words.eos_token if pad == "eos" else None)
 
 
 @pytest.mark.parity
@@ -145,7 +100,7 @@ def test_transformers_refuses_the_state_action_head(saved):
 # --- Whole or not at all ---
 
 
-def test_a_full_disk_leaves_the_last_export(saved, monkeypatch, tokenizer):
+def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
     folder, params = saved(hf.TOKEN_REWARD)
 
     def full(*_, **__):
@@ -158,16 +113,18 @@ def test_a_full_disk_leaves_the_last_export(saved, monkeypatch, tokenizer):
     same(hf.load_params(folder, abstract(MODULES[hf.TOKEN_REWARD])), params)
 
 
-def test_an_export_into_a_file_is_refused(tmp_path, tokenizer):
+def test_an_export_into_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     params = random_params(MODULES[hf.LANGUAGE_MODEL])
     with pytest.raises(InputError, match="could not be written"):
-        hf.save(tmp_path / "file" / "x", params, CFG, tokenizer, architecture=hf.LANGUAGE_MODEL)
+        hf.save(
+            tmp_path / "file" / "x", params, CFG, tokenizer(), architecture=hf.LANGUAGE_MODEL
+        )
 
 
-def test_parameters_of_another_architecture_are_not_written(tmp_path, tokenizer):
+def test_parameters_of_another_architecture_are_not_written(tmp_path):
     params = random_params(MODULES[hf.TOKEN_REWARD])
     for architecture in (hf.LANGUAGE_MODEL, hf.SEQUENCE_REWARD, hf.STATE_ACTION):
         with pytest.raises(ValueError, match=architecture):
-            hf.save(tmp_path / "x", params, CFG, tokenizer, architecture=architecture)
+            hf.save(tmp_path / "x", params, CFG, tokenizer(), architecture=architecture)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Checkpoints come back as they were saved; bad ones get one clear sentence."""
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -12,73 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from hf_small import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
-from fgrlhf_jax import hf, llama, prompts, sharding
+from fgrlhf_jax import hf, llama, sharding
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.llama import LlamaConfig, RopeScaling
-
-CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
-SHAPES = {
-    "plain": CFG,
-    "tied": dataclasses.replace(CFG, tie_embeddings=True),
-    "biases": dataclasses.replace(CFG, attention_bias=True, mlp_bias=True),
-    "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
-}
-MODULES = {
-    hf.LANGUAGE_MODEL: llama.CausalLM(CFG),
-    hf.TOKEN_REWARD: llama.RewardModel(CFG),
-    hf.SEQUENCE_REWARD: llama.RewardModel(CFG, use_bias=False),
-    hf.STATE_ACTION: llama.RewardModel(CFG, "state_action"),
-}
-
-
-def abstract(module):
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
-    return jax.eval_shape(module.init, jax.random.key(0), row, positions, attend)["params"]
-
-
-def random_params(module, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape) + (x.ndim == 1), jnp.float32),
-        abstract(module),
-    )
-
-
-def same(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return prompts.train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
 
 
 @pytest.fixture
-def saved(tmp_path, tokenizer):
-    """Saves random parameters of an architecture; returns the folder and the parameters."""
-
-    def save(architecture=hf.LANGUAGE_MODEL, module=None, **how):
-        params = random_params(module or MODULES[architecture])
-        cfg = module.cfg if module else CFG
-        hf.save(tmp_path / "model", params, cfg, tokenizer, architecture=architecture, **how)
-        return tmp_path / "model", params
-
-    return save
+def saved(tmp_path):
+    return functools.partial(save, tmp_path / "model")
 
 
 # --- Round trips ---
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_comes_back(saved, shape, tokenizer):
+def test_every_shape_comes_back(saved, shape):
     module = llama.CausalLM(SHAPES[shape])
     folder, params = saved(module=module)
     assert hf.read_config(folder) == SHAPES[shape]
     same(hf.load_params(folder, abstract(module)), params)
     text = "the cat  sat\n"
-    assert hf.load_tokenizer(folder).encode(text) == tokenizer.encode(text)
+    assert hf.load_tokenizer(folder).encode(text) == tokenizer().encode(text)
 
 
 @pytest.mark.parametrize("architecture", MODULES)
