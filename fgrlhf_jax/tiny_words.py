@@ -1,0 +1,94 @@
+"""The tiny world's words, under 200: what it knows, and its tokenizer.
+
+Every right answer is among the answers of its family, and so is every wrong one: no word is
+wrong everywhere but the rude ones and the fillers.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FAMILIES = ("opposite", "capital", "colour", "list", "count", "reverse", "repeat")
+
+_PAIRS = (
+    *("hot cold", "big small", "fast slow", "old young", "wet dry", "hard soft", "rich poor"),
+    *("early late", "full empty", "dark light", "loud quiet", "open closed"),
+)
+_CAPITALS = (
+    *("france paris", "italy rome", "spain madrid", "germany berlin", "austria vienna"),
+    *("greece athens", "egypt cairo", "japan tokyo", "china beijing", "russia moscow"),
+    *("norway oslo", "sweden stockholm", "finland helsinki", "poland warsaw", "peru lima"),
+    *("hungary budapest", "portugal lisbon", "ireland dublin", "cuba havana", "kenya nairobi"),
+)
+_COLOURS = (
+    *("pear green", "grass green", "frog green", "plum purple", "lemon yellow", "sand yellow"),
+    *("cherry red", "blood red", "crow black", "coal black", "swan white", "milk white"),
+    *("snow white", "tea brown", "mud brown", "silver grey", "iron grey", "sky blue"),
+    *("sea blue", "carrot orange"),
+)
+FACTS = {  # family -> what is asked -> the right answer
+    "opposite": dict(p.split()[::d] for p in _PAIRS for d in (1, -1)),
+    "capital": dict(line.split() for line in _CAPITALS),
+    "colour": dict(line.split() for line in _COLOURS),
+}
+KINDS = {
+    "fruits": ("apple", "pear", "plum", "lemon", "cherry"),
+    "animals": ("dog", "cat", "horse", "cow", "frog"),
+    "birds": ("crow", "swan", "owl", "duck", "robin"),
+    "trees": ("oak", "pine", "elm", "birch", "palm"),
+    "tools": ("hammer", "saw", "axe", "drill", "wrench"),
+    "metals": ("iron", "copper", "tin", "gold", "silver"),
+    "sports": ("tennis", "golf", "rugby", "hockey", "chess"),
+    "clothes": ("shirt", "coat", "hat", "scarf", "sock"),
+    "drinks": ("milk", "tea", "juice", "cola", "water"),
+    "vehicles": ("car", "bus", "train", "boat", "bike"),
+}
+KIND_OF = {thing: kind for kind, things in KINDS.items() for thing in things}
+NUMBERS = (
+    *("one", "two", "three", "four", "five", "six", "seven", "eight"),
+    *("nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+)
+RUDE = ("stupid", "idiot", "dumb", "shut")
+FILLERS = ("um", "well", "basically", "like")
+
+
+@functools.cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the world, sorted."""
+    words = {*KINDS, *KIND_OF, *NUMBERS, *RUDE, *FILLERS, *FAMILIES}
+    for facts in FACTS.values():
+        words |= {*facts, *facts.values()}
+    return tuple(sorted(words | {"the", "of", "is", "are", "and", "to", "twice", ","}))
+
+
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """A token a word, a function of the vocabulary only; under 400 ids.
+
+    A word's token has the blank before the word, so that " pear" and "pear" are two tokens, a
+    newline is one, and decoding only strings tokens together: every text of the world's words
+    comes back unchanged. Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s>
+    (EOS), as `prompts.train_tokenizer` has them; there is no pad token. A "<" stands alone, so
+    that no text can spell a control token.
+    """
+    from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
+
+    words = [blank + word for blank in (" ", "") for word in vocabulary()]
+    ids = {token: n for n, token in enumerate(["<unk>", "<s>", "</s>", "\n", *words])}
+    model = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    pieces = Regex(r" ?(?:[^ \n<]+|<)|\n| ")
+    model.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
+    model.decoder = decoders.Fuse()
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
