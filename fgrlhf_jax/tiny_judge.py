@@ -8,7 +8,8 @@ A response is aligned with the right answer so that the matched words have the g
 
 so 1 is the best, nothing said is 0, and a wrong word is worse than none. The score is a sum over
 words, hence an exact reward of every word: what is missing is not earned, and that is all.
-In a list a member of the kind counts once, where it first stands after the kind's name.
+In a list a member of a kind counts once, where it first stands between the name of its kind and
+the name of the next; where its kind is not named, where it first stands at all.
 """
 
 import re
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.tiny_tasks import Slot, slots
-from fgrlhf_jax.tiny_words import FILLERS, KIND_OF, RUDE
+from fgrlhf_jax.tiny_words import FILLERS, KIND_OF, KINDS, RUDE
 
 EXTRA, INSULT, UNFINISHED = 3, 10, 10  # in the unit of the slots' weights
 END = "</s>"
@@ -76,16 +77,21 @@ def align(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
 
 
 def _names(wanted: Sequence[str], words: Sequence[str]) -> list[str]:
-    """What each word is to the answer: a member's first place after its kind's name, if that is
-    asked for (or its first place, if the name is not there), is `<kind>`; else the word itself."""
+    """The words, but `<kind>` where a member of a kind that a list asks for counts."""
     names = list(words)
+    starts = sorted(
+        {words.index(word) for word in KINDS if f"<{word}>" in wanted and word in words}
+    )
     for word in dict.fromkeys(words):
         kind = KIND_OF.get(word)
-        if f"<{kind}>" in wanted:
-            first = words.index(word)
-            if kind in words and word in words[(after := words.index(kind)) :]:
-                first = words.index(word, after)
-            names[first] = f"<{kind}>"
+        if f"<{kind}>" not in wanted:
+            continue
+        start, end = 0, len(words)
+        if kind in words:
+            start = words.index(kind)
+            end = next((other for other in starts if other > start), end)
+        if word in words[start:end]:
+            names[words.index(word, start)] = f"<{kind}>"
     return names
 
 

@@ -85,7 +85,7 @@ def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
 def demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """An imperfect answer of at most `MAX_RESPONSE` words."""
     words = []
-    for slot in fill(slots(prompt), rng=rng):
+    for slot in fill(slots(prompt), rng):
         if rng.random() < rates.filler:
             words.append(rng.choice(FILLERS))
         if rng.random() < rates.rude:
@@ -112,7 +112,7 @@ def edit(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT)
 
     Each flaw is repaired with probability `repair`: a wrong word replaced, a missing one put in,
     one too many taken out. Right content is damaged with probability `damage`, and all else
-    stays. What a list lacks is a random member of the kind that the response has not named.
+    stays. What a list lacks is a random member of the kind that is not there yet.
     """
     return " ".join(_edited(prompt, response.split(), rng, rates))
 
@@ -123,7 +123,7 @@ def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> 
     for step in script:
         if step.right and answer[step.slot].is_open:
             answer[step.slot] = Slot(words[step.word], "list", words[step.word])
-    answer = fill(answer, used=words, rng=rng)
+    answer = fill(answer, rng)
     for step in script:
         word = "" if step.word is None else words[step.word]
         slot = None if step.slot is None else answer[step.slot]

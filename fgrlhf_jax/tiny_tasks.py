@@ -18,7 +18,7 @@ import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.errors import InputError
@@ -171,18 +171,13 @@ def _count_slots(*ends: str) -> list[Slot]:
     return _joined([[Slot(number, "count") for number in run] for run in runs])
 
 
-def fill(
-    answer: Sequence[Slot], used: Collection[str] = (), rng: random.Random | None = None
-) -> list[Slot]:
-    """The answer with a member of its kind in every open slot: a random one, or else the first.
-
-    No member is there twice, and none of `used` while there are others.
-    """
+def fill(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
+    """The answer with a member of its kind in every open slot, none twice: a random one, or
+    without rng the first."""
     filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
     for slot in answer:
         if slot.is_open:
             left = [member for member in KINDS[slot.fact] if member not in taken]
-            left = [member for member in left if member not in used] or left
             word = rng.choice(left) if rng else left[0]
             taken.add(word)
             slot = Slot(word, "list", word)
