@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 REMOVED = "original"
 
@@ -24,30 +24,6 @@ _RED, _GREEN, _PAPER = (225, 75, 65), (60, 170, 85), (244, 244, 244)
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
 _HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
 _VISIBLE = _HARMLESS | {9: "⇥\t", 10: "↵\n"}
-
-
-def pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
-    """One string a token; together they are exactly what the tokenizer decodes, with specials.
-
-    A character whose bytes are spread over several tokens belongs to the one that completes it;
-    the tokens before it get an empty string.
-    """
-    ids = list(ids)
-
-    def decode(count):
-        return tokenizer.decode(
-            ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
-    # unfinished character decodes to U+FFFD, which the whole does not have there.
-    whole, cuts = decode(len(ids)), [0]
-    for count in range(1, len(ids)):
-        text, cut = decode(count), cuts[-1]
-        while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
-            cut += 1
-        cuts.append(cut)
-    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
 
 
 def colour_limit(rows: Iterable[Mapping]) -> float:

@@ -151,8 +151,29 @@ def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.float32)
 
 
+def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:
+    """Attention of a few queries to a whole cache, [B, Q, N, H]; softmax in float32.
+
+    The cache has its columns next to the head width: the order that decoding reads fastest.
+    """
+    B, Q, N, H = q_BQNH.shape
+    K = k_BKSH.shape[1]
+    q_BQKGH = q_BQNH.reshape(B, Q, K, N // K, H)
+    score_BKGQS = jnp.einsum(
+        "BQKGH,BKSH->BKGQS", q_BQKGH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    attend_B11QS = attend_BQS[:, None, None]
+    score_BKGQS = jnp.where(attend_B11QS, score_BKGQS * H**-0.5, jnp.finfo(jnp.float32).min)
+    weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum("BKGQS,BKSH->BQKGH", weight_BKGQS, v_BKSH).reshape(B, Q, N, H)
+
+
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D]."""
+    """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
+
+    With a ``cache`` (k_BKSH, v_BKSH, column) the columns of hidden_BSD are written there from
+    ``column`` on, ``attend`` is over the cache's columns, and the new (k, v) come back too.
+    """
 
     cfg: LlamaConfig
 
@@ -163,12 +184,20 @@ class Attention(nn.Module):
         self.v = _dense(cfg, cfg.num_kv_heads * cfg.head_dim, cfg.attention_bias)
         self.o = _dense(cfg, cfg.hidden_size, cfg.attention_bias)
 
-    def __call__(self, hidden_BSD, rope, attend_BSS):
+    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
         batch, length, _ = hidden_BSD.shape
         heads = (batch, length, -1, self.cfg.head_dim)
         q_BSNH = rotate(self.q(hidden_BSD).reshape(heads), rope)
         k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
         v_BSKH = self.v(hidden_BSD).reshape(heads)
+        if cache is not None:
+            *kept, column = cache
+            kept = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
+                for old, new in zip(kept, (k_BSKH, v_BSKH), strict=True)
+            )
+            mixed_BSNH = cached_attention(q_BSNH, *kept, attend_BSS)
+            return self.o(mixed_BSNH.reshape(batch, length, -1)), kept
         mixed_BSNH = jax.nn.dot_product_attention(
             q_BSNH,
             k_BSKH,
@@ -176,7 +205,7 @@ class Attention(nn.Module):
             mask=attend_BSS[:, None],
             implementation=None if self.cfg.attention == "auto" else self.cfg.attention,
         )
-        return self.o(mixed_BSNH.reshape(batch, length, -1))
+        return self.o(mixed_BSNH.reshape(batch, length, -1)), None
 
 
 class MLP(nn.Module):
@@ -194,7 +223,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer; the carry of the scan, hence the empty second output."""
+    """One pre-norm layer: the state after it, and the (k, v) of a cache where one was given."""
 
     cfg: LlamaConfig
 
@@ -204,13 +233,14 @@ class Block(nn.Module):
         self.mlp_norm = _norm(self.cfg)
         self.mlp = MLP(self.cfg)
 
-    def __call__(self, hidden_BSD, rope, attend_BSS):
+    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
         dtype = hidden_BSD.dtype
         hidden_BSD = sharding.constrain(hidden_BSD)
         normed_BSD = self.attention_norm(hidden_BSD).astype(dtype)
-        hidden_BSD += self.attention(normed_BSD, rope, attend_BSS)
+        mixed_BSD, kept = self.attention(normed_BSD, rope, attend_BSS, cache)
+        hidden_BSD += mixed_BSD
         hidden_BSD += self.mlp(self.mlp_norm(hidden_BSD).astype(dtype))
-        return hidden_BSD, None
+        return hidden_BSD, kept
 
 
 class Llama(nn.Module):
@@ -263,11 +293,29 @@ class CausalLM(nn.Module):
     def __call__(
         self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
     ) -> jax.Array:
-        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend_BSS).astype(jnp.float32)
+        return self.unembed(self.backbone(tokens_BS, positions_BS, attend_BSS))
+
+    def states(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
+    ) -> jax.Array:
+        """hidden_BSD, for callers that need logits of some columns only."""
+        return self.backbone(tokens_BS, positions_BS, attend_BSS)
+
+    def embed(self, tokens_BS: jax.Array) -> jax.Array:
+        """hidden_BSD before the first block."""
+        return self.backbone.embed(tokens_BS)
+
+    def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Logits of states that :meth:`states` gave."""
+        hidden_BSD = hidden_BSD.astype(jnp.float32)
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
         return jnp.einsum("BSD,VD->BSV", hidden_BSD, embedding_VD)
+
+    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Logits of states that come out of the last block."""
+        return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
 
 
 class ScalarHead(nn.Module):

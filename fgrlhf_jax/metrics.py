@@ -54,12 +54,12 @@ def finite(row: dict) -> dict:
 class Log:
     """Appends rows to ``metrics.jsonl`` and mirrors them to the progress bar and TensorBoard.
 
-    On resume the rows after ``step`` are cut away, so that the file reads as if nothing had
-    happened. Only process 0 writes. The fields in ``CLOCK`` are wall-clock measurements: the only
-    ones that differ between two runs of one configuration on one device.
+    On resume the rows after ``step`` (all of them at 0) are cut away, so that the file reads as if
+    nothing had happened. Only process 0 writes. The fields in ``CLOCK`` are wall-clock
+    measurements: the only ones that differ between two runs of one configuration on one device.
     """
 
-    CLOCK = ("seconds", "tokens_per_second")
+    CLOCK = ("seconds", "tokens_per_second")  # and what is named CLOCK/…
 
     def __init__(self, folder: Path, *, step: int, steps: int, tensorboard: bool = False):
         self.path = folder / "metrics.jsonl"
@@ -75,7 +75,7 @@ class Log:
         )
         if not self.writes:
             return
-        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+        kept = [row for row in read_rows(self.path) if row["step"] <= (step or -1)]
         temporary = self.path.with_suffix(".tmp")
         with self._writing():
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,6 +1,7 @@
 """Learning-rate schedules, clipping, AdamW and frozen parameters, all from optax."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import optax
@@ -9,6 +10,13 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.sharding import path_name
 
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+class TrainState(NamedTuple):
+    """All that an update changes."""
+
+    params: dict
+    opt_state: optax.OptState
 
 
 def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:

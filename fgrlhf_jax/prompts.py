@@ -6,7 +6,7 @@ written in it is spelt out, it never becomes the tokenizer's control token (the 
 own control tokens do).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -53,7 +53,7 @@ def render(
                 "template: the tokenizer has no chat template; choose 'alpaca' or 'plain', "
                 "or a model that has one."
             )
-        content = f"{instruction}\n\n{input}" if input else instruction
+        content = plain_text(instruction, input)
         return tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
             tokenize=False,
@@ -61,6 +61,11 @@ def render(
             date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
         )
     raise InputError(f"template: {template!r} is not one of {', '.join(TEMPLATES)}.")
+
+
+def plain_text(instruction: str, input: str) -> str:
+    """What a judge or a person is shown as the prompt: instruction, blank line, input."""
+    return f"{instruction}\n\n{input}" if input else instruction
 
 
 def _text_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
@@ -90,7 +95,7 @@ def _chat_ids(tokenizer: "PreTrainedTokenizerFast", instruction: str, input: str
     """The template's own text has control tokens (BOS included); the user's, between, has none."""
     mark = "\ue000\ue001"  # private-use characters, to find where the template puts the user's text
     before, found, after = render("chat", mark, "", tokenizer).partition(mark)
-    content = f"{instruction}\n\n{input}" if input else instruction
+    content = plain_text(instruction, input)
     if not found or mark in after:
         before, content, after = render("chat", instruction, input, tokenizer), "", ""
 
@@ -146,6 +151,30 @@ def encode_response(
     """Ids of a response, with the EOS id at the end if `append_eos`; no other special token."""
     ids = _text_ids(tokenizer, text)
     return [*ids, tokenizer.eos_token_id] if append_eos else ids
+
+
+def pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
+    """One string a token; together they are exactly what the tokenizer decodes, with specials.
+
+    A character whose bytes are spread over several tokens belongs to the one that completes it;
+    the tokens before it get an empty string.
+    """
+    ids = list(ids)
+
+    def decode(count):
+        return tokenizer.decode(
+            ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
+    # unfinished character decodes to U+FFFD, which the whole does not have there.
+    whole, cuts = decode(len(ids)), [0]
+    for count in range(1, len(ids)):
+        text, cut = decode(count), cuts[-1]
+        while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
+            cut += 1
+        cuts.append(cut)
+    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from fgrlhf_jax import batches, heatmap, prompts, records, reward, sharding
+from fgrlhf_jax import batches, prompts, records, reward, sharding
 from fgrlhf_jax.alignment import align
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.reward_eval import Scorer
@@ -84,7 +84,7 @@ def score_rows(
         for name, response, mask in zip(names, ids, changed, strict=True):
             truncated = cut or len(response) > room
             response = response[:room]
-            pieces = heatmap.pieces(scorer.tokenizer, response)
+            pieces = prompts.pieces(scorer.tokenizer, response)
             sides[-1].append(Side(name, pieces, [], mask[:room].tolist(), truncated))
             jobs.append((number, len(sides[-1]) - 1, len(prompt), prompt + response))
 

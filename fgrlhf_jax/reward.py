@@ -16,11 +16,7 @@ import optax
 
 from fgrlhf_jax import objectives
 from fgrlhf_jax.llama import RewardModel, positions_and_mask
-
-
-class TrainState(NamedTuple):
-    params: dict
-    opt_state: optax.OptState
+from fgrlhf_jax.optim import TrainState
 
 
 class Calibration(NamedTuple):

@@ -11,7 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from fgrlhf_jax import batches, hf, llama, records, reward, reward_stats, sharding
+from fgrlhf_jax import (
+    batches,
+    hf,
+    llama,
+    records,
+    reward,
+    reward_stats,
+    sharding,
+    supervised,
+)
 from fgrlhf_jax.errors import InputError
 
 KINDS = {"edits": records.Edit, "preferences": records.Preference}
@@ -64,14 +73,6 @@ def make_model(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.RewardMode
     return llama.RewardModel(cfg, kind=head, use_bias=level == "token")
 
 
-def abstract_params(model: llama.RewardModel, mesh: Mesh) -> dict:
-    """Shapes, dtypes and shardings of ``model``'s parameters; allocates nothing."""
-    row = jax.ShapeDtypeStruct((1, 2), np.int32)
-    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)
-    return sharding.abstract(shapes["params"], mesh)
-
-
 def save(folder: Path, scorer: Scorer) -> str:
     """Write a Hugging Face folder; returns a sentence on what transformers can load it as."""
     if scorer.meta.head == "state_action":
@@ -91,15 +92,22 @@ def save(folder: Path, scorer: Scorer) -> str:
     )
 
 
-def load(path: str, *, mesh: str = "1,-1,1", dtype: str = "float32") -> Scorer:
-    """A reward model from a run folder or its ``export``.
+def export_folder(path: str) -> Path:
+    """Where the weights are: ``path/export`` of a run folder, or ``path`` itself."""
+    folder = Path(path)
+    return folder / "export" if (folder / "export").is_dir() else folder
+
+
+def read_model(path: str, how: dict) -> tuple[llama.RewardModel, Meta]:
+    """Module and meta data of a reward model in a run folder or its ``export``; no weights.
+
+    Args:
+      how: fields of LlamaConfig on how to compute, such as ``dtype``.
 
     Raises:
-      InputError: when the folder is missing, is no reward model of ours, or is damaged.
+      InputError: when the folder is missing or is no reward model of ours.
     """
-    folder = Path(path)
-    if (folder / "export").is_dir():
-        folder = folder / "export"
+    folder = export_folder(path)
     try:
         extra = json.loads((folder / "config.json").read_text())["fgrlhf"]
         meta = Meta(
@@ -113,12 +121,21 @@ def load(path: str, *, mesh: str = "1,-1,1", dtype: str = "float32") -> Scorer:
             f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "
             "give the run_dir of a finished run"
         ) from error
-    cfg = dataclasses.replace(hf.read_config(str(folder)), dtype=dtype)
-    model = make_model(cfg, meta.settings["loss"], meta.head)
-    made = sharding.make_mesh(mesh)
+    cfg = dataclasses.replace(hf.read_config(str(folder)), **how)
+    return make_model(cfg, meta.settings["loss"], meta.head), meta
+
+
+def load(path: str, *, mesh: str = "1,-1,1", dtype: str = "float32") -> Scorer:
+    """A reward model from a run folder or its ``export``.
+
+    Raises:
+      InputError: when the folder is missing, is no reward model of ours, or is damaged.
+    """
+    model, meta = read_model(path, {"dtype": dtype})
+    folder, made = str(export_folder(path)), sharding.make_mesh(mesh)
     with jax.set_mesh(made):
-        params = hf.load_params(str(folder), abstract_params(model, made))
-    return Scorer(model, params, hf.load_tokenizer(str(folder)), meta, made)
+        params = hf.load_params(folder, supervised.abstract_params(model, made))
+    return Scorer(model, params, hf.load_tokenizer(folder), meta, made)
 
 
 def encode(
@@ -160,7 +177,7 @@ class Predictor:
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         step = functools.partial(reward.eval_step, model=model, **settings)
         self.step = jax.jit(step, out_shardings=whole)
-        self.params = abstract_params(model, mesh)
+        self.params = supervised.abstract_params(model, mesh)
         self.compiled = {}
 
     def plan(self, pairs: list[batches.Pair]) -> list[tuple[int, np.ndarray]]:

@@ -16,14 +16,20 @@ FREE = ("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_
 
 
 def write_json(path: Path, value) -> None:
-    """Atomically: the file is whole or as before.
+    """:func:`write_text` of ``value`` as JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically, making the folder: the file is whole or as before.
 
     Raises:
       InputError: when it cannot be written, the disk being full, say.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

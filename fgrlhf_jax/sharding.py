@@ -95,11 +95,22 @@ def abstract(tree, mesh: Mesh):
     )
 
 
-def constrain(x: jax.Array) -> jax.Array:
-    """Batch over data and fsdp, everything else whole; the identity where no mesh is set."""
+def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows (``axis``) over data and fsdp, the rest whole; the identity where no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH, *(None,) * (x.ndim - 1)))
+    spec = P(*(None,) * axis, BATCH, *(None,) * (x.ndim - axis - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_cache(x: jax.Array) -> jax.Array:
+    """Rows over data and fsdp, key/value heads over tensor, of a cache [..., B, K, S, H]."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    heads = "tensor" if x.shape[-3] % mesh.shape["tensor"] == 0 else None
+    spec = P(*(None,) * (x.ndim - 4), BATCH, heads, None, None)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -1,6 +1,7 @@
 """What every command shares: flags to a config, errors to one sentence and an exit status."""
 
 import difflib
+import importlib.util
 import re
 import runpy
 import signal
@@ -9,10 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
+from fgrlhf_jax import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.run_folder import flatten
 
@@ -91,6 +94,78 @@ def check(
     for name, least in at_least.items():
         if not values[name] >= least:
             raise InputError(f"{name}={values[name]} must be at least {least}")
+
+
+SUPERVISED_CHOICES = {
+    "select": ("loss", "accuracy"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn"),
+}
+SUPERVISED_AT_LEAST = {
+    **dict.fromkeys(("batch_size", "data.smallest_bucket", "keep"), 1),
+    **dict.fromkeys(("seed", "micro_batch_size", "eval_batch_size", "epochs", "steps"), 0),
+    **dict.fromkeys(("eval_every", "save_every", "patience"), 0),
+    **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_share", "eps")), 0),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
+}
+
+
+def check_run(config: ConfigDict) -> None:
+    """Raises InputError for what no run could use, whatever it trains."""
+    if not config.run_dir:
+        raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
+    try:
+        re.compile(config.optimizer.freeze)
+    except re.error as error:
+        raise InputError(
+            f"optimizer.freeze={config.optimizer.freeze!r}: is no regular expression ({error})"
+        ) from error
+    if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
+
+
+def check_supervised(config: ConfigDict) -> None:
+    """Raises InputError for a value that no data or model could make right."""
+    check(config, choices=SUPERVISED_CHOICES, at_least=SUPERVISED_AT_LEAST)
+    check_run(config)
+
+
+def check_embedded(config: ConfigDict) -> None:
+    """Raises InputError where a config without a training file asks for other than our own."""
+    if (
+        config.model.path
+        or config.validation
+        or config.get("test")
+        or config.model.size != "tiny"
+    ):
+        raise InputError("train is empty; give --config.train=FILE (only tiny makes its data)")
+
+
+def read_sets(config: ConfigDict) -> dict[str, list]:
+    """Records of ``train``, ``validation`` (split off train where not given) and ``test``."""
+    train = records.read(config.train)
+    if config.validation:
+        sets = {"train": train, "validation": records.read(config.validation)}
+    else:
+        train, validation = records.split(train, config.validation_share, config.seed)
+        sets = {"train": train, "validation": validation}
+    if config.get("test"):
+        sets["test"] = records.read(config.test)
+    return sets
+
+
+def connect(config: ConfigDict) -> None:
+    """Join the other processes; must come before anything else that uses devices."""
+    try:
+        jax.distributed.initialize(
+            config.coordinator or None,
+            config.num_processes or None,
+            config.process_id if config.process_id >= 0 else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"distributed=True: {error}; give coordinator, num_processes and process_id"
+        ) from error
 
 
 def check_output(output: str, suffixes: tuple[str, ...]) -> Path:

@@ -59,7 +59,7 @@ def decode(tokenizer, ids):
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_add_up(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    pieces = heatmap.pieces(tokenizer, ids)
+    pieces = prompts.pieces(tokenizer, ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == decode(tokenizer, ids)
     assert pieces[-1] == "</s>"
@@ -69,7 +69,7 @@ def test_pieces_of_text_come_back_whole():
     tokenizer = byte_level()
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(heatmap.pieces(tokenizer, ids)) == text
+        assert "".join(prompts.pieces(tokenizer, ids)) == text
 
 
 def test_pieces_of_any_ids_add_up(tokenizer):
@@ -77,7 +77,7 @@ def test_pieces_of_any_ids_add_up(tokenizer):
     rng = np.random.default_rng(0)
     for _ in range(200):
         ids = rng.integers(0, len(tokenizer), rng.integers(0, 12)).tolist()
-        pieces = heatmap.pieces(tokenizer, ids)
+        pieces = prompts.pieces(tokenizer, ids)
         assert len(pieces) == len(ids)
         assert "".join(pieces) == decode(tokenizer, ids)
 
@@ -85,7 +85,7 @@ def test_pieces_of_any_ids_add_up(tokenizer):
 def test_a_character_belongs_to_the_token_that_completes_it():
     tokenizer = prompts.train_tokenizer(["ab"], 259)  # bytes only
     ids = tokenizer("a😀b", add_special_tokens=False)["input_ids"]
-    assert heatmap.pieces(tokenizer, ids) == ["a", "", "", "", "😀", "b"]
+    assert prompts.pieces(tokenizer, ids) == ["a", "", "", "", "😀", "b"]
 
 
 def make_side(label="edited", tokens=("Good", " film"), rewards=(0.5, -0.25), changed=(1, 0)):

@@ -18,12 +18,13 @@ SOURCES = {
 }
 
 FLOORS = (
-    "errors alignment objectives reward_stats sharding optim checkpoint metrics run_folder",
+    "errors alignment objectives policy_objectives reward_stats sharding optim checkpoint metrics "
+    "run_folder",
     "llama weights records prompts train_loop",
-    "gguf_file hf_export hf batches sampling",
-    "sft reward reward_eval reward_loop",
-    "ppo",
-    "feedback tiny_world heatmap response_scores report pipeline",
+    "gguf_file hf_export hf batches examples sampling",
+    "supervised reward reward_eval reward_loop sft sft_loop",
+    "ppo ppo_models ppo_programs rollouts ppo_loop reward_function generation",
+    "feedback tiny_world heatmap response_scores evaluation report pipeline",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -36,9 +37,12 @@ NEIGHBOURS = {
     "metrics": {"errors"},
     "run_folder": {"errors"},
     "hf": {"gguf_file", "hf_export"},
-    "reward_eval": {"reward"},
-    "reward_loop": {"reward", "reward_eval"},
-    "response_scores": {"heatmap"},
+    "reward_eval": {"reward", "supervised"},
+    "reward_loop": {"reward", "reward_eval", "supervised"},
+    "sft_loop": {"sft", "supervised"},
+    "ppo_programs": {"ppo", "ppo_models"},
+    "rollouts": {"ppo", "ppo_models", "reward_function"},
+    "ppo_loop": {"ppo_models", "ppo_programs", "reward_function", "rollouts"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.

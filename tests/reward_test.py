@@ -21,9 +21,10 @@ from fgrlhf_jax import (
     reward_eval,
     reward_loop,
     sharding,
+    supervised,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.reward import TrainState
+from fgrlhf_jax.optim import TrainState
 
 EOS = 2
 MODELS = {
@@ -153,8 +154,7 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
     mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
     model = reward_eval.make_model(cfg, "token_edit", "after")
-    state = reward_loop.initial_state(rm.get_config("tiny"), model, optax.identity(), mesh)
-    head = state.params["head"]
+    head = reward_loop.initial_params(rm.get_config("tiny"), model, mesh)["head"]
     assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
     assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5
@@ -165,7 +165,7 @@ def test_a_sequence_score_has_no_bias():
     mesh = sharding.make_mesh("8,1,1")
     for loss in objectives.LOSSES:
         model = reward_eval.make_model(small.CFG, loss, "after")
-        head = reward_eval.abstract_params(model, mesh)["head"]
+        head = supervised.abstract_params(model, mesh)["head"]
         assert ("bias" in head) == (loss != "sequence")
 
 

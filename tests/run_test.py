@@ -25,6 +25,7 @@ from fgrlhf_jax import (
     reward_eval,
     reward_loop,
     sharding,
+    supervised,
     tiny_world,
 )
 from fgrlhf_jax.checkpoint import Checkpoints
@@ -203,7 +204,7 @@ def kernel(run_dir: Path, step: int) -> bytes:
     checkpoints = Checkpoints(run_dir / "checkpoints")
     model = reward_eval.make_model(hf.read_config(run_dir / "export"), "token_edit", "after")
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-    params = reward_eval.abstract_params(model, mesh)
+    params = supervised.abstract_params(model, mesh)
     restored = checkpoints.restore(step, {"params": params})["params"]
     checkpoints.close()
     return np.asarray(restored["head"]["kernel"]).tobytes()
@@ -326,7 +327,7 @@ def test_early_stop_uses_the_best(files, tmp_path, monkeypatch, capsys):
 def shapes(config) -> set[tuple]:
     """Of the batches that a run sees."""
     rows = records.read(config.train)
-    _, tokenizer = reward_loop.model_and_tokenizer(config, rows)
+    _, tokenizer = supervised.model_and_tokenizer(config, rows)
     data = config.data.to_dict()
     smallest = data.pop("smallest_bucket")
     pairs = reward_eval.encode(rows, "train", tokenizer, data)["edits"]

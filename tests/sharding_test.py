@@ -12,7 +12,7 @@ import pytest
 import small
 from jax.sharding import PartitionSpec as P
 
-from fgrlhf_jax import llama, optim, reward, reward_eval, reward_loop, sharding
+from fgrlhf_jax import llama, optim, reward_eval, reward_loop, sharding
 from fgrlhf_jax.errors import InputError
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
@@ -67,8 +67,8 @@ def one_device():
 
 @dataclasses.dataclass
 class Run:
-    abstract: reward.TrainState
-    state: reward.TrainState
+    abstract: optim.TrainState
+    state: optim.TrainState
     metrics: list[dict]
 
 
@@ -97,7 +97,7 @@ def two_steps(shape: str, loss: str) -> Run:
         lambda like: jax.device_put(np.zeros(like.shape, like.dtype), like.sharding),
         abstract.opt_state,
     )
-    state, step, history = reward.TrainState(params, zeros), None, []
+    state, step, history = optim.TrainState(params, zeros), None, []
     for seed in (0, 1):
         batch = sharding.put_batch(small.batch(seed, 2, 8), mesh, axis=1)
         if step is None:

@@ -1,0 +1,108 @@
+"""The whole method on one command: ``--config=configs/pipeline.py:VARIANT``.
+
+VARIANT is one of
+
+  tiny      the embedded world, one seed, the paper's arms and the oracle; minutes on two cores
+  study     the same with every arm and baseline, and 3 seeds
+  cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
+  llama_7b  the paper's experiment (give files.sft, files.edits, files.preferences, files.prompts)
+
+``sft``, ``rm``, ``imitate`` and ``ppo`` each name the config of a command and the flags that
+differ; ``arms.NAME`` has the flags of one arm.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from fgrlhf_jax.errors import InputError
+
+
+def get_config(argument: str = "tiny"):
+    if argument not in VARIANTS:
+        raise InputError(f"pipeline.py:{argument}: is not one of {', '.join(VARIANTS)}")
+    config = base.pipeline()
+    config.run_dir = f"runs/pipeline_{argument}"
+    VARIANTS[argument](config)
+    config.lock()
+    return config
+
+
+def tiny(config):
+    config.title = "Fine-grained supervision on the embedded world"
+    config.judge = "fgrlhf_jax.tiny_judge:judge"
+    config.judge_name = "gold"
+    config.template = "plain"
+    config.max_prompt_length = 16
+    config.max_new_tokens = 26
+    config.test_prompts = 512
+    config.workers = 2
+    config.sft.devices = 2
+    config.sft.config = "configs/sft.py:tiny"
+    config.sft.flags = ConfigDict({"steps": 1500})
+    rm = {
+        "model.head_init": "zero",
+        "data.template": "plain",
+        "data.max_length": 48,
+        "data.max_prompt_length": 16,
+        "data.smallest_bucket": 32,
+        "batch_size": 32,
+        "steps": 600,
+        "eval_every": 50,
+        "patience": 3,
+        "save_every": 0,
+        "optimizer.learning_rate": 1e-3,
+    }
+    config.rm.config = "configs/rm.py:tiny"
+    config.rm.flags = ConfigDict({key.replace(".", "__"): value for key, value in rm.items()})
+    config.imitate.config = "configs/sft.py:tiny"
+    imitate = {"steps": 400, "eval_every": 50, "optimizer__learning_rate": 1e-3}
+    config.imitate.flags = ConfigDict(imitate)
+    config.ppo.config = "configs/ppo.py:tiny"
+    config.ppo.flags = ConfigDict({"eval_every": 5})
+    config.arms.ppo_rlhf.kl__coef = 0.3
+    config.arms.fine_grained.kl__coef = 0.3
+    config.arms.fine_grained_token.kl__coef = 0.3
+    config.arms.oracle.kl__coef = 0.1
+    config.arms.edits_then_token.kl__coef = 0.3
+
+
+def study(config):
+    tiny(config)
+    config.title = "Fine-grained supervision on the embedded world: all arms, three seeds"
+    config.seeds = 3
+    config.sft.flags.steps = 2400
+    config.run_arms = (
+        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,oracle,edits_then_token"
+    )
+    config.test_prompts = 1024
+
+
+def cad(config):
+    config.title = "Film reviews, steered by people's edits"
+    config.judge = "fgrlhf_jax.vader:judge"
+    config.judge_name = "VADER"
+    config.template = "alpaca"
+    config.max_prompt_length = 64
+    config.max_new_tokens = 64
+    config.test_prompts = 512
+    config.workers = 2
+    config.sft.devices = 2
+    config.sft.config = "configs/sft.py:cad"
+    config.rm.config = "configs/rm.py:cad"
+    config.imitate.config = "configs/sft.py:cad"
+    config.ppo.config = "configs/ppo.py:cad"
+    config.run_arms = "sft_edits,fine_grained,fine_grained_token"
+
+
+def llama_7b(config):
+    config.title = "Fine-grained supervision of LLaMA-7B"
+    config.judge = ""
+    config.judge_name = "judge"
+    config.sft.config = "configs/sft.py:llama_7b"
+    config.rm.config = "configs/rm.py:llama_7b"
+    config.imitate.config = "configs/sft.py:llama_7b"
+    config.ppo.config = "configs/ppo.py:llama_7b"
+    config.run_arms = "ppo_rlhf,fine_grained,fine_grained_token"
+
+
+VARIANTS = {"tiny": tiny, "study": study, "cad": cad, "llama_7b": llama_7b}

@@ -1,0 +1,65 @@
+"""Supervised fine-tuning: ``--config=configs/sft.py:MODEL``.
+
+MODEL is one of
+
+  tiny      random weights on the embedded world; about a minute and a half on two cores
+  cad       a small LLaMA from random weights, with a tokenizer trained on your file
+  smollm2   SmolLM2-135M, all weights (give --config.model.path)
+  llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
+"""
+
+from configs import base
+from fgrlhf_jax.errors import InputError
+
+
+def get_config(argument: str = "tiny"):
+    if argument not in VARIANTS:
+        raise InputError(f"sft.py:{argument}: is not one of {', '.join(VARIANTS)}")
+    config = base.sft()
+    config.run_dir = f"runs/sft_{argument}"
+    VARIANTS[argument](config)
+    config.lock()
+    return config
+
+
+def tiny(config):
+    config.data.template = "plain"
+    config.data.max_length = 48
+    config.data.max_prompt_length = 16
+    config.data.smallest_bucket = 32
+    config.batch_size = 64
+    config.steps = 2000
+    config.eval_every = 500
+    config.save_every = 500
+    config.eval_batch_size = 256
+    config.optimizer.learning_rate = 4e-3
+
+
+def cad(config):
+    config.model.size = "small"
+    config.model.vocab_size = 4096
+    config.data.max_length = 128
+    config.data.max_prompt_length = 64
+    config.batch_size = 32
+    config.epochs = 10
+    config.optimizer.learning_rate = 2e-3
+
+
+def smollm2(config):
+    config.model.size = "smollm2_135m"
+    config.model.remat = True
+    config.data.template = "chat"
+    config.batch_size = 8
+    config.micro_batch_size = 4
+    config.epochs = 1
+    config.optimizer.learning_rate = 5e-5
+
+
+def llama_7b(config):
+    config.model.size = "llama_7b"
+    config.model.dtype = "bfloat16"
+    config.model.remat = True
+    config.micro_batch_size = 32
+
+
+VARIANTS = {"tiny": tiny, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}

@@ -1,0 +1,188 @@
+"""Policy optimisation as pure functions: rewards, advantages, losses. Each is about ONE response.
+
+Callers ``vmap`` over the batch; ``whiten``, ``masked_mean`` and ``explained_variance`` are about
+the whole batch at once. T columns of a response; a mask is True on its real tokens, which come
+first. What stands beyond them, even NaN, reaches no result.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+KL_ESTIMATORS = ("k1", "k3", "k1_clipped")
+MISSING_EOS = ("none", "replace", "subtract")
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of ``x`` (any shape) where ``mask``; 0 where nothing is."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
+    """(x - mu) * rsqrt(var + 1e-8) where ``mask``, 0 elsewhere; mu and var over ``mask`` only.
+
+    ``shift_mean=False`` adds mu again: the spread becomes one and the mean stays, as AlpacaFarm
+    whitens rewards.
+    """
+    mean = masked_mean(x, mask)
+    variance = masked_mean(jnp.square(jnp.where(mask, x - mean, 0.0)), mask)
+    whitened = (x - mean) * jax.lax.rsqrt(variance + 1e-8)
+    return jnp.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def kl_estimate(logprob_T: jax.Array, ref_logprob_T: jax.Array, estimator: str) -> jax.Array:
+    """Per-token estimate of KL(policy || reference) from the sampled tokens.
+
+    With d = log p - log p_ref: k1 is d, unbiased; k3 is exp(-d) - 1 + d, unbiased and never
+    negative (Schulman 2020, "Approximating KL divergence"); k1_clipped is max(d, 0), AlpacaFarm's.
+    """
+    chex.assert_equal_shape([logprob_T, ref_logprob_T])
+    difference_T = logprob_T - ref_logprob_T
+    if estimator == "k1":
+        return difference_T
+    if estimator == "k3":
+        return jnp.expm1(-difference_T) + difference_T
+    if estimator == "k1_clipped":
+        return jnp.maximum(difference_T, 0.0)
+    raise ValueError(f"KL estimator {estimator!r} is not one of {KL_ESTIMATORS}")
+
+
+def last_token(response_T: jax.Array) -> jax.Array:
+    """bool[T]: the last real token of a response, never a padding position."""
+    columns_T = jnp.arange(response_T.shape[-1])
+    return columns_T == jnp.max(jnp.where(response_T, columns_T, -1))
+
+
+def missing_eos(
+    reward_T: jax.Array,
+    response_T: jax.Array,
+    finished: jax.Array,
+    *,
+    rule: str,
+    penalty: float,
+) -> jax.Array:
+    """Rewards of a response that may have run into the length limit.
+
+    Args:
+      reward_T: float32 rewards, 0 beyond the response.
+      finished: bool scalar; a finished response keeps its rewards.
+      rule: ``none``; ``replace``: all of them go and ``penalty`` stands at the last token;
+        ``subtract``: ``penalty`` is added to the last token's.
+      penalty: a number, usually negative.
+    """
+    at_end_T = jnp.where(last_token(response_T), penalty, 0.0)
+    if rule == "none":
+        return reward_T
+    if rule == "replace":
+        return jnp.where(finished, reward_T, at_end_T)
+    if rule == "subtract":
+        return reward_T + jnp.where(finished, 0.0, at_end_T)
+    raise ValueError(f"missing_eos {rule!r} is not one of {MISSING_EOS}")
+
+
+def reward_vector(
+    reward_T: jax.Array, kl_T: jax.Array, response_T: jax.Array, kl_coef: jax.Array | float
+) -> jax.Array:
+    """[R_1 - beta KL_1, ..., R_T - beta KL_T] (Xu et al. 2024, Section 2.2), 0 in padding.
+
+    A sequence-level reward is R_t = 0 but at the last token: [-beta KL_1, ..., R - beta KL_T].
+    """
+    chex.assert_type([reward_T, kl_T, response_T], [jnp.float32, jnp.float32, bool])
+    return jnp.where(response_T, reward_T - kl_coef * kl_T, 0.0)
+
+
+def gae(
+    reward_T: jax.Array, value_T: jax.Array, response_T: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, Equation 16).
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; beyond the last
+    real token both V and A are 0.
+
+    Args:
+      reward_T, value_T: float32; V_t is the value of the state before the action a_t.
+      response_T: bool, real tokens.
+
+    Returns:
+      advantage_T and return_T = A_t + V_t, 0 beyond the last token.
+    """
+    chex.assert_rank([reward_T, value_T, response_T], 1)
+    chex.assert_type([reward_T, value_T, response_T], [jnp.float32, jnp.float32, bool])
+    reward_T = jnp.where(response_T, reward_T, 0.0)
+    value_T = jnp.where(response_T, value_T, 0.0)
+    next_T = jnp.append(value_T[1:], jnp.float32(0))
+    delta_T = reward_T + gamma * next_T - value_T
+
+    def backwards(advantage, delta):
+        advantage = delta + gamma * lam * advantage
+        return advantage, advantage
+
+    _, advantage_T = jax.lax.scan(backwards, jnp.float32(0), delta_T, reverse=True)
+    advantage_T = jnp.where(response_T, advantage_T, 0.0)
+    return advantage_T, advantage_T + value_T
+
+
+def policy_loss(
+    logprob_T: jax.Array, old_logprob_T: jax.Array, advantage_T: jax.Array, clip: float
+) -> tuple[jax.Array, jax.Array]:
+    """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) a token (Schulman et al. 2017, arXiv:1707.06347).
+
+    Returns:
+      The loss of every token, and bool: where the clipped branch is the larger.
+    """
+    ratio_T = jnp.exp(logprob_T - old_logprob_T)
+    plain_T = -advantage_T * ratio_T
+    clipped_T = -advantage_T * jnp.clip(ratio_T, 1.0 - clip, 1.0 + clip)
+    return jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
+
+
+def value_loss(
+    value_T: jax.Array, old_value_T: jax.Array, return_T: jax.Array, clip: float
+) -> tuple[jax.Array, jax.Array]:
+    """1/2 max((V - G)^2, (V_clip - G)^2) a token, V_clip within ``clip`` of the old value.
+
+    Returns:
+      The loss of every token, and bool: where the clipped branch is the larger.
+    """
+    near_T = old_value_T + jnp.clip(value_T - old_value_T, -clip, clip)
+    plain_T, clipped_T = jnp.square(value_T - return_T), jnp.square(near_T - return_T)
+    return 0.5 * jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
+
+
+def entropy(logits_TV: jax.Array) -> jax.Array:
+    """Entropy of the distribution at each position, in nats, float32[T]."""
+    logprobs_TV = jax.nn.log_softmax(logits_TV.astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.exp(logprobs_TV) * logprobs_TV, axis=-1)
+
+
+def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 - Var(G - V) / Var(G) over ``mask``; 0 where the target does not vary."""
+
+    def variance(x):
+        return masked_mean(jnp.square(jnp.where(mask, x - masked_mean(x, mask), 0.0)), mask)
+
+    total = variance(target)
+    return jnp.where(total > 0, 1.0 - variance(target - value) / jnp.maximum(total, 1e-12), 0.0)
+
+
+def correlation(x_B: jax.Array, y_B: jax.Array) -> jax.Array:
+    """Pearson's r of two float32[B]; 0 where one of them does not vary."""
+    x_B, y_B = x_B - jnp.mean(x_B), y_B - jnp.mean(y_B)
+    scale = jnp.sqrt(jnp.sum(x_B**2) * jnp.sum(y_B**2))
+    return jnp.where(scale > 0, jnp.sum(x_B * y_B) / jnp.maximum(scale, 1e-12), 0.0)
+
+
+def adapt_kl_coef(
+    kl_coef: float, kl: float, *, target: float, horizon: float, rows: int
+) -> float:
+    """The next coefficient of an adaptive controller (Ziegler et al. 2019, arXiv:1909.08593).
+
+    beta * (1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon)
+
+    Args:
+      kl: mean over the rollout's responses of the summed per-token KL, in nats.
+      target: the KL to hold, above 0.
+      horizon: responses over which to adapt; rows: responses of this rollout.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * rows / horizon)

@@ -1,0 +1,278 @@
+"""PPO as a run: prompts in; an aligned policy, its log and its samples out; resumable."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from fgrlhf_jax import (
+    hf,
+    metrics,
+    ppo_models,
+    ppo_programs,
+    reward_function,
+    rollouts,
+    run_folder,
+    sharding,
+)
+from fgrlhf_jax import policy_objectives as po
+from fgrlhf_jax.checkpoint import Checkpoints
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.optim import TrainState
+from fgrlhf_jax.train_loop import peak_memory
+
+
+class Progress(NamedTuple):
+    """What a run remembers besides its state; saved with every checkpoint."""
+
+    kl_coef: float
+    best_step: int = 0
+    best_value: float = -math.inf
+    data: str = ""  # digest of all prompts: a resume on others would not be one
+
+
+def run(config: ConfigDict, train: list, validation: list) -> Path:
+    """Train as ``config`` says; go on where an earlier start stopped.
+
+    Args:
+      config: ``configs/ppo.py``.
+      train, validation: records with the prompts to learn from, and to watch.
+
+    Returns:
+      The run folder, with ``export`` in it.
+
+    Raises:
+      InputError: for anything in the config, prompts, models or reward function that cannot be
+        used; when a number stops being finite, and when the KL passes its limit.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    modules = ppo_models.read_modules(config)
+    tokenizer = ppo_models.read_tokenizer(config, modules)
+    sets = {"train": train, "validation": validation}
+    sets = {
+        name: rollouts.encode(name, rows, config, modules, tokenizer)
+        for name, rows in sets.items()
+    }
+    if len(sets["train"].ids) < config.rollout_batch_size:
+        raise InputError(
+            f"rollout_batch_size={config.rollout_batch_size} is more than the "
+            f"{len(sets['train'].ids)} prompts there are; lower it or give more prompts"
+        )
+    for name in ("reward_function", "judge"):
+        if config[name]:
+            reward_function.load(config[name])
+    width = max(len(ids) for one in sets.values() for ids in one.ids)
+    optimizer, rates = ppo_programs.make_optimizer(config)
+    programs = ppo_programs.make(
+        config,
+        modules,
+        mesh,
+        optimizer,
+        eos=tokenizer.eos_token_id,
+        prompt_width=width,
+    )
+    folder = run_folder.open_run(config)
+    abstract = programs["learn"].arguments[0]
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    with contextlib.closing(checkpoints):
+        start = checkpoints.latest or 0
+        digest = hashlib.sha256(json.dumps(sets["train"].ids).encode()).hexdigest()[:16]
+        progress = Progress(kl_coef=config.kl.coef, data=digest)
+        if start:
+            progress = Progress(**checkpoints.loop(start))
+            if progress.data != digest:
+                raise InputError(
+                    f"run_dir={folder}: the prompts or their tokenizer have changed since step "
+                    f"{start}; choose another run_dir, or put the old prompts back"
+                )
+        if start < config.steps:
+            if start:
+                state = TrainState(**checkpoints.restore(start, abstract._asdict()))
+            else:
+                with jax.set_mesh(mesh):
+                    params = ppo_models.initial_params(config, modules, mesh)
+                    layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
+                    opt_state = jax.jit(optimizer.init, out_shardings=layout)(params)
+                    state = TrainState(params, opt_state)
+                    del params, opt_state
+            reference, scorer = ppo_models.frozen_params(config, modules, mesh)
+            compiled = {name: one.lower(mesh).compile() for name, one in programs.items()}
+            models = rollouts.Models(modules, tokenizer, mesh, reference, scorer, compiled)
+            progress = loop(
+                config, models, sets, state, progress, start, rates, checkpoints, folder
+            )
+            del state, reference, scorer, models
+        best = progress.best_step if config.select == "score" else 0
+        step = best if best in checkpoints.steps else checkpoints.latest
+        params = checkpoints.restore(step, {"params": abstract.params})["params"]
+    note = hf.save(
+        folder / "export",
+        params["policy"],
+        modules.policy.cfg,
+        tokenizer,
+        architecture=hf.LANGUAGE_MODEL,
+        extra={"data": {"template": rollouts.template(config, modules)}, "step": step},
+    )
+    if jax.process_index() == 0:
+        print(note)
+        run_folder.write_json(folder / "finished.json", {"step": step})
+    multihost_utils.sync_global_devices("finished")
+    return folder
+
+
+def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
+    """int[size]: the prompts of a step, a fresh permutation every epoch; a pure function."""
+    epoch, batch = divmod(step, count // size)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[batch * size : (batch + 1) * size]
+
+
+def cut_samples(path: Path, step: int) -> None:
+    """Leave only the rows of steps up to ``step``: what comes after is made again."""
+    kept = [row for row in metrics.read_rows(path) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    os.replace(temporary, path)
+
+
+def loop(
+    config: ConfigDict,
+    models: rollouts.Models,
+    sets: dict[str, rollouts.Prompts],
+    state: TrainState,
+    progress: Progress,
+    start: int,
+    rates: np.ndarray,
+    checkpoints: Checkpoints,
+    folder: Path,
+) -> Progress:
+    """PPO steps ``start + 1`` to ``config.steps``; the last one made is always saved."""
+    B, train = config.rollout_batch_size, sets["train"]
+    log = metrics.Log(folder, step=start, steps=config.steps, tensorboard=config.tensorboard)
+    samples_path = folder / "samples.jsonl"
+    if log.writes:
+        cut_samples(samples_path, start or -1)
+    for part in state:  # compiled here, in the warm-up
+        sharding.fingerprint(part)
+    compiled = None
+    first = True
+
+    def watch(params, step: int) -> dict[str, float]:
+        figures, samples = rollouts.evaluate(config, models, params, sets["validation"], step)
+        if log.writes:
+            with samples_path.open("a") as file:
+                file.writelines(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+        return figures
+
+    with contextlib.closing(log), run_folder.Interrupt() as interrupt:
+        if not start:
+            log.row({"step": 0, **watch(state.params, 0)})
+        for step in range(start, config.steps):
+            number = step + 1
+            rows = rows_of_step(len(train.ids), B, seed=config.seed, step=step)
+            some = rollouts.Prompts(*([part[r] for r in rows] for part in train))
+            rollout, raw_BT, seconds, _, ids = rollouts.roll_out(
+                config,
+                models,
+                state.params,
+                some,
+                rollouts.key_of(config.seed, rollouts.SAMPLE, step),
+            )
+            clock = time.perf_counter()
+            with jax.set_mesh(models.mesh):
+                state, found = models.compiled["learn"](
+                    state,
+                    rollout,
+                    np.float32(progress.kl_coef),
+                    rollouts.key_of(config.seed, rollouts.SHUFFLE, step),
+                )
+            row = {"step": number, **metrics.to_host(found)}
+            seconds["update"] = time.perf_counter() - clock
+            check_row(row, checkpoints, first=first, dtype=config.model.dtype)
+            first = False
+            tokens = sum(map(len, ids))
+            row |= {
+                "reward_raw": float(raw_BT.sum(axis=1).mean()),
+                "kl_coef": progress.kl_coef,
+                "learning_rate": float(rates[step, 0]),
+                "critic_learning_rate": float(rates[step, 1]),
+                "tokens": tokens,
+                "seconds": sum(seconds.values()),
+                "tokens_per_second": tokens / sum(seconds.values()),
+                **{f"seconds/{name}": s for name, s in seconds.items()},
+                **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
+            }
+            if config.kl.target:
+                kl_coef = po.adapt_kl_coef(
+                    progress.kl_coef,
+                    row["kl"],
+                    target=config.kl.target,
+                    horizon=config.kl.horizon,
+                    rows=B,
+                )
+                progress = progress._replace(kl_coef=kl_coef)
+            last = number == config.steps
+            improved = False
+            if last or (config.eval_every and number % config.eval_every == 0):
+                row |= watch(state.params, number)
+                value = row.get("validation/score", row["validation/reward"])
+                improved = value > progress.best_value
+                if improved:
+                    progress = progress._replace(best_step=number, best_value=value)
+            log.row(row)
+            log.progress(number, reward=f"{row['reward']:.3f}", kl=f"{row['kl']:.2f}")
+            if compiled is None:
+                compiled = metrics.compilations()
+            exploded = config.kl.limit and row["kl"] > config.kl.limit
+            if config.kl.limit and not exploded and row["kl"] > config.kl.limit / 2:
+                log.say(f"step {number}: KL {row['kl']:.1f} is above half of kl.limit")
+            due = config.save_every and number % config.save_every == 0
+            best = improved and config.select == "score"
+            if last or best or due or exploded or interrupt.asked:
+                checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
+            if exploded:
+                checkpoints.wait()
+                raise InputError(
+                    f"step {number}: KL to the reference is {row['kl']:.1f} nats a response, above "
+                    f"kl.limit={config.kl.limit}; stopped, step {number} is saved; raise kl.coef "
+                    "or lower optimizer.learning_rate in a new run_dir"
+                )
+            if interrupt.asked and not last:
+                checkpoints.wait()
+                raise KeyboardInterrupt(f"interrupted; step {number} is saved")
+        checkpoints.wait()
+        log.say(
+            f"peak memory {peak_memory()}; "
+            f"{metrics.compilations() - (compiled or 0)} compilations after the first step"
+        )
+    return progress
+
+
+def check_row(row: dict, checkpoints: Checkpoints, *, first: bool, dtype: str) -> None:
+    """Raises InputError where a number is not finite, RuntimeError where the old policy is not the
+    one that sampled: the first minibatch must have ratio 1 and KL 0, but for rounding."""
+    for name, value in row.items():
+        if not math.isfinite(value):
+            checkpoints.wait()
+            last = checkpoints.latest
+            kept = f"the last good checkpoint is step {last}" if last else "nothing was saved"
+            raise InputError(
+                f"step {row['step']}: {name} is {value}; stopped, {kept}; lower "
+                "optimizer.learning_rate in a new run_dir"
+            )
+    tolerance = 1e-3 if dtype == "float32" else 0.2
+    if first and (row["first_log_ratio"] > tolerance or row["first_kl"] > tolerance):
+        raise RuntimeError(
+            f"step {row['step']}: the first minibatch has a log-ratio of {row['first_log_ratio']} "
+            f"and a KL of {row['first_kl']} to the policy that sampled; both must be 0"
+        )

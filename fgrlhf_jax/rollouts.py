@@ -1,0 +1,178 @@
+"""Rollouts: prompts to sampled, scored responses; for learning and for watching."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fgrlhf_jax import examples, ppo, ppo_models, prompts, reward_function, sampling, sharding
+from fgrlhf_jax.errors import InputError
+
+SAMPLE, SHUFFLE, EVALUATE = range(3)  # purposes of random keys
+
+
+class Prompts(NamedTuple):
+    """Encoded prompts and their texts."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    records: list
+
+
+class Models(NamedTuple):
+    """What a run computes with."""
+
+    modules: ppo_models.Modules
+    tokenizer: Any
+    mesh: Mesh
+    reference: dict
+    scorer: dict
+    compiled: dict
+
+
+def key_of(seed: int, purpose: int, step: int) -> jax.Array:
+    """The random key of a purpose at a step: nothing of it needs to be saved."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
+    """The prompt template: the reward model's, unless the config names another.
+
+    Raises:
+      InputError: when the reward model was trained with another one.
+    """
+    learned = modules.meta.data["template"] if modules.meta else "alpaca"
+    named = config.data.template
+    if named and modules.meta and named != learned and not config.reward_function:
+        raise InputError(
+            f"data.template={named}: the reward model was trained with {learned}; it scores the "
+            "sampled tokens with their prompt as it is, so both need the same"
+        )
+    return named or learned
+
+
+def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:
+    """Prompts of records, saying how many were left out; raises InputError when none is left."""
+    try:
+        ids, kept = examples.encode_prompts(
+            rows,
+            tokenizer,
+            template=template(config, modules),
+            max_prompt_length=config.data.max_prompt_length,
+            overlong=config.data.overlong,
+        )
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    longest = max(map(len, ids)) + config.data.max_new_tokens
+    limits = [modules.policy.cfg.max_position]
+    limits += [modules.scorer.cfg.max_position] if modules.scorer else []
+    if longest > min(limits):
+        raise InputError(
+            f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
+            f"{min(limits)} positions; lower data.max_new_tokens or data.max_prompt_length"
+        )
+    print(
+        f"{name}: {len(rows)} prompts, {len(ids)} kept, {len(rows) - len(ids)} dropped_overlong"
+    )
+    records = [rows[number] for number in kept]
+    return Prompts(ids, [prompts.plain_text(r.instruction, r.input) for r in records], records)
+
+
+def roll_out(
+    config: ConfigDict, models: Models, params: dict, some: Prompts, key: jax.Array
+) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]]]:
+    """Sample a response to every prompt and have it scored.
+
+    Returns:
+      The rollout, raw rewards [B, T], seconds of both halves, and the responses as texts and ids.
+    """
+    clock = time.perf_counter()
+    width = models.compiled["generate"].in_avals[0][1].shape[1]
+    arrays = examples.pad_prompts(some.ids, width)
+    prompt_BP, mask_BP = sharding.put_batch(arrays, models.mesh)
+    with jax.set_mesh(models.mesh):
+        keys = sampling.row_keys(key, len(some.ids))
+        sampled = models.compiled["generate"](params["policy"], prompt_BP, mask_BP, keys)
+        tokens_BT, length_B, finished_B = jax.device_get(
+            (sampled.tokens_BT, sampled.length_B, sampled.finished_B)
+        )
+        sampled_at = time.perf_counter()
+        rollout, raw_BT = models.compiled["assess"](
+            params, models.reference, models.scorer, prompt_BP, mask_BP, sampled
+        )
+        ids = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
+        texts = [
+            models.tokenizer.decode(one[: len(one) - bool(ended)], skip_special_tokens=False)
+            for one, ended in zip(ids, finished_B, strict=True)
+        ]
+        if config.reward_function:
+            values = call(config.reward_function, models, some.texts, texts, ids, finished_B)
+            raw_BT = reward_function.spread(values, length_B, tokens_BT.shape[1])
+            rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
+        raw_BT = np.asarray(jax.device_get(raw_BT))
+    scored_at = time.perf_counter()
+    seconds = {"rollout": sampled_at - clock, "scoring": scored_at - sampled_at}
+    return rollout, raw_BT, seconds, texts, ids
+
+
+def call(name: str, models: Models, prompts_: list[str], texts: list[str], ids: list, finished):
+    """A user's function on responses, see reward_function."""
+    function = reward_function.load(name)
+    tokens = None
+    if reward_function.wants(function, "tokens"):
+        tokens = [prompts.pieces(models.tokenizer, one) for one in ids]
+    return reward_function.call(
+        function, name, prompts_, texts, tokens=tokens, finished=[bool(f) for f in finished]
+    )
+
+
+def evaluate(
+    config: ConfigDict, models: Models, params: dict, some: Prompts, step: int
+) -> tuple[dict[str, float], list[dict]]:
+    """Figures of responses to validation prompts, always drawn with the same keys; and samples."""
+    B = config.rollout_batch_size
+    count = min(len(some.ids), config.validation_prompts)
+    found: dict[str, list] = {n: [] for n in ("reward", "kl", "length", "unfinished", "score")}
+    samples = []
+    for start in range(0, count, B):
+        rows = [r % count for r in range(start, start + B)]  # the last batch begins again
+        batch = Prompts(*([part[r] for r in rows] for part in some))
+        key = key_of(config.seed, EVALUATE, start)
+        rollout, _, _, texts, ids = roll_out(config, models, params, batch, key)
+        finished = np.asarray(jax.device_get(rollout.finished_B))
+        real = min(B, count - start)
+        host = jax.device_get(
+            (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
+        )
+        reward_BT, logprob_BT, ref_BT, response_BT = host
+        kl_B = np.where(response_BT, logprob_BT - ref_BT, 0.0).sum(axis=1)
+        found["reward"] += reward_BT.sum(axis=1)[:real].tolist()
+        found["kl"] += kl_B[:real].tolist()
+        found["length"] += [len(one) for one in ids[:real]]
+        found["unfinished"] += (~finished[:real]).astype(float).tolist()
+        if config.judge:
+            found["score"] += call(
+                config.judge,
+                models,
+                batch.texts[:real],
+                texts[:real],
+                ids[:real],
+                finished[:real],
+            )
+        for b in range(min(real, config.samples - len(samples))):
+            samples.append(
+                {
+                    "step": step,
+                    "instruction": batch.records[b].instruction,
+                    "input": batch.records[b].input,
+                    "output": texts[b],
+                    "finished": bool(finished[b]),
+                    "tokens": prompts.pieces(models.tokenizer, ids[b]),
+                    "rewards": reward_BT[b, : len(ids[b])].tolist(),
+                }
+            )
+    figures = {f"validation/{n}": float(np.mean(v)) for n, v in found.items() if v}
+    return figures, samples

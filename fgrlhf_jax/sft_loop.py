@@ -1,0 +1,123 @@
+"""Supervised fine-tuning as a run: demonstrations in, a Hugging Face folder out."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fgrlhf_jax import batches, examples, hf, llama, run_folder, sft, sharding, supervised
+
+
+def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
+    """Train, evaluate and export as ``config`` says; go on where an earlier start stopped.
+
+    Args:
+      config: ``configs/sft.py``.
+      sets: instruction records by name: ``train`` and ``validation``.
+      tokenizer: for random weights; None trains one on the training records.
+
+    Returns:
+      The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}.
+
+    Raises:
+      InputError: for anything in the config, data, model or folder that cannot be used, and when
+        the loss stops being finite.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    mesh, micro_size = supervised.check(config)
+    cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
+    model = llama.CausalLM(cfg)
+    data = config.data.to_dict()
+    buckets = batches.make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    encoded = {}
+    for name, rows in sets.items():
+        encoded[name], counts = examples.encode_examples(rows, tokenizer, **data)
+        print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    params = supervised.abstract_params(model, mesh)
+    supervised.check_freeze(config.optimizer.freeze, params)
+    recipe = make_recipe(config, encoded["train"], buckets, micro_size)
+    folder = run_folder.open_run(config)
+    evaluate = functools.partial(
+        figures,
+        rows=encoded["validation"],
+        buckets=buckets,
+        size=config.eval_batch_size or micro_size,
+        model=model,
+        mesh=mesh,
+    )
+    params = supervised.train(
+        config,
+        recipe,
+        supervised.abstract_state(params, recipe.optimizer, mesh),
+        mesh,
+        folder,
+        initial=lambda: initial_params(config, model, mesh),
+        step=functools.partial(sft.train_step, model=model, optimizer=recipe.optimizer),
+        warm_up=lambda: None,
+        figures=evaluate,
+    )
+    found = evaluate(params)
+    result = {
+        "validation": {
+            "loss": found["validation/loss"],
+            "accuracy": found["validation/accuracy"],
+            "perplexity": math.exp(min(found["validation/loss"], 700.0)),
+            "n": len(encoded["validation"]),
+        }
+    }
+    note = hf.save(
+        folder / "export",
+        params,
+        cfg,
+        tokenizer,
+        architecture=hf.LANGUAGE_MODEL,
+        extra={"data": data},
+    )
+    if jax.process_index() == 0:
+        print(note)
+        run_folder.write_json(folder / "eval.json", result)
+    multihost_utils.sync_global_devices("finished")
+    return result
+
+
+def make_recipe(config, rows: list[examples.Example], buckets, micro_size: int):
+    """:func:`supervised.make_recipe` of demonstrations."""
+    return supervised.make_recipe(
+        config,
+        [len(row.tokens) for row in rows],
+        lambda numbers, bucket: examples.pad_examples([rows[n] for n in numbers], bucket),
+        (np.append(row.tokens, row.prompt_length) for row in rows),
+        buckets,
+        micro_size,
+    )
+
+
+def initial_params(config: ConfigDict, model: llama.CausalLM, mesh: Mesh) -> dict:
+    """Of the checkpoint in ``model.path``, or random."""
+    abstract = supervised.abstract_params(model, mesh)
+    if config.model.path:
+        return hf.load_params(config.model.path, abstract)
+    return supervised.random_params(model, jax.random.key(config.seed), abstract)
+
+
+def figures(params: dict, *, rows: list, buckets, size: int, model, mesh: Mesh) -> dict:
+    """Loss (nats a response token) and token accuracy over all ``rows``."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-size // shards) * shards
+    ordered = sorted(rows, key=lambda row: len(row.tokens))
+    total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
+    for start in range(0, len(ordered), size):
+        some = ordered[start : start + size]
+        bucket = min(b for b in buckets if b >= len(some[-1].tokens))
+        batch = sharding.put_batch(examples.pad_examples(some, bucket, size), mesh)
+        with jax.set_mesh(mesh):
+            sums = jax.device_get(sft.eval_step(params, batch, model=model))
+        total = {name: total[name] + float(sums[name]) for name in total}
+    return {
+        "validation/loss": total["loss"] / total["tokens"],
+        "validation/accuracy": total["accuracy"] / total["tokens"],
+    }

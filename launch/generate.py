@@ -1,0 +1,74 @@
+"""Responses of a model to a file of prompts.
+
+python -m launch.generate --config.model=FOLDER --config.prompts=FILE --config.output=FILE.json
+                          [--config.temperature=0] [--config.FIELD=VALUE …]
+
+Writes a JSON list in the output format of alpaca_eval: instruction, output, generator, and beside
+them input, length (tokens), finished and logprob. With no flag at all it answers prompts of the
+embedded world, after training a policy there.
+"""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fgrlhf_jax import generation, hf, records, run_folder, tiny_world
+from fgrlhf_jax.errors import InputError
+from launch import cli, embedded
+
+CHOICES = {
+    "template": ("", "alpaca", "chat", "plain"),
+    "overlong": ("truncate", "drop"),
+    "dtype": ("float32", "bfloat16"),
+}
+AT_LEAST = {
+    **dict.fromkeys(("samples", "max_prompt_length", "max_new_tokens", "batch_size"), 1),
+    **dict.fromkeys(("temperature", "top_k", "seed", "limit"), 0),
+    "top_p": 1e-6,
+}
+TERMINAL_ROWS = 5
+
+
+def main(config) -> None:
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    output = cli.check_output(config.output, (".json",))
+    options = config.to_dict()
+    for name in ("model", "prompts", "output", "limit"):
+        options.pop(name)
+    if config.prompts:
+        rows = records.read(config.prompts)
+    else:
+        rows = tiny_world.instructions(64, "test", config.seed)
+    rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
+    model = config.model or str(Path(embedded.policy()) / "export")
+    if Path(model, "export").is_dir():  # a run folder
+        model = str(Path(model, "export"))
+    options["template"] = config.template or learned_template(model)
+    made = generation.answer(
+        model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch")
+    )
+    if config.output:
+        run_folder.write_json(output, made)
+        print(f"{len(made)} responses in {output}")
+        return
+    for row in made:
+        print(f"\n{row['instruction']}\n{row['input']}".rstrip())
+        print(f"> {row['output']}{'' if row['finished'] else ' …'}")
+
+
+def learned_template(model: str) -> str:
+    """The template that a model of ours was fine-tuned with; alpaca for any other."""
+    path = hf.resolve(model)
+    if path.is_dir():
+        try:
+            return json.loads((path / "config.json").read_text())["fgrlhf"]["data"]["template"]
+        except KeyError:
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: has no readable config.json ({error})") from error
+    return "alpaca"
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/generate.py", __doc__)

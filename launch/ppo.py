@@ -1,0 +1,83 @@
+"""PPO with token-level or sequence-level rewards.
+
+python -m launch.ppo --config=configs/ppo.py:MODEL[,token|sequence] --config.policy=FOLDER
+                     --config.reward_model=DIR --config.prompts=FILE [--config.FIELD=VALUE …]
+
+With no flag at all it runs on the embedded world, after training what it needs there. The same
+command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
+samples.jsonl, checkpoints/ and export/ (a Hugging Face folder) to run_dir.
+"""
+
+from pathlib import Path
+
+from fgrlhf_jax import metrics, policy_objectives, ppo_loop, records, run_folder
+from fgrlhf_jax.errors import InputError
+from launch import cli, embedded
+
+CHOICES = {
+    "level": ("token", "sequence"),
+    "critic": ("separate", "shared"),
+    "select": ("last", "score"),
+    "kl.estimator": policy_objectives.KL_ESTIMATORS,
+    "missing_eos": policy_objectives.MISSING_EOS,
+    "data.template": ("", "alpaca", "chat", "plain"),
+    "data.overlong": ("drop", "truncate"),
+    "frozen_dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn"),
+}
+AT_LEAST = {
+    **dict.fromkeys(("steps", "rollout_batch_size", "batch_size", "epochs", "keep"), 1),
+    **dict.fromkeys(("data.max_prompt_length", "data.max_new_tokens", "validation_prompts"), 1),
+    **dict.fromkeys(("seed", "micro_batch_size", "eval_every", "save_every", "samples"), 0),
+    **dict.fromkeys(("kl.coef", "kl.target", "kl.limit", "gamma", "lam", "value_coef"), 0),
+    **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "eps")), 0),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
+    **dict.fromkeys(("sampling.temperature", "clip", "value_clip", "kl.horizon"), 1e-6),
+}
+
+
+def main(config) -> None:
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    cli.check_run(config)
+    if config.distributed:
+        cli.connect(config)
+    given = {name: config[name] for name in ("policy", "prompts")}
+    given["reward_model"] = config.reward_model or config.reward_function
+    if any(given.values()) and not all(given.values()):
+        missing = [name for name, value in given.items() if not value]
+        raise InputError(
+            f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (with none of "
+            f"{', '.join(given)} everything is of the embedded world)"
+        )
+    if all(given.values()):
+        train = records.read(config.prompts)
+        if config.validation:
+            validation = records.read(config.validation)
+        else:
+            train, validation = records.split(train, config.validation_share, config.seed)
+    else:
+        config.policy = str(Path(embedded.policy()) / "export")
+        config.reward_model = embedded.reward_model(config.level)
+        run_folder.check_run(config)
+        sets = embedded.prompts(Path(config.run_dir) / "data", config.seed)
+        train, validation = sets["train"], sets["validation"]
+    folder = ppo_loop.run(config, train, validation)
+    print(summary(folder))
+
+
+def summary(folder: Path) -> str:
+    """The first and the last evaluation, side by side."""
+    rows = [
+        row for row in metrics.read_rows(folder / "metrics.jsonl") if "validation/kl" in row
+    ]
+    names = [name for name in rows[0] if name.startswith("validation/")]
+    lines = [f"{'':12}{'step 0':>12}{'step ' + str(rows[-1]['step']):>12}"]
+    for name in names:
+        label = name.removeprefix("validation/")
+        lines.append(f"{label:12}{rows[0][name]:12.3f}{rows[-1][name]:12.3f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/ppo.py:tiny,token", __doc__)

@@ -1,0 +1,40 @@
+"""Supervised fine-tuning on instructions, the loss on the response only.
+
+python -m launch.sft --config=configs/sft.py:MODEL [--config.FIELD=VALUE …]
+
+With no flag at all it trains a tiny LLaMA on the embedded world. The same command on the same
+run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/ (a
+Hugging Face folder with its tokenizer) and eval.json to run_dir.
+"""
+
+import json
+from pathlib import Path
+
+from fgrlhf_jax import run_folder, sft_loop, tiny_world
+from launch import cli, embedded
+
+
+def main(config) -> None:
+    cli.check_supervised(config)
+    if config.distributed:
+        cli.connect(config)
+    run_folder.check_run(config)
+    finished = Path(config.run_dir) / "eval.json"
+    if finished.exists():
+        print(f"{config.run_dir} is finished; its figures again:")
+        result = json.loads(finished.read_text())
+    elif config.train:
+        result = sft_loop.run(config, cli.read_sets(config))
+    else:
+        cli.check_embedded(config)
+        sets = embedded.instructions(Path(config.run_dir) / "data", config.seed)
+        result = sft_loop.run(config, sets, tiny_world.tokenizer())
+    figures = result["validation"]
+    print(
+        f"validation: {figures['n']} demonstrations, loss {figures['loss']:.4f} nats a token, "
+        f"perplexity {figures['perplexity']:.3f}, greedy token accuracy {figures['accuracy']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/sft.py:tiny", __doc__)
