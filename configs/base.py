@@ -46,7 +46,8 @@ def _supervised(config: ConfigDict) -> None:
 
     config.model.path = ""  # FOLDER | HUB_ID | FILE.gguf; "" starts from random weights
     config.model.size = "tiny"  # for random weights: a key of llama.SIZES
-    config.model.vocab_size = 512  # for random weights: of the tokenizer trained on `train`
+    config.model.tokenizer = ""  # for random weights: FOLDER | HUB_ID; "" trains one on `train`
+    config.model.vocab_size = 512  # of the tokenizer that is trained
 
     config.data = ConfigDict()
     config.data.template = "alpaca"  # alpaca | chat | plain

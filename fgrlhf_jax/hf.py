@@ -150,8 +150,11 @@ def load_tokenizer(path: str | os.PathLike):
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         with as_input_error(path, "has no usable tokenizer"):
-            # AutoTokenizer would ask config.json for a model type that it knows.
-            ours = _read_json(path / "config.json").get("model_type") == STATE_ACTION_TYPE
+            # AutoTokenizer would ask config.json for a model type that it knows. A folder with a
+            # tokenizer only has none.
+            config = path / "config.json"
+            alone = not config.exists() and (path / "tokenizer.json").exists()
+            ours = alone or _read_json(config).get("model_type") == STATE_ACTION_TYPE
             kind = PreTrainedTokenizerFast if ours else AutoTokenizer
             tokenizer = kind.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:

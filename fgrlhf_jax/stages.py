@@ -97,6 +97,7 @@ def run(
             for stage in list(waiting):
                 if len(running) < workers and done.issuperset(stage.needs):
                     waiting.remove(stage)
+                    stage.output.parent.mkdir(parents=True, exist_ok=True)
                     log = (folder / "logs" / f"{stage.name.replace('/', '.')}.log").open("a")
                     with log:
                         process = subprocess.Popen(

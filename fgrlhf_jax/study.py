@@ -37,6 +37,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
     if not config.files.edits:
         rates = tiny_people.Rates(**config.world.rates)
         sizes = {name: config.world[name] for name in SETS}
+        tiny_world.tokenizer().save_pretrained(folder / "data" / "tokenizer")
         tiny_world.write_data(folder / "data", sizes, config.seed, rates)
         return
     files = config.files

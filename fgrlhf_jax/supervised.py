@@ -49,8 +49,8 @@ def check(config: ConfigDict) -> tuple[Mesh, int]:
 
 
 def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
-    """Of the checkpoint in ``model.path``; or of random weights, with the tokenizer given here or
-    else one trained on ``rows``.
+    """Of the checkpoint in ``model.path``; or of random weights, with ``model.tokenizer``, or else
+    the tokenizer given here, or else one trained on ``rows``.
 
     Raises:
       InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
@@ -61,7 +61,9 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
         cfg = dataclasses.replace(hf.read_config(config.model.path), **how)
         tokenizer = hf.load_tokenizer(config.model.path)
     elif config.model.size in RANDOM:
-        if tokenizer is None:
+        if config.model.tokenizer:
+            tokenizer = hf.load_tokenizer(config.model.tokenizer)
+        elif tokenizer is None:
             fields = (field for row in rows for field in dataclasses.asdict(row).items())
             texts = (text for name, text in fields if isinstance(text, str) and name != "id")
             tokenizer = prompts.train_tokenizer(texts, config.model.vocab_size)

@@ -116,6 +116,7 @@ def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
                 train=data / "sft.jsonl",
                 run_dir=sft,
                 seed=config.seed,
+                **({"model__tokenizer": data / "tokenizer"} if world else {}),
             ),
             sft / "eval.json",
             ("data",),
