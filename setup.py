@@ -33,7 +33,7 @@ setup(
         "transformers>=5",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
+        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "vaderSentiment>=3.3"],
         # Oracles of the tests, never imported by the package. Torch is pinned because
         # numbers are compared with it closely, and an open range takes GBs of CUDA libraries.
         "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],

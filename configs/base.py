@@ -217,6 +217,7 @@ def pipeline() -> ConfigDict:
         "fine_grained",
         "fine_grained_token",
         "kl_outside",
+        "state_action",
         "oracle",
         "edits_then_token",
     ):

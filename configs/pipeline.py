@@ -32,8 +32,9 @@ def tiny(config):
     config.judge = "fgrlhf_jax.tiny_judge:judge"
     config.judge_name = "gold"
     config.template = "plain"
-    config.max_prompt_length = 16
-    config.max_new_tokens = 26
+    config.max_prompt_length = 12
+    config.max_new_tokens = 22
+    config.answer_batch_size = 256
     config.test_prompts = 512
     config.workers = 2
     config.sft.devices = 2
@@ -41,11 +42,6 @@ def tiny(config):
     config.sft.flags = ConfigDict({"steps": 1500})
     rm = {
         "model.head_init": "zero",
-        "data.template": "plain",
-        "data.max_length": 48,
-        "data.max_prompt_length": 16,
-        "data.smallest_bucket": 32,
-        "batch_size": 32,
         "steps": 600,
         "eval_every": 50,
         "patience": 3,
@@ -62,6 +58,7 @@ def tiny(config):
     config.arms.ppo_rlhf.kl__coef = 0.3
     config.arms.fine_grained.kl__coef = 0.3
     config.arms.fine_grained_token.kl__coef = 0.3
+    config.arms.state_action.kl__coef = 0.1
     config.arms.oracle.kl__coef = 0.1
     config.arms.edits_then_token.kl__coef = 0.3
 
@@ -72,7 +69,8 @@ def study(config):
     config.seeds = 3
     config.sft.flags.steps = 2400
     config.run_arms = (
-        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,oracle,edits_then_token"
+        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,oracle,"
+        "edits_then_token"
     )
     config.test_prompts = 1024
 

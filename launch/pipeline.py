@@ -53,6 +53,7 @@ ARMS = {
     "fine_grained": Arm("Fine-grained: sequence, edits", "sft", "rm_edits", {}),
     "fine_grained_token": Arm("Fine-grained: token, edits", "sft", "rm_token", {}),
     "kl_outside": Arm("Token, no KL in the reward", "sft", "rm_token", {"kl.in_reward": False}),
+    "state_action": Arm("Fine-grained: token, state-action head", "sft", "rm_state_action", {}),
     "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {}),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action", {}),
 }

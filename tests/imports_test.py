@@ -24,7 +24,9 @@ FLOORS = (
     "gguf_file hf_export hf batches examples sampling",
     "supervised reward reward_eval reward_loop sft sft_loop",
     "ppo ppo_models ppo_programs rollouts ppo_loop reward_function generation",
-    "feedback tiny_world heatmap response_scores evaluation report pipeline",
+    "feedback tiny_words tiny_tasks tiny_judge tiny_people tiny_world heatmap response_scores "
+    "evaluation report report_answer report_tables report_figures report_page report_html stages "
+    "study vader hlo_flops plan",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -43,10 +45,19 @@ NEIGHBOURS = {
     "ppo_programs": {"ppo", "ppo_models"},
     "rollouts": {"ppo", "ppo_models", "reward_function"},
     "ppo_loop": {"ppo_models", "ppo_programs", "reward_function", "rollouts"},
+    "tiny_tasks": {"tiny_words"},
+    "tiny_judge": {"tiny_tasks", "tiny_words"},
+    "tiny_people": {"tiny_judge", "tiny_tasks", "tiny_words"},
+    "tiny_world": {"tiny_judge", "tiny_people", "tiny_tasks", "tiny_words"},
+    "report": {"evaluation", "report_answer"},
+    "report_tables": {"report_answer"},
+    "report_html": {"heatmap", "report_figures", "report_page", "report_tables"},
+    "study": {"evaluation", "response_scores", "tiny_judge", "tiny_people", "tiny_world"},
+    "plan": {"hlo_flops"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
-OPTIONAL = {"gguf": {"gguf_file"}, "tensorboardX": {"metrics"}}
+OPTIONAL = {"gguf": {"gguf_file"}, "tensorboardX": {"metrics"}, "vaderSentiment": {"vader"}}
 
 OUTSIDE = ("launch", "configs", "tests", "torch")
 
