@@ -42,6 +42,7 @@ def encode_examples(
     EOS with it. Raises InputError for a record without an output, settings that leave no room, and
     when nothing is left.
     """
+    _check_overlong(overlong)
     if not 0 < max_prompt_length < max_length:
         raise InputError(
             f"max_prompt_length: {max_prompt_length} must be above 0 and below "
@@ -112,6 +113,7 @@ def encode_prompts(
     Any kind of record will do; its responses are not read. "drop" leaves out prompts longer than
     max_prompt_length, "truncate" shortens them. Raises InputError when nothing is left.
     """
+    _check_overlong(overlong)
     prompts, rows = [], []
     for row, record in enumerate(records):
         ids, cut = encode_prompt(
@@ -127,6 +129,11 @@ def encode_prompts(
             "raise it, or set overlong='truncate'."
         )
     return prompts, rows
+
+
+def _check_overlong(overlong: str) -> None:
+    if overlong not in ("drop", "truncate"):
+        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
