@@ -106,6 +106,7 @@ def ppo() -> ConfigDict:
     config.run_dir = "runs/ppo"
     config.policy = ""  # FOLDER | HUB_ID | FILE.gguf of the policy and its reference
     config.reward_model = ""  # run_dir of launch.train_rm
+    config.size = "tiny"  # what launch.plan takes the models to be where no path is given
     config.level = "token"  # token | sequence: what the reward model must be
     config.reward_function = ""  # module:function, instead of a reward model
     config.judge = ""  # module:function that scores the validation responses

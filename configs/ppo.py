@@ -53,6 +53,7 @@ def tiny(config):
 
 
 def cad(config):
+    config.size = "small"
     config.data.max_prompt_length = 64
     config.data.max_new_tokens = 64
     config.rollout_batch_size = 32
@@ -67,6 +68,7 @@ def cad(config):
 
 
 def smollm2(config):
+    config.size = "smollm2_135m"
     config.model.remat = True
     config.data.max_prompt_length = 96
     config.data.max_new_tokens = 64
@@ -83,6 +85,7 @@ def smollm2(config):
 
 
 def llama_7b(config):
+    config.size = "llama_7b"
     config.model.dtype = "bfloat16"
     config.model.remat = True
     config.sampling.unroll = False
