@@ -39,20 +39,26 @@ def tiny(config):
     config.workers = 2
     config.sft.devices = 2
     config.sft.config = "configs/sft.py:tiny"
-    config.sft.flags = ConfigDict({"steps": 1500})
+    # The world's prompts have at most 10 tokens, its responses 22.
+    lengths = {
+        "data__max_length": 32,
+        "data__max_prompt_length": 12,
+        "data__smallest_bucket": 24,
+    }
+    config.sft.flags = ConfigDict(lengths | {"steps": 1500})
     rm = {
-        "model.head_init": "zero",
+        "model__head_init": "zero",
         "steps": 600,
         "eval_every": 50,
         "patience": 3,
         "save_every": 0,
-        "optimizer.learning_rate": 1e-3,
+        "optimizer__learning_rate": 1e-3,
     }
     config.rm.config = "configs/rm.py:tiny"
-    config.rm.flags = ConfigDict({key.replace(".", "__"): value for key, value in rm.items()})
+    config.rm.flags = ConfigDict(lengths | rm)
     config.imitate.config = "configs/sft.py:tiny"
     imitate = {"steps": 400, "eval_every": 50, "optimizer__learning_rate": 1e-3}
-    config.imitate.flags = ConfigDict(imitate)
+    config.imitate.flags = ConfigDict(lengths | imitate)
     config.ppo.config = "configs/ppo.py:tiny"
     config.ppo.flags = ConfigDict({"eval_every": 5})
     config.arms.ppo_rlhf.kl__coef = 0.3

@@ -36,7 +36,7 @@ def get_config(argument: str = "tiny,token"):
 
 
 def tiny(config):
-    config.data.max_prompt_length = 12
+    config.data.max_prompt_length = 64
     config.data.max_new_tokens = 22
     config.rollout_batch_size = 64
     config.batch_size = 32

@@ -35,10 +35,11 @@ def get_config(argument: str = "tiny,token_edit"):
 
 
 def tiny(config):
+    config.model.vocab_size = 1024
     config.data.template = "plain"
-    config.data.max_length = 32
-    config.data.max_prompt_length = 12
-    config.data.smallest_bucket = 24
+    config.data.max_length = 128
+    config.data.max_prompt_length = 64
+    config.data.smallest_bucket = 32
     config.batch_size = 32
     config.steps = 250
     config.eval_every = 50

@@ -24,9 +24,10 @@ def get_config(argument: str = "tiny"):
 
 def tiny(config):
     config.data.template = "plain"
-    config.data.max_length = 32
-    config.data.max_prompt_length = 12
-    config.data.smallest_bucket = 24
+    config.model.vocab_size = 1024
+    config.data.max_length = 128
+    config.data.max_prompt_length = 64
+    config.data.smallest_bucket = 32
     config.batch_size = 64
     config.steps = 2000
     config.eval_every = 500

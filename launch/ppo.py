@@ -37,9 +37,14 @@ AT_LEAST = {
 }
 
 
-def main(config) -> None:
+def check(config) -> None:
+    """Raises InputError for a value that no data or model could make right."""
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     cli.check_run(config)
+
+
+def main(config) -> None:
+    check(config)
     if config.distributed:
         cli.connect(config)
     given = {name: config[name] for name in ("policy", "prompts")}

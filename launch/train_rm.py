@@ -21,9 +21,14 @@ CHOICES = {
 AT_LEAST = {"calibration_pairs": 1, "center_weight": 0, "consistency_weight": 0}
 
 
-def main(config) -> None:
+def check(config) -> None:
+    """Raises InputError for a value that no data or model could make right."""
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     cli.check_supervised(config)
+
+
+def main(config) -> None:
+    check(config)
     if config.distributed:
         cli.connect(config)
     run_folder.check_run(config)
