@@ -50,7 +50,8 @@ def make_data(config: ConfigDict, folder: Path) -> None:
     # Without demonstrations a policy imitates both sides of the edits.
     sft = sft or [Instruction(e.instruction, e.input, t) for e in edits for t in sides(e)]
     train_prompts = records.read(files.prompts) if files.prompts else edits
-    validation, test = records.split(held, 0.5, config.seed)
+    # Another seed than that of the split before, whose hash these rows have in common.
+    validation, test = records.split(held, 0.5, config.seed + 1)
     sets = {
         "sft": sft,
         "ppo": distinct(train_prompts),
@@ -65,7 +66,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         train, rest = records.split(preferences, 0.1, config.seed)
         sets |= {"preferences_train": train}
         names = ("preferences_validation", "preferences_test")
-        sets |= dict(zip(names, records.split(rest, 0.5, config.seed), strict=True))
+        sets |= dict(zip(names, records.split(rest, 0.5, config.seed + 1), strict=True))
     for name, rows in sets.items():
         records.write_jsonl(folder / "data" / f"{name}.jsonl", rows)
 
