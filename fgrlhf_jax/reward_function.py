@@ -48,7 +48,10 @@ def load(name: str) -> Callable:
 
 def wants(function: Callable, extra: str) -> bool:
     """Whether the signature of ``function`` names ``extra`` (one of EXTRAS)."""
-    return extra in inspect.signature(function).parameters
+    try:
+        return extra in inspect.signature(function).parameters
+    except ValueError:  # some functions of C have none
+        return False
 
 
 def call(
@@ -59,8 +62,13 @@ def call(
     *,
     tokens: Sequence[Sequence[str]] | None = None,
     finished: Sequence[bool] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> list[float | np.ndarray]:
     """What the function says, checked: a float, or float64[T] with one number a token.
+
+    Args:
+      tokens, finished: what the function is given if it wants it.
+      lengths: tokens of each response; without them only one number a response will do.
 
     Raises:
       InputError: naming the function and the response, when it raises, or returns too few or too
@@ -80,16 +88,20 @@ def call(
     for number, value in enumerate(values):
         where = f"{name}: response {number + 1} of {len(values)}"
         try:
+            if value is None or isinstance(value, str):  # which NumPy would take for numbers
+                raise TypeError(type(value))
             array = np.asarray(value, np.float64)
         except (TypeError, ValueError) as error:
             raise InputError(f"{where}: returned {value!r:.60}, which is no number") from error
+        if array.ndim and lengths is None:
+            raise InputError(f"{where}: returned a {type(value).__name__}; return one number")
         if array.ndim > 1:
             raise InputError(
                 f"{where}: returned {array.ndim} dimensions; give a number a token"
             )
-        if array.ndim == 1 and tokens is not None and array.size != len(tokens[number]):
+        if array.ndim and array.size != lengths[number]:
             raise InputError(
-                f"{where}: returned {array.size} rewards for {len(tokens[number])} tokens; "
+                f"{where}: returned {array.size} rewards for {lengths[number]} tokens; "
                 "give one each (the end-of-sequence token is a token)"
             )
         if not np.isfinite(array).all():

@@ -109,7 +109,15 @@ def roll_out(
             for one, ended in zip(ids, finished_B, strict=True)
         ]
         if config.reward_function:
-            values = call(config.reward_function, models, some.texts, texts, ids, finished_B)
+            values = call(
+                config.reward_function,
+                models,
+                some.texts,
+                texts,
+                ids,
+                finished_B,
+                lengths=length_B.tolist(),
+            )
             raw_BT = reward_function.spread(values, length_B, tokens_BT.shape[1])
             rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
         raw_BT = np.asarray(jax.device_get(raw_BT))
@@ -118,14 +126,28 @@ def roll_out(
     return rollout, raw_BT, seconds, texts, ids
 
 
-def call(name: str, models: Models, prompts_: list[str], texts: list[str], ids: list, finished):
+def call(
+    name: str,
+    models: Models,
+    prompts_: list[str],
+    texts: list[str],
+    ids: list,
+    finished,
+    lengths: list[int] | None = None,
+) -> list:
     """A user's function on responses, see reward_function."""
     function = reward_function.load(name)
     tokens = None
     if reward_function.wants(function, "tokens"):
         tokens = [prompts.pieces(models.tokenizer, one) for one in ids]
     return reward_function.call(
-        function, name, prompts_, texts, tokens=tokens, finished=[bool(f) for f in finished]
+        function,
+        name,
+        prompts_,
+        texts,
+        tokens=tokens,
+        finished=[bool(f) for f in finished],
+        lengths=lengths,
     )
 
 
