@@ -2,7 +2,7 @@
 
 Callers ``vmap`` over the batch; ``whiten``, ``masked_mean`` and ``explained_variance`` are about
 the whole batch at once. T columns of a response; a mask is True on its real tokens, which come
-first. What stands beyond them, even NaN, reaches no result.
+first. What stands beyond them, even NaN, reaches no real token's result.
 """
 
 import chex
@@ -144,15 +144,15 @@ def value_loss(
     Returns:
       The loss of every token, and bool: where the clipped branch is the larger.
     """
-    near_T = old_value_T + jnp.clip(value_T - old_value_T, -clip, clip)
+    near_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
     plain_T, clipped_T = jnp.square(value_T - return_T), jnp.square(near_T - return_T)
     return 0.5 * jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
 
 
 def entropy(logits_TV: jax.Array) -> jax.Array:
     """Entropy of the distribution at each position, in nats, float32[T]."""
-    logprobs_TV = jax.nn.log_softmax(logits_TV.astype(jnp.float32), axis=-1)
-    return -jnp.sum(jnp.exp(logprobs_TV) * logprobs_TV, axis=-1)
+    probability_TV = jax.nn.softmax(logits_TV.astype(jnp.float32), axis=-1)
+    return jnp.sum(jax.scipy.special.entr(probability_TV), axis=-1)
 
 
 def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
@@ -162,14 +162,22 @@ def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> 
         return masked_mean(jnp.square(jnp.where(mask, x - masked_mean(x, mask), 0.0)), mask)
 
     total = variance(target)
-    return jnp.where(total > 0, 1.0 - variance(target - value) / jnp.maximum(total, 1e-12), 0.0)
+    # The mean of equal numbers is not that number in float32.
+    varies = total > 1e-10 * masked_mean(jnp.square(jnp.where(mask, target, 0.0)), mask)
+    rest = variance(target - value) / jnp.where(varies, total, 1.0)
+    return jnp.where(varies, 1.0 - rest, 0.0)
 
 
 def correlation(x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     """Pearson's r of two float32[B]; 0 where one of them does not vary."""
-    x_B, y_B = x_B - jnp.mean(x_B), y_B - jnp.mean(y_B)
-    scale = jnp.sqrt(jnp.sum(x_B**2) * jnp.sum(y_B**2))
-    return jnp.where(scale > 0, jnp.sum(x_B * y_B) / jnp.maximum(scale, 1e-12), 0.0)
+
+    def unit(v_B):
+        centred_B = v_B - jnp.mean(v_B)
+        norm = jnp.linalg.norm(centred_B)
+        varies = norm > 1e-5 * jnp.linalg.norm(v_B)
+        return jnp.where(varies, centred_B / jnp.where(varies, norm, 1.0), 0.0)
+
+    return jnp.sum(unit(x_B) * unit(y_B))
 
 
 def adapt_kl_coef(

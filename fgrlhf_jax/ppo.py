@@ -93,7 +93,7 @@ def predict(
     logprobs_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
     chosen_BT1 = tokens_BS[:, -length:, None]
     logprob_BT = jnp.take_along_axis(logprobs_BTV, chosen_BT1, axis=-1)[..., 0]
-    entropy_BT = -jnp.sum(jnp.exp(logprobs_BTV) * logprobs_BTV, axis=-1)
+    entropy_BT = jax.vmap(po.entropy)(logits_BTV)
     if "critic" not in params:
         value_BT = jnp.zeros_like(logprob_BT)
     elif critic is None:

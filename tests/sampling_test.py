@@ -91,22 +91,6 @@ def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row():
         np.testing.assert_array_equal(out.tokens_BT[b, :expected], free.tokens_BT[b, :expected])
 
 
-def test_an_eos_of_id_zero_is_not_mistaken_for_padding():
-    free = run(eos=-1)
-    swap = int(free.tokens_BT[1, 2])
-    params = jax.tree.map(np.array, PARAMS)
-    for table, axis in (
-        (params["backbone"]["embed"]["embedding"], 0),
-        (params["lm_head"]["kernel"], 1),
-    ):
-        table[...] = np.take(table, [swap, *range(1, swap), 0, *range(swap + 1, 64)], axis)
-    rename = {0: swap, swap: 0}
-    prompts = [[rename.get(t, t) for t in prompt] for prompt in PROMPTS]
-    out = run(prompts, eos=0, params=params, temperature=0.0)
-    same = run(eos=swap, temperature=0.0)
-    np.testing.assert_array_equal(out.length_B, same.length_B)
-
-
 def test_keys_make_samples_differ_and_frequencies_follow_the_distribution():
     count = 4000
     tokens = jnp.tile(jnp.array([[5, 6, 7]], jnp.int32), (count, 1))
