@@ -87,16 +87,27 @@ def cad(config):
     config.title = "Film reviews, steered by people's edits"
     config.judge = "fgrlhf_jax.vader:judge"
     config.judge_name = "VADER"
-    config.template = "alpaca"
-    config.max_prompt_length = 64
+    config.template = "plain"
+    config.max_prompt_length = 48
     config.max_new_tokens = 64
     config.test_prompts = 512
     config.workers = 2
     config.sft.devices = 2
+    lengths = {
+        "data__template": "plain",
+        "data__max_length": 160,
+        "data__max_prompt_length": 48,
+    }
     config.sft.config = "configs/sft.py:cad"
+    config.sft.flags = ConfigDict(lengths)
     config.rm.config = "configs/rm.py:cad"
+    rm = {"model__head_init": "zero", "steps": 200, "optimizer__learning_rate": 1e-3}
+    config.rm.flags = ConfigDict(lengths | rm)
     config.imitate.config = "configs/sft.py:cad"
+    imitate = {"epochs": 1, "optimizer__learning_rate": 5e-4}
+    config.imitate.flags = ConfigDict(lengths | imitate)
     config.ppo.config = "configs/ppo.py:cad"
+    config.ppo.flags = ConfigDict({"eval_every": 10})
     config.run_arms = "sft_edits,fine_grained,fine_grained_token"
 
 

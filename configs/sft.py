@@ -42,8 +42,9 @@ def cad(config):
     config.data.max_length = 128
     config.data.max_prompt_length = 64
     config.batch_size = 32
-    config.epochs = 10
-    config.optimizer.learning_rate = 2e-3
+    config.epochs = 4
+    config.eval_every = 100
+    config.optimizer.learning_rate = 3e-3
 
 
 def smollm2(config):

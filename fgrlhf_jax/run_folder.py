@@ -12,7 +12,10 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 
 # Fields that say how a run is watched, not what it computes: they may differ between starts.
-FREE = ("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_id")
+FREE = (
+    *("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_id"),
+    *("workers", "seeds", "task"),  # of a pipeline: more seeds go on where fewer stopped
+)
 
 
 def write_json(path: Path, value) -> None:
