@@ -26,7 +26,7 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
     logits_BSV = model.apply({"params": params}, tokens_BS, *where)
     logprob_BS = jax.vmap(objectives.token_logprobs)(logits_BSV, tokens_BS)
     greedy_BS = jnp.pad(jnp.argmax(logits_BSV, axis=-1), ((0, 0), (1, 0)))[:, :-1]
-    counted_BS = batch["response_BS"] & (batch["weight_B"] > 0)[:, None]
+    counted_BS = _counted(batch)
 
     def total(x_BS):
         return jnp.sum(jnp.where(counted_BS, x_BS, 0.0))
@@ -36,6 +36,11 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
         "accuracy": total(greedy_BS == tokens_BS),
         "tokens": total(jnp.float32(1)),
     }
+
+
+def _counted(batch: dict) -> jax.Array:
+    """bool[..., B, S]: the response tokens of rows that weigh anything."""
+    return batch["response_BS"] & (batch["weight_B"] > 0)[..., None]
 
 
 def train_step(
@@ -50,7 +55,7 @@ def train_step(
     Returns:
       The new state, and float32 scalars: loss (nats a token), accuracy, grad_norm.
     """
-    tokens = jnp.maximum(jnp.sum(batch["response_BS"]), 1)
+    tokens = jnp.maximum(jnp.sum(_counted(batch)), 1)
 
     def share(params, micro):
         sums = token_sums(params, micro, model=model)
