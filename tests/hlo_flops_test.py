@@ -13,6 +13,8 @@ from fgrlhf_jax import hlo_flops
 M, K, N = 16, 32, 24
 ONE = 2 * M * K * N  # the product that most of these tests repeat
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def array(*shape, spec=None, mesh=None):
     where = NamedSharding(mesh, PartitionSpec(*spec)) if mesh else None

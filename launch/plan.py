@@ -1,0 +1,112 @@
+"""Does a run fit its devices? Every step is compiled ahead of time; nothing is allocated.
+
+python -m launch.plan --config=configs/ppo.py:llama_7b --devices=8 [--mesh=data,fsdp,tensor]
+                      [--memory=80] [--json=FILE] [--config.FIELD=VALUE …]
+
+For configs/ppo.py, configs/rm.py and configs/sft.py. The devices are virtual ones of this
+computer's CPU, and no weights are needed: without the path of a checkpoint the models have
+config.size (config.model.size). It prints, for one device, the bytes of models, optimizer state,
+KV cache and of each step, whether that fits --memory (GB a device), and FLOPs of the model and as
+compiled.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+from fgrlhf_jax import outlines, plan, run_folder
+from fgrlhf_jax.errors import InputError
+from launch import cli, ppo, train_rm
+
+DEFAULT = "configs/ppo.py:llama_7b"
+OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
+
+
+def main(config, options: dict[str, str]) -> None:
+    devices = number(options, "devices", int)
+    memory = number(options, "memory", float)
+    if options["json"]:
+        check_file(Path(options["json"]))
+    kind = kind_of(config)
+    if options["mesh"]:
+        config.mesh = options["mesh"]
+    start(devices)
+    outline = {
+        "ppo": outlines.ppo,
+        "rm": outlines.reward_model,
+        "sft": outlines.supervised_fine_tuning,
+    }[kind](config)
+    found = plan.measure(outline, memory * 1e9, lambda what: print(what, file=sys.stderr))
+    print(plan.table(found))
+    if options["json"]:
+        run_folder.write_json(Path(options["json"]), found)
+
+
+def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of this command, and the arguments that are about the config."""
+    options, others = dict(OPTIONS), [argv[0]]
+    rest = iter(argv[1:])
+    for arg in rest:
+        name, given, value = arg.partition("=")
+        if name.startswith("-") and name.lstrip("-") in OPTIONS:
+            options[name.lstrip("-")] = value if given else next(rest, "")
+        else:
+            others.append(arg)
+    return options, others
+
+
+def number(options: dict[str, str], name: str, kind: type):
+    """A positive number; raises InputError for anything else."""
+    try:
+        value = kind(options[name])
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        what = "a whole number above 0" if kind is int else "a number above 0"
+        raise InputError(f"--{name}={options[name]}: give {what}")
+    return value
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError now where writing would fail after all the compiling."""
+    why = ""
+    if path.is_dir():
+        why = "is a folder; give the name of a file"
+    elif not path.parent.is_dir():
+        why = f"the folder {path.parent} does not exist; make it"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "cannot be written; choose another folder"
+    if why:
+        raise InputError(f"--json={path}: {why}")
+
+
+def kind_of(config) -> str:
+    """Which command the config is for, its values checked as that command checks them."""
+    if "rollout_batch_size" in config:
+        ppo.check(config)
+        return "ppo"
+    if "calibration_pairs" in config:
+        train_rm.check(config)
+        return "rm"
+    if "model" in config and "size" in config.model:
+        cli.check_supervised(config)
+        return "sft"
+    raise InputError("--config: a plan is for configs/ppo.py, configs/rm.py or configs/sft.py")
+
+
+def start(devices: int) -> None:
+    """Begin with so many virtual devices; must come before anything else that uses devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def command() -> None:
+    options, sys.argv = split(sys.argv)
+    cli.command(lambda config: main(config, options), DEFAULT, __doc__)
+
+
+if __name__ == "__main__":
+    command()
