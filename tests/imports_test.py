@@ -26,7 +26,7 @@ FLOORS = (
     "ppo ppo_models ppo_programs rollouts ppo_loop reward_function generation",
     "feedback tiny_words tiny_tasks tiny_judge tiny_people tiny_world heatmap response_scores "
     "evaluation report report_answer report_tables report_figures report_page report_html stages "
-    "study vader hlo_flops plan",
+    "study vader hlo_flops outlines plan",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -53,7 +53,7 @@ NEIGHBOURS = {
     "report_tables": {"report_answer"},
     "report_html": {"heatmap", "report_figures", "report_page", "report_tables"},
     "study": {"evaluation", "response_scores", "tiny_judge", "tiny_people", "tiny_world"},
-    "plan": {"hlo_flops"},
+    "plan": {"hlo_flops", "outlines"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
