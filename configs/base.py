@@ -121,7 +121,7 @@ def ppo() -> ConfigDict:
     config.calibrated = True  # rewards of about one unit a response; False pays the raw ones
 
     config.data = ConfigDict()
-    config.data.template = ""  # alpaca | chat | plain; "" is the reward model's
+    config.data.template = ""  # alpaca | chat | plain; "" is the reward model's or policy's
     config.data.max_prompt_length = 192
     config.data.max_new_tokens = 300
     config.data.overlong = "drop"  # drop | truncate

@@ -176,12 +176,14 @@ def loop(
 
     with contextlib.closing(log), run_folder.Interrupt() as interrupt:
         if not start:
-            log.row({"step": 0, **watch(state.params, 0)})
+            row = {"step": 0, **watch(state.params, 0)}
+            check_finite(row, checkpoints)
+            log.row(row)
         for step in range(start, config.steps):
             number = step + 1
             rows = rows_of_step(len(train.ids), B, seed=config.seed, step=step)
             some = rollouts.Prompts(*([part[r] for r in rows] for part in train))
-            rollout, raw_BT, seconds, _, ids = rollouts.roll_out(
+            rollout, raw_BT, seconds, _, ids, sampler_kl = rollouts.roll_out(
                 config,
                 models,
                 state.params,
@@ -196,10 +198,12 @@ def loop(
                     np.float32(progress.kl_coef),
                     rollouts.key_of(config.seed, rollouts.SHUFFLE, step),
                 )
-            row = {"step": number, **metrics.to_host(found)}
+            row = {"step": number, **metrics.to_host(found), "sampler_kl": sampler_kl}
             seconds["update"] = time.perf_counter() - clock
-            check_row(row, checkpoints, first=first, dtype=config.model.dtype)
-            first = False
+            check_finite(row, checkpoints)
+            if first:
+                check_first(row, config.model.dtype)
+                first = False
             tokens = sum(map(len, ids))
             row |= {
                 "reward_raw": float(raw_BT.sum(axis=1).mean()),
@@ -225,6 +229,7 @@ def loop(
             improved = False
             if last or (config.eval_every and number % config.eval_every == 0):
                 row |= watch(state.params, number)
+                check_finite(row, checkpoints)
                 value = row.get("validation/score", row["validation/reward"])
                 improved = value > progress.best_value
                 if improved:
@@ -258,9 +263,8 @@ def loop(
     return progress
 
 
-def check_row(row: dict, checkpoints: Checkpoints, *, first: bool, dtype: str) -> None:
-    """Raises InputError where a number is not finite, RuntimeError where the old policy is not the
-    one that sampled: the first minibatch must have ratio 1 and KL 0, but for rounding."""
+def check_finite(row: dict, checkpoints: Checkpoints) -> None:
+    """Raises InputError where a number is not finite."""
     for name, value in row.items():
         if not math.isfinite(value):
             checkpoints.wait()
@@ -270,9 +274,17 @@ def check_row(row: dict, checkpoints: Checkpoints, *, first: bool, dtype: str) -
                 f"step {row['step']}: {name} is {value}; stopped, {kept}; lower "
                 "optimizer.learning_rate in a new run_dir"
             )
+
+
+def check_first(row: dict, dtype: str) -> None:
+    """Raises RuntimeError where the policy that is updated is not the one that sampled: the first
+    minibatch must have ratio 1 and KL 0 to the old policy, and this one to the sampler, but for
+    rounding."""
     tolerance = 1e-3 if dtype == "float32" else 0.2
-    if first and (row["first_log_ratio"] > tolerance or row["first_kl"] > tolerance):
+    names = ("first_log_ratio", "first_kl", "sampler_kl")
+    if any(row[name] > tolerance for name in names):
+        found = ", ".join(f"{name} {row[name]}" for name in names)
         raise RuntimeError(
-            f"step {row['step']}: the first minibatch has a log-ratio of {row['first_log_ratio']} "
-            f"and a KL of {row['first_kl']} to the policy that sampled; both must be 0"
+            f"step {row['step']}: the policy is not the one that sampled, or the first minibatch "
+            f"is not as it was: {found}; all must be 0"
         )

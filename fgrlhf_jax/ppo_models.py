@@ -32,13 +32,19 @@ def read_modules(config: ConfigDict) -> Modules:
     """From the config files of the checkpoints; loads no weights.
 
     Raises:
-      InputError: for checkpoints that cannot be used.
+      InputError: for checkpoints that cannot be used, and for a reward model of another level.
     """
     how = config.model.to_dict()
     policy = llama.CausalLM(dataclasses.replace(hf.read_config(config.policy), **how))
     scorer = meta = None
     if config.reward_model:
         scorer, meta = reward_eval.read_model(config.reward_model, how)
+        if meta.level != config.level and not config.reward_function:
+            raise InputError(
+                f"level={config.level}: reward_model={config.reward_model} was trained with "
+                f"loss={meta.settings['loss']}, which rewards every {meta.level}; use "
+                f"--config=configs/ppo.py:MODEL,{meta.level} or another reward model"
+            )
     if config.critic == "shared":
         critic = None
     else:
@@ -54,7 +60,7 @@ def read_tokenizer(config: ConfigDict, modules: Modules):
     """
     tokenizer = hf.load_tokenizer(config.policy)
     batches.check_vocabulary(tokenizer, modules.policy.cfg.vocab_size)
-    if config.reward_model and not config.reward_function:
+    if config.reward_model and (modules.critic or not config.reward_function):
         other = hf.load_tokenizer(str(reward_eval.export_folder(config.reward_model)))
         check_same(tokenizer, other, config.policy, config.reward_model)
     return tokenizer

@@ -36,14 +36,17 @@ def load(name: str) -> Callable:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's module may raise anything
-        raise InputError(
-            f"{name}: cannot be loaded ({type(error).__name__}: {error})"
-        ) from error
+        raise InputError(f"{name}: cannot be loaded ({_said(error)})") from error
     finally:
         sys.path.remove(here)
     if not callable(found):
         raise InputError(f"{name}: is a {type(found).__name__}, not a function")
     return found
+
+
+def _said(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def wants(function: Callable, extra: str) -> bool:
@@ -79,7 +82,7 @@ def call(
     try:
         values = list(function(list(prompts), list(responses), **extras))
     except Exception as error:  # the user's code may raise anything
-        raise InputError(f"{name}: raised {type(error).__name__}: {error}") from error
+        raise InputError(f"{name}: raised {_said(error)}") from error
     if len(values) != len(responses):
         raise InputError(
             f"{name}: returned {len(values)} values for {len(responses)} responses; return one each"

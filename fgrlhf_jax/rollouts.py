@@ -8,7 +8,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import examples, ppo, ppo_models, prompts, reward_function, sampling, sharding
+from fgrlhf_jax import (
+    examples,
+    ppo,
+    ppo_models,
+    prompts,
+    reward_function,
+    sampling,
+    sharding,
+    supervised,
+)
 from fgrlhf_jax.errors import InputError
 
 SAMPLE, SHUFFLE, EVALUATE = range(3)  # purposes of random keys
@@ -39,19 +48,20 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
 
 
 def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
-    """The prompt template: the reward model's, unless the config names another.
+    """The prompt template: the one that the config names, or the reward model's, or where there
+    is none the one that the policy was fine-tuned with.
 
     Raises:
       InputError: when the reward model was trained with another one.
     """
-    learned = modules.meta.data["template"] if modules.meta else "alpaca"
+    learned = modules.meta.data["template"] if modules.meta else ""
     named = config.data.template
-    if named and modules.meta and named != learned and not config.reward_function:
+    if named and learned and named != learned and not config.reward_function:
         raise InputError(
             f"data.template={named}: the reward model was trained with {learned}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    return named or learned
+    return named or learned or supervised.learned_template(config.policy)
 
 
 def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:
@@ -83,11 +93,13 @@ def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Pro
 
 def roll_out(
     config: ConfigDict, models: Models, params: dict, some: Prompts, key: jax.Array
-) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]]]:
+) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]], float]:
     """Sample a response to every prompt and have it scored.
 
     Returns:
-      The rollout, raw rewards [B, T], seconds of both halves, and the responses as texts and ids.
+      The rollout, raw rewards [B, T], seconds of both halves, the responses as texts and ids, and
+      the KL (nats a token) from the distribution they were drawn from to the policy that is
+      updated: 0 but for rounding, or the sampler and the policy are two.
     """
     clock = time.perf_counter()
     width = models.compiled["generate"].in_avals[0][1].shape[1]
@@ -96,9 +108,7 @@ def roll_out(
     with jax.set_mesh(models.mesh):
         keys = sampling.row_keys(key, len(some.ids))
         sampled = models.compiled["generate"](params["policy"], prompt_BP, mask_BP, keys)
-        tokens_BT, length_B, finished_B = jax.device_get(
-            (sampled.tokens_BT, sampled.length_B, sampled.finished_B)
-        )
+        tokens_BT, length_B, finished_B, drawn_BT = jax.device_get(sampled)
         sampled_at = time.perf_counter()
         rollout, raw_BT = models.compiled["assess"](
             params, models.reference, models.scorer, prompt_BP, mask_BP, sampled
@@ -121,9 +131,12 @@ def roll_out(
             raw_BT = reward_function.spread(values, length_B, tokens_BT.shape[1])
             rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
         raw_BT = np.asarray(jax.device_get(raw_BT))
+        logprob_BT, response_BT = jax.device_get((rollout.logprob_BT, rollout.response_BT))
+        log_ratio = (logprob_BT - drawn_BT)[response_BT]
+        sampler_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
     scored_at = time.perf_counter()
     seconds = {"rollout": sampled_at - clock, "scoring": scored_at - sampled_at}
-    return rollout, raw_BT, seconds, texts, ids
+    return rollout, raw_BT, seconds, texts, ids, sampler_kl
 
 
 def call(
@@ -163,7 +176,7 @@ def evaluate(
         rows = [r % count for r in range(start, start + B)]  # the last batch begins again
         batch = Prompts(*([part[r] for r in rows] for part in some))
         key = key_of(config.seed, EVALUATE, start)
-        rollout, _, _, texts, ids = roll_out(config, models, params, batch, key)
+        rollout, _, _, texts, ids, _ = roll_out(config, models, params, batch, key)
         finished = np.asarray(jax.device_get(rollout.finished_B))
         real = min(B, count - start)
         host = jax.device_get(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -83,6 +84,20 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             f"{cfg.max_position} positions; lower it"
         )
     return cfg, tokenizer
+
+
+def learned_template(path: str) -> str:
+    """The prompt template that a model of ours was fine-tuned with; alpaca for any other."""
+    folder = hf.resolve(path)
+    if folder.is_dir():
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            return config["fgrlhf"]["data"]["template"]
+        except KeyError:
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: has no readable config.json ({error})") from error
+    return "alpaca"
 
 
 def make_recipe(

@@ -8,13 +8,11 @@ them input, length (tokens), finished and logprob. With no flag at all it answer
 embedded world, after training a policy there.
 """
 
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fgrlhf_jax import generation, hf, records, run_folder, tiny_world
-from fgrlhf_jax.errors import InputError
+from fgrlhf_jax import generation, records, run_folder, supervised, tiny_world
 from launch import cli, embedded
 
 CHOICES = {
@@ -44,7 +42,7 @@ def main(config) -> None:
     model = config.model or str(Path(embedded.policy()) / "export")
     if Path(model, "export").is_dir():  # a run folder
         model = str(Path(model, "export"))
-    options["template"] = config.template or learned_template(model)
+    options["template"] = config.template or supervised.learned_template(model)
     made = generation.answer(
         model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch")
     )
@@ -55,19 +53,6 @@ def main(config) -> None:
     for row in made:
         print(f"\n{row['instruction']}\n{row['input']}".rstrip())
         print(f"> {row['output']}{'' if row['finished'] else ' …'}")
-
-
-def learned_template(model: str) -> str:
-    """The template that a model of ours was fine-tuned with; alpaca for any other."""
-    path = hf.resolve(model)
-    if path.is_dir():
-        try:
-            return json.loads((path / "config.json").read_text())["fgrlhf"]["data"]["template"]
-        except KeyError:
-            pass
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: has no readable config.json ({error})") from error
-    return "alpaca"
 
 
 if __name__ == "__main__":
