@@ -97,7 +97,7 @@ def answer(
                 top_p=top_p,
                 unroll=unroll,
             )
-            out = jax.device_get(out)
+            out = sharding.to_host(out)
             for b, j in enumerate(some):
                 record, length = records[kept[jobs[j][0]]], int(out.length_B[b])
                 finished = bool(out.finished_B[b])

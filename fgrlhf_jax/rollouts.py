@@ -108,7 +108,7 @@ def roll_out(
     with jax.set_mesh(models.mesh):
         keys = sampling.row_keys(key, len(some.ids))
         sampled = models.compiled["generate"](params["policy"], prompt_BP, mask_BP, keys)
-        tokens_BT, length_B, finished_B, drawn_BT = jax.device_get(sampled)
+        tokens_BT, length_B, finished_B, drawn_BT = sharding.to_host(sampled)
         sampled_at = time.perf_counter()
         rollout, raw_BT = models.compiled["assess"](
             params, models.reference, models.scorer, prompt_BP, mask_BP, sampled
@@ -130,8 +130,8 @@ def roll_out(
             )
             raw_BT = reward_function.spread(values, length_B, tokens_BT.shape[1])
             rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
-        raw_BT = np.asarray(jax.device_get(raw_BT))
-        logprob_BT, response_BT = jax.device_get((rollout.logprob_BT, rollout.response_BT))
+        raw_BT = np.asarray(sharding.to_host(raw_BT))
+        logprob_BT, response_BT = sharding.to_host((rollout.logprob_BT, rollout.response_BT))
         log_ratio = (logprob_BT - drawn_BT)[response_BT]
         sampler_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
     scored_at = time.perf_counter()
@@ -177,9 +177,9 @@ def evaluate(
         batch = Prompts(*([part[r] for r in rows] for part in some))
         key = key_of(config.seed, EVALUATE, start)
         rollout, _, _, texts, ids, _ = roll_out(config, models, params, batch, key)
-        finished = np.asarray(jax.device_get(rollout.finished_B))
+        finished = np.asarray(sharding.to_host(rollout.finished_B))
         real = min(B, count - start)
-        host = jax.device_get(
+        host = sharding.to_host(
             (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
         )
         reward_BT, logprob_BT, ref_BT, response_BT = host
