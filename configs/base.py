@@ -3,7 +3,11 @@
 ``0`` and ``""`` mean "not set" for the fields that say so. A misspelt override is refused.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from fgrlhf_jax import tiny_people
 
 
 def _common(config: ConfigDict) -> None:
@@ -158,7 +162,7 @@ def ppo() -> ConfigDict:
     config.optimizer.critic_learning_rate = 0.0  # 0 takes learning_rate
     config.optimizer.schedule = "linear"
     config.optimizer.eps = 1e-5
-    config.optimizer.warmup_steps = 5
+    config.optimizer.warmup_steps = 5  # PPO steps, of several updates each
 
     config.eval_every = 10
     config.select = "last"  # export the last policy | score: that of the best evaluation
@@ -178,7 +182,9 @@ def pipeline() -> ConfigDict:
     )
     config.task = ""  # set by the pipeline itself, for its own stages
 
-    config.files = ConfigDict()  # all empty: the embedded world
+    config.embedded = False  # the embedded world, which needs no files
+
+    config.files = ConfigDict()
     config.files.sft = ""  # instructions; "" imitates both sides of the edits
     config.files.edits = ""
     config.files.edits_validation = ""  # "" splits a tenth off the edits
@@ -192,7 +198,7 @@ def pipeline() -> ConfigDict:
     config.world.ppo = 6000
     config.world.validation = 500
     config.world.test = 1500
-    config.world.rates = ConfigDict()  # overrides of tiny_people.Rates
+    config.world.rates = ConfigDict(dataclasses.asdict(tiny_people.Rates()))
 
     config.judge = ""  # module:function that scores responses
     config.judge_name = ""

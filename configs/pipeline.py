@@ -28,6 +28,7 @@ def get_config(argument: str = "tiny"):
 
 
 def tiny(config):
+    config.embedded = True
     config.title = "Fine-grained supervision on the embedded world"
     config.judge = "fgrlhf_jax.tiny_judge:judge"
     config.judge_name = "gold"
@@ -116,6 +117,7 @@ def llama_7b(config):
     config.judge = ""
     config.judge_name = "judge"
     config.sft.config = "configs/sft.py:llama_7b"
+    config.sft.flags = ConfigDict({"model__path": ""})  # to be given
     config.rm.config = "configs/rm.py:llama_7b"
     config.imitate.config = "configs/sft.py:llama_7b"
     config.ppo.config = "configs/ppo.py:llama_7b"

@@ -221,7 +221,7 @@ def plan(
     lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
     if len(lengths) < batch_size:
         raise InputError(
-            f"batch_size: {batch_size} is more than the {len(lengths)} pairs there are; "
+            f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
             "lower it or give more data."
         )
     if lengths.max() > buckets[-1]:

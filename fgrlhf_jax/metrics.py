@@ -39,6 +39,18 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+@contextlib.contextmanager
+def writing(path: Path):
+    """Raises InputError where ``path`` cannot be written, the disk being full, say."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free some space and run the same "
+            "command again"
+        ) from error
+
+
 def to_host(tree) -> dict[str, float]:
     """Device scalars as Python floats, in one transfer."""
     return {name: float(value) for name, value in jax.device_get(tree).items()}
@@ -77,7 +89,7 @@ class Log:
             return
         kept = [row for row in read_rows(self.path) if row["step"] <= (step or -1)]
         temporary = self.path.with_suffix(".tmp")
-        with self._writing():
+        with writing(self.path):
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(temporary, self.path)
             self.file = self.path.open("a")
@@ -85,16 +97,6 @@ class Log:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    @contextlib.contextmanager
-    def _writing(self):
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space and run the "
-                "same command again"
-            ) from error
 
     def row(self, row: dict) -> None:
         """Write one row; it must hold ``step``.
@@ -104,7 +106,7 @@ class Log:
         """
         if not self.writes:
             return
-        with self._writing():
+        with writing(self.path):
             self.file.write(json.dumps(finite(row)) + "\n")
             self.file.flush()
         if self.board:

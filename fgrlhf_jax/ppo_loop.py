@@ -23,12 +23,15 @@ from fgrlhf_jax import (
     rollouts,
     run_folder,
     sharding,
+    supervised,
 )
 from fgrlhf_jax import policy_objectives as po
 from fgrlhf_jax.checkpoint import Checkpoints
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.optim import TrainState
 from fgrlhf_jax.train_loop import peak_memory
+
+HIGH_KL = 100.0  # nats a response: a run without a limit warns from half of it on
 
 
 class Progress(NamedTuple):
@@ -38,6 +41,7 @@ class Progress(NamedTuple):
     best_step: int = 0
     best_value: float = -math.inf
     data: str = ""  # digest of all prompts: a resume on others would not be one
+    exploded: float = 0.0  # the KL that stopped the run
 
 
 def run(config: ConfigDict, train: list, validation: list) -> Path:
@@ -56,7 +60,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     mesh = sharding.make_mesh(config.mesh)
+    ppo_programs.check(config, mesh)
     modules = ppo_models.read_modules(config)
+    supervised.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(modules, mesh))
     tokenizer = ppo_models.read_tokenizer(config, modules)
     sets = {"train": train, "validation": validation}
     sets = {
@@ -95,6 +101,8 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
                     f"run_dir={folder}: the prompts or their tokenizer have changed since step "
                     f"{start}; choose another run_dir, or put the old prompts back"
                 )
+            if progress.exploded and config.kl.limit:
+                raise InputError(_explosion(config, start, progress.exploded))
         if start < config.steps:
             if start:
                 state = TrainState(**checkpoints.restore(start, abstract._asdict()))
@@ -141,8 +149,9 @@ def cut_samples(path: Path, step: int) -> None:
     """Leave only the rows of steps up to ``step``: what comes after is made again."""
     kept = [row for row in metrics.read_rows(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    os.replace(temporary, path)
+    with metrics.writing(path):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, path)
 
 
 def loop(
@@ -170,8 +179,8 @@ def loop(
     def watch(params, step: int) -> dict[str, float]:
         figures, samples = rollouts.evaluate(config, models, params, sets["validation"], step)
         if log.writes:
-            with samples_path.open("a") as file:
-                file.writelines(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+            with metrics.writing(samples_path), samples_path.open("a") as file:
+                file.writelines(json.dumps(s) + "\n" for s in samples)
         return figures
 
     with contextlib.closing(log), run_folder.Interrupt() as interrupt:
@@ -239,19 +248,17 @@ def loop(
             if compiled is None:
                 compiled = metrics.compilations()
             exploded = config.kl.limit and row["kl"] > config.kl.limit
-            if config.kl.limit and not exploded and row["kl"] > config.kl.limit / 2:
-                log.say(f"step {number}: KL {row['kl']:.1f} is above half of kl.limit")
+            high = (config.kl.limit or HIGH_KL) / 2
+            if not exploded and row["kl"] > high:
+                log.say(f"step {number}: warning: KL is {row['kl']:.1f}, above {high:g} nats")
+            progress = progress._replace(exploded=row["kl"] if exploded else 0.0)
             due = config.save_every and number % config.save_every == 0
             best = improved and config.select == "score"
             if last or best or due or exploded or interrupt.asked:
                 checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
             if exploded:
                 checkpoints.wait()
-                raise InputError(
-                    f"step {number}: KL to the reference is {row['kl']:.1f} nats a response, above "
-                    f"kl.limit={config.kl.limit}; stopped, step {number} is saved; raise kl.coef "
-                    "or lower optimizer.learning_rate in a new run_dir"
-                )
+                raise InputError(_explosion(config, number, row["kl"]))
             if interrupt.asked and not last:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
@@ -261,6 +268,14 @@ def loop(
             f"{metrics.compilations() - (compiled or 0)} compilations after the first step"
         )
     return progress
+
+
+def _explosion(config: ConfigDict, step: int, kl: float) -> str:
+    return (
+        f"step {step}: KL to the reference is {kl:.1f} nats a response, above "
+        f"kl.limit={config.kl.limit}; stopped, step {step} is saved; raise kl.coef or lower "
+        "optimizer.learning_rate in a new run_dir"
+    )
 
 
 def check_finite(row: dict, checkpoints: Checkpoints) -> None:

@@ -44,7 +44,7 @@ def make_optimizer(config: ConfigDict):
     options = config.optimizer.to_dict()
     per_step = config.epochs * (config.rollout_batch_size // config.batch_size)
     updates = config.steps * per_step
-    warmup = min(options.pop("warmup_steps"), updates - 1)
+    warmup = min(options.pop("warmup_steps") * per_step, updates - 1)
     name, peak = options.pop("schedule"), options.pop("learning_rate")
     critic_peak = options.pop("critic_learning_rate") or peak
     freeze = options.pop("freeze")
@@ -118,6 +118,7 @@ def make(
         reward_BT=per_token,
     )
     keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), B))
+    keys = array(keys.dtype, B)
     one_key = jax.eval_shape(lambda: jax.random.key(0))
     generate = functools.partial(
         sampling.generate,

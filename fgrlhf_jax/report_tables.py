@@ -75,9 +75,9 @@ def _table1(found: dict) -> Section:
     text = (
         f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
         "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
-        "sharpening. Length in tokens, KL (nats a response) from the SFT model and the share "
-        "without an end are of the responses at T = 1, in the row of a greedy policy of the greedy "
-        f"ones.{note}"
+        "sharpening. Length in tokens and the share without an end are of the responses at T = 1, "
+        "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of PPO's "
+        f"last evaluation, from the model that this arm started from.{note}"
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy"]
     head += [

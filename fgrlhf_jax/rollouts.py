@@ -106,7 +106,9 @@ def roll_out(
     arrays = examples.pad_prompts(some.ids, width)
     prompt_BP, mask_BP = sharding.put_batch(arrays, models.mesh)
     with jax.set_mesh(models.mesh):
-        keys = sampling.row_keys(key, len(some.ids))
+        where = sharding.batch_sharding(models.mesh)
+        make = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=where)
+        keys = make(key, len(some.ids))
         sampled = models.compiled["generate"](params["policy"], prompt_BP, mask_BP, keys)
         tokens_BT, length_B, finished_B, drawn_BT = sharding.to_host(sampled)
         sampled_at = time.perf_counter()

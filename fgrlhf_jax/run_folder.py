@@ -66,7 +66,8 @@ def check_run(config: ConfigDict) -> None:
         raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
     if "run_dir" not in then:
         raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
-    if not ((folder / "metrics.jsonl").exists() or any(folder.glob("checkpoints/*"))):
+    work = ("metrics.jsonl", "checkpoints/*", "stages/*.json")
+    if not any(True for pattern in work for _ in folder.glob(pattern)):
         return  # a start that came to nothing
     now = flatten(json.loads(config.to_json()))
     differing = [

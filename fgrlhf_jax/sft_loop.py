@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax import batches, examples, hf, llama, run_folder, sft, sharding, supervised
+from fgrlhf_jax.errors import InputError
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -35,7 +36,10 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     buckets = batches.make_buckets(data["max_length"], data.pop("smallest_bucket"))
     encoded = {}
     for name, rows in sets.items():
-        encoded[name], counts = examples.encode_examples(rows, tokenizer, **data)
+        try:
+            encoded[name], counts = examples.encode_examples(rows, tokenizer, **data)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     params = supervised.abstract_params(model, mesh)
     supervised.check_freeze(config.optimizer.freeze, params)

@@ -1,6 +1,7 @@
 """Stages: commands joined by files. Each runs once, when what it needs is there."""
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -45,8 +46,7 @@ def is_done(stage: Stage, folder: Path) -> bool:
     if differing:
         raise InputError(
             f"{folder}: stage {stage.name} was made with another config ({', '.join(differing)}); "
-            "choose another run_dir, or delete this stage's marker and its output: "
-            f"{marker} and {stage.output.parent}"
+            f"choose another run_dir, or delete {marker}, {stage.output} and what was made from it"
         )
     return True
 
@@ -106,6 +106,7 @@ def run(
                             stderr=log,
                             env=environment | stage.environment,
                             start_new_session=True,  # a Ctrl-C reaches it through us, once
+                            preexec_fn=_end_with_parent,
                         )
                     running[stage.name] = (stage, process, time.perf_counter())
             if not running:
@@ -129,6 +130,12 @@ def run(
                 process.send_signal(signal.SIGTERM)
         for _, process, _ in running.values():
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM (save and stop) when this process is killed. Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:

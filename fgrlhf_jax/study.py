@@ -30,6 +30,7 @@ from fgrlhf_jax.prompts import plain_text
 from fgrlhf_jax.records import Instruction, Preference
 
 SETS = ("sft", "feedback", "ppo", "validation", "test")
+REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
 
 
 def make_data(config: ConfigDict, folder: Path) -> None:
@@ -67,8 +68,24 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         sets |= {"preferences_train": train}
         names = ("preferences_validation", "preferences_test")
         sets |= dict(zip(names, records.split(rest, 0.5, config.seed + 1), strict=True))
+    # Nothing is learned from a prompt that is kept for watching or for the end.
+    held = {asked(row) for name, rows in sets.items() if _is_held(name) for row in rows}
+    held_last = {asked(row) for name, rows in sets.items() if "test" in name for row in rows}
     for name, rows in sets.items():
-        records.write_jsonl(folder / "data" / f"{name}.jsonl", rows)
+        barred = set() if "test" in name else held_last if _is_held(name) else held
+        kept = [row for row in rows if asked(row) not in barred]
+        dropped = len(rows) - len(kept)
+        print(f"{name}: {len(rows)} rows, {dropped} dropped: their prompt is held out")
+        records.write_jsonl(folder / "data" / f"{name}.jsonl", kept)
+
+
+def asked(row) -> tuple[str, str]:
+    """The prompt of a record."""
+    return row.instruction, row.input
+
+
+def _is_held(name: str) -> bool:
+    return "validation" in name or "test" in name
 
 
 def sides(edit: records.Edit) -> tuple[str, str]:
@@ -77,7 +94,7 @@ def sides(edit: records.Edit) -> tuple[str, str]:
 
 def distinct(rows: list) -> list[Instruction]:
     """The prompts of records, each once, in order."""
-    seen = dict.fromkeys((row.instruction, row.input) for row in rows)
+    seen = dict.fromkeys(asked(row) for row in rows)
     return [Instruction(instruction, input, "") for instruction, input in seen]
 
 
@@ -131,14 +148,20 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     """``answers/ARM.json``: every policy's responses to the test prompts, at T = 1 and greedy,
     with the judge's scores.
 
+    ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
+    with the same ones a response would often be its own reference.
+
     Args:
-      policies: folder of a language model by arm.
+      policies: folder of a language model by arm, ``sft`` among them.
     """
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = reward_function.load(config.judge)
-    for arm, path in policies.items():
+    drawn = {"reference": (policies["sft"], {"sampled": 1.0}, REFERENCE_SEED)}
+    both = {"sampled": 1.0, "greedy": 0.0}
+    drawn |= {arm: (path, both, 0) for arm, path in policies.items()}
+    for arm, (path, decodings, other) in drawn.items():
         made = {}
-        for decoding, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        for decoding, temperature in decodings.items():
             rows = generation.answer(
                 path,
                 prompts,
@@ -146,7 +169,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
                 max_prompt_length=config.max_prompt_length,
                 max_new_tokens=config.max_new_tokens,
                 temperature=temperature,
-                seed=config.seed + seed,
+                seed=config.seed + seed + other,
                 batch_size=config.answer_batch_size,
                 generator=arm,
             )
@@ -176,7 +199,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
         if (feedback / f"{name}_test.jsonl").exists()
     }
     shown = [row for row in sets["edits"] if len(row.original.split()) > 5][: config.heatmaps]
-    tables, maps = {}, [{"by": {}} for _ in shown]
+    tables, maps = {}, [{"by": {}, "gold": None} for _ in shown]
     for name, path in models.items():
         scorer = reward_eval.load(path)
         data = scorer.meta.data
@@ -220,7 +243,7 @@ def gather(
       labels: arms in the order to show, and what to call them; likewise ``models``.
     """
     seeds = range(config.seeds)
-    reference = [_read(folder, seed, "answers/sft.json") for seed in seeds]
+    reference = [_read(folder, seed, "answers/reference.json") for seed in seeds]
     arms = {}
     for arm, label in labels.items():
         runs = []

@@ -57,6 +57,11 @@ ARMS = {
     "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {}),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action", {}),
 }
+AT_LEAST = {
+    **dict.fromkeys(("seeds", "workers", "test_prompts", "max_new_tokens"), 1),
+    **dict.fromkeys(("max_prompt_length", "answer_batch_size", "table_batch_size"), 1),
+    **dict.fromkeys(("seed", "heatmaps", "sft.devices"), 0),
+}
 TASKS = ("data", "feedback", "answers", "tables")
 
 
@@ -68,11 +73,11 @@ def chosen(config: ConfigDict) -> dict[str, Arm]:
             raise InputError(f"run_arms: {name!r} is not one of {', '.join(ARMS)}")
         if ARMS[name].start != "sft" and ARMS[name].start not in names:
             raise InputError(f"run_arms: {name} starts from {ARMS[name].start}; add it")
-        if name == "ppo_rlhf" and config.files.edits and not config.files.preferences:
+        if name == "ppo_rlhf" and not config.embedded and not config.files.preferences:
             raise InputError(
                 "run_arms: ppo_rlhf needs files.preferences; give it or drop the arm"
             )
-        if name == "oracle" and config.files.edits:
+        if name == "oracle" and not config.embedded:
             raise InputError("run_arms: the oracle exists in the embedded world only; drop it")
     return {name: ARMS[name] for name in names}
 
@@ -97,7 +102,7 @@ def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     arms = chosen(config)
     models = models_of(arms)
     given = config.to_dict()
-    world = not config.files.edits
+    world = config.embedded
     data, sft = folder / "data", folder / "sft"
 
     def task(name: str, output: Path, *needs: str) -> Stage:
@@ -240,14 +245,17 @@ def run_task(config: ConfigDict) -> None:
 
 
 def main(config) -> None:
-    cli.check(config, at_least={"seeds": 1, "workers": 1, "seed": 0})
+    cli.check(config, at_least=AT_LEAST)
     if config.task:
         run_task(config)
         return
     chosen(config)
-    for name in ("judge", "files.edits"):
-        value = config.judge if name == "judge" else config.files.edits
-        if not value and (name == "judge" or "oracle" not in config.run_arms):
+    if config.embedded and config.files.edits:
+        raise InputError(
+            "files are given to a config of the embedded world; use pipeline.py:cad"
+        )
+    for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
+        if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
     started = time.perf_counter()
     folder = run_folder.open_run(config)

@@ -32,7 +32,8 @@ AT_LEAST = {
     **dict.fromkeys(("seed", "micro_batch_size", "eval_every", "save_every", "samples"), 0),
     **dict.fromkeys(("kl.coef", "kl.target", "kl.limit", "gamma", "lam", "value_coef"), 0),
     **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "eps")), 0),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
+    **dict.fromkeys(("optimizer.critic_learning_rate", "optimizer.weight_decay"), 0),
+    "optimizer.clip_norm": 0,
     **dict.fromkeys(("sampling.temperature", "clip", "value_clip", "kl.horizon"), 1e-6),
 }
 
@@ -55,6 +56,8 @@ def main(config) -> None:
             f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (with none of "
             f"{', '.join(given)} everything is of the embedded world)"
         )
+    if Path(config.policy, "export").is_dir():  # a run folder
+        config.policy = str(Path(config.policy, "export"))
     if all(given.values()):
         train = records.read(config.prompts)
         if config.validation:

@@ -1,5 +1,49 @@
 """What a user may get wrong in the fields of a command, and what is then said."""
 
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+
+
+def launch(monkeypatch, capsys, module, default: str, *flags: str, **fields):
+    """Run a command that will fail: (its exit status, the lines on stderr). "__" for the dots."""
+    named = [f"--config.{name.replace('__', '.')}={v}" for name, v in fields.items()]
+    monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *named])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.command(module.main, default, module.__doc__)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    return stop.value.code, [line for line in lines if line.strip()]
+
+
+def only(result: tuple[int, list[str]]) -> str:
+    """The one sentence, without "error: "."""
+    status, lines = result
+    assert status == 2, lines
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def filled(value, stands: dict):
+    """A field's value with the words of a table replaced by what they stand for."""
+    for word, meaning in stands.items():
+        value = value.replace(word, str(meaning)) if isinstance(value, str) else value
+    return value
+
+
 # For launch.train_rm: fields ("__" for the dots) -> a part of the sentence. DATA is a folder with
 # files of every kind.
 TRAIN = {
@@ -15,7 +59,7 @@ TRAIN = {
     ),
     "fewer pairs than a batch": (
         {"batch_size": 64},
-        "batch_size: 64 is more than the 48 pairs there are",
+        "batch_size: 64 is more than the 48 rows there are",
     ),
     "no train": ({"train": ""}, "train is empty; give --config.train=FILE"),
     "nothing to validate on": (
@@ -144,4 +188,204 @@ USE = {
     "below a file": ({"output": "DATA/train.jsonl/x.EXT"}, "does not exist; make it"),
     "a folder": ({"output": "OUT/folder.EXT"}, "is a folder; give the name of a file"),
     "wrong suffix": ({"output": "OUT/x.txt"}, "output="),
+}
+
+# For launch.ppo: POLICY, TOKEN and SEQUENCE are a policy and two reward models, DATA a folder.
+PPO = {
+    # prompts
+    "missing prompts": ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+    "missing validation": ({"validation": "no.jsonl"}, "no.jsonl: there is no such file"),
+    "malformed prompts": ({"prompts": "DATA/malformed.jsonl"}, "malformed.jsonl:3: malformed"),
+    "no prompts": ({"prompts": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
+    "all too long": (
+        {"data__max_prompt_length": 1},
+        "train: all 40 prompts are longer than max_prompt_length 1; raise it, or set overlong=",
+    ),
+    "nothing to watch": (
+        {"validation": "", "validation_share": 0.0},
+        "none is left for validation",
+    ),
+    "fewer prompts than a rollout": (
+        {"rollout_batch_size": 64},
+        "rollout_batch_size=64 is more than the 40 prompts there are; lower it or give more",
+    ),
+    "too long for the model": (
+        {"data__max_new_tokens": 64},
+        "more than the model's 64 positions; lower data.max_new_tokens or",
+    ),
+    # models
+    "no policy": ({"policy": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
+    "damaged policy": ({"policy": "DATA/damaged"}, "model.safetensors: is damaged"),
+    "a reward model as policy": (
+        {"policy": "TOKEN/export"},
+        "these weights do not fit the model; missing: lm_head.weight",
+    ),
+    "missing reward model": (
+        {"reward_model": "nowhere"},
+        "nowhere: is not a reward model of launch.train_rm",
+    ),
+    "a policy as reward model": (
+        {"reward_model": "POLICY"},
+        "policy: is not a reward model of launch.train_rm",
+    ),
+    "unfinished reward model": (
+        {"reward_model": "DATA"},
+        "is not a reward model of launch.train_rm (no usable export/config.json)",
+    ),
+    "damaged reward model": ({"reward_model": "DATA/rm"}, "model.safetensors: is damaged"),
+    "another tokenizer": (
+        {"reward_model": "DATA/other"},
+        "have different tokenizers (366 against 300 tokens, ",
+    ),
+    "another tokenizer, for the critic": (
+        {"reward_model": "DATA/other", "reward_function": "fgrlhf_jax.tiny_world:judge"},
+        "have different tokenizers (366 against 300 tokens, ",
+    ),
+    "another end of sequence": (
+        {"reward_model": "DATA/end"},
+        "have different tokenizers (the end of sequence is '</s>' and '<s>')",
+    ),
+    "a model of sequences": (
+        {"reward_model": "SEQUENCE"},
+        "level=token: reward_model=SEQUENCE was trained with loss=sequence, which rewards every "
+        "sequence; use --config=configs/ppo.py:MODEL,sequence or another reward model",
+    ),
+    "a model of tokens": (
+        {"level": "sequence"},
+        "level=sequence: reward_model=TOKEN was trained with loss=token_edit, which rewards every "
+        "token; use --config=configs/ppo.py:MODEL,token",
+    ),
+    "another template": (
+        {"data__template": "alpaca"},
+        "data.template=alpaca: the reward model was trained with plain",
+    ),
+    "only prompts": (
+        {"policy": "", "reward_model": ""},
+        "policy and reward_model must be given too: --config.policy=",
+    ),
+    # functions
+    "no function": ({"reward_function": "mine"}, "'mine': give a function as module:function"),
+    "no module": (
+        {"reward_function": "no_such_module:f"},
+        "no_such_module:f: cannot be loaded (ModuleNotFoundError: ",
+    ),
+    "no judge": (
+        {"judge": "fgrlhf_jax.tiny_world:judg"},
+        "fgrlhf_jax.tiny_world:judg: cannot be loaded (AttributeError: ",
+    ),
+    # sizes, with 8 devices
+    "batch over mesh": (
+        {"batch_size": 4},
+        "micro_batch_size=4 does not divide over data x fsdp = 8 devices",
+    ),
+    "micro-batches": (
+        {"batch_size": 16, "micro_batch_size": 32, "rollout_batch_size": 32},
+        "batch_size=16 is not a multiple of micro_batch_size=32",
+    ),
+    "batches": (
+        {"rollout_batch_size": 24, "batch_size": 16, "micro_batch_size": 8},
+        "rollout_batch_size=24 is not a multiple of batch_size=16",
+    ),
+    "a batch of more than a rollout": (
+        {"rollout_batch_size": 8, "batch_size": 16, "micro_batch_size": 8},
+        "rollout_batch_size=8 is not a multiple of batch_size=16",
+    ),
+    "mesh": ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
+    # fields
+    "typo": ({"step": 3}, "--config.step: there is no such field; did you mean steps?"),
+    "nested typo": (
+        {"kl__coeff": 1},
+        "--config.kl.coeff: there is no such field; did you mean kl.coef?",
+    ),
+    "level": ({"level": "word"}, "level='word' is not one of token, sequence"),
+    "critic": ({"critic": "own"}, "critic='own' is not one of separate, shared"),
+    "select": ({"select": "best"}, "select='best' is not one of last, score"),
+    "estimator": ({"kl__estimator": "k2"}, "kl.estimator='k2' is not one of k1, k3, k1_clip"),
+    "missing end": ({"missing_eos": "add"}, "missing_eos='add' is not one of none, replace, "),
+    "template": ({"data__template": "chatty"}, "data.template='chatty' is not one of , alpaca"),
+    "overlong": ({"data__overlong": "cut"}, "data.overlong='cut' is not one of drop, truncate"),
+    "dtype": ({"frozen_dtype": "int8"}, "frozen_dtype='int8' is not one of float32, bfloat16"),
+    "schedule": ({"optimizer__schedule": "step"}, "schedule='step' is not one of constant, "),
+    "no temperature": (
+        {"sampling__temperature": 0.0},
+        "sampling.temperature=0.0 must be at least 1e-06",
+    ),
+    "no steps": ({"steps": 0}, "steps=0 must be at least 1"),
+    "no room": ({"data__max_new_tokens": 0}, "data.max_new_tokens=0 must be at least 1"),
+    "negative": ({"kl__coef": -0.1}, "kl.coef=-0.1 must be at least 0"),
+    "not a number": ({"gamma": "nan"}, "gamma=nan must be at least 0"),
+    "critic's rate": (
+        {"optimizer__critic_learning_rate": "nan"},
+        "optimizer.critic_learning_rate=nan must be at least 0",
+    ),
+    "freeze": ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),
+    "freeze nothing": ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
+    "freeze everything": ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
+    "no run_dir": ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
+}
+
+PPO_FLAGS = [
+    ("--config=configs/ppo.py:tinny", "model 'tinny' is not one of tiny, cad, smollm2, lla"),
+    ("--config=configs/ppo.py:tiny,word", "level 'word' is not one of token, sequence"),
+]
+
+# For launch.sft.
+SFT = {
+    "edits": (
+        {"train": "DATA/edits.jsonl"},
+        "train: row 1: has no demonstration; give rows with",
+    ),
+    "nothing to imitate": ({"train": "DATA/asked.jsonl"}, "train: row 1: has no demonstration"),
+    "overlong": ({"data__overlong": "cut"}, "overlong: 'cut' is neither 'drop' nor 'truncate'"),
+    "too few": (
+        {"batch_size": 64},
+        "batch_size: 64 is more than the 40 rows there are; lower it or give more data.",
+    ),
+    "all too long": (
+        {"data__max_length": 2, "data__max_prompt_length": 1, "data__overlong": "drop"},
+        "train: no demonstration is left of 40: all are longer than max_length 2",
+    ),
+    "no room": (
+        {"data__max_length": 16, "data__max_prompt_length": 16},
+        "max_prompt_length: 16 must be above 0 and below max_length 16",
+    ),
+    "too long for the model": (
+        {"data__max_length": 1024},
+        "data.max_length=1024 is more than the model's 512 positions",
+    ),
+    "batch over mesh": (
+        {"batch_size": 12},
+        "micro_batch_size=12 does not divide over data x fsdp = 8 devices",
+    ),
+    "model": ({"model__path": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
+    "size": ({"model__size": "huge"}, "random weights are for model.size=tiny or small only"),
+    "select": ({"select": "f1"}, "select='f1' is not one of loss, accuracy"),
+    "typo": (
+        {"optimizer__learning_rat": 1},
+        "--config.optimizer.learning_rat: there is no such field; did you mean optimizer.",
+    ),
+    "no train": ({"train": ""}, "train is empty; give --config.train=FILE"),
+}
+
+# For launch.generate; POLICY as above.
+GENERATE = {
+    "missing model": ({"model": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
+    "a reward model": ({"model": "TOKEN"}, "do not fit the model; missing: lm_head.weight"),
+    "missing prompts": ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+    "all too long": (
+        {"max_prompt_length": 1, "overlong": "drop"},
+        "all 20 prompts are longer than max_prompt_length 1; raise it, or set overlong=",
+    ),
+    "too long for the model": (
+        {"max_new_tokens": 64},
+        "are more than the model's 64 positions",
+    ),
+    "missing folder": ({"output": "OUT/none/x.json"}, "none does not exist; make it"),
+    "wrong suffix": ({"output": "OUT/x.csv"}, "x.csv: give a FILE.json"),
+    "typo": ({"temprature": 1}, "there is no such field; did you mean temperature?"),
+    "temperature": ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+    "no mass": ({"top_p": 0.0}, "top_p=0.0 must be at least 1e-06"),
+    "template": ({"template": "chatty"}, "template='chatty' is not one of , alpaca, chat, pl"),
+    "no chat template": ({"template": "chat"}, "the tokenizer has no chat template"),
+    "mesh": ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
 }

