@@ -1,7 +1,6 @@
 """Stages: commands joined by files. Each runs once, when what it needs is there."""
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -88,6 +87,7 @@ def run(
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
     environment = os.environ | {
+        "FGRLHF_ENDS_WITH_PARENT": "1",
         "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
@@ -106,7 +106,6 @@ def run(
                             stderr=log,
                             env=environment | stage.environment,
                             start_new_session=True,  # a Ctrl-C reaches it through us, once
-                            preexec_fn=_end_with_parent,
                         )
                     running[stage.name] = (stage, process, time.perf_counter())
             if not running:
@@ -130,12 +129,6 @@ def run(
                 process.send_signal(signal.SIGTERM)
         for _, process, _ in running.values():
             process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the child: SIGTERM (save and stop) when this process is killed. Linux only."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:
