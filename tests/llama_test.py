@@ -192,7 +192,7 @@ def test_attention(twin, inputs):
     import torch
 
     hidden, ours, theirs = inputs
-    got = run(llama.Attention(twin.cfg), twin.layer(1)["attention"], hidden, *ours)
+    got, _ = run(llama.Attention(twin.cfg), twin.layer(1)["attention"], hidden, *ours)
     want, _ = twin.theirs.model.layers[1].self_attn(torch.from_numpy(hidden), **theirs)
     assert relative(got, want) < TOLERANCE
 
