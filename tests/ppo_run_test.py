@@ -12,10 +12,12 @@ import time
 import types
 from pathlib import Path
 
+import bad_input
 import jax
 import numpy as np
 import ppo_small
 import pytest
+import small
 from ppo_small import rows, without_clock
 
 from fgrlhf_jax import hf, llama, ppo, ppo_loop, ppo_programs, records, rollouts, supervised
@@ -466,26 +468,24 @@ def test_a_reward_model_of_sequences_pays_at_the_last_token(run, world):
 def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
     undisturbed, world, tmp_path, monkeypatch, capsys
 ):
+    """And a second start says so again, instead of going on from there."""
     kls = [row["kl"] for row in rows(undisturbed)[1:]]
     number = next(n for n, kl in enumerate(kls, 1) if kl > 0.5)
     assert number < STEPS
     run_dir = tmp_path / "run"
     limit = {"kl__limit": 0.9 * kls[number - 1], "save_every": 0}
-    flags = ppo_small.flags(ppo_small.fields(world, run_dir, **limit))
-    monkeypatch.setattr(sys, "argv", ["ppo", *flags])
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop:
-        cli.command(command.main, ppo_small.DEFAULT, "")
-    signal.signal(signal.SIGTERM, before)
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(
-        f"error: step {number}: KL to the reference is {kls[number - 1]:.1f}"
-    )
-    assert f"step {number} is saved" in last
-    assert saved(run_dir) == [number]
-    assert without_clock(run_dir) == without_clock(undisturbed)[: number + 1]
-    assert not (run_dir / "export").exists()
+    fields = ppo_small.fields(world, run_dir, **limit)
+    for _ in range(2):
+        default = ppo_small.DEFAULT
+        status, lines = bad_input.launch(monkeypatch, capsys, command, default, **fields)
+        assert status == 2
+        assert lines[-1].startswith(
+            f"error: step {number}: KL to the reference is {kls[number - 1]:.1f} nats"
+        )
+        assert f"step {number} is saved" in lines[-1]
+        assert saved(run_dir) == [number]
+        assert without_clock(run_dir) == without_clock(undisturbed)[: number + 1]
+        assert not (run_dir / "export").exists()
 
 
 def test_a_kl_above_half_of_the_limit_warns(undisturbed, run, capsys):
@@ -509,3 +509,14 @@ def test_a_policy_that_is_no_number_is_not_saved(run, tmp_path):
     assert saved(tmp_path / "run") == []
     assert [row["step"] for row in rows(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / "export").exists()
+
+
+def test_frozen_parameters_of_either_part_stay_as_they_are():
+    given = {"optimizer__freeze": "embed", "optimizer__warmup_steps": 0}
+    config = cli.parse(["", *ppo_small.flags(given)], ppo_small.DEFAULT)
+    optimizer, _ = ppo_programs.make_optimizer(config)
+    critic = small.parameters(llama.RewardModel(ppo_small.CFG, "after"))
+    params = {"policy": ppo_small.policy_params(), "critic": critic}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for path, update in small.by_path(updates).items():
+        assert bool(np.any(update)) == ("embed" not in path), path
