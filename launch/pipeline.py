@@ -182,19 +182,19 @@ def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
                 continue
             start = sft if what.start == "sft" else home / what.start
             after = ["sft"] if what.start == "sft" else [name + what.start]
-            level = "sequence"
             if what.reward == "oracle":
                 level, pays = (
                     "token",
-                    {"reward_function": "fgrlhf_jax.tiny_judge:oracle_rewards"},
+                    {
+                        "reward_function": "fgrlhf_jax.tiny_judge:oracle_rewards",
+                        "data.template": config.template,
+                        "missing_eos": "none",  # the judge charges it
+                    },
                 )
             else:
                 level = "sequence" if models[what.reward].loss == "sequence" else "token"
                 pays = {"reward_model": home / what.reward}
                 after.append(name + what.reward)
-            if what.reward == "oracle":
-                pays["data.template"] = config.template
-                pays["missing_eos"] = "none"  # the judge charges it
             command = flags(
                 "launch.ppo",
                 f"{config.ppo.config},{level}",
