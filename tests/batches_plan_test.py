@@ -74,9 +74,9 @@ def test_every_row_is_met_over_the_epochs():
 
 
 def test_plan_refuses():
-    with pytest.raises(InputError, match="batch_size: 4 is more than the 3 pairs"):
+    with pytest.raises(InputError, match="batch_size: 4 is more than the 3 rows"):
         batches.plan([5, 5, 5], 4, (8,), seed=0, epoch=0)
-    with pytest.raises(InputError, match="batch_size: 4 is more than the 0 pairs"):
+    with pytest.raises(InputError, match="batch_size: 4 is more than the 0 rows"):
         batches.plan([], 4, (8,), seed=0, epoch=0)
     with pytest.raises(InputError, match="a row of 9 tokens fits no bucket up to 8"):
         batches.plan([5, 9, 5], 2, (4, 8), seed=0, epoch=0)
