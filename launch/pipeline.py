@@ -57,6 +57,10 @@ ARMS = {
     "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {}),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action", {}),
 }
+ORACLE = {
+    "reward_function": "fgrlhf_jax.tiny_judge:oracle_rewards",
+    "missing_eos": "none",  # the judge charges it
+}
 AT_LEAST = {
     **dict.fromkeys(("seeds", "workers", "test_prompts", "max_new_tokens"), 1),
     **dict.fromkeys(("max_prompt_length", "answer_batch_size", "table_batch_size"), 1),
@@ -99,126 +103,139 @@ def flags(command: str, spec: str, *groups: dict, **fields) -> tuple[str, ...]:
 
 def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     """All stages, each after what it needs; stages of one kind side by side."""
-    arms = chosen(config)
-    models = models_of(arms)
-    given = config.to_dict()
-    world = config.embedded
-    data, sft = folder / "data", folder / "sft"
+    found = [task(folder, "data", folder / "data" / "test.jsonl"), sft_stage(config, folder)]
+    for kind in (samples, feedback, learners, policies, tables, answers):
+        for number in range(config.seeds):
+            found += kind(config, folder, number)
+    return found
 
-    def task(name: str, output: Path, *needs: str) -> Stage:
-        # Everything else of the config is read from the run folder.
-        words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={name}")
-        return Stage(name, words, output, needs)
 
+def task(folder: Path, name: str, output: Path, *needs: str) -> Stage:
+    """One of :func:`run_task`, which reads the rest of the config from the run folder."""
+    words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={name}")
+    return Stage(name, words, output, needs)
+
+
+def sft_stage(config: ConfigDict, folder: Path) -> Stage:
+    """The policy that everything starts from."""
+    command = flags(
+        "launch.sft",
+        config.sft.config,
+        config.sft.flags.to_dict(),
+        train=folder / "data" / "sft.jsonl",
+        run_dir=folder / "sft",
+        seed=config.seed,
+        **({"model__tokenizer": folder / "data" / "tokenizer"} if config.embedded else {}),
+    )
     devices = {"JAX_NUM_CPU_DEVICES": str(config.sft.devices)} if config.sft.devices else {}
-    made = [
-        task("data", data / "test.jsonl"),
-        Stage(
-            "sft",
-            flags(
-                "launch.sft",
-                config.sft.config,
-                given["sft"]["flags"],
-                train=data / "sft.jsonl",
-                run_dir=sft,
-                seed=config.seed,
-                **({"model__tokenizer": data / "tokenizer"} if world else {}),
-            ),
-            sft / "eval.json",
-            ("data",),
-            devices,
-        ),
-    ]
-    waves: list[list[Stage]] = [[] for _ in range(6)]
-    for number in range(config.seeds):
-        name, home = f"seed_{number}/", folder / f"seed_{number}"
-        feedback, seed = home / "feedback", config.seed + number
-        needs = "data"
-        if world:
-            needs = name + "samples"
-            command = flags(
-                "launch.generate",
-                "configs/generate.py",
-                model=sft,
-                prompts=data / "feedback.jsonl",
-                output=home / "samples.json",
-                samples=2,
-                temperature=1.0,
-                seed=seed,
-                template=config.template,
-                max_prompt_length=config.max_prompt_length,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.answer_batch_size,
-            )
-            waves[0].append(Stage(needs, command, home / "samples.json", ("sft",)))
-        waves[1].append(task(f"feedback:{number}", feedback / "counts.json", needs))
-        fed = (f"feedback:{number}", "sft")
-        for rm, model in models.items():
-            command = flags(
-                "launch.train_rm",
-                f"{config.rm.config},{model.loss}",
-                given["rm"]["flags"],
-                model.flags,
-                model__path=sft / "export",
-                train=feedback / f"{model.data}_train.jsonl",
-                validation=feedback / f"{model.data}_validation.jsonl",
-                run_dir=home / rm,
-                seed=seed,
-            )
-            waves[2].append(Stage(name + rm, command, home / rm / "eval.json", fed))
-        for arm, what in arms.items():
-            if not what.reward:
-                command = flags(
-                    "launch.sft",
-                    config.imitate.config,
-                    given["imitate"]["flags"],
-                    model__path=sft / "export",
-                    train=feedback / "imitate_train.jsonl",
-                    validation=feedback / "imitate_validation.jsonl",
-                    run_dir=home / arm,
-                    seed=seed,
-                )
-                waves[2].append(Stage(name + arm, command, home / arm / "eval.json", fed))
-                continue
-            start = sft if what.start == "sft" else home / what.start
-            after = ["sft"] if what.start == "sft" else [name + what.start]
-            if what.reward == "oracle":
-                level, pays = (
-                    "token",
-                    {
-                        "reward_function": "fgrlhf_jax.tiny_judge:oracle_rewards",
-                        "data.template": config.template,
-                        "missing_eos": "none",  # the judge charges it
-                    },
-                )
-            else:
-                level = "sequence" if models[what.reward].loss == "sequence" else "token"
-                pays = {"reward_model": home / what.reward}
-                after.append(name + what.reward)
-            command = flags(
-                "launch.ppo",
-                f"{config.ppo.config},{level}",
-                given["ppo"]["flags"],
-                what.flags,
-                pays,
-                given["arms"][arm],
-                policy=start / "export",
-                prompts=data / "ppo.jsonl",
-                validation=data / "validation.jsonl",
-                judge=config.judge,
-                run_dir=home / arm,
-                seed=seed,
-            )
-            output = home / arm / "finished.json"
-            waves[3].append(Stage(name + arm, command, output, tuple(after)))
-        finished = [name + arm for arm in arms]
-        waves[4].append(
-            task(f"tables:{number}", home / "tables.json", *(name + rm for rm in models))
+    return Stage("sft", command, folder / "sft" / "eval.json", ("data",), devices)
+
+
+def samples(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """In the embedded world: two responses a prompt, which its people say something about."""
+    if not config.embedded:
+        return []
+    output = folder / f"seed_{number}" / "samples.json"
+    command = flags(
+        "launch.generate",
+        "configs/generate.py",
+        model=folder / "sft",
+        prompts=folder / "data" / "feedback.jsonl",
+        output=output,
+        samples=2,
+        temperature=1.0,
+        seed=config.seed + number,
+        template=config.template,
+        max_prompt_length=config.max_prompt_length,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.answer_batch_size,
+    )
+    return [Stage(f"seed_{number}/samples", command, output, ("sft",))]
+
+
+def feedback(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """Preferences and edits, split by prompt."""
+    output = folder / f"seed_{number}" / "feedback" / "counts.json"
+    needs = f"seed_{number}/samples" if config.embedded else "data"
+    return [task(folder, f"feedback:{number}", output, needs)]
+
+
+def learners(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """What learns from the feedback itself: reward models, and the arms that imitate it."""
+    arms, home = chosen(config), folder / f"seed_{number}"
+    found = []
+
+    def add(name: str, command: str, spec: str, data: str, *groups: dict) -> None:
+        words = flags(
+            command,
+            spec,
+            *groups,
+            model__path=folder / "sft" / "export",
+            train=home / "feedback" / f"{data}_train.jsonl",
+            validation=home / "feedback" / f"{data}_validation.jsonl",
+            run_dir=home / name,
+            seed=config.seed + number,
         )
-        waves[5].append(
-            task(f"answers:{number}", home / "answers" / "sft.json", "sft", *finished)
+        needs = (f"feedback:{number}", "sft")
+        found.append(Stage(f"seed_{number}/{name}", words, home / name / "eval.json", needs))
+
+    for name, model in models_of(arms).items():
+        spec = f"{config.rm.config},{model.loss}"
+        add(name, "launch.train_rm", spec, model.data, config.rm.flags.to_dict(), model.flags)
+    for name, arm in arms.items():
+        if not arm.reward:
+            imitate = config.imitate
+            add(name, "launch.sft", imitate.config, "imitate", imitate.flags.to_dict())
+    return found
+
+
+def policies(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """The arms of PPO."""
+    data, home = folder / "data", folder / f"seed_{number}"
+    found = []
+    for name, arm in chosen(config).items():
+        if not arm.reward:
+            continue
+        start = folder / "sft" if arm.start == "sft" else home / arm.start
+        needs = ["sft" if arm.start == "sft" else f"seed_{number}/{arm.start}"]
+        if arm.reward == "oracle":
+            level, pays = "token", ORACLE | {"data.template": config.template}
+        else:
+            loss = REWARD_MODELS[arm.reward].loss
+            level = "sequence" if loss == "sequence" else "token"
+            pays = {"reward_model": home / arm.reward}
+            needs.append(f"seed_{number}/{arm.reward}")
+        command = flags(
+            "launch.ppo",
+            f"{config.ppo.config},{level}",
+            config.ppo.flags.to_dict(),
+            arm.flags,
+            pays,
+            config.arms[name].to_dict(),
+            policy=start / "export",
+            prompts=data / "ppo.jsonl",
+            validation=data / "validation.jsonl",
+            judge=config.judge,
+            run_dir=home / name,
+            seed=config.seed + number,
         )
-    return made + [stage for wave in waves for stage in wave]
+        output = home / name / "finished.json"
+        found.append(Stage(f"seed_{number}/{name}", command, output, tuple(needs)))
+    return found
+
+
+def tables(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """The reward models on the test sets."""
+    needs = (f"seed_{number}/{name}" for name in models_of(chosen(config)))
+    output = folder / f"seed_{number}" / "tables.json"
+    return [task(folder, f"tables:{number}", output, *needs)]
+
+
+def answers(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """The policies on the test prompts."""
+    needs = (f"seed_{number}/{name}" for name in chosen(config))
+    output = folder / f"seed_{number}" / "answers" / "sft.json"
+    return [task(folder, f"answers:{number}", output, "sft", *needs)]
 
 
 def run_task(config: ConfigDict) -> None:
