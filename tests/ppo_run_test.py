@@ -1,16 +1,8 @@
-"""PPO as a run: what it leaves, killed and gone on with, with rewards of every kind."""
+"""PPO as a run: what it leaves, the faults of its peers, a KL that explodes."""
 
 import itertools
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import types
-from pathlib import Path
 
 import bad_input
 import jax
@@ -18,71 +10,19 @@ import numpy as np
 import ppo_small
 import pytest
 import small
-from ppo_small import rows, without_clock
+from ppo_small import contents, kept_samples, rows, same_run, saved, without_clock
 
-from fgrlhf_jax import hf, llama, ppo, ppo_loop, ppo_programs, records, rollouts, supervised
+from fgrlhf_jax import hf, llama, ppo, ppo_loop, ppo_programs, records, supervised
 from fgrlhf_jax import policy_objectives as po
 from fgrlhf_jax.checkpoint import Checkpoints
 from fgrlhf_jax.errors import InputError
 from launch import cli
 from launch import ppo as command
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytest_plugins = ["ppo_runs"]
+pytestmark = pytest.mark.usefixtures("in_process")
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_process():
-    with pytest.MonkeyPatch.context() as patch:
-        ppo_small.one_device(patch)
-        ppo_small.compile_once(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def world(in_process, tmp_path_factory) -> ppo_small.World:
-    return ppo_small.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def run(world, tmp_path):
-    """Run launch.ppo in a folder of its own, or go on in it; returns the folder."""
-
-    def run(run_dir: Path = tmp_path / "run", **changes) -> Path:
-        ppo_small.run(ppo_small.fields(world, run_dir, **changes))
-        return run_dir
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory, quick_compilation) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    ppo_small.run(ppo_small.fields(world, run_dir))
-    return run_dir
-
-
-def saved(run_dir: Path) -> list[int]:
-    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())
-
-
-def kept_samples(run_dir: Path) -> list[dict]:
-    return ppo_loop.metrics.read_rows(run_dir / "samples.jsonl")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def same_run(one: Path, two: Path) -> None:
-    """All that a run leaves but the clock and the layout of its checkpoint."""
-    assert without_clock(one) == without_clock(two)
-    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
-    assert contents(one / "export") == contents(two / "export")
-    assert saved(one) == saved(two)
-
 
 # --- What a run leaves ---
 
@@ -240,226 +180,6 @@ def test_every_epoch_has_all_prompts_in_an_order_of_its_own():
     again = ppo_loop.rows_of_step(40, 16, seed=3, step=5)
     np.testing.assert_array_equal(again, steps[5])
     assert {*ppo_loop.rows_of_step(40, 16, seed=4, step=5)} != {*steps[5]}
-
-
-# --- Stopped and gone on with; peer fault 10: a resume that forgets ---
-
-
-@pytest.fixture(scope="module")
-def interrupted(world, tmp_path_factory, undisturbed) -> Path:
-    """A run that was asked to stop during its second step."""
-    run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    learned = ppo_loop.metrics.to_host
-
-    def asked(found):
-        asked.step += 1
-        if asked.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return learned(found)
-
-    asked.step = 0
-    fields = ppo_small.fields(world, run_dir, save_every=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_loop.metrics, "to_host", asked)
-        with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
-            ppo_small.run(fields)
-    return run_dir
-
-
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    interrupted, undisturbed, run, tmp_path
-):
-    assert saved(interrupted) == [2]
-    assert without_clock(interrupted) == without_clock(undisturbed)[:3]
-    assert not (interrupted / "export").exists()
-    same_run(run(shutil.copytree(interrupted, tmp_path / "run")), undisturbed)
-
-
-def forget(part: str, name: str | None = None):
-    """A restore that finds this part as it is at the start of a run."""
-    restore = Checkpoints.restore
-
-    def changed(self, step, abstract):
-        found = restore(self, step, abstract)
-        if part not in found or (part == "params" and "critic" not in found["params"]):
-            return found
-        zeros = jax.tree.map(lambda x: x * 0, found[part])
-        if part == "params":
-            return found | {"params": found["params"] | {name: zeros[name]}}
-        inner = found[part].inner_states
-        kept = type(found[part])(inner | {name: zeros.inner_states[name]})
-        return found | {part: kept}
-
-    return Checkpoints, "restore", changed
-
-
-def unlearned_coefficient():
-    loop = Checkpoints.loop
-    return Checkpoints, "loop", lambda self, step: loop(self, step) | {"kl_coef": 0.1}
-
-
-def from_the_start(module, name: str):
-    """The step of a data position or a random key counted from the start of the process."""
-    function = getattr(module, name)
-
-    def changed(*args, **how):
-        if "step" in how:
-            return function(*args, **how | {"step": how["step"] - 2})
-        seed, purpose, step = args
-        return function(seed, purpose, step - 2 if purpose != rollouts.EVALUATE else step)
-
-    return module, name, changed
-
-
-FORGOTTEN = {
-    "critic": lambda: forget("params", "critic"),
-    "policy's moments": lambda: forget("opt_state", "policy"),
-    "critic's moments": lambda: forget("opt_state", "critic"),
-    "KL coefficient": unlearned_coefficient,
-    "data position": lambda: from_the_start(ppo_loop, "rows_of_step"),
-    "random keys": lambda: from_the_start(rollouts, "key_of"),
-}
-
-
-@pytest.mark.parametrize("fault", FORGOTTEN.values(), ids=FORGOTTEN)
-def test_fault_10_put_in_shows_in_the_metrics(
-    fault, interrupted, undisturbed, run, tmp_path, monkeypatch
-):
-    """That the run above ended the same says that it forgot none of these."""
-    monkeypatch.setattr(*fault())
-    gone_on = run(shutil.copytree(interrupted, tmp_path / "run"))
-    ours, theirs = (without_clock(folder) for folder in (gone_on, undisturbed))
-    assert ours[:3] == theirs[:3]
-    assert ours[3:] != theirs[3:]
-
-
-def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
-    """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
-    run_dir = tmp_path / "run"
-    given = ppo_small.fields(world, run_dir)
-    cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, ppo_small.__file__, *ppo_small.flags(given)],
-            stdout=said,
-            stderr=said,
-            env=os.environ
-            | {
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "PYTHONPATH": str(Path(__file__).parent.parent),
-            },
-        )
-    deadline = time.monotonic() + 240
-    while len(rows(run_dir)) < 3 or not saved(run_dir):
-        assert process.poll() is None, (tmp_path / "said").read_text()
-        assert time.monotonic() < deadline, process.kill()
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
-    assert not (run_dir / "finished.json").exists()
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "reward": 0.6')
-    with (run_dir / "samples.jsonl").open("a") as file:
-        file.write('{"step": 99, "output": "never said"}\n{"step": 1')
-    same_run(run(run_dir), undisturbed)
-
-
-def test_out_of_disk_space_for_the_samples(run, undisturbed, monkeypatch, tmp_path):
-    """As for the rows and the checkpoints, which run_test.py holds."""
-    samples = tmp_path / "run" / "samples.jsonl"
-    samples.parent.mkdir()
-    samples.symlink_to("/dev/full")
-    with monkeypatch.context() as patch:
-        patch.setattr(ppo_loop, "cut_samples", lambda path, step: None)
-        with pytest.raises(
-            InputError, match=r"samples.jsonl: cannot be written \(No space left"
-        ):
-            run()
-    samples.unlink()
-    same_run(run(), undisturbed)
-
-
-# --- Rewards ---
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    """A module of the user's, by the name "mine"."""
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
-
-
-def test_a_function_of_ones_own_with_a_head_on_the_policy_and_after_a_fault_in_it(
-    run, mine, tmp_path
-):
-    """One number a response; a run that it stops goes on when it is repaired."""
-    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-    said, paid = [], []
-
-    def pay(prompts, responses, finished):
-        said.append((prompts, responses, finished))
-        paid.append(
-            [len(r.split()) - 2.0 * f for r, f in zip(responses, finished, strict=True)]
-        )
-        if len(said) == mine.fails_at:
-            raise ValueError("out of\nmoney")
-        return paid[-1]
-
-    mine.pay, mine.fails_at = pay, 0
-    whole = run(tmp_path / "whole", **given)
-    for prompts, responses, finished in said:
-        assert len(prompts) == len(responses) == len(finished) == 16
-        assert not any("</s>" in r for r, f in zip(responses, finished, strict=True) if f)
-    steps = rows(whole)[1:]
-    # Calls 1, 2, then 5, 6, then 9, 10 watch; the others are of steps 1 to 4.
-    for row, call in zip(steps, (2, 3, 6, 7), strict=True):
-        assert row["reward"] == row["reward_raw"] == pytest.approx(np.mean(paid[call]))
-        assert row["reward_std"] == pytest.approx(np.std(paid[call]), abs=1e-5)
-        assert row["unfinished"] == 1 - np.mean(said[call][2])
-    assert steps[-1]["value"] != 0
-    assert steps[-1]["grad_norm/critic"] > 0
-    for sample in kept_samples(whole):
-        *before, last = sample["rewards"]
-        assert not any(before)
-        assert last == len(sample["output"].split()) - 2.0 * sample["finished"]
-
-    said.clear()
-    mine.fails_at = 7
-    with pytest.raises(InputError, match=r"mine:pay: raised ValueError: out of money"):
-        run(tmp_path / "stopped", **given)
-    stopped = tmp_path / "stopped"
-    assert without_clock(stopped) == without_clock(whole)[:3]
-    assert not (stopped / "export").exists()
-    mine.fails_at = 0
-    same_run(run(stopped, **given), whole)
-
-
-def test_a_function_that_pays_every_token(run, mine):
-    def pay(prompts, responses, tokens):
-        return [[0.5] * len(some) for some in tokens]
-
-    mine.pay = pay
-    run_dir = run(reward_model="", reward_function="mine:pay", critic="shared", steps=4)
-    for row in rows(run_dir)[1:]:
-        assert row["reward"] == row["reward_raw"] == pytest.approx(0.5 * row["length"])
-        varies = row["reward_std"] > 0
-        assert row["length_correlation"] == pytest.approx(float(varies), abs=1e-4)
-    for sample in kept_samples(run_dir):
-        assert sample["rewards"] == [0.5] * len(sample["tokens"])
-
-
-def test_a_reward_model_of_sequences_pays_at_the_last_token(run, world):
-    run_dir = run(level="sequence", reward_model=world.sequence, steps=1, eval_every=0)
-    row = rows(run_dir)[1]
-    assert row["reward"] == pytest.approx((row["reward_raw"] - 0.1) / 2.0, abs=1e-5)
-    samples = kept_samples(run_dir)
-    assert any(len(sample["rewards"]) > 1 for sample in samples)
-    for sample in samples:
-        *before, last = sample["rewards"]
-        assert not any(before)
-        assert last != 0
 
 
 # --- A KL that explodes ---

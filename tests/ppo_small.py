@@ -143,6 +143,28 @@ def without_clock(run_dir: Path) -> list[dict]:
     ]
 
 
+def kept_samples(run_dir: Path) -> list[dict]:
+    return metrics.read_rows(run_dir / "samples.jsonl")
+
+
+def saved(run_dir: Path) -> list[int]:
+    """The steps of its checkpoints."""
+    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same_run(one: Path, two: Path) -> None:
+    """All that a run leaves but the clock and the layout of its checkpoint."""
+    assert without_clock(one) == without_clock(two)
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    assert contents(one / "export") == contents(two / "export")
+    assert saved(one) == saved(two)
+
+
 class Once:
     """A program that is compiled at its first use; ``keys`` has the random key of every call."""
 
