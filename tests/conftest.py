@@ -57,3 +57,9 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
