@@ -8,13 +8,10 @@ underlined, or struck through on the side labelled ``original``, where the edit 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
+from fgrlhf_jax import html_page
 
 REMOVED = "original"
 
@@ -116,17 +113,7 @@ def _ansi(token: Mapping, style: str) -> str:
     return codes + token["text"].replace("\n", f"\x1b[0m\n{codes}") + "\x1b[0m"
 
 
-_PAGE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
+_STYLE = """\
 :root { --ink: #1b1b1b; --soft: #666; --paper: #fff; --edge: #d5d5d5;
   --low: 222 62 52; --high: 34 160 76; }
 @media (prefers-color-scheme: dark) {
@@ -143,8 +130,6 @@ p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
 .response { line-height: 1.9; }
 .response span { padding: .12em 0; border-radius: 3px;
   box-shadow: inset 0 0 0 1px rgb(128 128 128 / .22); }
-.low { background: rgb(var(--low) / var(--share)); }
-.high { background: rgb(var(--high) / var(--share)); }
 .added { text-decoration: underline 2px; text-underline-offset: .25em; }
 .removed { text-decoration: line-through 1px; }
 .legend { position: sticky; top: 0; padding: .5rem 0; font-size: .85rem;
@@ -153,9 +138,8 @@ p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
 .bar { display: inline-block; width: 10rem; height: .8em; vertical-align: middle;
   margin: 0 .5em; border: 1px solid var(--edge); background: linear-gradient(to right,
     rgb(var(--low) / .8), transparent, rgb(var(--high) / .8)); }
-</style>
-</head>
-<body>
+"""
+_BODY = """\
 <h1>{{ title }}</h1>
 <div class="legend">reward of a token: {{ "%+.2f"|format(-limit) }}
 <span class="bar"></span>{{ "%+.2f"|format(limit) }}
@@ -176,6 +160,5 @@ p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
 {% endfor %}
 </article>
 {% endfor %}
-</body>
-</html>
-""")
+"""
+_PAGE = html_page.page(_STYLE, _BODY)

@@ -2,7 +2,7 @@
 
 import re
 
-import jinja2
+from fgrlhf_jax import html_page
 
 COLOURS = 8  # arms of PPO, before colours come again
 _TOGETHER = re.compile(r"(?<=[\d±=]) (?=[\d±%(])|(?<=T) (?==)|(?<=,) (?=[+−])")
@@ -13,22 +13,7 @@ def _together(text: str) -> str:
     return _TOGETHER.sub("\N{NO-BREAK SPACE}", text)
 
 
-_ENVIRONMENT = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-_ENVIRONMENT.filters["together"] = _together
-_ENVIRONMENT.globals["colours"] = COLOURS
-PAGE = _ENVIRONMENT.from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
+_STYLE = """\
 :root { --ink: #1c1e21; --soft: #63686f; --paper: #fff; --tint: #f5f6f8; --edge: #d9dce1;
   --low: 222 62 52; --high: 34 150 76;
   --c0: #0067a8; --c1: #c85200; --c2: #00825f; --c3: #a8327a; --c4: #967000; --c5: #5b54c9;
@@ -100,8 +85,6 @@ article { border-top: 1px solid var(--edge); padding: 1rem 0; }
 .tokens.plain > span { min-width: 0; padding: 0 .2rem; }
 .tokens small { display: block; font-size: .68rem; opacity: .75;
   font-variant-numeric: tabular-nums; }
-.low { background: rgb(var(--low) / var(--share)); }
-.high { background: rgb(var(--high) / var(--share)); }
 pre { background: var(--tint); border-radius: 4px; padding: .9rem 1.1rem; overflow-x: auto;
   font: .8rem/1.55 ui-monospace, "Liberation Mono", Menlo, monospace; margin: .8rem 0; }
 summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
@@ -109,9 +92,8 @@ code { font: .8rem ui-monospace, "Liberation Mono", Menlo, monospace; }
 @media (max-width: 40rem) { .side { grid-template-columns: 1fr; } }
 @media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; }
   figure, article { break-inside: avoid; } }
-</style>
-</head>
-<body>
+"""
+_BODY = """\
 <header>
 <h1>{{ title }}</h1>
 <p class="soft">{{ subtitle }}</p>
@@ -119,7 +101,7 @@ code { font: .8rem ui-monospace, "Liberation Mono", Menlo, monospace; }
 {% for part in answer %}
 <div class="answer{{ '' if part.verdict.startswith('shown') else ' open' }}">
 <h3>{{ part.question }} <span class="verdict">{{ part.verdict|capitalize }}.</span></h3>
-<p>{{ part.text|together }}</p>
+<p>{{ together(part.text) }}</p>
 </div>
 {% endfor %}
 </div>
@@ -127,11 +109,11 @@ code { font: .8rem ui-monospace, "Liberation Mono", Menlo, monospace; }
 {% macro table(section) %}
 <div class="wide-table"><table>
 <thead><tr>
-{%- for cell in section.head %}<th scope="col">{{ cell|together }}</th>{% endfor %}</tr></thead>
+{%- for cell in section.head %}<th scope="col">{{ together(cell) }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in section.rows %}
 <tr><th scope="row">{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell|together }}</td>{% endfor %}</tr>
+{%- for cell in row[1:] %}<td>{{ together(cell) }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% endmacro %}
@@ -187,6 +169,5 @@ none to green; each model has its own scale, its 98th percentile beside it.</p>
 {% endif %}
 </section>
 {% endfor %}
-</body>
-</html>
-""")
+"""
+PAGE = html_page.page(_STYLE, _BODY, together=_together, colours=COLOURS)

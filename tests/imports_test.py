@@ -19,7 +19,7 @@ SOURCES = {
 
 FLOORS = (
     "errors alignment objectives policy_objectives reward_stats sharding optim checkpoint metrics "
-    "run_folder",
+    "run_folder html_page",
     "llama weights records prompts train_loop",
     "gguf_file hf_export hf batches examples sampling",
     "supervised reward reward_eval reward_loop sft sft_loop",
