@@ -1,0 +1,299 @@
+"""One small interface to a language model behind a network: a request in, a reply out.
+
+    ask = connect("anthropic", "claude-opus-4-5")
+    ask(Request("Why is the sky blue?")).text
+
+The official clients speak the wire protocols. Trying again is not theirs to do but ask.py's, so a
+fault is only sorted here into one of three: :class:`Transient` (try again), :class:`Refused` (this
+request only) and InputError (every request would meet it; the run stops). Keys come from the
+environment, and no message that leaves this file holds one.
+"""
+
+import dataclasses
+import datetime
+import email.utils
+import json
+import logging
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fgrlhf_jax.errors import InputError
+
+LOG = logging.getLogger(__name__)
+END, LENGTH, REFUSAL = "end", "length", "refusal"  # why a reply stopped
+
+# provider -> (environment variable of the key, address)
+PROVIDERS = {
+    "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com"),
+    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
+}
+_LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+_STOPS = {
+    **dict.fromkeys(("max_tokens", "model_context_window_exceeded", "length"), LENGTH),
+    **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked. temperature 0 asks for the likeliest reply, as far as the model allows."""
+
+    prompt: str
+    system: str = ""
+    max_tokens: int = 1024
+    temperature: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What was said, why it stopped (end | length | refusal) and what it cost."""
+
+    text: str
+    stop: str
+    input_tokens: int
+    output_tokens: int
+
+
+Ask = Callable[[Request], Reply]
+
+
+class Transient(Exception):
+    """A fault that may be gone next time. retry_after: seconds, where the server gave them."""
+
+    def __init__(self, reason: str, retry_after: float | None = None):
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Refused(Exception):
+    """This request gets no reply, however often it is asked; others may."""
+
+
+def about_tokens(text: str) -> int:
+    """A guess, where no tokenizer is at hand: four bytes a token."""
+    return -(-len(text.encode(errors="replace")) // 4)
+
+
+def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 60.0) -> Ask:
+    """A function that asks ``model`` once a call; threads may share it.
+
+    Args:
+      provider: "anthropic", or "openai" for every server that speaks its chat completions.
+      base_url: another server than the provider's own. One on this machine needs no key.
+      timeout: seconds until a whole answer must be there.
+
+    The function raises Transient, Refused, or InputError for what no other request would survive
+    (a wrong key, an unknown model, an empty account).
+
+    Raises:
+      InputError: for an unknown provider, no model, no key, an unusable address, or a client
+        library that is not installed.
+    """
+    if provider not in PROVIDERS:
+        raise InputError(f"provider={provider!r} is none of {', '.join(PROVIDERS)}, local")
+    if not model:
+        raise InputError(f"model is empty; give the name of a model of {provider}")
+    if not timeout > 0:
+        raise InputError(f"timeout={timeout} must be above 0 seconds")
+    variable, url = PROVIDERS[provider]
+    url = check_url(base_url) or url
+    local = urllib.parse.urlsplit(url).hostname in _LOCAL
+    key = os.environ.get(variable, "").strip()
+    if not (key or local):
+        raise InputError(f"{provider} needs a key; set the environment variable {variable}")
+    if not key.isascii() or not key.isprintable():
+        raise InputError(f"{variable} holds characters that no key has; set it again")
+    errors, create = _open(provider, url, key or "none", timeout, local)
+
+    def hidden(text: Any) -> str:
+        """Of what a server or a library said: one short line without the key."""
+        text = str(text).replace(key, "[key]") if key else str(text)
+        return " ".join(text.split())[:300]
+
+    def fetch(body: dict) -> Any:
+        """The JSON value of one answer, read with an eye on the clock."""
+        deadline = time.monotonic() + timeout
+        chunks = []
+        with create(**body) as response:
+            try:
+                for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"not complete within {timeout:g} s")
+            except Exception as error:  # the client no longer wraps what its transport raises
+                raise _Broken(
+                    f"the answer broke off ({error or type(error).__name__})"
+                ) from None
+        return json.loads(b"".join(chunks))
+
+    without: set[str] = set()  # fields that this model turned out not to take
+
+    def ask(request: Request) -> Reply:
+        while True:
+            body = _body(provider, model, request, without)
+            try:
+                return _reply(provider, request, fetch(body))
+            except ValueError as error:  # of json, and of _reply
+                fault = Transient(hidden(f"the answer is not one of {provider}'s ({error})"))
+            except _Broken as error:
+                fault = Transient(hidden(error))
+            except errors.APITimeoutError:
+                fault = Transient(f"no answer within {timeout:g} s")
+            except errors.APIConnectionError as error:
+                cause = error.__cause__ or error
+                fault = Transient(hidden(f"no connection to {url} ({cause})"))
+            except errors.APIStatusError as error:
+                said = hidden(f"{error.status_code}: {_message(error)}")
+                fault = _sorted(error, said, provider, model, url)
+                if field := _not_taken(error.status_code, said, body):
+                    if field not in without:
+                        LOG.warning("%s takes no %s; asking without", model, field)
+                    without.add(field)
+                    continue
+            raise fault  # outside the handlers: no exception of the client's hangs on it
+
+    return ask
+
+
+def check_url(base_url: str) -> str:
+    """``base_url`` without its last slash; raises InputError if it is no plain address."""
+    try:
+        parts = urllib.parse.urlsplit(base_url)
+        usable = not base_url or (parts.scheme in ("http", "https") and parts.hostname)
+        secret = parts.username or parts.password or parts.query
+        _ = parts.port
+    except ValueError:
+        usable = secret = False
+    if not usable:
+        raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
+    if secret:
+        raise InputError(
+            "base_url holds a name, a password or a query; keys come from the environment only"
+        )
+    return base_url.rstrip("/")
+
+
+class _Broken(Exception):
+    """The connection ended, or the time, while the answer was being read."""
+
+
+def _open(provider: str, url: str, key: str, timeout: float, local: bool):
+    """(the client's module, its function that makes a context of one streamed response)."""
+    options = {"api_key": key, "timeout": timeout, "max_retries": 0}
+    try:
+        if provider == "anthropic":
+            import anthropic as module
+
+            # A proxy from the environment is not asked for what is on this machine.
+            http = module.DefaultHttpxClient(trust_env=not local)
+            options |= {"base_url": url.removesuffix("/v1"), "http_client": http}
+            return module, module.Anthropic(**options).messages.with_streaming_response.create
+        import openai as module
+
+        http = module.DefaultHttpxClient(trust_env=not local)
+        options |= {"base_url": url, "http_client": http}
+        return module, module.OpenAI(**options).chat.completions.with_streaming_response.create
+    except ImportError as error:
+        raise InputError(
+            f"provider={provider} needs a library; pip install 'fgrlhf_jax[collect]'"
+        ) from error
+
+
+def _body(provider: str, model: str, request: Request, without: set[str]) -> dict:
+    messages = [{"role": "user", "content": request.prompt}]
+    body: dict[str, Any] = {"model": model, "messages": messages}
+    if provider == "anthropic":
+        body |= {"system": request.system} if request.system else {}
+        body["max_tokens"] = request.max_tokens
+    else:
+        if request.system:
+            messages.insert(0, {"role": "system", "content": request.system})
+        new = "max_tokens" in without
+        body["max_completion_tokens" if new else "max_tokens"] = request.max_tokens
+    if "temperature" not in without:  # not every release of the clients has the argument
+        body["extra_body"] = {"temperature": request.temperature}
+    return body
+
+
+def _not_taken(status: int, said: str, body: dict) -> str:
+    """The field of ``body`` that the server does not want from this model, "" for none.
+
+    Newer models take no temperature, and max_completion_tokens in place of max_tokens.
+    """
+    if status == 400 and re.search("deprecated|support|removed|instead", said, re.IGNORECASE):
+        if "max_completion_tokens" in said and "max_tokens" in body:
+            return "max_tokens"
+        if "temperature" in said and "extra_body" in body:
+            return "temperature"
+    return ""
+
+
+def _reply(provider: str, request: Request, data: Any) -> Reply:
+    """The reply in an answer's JSON; raises ValueError when it has another form."""
+    try:
+        usage = data.get("usage") or {}
+        if provider == "anthropic":
+            text = "".join(b["text"] for b in data["content"] if b["type"] == "text")
+            stop = data["stop_reason"]
+            asked = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+            read = sum(usage.get(name) or 0 for name in asked)
+            wrote = usage.get("output_tokens")
+        else:
+            choice = data["choices"][0]
+            refusal = choice["message"].get("refusal")
+            text = refusal or choice["message"].get("content") or ""
+            stop = REFUSAL if refusal else choice["finish_reason"]
+            read, wrote = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        read = about_tokens(request.system + request.prompt) if not read else int(read)
+        wrote = about_tokens(text) if wrote is None else int(wrote)
+        if not isinstance(text, str):
+            raise TypeError("its text is no string")
+        # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
+        text = text.encode(errors="replace").decode()
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        said = data.get("error") if isinstance(data, Mapping) else None
+        raise ValueError(said or f"{type(error).__name__}: {error}") from None
+    return Reply(text, _STOPS.get(stop, END), read, wrote)
+
+
+def _message(error) -> Any:
+    """What the server said, of a client's status error."""
+    inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
+    return inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
+
+
+def _sorted(error, said: str, provider: str, model: str, url: str) -> Exception:
+    """A status error as one of the three kinds."""
+    status, variable = error.status_code, PROVIDERS[provider][0]
+    if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
+        return InputError(f"{provider}'s account is empty ({said}); top it up and run again")
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Transient(said, _retry_after(error.response.headers))
+    if status in (400, 413, 422):
+        return Refused(said)
+    if status in (401, 403):
+        return InputError(f"{url} does not accept the key in {variable} ({said}); correct it")
+    if status == 404:
+        return InputError(
+            f"{url} does not know the model {model!r} ({said}); check model and base_url"
+        )
+    return InputError(f"{url} does not speak {provider}'s protocol ({said}); check base_url")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the server wants to be asked again, None where it does not say."""
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif re.fullmatch(r"\s*[\d.]+\s*", headers.get("retry-after", "")):
+            seconds = float(headers["retry-after"])
+        else:
+            then = email.utils.parsedate_to_datetime(headers["retry-after"])
+            seconds = (then - datetime.datetime.now(datetime.UTC)).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+    return max(0.0, seconds)
