@@ -4,10 +4,19 @@
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
 from fgrlhf_jax import tiny_people
+from fgrlhf_jax.errors import InputError
+
+
+def check(given: str, value: str, known: Collection[str], part: str = "") -> None:
+    """Raises InputError for the argument of a config, or a part of it, that is no choice."""
+    if value not in known:
+        named = f"{part} {value!r} " if part else ""
+        raise InputError(f"{given}: {named}is not one of {', '.join(known)}")
 
 
 def _common(config: ConfigDict) -> None:

@@ -14,12 +14,10 @@ differ; ``arms.NAME`` has the flags of one arm.
 from ml_collections import ConfigDict
 
 from configs import base
-from fgrlhf_jax.errors import InputError
 
 
 def get_config(argument: str = "tiny"):
-    if argument not in VARIANTS:
-        raise InputError(f"pipeline.py:{argument}: is not one of {', '.join(VARIANTS)}")
+    base.check(f"pipeline.py:{argument}", argument, VARIANTS)
     config = base.pipeline()
     config.run_dir = f"runs/pipeline_{argument}"
     VARIANTS[argument](config)

@@ -11,7 +11,6 @@ and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
 from configs import base
-from fgrlhf_jax.errors import InputError
 
 LEVELS = ("token", "sequence")
 
@@ -19,14 +18,8 @@ LEVELS = ("token", "sequence")
 def get_config(argument: str = "tiny,token"):
     model, _, level = argument.partition(",")
     level = level or "token"
-    if model not in VARIANTS:
-        raise InputError(
-            f"ppo.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}"
-        )
-    if level not in LEVELS:
-        raise InputError(
-            f"ppo.py:{argument}: level {level!r} is not one of {', '.join(LEVELS)}"
-        )
+    base.check(f"ppo.py:{argument}", model, VARIANTS, "model")
+    base.check(f"ppo.py:{argument}", level, LEVELS, "level")
     config = base.ppo()
     config.level = level
     config.run_dir = f"runs/ppo_{model}_{level}"

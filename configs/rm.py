@@ -11,19 +11,14 @@ and LOSS is token_edit (default), token_full or sequence.
 """
 
 from configs import base
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.objectives import LOSSES
 
 
 def get_config(argument: str = "tiny,token_edit"):
     model, _, loss = argument.partition(",")
     loss = loss or "token_edit"
-    if model not in VARIANTS:
-        raise InputError(
-            f"rm.py:{argument}: model {model!r} is not one of {', '.join(VARIANTS)}"
-        )
-    if loss not in LOSSES:
-        raise InputError(f"rm.py:{argument}: loss {loss!r} is not one of {', '.join(LOSSES)}")
+    base.check(f"rm.py:{argument}", model, VARIANTS, "model")
+    base.check(f"rm.py:{argument}", loss, LOSSES, "loss")
     config = base.reward_model()
     config.loss = loss
     if loss == "sequence":

@@ -9,12 +9,10 @@ MODEL is one of
 """
 
 from configs import base
-from fgrlhf_jax.errors import InputError
 
 
 def get_config(argument: str = "tiny"):
-    if argument not in VARIANTS:
-        raise InputError(f"sft.py:{argument}: is not one of {', '.join(VARIANTS)}")
+    base.check(f"sft.py:{argument}", argument, VARIANTS)
     config = base.sft()
     config.run_dir = f"runs/sft_{argument}"
     VARIANTS[argument](config)
