@@ -1,6 +1,7 @@
 """The folder of a run: one config, one command, as often as it takes to finish."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ FREE = (
     *("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_id"),
     *("workers", "seeds", "task"),  # of a pipeline: more seeds go on where fewer stopped
 )
+
+_locks: dict[tuple[int, int], int] = {}  # of this process: (device, inode) -> file descriptor
 
 
 def write_json(path: Path, value) -> None:
@@ -82,21 +85,67 @@ def check_run(config: ConfigDict) -> None:
         )
 
 
+def lock(run_dir: str | Path) -> Path:
+    """The run folder, made where it is missing, for this process alone until :func:`unlock`.
+
+    However the process ends, the kernel gives the lock back; programs that it started do not keep
+    it. The same process may come again. Of several processes of a run the first one has the lock.
+
+    Raises:
+      InputError: when another process has it, or the folder cannot be written.
+    """
+    folder = Path(run_dir)
+    if jax.process_index() != 0:
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    status = os.fstat(file)
+    key = status.st_dev, status.st_ino
+    if key in _locks:
+        os.close(file)
+        return folder
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(file, 20).decode() or "unknown"
+        os.close(file)
+        raise InputError(
+            f"run_dir={folder}: another process (PID {owner}) is running there; wait for it or "
+            "choose another run_dir"
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(file)
+        return folder
+    _locks[key] = file
+    with contextlib.suppress(OSError):  # a full disk, which the first file of the run will say
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+    return folder
+
+
+def unlock() -> None:
+    """Give back every run folder of this process."""
+    for file in _locks.values():
+        os.ftruncate(file, 0)
+        os.close(file)
+    _locks.clear()
+
+
 def open_run(config: ConfigDict) -> Path:
     """Create the run folder, or recognise it as this config's own, and write ``config.json``.
 
     Raises:
-      InputError: when the folder cannot be written, or holds the work of another config.
+      InputError: when the folder cannot be written, holds the work of another config, or another
+        process is running there.
     """
     check_run(config)
-    folder = Path(config.run_dir)
+    folder = lock(config.run_dir)
     if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
-            ) from error
         write_json(folder / "config.json", json.loads(config.to_json()))
     return folder
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from fgrlhf_jax import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.run_folder import flatten
+from fgrlhf_jax.run_folder import flatten, unlock
 
 ROOT = Path(configs.__file__).parent.parent
 NOTHING = MappingProxyType({})
@@ -198,3 +198,5 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
     except KeyboardInterrupt as error:
         print(f"{str(error) or 'interrupted'}; run the same command to go on", file=sys.stderr)
         sys.exit(130)
+    finally:
+        unlock()

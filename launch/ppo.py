@@ -68,7 +68,8 @@ def main(config) -> None:
         config.policy = str(Path(embedded.policy()) / "export")
         config.reward_model = embedded.reward_model(config.level)
         run_folder.check_run(config)
-        sets = embedded.prompts(Path(config.run_dir) / "data", config.seed)
+        folder = run_folder.lock(config.run_dir)
+        sets = embedded.prompts(folder / "data", config.seed)
         train, validation = sets["train"], sets["validation"]
     folder = ppo_loop.run(config, train, validation)
     print(summary(folder))

@@ -27,7 +27,8 @@ def main(config) -> None:
         result = sft_loop.run(config, cli.read_sets(config))
     else:
         cli.check_embedded(config)
-        sets = embedded.instructions(Path(config.run_dir) / "data", config.seed)
+        folder = run_folder.lock(config.run_dir)
+        sets = embedded.instructions(folder / "data", config.seed)
         result = sft_loop.run(config, sets, tiny_world.tokenizer())
     figures = result["validation"]
     print(

@@ -40,7 +40,8 @@ def main(config) -> None:
         result = reward_loop.run(config, cli.read_sets(config))
     else:
         cli.check_embedded(config)
-        sets = embedded.pairs(Path(config.run_dir) / "data", config.seed)
+        folder = run_folder.lock(config.run_dir)
+        sets = embedded.pairs(folder / "data", config.seed)
         result = reward_loop.run(config, sets, tiny_world.tokenizer())
     print(reward_stats.format_table(result))
 
