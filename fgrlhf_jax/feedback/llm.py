@@ -18,6 +18,7 @@ import os
 import re
 import time
 import urllib.parse
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
         raise InputError(f"{provider} needs a key; set the environment variable {variable}")
     if not key.isascii() or not key.isprintable():
         raise InputError(f"{variable} holds characters that no key has; set it again")
-    errors, create = _open(provider, url, key or "none", timeout, local)
+    errors, create, close = _open(provider, url, key or "none", timeout, local)
 
     def hidden(text: Any) -> str:
         """Of what a server or a library said: one short line without the key."""
@@ -156,6 +157,7 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
                     continue
             raise fault  # outside the handlers: no exception of the client's hangs on it
 
+    weakref.finalize(ask, close).atexit = False
     return ask
 
 
@@ -182,25 +184,26 @@ class _Broken(Exception):
 
 
 def _open(provider: str, url: str, key: str, timeout: float, local: bool):
-    """(the client's module, its function that makes a context of one streamed response)."""
+    """The client's module, its function that opens one answer, and what closes it all."""
     options = {"api_key": key, "timeout": timeout, "max_retries": 0}
     try:
         if provider == "anthropic":
             import anthropic as module
-
-            # A proxy from the environment is not asked for what is on this machine.
-            http = module.DefaultHttpxClient(trust_env=not local)
-            options |= {"base_url": url.removesuffix("/v1"), "http_client": http}
-            return module, module.Anthropic(**options).messages.with_streaming_response.create
-        import openai as module
-
-        http = module.DefaultHttpxClient(trust_env=not local)
-        options |= {"base_url": url, "http_client": http}
-        return module, module.OpenAI(**options).chat.completions.with_streaming_response.create
+        else:
+            import openai as module
     except ImportError as error:
         raise InputError(
             f"provider={provider} needs a library; pip install 'fgrlhf_jax[collect]'"
         ) from error
+    direct = {"trust_env": False, "mounts": dict.fromkeys(("http://", "https://", "all://"))}
+    http = module.DefaultHttpxClient(**direct if local else {})  # by no proxy to this machine
+    if provider == "anthropic":
+        client = module.Anthropic(
+            **options, base_url=url.removesuffix("/v1"), http_client=http
+        ).messages
+    else:
+        client = module.OpenAI(**options, base_url=url, http_client=http).chat.completions
+    return module, client.with_streaming_response.create, http.close
 
 
 def _body(provider: str, model: str, request: Request, without: set[str]) -> dict:

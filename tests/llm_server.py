@@ -1,0 +1,266 @@
+"""A language model behind a network, as bad as networks are, on this machine.
+
+It speaks the Anthropic Messages and the OpenAI chat-completions wire protocols, and misbehaves by
+a plan: a function of the prompt and of how often it has been asked before, so that what happens
+depends neither on time nor on threads. It counts the answers that it delivered completely.
+
+    with llm_server.running(plan=llm_server.shaky(0.2)) as server:
+        connect("openai", "model", base_url=server.url + "/v1")
+"""
+
+import contextlib
+import hashlib
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KEY = "sk-ant-0123456789-recognisable"
+# Each of these ends without an answer; what the others (ok, slow, refusal, blank) deliver counts.
+FAULTS = (
+    *("429", "429 after", "500", "529", "408", "409", "timeout", "drip"),
+    *("drop", "reset", "cut", "truncated", "empty", "html", "error 200"),
+)
+QUICK = tuple(name for name in FAULTS if name not in ("timeout", "drip"))
+Plan = Callable[[str, int], str]
+
+
+def echo(prompt: str) -> str:
+    """What the model says, unless a test wants something else."""
+    return f"{prompt[::-1]} — ünïcode 🙂"
+
+
+def fine(prompt: str, before: int) -> str:
+    return "ok"
+
+
+def number(*parts) -> float:
+    """In [0, 1), a hash."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def shaky(share: float, faults: tuple[str, ...] = QUICK, slow: float = 0.0) -> Plan:
+    """``share`` of the attempts meet one of ``faults``; ``slow`` of them a slow answer."""
+
+    def plan(prompt: str, before: int) -> str:
+        x = number(prompt, before)
+        if x < share:
+            return faults[int(x / share * len(faults))]
+        return "slow" if x > 1 - slow else "ok"
+
+    return plan
+
+
+class Server(ThreadingHTTPServer):
+    """``asked`` and ``delivered`` count by prompt; ``bodies``, ``times`` are of every attempt."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, plan: Plan, answer: Callable[[str], str], stall: float, **checks):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan, self.answer, self.stall = plan, answer, stall
+        self.key, self.model = checks.get("key"), checks.get("model")
+        self.temperature, self.max_tokens = checks.get("temperature"), checks.get("max_tokens")
+        self.pause = checks.get("pause", "0.002")  # seconds, what retry-after says
+        self.work = checks.get("work", 0.0)  # seconds an answer takes
+        self.asked, self.delivered = Counter(), Counter()
+        self.bodies, self.times, self.paths = [], [], []
+        self.now = self.peak = 0
+        self.lock, self.ended = threading.Lock(), threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        pass  # a client that went away
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = body["messages"][-1]["content"]
+        server = self.server
+        with server.lock:
+            before = server.asked[prompt]
+            server.asked[prompt] += 1
+            server.bodies.append(body)
+            server.paths.append(self.path)
+            server.times.append(time.monotonic())
+            server.now += 1
+            server.peak = max(server.peak, server.now)
+        try:
+            server.ended.wait(server.work)
+            if not self.unwanted(body):
+                self.act(server.plan(prompt, before), prompt, body)
+        finally:
+            with server.lock:
+                server.now -= 1
+
+    def unwanted(self, body: dict) -> bool:
+        """Whether the request as such was wrong, and was told so."""
+        server = self.server
+        key = self.headers.get("x-api-key") or self.headers.get("authorization", "")
+        if server.key and not key.endswith(server.key):
+            self.fail(401, f"invalid key {key}")  # a server that repeats what it was given
+        elif self.path not in ("/v1/messages", "/v1/chat/completions"):
+            self.fail(404, "not found")
+        elif server.model and body["model"] != server.model:
+            self.fail(404, f"model: {body['model']} does not exist")
+        elif server.temperature is False and "temperature" in body:
+            self.fail(400, "`temperature` is deprecated for this model.")
+        elif server.max_tokens is False and "max_tokens" in body:
+            said = "Unsupported parameter: 'max_tokens' is not supported with this model."
+            self.fail(400, f"{said} Use 'max_completion_tokens' instead.")
+        else:
+            return False
+        return True
+
+    def act(self, what: str, prompt: str, body: dict) -> None:
+        data = json.dumps(self.reply(what, prompt, body)).encode()
+        if what[0].isdigit():
+            code, _, rest = what.partition(" ")
+            after = {"retry-after": self.server.pause} if rest == "after" else {}
+            self.fail(int(code), rest or "fault by plan", after)
+        elif what == "timeout":
+            self.server.ended.wait(self.server.stall)
+            self.close_connection = True
+        elif what == "drip":  # forever, so that the client is the first to lose its patience
+            self.head(len(data) + 10**6)
+            while not self.server.ended.wait(0.05):
+                self.wfile.write(b" ")
+        elif what == "drop":
+            self.close_connection = True
+        elif what == "reset":
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            self.connection.close()
+            self.close_connection = True
+        elif what == "cut":
+            self.head(len(data))
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        elif what == "truncated":
+            self.send(data[: len(data) // 2])
+        elif what == "empty":
+            self.send(b"")
+        elif what == "html":
+            self.send(b"<html>Please log in</html>", "text/html")
+        elif what == "error 200":
+            self.send(b'{"error": {"message": "upstream failed"}}')
+        elif what == "slow":
+            self.head(len(data))
+            for start in range(0, len(data), 64):
+                time.sleep(0.002)
+                with self.counted(prompt, start + 64 >= len(data)):
+                    self.wfile.write(data[start : start + 64])
+        else:
+            with self.counted(prompt):
+                self.send(data)
+
+    def reply(self, what: str, prompt: str, body: dict) -> dict:
+        text = "" if what == "blank" else self.server.answer(prompt)
+        stop = {"refusal": "refusal", "length": "max_tokens"}.get(what, "end_turn")
+        read, wrote = len(prompt), len(text)
+        if self.path.endswith("messages"):
+            return {
+                "id": "msg_1",
+                "type": "message",
+                "role": "assistant",
+                "model": body["model"],
+                "content": [{"type": "text", "text": text}] if text else [],
+                "stop_reason": stop,
+                "stop_sequence": None,
+                "usage": {"input_tokens": read, "output_tokens": wrote},
+            }
+        message = {"role": "assistant", "content": text or None}
+        if what == "refusal":
+            message = {"role": "assistant", "content": None, "refusal": text}
+        stop = {"max_tokens": "length"}.get(stop, "stop")
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": wrote,
+            "total_tokens": read + wrote,
+        }
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": stop}],
+            "usage": usage,
+        }
+
+    @contextlib.contextmanager
+    def counted(self, prompt: str, last: bool = True):
+        """Around the last write of an answer: the client must not be quicker than the count."""
+        with self.server.lock:
+            self.server.delivered[prompt] += last
+        try:
+            yield
+        except OSError:  # nobody is there any more
+            with self.server.lock:
+                self.server.delivered[prompt] -= last
+            raise
+
+    def head(
+        self, length: int, kind: str = "application/json", code: int = 200, **more
+    ) -> None:
+        self.send_response(code)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(length))
+        for name, value in more.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(
+        self, data: bytes, kind: str = "application/json", code: int = 200, **more
+    ) -> None:
+        self.head(len(data), kind, code, **more)
+        self.wfile.write(data)
+
+    def fail(self, code: int, message: str, headers: dict | None = None) -> None:
+        kinds = {429: "rate_limit_error", 404: "not_found_error", 529: "overloaded_error"}
+        error = {"type": kinds.get(code, "invalid_request_error"), "message": message}
+        if message == "insufficient_quota":
+            error["code"] = message
+        data = json.dumps({"type": "error", "error": error}).encode()
+        self.send(data, code=code, **(headers or {}))
+
+
+@contextlib.contextmanager
+def running(
+    plan: Plan = fine, answer: Callable[[str], str] = echo, stall: float = 30.0, **checks
+) -> Iterator[Server]:
+    """A server at ``.url`` until the block ends.
+
+    Args:
+      plan: what becomes of an attempt, given the prompt and the attempts before.
+      answer: what the model says to a prompt.
+      stall: seconds after which "timeout" hangs up.
+      checks: key, model; temperature=False, max_tokens=False: fields that are not taken; pause:
+        what "429 after" says; work: seconds an answer takes.
+    """
+    server = Server(plan, answer, stall, **checks)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.ended.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
