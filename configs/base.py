@@ -131,7 +131,9 @@ def ppo() -> ConfigDict:
     config.critic = (
         "separate"  # a copy of the reward model's backbone | shared: a head on the policy
     )
-    config.calibrated = True  # rewards of about one unit a response; False pays the raw ones
+    # What makes rewards about one unit a response: samples, of the policy before PPO |
+    # reward_model, as stored with it | none, raw rewards.
+    config.calibration = "samples"
 
     config.data = ConfigDict()
     config.data.template = ""  # alpaca | chat | plain; "" is the reward model's or policy's

@@ -19,6 +19,7 @@ from fgrlhf_jax import (
     metrics,
     ppo_models,
     ppo_programs,
+    reward,
     reward_function,
     rollouts,
     run_folder,
@@ -40,7 +41,10 @@ class Progress(NamedTuple):
     kl_coef: float
     best_step: int = 0
     best_value: float = -math.inf
+    calibration_mean: float = 0.0
+    calibration_std: float = 1.0
     data: str = ""  # digest of all prompts: a resume on others would not be one
+    frozen: list[int] | None = None  # fingerprints of reference and reward model, likewise
     exploded: float = 0.0  # the KL that stopped the run
 
 
@@ -92,7 +96,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
-        digest = hashlib.sha256(json.dumps(sets["train"].ids).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            json.dumps([one.ids for one in sets.values()]).encode()
+        ).hexdigest()[:16]
         progress = Progress(kl_coef=config.kl.coef, data=digest)
         if start:
             progress = Progress(**checkpoints.loop(start))
@@ -114,15 +120,32 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
                     state = TrainState(params, opt_state)
                     del params, opt_state
             reference, scorer = ppo_models.frozen_params(config, modules, mesh)
+            with jax.set_mesh(mesh):
+                frozen = [int(sharding.fingerprint(part)) for part in (reference, scorer)]
+            if start and progress.frozen != frozen:
+                changed = "policy" if progress.frozen[0] != frozen[0] else "reward_model"
+                raise InputError(
+                    f"run_dir={folder}: the weights in {changed}={config[changed]} have changed "
+                    f"since step {start}; choose another run_dir, or put the old ones back"
+                )
             compiled = {name: one.lower(mesh).compile() for name, one in programs.items()}
             models = rollouts.Models(modules, tokenizer, mesh, reference, scorer, compiled)
+            if not start:
+                mean, std = rollouts.calibrate(config, models, state.params, sets["validation"])
+                progress = progress._replace(
+                    calibration_mean=mean, calibration_std=std, frozen=frozen
+                )
             progress = loop(
                 config, models, sets, state, progress, start, rates, checkpoints, folder
             )
             del state, reference, scorer, models
-        best = progress.best_step if config.select == "score" else 0
-        step = best if best in checkpoints.steps else checkpoints.latest
-        params = checkpoints.restore(step, {"params": abstract.params})["params"]
+        step = checkpoints.latest
+        if config.select == "score" and progress.best_step in (0, *checkpoints.steps):
+            step = progress.best_step
+        if step:
+            params = checkpoints.restore(step, {"params": abstract.params})["params"]
+        else:  # nothing was better than the policy before PPO
+            params = ppo_models.initial_params(config, modules, mesh)
     note = hf.save(
         folder / "export",
         params["policy"],
@@ -175,9 +198,12 @@ def loop(
         sharding.fingerprint(part)
     compiled = None
     first = True
+    calibration = reward.Calibration(progress.calibration_mean, progress.calibration_std)
 
     def watch(params, step: int) -> dict[str, float]:
-        figures, samples = rollouts.evaluate(config, models, params, sets["validation"], step)
+        figures, samples = rollouts.evaluate(
+            config, models, params, calibration, sets["validation"], step
+        )
         if log.writes:
             with metrics.writing(samples_path), samples_path.open("a") as file:
                 file.writelines(json.dumps(s) + "\n" for s in samples)
@@ -186,8 +212,10 @@ def loop(
     with contextlib.closing(log), run_folder.Interrupt() as interrupt:
         if not start:
             row = {"step": 0, **watch(state.params, 0)}
+            row |= {f"calibration_{n}": v for n, v in calibration._asdict().items()}
             check_finite(row, checkpoints)
             log.row(row)
+            progress = progress._replace(best_value=watched_value(row))
         for step in range(start, config.steps):
             number = step + 1
             rows = rows_of_step(len(train.ids), B, seed=config.seed, step=step)
@@ -196,6 +224,7 @@ def loop(
                 config,
                 models,
                 state.params,
+                calibration,
                 some,
                 rollouts.key_of(config.seed, rollouts.SAMPLE, step),
             )
@@ -239,7 +268,7 @@ def loop(
             if last or (config.eval_every and number % config.eval_every == 0):
                 row |= watch(state.params, number)
                 check_finite(row, checkpoints)
-                value = row.get("validation/score", row["validation/reward"])
+                value = watched_value(row)
                 improved = value > progress.best_value
                 if improved:
                     progress = progress._replace(best_step=number, best_value=value)
@@ -268,6 +297,11 @@ def loop(
             f"{metrics.compilations() - (compiled or 0)} compilations after the first step"
         )
     return progress
+
+
+def watched_value(row: dict) -> float:
+    """What select=score compares: the judge's score, or without a judge the reward."""
+    return row.get("validation/score", row["validation/reward"])
 
 
 def _explosion(config: ConfigDict, step: int, kl: float) -> str:

@@ -81,7 +81,8 @@ def make(
     """``generate``, ``assess`` and ``learn`` for the shapes of ``config``; nothing is computed.
 
     generate: (policy, prompt_BP, mask_BP, key_B) -> Sampled
-    assess: (params, reference, reward model, prompt_BP, mask_BP, Sampled) -> Rollout, raw_BT
+    assess: (params, reference, reward model, Calibration, prompt_BP, mask_BP, Sampled)
+            -> Rollout, raw_BT
     learn: (state, Rollout, kl_coef, key) -> state, metrics
     """
     micro = check(config, mesh)
@@ -130,7 +131,7 @@ def make(
     )
     models = {"policy": modules.policy, "critic": modules.critic, "temperature": temperature}
 
-    def assess(params, reference, scorer, prompt_BP, prompt_mask_BP, sampled):
+    def assess(params, reference, scorer, calibration, prompt_BP, prompt_mask_BP, sampled):
         tokens_BS, mask_BS, response_BT = ppo.join(prompt_BP, prompt_mask_BP, sampled)
         logprob_BT, ref_logprob_BT, value_BT = ppo.assess(
             params, reference, tokens_BS, mask_BS, micro=micro, length=T, **models
@@ -145,11 +146,7 @@ def make(
                 micro=micro,
                 model=modules.scorer,
                 level=modules.meta.level,
-                calibration=(
-                    modules.meta.calibration
-                    if config.calibrated
-                    else reward.Calibration(0.0, 1.0)
-                ),
+                calibration=calibration,
             )
         parts = (logprob_BT, ref_logprob_BT, value_BT, reward_BT)
         return ppo.Rollout(tokens_BS, mask_BS, response_BT, sampled.finished_B, *parts), raw_BT
@@ -184,10 +181,13 @@ def make(
 
     laid_out = functools.partial(jax.tree.map, lambda x: x.sharding)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    calibration = reward.Calibration(scalar, scalar)
     return {
         "generate": Program(generate, (params["policy"], *prompt, keys)),
         "assess": Program(
-            assess, (params, reference, scorer, *prompt, sampled), out_shardings=rows
+            assess,
+            (params, reference, scorer, calibration, *prompt, sampled),
+            out_shardings=rows,
         ),
         "learn": Program(
             learn,

@@ -13,6 +13,7 @@ from fgrlhf_jax import (
     ppo,
     ppo_models,
     prompts,
+    reward,
     reward_function,
     sampling,
     sharding,
@@ -20,7 +21,7 @@ from fgrlhf_jax import (
 )
 from fgrlhf_jax.errors import InputError
 
-SAMPLE, SHUFFLE, EVALUATE = range(3)  # purposes of random keys
+SAMPLE, SHUFFLE, EVALUATE, CALIBRATE = range(4)  # purposes of random keys
 
 
 class Prompts(NamedTuple):
@@ -92,7 +93,12 @@ def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Pro
 
 
 def roll_out(
-    config: ConfigDict, models: Models, params: dict, some: Prompts, key: jax.Array
+    config: ConfigDict,
+    models: Models,
+    params: dict,
+    calibration: reward.Calibration,
+    some: Prompts,
+    key: jax.Array,
 ) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]], float]:
     """Sample a response to every prompt and have it scored.
 
@@ -113,7 +119,13 @@ def roll_out(
         tokens_BT, length_B, finished_B, drawn_BT = sharding.to_host(sampled)
         sampled_at = time.perf_counter()
         rollout, raw_BT = models.compiled["assess"](
-            params, models.reference, models.scorer, prompt_BP, mask_BP, sampled
+            params,
+            models.reference,
+            models.scorer,
+            reward.Calibration(*map(np.float32, calibration)),
+            prompt_BP,
+            mask_BP,
+            sampled,
         )
         ids = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
         texts = [
@@ -166,21 +178,59 @@ def call(
     )
 
 
-def evaluate(
-    config: ConfigDict, models: Models, params: dict, some: Prompts, step: int
-) -> tuple[dict[str, float], list[dict]]:
-    """Figures of responses to validation prompts, always drawn with the same keys; and samples."""
+def watched(
+    config: ConfigDict,
+    models: Models,
+    params: dict,
+    calibration: reward.Calibration,
+    some: Prompts,
+    purpose: int,
+):
+    """(prompts, rollout, raw_BT, texts, ids, real) of batches that cover the validation prompts,
+    always drawn with the same keys; only the first ``real`` rows count."""
     B = config.rollout_batch_size
     count = min(len(some.ids), config.validation_prompts)
-    found: dict[str, list] = {n: [] for n in ("reward", "kl", "length", "unfinished", "score")}
-    samples = []
     for start in range(0, count, B):
         rows = [r % count for r in range(start, start + B)]  # the last batch begins again
         batch = Prompts(*([part[r] for r in rows] for part in some))
-        key = key_of(config.seed, EVALUATE, start)
-        rollout, _, _, texts, ids, _ = roll_out(config, models, params, batch, key)
+        key = key_of(config.seed, purpose, start)
+        rollout, raw_BT, _, texts, ids, _ = roll_out(
+            config, models, params, calibration, batch, key
+        )
+        yield batch, rollout, raw_BT, texts, ids, min(B, count - start)
+
+
+def calibrate(
+    config: ConfigDict, models: Models, params: dict, some: Prompts
+) -> reward.Calibration:
+    """What makes the reward model's rewards about one unit a response of this policy."""
+    if config.calibration == "none" or models.modules.scorer is None or config.reward_function:
+        return reward.Calibration(0.0, 1.0)
+    if config.calibration == "reward_model":
+        return models.modules.meta.calibration
+    rewards = []
+    nothing = reward.Calibration(0.0, 1.0)
+    for _, _, raw_BT, _, ids, real in watched(config, models, params, nothing, some, CALIBRATE):
+        pairs = zip(raw_BT[:real], ids[:real], strict=True)
+        rewards += [raw_T[: len(one)] for raw_T, one in pairs]
+    return reward.fit_calibration(rewards, level=models.modules.meta.level)
+
+
+def evaluate(
+    config: ConfigDict,
+    models: Models,
+    params: dict,
+    calibration: reward.Calibration,
+    some: Prompts,
+    step: int,
+) -> tuple[dict[str, float], list[dict]]:
+    """Figures of responses to validation prompts, and samples."""
+    found: dict[str, list] = {n: [] for n in ("reward", "kl", "length", "unfinished", "score")}
+    samples = []
+    for batch, rollout, _, texts, ids, real in watched(
+        config, models, params, calibration, some, EVALUATE
+    ):
         finished = np.asarray(sharding.to_host(rollout.finished_B))
-        real = min(B, count - start)
         host = sharding.to_host(
             (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
         )

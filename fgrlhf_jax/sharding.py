@@ -145,13 +145,14 @@ def bytes_per_device(tree) -> int:
 
 @jax.jit
 def fingerprint(tree) -> jax.Array:
-    """A uint32 that changes with any flipped bit of any 4-byte leaf, whatever the sharding.
+    """A uint32 that changes with any flipped bit of any 2- or 4-byte leaf, whatever the sharding.
 
     Position-weighted sums of the bits in wrapping integer arithmetic: exact in every order.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        kind = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         weight = jnp.ones((), jnp.uint32)
         for axis, size in enumerate(bits.shape):
             shape = [1] * bits.ndim

@@ -17,6 +17,7 @@ from launch import cli, embedded
 CHOICES = {
     "level": ("token", "sequence"),
     "critic": ("separate", "shared"),
+    "calibration": ("samples", "reward_model", "none"),
     "select": ("last", "score"),
     "kl.estimator": policy_objectives.KL_ESTIMATORS,
     "missing_eos": policy_objectives.MISSING_EOS,

@@ -45,11 +45,11 @@ def policy_params(seed: int = 0) -> dict:
     return params
 
 
-def save_policy(folder: Path, tokenizer=TOKENIZER, **data) -> Path:
+def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Path:
     """A language model; ``data`` is what a model of ours remembers of its fine-tuning."""
     hf.save(
         folder,
-        policy_params(),
+        policy_params(seed),
         CFG,
         tokenizer,
         architecture=hf.LANGUAGE_MODEL,
@@ -58,13 +58,14 @@ def save_policy(folder: Path, tokenizer=TOKENIZER, **data) -> Path:
     return folder
 
 
-def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER) -> Path:
+def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1) -> Path:
     """What a finished launch.train_rm leaves for launch.ppo."""
     model = reward_eval.make_model(CFG, loss, "after")
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
     meta = reward_eval.Meta("after", settings, CALIBRATION, DATA)
     mesh = sharding.make_mesh("1,-1,1")
-    scorer = reward_eval.Scorer(model, small.parameters(model, 1), tokenizer, meta, mesh)
+    params = small.parameters(model, seed)
+    scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
     reward_eval.save(folder / "export", scorer)
     return folder
 
