@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+COLLECT = ["anthropic>=2", "openai>=3", "tenacity>=9", "scikit-learn>=1.8"]
+ANNOTATE = ["gradio>=6"]
+
 setup(
     name="fgrlhf_jax",
     version="0.1.0",
@@ -33,7 +36,14 @@ setup(
         "transformers>=5",
     ],
     extras_require={
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "vaderSentiment>=3.3"],
+        "test": [
+            *("pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "vaderSentiment>=3.3"),
+            *COLLECT,
+            *ANNOTATE,
+            "playwright>=1.60",
+        ],
+        "collect": COLLECT,
+        "annotate": ANNOTATE,
         # Oracles of the tests, never imported by the package. Torch is pinned because
         # numbers are compared with it closely, and an open range takes GBs of CUDA libraries.
         "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],

@@ -52,12 +52,18 @@ NEIGHBOURS = {
     "report": {"evaluation", "report_answer"},
     "report_tables": {"report_answer"},
     "report_html": {"heatmap", "report_figures", "report_page", "report_tables"},
+    "feedback": {"evaluation", "heatmap", "report_page"},
     "study": {"evaluation", "response_scores", "tiny_judge", "tiny_people", "tiny_world"},
     "plan": {"hlo_flops", "outlines"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
-OPTIONAL = {"gguf": {"gguf_file"}, "tensorboardX": {"metrics"}, "vaderSentiment": {"vader"}}
+OPTIONAL = {
+    "gguf": {"gguf_file"},
+    "tensorboardX": {"metrics"},
+    "vaderSentiment": {"vader"},
+    **{name: {"feedback"} for name in ("anthropic", "openai", "tenacity", "sklearn", "gradio")},
+}
 
 OUTSIDE = ("launch", "configs", "tests", "torch")
 
