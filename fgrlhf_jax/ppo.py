@@ -215,7 +215,7 @@ def advantages(
         "unfinished": jnp.mean(1.0 - rollout.finished_B),
         "value": po.masked_mean(rollout.value_BT, mask_BT),
         "return": po.masked_mean(return_BT, mask_BT),
-        "advantage_std": jnp.sqrt(
+        "advantage_rms": jnp.sqrt(
             po.masked_mean(jnp.square(jnp.where(mask_BT, raw_advantage_BT, 0.0)), mask_BT)
         ),
         "explained_variance": po.explained_variance(rollout.value_BT, return_BT, mask_BT),

@@ -12,6 +12,7 @@ and returns, for each response, a number or (a reward only) a sequence with one 
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,8 +46,13 @@ def load(name: str) -> Callable:
 
 
 def _said(error: Exception) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """An exception in one line, and where in the user's own code it was raised."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    theirs = [
+        f for f in frames if not f.filename.startswith(("<", sys.prefix, sys.base_prefix))
+    ]
+    return f"{said} at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else said
 
 
 def wants(function: Callable, extra: str) -> bool:

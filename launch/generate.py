@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fgrlhf_jax import generation, records, run_folder, supervised, tiny_world
+from fgrlhf_jax.errors import InputError
 from launch import cli, embedded
 
 CHOICES = {
@@ -30,6 +31,8 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    if config.top_p > 1:
+        raise InputError(f"top_p={config.top_p} must be at most 1")
     output = cli.check_output(config.output, (".json",))
     options = config.to_dict()
     for name in ("model", "prompts", "output", "limit"):

@@ -380,6 +380,7 @@ GENERATE = {
         {"max_new_tokens": 64},
         "are more than the model's 64 positions",
     ),
+    "more than everything": ({"top_p": 1.1}, "top_p=1.1 must be at most 1"),
     "missing folder": ({"output": "OUT/none/x.json"}, "none does not exist; make it"),
     "wrong suffix": ({"output": "OUT/x.csv"}, "x.csv: give a FILE.json"),
     "typo": ({"temprature": 1}, "there is no such field; did you mean temperature?"),

@@ -57,7 +57,10 @@ def test_a_function_of_ones_own_with_a_head_on_the_policy_and_after_a_fault_in_i
 
     said.clear()
     mine.fails_at = 7
-    with pytest.raises(InputError, match=r"mine:pay: raised ValueError: out of money"):
+    with pytest.raises(
+        InputError,
+        match=r"mine:pay: raised ValueError: out of money at .*ppo_rewards_test.py:\d+$",
+    ):
         run(tmp_path / "stopped", **given)
     stopped = tmp_path / "stopped"
     assert without_clock(stopped) == without_clock(whole)[:3]
