@@ -1,7 +1,12 @@
-"""Stages: commands joined by files. Each runs once, when what it needs is there."""
+"""Stages: commands joined by files. Each runs once, when what it needs is there.
+
+To have a stage made again, delete its output: what it left, and what was made from it, directly or
+not, is set aside as NAME.old-1 and made again too.
+"""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -45,9 +50,54 @@ def is_done(stage: Stage, folder: Path) -> bool:
     if differing:
         raise InputError(
             f"{folder}: stage {stage.name} was made with another config ({', '.join(differing)}); "
-            f"choose another run_dir, or delete {marker}, {stage.output} and what was made from it"
+            f"choose another run_dir, or delete {stage.output}: then it and what was made from it "
+            "are made again"
         )
     return True
+
+
+def set_aside(
+    stages: Sequence[Stage], done: set[str], folder: Path, say: Callable[[str], None]
+) -> set[str]:
+    """``done`` without what was made from a stage that is not; what these left is renamed.
+
+    In its place it would be gone on with, or answer that it is finished.
+    """
+    needs = {stage.name: stage.needs for stage in stages}
+
+    def before(name: str) -> set[str]:
+        """All that a stage is made from, directly or not."""
+        return {name for need in needs.get(name, ()) for name in (need, *before(need))}
+
+    left = {stage.name: _left(stage, stages, folder) for stage in stages}
+    used = {need for name, paths in left.items() if paths for need in before(name)}
+    for stage in stages:
+        gone = sorted(before(stage.name) - done)
+        # An interrupted stage has no marker, and nothing was made from it: it goes on.
+        deleted = stage.name not in done and (
+            stage.name in used or _marker(stage, folder).exists()
+        )
+        if left[stage.name] and (gone or deleted):
+            why = f"made from {', '.join(gone)}" if gone else "its output or marker was deleted"
+            kept = [_rename(path) for path in left[stage.name]]
+            say(f"{stage.name} is made again ({why}); the old one is kept: {kept[0]}")
+    return {name for name in done if before(name) <= done}
+
+
+def _left(stage: Stage, stages: Sequence[Stage], folder: Path) -> list[Path]:
+    """What there is of a stage: the folder of its output, or in a folder of several stages the
+    output alone; and the marker."""
+    home = stage.output.parent
+    others = (other.output for other in stages if other is not stage)
+    shared = home == folder or any(home in output.parents for output in others)
+    paths = (stage.output if shared else home, _marker(stage, folder))
+    return [path for path in paths if path.exists()]
+
+
+def _rename(path: Path) -> Path:
+    """To the first of NAME.old-1, NAME.old-2, … that is free."""
+    names = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def _marker(stage: Stage, folder: Path) -> Path:
@@ -82,6 +132,7 @@ def run(
     for name in ("stages", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     done = {stage.name for stage in stages if is_done(stage, folder)}
+    done = set_aside(stages, done, folder, say)
     if done:
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
