@@ -19,6 +19,7 @@ from fgrlhf_jax import (
     metrics,
     ppo_models,
     ppo_programs,
+    processes,
     reward,
     reward_function,
     rollouts,
@@ -78,9 +79,13 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             f"rollout_batch_size={config.rollout_batch_size} is more than the "
             f"{len(sets['train'].ids)} prompts there are; lower it or give more prompts"
         )
-    for name in ("reward_function", "judge"):
-        if config[name]:
-            reward_function.load(config[name])
+
+    def load() -> None:
+        for name in ("reward_function", "judge"):
+            if config[name]:
+                reward_function.load(config[name])
+
+    processes.from_first(load)
     width = max(len(ids) for one in sets.values() for ids in one.ids)
     optimizer, rates = ppo_programs.make_optimizer(config)
     programs = ppo_programs.make(
@@ -99,6 +104,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         digest = hashlib.sha256(
             json.dumps([one.ids for one in sets.values()]).encode()
         ).hexdigest()[:16]
+        processes.check_same(digest, "prompts")
         progress = Progress(kl_coef=config.kl.coef, data=digest)
         if start:
             progress = Progress(**checkpoints.loop(start))
@@ -283,12 +289,13 @@ def loop(
             progress = progress._replace(exploded=row["kl"] if exploded else 0.0)
             due = config.save_every and number % config.save_every == 0
             best = improved and config.select == "score"
-            if last or best or due or exploded or interrupt.asked:
+            asked = interrupt.asked()
+            if last or best or due or exploded or asked:
                 checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
             if exploded:
                 checkpoints.wait()
                 raise InputError(_explosion(config, number, row["kl"]))
-            if interrupt.asked and not last:
+            if asked and not last:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
         checkpoints.wait()

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-import jax
 import numpy as np
 
 from fgrlhf_jax import batches, prompts, records, reward, sharding
@@ -101,12 +100,12 @@ def score_rows(
             real_BS[b, : len(ids)] = True
             response_BS[b, prompt_length : len(ids)] = True
         tokens, real = sharding.put_batch((tokens_BS, real_BS), scorer.mesh)
-        reward_BS = scorer.score_tokens(tokens, real)
+        reward_BS = sharding.to_host(scorer.score_tokens(tokens, real))
         if calibrated:
             reward_BS = reward.calibrate(
                 reward_BS, response_BS, scorer.meta.calibration, level=scorer.meta.level
             )
-        reward_BS = np.asarray(jax.device_get(reward_BS), np.float64)
+        reward_BS = np.asarray(reward_BS, np.float64)
         for b, (number, side, prompt_length, ids) in enumerate(chunk):
             sides[number][side].rewards = reward_BS[b, prompt_length : len(ids)].tolist()
     return sides

@@ -12,6 +12,7 @@ from fgrlhf_jax import (
     examples,
     ppo,
     ppo_models,
+    processes,
     prompts,
     reward,
     reward_function,
@@ -162,20 +163,24 @@ def call(
     finished,
     lengths: list[int] | None = None,
 ) -> list:
-    """A user's function on responses, see reward_function."""
-    function = reward_function.load(name)
-    tokens = None
-    if reward_function.wants(function, "tokens"):
-        tokens = [prompts.pieces(models.tokenizer, one) for one in ids]
-    return reward_function.call(
-        function,
-        name,
-        prompts_,
-        texts,
-        tokens=tokens,
-        finished=[bool(f) for f in finished],
-        lengths=lengths,
-    )
+    """A user's function on responses, see reward_function; process 0 alone calls it."""
+
+    def ask() -> list:
+        function = reward_function.load(name)
+        tokens = None
+        if reward_function.wants(function, "tokens"):
+            tokens = [prompts.pieces(models.tokenizer, one) for one in ids]
+        return reward_function.call(
+            function,
+            name,
+            prompts_,
+            texts,
+            tokens=tokens,
+            finished=[bool(f) for f in finished],
+            lengths=lengths,
+        )
+
+    return processes.from_first(ask)
 
 
 def watched(

@@ -2,19 +2,23 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import signal
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from fgrlhf_jax import processes
 from fgrlhf_jax.errors import InputError
 
 # Fields that say how a run is watched, not what it computes: they may differ between starts.
 FREE = (
-    *("run_dir", "tensorboard", "keep", "save_every", "coordinator", "process_id"),
+    *("run_dir", "tensorboard", "keep", "save_every"),
+    *("distributed", "coordinator", "num_processes", "process_id"),
     *("workers", "seeds", "task"),  # of a pipeline: more seeds go on where fewer stopped
 )
 
@@ -141,33 +145,50 @@ def open_run(config: ConfigDict) -> Path:
 
     Raises:
       InputError: when the folder cannot be written, holds the work of another config, or another
-        process is running there.
+        process is running there; and when the processes of the run have different configs.
     """
     check_run(config)
-    folder = lock(config.run_dir)
-    if jax.process_index() == 0:
-        write_json(folder / "config.json", json.loads(config.to_json()))
-    return folder
+    given = json.loads(config.to_json())
+    own = ("run_dir", "coordinator", "process_id")  # may differ between processes
+    same = {name: value for name, value in flatten(given).items() if name not in own}
+    processes.check_same(json.dumps(same, sort_keys=True), "config values")
+
+    def make() -> Path:
+        folder = lock(config.run_dir)
+        write_json(folder / "config.json", given)
+        return folder
+
+    return processes.from_first(make)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM as a flag, so that a run stops between two steps and saves first.
+    """Ctrl-C and SIGTERM as a question after every step, so that a run saves before it stops.
 
-    With several processes a signal to one of them ends it at once: the others cannot know.
+    With several processes a signal to any of them stops all, after the same step: jax catches
+    SIGTERM, tells the others, and finds a step that none of them has passed.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    calls = itertools.count(1)  # not a loop's own: for jax it must only grow
 
     def __enter__(self):
-        self.asked = False
-        signals = self.SIGNALS if jax.process_count() == 1 else ()
+        self.flag = False
+        self.several = jax.process_count() > 1
+        signals = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
         self.before = {s: signal.signal(s, self._ask) for s in signals}
         return self
 
+    def asked(self) -> bool:
+        """Whether to save and stop; to be called once a step, by all processes."""
+        if self.several:
+            return multihost_utils.reached_preemption_sync_point(next(self.calls))
+        return self.flag
+
     def _ask(self, number, frame):
-        if self.asked:  # a second time means now
+        if self.flag:  # a second time means now
             raise KeyboardInterrupt
-        self.asked = True
+        self.flag = True
+        if self.several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -119,7 +119,7 @@ def figures(params: dict, *, rows: list, buckets, size: int, model, mesh: Mesh) 
         bucket = min(b for b in buckets if b >= len(some[-1].tokens))
         batch = sharding.put_batch(examples.pad_examples(some, bucket, size), mesh)
         with jax.set_mesh(mesh):
-            sums = jax.device_get(sft.eval_step(params, batch, model=model))
+            sums = sharding.to_host(sft.eval_step(params, batch, model=model))
         total = {name: total[name] + float(sums[name]) for name in total}
     return {
         "validation/loss": total["loss"] / total["tokens"],

@@ -129,9 +129,13 @@ def put_batch(batch, mesh: Mesh, axis: int = 0):
 
 def to_host(tree):
     """Whole NumPy arrays of sharded ones, on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return x
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def bytes_per_device(tree) -> int:

@@ -17,7 +17,17 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import batches, hf, llama, metrics, optim, prompts, sharding, train_loop
+from fgrlhf_jax import (
+    batches,
+    hf,
+    llama,
+    metrics,
+    optim,
+    processes,
+    prompts,
+    sharding,
+    train_loop,
+)
 from fgrlhf_jax.checkpoint import Checkpoints
 from fgrlhf_jax.errors import InputError
 
@@ -225,6 +235,7 @@ def train(
     Returns:
       The parameters of the best checkpoint (of the last one where nothing was evaluated).
     """
+    processes.check_same(recipe.data, "training data")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0

@@ -128,7 +128,8 @@ def run(
             if evaluation:
                 settle(evaluation)
                 log.say(describe(number, evaluation, improved))
-            if stop or improved or interrupt.asked or (save_every and number % save_every == 0):
+            asked = interrupt.asked()
+            if stop or improved or asked or (save_every and number % save_every == 0):
                 if pending:
                     settle()
                 progress = progress._replace(done=bool(stop))
@@ -136,7 +137,7 @@ def run(
                 clock = time.perf_counter()
             if stop:
                 break
-            if interrupt.asked:
+            if asked:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
     checkpoints.wait()

@@ -161,6 +161,7 @@ def connect(config: ConfigDict) -> None:
             config.coordinator or None,
             config.num_processes or None,
             config.process_id if config.process_id >= 0 else None,
+            shutdown_timeout_seconds=30,  # from an error in one process to the end of the others
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fgrlhf_jax import records, tiny_world
+from fgrlhf_jax import processes, records, tiny_world
 from launch import cli
 
 
@@ -33,8 +33,11 @@ def prompts(folder: Path, seed: int) -> dict[str, list]:
 
 
 def written(folder: Path, sets: dict[str, list]) -> dict[str, list]:
-    for name, rows in sets.items():
-        records.write_jsonl(folder / f"{name}.jsonl", rows)
+    def write() -> None:
+        for name, rows in sets.items():
+            records.write_jsonl(folder / f"{name}.jsonl", rows)
+
+    processes.from_first(write)
     return sets
 
 

@@ -19,7 +19,7 @@ SOURCES = {
 
 FLOORS = (
     "errors alignment objectives policy_objectives reward_stats sharding optim checkpoint metrics "
-    "run_folder html_page",
+    "processes run_folder html_page",
     "llama weights records prompts train_loop",
     "gguf_file hf_export hf batches examples sampling",
     "supervised reward reward_eval reward_loop sft sft_loop",
@@ -37,7 +37,8 @@ NEIGHBOURS = {
     "optim": {"errors", "sharding"},
     "checkpoint": {"errors", "sharding"},
     "metrics": {"errors"},
-    "run_folder": {"errors"},
+    "processes": {"errors"},
+    "run_folder": {"errors", "processes"},
     "hf": {"gguf_file", "hf_export"},
     "reward_eval": {"reward", "supervised"},
     "reward_loop": {"reward", "reward_eval", "supervised"},
