@@ -51,19 +51,25 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
 
 def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
     """The prompt template: the one that the config names, or the reward model's, or where there
-    is none the one that the policy was fine-tuned with.
+    is none the one that the policy was fine-tuned with, or alpaca.
 
     Raises:
-      InputError: when the reward model was trained with another one.
+      InputError: when the reward model was trained with another one; and when it and the policy
+        differ, and the config does not say that this is meant.
     """
     learned = modules.meta.data["template"] if modules.meta else ""
-    named = config.data.template
+    named, own = config.data.template, supervised.learned_template(config.policy)
+    if learned and own and learned != own and not named and not config.reward_function:
+        raise InputError(
+            f"the policy was fine-tuned with the template {own}, the reward model with {learned}; "
+            f"train both with the same, or give data.template={learned} if this is meant"
+        )
     if named and learned and named != learned and not config.reward_function:
         raise InputError(
             f"data.template={named}: the reward model was trained with {learned}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    return named or learned or supervised.learned_template(config.policy)
+    return named or learned or own or "alpaca"
 
 
 def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:

@@ -97,7 +97,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
 
 
 def learned_template(path: str) -> str:
-    """The prompt template that a model of ours was fine-tuned with; alpaca for any other."""
+    """The prompt template that a model of ours was fine-tuned with; "" for any other."""
     folder = hf.resolve(path)
     if folder.is_dir():
         try:
@@ -107,7 +107,7 @@ def learned_template(path: str) -> str:
             pass
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: has no readable config.json ({error})") from error
-    return "alpaca"
+    return ""
 
 
 def make_recipe(

@@ -45,7 +45,7 @@ def main(config) -> None:
     model = config.model or str(Path(embedded.policy()) / "export")
     if Path(model, "export").is_dir():  # a run folder
         model = str(Path(model, "export"))
-    options["template"] = config.template or supervised.learned_template(model)
+    options["template"] = config.template or supervised.learned_template(model) or "alpaca"
     made = generation.answer(
         model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch")
     )

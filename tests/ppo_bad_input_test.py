@@ -97,6 +97,15 @@ def test_ppo_flags(launch, tmp_path, flag, says):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_policy_and_a_reward_model_of_different_templates(launch, world, tmp_path):
+    policy = ppo_small.save_policy(tmp_path / "policy", template="alpaca")
+    usual = ppo_small.fields(world, tmp_path / "run", policy=policy, micro_batch_size=0)
+    sentence, _ = launch(ppo, usual, "")
+    assert "fine-tuned with the template alpaca, the reward model with plain; train" in sentence
+    assert "give data.template=plain if this is meant" in sentence
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_dir_of_other_prompts_or_another_config(launch, world, tmp_path):
     """Whoever comes back with other data or another reward does not go on with the old run."""
     run_dir = tmp_path / "run"
