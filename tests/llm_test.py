@@ -288,6 +288,11 @@ def test_a_key_is_in_no_error_and_no_log(provider, what, caplog):
         assert "[key]" in str(fault)
 
 
+def test_a_placeholder_of_a_key_is_left_in_peace(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert str(raised("openai", "400 maximum exceeded")) == "400: maximum exceeded"
+
+
 def test_the_address_is_the_configs_alone(monkeypatch):
     """An environment variable would be something that determines an answer unseen."""
     with llm_server.running() as server, llm_server.running() as other:

@@ -43,6 +43,12 @@ class Limits:
     back_off: float = 1.0
     longest_wait: float = 60.0
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            least = 1 if name == "concurrency" else 0
+            if not value >= least:
+                raise InputError(f"{name}={value} must be at least {least}")
+
 
 @dataclasses.dataclass
 class Spent:
@@ -106,8 +112,8 @@ class _Budget:
     def __init__(self, limits: Limits, spent: Spent):
         self.limits, self.spent, self.lock = limits, spent, threading.Lock()
 
-    def begin(self, retry: bool, count: int = 1) -> None:
-        """Count attempts before they are made; raises InputError at a cap."""
+    def begin(self, retry: bool = False, count: int = 1) -> int:
+        """Count at most ``count`` attempts before they are made; raises InputError at a cap."""
         limits, spent = self.limits, self.spent
         with self.lock:
             for name, used in (("max_requests", spent.requests), ("max_tokens", spent.tokens)):
@@ -116,8 +122,11 @@ class _Budget:
                         f"stopped at {name}={getattr(limits, name)} after {spent}; what arrived "
                         f"is kept: run again to go on, with the same {name} once more to spend"
                     )
+            if limits.max_requests:
+                count = min(count, limits.max_requests - spent.requests)
             spent.requests += count
             spent.retries += retry
+            return count
 
     def add(self, reply: Reply) -> None:
         with self.lock:
@@ -183,8 +192,10 @@ def by_threads(
             except BaseException as error:  # for the main thread
                 outcome = error
             arrived.put((key, outcome))
+            if isinstance(outcome, BaseException):
+                stop.set()  # after it is in the queue: what the stop breaks off comes behind it
 
-    count = min(max(1, limits.concurrency), len(todo))
+    count = min(limits.concurrency, len(todo))
     threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -250,16 +261,13 @@ def by_chunks(
 ) -> Iterator[tuple[str, Outcome]]:
     """As :func:`by_threads`, for a model on this machine."""
     budget, items = _Budget(limits, spent), list(todo.items())
-    for start in range(0, len(items), chunk):
-        some = items[start : start + chunk]
-        budget.begin(False, len(some))
+    while items:
+        count = budget.begin(count=min(chunk, len(items)))
+        some, items = items[:count], items[count:]
         replies = send([request for _, request in some])
-        outcomes = []
         for (key, _), reply in zip(some, replies, strict=True):
-            if isinstance(reply, Refused):
-                outcomes.append((key, Rejected(str(reply))))
-                continue
-            budget.add(reply)
-            stored.put(key, reply)
-            outcomes.append((key, reply))
-        yield from outcomes
+            if isinstance(reply, Reply):
+                budget.add(reply)
+                stored.put(key, reply)
+        for (key, _), reply in zip(some, replies, strict=True):
+            yield key, reply if isinstance(reply, Reply) else Rejected(str(reply))

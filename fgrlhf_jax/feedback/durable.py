@@ -123,18 +123,20 @@ def append_rows(
         them, or they cannot be written.
     """
     paths = (Path(output), aside(Path(output)))
-    counts = [0, 0]
     with contextlib.ExitStack() as stack:
         try:
-            files = [stack.enter_context(path.open("ab+", buffering=0)) for path in paths]
+            files = [stack.enter_context(paths[0].open("ab+", buffering=0))]
             fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.append(stack.enter_context(paths[1].open("ab+", buffering=0)))
             there = [_read(file, path) for file, path in zip(files, paths, strict=True)]
         except BlockingIOError as error:
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        done = _matched(there, keys, paths)
-        counts = [len(keys_there) for keys_there in there]
+        done = _matched([found for found, _ in there], keys, paths)
+        for file, (_, whole) in zip(files, there, strict=True):
+            file.truncate(whole)
+        counts = [len(found) for found, _ in there]
         rest = iter(rows(done))
         if hasattr(rest, "close"):
             stack.callback(rest.close)
@@ -143,9 +145,8 @@ def append_rows(
             number = 0 if kept else 1
             _append(files[number], paths[number], line.encode())
             counts[number] += 1
-    for path, count in zip(paths[1:], counts[1:], strict=True):
-        if not count:
-            path.unlink(missing_ok=True)
+        if not counts[1]:
+            paths[1].unlink(missing_ok=True)
     return counts[0], counts[1]
 
 
@@ -166,8 +167,8 @@ def _append(file, path: Path, line: bytes) -> None:
         ) from error
 
 
-def _read(file, path: Path) -> list[str]:
-    """The keys of a file's rows; a torn last line is cut off."""
+def _read(file, path: Path) -> tuple[list[str], int]:
+    """The keys of a file's whole lines, and where the last of these ends."""
     file.seek(0)
     data = file.read()
     whole = data.rfind(b"\n") + 1
@@ -179,8 +180,7 @@ def _read(file, path: Path) -> list[str]:
             raise InputError(
                 f"{path}:{number}: is no row of ours (it has no {KEY}); choose another output"
             ) from error
-    file.truncate(whole)
-    return keys
+    return keys, whole
 
 
 def _matched(there: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:

@@ -112,8 +112,8 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
 
     def hidden(text: Any) -> str:
         """Of what a server or a library said: one short line without the key."""
-        text = str(text).replace(key, "[key]") if key else str(text)
-        return " ".join(text.split())[:300]
+        text = str(text).replace(key, "[key]") if len(key) >= 8 else str(text)
+        return " ".join(text.split())[:300]  # shorter keys are placeholders: none, EMPTY, x
 
     def fetch(body: dict) -> Any:
         """The JSON value of one answer, read with an eye on the clock."""
