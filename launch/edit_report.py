@@ -1,0 +1,74 @@
+r"""How minimal the edits of a file are: kinds, change ratios, lengths, by annotator, and examples.
+
+python -m launch.edit_report --config.input=FILE.jsonl [--config.output=FILE.html|FILE.json]
+                             [--config.tokenizer=FOLDER] [--config.FIELD=VALUE …]
+
+Prints a table. FILE.html is one page with the changes coloured; FILE.json has all figures, and
+those of every row. With no flag it shows edits of the embedded world.
+"""
+
+import sys
+from pathlib import Path
+
+from fgrlhf_jax import hf, prompts, records, run_folder, tiny_world
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback import edit_page, edit_report, editor
+from launch import cli
+
+EMBEDDED_ROWS = 300
+
+
+def main(config) -> None:
+    cli.check(config, at_least={"max_change_ratio": 0, "examples": 0, "seed": 0})
+    output = cli.check_output(config.output, (".html", ".json"))
+    if config.input:
+        rows, annotators = read(config.input)
+        aside = editor.set_aside(map(Path, config.input.split(",")))
+    else:
+        rows, _ = tiny_world.generate(EMBEDDED_ROWS, config.seed)
+        annotators, aside = [], {}
+    found = edit_report.figures(
+        rows,
+        annotators=annotators,
+        encode=encoder(config.tokenizer),
+        max_change_ratio=config.max_change_ratio,
+        aside=aside,
+        examples=config.examples,
+    )
+    if output.suffix == ".html":
+        names = ", ".join(Path(source.strip()).name for source in config.input.split(","))
+        title = f"Edits: {names}" if config.input else "Edits of the embedded world"
+        source = config.input or "the embedded world"
+        run_folder.write_text(output, edit_page.page(found, title=title, source=source))
+    elif config.output:
+        run_folder.write_json(output, {"input": config.input, **found})
+    shown = {**found, "examples": [e for e in found["examples"] if e["rank"] == 1]}
+    print(edit_report.table(shown, colour=sys.stdout.isatty()))
+    if config.output:
+        print(f"\nwritten to {output}")
+
+
+def read(spec: str) -> tuple[list[records.Edit], list[str]]:
+    """The edits of a file and who made each, "" where the row does not say."""
+    rows, annotators = [], []
+    for n, (row, fields) in enumerate(records.read_with_rows(spec), 1):
+        if not isinstance(row, records.Edit):
+            raise InputError(
+                f"{spec}: row {n} is no edit (instruction, original, edited); "
+                "launch.collect_edits makes edits of responses"
+            )
+        rows.append(row)
+        annotators.append(str(fields.get("annotator") or ""))
+    return rows, annotators
+
+
+def encoder(tokenizer: str):
+    """Text to token ids, None where no tokenizer is given."""
+    if not tokenizer:
+        return None
+    loaded = hf.load_tokenizer(tokenizer)
+    return lambda text: prompts.encode_response(loaded, text, append_eos=False)
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/edit_report.py", __doc__)
