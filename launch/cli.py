@@ -1,7 +1,11 @@
 """What every command shares: flags to a config, errors to one sentence and an exit status."""
 
+import ast
+import contextlib
 import difflib
+import functools
 import importlib.util
+import operator
 import re
 import runpy
 import signal
@@ -23,8 +27,12 @@ ROOT = Path(configs.__file__).parent.parent
 NOTHING = MappingProxyType({})
 
 
-def parse(argv: list[str], default: str) -> ConfigDict:
+def parse(argv: list[str], default: str, open_dicts: tuple[str, ...] = ()) -> ConfigDict:
     """The locked config of ``--config=FILE.py:ARGUMENT`` (or ``default``) and its overrides.
+
+    Args:
+      open_dicts: names of dicts in the config to which an override may add keys. These are flags
+        for other commands: ``a.b`` is the key ``a__b``.
 
     Raises:
       InputError: for an unknown file, argument or field (naming the close match) or a bad value.
@@ -39,10 +47,13 @@ def parse(argv: list[str], default: str) -> ConfigDict:
             overrides.append(arg)
     config = load(file)
     known = list(flatten(config.to_dict()))
+    overrides = [arg for arg in overrides if not _added(arg, config, known, open_dicts)]
     for arg in overrides:
         field = re.match(r"--?(?:no)?config\.([^=]*)", arg)
         if field and field[1] not in known:
-            close = difflib.get_close_matches(field[1], known, 1, 0.5)
+            last = field[1].rpartition(".")[2]
+            there = known + [f"{name}.{last}" for name in open_dicts]
+            close = difflib.get_close_matches(field[1], there, 1, 0.5)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise InputError(f"--config.{field[1]}: there is no such field; {hint}")
     values = flags.FlagValues()
@@ -55,6 +66,29 @@ def parse(argv: list[str], default: str) -> ConfigDict:
     if rest:
         raise InputError(f"{rest[0]!r} is not a flag; write --config.FIELD=VALUE")
     return config
+
+
+def _added(arg: str, config: ConfigDict, known: list[str], open_dicts: tuple[str, ...]) -> bool:
+    """Whether ``arg`` was a new key of an open dict, which has it now."""
+    given = re.fullmatch(r"--?config\.([^=]+)=(.*)", arg, re.DOTALL)
+    home = next(
+        (name for name in open_dicts if given and given[1].startswith(f"{name}.")), None
+    )
+    if not home or given[1] in known:
+        return False
+    key = given[1].removeprefix(f"{home}.").replace(".", "__")
+    with contextlib.suppress(KeyError, TypeError), config.unlocked(), config.ignore_type():
+        functools.reduce(operator.getitem, home.split("."), config)[key] = _literal(given[2])
+        return True
+    return False  # the config of another command
+
+
+def _literal(text: str) -> int | float | bool | str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, int | float) else text
 
 
 def load(spec: str) -> ConfigDict:
@@ -181,18 +215,24 @@ def check_output(output: str, suffixes: tuple[str, ...]) -> Path:
     return path
 
 
-def command(main: Callable[[ConfigDict], None], default: str, doc: str) -> None:
+def command(
+    main: Callable[[ConfigDict], None],
+    default: str,
+    doc: str,
+    open_dicts: tuple[str, ...] = (),
+) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if {"-h", "--help"} & set(sys.argv[1:]):
-            config = parse([arg for arg in sys.argv if arg not in ("-h", "--help")], default)
-            fields = "\n".join(
-                f"  --config.{k}={v!r}" for k, v in flatten(config.to_dict()).items()
-            )
-            print(f"{doc.strip()}\n\nFields and their values with this config:\n{fields}")
+            argv = [arg for arg in sys.argv if arg not in ("-h", "--help")]
+            config = parse(argv, default, open_dicts)
+            fields = [f"  --config.{k}={v!r}" for k, v in flatten(config.to_dict()).items()]
+            fields += [f"  --config.{name}.FIELD=VALUE" for name in open_dicts]
+            print(f"{doc.strip()}\n\nFields and their values with this config:")
+            print("\n".join(fields))
             return
-        main(parse(sys.argv, default))
+        main(parse(sys.argv, default, open_dicts))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

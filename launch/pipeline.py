@@ -3,11 +3,14 @@
 python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|llama_7b]
                           [--config.run_dir=DIR] [--config.seeds=N] [--config.FIELD=VALUE …]
 
+--config.ppo.flags.FIELD=VALUE (and sft, rm, imitate) is a flag of that command, one of an arm is
+--config.arms.ARM.FIELD=VALUE.
 Every stage is a command of its own, joined to the others by files in run_dir; those that are done
 are skipped, so the same command goes on where it stopped. What each one says is in run_dir/logs.
 At the end: report.json, report.md and report.html.
 """
 
+import importlib
 import json
 import time
 from pathlib import Path
@@ -67,6 +70,10 @@ AT_LEAST = {
     **dict.fromkeys(("seed", "heatmaps", "sft.devices"), 0),
 }
 TASKS = ("data", "feedback", "answers", "tables")
+FLAGS = (
+    *(f"{command}.flags" for command in ("sft", "rm", "imitate", "ppo")),
+    *(f"arms.{name}" for name, arm in ARMS.items() if arm.reward),
+)
 
 
 def chosen(config: ConfigDict) -> dict[str, Arm]:
@@ -261,6 +268,20 @@ def run_task(config: ConfigDict) -> None:
         raise InputError(f"task={config.task!r}: is not one of {', '.join(TASKS)}")
 
 
+def check_flags(made: list[Stage]) -> None:
+    """Raises InputError for the first flag that the command of its stage would refuse."""
+    for stage in made:
+        if stage.command[0] == "launch.pipeline":  # a task, which has no flags of its own
+            continue
+        module = importlib.import_module(stage.command[0])
+        try:
+            config = cli.parse([*stage.command], "")
+            if hasattr(module, "check"):
+                module.check(config)
+        except InputError as error:
+            raise InputError(f"stage {stage.name}: {error}") from error
+
+
 def main(config) -> None:
     cli.check(config, at_least=AT_LEAST)
     if config.task:
@@ -275,8 +296,9 @@ def main(config) -> None:
         if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
     started = time.perf_counter()
+    made = make_stages(config, Path(config.run_dir))
+    check_flags(made)
     folder = run_folder.open_run(config)
-    made = make_stages(config, folder)
     stages.run(made, folder, workers=config.workers)
     arms = chosen(config)
     labels = {"sft": "SFT"} | {arm: what.label for arm, what in arms.items()}
@@ -298,4 +320,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/pipeline.py:tiny", __doc__)
+    cli.command(main, "configs/pipeline.py:tiny", __doc__, FLAGS)

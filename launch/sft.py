@@ -14,8 +14,13 @@ from fgrlhf_jax import run_folder, sft_loop, tiny_world
 from launch import cli, embedded
 
 
-def main(config) -> None:
+def check(config) -> None:
+    """Raises InputError for a value that no data or model could make right."""
     cli.check_supervised(config)
+
+
+def main(config) -> None:
+    check(config)
     if config.distributed:
         cli.connect(config)
     run_folder.check_run(config)
