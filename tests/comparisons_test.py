@@ -127,6 +127,8 @@ def without(name: str) -> dict:
         ("[]", "holds no rows"),
         ("[1]", "row 1: is not an object"),
         ('{"instruction": ', "malformed JSON"),
+        (json.dumps(row(0, 1)) + "\n{", "malformed JSON"),
+        (json.dumps({"win_rate": 1}, indent=2), "row 1: misses instruction, output_1"),
         ("[" * 100_000, "malformed JSON"),
         (b"\xff\xfe", "invalid UTF-8"),
         *(

@@ -8,6 +8,7 @@ the mean of `preference` - 1 over the rows that have one, its error their sample
 / √n. Figures here are in percent and lengths in characters, as on its leaderboards.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -81,10 +82,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: invalid UTF-8; save the file as UTF-8") from error
     try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = _parse(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: malformed JSON ({error}); give a list of objects, or an object a line"
@@ -95,6 +93,18 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}:row {number}: is not an object; each row is {{field: …}}")
     return rows
+
+
+def _parse(text: str) -> list:
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    lines = [line for line in text.split("\n") if line.strip()]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            return [json.loads(text)]  # one object, written over several lines
+        raise
 
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
