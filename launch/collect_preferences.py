@@ -1,0 +1,88 @@
+r"""A judge says which of two responses is better: preferences for launch.train_rm.
+
+python -m launch.collect_preferences --config.input=FILE --config.output=FILE.jsonl \
+    --config.judge=llm --config.provider=anthropic|openai|local --config.model=NAME [--dry-run]
+python -m launch.collect_preferences … --config.judge=MODULE:FUNCTION
+
+FILE holds two responses a row (output_1 and output_2; a label is not looked at) or several rows a
+prompt, as launch.generate writes them with samples=2. label_noise flips a share of the labels, as
+AlpacaFarm's simulated annotators do. However a run ends, the same command goes on: no reply that
+arrived is lost or asked for again. With no flag it labels pairs of the embedded world.
+"""
+
+from collections import Counter
+
+from fgrlhf_jax import records, tiny_world
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback import judge, pairs
+from fgrlhf_jax.feedback.comparisons import Comparison
+from launch import asking, cli, judging
+
+
+def main(config) -> None:
+    least = dict.fromkeys(("label_noise", "seed", "limit"), 0)
+    cli.check(config, choices={"draws": ("drop", "random")}, at_least=least)
+    if config.label_noise > 0.5:
+        raise InputError(
+            f"label_noise={config.label_noise} must be at most 0.5, where a label says nothing"
+        )
+    output = cli.check_output(config.output, (".jsonl",))
+    written = [output, judging.annotations_path(config.output)] if config.output else []
+    judging.check_kept(written, [config.input])
+    name = judging.check(config, bool(config.input))
+    rows, left_out = read(config)
+    judged = judging.judged(config, rows[: config.limit or None], name)
+    if judged is None:  # a dry run
+        return
+    if config.output:
+        print(f"annotations: {judging.keep(config, judged)}")
+    made = judge.labels(judged, noise=config.label_noise, draws=config.draws, seed=config.seed)
+    tell(config, judged, made, left_out)
+    if not made.rows:
+        raise InputError(
+            f"none of {len(judged)} pairs has a label; set draws=random to keep the draws, or see "
+            "the judge's replies in the annotations"
+        )
+    if config.output:
+        records.write_jsonl(output, made.rows)
+        print(
+            f"{output}\nnext: python -m launch.train_rm --config=configs/rm.py:smollm2,sequence "
+            f"--config.model.path=MODEL --config.train={output}"
+        )
+
+
+def read(config) -> tuple[list[Comparison], Counter]:
+    """The pairs, and rows that gave none."""
+    if config.input:
+        return pairs.read(config.input)
+    _, preferences = tiny_world.generate(judging.EMBEDDED_ROWS, config.seed)
+    return [
+        Comparison(row.instruction, row.input, row.output_1, row.output_2)
+        for row in preferences
+    ], Counter()
+
+
+def tell(config, judged: list[Comparison], made: judge.Labels, left_out: Counter) -> None:
+    """Counts: what became of the rows, and which side is preferred."""
+    counts = made.counts
+    for reason, count in left_out.items():
+        if count:
+            print(f"left out: {count} {reason}")
+    kept = "kept at random" if config.draws == "random" else "dropped"
+    print(
+        f"{len(made.rows)} preferences of {len(judged)} pairs; {counts['draws']} draws {kept}, "
+        f"{counts['unparsed']} unparsed, {counts['flipped']} labels flipped "
+        f"(label_noise={config.label_noise:g})"
+    )
+    said = [v.said for one in judged for v in one.verdicts if v.said in ("first", "second")]
+    if said:
+        first = 100 * said.count("first") / len(said)
+        print(f"shown first: won {first:.1f} % of {len(said)} verdicts for one response")
+    decided = [one.preference > 1.5 for one in judged if one.preference not in (None, 1.5)]
+    if decided:
+        second = 100 * sum(decided) / len(decided)
+        print(f"the judge prefers the second response in {second:.1f} % of {len(decided)}")
+
+
+if __name__ == "__main__":
+    asking.command(main, "configs/collect_preferences.py", __doc__)
