@@ -100,8 +100,7 @@ def cad(config):
     config.sft.config = "configs/sft.py:cad"
     config.sft.flags = ConfigDict(lengths)
     config.rm.config = "configs/rm.py:cad"
-    rm = {"model__head_init": "zero", "steps": 200, "optimizer__learning_rate": 1e-3}
-    config.rm.flags = ConfigDict(lengths | rm)
+    config.rm.flags = ConfigDict(lengths | {"steps": 200})
     config.imitate.config = "configs/sft.py:cad"
     imitate = {"epochs": 1, "optimizer__learning_rate": 5e-4}
     config.imitate.flags = ConfigDict(lengths | imitate)
