@@ -6,8 +6,8 @@
 
 Rows are objects of a JSONL, JSON or Parquet file or of a dataset that the `datasets` library
 loads; which of the three a row is follows from its fields, and further fields are ignored.
-`input` may be missing or null. Anything else that is wrong stops the run with
-`file:line: what is wrong; what to do`.
+`input` may be missing or null, and `output` too in a file of prompts. Anything else that is wrong
+stops the run with `file:line: what is wrong; what to do`.
 """
 
 import contextlib
@@ -62,19 +62,20 @@ class Instruction:
 Record = Edit | Preference | Instruction
 
 
-def read(spec: str) -> list[Record]:
+def read(spec: str, *, prompts: bool = False) -> list[Record]:
     """The records of one or several comma-separated sources, in order.
 
     A source is a FILE.jsonl (an object a line; blank lines and a byte order mark are passed
     over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a `datasets` id
     ORG/NAME[:CONFIG[:SPLIT]] whose split defaults to the only one or else to "train".
+    With `prompts` a row that has an instruction and no response is an Instruction without output.
     Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
     the first thing that is wrong.
     """
-    return [record for record, _ in read_with_rows(spec)]
+    return [record for record, _ in read_with_rows(spec, prompts=prompts)]
 
 
-def read_with_rows(spec: str) -> list[tuple[Record, dict[str, Any]]]:
+def read_with_rows(spec: str, *, prompts: bool = False) -> list[tuple[Record, dict[str, Any]]]:
     """As `read`, each record with the row it was made of: all its fields, known here or not."""
     sources = [spec] if os.path.exists(spec) else [s.strip() for s in spec.split(",")]
     pairs: list[tuple[Record, dict[str, Any]]] = []
@@ -82,7 +83,7 @@ def read_with_rows(spec: str) -> list[tuple[Record, dict[str, Any]]]:
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
         before = len(pairs)
-        pairs.extend((_record(row, where), row) for where, row in _rows(source))
+        pairs.extend((_record(row, where, prompts), row) for where, row in _rows(source))
         if len(pairs) == before:
             raise InputError(f"{source}: holds no rows; give a file with at least one.")
     return pairs
@@ -180,8 +181,8 @@ def _dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
     return ((f"{source}:row {n}", row) for n, row in enumerate(loaded, 1))
 
 
-def _record(row: Any, where: str) -> Record:
-    """One checked record; `where` opens every complaint."""
+def _record(row: Any, where: str, prompts: bool) -> Record:
+    """One checked record; `where` opens every complaint. With `prompts` it may have no output."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
     prompt = {
@@ -205,6 +206,8 @@ def _record(row: Any, where: str) -> Record:
                 "it must be 1 or 2, the better output."
             )
         return Preference(**prompt, **texts, preference=int(preference), id=_id(row))
+    if prompts and row.get("output") is None:
+        return Instruction(**prompt, output="")
     return Instruction(**prompt, output=_text(row, "output", where, blank=True))
 
 

@@ -38,7 +38,7 @@ def main(config) -> None:
     for name in ("model", "prompts", "output", "limit"):
         options.pop(name)
     if config.prompts:
-        rows = records.read(config.prompts)
+        rows = records.read(config.prompts, prompts=True)
     else:
         rows = tiny_world.instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]

@@ -60,9 +60,9 @@ def main(config) -> None:
     if Path(config.policy, "export").is_dir():  # a run folder
         config.policy = str(Path(config.policy, "export"))
     if all(given.values()):
-        train = records.read(config.prompts)
+        train = records.read(config.prompts, prompts=True)
         if config.validation:
-            validation = records.read(config.validation)
+            validation = records.read(config.validation, prompts=True)
         else:
             train, validation = records.split(train, config.validation_share, config.seed)
     else:

@@ -1,4 +1,5 @@
-"""Flags for the commands of a pipeline: new keys in the dicts that are open, and nowhere else."""
+"""What commands share: flags for those of a pipeline, in the dicts that are open and nowhere else;
+files of prompts, which need no responses, and of demonstrations, which do."""
 
 import re
 import subprocess
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fgrlhf_jax import generation, ppo_loop, records
 from fgrlhf_jax.errors import InputError
-from launch import cli, pipeline
+from launch import cli, generate, pipeline, ppo, sft
 
 DEFAULT = "configs/pipeline.py:tiny"
 
@@ -146,3 +148,52 @@ def test_the_command_itself(tmp_path):
         "did you mean kl.coef?\n",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+# --- files of prompts, and of demonstrations ---------------------------------------------------
+
+ROWS = [{"instruction": f"say {n}", "dataset": "helpful_base"} for n in range(200)]
+
+
+class ReachedError(Exception):
+    """With what a command goes on."""
+
+
+@pytest.fixture
+def prompts(tmp_path) -> str:
+    records.write_jsonl(tmp_path / "prompts.jsonl", ROWS)
+    return str(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [(generate, ["prompts"]), (ppo, ["prompts"]), (ppo, ["prompts", "validation"])],
+)
+def test_prompts_need_no_output(monkeypatch, prompts, command, names):
+    def reach(*given, **_):
+        raise ReachedError(*given)
+
+    monkeypatch.setattr(generation, "answer", reach)
+    monkeypatch.setattr(ppo_loop, "run", reach)
+    default, *usual = {
+        generate: ["configs/generate.py", "output=x.json", "model=m", "template=plain"],
+        ppo: ["configs/ppo.py:tiny", "policy=p", "reward_model=r"],
+    }[command]
+    words = [f"{name}={prompts}" for name in names] + usual
+    with pytest.raises(ReachedError) as reached:
+        command.main(parse(*words, default=default))
+    rows = [row for given in reached.value.args if isinstance(given, list) for row in given]
+    assert {row.instruction for row in rows} == {row["instruction"] for row in ROWS}
+    assert {row.output for row in rows} == {""}
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_demonstrations_need_one(prompts, tmp_path, name):
+    given = {"train": f"{tmp_path}/good.jsonl", "validation": f"{tmp_path}/good.jsonl"}
+    records.write_jsonl(given["train"], [{"instruction": "say it", "output": "it"}] * 9)
+    words = [f"{key}={path}" for key, path in (given | {name: prompts}).items()]
+    config = parse(*words, f"run_dir={tmp_path / 'run'}", default="configs/sft.py:tiny")
+    with pytest.raises(InputError) as caught:
+        sft.main(config)
+    assert str(caught.value).startswith(f"{prompts}:1: misses the field 'output' (it has instr")
+    assert not (tmp_path / "run").exists()

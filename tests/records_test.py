@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.records import Edit, Instruction, Preference, read, write_jsonl
+from fgrlhf_jax.records import Edit, Instruction, Preference, read, read_with_rows, write_jsonl
 
 EDIT = {"instruction": "Sum up.", "input": "A text.", "original": "It rains.", "edited": "Sun."}
 PREFERENCE = {
@@ -66,6 +66,43 @@ def test_preference_as_number(tmp_path, given, meant):
 def test_an_instruction_may_have_no_demonstration(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(changed(INSTRUCTION, output="")))
     assert read(str(tmp_path / "a.jsonl")) == [Instruction("Name a fruit.", "", "")]
+
+
+PROMPTS = {
+    "no output": changed(INSTRUCTION, output=...),
+    "null output": changed(INSTRUCTION, output=None),
+    "alpaca_eval's": {"instruction": "Name a fruit.", "dataset": "helpful_base"},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_needs_no_output(tmp_path, name):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(INSTRUCTION, PROMPTS[name], EDIT))
+    prompt = Instruction("Name a fruit.", "", "")
+    assert read(str(path), prompts=True) == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
+    pairs = read_with_rows(str(path), prompts=True)
+    assert pairs[1] == (prompt, PROMPTS[name])
+    with pytest.raises(InputError, match=r"a\.jsonl:2: .*'output'"):
+        read(str(path))
+    (tmp_path / "a.json").write_text(json.dumps([PROMPTS[name]]))
+    assert read(str(tmp_path / "a.json"), prompts=True) == [prompt]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (changed(INSTRUCTION, instruction=...), "misses the field 'instruction'"),
+        (changed(INSTRUCTION, instruction=" "), "are both empty"),
+        (changed(INSTRUCTION, output=5), "'output' is 5, not a string"),
+        (changed(EDIT, edited=...), "misses the field 'edited'"),
+        (changed(PREFERENCE, preference=...), "misses the field 'preference'"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt(tmp_path, row, says):
+    (tmp_path / "a.jsonl").write_bytes(lines(INSTRUCTION, row))
+    with pytest.raises(InputError, match=rf"a\.jsonl:2: .*{says}"):
+        read(str(tmp_path / "a.jsonl"), prompts=True)
 
 
 @pytest.mark.parametrize(
