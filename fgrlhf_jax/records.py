@@ -15,15 +15,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgrlhf_jax import dataset_rows
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-_DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^:]*){0,2}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +65,8 @@ def read(spec: str, *, prompts: bool = False) -> list[Record]:
     """The records of one or several comma-separated sources, in order.
 
     A source is a FILE.jsonl (an object a line; blank lines and a byte order mark are passed
-    over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a `datasets` id
-    ORG/NAME[:CONFIG[:SPLIT]] whose split defaults to the only one or else to "train".
+    over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a dataset
+    ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:CONFIG[:SPLIT], as dataset_rows.py has it.
     With `prompts` a row that has an instruction and no response is an Instruction without output.
     Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
     the first thing that is wrong.
@@ -75,17 +74,32 @@ def read(spec: str, *, prompts: bool = False) -> list[Record]:
     return [record for record, _ in read_with_rows(spec, prompts=prompts)]
 
 
-def read_with_rows(spec: str, *, prompts: bool = False) -> list[tuple[Record, dict[str, Any]]]:
-    """As `read`, each record with the row it was made of: all its fields, known here or not."""
+def read_with_rows(
+    spec: str, *, prompts: bool = False, refused: list[str] | None = None
+) -> list[tuple[Record, dict[str, Any]]]:
+    """As `read`, each record with the row it was made of: all its fields, known here or not.
+
+    refused: where given, rows that are wrong are left out and what is wrong with them is put here.
+    """
     sources = [spec] if os.path.exists(spec) else [s.strip() for s in spec.split(",")]
     pairs: list[tuple[Record, dict[str, Any]]] = []
     for source in sources:
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
-        before = len(pairs)
-        pairs.extend((_record(row, where, prompts), row) for where, row in _rows(source))
+        before, complaint = (
+            len(pairs),
+            f"{source}: holds no rows; give a file with at least one.",
+        )
+        for where, row in _rows(source):
+            try:
+                pairs.append((_record(row, where, prompts), row))
+            except InputError as error:
+                if refused is None:
+                    raise
+                refused.append(str(error))
+                complaint = f"{source}: no row of it can be read; the last one: {error}"
         if len(pairs) == before:
-            raise InputError(f"{source}: holds no rows; give a file with at least one.")
+            raise InputError(complaint)
     return pairs
 
 
@@ -95,8 +109,8 @@ def _rows(source: str) -> Iterator[tuple[str, Any]]:
     if os.path.isdir(source):
         raise InputError(f"{source}: is a folder; name the files in it, separated by commas.")
     if not os.path.exists(source):
-        if path.suffix not in SUFFIXES and _DATASET_ID.fullmatch(source):
-            return _dataset_rows(source)
+        if path.suffix not in SUFFIXES and dataset_rows.is_dataset(source):
+            return dataset_rows.rows(source)
         raise InputError(f"{source}: there is no such file; check the path.")
     try:
         if path.suffix == ".parquet":
@@ -154,31 +168,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: is not a readable Parquet file ({error}).") from error
     return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
-
-
-def _dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
-    import datasets  # seconds to import, and most runs read files
-
-    name, config, split = [*source.split(":"), "", ""][:3]
-    try:
-        loaded = datasets.load_dataset(name, config or None, split=split or None)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
-        advice = (
-            "give its data files (JSON, JSONL or Parquet) instead"
-            if "script" in reason
-            else "give ORG/NAME:CONFIG:SPLIT of a reachable dataset, or the path of a file"
-        )
-        raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}.") from error
-    if isinstance(loaded, Mapping):
-        splits = sorted(loaded)
-        if len(splits) > 1 and "train" not in splits:
-            raise InputError(
-                f"{source}: has the splits {', '.join(splits)}; "
-                f"choose one: {name}:{config}:{splits[0]}."
-            )
-        loaded = loaded[splits[0] if len(splits) == 1 else "train"]
-    return ((f"{source}:row {n}", row) for n, row in enumerate(loaded, 1))
 
 
 def _record(row: Any, where: str, prompts: bool) -> Record:

@@ -1,0 +1,88 @@
+"""Rows of a dataset that the `datasets` library loads: of the hub, or of a folder of that form.
+
+A dataset of the hub that ships a loading script, as tatsu-lab/alpaca_farm does, no longer loads. It
+is read from the Parquet files that the hub makes of every dataset, CONFIG/SPLIT/*.parquet in a
+branch of their own.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fgrlhf_jax.errors import InputError
+
+PARQUET_BRANCH = "refs/convert/parquet"
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_dataset(source: str) -> bool:
+    """Whether `source` is ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:[CONFIG[:SPLIT]]."""
+    name, *choices = source.split(":")
+    folder = bool(choices) and os.path.isdir(name)
+    return len(choices) < 3 and (folder or bool(_ID.fullmatch(name)))
+
+
+def rows(source: str) -> Iterator[tuple[str, Any]]:
+    """("source:row N", row) of a dataset, N from 1; its split defaults to the only one or "train".
+
+    Raises InputError for what cannot be loaded, and for a choice that is missing.
+    """
+    import datasets  # seconds to import, and most runs read files
+
+    name, config, split = [*source.split(":"), "", ""][:3]
+    local = os.path.isdir(name)
+    try:
+        try:
+            path = (
+                os.path.abspath(name) if local else name
+            )  # never one of the library's own names
+            loaded = datasets.load_dataset(path, config or None, split=split or None)
+        except RuntimeError as error:
+            if local or "script" not in str(error):
+                raise
+            loaded = _from_parquet_branch(source, name, config, split)
+    except InputError:
+        raise
+    except Exception as error:  # of the library, the hub or the network
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        advice = (
+            "give its data files (JSON, JSONL or Parquet) instead"
+            if "script" in reason
+            else "give ORG/NAME:CONFIG:SPLIT of a reachable dataset, or the path of a file"
+        )
+        raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}.") from error
+    if isinstance(loaded, Mapping):
+        loaded = loaded[_choice("", loaded, source, f"{name}:{config}:", "split")]
+    return ((f"{source}:row {n}", row) for n, row in enumerate(loaded, 1))
+
+
+def _from_parquet_branch(source: str, name: str, config: str, split: str):
+    """The rows of one split, as `load_dataset` would return them."""
+    import datasets
+    import huggingface_hub
+
+    hub = huggingface_hub.HfFileSystem()
+    root = f"datasets/{name}@{PARQUET_BRANCH.replace('/', '%2F')}"
+
+    def folders(path: str) -> list[str]:
+        found = hub.ls(path, detail=True)
+        return [item["name"].split("/")[-1] for item in found if item["type"] == "directory"]
+
+    config = _choice(config, folders(root), source, f"{name}:", "config")
+    splits = folders(f"{root}/{config}")
+    split = _choice(split, splits, source, f"{name}:{config}:", "split")
+    files = f"hf://{root}/{config}/{split}/*.parquet"
+    return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: str) -> str:
+    """`value`; where it is "", the only one known or "train". InputError names those there are."""
+    known = sorted(known)
+    default = known[0] if len(known) == 1 else "train"
+    if (value or default) in known:
+        return value or default
+    raise InputError(
+        f"{source}: has the {what}s {', '.join(known)}; choose one: {prefix}{known[0]}."
+    )
