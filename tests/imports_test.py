@@ -26,7 +26,7 @@ FLOORS = (
     "ppo ppo_models ppo_programs rollouts ppo_loop reward_function generation",
     "feedback tiny_words tiny_tasks tiny_judge tiny_people tiny_world heatmap response_scores "
     "evaluation report report_answer report_tables report_figures report_page report_html stages "
-    "study vader hlo_flops outlines plan",
+    "study vader hlo_flops outlines plan conversions data_report",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -35,6 +35,7 @@ NEIGHBOURS = {
     "alignment": {"errors"},
     "sharding": {"errors"},
     "optim": {"errors", "sharding"},
+    "dataset_rows": {"errors"},
     "checkpoint": {"errors", "sharding"},
     "metrics": {"errors"},
     "processes": {"errors"},
@@ -56,14 +57,16 @@ NEIGHBOURS = {
     "feedback": {"evaluation", "heatmap", "report_page"},
     "study": {"evaluation", "response_scores", "tiny_judge", "tiny_people", "tiny_world"},
     "plan": {"hlo_flops", "outlines"},
+    "data_report": {"conversions"},
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
+COLLECT_AND_ANNOTATE = "anthropic openai tenacity sklearn gradio fastapi uvicorn".split()
 OPTIONAL = {
     "gguf": {"gguf_file"},
     "tensorboardX": {"metrics"},
     "vaderSentiment": {"vader"},
-    **{name: {"feedback"} for name in ("anthropic", "openai", "tenacity", "sklearn", "gradio")},
+    **{name: {"feedback"} for name in COLLECT_AND_ANNOTATE},
 }
 
 OUTSIDE = ("launch", "configs", "tests", "torch")
