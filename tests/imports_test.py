@@ -19,7 +19,7 @@ SOURCES = {
 
 FLOORS = (
     "errors alignment objectives policy_objectives reward_stats sharding optim checkpoint metrics "
-    "processes run_folder html_page",
+    "processes run_folder html_page dataset_rows",
     "llama weights records prompts train_loop",
     "gguf_file hf_export hf batches examples sampling",
     "supervised reward reward_eval reward_loop sft sft_loop",
@@ -61,7 +61,15 @@ NEIGHBOURS = {
 }
 
 # Installed by an extra, imported where it is used and nowhere else.
-COLLECT_AND_ANNOTATE = "anthropic openai tenacity sklearn gradio fastapi uvicorn".split()
+COLLECT_AND_ANNOTATE = [
+    "anthropic",
+    "openai",
+    "tenacity",
+    "sklearn",
+    "gradio",
+    "fastapi",
+    "uvicorn",
+]
 OPTIONAL = {
     "gguf": {"gguf_file"},
     "tensorboardX": {"metrics"},
