@@ -1,75 +1,23 @@
-"""launch.data: figures of files of every form, conversions on the command line, and bad input."""
+"""launch.data: figures of files of every form, and conversions on the command line."""
 
 import json
 import sys
 
-import bad_input
+import data_small
 import pyarrow
 import pyarrow.parquet
 import pytest
+from data_small import ANSWER, FILES
 
 from fgrlhf_jax import data_report, prompts, records
 from fgrlhf_jax.records import Edit, Instruction, Preference
 from launch import cli, data
 
-# One row or a few of each form of data that people have collected.
-EDIT = {
-    "id": "cad/train/4",
-    "instruction": "Write a film review.",
-    "input": "It was",
-    "original": "long and boring.",
-    "edited": "long and fascinating.",
-    "annotator": "human",
-}
-COMPARED = {
-    "id": "dev/0",
-    "instruction": "Who wrote it?",
-    "input": "A page.",
-    "original": "She did. It rained.",
-    "edited": "She did.",
-    "annotator": "human",
-    "error_spans": [{"start": 9, "end": 19, "type": "Irrelevant"}],
-    "predictions": json.dumps(["She did. It rained.", "She.", "He.", "They."]),
-    "preference": [2, 1, 0, 1, 1, 1],
-}
-PAIR = {
-    "instruction": "Name a fruit.",
-    "input": "",
-    "output_1": "Pear.",
-    "output_2": "A brick, I think.",
-    "preference": 1,
-    "generator_1": "davinci",
-    "generator_2": "alpaca",
-    "annotator": "judge",
-}
-ANNOTATION = {name: value for name, value in PAIR.items() if name != "input"}
-ANSWER = {"instruction": "Name a fruit.", "input": "", "output": "Fig.", "source": "seeds"}
-
-FILES = {
-    "edits.jsonl": [EDIT, EDIT | {"id": "cad/train/5"}],
-    "compared.jsonl": [COMPARED],
-    "pairs.jsonl": [PAIR, PAIR | {"output_1": "Fig", "preference": 2}],
-    "annotations.json": [
-        ANNOTATION,
-        ANNOTATION | {"preference": 2.0},
-        ANNOTATION | {"preference": 0.0, "output_1": "Same.", "output_2": "Same."},
-        ANNOTATION | {"preference": None},
-        ANNOTATION | {"output_2": ""},
-    ],
-    "answers.jsonl": [ANSWER, ANSWER | {"instruction": "Name  a\nfruit. ", "output": ""}],
-}
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, rows in FILES.items():
-        if name.endswith(".json"):
-            (tmp_path / name).write_text(json.dumps(rows))
-        else:
-            records.write_jsonl(tmp_path / name, rows)
-    (tmp_path / "malformed.jsonl").write_text('{"instruction": ')
-    (tmp_path / "none.jsonl").write_text("{}\n{}\n")
+    data_small.write(tmp_path)
     return tmp_path
 
 
@@ -147,32 +95,23 @@ def test_spread(lengths, expected):
 
 
 def test_tokens():
+    """A letter or a line end is a token, <s> opens a prompt and </s> ends a response."""
     tokenizer = prompts.train_tokenizer(["Name a fruit.", "Fig"], 300)
-    ruler = data_report.Ruler(tokenizer, "plain", 9, 3)
-    rows = [
-        Instruction("ab", "", "cdef"),
-        Instruction("abc", "", "d"),
-        Instruction("a", "", ""),
-    ]
-    found = data_report.file_figures(rows, ruler)["tokens"]
-    # A letter or a line end is a token, <s> opens a prompt and </s> ends a response.
-    assert found == {
-        "template": "plain",
-        "lengths": {
-            "prompt": {"median": 4, "p90": 5, "max": 5},
-            "output": {"median": 2, "p90": 5, "max": 5},
-        },
-        "max_length": 8,
-        "rows_over_max_length": 1,
-        "max_prompt_length": 3,
-        "prompts_over_max_prompt_length": 2,
-    } | {"max_length": 9, "rows_over_max_length": 0}
-    assert (
-        data_report.file_figures(rows, ruler._replace(max_length=8))["tokens"][
-            "rows_over_max_length"
-        ]
-        == 1
-    )
+    rows = [("ab", "cdef"), ("abc", "d"), ("a", "")]  # 4 + 5, 5 + 2, 3
+    read = [Instruction(prompt, "", output) for prompt, output in rows]
+    for max_length, over in ((9, 0), (8, 1), (6, 2), (2, 3)):
+        ruler = data_report.Ruler(tokenizer, "plain", max_length, 3)
+        assert data_report.file_figures(read, ruler)["tokens"] == {
+            "template": "plain",
+            "lengths": {
+                "prompt": {"median": 4, "p90": 5, "max": 5},
+                "output": {"median": 2, "p90": 5, "max": 5},
+            },
+            "max_length": max_length,
+            "rows_over_max_length": over,
+            "max_prompt_length": 3,
+            "prompts_over_max_prompt_length": 2,
+        }
 
 
 def test_tokens_on_the_command_line(folder, monkeypatch, capsys):
@@ -288,83 +227,3 @@ def test_what_is_written_can_be_read(monkeypatch, capsys, source, to, suffix):
     output = f"made.{suffix}"
     run(monkeypatch, capsys, input=source, to=to, output=output)
     assert len(records.read(output)) == (1 if to == "prompts" else 2)
-
-
-# --- bad input -----------------------------------------------------------------------------------
-
-CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
-BAD = {
-    "no such file": ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
-    "malformed": ({"input": "malformed.jsonl"}, "malformed.jsonl:1: malformed JSON"),
-    "malformed, dropped": (
-        {"input": "malformed.jsonl", "invalid": "drop"},
-        "malformed.jsonl:1: malformed JSON",
-    ),
-    "a bad row": (
-        {"input": "annotations.json"},
-        "annotations.json:row 3: output_1 and output_2 are equal and teach nothing; drop the row",
-    ),
-    "nothing but bad rows": (
-        {"input": "none.jsonl", "invalid": "drop"},
-        "none.jsonl: no row of it can be read; the last one: none.jsonl:2: misses the field",
-    ),
-    "a folder": ({"input": "."}, ".: is a folder; name the files in it"),
-    "no file between commas": ({"input": "edits.jsonl,"}, "names no file"),
-    "output for rows": (
-        {"input": "edits.jsonl", "output": "a.jsonl"},
-        "output=a.jsonl: say which rows, --config.to=…, or give a .json",
-    ),
-    "output of another kind": (
-        CONVERT | {"output": "a.csv"},
-        "give a FILE.jsonl or a FILE.json",
-    ),
-    "output nowhere": (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
-    "output is the input": (
-        CONVERT | {"output": "edits.jsonl"},
-        "output=edits.jsonl: is what is read; give another file",
-    ),
-    "nothing to convert": (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
-    "nowhere to convert to": (
-        CONVERT | {"output": ""},
-        "output is empty; give --config.output=",
-    ),
-    "unknown kind": (
-        CONVERT | {"to": "pairs"},
-        "to='pairs' is not one of , edits, preferences",
-    ),
-    "unknown side": (CONVERT | {"side": "left"}, "side='left' is not one of better, worse"),
-    "impossible": (
-        CONVERT | {"input": "answers.jsonl"},
-        "row 1: a single response is no prefer",
-    ),
-    "no predictions": (
-        CONVERT | {"predictions": True},
-        "row 1: has no comparison of predictions",
-    ),
-    "no tokenizer": ({"tokenizer": "nowhere"}, "nowhere: no such model"),
-    "template": ({"template": "chatty"}, "template='chatty' is not one of alpaca, chat, plain"),
-    "no template": ({"tokenizer": "TOKENIZER", "template": "chat"}, "has no chat template"),
-    "samples": ({"samples": -1}, "samples=-1 must be at least 0"),
-    "a typo": ({"inputs": "a"}, "--config.inputs: there is no such field; did you mean input?"),
-    "an id that cannot be had": (
-        {"input": "no/such:a:b"},
-        "no/such:a:b: datasets cannot load it",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(folder, monkeypatch, capsys, case):
-    fields, message = BAD[case]
-    if "TOKENIZER" in fields.values():
-        prompts.train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
-    fields = {
-        name: bad_input.filled(value, {"TOKENIZER": "tokenizer"})
-        for name, value in fields.items()
-    }
-    before = bad_input.contents(folder)
-    said = bad_input.only(
-        bad_input.launch(monkeypatch, capsys, data, "configs/data.py", **fields)
-    )
-    assert message in said
-    assert bad_input.contents(folder) == before | bad_input.contents(folder / "tokenizer")
