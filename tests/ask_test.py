@@ -418,9 +418,11 @@ def test_a_cap_stops_and_a_later_run_goes_on(tmp_path, limits):
     assert sorted(send.asked) == sorted(request.prompt for request in questions(22))
 
 
-def test_what_is_under_way_at_a_cap_is_waited_for(tmp_path):
+def test_what_is_under_way_at_a_cap_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "GRACE", 0.0)
+
     def slow(request):
-        time.sleep(0.1)
+        time.sleep(0.1 + 0.1 * int(request.prompt.split()[1]))
         return says(request)
 
     spent = Spent()
@@ -478,16 +480,22 @@ def test_without_a_rate_nobody_waits():
 
 def test_all_wait_for_as_long_as_the_server_asks(tmp_path):
     """Not only the request that met the fault."""
-    times = []
+    fault, starts = threading.Event(), {}
 
     def send(request):
-        times.append(time.monotonic())
-        if len(times) == 1:
-            raise Transient("429", retry_after=0.3)
+        number = int(request.prompt.split()[1])
+        if number == 0 and not fault.is_set():
+            starts["fault"] = time.monotonic()
+            fault.set()
+            raise Transient("429", retry_after=0.4)
+        starts[number] = time.monotonic()
+        if number == 1:  # under way before the fault, and for a while after it
+            assert fault.wait(20)
+            time.sleep(0.1)
         return says(request)
 
-    run(questions(3), send, tmp_path, Limits(concurrency=1, back_off=0.001))
-    assert times[1] - times[0] >= 0.3
+    run(questions(6), send, tmp_path, Limits(concurrency=2, back_off=0.001))
+    assert all(starts[n] - starts["fault"] >= 0.4 for n in (0, 2, 3, 4, 5))
 
 
 def test_a_pause_that_is_too_long_to_wait_for(tmp_path):
