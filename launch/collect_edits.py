@@ -28,7 +28,6 @@ CHOICES = {"side": editor.SIDES}
 AT_LEAST = {"limit": 0, "max_change_ratio": 0}
 EMBEDDED_ROWS = 20
 NO_RESPONSE = "no response"
-connect = asking.connect
 
 
 def main(config) -> None:
