@@ -39,8 +39,8 @@ def encode_examples(
 
     "drop" leaves out a row whose prompt is longer than max_prompt_length or that is longer than
     max_length as a whole; "truncate" shortens the prompt's input and cuts the response's tail, its
-    EOS with it. Raises InputError for a record without an output, settings that leave no room, and
-    when nothing is left.
+    EOS with it. A row whose output is empty is left out. Raises InputError for other records,
+    settings that leave no room, and when nothing is left.
     """
     _check_overlong(overlong)
     if not 0 < max_prompt_length < max_length:
@@ -48,14 +48,17 @@ def encode_examples(
             f"max_prompt_length: {max_prompt_length} must be above 0 and below "
             f"max_length {max_length}, to leave room for a response."
         )
-    counts = {"rows": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
+    names = ("kept", "dropped_empty", "dropped_overlong", "truncated")
+    counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     examples = []
     for row, record in enumerate(records):
-        if not isinstance(record, Instruction) or not record.output:
+        if not isinstance(record, Instruction):
             raise InputError(
-                f"row {row + 1}: has no demonstration; give rows with instruction, input and a "
-                "non-empty output."
+                f"row {row + 1}: has no demonstration; give rows with instruction, input and output."
             )
+        if not record.output.strip():
+            counts["dropped_empty"] += 1
+            continue
         prompt, cut = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
@@ -70,9 +73,9 @@ def encode_examples(
     counts["kept"] = len(examples)
     if not examples:
         raise InputError(
-            f"no demonstration is left of {len(records)}: all are longer than max_length "
-            f"{max_length} or max_prompt_length {max_prompt_length}; raise them, or set "
-            "overlong='truncate'."
+            f"no demonstration is left of {len(records)}: {counts['dropped_empty']} have an empty "
+            f"output, the others are longer than max_length {max_length} or max_prompt_length "
+            f"{max_prompt_length}; raise these, or set overlong='truncate'."
         )
     return examples, counts
 

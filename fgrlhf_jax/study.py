@@ -50,14 +50,14 @@ def make_data(config: ConfigDict, folder: Path) -> None:
     sft = records.read(files.sft) if files.sft else []
     # Without demonstrations a policy imitates both sides of the edits.
     sft = sft or [Instruction(e.instruction, e.input, t) for e in edits for t in sides(e)]
-    train_prompts = records.read(files.prompts) if files.prompts else edits
+    train_prompts = records.read(files.prompts, prompts=True) if files.prompts else edits
     # Another seed than that of the split before, whose hash these rows have in common.
     validation, test = records.split(held, 0.5, config.seed + 1)
     sets = {
         "sft": sft,
         "ppo": distinct(train_prompts),
         "validation": distinct(validation),
-        "test": distinct(records.read(files.test) if files.test else test),
+        "test": distinct(records.read(files.test, prompts=True) if files.test else test),
         "edits_train": edits,
         "edits_validation": validation,
         "edits_test": test,

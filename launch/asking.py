@@ -21,7 +21,7 @@ AT_LEAST = {
 }
 LOCAL_IDENTITY = ("template", "max_prompt_length", "seed", "dtype")
 SHOWN = 3  # prompts of a dry run
-CHUNKS = 4  # batches of a local model between two times that its replies are stored
+CHUNKS = 2  # batches of a local model between two times that its replies are stored
 
 
 def check(config) -> None:
@@ -46,6 +46,9 @@ def identity(config) -> dict:
     }
     if config.provider == "local":
         found |= {name: config.local[name] for name in LOCAL_IDENTITY}
+        path = Path(config.model)  # weights may be trained again under the same name
+        files = sorted(path.glob("*")) if path.is_dir() else [path] if path.exists() else []
+        found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     return found
 
 

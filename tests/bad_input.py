@@ -335,7 +335,10 @@ SFT = {
         {"train": "DATA/edits.jsonl"},
         "train: row 1: has no demonstration; give rows with",
     ),
-    "nothing to imitate": ({"train": "DATA/asked.jsonl"}, "train: row 1: has no demonstration"),
+    "nothing to imitate": (
+        {"train": "DATA/asked.jsonl"},
+        "train: no demonstration is left of ",
+    ),
     "overlong": ({"data__overlong": "cut"}, "overlong: 'cut' is neither 'drop' nor 'truncate'"),
     "too few": (
         {"batch_size": 64},
@@ -343,7 +346,7 @@ SFT = {
     ),
     "all too long": (
         {"data__max_length": 2, "data__max_prompt_length": 1, "data__overlong": "drop"},
-        "train: no demonstration is left of 40: all are longer than max_length 2",
+        "train: no demonstration is left of 40: 0 have an empty output, the others are longer than ",
     ),
     "no room": (
         {"data__max_length": 16, "data__max_prompt_length": 16},

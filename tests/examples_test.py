@@ -34,7 +34,13 @@ def test_an_example_is_the_prompt_and_then_the_response_with_its_end():
     assert one.tokens.tolist() == [*prompt, *ids(SHORT[1]), EOS]
     assert one.tokens.dtype == np.int32
     assert one.prompt_length == len(prompt)
-    assert counts == {"rows": 1, "kept": 1, "dropped_overlong": 0, "truncated": 0}
+    assert counts == {
+        "rows": 1,
+        "kept": 1,
+        "dropped_empty": 0,
+        "dropped_overlong": 0,
+        "truncated": 0,
+    }
     (open_ended,), _ = encode(rows(SHORT), append_eos=False)
     assert open_ended.tokens.tolist() == one.tokens.tolist()[:-1]
 
@@ -49,11 +55,23 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(overlong):
     assert counts["rows"] == 4
     lengths = [len(one.tokens) for one in made]
     if overlong == "drop":
-        assert counts == {"rows": 4, "kept": 2, "dropped_overlong": 2, "truncated": 0}
+        assert counts == {
+            "rows": 4,
+            "kept": 2,
+            "dropped_empty": 0,
+            "dropped_overlong": 2,
+            "truncated": 0,
+        }
         assert [one.tokens[-1] for one in made] == [EOS, EOS]
         assert lengths[1] == OPTIONS["max_length"]
         return
-    assert counts == {"rows": 4, "kept": 4, "dropped_overlong": 0, "truncated": 2}
+    assert counts == {
+        "rows": 4,
+        "kept": 4,
+        "dropped_empty": 0,
+        "dropped_overlong": 0,
+        "truncated": 2,
+    }
     assert lengths[0] == OPTIONS["max_length"]
     # The tail goes, the end of sequence with it: what was cut off did not end there.
     response = made[0].tokens[made[0].prompt_length :].tolist()
@@ -75,7 +93,7 @@ def test_the_input_is_cut_before_the_instruction():
 @pytest.mark.parametrize(
     ("some", "changes", "says"),
     [
-        (rows(SHORT, (A, "")), {}, "row 2: has no demonstration"),
+        (rows((A, ""), (A, " ")), {}, "no demonstration is left of 2: 2 have an empty output"),
         ([records.Edit(A, "", B, C)], {}, "row 1: has no demonstration"),
         (rows((A, " ".join([B] * 30))), {"overlong": "drop"}, "no demonstration is left of 1"),
         ([], {}, "no demonstration is left of 0"),
