@@ -54,7 +54,7 @@ def encode_examples(
     for row, record in enumerate(records):
         if not isinstance(record, Instruction):
             raise InputError(
-                f"row {row + 1}: has no demonstration; give rows with instruction, input and output."
+                f"row {row + 1}: has no demonstration; give rows with instruction and output."
             )
         if not record.output.strip():
             counts["dropped_empty"] += 1

@@ -56,6 +56,7 @@ def main(config) -> None:
         return
     send = asking.connect(config) if asking.estimate(config, wanted).requests else None
     spent, who = ask.Spent(), asking.identity(config)
+    bare = editor.prompt(template, editor.Task("", "", "", ""), config.template_file)
     keys = [
         key(ask.digest(who, request), task, config.max_change_ratio)
         for task, request in zip(tasks, requests, strict=True)
@@ -66,7 +67,8 @@ def main(config) -> None:
         with contextlib.closing(asking.answers(config, left, send, spent)) as replies:
             for task in tasks[done:]:
                 asked = bool(task.response.strip())
-                yield row(config, task, next(replies) if asked else ask.Rejected(NO_RESPONSE))
+                reply = next(replies) if asked else ask.Rejected(NO_RESPONSE)
+                yield row(config, task, reply, bare)
 
     try:
         kept, rejected = durable.append_rows(output, keys, rows)
@@ -97,7 +99,9 @@ def key(digest: str, task: editor.Task, max_change_ratio: float) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def row(config, task: editor.Task, reply: llm.Reply | ask.Rejected) -> tuple[dict, bool]:
+def row(
+    config, task: editor.Task, reply: llm.Reply | ask.Rejected, bare: str
+) -> tuple[dict, bool]:
     """(an edit, True), or what came instead and why, False."""
     made = {
         "id": task.id,
@@ -109,7 +113,7 @@ def row(config, task: editor.Task, reply: llm.Reply | ask.Rejected) -> tuple[dic
     if isinstance(reply, ask.Rejected):
         reason = reply.reason if reply.reason == NO_RESPONSE else f"rejected: {reply.reason}"
         return made | {"reason": reason, "reply": ""} | who, False
-    found = editor.outcome(reply, task.response, config.max_change_ratio)
+    found = editor.outcome(reply, task.response, config.max_change_ratio, bare)
     if found.reason:
         return made | {"reason": found.reason, "reply": reply.text} | who, False
     return made | {"edited": found.edited} | who, True

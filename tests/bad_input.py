@@ -333,7 +333,7 @@ PPO_FLAGS = [
 SFT = {
     "edits": (
         {"train": "DATA/edits.jsonl"},
-        "train: row 1: has no demonstration; give rows with",
+        "train: row 1: has no demonstration; give rows with instruction",
     ),
     "nothing to imitate": (
         {"train": "DATA/asked.jsonl"},
@@ -346,7 +346,7 @@ SFT = {
     ),
     "all too long": (
         {"data__max_length": 2, "data__max_prompt_length": 1, "data__overlong": "drop"},
-        "train: no demonstration is left of 40: 0 have an empty output, the others are longer than ",
+        "train: no demonstration is left of 40: 0 have an empty output, the others are longer",
     ),
     "no room": (
         {"data__max_length": 16, "data__max_prompt_length": 16},

@@ -227,6 +227,18 @@ def test_outcomes(said, reason):
     assert found == editor.Outcome("" if reason else EDITED, reason)
 
 
+def test_a_reply_that_repeats_what_was_asked_is_none():
+    bare = editor.prompt(editor.template(), editor.Task("", "", "", ""))
+    repeated = (
+        f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
+    )
+    assert editor.outcome(reply(repeated), ORIGINAL, 0.9, bare).reason == "unparsable"
+    assert editor.outcome(reply(repeated), ORIGINAL, 0.9).reason == ""
+    original = f"Tell it: {bare}"
+    edited = original.replace("Tell it", "Tell it so")
+    assert editor.outcome(reply(edited), original, 0.9, bare) == (edited, "")
+
+
 def test_a_refusal_may_be_edited():
     original = "I'm sorry, but I can't help with that."
     found = editor.outcome(reply("I'm sorry, but I can't help you with that."), original, 0.5)

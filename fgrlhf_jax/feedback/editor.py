@@ -50,6 +50,7 @@ _AS_IT_WAS = re.compile(
     r"|i (?:would not|wouldn['’]t) change)",
     re.IGNORECASE,
 )
+_RUN = 8  # words
 
 
 class Task(NamedTuple):
@@ -137,11 +138,14 @@ def prompt(filled: jinja2.Template, task: Task, path: str = "") -> str:
         raise InputError(f"template_file={path}: cannot be filled ({error})") from error
 
 
-def outcome(reply: llm.Reply, original: str, max_change_ratio: float = 1.0) -> Outcome:
+def outcome(
+    reply: llm.Reply, original: str, max_change_ratio: float = 1.0, asked: str = ""
+) -> Outcome:
     """The edit that a reply holds.
 
     refusal, empty, unchanged and rewritten are as in :func:`edits.fault`; cut: the reply ends at
-    its limit of tokens; unparsable: it has several versions, or thoughts without an end.
+    its limit of tokens; unparsable: it has several versions, thoughts without an end, or words of
+    `asked`, the template without its fields.
     """
     if reply.stop == llm.REFUSAL:
         return Outcome("", "refusal")
@@ -150,12 +154,19 @@ def outcome(reply: llm.Reply, original: str, max_change_ratio: float = 1.0) -> O
     edited = unwrap(reply.text, original)
     several = len(_SEVERAL.findall(edited)) > 1 > len(_SEVERAL.findall(original))
     thinks = edited.startswith("<think") and "<think" not in original
-    if several or thinks:
+    repeats = (_runs(edited) & _runs(asked)) - _runs(original)
+    if several or thinks or repeats:
         return Outcome("", "unparsable")
     reason = edits.fault(original, edited, max_change_ratio)
     if reason == "rewritten" and _AS_IT_WAS.match(edited):
         reason = "unchanged"
     return Outcome("" if reason else edited, reason)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """All runs of so many words that nobody writes them by chance."""
+    words = [word.lower() for word in edits.words(text)]
+    return set(zip(*(words[k:] for k in range(_RUN)), strict=False))
 
 
 def set_aside(outputs: Iterable[Path]) -> dict[str, int]:

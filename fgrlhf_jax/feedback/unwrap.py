@@ -66,6 +66,7 @@ _NOTE = re.compile(
             rf"(?:the|my) (?:main|key|only) {_CHANGES} (?:is|are|was|were|here)\b",
             r"(?:explanation|rationale|reasoning|what(?: i)? changed)\b[^\n:]{0,60}:",
             rf"(?:in )?(?:this|the|my) (?:{_MADE}|above) {_THING}\b",
+            rf"the original (?:{_THING}|one) (?:is|was|had|has|did)\b",
             r"(?:in )?this (?:version|edit|revision|rewrite)\b",
             r"let me know if (?:you|this|there|these)\b",
             r"(?:i )?hope (?:this|that|it) helps\b",
