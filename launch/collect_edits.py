@@ -56,7 +56,7 @@ def main(config) -> None:
         return
     send = asking.connect(config) if asking.estimate(config, wanted).requests else None
     spent, who = ask.Spent(), asking.identity(config)
-    bare = editor.prompt(template, editor.Task("", "", "", ""), config.template_file)
+    fixed = editor.fixed_text(config.template_file)
     keys = [
         key(ask.digest(who, request), task, config.max_change_ratio)
         for task, request in zip(tasks, requests, strict=True)
@@ -68,7 +68,7 @@ def main(config) -> None:
             for task in tasks[done:]:
                 asked = bool(task.response.strip())
                 reply = next(replies) if asked else ask.Rejected(NO_RESPONSE)
-                yield row(config, task, reply, bare)
+                yield row(config, task, reply, fixed)
 
     try:
         kept, rejected = durable.append_rows(output, keys, rows)
@@ -100,7 +100,7 @@ def key(digest: str, task: editor.Task, max_change_ratio: float) -> str:
 
 
 def row(
-    config, task: editor.Task, reply: llm.Reply | ask.Rejected, bare: str
+    config, task: editor.Task, reply: llm.Reply | ask.Rejected, fixed: str
 ) -> tuple[dict, bool]:
     """(an edit, True), or what came instead and why, False."""
     made = {
@@ -113,7 +113,7 @@ def row(
     if isinstance(reply, ask.Rejected):
         reason = reply.reason if reply.reason == NO_RESPONSE else f"rejected: {reply.reason}"
         return made | {"reason": reason, "reply": ""} | who, False
-    found = editor.outcome(reply, task.response, config.max_change_ratio, bare)
+    found = editor.outcome(reply, task.response, config.max_change_ratio, fixed)
     if found.reason:
         return made | {"reason": found.reason, "reply": reply.text} | who, False
     return made | {"edited": found.edited} | who, True

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import bad_input
 import llm_server
 import ppo_small
 import pytest
@@ -291,77 +290,3 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     assert all(edits.measure(row["original"], row["edited"]).changes for row in rows)
     collect_edits.main(cli.parse(["", *named], DEFAULT))
     assert "requests" not in capsys.readouterr().err
-
-
-BAD = {
-    "no model": (
-        {"model": ""},
-        "model is empty; give --config.provider=anthropic|openai|local",
-    ),
-    "no output": ({"output": ""}, "output is empty; give --config.provider="),
-    "provider": (
-        {"provider": "openal"},
-        "provider='openal' is not one of anthropic, openai, loc",
-    ),
-    "side": ({"side": "both"}, "side='both' is not one of worse, better"),
-    "no key": (
-        {"provider": "openai", "base_url": ""},
-        "openai needs a key; set the environment",
-    ),
-    "address": ({"base_url": "nowhere"}, "base_url is no address; give http://HOST:PORT/v1"),
-    "key in the address": (
-        {"base_url": "http://me:secret@h/v1"},
-        "keys come from the environment",
-    ),
-    "missing input": ({"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-    "no responses": (
-        {"input": "DATA/prompts.jsonl"},
-        "none of its rows has a response to edit",
-    ),
-    "empty": ({"input": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
-    "suffix": ({"output": "DATA/edits.json"}, "edits.json: give a FILE.jsonl"),
-    "missing folder": ({"output": "DATA/no/e.jsonl"}, "no does not exist; make it"),
-    "somebody's file": ({"output": "DATA/prompts.jsonl"}, "prompts.jsonl:1: is no row of ours"),
-    "somebody's cache": (
-        {"cache": "DATA/prompts.jsonl"},
-        "cache DATA/prompts.jsonl: cannot be used",
-    ),
-    "missing template": (
-        {"template_file": "DATA/t.txt"},
-        "t.txt: cannot be read (No such file",
-    ),
-    "template": (
-        {"template_file": "DATA/bad.txt"},
-        "there is no field {{ answer }}; there are",
-    ),
-    "no local model": (
-        {"provider": "local", "model": "nowhere/at/all"},
-        "nowhere/at/all: no such model; give a ",
-    ),
-    "ratio": ({"max_change_ratio": -1}, "max_change_ratio=-1.0 must be at least 0"),
-    "concurrency": ({"limits__concurrency": 0}, "concurrency=0 must be at least 1"),
-    "timeout": ({"timeout": 0.0}, "timeout=0.0 must be above 0 seconds"),
-    "tokens": ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-    "typo": ({"modell": "m"}, "--config.modell: there is no such field; did you mean model?"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case, asked, tmp_path, monkeypatch, capsys):
-    fields, says = BAD[case]
-    (tmp_path / "prompts.jsonl").write_text('{"instruction": "q", "output": ""}\n')
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "bad.txt").write_text("{{ response }} {{ answer }}")
-    base = {
-        "input": asked,
-        "output": tmp_path / "edits.jsonl",
-        "provider": "anthropic",
-        "model": "m",
-        "base_url": "http://127.0.0.1:9",
-    }
-    given = {name: bad_input.filled(v, {"DATA": tmp_path}) for name, v in fields.items()}
-    monkeypatch.setattr(collect_edits.asking.ask, "answers", None)  # nothing gets that far
-    code, said = bad_input.launch(monkeypatch, capsys, collect_edits, DEFAULT, **base | given)
-    assert code == 2
-    assert bad_input.filled(says, {"DATA": tmp_path}) in said[-1]
-    assert len(said) == 1

@@ -1,8 +1,6 @@
-"""From a response to a request, and from a reply to the edit in it, whatever stands around it."""
+"""From a response to a request, and from a reply to an edit or to the reason why there is none."""
 
-import itertools
 import json
-import random
 
 import pytest
 
@@ -10,195 +8,9 @@ from fgrlhf_jax import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import durable, editor
 from fgrlhf_jax.feedback.llm import Reply
-from fgrlhf_jax.feedback.unwrap import unwrap
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
-
-LEAD_INS = [
-    "",
-    "Here is my attempt to make minimal changes to improve the response:\n\n",
-    "Here is my attempt to make minimal changes to improve the response: ",
-    "Sure! Here is the edited response:\n\n",
-    "Sure, here's a minimally edited version:\n",
-    "Certainly! ",
-    "Sure!\n\n",
-    "Of course. I'd be happy to help. Here is the revised response:\n\n",
-    "**Revised response:**\n\n",
-    "**Revised response:** ",
-    "**Edited Response**\n\n",
-    "## Edited response\n\n",
-    "Edited response (minimal changes): ",
-    "Response: ",
-    "### Response:\n",
-    "Assistant: ",
-    "Here's the response with minimal changes:\n",
-    "I've made minimal changes to the response:\n\n",
-    "Below is the revised answer.\n\n",
-    "The revised response is as follows:\n\n",
-    "My edited version:\n",
-    "Okay! Here’s my attempt:\n",
-    "Here is the edited response\n\n",
-    "This is my revised response:\n\n",
-    "*Here is the response, improved with minimal changes:*\n\n",
-    "<think>\nThe capital:\n\nit is Paris.\n</think>\n\nRevised response:\n",
-]
-NOTES = [
-    "",
-    "\n\nNote: I changed Lyon to Paris.",
-    "\n\n(Note: I corrected the capital.)",
-    '\n\nI changed "Lyon" to "Paris" because it is correct.',
-    "\n\n**Changes made:**\n- Lyon -> Paris\n- nothing else",
-    "\n\nChanges made:\n\n1. Lyon\n\n2. Paris",
-    "\n\n---\n\nI only changed the city; the rest is unchanged.",
-    "\nNote: I kept the rest of the response unchanged.",
-    "\n\nExplanation: Paris is the capital.",
-    "\n\nLet me know if you need more changes!",
-    "\n\nI hope this helps!",
-    "\n\nThe only change is that the city is now right.",
-    "\n\nI made minimal changes to correct the fact.\n\nLet me know if this works.",
-    "\n\nThis version corrects the capital.",
-    "\n\n*I've corrected the capital city.*",
-    "\n\nKey changes:\n* Paris",
-]
-AROUND = [
-    ("", ""),
-    ("```\n", "\n```"),
-    ("```text\n", "\n```"),
-    ('"', '"'),
-    ("“", "”"),
-    ("'", "'"),
-    ("<response>\n", "\n</response>"),
-    ("<edited_response>", "</edited_response>"),
-]
-
-
-@pytest.mark.parametrize("lead_in", LEAD_INS)
-def test_what_stands_around_an_edit_comes_off(lead_in):
-    for note, (start, end) in itertools.product(NOTES, AROUND):
-        for text in (EDITED, ORIGINAL):
-            reply = f"{lead_in}{start}{text}{end}{note}\n"
-            assert unwrap(reply, ORIGINAL) == text, reply
-
-
-@pytest.mark.parametrize(
-    ("original", "reply", "edited"),
-    [
-        # the model repeats the original first
-        (ORIGINAL, f"Original response: {ORIGINAL}\n\nRevised response: {EDITED}", EDITED),
-        (ORIGINAL, f'Original:\n"{ORIGINAL}"\n\n**Edited:**\n"{EDITED}"', EDITED),
-        (ORIGINAL, f"{ORIGINAL}\n\nHere is the edited response:\n\n{EDITED}", EDITED),
-        # … or gives it back with what it did not do
-        (ORIGINAL, f"{ORIGINAL}\n\nChanges made in the revised response:\n- none", ORIGINAL),
-        # what the original has itself stays
-        ("Sure! It is 4.", "Sure! It is 5.", "Sure! It is 5."),
-        ("Sure! It is 4.", "Sure! Here is the edit: Sure! It is 5.", "Sure! It is 5."),
-        ("Sure, it is 4.", "Sure! Sure, it is 5.", "Sure, it is 5."),
-        ('"Go," he said, "go."', '"Go," he said, "run."', '"Go," he said, "run."'),
-        ('"Go," he said, "go."', '""Go," he said, "run.""', '"Go," he said, "run."'),
-        ("A or B", '"A" or "B"', '"A" or "B"'),
-        ('"Yes"', '"No"', '"No"'),
-        ('"Yes"', "No", "No"),
-        ("He said no.", '"He said "no"."', 'He said "no".'),
-        ("It's the dogs'", "'It's the dogs''", "It's the dogs'"),
-        ("«Да»", "«Нет»", "«Нет»"),
-        ("f(x)", "```py\ng(x)\n```", "g(x)"),
-        ("```py\nf(x)\n```", "```py\ng(x)\n```", "```py\ng(x)\n```"),
-        (
-            "Use:\n```\nf\n```\nEnd.",
-            "```\nUse:\n```\ng\n```\nEnd.\n```",
-            "Use:\n```\ng\n```\nEnd.",
-        ),
-        ("a then b", "```\na\n```\nthen\n```\nb\n```", "```\na\n```\nthen\n```\nb\n```"),
-        (
-            "Here is the edited text:\nHo",
-            "Here is the edited text:\nHi",
-            "Here is the edited text:\nHi",
-        ),
-        (
-            "Ho.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.",
-        ),
-        (
-            "Ho.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.\n\nNote: I made one change.",
-            "Hi.\n\nNote: I changed it.",
-        ),
-        # notes that are part of the answer
-        (
-            "Take two.",
-            "Take two.\n\nNote: not for children.",
-            "Take two.\n\nNote: not for children.",
-        ),
-        ("It rains.", "It rains.\n\nI made a cake then.", "It rains.\n\nI made a cake then."),
-        ("It rains.", "Here is why: it rains.", "Here is why: it rains."),
-        ("Two:", "Two:\n- the changes\n- the edits", "Two:\n- the changes\n- the edits"),
-        ("1. a\n\n2. b", "1. a\n\n2. c", "1. a\n\n2. c"),
-        # blanks at the ends are the original's
-        ("\n Ho. \n", "Sure!\n\nHi.", "\n Hi. \n"),
-        ("Ho.", "  Hi.\n\n", "Hi."),
-        # nothing is left
-        (ORIGINAL, "", ""),
-        (ORIGINAL, "Here is the edited response:", ""),
-        (ORIGINAL, "Sure! Here is the revised response:\n\n", ""),
-    ],
-)
-def test_replies_by_hand(original, reply, edited):
-    assert unwrap(reply, original) == edited
-
-
-# Pieces of responses that look like what a model would say around one.
-NASTY = [
-    *(
-        "Sure! ",
-        "Certainly!\n\n",
-        "Here is the revised letter:\n\n",
-        "Response: ",
-        "Answer: 4\n",
-    ),
-    *("The edited version is below:\n", '"', "“", "'", "```py\n", "```\n", "**Note:** "),
-    *("\n\nNote: I changed the plan.", "\n\nI hope this helps!", "\n\n- one\n- two", "\n\n---"),
-    *(
-        "\n\nChanges made:\n- the roof",
-        '"',
-        "”",
-        "'",
-        "\n```",
-        "\n\nThe main changes are these.",
-    ),
-    *("word ", "it's ", "wide. ", "red, ", "\n", "1. ", "* ", "I'm sorry, ", "plain ", "text "),
-]
-
-
-def nasty(rng: random.Random) -> str:
-    pieces = [rng.choice(NASTY) for _ in range(rng.randrange(1, 7))]
-    pieces.insert(
-        rng.randrange(len(pieces) + 1), "The river runs slowly through the old town. "
-    )
-    return "".join(pieces)
-
-
-@pytest.mark.parametrize("edit", [False, True])
-def test_a_wrapped_response_comes_back_whatever_it_is(edit):
-    """Lead-ins, notes and tags never take anything of the response with them."""
-    rng = random.Random(0)
-    for _ in range(3000):
-        original = nasty(rng)
-        said = original.replace("slowly", "fast") if edit else original
-        start, end = rng.choice([("", ""), ("<response>\n", "\n</response>")])
-        lead_in = rng.choice(LEAD_INS) if start else rng.choice(["", *LEAD_INS[1:]])
-        reply = lead_in + start + said.strip() + end + (rng.choice(NOTES) if start else "")
-        assert unwrap(reply, original) == said, (original, reply)
-
-
-@pytest.mark.parametrize(
-    "original", [ORIGINAL, 'Sure! Say "no".\n\nNote: I changed it.', "```\nx\n```"]
-)
-def test_layers_in_any_order_come_off(original):
-    for lead_in, (start, end), note in itertools.product(LEAD_INS, AROUND[1:], NOTES):
-        reply = f"{lead_in}{start}{original}{end}{note}"
-        assert unwrap(reply, original) == original, reply
 
 
 def reply(text: str, stop: str = "end") -> Reply:
@@ -228,15 +40,15 @@ def test_outcomes(said, reason):
 
 
 def test_a_reply_that_repeats_what_was_asked_is_none():
-    bare = editor.prompt(editor.template(), editor.Task("", "", "", ""))
+    fixed = editor.fixed_text()
     repeated = (
         f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
     )
-    assert editor.outcome(reply(repeated), ORIGINAL, 0.9, bare).reason == "unparsable"
+    assert editor.outcome(reply(repeated), ORIGINAL, 0.9, fixed).reason == "unparsable"
     assert editor.outcome(reply(repeated), ORIGINAL, 0.9).reason == ""
-    original = f"Tell it: {bare}"
+    original = f"Tell it: {fixed}"
     edited = original.replace("Tell it", "Tell it so")
-    assert editor.outcome(reply(edited), original, 0.9, bare) == (edited, "")
+    assert editor.outcome(reply(edited), original, 0.9, fixed) == (edited, "")
 
 
 def test_a_refusal_may_be_edited():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from fgrlhf_jax.errors import InputError
@@ -101,13 +102,7 @@ def template(path: str = "") -> jinja2.Template:
     Raises InputError for a file that cannot be read, is no template, has no {{ response }}, or
     has a field that there is not.
     """
-    if not path:
-        return _ENVIRONMENT.from_string(TEMPLATE)
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "invalid UTF-8"
-        raise InputError(f"template_file={path}: cannot be read ({reason})") from error
+    source = _source(path)
     try:
         parsed = _ENVIRONMENT.parse(source)
         used = jinja2.meta.find_undeclared_variables(parsed) - set(_ENVIRONMENT.globals)
@@ -130,6 +125,22 @@ def template(path: str = "") -> jinja2.Template:
     return made
 
 
+def fixed_text(path: str = "") -> str:
+    """What a template says whatever its fields are."""
+    nodes = _ENVIRONMENT.parse(_source(path)).find_all(jinja2.nodes.TemplateData)
+    return "\n".join(node.data for node in nodes)
+
+
+def _source(path: str) -> str:
+    if not path:
+        return TEMPLATE
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "invalid UTF-8"
+        raise InputError(f"template_file={path}: cannot be read ({reason})") from error
+
+
 def prompt(filled: jinja2.Template, task: Task, path: str = "") -> str:
     """A template with a task's fields in it."""
     try:
@@ -145,7 +156,7 @@ def outcome(
 
     refusal, empty, unchanged and rewritten are as in :func:`edits.fault`; cut: the reply ends at
     its limit of tokens; unparsable: it has several versions, thoughts without an end, or words of
-    `asked`, the template without its fields.
+    `asked`, what the template itself says.
     """
     if reply.stop == llm.REFUSAL:
         return Outcome("", "refusal")

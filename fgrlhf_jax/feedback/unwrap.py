@@ -128,8 +128,9 @@ def _layers(text: str) -> Counter:
 def _in_tags(text: str, original: str) -> str:
     """What stands in <response> … </response> or the like, where it is there once."""
     found = [match for match in _TAGS.finditer(text) if f"<{match[1]}>" not in original]
-    inner = found[0][2].strip() if len(found) == 1 else text
-    return inner if _alike(inner, original) else text
+    if len(found) == 1 and _alike(inner := found[0][2].strip(), original):
+        return inner
+    return text
 
 
 def _after_echo(text: str, original: str) -> str:
