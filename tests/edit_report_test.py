@@ -66,9 +66,13 @@ def test_figures_by_hand():
     }
     assert found["annotators"]["human"]["word_change_ratio"]["median"] == 0.375
     assert [row["word_change_ratio"] for row in found["rows"]] == pytest.approx(RATIOS)
-    assert [
-        row["kind"] for row in found["rows"]
-    ] == ["replace", "delete", "insert", "replace", "mixed"]
+    assert [row["kind"] for row in found["rows"]] == [
+        "replace",
+        "delete",
+        "insert",
+        "replace",
+        "mixed",
+    ]
     assert found["rows"][3] == {
         "row": 4,
         "id": "r4",
