@@ -26,6 +26,7 @@ from fgrlhf_jax import (
     tiny_people,
     tiny_world,
 )
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.prompts import plain_text
 from fgrlhf_jax.records import Instruction, Preference
 
@@ -42,9 +43,9 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         tiny_world.write_data(folder / "data", sizes, config.seed, rates)
         return
     files = config.files
-    edits = records.read(files.edits)
+    edits = edits_of(files.edits)
     if files.edits_validation:
-        held = records.read(files.edits_validation)
+        held = edits_of(files.edits_validation)
     else:
         edits, held = records.split(edits, 0.1, config.seed)
     sft = records.read(files.sft) if files.sft else []
@@ -77,6 +78,15 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         dropped = len(rows) - len(kept)
         print(f"{name}: {len(rows)} rows, {dropped} dropped: their prompt is held out")
         records.write_jsonl(folder / "data" / f"{name}.jsonl", kept)
+
+
+def edits_of(spec: str) -> list[records.Edit]:
+    """Records of files that hold edits; raises InputError where one is something else."""
+    rows = records.read(spec)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, records.Edit):
+            raise InputError(f"{spec}: row {number} is no edit (original, edited); give edits")
+    return rows
 
 
 def asked(row) -> tuple[str, str]:

@@ -181,3 +181,23 @@ def test_files_of_ones_own(tmp_path):
     assert not asked["validation"] & asked["test"]
     imitate = records.read(str(tmp_path / "seed_0" / "feedback" / "imitate_train.jsonl"))
     assert {r.output for r in imitate} == {e.edited for e in sets["edits_train"]}
+
+
+def test_prompts_of_ones_own_need_no_output(tmp_path):
+    rows = {"edits": [Edit(f"write {n}", "", f"bad {n}", f"good {n}") for n in range(200)]}
+    for name in ("prompts", "test"):
+        rows[name] = [{"instruction": f"{name} {n}", "dataset": "mine"} for n in range(9)]
+    for name, some in rows.items():
+        records.write_jsonl(tmp_path / f"{name}.jsonl", some)
+    config = get("cad", **{f"files__{name}": str(tmp_path / f"{name}.jsonl") for name in rows})
+    study.make_data(config, tmp_path)
+    for name, file in (("prompts", "ppo"), ("test", "test")):
+        read = records.read(str(tmp_path / "data" / f"{file}.jsonl"))
+        assert [row.instruction for row in read] == [row["instruction"] for row in rows[name]]
+
+
+def test_edits_that_are_none(tmp_path):
+    records.write_jsonl(tmp_path / "asked.jsonl", [{"instruction": "a", "output": "b"}])
+    config = get("cad", files__edits=str(tmp_path / "asked.jsonl"))
+    with pytest.raises(InputError, match=r"asked.jsonl: row 1 is no edit"):
+        study.make_data(config, tmp_path)
