@@ -59,10 +59,13 @@ _HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of th
 def resolve(path: str | os.PathLike) -> Path:
     """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
 
-    Raises InputError when it is none of the three or the hub cannot be reached.
+    Of a run folder it is the export. Raises InputError when it is none of the three or the hub
+    cannot be reached.
     """
     local = Path(path)
-    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
+    if local.is_dir():
+        return local / "export" if (local / "export").is_dir() else local
+    if local.is_file() and local.suffix == ".gguf":
         return local
     if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise InputError(

@@ -47,6 +47,7 @@ def identity(config) -> dict:
     if config.provider == "local":
         found |= {name: config.local[name] for name in LOCAL_IDENTITY}
         path = Path(config.model)  # weights may be trained again under the same name
+        path = path / "export" if (path / "export").is_dir() else path
         files = sorted(path.glob("*")) if path.is_dir() else [path] if path.exists() else []
         found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     return found

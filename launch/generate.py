@@ -8,8 +8,6 @@ them input, length (tokens), finished and logprob. With no flag at all it answer
 embedded world, after training a policy there.
 """
 
-from pathlib import Path
-
 from tqdm import tqdm
 
 from fgrlhf_jax import generation, records, run_folder, supervised, tiny_world
@@ -42,9 +40,7 @@ def main(config) -> None:
     else:
         rows = tiny_world.instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
-    model = config.model or str(Path(embedded.policy()) / "export")
-    if Path(model, "export").is_dir():  # a run folder
-        model = str(Path(model, "export"))
+    model = config.model or embedded.policy()
     options["template"] = config.template or supervised.learned_template(model) or "alpaca"
     made = generation.answer(
         model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch")

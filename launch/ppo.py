@@ -57,8 +57,6 @@ def main(config) -> None:
             f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (with none of "
             f"{', '.join(given)} everything is of the embedded world)"
         )
-    if Path(config.policy, "export").is_dir():  # a run folder
-        config.policy = str(Path(config.policy, "export"))
     if all(given.values()):
         train = records.read(config.prompts, prompts=True)
         if config.validation:
@@ -66,7 +64,7 @@ def main(config) -> None:
         else:
             train, validation = records.split(train, config.validation_share, config.seed)
     else:
-        config.policy = str(Path(embedded.policy()) / "export")
+        config.policy = embedded.policy()
         config.reward_model = embedded.reward_model(config.level)
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)

@@ -348,3 +348,9 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
     assert size > 250e6
     assert len(list((tmp_path / "m").glob("*.safetensors"))) == 3
     assert 0.9 * size < growth < size + 10 * tensor, (size, growth)
+
+
+def test_a_run_folder_stands_for_its_export(tmp_path):
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    assert hf.resolve(tmp_path / "run") == tmp_path / "run" / "export"
+    assert hf.resolve(tmp_path / "run" / "export") == tmp_path / "run" / "export"
