@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgrlhf_jax import (
@@ -135,6 +134,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
                     f"since step {start}; choose another run_dir, or put the old ones back"
                 )
             compiled = {name: one.lower(mesh).compile() for name, one in programs.items()}
+            processes.wait()
             models = rollouts.Models(modules, tokenizer, mesh, reference, scorer, compiled)
             if not start:
                 mean, std = rollouts.calibrate(config, models, state.params, sets["validation"])
@@ -163,7 +163,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     if jax.process_index() == 0:
         print(note)
         run_folder.write_json(folder / "finished.json", {"step": step})
-    multihost_utils.sync_global_devices("finished")
+    processes.wait()
     return folder
 
 

@@ -37,6 +37,15 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
+def wait() -> None:
+    """Until all processes are here.
+
+    After compiling, which takes some longer than others: the first program that all of them run
+    would not wait for them as long (30 s between CPUs).
+    """
+    multihost_utils.sync_global_devices("wait")
+
+
 def check_same(said: str, what: str) -> None:
     """Raises InputError on every process where one says something else than process 0."""
     digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8)

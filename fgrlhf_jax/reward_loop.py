@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,6 +13,7 @@ from fgrlhf_jax import (
     hf,
     llama,
     optim,
+    processes,
     reward,
     reward_eval,
     run_folder,
@@ -91,7 +91,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if jax.process_index() == 0:
         print(note)
         run_folder.write_json(folder / "eval.json", result)
-    multihost_utils.sync_global_devices("finished")
+    processes.wait()
     return result
 
 

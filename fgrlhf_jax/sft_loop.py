@@ -5,11 +5,20 @@ import math
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import batches, examples, hf, llama, run_folder, sft, sharding, supervised
+from fgrlhf_jax import (
+    batches,
+    examples,
+    hf,
+    llama,
+    processes,
+    run_folder,
+    sft,
+    sharding,
+    supervised,
+)
 from fgrlhf_jax.errors import InputError
 
 
@@ -84,7 +93,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if jax.process_index() == 0:
         print(note)
         run_folder.write_json(folder / "eval.json", result)
-    multihost_utils.sync_global_devices("finished")
+    processes.wait()
     return result
 
 

@@ -262,6 +262,7 @@ def train(
                 batch = sharding.put_batch(recipe.batch(number), mesh, axis=1)
                 steps[_mask(batch).shape] = compile_step(step, abstract, batch, mesh)
             warm_up()
+            processes.wait()
 
             def update(state, number):
                 batch = recipe.batch(number)
