@@ -1,0 +1,81 @@
+r"""People edit responses in a browser, minimally; their edits are what launch.train_rm learns from.
+
+python -m launch.annotate --config.input=FILE --config.output=FILE.jsonl [--config.port=7860]
+                          [--config.overlap=1] [--config.FIELD=VALUE ...]
+python -m launch.annotate --config.input=FILE [--config.output=FILE.jsonl] \
+                          --config.export=FILE.json --config.format=argilla|label_studio|edits
+
+FILE holds instructions with their output, edits to go over again, or what Argilla or Label Studio
+exported, answers included. Every decision is on the disk before the next row shows, and the same
+command goes on where it stopped. Set FGRLHF_ANNOTATE_PASSWORD to have the page ask for a password.
+With no flag at all, responses of the embedded world are edited, to try it.
+"""
+
+from pathlib import Path
+
+from fgrlhf_jax import tiny_world
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback import agreement, annotate_page, annotate_server, annotation_formats
+from fgrlhf_jax.feedback.annotation_history import Item, saved
+from fgrlhf_jax.feedback.annotations import Annotations
+from launch import cli
+
+CHOICES = {"format": annotation_formats.FORMATS}
+AT_LEAST = {"port": 0, "overlap": 1, "max_change_ratio": 0, "release_minutes": 0}
+EMBEDDED = "runs/annotate_tiny/edits.jsonl"
+
+
+def main(config) -> None:
+    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
+    output = config.output
+    if config.input:
+        items, imported = annotation_formats.read(config.input)
+    else:
+        rows = tiny_world.instructions(20, "feedback", 0)
+        items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
+        output, imported = output or EMBEDDED, []
+    if config.export:
+        decisions = saved(items, output, imported) if output else imported
+        suffix = ".jsonl" if config.format == "edits" else ".json"
+        path = cli.check_output(config.export, (suffix,))
+        print(
+            f"{annotation_formats.write(path, config.format, items, decisions)} rows in {path}"
+        )
+        return
+    if Path(output).suffix != ".jsonl":
+        raise InputError(f"output={output}: give --config.output=FILE.jsonl")
+    password = annotate_server.password()
+    if config.host not in annotate_server.LOCAL and not password:
+        raise InputError(
+            f"host={config.host}: can be reached from elsewhere; set a password in the "
+            f"environment variable {annotate_server.PASSWORD}"
+        )
+    release = 60 * config.release_minutes
+    with (
+        annotate_server.listen(config.host, config.port) as bound,
+        Annotations(
+            items, output, overlap=config.overlap, release_after=release, imported=imported
+        ) as store,
+    ):
+        ratio = config.max_change_ratio
+        page = annotate_page.build(store, max_change_ratio=ratio, logged_in=bool(password))
+        name = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"Open http://{name}:{bound.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        try:
+            annotate_server.serve(page, bound, host=config.host, password=password)
+        finally:
+            print(summary(store), flush=True)
+
+
+def summary(store: Annotations) -> str:
+    figures = store.progress("")
+    told = (
+        f"{figures['edited']} edits in {store.output}; {figures['fine']} rows were fine, "
+        f"{figures['skipped']} skipped; {figures['done']} of {figures['rows']} are done"
+    )
+    agreed = agreement.agreement(store.items, store.decisions())
+    return f"{told}\n{agreement.sentence(agreed)}" if agreed else told
+
+
+if __name__ == "__main__":
+    cli.command(main, "configs/annotate.py", __doc__)
