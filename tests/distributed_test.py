@@ -256,7 +256,7 @@ def test_sft_stopped_and_gone_on_with(files, tmp_path):
     pair.until((tmp_path / "two" / "config.json").exists)
     pair.processes[1].send_signal(signal.SIGTERM)
     said = pair.end(130)
-    (step,) = saved(tmp_path / "two")
+    step = saved(tmp_path / "two")[-1]
     assert step < 24
     for text in said:
         last = f"interrupted; step {step} is saved; run the same command to go on"
