@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.util
 import operator
+import os
 import re
 import runpy
 import signal
@@ -233,9 +234,13 @@ def command(
             print("\n".join(fields))
             return
         main(parse(sys.argv, default, open_dicts))
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt as error:
         print(f"{str(error) or 'interrupted'}; run the same command to go on", file=sys.stderr)
         sys.exit(130)

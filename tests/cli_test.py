@@ -197,3 +197,13 @@ def test_demonstrations_need_one(prompts, tmp_path, name):
         sft.main(config)
     assert str(caught.value).startswith(f"{prompts}:1: misses the field 'output' (it has instr")
     assert not (tmp_path / "run").exists()
+
+
+def test_nobody_reads_on():
+    """As with `| head`: no traceback."""
+    words = [sys.executable, "-m", "launch.data", "--config.samples=0"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    with run.stderr:
+        said = run.stderr.read().decode()
+    assert (run.wait(), said) == (141, "")
