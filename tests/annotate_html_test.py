@@ -166,6 +166,9 @@ def test_a_morning_at_the_page(store):
         shown = annotate_page.undo(store, "Ann", "")
         assert shown.item.id == "2"
         assert len(store.decisions()) == 1
+    annotate_page.accept(store, "Ann", "2", "This is two.\nOr not.")
+    shown = annotate_page.undo(store, "Ann", "2")  # in a tab that still shows it
+    assert (shown.item.id, shown.said) == ("2", "Row 2 is open again.")
     annotate_page.skip(store, "Ann", "2")
     for name in ("Bob", "Cem"):
         shown = annotate_page.view(store, name)

@@ -95,7 +95,7 @@ def skip(store: Annotations, name: str, row: str) -> View:
 
 
 def undo(store: Annotations, name: str, row: str) -> View:
-    if row != store.open_row(name):  # pressed twice, or in a tab that is out of date
+    if row != store.open_row(name) and not store.has_decided(name, row):  # pressed twice
         return view(store, name)
     return view(store, name, f"Row {store.undo(name).id} is open again.")
 

@@ -95,6 +95,10 @@ class Annotations:
         with self._lock:
             return self._history.open.get(name, "")
 
+    def has_decided(self, name: str, id: str) -> bool:
+        with self._lock:
+            return name in self._history.verdicts.get(id, ())
+
     def text(self, name: str, id: str) -> str:
         """What the annotator has made of the response so far."""
         item = self.item(id)
