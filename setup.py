@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 COLLECT = ["anthropic>=2.13", "openai>=3.57", "tenacity>=9.2", "scikit-learn>=1.8"]
-ANNOTATE = ["gradio>=6", "fastapi>=0.115", "uvicorn>=0.30"]
+ANNOTATE = ["gradio>=6.24", "fastapi>=0.115", "uvicorn>=0.30"]
 
 setup(
     name="fgrlhf_jax",
