@@ -51,7 +51,7 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
 
 def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
     """The prompt template: the one that the config names, or the reward model's, or where there
-    is none the one that the policy was fine-tuned with, or alpaca.
+    is none, or a function pays, the one that the policy was fine-tuned with, or alpaca.
 
     Raises:
       InputError: when the reward model was trained with another one; and when it and the policy
@@ -69,7 +69,8 @@ def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
             f"data.template={named}: the reward model was trained with {learned}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    return named or learned or own or "alpaca"
+    paid_by = (own, learned) if config.reward_function else (learned, own)
+    return named or next(filter(None, paid_by), "alpaca")
 
 
 def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:

@@ -16,9 +16,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import report, report_html, report_tables, run_folder, stages, study
+from fgrlhf_jax import (
+    report,
+    report_html,
+    report_tables,
+    reward_function,
+    run_folder,
+    stages,
+    study,
+)
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.stages import Stage
 from launch import cli
@@ -295,6 +304,9 @@ def main(config) -> None:
     for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
         if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
+    if config.judge:
+        reward_function.load(config.judge)
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are the stages'
     started = time.perf_counter()
     made = make_stages(config, Path(config.run_dir))
     check_flags(made)

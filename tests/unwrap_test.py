@@ -194,3 +194,10 @@ def test_layers_in_any_order_come_off(original):
     for lead_in, (start, end), note in itertools.product(LEAD_INS, AROUND[1:], NOTES):
         reply = f"{lead_in}{start}{original}{end}{note}"
         assert unwrap(reply, original) == original, reply
+
+
+@pytest.mark.parametrize("quote", ['"', "`"])
+def test_two_quoted_phrases_are_no_quotation_of_the_whole(quote):
+    original = f"The novel {quote}Emma{quote} was written by Jane Austen."
+    edited = f"{quote}Emma{quote} was written by Jane Austen, as was {quote}Persuasion.{quote}"
+    assert unwrap(edited, original) == edited

@@ -109,8 +109,12 @@ def _foreign(spec: str) -> list[Row] | None:
     return rows if foreign else None
 
 
+def _id(given: object, otherwise: object) -> str:
+    return str(otherwise if given in (None, "") else given)
+
+
 def _plain(record: records.Record, row: Row, where: str, number: int) -> Item:
-    id = str(number) if row.get("id") in (None, "") else str(row["id"])
+    id = _id(row.get("id"), number)
     prompt = (id, record.instruction, record.input)
     if isinstance(record, records.Edit):
         return Item(*prompt, record.original, record.edited)
@@ -215,7 +219,7 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
     named = {
         _annotator_id(name): name for name in (row.get("metadata") or {}).get("annotators", [])
     }
-    id = str(row.get("id") or number)
+    id = _id(row.get("id"), number)
     item = Item(
         id,
         texts["instruction"],
@@ -269,7 +273,7 @@ def _text_area(text: str, annotator: str = "") -> Row:
 def _from_label_studio(row: Row, where: str, number: int) -> tuple[Item, list[Decision]]:
     data = row["data"]
     texts = _texts(data, where)
-    id = str(data.get("id") or row.get("id") or number)
+    id = _id(data.get("id"), _id(row.get("id"), number))
     suggestions = [
         text for one in row.get("predictions") or [] for text, _ in _answers(one, where)
     ]

@@ -77,7 +77,7 @@ def tasks(read: Sequence[tuple[Record, Mapping[str, Any]]], side: str = "worse")
     """
     return [
         Task(
-            str(row.get("id") or n),
+            str(n) if row.get("id") in (None, "") else str(row["id"]),
             record.instruction,
             record.input,
             _response(record, side),

@@ -209,9 +209,7 @@ def _fence_fits(text: str, inner: str, original: str) -> bool:
 def _quotes_fit(text: str, inner: str, original: str) -> bool:
     """The first quote is closed by the last one, not by one between."""
     opening, closing = text[0], text[-1]
-    if sum(map(inner.count, {opening, closing})) == sum(
-        map(original.count, {opening, closing})
-    ):
+    if inner == original:
         return True
     if opening != closing:
         depth = 0
