@@ -20,6 +20,7 @@ def add_model(config: ConfigDict, *, max_new_tokens: int) -> None:
     config.limits.concurrency = 8  # requests under way at once
     config.limits.requests_per_minute = 0.0  # 0 is no limit, here and below
     config.limits.retries = 6  # after faults that may pass
+    config.limits.max_refusals = 10  # in a row; then the run stops, for all would be refused
     config.limits.max_requests = 0  # attempts of this run; then it stops, and may be continued
     config.limits.max_tokens = 0  # read and written, of this run
     config.local = ConfigDict()  # of provider=local

@@ -36,10 +36,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       InputError: when it cannot be written, the disk being full, say.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, data = path.with_name(path.name + ".tmp"), text.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -96,7 +96,8 @@ def lock(run_dir: str | Path) -> Path:
     it. The same process may come again. Of several processes of a run the first one has the lock.
 
     Raises:
-      InputError: when another process has it, or the folder cannot be written.
+      InputError: when another process has it (a stage of a pipeline waits instead), or the folder
+        cannot be written.
     """
     folder = Path(run_dir)
     if jax.process_index() != 0:
@@ -117,11 +118,16 @@ def lock(run_dir: str | Path) -> Path:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = os.read(file, 20).decode() or "unknown"
-        os.close(file)
-        raise InputError(
-            f"run_dir={folder}: another process (PID {owner}) is running there; wait for it or "
-            "choose another run_dir"
-        ) from error
+        # Of a pipeline that was killed and started again: the old stage saves, and ends.
+        if os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
+            print(f"waiting for process {owner}, which is in {folder}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            os.close(file)
+            raise InputError(
+                f"run_dir={folder}: another process (PID {owner}) is running there; wait for it "
+                "or choose another run_dir"
+            ) from error
     except OSError:  # a file system without locks
         os.close(file)
         return folder

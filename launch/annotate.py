@@ -16,7 +16,7 @@ from pathlib import Path
 from fgrlhf_jax import tiny_world
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import agreement, annotate_page, annotate_server, annotation_formats
-from fgrlhf_jax.feedback.annotation_history import Item, saved
+from fgrlhf_jax.feedback.annotation_history import Decision, Item, saved
 from fgrlhf_jax.feedback.annotations import Annotations
 from launch import cli
 
@@ -29,7 +29,7 @@ def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = config.output
     if config.input:
-        items, imported = annotation_formats.read(config.input)
+        items, imported = with_response(*annotation_formats.read(config.input), config.input)
     else:
         rows = tiny_world.instructions(20, "feedback", 0)
         items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
@@ -65,6 +65,24 @@ def main(config) -> None:
             annotate_server.serve(page, bound, host=config.host, password=password)
         finally:
             print(summary(store), flush=True)
+
+
+def with_response(
+    items: list[Item], decisions: list[Decision], source: str
+) -> tuple[list[Item], list[Decision]]:
+    """The rows that have something to edit, and what was decided about them."""
+    kept = [item for item in items if item.original.strip()]
+    if not kept:
+        raise InputError(
+            f"input={source}: none of its rows has a response to edit; "
+            "launch.generate makes responses"
+        )
+    if len(kept) < len(items):
+        print(
+            f"{len(items) - len(kept)} rows of {source} are left out: their response is empty"
+        )
+    ids = {item.id for item in kept}
+    return kept, [one for one in decisions if one.id in ids]
 
 
 def summary(store: Annotations) -> str:

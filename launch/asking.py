@@ -1,5 +1,7 @@
 """What commands that ask a language model share: who is asked, what it would take, the replies."""
 
+import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,9 +50,18 @@ def identity(config) -> dict:
         found |= {name: config.local[name] for name in LOCAL_IDENTITY}
         path = Path(config.model)  # weights may be trained again under the same name
         path = path / "export" if (path / "export").is_dir() else path
-        files = sorted(path.glob("*")) if path.is_dir() else [path] if path.exists() else []
-        found["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        files = sorted(path.glob("*")) if path.is_dir() else [path]
+        found["files"] = [
+            [f.name, _sha256(f, f.stat().st_mtime_ns)] for f in files if f.is_file()
+        ]
     return found
+
+
+@functools.cache
+def _sha256(path: Path, changed: int) -> str:
+    """Of what a file holds, which was changed last at that time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache(config) -> Path:

@@ -2,6 +2,7 @@
 
 import html.parser
 import itertools
+import json
 import os
 import random
 import socket
@@ -241,6 +242,28 @@ def told(monkeypatch, capsys, tmp_path):
 )
 def test_bad_input(told, fields, message):
     assert message in told(**fields)
+
+
+@pytest.mark.parametrize("kind", ["plain", "argilla"])
+def test_rows_without_a_response_are_left_out_and_counted(told, tmp_path, capsys, kind):
+    empty = {"instruction": "Say two.", "output": " "}
+    if kind == "plain":
+        rows = [json.loads(ROW), empty]
+    else:
+        item = annotate.annotation_formats.Item("1", "Say.", "", " ")
+        decision = annotate.Decision("1", "Ann", "skipped", " ")
+        rows = [annotate.annotation_formats.argilla_row(item, [decision])]
+        rows.append(rows[0] | {"id": "2", "fields": {"instruction": "Say.", "response": "1"}})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = bad_input.cli.load("configs/annotate.py")
+    config.update({"input": str(tmp_path / "rows.json"), "export": "out.json"})
+    annotate.main(config)
+    out = capsys.readouterr().out
+    assert "1 rows of" in out
+    assert "left out: their response is empty" in out
+    assert "1 rows in out.json" in out
+    (tmp_path / "rows.jsonl").write_text(json.dumps(empty))
+    assert "none of its rows has a response to edit" in told()
 
 
 def test_an_empty_password(told, monkeypatch):

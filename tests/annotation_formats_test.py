@@ -214,7 +214,6 @@ TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([PLAIN, PLAIN | {"output": " "}], "row 2: has no response"),
         ([PLAIN, {"instruction": "Say.", "output_1": "a", "output_2": "b", "preference": 1}],
          "row 2: is a preference"),
         ([PLAIN | {"id": "x"}, PLAIN | {"id": "x"}], "row 2: has the id 'x' of row 1"),

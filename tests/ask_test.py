@@ -126,6 +126,41 @@ def test_a_thousand_rows_of_which_a_fifth_meet_faults(tmp_path):
     assert 0.15 * 1000 < spent.retries < 0.35 * 1000
 
 
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_where_all_are_refused_nothing_is_set_aside(tmp_path, chunk):
+    def send(asked):
+        if chunk:
+            return [Refused("400: too warm")] * len(asked)
+        raise Refused("400: too warm")
+
+    with pytest.raises(InputError, match=r"10 requests in a row are refused \(400: too warm\)"):
+        save(questions(30), send, tmp_path, chunk=chunk)
+    assert read(tmp_path / "out.jsonl") == []
+    assert not (tmp_path / "out.rejected.jsonl").exists() or not read(
+        tmp_path / "out.rejected.jsonl"
+    )
+    assert save(questions(30), send, tmp_path, Limits(max_refusals=0), chunk=chunk) == (0, 30)
+
+
+def test_many_refused_ones_with_answers_between_them(tmp_path):
+    def plan(prompt, before):
+        return Refused("too long") if int(prompt.split()[1]) % 10 else None
+
+    limits = Limits(concurrency=1)
+    assert save(questions(40), Counting(plan), tmp_path, limits) == (4, 36)
+    assert [row["prompt"] for row in read(tmp_path / "out.rejected.jsonl")] == [
+        request.prompt for n, request in enumerate(questions(40)) if n % 10
+    ]
+
+
+def test_refusals_before_a_cap_are_not_asked_again(tmp_path):
+    counting = Counting(lambda prompt, before: Refused("too long"))
+    with pytest.raises(InputError, match="max_requests=3"):
+        save(questions(5), counting, tmp_path, Limits(concurrency=1, max_requests=3))
+    assert save(questions(5), counting, tmp_path) == (0, 5)
+    assert len(counting.asked) == 5
+
+
 def test_what_was_refused_or_is_empty_is_set_aside(tmp_path):
     def plan(prompt, before):
         return {"question 3": "400 too long", "question 5": "blank"}.get(prompt, "ok")
@@ -468,6 +503,32 @@ def test_attempts_are_spread_over_the_minute():
     pace.wait()
     pace.wait()
     assert clock.time == 235
+
+
+def test_a_pause_holds_those_too_that_have_their_turn():
+    clock = Clock()
+    pace = attempts.Pace(6, clock.now, clock.sleep)
+    pace.wait()
+
+    def hold_once(seconds):
+        pace.sleep = clock.sleep
+        clock.sleep(seconds / 2)
+        pace.hold(60)
+        clock.sleep(seconds / 2)
+
+    pace.sleep = hold_once
+    pace.wait()
+    assert clock.time == 165
+    pace.wait()
+    assert clock.time == 175  # still spread
+
+
+def test_who_waits_is_let_go_when_the_run_stops():
+    clock = Clock()
+    pace = attempts.Pace(6, clock.now, lambda seconds: True)
+    pace.hold(1000)
+    pace.wait()
+    assert clock.time == 100
 
 
 def test_without_a_rate_nobody_waits():

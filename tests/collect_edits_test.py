@@ -1,6 +1,7 @@
 """Edits by a language model, from the command line to the file, against one that misbehaves."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -207,6 +208,19 @@ def test_preferences_and_edits_are_edited_too(tmp_path):
     assert [edit.original for edit in better] == [original(1), original(4), original(7)]
     assert [edit.id for edit in worse] == ["1", "e/1", "3"]
     assert not durable.aside(tmp_path / "worse.jsonl").exists()
+
+
+def test_a_local_model_is_known_by_what_its_files_hold(tmp_path):
+    config = cli.load(DEFAULT)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    config.update({"provider": "local", "model": str(model)})
+    before = asking.identity(config)
+    os.utime(model / "weights", (1, 1))
+    assert asking.identity(config) == before
+    (model / "weights").write_text("2")
+    assert asking.identity(config) != before
 
 
 def test_one_refused_request_stands_in_nobodys_way(asked, tmp_path):

@@ -131,6 +131,7 @@ def without(name: str) -> dict:
         (json.dumps({"win_rate": 1}, indent=2), "row 1: misses instruction, output_1"),
         ("[" * 100_000, "malformed JSON"),
         (b"\xff\xfe", "invalid UTF-8"),
+        (json.dumps([row(0, 1), row(1, 1, output_2="\ud800")]), "row 2: holds invalid Unicode"),
         *(
             (
                 json.dumps([row(0, 1.0), without(name)]),

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import bad_input
@@ -94,6 +95,23 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
     os.kill(holder.child, 0)  # what it started lives on, and has no lock
     run_folder.open_run(config_of(run_dir))
     assert json.loads((run_dir / "config.json").read_text())["run_dir"] == str(run_dir)
+    assert (run_dir / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    holder = hold(run_dir)
+    monkeypatch.setenv("FGRLHF_ENDS_WITH_PARENT", "1")
+    ended = []
+
+    def end():
+        ended.append(1)
+        holder.kill()
+
+    threading.Timer(0.3, end).start()
+    run_folder.lock(run_dir)
+    assert ended
+    assert f"waiting for process {holder.pid}" in capsys.readouterr().out
     assert (run_dir / ".lock").read_text() == str(os.getpid())
 
 

@@ -55,7 +55,8 @@ def read(spec: str) -> tuple[list[Item], list[Decision]]:
     """The responses of a source, and the decisions that it holds already.
 
     A FILE.json of Argilla or Label Studio is known by its rows; all else is read by records.py,
-    where edits are responses with an edit to begin from. Rows without an id get their number.
+    where edits are responses with an edit to begin from. Rows without an id get their number; a
+    response may be empty.
     Raises InputError for the first thing that is wrong.
     """
     rows = _foreign(spec)
@@ -123,10 +124,6 @@ def _plain(record: records.Record, row: Row, where: str, number: int) -> Item:
             f"{where}: is a preference, which has two responses; give rows with the one to edit, "
             "as output or original"
         )
-    if not record.output.strip():
-        raise InputError(
-            f"{where}: has no response (output is empty); there is nothing to edit"
-        )
     return Item(*prompt, record.output)
 
 
@@ -148,7 +145,7 @@ def _checked(
             raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)")
     names = set()
     for one in decisions:
-        if not isinstance(one.text, str) or not one.text.strip():
+        if not isinstance(one.text, str) or not (one.text.strip() or one.verdict == SKIPPED):
             raise InputError(
                 f"{where}: the answer of {one.annotator} is empty or no text; take it out"
             )
@@ -162,8 +159,9 @@ def _texts(row: Row, where: str) -> dict[str, str]:
     """instruction, input and response, by whatever name they have."""
     found = {}
     for what, names in NAMES.items():
-        text = next((row[name] for name in names if row.get(name) is not None), "")
-        if not isinstance(text, str) or (what != "input" and not text.strip()):
+        text = next((row[name] for name in names if row.get(name) is not None), None)
+        text = "" if text is None and what == "input" else text
+        if not isinstance(text, str) or (what == "instruction" and not text.strip()):
             raise InputError(
                 f"{where}: has no {what} (it has {', '.join(row) or 'nothing'}); name one "
                 f"{' or '.join(names)}"

@@ -77,8 +77,9 @@ def answers(
     after all its tries, the others are still asked; nothing is yielded from its place on.
 
     Raises:
-      InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; and at
-        the end when some requests have no answer. What arrived is kept: run again to go on.
+      InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; when
+        requests in a row are refused; and at the end when some have no answer. What arrived is
+        kept: run again to go on.
     """
     limits, spent = limits or Limits(), Spent() if spent is None else spent
     keys = [digest(identity, request) for request in requests]
@@ -102,7 +103,7 @@ def answers(
                 if chunk
                 else attempts.by_threads(todo, send, stored, limits, spent)
             )
-            with contextlib.closing(outcomes):
+            with contextlib.closing(attempts.believed(outcomes, limits)) as outcomes:
                 for _, (key, outcome) in zip(
                     progress(range(len(todo))), outcomes, strict=False
                 ):

@@ -4,6 +4,7 @@ A worker stores a reply before it tells of it. Whatever ends a run (a cap, a wro
 new attempt starts, and no thread keeps the process from ending.
 """
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -29,6 +30,8 @@ class Limits:
       concurrency: requests under way at once.
       requests_per_minute: attempts, evenly spread.
       retries: further tries of a request after a transient fault.
+      max_refusals: requests refused one after another, none answered between them, at which the
+        run stops: whatever the reason is, it is not this one request.
       max_requests, max_tokens: caps on the attempts, and on the tokens of the replies (read and
         written), of this run. What is under way at the cap is still waited for and counted.
       back_off, longest_wait: seconds; the wait after a fault is random, up to back_off · 2ⁿ and
@@ -38,6 +41,7 @@ class Limits:
     concurrency: int = 8
     requests_per_minute: float = 0
     retries: int = 6
+    max_refusals: int = 10
     max_requests: int = 0
     max_tokens: int = 0
     back_off: float = 1.0
@@ -89,21 +93,25 @@ class Pace:
     ):
         self.gap = 60 / per_minute if per_minute else 0.0
         self.now, self.sleep = now, sleep
-        self.lock, self.next = threading.Lock(), now()
+        self.lock, self.next, self.held = threading.Lock(), now(), now()
 
     def wait(self) -> None:
-        """Until this attempt's turn."""
-        with self.lock:
-            now = self.now()
-            start = max(now, self.next)
-            self.next = start + self.gap
-        if start > now:
-            self.sleep(start - now)
+        """Until this attempt's turn, or until `sleep` says (True) that there will be none."""
+        start = None
+        while True:
+            with self.lock:
+                now = self.now()
+                if start is None or start < self.held:  # a pause began meanwhile: queue again
+                    start = max(now, self.next)
+                    self.next = start + self.gap
+            if start <= now or self.sleep(start - now):
+                return
 
     def hold(self, seconds: float) -> None:
-        """No further attempt starts within ``seconds``."""
+        """No further attempt starts within ``seconds``, not even one that has its turn."""
         with self.lock:
-            self.next = max(self.next, self.now() + seconds)
+            self.held = max(self.held, self.now() + seconds)
+            self.next = max(self.next, self.held)
 
 
 class _Budget:
@@ -228,6 +236,39 @@ def by_threads(
         last = time.monotonic() + GRACE
         for thread in threads:
             thread.join(max(0.0, last - time.monotonic()))
+
+
+def believed(
+    outcomes: Iterator[tuple[str, Outcome]], limits: Limits
+) -> Iterator[tuple[str, Outcome]]:
+    """The same, each refusal only once it is known not to be what every request meets.
+
+    Raises:
+      InputError: at ``max_refusals`` in a row. They are not yielded, so they are asked again.
+    """
+    held: list[tuple[str, Outcome]] = []
+    with contextlib.closing(outcomes):
+        try:
+            for key, outcome in outcomes:
+                if isinstance(outcome, Rejected):
+                    held.append((key, outcome))
+                    if len(held) == limits.max_refusals:
+                        held.clear()
+                        raise InputError(
+                            f"{limits.max_refusals} requests in a row are refused "
+                            f"({outcome.reason}); mend what is asked, or, if only these are "
+                            "wrong, set limits.max_refusals=0; what arrived is kept: run again "
+                            "to go on"
+                        )
+                    continue
+                if isinstance(outcome, Reply):
+                    yield from held
+                    held.clear()
+                yield key, outcome
+        except InputError:
+            yield from held
+            raise
+        yield from held
 
 
 def _retrying(limits: Limits, stop: threading.Event):

@@ -92,6 +92,12 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}:row {number}: is not an object; each row is {{field: …}}")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{path}:row {number}: holds invalid Unicode (half of a surrogate pair); remove it"
+            ) from error
     return rows
 
 

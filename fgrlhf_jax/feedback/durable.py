@@ -50,8 +50,9 @@ class Cache:
     def _prepare(self) -> int:
         """The version of the file, which is made where it is missing."""
         run = self.connection.execute
-        run("PRAGMA journal_mode=WAL")
-        run("PRAGMA synchronous=FULL")
+        # Not in WAL mode: changing to it is the one thing that does not wait for other processes,
+        # and it needs memory that they share, which network drives do not have.
+        run("PRAGMA synchronous=EXTRA")
         run("BEGIN IMMEDIATE")  # nobody else makes the same file now
         if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             run(

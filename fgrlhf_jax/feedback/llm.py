@@ -13,7 +13,6 @@ import dataclasses
 import datetime
 import email.utils
 import json
-import logging
 import os
 import re
 import time
@@ -24,7 +23,6 @@ from typing import Any
 
 from fgrlhf_jax.errors import InputError
 
-LOG = logging.getLogger(__name__)
 END, LENGTH, REFUSAL = "end", "length", "refusal"  # why a reply stopped
 
 # provider -> (environment variable of the key, address)
@@ -88,7 +86,8 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
       timeout: seconds until a whole answer must be there.
 
     The function raises Transient, Refused, or InputError for what no other request would survive
-    (a wrong key, an unknown model, an empty account).
+    (a wrong key, an unknown model, an empty account). A field that the model does not take is
+    Transient too: later requests go without it.
 
     Raises:
       InputError: for an unknown provider, no model, no key, an unusable address, or a client
@@ -134,28 +133,25 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
     without: set[str] = set()  # fields that this model turned out not to take
 
     def ask(request: Request) -> Reply:
-        while True:
-            body = _body(provider, model, request, without)
-            try:
-                return _reply(provider, request, fetch(body))
-            except ValueError as error:  # of json, and of _reply
-                fault = Transient(hidden(f"the answer is not one of {provider}'s ({error})"))
-            except _Broken as error:
-                fault = Transient(hidden(error))
-            except errors.APITimeoutError:
-                fault = Transient(f"no answer within {timeout:g} s")
-            except errors.APIConnectionError as error:
-                cause = error.__cause__ or error
-                fault = Transient(hidden(f"no connection to {url} ({cause})"))
-            except errors.APIStatusError as error:
-                said = hidden(f"{error.status_code}: {_message(error)}")
-                fault = _sorted(error, said, provider, model, url)
-                if field := _not_taken(error.status_code, said, body):
-                    if field not in without:
-                        LOG.warning("%s takes no %s; asking without", model, field)
-                    without.add(field)
-                    continue
-            raise fault  # outside the handlers: no exception of the client's hangs on it
+        body = _body(provider, model, request, without)
+        try:
+            return _reply(provider, request, fetch(body))
+        except ValueError as error:  # of json, and of _reply
+            fault = Transient(hidden(f"the answer is not one of {provider}'s ({error})"))
+        except _Broken as error:
+            fault = Transient(hidden(error))
+        except errors.APITimeoutError:
+            fault = Transient(f"no answer within {timeout:g} s")
+        except errors.APIConnectionError as error:
+            cause = error.__cause__ or error
+            fault = Transient(hidden(f"no connection to {url} ({cause})"))
+        except errors.APIStatusError as error:
+            said = hidden(f"{error.status_code}: {_message(error)}")
+            fault = _sorted(error, said, provider, model, url)
+            if field := _not_taken(error.status_code, said, body):
+                without.add(field)  # the next try, which is counted as one, goes without
+                fault = Transient(f"{model} takes no {field}")
+        raise fault  # outside the handlers: no exception of the client's hangs on it
 
     weakref.finalize(ask, close).atexit = False
     return ask

@@ -33,6 +33,7 @@ _LINE = re.compile(
 )
 _FIRST_WORD = re.compile(
     r"\W*\b(A|B|Tie|TIE|tie|Draw)\b[*_\])]*(?:[.,;]| [-–—]| because\b)[*_]*\s"
+    r"(?!(?:\W|\b(?:A|B|[Tt]ie|TIE|[Dd]raw|and|or)\b)*$)"  # "A, B" is both
 )
 _BRACKETS = re.compile(rf"\[\[\s*(?:{_THING}\s*)?({_LABEL})\s*\]\]", re.IGNORECASE)
 _AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" is a heading
