@@ -117,7 +117,7 @@ def lock(run_dir: str | Path) -> Path:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = os.read(file, 20).decode() or "unknown"
+        owner = os.pread(file, 20, 0).decode() or "unknown"
         # Of a pipeline that was killed and started again: the old stage saves, and ends.
         if os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
             print(f"waiting for process {owner}, which is in {folder}", flush=True)
@@ -134,7 +134,7 @@ def lock(run_dir: str | Path) -> Path:
     _locks[key] = file
     with contextlib.suppress(OSError):  # a full disk, which the first file of the run will say
         os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
+        os.pwrite(file, str(os.getpid()).encode(), 0)
     return folder
 
 
