@@ -81,9 +81,8 @@ def read_with_rows(
 
     refused: where given, rows that are wrong are left out and what is wrong with them is put here.
     """
-    sources = [spec] if os.path.exists(spec) else [s.strip() for s in spec.split(",")]
     pairs: list[tuple[Record, dict[str, Any]]] = []
-    for source in sources:
+    for source in sources(spec):
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
         before, complaint = (
@@ -101,6 +100,11 @@ def read_with_rows(
         if len(pairs) == before:
             raise InputError(complaint)
     return pairs
+
+
+def sources(spec: str) -> list[str]:
+    """The sources of a comma-separated list; a file that has commas in its name is one."""
+    return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
 
 
 def _rows(source: str) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from fgrlhf_jax import tiny_world
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import agreement, annotate_page, annotate_server, annotation_formats
+from fgrlhf_jax.feedback import (
+    agreement,
+    annotate_page,
+    annotate_server,
+    annotation_formats,
+    annotation_log,
+)
 from fgrlhf_jax.feedback.annotation_history import Decision, Item, saved
 from fgrlhf_jax.feedback.annotations import Annotations
 from launch import cli
@@ -27,20 +33,18 @@ EMBEDDED = "runs/annotate_tiny/edits.jsonl"
 
 def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
-    output = config.output
+    output = config.output or ("" if config.input else EMBEDDED)
+    export = check_export(config, output) if config.export else None
     if config.input:
         items, imported = with_response(*annotation_formats.read(config.input), config.input)
     else:
         rows = tiny_world.instructions(20, "feedback", 0)
         items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
-        output, imported = output or EMBEDDED, []
-    if config.export:
+        imported = []
+    if export:
         decisions = saved(items, output, imported) if output else imported
-        suffix = ".jsonl" if config.format == "edits" else ".json"
-        path = cli.check_output(config.export, (suffix,))
-        print(
-            f"{annotation_formats.write(path, config.format, items, decisions)} rows in {path}"
-        )
+        count = annotation_formats.write(export, config.format, items, decisions)
+        print(f"{count} rows in {export}")
         return
     if Path(output).suffix != ".jsonl":
         raise InputError(f"output={output}: give --config.output=FILE.jsonl")
@@ -65,6 +69,20 @@ def main(config) -> None:
             annotate_server.serve(page, bound, host=config.host, password=password)
         finally:
             print(summary(store), flush=True)
+
+
+def check_export(config, output: str) -> Path:
+    """The file to export to; raises InputError where it cannot be, or nothing was annotated."""
+    suffix = ".jsonl" if config.format == "edits" else ".json"
+    path = cli.check_output(config.export, (suffix,), "export")
+    files = [output, str(annotation_log.state_path(output))] if output else []
+    cli.check_kept([path], [config.input, *files], "export")
+    if config.output and not Path(files[1]).exists():
+        raise InputError(
+            f"output={output}: nothing was annotated into it ({files[1]} is missing); correct it, "
+            "or leave it out to export what input holds"
+        )
+    return path
 
 
 def with_response(

@@ -11,7 +11,7 @@ import re
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -204,16 +204,24 @@ def connect(config: ConfigDict) -> None:
         ) from error
 
 
-def check_output(output: str, suffixes: tuple[str, ...]) -> Path:
+def check_output(output: str, suffixes: tuple[str, ...], field: str = "output") -> Path:
     """The file to write later; raises InputError now where that could not work."""
     path = Path(output)
     if output and path.suffix not in suffixes:
-        raise InputError(f"output={path}: give a FILE{' or a FILE'.join(suffixes)}")
+        raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
     if output and not path.parent.is_dir():
-        raise InputError(f"output={path}: the folder {path.parent} does not exist; make it")
+        raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
     if output and path.is_dir():
-        raise InputError(f"output={path}: is a folder; give the name of a file")
+        raise InputError(f"{field}={path}: is a folder; give the name of a file")
     return path
+
+
+def check_kept(written: Sequence[Path], read: Sequence[str], field: str = "output") -> None:
+    """Raises InputError where a file of the lists of files that are read would be written over."""
+    kept = {Path(source).resolve() for spec in read if spec for source in records.sources(spec)}
+    for path in written:
+        if path.resolve() in kept:
+            raise InputError(f"{field}: would write over {path}, which is read; choose another")
 
 
 def command(

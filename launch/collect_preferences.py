@@ -28,7 +28,7 @@ def main(config) -> None:
         )
     output = cli.check_output(config.output, (".jsonl",))
     written = [output, judging.annotations_path(config.output)] if config.output else []
-    judging.check_kept(written, [config.input])
+    cli.check_kept(written, [config.input])
     name = judging.check(config, bool(config.input))
     rows, left_out = read(config)
     judged = judging.judged(config, rows[: config.limit or None], name)

@@ -21,9 +21,11 @@ EMBEDDED_ROWS = 300
 def main(config) -> None:
     cli.check(config, at_least={"max_change_ratio": 0, "examples": 0, "seed": 0})
     output = cli.check_output(config.output, (".html", ".json"))
+    cli.check_kept([output] if config.output else [], [config.input])
+    sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
         rows, annotators = read(config.input)
-        aside = editor.set_aside(map(Path, config.input.split(",")))
+        aside = editor.set_aside(sources)
     else:
         rows, _ = tiny_world.generate(EMBEDDED_ROWS, config.seed)
         annotators, aside = [], {}
@@ -36,7 +38,7 @@ def main(config) -> None:
         examples=config.examples,
     )
     if output.suffix == ".html":
-        names = ", ".join(Path(source.strip()).name for source in config.input.split(","))
+        names = ", ".join(path.name for path in sources)
         title = f"Edits: {names}" if config.input else "Edits of the embedded world"
         source = config.input or "the embedded world"
         run_folder.write_text(output, edit_page.page(found, title=title, source=source))

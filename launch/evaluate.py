@@ -13,12 +13,11 @@ that arrived is lost or asked for again. With no flag it compares the embedded w
 their originals.
 """
 
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from fgrlhf_jax import run_folder, tiny_world
+from fgrlhf_jax import records, run_folder, tiny_world
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import comparisons, pairs
 from fgrlhf_jax.feedback.comparisons import Comparison
@@ -57,35 +56,33 @@ def check(config) -> str:
         raise InputError(
             f"{field} is empty; give --config.outputs=FILE --config.reference=FILE"
         )
-    given = split(config.annotations or config.outputs)
+    given = files(config.annotations or config.outputs)
     if len(given) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
     written = [Path(config.output)] if config.output else []
     if config.output and not config.annotations:
         written += [judging.annotations_path(config.output, n) for n in (1, 2)]
-    judging.check_kept(written, [*given, config.reference])
+    cli.check_kept(written, [*given, config.reference])
     return judging.check(config, bool(given)) if not config.annotations else ""
 
 
-def split(spec: str) -> list[str]:
-    if not spec or os.path.exists(spec):
-        return [spec] if spec else []
-    return [one.strip() for one in spec.split(",")]
+def files(spec: str) -> list[str]:
+    """One of each model."""
+    return records.sources(spec) if spec else []
 
 
 def read(config) -> list[list[Comparison]]:
     """The annotations of each model."""
-    sets = [comparisons.read(path) for path in split(config.annotations)]
-    if config.common:
-        sets = common(sets)
-    return [rows[: config.limit or None] for rows in sets]
+    sets = [comparisons.read(path) for path in files(config.annotations)]
+    sets = common(sets) if config.common else sets
+    return first(sets, config.limit)
 
 
 def judge(config, name: str) -> list[list[Comparison]] | None:
     """The pairs of each model with the judge's preferences; None after a dry run."""
     if config.outputs:
         sets = [
-            pairs.match(path, config.reference, config.common) for path in split(config.outputs)
+            pairs.match(path, config.reference, config.common) for path in files(config.outputs)
         ]
         sets = common(sets) if config.common else sets
     else:
@@ -97,7 +94,7 @@ def judge(config, name: str) -> list[list[Comparison]] | None:
                 for edit in edits
             ]
         ]
-    sets = [rows[: config.limit or None] for rows in sets]
+    sets = first(sets, config.limit)
     # In one go, so that the limits are of the run and not of a model.
     rows = judging.judged(config, [one for rows in sets for one in rows], name)
     if rows is None:
@@ -116,6 +113,14 @@ def common(sets: list[list[Comparison]]) -> list[list[Comparison]]:
     if not prompts:
         raise InputError("the two models have no prompt in common")
     return [[one for one in rows if one.prompt in prompts] for rows in sets]
+
+
+def first(sets: list[list[Comparison]], limit: int) -> list[list[Comparison]]:
+    """So many rows of the first model (0: all), and those of the other about the same prompts."""
+    if not limit:
+        return sets
+    model = sets[0][:limit]
+    return [model, *(common([model, rows])[1] for rows in sets[1:])]
 
 
 def figures(sets: list[list[Comparison]], seed: int) -> dict:

@@ -29,13 +29,6 @@ def check(config, given: bool) -> str:
     return config.judge
 
 
-def check_kept(written: list[Path], read: list[str]) -> None:
-    """Raises InputError where a file that is read would be written over."""
-    for path in written:
-        if any(spec and Path(spec).resolve() == path.resolve() for spec in read):
-            raise InputError(f"output: would write over {path}, which is read; choose another")
-
-
 def judged(config, pairs: list[Comparison], name: str) -> list[Comparison] | None:
     """The pairs with preferences; None after a dry run."""
     if name != "llm":

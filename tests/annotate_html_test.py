@@ -231,7 +231,17 @@ def told(monkeypatch, capsys, tmp_path):
         ({"format": "excel"}, "format='excel' is not one of argilla, label_studio, edits"),
         ({"export": "out.txt"}, "give a FILE.json"),
         ({"export": "out.json", "format": "edits"}, "give a FILE.jsonl"),
-        ({"export": "no/out.json"}, "the folder no does not exist"),
+        ({"export": "no/out.json"}, "export=no/out.json: the folder no does not exist"),
+        ({"export": "out.json"}, "output=edits.jsonl: nothing was annotated into it ("),
+        *(
+            ({"format": "edits", **fields}, "export: would write over ")
+            for fields in (
+                {"export": "rows.jsonl"},
+                {"export": "./rows.jsonl", "input": "more.jsonl, rows.jsonl"},
+                {"export": "edits.jsonl"},
+                {"export": "edits.jsonl.state.jsonl"},
+            )
+        ),
         (
             {"host": "0.0.0.0"},
             "set a password in the environment variable FGRLHF_ANNOTATE_PASS",
@@ -301,10 +311,10 @@ def test_export(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text(ROW)
     config = bad_input.cli.load("configs/annotate.py")
-    with config.unlocked():
-        config.update({"input": "rows.jsonl", "output": "e.jsonl", "export": "out.json"})
+    config.update({"input": "rows.jsonl", "export": "out.json"})
     annotate.main(config)
     items = annotate.annotation_formats.read("rows.jsonl")[0]
+    config.update({"output": "e.jsonl"})
     with Annotations(items, "e.jsonl") as store:
         annotate_page.accept(store, "Ann", store.take("Ann").id, "One.")
         annotate.main(config)  # while it is annotated

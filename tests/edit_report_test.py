@@ -241,6 +241,16 @@ def test_the_command(written, tmp_path, capsys):
     assert "1 cut, 1 rejected" in source
 
 
+def test_files_with_a_blank_behind_the_comma(written, tmp_path, capsys):
+    records.write_jsonl(
+        tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}]
+    )
+    records.write_jsonl(durable.aside(tmp_path / "more.jsonl"), [{"reason": "cut"}])
+    launch(input=f"{written}, {tmp_path / 'more.jsonl'}", output=tmp_path / "report.html")
+    assert "when they were collected: 1 cut" in capsys.readouterr().out
+    assert "<h1>Edits: edits.jsonl, more.jsonl</h1>" in (tmp_path / "report.html").read_text()
+
+
 def test_without_a_flag_it_shows_the_embedded_world(capsys, tmp_path):
     launch(output=tmp_path / "report.json")
     assert capsys.readouterr().out.startswith("300 edits: ")
@@ -263,6 +273,10 @@ BAD = {
         "odd.rejected.jsonl:1: is no row that was set aside",
     ),
     "suffix": ({"output": "DATA/x.pdf"}, "x.pdf: give a FILE.html or a FILE.json"),
+    "over the input": (
+        {"input": "DATA/edits.jsonl, DATA/more.json", "output": "DATA/more.json"},
+        "more.json, which is read; choose another",
+    ),
     "folder": ({"output": "DATA/no/x.html"}, "no does not exist; make it"),
     "tokenizer": ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all: no such model"),
     "ratio": ({"max_change_ratio": -1}, "max_change_ratio=-1.0 must be at least 0"),
@@ -277,7 +291,8 @@ def test_bad_input(case, written, tmp_path, monkeypatch, capsys):
     pair = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
     records.write_jsonl(tmp_path / "pairs.jsonl", [good, pair])
     records.write_jsonl(tmp_path / "same.jsonl", [good | {"edited": "a"}])
-    records.write_jsonl(tmp_path / "odd.jsonl", [good])
+    for name in ("odd.jsonl", "more.json"):
+        records.write_jsonl(tmp_path / name, [good])
     records.write_jsonl(tmp_path / "odd.rejected.jsonl", [good])
     given = {name: bad_input.filled(v, {"DATA": tmp_path}) for name, v in fields.items()}
     given = {"input": written} | given

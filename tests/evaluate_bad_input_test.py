@@ -61,6 +61,10 @@ BAD = {
         {"LLM": 1, "output": "a.json"},
         "would write over a.json, which is read",
     ),
+    "over one of several references": (
+        {"LLM": 1, "reference": "b.json, c.json", "output": "c.json"},
+        "would write over c.json, which is read",
+    ),
     "over annotations": (
         {"annotations": "x.json", "output": "x.json"},
         "would write over x.json, which is read",
@@ -92,6 +96,10 @@ BAD = {
         {"outputt": "x"},
         "--config.outputt: there is no such field; did you mean output?",
     ),
+    "no prompt in common": (
+        {"annotations": "x.json,z.json", "limit": 1},
+        "the two models have no prompt in common",
+    ),
     "other references": (
         {"annotations": "x.json,y.json"},
         "output_1 differs at 1 of 1 prompts; compare both models with the same reference",
@@ -107,6 +115,7 @@ def test_bad_input(files, monkeypatch, capsys, name):
     one = {"instruction": "x", "output_1": "1", "output_2": "2", "preference": 1}
     save("x.json", [one])
     save("y.json", [one | {"output_1": "3"}])
+    save("z.json", [one | {"instruction": "z"}])
     shown = "{{ instruction }} {{ first }}"
     for path, text in {"bad.txt": shown, "short.txt": shown + " {{ second }}"}.items():
         with open(path, "w") as file:

@@ -237,6 +237,20 @@ def test_only_common_prompts(files):
     assert result()["n"] == 3
 
 
+@pytest.mark.parametrize("common", [False, True])
+def test_a_limit_keeps_the_same_prompts_of_two_models(common):
+    rows = [
+        {"instruction": str(n), "output_1": "r", "output_2": "m", "preference": 1 + n % 2}
+        for n in range(8)
+    ]
+    save("one.json", rows)
+    save("two.json", rows[::-1])
+    run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")
+    found = result()
+    assert (found["n"], found["other"]["n"], found["paired"]["n"]) == (3, 3, 3)
+    assert found["paired"]["difference"] == 0
+
+
 def test_a_dry_run_asks_nothing(files, capsys):
     with serve() as server:
         run(**files, **judge_at(server), dry_run=True, price_output=1000.0)

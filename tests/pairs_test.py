@@ -39,6 +39,13 @@ def test_two_files_are_matched_by_their_prompts(tmp_path):
     ]
 
 
+def test_several_files_have_the_name_of_all(tmp_path):
+    ours = saved(tmp_path, "ours.json", [said("a", "1"), said("b", "2")])
+    parts = [saved(tmp_path, f"{name}.json", [said(name, name)]) for name in "ab"]
+    names = [(one.generator_1, one.generator_2) for one in pairs.match(ours, ", ".join(parts))]
+    assert names == 2 * [("a, b", "ours")]
+
+
 def test_files_of_different_prompts(tmp_path):
     ours = saved(tmp_path, "ours.json", [said(name, name) for name in "abc"])
     theirs = saved(tmp_path, "theirs.json", [said(name, name) for name in "bcdef"])

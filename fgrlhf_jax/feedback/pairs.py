@@ -79,7 +79,8 @@ def _responses(spec: str) -> dict[tuple[str, str], tuple[records.Instruction, di
 def _name(responses: Mapping, spec: str) -> str:
     """For rows that do not say who made them."""
     named = {str(row.get("generator") or "") for _, row in responses.values()} - {""}
-    return named.pop() if len(named) == 1 else Path(spec).stem
+    stems = ", ".join(Path(source).stem for source in records.sources(spec))
+    return named.pop() if len(named) == 1 else stems
 
 
 def _finished(row: Mapping[str, Any]) -> bool:
