@@ -96,7 +96,8 @@ def compared_predictions(
                 continue
             if _second_first(seed, record.instruction, record.input, one, two):
                 one, two, label = two, one, 3 - label
-            named = {"id": f"{row['id']}/{i}-{j}"} if row.get("id") else {}
+            known = row.get("id") not in (None, "")
+            named = {"id": f"{row['id']}/{i}-{j}"} if known else {}
             pair = Preference(record.instruction, record.input, one, two, label, **named)
             made.append((pair, named))
     if not made:

@@ -223,6 +223,13 @@ def test_sides_of_predictions_are_shuffled():
     assert 0.46 < sum(pair.preference == 1 for pair, _ in made) / 1200 < 0.54
 
 
+def test_pairs_of_predictions_are_called_by_their_row():
+    for given, ids in ((0, ["0/1-2"]), ("", [None]), (None, [None])):
+        (record, row), *_ = compared(texts="ab", labels=[1])
+        made, _ = conversions.compared_predictions([(record, row | {"id": given})])
+        assert [row.get("id") for _, row in made] == ids
+
+
 def test_equal_predictions_are_left_out():
     _, counts = conversions.compared_predictions(compared(texts=("a", "b", "a", "d")))
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 1}

@@ -129,21 +129,23 @@ def test_verdicts_to_preferences(given, want):
 
 
 def test_what_is_no_verdict_says_why():
-    rows = MANY[:4]
+    rows = MANY[:5]
     asked = judge.questions(rows, PLAIN, **OPTIONS)
     replies = [
         said("Both   have\nmerits. " + "x" * 200),
         Rejected("400: too long"),
         said("No.", "refusal"),
         said("A", "length"),
+        said("A. B is longer, but", "length"),
     ]
     found = judge.by_model(rows, asked, iter(replies), "openai/m")
-    assert [one.preference is None for one in found] == [True, True, True, False]
+    assert [one.preference is None for one in found] == [True, True, True, False, True]
     assert found[0].reason.startswith("no verdict in 'Both have merits. xxx")
     assert len(found[0].reason) < 110
     assert found[1].reason == "no reply: 400: too long"
     assert found[2].reason == "the judge refused"
     assert found[3].reason == ""
+    assert found[4].reason == "the judge's reply was cut; raise max_new_tokens"
     assert {one.annotator for one in found} == {"openai/m"}
     assert found[0].verdicts == (Verdict(asked[0].shown_first, None, replies[0].text),)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fgrlhf_jax.feedback.verdicts import parse
+from fgrlhf_jax.feedback.verdicts import parse, parse_line
 
 FIRST = """\
 A
@@ -118,3 +118,19 @@ def test_none(reply):
 )
 def test_several_lines(reply, said):
     assert parse(reply) == said
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("**Verdict: B**\n", "second"),
+        ("A", "first"),
+        ("A. It is right about", None),
+        ("A\n\nIt is", None),
+        ("A\nB", None),
+        ("<think>\nA", None),
+        ("", None),
+    ],
+)
+def test_a_reply_that_was_cut(reply, said):
+    assert parse_line(reply) == said

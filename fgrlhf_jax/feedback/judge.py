@@ -27,7 +27,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import verdicts
 from fgrlhf_jax.feedback.ask import Rejected, Reply
 from fgrlhf_jax.feedback.comparisons import Comparison, Verdict
-from fgrlhf_jax.feedback.llm import REFUSAL, Request
+from fgrlhf_jax.feedback.llm import LENGTH, REFUSAL, Request
 from fgrlhf_jax.prompts import plain_text
 
 FIELDS = ("instruction", "input", "first", "second")
@@ -179,6 +179,9 @@ def by_model(
             verdict, text, reason = None, "", f"no reply: {reply.reason}"
         elif reply.stop == REFUSAL:
             verdict, text, reason = None, reply.text, "the judge refused"
+        elif reply.stop == LENGTH:
+            verdict, text = verdicts.parse_line(reply.text), reply.text
+            reason = "the judge's reply was cut; raise max_new_tokens"
         else:
             verdict, text = verdicts.parse(reply.text), reply.text
             reason = f"no verdict in {' '.join(text.split())[:80]!r}"

@@ -53,14 +53,23 @@ def parse(reply: str) -> str | None:
     return said.pop() if said else None
 
 
+def parse_line(reply: str) -> str | None:
+    """The same of a reply that may go on: only where all of it is a verdict, on one line."""
+    line, *more = reply.strip().splitlines() or [""]
+    return None if more else _whole(_plain(line))
+
+
 def _plain(line: str) -> str:
     return " ".join(re.sub(r"</?\w+>|[*`]", "", line).split())
 
 
 def _said(line: str) -> str | None:
     """The verdict that a line is, or begins with."""
-    if found := _LINE.fullmatch(line.strip(_AROUND).lower()):
-        return _LABELS[found["label"]]
-    if found := _FIRST_WORD.match(line):
-        return _LABELS[found[1].lower()]
-    return None
+    found = _FIRST_WORD.match(line)
+    return _whole(line) or (_LABELS[found[1].lower()] if found else None)
+
+
+def _whole(line: str) -> str | None:
+    """The verdict that a line is."""
+    found = _LINE.fullmatch(line.strip(_AROUND).lower())
+    return _LABELS[found["label"]] if found else None
