@@ -340,6 +340,8 @@ def test_export(monkeypatch, tmp_path, capsys):
         ({"host": "[::1]:7860"}, annotate_server.LOCAL, True),
         ({"host": "evil.example:7860"}, annotate_server.LOCAL, False),
         ({"host": "evil.example:7860"}, (), True),
+        ({"host": "mymachine:7860"}, ("MyMachine",), True),
+        ({"host": "MyMachine", "origin": "http://mymachine"}, ("mymachine",), True),
         ({"host": "[evil"}, (), False),
         ({}, annotate_server.LOCAL, False),
         ({"host": "localhost:1", "origin": "http://localhost:1"}, annotate_server.LOCAL, True),

@@ -147,6 +147,18 @@ def test_drafts_of_argilla_are_no_answers(written):
     assert [one.verdict for one in decisions] == [SKIPPED]
 
 
+@pytest.mark.parametrize("value", [5, None, ["In France."]])
+def test_a_suggestion_that_is_no_text_is_none(written, value):
+    rating = {"rating": {"value": value, "score": None, "agent": None}}
+    rows = [ARGILLA | {"suggestions": rating | ARGILLA["suggestions"]}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == "In France."
+    rows = [ARGILLA | {"suggestions": rating, "responses": {}}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+    area = TEXT_AREA | {"value": {"text": 5}}
+    rows = [LABEL_STUDIO | {"predictions": [{"result": [area]}]}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+
+
 def test_what_argilla_gets():
     row = annotation_formats.argilla_row(ITEMS[0], DECISIONS[:2])
     assert row.keys() == {"id", "fields", "metadata", "suggestions", "responses", "vectors"}

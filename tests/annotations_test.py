@@ -267,6 +267,12 @@ def test_a_draft_and_a_suggestion_are_where_editing_starts(output):
         store.accept("Ann", "1", "Won.")
         assert store.text("Ann", "1") == "Won."
         assert store.take("Ann").id == "r0"
+        for text in ("One.", "Two."):  # what was decided, fine as it was or edited
+            store.undo("Ann")
+            store.accept("Ann", "1", text)
+            store.undo("Ann")
+            assert store.text("Ann", "1") == text
+            store.accept("Ann", "1", "Won.")
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])
@@ -330,6 +336,10 @@ def test_agreement():
         "changed_words": pytest.approx(0.8),
     }
     assert "50% of 2 pairs" in sentence(figures)
+    assert sentence(figures).endswith("agreement on the changed words 0.80")
+    assert sentence(agreement(rows, made[2:])).endswith(
+        "the same text in 0%"
+    )  # none edited by two
     assert agreement(rows, made[:1]) is None
     twice = [Decision("1", name, EDITED, "four") for name in ("Ann", "Bob")]
     assert agreement(rows, twice)["changed_words"] == agreement(rows, twice)["same_text"] == 1

@@ -1,6 +1,7 @@
 """How far annotators of the same rows agree."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -40,11 +41,14 @@ def agreement(items: Sequence[Item], decisions: Sequence[Decision]) -> dict[str,
 
 
 def sentence(figures: dict[str, float]) -> str:
-    return (
+    told = (
         f"{figures['rows']} rows were decided by several people: the same verdict in "
         f"{figures['verdict']:.0%} of {figures['pairs']} pairs, the same text in "
-        f"{figures['same_text']:.0%}, agreement on the changed words {figures['changed_words']:.2f}"
+        f"{figures['same_text']:.0%}"
     )
+    if math.isnan(figures["changed_words"]):
+        return told
+    return f"{told}, agreement on the changed words {figures['changed_words']:.2f}"
 
 
 def _places(original: str, edited: str) -> set[tuple[str, int]]:

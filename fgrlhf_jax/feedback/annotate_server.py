@@ -138,10 +138,10 @@ def guarded(app: Callable, hosts: tuple[str, ...]) -> Callable:
 
 def _welcome(headers: list[tuple[bytes, bytes]], hosts: tuple[str, ...]) -> bool:
     given = {name.lower(): value.decode("latin-1") for name, value in headers}
-    host, origin = given.get(b"host", ""), given.get(b"origin")
+    host, origin = given.get(b"host", "").lower(), given.get(b"origin")
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname
-        own = origin is None or urllib.parse.urlsplit(origin).netloc == host
+        own = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host
     except ValueError:
         return False
-    return own and (not hosts or name in hosts)
+    return own and (not hosts or name in map(str.lower, hosts))

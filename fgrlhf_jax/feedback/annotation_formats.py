@@ -212,8 +212,13 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
             f"{where}: is of Argilla 1; load it into Argilla 2 and export it with records.to_json"
         )
     texts = _texts(row["fields"], where)
-    answers, suggestions = row.get("responses") or {}, row.get("suggestions") or {}
-    question = _only([*answers, *(name for name in suggestions if name not in answers)], where)
+    answers = row.get("responses") or {}
+    suggestions = {  # those of other questions may be ratings
+        name: one["value"]
+        for name, one in (row.get("suggestions") or {}).items()
+        if isinstance((one or {}).get("value"), str)
+    }
+    question = _only([*answers, *suggestions], where)
     named = {
         _annotator_id(name): name for name in (row.get("metadata") or {}).get("annotators", [])
     }
@@ -223,7 +228,7 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
         texts["instruction"],
         texts["input"],
         texts["response"],
-        (suggestions.get(question) or {}).get("value") or "",
+        suggestions.get(question, ""),
     )
     decisions = []
     for answer in answers.get(question, []):
@@ -273,7 +278,10 @@ def _from_label_studio(row: Row, where: str, number: int) -> tuple[Item, list[De
     texts = _texts(data, where)
     id = _id(data.get("id"), _id(row.get("id"), number))
     suggestions = [
-        text for one in row.get("predictions") or [] for text, _ in _answers(one, where)
+        text
+        for one in row.get("predictions") or []
+        for text, _ in _answers(one, where)
+        if isinstance(text, str)
     ]
     item = Item(
         id, texts["instruction"], texts["input"], texts["response"], (suggestions or [""])[0]

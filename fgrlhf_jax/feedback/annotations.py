@@ -174,7 +174,7 @@ class Annotations:
                     after = History(self.items, [*self._log.events, undone])
                     edits = after.edits() if one.verdict == EDITED else None
                     self._write([undone], edits=edits)
-                    if one.verdict == EDITED:
+                    if one.verdict != SKIPPED:
                         self._drafts[name, one.id] = one.text
                     self._shown[name] = self._number[one.id]
                     return self.item(one.id)

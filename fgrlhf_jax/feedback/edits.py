@@ -2,7 +2,8 @@
 
 A word is a run of letters and digits with the apostrophes and hyphens in it ("don't",
 "well-known"), or one mark of punctuation, or one character of a script that has no blanks between
-words; blanks and line ends are no words. With alignment.py's minimal edit script on the words,
+words, each with the accents and vowel signs that Unicode combines with it; blanks and line ends are
+no words. With alignment.py's minimal edit script on the words,
 
     word change ratio = (words taken out of the original + words put in by the edit)
                         / (words of the original + words of the edited response)
@@ -17,6 +18,7 @@ to replace. An edit whose changes are all of one kind is of that kind, else it i
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,8 +30,13 @@ FAULTS = ("empty", "unchanged", "refusal", "rewritten")
 _ALONE = (
     "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Thai … Han
 )
-_LETTERS = rf"(?:(?![{_ALONE}])\w)+"
-_WORD = re.compile(rf"[{_ALONE}]|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s]")
+_MARKS = "".join(
+    chr(n)
+    for n in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # there are none elsewhere
+    if unicodedata.category(chr(n)) in ("Mn", "Mc")
+)
+_LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
+_WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
 # "I'm sorry, but as an AI I can't help with that": an excuse or none, a no, what is not done.
 _EXCUSE = r"""(?:i(?:['’]m|\ am)\ (?:(?:very|really|so|truly)\ )?(?:sorry|afraid)|sorry
