@@ -116,7 +116,8 @@ def answers(
         raise InputError(
             f"{len(failed)} of {len(requests)} requests have no answer after "
             f"{limits.retries + 1} tries each ({_counted(failed.values())}); the other answers "
-            "are kept: run again to ask for these only"
+            "are kept: run again to ask for these only; if it stays so, raise timeout or take "
+            "their rows out"
         )
 
 
