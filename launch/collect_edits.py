@@ -113,7 +113,7 @@ def row(
     if isinstance(reply, ask.Rejected):
         reason = reply.reason if reply.reason == NO_RESPONSE else f"rejected: {reply.reason}"
         return made | {"reason": reason, "reply": ""} | who, False
-    found = editor.outcome(reply, task.response, config.max_change_ratio, fixed)
+    found = editor.outcome(reply, task, config.max_change_ratio, fixed)
     if found.reason:
         return made | {"reason": found.reason, "reply": reply.text} | who, False
     return made | {"edited": found.edited} | who, True

@@ -13,6 +13,9 @@ ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
 
 
+TASK = editor.Task("1", "What is the capital of France?", "", ORIGINAL)
+
+
 def reply(text: str, stop: str = "end") -> Reply:
     return Reply(text, stop, 1, 1)
 
@@ -32,10 +35,16 @@ def reply(text: str, stop: str = "end") -> Reply:
         (reply("Dogs bark loudly at night, and nobody in the village sleeps."), "rewritten"),
         (reply(f"Option 1: {EDITED}\nOption 2: It is Paris."), "unparsable"),
         (reply(f"<think>\nThe capital is {EDITED}"), "unparsable"),
+        (reply(f"It is Paris.\n</think>\n\n{EDITED}"), ""),
+        (reply(f"It is Paris.\n</think>\n\n<thinking>\n{EDITED}"), "unparsable"),
+        (reply(f"{EDITED}\n</think>"), "empty"),
+        (reply(f"Question: {TASK.instruction}\n\nResponse: {EDITED}"), ""),
+        (reply(f"Question: {TASK.instruction}\n\n{EDITED}"), "unparsable"),
+        (reply(f"**Question:** {TASK.instruction} {EDITED}"), "unparsable"),
     ],
 )
 def test_outcomes(said, reason):
-    found = editor.outcome(said, ORIGINAL, 0.5)
+    found = editor.outcome(said, TASK, 0.5)
     assert found == editor.Outcome("" if reason else EDITED, reason)
 
 
@@ -44,16 +53,28 @@ def test_a_reply_that_repeats_what_was_asked_is_none():
     repeated = (
         f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
     )
-    assert editor.outcome(reply(repeated), ORIGINAL, 0.9, fixed).reason == "unparsable"
-    assert editor.outcome(reply(repeated), ORIGINAL, 0.9).reason == ""
+    assert editor.outcome(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
+    assert editor.outcome(reply(repeated), TASK, 0.9).reason == ""
     original = f"Tell it: {fixed}"
     edited = original.replace("Tell it", "Tell it so")
-    assert editor.outcome(reply(edited), original, 0.9, fixed) == (edited, "")
+    task = TASK._replace(response=original)
+    assert editor.outcome(reply(edited), task, 0.9, fixed) == (edited, "")
+
+
+def test_what_the_original_has_itself_may_stay():
+    for text in (
+        f"Question: {TASK.instruction} Lyon.",
+        "Lyon. <think> is a tag, </think> too.",
+    ):
+        edited = text.replace("Lyon", "Paris")
+        task = TASK._replace(response=text)
+        assert editor.outcome(reply(edited), task) == (edited, "")
 
 
 def test_a_refusal_may_be_edited():
     original = "I'm sorry, but I can't help with that."
-    found = editor.outcome(reply("I'm sorry, but I can't help you with that."), original, 0.5)
+    said = reply("I'm sorry, but I can't help you with that.")
+    found = editor.outcome(said, TASK._replace(response=original), 0.5)
     assert found == ("I'm sorry, but I can't help you with that.", "")
 
 

@@ -37,6 +37,7 @@ LEAD_INS = [
     "This is my revised response:\n\n",
     "*Here is the response, improved with minimal changes:*\n\n",
     "<think>\nThe capital:\n\nit is Paris.\n</think>\n\nRevised response:\n",
+    "Here is what I think: it is Paris.\n\n<response>?</response>\n</think>\n\n",
 ]
 NOTES = [
     "",
@@ -141,6 +142,31 @@ def test_what_stands_around_an_edit_comes_off(lead_in):
 )
 def test_replies_by_hand(original, reply, edited):
     assert unwrap(reply, original) == edited
+
+
+ASKED = ("What is its capital?", "France,\nin  Europe")
+
+
+@pytest.mark.parametrize(
+    ("reply", "edited"),
+    [
+        (f"Question: {ASKED[0]}\n\nInput: {ASKED[1]}\n\nResponse: {EDITED}", EDITED),
+        (f"Sure! Here it is:\n\n**Question:** {ASKED[0]}\n\n**Response:** {EDITED}", EDITED),
+        (f"{ASKED[0]}\nRevised response:\n\n{EDITED}\n\nNote: I changed Lyon.", EDITED),
+        (f'### Input:\n{ASKED[1]}\n\n### Response:\n"{EDITED}"', EDITED),
+        (
+            f"Question: {ASKED[0]}\n\nResponse: {ORIGINAL}\n\nImproved response: {EDITED}",
+            EDITED,
+        ),
+        (f"{ASKED[0]} {EDITED}", f"{ASKED[0]} {EDITED}"),
+        (f"{ASKED[0]}\n\nAnswer: no", f"{ASKED[0]}\n\nAnswer: no"),  # no version of it
+    ],
+)
+def test_what_was_asked_comes_off_before_a_lead_in(reply, edited):
+    assert unwrap(reply, ORIGINAL, *ASKED) == edited
+    framed = f"Question: {ASKED[0]}\n\nAnswer: {ORIGINAL}"
+    for text in (framed, framed.replace("Lyon", "Paris")):
+        assert unwrap(text, framed, *ASKED) == text
 
 
 # Pieces of responses that look like what a model would say around one.

@@ -114,6 +114,9 @@ def test_none(reply):
         ("<think>\nB or A?\n", None),
         ("<think>\nA\n", None),
         ("<thinking>B</thinking>A", "first"),
+        ("B is shorter.\nB\n</think>\n\nA", "first"),
+        ("B\n</think>\n", None),
+        ("<think>B</think>A\n</think>\ntie", "tie"),
     ],
 )
 def test_several_lines(reply, said):

@@ -18,7 +18,7 @@ import jinja2.sandbox
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import durable, edits, llm
-from fgrlhf_jax.feedback.unwrap import unwrap
+from fgrlhf_jax.feedback.unwrap import thought_tags, unwrap
 from fgrlhf_jax.records import Edit, Instruction, Preference, Record
 
 FIELDS = ("instruction", "input", "response")
@@ -50,6 +50,9 @@ _AS_IT_WAS = re.compile(
     r"|the (?:original )?response (?:is|was) (?:already|fine)\b"
     r"|i (?:would not|wouldn['’]t) change)",
     re.IGNORECASE,
+)
+_QUESTION = re.compile(
+    r"[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:", re.IGNORECASE
 )
 _RUN = 8  # words
 
@@ -150,28 +153,42 @@ def prompt(filled: jinja2.Template, task: Task, path: str = "") -> str:
 
 
 def outcome(
-    reply: llm.Reply, original: str, max_change_ratio: float = 1.0, asked: str = ""
+    reply: llm.Reply, task: Task, max_change_ratio: float = 1.0, asked: str = ""
 ) -> Outcome:
     """The edit that a reply holds.
 
     refusal, empty, unchanged and rewritten are as in :func:`edits.fault`; cut: the reply ends at
-    its limit of tokens; unparsable: it has several versions, thoughts without an end, or words of
-    `asked`, what the template itself says.
+    its limit of tokens; unparsable: it has several versions, thoughts without an end, the question,
+    or words of `asked`, what the template itself says.
     """
+    original = task.response
     if reply.stop == llm.REFUSAL:
         return Outcome("", "refusal")
     if reply.stop == llm.LENGTH:
         return Outcome("", "cut")
-    edited = unwrap(reply.text, original)
+    edited = unwrap(reply.text, original, task.instruction, task.input)
     several = len(_SEVERAL.findall(edited)) > 1 > len(_SEVERAL.findall(original))
-    thinks = edited.startswith("<think") and "<think" not in original
+    thinks = thought_tags(edited) - thought_tags(original)
+    asks = _asks(edited, task) and not _asks(original, task)
     repeats = (_runs(edited) & _runs(asked)) - _runs(original)
-    if several or thinks or repeats:
+    if several or thinks or asks or repeats:
         return Outcome("", "unparsable")
     reason = edits.fault(original, edited, max_change_ratio)
     if reason == "rewritten" and _AS_IT_WAS.match(edited):
         reason = "unchanged"
     return Outcome("" if reason else edited, reason)
+
+
+def _asks(text: str, task: Task) -> bool:
+    """Whether a text begins with what was asked, behind a label as a prompt has it."""
+    label = _QUESTION.match(text)
+    said = _flat(text[label.end() :]) if label else ""
+    parts = filter(None, map(_flat, (task.instruction, task.input)))
+    return any(map(said.startswith, parts))
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.lower().split()).lstrip("*_ \"“'`")
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

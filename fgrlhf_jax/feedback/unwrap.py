@@ -9,11 +9,13 @@
 The original is the measure of what belongs to a response: as many lead-ins, notes and quotes stay
 as it has itself, and the outermost of a reply go first. So what a model puts around the original,
 with or without an edit in it, comes off, and a response that begins with "Sure!" keeps it.
+Before all that go thoughts, also those whose opening tag was in the prompt, and what the model was
+asked, where it is repeated before the response.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from fgrlhf_jax.feedback import edits
 
@@ -86,15 +88,19 @@ _TAGS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<(think|thinking|thought|scratchpad)>.*?</\1>", re.DOTALL)
+_THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|scratchpad)\b\s*>?", re.IGNORECASE)
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
 
 
-def unwrap(reply: str, original: str) -> str:
+def unwrap(reply: str, original: str, *asked: str) -> str:
     """The edited response in a reply, "" where there is nothing else in it.
 
-    It begins and ends with the blanks that the original begins and ends with.
+    It begins and ends with the blanks that the original begins and ends with. asked: what the
+    response answers, an instruction and its input.
     """
-    text = _after_echo(_in_tags(reply.strip(), original), original)
+    text = _in_tags(after_thoughts(reply, original).strip(), original)
+    for repeated in (original, *reversed(asked)):
+        text = _after_echo(text, repeated, original)
     excess = _layers(text)
     excess.subtract(_layers(original.strip()))
     while True:
@@ -109,6 +115,22 @@ def unwrap(reply: str, original: str) -> str:
     bare = original.strip()
     before, _, after = original.partition(bare) if bare else ("", "", "")
     return before + text + after if text else ""
+
+
+def after_thoughts(reply: str, original: str = "") -> str:
+    """What follows on the last tag that ends thoughts and is not in the original."""
+    kept = thought_tags(original)
+    ends = [
+        tag.end()
+        for tag in _THOUGHT_TAG.finditer(reply)
+        if tag[0].startswith("</") and tag[0].lower() not in kept
+    ]
+    return reply[max(ends, default=0) :]
+
+
+def thought_tags(text: str) -> set[str]:
+    """The tags of thoughts in a text, in lower case."""
+    return {tag.lower() for tag in _THOUGHT_TAG.findall(text)}
 
 
 def _layers(text: str) -> Counter:
@@ -133,18 +155,24 @@ def _in_tags(text: str, original: str) -> str:
     return text
 
 
-def _after_echo(text: str, original: str) -> str:
-    """What follows on a lead-in that stands behind the original, where a model repeats it first."""
-    said = _bare_words(original)
-    for start in re.finditer(r"(?<=\n)(?=\S)", text):
-        lead_in = _LEAD_INS[0].match(text, start.start()) or _LEAD_INS[2].match(
-            text, start.start()
-        )
-        if said and lead_in and _bare_words(text[: start.start()])[-len(said) :] == said:
-            rest = text[lead_in.end() :].strip()
+def _after_echo(text: str, repeated: str, original: str) -> str:
+    """What follows on a lead-in that stands behind a text which a model repeats first."""
+    if not any(_echoes(original, repeated)):
+        for rest in _echoes(text, repeated):
             if _alike(rest, original):
                 return rest
     return text
+
+
+def _echoes(text: str, repeated: str) -> Iterator[str]:
+    """What follows on each lead-in that stands behind a text."""
+    said = _bare_words(repeated)
+    for start in re.finditer(r"(?<=\n)(?=\S)", text) if said else ():
+        lead_in = _LEAD_INS[0].match(text, start.start()) or _LEAD_INS[2].match(
+            text, start.start()
+        )
+        if lead_in and _bare_words(text[: start.start()])[-len(said) :] == said:
+            yield text[lead_in.end() :].strip()
 
 
 def _alike(text: str, original: str) -> bool:

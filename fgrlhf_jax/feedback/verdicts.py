@@ -3,11 +3,13 @@
 A verdict is a line that says nothing else ("B", "**Response A**", "Verdict: tie", "[[B]]", "The
 first response is better.") or begins with the bare label ("A. It is right about the date."). The
 last line counts, and where it is none the first; if both are and differ, or neither is, a
-[[label]] anywhere does. What is still none is unparsed, never guessed. Thoughts that a model puts
-between <think> and </think> say nothing, and without their end all of the reply is thoughts.
+[[label]] anywhere does. What is still none is unparsed, never guessed. What stands before the last
+</think> says nothing, and after a <think> without its end all of the reply is thoughts.
 """
 
 import re
+
+from fgrlhf_jax.feedback.unwrap import after_thoughts
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 
@@ -41,8 +43,9 @@ _AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" i
 
 def parse(reply: str) -> str | None:
     """ "first", "second" or "tie"; None where the reply is no verdict, or more than one."""
+    reply = after_thoughts(reply)
     if reply.lstrip().startswith("<think"):
-        reply = reply.partition("</think")[2].partition(">")[2]
+        return None
     lines = [line for line in map(_plain, reply.splitlines()) if line.strip(_AROUND)]
     if not lines:
         return None
