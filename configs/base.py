@@ -191,6 +191,9 @@ def pipeline() -> ConfigDict:
     config.workers = (
         1  # stages at a time; more than 1 only where they do not share accelerators
     )
+    # JAX_PLATFORMS of the stages, unless it is set already: cpu for tiny models, whose workers
+    # would else meet on one accelerator; "" is what JAX finds.
+    config.platforms = ""
     config.task = ""  # set by the pipeline itself, for its own stages
 
     config.embedded = False  # the embedded world, which needs no files
@@ -213,7 +216,7 @@ def pipeline() -> ConfigDict:
 
     config.judge = ""  # module:function that scores responses
     config.judge_name = ""
-    config.template = "alpaca"
+    config.template = "alpaca"  # of every command, as are the next two
     config.max_prompt_length = 192
     config.max_new_tokens = 300
     config.test_prompts = 805  # at most

@@ -36,14 +36,11 @@ def tiny(config):
     config.answer_batch_size = 256
     config.test_prompts = 512
     config.workers = 2
+    config.platforms = "cpu"
     config.sft.devices = 2
     config.sft.config = "configs/sft.py:tiny"
     # The world's prompts have at most 10 tokens, its responses 22.
-    lengths = {
-        "data__max_length": 32,
-        "data__max_prompt_length": 12,
-        "data__smallest_bucket": 24,
-    }
+    lengths = {"data__max_length": 32, "data__smallest_bucket": 24}
     config.sft.flags = ConfigDict(lengths | {"steps": 1500})
     rm = {
         "model__head_init": "zero",
@@ -91,12 +88,9 @@ def cad(config):
     config.max_new_tokens = 64
     config.test_prompts = 512
     config.workers = 2
+    config.platforms = "cpu"
     config.sft.devices = 2
-    lengths = {
-        "data__template": "plain",
-        "data__max_length": 160,
-        "data__max_prompt_length": 48,
-    }
+    lengths = {"data__max_length": 160}
     config.sft.config = "configs/sft.py:cad"
     config.sft.flags = ConfigDict(lengths)
     config.rm.config = "configs/rm.py:cad"

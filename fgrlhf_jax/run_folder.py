@@ -19,7 +19,8 @@ from fgrlhf_jax.errors import InputError
 FREE = (
     *("run_dir", "tensorboard", "keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
-    *("workers", "seeds", "task"),  # of a pipeline: more seeds go on where fewer stopped
+    # Of a pipeline: more seeds go on where fewer stopped.
+    *("workers", "platforms", "seeds", "task"),
 )
 
 _locks: dict[tuple[int, int], int] = {}  # of this process: (device, inode) -> file descriptor

@@ -22,14 +22,16 @@ from fgrlhf_jax import (
     reward_eval,
     reward_function,
     run_folder,
+    supervised,
     tiny_judge,
     tiny_people,
     tiny_world,
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.prompts import plain_text
-from fgrlhf_jax.records import Instruction, Preference
+from fgrlhf_jax.records import Edit, Instruction, Preference, Record
 
+FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
 REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
 
@@ -43,9 +45,9 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         tiny_world.write_data(folder / "data", sizes, config.seed, rates)
         return
     files = config.files
-    edits = edits_of(files.edits)
+    edits = records_of(Edit, files.edits)
     if files.edits_validation:
-        held = edits_of(files.edits_validation)
+        held = records_of(Edit, files.edits_validation)
     else:
         edits, held = records.split(edits, 0.1, config.seed)
     sft = records.read(files.sft) if files.sft else []
@@ -64,7 +66,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         "edits_test": test,
     }
     if files.preferences:
-        preferences = records.read(files.preferences)
+        preferences = records_of(Preference, files.preferences)
         train, rest = records.split(preferences, 0.1, config.seed)
         sets |= {"preferences_train": train}
         names = ("preferences_validation", "preferences_test")
@@ -80,32 +82,35 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         records.write_jsonl(folder / "data" / f"{name}.jsonl", kept)
 
 
-def edits_of(spec: str) -> list[records.Edit]:
-    """Records of files that hold edits; raises InputError where one is something else."""
-    rows = records.read(spec)
+def records_of(kind: type, spec: str) -> list[Record]:
+    """Records of files that hold one kind; raises InputError where a row is another."""
+    rows, name = records.read(spec), kind.__name__.lower()
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, records.Edit):
-            raise InputError(f"{spec}: row {number} is no edit (original, edited); give edits")
+        if not isinstance(row, kind):
+            fields = ", ".join(FIELDS[kind])
+            raise InputError(f"{spec}: row {number} is no {name} ({fields}); give {name}s")
     return rows
 
 
 def asked(row) -> tuple[str, str]:
-    """The prompt of a record."""
-    return row.instruction, row.input
+    """The prompt of a record, as ``records.split`` tells prompts apart."""
+    return row.instruction.strip(), row.input.strip()
 
 
 def _is_held(name: str) -> bool:
     return "validation" in name or "test" in name
 
 
-def sides(edit: records.Edit) -> tuple[str, str]:
+def sides(edit: Edit) -> tuple[str, str]:
     return edit.original, edit.edited
 
 
 def distinct(rows: list) -> list[Instruction]:
     """The prompts of records, each once, in order."""
-    seen = dict.fromkeys(asked(row) for row in rows)
-    return [Instruction(instruction, input, "") for instruction, input in seen]
+    first: dict = {}
+    for row in rows:
+        first.setdefault(asked(row), Instruction(row.instruction, row.input, ""))
+    return [*first.values()]
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
@@ -163,7 +168,17 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
 
     Args:
       policies: folder of a language model by arm, ``sft`` among them.
+
+    Raises:
+      InputError: for a policy that was fine-tuned with another template.
     """
+    for path in policies.values():
+        learned = supervised.learned_template(path)
+        if learned not in ("", config.template):
+            raise InputError(
+                f"{path}: was fine-tuned with the template {learned}, not {config.template}; "
+                f"give --config.template={learned} and another run_dir"
+            )
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = reward_function.load(config.judge)
     drawn = {"reference": (policies["sft"], {"sampled": 1.0}, REFERENCE_SEED)}
@@ -208,7 +223,8 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
         for name in ("edits", "preferences", "gold")
         if (feedback / f"{name}_test.jsonl").exists()
     }
-    shown = [row for row in sets["edits"] if len(row.original.split()) > 5][: config.heatmaps]
+    long = [row for row in sets["edits"] if len(row.original.split()) > 5]
+    shown = long[: config.heatmaps if models else 0]
     tables, maps = {}, [{"by": {}, "gold": None} for _ in shown]
     for name, path in models.items():
         scorer = reward_eval.load(path)
@@ -272,7 +288,10 @@ def gather(
                     curve.append(
                         {"step": row["step"], "gold": gold, "seconds": spent, **figures}
                     )
-            is_ppo = bool(curve)
+            is_ppo, kl = bool(curve), None
+            if is_ppo:  # of the step that was exported, which need not be the last one
+                exported = _read(folder, seed, f"{arm}/finished.json")["step"]
+                kl = {row["step"]: row["kl"] for row in curve}.get(exported)
             steps = [row["seconds"] for row in rows if "seconds" in row][1:]
             run = {
                 name: {
@@ -285,7 +304,7 @@ def gather(
                     "lengths": [row["length"] for row in answers[name]],
                     "unfinished": sum(not r["finished"] for r in answers[name])
                     / len(answers[name]),
-                    "kl": curve[-1]["kl"] if is_ppo and name == "sampled" else None,
+                    "kl": kl if name == "sampled" else None,
                 }
                 for name in ("sampled", "greedy")
             }

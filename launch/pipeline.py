@@ -4,14 +4,16 @@ python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|llama_7b]
                           [--config.run_dir=DIR] [--config.seeds=N] [--config.FIELD=VALUE …]
 
 --config.ppo.flags.FIELD=VALUE (and sft, rm, imitate) is a flag of that command, one of an arm is
---config.arms.ARM.FIELD=VALUE.
+--config.arms.ARM.FIELD=VALUE, which wins over that of ppo.flags.
 Every stage is a command of its own, joined to the others by files in run_dir; those that are done
 are skipped, so the same command goes on where it stopped. What each one says is in run_dir/logs.
 At the end: report.json, report.md and report.html.
 """
 
+import dataclasses
 import importlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fgrlhf_jax import (
+    prompts,
     report,
     report_html,
     report_tables,
@@ -66,17 +69,20 @@ ARMS = {
     "fine_grained_token": Arm("Fine-grained: token, edits", "sft", "rm_token", {}),
     "kl_outside": Arm("Token, no KL in the reward", "sft", "rm_token", {"kl.in_reward": False}),
     "state_action": Arm("Fine-grained: token, state-action head", "sft", "rm_state_action", {}),
-    "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {}),
+    # No penalty of PPO's own: the judge charges a missing end.
+    "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {"missing_eos": "none"}),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action", {}),
 }
-ORACLE = {
-    "reward_function": "fgrlhf_jax.tiny_judge:oracle_rewards",
-    "missing_eos": "none",  # the judge charges it
-}
+ORACLE = "fgrlhf_jax.tiny_judge:oracle_rewards"
 AT_LEAST = {
     **dict.fromkeys(("seeds", "workers", "test_prompts", "max_new_tokens"), 1),
     **dict.fromkeys(("max_prompt_length", "answer_batch_size", "table_batch_size"), 1),
     **dict.fromkeys(("seed", "heatmaps", "sft.devices"), 0),
+}
+# Flags of commands for which the pipeline has a field of its own, and that field.
+OWN = {
+    **{name: name for name in ("seed", "judge", "run_dir")},
+    **{f"data.{name}": name for name in ("template", "max_prompt_length", "max_new_tokens")},
 }
 TASKS = ("data", "feedback", "answers", "tables")
 FLAGS = (
@@ -108,11 +114,22 @@ def models_of(arms: dict[str, Arm]) -> dict[str, Model]:
 
 
 def flags(command: str, spec: str, *groups: dict, **fields) -> tuple[str, ...]:
-    """The words of a command line; later values replace earlier ones."""
+    """The words of a command line; later groups replace earlier ones.
+
+    Raises:
+      InputError: for a group that sets one of the ``fields``, which would be in vain.
+    """
     merged: dict = {}
     for group in groups:
         merged |= {key.replace("__", "."): value for key, value in group.items()}
-    merged |= {key.replace("__", "."): value for key, value in fields.items()}
+    own = {key.replace("__", "."): value for key, value in fields.items()}
+    if taken := sorted(merged.keys() & own.keys()):
+        key = taken[0]
+        hint = f"give --config.{OWN[key]}=…" if key in OWN else "drop it"
+        raise InputError(
+            f"{key}={merged[key]}: the pipeline sets this flag of {command} itself; {hint}"
+        )
+    merged |= own
     overrides = (f"--config.{key}={value}" for key, value in merged.items())
     return (command, f"--config={spec}", *overrides)
 
@@ -123,7 +140,23 @@ def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     for kind in (samples, feedback, learners, policies, tables, answers):
         for number in range(config.seeds):
             found += kind(config, folder, number)
-    return found
+    where = platforms(config)
+    return [dataclasses.replace(s, environment=where | s.environment) for s in found]
+
+
+def platforms(config: ConfigDict) -> dict[str, str]:
+    """What ``platforms`` adds to the environment of stages, where the user's says nothing."""
+    if not config.platforms or "JAX_PLATFORMS" in os.environ:
+        return {}
+    return {"JAX_PLATFORMS": config.platforms}
+
+
+def prompt_flags(config: ConfigDict) -> dict:
+    """How every command makes its prompts."""
+    return {
+        "data__template": config.template,
+        "data__max_prompt_length": config.max_prompt_length,
+    }
 
 
 def task(folder: Path, name: str, output: Path, *needs: str) -> Stage:
@@ -141,6 +174,7 @@ def sft_stage(config: ConfigDict, folder: Path) -> Stage:
         train=folder / "data" / "sft.jsonl",
         run_dir=folder / "sft",
         seed=config.seed,
+        **prompt_flags(config),
         **({"model__tokenizer": folder / "data" / "tokenizer"} if config.embedded else {}),
     )
     devices = {"JAX_NUM_CPU_DEVICES": str(config.sft.devices)} if config.sft.devices else {}
@@ -191,6 +225,7 @@ def learners(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
             validation=home / "feedback" / f"{data}_validation.jsonl",
             run_dir=home / name,
             seed=config.seed + number,
+            **prompt_flags(config),
         )
         needs = (f"feedback:{number}", "sft")
         found.append(Stage(f"seed_{number}/{name}", words, home / name / "eval.json", needs))
@@ -215,7 +250,7 @@ def policies(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
         start = folder / "sft" if arm.start == "sft" else home / arm.start
         needs = ["sft" if arm.start == "sft" else f"seed_{number}/{arm.start}"]
         if arm.reward == "oracle":
-            level, pays = "token", ORACLE | {"data.template": config.template}
+            level, pays = "token", {"reward_function": ORACLE}
         else:
             loss = REWARD_MODELS[arm.reward].loss
             level = "sequence" if loss == "sequence" else "token"
@@ -226,8 +261,10 @@ def policies(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
             f"{config.ppo.config},{level}",
             config.ppo.flags.to_dict(),
             arm.flags,
-            pays,
             config.arms[name].to_dict(),
+            **pays,
+            **prompt_flags(config),
+            data__max_new_tokens=config.max_new_tokens,
             policy=start / "export",
             prompts=data / "ppo.jsonl",
             validation=data / "validation.jsonl",
@@ -244,7 +281,7 @@ def tables(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
     """The reward models on the test sets."""
     needs = (f"seed_{number}/{name}" for name in models_of(chosen(config)))
     output = folder / f"seed_{number}" / "tables.json"
-    return [task(folder, f"tables:{number}", output, *needs)]
+    return [task(folder, f"tables:{number}", output, f"feedback:{number}", *needs)]
 
 
 def answers(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
@@ -292,20 +329,24 @@ def check_flags(made: list[Stage]) -> None:
 
 
 def main(config) -> None:
-    cli.check(config, at_least=AT_LEAST)
+    cli.check(config, choices={"template": prompts.TEMPLATES}, at_least=AT_LEAST)
     if config.task:
         run_task(config)
         return
     chosen(config)
-    if config.embedded and config.files.edits:
+    given = [name for name, value in config.files.items() if value]
+    if config.embedded and given:
         raise InputError(
-            "files are given to a config of the embedded world; use pipeline.py:cad"
+            f"files.{given[0]} is given to a config of the embedded world; use pipeline.py:cad"
         )
     for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
         if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
-    if config.judge:
-        reward_function.load(config.judge)
+    if config.judge and reward_function.wants(reward_function.load(config.judge), "tokens"):
+        raise InputError(
+            f"judge={config.judge}: asks for tokens, which responses to the test prompts are kept "
+            "without; let it take prompts, responses and finished"
+        )
     jax.config.update("jax_platforms", "cpu")  # the accelerators are the stages'
     started = time.perf_counter()
     made = make_stages(config, Path(config.run_dir))
