@@ -270,7 +270,8 @@ def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Record | Mapping[str, Any]]) -> None:
     """Writes records or dicts as JSONL, all or nothing: `path` appears when it is complete.
 
-    Makes the folder. Raises InputError naming the file if it cannot be written.
+    What JSON cannot say, a timestamp of a Parquet file, say, is written as text. Makes the folder.
+    Raises InputError naming the file if it cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -279,7 +280,7 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Record | Mapping[str, An
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for row in rows:
                 row = dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -76,8 +76,8 @@ def _table1(found: dict) -> Section:
         f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
         "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
         "sharpening. Length in tokens and the share without an end are of the responses at T = 1, "
-        "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of PPO's "
-        f"last evaluation, from the model that this arm started from.{note}"
+        "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of this "
+        f"policy's evaluation in PPO, from the model that the arm started from.{note}"
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy"]
     head += [
@@ -134,7 +134,7 @@ def _table2(found: dict) -> Section:
     text = (
         "How often each reward model ranks the better response of a pair above the other, on each "
         "set of test pairs (chance is 50 %), and the area under the ROC curve of −r against "
-        "“this token is wrong”."
+        "“the edit changed this token”."
     )
     head = ["Reward model", *(f"{_title(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
     title = "Table 2. Which reward model judges better?"

@@ -1,5 +1,6 @@
 """Every kind of file that is read, and every fault in one with its `file:line` sentence."""
 
+import datetime
 import json
 import re
 
@@ -384,6 +385,18 @@ def test_what_is_written_is_read(tmp_path):
     assert read(str(tmp_path / "new/folder/a.jsonl")) == records
     write_jsonl(tmp_path / "rows.jsonl", [EDIT | {"rewards": [0.5, -1.0]}])
     assert json.loads((tmp_path / "rows.jsonl").read_text())["rewards"] == [0.5, -1.0]
+
+
+def test_what_json_cannot_say_is_written_as_text(tmp_path):
+    """A field of a Parquet file that a row keeps."""
+    when = datetime.datetime(2024, 5, 1, 12, 30)
+    rows = pyarrow.Table.from_pylist([EDIT | {"when": when, "raw": b"x"}])
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    ((record, row),) = read_with_rows(str(tmp_path / "a.parquet"))
+    write_jsonl(tmp_path / "a.jsonl", [row | {"rewards": [0.5]}])
+    ((again, written),) = read_with_rows(str(tmp_path / "a.jsonl"))
+    assert again == record
+    assert written == EDIT | {"when": str(when), "raw": "b'x'", "rewards": [0.5]}
 
 
 def test_writing_is_all_or_nothing(tmp_path):
