@@ -94,6 +94,20 @@ def test_two_processes_may_share_a_cache(tmp_path):
     assert results == [[says(request) for request in questions(30)]] * 4
 
 
+def test_a_cache_that_another_process_is_making(tmp_path):
+    """SQLite's own patience does not cover the change of mode."""
+    path = tmp_path / "cache.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE t (x)")
+    timer = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
+    timer.start()
+    with contextlib.closing(durable.Cache(path)) as cache:
+        assert "a" not in cache
+    timer.join()
+    other.close()
+
+
 def test_an_estimate(tmp_path):
     requests = [Request("x" * 40, "y" * 8, 100), *questions(3), *questions(3)]
     cache = tmp_path / "cache.sqlite"

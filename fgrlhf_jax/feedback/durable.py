@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import Reply
 
 SCHEMA = 1  # of the cache
+PATIENCE = 60.0  # seconds to wait for other processes that use it
 KEY = "request_key"  # the field that ties a row to its request
 
 
@@ -32,7 +34,7 @@ class Cache:
         with self._said():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(
-                self.path, timeout=60, isolation_level=None, check_same_thread=False
+                self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
         try:
             with self._said():
@@ -48,11 +50,25 @@ class Cache:
             )
 
     def _prepare(self) -> int:
+        """:meth:`_prepared`, again while another process is at it too.
+
+        To begin with a WAL, and to end with one, is all that SQLite does not wait for by itself.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._prepared()
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _prepared(self) -> int:
         """The version of the file, which is made where it is missing."""
         run = self.connection.execute
-        # Not in WAL mode: changing to it is the one thing that does not wait for other processes,
-        # and it needs memory that they share, which network drives do not have.
-        run("PRAGMA synchronous=EXTRA")
+        run("PRAGMA journal_mode=WAL")
+        run("PRAGMA synchronous=FULL")
         run("BEGIN IMMEDIATE")  # nobody else makes the same file now
         if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             run(
