@@ -1,5 +1,6 @@
 """The annotators' page without a browser: what it says, what it escapes, what it refuses."""
 
+import dataclasses
 import html.parser
 import itertools
 import json
@@ -13,7 +14,7 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import annotate_html, annotate_page, annotate_server
-from fgrlhf_jax.feedback.annotation_history import EDITED, Item
+from fgrlhf_jax.feedback.annotation_history import EDITED, Item, digest
 from fgrlhf_jax.feedback.annotations import Annotations
 from launch import annotate
 
@@ -179,6 +180,14 @@ def test_a_morning_at_the_page(store):
     assert "All rows are done" in said
     assert "2 rows were decided by several people" in said
     assert annotate.summary(store).startswith("4 edits in ")
+
+
+def test_what_was_typed_for_another_input_is_not_put_into_this_one(store):
+    item = annotate_page.view(store, "Ann").item
+    other = dataclasses.replace(item, original="Of another file.")
+    for typed_for, text in ((other, item.original), (item, "Typed.")):
+        of = digest([typed_for], [])
+        assert annotate_page.reopened(store, "Ann", "1", "Typed.", of).text == text
 
 
 def test_what_was_saved_is_said_though_no_next_row_can_be_opened(store, monkeypatch):

@@ -325,6 +325,24 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
     ]
 
 
+def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, start, tmp_path):
+    server = start()
+    ann = Person(chromium, server.url, "Ann")
+    ann.enter()
+    ann.page.fill("#edit textarea", "It is zero, I say.")
+    ann.page.wait_for_selector("#difference ins:has-text('say')")
+    server.stop(signal.SIGKILL)
+    for path in tmp_path.glob("edits.jsonl*"):
+        path.unlink()
+    (tmp_path / "other.json").write_text(json.dumps([ROWS[0] | {"output": "Nought."}]))
+    port = int(server.url.rpartition(":")[2])
+    start(f"--config.input={tmp_path / 'other.json'}", port=port)
+    ann.page.reload()
+    ann.at_work()
+    assert (ann.row(), ann.text()) == ("r0", "Nought.")
+    ann.page.context.close()
+
+
 def test_a_password_and_foreign_pages(chromium, start):
     server = start(**{PASSWORD: "open sesame"})
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback import agreement, annotate_html
-from fgrlhf_jax.feedback.annotation_history import FINE, Item
+from fgrlhf_jax.feedback.annotation_history import FINE, Item, digest
 from fgrlhf_jax.feedback.annotations import Annotations
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ WITH_TEXT_OF_FIELD = """(name, row, text) => {
   const field = document.querySelector("#edit textarea");
   return [name, row, field ? field.value : text];
 }"""
-KEEP_TYPED = """(name, row, text) => {
-  if (row) sessionStorage.setItem("typed", JSON.stringify([row, text]));
-  return [name, row, text];
+KEEP_TYPED = """(name, row, text, of) => {
+  if (row) sessionStorage.setItem("typed", JSON.stringify([row, text, of]));
+  return [name, row, text, of];
 }"""
 KNOWN = """() => [sessionStorage.getItem("annotator") || "",
-  ...JSON.parse(sessionStorage.getItem("typed") || '["", ""]')]"""
+  ...JSON.parse(sessionStorage.getItem("typed") || '["", "", ""]')]"""
 KEEP_NAME = '(name) => { sessionStorage.setItem("annotator", name); }'
 FOCUS = """() => {
   const look = (times) => {  // until the field is there
@@ -73,10 +73,13 @@ def view(store: Annotations, name: str, said: str = "", put_back: str | None = N
     return View(name, item, store.text(name, item.id) if item else "", said)
 
 
-def reopened(store: Annotations, name: str, row: str, typed: str) -> View:
-    """After a reload, with what was last typed in this tab, should the server not know it."""
+def reopened(store: Annotations, name: str, row: str, typed: str, of: str) -> View:
+    """After a reload, with what was last typed in this tab, should the server not know it.
+
+    of: digest of the item that it was typed for; the server may have another input by now.
+    """
     shown = view(store, name)
-    if shown.item is None or shown.item.id != row:
+    if shown.item is None or shown.item.id != row or digest([shown.item], []) != of:
         return shown
     ours = annotate_html.with_line_ends_of(shown.item.original, typed)
     store.draft(name, row, ours, older=True)
@@ -137,7 +140,7 @@ def build(
         raise InputError("the page needs gradio: pip install 'fgrlhf_jax[annotate]'") from error
 
     with gr.Blocks(title="Minimal edits", analytics_enabled=False) as page:
-        name, row = gr.Textbox(visible=False), gr.Textbox(visible=False)  # of this tab
+        name, row, item_digest = (gr.Textbox(visible=False) for _ in range(3))  # of this tab
         progress = gr.HTML(elem_id="progress")
         with gr.Column(visible=False) as entrance:
             asked = gr.Textbox(label="Your name", elem_id="name", max_lines=1, autofocus=True)
@@ -156,7 +159,18 @@ def build(
                 later = gr.Button("Next, decide later (Alt+N)", elem_id="next")
                 undoing = gr.Button("Undo (Alt+U)", elem_id="undo")
         beat = gr.Timer(min(BEAT, max(0.5, store.release_after / 3)))
-        everything = [name, row, progress, entrance, message, work, prompt, sides, edit]
+        everything = [
+            name,
+            row,
+            item_digest,
+            progress,
+            entrance,
+            message,
+            work,
+            prompt,
+            sides,
+            edit,
+        ]
         everything += [difference, accepting, skipping]
 
         def compared(item: Item, text: str) -> dict:
@@ -173,6 +187,7 @@ def build(
             return {
                 name: view.name,
                 row: item.id if here else "",
+                item_digest: digest([item], []) if here else "",
                 progress: annotate_html.progress(store.progress(view.name), view.name),
                 entrance: gr.Column(visible=False),
                 message: annotate_html.message(view.said, view.wrong),
@@ -202,7 +217,7 @@ def build(
             result = does(reopened)(request, given, *typed) if logged_in or given else {}
             return result if work in result else {**result, entrance: gr.Column(visible=True)}
 
-        def typed(request: gr.Request, given, id, text):
+        def typed(request: gr.Request, given, id, text, _):
             try:
                 item = store.item(id)
                 text = annotate_html.with_line_ends_of(item.original, text)
@@ -217,13 +232,13 @@ def build(
 
         quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         tab = [name, row, edit]
-        page.load(opened, tab, everything, js=KNOWN, **quiet).then(js=FOCUS)
+        page.load(opened, [*tab, item_digest], everything, js=KNOWN, **quiet).then(js=FOCUS)
         for enters in (start.click, asked.submit):
             entered = enters(does(view), [asked], everything, **quiet)
             entered.then(inputs=[name], js=KEEP_NAME).then(js=FOCUS)
         # Not edit.input: gradio tells of keys only, not of what is pasted, cut or deleted.
         drawn = {"js": KEEP_TYPED, "trigger_mode": "always_last", **quiet}
-        edit.change(typed, tab, [difference, accepting], **drawn)
+        edit.change(typed, [*tab, item_digest], [difference, accepting], **drawn)
         beat.tick(lives, [name], **quiet)
         for button, act, inputs, js in (
             (accepting, accept, tab, WITH_TEXT_OF_FIELD),
