@@ -138,6 +138,20 @@ def load(path: str, *, mesh: str = "1,-1,1", dtype: str = "float32") -> Scorer:
     return Scorer(model, params, hf.load_tokenizer(folder), meta, made)
 
 
+def length_limit(scorer: Scorer, given: int) -> int:
+    """``max_length`` as given, or where that is 0 the training run's.
+
+    Raises:
+      InputError: when it is more than the model has positions.
+    """
+    most = scorer.model.cfg.max_position
+    if given > most:
+        raise InputError(
+            f"max_length={given} is more than the model's {most} positions; lower it"
+        )
+    return given or scorer.meta.data["max_length"]
+
+
 def encode(
     rows: list, source: str, tokenizer, data: dict, say: Callable[[str], None] = print
 ) -> dict[str, list[batches.Pair]]:

@@ -56,6 +56,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         [pair for group in pairs["train"].values() for pair in group],
         buckets,
         micro_size,
+        [pair for group in pairs["validation"].values() for pair in group],
     )
     predict = reward_eval.Predictor(
         model, settings, mesh, buckets, config.eval_batch_size or micro_size
@@ -95,14 +96,17 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     return result
 
 
-def make_recipe(config: ConfigDict, pairs: list, buckets, micro_size: int) -> supervised.Recipe:
-    """:func:`supervised.make_recipe` of pairs."""
+def make_recipe(
+    config: ConfigDict, pairs: list, buckets, micro_size: int, held: list = ()
+) -> supervised.Recipe:
+    """:func:`supervised.make_recipe` of pairs, and those ``held`` to validate on."""
     names = ("tokens_i", "tokens_j", "changed_i", "changed_j", "partner")
     return supervised.make_recipe(
         config,
         [pair.length for pair in pairs],
         lambda rows, bucket: batches.pad_pairs([pairs[r] for r in rows], bucket),
         (getattr(pair, name) for pair in pairs for name in names),
+        (getattr(pair, name) for pair in held for name in names),
         buckets,
         micro_size,
     )

@@ -52,7 +52,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     params = supervised.abstract_params(model, mesh)
     supervised.check_freeze(config.optimizer.freeze, params)
-    recipe = make_recipe(config, encoded["train"], buckets, micro_size)
+    recipe = make_recipe(config, encoded["train"], buckets, micro_size, encoded["validation"])
     folder = run_folder.open_run(config)
     evaluate = functools.partial(
         figures,
@@ -97,13 +97,14 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     return result
 
 
-def make_recipe(config, rows: list[examples.Example], buckets, micro_size: int):
-    """:func:`supervised.make_recipe` of demonstrations."""
+def make_recipe(config, rows: list[examples.Example], buckets, micro_size: int, held=()):
+    """:func:`supervised.make_recipe` of demonstrations, and those ``held`` to validate on."""
     return supervised.make_recipe(
         config,
         [len(row.tokens) for row in rows],
         lambda numbers, bucket: examples.pad_examples([rows[n] for n in numbers], bucket),
         (np.append(row.tokens, row.prompt_length) for row in rows),
+        (np.append(row.tokens, row.prompt_length) for row in held),
         buckets,
         micro_size,
     )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
     rates: np.ndarray  # float[steps], learning rate of each update
     optimizer: optax.GradientTransformation
     first_of_shape: list[int]  # for every batch shape in use, a step that has it
-    data: str  # digest of all rows
+    data: str  # digest of all rows, also of those to validate on
 
 
 def check(config: ConfigDict) -> tuple[Mesh, int]:
@@ -115,6 +116,7 @@ def make_recipe(
     lengths: Sequence[int],
     pad: Callable[[np.ndarray, int], dict],
     arrays: Iterable[np.ndarray],
+    held: Iterable[np.ndarray],
     buckets: Sequence[int],
     micro_size: int,
 ) -> Recipe:
@@ -123,7 +125,7 @@ def make_recipe(
     Args:
       lengths: columns that each row needs.
       pad: (row numbers, bucket) -> host arrays [B, ...].
-      arrays: everything that the rows hold, for the digest.
+      arrays, held: everything that these rows hold, and those to validate on, for the digest.
 
     Raises:
       InputError: for values that cannot be.
@@ -153,7 +155,7 @@ def make_recipe(
     first_of_shape = {bucket: step for step, (bucket, _) in reversed(planned)}
     optimizer = optim.adamw(rate, **options)
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in itertools.chain(arrays, [np.array(len(lengths))], held):
         digest.update(array.tobytes())
     return Recipe(
         steps, batch, rates, optimizer, [*first_of_shape.values()], digest.hexdigest()[:16]
@@ -235,7 +237,7 @@ def train(
     Returns:
       The parameters of the best checkpoint (of the last one where nothing was evaluated).
     """
-    processes.check_same(recipe.data, "training data")
+    processes.check_same(recipe.data, "training or validation data")
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
@@ -244,8 +246,8 @@ def train(
             progress = train_loop.Progress(**checkpoints.loop(start))
             if progress.data != recipe.data:
                 raise InputError(
-                    f"run_dir={folder}: the training data or its tokenizer has changed since step "
-                    f"{start}; choose another run_dir, or put the old data back"
+                    f"run_dir={folder}: the training or validation data or the tokenizer has "
+                    f"changed since step {start}; choose another run_dir, or put the old data back"
                 )
         if not progress.done:
             if start:

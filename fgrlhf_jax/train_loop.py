@@ -22,7 +22,7 @@ class Progress(NamedTuple):
     best_value: float = math.inf
     stale: int = 0  # evaluations since the best one
     done: bool = False
-    data: str = ""  # digest of the training pairs: a resume on others would not be one
+    data: str = ""  # digest of the data: a resume on others would not be one
 
 
 def peak_memory() -> str:

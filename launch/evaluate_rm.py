@@ -17,7 +17,7 @@ def main(config) -> None:
     rows = records.read(config.test)
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     data = scorer.meta.data | {"overlong": config.overlong}
-    data["max_length"] = config.max_length or data["max_length"]
+    data["max_length"] = reward_eval.length_limit(scorer, config.max_length)
     pairs = reward_eval.encode(rows, config.test, scorer.tokenizer, data)
     buckets = batches.make_buckets(data["max_length"])
     predict = reward_eval.Predictor(

@@ -43,6 +43,11 @@ def check(config) -> None:
     """Raises InputError for a value that no data or model could make right."""
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     cli.check_run(config)
+    if config.kl.target and config.kl.horizon < config.rollout_batch_size:
+        raise InputError(
+            f"kl.horizon={config.kl.horizon:g} is less than the "
+            f"rollout_batch_size={config.rollout_batch_size} responses of one step; raise it"
+        )
 
 
 def main(config) -> None:
@@ -64,6 +69,7 @@ def main(config) -> None:
         else:
             train, validation = records.split(train, config.validation_share, config.seed)
     else:
+        check_embedded(config)
         config.policy = embedded.policy()
         config.reward_model = embedded.reward_model(config.level)
         run_folder.check_run(config)
@@ -72,6 +78,15 @@ def main(config) -> None:
         train, validation = sets["train"], sets["validation"]
     folder = ppo_loop.run(config, train, validation)
     print(summary(folder))
+
+
+def check_embedded(config) -> None:
+    """Raises InputError where a config without paths asks for other than our own models."""
+    if config.validation or config.size != "tiny":
+        raise InputError(
+            "policy, reward_model and prompts are empty; give --config.policy=… and the others "
+            "(only tiny trains its own models, and has its own prompts)"
+        )
 
 
 def summary(folder: Path) -> str:

@@ -29,7 +29,7 @@ def main(config) -> None:
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
     rows = [record for record, _ in read]
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
-    max_length = config.max_length or scorer.meta.data["max_length"]
+    max_length = reward_eval.length_limit(scorer, config.max_length)
     if max_length <= scorer.meta.data["max_prompt_length"]:
         raise InputError(
             f"max_length={max_length} leaves no room behind prompts of up to "

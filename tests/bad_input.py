@@ -184,6 +184,10 @@ USE = {
     "dtype": ({"dtype": "float99"}, "dtype='float99' is not one of float32, bfloat16"),
     "mesh": ({"mesh": "5,1,1"}, "mesh='5,1,1' makes 5 devices and there are 8"),
     "length": ({"max_length": 5}, "max_length"),
+    "too long": (
+        {"max_length": 257},
+        "max_length=257 is more than the model's 256 positions; lower it",
+    ),
     "missing folder": ({"output": "OUT/none/x.EXT"}, "none does not exist; make it"),
     "below a file": ({"output": "DATA/train.jsonl/x.EXT"}, "does not exist; make it"),
     "a folder": ({"output": "OUT/folder.EXT"}, "is a folder; give the name of a file"),
@@ -311,6 +315,10 @@ PPO = {
         "sampling.temperature=0.0 must be at least 1e-06",
     ),
     "no steps": ({"steps": 0}, "steps=0 must be at least 1"),
+    "horizon": (
+        {"kl__target": 2.0, "kl__horizon": 15},
+        "kl.horizon=15 is less than the rollout_batch_size=16 responses of one step; raise it",
+    ),
     "no room": ({"data__max_new_tokens": 0}, "data.max_new_tokens=0 must be at least 1"),
     "negative": ({"kl__coef": -0.1}, "kl.coef=-0.1 must be at least 0"),
     "not a number": ({"gamma": "nan"}, "gamma=nan must be at least 0"),
@@ -327,6 +335,14 @@ PPO = {
 PPO_FLAGS = [
     ("--config=configs/ppo.py:tinny", "model 'tinny' is not one of tiny, cad, smollm2, lla"),
     ("--config=configs/ppo.py:tiny,word", "level 'word' is not one of token, sequence"),
+    *(
+        (
+            f"--config=configs/ppo.py:{model}",
+            "policy, reward_model and prompts are empty; give ",
+        )
+        for model in ("cad", "smollm2", "llama_7b")
+    ),
+    ("--config.validation=watched.jsonl", "policy, reward_model and prompts are empty; give "),
 ]
 
 # For launch.sft.

@@ -253,9 +253,10 @@ def one_device(monkeypatch):
 @pytest.mark.usefixtures("one_device")
 def test_loss_that_is_not_a_number(train, data, tmp_path):
     """And then: going on with other data, and from a damaged checkpoint."""
-    file = Path(shutil.copy(data / "train.jsonl", tmp_path / "train.jsonl"))
+    sets = ("train", "validation")
+    files = [Path(shutil.copy(data / f"{name}.jsonl", tmp_path)) for name in sets]
     same = {
-        "train": file,
+        **dict(zip(sets, files, strict=True)),
         "optimizer__learning_rate": 1e30,
         "save_every": 1,
         "eval_every": 0,
@@ -273,11 +274,14 @@ def test_loss_that_is_not_a_number(train, data, tmp_path):
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["1"]
     assert not (run_dir / "export").exists()
 
-    before, whole = contents(run_dir), file.read_bytes()
-    file.write_bytes(b"\n".join(whole.splitlines()[1:]))
-    sentence = only(train(**same))
-    assert f"{run_dir}: the training data or its tokenizer has changed since step 1" in sentence
-    file.write_bytes(whole)
+    before = contents(run_dir)
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(b"\n".join(whole.splitlines()[1:]))
+        sentence = only(train(**same))
+        assert f"{run_dir}: the training or validation data or the tokenizer has ch" in sentence
+        assert "changed since step 1; choose another run_dir" in sentence
+        file.write_bytes(whole)
     assert contents(run_dir) == before
 
     params = [path for path in run_dir.glob("checkpoints/1/params/**/*") if path.is_file()]

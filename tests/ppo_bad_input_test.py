@@ -12,8 +12,8 @@ import ppo_small
 import pytest
 from bad_input import GENERATE, PPO, PPO_FLAGS, SFT, contents, filled, only
 
-from fgrlhf_jax import prompts, records, tiny_world
-from launch import generate, ppo, sft
+from fgrlhf_jax import prompts, records, sft_loop, tiny_world
+from launch import cli, generate, ppo, sft
 
 DEFAULTS = {
     ppo: ppo_small.DEFAULT,
@@ -133,6 +133,27 @@ def test_sft(launch, world, tmp_path, given, says):
     sentence, says = launch(sft, usual | given, says)
     assert says in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sft_knows_all_its_data(world, tmp_path, monkeypatch):
+    """Also what it is validated on: a resume on other data would not be one."""
+    known = []
+
+    def train(config, recipe, *_, **__):
+        known.append(recipe.data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft_loop.supervised, "train", train)
+    rows = {name: records.read(str(getattr(world, name))) for name in ("prompts", "validation")}
+    other = {"prompts": rows["prompts"][1:], "validation": rows["validation"][1:]}
+    usual = {"run_dir": tmp_path / "run", "batch_size": 8, "model__vocab_size": 300}
+    config = cli.parse(["", *ppo_small.flags(usual)], DEFAULTS[sft])
+    for given in (rows, rows, rows | {"validation": other["validation"]}, rows | other):
+        sets = {"train": given["prompts"], "validation": given["validation"]}
+        with pytest.raises(KeyboardInterrupt):
+            sft_loop.run(config, sets, tiny_world.tokenizer())
+    assert known[0] == known[1]
+    assert len({*known}) == 3
 
 
 @pytest.mark.parametrize(("given", "says"), GENERATE.values(), ids=GENERATE)
