@@ -110,28 +110,32 @@ def encode_prompts(
     template: str,
     max_prompt_length: int,
     overlong: str,
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of the usable prompts, and the numbers of their records.
+) -> tuple[list[list[int]], list[int], dict[str, int]]:
+    """Token ids of the usable prompts, the numbers of their records, and what became of the rest.
 
     Any kind of record will do; its responses are not read. "drop" leaves out prompts longer than
     max_prompt_length, "truncate" shortens them. Raises InputError when nothing is left.
     """
     _check_overlong(overlong)
     prompts, rows = [], []
+    counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
     for row, record in enumerate(records):
         ids, cut = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
         if cut and overlong == "drop":
+            counts["dropped_overlong"] += 1
             continue
+        counts["truncated"] += cut
         prompts.append(ids)
         rows.append(row)
+    counts["kept"] = len(prompts)
     if not prompts:
         raise InputError(
             f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}; "
             "raise it, or set overlong='truncate'."
         )
-    return prompts, rows
+    return prompts, rows, counts
 
 
 def _check_overlong(overlong: str) -> None:

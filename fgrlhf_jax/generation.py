@@ -29,6 +29,7 @@ def answer(
     unroll: bool = True,
     generator: str = "",
     progress: Callable[[Iterable], Iterable] = iter,
+    say: Callable[[str], None] = print,
 ) -> list[dict]:
     """One row a sample: instruction, input, output, generator, and how it was said.
 
@@ -41,6 +42,7 @@ def answer(
       samples: responses a prompt; rows come prompt by prompt.
       generator: the model's name in the rows; "" is ``path``.
       progress: wraps the iteration over batches.
+      say: is told how many prompts were cut or left out, where any were.
 
     Returns:
       {"instruction", "input", "output", "generator", "length" (tokens, end included), "finished",
@@ -52,13 +54,15 @@ def answer(
     cfg = dataclasses.replace(hf.read_config(path), dtype=dtype)
     model, tokenizer = llama.CausalLM(cfg), hf.load_tokenizer(path)
     batches.check_vocabulary(tokenizer, cfg.vocab_size)
-    ids, kept = examples.encode_prompts(
+    ids, kept, counts = examples.encode_prompts(
         records,
         tokenizer,
         template=template,
         max_prompt_length=max_prompt_length,
         overlong=overlong,
     )
+    if counts["truncated"] or counts["dropped_overlong"]:
+        say(", ".join(f"{n} {what}" for what, n in counts.items()))
     width = max(map(len, ids))
     if width + max_new_tokens > cfg.max_position:
         raise InputError(

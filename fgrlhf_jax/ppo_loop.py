@@ -68,6 +68,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     modules = ppo_models.read_modules(config)
     supervised.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(modules, mesh))
     tokenizer = ppo_models.read_tokenizer(config, modules)
+    own, used = supervised.learned_template(config.policy), rollouts.template(config, modules)
+    if own not in ("", used):
+        print(f"data.template={used}, though the policy was fine-tuned with {own}")
     sets = {"train": train, "validation": validation}
     sets = {
         name: rollouts.encode(name, rows, config, modules, tokenizer)

@@ -74,9 +74,10 @@ def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
 
 
 def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:
-    """Prompts of records, saying how many were left out; raises InputError when none is left."""
+    """Prompts of records, saying how many were left out or cut; raises InputError when none is
+    left."""
     try:
-        ids, kept = examples.encode_prompts(
+        ids, kept, counts = examples.encode_prompts(
             rows,
             tokenizer,
             template=template(config, modules),
@@ -93,9 +94,7 @@ def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Pro
             f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
             f"{min(limits)} positions; lower data.max_new_tokens or data.max_prompt_length"
         )
-    print(
-        f"{name}: {len(rows)} prompts, {len(ids)} kept, {len(rows) - len(ids)} dropped_overlong"
-    )
+    print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     records = [rows[number] for number in kept]
     return Prompts(ids, [prompts.plain_text(r.instruction, r.input) for r in records], records)
 

@@ -8,6 +8,8 @@ them input, length (tokens), finished and logprob. With no flag at all it answer
 embedded world, after training a policy there.
 """
 
+import sys
+
 from tqdm import tqdm
 
 from fgrlhf_jax import generation, records, run_folder, supervised, tiny_world
@@ -41,10 +43,13 @@ def main(config) -> None:
         rows = tiny_world.instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
     model = config.model or embedded.policy()
-    options["template"] = config.template or supervised.learned_template(model) or "alpaca"
+    own = supervised.learned_template(model)
+    options["template"] = config.template or own or "alpaca"
     made = generation.answer(
-        model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch")
+        model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch"), say=say
     )
+    if own not in ("", options["template"]):
+        say(f"template={config.template}, though the model was fine-tuned with {own}")
     if config.output:
         run_folder.write_json(output, made)
         print(f"{len(made)} responses in {output}")
@@ -52,6 +57,11 @@ def main(config) -> None:
     for row in made:
         print(f"\n{row['instruction']}\n{row['input']}".rstrip())
         print(f"> {row['output']}{'' if row['finished'] else ' …'}")
+
+
+def say(text: str) -> None:
+    """Beside the responses."""
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -173,10 +173,11 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, names):
     def reach(*given, **_):
         raise ReachedError(*given)
 
+    monkeypatch.setattr(generate.supervised, "learned_template", lambda path: "")
     monkeypatch.setattr(generation, "answer", reach)
     monkeypatch.setattr(ppo_loop, "run", reach)
     default, *usual = {
-        generate: ["configs/generate.py", "output=x.json", "model=m", "template=plain"],
+        generate: ["configs/generate.py", "output=x.json", "model=m"],
         ppo: ["configs/ppo.py:tiny", "policy=p", "reward_model=r"],
     }[command]
     words = [f"{name}={prompts}" for name in names] + usual

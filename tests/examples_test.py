@@ -149,12 +149,14 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
         records.Instruction(" ".join([A, B] * 9), "", ""),
         records.Instruction(f"{C} {D}", "", ""),
     ]
-    made, numbers = examples.encode_prompts(
+    made, numbers, counts = examples.encode_prompts(
         some, TOKENIZER, template="plain", max_prompt_length=6, overlong=overlong
     )
     whole = [
         prompts.encode_prompt(TOKENIZER, "plain", row.instruction, "", None)[0] for row in some
     ]
+    whether = {"dropped_overlong": overlong == "drop", "truncated": overlong == "truncate"}
+    assert counts == {"prompts": 3, "kept": len(made), **whether}
     if overlong == "drop":
         assert numbers == [0, 2]
         assert made == [whole[0], whole[2]]

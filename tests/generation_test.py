@@ -90,6 +90,22 @@ def test_a_prompt_has_the_key_of_its_row_whatever_else_is_asked(policy, sampled)
     same(kept, [*sampled[2:4], *sampled[6:]])
 
 
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_prompts_that_are_left_out_or_cut_are_counted(policy, overlong):
+    long = records.Instruction(" ".join(["apple"] * 40), "", "")
+    options, said = OPTIONS | {"overlong": overlong}, []
+    generation.answer(policy, ROWS, **options, say=said.append)
+    assert said == []
+    generation.answer(policy, [*ROWS, long], **options, say=said.append)
+    assert (
+        said
+        == {
+            "drop": ["8 prompts, 7 kept, 1 dropped_overlong, 0 truncated"],
+            "truncate": ["8 prompts, 8 kept, 0 dropped_overlong, 1 truncated"],
+        }[overlong]
+    )
+
+
 def test_the_same_prompt_twice_is_answered_twice(policy):
     rows = generation.answer(policy, [ROWS[0]] * 8, temperature=1.0, **OPTIONS)
     assert len({row["output"] for row in rows}) > 2
@@ -105,7 +121,7 @@ def test_the_log_probability_is_that_of_the_whole_response(policy):
     ids = {ppo_small.TOKENIZER.decode([n]): n for n in range(len(ppo_small.TOKENIZER))}
     model = ppo_small.POLICY
     params = ppo_small.policy_params()
-    prompts, _ = examples.encode_prompts(
+    prompts, _, _ = examples.encode_prompts(
         ROWS, ppo_small.TOKENIZER, template="plain", max_prompt_length=16, overlong="drop"
     )
 
@@ -162,7 +178,16 @@ def test_the_command_writes_a_file(policy, tmp_path, capsys):
     generate.main(
         cli.parse(["", *ppo_small.flags(fields | {"output": ""})], "configs/generate.py")
     )
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "fine-tuned" not in err
     for row in greedy:
         shown = "" if row["finished"] else " …"
         assert f"{row['instruction']}\n> {row['output']}{shown}\n" in out
+    generate.main(
+        cli.parse(
+            ["", *ppo_small.flags(fields | {"template": "alpaca"})], "configs/generate.py"
+        )
+    )
+    err = capsys.readouterr().err
+    assert "template=alpaca, though the model was fine-tuned with plain" in err
+    assert "5 prompts, 5 kept, 0 dropped_overlong, 5 truncated" in err

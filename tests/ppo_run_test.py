@@ -12,7 +12,17 @@ import pytest
 import small
 from ppo_small import contents, kept_samples, rows, same_run, saved, without_clock
 
-from fgrlhf_jax import hf, llama, ppo, ppo_loop, ppo_programs, records, supervised
+from fgrlhf_jax import (
+    hf,
+    llama,
+    ppo,
+    ppo_loop,
+    ppo_models,
+    ppo_programs,
+    records,
+    rollouts,
+    supervised,
+)
 from fgrlhf_jax import policy_objectives as po
 from fgrlhf_jax.checkpoint import Checkpoints
 from fgrlhf_jax.errors import InputError
@@ -67,6 +77,34 @@ def test_the_coefficient_follows_the_kl(undisturbed):
         rule = {"target": 0.05, "horizon": 100.0, "rows": 16}
         assert after["kl_coef"] == po.adapt_kl_coef(now["kl_coef"], now["kl"], **rule)
     assert len({row["kl_coef"] for row in steps}) == STEPS
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys, overlong):
+    fields = ppo_small.fields(world, tmp_path, data__overlong=overlong)
+    config = cli.parse(["", *ppo_small.flags(fields)], ppo_small.DEFAULT)
+    rows = records.read(str(world.prompts))
+    rows += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
+    modules = ppo_models.read_modules(config)
+    rollouts.encode("train", rows, config, modules, ppo_small.TOKENIZER)
+    counts = {
+        "drop": "40 kept, 2 dropped_overlong, 0 truncated",
+        "truncate": "42 kept, 0 dropped_overlong, 2 truncated",
+    }
+    assert capsys.readouterr().out == f"train: 42 prompts, {counts[overlong]}\n"
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca"])
+def test_a_template_that_the_policy_has_not_learned_is_said(world, tmp_path, capsys, template):
+    given = {"reward_model": "", "reward_function": "fgrlhf_jax.tiny_world:judge"}
+    given |= {"data__template": template, "data__max_prompt_length": 1}
+    fields = ppo_small.fields(world, tmp_path, **given)
+    config = cli.parse(["", *ppo_small.flags(fields)], ppo_small.DEFAULT)
+    rows = records.read(str(world.prompts))
+    with pytest.raises(InputError, match="longer than max_prompt_length 1"):
+        ppo_loop.run(config, rows, rows)
+    said = "data.template=alpaca, though the policy was fine-tuned with plain\n"
+    assert capsys.readouterr().out == (said if template == "alpaca" else "")
 
 
 def test_samples_have_their_tokens_and_rewards(undisturbed, world):
