@@ -111,7 +111,7 @@ class Person:
 
     def tab(self):
         page = self.context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.goto(self.url)
         return page
 
