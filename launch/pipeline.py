@@ -135,9 +135,9 @@ def flags(command: str, spec: str, *groups: dict, **fields) -> tuple[str, ...]:
 
 
 def make_stages(config: ConfigDict, folder: Path) -> list[Stage]:
-    """All stages, each after what it needs; stages of one kind side by side."""
+    """All stages, in the order in which to start them."""
     found = [task(folder, "data", folder / "data" / "test.jsonl"), sft_stage(config, folder)]
-    for kind in (samples, feedback, learners, policies, tables, answers):
+    for kind in (samples, feedback, trained, tables, answers):
         for number in range(config.seeds):
             found += kind(config, folder, number)
     where = platforms(config)
@@ -208,6 +208,19 @@ def feedback(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
     output = folder / f"seed_{number}" / "feedback" / "counts.json"
     needs = f"seed_{number}/samples" if config.embedded else "data"
     return [task(folder, f"feedback:{number}", output, needs)]
+
+
+def trained(config: ConfigDict, folder: Path, number: int) -> list[Stage]:
+    """Learners and policies, each arm right after the reward model that it needs.
+
+    Of two reward models, or arms, that are compiled to the same programs the second one then
+    starts later, finds these in the cache, and does not compile them at the same time.
+    """
+    made = [*learners(config, folder, number), *policies(config, folder, number)]
+    by_name = {stage.name: stage for stage in made}
+    arms = [by_name[f"seed_{number}/{name}"] for name in chosen(config)]
+    order = dict.fromkeys(name for arm in arms for name in (*arm.needs, arm.name))
+    return [by_name[name] for name in order if name in by_name]
 
 
 def learners(config: ConfigDict, folder: Path, number: int) -> list[Stage]:

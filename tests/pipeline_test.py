@@ -119,6 +119,16 @@ def test_a_flag_that_would_be_in_vain(fields, says):
         pipeline.make_stages(config, Path("run"))
 
 
+def test_twins_are_not_started_together():
+    """Side by side, both would compile the same programs."""
+    names = [stage.name for stage in pipeline.make_stages(get(), Path("run"))]
+    trained = [name.removeprefix("seed_0/") for name in names if name.startswith("seed_0/")]
+    assert trained[1:] == [  # after the samples
+        *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
+        *("rm_token", "fine_grained_token", "oracle"),
+    ]
+
+
 def test_an_arms_own_flags_win():
     config = get()
     with config.unlocked():
