@@ -108,8 +108,10 @@ def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, cap
         ended.append(1)
         holder.kill()
 
-    threading.Timer(0.3, end).start()
+    timer = threading.Timer(0.3, end)
+    timer.start()
     run_folder.lock(run_dir)
+    timer.join()
     assert ended
     assert f"waiting for process {holder.pid}" in capsys.readouterr().out
     assert (run_dir / ".lock").read_text() == str(os.getpid())
