@@ -45,7 +45,7 @@ def tiny(config):
 def cad(config):
     config.model.size = "small"
     config.model.vocab_size = 4096
-    config.data.max_length = 256
+    config.data.max_length = 512  # at 256, three quarters of the film reviews are cut
     config.data.max_prompt_length = 128
     config.steps = 300
     config.eval_every = 25
