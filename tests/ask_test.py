@@ -298,7 +298,7 @@ def test_reasons_are_counted(tmp_path):
     faults = {f"question {n}": Transient(reason) for n, reason in enumerate(reasons)}
     send = Counting(lambda prompt, before: faults[prompt])
     with pytest.raises(InputError, match=r"7 of 7 .*1 tries each \(3 × c; 2 × a; 1 × b\)"):
-        run(questions(7), send, tmp_path, Limits(retries=0))
+        run(questions(7), send, tmp_path, Limits(retries=0, concurrency=1))
 
 
 def test_each_fault_is_logged_once(tmp_path, caplog):
