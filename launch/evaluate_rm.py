@@ -14,6 +14,7 @@ AT_LEAST = {"batch_size": 1, "max_length": 0}
 def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = cli.check_output(config.output, (".json",))
+    cli.check_kept([output] if config.output else [], [config.test])
     rows = records.read(config.test)
     scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     data = scorer.meta.data | {"overlong": config.overlong}

@@ -34,6 +34,7 @@ def main(config) -> None:
     if config.top_p > 1:
         raise InputError(f"top_p={config.top_p} must be at most 1")
     output = cli.check_output(config.output, (".json",))
+    cli.check_kept([output] if config.output else [], [config.prompts])
     options = config.to_dict()
     for name in ("model", "prompts", "output", "limit"):
         options.pop(name)

@@ -25,6 +25,7 @@ AT_LEAST = {"batch_size": 1, "max_length": 0, "limit": 0}
 def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = cli.check_output(config.output, (".jsonl", ".html"))
+    cli.check_kept([output] if config.output else [], [config.input])
     read = records.read_with_rows(config.input)
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
     rows = [record for record, _ in read]

@@ -10,7 +10,7 @@ import pytest
 
 from fgrlhf_jax import generation, ppo_loop, records
 from fgrlhf_jax.errors import InputError
-from launch import cli, generate, pipeline, ppo, sft
+from launch import cli, evaluate_rm, generate, pipeline, ppo, score, sft
 
 DEFAULT = "configs/pipeline.py:tiny"
 
@@ -208,3 +208,25 @@ def test_nobody_reads_on():
     with run.stderr:
         said = run.stderr.read().decode()
     assert (run.wait(), said) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "field"),
+    [
+        (score, "score", "input"),
+        (evaluate_rm, "evaluate_rm", "test"),
+        (generate, "generate", "prompts"),
+    ],
+)
+def test_what_is_read_is_not_written_over(tmp_path, module, config, field):
+    suffix = ".jsonl" if module is score else ".json"
+    path = tmp_path / f"rows{suffix}"
+    path.write_text("[]")
+    with pytest.raises(InputError, match="would write over"):
+        module.main(
+            cli.parse(
+                ["", f"--config.{field}={path}", f"--config.output={path}"],
+                f"configs/{config}.py",
+            )
+        )
+    assert path.read_text() == "[]"

@@ -96,7 +96,7 @@ def test_a_prompt_that_is_too_long_is_refused_and_the_others_are_not(send, sampl
 
 
 def test_max_tokens_that_leave_no_room_stop_the_run(send):
-    with pytest.raises(InputError, match=r"max_tokens=64 leaves no room .* 64 positions"):
+    with pytest.raises(InputError, match=r"max_new_tokens=64 leaves no room .* 64 positions"):
         send([Request(TEXTS[0], max_tokens=64)])
 
 

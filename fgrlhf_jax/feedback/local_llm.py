@@ -66,7 +66,7 @@ def ask_local(
     def encode(request: Request) -> list[int] | Refused:
         if request.max_tokens >= cfg.max_position:
             raise InputError(
-                f"max_tokens={request.max_tokens} leaves no room for a prompt in the model's "
+                f"max_new_tokens={request.max_tokens} leaves no room for a prompt in the model's "
                 f"{cfg.max_position} positions; lower it"
             )
         text = f"{request.system}\n\n{request.prompt}" if request.system else request.prompt
