@@ -1,5 +1,6 @@
 """Many requests: every one answered, in order, asked once, whatever happens on the way."""
 
+import _thread
 import random
 import signal
 import subprocess
@@ -261,12 +262,31 @@ def test_interrupted(tmp_path):
             time.sleep(0.01)
         asked = time.monotonic()
         started.send_signal(signal.SIGINT)
-        _, error = started.communicate(timeout=50)
+        try:
+            _, error = started.communicate(timeout=50)
+        finally:
+            started.kill()
         assert time.monotonic() - asked < 25  # the server is silent for 60
     assert started.returncode == 130
     assert error.decode().strip() == "interrupted; run the same command to go on"
     assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == ["question 0"]
     assert in_cache(tmp_path, questions(20)) == {"question 0", "question 2"}
+
+
+def test_interrupted_just_before_it_waits(tmp_path):
+    """Python then knows of the Ctrl-C, but nothing wakes its main thread."""
+    ended = threading.Event()
+
+    def plan(prompt, before):
+        time.sleep(0.2)  # the main thread waits by now
+        _thread.interrupt_main()  # marks the signal as there, and wakes nobody
+        ended.wait(20)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        save(questions(1), Counting(plan), tmp_path)
+    assert time.monotonic() - began < 15
+    ended.set()
 
 
 # --- what stays without an answer

@@ -20,6 +20,9 @@ LOG = logging.getLogger(__name__)
 GIVE_UP = 10  # requests in a row without an answer after all their tries: the server is gone
 LONGEST_PAUSE = 600.0  # seconds that a server may ask for; beyond, the run stops
 GRACE = 1.0  # seconds for what is under way when a run is interrupted
+LOOK_UP = (
+    0.5  # seconds; Python loses a Ctrl-C that comes just before a wait, until the wait ends
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def by_threads(
     in_a_row, end = 0, None
     try:
         for _ in todo:
-            key, outcome = arrived.get()
+            key, outcome = _next(arrived)
             if isinstance(outcome, BaseException):
                 end = outcome
                 break
@@ -225,7 +228,8 @@ def by_threads(
         if end:
             stop.set()
             for thread in threads:  # what is under way is paid for: wait for it
-                thread.join()
+                while thread.is_alive():
+                    thread.join(LOOK_UP)
             while not arrived.empty():
                 key, outcome = arrived.get()
                 if isinstance(outcome, Reply | Rejected):
@@ -236,6 +240,12 @@ def by_threads(
         last = time.monotonic() + GRACE
         for thread in threads:
             thread.join(max(0.0, last - time.monotonic()))
+
+
+def _next(arrived: queue.SimpleQueue):
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return arrived.get(timeout=LOOK_UP)
 
 
 def believed(
