@@ -20,9 +20,7 @@ LOG = logging.getLogger(__name__)
 GIVE_UP = 10  # requests in a row without an answer after all their tries: the server is gone
 LONGEST_PAUSE = 600.0  # seconds that a server may ask for; beyond, the run stops
 GRACE = 1.0  # seconds for what is under way when a run is interrupted
-LOOK_UP = (
-    0.5  # seconds; Python loses a Ctrl-C that comes just before a wait, until the wait ends
-)
+LOOK_UP = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does not end it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +241,7 @@ def by_threads(
 
 
 def _next(arrived: queue.SimpleQueue):
+    """What arrives next; a Ctrl-C is heeded while it waits."""
     while True:
         with contextlib.suppress(queue.Empty):
             return arrived.get(timeout=LOOK_UP)
