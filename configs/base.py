@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import tiny_people
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import people as tiny_people
 
 
 def check(given: str, value: str, known: Collection[str], part: str = "") -> None:

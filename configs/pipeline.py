@@ -28,7 +28,7 @@ def get_config(argument: str = "tiny"):
 def tiny(config):
     config.embedded = True
     config.title = "Fine-grained supervision on the embedded world"
-    config.judge = "fgrlhf_jax.tiny_judge:judge"
+    config.judge = "fgrlhf_jax.tiny_world.judge:judge"
     config.judge_name = "gold"
     config.template = "plain"
     config.max_prompt_length = 12
@@ -81,7 +81,7 @@ def study(config):
 
 def cad(config):
     config.title = "Film reviews, steered by people's edits"
-    config.judge = "fgrlhf_jax.vader:judge"
+    config.judge = "fgrlhf_jax.feedback.judges.vader:judge"
     config.judge_name = "VADER"
     config.template = "plain"
     config.max_prompt_length = 48

@@ -11,7 +11,7 @@ and LOSS is token_edit (default), token_full or sequence.
 """
 
 from configs import base
-from fgrlhf_jax.objectives import LOSSES
+from fgrlhf_jax.functional.reward_losses import LOSSES
 
 
 def get_config(argument: str = "tiny,token_edit"):

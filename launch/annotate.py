@@ -13,18 +13,16 @@ With no flag at all, responses of the embedded world are edited, to try it.
 
 from pathlib import Path
 
-from fgrlhf_jax import tiny_world
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import (
-    agreement,
-    annotate_page,
-    annotate_server,
-    annotation_formats,
-    annotation_log,
-)
-from fgrlhf_jax.feedback.annotation_history import Decision, Item, saved
-from fgrlhf_jax.feedback.annotations import Annotations
-from launch import cli
+from fgrlhf_jax.feedback.annotation import agreement
+from fgrlhf_jax.feedback.annotation import formats as annotation_formats
+from fgrlhf_jax.feedback.annotation import log as annotation_log
+from fgrlhf_jax.feedback.annotation import page as annotate_page
+from fgrlhf_jax.feedback.annotation import server as annotate_server
+from fgrlhf_jax.feedback.annotation.history import Decision, Item, saved
+from fgrlhf_jax.feedback.annotation.store import Annotations
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli
 
 CHOICES = {"format": annotation_formats.FORMATS}
 AT_LEAST = {"port": 0, "overlap": 1, "max_change_ratio": 0, "release_minutes": 0}

@@ -19,10 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from fgrlhf_jax import records, tiny_world
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import ask, durable, editor, edits, llm
-from launch import asking, cli
+from fgrlhf_jax.feedback.edits import minimality
+from fgrlhf_jax.feedback.edits import request as editor
+from fgrlhf_jax.feedback.llm import ask
+from fgrlhf_jax.feedback.llm import cache as durable
+from fgrlhf_jax.feedback.llm import client as llm
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import asking, cli
 
 CHOICES = {"side": editor.SIDES}
 AT_LEAST = {"limit": 0, "max_change_ratio": 0}
@@ -128,7 +133,7 @@ def tell(output: Path, kept: int, rejected: int) -> None:
         print(f"no edits in {output}")
         return
     ratios = [
-        edits.measure(made.original, made.edited).word_change_ratio
+        minimality.measure(made.original, made.edited).word_change_ratio
         for made in records.read(str(output))
     ]
     print(f"{kept} edits in {output}, median word change ratio {median(ratios):.3f}")

@@ -12,11 +12,12 @@ arrived is lost or asked for again. With no flag it labels pairs of the embedded
 
 from collections import Counter
 
-from fgrlhf_jax import records, tiny_world
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import judge, pairs
-from fgrlhf_jax.feedback.comparisons import Comparison
-from launch import asking, cli, judging
+from fgrlhf_jax.feedback.judges import judge, pairs
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import asking, cli, judging
 
 
 def main(config) -> None:

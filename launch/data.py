@@ -13,9 +13,13 @@ tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedde
 import dataclasses
 import os
 
-from fgrlhf_jax import conversions, data_report, hf, records, run_folder, tiny_world
+from fgrlhf_jax.data import convert as conversions
+from fgrlhf_jax.data import describe, records
 from fgrlhf_jax.errors import InputError
-from launch import cli
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli
 
 CHOICES = {
     "to": ("", *conversions.TARGETS),
@@ -56,18 +60,18 @@ def show(config) -> None:
     ruler = None
     if config.tokenizer:
         limits = config.max_length, config.max_prompt_length
-        tokenizer = hf.load_tokenizer(config.tokenizer)
-        ruler = data_report.Ruler(tokenizer, config.template, *limits)
-    found = data_report.figures(
+        tokenizer = hf_load.load_tokenizer(config.tokenizer)
+        ruler = describe.Ruler(tokenizer, config.template, *limits)
+    found = describe.figures(
         files, invalid=invalid, ruler=ruler, samples=config.samples, seed=config.seed
     )
-    print(data_report.table(found))
+    print(describe.table(found))
     for one in found["files"]:
         for sample in one["samples"]:
             print(f"\n-- row {sample['row']} of {one['file']}")
-            print(data_report.sample_text(sample["fields"]))
+            print(describe.sample_text(sample["fields"]))
     if config.output:
-        run_folder.write_json(output, found)
+        run_dir.write_json(output, found)
 
 
 def convert(config) -> None:
@@ -86,7 +90,7 @@ def convert(config) -> None:
     made, kept = conversions.convert(rows, config.to, **options)
     counts |= kept
     if output.suffix == ".json":
-        run_folder.write_json(output, made)
+        run_dir.write_json(output, made)
     else:
         records.write_jsonl(output, made)
     print(f"{len(made)} rows in {output}")

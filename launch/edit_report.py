@@ -10,10 +10,15 @@ those of every row. With no flag it shows edits of the embedded world.
 import sys
 from pathlib import Path
 
-from fgrlhf_jax import hf, prompts, records, run_folder, tiny_world
+from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import edit_page, edit_report, editor
-from launch import cli
+from fgrlhf_jax.feedback.edits import page as edit_page
+from fgrlhf_jax.feedback.edits import report as edit_report
+from fgrlhf_jax.feedback.edits import request as editor
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli
 
 EMBEDDED_ROWS = 300
 
@@ -41,9 +46,9 @@ def main(config) -> None:
         names = ", ".join(path.name for path in sources)
         title = f"Edits: {names}" if config.input else "Edits of the embedded world"
         source = config.input or "the embedded world"
-        run_folder.write_text(output, edit_page.page(found, title=title, source=source))
+        run_dir.write_text(output, edit_page.page(found, title=title, source=source))
     elif config.output:
-        run_folder.write_json(output, {"input": config.input, **found})
+        run_dir.write_json(output, {"input": config.input, **found})
     shown = {**found, "examples": [e for e in found["examples"] if e["rank"] == 1]}
     print(edit_report.table(shown, colour=sys.stdout.isatty()))
     if config.output:
@@ -68,8 +73,8 @@ def encoder(tokenizer: str):
     """Text to token ids, None where no tokenizer is given."""
     if not tokenizer:
         return None
-    loaded = hf.load_tokenizer(tokenizer)
-    return lambda text: prompts.encode_response(loaded, text, append_eos=False)
+    loaded = hf_load.load_tokenizer(tokenizer)
+    return lambda text: templates.encode_response(loaded, text, append_eos=False)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from fgrlhf_jax import records, run_folder, tiny_world
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback import comparisons, pairs
-from fgrlhf_jax.feedback.comparisons import Comparison
-from launch import asking, cli, judging
+from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import asking, cli, judging
 
 
 def main(config) -> None:
@@ -36,7 +38,7 @@ def main(config) -> None:
     for reason, count in Counter(c.reason for s in sets for c in s if c.reason).most_common(3):
         print(f"unparsed: {count} × {reason}")
     if config.output:
-        run_folder.write_json(output, result)
+        run_dir.write_json(output, result)
         print(output)
 
 
@@ -73,7 +75,7 @@ def files(spec: str) -> list[str]:
 
 def read(config) -> list[list[Comparison]]:
     """The annotations of each model."""
-    sets = [comparisons.read(path) for path in files(config.annotations)]
+    sets = [alpaca_eval.read(path) for path in files(config.annotations)]
     sets = common(sets) if config.common else sets
     return first(sets, config.limit)
 
@@ -132,10 +134,10 @@ def figures(sets: list[list[Comparison]], seed: int) -> dict:
             "reference": rows[0].generator_1,
             "annotator": rows[0].annotator,
         }
-        found.append(names | comparisons.summary(rows))
+        found.append(names | alpaca_eval.summary(rows))
     if len(sets) == 1:
         return found[0]
-    return {**found[0], "other": found[1], "paired": comparisons.paired(*sets, seed)}
+    return {**found[0], "other": found[1], "paired": alpaca_eval.paired(*sets, seed)}
 
 
 def table(result: dict) -> str:

@@ -4,8 +4,12 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
                              [--config.output=FILE.json]
 """
 
-from fgrlhf_jax import batches, records, reward_eval, reward_stats, run_folder
-from launch import cli
+from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data import records
+from fgrlhf_jax.functional import pair_metrics
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.runtime import run_dir
+from launch.shared import cli
 
 CHOICES = {"dtype": ("float32", "bfloat16"), "overlong": ("truncate", "drop")}
 AT_LEAST = {"batch_size": 1, "max_length": 0}
@@ -25,9 +29,9 @@ def main(config) -> None:
         scorer.model, scorer.meta.settings, scorer.mesh, buckets, config.batch_size
     )
     result = {"test": reward_eval.tables(predict, scorer, pairs, rows)}
-    print(reward_stats.format_table(result))
+    print(pair_metrics.format_table(result))
     if config.output:
-        run_folder.write_json(output, result)
+        run_dir.write_json(output, result)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import sys
 
 from tqdm import tqdm
 
-from fgrlhf_jax import generation, records, run_folder, supervised, tiny_world
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from launch import cli, embedded
+from fgrlhf_jax.models import hf_load, language_model
+from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli, embedded
 
 CHOICES = {
     "template": ("", "alpaca", "chat", "plain"),
@@ -44,15 +47,15 @@ def main(config) -> None:
         rows = tiny_world.instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
     model = config.model or embedded.policy()
-    own = supervised.learned_template(model)
+    own = hf_load.learned_template(model)
     options["template"] = config.template or own or "alpaca"
-    made = generation.answer(
+    made = language_model.answer(
         model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch"), say=say
     )
     if own not in ("", options["template"]):
         say(f"template={config.template}, though the model was fine-tuned with {own}")
     if config.output:
-        run_folder.write_json(output, made)
+        run_dir.write_json(output, made)
         print(f"{len(made)} responses in {output}")
         return
     for row in made:

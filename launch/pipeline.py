@@ -21,19 +21,17 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from fgrlhf_jax import (
-    prompts,
-    report,
-    report_html,
-    report_tables,
-    reward_function,
-    run_folder,
-    stages,
-    study,
-)
+from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.stages import Stage
-from launch import cli
+from fgrlhf_jax.pipeline import stages
+from fgrlhf_jax.pipeline import tasks as study
+from fgrlhf_jax.pipeline.stages import Stage
+from fgrlhf_jax.report import content as report
+from fgrlhf_jax.report import page as report_html
+from fgrlhf_jax.report import tables as report_tables
+from fgrlhf_jax.runtime import run_dir as run_folder
+from fgrlhf_jax.runtime import user_function
+from launch.shared import cli
 
 
 class Model(NamedTuple):
@@ -73,7 +71,7 @@ ARMS = {
     "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", {"missing_eos": "none"}),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action", {}),
 }
-ORACLE = "fgrlhf_jax.tiny_judge:oracle_rewards"
+ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
 AT_LEAST = {
     **dict.fromkeys(("seeds", "workers", "test_prompts", "max_new_tokens"), 1),
     **dict.fromkeys(("max_prompt_length", "answer_batch_size", "table_batch_size"), 1),
@@ -342,7 +340,7 @@ def check_flags(made: list[Stage]) -> None:
 
 
 def main(config) -> None:
-    cli.check(config, choices={"template": prompts.TEMPLATES}, at_least=AT_LEAST)
+    cli.check(config, choices={"template": templates.TEMPLATES}, at_least=AT_LEAST)
     if config.task:
         run_task(config)
         return
@@ -355,7 +353,7 @@ def main(config) -> None:
     for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
         if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
-    if config.judge and reward_function.wants(reward_function.load(config.judge), "tokens"):
+    if config.judge and user_function.wants(user_function.load(config.judge), "tokens"):
         raise InputError(
             f"judge={config.judge}: asks for tokens, which responses to the test prompts are kept "
             "without; let it take prompts, responses and finished"

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import jax
 
-from fgrlhf_jax import outlines, plan, run_folder
 from fgrlhf_jax.errors import InputError
-from launch import cli, ppo, train_rm
+from fgrlhf_jax.plan import memory as plan
+from fgrlhf_jax.plan import shapes as outlines
+from fgrlhf_jax.runtime import run_dir
+from launch import ppo, train_rm
+from launch.shared import cli
 
 DEFAULT = "configs/ppo.py:llama_7b"
 OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
@@ -42,7 +45,7 @@ def main(config, options: dict[str, str]) -> None:
     found = plan.measure(outline, memory * 1e9, lambda what: print(what, file=sys.stderr))
     print(plan.table(found))
     if options["json"]:
-        run_folder.write_json(Path(options["json"]), found)
+        run_dir.write_json(Path(options["json"]), found)
 
 
 def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -10,17 +10,21 @@ samples.jsonl, checkpoints/ and export/ (a Hugging Face folder) to run_dir.
 
 from pathlib import Path
 
-from fgrlhf_jax import metrics, policy_objectives, ppo_loop, records, run_folder
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from launch import cli, embedded
+from fgrlhf_jax.functional import policy_losses
+from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.runtime import metric_log
+from fgrlhf_jax.runtime import run_dir as run_folder
+from launch.shared import cli, embedded
 
 CHOICES = {
     "level": ("token", "sequence"),
     "critic": ("separate", "shared"),
     "calibration": ("samples", "reward_model", "none"),
     "select": ("last", "score"),
-    "kl.estimator": policy_objectives.KL_ESTIMATORS,
-    "missing_eos": policy_objectives.MISSING_EOS,
+    "kl.estimator": policy_losses.KL_ESTIMATORS,
+    "missing_eos": policy_losses.MISSING_EOS,
     "data.template": ("", "alpaca", "chat", "plain"),
     "data.overlong": ("drop", "truncate"),
     "frozen_dtype": ("float32", "bfloat16"),
@@ -92,7 +96,7 @@ def check_embedded(config) -> None:
 def summary(folder: Path) -> str:
     """The first and the last evaluation, side by side."""
     rows = [
-        row for row in metrics.read_rows(folder / "metrics.jsonl") if "validation/kl" in row
+        row for row in metric_log.read_rows(folder / "metrics.jsonl") if "validation/kl" in row
     ]
     names = [name for name in rows[0] if name.startswith("validation/")]
     lines = [f"{'':12}{'step 0':>12}{'step ' + str(rows[-1]['step']):>12}"]

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fgrlhf_jax import heatmap, records, response_scores, reward_eval
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from launch import cli
+from fgrlhf_jax.report import heatmap
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model import token_rewards
+from launch.shared import cli
 
 TERMINAL_ROWS = 5
 CHOICES = {"dtype": ("float32", "bfloat16")}
@@ -36,7 +39,7 @@ def main(config) -> None:
             f"max_length={max_length} leaves no room behind prompts of up to "
             f"{scorer.meta.data['max_prompt_length']} tokens; raise it"
         )
-    scored = response_scores.score_rows(
+    scored = token_rewards.score_rows(
         scorer,
         rows,
         batch_size=config.batch_size,

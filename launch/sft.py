@@ -10,8 +10,10 @@ Hugging Face folder with its tokenizer) and eval.json to run_dir.
 import json
 from pathlib import Path
 
-from fgrlhf_jax import run_folder, sft_loop, tiny_world
-from launch import cli, embedded
+from fgrlhf_jax.runtime import run_dir as run_folder
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.training import sft_loop
+from launch.shared import cli, embedded
 
 
 def check(config) -> None:

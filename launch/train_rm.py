@@ -10,11 +10,14 @@ same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, che
 import json
 from pathlib import Path
 
-from fgrlhf_jax import objectives, reward_loop, reward_stats, run_folder, tiny_world
-from launch import cli, embedded
+from fgrlhf_jax.functional import pair_metrics, reward_losses
+from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.runtime import run_dir as run_folder
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli, embedded
 
 CHOICES = {
-    "loss": objectives.LOSSES,
+    "loss": reward_losses.LOSSES,
     "model.head": ("after", "state_action"),
     "model.head_init": ("normal", "zero"),
 }
@@ -43,7 +46,7 @@ def main(config) -> None:
         folder = run_folder.lock(config.run_dir)
         sets = embedded.pairs(folder / "data", config.seed)
         result = reward_loop.run(config, sets, tiny_world.tokenizer())
-    print(reward_stats.format_table(result))
+    print(pair_metrics.format_table(result))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny_cases
 
-from fgrlhf_jax import llama, reward, sampling
-from fgrlhf_jax import policy_objectives as po
-from fgrlhf_jax.alignment import align
+from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.reward_model import model as reward
 
-POLICY = llama.CausalLM(small.CFG)
-PARAMS = small.parameters(POLICY)
+POLICY = llama.CausalLM(tiny_cases.CFG)
+PARAMS = tiny_cases.parameters(POLICY)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def sample(prompts, side="left", fill=63, width=8, model=POLICY, **options):
-    tokens, mask = small.laid_out(prompts, side, fill, width)
+    tokens, mask = tiny_cases.laid_out(prompts, side, fill, width)
     keys = sampling.row_keys(jax.random.key(1), len(prompts))
     options = {"max_new": 9, "model": model, **options}
     out = sampling.generate(PARAMS, tokens.astype(np.int32), mask, keys, **options)
@@ -153,8 +154,8 @@ def test_fault_7_head_of_the_wrong_width():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_fault_9_a_score_read_from_a_padding_position(side):
     # Wider: reward_test.test_padding_of_any_side_length_and_content_changes_no_reward.
-    model = llama.RewardModel(small.CFG, use_bias=False)
-    params = small.parameters(model)
+    model = llama.RewardModel(tiny_cases.CFG, use_bias=False)
+    params = tiny_cases.parameters(model)
     whole = [5, 6, 7, 2, 9, 4, 1]
     rows = [whole[:n] for n in (7, 4, 2, 1)]
     # A token's value depends on nothing after it: the longest row has those of all.
@@ -167,7 +168,7 @@ def test_fault_9_a_score_read_from_a_padding_position(side):
         )
     )
     for fill in (0, 2, 63):
-        tokens, mask = small.laid_out(rows, side, fill, 7)
+        tokens, mask = tiny_cases.laid_out(rows, side, fill, 7)
         scores = np.asarray(score(tokens.astype(np.int32), mask))
         for b, row in enumerate(rows):
             place = 6 if side == "left" else len(row) - 1
@@ -189,7 +190,7 @@ def test_fault_11_positions_that_count_left_padding(monkeypatch):
     plain = llama.rotary_tables
     monkeypatch.setattr(llama, "rotary_tables", lambda cfg, p: plain(cfg, p * p))
     # A model of its own: compiled functions of others must not have the changed tables.
-    model = llama.CausalLM(dataclasses.replace(small.CFG, max_position=11))
+    model = llama.CausalLM(dataclasses.replace(tiny_cases.CFG, max_position=11))
     prompts = [[5, 6, 7], [9], [3, 1, 4, 1, 5], [8, 8]]
     for unroll in (True, False):
         out = sample(prompts, model=model, eos=-1, temperature=0.0, unroll=unroll)

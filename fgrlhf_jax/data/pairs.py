@@ -1,0 +1,271 @@
+"""Records to pairs of token sequences to fixed-shape batches, on the host.
+
+Every mask comes from lengths, never from a token id: a tokenizer may have no pad token (LLaMA)
+or pad with its EOS (SmolLM2). A plan of an epoch is a pure function of (seed, epoch), so a run
+that goes on where it stopped needs to remember nothing but its step.
+
+Shape suffixes: B pairs, 2 a pair's sides (0 = i, preferred; 1 = j), S columns, T response
+tokens.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fgrlhf_jax.data.alignment import Alignment, align
+from fgrlhf_jax.data.records import Edit, Preference, Record
+from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """Two responses to one prompt, i preferred to j.
+
+    tokens_i, tokens_j: int32[Si], int32[Sj], the same prompt, then the response.
+    prompt_length: columns of the prompt. changed_i, changed_j: bool[Si], bool[Sj], the response
+    tokens that the alignment left unmatched. partner: int32[Si], the column of j matched with a
+    column of i; -1 on the prompt, where changed, and where the partner was truncated away.
+    row: index of the record.
+    """
+
+    tokens_i: np.ndarray
+    tokens_j: np.ndarray
+    prompt_length: int
+    changed_i: np.ndarray
+    changed_j: np.ndarray
+    partner: np.ndarray
+    row: int
+
+    @property
+    def length(self) -> int:
+        """Columns of the longer side: what the bucket must hold."""
+        return max(len(self.tokens_i), len(self.tokens_j))
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+    """Raises InputError if the tokenizer can make an id that an embedding has no row for."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > vocab_size:
+        raise InputError(
+            f"tokenizer: its {needed} ids do not fit the model's vocabulary of {vocab_size}; "
+            "use the tokenizer that belongs to the checkpoint."
+        )
+
+
+def encode_pairs(
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    template: str,
+    max_length: int,
+    max_prompt_length: int,
+    overlong: str = "drop",
+    alignment: str = "levenshtein",
+    append_eos: bool = True,
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of the usable records, in order, and what became of the rest.
+
+    An edit is aligned (alignment.align) on its whole responses, EOS included. Of a preference
+    every response token counts as changed and no token has a partner: Equation 4 then is
+    Equation 3. A prompt longer than max_prompt_length, or a side longer than max_length with
+    its prompt, is "overlong": "drop" leaves the row out; "truncate" shortens the prompt
+    (prompts.encode_prompt) and cuts the responses' tails, their EOS with them. A pair without a
+    changed token on either side, which is to say with equal sides, has no gradient and is left
+    out.
+
+    Counts: rows = kept + dropped_overlong + unchanged; truncated, of the kept.
+    Raises InputError for a record that is no pair, settings that leave no room for a response,
+    and when no pair is left.
+    """
+    if overlong not in ("drop", "truncate"):
+        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
+    if not 0 < max_prompt_length < max_length:
+        raise InputError(
+            f"max_prompt_length: {max_prompt_length} must be above 0 and below "
+            f"max_length {max_length}, to leave room for a response."
+        )
+    counts = {
+        "rows": len(records),
+        "kept": 0,
+        "dropped_overlong": 0,
+        "truncated": 0,
+        "unchanged": 0,
+    }
+    pairs = []
+    for row, record in enumerate(records):
+        preferred, other = _sides(record)
+        prompt, cut = encode_prompt(
+            tokenizer, template, record.instruction, record.input, max_prompt_length
+        )
+        ids_i = encode_response(tokenizer, preferred, append_eos)
+        ids_j = encode_response(tokenizer, other, append_eos)
+        room = max_length - len(prompt)
+        overlong_row = cut or max(len(ids_i), len(ids_j)) > room
+        if overlong_row and overlong == "drop":
+            counts["dropped_overlong"] += 1
+            continue
+        edit = (
+            align(ids_i, ids_j, alignment) if isinstance(record, Edit) else _all(ids_i, ids_j)
+        )
+        pair = _pair(prompt, ids_i[:room], ids_j[:room], edit, row)
+        if np.array_equal(pair.tokens_i, pair.tokens_j):  # else one side has a changed token
+            counts["unchanged"] += 1
+            continue
+        pairs.append(pair)
+        counts["kept"] += 1
+        counts["truncated"] += overlong_row
+    if not pairs:
+        raise InputError(
+            f"no pair is left of {counts['rows']} rows ({counts['dropped_overlong']} longer "
+            f"than max_length {max_length} or max_prompt_length {max_prompt_length}, "
+            f"{counts['unchanged']} without a changed token); raise the lengths, "
+            "set overlong='truncate', or give other data."
+        )
+    return pairs, counts
+
+
+def _sides(record: Record) -> tuple[str, str]:
+    """(preferred, other) response of a record."""
+    match record:
+        case Edit():
+            return record.edited, record.original
+        case Preference(preference=1):
+            return record.output_1, record.output_2
+        case Preference():
+            return record.output_2, record.output_1
+    raise InputError(
+        f"a reward model learns from edits and preferences, not from {type(record).__name__} "
+        "rows; give a file with original and edited, or output_1, output_2 and preference."
+    )
+
+
+def _all(ids_i: list[int], ids_j: list[int]) -> Alignment:
+    """The alignment of two responses that are not versions of each other."""
+    return Alignment(
+        np.ones(len(ids_i), bool), np.ones(len(ids_j), bool), np.full(len(ids_i), -1, np.int32)
+    )
+
+
+def _pair(
+    prompt: list[int], ids_i: list[int], ids_j: list[int], edit: Alignment, row: int
+) -> Pair:
+    """Puts the prompt before responses that may be shorter than what was aligned."""
+    head = np.zeros(len(prompt), bool)
+    partner = edit.partner_i[: len(ids_i)]
+    matched = (partner >= 0) & (partner < len(ids_j))
+    return Pair(
+        tokens_i=np.array(prompt + ids_i, np.int32),
+        tokens_j=np.array(prompt + ids_j, np.int32),
+        prompt_length=len(prompt),
+        changed_i=np.concatenate([head, edit.changed_i[: len(ids_i)]]),
+        changed_j=np.concatenate([head, edit.changed_j[: len(ids_j)]]),
+        partner=np.concatenate(
+            [np.full(len(prompt), -1), np.where(matched, partner + len(prompt), -1)]
+        ).astype(np.int32),
+        row=row,
+    )
+
+
+def span_labels(
+    tokenizer: "PreTrainedTokenizerFast",
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    append_eos: bool,
+) -> np.ndarray:
+    """bool[T]: which tokens of `encode_response(tokenizer, text, append_eos)` touch a span.
+
+    spans: (start, end) characters of `text`. Blanks at a span's ends do not count, since many
+    tokens begin with the blank before their word. The EOS is never in a span.
+    """
+    inside = np.zeros(len(text) + 1, bool)
+    for start, end in spans:
+        word = text[start:end]
+        start += len(word) - len(word.lstrip())
+        inside[start : start + len(word.strip())] = True
+    offsets = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )["offset_mapping"]
+    return np.array([inside[start:end].any() for start, end in offsets] + [False] * append_eos)
+
+
+def make_buckets(max_length: int, smallest: int = 64) -> tuple[int, ...]:
+    """`smallest` and its doublings below `max_length`, then `max_length` itself."""
+    buckets = []
+    while smallest < max_length:
+        buckets.append(smallest)
+        smallest *= 2
+    return (*buckets, max_length)
+
+
+def plan(
+    lengths: Sequence[int], batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of one epoch: (bucket length, row indices int[batch_size]) in training order.
+
+    Each row goes to the shortest bucket that holds it. What does not fill a batch there moves
+    up to the next longer bucket; what is left of the longest is dropped for this epoch. So
+    every epoch has len(lengths) // batch_size batches and no row twice. A pure function: the
+    same (seed, epoch) gives the same plan, another epoch another order and other company.
+    Raises InputError if there are fewer rows than batch_size, or a row longer than any bucket.
+    """
+    lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
+    if len(lengths) < batch_size:
+        raise InputError(
+            f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
+            "lower it or give more data."
+        )
+    if lengths.max() > buckets[-1]:
+        raise InputError(
+            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; "
+            "raise max_length."
+        )
+    rng = np.random.default_rng((seed, epoch))
+    bucket_of_row = np.searchsorted(buckets, lengths)
+    batches, left = [], np.array([], int)
+    for index, bucket in enumerate(buckets):
+        rows = rng.permutation(np.concatenate([left, np.flatnonzero(bucket_of_row == index)]))
+        full = len(rows) // batch_size * batch_size
+        batches += [(int(bucket), batch) for batch in rows[:full].reshape(-1, batch_size)]
+        left = rows[full:]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pad_pairs(
+    pairs: Sequence[Pair], bucket: int, batch_size: int | None = None
+) -> dict[str, np.ndarray]:
+    """One batch, padded on the right with zeros to `bucket` columns.
+
+    tokens_B2S int32; mask_B2S bool, real tokens; response_B2S bool, response tokens;
+    changed_B2S bool, U1; partner_BS int32, column of side 0 -> matched column of side 1, or -1;
+    weight_B float32, 1. With more rows asked for (`batch_size`) than pairs given, the last pair
+    is repeated with weight 0: real numbers rather than the NaN that an empty row can make.
+    """
+    size = len(pairs) if batch_size is None else batch_size
+    assert 0 < len(pairs) <= size, f"{len(pairs)} pairs for {size} rows"
+    batch = {
+        "tokens_B2S": np.zeros((size, 2, bucket), np.int32),
+        "mask_B2S": np.zeros((size, 2, bucket), bool),
+        "response_B2S": np.zeros((size, 2, bucket), bool),
+        "changed_B2S": np.zeros((size, 2, bucket), bool),
+        "partner_BS": np.full((size, bucket), -1, np.int32),
+        "weight_B": (np.arange(size) < len(pairs)).astype(np.float32),
+    }
+    for b, pair in enumerate([*pairs, *[pairs[-1]] * (size - len(pairs))]):
+        sides = ((pair.tokens_i, pair.changed_i), (pair.tokens_j, pair.changed_j))
+        for side, (tokens, changed) in enumerate(sides):
+            batch["tokens_B2S"][b, side, : len(tokens)] = tokens
+            batch["mask_B2S"][b, side, : len(tokens)] = True
+            batch["response_B2S"][b, side, pair.prompt_length : len(tokens)] = True
+            batch["changed_B2S"][b, side, : len(tokens)] = changed
+        batch["partner_BS"][b, : len(pair.partner)] = pair.partner
+    return batch

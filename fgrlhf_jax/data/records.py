@@ -1,0 +1,313 @@
+"""The data formats: edits, preferences and instructions, each row checked as it is read.
+
+    Edit         instruction, input, original, edited            (`edited` is preferred)
+    Preference   instruction, input, output_1, output_2, preference (1 or 2), as AlpacaFarm's
+    Instruction  instruction, input, output                       ("" is a prompt without one)
+
+Rows are objects of a JSONL, JSON or Parquet file or of a dataset that the `datasets` library
+loads; which of the three a row is follows from its fields, and further fields are ignored.
+`input` may be missing or null, and `output` too in a file of prompts. Anything else that is wrong
+stops the run with `file:line: what is wrong; what to do`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgrlhf_jax.data import hub_datasets
+from fgrlhf_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """A response and its minimal edit. error_spans: (start, end) characters of `original`."""
+
+    instruction: str
+    input: str
+    original: str
+    edited: str
+    id: str = ""
+    error_spans: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Two responses and which of them, 1 or 2, is better."""
+
+    instruction: str
+    input: str
+    output_1: str
+    output_2: str
+    preference: int
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A prompt with its demonstration; `output` is "" where there is none."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+Record = Edit | Preference | Instruction
+
+
+def read(spec: str, *, prompts: bool = False) -> list[Record]:
+    """The records of one or several comma-separated sources, in order.
+
+    A source is a FILE.jsonl (an object a line; blank lines and a byte order mark are passed
+    over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a dataset
+    ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:CONFIG[:SPLIT], as dataset_rows.py has it.
+    With `prompts` a row that has an instruction and no response is an Instruction without output.
+    Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
+    the first thing that is wrong.
+    """
+    return [record for record, _ in read_with_rows(spec, prompts=prompts)]
+
+
+def read_with_rows(
+    spec: str, *, prompts: bool = False, refused: list[str] | None = None
+) -> list[tuple[Record, dict[str, Any]]]:
+    """As `read`, each record with the row it was made of: all its fields, known here or not.
+
+    refused: where given, rows that are wrong are left out and what is wrong with them is put here.
+    """
+    pairs: list[tuple[Record, dict[str, Any]]] = []
+    for source in sources(spec):
+        if not source:
+            raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
+        before, complaint = (
+            len(pairs),
+            f"{source}: holds no rows; give a file with at least one.",
+        )
+        for where, row in _rows(source):
+            try:
+                pairs.append((_record(row, where, prompts), row))
+            except InputError as error:
+                if refused is None:
+                    raise
+                refused.append(str(error))
+                complaint = f"{source}: no row of it can be read; the last one: {error}"
+        if len(pairs) == before:
+            raise InputError(complaint)
+    return pairs
+
+
+def sources(spec: str) -> list[str]:
+    """The sources of a comma-separated list; a file that has commas in its name is one."""
+    return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
+
+
+def _rows(source: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of one source; `where` is "file:line" or "file:row N"."""
+    path = Path(source)
+    if os.path.isdir(source):
+        raise InputError(f"{source}: is a folder; name the files in it, separated by commas.")
+    if not os.path.exists(source):
+        if path.suffix not in SUFFIXES and hub_datasets.is_dataset(source):
+            return hub_datasets.rows(source)
+        raise InputError(f"{source}: there is no such file; check the path.")
+    try:
+        if path.suffix == ".parquet":
+            return _parquet_rows(path)
+        if path.suffix in SUFFIXES:
+            return _json_rows(path)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror}).") from error
+    raise InputError(f"{source}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if path.suffix == ".json" and data.lstrip().startswith(b"["):
+        rows = _parse(data, path, 1)
+        return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
+    return (
+        (f"{path}:{n}", _parse(line, path, n))
+        for n, line in enumerate(data.split(b"\n"), 1)
+        if line.strip()
+    )
+
+
+def _parse(data: bytes, path: Path, line: int) -> Any:
+    """The JSON value in `data`, which starts at `line` of the file."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(
+            f"{path}:{line}: invalid UTF-8 (byte 0x{data[error.start]:02x}); "
+            "save the file as UTF-8."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{line + error.lineno - 1}: malformed JSON "
+            f"({error.msg} at column {error.colno}); correct this line."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(
+            f"{path}:{line}: JSON that cannot be read ({error}); correct this line."
+        ) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: a text is invalid UTF-8; write the file from UTF-8 strings."
+        ) from error
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: is not a readable Parquet file ({error}).") from error
+    return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
+
+
+def _record(row: Any, where: str, prompts: bool) -> Record:
+    """One checked record; `where` opens every complaint. With `prompts` it may have no output."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+    prompt = {
+        "instruction": _text(row, "instruction", where, blank=True),
+        "input": "" if row.get("input") is None else _text(row, "input", where, blank=True),
+    }
+    if not any(text.strip() for text in prompt.values()):
+        raise InputError(f"{where}: instruction and input are both empty; give a prompt.")
+    if "edited" in row or "original" in row:
+        texts = {name: _text(row, name, where) for name in ("original", "edited")}
+        _differ(texts, where)
+        spans = _spans(row.get("error_spans"), len(texts["original"]), where)
+        return Edit(**prompt, **texts, id=_id(row), error_spans=spans)
+    if "preference" in row or "output_1" in row:
+        texts = {name: _text(row, name, where) for name in ("output_1", "output_2")}
+        _differ(texts, where)
+        preference = _field(row, "preference", where)
+        if isinstance(preference, bool) or preference not in (1, 2):
+            raise InputError(
+                f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
+                "it must be 1 or 2, the better output."
+            )
+        return Preference(**prompt, **texts, preference=int(preference), id=_id(row))
+    if prompts and row.get("output") is None:
+        return Instruction(**prompt, output="")
+    return Instruction(**prompt, output=_text(row, "output", where, blank=True))
+
+
+def _field(row: dict, name: str, where: str) -> Any:
+    if name not in row:
+        raise InputError(
+            f"{where}: misses the field {name!r} (it has {', '.join(row) or 'none'}); besides "
+            "instruction, an edit has original and edited, a preference output_1, output_2 and "
+            "preference, a plain instruction output."
+        )
+    return row[name]
+
+
+def _text(row: dict, name: str, where: str, blank: bool = False) -> str:
+    text = _field(row, name, where)
+    if not isinstance(text, str):
+        raise InputError(
+            f"{where}: the field {name!r} is {json.dumps(text, default=str)[:40]}, "
+            "not a string; put a text there."
+        )
+    if not blank and not text.strip():
+        raise InputError(
+            f"{where}: the response {name!r} is empty; drop the row or fill it in."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: the field {name!r} is invalid Unicode (half of a surrogate pair at "
+            f"character {error.start}); remove it."
+        ) from error
+    return text
+
+
+def _differ(texts: dict[str, str], where: str) -> None:
+    if len(set(texts.values())) == 1:
+        raise InputError(
+            f"{where}: {' and '.join(texts)} are equal and teach nothing; drop the row."
+        )
+
+
+def _id(row: dict) -> str:
+    return "" if row.get("id") is None else str(row["id"])
+
+
+def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
+    checked = []
+    if spans is not None and not isinstance(spans, list | tuple):
+        raise InputError(f"{where}: error_spans is {spans!r}, not a list of spans.")
+    for span in spans or ():
+        pair = (span.get("start"), span.get("end")) if isinstance(span, dict) else span
+        try:
+            start, end = pair
+            valid = type(start) is int and type(end) is int and 0 <= start < end <= length
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise InputError(
+                f"{where}: error_spans holds {span!r}; give start and end as character offsets "
+                f"into the original (0 to {length})."
+            )
+        checked.append((start, end))
+    return tuple(checked)
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Record | Mapping[str, Any]]) -> None:
+    """Writes records or dicts as JSONL, all or nothing: `path` appears when it is complete.
+
+    What JSON cannot say, a timestamp of a Parquet file, say, is written as text. Makes the folder.
+    Raises InputError naming the file if it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                row = dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def split(
+    records: Sequence[Record], share: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """(train, validation), about `share` of the prompts in the latter, the order kept.
+
+    A hash of (seed, instruction, input) decides, so all rows of a prompt are on one side, and
+    a row's side does not depend on the other rows. Raises InputError if a side were empty.
+    """
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        key = json.dumps([seed, record.instruction.strip(), record.input.strip()])
+        digest = hashlib.sha256(key.encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(record)
+    for name, side in zip(("training", "validation"), sides, strict=True):
+        if not side:
+            raise InputError(
+                f"validation share {share}: of {len(records)} rows none is left for {name}; "
+                "change the share or give a validation file."
+            )
+    return sides

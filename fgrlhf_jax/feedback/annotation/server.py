@@ -1,0 +1,148 @@
+"""Serves a gradio page to this machine, and to nobody else unless it is asked for.
+
+gradio's own launch() is not used: it may open a tunnel, start a Node server, or take another port.
+Here uvicorn serves the page on one address, behind a guard: a browser is told to load and to
+connect to nothing but this server (Content-Security-Policy), and requests from other sites' pages,
+or to another host's name (DNS rebinding), are refused.
+"""
+
+import contextlib
+import hmac
+import os
+import socket
+import urllib.parse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation import html as annotate_html
+from fgrlhf_jax.feedback.annotation import page as annotate_page
+
+if TYPE_CHECKING:
+    import gradio
+
+PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
+LOCAL = ("127.0.0.1", "localhost", "::1")
+ANY = ("0.0.0.0", "::")
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # gradio's own, and its js hooks
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+
+
+def password() -> str:
+    """From the environment; "" where none is set."""
+    value = os.environ.get(PASSWORD)
+    if value is not None and not value.strip():
+        raise InputError(f"{PASSWORD} is set but empty; give a password or unset it")
+    return value or ""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that nobody else takes the port before the page is up."""
+    if port > 65535:  # getaddrinfo would take it modulo 65536
+        raise InputError(f"port={port}: is no port; give one of 1024 to 65535, or 0")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(f"host={host}: is no address of this machine ({error})") from error
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        raise InputError(
+            f"port={port}: cannot be used on {host} ({error.strerror}); choose another "
+            "--config.port, or 0 for any that is free"
+        ) from error
+    return bound
+
+
+def serve(page: "gradio.Blocks", bound: socket.socket, *, host: str, password: str) -> None:
+    """Until Ctrl-C. With a password a login asks for it and for the annotator's name."""
+    import fastapi
+    import gradio as gr
+    import uvicorn
+
+    def may_enter(name: str, given: str) -> bool:
+        with contextlib.suppress(InputError):
+            annotate_html.clean_name(name)
+            return hmac.compare_digest(given.encode(), password.encode())
+        return False
+
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        auth=may_enter if password else None,
+        auth_message="Your name, as it is to be written beside your edits, and the password.",
+        theme=gr.themes.Default(
+            font=["Segoe UI", "Roboto", "Liberation Sans", "sans-serif"],  # no font is loaded
+            font_mono=["Menlo", "Liberation Mono", "monospace"],
+        ),
+        css=annotate_html.STYLE,
+        head=annotate_page.HEAD,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size=1,
+    )
+    hosts = () if host in ANY else (*LOCAL, host)
+    config = uvicorn.Config(
+        guarded(app, hosts), log_level="warning", ws="none", timeout_graceful_shutdown=2
+    )
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def guarded(app: Callable, hosts: tuple[str, ...]) -> Callable:
+    """An ASGI application that serves only pages of its own, opened by one of these names."""
+
+    async def serve(scope, receive, send):
+        async def answer(message):
+            if message["type"] == "http.response.start":
+                added = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+        elif _welcome(scope["headers"], hosts):
+            await app(scope, receive, answer)
+        else:
+            await answer({"type": "http.response.start", "status": 403})
+            await send({"type": "http.response.body", "body": b"not served to this address"})
+
+    return serve
+
+
+def _welcome(headers: list[tuple[bytes, bytes]], hosts: tuple[str, ...]) -> bool:
+    given = {name.lower(): value.decode("latin-1") for name, value in headers}
+    host, origin = given.get(b"host", "").lower(), given.get(b"origin")
+    try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname
+        own = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host
+    except ValueError:
+        return False
+    return own and (not hosts or name in map(str.lower, hosts))

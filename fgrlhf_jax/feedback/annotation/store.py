@@ -1,0 +1,269 @@
+"""Who edits which response: rows given out, decisions recorded before the next row shows.
+
+An annotator has one row open at a time, the same in all tabs, and decides it: edited, fine as it is
+(nothing changed) or skipped. Nobody else is given it, unless `overlap` asks for several people a
+row, or that annotator's browser has been silent for `release_after` seconds and no other row is
+left. annotation_log.py keeps every event on disk, annotation_history.py says what they come to.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation import log as annotation_log
+from fgrlhf_jax.feedback.annotation.history import (
+    EDITED,
+    FINE,
+    OPEN,
+    SKIPPED,
+    UNDO,
+    VERDICTS,
+    Decision,
+    History,
+    Item,
+    digest,
+    edit_row,
+    event,
+)
+
+
+class Annotations:
+    """The rows, who has them and what became of them. Any method, from any thread.
+
+    Args:
+      items: in the order in which they are given out; their ids are distinct.
+      output: FILE.jsonl of edits; made, or gone on with.
+      overlap: how many people edit each row.
+      release_after: seconds of silence after which an open row may be given to somebody else.
+      imported: decisions made elsewhere, with which a new output begins.
+
+    Raises:
+      InputError: as annotation_log.Log.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        output: str | os.PathLike,
+        *,
+        overlap: int = 1,
+        release_after: float = 300.0,
+        imported: Sequence[Decision] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.items, self.overlap = tuple(items), overlap
+        self._number = {item.id: n for n, item in enumerate(self.items)}
+        self.release_after, self._clock = release_after, clock
+        self._lock = threading.RLock()
+        self._drafts: dict[tuple[str, str], str] = {}
+        self._shown: dict[str, int] = {}  # annotator -> number of the last row shown
+        self._history = History(self.items)
+        self._log = annotation_log.Log(
+            output, digest(items, imported), lambda events: History(items, events).edits()
+        )
+        self.output = self._log.output
+        try:
+            self._history = History(items, self._log.events)
+            self._record(imported[len(self._log.events) :])  # the first events of all
+        except BaseException:
+            self.close()
+            raise
+        self._seen = dict.fromkeys(self._history.open, clock())
+
+    def close(self) -> None:
+        """Give the files back to other processes."""
+        with self._lock:
+            self._log.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def item(self, id: str) -> Item:
+        """Raises InputError where there is none of this id."""
+        if id not in self._number:
+            raise InputError(f"there is no row {id!r}; load the page again")
+        return self.items[self._number[id]]
+
+    def open_row(self, name: str) -> str:
+        """The id of the row that the annotator has open, "" for none."""
+        with self._lock:
+            return self._history.open.get(name, "")
+
+    def has_decided(self, name: str, id: str) -> bool:
+        with self._lock:
+            return name in self._history.verdicts.get(id, ())
+
+    def text(self, name: str, id: str) -> str:
+        """What the annotator has made of the response so far."""
+        item = self.item(id)
+        return self._drafts.get((name, id), item.suggestion or item.original)
+
+    def draft(self, name: str, id: str, text: str, *, older: bool = False) -> bool:
+        """Keep what is typed, in memory, for a tab that is loaded again; whether the row is open.
+
+        older: only if nothing is kept yet.
+        """
+        with self._lock:
+            self.touch(name)
+            if self._history.open.get(name) != id:
+                return False
+            if not (older and (name, id) in self._drafts):
+                self._drafts[name, id] = text
+            return True
+
+    def touch(self, name: str) -> None:
+        """This annotator is still there."""
+        with self._lock:
+            self._seen[name] = self._clock()
+
+    def take(self, name: str, put_back: str | None = None) -> Item | None:
+        """The annotator's open row, or else the next free one; None where none is free.
+
+        put_back: give this row back, if it is the open one, and take the next.
+        """
+        with self._lock:
+            self.touch(name)
+            has = self._history.open.get(name)
+            if has is not None:
+                self._shown[name] = self._number[has]
+                if has != put_back:
+                    return self.item(has)
+            number = self._next_free(name)
+            if number is None:
+                if has is not None:
+                    self._write([event(OPEN, name, None)])
+                return None
+            item = self.items[number]
+            if item.id != has:
+                self._release_silent(name, item.id)
+                self._write([event(OPEN, name, item.id)])
+            self._shown[name] = number
+            return item
+
+    def accept(self, name: str, id: str, text: str) -> Decision:
+        """Record the edit, or that the row is fine where nothing was changed."""
+        item = self.item(id)
+        if not text.strip():
+            raise InputError("not saved: an edit cannot be empty; skip the row instead")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError("not saved: half a character is in the text; type it again")
+        verdict = FINE if text == item.original else EDITED
+        return self._decide(Decision(id, name, verdict, text))
+
+    def skip(self, name: str, id: str) -> Decision:
+        """Record that this annotator leaves the row alone. Others may be given it."""
+        return self._decide(Decision(id, name, SKIPPED, self.item(id).original))
+
+    def undo(self, name: str) -> Item:
+        """Take the annotator's last decision back: its row is open again, its text the draft.
+
+        A skipped row that others have taken up meanwhile stays skipped, and the decision before it
+        is taken back.
+        """
+        with self._lock:
+            self.touch(name)
+            for one in reversed(self._history.decisions):
+                if one.annotator == name and self._room(name, one.id):
+                    undone = event(UNDO, name, one.id)
+                    after = History(self.items, [*self._log.events, undone])
+                    edits = after.edits() if one.verdict == EDITED else None
+                    self._write([undone], edits=edits)
+                    if one.verdict != SKIPPED:
+                        self._drafts[name, one.id] = one.text
+                    self._shown[name] = self._number[one.id]
+                    return self.item(one.id)
+            raise InputError("there is nothing to undo")
+
+    def decisions(self) -> list[Decision]:
+        """Those that stand, in the order in which they were made."""
+        with self._lock:
+            return list(self._history.decisions)
+
+    def progress(self, name: str) -> dict[str, int]:
+        """rows, of which done; open_elsewhere; decisions: edited, fine, skipped, and mine."""
+        with self._lock:
+            history = self._history
+            counts = Counter(one.verdict for one in history.decisions)
+            done = sum(
+                self._taken(name, item.id, mine=True) >= self.overlap for item in self.items
+            )
+            return {
+                "rows": len(self.items),
+                "done": done,
+                "open_elsewhere": sum(other != name for other in history.open),
+                **{verdict: counts[verdict] for verdict in VERDICTS},
+                "mine": sum(one.annotator == name for one in history.decisions),
+            }
+
+    def _decide(self, decision: Decision) -> Decision:
+        name, id = decision.annotator, decision.id
+        with self._lock:
+            self.touch(name)
+            if name in self._history.verdicts.get(id, {}):
+                if self._history.last(name, id) == decision:  # it came twice
+                    return decision
+                raise InputError(
+                    "not saved: you decided this row before, perhaps in another tab; press Undo "
+                    "to change it"
+                )
+            if not self._room(name, id, silent=False):
+                raise InputError(
+                    "not saved: your browser was silent so long that somebody else has this row "
+                    "now; copy what you want to keep, and press Next"
+                )
+            self._release_silent(name, id)
+            self._record([decision])
+            if decision.verdict != SKIPPED:
+                self._drafts.pop((name, id), None)
+            return decision
+
+    def _next_free(self, name: str) -> int | None:
+        """After the row last shown, then from the start; rows of silent annotators at last."""
+        start = self._shown.get(name, -1) + 1
+        for silent in (True, False):
+            for number in (*range(start, len(self.items)), *range(start)):
+                id = self.items[number].id
+                decided = name in self._history.verdicts.get(id, ())
+                if not decided and self._room(name, id, silent):
+                    return number
+        return None
+
+    def _room(self, name: str, id: str, silent: bool = True) -> bool:
+        """Whether the row lacks a person beside others; `silent` ones with it open may count."""
+        others = {other for other, held in self._history.open.items() if held == id} - {name}
+        count = sum(silent or self._present(other) for other in others)
+        return self._taken(name, id) + count < self.overlap
+
+    def _taken(self, name: str, id: str, mine: bool = False) -> int:
+        """How many people, others or all, have decided the row otherwise than by skipping it."""
+        verdicts = self._history.verdicts.get(id, {}).items()
+        return sum(v != SKIPPED and (mine or other != name) for other, v in verdicts)
+
+    def _present(self, name: str) -> bool:
+        return self._clock() - self._seen.get(name, -float("inf")) < self.release_after
+
+    def _release_silent(self, name: str, id: str) -> None:
+        """Make room where silent annotators have the row open."""
+        for other, held in list(self._history.open.items()):
+            if held == id and not self._room(name, id) and not self._present(other):
+                self._write([event(OPEN, other, None)])
+
+    def _record(self, decisions: Sequence[Decision]) -> None:
+        edits = [one for one in decisions if one.verdict == EDITED]
+        added = b"".join(annotation_log.line(edit_row(self.item(one.id), one)) for one in edits)
+        self._write(
+            [event(d.verdict, d.annotator, d.id, d.text) for d in decisions], added=added
+        )
+
+    def _write(self, events: Sequence[dict], **edits) -> None:
+        """Events on the disk and then in memory; InputError leaves both as they were."""
+        if events:
+            self._log.write(events, **edits)
+        for one in events:
+            self._history.add(one)

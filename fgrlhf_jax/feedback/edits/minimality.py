@@ -1,0 +1,173 @@
+"""How minimal is an edit? Figures of a row, its changes piece by piece, and what is no edit at all.
+
+A word is a run of letters and digits with the apostrophes and hyphens in it ("don't",
+"well-known"), or one mark of punctuation, or one character of a script that has no blanks between
+words, each with the accents and vowel signs that Unicode combines with it; blanks and line ends are
+no words. With alignment.py's minimal edit script on the words,
+
+    word change ratio = (words taken out of the original + words put in by the edit)
+                        / (words of the original + words of the edited response)
+
+where a replaced word counts on both sides: 0 where nothing changed, 1 where nothing is left. The
+token change ratio is the same on token ids. (Human edits have medians of about .10 on film
+reviews turned positive, .18 on corrected summaries, .52 on corrected long answers.)
+
+What lies between two words that stay is one change: it puts in, takes out, or does both, which is
+to replace. An edit whose changes are all of one kind is of that kind, else it is mixed.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fgrlhf_jax.data.alignment import Alignment, align
+
+KINDS = ("insert", "delete", "replace", "mixed", "none")
+FAULTS = ("empty", "unchanged", "refusal", "rewritten")
+
+_ALONE = (
+    "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Thai … Han
+)
+_MARKS = "".join(
+    chr(n)
+    for n in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # there are none elsewhere
+    if unicodedata.category(chr(n)) in ("Mn", "Mc")
+)
+_LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
+_WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
+
+# "I'm sorry, but as an AI I can't help with that": an excuse or none, a no, what is not done.
+_EXCUSE = r"""(?:i(?:['’]m|\ am)\ (?:(?:very|really|so|truly)\ )?(?:sorry|afraid)|sorry
+  |i\ (?:(?:do|must|sincerely)\ )?apologi[sz]e|my\ apologies|unfortunately|regrettably
+  |as\ an?\ (?:ai|artificial|large|language)) \b[^.!?\n]{0,80}?"""
+_NO = r"""
+  i(?:['’]m|\ am)\ (?:(?:simply|just)\ )?(?:unable|not\ (?:able|comfortable|willing|allowed))
+  |i\ (?:do\ not|don['’]t)\ feel\ (?:able|comfortable)
+  |i\ (?:(?:simply|just|really)\ )?(?:can(?:\ ?not|['’]t)|won['’]t|will\ not)
+  |i\ (?:(?:must|have\ to)\ )?decline"""
+_DEED = r"""assist|help(?:ing)?|comply|fulfil+|provide|continue|edit|revise|rewrite|improve|modify
+  |alter|chang(?:e|ing)|generat(?:e|ing)|creat(?:e|ing)|produc(?:e|ing)|writ(?:e|ing)|answer|respond
+  |engag(?:e|ing)|discuss|support|complete|process|do\ (?:that|this)
+  |make\ (?:\w+\ )?(?:edits|changes)|(?:that|this|the|your)\ request"""
+_REFUSAL = re.compile(
+    rf"\W*(?:{_EXCUSE}[,.:;!]?\s+(?:(?:but|that)\s+)?)?(?:{_NO})\b[^.!?\n]{{0,60}}?\b(?:{_DEED})\b",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MOST = 0.5  # of the words: an edit that keeps them is no refusal, whatever it says first
+
+
+class Figures(NamedTuple):
+    """Of one edit; lengths and their change, edited less original, are in words."""
+
+    kind: str
+    word_change_ratio: float
+    token_change_ratio: float | None
+    length_change: int
+    words_original: int
+    words_edited: int
+    changes: int
+
+
+class Piece(NamedTuple):
+    """A stretch of a response with the blanks in it; the pieces of a side add up to its text."""
+
+    text: str
+    changed: bool
+
+
+def words(text: str) -> list[str]:
+    return _WORD.findall(text)
+
+
+def measure(
+    original: str, edited: str, encode: Callable[[str], Sequence[int]] | None = None
+) -> Figures:
+    """The figures of an edit; `encode` gives token ids, without it there is no token ratio."""
+    before, after = words(original), words(edited)
+    aligned = _aligned(before, after)
+    changes = _changes(aligned)
+    tokens = change_ratio(align(encode(edited), encode(original))) if encode else None
+    return Figures(
+        kind=_kind(changes),
+        word_change_ratio=change_ratio(aligned),
+        token_change_ratio=tokens,
+        length_change=len(after) - len(before),
+        words_original=len(before),
+        words_edited=len(after),
+        changes=len(changes),
+    )
+
+
+def change_ratio(aligned: Alignment) -> float:
+    """Changed positions of both sides as a share of all; 0 where both sides are empty."""
+    sides = (aligned.changed_i, aligned.changed_j)
+    return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
+
+
+def sides(original: str, edited: str) -> tuple[list[Piece], list[Piece]]:
+    """Both responses as changed and unchanged pieces in turn."""
+    aligned = _aligned(words(original), words(edited))
+    return _pieces(original, aligned.changed_j), _pieces(edited, aligned.changed_i)
+
+
+def refuses(text: str) -> bool:
+    """Whether a text starts as a model that will not do what it is asked."""
+    return bool(_REFUSAL.match(text.strip()))
+
+
+def fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
+    """Why nothing can be learnt from an edit, one of `FAULTS`; "" where something can.
+
+    empty: there is no response. unchanged: no word differs. refusal: the edit is one, the original
+    is not, and less than half of it is left. rewritten: the word change ratio is above
+    `max_change_ratio`.
+    """
+    if not edited.strip():
+        return "empty"
+    ratio = measure(original, edited).word_change_ratio
+    if not ratio:
+        return "unchanged"
+    if ratio > _MOST and refuses(edited) and not refuses(original):
+        return "refusal"
+    return "rewritten" if ratio > max_change_ratio else ""
+
+
+def _aligned(before: list[str], after: list[str]) -> Alignment:
+    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
+    return align([number[word] for word in after], [number[word] for word in before])
+
+
+def _changes(aligned: Alignment) -> list[tuple[int, int]]:
+    """(words taken out, words put in) between words that stay, where either is above 0."""
+    kept = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
+    ends = [(-1, -1), *kept, (aligned.changed_i.size, aligned.changed_j.size)]
+    gaps = ((j - b - 1, i - a - 1) for (a, b), (i, j) in itertools.pairwise(ends))
+    return [gap for gap in gaps if any(gap)]
+
+
+def _kind(changes: list[tuple[int, int]]) -> str:
+    kinds = {
+        "replace" if out and put else "delete" if out else "insert" for out, put in changes
+    }
+    return "mixed" if len(kinds) > 1 else kinds.pop() if kinds else "none"
+
+
+def _pieces(text: str, changed: Sequence[bool]) -> list[Piece]:
+    """Blanks between two changed words are changed with them, all others are not."""
+    pieces, end, before = [], 0, False
+    for match, now in zip(_WORD.finditer(text), map(bool, changed), strict=True):
+        if match.start() > end:
+            pieces.append(Piece(text[end : match.start()], before and now))
+        pieces.append(Piece(match[0], now))
+        end, before = match.end(), now
+    if end < len(text):
+        pieces.append(Piece(text[end:], False))
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and merged[-1].changed == piece.changed:
+            merged[-1] = Piece(merged[-1].text + piece.text, piece.changed)
+        else:
+            merged.append(piece)
+    return merged

@@ -1,0 +1,201 @@
+"""The figures of edit_report.py as one page that loads nothing; pure rendering."""
+
+from collections.abc import Mapping
+
+from fgrlhf_jax.feedback.edits import report as edit_report
+from fgrlhf_jax.report import html as html_page
+
+_WIDTH, _HEIGHT, _FOOT, _LEFT = 460, 170, 40, 40
+_SORTS = {"least": "Least changed", "median": "In the middle", "most": "Most changed"}
+
+
+def page(found: Mapping, *, title: str, source: str) -> str:
+    """HTML of what :func:`edit_report.figures` returned; `source` is where the edits are from."""
+    columns = ["mean", *edit_report.QUANTILES]
+    heads = ["mean", "5 %", "25 %", "median", "75 %", "95 %"]
+    measures = [
+        [name, *(_minus(edit_report.number(found[measure][c], measure)) for c in columns)]
+        for measure, name in edit_report.MEASURES.items()
+        if measure in found
+    ]
+    people = [
+        [
+            name,
+            str(some["n"]),
+            edit_report.number(some["word_change_ratio"]["median"], "ratio"),
+            *(edit_report.percent(share) for share in some["shares"].values()),
+        ]
+        for name, some in found["annotators"].items()
+    ]
+    return _PAGE.render(
+        title=edit_report.shown(title),
+        source=edit_report.shown(source),
+        kinds=[
+            (text, found["kinds"][kind], edit_report.percent(found["shares"][kind]))
+            for kind, text in edit_report.KINDS.items()
+            if found["kinds"][kind] or kind != "none"
+        ],
+        n=found["n"],
+        measures=(["", *heads], measures),
+        people=(["Annotator", "n", "Median ratio", *edit_report.KINDS.values()], people),
+        charts=[
+            (edit_report.MEASURES[measure], _bars(drawn))
+            for measure, drawn in found["histograms"].items()
+        ],
+        notes=edit_report.notes(found),
+        examples=[
+            {**example, "sort": _SORTS[example["sort"]]} for example in found["examples"]
+        ],
+        size=(_WIDTH, _HEIGHT, _FOOT, _LEFT),
+    )
+
+
+def _bars(drawn: Mapping) -> dict:
+    """Rectangles and the ticks below and beside them."""
+    counts, edges = drawn["counts"], drawn["edges"]
+    step, most = (_WIDTH - _LEFT) / len(counts), max([*counts, 1])
+    every = max(1, len(counts) // 5)
+    bars = [
+        {
+            "x": round(_LEFT + k * step + 0.5, 1),
+            "width": round(max(1.0, step - 1), 1),
+            "y": round(_HEIGHT * (1 - count / most), 1),
+            "height": round(_HEIGHT * count / most, 1),
+            "title": f"{text}: {count}",
+        }
+        for k, (text, count) in enumerate(zip(edit_report.bins(drawn), counts, strict=True))
+    ]
+    whole = edit_report.whole(drawn)
+    zero = edges.index(0) if 0 in edges else 0
+    ticks = [
+        (round(_LEFT + (k + 0.5 * whole) * step, 1), _minus(f"{edges[k]:g}"))
+        for k in range(zero % every, len(counts) + (not whole), every)
+    ]
+    return {"bars": bars, "ticks": ticks, "most": most}
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
+
+
+_STYLE = """\
+:root { --ink: #1c1e21; --soft: #63686f; --paper: #fff; --tint: #f5f6f8; --edge: #d9dce1;
+  --bar: #0067a8; --low: 222 62 52; --high: 34 150 76; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --soft: #9da3ab; --paper: #15171a; --tint: #1e2125; --edge: #383d44;
+    --bar: #5cb2ee; --low: 235 80 72; --high: 46 168 92; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 66rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.6 system-ui, "Segoe UI", Roboto, "Liberation Sans",
+  sans-serif; -webkit-text-size-adjust: 100%; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .4rem; }
+h3 { font-size: .95rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+h3 small, .soft { color: var(--soft); font-weight: normal; font-size: .85rem;
+  overflow-wrap: anywhere; }
+.kinds { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; padding: 0; }
+.kinds li { list-style: none; background: var(--tint); border-radius: 6px; padding: .6rem 1rem; }
+.kinds b { display: block; font-size: 1.3rem; line-height: 1.3; }
+.wide { overflow-x: auto; margin: .8rem 0 1.6rem; }
+table { border-collapse: collapse; font-size: .88rem; min-width: 100%;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--edge); }
+thead th { color: var(--soft); font-weight: 600; border-bottom: 1.5px solid var(--ink); }
+th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
+.charts { display: grid; gap: 1rem 1.6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+figure { margin: 0; }
+figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .4rem; }
+svg { width: 100%; height: auto; display: block; font-size: 12px; overflow: visible; }
+svg rect { fill: var(--bar); }
+svg text { fill: var(--soft); }
+svg line { stroke: var(--soft); }
+article { border-top: 1px solid var(--edge); padding: 1rem 0 1.3rem; }
+.text { white-space: break-spaces; overflow-wrap: anywhere; margin: 0; }
+.two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; margin-top: .7rem; }
+.two > div { background: var(--tint); border-radius: 6px; padding: .7rem .9rem; }
+.two > div > span { display: block; font-size: .8rem; color: var(--soft); margin-bottom: .2rem; }
+del, ins { border-radius: 3px; padding: .05em 0; --share: .24; }
+del { text-decoration: line-through 1px; }
+ins { text-decoration: underline 2px; text-underline-offset: .22em; }
+summary { cursor: pointer; color: var(--soft); font-size: .85rem; }
+@media (max-width: 44rem) { .two { grid-template-columns: 1fr; } }
+@media print { article, figure { break-inside: avoid; } }
+"""
+_BODY = """\
+{% macro table(head, rows) %}
+<div class="wide"><table>
+<thead><tr>{% for cell in head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+{% macro side(name, pieces, tag, colour) %}
+<div><span>{{ name }}</span>
+<p class="text">
+{%- for text, changed in pieces -%}
+{% if changed %}<{{ tag }} class="{{ colour }}">{{ text }}</{{ tag }}>
+{%- else %}{{ text }}{% endif %}
+{%- endfor -%}
+</p></div>
+{% endmacro %}
+<h1>{{ title }}</h1>
+<p class="soft">{{ n }} edits of {{ source }}. A change ratio is the share of the
+words (or tokens) of both responses that the edit took out or put in: 0 where nothing changed, 1
+where nothing is left.</p>
+<ul class="kinds">
+{% for text, count, share in kinds %}
+<li><b>{{ share }}</b>{{ text }} <span class="soft">({{ count }})</span></li>
+{% endfor %}
+</ul>
+<h2>How much they change</h2>
+{{ table(*measures) }}
+<div class="charts">
+{% set width, height, foot, left = size %}
+{% for name, chart in charts %}
+<figure>
+<figcaption>{{ name }}</figcaption>
+<svg viewBox="0 -6 {{ width }} {{ height + foot }}" role="img" aria-label="Histogram: {{ name }}">
+{% for bar in chart.bars %}
+<rect x="{{ bar.x }}" y="{{ bar.y }}" width="{{ bar.width }}" height="{{ bar.height }}">
+<title>{{ bar.title }}</title></rect>
+{% endfor %}
+<line x1="{{ left }}" x2="{{ width }}" y1="{{ height }}" y2="{{ height }}"/>
+<text x="{{ left - 8 }}" y="0" dy=".7em" text-anchor="end">{{ chart.most }}</text>
+<text x="{{ left - 8 }}" y="{{ height }}" text-anchor="end">0</text>
+{% for x, text in chart.ticks %}
+<text x="{{ x }}" y="{{ height + 18 }}" text-anchor="middle">{{ text }}</text>
+{% endfor %}
+</svg>
+</figure>
+{% endfor %}
+</div>
+{% for note in notes %}
+<p class="soft">{{ note }}</p>
+{% endfor %}
+{% if people[1] %}
+<h2>By annotator</h2>
+{{ table(*people) }}
+{% endif %}
+<h2>Examples</h2>
+<p class="soft"><del class="low">Taken out</del> and <ins class="high">put in</ins> by the edit.</p>
+{% for example in examples %}
+<article>
+<h3>{{ example.sort }}: row {{ example.row }} <small>
+{{- [example.id, example.annotator, example.kind, "%.3f"|format(example.word_change_ratio)]
+  |select|join(", ") }}</small></h3>
+<p class="text">{{ example.instruction }}</p>
+{% if example.input %}
+<details><summary>Input</summary><p class="text">{{ example.input }}</p></details>
+{% endif %}
+<div class="two">
+{{ side("original", example.original, "del", "low") }}
+{{ side("edited", example.edited, "ins", "high") }}
+</div>
+</article>
+{% endfor %}
+"""
+_PAGE = html_page.page(_STYLE, _BODY)

@@ -1,0 +1,78 @@
+"""What a judge's reply says of the two responses it was shown, by rule.
+
+A verdict is a line that says nothing else ("B", "**Response A**", "Verdict: tie", "[[B]]", "The
+first response is better.") or begins with the bare label ("A. It is right about the date."). The
+last line counts, and where it is none the first; if both are and differ, or neither is, a
+[[label]] anywhere does. What is still none is unparsed, never guessed. What stands before the last
+</think> says nothing, and after a <think> without its end all of the reply is thoughts.
+"""
+
+import re
+
+from fgrlhf_jax.feedback.edits.parse import after_thoughts
+
+FIRST, SECOND, TIE = "first", "second", "tie"
+
+_LABELS = {
+    **dict.fromkeys(("a", "1", "one", "first"), FIRST),
+    **dict.fromkeys(("b", "2", "two", "second"), SECOND),
+    **dict.fromkeys(("c", "tie", "tied", "draw", "equal", "equally good", "neither"), TIE),
+    **dict.fromkeys(("neither is better", "both", "the same"), TIE),
+}
+_LABEL = "|".join(sorted(map(re.escape, _LABELS), key=len, reverse=True))
+_THING = r"(?:response|output|answer|reply|option|assistant|candidate|model|one)"
+_WORD = r"(?:verdict|answer|choice|decision|judge?ment|winner|preference|evaluation|conclusion)"
+_LINE = re.compile(
+    rf"""(?:(?:my\ |the\ )?(?:final\ |overall\ )?(?:better\ )?(?:{_WORD}|better\ {_THING}|better)
+            (?:\ is:?|:|\ =)\ *)?
+    (?:i\ (?:would\ )?(?:prefer|choose|pick|select)\ )?
+    (?:(?:it\ is|it['’]s|this\ is|they\ are|both\ are|both\ {_THING}s\ are)\ (?:an?\ )?)?
+    (?:the\ |an?\ (?=tie|draw))?(?:{_THING}[\ _]?)?
+    [(\[]*(?P<label>{_LABEL})[)\]]*(?:\ {_THING})?
+    (?:\ (?:is\ (?:the\ )?(?:clearly\ |slightly\ |much\ )?better(?:\ {_THING})?|wins)
+       (?:\ than\ (?:the\ )?(?:{_THING}[\ _]?)?(?:other|{_LABEL})(?:\ {_THING})?)?)?""",
+    re.VERBOSE,
+)
+_FIRST_WORD = re.compile(
+    r"\W*\b(A|B|Tie|TIE|tie|Draw)\b[*_\])]*(?:[.,;]| [-–—]| because\b)[*_]*\s"
+    r"(?!(?:\W|\b(?:A|B|[Tt]ie|TIE|[Dd]raw|and|or)\b)*$)"  # "A, B" is both
+)
+_BRACKETS = re.compile(rf"\[\[\s*(?:{_THING}\s*)?({_LABEL})\s*\]\]", re.IGNORECASE)
+_AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" is a heading
+
+
+def parse(reply: str) -> str | None:
+    """ "first", "second" or "tie"; None where the reply is no verdict, or more than one."""
+    reply = after_thoughts(reply)
+    if reply.lstrip().startswith("<think"):
+        return None
+    lines = [line for line in map(_plain, reply.splitlines()) if line.strip(_AROUND)]
+    if not lines:
+        return None
+    said = {one for one in (_said(lines[0]), _said(lines[-1])) if one}
+    if len(said) != 1:
+        marked = {_LABELS[label.lower()] for label in _BRACKETS.findall(reply)}
+        said = marked if len(marked) == 1 else set()
+    return said.pop() if said else None
+
+
+def parse_line(reply: str) -> str | None:
+    """The same of a reply that may go on: only where all of it is a verdict, on one line."""
+    line, *more = reply.strip().splitlines() or [""]
+    return None if more else _whole(_plain(line))
+
+
+def _plain(line: str) -> str:
+    return " ".join(re.sub(r"</?\w+>|[*`]", "", line).split())
+
+
+def _said(line: str) -> str | None:
+    """The verdict that a line is, or begins with."""
+    found = _FIRST_WORD.match(line)
+    return _whole(line) or (_LABELS[found[1].lower()] if found else None)
+
+
+def _whole(line: str) -> str | None:
+    """The verdict that a line is."""
+    found = _LINE.fullmatch(line.strip(_AROUND).lower())
+    return _LABELS[found["label"]] if found else None

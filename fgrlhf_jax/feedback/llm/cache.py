@@ -1,0 +1,221 @@
+"""What survives a kill: a cache of replies, and a file of rows that grows a row at a time.
+
+Both are on the disk (fsync) before the next step is taken. The rows tie themselves to their
+requests by a key in every row, so that a file which was interrupted is recognised, cut where its
+last line is torn, and continued.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm.client import Reply
+
+SCHEMA = 1  # of the cache
+PATIENCE = 60.0  # seconds to wait for other processes that use it
+KEY = "request_key"  # the field that ties a row to its request
+
+
+class Cache:
+    """Replies by key, in an SQLite file; threads may share it, and so may processes.
+
+    Raises InputError wherever the file cannot be used.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.lock, self.open = Path(path), threading.Lock(), True
+        with self._said():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(
+                self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._said():
+                version = self._prepare()
+        except InputError:
+            self.close()
+            raise
+        if version != SCHEMA:
+            self.close()
+            raise InputError(
+                f"{path}: is no cache of this version (its version is {version}, not {SCHEMA}); "
+                "name another cache, or move this file away"
+            )
+
+    def _prepare(self) -> int:
+        """:meth:`_prepared`, again while another process is at it too.
+
+        To begin with a WAL, and to end with one, is all that SQLite does not wait for by itself.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._prepared()
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _prepared(self) -> int:
+        """The version of the file, which is made where it is missing."""
+        run = self.connection.execute
+        run("PRAGMA journal_mode=WAL")
+        run("PRAGMA synchronous=FULL")
+        run("BEGIN IMMEDIATE")  # nobody else makes the same file now
+        if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            run(
+                "CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
+                "stop TEXT NOT NULL, input_tokens INTEGER NOT NULL, "
+                "output_tokens INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            run(f"PRAGMA user_version={SCHEMA}")
+        run("COMMIT")
+        return run("PRAGMA user_version").fetchone()[0]
+
+    def __contains__(self, key: str) -> bool:
+        with self._said(), self.lock:
+            found = self.connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,))
+            return found.fetchone() is not None
+
+    def __getitem__(self, key: str) -> Reply:
+        query = "SELECT text, stop, input_tokens, output_tokens FROM replies WHERE key = ?"
+        with self._said(), self.lock:
+            return Reply(*self.connection.execute(query, (key,)).fetchone())
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Durable when it returns. What arrives after the end of a run is let go."""
+        row = (key, reply.text, reply.stop, reply.input_tokens, reply.output_tokens)
+        with self._said(), self.lock:
+            if self.open:
+                self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
+
+    def close(self) -> None:
+        with self.lock, contextlib.suppress(sqlite3.Error):
+            self.open = False
+            self.connection.close()
+
+    @contextlib.contextmanager
+    def _said(self):
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(
+                f"cache {self.path}: cannot be used ({error}); free some space, or name another "
+                "cache; what it holds is kept"
+            ) from error
+
+
+def aside(output: Path) -> Path:
+    """The file beside ``output`` for what was set aside."""
+    return output.with_name(f"{output.stem}.rejected{output.suffix}")
+
+
+def append_rows(
+    output: Path,
+    keys: Sequence[str],
+    rows: Callable[[int], Iterable[tuple[dict, bool]]],
+) -> tuple[int, int]:
+    """Append one row a key, in order, to ``output`` or, where it is set aside, beside it.
+
+    Args:
+      output: a JSONL file; it is continued where it stopped, however it stopped, and ends up
+        byte for byte as if it never had.
+      keys: what each row answers (:func:`ask.digest`), for the whole input.
+      rows: called with the number of rows that are there already, gives the others: (row, whether
+        it goes to ``output``).
+
+    Returns:
+      How many rows are in ``output`` and beside it.
+
+    Raises:
+      InputError: when the files hold rows that these keys do not ask for, another process writes
+        them, or they cannot be written.
+    """
+    paths = (Path(output), aside(Path(output)))
+    with contextlib.ExitStack() as stack:
+        try:
+            files = [stack.enter_context(paths[0].open("ab+", buffering=0))]
+            fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.append(stack.enter_context(paths[1].open("ab+", buffering=0)))
+            there = [_read(file, path) for file, path in zip(files, paths, strict=True)]
+        except BlockingIOError as error:
+            raise InputError(f"{output}: another process is writing it; wait for it") from error
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written ({error.strerror})") from error
+        done = _matched([found for found, _ in there], keys, paths)
+        for file, (_, whole) in zip(files, there, strict=True):
+            file.truncate(whole)
+        counts = [len(found) for found, _ in there]
+        rest = iter(rows(done))
+        if hasattr(rest, "close"):
+            stack.callback(rest.close)
+        for key, (row, kept) in zip(keys[done:], rest, strict=True):
+            line = json.dumps({**row, KEY: key[:16]}, ensure_ascii=False) + "\n"
+            number = 0 if kept else 1
+            _append(files[number], paths[number], line.encode())
+            counts[number] += 1
+        if not counts[1]:
+            paths[1].unlink(missing_ok=True)
+    return counts[0], counts[1]
+
+
+def _append(file, path: Path, line: bytes) -> None:
+    """All of a line, and on the disk, or none of it."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        written = 0
+        while written < len(line):
+            written += file.write(line[written:])
+        os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free some space and run again to go "
+            "on: what arrived is kept"
+        ) from error
+
+
+def _read(file, path: Path) -> tuple[list[str], int]:
+    """The keys of a file's whole lines, and where the last of these ends."""
+    file.seek(0)
+    data = file.read()
+    whole = data.rfind(b"\n") + 1
+    keys = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+        try:
+            keys.append(json.loads(line)[KEY])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}:{number}: is no row of ours (it has no {KEY}); choose another output"
+            ) from error
+    return keys, whole
+
+
+def _matched(there: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:
+    """How many of ``keys`` the rows answer; raises InputError if they answer anything else."""
+    at = [0, 0]
+    for key in keys:
+        for number, rows in enumerate(there):
+            if at[number] < len(rows) and rows[at[number]] == key[:16]:
+                at[number] += 1
+                break
+        else:
+            break
+    done = sum(at)
+    for path, rows, matched in zip(paths, there, at, strict=True):
+        if matched < len(rows):
+            raise InputError(
+                f"{path}:{matched + 1}: answers another request than row {done + 1} of the input "
+                "makes now: the input or what is asked with it has changed; choose another "
+                "output, or move this one away"
+            )
+    return done

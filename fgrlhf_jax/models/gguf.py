@@ -1,0 +1,173 @@
+"""GGUF, llama.cpp's format: config, tokenizer and (often quantized) weights in one file.
+
+Read with the ``gguf`` package (the extra of that name), without torch.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models.hf_names import TABLE, Stored, as_input_error
+from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling, inverse_frequencies
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How a byte-level vocabulary cuts text before merging, by GGUF's name for it.
+_PRE_TOKENIZERS = {
+    "default": [pre_tokenizers.ByteLevel(False)],
+    "smollm": [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)],
+    "llama-bpe": [
+        pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(False, use_regex=False),
+    ],
+}
+_CONTROL = 3  # a token type: matched whole in text, and special
+
+
+def read_config(file: Path) -> LlamaConfig:
+    """The model's shape; raises InputError for another architecture or malformed metadata."""
+    reader = _reader(file)
+    kind = _field(reader, "general.architecture")
+    if kind != "llama":
+        raise InputError(
+            f"{file}: architecture is {kind!r}; only LLaMA-like models can be read"
+        )
+    scaling = _field(reader, "llama.rope.scaling.type", "none")
+    if scaling != "none" or _field(reader, "llama.expert_count", 0):
+        raise InputError(f"{file}: rotary scaling of type {scaling!r} or experts not supported")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    with as_input_error(file, "has a missing or malformed field"):
+        heads = _field(reader, "llama.attention.head_count")
+        width = _field(reader, "llama.embedding_length")
+        cfg = LlamaConfig(
+            vocab_size=int(tensors["token_embd.weight"].shape[1]),
+            hidden_size=width,
+            intermediate_size=_field(reader, "llama.feed_forward_length"),
+            num_layers=_field(reader, "llama.block_count"),
+            num_heads=heads,
+            num_kv_heads=_field(reader, "llama.attention.head_count_kv", heads),
+            head_dim=_field(reader, "llama.attention.key_length", width // heads),
+            rope_theta=_field(reader, "llama.rope.freq_base", 10000.0),
+            norm_eps=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 12),
+            max_position=_field(reader, "llama.context_length"),
+            tie_embeddings="output.weight" not in tensors,
+            attention_bias="blk.0.attn_q.bias" in tensors,
+            mlp_bias="blk.0.ffn_up.bias" in tensors,
+        )
+    if "rope_freqs.weight" not in tensors:
+        return cfg
+    # The frequencies' divisors are stored, not what made them; Llama 3.1 and 3.2 are known.
+    divisor = np.asarray(tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
+    scaled = dataclasses.replace(cfg, rope_scaling=RopeScaling(factor=float(divisor.max())))
+    ours = np.asarray(inverse_frequencies(cfg) / inverse_frequencies(scaled))
+    if ours.shape != divisor.shape or not np.allclose(ours, divisor, rtol=1e-3):
+        raise InputError(f"{file}: its rotary scaling is not Llama 3's; give a folder instead")
+    return scaled
+
+
+def read_tensors(file: Path) -> dict[str, Stored]:
+    """All tensors by their Hugging Face names and in that layout, none of them read yet."""
+    cfg = read_config(file)
+    names = {}
+    for ours, theirs, name in TABLE:
+        heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads}.get(ours.split("/")[-2], 0)
+        names |= {name.format(i): (theirs.format(i), heads) for i in range(cfg.num_layers)}
+    stored = {}
+    for tensor in _reader(file).tensors:
+        name, heads = names.get(tensor.name, (tensor.name, 0))
+        shape = tuple(int(size) for size in tensor.shape[::-1])
+        stored[name] = Stored(shape, functools.partial(_read_tensor, tensor, shape, heads))
+    stored.pop("rope_freqs.weight", None)
+    return stored
+
+
+def load_tokenizer(file: Path):
+    """The tokenizer: byte-level BPE, or the SentencePiece of LLaMA-1/2, with its chat template.
+
+    Raises InputError for any other kind.
+    """
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    field = functools.partial(_field, _reader(file))
+    kind, cut = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre", "default")
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and cut not in _PRE_TOKENIZERS):
+        raise InputError(
+            f"{file}: its tokenizer ({kind}, {cut}) is unknown; give a folder instead"
+        )
+    with as_input_error(file, "has no usable tokenizer"):
+        tokens = field("tokenizer.ggml.tokens")
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        how = {
+            "add_bos_token": bool(field("tokenizer.ggml.add_bos_token", kind == "llama")),
+            "model_max_length": field("llama.context_length"),
+            "chat_template": field("tokenizer.chat_template"),
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, theirs in (
+            ("bos_token", "bos"),
+            ("eos_token", "eos"),
+            ("unk_token", "unknown"),
+            ("pad_token", "padding"),
+        ):
+            index = field(f"tokenizer.ggml.{theirs}_token_id")
+            how[name] = None if index is None else tokens[index]
+        if kind == "gpt2":
+            merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
+            model = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+            model.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[cut])
+            model.decoder = decoders.ByteLevel()
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **how)
+        else:
+            merges = _merges(vocabulary, field("tokenizer.ggml.scores"))
+            tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **how)
+        types = field("tokenizer.ggml.token_type", [])
+        control = [token for token, i in zip(tokens, types, strict=False) if i == _CONTROL]
+        tokenizer.add_special_tokens({"additional_special_tokens": control})
+    return tokenizer
+
+
+def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """SentencePiece has scores and no merges: two tokens merge when their union is a token."""
+    return [
+        (token[:cut], token[cut:])
+        for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]])
+        for cut in range(1, len(token))
+        if token[:cut] in vocabulary and token[cut:] in vocabulary
+    ]
+
+
+def _read_tensor(tensor, shape: tuple[int, ...], heads: int) -> np.ndarray:
+    import gguf
+
+    value = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    if heads:
+        # llama.cpp keeps the two of a rotary pair side by side, Hugging Face H/2 apart.
+        value = value.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2)
+    return value.reshape(shape)
+
+
+def _field(reader, name: str, default: Any = None) -> Any:
+    found = reader.fields.get(name)
+    return default if found is None else found.contents()
+
+
+def _reader(file: Path):
+    stat = file.stat()
+    return _parse(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # parsing the vocabulary takes seconds, and three of us need it
+def _parse(file: Path, size: int, modified: int):
+    try:
+        import gguf
+    except ImportError as error:
+        raise InputError(f"{file}: to read it, pip install 'fgrlhf_jax[gguf]'") from error
+    with as_input_error(file, "is no GGUF file, damaged or cut short"):
+        return gguf.GGUFReader(file)

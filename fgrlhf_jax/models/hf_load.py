@@ -1,0 +1,347 @@
+"""Hugging Face folders, hub ids and GGUF files to parameters, and back with :func:`save`.
+
+Reading goes tensor by tensor into arrays that are already sharded, so the host never holds a
+model. Torch is not needed for anything; GGUF needs the extra ``gguf``.
+"""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import gguf
+from fgrlhf_jax.models.hf_names import (
+    Stored,
+    as_input_error,
+    is_stacked,
+    is_transposed,
+    stored_names,
+    stored_shape,
+)
+from fgrlhf_jax.models.hf_save import (
+    INDEX,
+    LANGUAGE_MODEL,
+    SEQUENCE_REWARD,
+    SIDECAR,
+    STATE_ACTION,
+    STATE_ACTION_TYPE,
+    TOKEN_REWARD,
+    digest,
+    save,
+)
+from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
+from fgrlhf_jax.runtime import sharding
+
+__all__ = [
+    "LANGUAGE_MODEL",
+    "SEQUENCE_REWARD",
+    "STATE_ACTION",
+    "TOKEN_REWARD",
+    "load_params",
+    "load_tokenizer",
+    "read_config",
+    "resolve",
+    "save",
+]
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
+
+    Of a run folder it is the export. Raises InputError when it is none of the three or the hub
+    cannot be reached.
+    """
+    local = Path(path)
+    if local.is_dir():
+        return local / "export" if (local / "export").is_dir() else local
+    if local.is_file() and local.suffix == ".gguf":
+        return local
+    if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        raise InputError(
+            f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
+        )
+    import huggingface_hub
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # what the hub's own errors derive from
+        raise InputError(
+            f"{path}: neither a local folder nor to be had from the hub "
+            f"({type(error).__name__}); check the name and the network, or give a local folder"
+        ) from error
+
+
+def read_config(path: str | os.PathLike) -> LlamaConfig:
+    """The model's shape, from config.json or a GGUF file's metadata.
+
+    Raises InputError, naming the field, for another architecture, an unknown kind of rotary
+    scaling or activation, or fields that are missing or make no model.
+    """
+    path = resolve(path)
+    if path.suffix == ".gguf":
+        return gguf.read_config(path)
+    file = path / "config.json"
+    config = _read_json(file)
+    kind = config.get("model_type")
+    if kind not in ("llama", "mistral", STATE_ACTION_TYPE):
+        raise InputError(f"{file}: model_type is {kind!r}; only LLaMA-like models can be read")
+    if kind == "mistral" and config.get("sliding_window", 4096) is not None:
+        raise InputError(
+            f"{file}: sliding_window attention is not supported; use a LLaMA model"
+        )
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{file}: hidden_act is {config['hidden_act']!r}, not 'silu'")
+    # transformers 5 writes rope_parameters, everyone before it rope_theta and rope_scaling.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    with as_input_error(file, "has a missing or malformed field"):
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise InputError(f"{file}: rotary scaling {kind!r} is not supported, only 'llama3'")
+        if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise InputError(
+                f"{file}: partial_rotary_factor is not supported; use a LLaMA model"
+            )
+        heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+        return LlamaConfig(
+            vocab_size=int(config["vocab_size"]),
+            hidden_size=width,
+            intermediate_size=int(config["intermediate_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or width // heads),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            rope_scaling=RopeScaling(
+                factor=float(rope["factor"]),
+                low_freq_factor=float(rope["low_freq_factor"]),
+                high_freq_factor=float(rope["high_freq_factor"]),
+                original_max_position=int(rope["original_max_position_embeddings"]),
+            )
+            if kind == "llama3"
+            else None,
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            max_position=int(config.get("max_position_embeddings", 2048)),
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            initializer_range=float(config.get("initializer_range", 0.02)),
+        )
+
+
+def learned_template(path: str) -> str:
+    """The prompt template that a model of ours was fine-tuned with; "" for any other."""
+    folder = resolve(path)
+    if folder.is_dir():
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            return config["fgrlhf"]["data"]["template"]
+        except KeyError:
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: has no readable config.json ({error})") from error
+    return ""
+
+
+def load_tokenizer(path: str | os.PathLike):
+    """The fast tokenizer of a folder or a GGUF file, a ``PreTrainedTokenizerFast``.
+
+    Raises InputError when there is none or it has no end-of-sequence token. No pad token, or
+    one equal to the end of sequence, is fine: masks never come from token ids.
+    """
+    path = resolve(path)
+    if path.suffix == ".gguf":
+        tokenizer = gguf.load_tokenizer(path)
+    else:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        with as_input_error(path, "has no usable tokenizer"):
+            # AutoTokenizer would ask config.json for a model type that it knows. A folder with a
+            # tokenizer only has none.
+            config = path / "config.json"
+            alone = not config.exists() and (path / "tokenizer.json").exists()
+            ours = alone or _read_json(config).get("model_type") == STATE_ACTION_TYPE
+            kind = PreTrainedTokenizerFast if ours else AutoTokenizer
+            tokenizer = kind.from_pretrained(str(path))
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{path}: the tokenizer has no EOS token; set eos_token in its config")
+    return tokenizer
+
+
+def load_params(path: str | os.PathLike, abstract: Any) -> Any:
+    """``abstract`` filled from a checkpoint, tensor by tensor.
+
+    Args:
+      path: folder, GGUF file or hub id.
+      abstract: a tree of ``jax.ShapeDtypeStruct`` (or arrays) named like the parameters of
+        llama.py, or any part of one; each leaf's dtype and sharding are those of the result.
+        ``head/unembed`` comes from the LM head (or the tied embedding) where the checkpoint has
+        no such tensor of its own.
+
+    Raises:
+      InputError: for every missing, surplus and misshapen tensor in one message; for files
+        that are cut short or differ from the checksum of our own export; for NaN or infinite
+        weights.
+    """
+    path = resolve(path)
+    stored = gguf.read_tensors(path) if path.suffix == ".gguf" else _folder_tensors(path)
+    embedding = stored.get("model.embed_tokens.weight")
+    if embedding and "lm_head.weight" not in stored and read_config(path).tie_embeddings:
+        stored["lm_head.weight"] = embedding
+    if "lm_head.weight" in stored:
+        stored.setdefault("head.unembed", stored["lm_head.weight"])
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]
+    _check_fit(path, stored, leaves)
+    bad: list[str] = []
+    filled = []
+    for ours, leaf in leaves:
+        array = None
+        for number, name in enumerate(stored_names(ours, leaf.shape)):
+            array, finite = _place(array, number, stored[name], ours, leaf)
+            bad += [] if finite else [name]
+        filled.append(array)
+    if bad:
+        raise InputError(
+            f"{path}: NaN or infinite numbers in {', '.join(bad)}; use a sound copy"
+        )
+    return jax.tree_util.tree_unflatten(tree, filled)
+
+
+def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
+    wanted = {
+        name: stored_shape(ours, leaf.shape)
+        for ours, leaf in leaves
+        for name in stored_names(ours, leaf.shape)
+    }
+    missing = [name for name in wanted if name not in stored]
+    surplus = []
+    if any(name.startswith("model.") for name in wanted):
+        surplus = [
+            name
+            for name in stored
+            if not (
+                name in wanted or _HEADS.match(name) or name.endswith("rotary_emb.inv_freq")
+            )
+        ]
+    misshapen = [
+        f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
+        for name, shape in wanted.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    if not (missing or surplus or misshapen):
+        return
+    parts = []
+    embedding = "model.embed_tokens.weight"
+    if embedding in wanted and embedding in stored:
+        theirs, ours = stored[embedding].shape[0], wanted[embedding][0]
+        if theirs != ours:
+            parts.append(f"its vocabulary has {theirs} tokens and the model's {ours}")
+    parts += [
+        f"{what}: {', '.join(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("surplus", surplus),
+            ("misshapen", misshapen),
+        )
+        if names
+    ]
+    raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
+
+
+@functools.lru_cache(maxsize=64)
+def _inserter(transpose: bool, dtype, target):
+    """(array or None, layer, stored tensor) -> (array with it, is it finite), array donated."""
+
+    def insert(array, layer, raw):
+        value = (raw.T if transpose else raw).astype(dtype)
+        if array is not None:
+            value = jax.lax.dynamic_update_index_in_dim(array, value, layer, 0)
+        return value, jnp.isfinite(raw).all()
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=(target, None))
+
+
+def _place(array, layer: int, tensor: Stored, ours: str, leaf) -> tuple[jax.Array, bool]:
+    """Put one stored tensor where it belongs; also whether all of it is finite."""
+    stacked, transpose = is_stacked(ours), is_transposed(ours)
+    raw, target = tensor.read(), getattr(leaf, "sharding", None)
+    if isinstance(target, NamedSharding):  # the tensor as stored, split the way it will be
+        spec = [*target.spec, *[None] * (len(leaf.shape) - len(target.spec))][stacked:]
+        spec = PartitionSpec(*(spec[::-1] if transpose else spec))
+        source = NamedSharding(target.mesh, spec)
+        value = jax.make_array_from_callback(raw.shape, source, lambda index: raw[index])
+    else:
+        value = jax.device_put(raw, target)
+    if stacked and layer == 0:
+        array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)(
+            leaf.shape, leaf.dtype
+        )
+    array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
+    return array, bool(finite)
+
+
+def _read_json(file: Path) -> dict:
+    with as_input_error(file, "is not readable JSON"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a JSON object is expected here; use a sound copy")
+    return content
+
+
+def _read_safetensor(file: Path, name: str) -> np.ndarray:
+    # Opened anew each time: an open file keeps every page that was ever read.
+    with safetensors.safe_open(file, framework="numpy") as stream:
+        value = stream.get_tensor(name)
+    return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _folder_tensors(folder: Path) -> dict[str, Stored]:
+    """What a folder's safetensors files hold, none of it read yet."""
+    if (folder / INDEX).exists():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{folder / INDEX}: has no weight_map; use a sound copy")
+        files = sorted(set(weight_map.values()))
+    else:
+        files = ["model.safetensors"]
+    files += [SIDECAR] if (folder / SIDECAR).exists() else []
+    digests = _read_json(folder / "config.json").get("fgrlhf", {}).get("sha256", {})
+    stored: dict[str, Stored] = {}
+    for file in (folder / name for name in files):
+        if not file.is_file():
+            raise InputError(
+                f"{file}: is missing; weights are read from safetensors files only"
+            )
+        if digests.get(file.name, "") and digest(file) != digests[file.name]:
+            raise InputError(
+                f"{file}: is damaged (its checksum is not config.json's); copy it again"
+            )
+        with (
+            as_input_error(file, "is damaged or cut short"),
+            safetensors.safe_open(file, framework="numpy") as stream,
+        ):
+            for name in stream.keys():  # noqa: SIM118 - not a dict
+                part = stream.get_slice(name)
+                if part.get_dtype() not in _FLOATS:
+                    raise InputError(
+                        f"{file}: {name} is quantized as {part.get_dtype()}; use floats"
+                    )
+                read = functools.partial(_read_safetensor, file, name)
+                stored[name] = Stored(tuple(part.get_shape()), read)
+    if "embed_tokens.weight" in stored:  # a bare LlamaModel
+        return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
+    return stored

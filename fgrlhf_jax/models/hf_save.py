@@ -1,0 +1,250 @@
+"""Parameters to a Hugging Face folder, with its tokenizer and a checksum of every file."""
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors import SafetensorError
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models.hf_names import HF_NAME, is_stacked, is_transposed, stored_names
+from fgrlhf_jax.models.llama import LlamaConfig
+from fgrlhf_jax.runtime import sharding
+
+LANGUAGE_MODEL = "LlamaForCausalLM"
+TOKEN_REWARD = "LlamaForTokenClassification"
+SEQUENCE_REWARD = "LlamaForSequenceClassification"
+STATE_ACTION = "FgrlhfStateActionRewardModel"  # transformers has no class for it
+# A model type that transformers does not know: it would load the rest and give wrong rewards.
+STATE_ACTION_TYPE = "fgrlhf_state_action_reward"
+SIDECAR = "head.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def save(
+    folder: str | os.PathLike,
+    params: Any,
+    cfg: LlamaConfig,
+    tokenizer: Any,
+    *,
+    architecture: str,
+    extra: dict | None = None,
+    max_shard_bytes: int = 2 << 30,
+) -> str:
+    """Write a Hugging Face folder, whole or not at all; an existing one is replaced.
+
+    Args:
+      params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture.
+      architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (its head has no bias, since
+        transformers' has none) or STATE_ACTION, a form of our own.
+      extra: goes into config.json under "fgrlhf", along with a checksum of each weight file.
+
+    Returns:
+      A sentence on what was written and what can load it; it is also the folder's README.
+
+    Raises:
+      InputError: when the folder cannot be written or the disk is full; what was there stays.
+      ValueError: when the parameters do not belong to the architecture.
+    """
+    folder = Path(folder)
+    tensors = list(_tensors(params))
+    names = {name for name, *_ in tensors}
+    wanted = {
+        LANGUAGE_MODEL: set() if cfg.tie_embeddings else {"lm_head.weight"},
+        TOKEN_REWARD: {"score.weight", "score.bias"} & (names | {"score.weight"}),
+        SEQUENCE_REWARD: {"score.weight"},
+        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | names & {"score.bias"},
+    }
+    heads = {name for name in names if not name.startswith("model.")}
+    if heads != wanted[architecture]:
+        raise ValueError(
+            f"{architecture} has {sorted(wanted[architecture])}, not {sorted(heads)}"
+        )
+
+    config, tokenizer = _config(cfg, tokenizer, architecture)
+    config["torch_dtype"] = str(tensors[0][1].dtype)
+    config["token_classification_bias"] = "score.bias" in names
+    note = _note(folder, architecture, config)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        if jax.process_index() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        digests = _write_weights(temporary, tensors, max_shard_bytes)
+        config["fgrlhf"] = (extra or {}) | {"sha256": digests}
+        if jax.process_index() == 0:
+            (temporary / "config.json").write_text(json.dumps(config, indent=2))
+            (temporary / "README.md").write_text(note.replace(str(folder), folder.name))
+            tokenizer.save_pretrained(temporary)
+            for file in digests:  # the library makes them private, whatever the umask
+                shutil.copymode(temporary / "config.json", temporary / file)
+            _replace(folder, temporary)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder}: the model could not be written ({error}); free some space or choose "
+            "another folder"
+        ) from error
+    return note
+
+
+def _write_weights(folder: Path, tensors: list, limit: int) -> dict[str, str]:
+    """Weight files and their index; returns the files' checksums."""
+    digests, where, total = {}, {}, 0
+    for file, group in _shards(tensors, limit):
+        # Every process takes part in gathering a tensor; one of them writes.
+        arrays = {name: _fetch(leaf, layer, ours) for name, leaf, layer, ours in group}
+        if jax.process_index() > 0:
+            continue
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        digests[file] = digest(folder / file)
+        if file != SIDECAR:
+            where |= dict.fromkeys(arrays, file)
+            total += sum(array.nbytes for array in arrays.values())
+    if len(set(where.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+    return digests
+
+
+def _replace(folder: Path, new: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # a folder that is not empty cannot be renamed over
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@functools.partial(jax.jit, static_argnames=("transpose", "whole"))
+def _extract(leaf, layer, *, transpose: bool, whole):
+    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, 0, False)
+    value = value.T if transpose else value
+    return value if whole is None else jax.lax.with_sharding_constraint(value, whole)
+
+
+def _fetch(leaf, layer: int | None, ours: str) -> np.ndarray:
+    """One tensor, gathered from all devices, as it is stored."""
+    placed = getattr(leaf, "sharding", None)
+    whole = (
+        NamedSharding(placed.mesh, PartitionSpec())
+        if isinstance(placed, NamedSharding)
+        else None
+    )
+    value = _extract(leaf, layer, transpose=is_transposed(ours), whole=whole)
+    return np.ascontiguousarray(value)
+
+
+def _tensors(params) -> Iterator[tuple[str, Any, int | None, str]]:
+    """(stored name, array it is in, layer or None, our name) in the table's order."""
+    leaves = {
+        sharding.path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    if unknown := set(leaves) - set(HF_NAME):
+        raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
+    for ours in HF_NAME:
+        if ours in leaves:
+            leaf = leaves[ours]
+            for i, name in enumerate(stored_names(ours, leaf.shape)):
+                yield name, leaf, i if is_stacked(ours) else None, ours
+
+
+def _shards(tensors: list, limit: int) -> list[tuple[str, list]]:
+    """(file name, its tensors): as few files of at most ``limit`` bytes as the order allows."""
+    sidecar = [tensor for tensor in tensors if tensor[0].startswith("head.")]
+    groups: list[list] = [[]]
+    room = limit
+    for tensor in tensors:
+        name, leaf, layer, _ = tensor
+        if name.startswith("head."):
+            continue
+        size = leaf.dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
+        if groups[-1] and size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(tensor)
+        room -= size
+    count = len(groups)
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    files = files if count > 1 else ["model.safetensors"]
+    return [*zip(files, groups, strict=True), *([(SIDECAR, sidecar)] if sidecar else [])]
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:
+    """config.json, and the tokenizer to go with it."""
+    scaling = cfg.rope_scaling
+    config = {
+        "architectures": [architecture],
+        "model_type": STATE_ACTION_TYPE if architecture == STATE_ACTION else "llama",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "intermediate_size": cfg.intermediate_size,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": scaling
+        and {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        },
+        "rms_norm_eps": cfg.norm_eps,
+        "max_position_embeddings": cfg.max_position,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "attention_bias": cfg.attention_bias,
+        "mlp_bias": cfg.mlp_bias,
+        "initializer_range": cfg.initializer_range,
+    }
+    if architecture != LANGUAGE_MODEL:
+        # transformers scores the last token that is not the pad token, which must not be EOS.
+        tokenizer = copy.deepcopy(tokenizer)
+        ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
+        if tokenizer.pad_token_id in ends:
+            spare = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
+            spare = [
+                i for i in [*spare, *sorted(tokenizer.added_tokens_decoder)] if i not in ends
+            ]
+            if spare:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        config |= {
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+            "problem_type": "regression",
+            "classifier_dropout": 0.0,
+        }
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return config | {name: getattr(tokenizer, name) for name in ids}, tokenizer
+
+
+def _note(folder: Path, architecture: str, config: dict) -> str:
+    if architecture == STATE_ACTION:
+        return (
+            f"{folder}: token rewards with a state-action head, in a form of our own; "
+            "transformers has no class for it and refuses to load it, so use fgrlhf_jax"
+        )
+    kind = architecture.removeprefix("Llama")
+    note = f"{folder}: loads in transformers as AutoModel{kind}"
+    if architecture == SEQUENCE_REWARD and config["pad_token_id"] is None:
+        note += "; its tokenizer has no token to pad with, so give it one sequence at a time"
+    return note

@@ -1,0 +1,380 @@
+"""LLaMA in Flax Linen: one backbone, three ways to read it (language model, reward, value).
+
+Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and their kin: RMSNorm, rotary positions, grouped-query
+attention, SwiGLU (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Ainslie et al. 2023,
+arXiv:2305.13245). Parameters are float32 and always stacked over the layers; the compute dtype
+is a config field, and norms, rotary angles, softmax and every head are float32 whatever it is.
+
+Shape suffixes, here and everywhere in this package:
+
+    B batch             N query heads       F hidden width of the MLP
+    S sequence          K key/value heads   V vocabulary
+    T response          H head width        L layers
+    P prompt            D model width       2 the two sides of a pair
+
+Masks are True on real tokens. Sequences may be padded on either side: what a real token yields
+does not depend on where the padding stands, nor on what it holds.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fgrlhf_jax.runtime import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3.1's stretch of the slow rotary frequencies beyond ``original_max_position``."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """What the model is, then how it is computed.
+
+    Raises ValueError where the sizes cannot make a model.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    max_position: int = 2048
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+
+    dtype: str = "float32"
+    remat: bool = False  # recompute each block in the backward pass
+    scan_layers: bool = True  # False unrolls the same parameters: slower to compile
+    attention: str = "auto"  # auto | xla | cudnn
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads=} is not a multiple of {self.num_kv_heads=}")
+        if self.head_dim % 2:
+            raise ValueError(f"{self.head_dim=} must be even, for rotary positions")
+        if self.attention not in ("auto", "xla", "cudnn"):
+            raise ValueError(f"attention={self.attention!r} is none of auto, xla, cudnn")
+
+
+SIZES: dict[str, LlamaConfig] = {
+    "tiny": LlamaConfig(256, 64, 192, 2, 4, 2, 16, max_position=512),
+    "small": LlamaConfig(4096, 128, 384, 2, 4, 4, 32, max_position=1024),
+    "smollm2_135m": LlamaConfig(
+        *(49152, 576, 1536, 30, 9, 3, 64),
+        rope_theta=1e5,
+        max_position=8192,
+        tie_embeddings=True,
+        initializer_range=1 / 24,
+    ),
+    "llama_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, norm_eps=1e-6),
+    "llama2_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, max_position=4096),
+    "llama3_8b": LlamaConfig(
+        128256, 4096, 14336, 32, 32, 8, 128, rope_theta=5e5, max_position=8192
+    ),
+}
+
+
+def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Position ids that count real tokens only, and who may attend to whom.
+
+        mask      positions    attend (rows are queries)
+        0 1 1     0 0 1        1 0 0 | 0 1 0 | 0 1 1
+        1 1 0     0 1 1        1 0 0 | 1 1 0 | 1 1 1
+
+    Args:
+      mask_BS: bool, True on real tokens.
+
+    Returns:
+      positions_BS int32, and attend_BSS bool [query, key]: causal over real keys, plus the
+      diagonal, so that no query, not even a padded one, is left with an empty softmax.
+    """
+    positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
+    length = mask_BS.shape[-1]
+    causal_1SS = jnp.tri(length, dtype=bool)[None]
+    self_1SS = jnp.eye(length, dtype=bool)[None]
+    return positions_BS, (causal_1SS & mask_BS[:, None, :].astype(bool)) | self_1SS
+
+
+def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
+    """Rotary frequencies [H/2], float32, theta^(-2i/H) (Su et al. 2021, arXiv:2104.09864).
+
+    With ``rope_scaling`` wavelengths above original/low_freq_factor grow by ``factor``, those
+    below original/high_freq_factor stay, and the ones between are interpolated (Llama 3.1).
+    """
+    exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    frequency = cfg.rope_theta**-exponent
+    if cfg.rope_scaling is None:
+        return frequency
+    low, high = cfg.rope_scaling.low_freq_factor, cfg.rope_scaling.high_freq_factor
+    turns = cfg.rope_scaling.original_max_position * frequency / (2 * math.pi)
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep * frequency + (1 - keep) * frequency / cfg.rope_scaling.factor
+
+
+def rotary_tables(cfg: LlamaConfig, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every rotary angle, each float32 [B, S, 1, H/2] (1 for the heads)."""
+    angle_BS1h = positions_BS[:, :, None, None] * inverse_frequencies(cfg)[None, None, None]
+    return jnp.cos(angle_BS1h), jnp.sin(angle_BS1h)
+
+
+def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn the pairs (i, i + H/2), Hugging Face's half-split layout; dtype is kept."""
+    cos_BS1h, sin_BS1h = rope
+    a, b = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
+    turned = (a * cos_BS1h - b * sin_BS1h, b * cos_BS1h + a * sin_BS1h)
+    return jnp.concatenate(turned, axis=-1).astype(x_BSNH.dtype)
+
+
+def _dense(cfg: LlamaConfig, width: int, use_bias: bool) -> nn.Dense:
+    init = nn.initializers.normal(cfg.initializer_range)
+    return nn.Dense(width, use_bias=use_bias, dtype=cfg.dtype, kernel_init=init)
+
+
+def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
+    return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.float32)
+
+
+def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:
+    """Attention of a few queries to a whole cache, [B, Q, N, H]; softmax in float32.
+
+    The cache has its columns next to the head width: the order that decoding reads fastest.
+    """
+    B, Q, N, H = q_BQNH.shape
+    K = k_BKSH.shape[1]
+    q_BQKGH = q_BQNH.reshape(B, Q, K, N // K, H)
+    score_BKGQS = jnp.einsum(
+        "BQKGH,BKSH->BKGQS", q_BQKGH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    attend_B11QS = attend_BQS[:, None, None]
+    score_BKGQS = jnp.where(attend_B11QS, score_BKGQS * H**-0.5, jnp.finfo(jnp.float32).min)
+    weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum("BKGQS,BKSH->BQKGH", weight_BKGQS, v_BKSH).reshape(B, Q, N, H)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
+
+    With a ``cache`` (k_BKSH, v_BKSH, column) the columns of hidden_BSD are written there from
+    ``column`` on, ``attend`` is over the cache's columns, and the new (k, v) come back too.
+    """
+
+    cfg: LlamaConfig
+
+    def setup(self):
+        cfg = self.cfg
+        self.q = _dense(cfg, cfg.num_heads * cfg.head_dim, cfg.attention_bias)
+        self.k = _dense(cfg, cfg.num_kv_heads * cfg.head_dim, cfg.attention_bias)
+        self.v = _dense(cfg, cfg.num_kv_heads * cfg.head_dim, cfg.attention_bias)
+        self.o = _dense(cfg, cfg.hidden_size, cfg.attention_bias)
+
+    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
+        batch, length, _ = hidden_BSD.shape
+        heads = (batch, length, -1, self.cfg.head_dim)
+        q_BSNH = rotate(self.q(hidden_BSD).reshape(heads), rope)
+        k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
+        v_BSKH = self.v(hidden_BSD).reshape(heads)
+        if cache is not None:
+            *kept, column = cache
+            kept = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
+                for old, new in zip(kept, (k_BSKH, v_BSKH), strict=True)
+            )
+            mixed_BSNH = cached_attention(q_BSNH, *kept, attend_BSS)
+            return self.o(mixed_BSNH.reshape(batch, length, -1)), kept
+        mixed_BSNH = jax.nn.dot_product_attention(
+            q_BSNH,
+            k_BSKH,
+            v_BSKH,
+            mask=attend_BSS[:, None],
+            implementation=None if self.cfg.attention == "auto" else self.cfg.attention,
+        )
+        return self.o(mixed_BSNH.reshape(batch, length, -1)), None
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x), hidden_BSD -> [B, S, D]."""
+
+    cfg: LlamaConfig
+
+    def setup(self):
+        self.gate = _dense(self.cfg, self.cfg.intermediate_size, self.cfg.mlp_bias)
+        self.up = _dense(self.cfg, self.cfg.intermediate_size, self.cfg.mlp_bias)
+        self.down = _dense(self.cfg, self.cfg.hidden_size, self.cfg.mlp_bias)
+
+    def __call__(self, hidden_BSD):
+        return self.down(nn.silu(self.gate(hidden_BSD)) * self.up(hidden_BSD))
+
+
+class Block(nn.Module):
+    """One pre-norm layer: the state after it, and the (k, v) of a cache where one was given."""
+
+    cfg: LlamaConfig
+
+    def setup(self):
+        self.attention_norm = _norm(self.cfg)
+        self.attention = Attention(self.cfg)
+        self.mlp_norm = _norm(self.cfg)
+        self.mlp = MLP(self.cfg)
+
+    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
+        dtype = hidden_BSD.dtype
+        hidden_BSD = sharding.constrain(hidden_BSD)
+        normed_BSD = self.attention_norm(hidden_BSD).astype(dtype)
+        mixed_BSD, kept = self.attention(normed_BSD, rope, attend_BSS, cache)
+        hidden_BSD += mixed_BSD
+        hidden_BSD += self.mlp(self.mlp_norm(hidden_BSD).astype(dtype))
+        return hidden_BSD, kept
+
+
+class Llama(nn.Module):
+    """The backbone: token ids to the states after the final norm."""
+
+    cfg: LlamaConfig
+
+    def setup(self):
+        cfg = self.cfg
+        init = nn.initializers.normal(cfg.initializer_range)
+        self.embed = nn.Embed(
+            cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init
+        )
+        # Inside a scan the recomputation cannot be merged away, so it needs no guard.
+        block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+            unroll=1 if cfg.scan_layers else cfg.num_layers,
+        )(cfg)
+        self.norm = _norm(cfg)
+
+    def __call__(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
+    ) -> jax.Array:
+        """hidden_BSD in the compute dtype; the arguments as from :func:`positions_and_mask`."""
+        hidden_BSD = self.embed(tokens_BS)
+        rope = rotary_tables(self.cfg, positions_BS)
+        hidden_BSD, _ = self.layers(hidden_BSD, rope, attend_BSS)
+        return self.norm(hidden_BSD).astype(self.cfg.dtype)
+
+
+class CausalLM(nn.Module):
+    """Next-token logits_BSV, float32; the embedding is the head where the config ties them."""
+
+    cfg: LlamaConfig
+
+    def setup(self):
+        cfg = self.cfg
+        self.backbone = Llama(cfg)
+        if not cfg.tie_embeddings:
+            init = nn.initializers.normal(cfg.initializer_range)
+            self.lm_head = nn.Dense(
+                cfg.vocab_size, use_bias=False, dtype=jnp.float32, kernel_init=init
+            )
+
+    def __call__(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
+    ) -> jax.Array:
+        return self.unembed(self.backbone(tokens_BS, positions_BS, attend_BSS))
+
+    def states(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
+    ) -> jax.Array:
+        """hidden_BSD, for callers that need logits of some columns only."""
+        return self.backbone(tokens_BS, positions_BS, attend_BSS)
+
+    def embed(self, tokens_BS: jax.Array) -> jax.Array:
+        """hidden_BSD before the first block."""
+        return self.backbone.embed(tokens_BS)
+
+    def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Logits of states that :meth:`states` gave."""
+        hidden_BSD = hidden_BSD.astype(jnp.float32)
+        if not self.cfg.tie_embeddings:
+            return self.lm_head(hidden_BSD)
+        embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
+        return jnp.einsum("BSD,VD->BSV", hidden_BSD, embedding_VD)
+
+    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Logits of states that come out of the last block."""
+        return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
+
+
+class ScalarHead(nn.Module):
+    """A number a token, read from the state after it: r_t = v . h_t + b.
+
+    ``state_action`` adds w . (h_{t-1} * U[a_t]), what a_t is worth in the state before it.
+    w (gate) starts at zero; U (unembed) should be the language model's head, if there is one.
+    """
+
+    cfg: LlamaConfig
+    state_action: bool
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, hidden_BSD, tokens_BS, positions_BS):
+        vocab, width = self.cfg.vocab_size, self.cfg.hidden_size
+        zeros, normal = nn.initializers.zeros_init(), nn.initializers.normal
+        hidden_BSD = hidden_BSD.astype(jnp.float32)
+        # 1/sqrt(D + 1) is a standard deviation (Stiennon et al. 2020, arXiv:2009.01325).
+        kernel_D1 = self.param("kernel", normal((width + 1) ** -0.5), (width, 1))
+        value_BS = jnp.einsum("BSD,DO->BS", hidden_BSD, kernel_D1)
+        if self.use_bias:
+            value_BS += self.param("bias", zeros, (1,))[None]
+        if self.state_action:
+            gate_D = self.param("gate", zeros, (width,))
+            unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
+            before_BSD = jnp.pad(hidden_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            chosen_BS = jnp.einsum("BSD,BSD,D->BS", before_BSD, unembed_VD[tokens_BS], gate_D)
+            # The first real token has nothing before it but, perhaps, padding.
+            value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
+        return value_BS
+
+
+class RewardModel(nn.Module):
+    """A scalar a token, value_BS float32: the reward of every action, or a critic's value.
+
+    ``kind`` is "after" or "state_action", as :class:`ScalarHead` tells.
+    """
+
+    cfg: LlamaConfig
+    kind: str = "after"
+    use_bias: bool = True
+
+    def setup(self):
+        if self.kind not in ("after", "state_action"):
+            raise ValueError(f"head {self.kind!r} is neither after nor state_action")
+        self.backbone = Llama(self.cfg)
+        self.head = ScalarHead(self.cfg, self.kind == "state_action", self.use_bias)
+
+    def __call__(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
+    ) -> jax.Array:
+        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend_BSS)
+        return self.head(hidden_BSD, tokens_BS, positions_BS)
+
+
+def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:
+    """Shapes, dtypes and shardings of ``model``'s parameters; allocates nothing."""
+    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    positions, attend = jax.eval_shape(positions_and_mask, row)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)
+    return sharding.abstract(shapes["params"], mesh)

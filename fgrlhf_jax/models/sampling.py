@@ -1,0 +1,213 @@
+"""Sampling from a policy: prefill and decode with a KV cache, in one compiled program.
+
+A row has its own random key and its own positions, so what it says depends neither on its batch
+mates nor on padding. The loop ends when every row has ended. Shape letters as in llama.py; the
+columns of the cache are S = P + T.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.runtime import sharding
+
+
+class Sampled(NamedTuple):
+    """Responses; columns from ``length_B`` on hold 0.
+
+    Attributes:
+      tokens_BT: int32, the end-of-sequence token included where there is one.
+      length_B: int32, tokens of each response, the end included; at least 1.
+      finished_B: bool, whether the response ended by itself.
+      logprob_BT: float32, log-probability of each token under the very distribution it was drawn
+        from (temperature, top-k and top-p applied; 0 when greedy); 0 beyond the end.
+    """
+
+    tokens_BT: jax.Array
+    length_B: jax.Array
+    finished_B: jax.Array
+    logprob_BT: jax.Array
+
+
+def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
+    """Logits of the distribution to draw from, -inf where a token may not be drawn.
+
+    Args:
+      logits_V: float32 logits of one position.
+      temperature: above 0; logits are divided by it before anything else.
+      top_k: keep the k most likely tokens (and ties with the last of them); 0 keeps all.
+      top_p: keep the smallest set of most likely tokens whose mass reaches p (Holtzman et al.
+        2020, arXiv:1904.09751), the first of them always; 1 keeps all. Applied after top_k.
+    """
+    chex.assert_rank(logits_V, 1)
+    logits_V = logits_V / temperature
+    if 0 < top_k < logits_V.shape[0]:
+        least = jax.lax.top_k(logits_V, top_k)[0][-1]
+        logits_V = jnp.where(logits_V >= least, logits_V, -jnp.inf)
+    if top_p < 1.0:
+        ordered_V = -jnp.sort(-logits_V)
+        mass_V = jax.nn.softmax(ordered_V)
+        before_V = jnp.cumsum(mass_V) - mass_V
+        kept_V = (before_V < top_p).at[0].set(True)
+        least = jnp.min(jnp.where(kept_V, ordered_V, jnp.inf))
+        logits_V = jnp.where(logits_V >= least, logits_V, -jnp.inf)
+    return logits_V
+
+
+def draw(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float):
+    """(token, its log-probability) of one position; temperature 0 is greedy."""
+    if temperature == 0:
+        return jnp.argmax(logits_V).astype(jnp.int32), jnp.float32(0)
+    logits_V = restrict(logits_V, temperature, top_k, top_p)
+    token = jax.random.categorical(key, logits_V).astype(jnp.int32)
+    return token, jax.nn.log_softmax(logits_V)[token]
+
+
+def align_right(tokens_BP: jax.Array, mask_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same prompts, real tokens in order, with all padding moved to the left."""
+    order_BP = jnp.argsort(mask_BP, axis=1, stable=True)
+    take = functools.partial(jnp.take_along_axis, indices=order_BP, axis=1)
+    return take(tokens_BP), take(mask_BP)
+
+
+def row_keys(key, count: int) -> jax.Array:
+    """One key a row; row i has the same key whatever ``count`` is."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+
+
+class _State(NamedTuple):
+    step: jax.Array  # tokens drawn so far
+    last_B: jax.Array  # the last of them
+    cache: tuple  # (k_BKSH, v_BKSH) a layer, or both with a leading L
+    out: Sampled
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "eos", "max_new", "temperature", "top_k", "top_p", "unroll"),
+)
+def generate(
+    params: dict,
+    prompt_BP: jax.Array,
+    mask_BP: jax.Array,
+    key_B: jax.Array,
+    *,
+    model: llama.CausalLM,
+    eos: int,
+    max_new: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    unroll: bool = True,
+) -> Sampled:
+    """One response a prompt, of at most ``max_new`` tokens.
+
+    Args:
+      params: parameters of ``model``.
+      prompt_BP: int32 prompts, padded on either side (or both).
+      mask_BP: bool, True on real tokens.
+      key_B: a typed random key a row, see :func:`row_keys`.
+      eos: the token that ends a response.
+      temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
+      unroll: True decodes layer by layer with a cache a layer, which is fastest but holds a second
+        copy of the weights, cut into layers; False loops over the stacked weights and cache.
+    """
+    chex.assert_equal_shape([prompt_BP, mask_BP])
+    chex.assert_type([prompt_BP, mask_BP], [int, bool])
+    cfg = model.cfg
+    B, P = prompt_BP.shape
+    prompt_BP, mask_BP = align_right(prompt_BP, mask_BP)
+    prompt_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    layers = params["backbone"]["layers"]
+    kept = (B, cfg.num_kv_heads, P + max_new, cfg.head_dim)
+    columns_1S = jnp.arange(P + max_new)[None]
+    # Padding in front, then the prompt, then what has been said so far.
+    real_BS = jnp.concatenate([mask_BP, jnp.ones((B, max_new), bool)], axis=1)
+
+    def empty(shape):
+        return tuple(sharding.constrain_cache(jnp.zeros(shape, cfg.dtype)) for _ in "kv")
+
+    if unroll:
+        layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(cfg.num_layers)]
+        cache = tuple(empty(kept) for _ in layers)
+    else:
+        cache = empty((cfg.num_layers, *kept))
+
+    def block(weights, hidden_BQD, rope, attend_BQS, kv, column):
+        args = (hidden_BQD, rope, attend_BQS, (*kv, column))
+        return llama.Block(cfg).apply({"params": weights}, *args)
+
+    def forward(tokens_BQ, positions_BQ, attend_BQS, cache, column):
+        """Logits after the last of the given tokens, and the cache with all of them."""
+        hidden_BQD = model.apply({"params": params}, tokens_BQ, method="embed")
+        rope = llama.rotary_tables(cfg, positions_BQ)
+        if unroll:
+            new = []
+            for weights, kv in zip(layers, cache, strict=True):
+                hidden_BQD, kv = block(weights, hidden_BQD, rope, attend_BQS, kv, column)
+                new.append(kv)
+            cache = tuple(new)
+        else:
+
+            def body(layer, carry):
+                hidden_BQD, cache = carry
+                weights, kv = jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False),
+                    (layers, cache),
+                )
+                hidden_BQD, kv = block(weights, hidden_BQD, rope, attend_BQS, kv, column)
+                cache = jax.tree.map(
+                    lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, layer, 0),
+                    cache,
+                    kv,
+                )
+                return hidden_BQD, cache
+
+            hidden_BQD, cache = jax.lax.fori_loop(0, cfg.num_layers, body, (hidden_BQD, cache))
+        logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
+        return logits_BQV[:, 0], cache
+
+    def extend(out: Sampled, t, logits_BV) -> tuple[jax.Array, Sampled]:
+        """Draw token t of every row that has not ended."""
+        now_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
+        token_B, logprob_B = jax.vmap(draw, (0, 0, None, None, None))(
+            now_B, logits_BV, temperature, top_k, top_p
+        )
+        going_B = ~out.finished_B
+        token_B = jnp.where(going_B, token_B, 0)
+        return token_B, Sampled(
+            tokens_BT=out.tokens_BT.at[:, t].set(token_B),
+            length_B=out.length_B + going_B,
+            finished_B=out.finished_B | (going_B & (token_B == eos)),
+            logprob_BT=out.logprob_BT.at[:, t].set(jnp.where(going_B, logprob_B, 0.0)),
+        )
+
+    def step(state: _State) -> _State:
+        column = P + state.step - 1
+        attend_B1S = (real_BS & (columns_1S <= column))[:, None]
+        positions_B1 = (prompt_B + state.step - 1)[:, None]
+        logits_BV, cache = forward(
+            state.last_B[:, None], positions_B1, attend_B1S, state.cache, column
+        )
+        last_B, out = extend(state.out, state.step, logits_BV)
+        return _State(state.step + 1, last_B, cache, out)
+
+    positions_BP, attend_BPP = llama.positions_and_mask(mask_BP)
+    attend_BPS = jnp.pad(attend_BPP, ((0, 0), (0, 0), (0, max_new)))
+    logits_BV, cache = forward(prompt_BP, positions_BP, attend_BPS, cache, 0)
+    nothing = Sampled(
+        tokens_BT=jnp.zeros((B, max_new), jnp.int32),
+        length_B=jnp.zeros(B, jnp.int32),
+        finished_B=jnp.zeros(B, bool),
+        logprob_BT=jnp.zeros((B, max_new), jnp.float32),
+    )
+    last_B, out = extend(nothing, 0, logits_BV)
+    return jax.lax.while_loop(
+        lambda s: (s.step < max_new) & ~jnp.all(s.out.finished_B),
+        step,
+        _State(jnp.int32(1), last_B, cache, out),
+    ).out

@@ -1,0 +1,164 @@
+"""Responses with every token's reward as its colour: a page for a browser, text for a terminal.
+
+Pure rendering. A row is a dict with ``instruction``, ``input`` and ``sides``; a side has
+``label``, ``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``,
+one of each a token. Colours go from red (low) over none (0) to green (high). A changed token is
+underlined, or struck through on the side labelled ``original``, where the edit took it away.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fgrlhf_jax.report import html as html_page
+
+REMOVED = "original"
+
+_RED, _GREEN, _PAPER = (225, 75, 65), (60, 170, 85), (244, 244, 244)
+
+# What would steer a terminal or turn text round does not get through; line ends can be seen.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
+_VISIBLE = _HARMLESS | {9: "⇥\t", 10: "↵\n"}
+
+
+def colour_limit(rows: Iterable[Mapping]) -> float:
+    """The |reward| of the strongest colour: the 98th percentile, for outliers pale the rest."""
+    sizes = np.abs([r for row in rows for side in row["sides"] for r in side["rewards"]])
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return float(np.quantile(sizes, 0.98)) if sizes.size else 1.0
+
+
+def to_html(rows: Sequence[Mapping], *, title: str) -> str:
+    """A page that loads nothing: no script, no font, no network. One scale for all its rows."""
+    limit = colour_limit(rows)
+    return _PAGE.render(
+        title=title,
+        limit=limit,
+        rows=[
+            {
+                "instruction": row["instruction"].translate(_HARMLESS),
+                "input": row["input"].translate(_HARMLESS),
+                "sides": [_side(side, limit) for side in row["sides"]],
+            }
+            for row in rows
+        ],
+    )
+
+
+def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> str:
+    """One row: running text on coloured ground, or without colour a line for each token.
+
+    Args:
+      row: as above.
+      colour: use 24-bit ANSI colours.
+      limit: reward with the strongest colour; by default the row's own ``colour_limit``.
+    """
+    limit = limit or colour_limit([row])
+    lines = [row[name].translate(_HARMLESS) for name in ("instruction", "input") if row[name]]
+    for side in row["sides"]:
+        side = _side(side, limit)
+        lines += ["", f"{side['label']}: {side['summary']}"]
+        if colour:
+            lines += ["".join(_ansi(token, side["style"]) for token in side["tokens"])]
+        else:
+            lines += [
+                f"{t['reward']:+9.3f} {'*' if t['changed'] else ' '} {_quoted(t['text'])}"
+                for t in side["tokens"]
+            ]
+    scale = (
+        f"red -{limit:.2f} ... 0 ... +{limit:.2f} green" if colour else "* changed by the edit"
+    )
+    return "\n".join([*lines, "", scale, ""])
+
+
+def _side(side: Mapping, limit: float) -> dict:
+    """What both renderings of a side need; the same number of tokens, rewards and changed."""
+    rewards = side["rewards"]
+    tokens = [
+        {
+            "text": text.translate(_VISIBLE) or "⋯",
+            "reward": reward,
+            "strength": _strength(reward, limit),
+            "changed": changed,
+        }
+        for text, reward, changed in zip(side["tokens"], rewards, side["changed"], strict=True)
+    ]
+    mean = sum(rewards) / len(rewards) if rewards else 0.0
+    return {
+        "label": side["label"].translate(_HARMLESS),
+        "summary": f"{len(tokens)} tokens, sum {sum(rewards):+.3f}, mean {mean:+.4f}",
+        "style": "removed" if side["label"] == REMOVED else "added",
+        "tokens": tokens,
+    }
+
+
+def _strength(reward: float, limit: float) -> float:
+    """-1 ... 1; 0 (no colour) for what is not a number."""
+    return max(-1.0, min(1.0, reward / limit)) if not math.isnan(reward) else 0.0
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\n", "").replace("\t", "") + '"'
+
+
+def _ansi(token: Mapping, style: str) -> str:
+    end = _GREEN if token["strength"] > 0 else _RED
+    share = abs(token["strength"])
+    ground = [round(p + share * (e - p)) for p, e in zip(_PAPER, end, strict=True)]
+    line = {"removed": ";9", "added": ";4"}[style] if token["changed"] else ""
+    codes = f"\x1b[30;48;2;{ground[0]};{ground[1]};{ground[2]}{line}m"
+    # The ground must not run on to the end of the line.
+    return codes + token["text"].replace("\n", f"\x1b[0m\n{codes}") + "\x1b[0m"
+
+
+_STYLE = """\
+:root { --ink: #1b1b1b; --soft: #666; --paper: #fff; --edge: #d5d5d5;
+  --low: 222 62 52; --high: 34 160 76; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececec; --soft: #a2a2a2; --paper: #161616; --edge: #444;
+    --low: 235 70 62; --high: 40 168 86; } }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
+  font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.2rem; }
+h2 { font-size: .85rem; margin: .9rem 0 .2rem; }
+h2 small { color: var(--soft); font-weight: normal; margin-left: .6em; }
+article { border-top: 1px solid var(--edge); padding: .8rem 0 1.2rem; }
+p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
+.prompt { color: var(--soft); }
+.response { line-height: 1.9; }
+.response span { padding: .12em 0; border-radius: 3px;
+  box-shadow: inset 0 0 0 1px rgb(128 128 128 / .22); }
+.added { text-decoration: underline 2px; text-underline-offset: .25em; }
+.removed { text-decoration: line-through 1px; }
+.legend { position: sticky; top: 0; padding: .5rem 0; font-size: .85rem;
+  color: var(--soft); background: var(--paper); }
+.legend b { font-weight: normal; color: var(--ink); margin-left: 1em; }
+.bar { display: inline-block; width: 10rem; height: .8em; vertical-align: middle;
+  margin: 0 .5em; border: 1px solid var(--edge); background: linear-gradient(to right,
+    rgb(var(--low) / .8), transparent, rgb(var(--high) / .8)); }
+"""
+_BODY = """\
+<h1>{{ title }}</h1>
+<div class="legend">reward of a token: {{ "%+.2f"|format(-limit) }}
+<span class="bar"></span>{{ "%+.2f"|format(limit) }}
+<b class="added">put in by the edit</b> <b class="removed">taken out</b></div>
+{% for row in rows %}
+<article>
+<p class="prompt">{{ row.instruction }}</p>
+{% if row.input %}<p class="prompt">{{ row.input }}</p>{% endif %}
+{% for side in row.sides %}
+<h2>{{ side.label }}<small>{{ side.summary }}</small></h2>
+<p class="response">
+{%- for t in side.tokens -%}
+<span class="{{ 'low' if t.strength < 0 else 'high' }}{{ ' ' ~ side.style if t.changed }}"
+ style="--share:{{ '%.2f'|format(0.8 * t.strength|abs) }}"
+ title="{{ '%+.4f'|format(t.reward) }}{{ ', changed' if t.changed }}">{{ t.text }}</span>
+{%- endfor -%}
+</p>
+{% endfor %}
+</article>
+{% endfor %}
+"""
+_PAGE = html_page.page(_STYLE, _BODY)

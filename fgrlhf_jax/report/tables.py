@@ -1,0 +1,288 @@
+"""A report's content as tables of text, which the page and the Markdown both show; and the latter.
+
+A section is a title, a sentence or two on how to read it, and a table. Every cell is plain text.
+"""
+
+import re
+from typing import NamedTuple
+
+from fgrlhf_jax.report.verdict import percent, points, win_verdict
+
+NONE = "–"
+MAX_TOKENS = 40  # rows of a heat map in Markdown
+_CURVE_COLUMNS = 8
+_LEADS = {1: "better", 0: "not shown", -1: "worse"}
+
+
+class Section(NamedTuple):
+    key: str
+    title: str
+    text: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def sections(found: dict) -> list[Section]:
+    """Everything but the heat maps, in order; what a study has not is left out."""
+    tables = (_table1, _comparisons, _curves, _table3, _end, _table2, _stages)
+    return [section for section in (table(found) for table in tables) if section.rows]
+
+
+def subtitle(found: dict) -> str:
+    seeds = found["seeds"]
+    over = "seeds" if seeds > 1 else "prompts"
+    return (
+        f"{found['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{found['judge']} as the judge. ± is one standard error over {over}."
+    )
+
+
+def number(value: float | None, error: float | None = None, digits: int = 3) -> str:
+    if value is None:
+        return NONE
+    text = f"{value:z.{digits}f}".replace("-", "−")
+    return text if error is None else f"{text} ± {error:.{digits}f}"
+
+
+def share(value: float | None, error: float | None = None) -> str:
+    return NONE if value is None else percent(value, error)
+
+
+def _table1(found: dict) -> Section:
+    judge, labels = found["judge"], found["labels"]["arms"]
+    rows = []
+    for name, row in found["table1"].items():
+        sampled = row["decoding"] == "sampled"
+        label = labels[name] if name in labels else f"{labels['sft']}, greedy"
+        rows.append(
+            [
+                label,
+                share(row["win_rate"], row["se"]) if sampled else NONE,
+                share(row["greedy_win_rate"], row["greedy_se"]),
+                number(row["gold"], row["gold_se"]) if sampled else NONE,
+                number(row["greedy_gold"], row["greedy_gold_se"]),
+                number(row["length"], digits=1),
+                number(row["kl"], digits=2),
+                share(row["unfinished"]),
+            ]
+        )
+    lone = [r["se_over"] == "prompts" for r in found["table1"].values()]
+    note = (
+        " The ± of an arm with a single run is over prompts."
+        if any(lone) and not all(lone)
+        else ""
+    )
+    text = (
+        f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
+        "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
+        "sharpening. Length in tokens and the share without an end are of the responses at T = 1, "
+        "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of this "
+        f"policy's evaluation in PPO, from the model that the arm started from.{note}"
+    )
+    head = ["Arm", "Win rate, T = 1", "Win rate, greedy"]
+    head += [
+        f"{_title(judge)}, T = 1",
+        f"{_title(judge)}, greedy",
+        "Length",
+        "KL",
+        "Unfinished",
+    ]
+    return Section("table1", "Table 1. Which arm aligns better?", text, head, rows)
+
+
+def _comparisons(found: dict) -> Section:
+    labels, rows = found["labels"]["arms"], []
+    for pair in found["comparisons"]:
+        row = [labels[pair["a"]], labels[pair["b"]]]
+        for decoding in ("sampled", "greedy"):
+            drawn = pair[decoding]
+            row += [
+                f"{points(drawn['difference'])} "
+                f"[{points(drawn['low'])}, {points(drawn['high'])}]",
+                f"{drawn['not_better']:.3f}",
+                _LEADS[win_verdict(found, pair["a"], pair["b"], decoding)],
+            ]
+        rows.append(row)
+    text = (
+        "Win rate of one arm less that of the other, in points. In brackets the 95 % interval of a "
+        "paired bootstrap over prompts (outcomes averaged over seeds); “not better” is the share "
+        "of its rounds in which the first arm does not win more. An arm is called better or worse "
+        "if the interval excludes zero and the standard errors of Table 1 do not overlap. Each row "
+        "is a test of its own; nothing is corrected for their number."
+    )
+    head = ["Arm", "Against"]
+    for decoding in ("T = 1", "greedy"):
+        head += [f"Points, {decoding}", "Not better", "So"]
+    return Section("comparisons", "Arm against arm", text, head, rows)
+
+
+def _table2(found: dict) -> Section:
+    sets = list(dict.fromkeys(k for row in found["table2"].values() for k in row))
+    sets = [name for name in sets if name != "auroc"]
+    rows = []
+    for name, row in found["table2"].items():
+        cells = [row.get(s, {"accuracy": None, "se": None}) for s in sets]
+        auroc = found["auroc"][name]
+        rows.append(
+            [
+                found["labels"]["reward_models"][name],
+                *(share(cell["accuracy"], cell["se"]) for cell in cells),
+                number(auroc["mean"], auroc["se"]),
+            ]
+        )
+    sizes = {s: next(row[s]["n"] for row in found["table2"].values() if s in row) for s in sets}
+    text = (
+        "How often each reward model ranks the better response of a pair above the other, on each "
+        "set of test pairs (chance is 50 %), and the area under the ROC curve of −r against "
+        "“the edit changed this token”."
+    )
+    head = ["Reward model", *(f"{_title(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
+    title = "Table 2. Which reward model judges better?"
+    return Section("table2", title, text, head, rows)
+
+
+def _table3(found: dict) -> Section:
+    rows = []
+    criteria = ("80", "95", "to_gold")
+    for name, row in found["table3"].items():
+        cells = [found["labels"]["arms"][name]]
+        for criterion in criteria:
+            key = f"steps_{criterion}"
+            cell = number(row[key], row[f"{key}_se"], digits=0)
+            if row[key] is None and row[f"{key}_reached"]:
+                cell = f"{row[f'{key}_reached']} of {row['seeds']} seeds"
+            cells.append(cell)
+        cells.append(number(row["seconds_per_step"]))
+        cells += [number(row[f"seconds_{criterion}"], digits=1) for criterion in criteria]
+        rows.append(cells)
+    target, arm = found["gold_target"], found["gold_target_arm"]
+    goal = f"{found['judge']} {number(target)}"
+    source = (
+        f"; {number(target)} is 80 % of the way of “{found['labels']['arms'][arm]}”, to the "
+        "lowest of its seeds' bests"
+        if arm and target is not None
+        else ""
+    )
+    text = (
+        f"PPO steps until the {found['judge']} score on validation prompts first gets there; each "
+        "evaluation is averaged with its two neighbours. The first two criteria measure an arm by "
+        "its own best, so a small gain is soon made; the third asks the same score of every arm"
+        f"{source}. 0 where an arm starts there, {NONE} where no seed gets there."
+    )
+    head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
+    head += ["Seconds a step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
+    return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
+
+
+def _curves(found: dict) -> Section:
+    curves = found["curves"]
+    longest = max((curve["step"] for curve in curves.values()), key=len, default=[])
+    last = len(longest) - 1
+    picked = sorted({round(k * last / (_CURVE_COLUMNS - 1)) for k in range(_CURVE_COLUMNS)})
+    steps = [longest[k] for k in picked if last >= 0]
+    rows = []
+    for name, curve in curves.items():
+        at = {
+            step: number(gold, error)
+            for step, gold, error in zip(
+                curve["step"], curve["gold"], curve["gold_se"], strict=True
+            )
+        }
+        cells = [at.get(step, NONE) for step in steps]
+        rows.append([found["labels"]["arms"][name], *cells])
+    text = f"Mean {found['judge']} score on validation prompts during PPO, at T = 1" + (
+        ", ± one standard error over seeds." if found["seeds"] > 1 else "."
+    )
+    head = ["Arm", *(f"step {step}" for step in steps)]
+    return Section("curves", "Learning curves", text, head, rows)
+
+
+def _end(found: dict) -> Section:
+    rows = []
+    for name, curve in found["curves"].items():
+        if not curve["step"]:
+            continue
+        last = {key: column[-1] for key, column in curve.items() if isinstance(column, list)}
+        rows.append(
+            [
+                found["labels"]["arms"][name],
+                str(last["step"]),
+                number(last["kl"], last["kl_se"], 2),
+                number(last["gold"], last["gold_se"]),
+                number(last["reward"], last["reward_se"], 2),
+                number(last["length"], last["length_se"], 1),
+                share(last["unfinished"]),
+                number(curve["reward_length_correlation"], digits=2),
+            ]
+        )
+    text = (
+        f"What each arm paid for its {found['judge']} score in KL, and whether its reward grew "
+        "with length: the figures of the last evaluation, and the correlation of mean reward and "
+        "mean length over all evaluations of the arm. Rewards are each reward model's own, not "
+        "comparable between arms."
+    )
+    head = ["Arm", "Last step", "KL", _title(found["judge"]), "Reward", "Length", "Unfinished"]
+    head += ["r(reward, length)"]
+    return Section("end", "KL, reward and length", text, head, rows)
+
+
+def _stages(found: dict) -> Section:
+    rows = [[name, number(seconds, digits=1)] for name, seconds in found["seconds"].items()]
+    total = sum(seconds for seconds in found["seconds"].values() if seconds is not None)
+    rows.append(["all", number(total, digits=1)])
+    text = "Seconds of each stage, start-up and compilation included; then the commands."
+    return Section("stages", "Stages", text, ["Stage", "Seconds"], rows)
+
+
+def _title(word: str) -> str:
+    return word[:1].upper() + word[1:]
+
+
+def markdown(found: dict) -> str:
+    """``report.md``."""
+    lines = [f"# {_escape(found['title'])}", "", _escape(subtitle(found)), ""]
+    for part in found["answer"].values():
+        lines += [
+            f"**{part['question']} {_title(part['verdict'])}.** {_escape(part['text'])}",
+            "",
+        ]
+    for section in sections(found):
+        if section.key == "stages":
+            lines += _heatmaps(found)
+        lines += [f"## {_escape(section.title)}", "", _escape(section.text), ""]
+        lines += [*_pipes(section.head, section.rows), ""]
+    commands = "\n".join(f"# {stage}\n{c}" for stage, c in found["commands"].items())
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
+    return "\n".join([*lines, f"{fence}bash", commands, fence, ""])
+
+
+def _heatmaps(found: dict) -> list[str]:
+    lines = ["## Token rewards", ""] if found["heatmaps"] else []
+    for item in found["heatmaps"]:
+        score = f"{_escape(found['judge'])} {number(item['gold'])}"
+        lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])} ({score})", ""]
+        groups = {}  # reward models that read the same tokens share a table
+        for name, side in item["by"].items():
+            groups.setdefault(tuple(side["tokens"]), []).append(name)
+        for tokens, names in groups.items():
+            labels = [found["labels"]["reward_models"].get(name, name) for name in names]
+            rewards = [item["by"][name]["rewards"] for name in names]
+            rows = [
+                [token, *(number(reward, digits=2) for reward in of_token)]
+                for token, *of_token in zip(tokens, *rewards, strict=True)
+            ]
+            lines += [*_pipes(["Token", *labels], rows[:MAX_TOKENS]), ""]
+            if len(rows) > MAX_TOKENS:
+                lines += [f"… and {len(rows) - MAX_TOKENS} more tokens.", ""]
+    return lines
+
+
+def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    table = [[_escape(cell) for cell in row] for row in (head, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:])]
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

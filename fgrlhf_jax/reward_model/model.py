@@ -1,0 +1,170 @@
+"""The reward model: one pure train step, and ``score_tokens`` as the one way for others to use it.
+
+A reward model gives every token a value read from the state *at* that token (after the action).
+Its ``level`` says what the values mean: "token" models are trained so that each value is a reward,
+"sequence" models so that the value at the last token is the score of the whole response.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.models.llama import RewardModel, positions_and_mask
+from fgrlhf_jax.runtime.optim import TrainState
+
+
+class Calibration(NamedTuple):
+    """What turns raw rewards into about one unit a response (METHOD: calibrated rewards for PPO).
+
+    Attributes:
+      mean: of the scores (sequence level) or of all tokens' rewards (token level).
+      std: of the scores, or of the responses' centred sums.
+    """
+
+    mean: float
+    std: float
+
+
+def level_of(loss: str) -> str:
+    """ "sequence" for the sequence loss, "token" for the others."""
+    return "sequence" if loss == "sequence" else "token"
+
+
+def token_values(params: dict, tokens_BS, mask_BS, *, model: RewardModel) -> jax.Array:
+    """Raw head output of every column, float32[B, S]; meaningless in padding."""
+    return model.apply({"params": params}, tokens_BS, *positions_and_mask(mask_BS))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "level"))
+def score_tokens(
+    params: dict, tokens_BS, mask_BS, *, model: RewardModel, level: str
+) -> jax.Array:
+    """The reward of every token, before calibration.
+
+    Args:
+      params: parameters of ``model``.
+      tokens_BS: int token ids of prompt and response, padded on either side.
+      mask_BS: bool, True on real tokens.
+      level: "token", or "sequence": then the score stands at the last real token, the rest is 0.
+
+    Returns:
+      float32[B, S], 0 in padding; only columns of response tokens are meant to be used.
+    """
+    chex.assert_equal_shape([tokens_BS, mask_BS])
+    chex.assert_type([tokens_BS, mask_BS], [int, bool])
+    value_BS = token_values(params, tokens_BS, mask_BS, model=model)
+    if level == "sequence":
+        columns_1S = jnp.arange(mask_BS.shape[1])[None]
+        last_B1 = jnp.max(jnp.where(mask_BS, columns_1S, -1), axis=1, keepdims=True)
+        mask_BS = columns_1S == last_B1
+    return jnp.where(mask_BS, value_BS, 0.0)
+
+
+def calibrate(reward_BT, response_BT, calibration: Calibration, *, level: str) -> jax.Array:
+    """Calibrated rewards: (r - mean) / std on response tokens, for a sequence on its last one.
+
+    Args:
+      reward_BT: float32 from :func:`score_tokens`.
+      response_BT: bool, True on response tokens, which end a row's real tokens.
+      calibration: from :func:`fit_calibration`.
+      level: as for :func:`score_tokens`.
+    """
+    if level == "sequence":
+        columns_1T = jnp.arange(response_BT.shape[1])[None]
+        last_B1 = jnp.max(jnp.where(response_BT, columns_1T, -1), axis=1, keepdims=True)
+        response_BT = columns_1T == last_B1
+    return jnp.where(response_BT, (reward_BT - calibration.mean) / calibration.std, 0.0)
+
+
+def fit_calibration(rewards: list[np.ndarray], *, level: str) -> Calibration:
+    """From the per-token values of responses, one float array [T] each (on the host).
+
+    Sequence level: mean and standard deviation of the last values. Token level: the mean over all
+    tokens, and the standard deviation of sum_t (r_t - mean) over responses. Where there is no
+    spread (one response) the standard deviation is taken as 1.
+    """
+    if level == "sequence":
+        totals = np.array([r[-1] for r in rewards], np.float64)
+        mean = float(totals.mean())
+    else:
+        mean = float(np.concatenate(rewards).mean(dtype=np.float64))
+        totals = np.array([np.sum(r - mean, dtype=np.float64) for r in rewards])
+    return Calibration(mean, float(totals.std()) or 1.0)
+
+
+def pair_losses(
+    params: dict,
+    batch: dict,
+    *,
+    model: RewardModel,
+    loss: str,
+    consistency_weight: float,
+    center_weight: float,
+):
+    """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
+
+    Args:
+      batch: the arrays of ``batches.pad_pairs``.
+    """
+    B, _, S = batch["tokens_B2S"].shape
+    rows = lambda x: x.reshape(2 * B, S)  # noqa: E731
+    value_B2S = token_values(
+        params, rows(batch["tokens_B2S"]), rows(batch["mask_B2S"]), model=model
+    ).reshape(B, 2, S)
+    one_pair = functools.partial(
+        reward_losses.reward_model_loss,
+        loss=loss,
+        consistency_weight=consistency_weight,
+        center_weight=center_weight,
+    )
+    loss_B, metrics_B = jax.vmap(one_pair)(
+        value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
+    )
+    return loss_B, {"loss": loss_B, **metrics_B}, value_B2S
+
+
+def train_step(
+    state: TrainState, batch: dict, *, optimizer: optax.GradientTransformation, **settings
+) -> tuple[TrainState, dict]:
+    """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B pairs.
+
+    Args:
+      state: parameters and optimizer state.
+      batch: as for :func:`pair_losses`, each array with a leading axis of micro-batches.
+      optimizer: optax transformation.
+      **settings: ``model``, ``loss`` and the two weights of :func:`pair_losses`.
+
+    Returns:
+      The new state, and float32 scalars: loss, its parts, accuracy, grad_norm.
+    """
+
+    def mean_loss(params, micro):
+        loss_B, metrics_B, _ = pair_losses(params, micro, **settings)
+        return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
+
+    def accumulate(total, micro):
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params, micro)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    total, metrics_A = jax.lax.scan(accumulate, zeros, batch)
+    grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
+    metrics = jax.tree.map(jnp.mean, metrics_A)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    return TrainState(params, opt_state), metrics
+
+
+def eval_step(params: dict, batch: dict, **settings):
+    """Sums of loss and accuracy over the real pairs of a batch, and all values float32[B, 2, S]."""
+    _, metrics_B, value_B2S = pair_losses(params, batch, **settings)
+    weight_B = batch["weight_B"]
+    sums = {name: jnp.sum(metrics_B[name] * weight_B) for name in ("loss", "accuracy")}
+    return sums, value_B2S

@@ -1,0 +1,203 @@
+"""Checkpoints of a run: asynchronous, atomic, verified. The only file that knows orbax."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import sharding
+
+# Orbax reports every step of every save, and logs what it raises as well.
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
+
+
+def _unraisable(report, hook=sys.unraisablehook) -> None:
+    """Without what orbax's other reads and writes say on stderr after one that failed."""
+    code = getattr(report.object, "cr_code", None)
+    theirs = code and "orbax" in Path(code.co_filename).parts
+    if not (theirs or str(report.exc_value) == "Event loop is closed"):
+        hook(report)
+
+
+sys.unraisablehook = _unraisable
+
+
+class Checkpoints:
+    """``folder/STEP/`` with the named parts of a train state and a small JSON ``loop``.
+
+    Parts are saved apart so that the parameters can be read without the optimizer. A save runs in
+    the background and appears under its final name only when it is whole; an interrupted one
+    leaves nothing that a restore would see. Beside the ``loop`` stand the names and shapes of
+    every part, a fingerprint of its bits, and a checksum of all these.
+
+    The newest ``keep`` are kept, and the last one that was saved with ``best=True``.
+
+    Raises:
+      InputError: when the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = Path(folder).absolute()
+
+        def order(metrics):
+            return metrics["order"]
+
+        best = policies.BestN(n=1, get_metric_fn=order, keep_checkpoints_without_metrics=False)
+        try:
+            self.manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(
+                        [policies.LatestN(n=keep), best]
+                    ),
+                    best_fn=order,  # without it the metrics are not on disk for the next start
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        except OSError as error:
+            raise self._failed(error) from error
+
+    @property
+    def latest(self) -> int | None:
+        return self.manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
+        """Start saving; returns when ``parts`` may be donated again.
+
+        Raises:
+          InputError: when this or the save before it failed (disk full, say). What was there stays.
+        """
+        saved = {
+            "loop": loop,
+            "layouts": {name: layout(part) for name, part in parts.items()},
+            "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
+        }
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    loop=ocp.args.JsonSave(saved | {"digest": _digest(saved)}),
+                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+                ),
+                metrics={"order": step} if best else None,
+            )
+        except Exception as error:  # orbax raises what its storage layer raises: any type
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Block until the save under way is whole.
+
+        Raises:
+          InputError: when it failed.
+        """
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> InputError:
+        whole = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+        last = f"the last good one is step {whole[-1]}" if whole else "there is no earlier one"
+        return InputError(
+            f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
+            "space and run the same command again"
+        )
+
+    def loop(self, step: int) -> dict:
+        """The JSON saved beside ``step``; raises InputError as :meth:`restore`."""
+        return self._json(step)["loop"]
+
+    def _json(self, step: int) -> dict:
+        found = self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        digest = found.pop("digest", None) if isinstance(found, dict) else None
+        if digest is None or digest != _digest(found):
+            raise InputError(self._corrupted(step, "its loop/metadata has changed"))
+        return found
+
+    def restore(self, step: int, abstract: dict) -> dict:
+        """The parts named in ``abstract``, trees of ShapeDtypeStruct with their shardings.
+
+        Raises:
+          InputError: when the checkpoint is of another architecture, incomplete or corrupted.
+        """
+        saved = self._json(step)
+        for name, part in abstract.items():
+            then, now = saved["layouts"].get(name, {}), layout(part)
+            differing = [
+                f"{leaf} (there {then.get(leaf, 'missing')}, now {now.get(leaf, 'missing')})"
+                for leaf in sorted(then.keys() | now.keys())
+                if then.get(leaf) != now.get(leaf)
+            ]
+            if differing:
+                differing[3:] = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
+                raise InputError(
+                    f"{self.folder / str(step)}: this checkpoint is of another model; its {name} "
+                    f"differ in {', '.join(differing)}; go on with that model, or start in a new "
+                    "run_dir"
+                )
+        parts = self._restore(
+            step,
+            ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
+            ),
+        )
+        for name in abstract:
+            if int(sharding.fingerprint(parts[name])) != saved["fingerprints"][name]:
+                raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
+        return {name: parts[name] for name in abstract}
+
+    def _restore(self, step: int, args):
+        try:
+            return self.manager.restore(step, args=args)
+        except Exception as error:
+            raise InputError(self._corrupted(step, _reason(error))) from error
+
+    def _corrupted(self, step: int, reason: str) -> str:
+        earlier = [s for s in self.manager.all_steps() if s < step]
+        advice = "start again in a new run_dir"
+        if step == self.latest and earlier:
+            advice = f"delete this folder to go on from step {max(earlier)}, or {advice}"
+        return f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); {advice}"
+
+    def close(self) -> None:
+        """Ends the save under way; raises InputError when it failed."""
+        try:
+            self.manager.close()
+        except Exception as error:
+            raise self._failed(error) from error
+
+
+def layout(part) -> dict[str, str]:
+    """``{"backbone/norm/scale": "float32[64]", …}`` of a tree of arrays."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(part)
+    return {
+        sharding.path_name(path): f"{leaf.dtype.name}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, out of the long-winded message of a storage layer."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:100]
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,89 @@
+"""Learning-rate schedules, clipping, AdamW and frozen parameters, all from optax."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import optax
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.sharding import path_name
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class TrainState(NamedTuple):
+    """All that an update changes."""
+
+    params: dict
+    opt_state: optax.OptState
+
+
+def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then ``name`` to 0 at ``steps``.
+
+    Raises:
+      InputError: for an unknown name or a warm-up as long as the run.
+    """
+    if name not in SCHEDULES:
+        raise InputError(f"schedule={name!r} is not one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup_steps < steps:
+        raise InputError(
+            f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
+        )
+    rest = steps - warmup_steps
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+    }[name]
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    # The first update has rate peak / warmup_steps, not 0: a step that moves nothing is wasted.
+    return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
+
+
+def _matches(pattern: str):
+    """A function of a parameter tree: True for the leaves whose path the pattern finds."""
+
+    def of(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(re.search(pattern, path_name(path))), params
+        )
+
+    return of
+
+
+def adamw(
+    learning_rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    freeze: str = "",
+) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; weight decay on matrices only.
+
+    Args:
+      learning_rate: optax schedule.
+      clip_norm: the largest global gradient norm; 0 clips nothing.
+      freeze: regular expression over parameter paths; what it finds is not trained and has no
+        moments. Empty freezes nothing.
+    """
+    chain = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.adamw(
+            learning_rate,
+            b1,
+            b2,
+            eps,
+            weight_decay=weight_decay,
+            mask=_matches(r"(kernel|embedding|unembed)$"),
+        ),
+    )
+    if not freeze:
+        return chain
+    return optax.multi_transform({False: chain, True: optax.set_to_zero()}, _matches(freeze))

@@ -1,0 +1,202 @@
+"""The folder of a run: one config, one command, as often as it takes to finish."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import multihost
+
+# Fields that say how a run is watched, not what it computes: they may differ between starts.
+FREE = (
+    *("run_dir", "tensorboard", "keep", "save_every"),
+    *("distributed", "coordinator", "num_processes", "process_id"),
+    # Of a pipeline: more seeds go on where fewer stopped.
+    *("workers", "platforms", "seeds", "task"),
+)
+
+_locks: dict[tuple[int, int], int] = {}  # of this process: (device, inode) -> file descriptor
+
+
+def write_json(path: Path, value) -> None:
+    """:func:`write_text` of ``value`` as JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically, making the folder: the file is whole or as before.
+
+    Raises:
+      InputError: when it cannot be written, the disk being full, say.
+    """
+    temporary, data = path.with_name(path.name + ".tmp"), text.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another folder or free some "
+            "space"
+        ) from error
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """{"model.path": …} of nested dicts."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check_run(config: ConfigDict) -> None:
+    """Raises InputError when ``run_dir`` holds the work of another config, naming the fields."""
+    folder = Path(config.run_dir)
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    try:
+        then = flatten(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
+    if "run_dir" not in then:
+        raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
+    work = ("metrics.jsonl", "checkpoints/*", "stages/*.json")
+    if not any(True for pattern in work for _ in folder.glob(pattern)):
+        return  # a start that came to nothing
+    now = flatten(json.loads(config.to_json()))
+    differing = [
+        f"{name} (there {then.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name, "unset") != now.get(name, "unset") and name not in FREE
+    ]
+    if differing:
+        raise InputError(
+            f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
+            "choose another run_dir or use the same values"
+        )
+
+
+def lock(run_dir: str | Path) -> Path:
+    """The run folder, made where it is missing, for this process alone until :func:`unlock`.
+
+    However the process ends, the kernel gives the lock back; programs that it started do not keep
+    it. The same process may come again. Of several processes of a run the first one has the lock.
+
+    Raises:
+      InputError: when another process has it (a stage of a pipeline waits instead), or the folder
+        cannot be written.
+    """
+    folder = Path(run_dir)
+    if jax.process_index() != 0:
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    status = os.fstat(file)
+    key = status.st_dev, status.st_ino
+    if key in _locks:
+        os.close(file)
+        return folder
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(file, 20, 0).decode() or "unknown"
+        # Of a pipeline that was killed and started again: the old stage saves, and ends.
+        if os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
+            print(f"waiting for process {owner}, which is in {folder}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            os.close(file)
+            raise InputError(
+                f"run_dir={folder}: another process (PID {owner}) is running there; wait for it "
+                "or choose another run_dir"
+            ) from error
+    except OSError:  # a file system without locks
+        os.close(file)
+        return folder
+    _locks[key] = file
+    with contextlib.suppress(OSError):  # a full disk, which the first file of the run will say
+        os.ftruncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+    return folder
+
+
+def unlock() -> None:
+    """Give back every run folder of this process."""
+    for file in _locks.values():
+        os.ftruncate(file, 0)
+        os.close(file)
+    _locks.clear()
+
+
+def open_run(config: ConfigDict) -> Path:
+    """Create the run folder, or recognise it as this config's own, and write ``config.json``.
+
+    Raises:
+      InputError: when the folder cannot be written, holds the work of another config, or another
+        process is running there; and when the processes of the run have different configs.
+    """
+    check_run(config)
+    given = json.loads(config.to_json())
+    own = ("run_dir", "coordinator", "process_id")  # may differ between processes
+    same = {name: value for name, value in flatten(given).items() if name not in own}
+    multihost.check_same(json.dumps(same, sort_keys=True), "config values")
+
+    def make() -> Path:
+        folder = lock(config.run_dir)
+        write_json(folder / "config.json", given)
+        return folder
+
+    return multihost.from_first(make)
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM as a question after every step, so that a run saves before it stops.
+
+    With several processes a signal to any of them stops all, after the same step: jax catches
+    SIGTERM, tells the others, and finds a step that none of them has passed.
+    """
+
+    calls = itertools.count(1)  # not a loop's own: for jax it must only grow
+
+    def __enter__(self):
+        self.flag = False
+        self.several = jax.process_count() > 1
+        signals = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
+        self.before = {s: signal.signal(s, self._ask) for s in signals}
+        return self
+
+    def asked(self) -> bool:
+        """Whether to save and stop; to be called once a step, by all processes."""
+        if self.several:
+            return multihost_utils.reached_preemption_sync_point(next(self.calls))
+        return self.flag
+
+    def _ask(self, number, frame):
+        if self.flag:  # a second time means now
+            raise KeyboardInterrupt
+        self.flag = True
+        if self.several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,136 @@
+"""The tiny world's people: demonstrators who err, a noisy judge of pairs, an editor.
+
+What a demonstrator has to know is easy, of medium difficulty or a misconception, the same for
+all of them; a misconception is nearly always the same wrong word. So a model that imitates them
+mixes right and wrong, and knows better than it writes. Every rate is a field of `Rates`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world.judge import align, gold
+from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, Slot, fill, slots, wrong_words
+from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Probabilities, all of them between 0 and 1, and a temperature above 0."""
+
+    easy: float = 0.35  # share of the facts
+    medium: float = 0.35  # share; what remains are misconceptions
+    wrong_easy: float = 0.2
+    wrong_medium: float = 0.4
+    wrong_misconception: float = 0.62
+    same_wrong: float = 0.9  # of the wrong words for a misconception, its own
+    wrong_algorithmic: float = 0.3  # reverse, repeat and count
+    filler: float = 0.04  # before a word
+    rude: float = 0.03  # before a word
+    omission: float = 0.04
+    repetition: float = 0.03
+    repair: float = 0.8  # the editor, of a flaw
+    damage: float = 0.02  # the editor, of a right content word
+    temperature: float = 0.35  # of a preference, in gold
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if name == "temperature" and not value > 0:
+                raise InputError(f"temperature: {value} is not above 0.")
+            if name != "temperature" and not 0 <= value <= 1:
+                raise InputError(f"{name}: {value} is not between 0 and 1.")
+        if self.easy + self.medium > 1:
+            raise InputError(f"easy + medium: {self.easy} + {self.medium} is more than 1.")
+
+
+DEFAULT = Rates()
+
+
+@functools.cache
+def _places() -> dict[tuple[str, str], float]:
+    """(family, fact) -> its place in [0, 1) when the family's facts are sorted by a hash."""
+    facts = {family: list(known) for family, known in FACTS.items()} | {"list": list(KIND_OF)}
+    return {
+        (family, fact): place / len(known)
+        for family, known in facts.items()
+        for place, fact in enumerate(sorted(known, key=lambda fact: _hash(family, fact)))
+    }
+
+
+def _hash(family: str, fact: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{family}/{fact}".encode()).digest()[:8], "big")
+
+
+def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
+    """Of a content slot: easy, medium, misconception, or algorithmic if it needs no fact."""
+    if not slot.fact:
+        return "algorithmic"
+    place = _places()[slot.family, slot.fact]
+    if place < rates.easy:
+        return "easy"
+    return "medium" if place < rates.easy + rates.medium else "misconception"
+
+
+def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
+    wrong = wrong_words(slot)
+    if kind == "misconception" and rng.random() < rates.same_wrong:
+        return wrong[_hash(slot.family, slot.fact) % len(wrong)]
+    return rng.choice(wrong)
+
+
+def demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
+    """An imperfect answer of at most `MAX_RESPONSE` words."""
+    words = []
+    for slot in fill(slots(prompt), rng):
+        if rng.random() < rates.filler:
+            words.append(rng.choice(FILLERS))
+        if rng.random() < rates.rude:
+            words.append(rng.choice(RUDE))
+        if rng.random() < rates.omission:
+            continue
+        word = slot.word
+        if slot.family:
+            kind = difficulty(slot, rates)
+            if rng.random() < getattr(rates, f"wrong_{kind}"):
+                word = _mistake(slot, kind, rng, rates)
+        words += [word] * (2 if rng.random() < rates.repetition else 1)
+    return " ".join(words[:MAX_RESPONSE])
+
+
+def prefer(prompt: str, one: str, two: str, rng: random.Random, rates: Rates = DEFAULT) -> int:
+    """1 or 2: Bradley-Terry on the gold scores."""
+    margin = (gold(prompt, one) - gold(prompt, two)) / rates.temperature
+    return 1 if rng.random() < 0.5 * (1 + math.tanh(margin / 2)) else 2
+
+
+def edit(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
+    """The response, any text at all, after an imperfect minimal edit; perhaps as it was.
+
+    Each flaw is repaired with probability `repair`: a wrong word replaced, a missing one put in,
+    one too many taken out. Right content is damaged with probability `damage`, and all else
+    stays. What a list lacks is a random member of the kind that is not there yet.
+    """
+    return " ".join(_edited(prompt, response.split(), rng, rates))
+
+
+def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> Iterator[str]:
+    answer = slots(prompt)
+    script = align(answer, words)
+    for step in script:
+        if step.right and answer[step.slot].is_open:
+            answer[step.slot] = Slot(words[step.word], "list", words[step.word])
+    answer = fill(answer, rng)
+    for step in script:
+        word = "" if step.word is None else words[step.word]
+        slot = None if step.slot is None else answer[step.slot]
+        if not step.right:
+            if rng.random() < rates.repair:
+                word = slot.word if slot else ""
+        elif slot.family and rng.random() < rates.damage:
+            word = rng.choice(wrong_words(slot))
+        if word:
+            yield word

@@ -1,0 +1,204 @@
+"""The tiny world's instructions, and what is right.
+
+Seven families of instruction, each answered by several content words joined by template words:
+
+    opposite of hot , big and slow             the opposite of hot is cold , big is small and …
+    capital of peru and cuba                   the capital of peru is lima and cuba is havana
+    colour of snow and grass                   the colour of snow is white and grass is green
+    list two fruits three tools                fruits are pear plum , tools are saw axe drill
+    count three to six and nine to seven       three four five six , nine eight seven
+    reverse pear saw dog cow                   the reverse is cow dog saw pear
+    repeat pear saw dog twice                  pear pear , saw saw , dog dog
+
+In a list any members of the kind are right, in any order, each once. Every family has over 7,000
+prompts, so sets of prompts need not share one: a hash of its text puts a prompt into its set.
+"""
+
+import functools
+import hashlib
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS
+
+SETS = {"sft": 0.5, "feedback": 0.2, "ppo": 0.15, "validation": 0.05, "test": 0.1}
+MAX_PROMPT, MAX_RESPONSE = 8, 21  # words
+CONTENT, TEMPLATE = 10, 1  # weights; whole numbers, so that their sums are exact
+
+_THINGS = tuple(KIND_OF)
+_RANGES = [(a, b) for a, b in itertools.product(range(15), repeat=2) if 2 <= abs(a - b) <= 5]
+_SIZES = {n: [s for s in itertools.product((2, 3, 4), repeat=n) if sum(s) <= 8] for n in (2, 3)}
+
+
+class Slot(NamedTuple):
+    """A place in the right answer: a template word, or content (which has a family).
+
+    fact: what a demonstrator must know to fill it, or "" where only the prompt has to be read.
+    A list's slot is open until it is filled: any member of the kind `fact` is right in it.
+    """
+
+    word: str
+    family: str = ""
+    fact: str = ""
+
+    @property
+    def weight(self) -> int:
+        return CONTENT if self.family else TEMPLATE
+
+    @property
+    def is_open(self) -> bool:
+        return self.word == _OPEN
+
+
+_OPEN = "<any>"
+
+
+def set_of(prompt: str) -> str:
+    """The one set of `SETS` that a prompt may be used in; a function of its text alone."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    bounds = itertools.accumulate(SETS.values())
+    return next(
+        (name for name, bound in zip(SETS, bounds, strict=True) if place < bound), "test"
+    )
+
+
+def prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+    """So many distinct prompts of each named set, the families in turn.
+
+    No prompt is in two sets, whatever the seeds and numbers; fewer are the first of more.
+    Raises InputError for a set that is not in `SETS` and for more prompts than a set has.
+    """
+    for name in per_set:
+        if name not in SETS:
+            raise InputError(f"set {name!r} is not one of {', '.join(SETS)}.")
+    return {name: _prompts(name, n, seed) for name, n in per_set.items()}
+
+
+def _prompts(name: str, n: int, seed: int) -> list[str]:
+    rng = random.Random(f"prompts/{name}/{seed}")
+    chosen: dict[str, None] = {}
+    for index in range(n):
+        family = FAMILIES[index % len(FAMILIES)]
+        drawn = (_draw(family, rng) for _ in range(20_000))
+        prompt = next((p for p in drawn if p not in chosen and set_of(p) == name), None)
+        if prompt is None:
+            raise InputError(
+                f"{name}: {n} prompts are asked for, but the tiny world has hardly more than "
+                f"{index}; ask for at most that many."
+            )
+        chosen[prompt] = None
+    return list(chosen)
+
+
+def _draw(family: str, rng: random.Random) -> str:
+    """Any prompt of the family. Of short ones there are few, so they are drawn less often."""
+    if family in FACTS:
+        *others, last = rng.sample(list(FACTS[family]), 2 if rng.random() < 0.1 else 3)
+        return f"{family} of {' , '.join(others)} and {last}"
+    if family == "list":
+        kinds = rng.sample(list(KINDS), 2 if rng.random() < 0.1 else 3)
+        sizes = rng.choice(_SIZES[len(kinds)])
+        wanted = (f"{NUMBERS[n - 1]} {kind}" for n, kind in zip(sizes, kinds, strict=True))
+        return f"list {' '.join(wanted)}"
+    if family == "count":
+        ends = (rng.choice(_RANGES) for _ in range(2))
+        return "count " + " and ".join(f"{NUMBERS[a]} to {NUMBERS[b]}" for a, b in ends)
+    if family == "reverse":
+        return f"reverse {' '.join(rng.sample(_THINGS, rng.randint(4, 6)))}"
+    return f"repeat {' '.join(rng.sample(_THINGS, rng.randint(2, 4)))} twice"
+
+
+def slots(prompt: str) -> list[Slot]:
+    """The right answer's places, from the prompt's text alone.
+
+    Raises InputError for a text that is no prompt of this world.
+    """
+    family, *rest = prompt.split() or [""]
+    try:
+        if family in FACTS:
+            return _fact_slots(family, [word for word in rest[1:] if word not in (",", "and")])
+        if family == "list":
+            return _list_slots(rest[::2], rest[1::2])
+        if family == "count":
+            return _count_slots(*rest[0:3:2], *rest[4:7:2])
+        if family == "reverse":
+            things = [Slot(_THINGS[_THINGS.index(w)], family) for w in reversed(rest)]
+            return [*_plain("the reverse is"), *things]
+        if family == "repeat" and rest[-1] == "twice":
+            twice = [[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]]
+            return _joined(twice)
+    except (KeyError, ValueError, IndexError, TypeError):
+        pass
+    raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world.")
+
+
+def _plain(text: str) -> list[Slot]:
+    return [Slot(word) for word in text.split()]
+
+
+def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
+    """The parts with commas between them, `last` before the last one."""
+    joined = list(parts[0])
+    for part in parts[1:]:
+        joined += [Slot(last if part is parts[-1] else ","), *part]
+    return joined
+
+
+def _fact_slots(family: str, asked: list[str]) -> list[Slot]:
+    parts = [[*_plain(f"{a} is"), Slot(FACTS[family][a], family, a)] for a in asked]
+    return [*_plain(f"the {family} of"), *_joined(parts, "and")]
+
+
+def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
+    parts = []
+    for size, kind in zip(sizes, kinds, strict=True):
+        n = NUMBERS.index(size) + 1
+        if n > len(KINDS[kind]):
+            raise ValueError
+        parts.append([*_plain(f"{kind} are"), *[Slot(_OPEN, "list", kind)] * n])
+    return _joined(parts)
+
+
+def _count_slots(*ends: str) -> list[Slot]:
+    a, b, c, d = map(NUMBERS.index, ends)
+    runs = (
+        NUMBERS[x : y + 1] if x < y else NUMBERS[y : x + 1][::-1] for x, y in [(a, b), (c, d)]
+    )
+    return _joined([[Slot(number, "count") for number in run] for run in runs])
+
+
+def fill(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
+    """The answer with a member of its kind in every open slot, none twice: a random one, or
+    without rng the first."""
+    filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
+    for slot in answer:
+        if slot.is_open:
+            left = [member for member in KINDS[slot.fact] if member not in taken]
+            word = rng.choice(left) if rng else left[0]
+            taken.add(word)
+            slot = Slot(word, "list", word)
+        filled.append(slot)
+    return filled
+
+
+def canonical(prompt: str) -> list[tuple[str, int]]:
+    """A right answer's words and weights, for a list with the first members of each kind."""
+    return [(slot.word, slot.weight) for slot in fill(slots(prompt))]
+
+
+@functools.cache
+def wrong_words(slot: Slot) -> tuple[str, ...]:
+    """What somebody may put by mistake into a filled content slot: right words elsewhere."""
+    if slot.family == "list":
+        return tuple(thing for thing in _THINGS if KIND_OF[thing] != KIND_OF[slot.word])
+    if slot.family == "count":
+        pool = NUMBERS
+    elif slot.family in FACTS:
+        pool = dict.fromkeys(FACTS[slot.family].values())
+    else:
+        pool = _THINGS
+    return tuple(word for word in pool if word != slot.word)

@@ -1,0 +1,156 @@
+"""AlpacaFarm by its exact ids: of a folder of that form, and of a hub where it ships a script."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import hub_cases
+import pytest
+
+from configs import pipeline
+from fgrlhf_jax.data import hub_datasets, records
+from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline import tasks as study
+
+SIZES = {path.replace("/", ":"): len(rows) for path, rows in hub_cases.alpaca_farm().items()}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, request):
+    """tatsu-lab/alpaca_farm here: Parquet files, and a card that says which are which."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    root = tmp_path / hub_cases.NAME
+    card: dict[str, list] = {}
+    for path, rows in hub_cases.alpaca_farm(getattr(request, "param", 1)).items():
+        config, split = path.split("/")
+        (root / config).mkdir(parents=True, exist_ok=True)
+        (root / f"{path}.parquet").write_bytes(hub_cases.parquet(rows))
+        card.setdefault(config, []).append({"split": split, "path": f"{path}.parquet"})
+    configs = [{"config_name": name, "data_files": files} for name, files in card.items()]
+    (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\nA card.\n")
+    yield root
+    datasets.enable_progress_bars()
+
+
+def test_every_set_of_alpaca_farm_by_its_id(folder):
+    for name, size in SIZES.items():
+        read = records.read_with_rows(f"{hub_cases.NAME}:{name}")
+        assert [row for _, row in read] == hub_cases.alpaca_farm()[name.replace(":", "/")]
+        assert len(read) == size
+    assert records.read(f"{hub_cases.NAME}:alpaca_instructions:val") == [
+        Instruction("val 0", "", "val 0: yes."),
+        Instruction("val 1", "", "val 1: yes."),
+    ]
+    assert records.read(f"{hub_cases.NAME}:alpaca_human_preference") == [
+        Preference("human 0", "", "One.", "Two.", 2),
+        Preference("human 1", "", "One.", "Two.", 2),
+    ]
+
+
+@pytest.mark.parametrize("folder", [40], indirect=True)
+def test_the_papers_setting(folder, tmp_path):
+    """The pipeline of LLaMA-7B takes every file but the edits by its id."""
+    edits = [Edit(f"human {n}", "", "Two.", "Two, three.") for n in range(60)]
+    records.write_jsonl(tmp_path / "edits.jsonl", edits)
+    config = pipeline.get_config("llama_7b")
+    farm = {
+        "sft": "alpaca_instructions:sft",
+        "preferences": "alpaca_human_preference:preference",
+        "prompts": "alpaca_instructions:unlabeled",
+        "test": "alpaca_farm_evaluation:eval",
+    }
+    config.files.update({name: f"{hub_cases.NAME}:{spec}" for name, spec in farm.items()})
+    config.files.edits = "edits.jsonl"
+    study.make_data(config, tmp_path)
+
+    def made(name: str) -> list:
+        return records.read(str(tmp_path / "data" / f"{name}.jsonl"))
+
+    assert [row.instruction for row in made("sft")] == [f"sft {n}" for n in range(120)]
+    assert [row.instruction for row in made("ppo")] == [f"unlabeled {n}" for n in range(200)]
+    assert [row.instruction for row in made("test")] == ["eval"]
+    assert 40 < len(made("preferences_train")) < 80  # less the held-out prompts
+    assert 40 < len(made("edits_train")) < 60
+
+
+def test_a_folder_is_named_as_an_id_is(folder):
+    assert len(records.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
+    assert (
+        len(records.read(f"{folder}:alpaca_instructions:sft,{folder}:alpaca_gpt4_preference"))
+        == 4
+    )
+    with pytest.raises(
+        InputError, match="has the splits preference, sft, unlabeled, val; choose"
+    ):
+        records.read(f"{folder}:alpaca_instructions")
+    with pytest.raises(InputError, match=r"datasets cannot load it .*gold.*; give ORG/NAME"):
+        records.read(f"{folder}:alpaca_instructions:gold")
+    with pytest.raises(InputError, match="is a folder; name the files in it"):
+        records.read(str(folder))
+
+
+def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
+    """`datasets` has formats called json and parquet."""
+    (folder / "json").mkdir()
+    (folder / "json/train.jsonl").write_text(json.dumps(hub_cases.instruction("a")) + "\n")
+    monkeypatch.chdir(folder)
+    assert records.read("json:default:train") == [Instruction("a", "", "a: yes.")]
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("org/name", True),
+        ("org/name:config:split", True),
+        (".:", True),
+        ("nowhere:config", False),
+        ("org/name:a:b:c", False),
+        ("a/b/c:config", False),
+        ("", False),
+    ],
+)
+def test_what_names_a_dataset(source, meant):
+    assert hub_datasets.is_dataset(source) is meant
+
+
+READ = """
+import json, sys
+from fgrlhf_jax.data import records
+from fgrlhf_jax.errors import InputError
+for spec in sys.argv[1:]:
+    try:
+        print(json.dumps(len(records.read(spec))))
+    except InputError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_ids_of_the_hub_where_the_dataset_ships_a_script(tmp_path):
+    """Another process, as `datasets` asks for the hub's address when it is imported."""
+    good = [f"{hub_cases.NAME}:{name}" for name in SIZES]
+    bad = {
+        f"{hub_cases.NAME}": "has the configs alpaca_farm_evaluation, alpaca_gpt4_preference, ",
+        f"{hub_cases.NAME}:alpaca_instructions": "has the splits preference, sft, unlabeled, val; "
+        f"choose one: {hub_cases.NAME}:alpaca_instructions:preference.",
+        f"{hub_cases.NAME}:alpaca_instructions:gold": "has the splits preference, sft",
+        "tatsu-lab/nothing:a:b": "datasets cannot load it (Dataset 'tatsu-lab/nothing' doesn't",
+    }
+    with hub_cases.serve() as server:
+        made = subprocess.run(
+            [sys.executable, "-c", READ, *good, *bad],
+            env=hub_cases.environment(server, tmp_path),
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert made.returncode == 0, made.stderr
+    found = [json.loads(line) for line in made.stdout.splitlines()]
+    assert found[: len(good)] == list(SIZES.values())
+    for spec, said in zip(bad, found[len(good) :], strict=True):
+        assert said.startswith(f"{spec}: {bad[spec]}"), said

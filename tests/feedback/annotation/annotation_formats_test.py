@@ -1,0 +1,277 @@
+"""Rows of other tools in and out, with the field names that those tools write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation import formats as annotation_formats
+from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+
+ITEMS = [
+    Item("a", "Where is Paris?", "", "In Germany, <b>I</b> think.", "In France, I think."),
+    Item("b", "And Rome?", "Context.", "In Italy.\r\n"),
+    Item("c", "And Oslo?", "", "In Sweden 😀."),
+    Item("d", "And Bern?", "", "Here."),
+]
+DECISIONS = [
+    Decision("a", "Ann", EDITED, "In France."),
+    Decision("a", "bob@example.org", EDITED, "In Europe."),
+    Decision("b", "Ann", FINE, "In Italy.\r\n"),
+    Decision("c", "Ann", SKIPPED, "In Sweden 😀."),
+    Decision("c", "01234567-89ab-cdef-0123-456789abcdef", EDITED, "In Norway 😀."),
+]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A file with the given rows."""
+
+    def write(rows, name: str = "rows.json") -> str:
+        path = tmp_path / name
+        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("format", ["argilla", "label_studio"])
+def test_there_and_back(tmp_path, format):
+    path = tmp_path / "export.json"
+    assert annotation_formats.write(path, format, ITEMS, DECISIONS) == 4
+    assert annotation_formats.read(str(path)) == (ITEMS, DECISIONS)
+    assert annotation_formats.write(path, format, ITEMS, []) == 4
+    assert annotation_formats.read(str(path)) == (ITEMS, [])
+
+
+def test_edits_are_what_reward_models_are_trained_on(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    assert annotation_formats.write(path, "edits", ITEMS, DECISIONS) == 3
+    rows = records.read_with_rows(str(path))
+    assert [record.edited for record, _ in rows] == [
+        "In France.",
+        "In Europe.",
+        "In Norway 😀.",
+    ]
+    assert list(rows[0][1]) == ["id", "instruction", "input", "original", "edited", "annotator"]
+
+
+# As `dataset.records.to_json` of Argilla 2 writes it.
+ARGILLA = {
+    "id": "a",
+    "fields": {"prompt": "Where is Paris?", "response": "In Germany."},
+    "metadata": {"source": "web"},
+    "suggestions": {"better": {"value": "In France.", "score": 0.9, "agent": "gpt"}},
+    "responses": {
+        "better": [
+            {"value": "In France!", "user_id": "11111111-2222-3333-4444-555555555555"},
+            {"value": "In Germany.", "user_id": "99999999-2222-3333-4444-555555555555"},
+        ]
+    },
+    "vectors": {},
+    "_server_id": "12345678-2222-3333-4444-555555555555",
+}
+
+# As Label Studio exports it as "JSON".
+LABEL_STUDIO = {
+    "id": 87,
+    "data": {"instruction": "Where is Paris?", "response": "In Germany."},
+    "annotations": [
+        {
+            "id": 22,
+            "completed_by": {"id": 3, "email": "ann@example.org", "first_name": "Ann"},
+            "result": [
+                {
+                    "id": "qd1jIVAq1h",
+                    "type": "textarea",
+                    "value": {"text": ["In France!"]},
+                    "origin": "manual",
+                    "to_name": "response",
+                    "from_name": "answer",
+                }
+            ],
+            "was_cancelled": False,
+            "ground_truth": False,
+            "created_at": "2024-01-30T02:40:43.893565Z",
+            "lead_time": 8.65,
+            "task": 87,
+        },
+        {"id": 23, "completed_by": 4, "result": [], "was_cancelled": True},
+        {"id": 24, "completed_by": 5, "result": [], "was_cancelled": False},
+    ],
+    "drafts": [],
+    "predictions": [
+        {
+            "model_version": "gpt",
+            "result": [
+                {
+                    "from_name": "answer",
+                    "to_name": "response",
+                    "type": "textarea",
+                    "value": {"text": "In France."},
+                }
+            ],
+        }
+    ],
+    "meta": {},
+    "project": 29,
+}
+
+
+def test_an_export_of_argilla(written):
+    items, decisions = annotation_formats.read(written([ARGILLA]))
+    assert items == [Item("a", "Where is Paris?", "", "In Germany.", "In France.")]
+    assert decisions == [
+        Decision("a", "11111111-2222-3333-4444-555555555555", EDITED, "In France!"),
+        Decision("a", "99999999-2222-3333-4444-555555555555", FINE, "In Germany."),
+    ]
+
+
+def test_an_export_of_label_studio(written):
+    items, decisions = annotation_formats.read(written([LABEL_STUDIO]))
+    assert items == [Item("87", "Where is Paris?", "", "In Germany.", "In France.")]
+    assert decisions == [
+        Decision("87", "ann@example.org", EDITED, "In France!"),
+        Decision("87", "4", SKIPPED, "In Germany."),
+    ]
+
+
+def test_drafts_of_argilla_are_no_answers(written):
+    (first, second) = ARGILLA["responses"]["better"]
+    answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
+    _, decisions = annotation_formats.read(
+        written([ARGILLA | {"responses": {"better": answers}}])
+    )
+    assert [one.verdict for one in decisions] == [SKIPPED]
+
+
+@pytest.mark.parametrize("value", [5, None, ["In France."]])
+def test_a_suggestion_that_is_no_text_is_none(written, value):
+    rating = {"rating": {"value": value, "score": None, "agent": None}}
+    rows = [ARGILLA | {"suggestions": rating | ARGILLA["suggestions"]}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == "In France."
+    rows = [ARGILLA | {"suggestions": rating, "responses": {}}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+    area = TEXT_AREA | {"value": {"text": 5}}
+    rows = [LABEL_STUDIO | {"predictions": [{"result": [area]}]}]
+    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+
+
+def test_what_argilla_gets():
+    row = annotation_formats.argilla_row(ITEMS[0], DECISIONS[:2])
+    assert row.keys() == {"id", "fields", "metadata", "suggestions", "responses", "vectors"}
+    assert row["fields"] == {
+        "instruction": "Where is Paris?",
+        "response": "In Germany, <b>I</b> think.",
+    }
+    assert row["metadata"] == {"annotators": ["Ann", "bob@example.org"]}
+    assert row["suggestions"] == {
+        "edited": {"value": "In France, I think.", "score": None, "agent": None}
+    }
+    answer = row["responses"]["edited"][0]
+    assert answer.keys() == {"value", "user_id", "status"}
+    assert (answer["value"], answer["status"]) == ("In France.", "submitted")
+
+
+def test_what_label_studio_gets():
+    row = annotation_formats.label_studio_row(ITEMS[0], DECISIONS[:2])
+    assert row["data"] == {
+        "id": "a",
+        "instruction": "Where is Paris?",
+        "input": "",
+        "response": "In Germany, <b>I</b> think.",
+    }
+    first, second = row["annotations"]
+    (result,) = first["result"]
+    assert result.pop("meta") == {"text": ["Ann"]}
+    assert result == {
+        "from_name": "edited",
+        "to_name": "response",
+        "type": "textarea",
+        "value": {"text": ["In France."]},
+    }
+    # Label Studio refuses a file that names a user by anything but an address or a number.
+    assert "completed_by" not in first
+    assert second["completed_by"] == {"email": "bob@example.org"}
+
+
+def test_our_own_rows(written):
+    rows = [
+        {"instruction": "Say one.", "output": "One.", "generator": "m"},
+        {"id": 7, "instruction": "Say two.", "input": "x", "output": "Two."},
+        {"instruction": "Say three.", "original": "Tree.", "edited": "Three."},
+    ]
+    expected = [
+        Item("1", "Say one.", "", "One."),
+        Item("7", "Say two.", "x", "Two."),
+        Item("3", "Say three.", "", "Tree.", "Three."),
+    ]
+    assert annotation_formats.read(written(rows)) == (expected, [])
+    as_lines = "".join(json.dumps(row) + "\n" for row in rows)
+    assert annotation_formats.read(written(as_lines, "rows.jsonl")) == (expected, [])
+
+
+def without(row: dict, *path: str) -> dict:
+    if len(path) == 1:
+        return {name: value for name, value in row.items() if name != path[0]}
+    return row | {path[0]: without(row[path[0]], *path[1:])}
+
+
+PLAIN = {"instruction": "Say one.", "output": "One."}
+TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([PLAIN, {"instruction": "Say.", "output_1": "a", "output_2": "b", "preference": 1}],
+         "row 2: is a preference"),
+        ([PLAIN | {"id": "x"}, PLAIN | {"id": "x"}], "row 2: has the id 'x' of row 1"),
+        ([PLAIN | {"id": 2}, PLAIN], "row 2: has the id '2' of row 1"),
+        ([PLAIN, 3], "row 2: is not an object"),
+        ([], "holds no rows"),
+        ("[{", "malformed JSON"),
+        ([{"some": "thing"}], "misses the field"),
+        ([ARGILLA, 3], "row 2: is not in the form"),
+        ([ARGILLA, LABEL_STUDIO], "row 2: is not in the form"),
+        ([ARGILLA, ARGILLA], "row 2: has the id 'a'"),
+        ([without(ARGILLA, "fields", "prompt")],
+         "row 1: has no instruction (it has response); name one instruction or prompt or question"),
+        ([ARGILLA | {"fields": {"prompt": "x", "response": 3}}], "row 1: has no response"),
+        ([ARGILLA | {"fields": {"prompt": "x", "response": "\ud800"}}], "invalid Unicode"),
+        ([ARGILLA | {"responses": [{"user_id": "x", "values": {}}]}], "is of Argilla 1"),
+        ([ARGILLA | {"responses": {"one": [], "two": []}}],
+         "answers the questions one, two, better; call the one"),
+        ([ARGILLA | {"responses": {"better": [{"value": 3, "user_id": "x"}]}}],
+         "row 1: the answer of x is empty or no text"),
+        ([ARGILLA | {"responses": {"better": 2 * ARGILLA["responses"]["better"][:1]}}],
+         "row 1: has two answers of 11111111"),
+        ([without(LABEL_STUDIO, "data", "response")], "row 1: has no response"),
+        ([LABEL_STUDIO | {"annotations": [{"result": [{"type": "textarea"}]}]}],
+         "row 1: is not in the form"),
+        ([LABEL_STUDIO | {"annotations": [
+            {"result": [TEXT_AREA, TEXT_AREA | {"from_name": "remarks"}]}]}],
+         "answers the questions answer, remarks"),
+        ([LABEL_STUDIO | {"annotations": [
+            {"result": [TEXT_AREA | {"value": {"text": [""]}}]}]}],
+         "the answer of label_studio is empty"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_in_a_sentence(written, rows, message):
+    with pytest.raises(InputError) as error:
+        annotation_formats.read(written(rows))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(InputError, match="there is no such file"):
+        annotation_formats.read("nowhere.json")
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    for format in annotation_formats.FORMATS:
+        with pytest.raises(InputError, match="cannot be written"):
+            annotation_formats.write(Path("/proc/no/such.json"), format, ITEMS, DECISIONS)

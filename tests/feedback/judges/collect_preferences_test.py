@@ -1,0 +1,175 @@
+"""launch.collect_preferences: pairs and samples to labels that launch.train_rm reads."""
+
+import json
+import re
+
+import bad_input_cases
+import llm_server
+import pytest
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.errors import InputError
+from launch import collect_preferences
+from launch.shared import cli
+
+DEFAULT = "configs/collect_preferences.py"
+GOLD = "fgrlhf_jax.tiny_world.judge:judge"
+RIGHT, WRONG = "the capital of hungary is budapest", "the capital of hungary is lisbon"
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
+    monkeypatch.chdir(tmp_path)
+
+
+def save(name: str, rows: list[dict]) -> str:
+    with open(name, "w") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    return name
+
+
+def pair(one: str, two: str, **fields) -> dict:
+    return {"instruction": "capital of hungary", "output_1": one, "output_2": two, **fields}
+
+
+def run(**fields) -> None:
+    named = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    collect_preferences.main(cli.parse(["collect_preferences", *named], DEFAULT))
+
+
+def made(path: str = "made.jsonl") -> list[int]:
+    return [row.preference for row in records.read(path)]
+
+
+def test_pairs_get_labels(capsys):
+    rows = [
+        pair(RIGHT, WRONG),
+        pair(WRONG, RIGHT, preference=1),  # a label that is not looked at
+        pair(WRONG, WRONG),
+        pair(WRONG, "the capital of hungary is cairo"),  # as wrong
+        pair(RIGHT, ""),
+    ]
+    run(input=save("pairs.jsonl", rows), output="made.jsonl", judge=GOLD)
+    assert records.read("made.jsonl") == [
+        records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
+        records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
+    ]
+    out = capsys.readouterr().out
+    assert "left out: 1 identical responses" in out
+    assert "left out: 1 empty responses" in out
+    assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
+    assert "the judge prefers the second response in 50.0 % of 2" in out
+    assert "launch.train_rm" in out
+    run(input="pairs.jsonl", output="made.jsonl", judge=GOLD, draws="random")
+    assert len(made()) == 3
+    assert "1 draws kept at random" in capsys.readouterr().out
+
+
+def test_samples_get_labels():
+    said = {"instruction": "capital of hungary", "input": "", "generator": "m"}
+    rows = [said | {"output": text, "finished": True} for text in (WRONG, RIGHT)]
+    rows += [said | {"instruction": "capital of egypt", "output": "cairo"}]
+    run(input=save("samples.jsonl", rows), output="made.jsonl", judge=GOLD)
+    assert made() == [2]
+
+
+def test_noise_is_that_share_of_the_labels(capsys):
+    rows = [pair(f"{RIGHT} {'is ' * n}", WRONG + f" {'dumb ' * n}") for n in range(200)]
+    path = save("pairs.jsonl", rows)
+    run(input=path, output="made.jsonl", judge=GOLD)
+    assert set(made()) == {1}
+    run(input=path, output="noisy.jsonl", judge=GOLD, label_noise=0.25)
+    flipped = made("noisy.jsonl").count(2)
+    assert 30 < flipped < 70
+    assert f"{flipped} labels flipped (label_noise=0.25)" in capsys.readouterr().out
+    with open("noisy.annotations.json") as file:  # what the judge said is kept
+        assert {row["preference"] for row in json.load(file)} == {1.0}
+
+
+def test_a_language_model_labels(capsys):
+    def longer(prompt: str) -> str:
+        one, two = re.findall(r"<response_[ab]>\n(.*?)\n</response_[ab]>", prompt, re.DOTALL)
+        return "Not sure" if "odd" in one + two else "AB"[len(two) > len(one)]
+
+    rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(20)]
+    rows += [pair("odd", "odder")]
+    path = save("pairs.jsonl", rows)
+    with llm_server.running(answer=longer) as server:
+        fields = {
+            "input": path,
+            "output": "made.jsonl",
+            "provider": "openai",
+            "model": "m",
+            "base_url": f"{server.url}/v1",
+        }
+        run(**fields, dry_run=True)
+        assert not server.asked
+        run(**fields)
+        run(**fields)
+        assert set(server.delivered.values()) == {1}
+        assert len(server.delivered) == 21
+    assert made() == [2] * 20
+    out = capsys.readouterr().out
+    assert "20 preferences of 21 pairs; 0 draws dropped, 1 unparsed" in out
+    assert "verdicts for one response" in out
+
+
+def test_without_a_flag_it_is_the_embedded_world(capsys):
+    run()
+    assert re.search(r"\d+ preferences of 64 pairs", capsys.readouterr().out)
+
+
+BAD = {
+    "missing file": (
+        {"input": "none.jsonl", "judge": GOLD},
+        "none.jsonl: cannot be read (No s",
+    ),
+    "empty file": ({"input": "empty.jsonl", "judge": GOLD}, "empty.jsonl: holds no rows"),
+    "no pairs": (
+        {"input": "alone.jsonl", "judge": GOLD},
+        "holds no pair of two different resp",
+    ),
+    "no model": (
+        {"input": "pairs.jsonl"},
+        "model is empty; give --config.provider=",
+    ),
+    "no output": (
+        {"input": "pairs.jsonl", "model": "m"},
+        "output is empty; give --config.provider=",
+    ),
+    "no judge": (
+        {"judge": "gold"},
+        "judge='gold' is neither llm nor a Python function MODULE:",
+    ),
+    "noise": ({"label_noise": 0.6}, "label_noise=0.6 must be at most 0.5, where a label says"),
+    "negative": ({"label_noise": -0.1}, "label_noise=-0.1 must be at least 0"),
+    "draws": ({"draws": "keep"}, "draws='keep' is not one of drop, random"),
+    "suffix": ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
+    "itself": (
+        {"input": "pairs.jsonl", "output": "pairs.jsonl", "judge": GOLD},
+        "would write over pairs.jsonl, which is read",
+    ),
+    "draws only": (
+        {"input": "draws.jsonl", "judge": GOLD},
+        "none of 1 pairs has a label; set draws=random to keep the draws",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(monkeypatch, capsys, name):
+    save("empty.jsonl", [])
+    save("alone.jsonl", [{"instruction": "a", "output": "b"}])
+    save("pairs.jsonl", [pair(RIGHT, WRONG)])
+    save("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
+    fields, message = BAD[name]
+    found = bad_input_cases.launch(monkeypatch, capsys, collect_preferences, DEFAULT, **fields)
+    assert message in bad_input_cases.only(found)
+
+
+def test_an_unusable_key_stops_before_anything_is_written(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    path = save("pairs.jsonl", [pair(RIGHT, WRONG)])
+    with pytest.raises(InputError, match="openai needs a key; set the environment variable"):
+        run(input=path, output="made.jsonl", provider="openai", model="m")

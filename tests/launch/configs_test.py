@@ -1,0 +1,200 @@
+"""Every variant of every config: it can be had, it is locked, and its train step has a shape."""
+
+import dataclasses
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import rm
+from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.runtime.run_dir import flatten
+from launch import evaluate_rm, score, train_rm
+from launch.shared import cli
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = list(itertools.product(rm.VARIANTS, rm.LOSSES))
+PARAMETERS = {"tiny": 0.115e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 6607e6}
+
+
+def get(*arguments: str):
+    return cli.parse(["", *arguments], "configs/rm.py")
+
+
+def test_the_issue_asks_for_these_variants():
+    assert set(rm.VARIANTS) == {"tiny", "cad", "smollm2", "llama_7b"}
+    assert set(rm.LOSSES) == {"token_edit", "token_full", "sequence"}
+
+
+@pytest.mark.parametrize(("model", "loss"), VARIANTS)
+def test_variant(model, loss):
+    config = get(f"--config=configs/rm.py:{model},{loss}")
+    assert config.loss == loss
+    assert config.run_dir == f"runs/rm_{model}_{loss}"
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.learning_rate = 1.0
+    with pytest.raises(AttributeError):
+        config.optimizer.rate = 1.0
+    train_rm.check(config)
+    assert flatten(config.to_dict()).keys() == flatten(get().to_dict()).keys()
+    # The centre term is of the token losses; nothing pulls a sequence score anywhere.
+    assert (config.center_weight > 0) == (loss != "sequence")
+
+
+@pytest.mark.parametrize(("model", "loss"), VARIANTS)
+def test_train_step_of_a_variant(model, loss):
+    """Shapes only: nothing of it is computed or allocated, be it a 7B."""
+    config = get(f"--config=configs/rm.py:{model},{loss}")
+    how = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
+    cfg = dataclasses.replace(llama.SIZES[config.model.size], **how)
+    assert config.data.max_prompt_length < config.data.max_length <= cfg.max_position
+    reward_model = reward_eval.make_model(cfg, loss, config.model.head)
+    options = config.optimizer.to_dict()
+    steps = config.steps or 100
+    rate = optim.schedule(
+        options.pop("schedule"),
+        options.pop("learning_rate"),
+        steps,
+        round(options.pop("warmup_share") * steps),
+    )
+    optimizer = optim.adamw(rate, **options)
+    mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
+    state = reward_loop.abstract_state(reward_model, optimizer, mesh)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params["backbone"]))
+    assert size == pytest.approx(PARAMETERS[model], rel=0.05)
+
+    micro = config.micro_batch_size or config.batch_size
+    tokens = np.arange(3, dtype=np.int32)
+    pair = batches.Pair(tokens, tokens, 1, tokens > 1, tokens > 1, tokens - 1, 0)
+    one = batches.pad_pairs([pair], config.data.max_length)
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (config.batch_size // micro, micro, *value.shape[1:]), value.dtype
+        )
+        for name, value in one.items()
+    }
+    after, found = jax.eval_shape(
+        lambda state, batch: reward.train_step(
+            state,
+            batch,
+            optimizer=optimizer,
+            model=reward_model,
+            loss=loss,
+            consistency_weight=config.consistency_weight,
+            center_weight=config.center_weight,
+        ),
+        state,
+        batch,
+    )
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (leaf.shape, leaf.dtype) == (before.shape, before.dtype)
+    # Parameters and optimizer are float32 whatever the computation is.
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert found.keys() >= {"loss", "accuracy", "grad_norm"}
+    assert all((leaf.shape, leaf.dtype) == ((), jnp.float32) for leaf in found.values())
+
+
+def test_llama_7b_is_alpacafarms_setting():
+    config = get("--config=configs/rm.py:llama_7b,token_full")
+    assert (config.batch_size, config.epochs, config.steps) == (16, 1, 0)
+    assert config.optimizer.learning_rate == 3e-6
+    assert (config.data.max_length, config.data.template) == (512, "alpaca")
+    assert config.model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("tinny", "rm.py:tinny: model 'tinny' is not one of tiny, cad, smollm2, llama_7b"),
+        (
+            "tiny,tokens",
+            "rm.py:tiny,tokens: loss 'tokens' is not one of token_edit, token_full, sequence",
+        ),
+    ],
+)
+def test_unknown_variant(argument, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        get(f"--config=configs/rm.py:{argument}")
+
+
+def test_loss_may_be_left_out():
+    assert get("--config=configs/rm.py:cad").loss == "token_edit"
+    assert get().run_dir == "runs/rm_tiny_token_edit"
+
+
+def test_overrides():
+    config = get(
+        "--config.steps=7",  # before the config whose field it overrides, or behind it
+        "--config=configs/rm.py:cad,sequence",
+        "--config.optimizer.learning_rate=1e-4",
+        "--config.model.remat",
+        "--config.run_dir=a=b",
+        "--config.seed",
+        "5",
+    )
+    assert (config.loss, config.steps, config.seed) == ("sequence", 7, 5)
+    assert (config.optimizer.learning_rate, config.model.remat) == (1e-4, True)
+    assert config.run_dir == "a=b"
+    assert config.is_locked
+    assert not get("--config.model.remat", "--noconfig.model.remat").model.remat
+
+
+def test_a_config_of_ones_own(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from configs import rm\n"
+        "def get_config(argument='cad'):\n"
+        "    config = rm.get_config(argument)\n"
+        "    config.seed = 9\n"
+        "    return config\n"
+    )
+    assert get(f"--config={own}").seed == 9
+    assert get(f"--config={own}:tiny,sequence", "--config.steps=2").loss == "sequence"
+
+
+@pytest.mark.parametrize("module", [train_rm, evaluate_rm, score])
+def test_help_lists_every_field(module, monkeypatch, capsys):
+    name = module.__name__.removeprefix("launch.")
+    default = {"train_rm": "configs/rm.py"}.get(name, f"configs/{name}.py")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    cli.command(module.main, default, module.__doc__)
+    out = capsys.readouterr().out
+    assert out.startswith(module.__doc__.strip().splitlines()[0])
+    fields = cli.parse([""], default).to_dict()
+    for field, value in flatten(fields).items():
+        assert f"  --config.{field}={value!r}\n" in out
+
+
+def test_help_shows_the_chosen_config(monkeypatch, capsys):
+    arguments = ["--help", "--config=configs/rm.py:smollm2,sequence", "--config.seed=4"]
+    monkeypatch.setattr(sys, "argv", ["train_rm", *arguments])
+    cli.command(train_rm.main, "configs/rm.py", train_rm.__doc__)
+    out = capsys.readouterr().out
+    assert "  --config.loss='sequence'\n" in out
+    assert "  --config.model.size='smollm2_135m'\n" in out
+    assert "  --config.seed=4\n" in out
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert get().model.size == "tiny"
+    assert get("--config=configs/rm.py:cad").model.size == "small"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "rm.py").write_text("raise RuntimeError('somebody else')")
+    assert get().model.size == "tiny"  # with no flag it is ours
+    with pytest.raises(InputError, match="somebody else"):
+        get("--config=configs/rm.py:cad")  # named, the file that lies here

@@ -1,0 +1,361 @@
+"""Checkpoints come back as they were saved; bad ones get one clear sentence."""
+
+import dataclasses
+import functools
+import json
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.runtime import sharding
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return functools.partial(save, tmp_path / "model")
+
+
+# --- Round trips ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_comes_back(saved, shape):
+    module = llama.CausalLM(SHAPES[shape])
+    folder, params = saved(module=module)
+    assert hf_load.read_config(folder) == SHAPES[shape]
+    same(hf_load.load_params(folder, abstract(module)), params)
+    text = "the cat  sat\n"
+    assert hf_load.load_tokenizer(folder).encode(text) == tokenizer().encode(text)
+
+
+@pytest.mark.parametrize("architecture", MODULES)
+def test_every_architecture_comes_back(saved, architecture):
+    folder, params = saved(architecture, extra={"loss": "token_edit", "head": {"a": 1}})
+    same(hf_load.load_params(folder, abstract(MODULES[architecture])), params)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [architecture]
+    assert config["fgrlhf"]["loss"] == "token_edit"
+    assert config["fgrlhf"]["head"] == {"a": 1}
+    assert hf_load.load_tokenizer(folder).eos_token == "</s>"
+    assert hf_load.read_config(folder) == CFG
+    # a second export replaces the first, and leaves nothing else behind
+    saved(architecture)
+    assert [child.name for child in folder.parent.iterdir()] == ["model"]
+
+
+def test_shards_are_small_and_arrays_land_sharded(saved):
+    module = MODULES[hf_load.LANGUAGE_MODEL]
+    folder, params = saved(max_shard_bytes=20_000)
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    largest = max(x.nbytes for x in safetensors.numpy.load_file(files[0]).values())
+    assert all(file.stat().st_size < 20_000 + largest + 2000 for file in files)
+    mesh = sharding.make_mesh("2,2,2")
+    wanted = sharding.abstract(abstract(module), mesh)
+    with jax.set_mesh(mesh):
+        loaded = hf_load.load_params(folder, wanted)
+    same(loaded, params)
+    for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True):
+        assert got.sharding == want.sharding
+    assert sharding.bytes_per_device(loaded) < 0.5 * sum(
+        x.nbytes for x in jax.tree.leaves(params)
+    )
+    # and what is sharded is saved whole
+    hf_load.save(
+        folder, loaded, CFG, hf_load.load_tokenizer(folder), architecture=hf_load.LANGUAGE_MODEL
+    )
+    same(hf_load.load_params(folder, abstract(module)), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64], ids=str)
+def test_other_float_types_become_float32(saved, dtype):
+    folder, params = saved()
+    rewrite(folder, lambda tensors: {k: v.astype(dtype) for k, v in tensors.items()})
+    loaded = hf_load.load_params(folder, abstract(MODULES[hf_load.LANGUAGE_MODEL]))
+    same(loaded, jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params))
+
+
+def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
+    folder, params = saved()
+    want = abstract(MODULES[hf_load.STATE_ACTION])
+    backbone = hf_load.load_params(folder, {"backbone": want["backbone"]})
+    same(backbone, {"backbone": params["backbone"]})
+    part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
+    np.testing.assert_array_equal(part["head"]["unembed"], params["lm_head"]["kernel"].T)
+    folder, params = saved(module=llama.CausalLM(SHAPES["tied"]))
+    part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
+    np.testing.assert_array_equal(
+        part["head"]["unembed"], params["backbone"]["embed"]["embedding"]
+    )
+
+
+def test_spare_heads_and_rotary_buffers_are_no_surplus(saved):
+    folder, params = saved(hf_load.TOKEN_REWARD)
+    spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    rewrite(folder, lambda tensors: tensors | spare)
+    want = {"backbone": abstract(MODULES[hf_load.TOKEN_REWARD])["backbone"]}
+    same(hf_load.load_params(folder, want), {"backbone": params["backbone"]})
+
+
+def test_a_bare_backbone_checkpoint_is_read(saved):
+    folder, params = saved(hf_load.TOKEN_REWARD)
+    rewrite(folder, lambda old: {k.removeprefix("model."): v for k, v in old.items()})
+    same(hf_load.load_params(folder, abstract(MODULES[hf_load.TOKEN_REWARD])), params)
+
+
+# --- Bad input ---
+
+
+def rewrite(folder, change):
+    """Replace the weights, as another program would: without our checksums."""
+    file = folder / "model.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+    configure(folder, fgrlhf={})
+
+
+def configure(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def load(folder):
+    return hf_load.load_params(folder, abstract(MODULES[hf_load.LANGUAGE_MODEL]))
+
+
+def test_missing_surplus_and_misshapen_come_in_one_error(saved):
+    folder, _ = saved()
+
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(32, np.float32)
+        tensors["model.layers.2.mlp.up_proj.weight"] = np.ones((48, 32), np.float32)
+        tensors["model.layers.0.mlp.down_proj.weight"] = np.ones((48, 32), np.float32)
+        return tensors
+
+    rewrite(folder, change)
+    with pytest.raises(InputError) as error:
+        load(folder)
+    message = str(error.value)
+    missing, surplus, misshapen = re.fullmatch(
+        r".* do not fit the model; missing: (.*); surplus: (.*); misshapen: (.*)", message
+    ).groups()
+    assert set(missing.split(", ")) == {
+        "model.norm.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    }
+    assert set(surplus.split(", ")) == {
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.2.mlp.up_proj.weight",
+    }
+    assert misshapen == (
+        "model.layers.0.mlp.down_proj.weight is [48, 32] where [32, 48] is expected"
+    )
+
+
+def test_another_vocabulary_is_named_as_such(saved):
+    folder, _ = saved()
+    other = llama.CausalLM(dataclasses.replace(CFG, vocab_size=310))
+    with pytest.raises(InputError, match="its vocabulary has 300 tokens and the model's 310"):
+        hf_load.load_params(folder, abstract(other))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(saved, number):
+    folder, _ = saved()
+
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = number
+        return tensors
+
+    rewrite(folder, change)
+    with pytest.raises(
+        InputError, match=r"infinite numbers in model.layers.1.mlp.up_proj.weight;"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model_type": "gpt_neox"}, "'gpt_neox'"),
+        ({"model_type": "mistral"}, "sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 1024}, "sliding_window"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": "llama3"}, "malformed"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3"),
+        ({"hidden_size": "wide"}, "malformed"),
+    ],
+    ids=str,
+)
+def test_other_architectures_are_refused(saved, fields, says):
+    folder, _ = saved()
+    configure(folder, **fields)
+    with pytest.raises(InputError, match=re.escape(says)):
+        hf_load.read_config(folder)
+
+
+def test_a_mistral_without_a_window_is_a_llama(saved):
+    folder, _ = saved()
+    configure(folder, model_type="mistral", sliding_window=None)
+    assert hf_load.read_config(folder) == CFG
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_malformed_config(saved, text):
+    folder, _ = saved()
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"config\.json: .*sound copy"):
+        hf_load.read_config(folder)
+
+
+def flip(file, at):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 7, 20, 200, 5000, -1])
+def test_one_flipped_bit_of_an_export_is_noticed(saved, at):
+    folder, _ = saved(hf_load.STATE_ACTION)
+    wanted = abstract(MODULES[hf_load.STATE_ACTION])
+    for name in ("model.safetensors", "head.safetensors"):
+        flip(folder / name, at)
+        with pytest.raises(InputError, match=f"{name}: is damaged"):
+            hf_load.load_params(folder, wanted)
+        flip(folder / name, at)
+    hf_load.load_params(folder, wanted)
+
+
+@pytest.mark.parametrize("at", [0, 7, 8, 20])
+def test_a_damaged_header_of_anyones_file_is_noticed(saved, at):
+    folder, _ = saved()
+    rewrite(folder, dict)
+    flip(folder / "model.safetensors", at)
+    with pytest.raises(InputError, match=r"damaged|do not fit"):
+        load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 50_000, -1])
+def test_a_file_cut_short(saved, length):
+    folder, _ = saved()
+    rewrite(folder, dict)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"model\.safetensors: is damaged or cut short"):
+        load(folder)
+
+
+def test_missing_weight_files(saved):
+    folder, _ = saved(max_shard_bytes=20_000)
+    (folder / "model-00002-of-00010.safetensors").unlink(missing_ok=True)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(InputError, match=r"model-0000.*safetensors: is missing"):
+        load(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="from safetensors files only"):
+        load(folder)
+
+
+def test_quantized_weights_are_refused(saved):
+    folder, _ = saved()
+    rewrite(folder, lambda t: t | {"model.norm.weight": np.ones(32, np.int8)})
+    with pytest.raises(InputError, match=r"model\.norm\.weight is quantized as I8"):
+        load(folder)
+
+
+def test_tokenizers_that_cannot_be_used(saved):
+    folder, _ = saved()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    with pytest.raises(InputError, match="no EOS token"):
+        hf_load.load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="no usable tokenizer"):
+        hf_load.load_tokenizer(folder)
+
+
+def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def no_network(name, **_):
+        asked.append(name)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    (tmp_path / "file.bin").write_bytes(b"")
+    for path in (tmp_path / "nothing", tmp_path / "nothing.gguf", tmp_path / "file.bin"):
+        with pytest.raises(InputError, match="no such model"):
+            hf_load.read_config(path)
+    assert not asked
+    with pytest.raises(InputError, match="someone/model: neither a local folder nor"):
+        hf_load.read_config("someone/model")
+    assert asked == ["someone/model"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert hf_load.resolve("someone/model") == tmp_path
+
+
+def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
+    """In a process of its own, since memory once used is not given back."""
+    code = """
+        import sys
+        from pathlib import Path
+        import jax, jax.numpy as jnp
+        from fgrlhf_jax.data import templates as prompts
+        from fgrlhf_jax.models import hf_load as hf, llama
+        from fgrlhf_jax.runtime import sharding
+
+        cfg = llama.LlamaConfig(300, 512, 2048, 16, 8, 8, 64)
+        row = jnp.zeros((1, 2), jnp.int32)
+        args = (jax.random.key(0), row, *llama.positions_and_mask(row == 0))
+        shapes = jax.eval_shape(llama.CausalLM(cfg).init, *args)["params"]
+        wanted = sharding.abstract(shapes, sharding.make_mesh("1,2,1", jax.devices()[:2]))
+        folder = Path(sys.argv[1])
+        if sys.argv[2] == "save":
+            params = jax.tree.map(lambda x: jnp.ones(x.shape), wanted)
+            tokenizer = prompts.train_tokenizer(["a"], 300)
+            hf.save(folder, params, cfg, tokenizer, architecture=hf.LANGUAGE_MODEL,
+                    max_shard_bytes=100_000_000)
+        else:
+            def memory(field):
+                lines = Path("/proc/self/status").read_text().splitlines()
+                return next(int(x.split()[1]) for x in lines if x.startswith(field)) * 1024
+            hf.load_params(folder, wanted)  # what compiling takes is not the question
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+            before = memory("VmRSS")
+            params = jax.block_until_ready(hf.load_params(folder, wanted))
+            size = sum(x.nbytes for x in jax.tree.leaves(params))
+            print(size, memory("VmHWM") - before)
+    """
+    for task in ("save", "load"):
+        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m"), task]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    size, growth = map(int, done.stdout.split())
+    tensor = 512 * 2048 * 4
+    assert size > 250e6
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) == 3
+    assert 0.9 * size < growth < size + 10 * tensor, (size, growth)
+
+
+def test_a_run_folder_stands_for_its_export(tmp_path):
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    assert hf_load.resolve(tmp_path / "run") == tmp_path / "run" / "export"
+    assert hf_load.resolve(tmp_path / "run" / "export") == tmp_path / "run" / "export"

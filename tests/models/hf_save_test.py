@@ -1,0 +1,135 @@
+"""Exports: torch reads them and gets our numbers, and they are written whole or not at all."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from hf_cases import CFG, MODULES, SHAPES, abstract, random_params, same, save, tokenizer
+
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, llama
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return functools.partial(save, tmp_path / "model")
+
+
+# --- Torch reads what we write ---
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("pad", ["none", "eos"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
+    import torch
+    import transformers
+
+    words = templates.train_tokenizer(["the cat sat on the mat"], 300)
+    words.pad_token = words.eos_token if pad == "eos" else None
+    texts = ["the cat sat on the mat", "a dog", "mat"]
+    for architecture, auto in (
+        (hf_load.TOKEN_REWARD, transformers.AutoModelForTokenClassification),
+        (hf_load.SEQUENCE_REWARD, transformers.AutoModelForSequenceClassification),
+    ):
+        module, folder = MODULES[architecture], tmp_path / architecture
+        params = random_params(module)
+        hf_load.save(folder, params, CFG, words, architecture=architecture)
+        theirs, info = auto.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert theirs.config.num_labels == 1
+
+        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+        assert theirs.config.pad_token_id == their_tokenizer.pad_token_id
+        assert theirs.config.pad_token_id != theirs.config.eos_token_id
+        batch = their_tokenizer(
+            [text + words.eos_token for text in texts], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            got = theirs.eval()(**batch).logits.numpy()
+        tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy() > 0
+        assert not mask.all()
+        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1)
+        assert (tokens[np.arange(3), last] == words.eos_token_id).all()
+        args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+        ours = np.asarray(jax.jit(module.apply)({"params": params}, *args))
+        if architecture == hf_load.TOKEN_REWARD:
+            np.testing.assert_allclose(got[..., 0][mask], ours[mask], rtol=1e-4, atol=1e-5)
+        else:
+            np.testing.assert_allclose(
+                got[:, 0], ours[np.arange(3), last], rtol=1e-4, atol=1e-5
+            )
+    assert words.pad_token == (words.eos_token if pad == "eos" else None)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_gives_our_logits(saved, shape):
+    import torch
+    import transformers
+
+    module = llama.CausalLM(SHAPES[shape])
+    folder, params = saved(module=module, max_shard_bytes=20_000)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
+    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.ones((2, 40), bool)))
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(tokens)).logits.numpy()
+    got = jax.jit(module.apply)({"params": params}, *args)
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parity
+def test_transformers_refuses_the_state_action_head(saved):
+    import transformers
+
+    folder, _ = saved(hf_load.STATE_ACTION)
+    with pytest.raises(ValueError, match="fgrlhf_state_action_reward"):
+        transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    assert "transformers has no class for it" in (folder / "README.md").read_text()
+
+
+# --- Whole or not at all ---
+
+
+def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
+    folder, params = saved(hf_load.TOKEN_REWARD)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        saved(hf_load.TOKEN_REWARD)
+    assert [child.name for child in folder.parent.iterdir()] == ["model"]
+    same(hf_load.load_params(folder, abstract(MODULES[hf_load.TOKEN_REWARD])), params)
+
+
+def test_an_export_into_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    params = random_params(MODULES[hf_load.LANGUAGE_MODEL])
+    with pytest.raises(InputError, match="could not be written"):
+        hf_load.save(
+            tmp_path / "file" / "x",
+            params,
+            CFG,
+            tokenizer(),
+            architecture=hf_load.LANGUAGE_MODEL,
+        )
+
+
+def test_parameters_of_another_architecture_are_not_written(tmp_path):
+    params = random_params(MODULES[hf_load.TOKEN_REWARD])
+    for architecture in (hf_load.LANGUAGE_MODEL, hf_load.SEQUENCE_REWARD, hf_load.STATE_ACTION):
+        with pytest.raises(ValueError, match=architecture):
+            hf_load.save(tmp_path / "x", params, CFG, tokenizer(), architecture=architecture)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,387 @@
+"""The model against transformers' torch LLaMA, module by module, and by its own properties."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
+
+BASE = LlamaConfig(97, 48, 80, 3, 4, 4, 12, norm_eps=1e-6)
+FAMILIES = {
+    "llama1": BASE,
+    "llama2_gqa": dataclasses.replace(BASE, num_kv_heads=2, norm_eps=1e-5),
+    "llama3": dataclasses.replace(
+        BASE,
+        num_kv_heads=2,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, original_max_position=24),
+    ),
+    "tinyllama": dataclasses.replace(BASE, num_heads=8, num_kv_heads=1, head_dim=6),
+    "smollm2": dataclasses.replace(
+        BASE, num_heads=3, num_kv_heads=1, head_dim=16, rope_theta=1e5, tie_embeddings=True
+    ),
+    "biases": dataclasses.replace(BASE, attention_bias=True, mlp_bias=True),
+    "narrow_heads": dataclasses.replace(BASE, head_dim=8),
+}
+TOLERANCE = 1e-4  # of the largest number
+
+
+def relative(ours, theirs) -> float:
+    theirs = theirs.detach().numpy()
+    assert ours.shape == theirs.shape
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def init(module, seed=0):
+    """Parameters without the telling zeros and ones of an initialisation."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    args = (tokens, *llama.positions_and_mask(tokens == 0))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32) + (x.ndim == 1),
+        shapes,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one compilation a module and shape
+def run(module, params, *args):
+    return module.apply({"params": params}, *args)
+
+
+def apply(module, params, tokens, mask):
+    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+    return np.asarray(run(module, params, *args))
+
+
+def padded(rows, side, fill, width):
+    """Token and mask arrays with every row pushed to the side opposite to its padding."""
+    tokens = np.full((len(rows), width), fill, np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        part = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[i, part], mask[i, part] = row, True
+    return tokens, mask
+
+
+@dataclasses.dataclass
+class Twin:
+    """The same random weights in torch and, read from the folder torch wrote, in JAX."""
+
+    cfg: LlamaConfig
+    theirs: object
+    params: dict
+
+    def layer(self, number):
+        return jax.tree.map(lambda x: x[number], self.params["backbone"]["layers"])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def twin(request, tmp_path_factory):
+    import torch
+    import transformers
+
+    cfg = FAMILIES[request.param]
+    scaling = cfg.rope_scaling and {
+        "rope_type": "llama3",
+        "factor": cfg.rope_scaling.factor,
+        "low_freq_factor": cfg.rope_scaling.low_freq_factor,
+        "high_freq_factor": cfg.rope_scaling.high_freq_factor,
+        "original_max_position_embeddings": cfg.rope_scaling.original_max_position,
+    }
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.hidden_size,
+            intermediate_size=cfg.intermediate_size,
+            num_hidden_layers=cfg.num_layers,
+            num_attention_heads=cfg.num_heads,
+            num_key_value_heads=cfg.num_kv_heads,
+            head_dim=cfg.head_dim,
+            rope_parameters={
+                "rope_theta": cfg.rope_theta,
+                **(scaling or {"rope_type": "default"}),
+            },
+            rms_norm_eps=cfg.norm_eps,
+            max_position_embeddings=cfg.max_position,
+            tie_word_embeddings=cfg.tie_embeddings,
+            attention_bias=cfg.attention_bias,
+            mlp_bias=cfg.mlp_bias,
+            attn_implementation="eager",
+        )
+    ).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.15)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    assert hf_load.read_config(folder) == cfg
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    args = (tokens, *llama.positions_and_mask(tokens == 0))
+    shapes = jax.eval_shape(llama.CausalLM(cfg).init, jax.random.key(0), *args)["params"]
+    return Twin(cfg, theirs, hf_load.load_params(folder, shapes))
+
+
+@pytest.fixture
+def inputs(twin):
+    """Hidden states, positions that do not start at 0, and the causal mask, for both."""
+    import torch
+
+    rng = np.random.default_rng(1)
+    hidden = rng.standard_normal((2, 31, twin.cfg.hidden_size)).astype(np.float32)
+    positions = np.tile(np.arange(5, 36, dtype=np.int32)[None], (2, 1))
+    attend = np.tril(np.ones((2, 31, 31), bool))
+    bias = torch.where(torch.from_numpy(attend)[:, None], 0.0, -torch.inf)
+    rope = twin.theirs.model.rotary_emb(torch.from_numpy(hidden), torch.from_numpy(positions))
+    theirs = {"position_embeddings": rope, "attention_mask": bias}
+    return hidden, (llama.rotary_tables(twin.cfg, jnp.asarray(positions)), attend), theirs
+
+
+@pytest.mark.parity
+def test_embedding(twin):
+    import torch
+
+    tokens = np.arange(twin.cfg.vocab_size, dtype=np.int32)[None]
+    ours = jnp.asarray(twin.params["backbone"]["embed"]["embedding"])[tokens]
+    assert relative(ours, twin.theirs.model.embed_tokens(torch.from_numpy(tokens))) == 0
+
+
+@pytest.mark.parity
+def test_norms(twin, inputs):
+    import torch
+
+    hidden, _, _ = inputs
+    theirs = twin.theirs.model
+    pairs = (
+        (twin.layer(1)["attention_norm"], theirs.layers[1].input_layernorm),
+        (twin.layer(2)["mlp_norm"], theirs.layers[2].post_attention_layernorm),
+        (twin.params["backbone"]["norm"], theirs.norm),
+    )
+    for params, module in pairs:
+        ours = run(llama._norm(twin.cfg), params, hidden)
+        assert relative(ours, module(torch.from_numpy(hidden))) < TOLERANCE
+
+
+@pytest.mark.parity
+def test_rotary(twin, inputs):
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    _, ((cos, sin), _), theirs = inputs
+    half = twin.cfg.head_dim // 2
+    for ours, table in zip((cos, sin), theirs["position_embeddings"], strict=True):
+        assert relative(ours[:, :, 0], table[..., :half]) < TOLERANCE
+    x = np.random.default_rng(2).standard_normal((2, 31, 3, 2 * half)).astype(np.float32)
+    x_theirs = torch.from_numpy(x).transpose(1, 2)
+    turned, _ = apply_rotary_pos_emb(x_theirs, x_theirs, *theirs["position_embeddings"])
+    assert (
+        relative(llama.rotate(jnp.asarray(x), (cos, sin)), turned.transpose(1, 2)) < TOLERANCE
+    )
+
+
+@pytest.mark.parity
+def test_attention(twin, inputs):
+    import torch
+
+    hidden, ours, theirs = inputs
+    got, _ = run(llama.Attention(twin.cfg), twin.layer(1)["attention"], hidden, *ours)
+    want, _ = twin.theirs.model.layers[1].self_attn(torch.from_numpy(hidden), **theirs)
+    assert relative(got, want) < TOLERANCE
+
+
+@pytest.mark.parity
+def test_mlp(twin, inputs):
+    import torch
+
+    hidden, _, _ = inputs
+    got = run(llama.MLP(twin.cfg), twin.layer(2)["mlp"], hidden)
+    assert relative(got, twin.theirs.model.layers[2].mlp(torch.from_numpy(hidden))) < TOLERANCE
+
+
+@pytest.mark.parity
+def test_block(twin, inputs):
+    import torch
+
+    hidden, ours, theirs = inputs
+    got, _ = run(llama.Block(twin.cfg), twin.layer(0), hidden, *ours)
+    assert (
+        relative(got, twin.theirs.model.layers[0](torch.from_numpy(hidden), **theirs))
+        < TOLERANCE
+    )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_of_padded_rows_are_torchs_of_the_rows_alone(twin, side):
+    import torch
+
+    rng = np.random.default_rng(3)
+    rows = [rng.integers(0, twin.cfg.vocab_size, n) for n in (40, 7, 1)]
+    tokens, mask = padded(rows, side, fill=2, width=43)
+    ours = apply(llama.CausalLM(twin.cfg), twin.params, tokens, mask)
+    assert ours.dtype == np.float32
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            theirs = twin.theirs(torch.from_numpy(row)[None]).logits[0]
+        assert relative(ours[i][mask[i]], theirs) < TOLERANCE
+
+
+def test_positions_and_mask_are_the_drawing():
+    mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
+    positions, attend = llama.positions_and_mask(jnp.asarray(mask))
+    np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 1, 1]])
+    want = [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
+    np.testing.assert_array_equal(attend, np.array(want, bool))
+    assert positions.dtype == jnp.int32
+    assert attend.dtype == bool
+
+
+MODULES = {
+    "lm": llama.CausalLM(BASE),
+    "after": llama.RewardModel(BASE),
+    "state_action": llama.RewardModel(BASE, "state_action"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_padding_changes_nothing(name):
+    module = MODULES[name]
+    params = init(module)
+    rng = np.random.default_rng(4)
+    rows = [rng.integers(0, BASE.vocab_size, n) for n in (9, 5, 1)]
+    alone = [apply(module, params, row[None], np.ones((1, len(row)), bool))[0] for row in rows]
+    for side, fill, width in itertools.product(("left", "right"), (0, 96), (9, 14)):
+        tokens, mask = padded(rows, side, fill, width)
+        got = apply(module, params, tokens, mask)
+        assert np.isfinite(got).all()
+        for i, want in enumerate(alone):
+            np.testing.assert_allclose(got[i][mask[i]], want, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_token_sees_the_future(name):
+    module = MODULES[name]
+    params = init(module)
+    tokens = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, 8))
+    tokens[1] = np.where(np.arange(8) < 5, tokens[0], (tokens[0] + 1) % BASE.vocab_size)
+    got = apply(module, params, tokens, np.ones((2, 8), bool))
+    np.testing.assert_array_equal(got[0, :5], got[1, :5])
+    assert not np.allclose(got[0, 5:], got[1, 5:])
+
+
+def loss_and_gradient(cfg, params, tokens, mask):
+    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+
+    def loss(params):
+        logits = llama.CausalLM(cfg).apply({"params": params}, *args)
+        return jnp.mean(jnp.square(logits)), logits
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile()
+
+
+def test_scan_unroll_and_remat_are_the_same_function():
+    cfg = dataclasses.replace(BASE, num_kv_heads=2)
+    params = init(llama.CausalLM(cfg))
+    tokens = np.random.default_rng(6).integers(0, cfg.vocab_size, (2, 64))
+    mask = np.ones_like(tokens, bool)
+    want, temporaries = None, {}
+    for scan, remat in itertools.product((True, False), (False, True)):
+        how = dataclasses.replace(cfg, scan_layers=scan, remat=remat)
+        assert jax.tree.map(np.shape, init(llama.CausalLM(how))) == jax.tree.map(
+            np.shape, params
+        )
+        compiled = loss_and_gradient(how, params, tokens, mask)
+        (loss, logits), gradient = compiled(params)
+        assert ("while" in compiled.as_text()) == scan
+        temporaries[scan, remat] = compiled.memory_analysis().temp_size_in_bytes
+        want = want or (loss, logits, gradient)
+        np.testing.assert_array_equal(logits, want[1])
+        for ours, theirs in zip(
+            jax.tree.leaves(gradient), jax.tree.leaves(want[2]), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+    assert temporaries[True, True] < 0.8 * temporaries[True, False]
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits():
+    params = init(llama.CausalLM(BASE))
+    tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
+    mask = np.ones_like(tokens, bool)
+    full = apply(llama.CausalLM(BASE), params, tokens, mask)
+    half_model = llama.CausalLM(dataclasses.replace(BASE, dtype="bfloat16"))
+    half = apply(half_model, params, tokens, mask)
+    args = (tokens, *llama.positions_and_mask(jnp.asarray(mask)))
+    shapes = jax.eval_shape(half_model.init, jax.random.key(0), *args)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() / np.abs(full).max() < 0.05
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_state_action_head_is_its_formula(side):
+    module = MODULES["state_action"]
+    params = init(module)
+    rng = np.random.default_rng(8)
+    tokens, mask = padded([rng.integers(0, 97, n) for n in (6, 3)], side, fill=1, width=7)
+    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+    hidden = np.asarray(llama.Llama(BASE).apply({"params": params["backbone"]}, *args))
+    got = apply(module, params, tokens, mask)
+    head = params["head"]
+    for i, row in enumerate(tokens):
+        columns = np.flatnonzero(mask[i])
+        for before, t in zip([None, *columns[:-1]], columns, strict=True):
+            want = hidden[i, t] @ head["kernel"][:, 0] + head["bias"][0]
+            if before is not None:
+                want += np.sum(head["gate"] * hidden[i, before] * head["unembed"][row[t]])
+            assert got[i, t] == pytest.approx(want, rel=1e-4, abs=1e-4)
+
+
+def test_heads_start_as_the_method_says():
+    wide = dataclasses.replace(BASE, hidden_size=4000)
+    head = llama.ScalarHead(wide, state_action=True, use_bias=True)
+    hidden = jnp.ones((1, 3, 4000))
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    params = head.init(jax.random.key(0), hidden, tokens, tokens)["params"]
+    assert np.std(params["kernel"]) == pytest.approx(1 / math.sqrt(4001), rel=0.05)
+    assert np.std(params["unembed"]) == pytest.approx(1 / math.sqrt(4000), rel=0.05)
+    assert not params["bias"].any()
+    assert not params["gate"].any()
+    without = llama.ScalarHead(wide, state_action=False, use_bias=False)
+    assert set(without.init(jax.random.key(0), hidden, tokens, tokens)["params"]) == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("smollm2_135m", 134_515_008),
+        ("llama_7b", 6_738_415_616),
+        ("llama2_7b", 6_738_415_616),
+        ("llama3_8b", 8_030_261_248),
+    ],
+)
+def test_sizes_have_the_published_number_of_parameters(size, parameters):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    args = (tokens, *llama.positions_and_mask(tokens == 0))
+    shapes = jax.eval_shape(llama.CausalLM(llama.SIZES[size]).init, jax.random.key(0), *args)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_kv_heads": 3}, {"head_dim": 7}, {"attention": "flash"}], ids=str
+)
+def test_impossible_configs_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        dataclasses.replace(BASE, **wrong)
+
+
+def test_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="sideways"):
+        init(llama.RewardModel(BASE, "sideways"))

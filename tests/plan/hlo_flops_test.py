@@ -1,0 +1,219 @@
+"""FLOPs read from compiled programs, against products counted by hand."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fgrlhf_jax.plan import hlo_flops
+
+M, K, N = 16, 32, 24
+ONE = 2 * M * K * N  # the product that most of these tests repeat
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def array(*shape, spec=None, mesh=None):
+    where = NamedSharding(mesh, PartitionSpec(*spec)) if mesh else None
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+
+def count(function, *arguments, **options) -> hlo_flops.Count:
+    return hlo_flops.count(jax.jit(function, **options).lower(*arguments).compile().as_text())
+
+
+def test_a_product():
+    assert count(jnp.matmul, array(M, K), array(K, N)) == (ONE, ())
+
+
+def test_products_one_after_the_other():
+    def chain(x, y, z):
+        return jax.nn.gelu(x @ y) @ z
+
+    shapes = array(M, K), array(K, N), array(N, 5)
+    assert count(chain, *shapes).flops == ONE + 2 * M * N * 5
+
+
+def test_nothing_element_by_element_counts():
+    assert count(lambda x: jnp.tanh(x * 3).sum(), array(M, K)) == (0, ())
+
+
+@pytest.mark.parametrize("equation", ["bmk,bkn->bmn", "bkm,bnk->nbm", "mkb,nbk->bmn"])
+def test_a_batched_product(equation):
+    sizes = {"b": 7, "m": M, "k": K, "n": N}
+    left, right = (
+        array(*(sizes[letter] for letter in part))
+        for part in equation.split("->")[0].split(",")
+    )
+    assert count(functools.partial(jnp.einsum, equation), left, right).flops == 7 * ONE
+
+
+def test_several_contracted_axes():
+    shapes = array(3, M, K), array(3, K, N)
+    assert count(functools.partial(jnp.einsum, "bmk,bkn->mn"), *shapes).flops == 3 * ONE
+
+
+def test_a_convolution():
+    """Ten windows of 3 x 4 inputs for each of 6 outputs, for 2 rows."""
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    assert count(convolve, array(2, 12, 4), array(3, 4, 6)).flops == 2 * 2 * 10 * 6 * 3 * 4
+
+
+def scanned(x, weights):
+    """A product with each of the stacked square matrices."""
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+    assert count(scanned, array(M, K), array(9, K, K)) == (9 * 2 * M * K * K, ())
+
+
+def test_a_scan_in_a_scan():
+    def twice(x, weights):
+        return jax.lax.scan(lambda x, w: (scanned(x, w), x[:2] @ w[0]), x, weights)
+
+    flops = count(twice, array(M, K), array(5, 3, K, K)).flops
+    assert flops == 5 * (3 * 2 * M * K * K + 2 * 2 * K * K)
+
+
+@pytest.mark.parametrize(("remat", "products"), [(False, 3), (True, 4)])
+def test_the_gradient_of_a_scan(remat, products):
+    """Forward, and backward for the input and for the weights; forward again with remat."""
+
+    def block(x, w):
+        return jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]), None
+
+    block = jax.checkpoint(block, prevent_cse=False) if remat else block
+
+    def loss(x, weights):
+        return jnp.sum(jax.lax.scan(block, x, weights)[0])
+
+    both = jax.grad(loss, argnums=(0, 1))
+    flops = count(both, array(M, K), array(6, 2, K, K)).flops
+    assert flops == 6 * 2 * products * 2 * M * K * K
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_counting_loop(first):
+    def loop(x, w):
+        return jax.lax.fori_loop(first, 11, lambda _, x: x @ w, x)
+
+    assert count(loop, array(M, K), array(K, K)) == ((11 - first) * 2 * M * K * K, ())
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "step", "rounds"),
+    [(0, 12, 1, 12), (1, 12, 1, 11), (0, 12, 5, 3), (12, 3, -2, 5)],
+)
+def test_a_loop_that_counts_up_or_down(start, stop, step, rounds):
+    def loop(x, w):
+        def going(carry):
+            return carry[0] < stop if step > 0 else carry[0] > stop
+
+        return jax.lax.while_loop(going, lambda c: (c[0] + step, c[1] @ w), (start, x))
+
+    assert count(loop, array(M, K), array(K, K)).flops == rounds * 2 * M * K * K
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_loop_that_may_end_earlier_has_its_most_rounds(start):
+    def loop(x, w):
+        def going(carry):
+            return (carry[0] < 20) & ~jnp.all(carry[1] > 1e3)
+
+        return jax.lax.while_loop(going, lambda c: (c[0] + 1, c[1] @ w), (start, x))
+
+    found = count(loop, array(M, K), array(K, K))
+    assert found.flops == (20 - start) * 2 * M * K * K
+    assert found.notes == (
+        f"a loop that may end earlier is counted with its most rounds, {20 - start}",
+    )
+
+
+def test_a_loop_without_a_bound_is_counted_once():
+    def loop(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1e3, lambda x: x @ w, x)
+
+    found = count(loop, array(M, K), array(K, K))
+    assert found.flops == 2 * M * K * K
+    assert found.notes == ("a loop with an unknown number of rounds is counted once",)
+
+
+def test_the_dearest_branch_counts():
+    def either(flag, x, w):
+        branches = (lambda x: x @ w, lambda x: x @ w @ w @ w, lambda x: x)
+        return jax.lax.switch(flag, branches, x)
+
+    flag = jax.ShapeDtypeStruct((), jnp.int32)
+    assert count(either, flag, array(M, K), array(K, K)).flops == 3 * 2 * M * K * K
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "share"),
+    [(("x", None), (None, None), 8), ((None, "x"), ("x", None), 8), ((None,), (None,), 1)],
+)
+def test_what_is_spread_is_shared(left, right, share):
+    """Rows, or the contracted axis; what is on every device is done by every device."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    shapes = array(M, K, spec=left, mesh=mesh), array(K, N, spec=right, mesh=mesh)
+    assert count(jnp.matmul, *shapes).flops == ONE / share
+
+
+def test_a_scan_and_its_gradient_over_two_axes():
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = array(M, K, spec=("x", None), mesh=mesh)
+    up = array(5, K, 64, spec=(None, None, "y"), mesh=mesh)
+    down = array(5, 64, K, spec=(None, "y", None), mesh=mesh)
+
+    def loss(x, weights):
+        last, _ = jax.lax.scan(lambda x, w: (x @ w[0] @ w[1], None), x, weights)
+        return jnp.sum(last**2)
+
+    grads = jax.grad(loss, argnums=(0, 1))
+    one = 2 * (M // 4) * K * (64 // 2)
+    assert count(grads, rows, (up, down)).flops == 5 * 6 * one
+
+
+def test_other_spellings_are_read():
+    """Operands with their shapes, tiled layouts, the older form of a trip count, a named gemm."""
+    text = """HloModule old, entry_computation_layout={(f32[8,4]{1,0:T(8,128)})->f32[8,4]{1,0}}
+
+%body (p: (s32[], f32[8,4], f32[4,4])) -> (s32[], f32[8,4], f32[4,4]) {
+  %p = (s32[], f32[8,4]{1,0:T(8,128)}, /*index=2*/f32[4,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0:T(8,128)} get-tuple-element((s32[], f32[8,4], f32[4,4]) %p), index=1
+  %w = f32[4,4]{1,0} get-tuple-element((s32[], f32[8,4], f32[4,4]) %p), index=2
+  %i = s32[] get-tuple-element((s32[], f32[8,4], f32[4,4]) %p), index=0
+  %dot.1 = f32[8,4]{1,0:T(8,128)} dot(f32[8,4]{1,0:T(8,128)} %x, f32[4,4]{1,0} %w), \
+lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[8,4], f32[4,4]) tuple(s32[] %i, f32[8,4]{1,0} %dot.1, f32[4,4] %w)
+}
+
+%condition (p.1: (s32[], f32[8,4], f32[4,4])) -> pred[] {
+  %p.1 = (s32[], f32[8,4], f32[4,4]) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (a: (s32[], f32[8,4], f32[4,4])) -> (s32[], f32[8,4], f32[4,4]) {
+  %a = (s32[], f32[8,4], f32[4,4]) parameter(0)
+  %g = f32[8,4] custom-call(%a), custom_call_target="__cublas$gemm"
+  ROOT %while.1 = (s32[], f32[8,4], f32[4,4]) while((s32[], f32[8,4], f32[4,4]) %a), \
+condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+    expected = (6 * 2 * 8 * 4 * 4, ("custom call __cublas$gemm is not counted",))
+    assert hlo_flops.count(text) == expected
+    older = re.sub(r"backend_config=.*", "known_trip_count={n=6}", text)
+    assert hlo_flops.count(older) == expected
+
+
+def test_what_is_no_module():
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo_flops.count("func.func @main() {\n}\n")

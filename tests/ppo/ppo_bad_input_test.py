@@ -1,0 +1,226 @@
+"""What a user may get wrong in PPO, SFT and generation: one sentence, exit status 2."""
+
+import json
+import math
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import bad_input_cases
+import ppo_cases
+import pytest
+from bad_input_cases import GENERATE, PPO, PPO_FLAGS, SFT, contents, filled, only
+
+from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.training import sft_loop
+from launch import generate, ppo, sft
+from launch.shared import cli
+
+DEFAULTS = {
+    ppo: ppo_cases.DEFAULT,
+    sft: "configs/sft.py:tiny",
+    generate: "configs/generate.py",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> ppo_cases.World:
+    return ppo_cases.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def data(world, tmp_path_factory) -> Path:
+    """Files and folders that are no good."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = world.prompts.read_text().splitlines()
+    (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
+    (folder / "empty.jsonl").touch()
+    edits, _ = tiny_world.generate(40, 0)
+    records.write_jsonl(folder / "edits.jsonl", edits)
+    asked = [records.Instruction(edit.instruction, "", "") for edit in edits]
+    records.write_jsonl(folder / "asked.jsonl", asked)
+    other = templates.train_tokenizer([edit.original for edit in edits], 300)
+    ppo_cases.save_reward_model(folder / "other", "token_edit", other)
+    end = tiny_world.tokenizer()
+    end.eos_token = "<s>"
+    ppo_cases.save_reward_model(folder / "end", "token_edit", end)
+    for name, source in (("damaged", world.policy), ("rm", world.token / "export")):
+        copy = shutil.copytree(source, folder / name) / "model.safetensors"
+        weights = copy.read_bytes()
+        copy.write_bytes(weights[: len(weights) // 2])
+    return folder
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys, world, data, tmp_path):
+    """Run a command on fields and flags with the words of the tables: (its sentence, theirs)."""
+    stands = {
+        "DATA": data,
+        "POLICY": world.policy,
+        "TOKEN": world.token,
+        "SEQUENCE": world.sequence,
+        "OUT": tmp_path,
+    }
+
+    def launch(module, fields: dict, says: str, *flags: str, bar=False) -> tuple[str, str]:
+        fields = {name: filled(value, stands) for name, value in fields.items()}
+        default = DEFAULTS[module]
+        status, lines = bad_input_cases.launch(
+            monkeypatch, capsys, module, default, *flags, **fields
+        )
+        assert len(lines) > 1 or not bar  # above it, the progress
+        return only((status, lines[-1:] if bar else lines)), filled(says, stands)
+
+    return launch
+
+
+def nothing_written(folder: Path) -> bool:
+    """No row, no checkpoint and no export: only what a start leaves that came to nothing."""
+    return not [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "config.json" and path.stat().st_size
+    ]
+
+
+@pytest.mark.parametrize(("given", "says"), PPO.values(), ids=PPO)
+def test_ppo(launch, world, tmp_path, given, says):
+    usual = ppo_cases.fields(world, tmp_path / "run", micro_batch_size=0)
+    sentence, says = launch(ppo, usual | given, says)
+    assert says in sentence
+    assert nothing_written(tmp_path)
+    late = "damaged" in sentence or "do not fit" in sentence  # seen where weights are read
+    assert late or list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flag", "says"), PPO_FLAGS)
+def test_ppo_flags(launch, tmp_path, flag, says):
+    sentence, says = launch(ppo, {"run_dir": tmp_path / "run"}, says, flag)
+    assert says in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_and_a_reward_model_of_different_templates(launch, world, tmp_path):
+    policy = ppo_cases.save_policy(tmp_path / "policy", template="alpaca")
+    usual = ppo_cases.fields(world, tmp_path / "run", policy=policy, micro_batch_size=0)
+    sentence, _ = launch(ppo, usual, "")
+    assert "fine-tuned with the template alpaca, the reward model with plain; train" in sentence
+    assert "give data.template=plain if this is meant" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_dir_of_other_prompts_or_another_config(launch, world, tmp_path):
+    """Whoever comes back with other data or another reward does not go on with the old run."""
+    run_dir = tmp_path / "run"
+    usual = ppo_cases.fields(world, run_dir)
+    (run_dir / "checkpoints" / "1").mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"run_dir": "x", "seed": 3}))
+    before = contents(run_dir)
+    sentence, _ = launch(ppo, usual | {"micro_batch_size": 8}, "")
+    assert f"run_dir={run_dir} holds a run of another config: " in sentence
+    assert "seed (there 3, now 0)" in sentence
+    assert contents(run_dir) == before
+
+
+@pytest.mark.parametrize(("given", "says"), SFT.values(), ids=SFT)
+def test_sft(launch, world, tmp_path, given, says):
+    usual = {
+        "train": world.prompts,  # with demonstrations
+        "validation": world.validation,
+        "run_dir": tmp_path / "run",
+        "steps": 4,
+        "batch_size": 8,
+        "model__vocab_size": 300,
+        "data__max_length": 256,
+    }
+    sentence, says = launch(sft, usual | given, says)
+    assert says in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sft_knows_all_its_data(world, tmp_path, monkeypatch):
+    """Also what it is validated on: a resume on other data would not be one."""
+    known = []
+
+    def train(config, recipe, *_, **__):
+        known.append(recipe.data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft_loop.supervised, "train", train)
+    rows = {name: records.read(str(getattr(world, name))) for name in ("prompts", "validation")}
+    other = {"prompts": rows["prompts"][1:], "validation": rows["validation"][1:]}
+    usual = {"run_dir": tmp_path / "run", "batch_size": 8, "model__vocab_size": 300}
+    config = cli.parse(["", *ppo_cases.flags(usual)], DEFAULTS[sft])
+    for given in (rows, rows, rows | {"validation": other["validation"]}, rows | other):
+        sets = {"train": given["prompts"], "validation": given["validation"]}
+        with pytest.raises(KeyboardInterrupt):
+            sft_loop.run(config, sets, tiny_world.tokenizer())
+    assert known[0] == known[1]
+    assert len({*known}) == 3
+
+
+@pytest.mark.parametrize(("given", "says"), GENERATE.values(), ids=GENERATE)
+def test_generate(launch, world, tmp_path, given, says):
+    usual = {
+        "model": world.policy,
+        "prompts": world.validation,
+        "output": tmp_path / "out.json",
+        "max_new_tokens": 6,
+    }
+    sentence, says = launch(generate, usual | given, says)
+    assert says in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Functions of the user's; from here on with one device ---
+
+FUNCTIONS = {
+    "raises": (lambda responses: 1 // 0, "raised ZeroDivisionError: "),
+    "NaN": (
+        lambda responses: [math.nan for _ in responses],
+        "response 1 of 16: returned NaN or infinity; return finite numbers",
+    ),
+    "too few": (lambda responses: [1.0], "returned 1 values for 16 responses; return one each"),
+    "a list for all": (
+        lambda responses: [[1.0] * 7 for _ in responses],
+        "response 1 of 16: returned 7 rewards for ",
+    ),
+    "text": (lambda responses: ["good"] * 16, "returned 'good', which is no number"),
+}
+
+
+@pytest.fixture(scope="module")
+def quick(quick_compilation):
+    with pytest.MonkeyPatch.context() as patch:
+        ppo_cases.one_device(patch)
+        ppo_cases.compile_once(patch)
+        yield
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("function", "says"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_reward_functions(launch, world, tmp_path, monkeypatch, function, says):
+    mine = types.ModuleType("mine")
+    mine.pay = lambda prompts, responses: function(responses)
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
+    fields = ppo_cases.fields(world, tmp_path / "run", **given)
+    sentence, _ = launch(ppo, fields, says, bar=True)
+    assert sentence.startswith("mine:pay: ")
+    assert says in sentence
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_judge_that_scores_every_token(launch, world, tmp_path, monkeypatch):
+    mine = types.ModuleType("mine")
+    mine.pay = lambda prompts, responses: [1.0] * len(responses)
+    mine.judge = lambda prompts, responses, tokens: [[1.0] * len(some) for some in tokens]
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
+    fields = ppo_cases.fields(world, tmp_path / "run", **given) | {"judge": "mine:judge"}
+    sentence, _ = launch(ppo, fields, "", bar=True)
+    assert sentence == "mine:judge: response 1 of 16: returned a list; return one number"
+    assert nothing_written(tmp_path)

@@ -1,0 +1,163 @@
+"""A run of PPO that was stopped, killed or out of disk space goes on as if it had not been."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ppo_cases
+import pytest
+from ppo_cases import rows, same_run, saved, without_clock
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.ppo import rollout as rollouts
+from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.runtime.checkpoint import Checkpoints
+
+pytest_plugins = ["ppo_runs"]
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+# --- Asked to stop; peer fault 10: a resume that forgets ---
+
+
+@pytest.fixture(scope="module")
+def interrupted(world, tmp_path_factory, undisturbed) -> Path:
+    """A run that was asked to stop during its second step."""
+    run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
+    learned = ppo_loop.metrics.to_host
+
+    def asked(found):
+        asked.step += 1
+        if asked.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learned(found)
+
+    asked.step = 0
+    fields = ppo_cases.fields(world, run_dir, save_every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo_loop.metrics, "to_host", asked)
+        with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
+            ppo_cases.run(fields)
+    return run_dir
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    interrupted, undisturbed, run, tmp_path
+):
+    assert saved(interrupted) == [2]
+    assert without_clock(interrupted) == without_clock(undisturbed)[:3]
+    assert not (interrupted / "export").exists()
+    same_run(run(shutil.copytree(interrupted, tmp_path / "run")), undisturbed)
+
+
+def forget(part: str, name: str | None = None):
+    """A restore that finds this part as it is at the start of a run."""
+    restore = Checkpoints.restore
+
+    def changed(self, step, abstract):
+        found = restore(self, step, abstract)
+        if part not in found or (part == "params" and "critic" not in found["params"]):
+            return found
+        zeros = jax.tree.map(lambda x: x * 0, found[part])
+        if part == "params":
+            return found | {"params": found["params"] | {name: zeros[name]}}
+        inner = found[part].inner_states
+        kept = type(found[part])(inner | {name: zeros.inner_states[name]})
+        return found | {part: kept}
+
+    return Checkpoints, "restore", changed
+
+
+def unlearned_coefficient():
+    loop = Checkpoints.loop
+    return Checkpoints, "loop", lambda self, step: loop(self, step) | {"kl_coef": 0.1}
+
+
+def from_the_start(module, name: str):
+    """The step of a data position or a random key counted from the start of the process."""
+    function = getattr(module, name)
+
+    def changed(*args, **how):
+        if "step" in how:
+            return function(*args, **how | {"step": how["step"] - 2})
+        seed, purpose, step = args
+        return function(seed, purpose, step - 2 if purpose != rollouts.EVALUATE else step)
+
+    return module, name, changed
+
+
+FORGOTTEN = {
+    "critic": lambda: forget("params", "critic"),
+    "policy's moments": lambda: forget("opt_state", "policy"),
+    "critic's moments": lambda: forget("opt_state", "critic"),
+    "KL coefficient": unlearned_coefficient,
+    "data position": lambda: from_the_start(ppo_loop, "rows_of_step"),
+    "random keys": lambda: from_the_start(rollouts, "key_of"),
+}
+
+
+@pytest.mark.parametrize("fault", FORGOTTEN.values(), ids=FORGOTTEN)
+def test_fault_10_put_in_shows_in_the_metrics(
+    fault, interrupted, undisturbed, run, tmp_path, monkeypatch
+):
+    """That the run above ended the same says that it forgot none of these."""
+    monkeypatch.setattr(*fault())
+    gone_on = run(shutil.copytree(interrupted, tmp_path / "run"))
+    ours, theirs = (without_clock(folder) for folder in (gone_on, undisturbed))
+    assert ours[:3] == theirs[:3]
+    assert ours[3:] != theirs[3:]
+
+
+# --- Killed, or out of disk space ---
+
+
+def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
+    """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
+    run_dir = tmp_path / "run"
+    given = ppo_cases.fields(world, run_dir)
+    cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, ppo_cases.__file__, *ppo_cases.flags(given)],
+            stdout=said,
+            stderr=said,
+            env=os.environ
+            | {
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+        )
+    deadline = time.monotonic() + 240
+    while len(rows(run_dir)) < 3 or not saved(run_dir):
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (run_dir / "finished.json").exists()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "reward": 0.6')
+    with (run_dir / "samples.jsonl").open("a") as file:
+        file.write('{"step": 99, "output": "never said"}\n{"step": 1')
+    same_run(run(run_dir), undisturbed)
+
+
+def test_out_of_disk_space_for_the_samples(run, undisturbed, monkeypatch, tmp_path):
+    """As for the rows and the checkpoints, which run_test.py holds."""
+    samples = tmp_path / "run" / "samples.jsonl"
+    samples.parent.mkdir()
+    samples.symlink_to("/dev/full")
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo_loop, "cut_samples", lambda path, step: None)
+        with pytest.raises(
+            InputError, match=r"samples.jsonl: cannot be written \(No space left"
+        ):
+            run()
+    samples.unlink()
+    same_run(run(), undisturbed)

@@ -1,0 +1,273 @@
+"""PPO's pure functions: a rollout's numbers, and one update against an independent one."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+
+from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.ppo import algorithm as ppo
+from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.runtime import optim, sharding
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+POLICY = llama.CausalLM(tiny_cases.CFG)
+CRITIC = llama.RewardModel(tiny_cases.CFG, "after")
+PARAMS = {
+    "policy": tiny_cases.parameters(POLICY, 1),
+    "critic": tiny_cases.parameters(CRITIC, 2),
+}
+REF = tiny_cases.parameters(POLICY, 3)
+RM = tiny_cases.parameters(CRITIC, 4)
+B, P, T, EOS = 8, 4, 6, 2
+MODELS = {"policy": POLICY, "critic": CRITIC, "temperature": 0.8}
+PAY = {
+    "estimator": "k1",
+    "kl_in_reward": True,
+    "missing_eos": "subtract",
+    "missing_eos_penalty": -1.0,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "whiten_rewards": False,
+    "whiten_advantages": True,
+}
+LEARN = {"epochs": 2, "minibatch": 4, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1}
+
+
+def sampled():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
+    tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
+    prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
+    keys = sampling.row_keys(jax.random.key(0), B)
+    options = {"model": POLICY, "eos": EOS, "max_new": T, "temperature": 0.8}
+    return prompt, sampling.generate(PARAMS["policy"], *prompt, keys, **options)
+
+
+@functools.cache
+def rollout(critic: bool = True):
+    prompt, out = sampled()
+    tokens, mask, response = ppo.join(*prompt, out)
+    params = PARAMS
+    models = MODELS
+    if not critic:
+        params = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
+        models = MODELS | {"critic": None}
+    found = ppo.assess(params, REF, tokens, mask, micro=4, length=T, **models)
+    raw, paid = ppo.score(
+        RM,
+        tokens,
+        mask,
+        response,
+        micro=4,
+        model=CRITIC,
+        level="token",
+        calibration=reward.Calibration(0.1, 2.0),
+    )
+    return ppo.Rollout(tokens, mask, response, out.finished_B, *found, paid), raw, out
+
+
+def test_the_sampler_and_the_scorer_agree_at_a_temperature():
+    found, _, out = rollout()
+    mask = np.asarray(found.response_BT)
+    np.testing.assert_allclose(
+        np.where(mask, found.logprob_BT, 0), np.asarray(out.logprob_BT), atol=1e-5
+    )
+
+
+def test_values_come_from_before_and_rewards_from_at_the_token():
+    found, raw, _ = rollout()
+    for b in range(B):
+        row = np.asarray(found.tokens_BS[b])[np.asarray(found.mask_BS[b])]
+        tokens = jnp.array([row], jnp.int32)
+        where = llama.positions_and_mask(tokens >= 0)
+        value = CRITIC.apply({"params": PARAMS["critic"]}, tokens, *where)[0]
+        scores = CRITIC.apply({"params": RM}, tokens, *where)[0]
+        length = int(found.response_BT[b].sum())
+        np.testing.assert_allclose(
+            found.value_BT[b, :length], value[-length - 1 : -1], atol=1e-5
+        )
+        np.testing.assert_allclose(raw[b, :length], scores[-length:], atol=1e-5)
+        np.testing.assert_allclose(
+            found.reward_BT[b, :length], (scores[-length:] - 0.1) / 2.0, atol=1e-5
+        )
+        assert not np.asarray(found.reward_BT[b, length:]).any()
+
+
+def test_micro_batches_change_nothing():
+    prompt, out = sampled()
+    tokens, mask, _ = ppo.join(*prompt, out)
+    by = [ppo.assess(PARAMS, REF, tokens, mask, micro=m, length=T, **MODELS) for m in (2, 8)]
+    chex.assert_trees_all_close(*by, atol=1e-5)
+    experience, _ = ppo.advantages(rollout()[0], jnp.float32(0.1), **PAY)
+    state = fresh_state()
+    by = [
+        ppo.update(
+            state,
+            experience,
+            jax.random.key(1),
+            optimizer=OPTIMIZER,
+            micro=m,
+            **LEARN,
+            **MODELS,
+        )[0]
+        for m in (2, 4)
+    ]
+    chex.assert_trees_all_close(by[0].params, by[1].params, atol=2e-5)
+
+
+OPTIMIZER = ppo.optimizer(
+    optim.adamw(1e-2, eps=1e-2, clip_norm=1.0), optim.adamw(3e-2, eps=1e-2, clip_norm=0.0)
+)
+
+
+def fresh_state(params=PARAMS):
+    return optim.TrainState(params, OPTIMIZER.init(params))
+
+
+def learn(state, found, key, **changes):
+    experience, seen = ppo.advantages(found, jnp.float32(0.1), **(PAY | changes))
+    state, metrics = ppo.update(
+        state, experience, key, optimizer=OPTIMIZER, micro=2, **LEARN, **MODELS
+    )
+    return state, seen | metrics
+
+
+def test_one_rollout_of_updates_equals_a_plain_loop():
+    found, _, _ = rollout()
+    key = jax.random.key(5)
+    state, metrics = learn(fresh_state(), found, key)
+
+    # The same by hand: no scans, no micro-batches, each optimizer on its own.
+    mask = np.asarray(found.response_BT)
+    kl = np.asarray(found.logprob_BT - found.ref_logprob_BT, np.float64)
+    pay = np.asarray(found.reward_BT, np.float64).copy()
+    advantage, returns = np.zeros((2, B, T))
+    for b in range(B):
+        length = mask[b].sum()
+        pay[b, length - 1] += 0.0 if found.finished_B[b] else -1.0
+        pay[b] = np.where(mask[b], pay[b] - 0.1 * kl[b], 0.0)
+        later, next_value = 0.0, 0.0
+        for t in reversed(range(length)):
+            value = float(found.value_BT[b, t])
+            later = pay[b, t] + next_value - value + 0.95 * later
+            advantage[b, t], returns[b, t], next_value = later, later + value, value
+    real = advantage[mask]
+    advantage = np.where(mask, (advantage - real.mean()) / np.sqrt(real.var() + 1e-8), 0.0)
+
+    params = PARAMS
+    each = {
+        "policy": optim.adamw(1e-2, eps=1e-2, clip_norm=1.0),
+        "critic": optim.adamw(3e-2, eps=1e-2, clip_norm=0.0),
+    }
+    moments = {name: each[name].init(params[name]) for name in each}
+
+    def loss(params, rows):
+        where = llama.positions_and_mask(found.mask_BS[rows])
+        tokens = found.tokens_BS[rows]
+        logits = POLICY.apply({"params": params["policy"]}, tokens, *where)[:, P - 1 : -1] / 0.8
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, P:, None], axis=-1)[
+            ..., 0
+        ]
+        value = CRITIC.apply({"params": params["critic"]}, tokens, *where)[:, P - 1 : -1]
+        keep, old = mask[rows], found.logprob_BT[rows]
+        ratio = jnp.exp(jnp.where(keep, logprob - old, 0.0))
+        gain = advantage[rows]
+        policy = jnp.maximum(-gain * ratio, -gain * jnp.clip(ratio, 0.8, 1.2))
+        target = returns[rows]
+        near = found.value_BT[rows] + jnp.clip(value - found.value_BT[rows], -0.2, 0.2)
+        critic = 0.5 * jnp.maximum((value - target) ** 2, (near - target) ** 2)
+        return jnp.sum(jnp.where(keep, policy + 0.1 * critic, 0.0)) / keep.sum()
+
+    mask, advantage, returns = map(jnp.array, (mask, advantage, returns))
+    gradient = jax.jit(jax.grad(loss))
+    for rows in np.asarray(ppo.minibatch_rows(key, B, 2, 4)):
+        grads = gradient(params, rows)
+        for name in each:
+            change, moments[name] = each[name].update(grads[name], moments[name], params[name])
+            params = params | {name: optax.apply_updates(params[name], change)}
+    chex.assert_trees_all_close(state.params, params, atol=5e-5)
+    assert float(metrics["first_log_ratio"]) < 1e-5
+    assert abs(float(metrics["first_kl"])) < 1e-6
+    assert 0 < float(metrics["clip_fraction"]) < 1
+
+
+def test_every_epoch_and_every_step_has_its_own_order():
+    orders = np.concatenate(
+        [ppo.minibatch_rows(jax.random.key(k), 16, 3, 16) for k in range(3)]
+    )
+    assert len({tuple(order) for order in orders.tolist()}) == 9
+    assert (np.sort(orders, axis=1) == np.arange(16)).all()
+
+
+def test_kl_is_reported_but_not_paid_for_to_the_letter():
+    found, _, _ = rollout()
+    literal, seen = ppo.advantages(found, jnp.float32(9.0), **PAY | {"kl_in_reward": False})
+    free, _ = ppo.advantages(found, jnp.float32(0.0), **PAY)
+    chex.assert_trees_all_close(literal.advantage_BT, free.advantage_BT, atol=1e-6)
+    assert abs(float(seen["kl"])) > 0.1
+
+
+def test_a_value_head_on_the_policys_trunk_trains_both():
+    found, _, _ = rollout(critic=False)
+    params = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
+    experience, _ = ppo.advantages(found, jnp.float32(0.1), **PAY)
+    models = MODELS | {"critic": None}
+    tokens = jnp.float32(found.response_BT.sum())
+    settings = {"clip": 0.2, "value_clip": 0.2, "value_coef": 1.0}
+
+    def value_part(params):
+        return ppo.losses(params, experience, tokens, **settings, **models)[1]["value_loss"]
+
+    grads = jax.grad(value_part)(params)
+    assert optax.tree.norm(grads["critic"]) > 1e-3
+    assert optax.tree.norm(grads["policy"]["backbone"]) > 1e-3
+    prompt, out = sampled()
+    tokens_BS, mask_BS, _ = ppo.join(*prompt, out)
+    where = llama.positions_and_mask(mask_BS)
+    hidden = POLICY.apply({"params": params["policy"]}, tokens_BS, *where, method="states")
+    head = params["critic"]["head"]
+    expected = hidden[:, P - 1 : -1] @ head["kernel"][:, 0] + head["bias"][0]
+    np.testing.assert_allclose(found.value_BT, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["8,1,1", "2,2,2"])
+def test_a_mesh_learns_what_one_device_does(shape):
+    found, _, _ = rollout()
+    key = jax.random.key(5)
+    options = {"optimizer": OPTIMIZER, "micro": 4, **LEARN, **MODELS}
+    options |= {"micro": 8, "minibatch": 8} if shape == "8,1,1" else {}
+
+    def step(state, found):
+        experience, seen = ppo.advantages(found, jnp.float32(0.1), **PAY)
+        state, metrics = ppo.update(state, experience, key, **options)
+        return state, seen | metrics
+
+    alone, seen = jax.jit(step)(fresh_state(), found)
+    mesh = sharding.make_mesh(shape)
+    start = jax.device_put(fresh_state(), sharding.shardings(fresh_state(), mesh))
+    with jax.set_mesh(mesh):
+        placed = sharding.put_batch(jax.device_get(found), mesh)
+        spread, metrics = jax.jit(step)(start, placed)
+    chex.assert_trees_all_close(
+        jax.device_get(spread.params), jax.device_get(alone.params), atol=5e-5
+    )
+    chex.assert_trees_all_close(jax.device_get(metrics), jax.device_get(seen), atol=1e-3)
+
+
+def test_whitening_is_over_the_whole_batch():
+    found, _, _ = rollout()
+    experience, _ = ppo.advantages(found, jnp.float32(0.1), **PAY)
+    real = np.asarray(experience.advantage_BT)[np.asarray(found.response_BT)]
+    assert real.mean() == pytest.approx(0, abs=1e-5)
+    assert real.std() == pytest.approx(1, abs=1e-4)
+    spread, _ = ppo.advantages(found, jnp.float32(0.1), **PAY | {"whiten_rewards": True})
+    assert not np.allclose(spread.return_BT, experience.return_BT)
+    assert po.masked_mean(spread.return_BT, found.response_BT) != 0

@@ -1,0 +1,339 @@
+"""score_tokens and the train step: properties, finite differences, plain NumPy."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+
+from configs import rm
+from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.runtime.optim import TrainState
+
+EOS = 2
+MODELS = {
+    "token": llama.RewardModel(tiny_cases.CFG),
+    "state_action": llama.RewardModel(tiny_cases.CFG, "state_action"),
+    "sequence": llama.RewardModel(tiny_cases.CFG, use_bias=False),
+}
+WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@functools.cache
+def params_of(name: str) -> dict:
+    return tiny_cases.parameters(MODELS[name])
+
+
+def scores(name, tokens, mask, *, params=None, level=None):
+    level = level or ("sequence" if name == "sequence" else "token")
+    model = MODELS[name]
+    tokens, mask = np.asarray(tokens, np.int32), np.asarray(mask, bool)
+    params = params or params_of(name)
+    return np.asarray(reward.score_tokens(params, tokens, mask, model=model, level=level))
+
+
+@jax.jit
+def states(params, tokens, mask):
+    """What the backbone gives its head."""
+    args = (tokens, *llama.positions_and_mask(mask))
+    return llama.Llama(tiny_cases.CFG).apply({"params": params["backbone"]}, *args)
+
+
+def rows_of(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, tiny_cases.CFG.vocab_size, n) for n in lengths]
+
+
+# How scores are given
+
+
+@functools.cache
+def unpadded(name):
+    """Three rows without padding and what their tokens are worth.
+
+    A token's value depends on nothing after it, so these are those of every shorter row too.
+    """
+    tokens = np.stack(rows_of((7, 7, 7)))
+    return tokens, scores(name, tokens, np.ones((3, 7)), level="token")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_of_any_side_length_and_content_changes_no_reward(name):
+    whole, values = unpadded(name)
+    lengths = (7, 4, 1)
+    rows = [row[:n] for row, n in zip(whole, lengths, strict=True)]
+    wanted = [row[:n].copy() for row, n in zip(values, lengths, strict=True)]
+    for want in wanted:
+        assert np.abs(want[-1]) > 1e-3
+        if name == "sequence":
+            want[:-1] = 0.0
+    for side, width in itertools.product(("left", "right"), (7, 12)):
+        tokens, mask = tiny_cases.laid_out(rows, side, 0, width)
+        got = scores(name, tokens, mask)
+        assert got.dtype == np.float32
+        assert not got[~mask].any()
+        for b, want in enumerate(wanted):
+            np.testing.assert_allclose(got[b][mask[b]], want, atol=2e-5)
+        other, _ = tiny_cases.laid_out(rows, side, EOS, width)  # the same shape: the same bits
+        np.testing.assert_array_equal(scores(name, other, mask), got)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_score_does_not_depend_on_its_batch_mates(name):
+    rows, others = rows_of((7, 4, 1)), rows_of((7, 2, 5), seed=1)
+    tokens, mask = tiny_cases.laid_out(rows, "right", 0, 7)
+    other_tokens, other_mask = tiny_cases.laid_out([rows[0], *others[1:]], "right", 0, 7)
+    got, other = scores(name, tokens, mask), scores(name, other_tokens, other_mask)
+    np.testing.assert_allclose(other[0], got[0], atol=1e-6)
+    np.testing.assert_allclose(scores(name, tokens[::-1], mask[::-1])[::-1], got, atol=1e-6)
+    assert np.abs(other[1:] - got[1:]).max() > 0.1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sequence_is_scored_at_its_last_real_token_even_if_it_pads_with_eos(side):
+    ended = [5, 6, 7, EOS]
+    cut_off = [5, 6, 7]  # no EOS of its own: the first EOS to its right is padding
+    twice = [5, EOS, 6, EOS, EOS]  # real ones before the last, and that is real too
+    rows = [ended, cut_off, twice]
+    tokens, mask = tiny_cases.laid_out(rows, side, EOS, 7)
+    got = scores("sequence", tokens, mask)
+    values = scores("sequence", tokens, mask, level="token")
+    for b, row in enumerate(rows):
+        last = 6 if side == "left" else len(row) - 1
+        assert np.flatnonzero(got[b]).tolist() == [last]
+        assert got[b, last] == values[b, last] != 0
+    assert len({float(row.sum()) for row in got}) == 3
+
+
+def test_wrongly_typed_masks_are_refused():
+    tokens = np.zeros((1, 3), np.int32)
+    with pytest.raises(AssertionError):
+        reward.score_tokens(
+            params_of("token"), tokens, tokens, model=MODELS["token"], level="token"
+        )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_state_action_head_adds_its_formula(side):
+    params = params_of("state_action")
+    head = params["head"]
+    rows = rows_of((6, 3, 1), seed=2)
+    tokens, mask = tiny_cases.laid_out(rows, side, 1, 7)
+    without = params | {"head": head | {"gate": np.zeros_like(head["gate"])}}
+    added = scores("state_action", tokens, mask)
+    added = added - scores("state_action", tokens, mask, params=without)
+    hidden_BSD = np.asarray(
+        states(params, *tiny_cases.laid_out(rows, "right", 0, 7)), np.float64
+    )
+    for b, row in enumerate(rows):
+        want = [0.0]
+        for t in range(1, row.size):
+            want.append(sum(head["gate"] * hidden_BSD[b, t - 1] * head["unembed"][row[t]]))
+        np.testing.assert_allclose(added[b][mask[b]], want, atol=2e-5)
+    assert np.abs(added).max() > 0.1
+
+
+def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
+    cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
+    mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
+    model = reward_eval.make_model(cfg, "token_edit", "after")
+    head = reward_loop.initial_params(rm.get_config("tiny"), model, mesh)["head"]
+    assert set(head) == {"kernel", "bias"}
+    assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
+    assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5
+    assert not np.any(head["bias"])
+
+
+def test_a_sequence_score_has_no_bias():
+    mesh = sharding.make_mesh("8,1,1")
+    for loss in reward_losses.LOSSES:
+        model = reward_eval.make_model(tiny_cases.CFG, loss, "after")
+        head = llama.abstract_params(model, mesh)["head"]
+        assert ("bias" in head) == (loss != "sequence")
+
+
+def test_a_state_action_head_needs_a_token_loss():
+    assert (
+        reward_eval.make_model(tiny_cases.CFG, "token_edit", "state_action").kind
+        == "state_action"
+    )
+    with pytest.raises(InputError, match="state_action"):
+        reward_eval.make_model(tiny_cases.CFG, "sequence", "state_action")
+
+
+# The train step
+
+
+@functools.cache
+def stepper(loss):
+    """(state, batch, consistency weight, centre weight) -> (state, metrics), and a first state.
+
+    Plain gradient descent: what an update changes is the gradient itself, times 0.3.
+    """
+    optimizer = optax.sgd(0.3)
+    name = "sequence" if loss == "sequence" else "token"
+
+    @jax.jit
+    def step(state, batch, consistency_weight, center_weight):
+        return reward.train_step(
+            state,
+            batch,
+            optimizer=optimizer,
+            model=MODELS[name],
+            loss=loss,
+            consistency_weight=consistency_weight,
+            center_weight=center_weight,
+        )
+
+    return step, TrainState(params_of(name), optimizer.init(params_of(name)))
+
+
+@functools.cache
+def trained(loss, *weights) -> list[dict]:
+    """Metrics of 40 updates on one batch, by loss and the two weights."""
+    step, state = stepper(loss)
+    batch, history = tiny_cases.batch(9, 1, 8), []
+    for _ in range(40):
+        state, metrics = step(state, batch, *weights)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history
+
+
+def test_accumulated_micro_batches_are_one_batch():
+    step, state = stepper("token_edit")
+    whole = tiny_cases.batch(4, 1, 8)
+    parts = {k: v.reshape(4, 2, *v.shape[2:]) for k, v in whole.items()}
+    want, want_metrics = step(state, whole, 0.4, 0.3)
+    got, metrics = step(state, parts, 0.4, 0.3)
+    before, square = tiny_cases.by_path(state.params), 0.0
+    for name, value in tiny_cases.by_path(got.params).items():
+        change = (np.asarray(value) - before[name]) / 0.3
+        assert np.abs(change).max() > 1e-4, name
+        # Parameters are near 1: a float32 of that size is rounded to 6e-8.
+        np.testing.assert_allclose(
+            value, tiny_cases.by_path(want.params)[name], atol=5e-7, err_msg=name
+        )
+        square += np.sum(change**2, dtype=np.float64)
+    for name, value in want_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    assert float(metrics["grad_norm"]) == pytest.approx(square**0.5, rel=1e-3)
+
+
+def test_gradients_are_finite_differences():
+    """Of every loss, along a random direction of every parameter.
+
+    In float64 but for what the model fixes to float32: norms, softmax and head. Hence a wide
+    step and the five-point stencil, whose own error is of the fourth order.
+    """
+    model = MODELS["state_action"].clone(
+        cfg=dataclasses.replace(tiny_cases.CFG, dtype="float64")
+    )
+    with jax.enable_x64(True):
+        batch = tiny_cases.batch(5, 4)
+
+        def losses(params):
+            each = [
+                reward.pair_losses(params, batch, model=model, loss=loss, **WEIGHTS)[0]
+                for loss in reward_losses.LOSSES
+            ]
+            return jnp.mean(jnp.stack(each), axis=1), jnp.mean(jnp.stack(each), axis=1)
+
+        both = jax.jit(jax.jacrev(losses, has_aux=True))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of("state_action"))
+        leaves, tree = jax.tree.flatten(params)
+        gradients = jax.tree.leaves(both(params)[0])
+        rng = np.random.default_rng(6)
+        h = 0.05
+        for i, path in enumerate(tiny_cases.by_path(params)):
+            direction = rng.standard_normal(leaves[i].shape)
+            direction /= np.linalg.norm(direction)
+
+            def at(t, i=i, direction=direction):
+                moved = [*leaves[:i], leaves[i] + t * direction, *leaves[i + 1 :]]
+                return np.asarray(both(jax.tree.unflatten(tree, moved))[1])
+
+            near, far = at(h) - at(-h), at(2 * h) - at(-2 * h)
+            numeric = (8 * near - far) / (12 * h)
+            slopes = [float(np.sum(np.asarray(gradients[i][k]) * direction)) for k in range(3)]
+            np.testing.assert_allclose(slopes, numeric, rtol=2e-3, atol=1e-5, err_msg=path)
+            unseen = {"sequence"} if path == "head/bias" else set()
+            for loss, slope in zip(reward_losses.LOSSES, slopes, strict=True):
+                assert (abs(slope) < 1e-7) == (loss in unseen), (loss, path)
+
+
+def test_frozen_parameters_stay_bit_for_bit():
+    optimizer = optim.adamw(
+        optax.constant_schedule(1e-2), weight_decay=0.1, freeze=r"^backbone/(embed|layers/att)"
+    )
+    settings = {"model": MODELS["token"], "loss": "token_full", **WEIGHTS}
+    step = jax.jit(functools.partial(reward.train_step, optimizer=optimizer, **settings))
+    params = params_of("token")
+    state = TrainState(params, optimizer.init(params))
+    for seed in (7, 8):
+        state, _ = step(state, tiny_cases.batch(seed, 1, 4))
+    before = tiny_cases.by_path(params)
+    frozen = {n for n in before if "embed" in n or "/attention" in n}
+    assert len(frozen) == 6
+    for name, value in tiny_cases.by_path(state.params).items():
+        assert np.array_equal(value, before[name]) == (name in frozen), name
+
+
+@pytest.mark.parametrize("loss", reward_losses.LOSSES)
+def test_the_loss_falls(loss):
+    history = trained(loss, 0.0, 0.0)
+    assert history[-1]["loss"] < 0.3 * history[0]["loss"]
+    assert history[-1]["accuracy"] == 1.0 > history[0]["accuracy"]
+    assert all(row["grad_norm"] > 0 for row in history)
+    assert set(history[0]) >= {"loss", "preference_loss", "margin", "accuracy", "grad_norm"}
+
+
+@pytest.mark.parametrize("loss", reward_losses.LOSSES)
+def test_the_loss_is_the_sum_of_its_weighted_parts(loss):
+    for weights in ((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)):
+        first = trained(loss, *weights)[0]
+        parts = first["preference_loss"]
+        if loss != "sequence":
+            parts += weights[0] * first["consistency"] + weights[1] * first["center"]
+        assert first["loss"] == pytest.approx(parts, rel=1e-6)
+
+
+def test_the_weights_hold_down_what_they_weigh():
+    letter = trained("token_edit", 0.0, 0.0)[-1]
+    consistent = trained("token_edit", 2.0, 0.0)[-1]
+    centred = trained("token_edit", 0.0, 2.0)[-1]
+    assert letter["consistency"] > 0
+    assert consistent["consistency"] < 0.5 * letter["consistency"]
+    assert centred["center"] < 0.5 * letter["center"]
+    assert consistent["center"] > 2 * centred["center"]  # not one and the same thing
+
+
+def test_rows_that_only_fill_a_batch_do_not_count():
+    settings = {"model": MODELS["token"], "loss": "token_edit", **WEIGHTS}
+    step = jax.jit(functools.partial(reward.eval_step, **settings))
+
+    def sums(pairs):
+        batch = batches.pad_pairs(pairs, 14, batch_size=4)
+        found, values = step(params_of("token"), batch)
+        assert values.shape == (4, 2, 14)
+        return np.array([found["loss"], found["accuracy"]], np.float64)
+
+    pairs = tiny_cases.pairs(10, 4)
+    whole = sums(pairs)
+    assert whole[0] > 0 < whole[1]
+    np.testing.assert_allclose(sums(pairs[:3]) + sums(pairs[3:]), whole, rtol=1e-5)
+    np.testing.assert_allclose(sum(sums([pair]) for pair in pairs), whole, rtol=1e-5)

@@ -1,0 +1,318 @@
+"""Two processes with two devices each do what one with four does; stop, fail and go on together."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import ppo_cases
+import pytest
+import safetensors.numpy
+from ppo_cases import saved, without_clock
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.runtime import run_dir as run_folder
+from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch import ppo, sft, train_rm
+from launch.shared import cli
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+
+COMMANDS = {
+    "sft": (sft, "configs/sft.py:tiny"),
+    "train_rm": (train_rm, "configs/rm.py:tiny,token_edit"),
+    "ppo": (ppo, ppo_cases.DEFAULT),
+}
+SUPERVISED = {
+    "steps": 8,
+    "save_every": 2,
+    "eval_every": 4,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "data__template": "plain",
+    "data__max_length": 64,
+    "data__max_prompt_length": 40,
+    "optimizer__learning_rate": 1e-3,
+}
+JUDGE = """
+import jax
+
+def judge(prompts, responses):
+    with open(__file__ + ".calls", "a") as calls:
+        calls.write(f"{jax.process_index()} of {jax.process_count()}\\n")
+    return [len(response.split()) / 7 for response in responses]
+"""
+# What the commands are built from: process 0 says, all know.
+TOGETHER = """
+import os, sys
+import jax
+import numpy as np
+from fgrlhf_jax.runtime import multihost as processes, sharding
+from fgrlhf_jax.errors import InputError
+
+me = int(sys.argv[2])
+jax.distributed.initialize(sys.argv[1], 2, me)
+
+def said(call, *args):
+    try:
+        return call(*args)
+    except InputError as error:
+        return f"error: {error}"
+
+def fail():
+    raise InputError(f"told by {me}")
+
+value = said(processes.from_first, lambda: (me, 1 / 3, np.arange(3.0), "x" * 1000))
+print(value[0], value[1] == 1 / 3, value[2].sum(), len(value[3]))
+print(said(processes.from_first, lambda: None))
+print(said(processes.from_first, fail))
+print(said(processes.check_same, "same", "words"))
+print(said(processes.check_same, f"word {me}", "words"))
+rows = np.arange(8.0).reshape(4, 2)
+batch = sharding.put_batch(rows, sharding.make_mesh("1,-1,1"))
+print(len(batch.addressable_shards), np.array_equal(sharding.to_host(batch), rows))
+print(np.array_equal(sharding.to_host(rows), rows))  # what every process has already
+"""
+
+
+class Pair:
+    """Two processes that find each other, each with two devices and an output of its own."""
+
+    def __init__(self, arguments: list[str], output: Path, path: Path = Path()):
+        """``PORT`` and ``NUMBER`` in the arguments are the coordinator's and the process's."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        root = Path(__file__).parents[2]
+        cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "PYTHONPATH": os.pathsep.join(map(str, (root, path))),
+        }
+        self.outputs = [output.with_name(f"{output.name}.{number}") for number in "01"]
+        self.processes = []
+        for number, file in enumerate(self.outputs):
+            own = [a.replace("PORT", port).replace("NUMBER", str(number)) for a in arguments]
+            with file.open("w") as stream:
+                command = [sys.executable, *own]
+                self.processes.append(
+                    subprocess.Popen(
+                        command, stdout=stream, stderr=stream, cwd=root, env=environment
+                    )
+                )
+
+    def until(self, condition) -> "Pair":
+        """Wait for it, while both run."""
+        deadline = time.monotonic() + 240
+        while not condition():
+            running = all(process.poll() is None for process in self.processes)
+            if not running or time.monotonic() > deadline:
+                self.kill()
+                pytest.fail("\n".join(self.said()))
+            time.sleep(0.002)
+        return self
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(60)
+
+    def said(self) -> list[str]:
+        return [file.read_text() for file in self.outputs]
+
+    def end(self, status: int = 0) -> list[str]:
+        """Wait for both, which must end with this status; what each of them said."""
+        deadline = time.monotonic() + 240
+        try:
+            found = [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
+        finally:
+            self.kill()
+        assert found == [status, status], "\n".join(self.said())
+        return self.said()
+
+
+def together(command: str, fields: dict) -> Pair:
+    """A command in two processes; ``fields`` with "__" for the dots."""
+    joined = {
+        "distributed": True,
+        "coordinator": "127.0.0.1:PORT",
+        "num_processes": 2,
+        "process_id": "NUMBER",
+    }
+    flags = ppo_cases.flags({**fields, **joined})
+    _, default = COMMANDS[command]
+    run_dir = Path(fields["run_dir"])
+    return Pair(
+        ["-m", f"launch.{command}", f"--config={default}", *flags], run_dir, run_dir.parent
+    )
+
+
+def alone(command: str, fields: dict) -> Path:
+    """The same command in this process, with as many devices; returns the run folder."""
+    module, default = COMMANDS[command]
+    make = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:4]))
+        try:
+            module.main(cli.parse(["", *ppo_cases.flags(fields)], default))
+        finally:
+            run_folder.unlock()
+    return Path(fields["run_dir"])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A small policy and reward model, and data of every kind."""
+    folder = tmp_path_factory.mktemp("files")
+    ppo_cases.world(folder)
+    for name, seed in (("train", 0), ("held_out", 1)):
+        edits, preferences = tiny_world.generate(16, seed)
+        records.write_jsonl(folder / f"{name}_pairs.jsonl", edits + preferences)
+        purpose = {"train": "sft", "held_out": "validation"}[name]
+        some = tiny_world.instructions(20, purpose, seed)
+        records.write_jsonl(folder / f"{name}_texts.jsonl", some)
+    return folder
+
+
+def supervised(files: Path, kind: str, run_dir: Path, **changes) -> dict:
+    given = {
+        "train": files / f"train_{kind}.jsonl",
+        "validation": files / f"held_out_{kind}.jsonl",
+        "model__path": files / "policy",
+        "run_dir": run_dir,
+    }
+    return {**SUPERVISED, **given, **changes}
+
+
+def close(ours, theirs) -> None:
+    """The same names and texts, and numbers that are the same but for rounding."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            close(ours[name], theirs[name])
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for one, two in zip(ours, theirs, strict=True):
+            close(one, two)
+    elif isinstance(ours, float | np.ndarray):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    else:
+        assert ours == theirs
+
+
+def same(ours: Path, theirs: Path) -> None:
+    """What two runs left, but for the clock and rounding."""
+    close(without_clock(ours), without_clock(theirs))
+    assert saved(ours) == saved(theirs)
+    names = [
+        {p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()}
+        for d in (ours / "export", theirs / "export")
+    ]
+    assert names[0] == names[1]
+    for name in ("export/tokenizer.json", "export/tokenizer_config.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    weights = [
+        safetensors.numpy.load_file(d / "export/model.safetensors") for d in (ours, theirs)
+    ]
+    close(*weights)
+    configs = [json.loads((d / "export/config.json").read_text()) for d in (ours, theirs)]
+    for config in configs:
+        config["fgrlhf"].pop("sha256")
+    close(*configs)
+    for name in ("eval.json", "finished.json"):
+        if (theirs / name).exists():
+            close(*(json.loads((d / name).read_text()) for d in (ours, theirs)))
+
+
+def quiet(said: list[str]) -> None:
+    """Only process 0 has a bar; neither has a traceback."""
+    assert not [text for text in said if "Traceback" in text], said
+    assert ["100%|" in text for text in said] == [True, False], said
+
+
+def test_train_rm(files, tmp_path):
+    """Replicas in two processes, tensors split within each."""
+    mesh = {"mesh": "2,1,2"}
+    pair = together("train_rm", supervised(files, "pairs", tmp_path / "two", **mesh))
+    one = alone("train_rm", supervised(files, "pairs", tmp_path / "one", **mesh))
+    said = pair.end()
+    same(tmp_path / "two", one)
+    quiet(said)
+    assert all("validation  preferences" in text for text in said)
+
+
+def test_sft_stopped_and_gone_on_with(files, tmp_path):
+    """A signal to one process stops both after the same step, however early it comes."""
+    more = {"steps": 24, "eval_every": 12, "save_every": 0}
+    given = supervised(files, "texts", tmp_path / "two", **more)
+    pair = together("sft", given)
+    pair.until((tmp_path / "two" / "config.json").exists)
+    pair.processes[1].send_signal(signal.SIGTERM)
+    said = pair.end(130)
+    step = saved(tmp_path / "two")[-1]
+    assert step < 24
+    for text in said:
+        last = f"interrupted; step {step} is saved; run the same command to go on"
+        assert text.splitlines()[-1] == last
+    assert not (tmp_path / "two" / "export").exists()
+
+    pair = together("sft", given)
+    one = alone("sft", given | {"run_dir": tmp_path / "one"})
+    quiet(pair.end())
+    same(tmp_path / "two", one)
+
+    # What they saved, one process can read.
+    copy = shutil.copytree(tmp_path / "two", tmp_path / "copy")
+    shutil.rmtree(copy / "export")
+    (copy / "eval.json").unlink()
+    alone("sft", given | {"run_dir": copy})
+    again, before = (d / "export/model.safetensors" for d in (copy, tmp_path / "two"))
+    assert again.read_bytes() == before.read_bytes()
+
+
+def test_ppo(files, tmp_path, monkeypatch):
+    """Parameters split over both processes; only process 0 calls the judge."""
+    (tmp_path / "our_judge.py").write_text(JUDGE)
+    world = ppo_cases.World(
+        *(files / name for name in ("policy", "token", "sequence")),
+        *(files / f"{name}.jsonl" for name in ("ppo", "validation")),
+    )
+    changes = {"judge": "our_judge:judge", "validation_prompts": 16}
+    given = ppo_cases.fields(world, tmp_path / "two", **changes)
+    pair = together("ppo", given)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = alone("ppo", given | {"run_dir": tmp_path / "one"})
+    quiet(pair.end())
+    same(tmp_path / "two", one)
+    close(*(ppo_cases.kept_samples(d) for d in (tmp_path / "two", one)))
+    calls = (tmp_path / "our_judge.py.calls").read_text().splitlines()
+    assert sorted(calls) == ["0 of 1"] * 3 + ["0 of 2"] * 3
+
+
+def test_process_0_says_and_all_know(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    said = Pair([str(script), "127.0.0.1:PORT", "NUMBER"], tmp_path / "said").end()
+    for text in said:
+        lines = [line for line in text.splitlines() if "Gloo" not in line]
+        assert lines == [
+            "0 True 3.0 1000",
+            "None",
+            "error: told by 0",
+            "None",
+            "error: process 1 has words other than those of process 0; start all processes with "
+            "the same flags and the same files",
+            "2 True",
+            "True",
+        ]

@@ -1,0 +1,224 @@
+"""Schedules against their formulas, the optimizer against a plain AdamW loop in float64."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.runtime import optim, sharding
+
+CFG = llama.LlamaConfig(23, 8, 12, 2, 2, 1, 4, attention_bias=True, mlp_bias=True)
+STEPS, WARMUP, PEAK = 10, 4, 0.3
+
+# What weight decay should pull on, by name: a rank tells nothing where layers are stacked.
+MATRICES = {
+    "backbone/embed/embedding",
+    "head/kernel",
+    "head/unembed",
+    "lm_head/kernel",
+    *(f"backbone/layers/attention/{name}/kernel" for name in "qkvo"),
+    *(f"backbone/layers/mlp/{name}/kernel" for name in ("gate", "up", "down")),
+}
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@functools.cache
+def every_parameter() -> dict:
+    """The parameters of a language model and of a state-action reward model in one tree."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    args = (row, *llama.positions_and_mask(row == 0))
+    rng = np.random.default_rng(0)
+    tree = {}
+    for module in (llama.CausalLM(CFG), llama.RewardModel(CFG, "state_action")):
+        tree |= jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
+
+
+def by_name(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {sharding.path_name(path): np.asarray(leaf, np.float64) for path, leaf in leaves}
+
+
+def gradients(count: int) -> list:
+    """Of norms far below and far above 1, in turn."""
+    rng = np.random.default_rng(1)
+    return [
+        jax.tree.map(
+            lambda x, size=10.0 ** (-2 + 3 * (number % 2)): (
+                size * rng.standard_normal(x.shape)
+            ).astype(np.float32),
+            every_parameter(),
+        )
+        for number in range(count)
+    ]
+
+
+def walk(optimizer, params, grads):
+    """Parameters after one update for each of the gradients, and the optimizer's last state."""
+
+    @jax.jit
+    def update(params, state, grad):
+        updates, state = optimizer.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for grad in grads:
+        params, state = update(params, state, grad)
+    return params, state
+
+
+def adamw_loop(params, grads, rate, *, b1, b2, eps, weight_decay, clip_norm, frozen=()):
+    """Loshchilov and Hutter 2019, algorithm 2, after clipping by the global norm."""
+    params = by_name(params)
+    first = {name: np.zeros_like(value) for name, value in params.items()}
+    second = {name: np.zeros_like(value) for name, value in params.items()}
+    for t, grad in enumerate(grads, start=1):
+        grad = {name: g for name, g in by_name(grad).items() if name not in frozen}
+        norm = math.sqrt(sum(float((g * g).sum()) for g in grad.values()))
+        shrink = clip_norm / norm if clip_norm and norm > clip_norm else 1.0
+        for name, g in grad.items():
+            g = g * shrink
+            first[name] = b1 * first[name] + (1 - b1) * g
+            second[name] = b2 * second[name] + (1 - b2) * g * g
+            step = (first[name] / (1 - b1**t)) / (np.sqrt(second[name] / (1 - b2**t)) + eps)
+            if name in MATRICES:
+                step = step + weight_decay * params[name]
+            params[name] = params[name] - rate(t) * step
+    return params
+
+
+def formula(name: str, step: int) -> float:
+    if step < WARMUP:
+        return PEAK * (step + 1) / WARMUP
+    share = (step - WARMUP) / (STEPS - WARMUP)
+    return (
+        PEAK
+        * {
+            "constant": 1.0,
+            "linear": 1.0 - share,
+            "cosine": (1.0 + math.cos(math.pi * share)) / 2,
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedule_is_its_formula(name):
+    rate = optim.schedule(name, PEAK, STEPS, WARMUP)
+    got = [float(rate(step)) for step in range(STEPS + 1)]
+    np.testing.assert_allclose(got, [formula(name, s) for s in range(STEPS + 1)], atol=1e-7)
+    assert got[0] == pytest.approx(PEAK / WARMUP)
+    assert max(got) == pytest.approx(PEAK)
+    assert got[WARMUP - 1] == pytest.approx(PEAK)
+    assert got[STEPS] == pytest.approx(PEAK if name == "constant" else 0.0, abs=1e-7)
+    assert min(got[:STEPS]) > 0  # no update of the run moves nothing
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedule_without_warm_up_starts_at_its_peak(name):
+    rate = optim.schedule(name, PEAK, 2, 0)
+    middle = PEAK if name == "constant" else PEAK / 2
+    np.testing.assert_allclose([rate(0), rate(1)], [PEAK, middle], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cubic", 1.0, 10, 0), "cubic"),
+        (("cosine", 1.0, 10, 10), "warmup_steps=10"),
+        (("cosine", 1.0, 10, -1), "warmup_steps=-1"),
+        (("linear", 1.0, 0, 0), "steps=0"),
+    ],
+)
+def test_schedules_that_cannot_be(arguments, said):
+    with pytest.raises(InputError, match=said):
+        optim.schedule(*arguments)
+
+
+@pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (1.5, 0.2)])
+def test_adamw_is_the_plain_loop(clip_norm, weight_decay):
+    grads = gradients(5)
+    options = {
+        "b1": 0.8,
+        "b2": 0.95,
+        "eps": 1e-3,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+    }
+    optimizer = optim.adamw(optim.schedule("cosine", 0.1, 8, 3), **options)
+    got, _ = walk(optimizer, every_parameter(), grads)
+    rates = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.05 * (1 + math.cos(math.pi / 5))]
+    want = adamw_loop(every_parameter(), grads, lambda t: rates[t - 1], **options)
+    for name, value in by_name(got).items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_clip_is_on_the_norm_of_all_gradients_together():
+    grads = gradients(2)
+    norms = [np.sqrt(sum((g**2).sum() for g in by_name(grad).values())) for grad in grads]
+    assert norms[0] < 1.5 < norms[1]  # the loop above clips some of its gradients, not all
+
+
+def test_decay_pulls_on_matrices_and_on_nothing_else():
+    params = every_parameter()
+    ranks = {name: value.ndim for name, value in by_name(params).items()}
+    assert ranks["backbone/layers/attention_norm/scale"] == 2  # stacked: no matrix all the same
+    assert ranks["backbone/layers/attention/q/bias"] == 2
+    assert set(ranks) > MATRICES
+    optimizer = optim.adamw(optax.constant_schedule(0.5), weight_decay=0.1)
+    got, _ = walk(optimizer, params, [jax.tree.map(np.zeros_like, params)])
+    for name, before in by_name(params).items():
+        kept = 0.95 if name in MATRICES else 1.0
+        np.testing.assert_allclose(by_name(got)[name], kept * before, rtol=1e-6, err_msg=name)
+
+
+def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
+    params, grads = every_parameter(), gradients(3)
+    pattern = r"backbone/embed|attention/|norm"
+    frozen = {
+        name
+        for name in by_name(params)
+        if "embed/" in name or "attention/" in name or "norm" in name
+    }
+    assert "backbone/layers/mlp_norm/scale" in frozen
+    assert "backbone/layers/mlp/up/kernel" not in frozen
+    options = {"b1": 0.9, "b2": 0.99, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=pattern, **options)
+    got, state = walk(optimizer, params, grads)
+    want = adamw_loop(params, grads, lambda _: 0.1, frozen=frozen, **options)
+    for name, value in by_name(got).items():
+        if name in frozen:
+            np.testing.assert_array_equal(value, by_name(params)[name], err_msg=name)
+        else:
+            np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    trained = [value.size for name, value in by_name(params).items() if name not in frozen]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(trained)
+
+
+def test_freezing_everything_leaves_nothing_to_store():
+    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=".")
+    state = jax.eval_shape(optimizer.init, every_parameter())
+    assert all(not leaf.ndim for leaf in jax.tree.leaves(state))
+
+
+def test_a_tied_or_biasless_model_needs_no_other_rules():
+    cfg = dataclasses.replace(CFG, tie_embeddings=True, attention_bias=False, mlp_bias=False)
+    row = jnp.zeros((1, 2), jnp.int32)
+    shapes = jax.eval_shape(
+        llama.CausalLM(cfg).init, jax.random.key(0), row, *llama.positions_and_mask(row == 0)
+    )["params"]
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    optimizer = optim.adamw(optax.constant_schedule(0.5), weight_decay=0.1)
+    got, _ = walk(optimizer, params, [jax.tree.map(np.zeros_like, params)])
+    moved = {name for name, value in by_name(got).items() if not (value == 1).all()}
+    assert moved == MATRICES & set(by_name(params))
+    assert "lm_head/kernel" not in moved

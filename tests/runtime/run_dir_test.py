@@ -1,0 +1,207 @@
+"""One run folder is for one process at a time, which loses it only by ending."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import bad_input_cases
+import jax
+import pytest
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import run_dir as run_folder
+from launch import pipeline, ppo, sft, train_rm
+from launch.shared import cli, embedded
+
+OURS = "from fgrlhf_jax.runtime.run_dir import lock"
+QUICK = """
+import fcntl, os
+def lock(folder):  # the same without importing jax
+    os.makedirs(folder, exist_ok=True)
+    file = os.open(folder + "/.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.write(file, str(os.getpid()).encode())
+"""
+HOLDER = """
+import subprocess, sys
+for folder in sys.argv[1:]:
+    lock(folder)
+null = subprocess.DEVNULL
+child = subprocess.Popen(["sleep", "60"], stdout=null, stdin=null, close_fds=False)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+class Holder:
+    """Another process that has run folders; and a program that it started, which outlives it."""
+
+    def __init__(self, lock: str, *folders: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", lock + HOLDER, *map(str, folders)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        self.pid = self.process.pid
+        self.child = int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self) -> None:
+        self.kill()
+        os.kill(self.child, signal.SIGKILL)
+
+
+@pytest.fixture
+def hold():
+    """Start a :class:`Holder` of folders; it ends with the test."""
+    made = []
+
+    def hold(*folders: Path, lock: str = QUICK) -> Holder:
+        made.append(Holder(lock, *folders))
+        return made[-1]
+
+    yield hold
+    for one in made:
+        one.end()
+
+
+def config_of(run_dir: Path):
+    return cli.parse(["", f"--config.run_dir={run_dir}"], "configs/sft.py:tiny")
+
+
+def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
+    run_dir = tmp_path / "run"
+    holder = hold(run_dir, lock=OURS)
+    before = bad_input_cases.contents(tmp_path)
+    with pytest.raises(InputError) as caught:
+        run_folder.open_run(config_of(run_dir))
+    assert str(caught.value) == (
+        f"run_dir={run_dir}: another process (PID {holder.pid}) is running there; wait for it or "
+        "choose another run_dir"
+    )
+    assert bad_input_cases.contents(tmp_path) == before
+    holder.kill()
+    os.kill(holder.child, 0)  # what it started lives on, and has no lock
+    run_folder.open_run(config_of(run_dir))
+    assert json.loads((run_dir / "config.json").read_text())["run_dir"] == str(run_dir)
+    assert (run_dir / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    holder = hold(run_dir)
+    monkeypatch.setenv("FGRLHF_ENDS_WITH_PARENT", "1")
+    ended = []
+
+    def end():
+        ended.append(1)
+        holder.kill()
+
+    timer = threading.Timer(0.3, end)
+    timer.start()
+    run_folder.lock(run_dir)
+    timer.join()
+    assert ended
+    assert f"waiting for process {holder.pid}" in capsys.readouterr().out
+    assert (run_dir / ".lock").read_text() == str(os.getpid())
+
+
+def test_the_same_process_may_come_again(hold, tmp_path):
+    config = config_of(tmp_path / "run")
+    for _ in range(2):
+        run_folder.open_run(config)
+    os.symlink(tmp_path / "run", tmp_path / "link")
+    run_folder.lock(tmp_path / "link")
+    # Also when a person deleted the folder: the new one has a lock of its own.
+    shutil.rmtree(tmp_path / "run")
+    holder = hold(tmp_path / "run")
+    with pytest.raises(InputError, match=f"another process \\(PID {holder.pid}\\)"):
+        run_folder.open_run(config)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_there_are_no_locks_it_goes_on(monkeypatch, tmp_path, code):
+    def flock(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = run_folder.open_run(config_of(tmp_path / "run"))
+    assert (folder / "config.json").exists()
+
+
+def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_path):
+    hold(tmp_path / "run")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert run_folder.open_run(config_of(tmp_path / "run")) == tmp_path / "run"
+    run_folder.lock(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/run cannot be written .*; choose another"):
+        run_folder.lock(tmp_path / "file" / "run")
+
+
+COMMANDS = {
+    train_rm: "configs/rm.py:tiny,token_edit",
+    sft: "configs/sft.py:tiny",
+    ppo: "configs/ppo.py:tiny,token",
+    pipeline: "configs/pipeline.py:tiny",
+}
+
+
+def test_every_command_refuses_a_folder_in_use(hold, monkeypatch, capsys, tmp_path):
+    """On the embedded data too, which would be the first that it writes."""
+    monkeypatch.setattr(embedded, "policy", lambda: str(tmp_path))
+    monkeypatch.setattr(embedded, "reward_model", lambda level: str(tmp_path))
+    folders = {module: tmp_path / module.__name__ for module in COMMANDS}
+    holder = hold(*folders.values())
+    before = bad_input_cases.contents(tmp_path)
+    for module, default in COMMANDS.items():
+        given = {"run_dir": folders[module]}
+        ended = bad_input_cases.launch(monkeypatch, capsys, module, default, **given)
+        assert f"another process (PID {holder.pid}) is running" in bad_input_cases.only(ended)
+    assert bad_input_cases.contents(tmp_path) == before
+
+
+def test_a_command_that_ends_gives_its_folder_back(hold, monkeypatch, tmp_path):
+    """Also where its process lives on: a test, a notebook."""
+    monkeypatch.setattr(sys, "argv", ["sft", f"--config.run_dir={tmp_path / 'run'}"])
+    for error in (None, SystemExit):
+
+        def main(config, error=error):
+            assert run_folder.open_run(config).joinpath(".lock").read_text() == str(os.getpid())
+            if error:
+                raise error
+
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            cli.command(main, "configs/sft.py:tiny", "")
+        assert (tmp_path / "run" / ".lock").read_text() == ""
+    hold(tmp_path / "run")  # which would wait if it had to
+
+
+def test_a_pipeline_does_not_refuse_its_own_stages(hold, tmp_path):
+    config = cli.load("configs/pipeline.py:tiny")
+    with config.unlocked():
+        config.run_dir = str(tmp_path)
+        for name in ("sft", "feedback", "ppo", "validation", "test"):
+            config.world[name] = 10
+    run_folder.write_json(tmp_path / "config.json", json.loads(config.to_json()))
+    hold(tmp_path)
+    words = [f"--config.run_dir={tmp_path}", "--config.task=data"]
+    pipeline.main(cli.parse(["", *words], "configs/pipeline.py:tiny"))
+    assert (tmp_path / "data" / "test.jsonl").exists()
+    run_folder.open_run(config_of(tmp_path / "sft"))  # a folder below has its own lock

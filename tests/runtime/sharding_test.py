@@ -1,0 +1,353 @@
+"""Meshes of 8 virtual devices: the same numbers as on one, and every device with its share only."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+from jax.sharding import PartitionSpec as P
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.runtime import optim, sharding
+
+MESHES = ("8,1,1", "2,4,1", "2,2,2")
+WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
+
+# Where each parameter should lie: the inputs of a product over one axis, its outputs over the
+# other, and back again in the product that follows, so that a block needs two reductions.
+LAID_OUT = {
+    "backbone/embed/embedding": P("tensor", "fsdp"),
+    "backbone/norm/scale": P(),
+    "backbone/layers/attention_norm/scale": P(),
+    "backbone/layers/mlp_norm/scale": P(),
+    **{
+        f"backbone/layers/{name}/kernel": P(None, "fsdp", "tensor")
+        for name in ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up")
+    },
+    **{
+        f"backbone/layers/{name}/bias": P(None, "tensor")
+        for name in ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up")
+    },
+    **{
+        f"backbone/layers/{name}/kernel": P(None, "tensor", "fsdp")
+        for name in ("attention/o", "mlp/down")
+    },
+    **{f"backbone/layers/{name}/bias": P() for name in ("attention/o", "mlp/down")},
+    "lm_head/kernel": P("fsdp", "tensor"),
+    "head/unembed": P("tensor", "fsdp"),
+    "head/kernel": P(),
+    "head/bias": P(),
+    "head/gate": P(),
+}
+FAMILIES = llama.SIZES | {
+    "biases": dataclasses.replace(tiny_cases.CFG, attention_bias=True, mlp_bias=True),
+    "tied": dataclasses.replace(tiny_cases.CFG, tie_embeddings=True),
+}
+MODULES = {
+    "lm": llama.CausalLM,
+    "after": llama.RewardModel,
+    "state_action": functools.partial(llama.RewardModel, kind="state_action"),
+}
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def one_device():
+    return sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
+
+
+# The same numbers
+
+
+@dataclasses.dataclass
+class Run:
+    abstract: optim.TrainState
+    state: optim.TrainState
+    metrics: list[dict]
+
+
+def model_of(loss: str) -> llama.RewardModel:
+    head = "after" if loss == "sequence" else "state_action"
+    return reward_eval.make_model(tiny_cases.CFG, loss, head)
+
+
+@functools.cache
+def two_steps(shape: str, loss: str) -> Run:
+    """Two updates of two micro-batches of eight pairs each; "1" is a mesh of a single device.
+
+    Adam divides by the gradient's own size, so where a gradient is nothing but rounding its
+    update is a coin's toss. An eps far above rounding keeps such tosses out of the comparison.
+    """
+    mesh = one_device() if shape == "1" else sharding.make_mesh(shape)
+    model = model_of(loss)
+    optimizer = optim.adamw(optim.schedule("linear", 0.02, 4, 1), eps=1e-3, weight_decay=0.1)
+    abstract = reward_loop.abstract_state(model, optimizer, mesh)
+    params = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding),
+        tiny_cases.parameters(model),
+        abstract.params,
+    )
+    zeros = jax.tree.map(  # how Adam's moments and counts start
+        lambda like: jax.device_put(np.zeros(like.shape, like.dtype), like.sharding),
+        abstract.opt_state,
+    )
+    state, step, history = optim.TrainState(params, zeros), None, []
+    for seed in (0, 1):
+        batch = sharding.put_batch(tiny_cases.batch(seed, 2, 8), mesh, axis=1)
+        if step is None:
+            step = reward_loop.compile_step(
+                abstract, batch, mesh, model=model, optimizer=optimizer, loss=loss, **WEIGHTS
+            )
+        state, metrics = step(state, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return Run(abstract, state, history)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"), [*((shape, "token_edit") for shape in MESHES), ("2,2,2", "sequence")]
+)
+def test_two_steps_are_those_of_a_single_device(shape, loss):
+    """Within float32 rounding, relative to the largest number of each array.
+
+    Sums in another order change a gradient by some 1e-7 of its parts, and by more of its own size
+    where they cancel: 1e-4 for the moments. An update is at most 0.02 and Adam stretches such
+    a difference by at most 0.02 / eps = 20: 1e-5 for the parameters, which are of size 1. (Here
+    they differ by 1e-5 and 2e-6; one pair in the place of another changes the latter by 1e-2.)
+    """
+    one, many = two_steps("1", loss), two_steps(shape, loss)
+    start = tiny_cases.by_path(tiny_cases.parameters(model_of(loss)))
+    want = tiny_cases.by_path(one.state)
+    for path, leaf in tiny_cases.by_path(many.state).items():
+        leaf, wanted = np.asarray(leaf), np.asarray(want[path])
+        off = np.abs(leaf - wanted).max() / np.abs(wanted).max()
+        assert off < (1e-5 if path.startswith("params") else 1e-4), path
+    for path, before in start.items():
+        assert np.abs(tiny_cases.by_path(many.state.params)[path] - before).max() > 1e-3, path
+    for got, wanted in zip(many.metrics, one.metrics, strict=True):
+        assert set(got) == set(wanted) > {"loss", "accuracy", "grad_norm", "margin"}
+        for name, value in wanted.items():
+            assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert one.metrics[0]["loss"] != pytest.approx(one.metrics[1]["loss"], rel=1e-3)
+
+
+# Every device with its share
+
+
+@pytest.mark.parametrize(("shape", "parts"), [("8,1,1", 1), ("2,4,1", 4), ("2,2,2", 4)])
+def test_parameters_and_moments_are_really_split(shape, parts):
+    run = two_steps(shape, "token_edit")
+    split = [path for path, spec in LAID_OUT.items() if "fsdp" in spec]
+    leaves = tiny_cases.by_path(run.state.params)
+    want = sum(
+        4 * math.prod(leaf.shape) // (parts if path in split else 1)
+        for path, leaf in leaves.items()
+    )
+    whole = sum(leaf.nbytes for leaf in leaves.values())
+    assert want < 1.05 * whole / parts
+    held = dict.fromkeys(jax.devices(), 0)
+    moments = dict.fromkeys(jax.devices(), 0)
+    for tree, counts in ((run.state.params, held), (run.state.opt_state, moments)):
+        for leaf in jax.tree.leaves(tree):
+            for shard in leaf.addressable_shards if leaf.ndim else ():
+                counts[shard.device] += shard.data.nbytes
+    assert set(held.values()) == {want}
+    assert set(moments.values()) == {2 * want}
+    assert sharding.bytes_per_device(run.state.params) == want
+    scalars = sum(leaf.nbytes for leaf in jax.tree.leaves(run.state.opt_state) if not leaf.ndim)
+    assert sharding.bytes_per_device(run.state.opt_state) == 2 * want + scalars
+    for leaf, like in zip(
+        jax.tree.leaves(run.state), jax.tree.leaves(run.abstract), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+
+
+def parameter_shapes(module) -> dict:
+    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    args = (row, *jax.eval_shape(llama.positions_and_mask, row))
+    return jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_lies_where_it_should(family, module):
+    shapes = parameter_shapes(MODULES[module](FAMILIES[family]))
+    found = tiny_cases.by_path(sharding.shardings(shapes, sharding.make_mesh("2,2,2")))
+    for path, leaf in tiny_cases.by_path(shapes).items():
+        spec = found[path].spec
+        assert spec == LAID_OUT[path], path
+        assert len(spec) in (0, leaf.ndim), path
+
+
+@pytest.mark.parametrize("shape", ["1,8,1", "1,1,8", "1,2,4", "2,4,1"])
+@pytest.mark.parametrize("size", ["llama_7b", "llama2_7b", "llama3_8b"])
+def test_nothing_large_is_whole_on_a_device(size, shape):
+    mesh = sharding.make_mesh(shape)
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    model = llama.RewardModel(llama.SIZES[size], "state_action")
+    state = reward_loop.abstract_state(model, optim.adamw(optax.constant_schedule(1e-5)), mesh)
+    held = whole = 0
+    for path, leaf in tiny_cases.by_path(state).items():
+        share = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        held, whole = held + share, whole + math.prod(leaf.shape)
+        if math.prod(leaf.shape) > 2**20:
+            assert share * parts == math.prod(leaf.shape), path
+    assert whole > 3 * 6.6e9
+    assert held < 1.001 * whole / parts
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    mesh = sharding.make_mesh("1,2,4")
+    shapes = {
+        "embed": {"embedding": jax.ShapeDtypeStruct((30, 16), np.float32)},  # 30 is not 4 n
+        "q": {"kernel": jax.ShapeDtypeStruct((3, 7, 8), np.float32)},
+        "o": {"kernel": jax.ShapeDtypeStruct((3, 7, 9), np.float32)},
+        "count": jax.ShapeDtypeStruct((), np.int32),
+    }
+    found = sharding.abstract(shapes, mesh)
+    assert found["embed"]["embedding"].sharding.spec == P(None, "fsdp")
+    assert found["q"]["kernel"].sharding.spec == P(None, None, "tensor")
+    assert found["o"]["kernel"].sharding.spec == P(None, None, None)
+    assert found["count"].sharding.spec == P()
+    for leaf in jax.tree.leaves(found):
+        placed = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        assert (
+            placed.sharding.shard_shape(leaf.shape) == placed.addressable_shards[0].data.shape
+        )
+
+
+# Meshes, batches, fingerprints
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ("8,1,1", (8, 1, 1)),
+        ("-1,1,1", (8, 1, 1)),
+        ("2,-1,2", (2, 2, 2)),
+        (" 1, 8,-1", (1, 8, 1)),
+    ],
+)
+def test_mesh_from_its_sizes(shape, sizes):
+    mesh = sharding.make_mesh(shape)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == sizes
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("8", "three sizes"),
+        ("2,4", "three sizes"),
+        ("1,1,1,8", "three sizes"),
+        ("a,b,c", "three sizes"),
+        ("", "three sizes"),
+        ("-1,-1,8", "at most one -1"),
+        ("0,8,1", "three sizes"),
+        ("-2,-4,1", "three sizes"),
+        ("2,2,1", "makes 4 devices and there are 8"),
+        ("3,-1,1", "there are 8"),
+        ("16,1,1", "makes 16 devices and there are 8"),
+    ],
+)
+def test_meshes_that_cannot_be(shape, said):
+    with pytest.raises(InputError, match=said) as error:
+        sharding.make_mesh(shape)
+    assert f"mesh={shape!r}" in str(error.value)
+
+
+def test_micro_batches_must_divide():
+    mesh = sharding.make_mesh("2,2,2")
+    sharding.check_batch(mesh, 4)
+    sharding.check_batch(mesh, 8)
+    with pytest.raises(InputError, match=r"micro_batch_size=6 .* = 4 devices"):
+        sharding.check_batch(mesh, 6)
+
+
+@pytest.mark.parametrize("shape", [*MESHES, "1,8,1", "1,1,8"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_a_batch_are_placed_in_order(shape, axis):
+    mesh = sharding.make_mesh(shape)
+    rows = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)
+    host = {"x": rows, "y": rows[:, 0]}
+    if axis:
+        host = {name: np.stack([x, -x]) for name, x in host.items()}
+    placed = sharding.put_batch(host, mesh, axis=axis)
+    data, fsdp, tensor = mesh.devices.shape
+    size = 8 // (data * fsdp)
+    for name, array in placed.items():
+        np.testing.assert_array_equal(array, host[name])
+        shards = {shard.device: np.asarray(shard.data) for shard in array.addressable_shards}
+        for d in range(data):
+            for f in range(fsdp):
+                first = (d * fsdp + f) * size
+                want = np.take(host[name], range(first, first + size), axis=axis)
+                for t in range(tensor):
+                    np.testing.assert_array_equal(shards[mesh.devices[d, f, t]], want)
+
+
+def test_constrain_is_the_identity_without_a_mesh():
+    x = jnp.ones((4, 3))
+    assert sharding.constrain(x) is x
+    assert "sharding" not in str(jax.make_jaxpr(sharding.constrain)(x))
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_constrain_splits_the_batch_and_nothing_else(shape):
+    mesh = sharding.make_mesh(shape)
+    x = np.arange(8 * 6, dtype=np.float32).reshape(8, 2, 3)
+    with jax.set_mesh(mesh):
+        got = jax.jit(sharding.constrain)(x)
+    np.testing.assert_array_equal(got, x)
+    rows = 8 // (mesh.shape["data"] * mesh.shape["fsdp"])
+    assert {shard.data.shape for shard in got.addressable_shards} == {(rows, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def tree():
+    rng = np.random.default_rng(0)
+    return {
+        "backbone": {"embed": {"embedding": rng.standard_normal((8, 16)).astype(np.float32)}},
+        "q": {"kernel": rng.standard_normal((2, 16, 8)).astype(np.float32)},
+        "norm": {"scale": rng.standard_normal(5).astype(np.float32)},
+        "count": np.int32(7),
+    }
+
+
+def test_fingerprint_does_not_depend_on_the_sharding(tree):
+    want = int(sharding.fingerprint(jax.device_put(tree, jax.devices()[0])))
+    for shape in (*MESHES, "1,2,4"):
+        mesh = sharding.make_mesh(shape)
+        placed = jax.device_put(tree, sharding.shardings(tree, mesh))
+        assert int(sharding.fingerprint(placed)) == want
+    assert want != 0
+
+
+def test_fingerprint_sees_any_flipped_bit(tree):
+    want = int(sharding.fingerprint(tree))
+    leaves, structure = jax.tree.flatten(tree)
+    rng = np.random.default_rng(1)
+    for number, leaf in enumerate(leaves):
+        for bit in (0, 1, 22, 23, 30, 31):
+            bits = np.array(leaf).view(np.uint32).copy()
+            where = tuple(rng.integers(0, n) for n in bits.shape)
+            bits[where] ^= np.uint32(1 << bit)
+            changed = [*leaves[:number], bits.view(leaf.dtype), *leaves[number + 1 :]]
+            assert int(sharding.fingerprint(structure.unflatten(changed))) != want
+
+
+def test_fingerprint_sees_exchanged_numbers_and_leaves(tree):
+    want = int(sharding.fingerprint(tree))
+    rolled = tree | {"norm": {"scale": np.roll(tree["norm"]["scale"], 1)}}
+    assert int(sharding.fingerprint(rolled)) != want
+    a, b = np.float32([1, 2]), np.float32([3, 4])
+    assert int(sharding.fingerprint([a, b])) != int(sharding.fingerprint([b, a]))

@@ -1,0 +1,157 @@
+"""A user's own reward: found by its name, given what it asks for, and not believed blindly."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import user_function
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+
+PROMPTS, RESPONSES = ["one", "two"], ["a b", "c"]
+TOKENS, FINISHED = [["a", " b", "</s>"], ["c"]], [True, False]
+LENGTHS = [3, 1]
+
+
+def call(function, **given):
+    given = {"tokens": TOKENS, "finished": FINISHED, "lengths": LENGTHS} | given
+    return user_function.call(function, "mine:f", PROMPTS, RESPONSES, **given)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the current folder, which is on no path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".")])
+    name = f"of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "number = 3\n"
+        "def f(prompts, responses):\n"
+        "    return [float(len(r)) for r in responses]\n"
+        "class Judge:\n"
+        "    def __call__(self, prompts, responses, finished):\n"
+        "        return [1.0 * f for f in finished]\n"
+        "judge = Judge()\n"
+    )
+    (tmp_path / f"{name}_broken.py").write_text("import there_is_no_such_module\n")
+    yield name
+    for loaded in (name, f"{name}_broken"):
+        sys.modules.pop(loaded, None)
+
+
+def test_a_function_of_the_current_folder(module):
+    before = list(sys.path)
+    assert call(user_function.load(f"{module}:f")) == [3.0, 1.0]
+    assert call(user_function.load(f"{module}:judge")) == [1.0, 0.0]  # anything to be called
+    assert sys.path == before
+
+
+def test_a_function_that_is_installed():
+    assert user_function.load("fgrlhf_jax.tiny_world.judge:judge") is tiny_world.judge
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "'': give a function as module:function"),
+        ("module", "'module': give a function as module:function"),
+        (":f", "':f': give a function as module:function"),
+        ("module:", "'module:': give a function as module:function"),
+        ("nowhere_at_all:f", r"cannot be loaded \(ModuleNotFoundError: .*nowhere_at_all"),
+        ("MODULE:g", r"cannot be loaded \(AttributeError: .* no attribute 'g'\)"),
+        ("MODULE_broken:f", r"cannot be loaded \(ModuleNotFoundError: .*there_is_no_such"),
+        ("MODULE:number", "is a int, not a function"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(module, name, says):
+    before = list(sys.path)
+    with pytest.raises(InputError, match=says):
+        user_function.load(name.replace("MODULE", module))
+    assert sys.path == before
+
+
+def test_it_is_given_what_its_signature_names():
+    seen = []
+
+    def plain(prompts, responses):
+        seen.append((prompts, responses))
+        return [0, 1]
+
+    def everything(prompts, responses, *, finished, tokens):
+        seen.append((prompts, responses, finished, tokens))
+        return [0, 1]
+
+    assert [user_function.wants(plain, extra) for extra in user_function.EXTRAS] == [False] * 2
+    assert user_function.wants(everything, "tokens")
+    assert not user_function.wants(max, "tokens")  # it has no signature to read
+    assert call(plain) == call(everything) == [0.0, 1.0]
+    assert seen == [(PROMPTS, RESPONSES), (PROMPTS, RESPONSES, FINISHED, TOKENS)]
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda x: (n for n in x)])
+def test_one_number_a_response(kind):
+    values = call(lambda prompts, responses: kind([np.float32(0.5), 2]))
+    assert values == [0.5, 2.0]
+    assert all(type(value) is float for value in values)
+
+
+def test_one_number_a_token_or_one_a_response():
+    one, two = call(lambda prompts, responses: [(0.5, -1, 0.25), np.float64(3)])
+    assert one.tolist() == [0.5, -1.0, 0.25]
+    assert one.dtype == np.float64
+    assert two == 3.0
+
+
+def returns(*values):
+    return lambda prompts, responses: list(values)
+
+
+def raises(prompts, responses):
+    return {"a": 1}["b"]
+
+
+REFUSED = {
+    "raises": (raises, "mine:f: raised KeyError: 'b'"),
+    "wrong arguments": (lambda prompts: [1, 2], "mine:f: raised TypeError: .* argument"),
+    "not a list": (lambda prompts, responses: 3, "mine:f: raised TypeError: .* not iterable"),
+    "nothing": (lambda prompts, responses: None, "mine:f: raised TypeError: .* not iterable"),
+    "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
+    "too many": (returns(1, 2, 3), "mine:f: returned 3 values for 2 responses"),
+    "too few tokens": (
+        returns([1, 2], 1),
+        "mine:f: response 1 of 2: returned 2 rewards for 3 tokens; give one each",
+    ),
+    "one for all tokens": (returns([1], 1), "response 1 of 2: returned 1 rewards for 3 tokens"),
+    "too many tokens": (returns(1, [1, 2]), "response 2 of 2: returned 2 rewards for 1 tokens"),
+    "no tokens": (returns(1, []), "response 2 of 2: returned 0 rewards for 1 tokens"),
+    "NaN": (returns(1, math.nan), "response 2 of 2: returned NaN or infinity"),
+    "NaN token": (returns([1, math.nan, 2], 1), "response 1 of 2: returned NaN or infinity"),
+    "infinity": (returns(-math.inf, 1), "response 1 of 2: returned NaN or infinity"),
+    "text": (returns(1, "good"), "response 2 of 2: returned 'good', which is no number"),
+    "a number as text": (returns(1, "0.7"), "response 2 of 2: returned '0.7', which is no num"),
+    "none": (returns(None, 1), "response 1 of 2: returned None, which is no number"),
+    "a dictionary": (returns({"score": 1}, 1), "returned {'score': 1}, which is no number"),
+    "ragged": (returns([[1], [2, 3], 4], 1), "response 1 of 2: returned .* is no number"),
+    "matrix": (returns([[1, 2, 3]], 1), "response 1 of 2: returned 2 dimensions"),
+}
+
+
+@pytest.mark.parametrize(("function", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_it_may_not_do_is_refused(function, says):
+    with pytest.raises(InputError, match=says) as refusal:
+        call(function)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [[1.0], [1.0, 2.0, 3.0]])
+def test_where_no_lengths_are_known_only_one_number_a_response_will_do(value):
+    with pytest.raises(InputError, match="response 1 of 2: returned a list; return one number"):
+        call(returns(value, 1), lengths=None)
+
+
+def test_a_number_stands_at_the_last_token_and_a_sequence_where_it_belongs():
+    rewards = user_function.spread([2.5, np.array([0.5, -1.0]), 7.0], [3, 2, 1], 4)
+    assert rewards.dtype == np.float32
+    assert rewards.tolist() == [[0, 0, 2.5, 0], [0.5, -1.0, 0, 0], [7.0, 0, 0, 0]]

@@ -1,0 +1,21 @@
+"""Rows to annotate, for the tests of what becomes of them."""
+
+import json
+from pathlib import Path
+
+from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+
+IMPORTED = [
+    Decision("r1", "Ann", EDITED, "One."),
+    Decision("r0", "Bob", FINE, "This is number 0."),
+    Decision("r2", "Ann", SKIPPED, "This is number 2."),
+    Decision("r2", "Bob", EDITED, "Two."),
+]
+
+
+def items(n: int) -> list[Item]:
+    return [Item(f"r{k}", f"Say {k}.", "", f"This is number {k}.") for k in range(n)]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

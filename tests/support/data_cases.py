@@ -1,0 +1,60 @@
+"""Small files of the forms that people have collected data in."""
+
+import json
+from pathlib import Path
+
+from fgrlhf_jax.data import records
+
+EDIT = {
+    "id": "cad/train/4",
+    "instruction": "Write a film review.",
+    "input": "It was",
+    "original": "long and boring.",
+    "edited": "long and fascinating.",
+    "annotator": "human",
+}
+COMPARED = {
+    "id": "dev/0",
+    "instruction": "Who wrote it?",
+    "input": "A page.",
+    "original": "She did. It rained.",
+    "edited": "She did.",
+    "annotator": "human",
+    "error_spans": [{"start": 9, "end": 19, "type": "Irrelevant"}],
+    "predictions": json.dumps(["She did. It rained.", "She.", "He.", "They."]),
+    "preference": [2, 1, 0, 1, 1, 1],
+}
+PAIR = {
+    "instruction": "Name a fruit.",
+    "input": "",
+    "output_1": "Pear.",
+    "output_2": "A brick, I think.",
+    "preference": 1,
+    "generator_1": "davinci",
+    "generator_2": "alpaca",
+    "annotator": "judge",
+}
+ANNOTATION = {name: value for name, value in PAIR.items() if name != "input"}
+ANSWER = {"instruction": "Name a fruit.", "input": "", "output": "Fig.", "source": "seeds"}
+
+FILES = {
+    "edits.jsonl": [EDIT, EDIT | {"id": "cad/train/5"}],
+    "compared.jsonl": [COMPARED],
+    "pairs.jsonl": [PAIR, PAIR | {"output_1": "Fig", "preference": 2}],
+    "annotations.json": [
+        ANNOTATION,
+        ANNOTATION | {"preference": 2.0},
+        ANNOTATION | {"preference": 0.0, "output_1": "Same.", "output_2": "Same."},
+        ANNOTATION | {"preference": None},
+        ANNOTATION | {"output_2": ""},
+    ],
+    "answers.jsonl": [ANSWER, ANSWER | {"instruction": "Name  a\nfruit. ", "output": ""}],
+}
+
+
+def write(folder: Path) -> None:
+    for name, rows in FILES.items():
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps(rows))
+        else:
+            records.write_jsonl(folder / name, rows)

@@ -1,0 +1,58 @@
+"""Small models of every shape and architecture, to be saved and read again."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
+
+CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
+SHAPES = {
+    "plain": CFG,
+    "tied": dataclasses.replace(CFG, tie_embeddings=True),
+    "biases": dataclasses.replace(CFG, attention_bias=True, mlp_bias=True),
+    "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
+}
+MODULES = {
+    hf_load.LANGUAGE_MODEL: llama.CausalLM(CFG),
+    hf_load.TOKEN_REWARD: llama.RewardModel(CFG),
+    hf_load.SEQUENCE_REWARD: llama.RewardModel(CFG, use_bias=False),
+    hf_load.STATE_ACTION: llama.RewardModel(CFG, "state_action"),
+}
+
+
+def abstract(module):
+    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
+    return jax.eval_shape(module.init, jax.random.key(0), row, positions, attend)["params"]
+
+
+def random_params(module, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape) + (x.ndim == 1), jnp.float32),
+        abstract(module),
+    )
+
+
+@functools.cache
+def tokenizer():
+    return templates.train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
+
+
+def save(folder: Path, architecture=hf_load.LANGUAGE_MODEL, module=None, **how):
+    """Saves random parameters of an architecture; returns the folder and the parameters."""
+    params = random_params(module or MODULES[architecture])
+    cfg = module.cfg if module else CFG
+    hf_load.save(folder, params, cfg, tokenizer(), architecture=architecture, **how)
+    return folder, params
+
+
+def same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)

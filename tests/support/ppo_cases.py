@@ -1,0 +1,227 @@
+"""A tiny policy, reward models and prompts of the embedded world, and runs of launch.ppo on them.
+
+As a script it is launch.ppo under the same conditions as in a test, to be killed.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import tiny_cases
+
+from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.ppo import programs as ppo_programs
+from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.runtime import metric_log, sharding
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch import ppo
+from launch.shared import cli
+
+DEFAULT = "configs/ppo.py:tiny,token"
+TOKENIZER = tiny_world.tokenizer()
+CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
+POLICY = llama.CausalLM(CFG)
+CALIBRATION = reward.Calibration(0.1, 2.0)
+DATA = {
+    "template": "plain",
+    "max_length": 48,
+    "max_prompt_length": 16,
+    "overlong": "truncate",
+    "alignment": "levenshtein",
+    "append_eos": True,
+}
+
+
+def policy_params(seed: int = 0) -> dict:
+    """Random, but that a response ends after a few tokens."""
+    params = tiny_cases.parameters(POLICY, seed)
+    params["backbone"]["embed"]["embedding"][:, 0] = 1.0
+    params["lm_head"]["kernel"][0, TOKENIZER.eos_token_id] = 1.2
+    return params
+
+
+def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Path:
+    """A language model; ``data`` is what a model of ours remembers of its fine-tuning."""
+    hf_load.save(
+        folder,
+        policy_params(seed),
+        CFG,
+        tokenizer,
+        architecture=hf_load.LANGUAGE_MODEL,
+        extra={"data": data} if data else None,
+    )
+    return folder
+
+
+def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1) -> Path:
+    """What a finished launch.train_rm leaves for launch.ppo."""
+    model = reward_eval.make_model(CFG, loss, "after")
+    settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
+    meta = reward_eval.Meta("after", settings, CALIBRATION, DATA)
+    mesh = sharding.make_mesh("1,-1,1")
+    params = tiny_cases.parameters(model, seed)
+    scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
+    reward_eval.save(folder / "export", scorer)
+    return folder
+
+
+class World(NamedTuple):
+    """Folders and files of a run."""
+
+    policy: Path
+    token: Path
+    sequence: Path
+    prompts: Path
+    validation: Path
+
+
+def world(folder: Path) -> World:
+    """Two reward models, 40 prompts to learn from, and 20 to watch."""
+    files = tiny_world.write_data(folder, {"ppo": 40, "validation": 20}, 0)
+    return World(
+        save_policy(folder / "policy", template="plain"),
+        save_reward_model(folder / "token", "token_edit"),
+        save_reward_model(folder / "sequence", "sequence"),
+        files["ppo"],
+        files["validation"],
+    )
+
+
+def fields(world: World, run_dir: Path, **changes) -> dict:
+    """Fields of a quick run, "__" for the dots.
+
+    At a temperature other than 1, with an adaptive KL coefficient and rates that change from update
+    to update: a run that forgets any of it goes on differently.
+    """
+    return {
+        "policy": world.policy,
+        "reward_model": world.token,
+        "prompts": world.prompts,
+        "validation": world.validation,
+        "run_dir": run_dir,
+        "steps": 4,
+        "rollout_batch_size": 16,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "data__max_prompt_length": 12,
+        "data__max_new_tokens": 6,
+        "validation_prompts": 20,
+        "eval_every": 2,
+        "save_every": 1,
+        "sampling__temperature": 0.7,
+        "kl__target": 0.05,
+        "kl__horizon": 100,
+        "optimizer__learning_rate": 1e-2,
+        "optimizer__schedule": "linear",
+        "optimizer__warmup_steps": 2,
+        "judge": "fgrlhf_jax.tiny_world.judge:judge",
+        **changes,
+    }
+
+
+def flags(given: dict) -> list[str]:
+    return [f"--config.{name.replace('__', '.')}={value}" for name, value in given.items()]
+
+
+def run(given: dict) -> None:
+    """launch.ppo within this process; what it raises is raised."""
+    ppo.main(cli.parse(["", *flags(given)], DEFAULT))
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return metric_log.read_rows(run_dir / "metrics.jsonl")
+
+
+def without_clock(run_dir: Path) -> list[dict]:
+    return [
+        {k: v for k, v in row.items() if k.split("/")[0] not in metric_log.Log.CLOCK}
+        for row in rows(run_dir)
+    ]
+
+
+def kept_samples(run_dir: Path) -> list[dict]:
+    return metric_log.read_rows(run_dir / "samples.jsonl")
+
+
+def saved(run_dir: Path) -> list[int]:
+    """The steps of its checkpoints."""
+    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same_run(one: Path, two: Path) -> None:
+    """All that a run leaves but the clock and the layout of its checkpoint."""
+    assert without_clock(one) == without_clock(two)
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    assert contents(one / "export") == contents(two / "export")
+    assert saved(one) == saved(two)
+
+
+class Once:
+    """A program that is compiled at its first use; ``keys`` has the random key of every call."""
+
+    def __init__(self, program: ppo_programs.Program):
+        self.program, self.arguments = program, program.arguments
+        self.compiled, self.keys = None, []
+
+    def lower(self, mesh):
+        self.compiled = self.compiled or self.program.lower(mesh).compile()
+        return self
+
+    def compile(self):
+        return self
+
+    @property
+    def in_avals(self):
+        return self.compiled.in_avals
+
+    def __call__(self, *args):
+        self.keys.append(args[-1])
+        return self.compiled(*args)
+
+
+# What no program depends on, or on no more than whether it is set.
+FREE = (
+    *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "select"),
+    *("keep", "save_every", "eval_every", "validation_prompts", "samples"),
+)
+programs: dict[str, dict[str, Once]] = {}
+
+
+def compile_once(monkeypatch) -> None:
+    """Runs whose programs are the same share them: compiling is most of a quick run's time."""
+    make = ppo_programs.make
+
+    def make_once(config, modules, mesh, optimizer, **how):
+        given = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
+        for name in ("coef", "target", "horizon", "limit"):
+            given["kl"].pop(name)
+        given["reward_function"] = bool(given["reward_function"])
+        key = json.dumps([given, repr(modules), repr(mesh), how], sort_keys=True)
+        if key not in programs:
+            made = make(config, modules, mesh, optimizer, **how)
+            programs[key] = {name: Once(program) for name, program in made.items()}
+        return programs[key]
+
+    monkeypatch.setattr(ppo_programs, "make", make_once)
+
+
+def one_device(monkeypatch) -> None:
+    """What has to be compiled is so faster for one device than for eight."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+
+
+if __name__ == "__main__":
+    import pytest
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        one_device(patch)
+        cli.command(ppo.main, DEFAULT, ppo.__doc__)

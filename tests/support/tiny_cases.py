@@ -1,0 +1,76 @@
+"""A small model and made-up pairs, for the tests that need both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.runtime import sharding
+
+CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
+
+
+def parameters(model, seed: int = 0) -> dict:
+    """As initialised, and noise on top: no zero or one of the initialisation hides a mistake."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    args = (row, *llama.positions_and_mask(row == 0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = 0.2 * rng.standard_normal(leaf.shape)
+        return (noise + path[-1].key.startswith("scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def by_path(tree) -> dict:
+    """The leaves of a tree by their names, ``backbone/norm/scale`` and so on."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths in one array, padded on that side, and where they are."""
+    tokens, mask = np.full((len(rows), width), fill), np.zeros((len(rows), width), bool)
+    for b, row in enumerate(rows):
+        columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        tokens[b, columns], mask[b, columns] = row, True
+    return tokens, mask
+
+
+def pairs(seed: int, count: int, vocab: int = 64) -> list[batches.Pair]:
+    """Edits of responses of 1 to 8 tokens behind prompts of 1 to 3, each changing something."""
+    rng = np.random.default_rng(seed)
+    made = []
+    while len(made) < count:
+        prompt = rng.integers(0, vocab, rng.integers(1, 4))
+        original = rng.integers(0, vocab, rng.integers(1, 9))
+        start, end = np.sort(rng.integers(0, original.size + 1, 2))
+        inserted = rng.integers(0, vocab, rng.integers(0, 3))
+        edited = np.concatenate([original[:start], inserted, original[end:]])
+        if not edited.size or np.array_equal(edited, original):
+            continue
+        edit = align(edited, original)
+        none = np.zeros(prompt.size, bool)
+        partner = np.where(edit.partner_i >= 0, edit.partner_i + prompt.size, -1)
+        made.append(
+            batches.Pair(
+                tokens_i=np.concatenate([prompt, edited]).astype(np.int32),
+                tokens_j=np.concatenate([prompt, original]).astype(np.int32),
+                prompt_length=prompt.size,
+                changed_i=np.concatenate([none, edit.changed_i]),
+                changed_j=np.concatenate([none, edit.changed_j]),
+                partner=np.concatenate([np.full(prompt.size, -1), partner]).astype(np.int32),
+                row=len(made),
+            )
+        )
+    return made
+
+
+def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
+    """``batches.pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
+    padded = batches.pad_pairs(pairs(seed, int(np.prod(shape))), columns)
+    return {name: value.reshape(*shape, *value.shape[1:]) for name, value in padded.items()}

@@ -1,0 +1,252 @@
+"""Gold by hand and against brute force; credits that add up, in words and in tokens."""
+
+import itertools
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from fgrlhf_jax.data.templates import encode_response, train_tokenizer
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import tasks as tiny_tasks
+from fgrlhf_jax.tiny_world import words as tiny_words
+from fgrlhf_jax.tiny_world.judge import END, align, credits, gold, judge, oracle_rewards
+from fgrlhf_jax.tiny_world.people import demonstration
+from fgrlhf_jax.tiny_world.tasks import Slot, canonical, slots
+from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE
+
+CAPITAL = "capital of peru and cuba"  # the capital of peru is lima and cuba is havana: 20 + 8
+LIST = "list two fruits two tools"  # fruits are . . , tools are . .: 40 + 5
+TWICE = "repeat pear saw twice"  # pear pear , saw saw: 40 + 1
+
+
+@pytest.fixture(scope="module")
+def drafts() -> list[tuple[str, str]]:
+    """Prompts with demonstrations, and some with words thrown together or far too many."""
+    rng = random.Random(0)
+    prompts = tiny_tasks.prompts({"test": 210}, 0)["test"]
+    rows = [(prompt, demonstration(prompt, rng)) for prompt in prompts]
+    for prompt in prompts:
+        near = [*prompt.split(), *(word for word, _ in canonical(prompt)), *RUDE]
+        rows.append((prompt, " ".join(rng.choices(near, k=rng.randint(0, 30)))))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "expected", "total"),
+    [
+        (CAPITAL, "the capital of peru is lima and cuba is havana", 28, 28),
+        (CAPITAL, "", 0, 28),
+        (CAPITAL, "the capital of peru is paris and cuba is havana", 28 - 10 - 3, 28),
+        (CAPITAL, "the capital of peru is and cuba is havana", 28 - 10, 28),
+        (CAPITAL, "the capital of peru is stupid lima and cuba is havana", 28 - 10, 28),
+        (CAPITAL, "the capital of peru um is lima and cuba is havana", 28 - 3, 28),
+        (CAPITAL, "the capital of peru is lima lima and cuba is havana", 28 - 3, 28),
+        (CAPITAL, "havana lima", 10 - 3, 28),  # only one of two in the wrong order
+        (CAPITAL, "lima", 10, 28),
+        (CAPITAL, "tokyo giraffe", -6, 28),
+        (LIST, "fruits are apple pear , tools are hammer saw", 45, 45),
+        (LIST, "fruits are cherry lemon , tools are wrench drill", 45, 45),
+        (LIST, "fruits are plum plum , tools are saw axe", 45 - 10 - 3, 45),
+        (LIST, "fruits are plum pear lemon , tools are saw axe", 45 - 3, 45),
+        (LIST, "fruits are saw pear , tools are saw axe", 45 - 10 - 3, 45),  # saw counts below
+        (LIST, "fruits are pear , are saw axe", 45 - 10 - 1, 45),
+        (LIST, "pear fruits are plum lemon , tools are saw axe", 45 - 3, 45),
+        (LIST, "fruits are dog plum , tools are saw axe", 45 - 10 - 3, 45),
+        (LIST, "fruits are dog plum , tools are pear axe", 45 - 20 - 6, 45),  # pear is no tool
+        (LIST, "are dog plum , are pear axe", 1 + 30 - 9, 45),  # no kind is named
+        (TWICE, "pear pear , saw saw", 41, 41),
+        (TWICE, "pear , saw saw", 31, 41),
+        (TWICE, "pear pear pear , saw saw", 38, 41),
+        (TWICE, " ".join(["pear"] * 100), 20 - 3 * 98, 41),
+    ],
+)
+def test_gold_by_hand(prompt, response, expected, total):
+    assert gold(prompt, response) == expected / total
+    assert gold(prompt, response, finished=False) == (expected - 10) / total
+
+
+def points(prompt: str, response: str, finished: bool = True) -> list[int]:
+    total = sum(weight for _, weight in canonical(prompt))
+    return [round(part * total, 9) for part in credits(prompt, response.split(), finished)]
+
+
+def test_credits_by_hand():
+    # "of capital" for "capital of": one of them matches, and it is the first.
+    response = "the of capital um peru is lima and dumb cuba is tokyo tokyo"
+    assert points(CAPITAL, response) == [1, 1, -3, -3, 1, 1, 10, 1, -10, 1, 1, -3, -3, 0]
+    assert points(CAPITAL, "", finished=False) == [-10]
+    # Of a repetition the second is too much.
+    assert points(TWICE, "pear pear pear , saw saw") == [10, 10, -3, 1, 10, 10, 0]
+    # In a count the blame is on the word that stands for another: the first six, for five.
+    run = "count three to six and nine to seven"
+    assert points(run, "three four six six , nine eight") == [10, 10, -3, 10, 1, 10, 10, 0]
+
+
+def brute_force(answer, words) -> int:
+    """Greatest weight over all ways to leave out words and slots, written without any table."""
+    if not answer or not words:
+        return 0
+    slot, *rest = answer
+    best = brute_force(rest, words)
+    for at, word in enumerate(words):
+        if slot.word == word:
+            best = max(best, slot.weight + brute_force(rest, words[at + 1 :]))
+    return best
+
+
+def matched_weight(answer, words) -> int:
+    return sum(answer[step.slot].weight for step in align(answer, words) if step.right)
+
+
+def test_alignment_has_the_greatest_weight():
+    rng = random.Random(1)
+    weights = Counter()
+    for _ in range(3000):
+        letters = "abcd"[: rng.randint(1, 4)]
+        answer = [
+            Slot(rng.choice(letters), rng.choice(["", "count"]))
+            for _ in range(rng.randint(0, 6))
+        ]
+        words = rng.choices([*letters, "um", "x"], k=rng.randint(0, 7))
+        weight = matched_weight(answer, words)
+        assert weight == brute_force(answer, words)
+        weights[weight] += 1
+    assert len(weights) > 15
+
+
+def test_a_list_takes_any_members_once():
+    """Brute force over all choices of members, each at its one place."""
+    rng = random.Random(2)
+    for _ in range(150):
+        kinds = rng.sample(list(KINDS), 2)
+        prompt = f"list two {kinds[0]} two {kinds[1]}"
+        near = [*kinds, "are", ",", *KINDS[kinds[0]][:3], *KINDS[kinds[1]][:3], "um"]
+        words = rng.choices(near, k=rng.randint(0, 9))
+        part, counted = None, {}  # place -> the member that counts there
+        for at, word in enumerate(words):
+            part = word if word in kinds and word not in words[:at] else part
+            known = KIND_OF.get(word)
+            if (part == known or known not in words) and word not in counted.values():
+                counted[at] = word
+        seen = [counted.get(n, "-" if w in KIND_OF else w) for n, w in enumerate(words)]
+        choices = [itertools.permutations([*KINDS[kind][:3], "none"], 2) for kind in kinds]
+        best = 0
+        for first, second in itertools.product(*choices):
+            members = iter([*first, *second])
+            answer = [s._replace(word=next(members)) if s.family else s for s in slots(prompt)]
+            best = max(best, brute_force(answer, seen))
+        assert matched_weight(slots(prompt), words) == best, words
+
+
+def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
+    for prompt, response in drafts:
+        answer, words = slots(prompt), response.split()
+        script = align(answer, words)
+        assert [s.word for s in script if s.word is not None] == list(range(len(words)))
+        assert [s.slot for s in script if s.slot is not None] == list(range(len(answer)))
+        for step in script:
+            if step.right:
+                slot, word = answer[step.slot], words[step.word]
+                assert word == slot.word or KIND_OF.get(word) == slot.fact
+
+
+def test_credits_add_up_to_gold(drafts):
+    for prompt, response in drafts:
+        for finished in (True, False):
+            parts = credits(prompt, response.split(), finished)
+            assert len(parts) == len(response.split()) + 1
+            assert sum(parts) == pytest.approx(gold(prompt, response, finished), abs=1e-12)
+            assert (parts[-1] < 0) == (not finished)
+    prompts, responses = zip(*drafts, strict=True)
+    assert judge(prompts, responses) == [gold(*row) for row in drafts]
+    ended = [n % 2 == 0 for n in range(len(drafts))]
+    expected = [gold(*row, end) for row, end in zip(drafts, ended, strict=True)]
+    assert judge(prompts, responses, finished=ended) == expected
+
+
+def test_a_canonical_answer_has_one_and_nothing_has_more(drafts):
+    for prompt, response in drafts:
+        words = [word for word, _ in canonical(prompt)]
+        assert gold(prompt, " ".join(words)) == 1
+        assert gold(prompt, response) <= 1
+        assert gold(prompt, "") == 0
+
+
+def test_neither_silence_nor_endless_talk_pays(drafts):
+    rng = random.Random(3)
+    for prompt, _ in drafts[:200]:
+        words = [word for word, _ in canonical(prompt)]
+        vocabulary = [w for w in tiny_words.vocabulary() if w not in prompt.split()]
+        babble = " ".join(rng.choices(vocabulary, k=21))
+        assert gold(prompt, babble, finished=False) < gold(prompt, babble) < 0.1
+        assert gold(prompt, " ".join(words * 4)) < 0.35
+        template = " ".join(word for word, weight in canonical(prompt) if weight == 1)
+        assert 0 < gold(prompt, template) < 0.4
+        # A right word more is always better, a wrong word always worse than none.
+        at = rng.randrange(len(words))
+        without = [*words[:at], *words[at + 1 :]]
+        wrong = [*words[:at], "giraffe", *words[at + 1 :]]
+        assert gold(prompt, " ".join(wrong)) < gold(prompt, " ".join(without)) < 1
+
+
+def tokens_of(tokenizer, text: str, ended: bool) -> list[str]:
+    ids = encode_response(tokenizer, text, append_eos=ended)
+    return [tokenizer.decode([token]) for token in ids]
+
+
+def test_oracle_rewards_of_word_tokens(drafts):
+    tokenizer = tiny_words.tokenizer()
+    for ended in (True, False):
+        prompts, responses = zip(*drafts, strict=True)
+        tokens = [tokens_of(tokenizer, response, ended) for response in responses]
+        rewards = oracle_rewards(prompts, responses, tokens)
+        for row, prompt, response in zip(rewards, prompts, responses, strict=True):
+            parts = credits(prompt, response.split(), ended)
+            if ended:
+                assert row == parts
+            elif row:  # the last token bears the missing end
+                assert row == [*parts[:-2], pytest.approx(parts[-2] + parts[-1])]
+
+
+def test_oracle_rewards_of_parts_of_words(drafts):
+    """A word's part is at the last token that touches it; tokens may reach over blanks."""
+    tokens = [["th", "e cap", "ital", " of", " pe", "ru is ", "", "lima", "\n", END]]
+    rewards = oracle_rewards([CAPITAL], ["the capital of peru is lima\n"], tokens)
+    assert rewards == [[p / 28 for p in (0, 1, 1, 1, 0, 2, 0, 10, 0, 0)]]
+    tokenizer = train_tokenizer([text for row in drafts[:20] for text in row], 330)
+    split_words = 0
+    for ended in (True, False):
+        prompts, responses = zip(*drafts, strict=True)
+        tokens = [tokens_of(tokenizer, response, ended) for response in responses]
+        rewards = oracle_rewards(prompts, responses, tokens)
+        for row, texts, (prompt, response) in zip(rewards, tokens, drafts, strict=True):
+            assert len(row) == len(texts)
+            if not row:
+                continue
+            assert sum(row) == pytest.approx(gold(prompt, response, ended), abs=1e-12)
+            split_words += len(row) > len(response.split()) + ended
+            # Up to the end of any whole word, tokens and words have been paid the same.
+            parts = credits(prompt, response.split(), ended)
+            for n in range(len(texts) - 1):
+                if texts[n + 1].startswith(" "):
+                    done = len("".join(texts[: n + 1]).split())
+                    assert sum(row[: n + 1]) == pytest.approx(sum(parts[:done]), abs=1e-12)
+    assert split_words > 600
+
+
+def test_oracle_rewards_of_odd_rows():
+    rows = [[], [END], ["the"], ["lima", "<s>", END], [END, "lima"], ["\n"]]
+    rewards = oracle_rewards([CAPITAL] * 6, [""] * 6, rows)
+    expected = [[], [0], [1 - 10], [0, -3, 0], [0, -3 - 10], [-10]]
+    assert rewards == [[p / 28 for p in row] for row in expected]
+    with pytest.raises(InputError, match="no instruction"):
+        judge(["say hello"], ["hello"])
+
+
+def test_ten_thousand_responses_take_seconds(drafts):
+    prompts, responses = zip(*drafts[:210], strict=True)
+    start = time.process_time()
+    judge(prompts * 48, responses * 48)
+    assert time.process_time() - start < 10  # 0.7 s on a core of its own

@@ -1,0 +1,249 @@
+"""People err at the rates they are given; their edits are minimal and for the better."""
+
+import dataclasses
+import itertools
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from rapidfuzz.distance import Levenshtein
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import people as tiny_people
+from fgrlhf_jax.tiny_world import tasks as tiny_tasks
+from fgrlhf_jax.tiny_world import words as tiny_words
+from fgrlhf_jax.tiny_world.judge import align, gold
+from fgrlhf_jax.tiny_world.people import Rates, demonstration, difficulty, edit, prefer
+from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, Slot, canonical, slots
+from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
+
+FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
+CAPITAL = "capital of peru and cuba"
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    return tiny_tasks.prompts({"sft": 2100}, 0)["sft"]
+
+
+@pytest.fixture(scope="module")
+def demonstrations(prompts) -> list[str]:
+    rng = random.Random(0)
+    return [demonstration(prompt, rng) for prompt in prompts]
+
+
+def test_without_rates_of_error_everything_is_right(prompts):
+    rng = random.Random(0)
+    for prompt in prompts[:350]:
+        answer = demonstration(prompt, rng, FLAWLESS)
+        assert gold(prompt, answer) == 1
+        assert edit(prompt, answer, rng, FLAWLESS) == answer
+    lists = {demonstration("list two fruits two tools", rng, FLAWLESS) for _ in range(50)}
+    assert len(lists) > 20
+
+
+def test_facts_have_a_fixed_difficulty():
+    facts = [Slot(answer, f, asked) for f in FACTS for asked, answer in FACTS[f].items()]
+    facts += [Slot(thing, "list", thing) for thing in KIND_OF]
+    shares = Counter(map(difficulty, facts))
+    for name, share in {"easy": 0.35, "medium": 0.35, "misconception": 0.3}.items():
+        assert shares[name] / len(facts) == pytest.approx(share, abs=0.02)
+        for family in (*FACTS, "list"):
+            of_family = [slot for slot in facts if slot.family == family]
+            count = sum(difficulty(slot) == name for slot in of_family)
+            assert abs(count / len(of_family) - share) <= 1 / len(of_family)
+    # By a hash, so on every machine the same.
+    known = {"peru": "easy", "cuba": "medium", "kenya": "misconception", "egypt": "medium"}
+    assert {asked: difficulty(Slot("", "capital", asked)) for asked in known} == known
+    assert {difficulty(slot) for slot in slots("repeat pear saw twice") if slot.family} == {
+        "algorithmic"
+    }
+    assert {difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
+
+
+def test_errors_come_at_their_rates():
+    """Counted where there is one kind of error at a time."""
+    rng = random.Random(0)
+    none = dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0)
+    wrong, words_put = Counter(), {}
+    asked = Counter()
+    for first, second in itertools.permutations(FACTS["capital"], 2):
+        prompt = f"capital of {first} and {second}"
+        for _ in range(3):
+            words = demonstration(prompt, rng, Rates(**none)).split()
+            assert len(words) == 10
+            for fact, word in ((first, words[5]), (second, words[9])):
+                kind = difficulty(Slot("", "capital", fact))
+                asked[kind] += 1
+                if word != FACTS["capital"][fact]:
+                    wrong[kind] += 1
+                    words_put.setdefault((kind, fact), Counter())[word] += 1
+    for kind, rate in {"easy": 0.2, "medium": 0.4, "misconception": 0.62}.items():
+        assert wrong[kind] / asked[kind] == pytest.approx(rate, abs=0.05)
+    for (kind, fact), counts in words_put.items():
+        (_, most), total = counts.most_common(1)[0], counts.total()
+        assert (most / total > 0.75) == (kind == "misconception"), fact
+    prompt = "repeat pear saw plum dog twice"
+    lengths, changed = [], []
+    for _ in range(1000):
+        words = demonstration(prompt, rng, Rates(**none)).split()
+        changed.append(
+            np.mean([a != b for a, (b, _) in zip(words, canonical(prompt), strict=True)])
+        )
+        only = Rates(**none | {"omission": 0.04}, wrong_algorithmic=0.0)
+        lengths.append(len(demonstration(prompt, rng, only).split()))
+    assert np.mean(changed) == pytest.approx(0.3 * 8 / 11, abs=0.02)
+    assert np.mean(lengths) == pytest.approx(0.96 * 11, abs=0.1)
+
+
+def test_demonstrations(prompts, demonstrations):
+    words = [text.split() for text in demonstrations]
+    assert all(0 < len(text) <= MAX_RESPONSE for text in words)
+    assert {word for text in words for word in text} <= set(tiny_words.vocabulary())
+    slot_count = sum(len(canonical(prompt)) for prompt in prompts)
+    for bad, rate in ((RUDE, 0.03), (FILLERS, 0.04)):
+        found = sum(word in bad for text in words for word in text)
+        assert found / slot_count == pytest.approx(rate, rel=0.15)
+    scores = [gold(*row) for row in zip(prompts, demonstrations, strict=True)]
+    assert 0.42 < np.mean(scores) < 0.52
+    assert 0.01 < np.mean([score == 1 for score in scores]) < 0.1
+    by_family = [np.mean(scores[n::7]) for n in range(7)]
+    assert max(by_family) - min(by_family) < 0.2
+
+
+def test_preferences_are_bradley_terry():
+    good, bad = "the capital of peru is lima", "the capital of peru is paris"
+    margin = gold(CAPITAL, good) - gold(CAPITAL, bad)
+    for one, two, sign in ((good, bad, 1), (bad, good, -1)):
+        rng = random.Random(0)
+        first = np.mean([prefer(CAPITAL, one, two, rng) == 1 for _ in range(1500)])
+        assert first == pytest.approx(1 / (1 + math.exp(-sign * margin / 0.35)), abs=0.05)
+    noiseless = Rates(temperature=1e-6)
+    assert [prefer(CAPITAL, bad, good, rng, noiseless) for _ in range(9)] == [2] * 9
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "edited"),
+    [
+        (
+            CAPITAL,
+            "um the capital of peru is paris paris and cuba stupid is rome",
+            "the capital of peru is lima and cuba is havana",
+        ),
+        (CAPITAL, "", "the capital of peru is lima and cuba is havana"),
+        (CAPITAL, "hello\nyou , lima", "the capital of peru is lima and cuba is havana"),
+        (
+            "list two fruits two tools",
+            "fruits are dog plum , tools are saw axe axe",
+            "fruits are ? plum , tools are saw axe",
+        ),
+        (
+            "list two fruits two tools",
+            "fruits are plum dog , are plum saw",
+            "fruits are plum ? , tools are ? saw",
+        ),
+        ("repeat pear saw twice", "pear pear pear saw dog", "pear pear , saw saw"),
+    ],
+)
+def test_a_whole_repair_by_hand(prompt, response, edited):
+    """A "?" is any member of its kind but those already there."""
+    rng = random.Random(0)
+    for _ in range(20):
+        made = edit(prompt, response, rng, FLAWLESS).split()
+        for expected, word, (kind, _) in zip(
+            edited.split(), made, canonical(prompt), strict=True
+        ):
+            if expected == "?":
+                assert KIND_OF[word] == KIND_OF[kind]
+                assert word not in response.split()
+            else:
+                assert word == expected
+
+
+def test_any_text_can_be_repaired(prompts):
+    rng = random.Random(1)
+    for prompt in prompts[:350]:
+        near = [*prompt.split(), *(word for word, _ in canonical(prompt)), *RUDE, "giraffe"]
+        response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
+        edited = edit(prompt, response, rng, FLAWLESS)
+        assert gold(prompt, edited) == 1, (prompt, response, edited)
+
+
+def changes(before: str, after: str) -> int:
+    return Levenshtein.distance(before.split(), after.split())
+
+
+def test_edits_are_minimal(prompts, demonstrations):
+    """A whole repair takes few more steps than there are to that very answer at the least (a
+    rude word is taken out, not replaced by what is missing); no repair changes nothing."""
+    rng = random.Random(2)
+    steps, shortest = 0, 0
+    nothing = dataclasses.replace(FLAWLESS, repair=0.0)
+    for prompt, response in zip(prompts, demonstrations, strict=True):
+        edited = edit(prompt, response, rng, FLAWLESS)
+        steps += sum(not step.right for step in align(slots(prompt), response.split()))
+        shortest += changes(response, edited)
+        assert edit(prompt, response, rng, nothing) == response
+    assert shortest <= steps <= 1.1 * shortest
+
+
+def test_imperfect_edits(prompts, demonstrations):
+    """What the pilot measured: 97.5 % of the changed ones are better, a modest share changes."""
+    rng = random.Random(3)
+    rows = [
+        (prompt, response, edit(prompt, response, rng))
+        for prompt, response in zip(prompts, demonstrations, strict=True)
+    ]
+    changed = [row for row in rows if row[1] != row[2]]
+    assert 0.9 < len(changed) / len(rows) < 0.99
+    better = np.mean([gold(p, after) > gold(p, before) for p, before, after in changed])
+    assert 0.965 < better < 0.995
+    words = sum(len(before.split()) for _, before, _ in changed)
+    assert 0.12 < sum(changes(before, after) for _, before, after in changed) / words < 0.26
+    bad = [sum(w in RUDE for row in rows for w in row[side].split()) for side in (1, 2)]
+    assert 0.17 < bad[1] / bad[0] < 0.23
+
+
+def test_damage():
+    rng = random.Random(4)
+    only = dataclasses.replace(FLAWLESS, damage=0.02)
+    prompt = "list four fruits four tools"
+    damaged = 0
+    for _ in range(1000):
+        response = demonstration(prompt, rng, FLAWLESS)
+        edited = edit(prompt, response, rng, only)
+        wrong = [
+            (a, b) for a, b in zip(response.split(), edited.split(), strict=True) if a != b
+        ]
+        assert all(KIND_OF[a] != KIND_OF[b] for a, b in wrong)
+        damaged += len(wrong)
+    assert damaged / 8000 == pytest.approx(0.02, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rude": -0.1}, "rude: -0.1 is not between 0 and 1"),
+        ({"repair": 1.5}, "repair: 1.5 is not between"),
+        ({"damage": math.nan}, "damage: nan is not between"),
+        ({"temperature": 0}, "temperature: 0 is not above 0"),
+        ({"easy": 0.7}, r"easy \+ medium: .* more than 1"),
+    ],
+)
+def test_rates_that_cannot_be(fields, message):
+    with pytest.raises(InputError, match=message):
+        Rates(**fields)
+
+
+def test_every_rate_may_be_extreme():
+    rng = random.Random(5)
+    names = [f.name for f in dataclasses.fields(Rates) if f.name not in ("easy", "medium")]
+    for value in (0.0, 1.0):
+        fields = dict.fromkeys(names, value) | {"temperature": 1e-9 if value == 0 else 1e9}
+        rates = tiny_people.Rates(**fields)
+        text = demonstration(CAPITAL, rng, rates)
+        assert len(text.split()) <= MAX_RESPONSE
+        edit(CAPITAL, text, rng, rates)
+        assert prefer(CAPITAL, text, "", rng, rates) in (1, 2)

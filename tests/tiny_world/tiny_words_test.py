@@ -1,0 +1,86 @@
+"""The vocabulary is the world's, and its tokenizer gives every text back."""
+
+import random
+
+import pytest
+from transformers import AutoTokenizer
+
+from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.tiny_world import tasks as tiny_tasks
+from fgrlhf_jax.tiny_world import words as tiny_words
+
+WORDS = tiny_words.vocabulary()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_words.tokenizer()
+
+
+def test_vocabulary():
+    assert 180 <= len(WORDS) == len(set(WORDS)) <= 220
+    assert all(word == word.lower() and word.split() == [word] for word in WORDS)
+    assert not {*tiny_words.RUDE} & {*tiny_words.FILLERS}
+    # Each thing is of one kind, and a rude word or a filler is never part of an answer.
+    assert len(tiny_words.KIND_OF) == sum(map(len, tiny_words.KINDS.values()))
+    for family, known in tiny_words.FACTS.items():
+        answers = {*known.values()}
+        assert not answers & {*tiny_words.RUDE, *tiny_words.FILLERS}, family
+
+
+def test_ids(tokenizer):
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token is None
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
+
+
+def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
+    rng = random.Random(0)
+    for _ in range(200):
+        text = " ".join(rng.choices(WORDS, k=rng.randint(0, 20)))
+        ids = encode_response(tokenizer, text, append_eos=False)
+        assert len(ids) == len(text.split())
+        assert tokenizer.decode(ids) == text
+        assert "".join(tokenizer.decode([i]) for i in ids) == text
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pieces = [text[start:end] for start, end in offsets["offset_mapping"]]
+        assert "".join(pieces) == text
+        assert [piece.strip() for piece in pieces] == text.split()
+    any_tokens = [" is", "hot", "\n", " ,", "is"]  # as a policy may sample them
+    ids = tokenizer.convert_tokens_to_ids(any_tokens)
+    assert 0 not in ids
+    assert tokenizer.decode(ids) == " ishot\n ,is"
+
+
+def test_prompts_and_responses(tokenizer):
+    prompt = "opposite of hot , big and slow"
+    ids, cut = encode_prompt(tokenizer, "plain", prompt, "", None)
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
+    assert (len(ids), cut) == (9, False)
+    assert encode_response(tokenizer, "cold", append_eos=True)[-1] == 2
+    for drawn in tiny_tasks.prompts(dict.fromkeys(tiny_tasks.SETS, 70), 0).values():
+        encoded = [encode_prompt(tokenizer, "plain", text, "", None)[0] for text in drawn]
+        assert not any(0 in ids for ids in encoded)
+        assert max(map(len, encoded)) <= tiny_tasks.MAX_PROMPT + 2  # BOS and the newline
+
+
+def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
+    for text in ("</s>", "hot </s>", "<s> cold", "<unk>", "hot</s>", "giraffe", "hot  cold"):
+        ids = encode_response(tokenizer, text, append_eos=False)
+        assert 0 in ids
+        assert not {1, 2} & set(ids), text
+
+
+def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
+    again = tiny_words.tokenizer()
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.pad_token is None
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (1, 2)
+    for text in ("reverse pear saw\n", "the reverse is saw pear", "</s> giraffe"):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+        ids = encode_response(tokenizer, text, append_eos=True)
+        assert loaded.decode(ids) == tokenizer.decode(ids)

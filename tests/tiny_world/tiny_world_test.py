@@ -1,0 +1,170 @@
+"""The tiny world's data: always the same, valid records, one set a prompt, and learnable."""
+
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world import tasks as tiny_tasks
+from fgrlhf_jax.tiny_world.judge import gold, judge
+from fgrlhf_jax.tiny_world.people import Rates
+from fgrlhf_jax.tiny_world.tasks import SETS, set_of
+from fgrlhf_jax.tiny_world.words import FAMILIES, vocabulary
+
+DIGEST = """
+import hashlib; from fgrlhf_jax.tiny_world.datasets import feedback, generate, instructions
+print(hashlib.sha256(repr([generate(50, 7), instructions(50, "ppo", 7)]).encode()).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tiny_world.generate(2000, seed=0)
+
+
+def test_a_function_of_the_seed():
+    """In another process too, where Python's own hashes are others."""
+    rows = [tiny_world.generate(50, 7), tiny_world.instructions(50, "ppo", 7)]
+    there = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        env=os.environ | {"PYTHONHASHSEED": "12345"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout.strip() == hashlib.sha256(repr(rows).encode()).hexdigest()
+    assert tiny_world.generate(20, 7) == tuple(kind[:20] for kind in rows[0])
+    assert tiny_world.instructions(20, "ppo", 7) == rows[1][:20]
+    texts = [[edit.original for edit in tiny_world.generate(50, seed)[0]] for seed in (7, 8)]
+    assert texts[0] != texts[1]  # texts only, since an id names its seed
+
+
+def test_edits_and_preferences(world):
+    edits, preferences = world
+    assert len(edits) == len(preferences) == len({edit.id for edit in edits}) == 2000
+    for edit, preference in zip(edits, preferences, strict=True):
+        assert (edit.instruction, edit.id) == (preference.instruction, preference.id)
+        pair = (preference.output_1, preference.output_2)
+        assert edit.original == pair[2 - preference.preference]  # the worse one is edited
+        assert edit.original != edit.edited
+    assert {set_of(edit.instruction) for edit in edits} == {"feedback"}
+    assert len({edit.instruction for edit in edits}) == 2000
+    families = Counter(edit.instruction.split()[0] for edit in edits)
+    assert set(families) == set(FAMILIES)
+    assert max(families.values()) - min(families.values()) <= 1
+    texts = [t for e in edits for t in (e.instruction, e.original, e.edited)]
+    words = [text.split() for text in texts]
+    assert {word for text in words for word in text} == set(vocabulary())
+    assert 10 < np.mean([len(text) for text in words[1::3]]) < 14
+    assert max(map(len, words)) <= tiny_tasks.MAX_RESPONSE + 3  # what is missing is put in
+
+
+def test_edits_are_better_and_preferences_agree(world):
+    edits, preferences = world
+    prompts = [edit.instruction for edit in edits]
+    before, after = (
+        np.array(judge(prompts, [getattr(edit, side) for edit in edits]))
+        for side in ("original", "edited")
+    )
+    assert np.mean(after > before) > 0.965
+    assert np.mean(after) > np.mean(before) + 0.4
+    one = np.array(judge(prompts, [p.output_1 for p in preferences]))
+    two = np.array(judge(prompts, [p.output_2 for p in preferences]))
+    first = np.array([p.preference == 1 for p in preferences])
+    assert 0.45 < np.mean(first) < 0.55
+    assert 0.65 < np.mean((one > two)[one != two] == first[one != two]) < 0.78
+
+
+def test_rows_are_valid_records_that_split_by_prompt(world, tmp_path):
+    edits, preferences = world
+    records.write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
+    assert records.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
+    train, validation = records.split(edits, 0.1, seed=0)
+    assert len(train) > 1500
+    assert len(validation) > 100
+
+
+def test_files_for_the_stages(tmp_path):
+    sizes = dict(zip(SETS, (140, 70, 70, 35, 35), strict=True))
+    paths = tiny_world.write_data(tmp_path / "data", sizes, 3)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
+        f"{name}.jsonl" for name in SETS
+    )
+    seen = set()
+    for name, path in paths.items():
+        rows = records.read(str(path))
+        assert rows == tiny_world.instructions(sizes[name], name, 3)
+        prompts = {row.instruction for row in rows}
+        assert {set_of(prompt) for prompt in prompts} == {name}
+        assert len(prompts) == sizes[name]
+        assert not prompts & seen
+        seen |= prompts
+        assert -0.2 < np.mean([gold(row.instruction, row.output) for row in rows]) < 0.7
+    silent = Rates(*(0.35, 0.35, *[0.0] * 9))
+    rows = tiny_world.instructions(35, "test", 3, silent)
+    assert judge([r.instruction for r in rows], [r.output for r in rows]) == [1.0] * 35
+    with pytest.raises(InputError, match="set 'train'"):
+        tiny_world.write_data(tmp_path, {"train": 3}, 0)
+
+
+def test_feedback_on_samples():
+    prompt = "capital of peru and cuba"
+    right = "the capital of peru is lima and cuba is havana"
+    pairs = [
+        ("lima", "um giraffe"),
+        ("lima", "lima"),  # no preference, but an edit
+        ("", "lima"),  # nothing: the empty one is the worse
+        (right, right),  # nothing to say
+        ("stupid", right),
+    ]
+    ones, twos = zip(*pairs, strict=True)
+    careful = Rates(temperature=1e-6, repair=1.0, damage=0.0)
+    edits, preferences = tiny_world.feedback([prompt] * 5, ones, twos, 4, careful)
+    assert [(p.id, p.preference) for p in preferences] == [("tiny/4/0", 1), ("tiny/4/4", 2)]
+    assert [(e.id, e.original, e.edited) for e in edits] == [
+        ("tiny/4/0", "um giraffe", right),
+        ("tiny/4/1", "lima", right),
+        ("tiny/4/4", "stupid", right),
+    ]
+    again = tiny_world.feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
+    assert again[0][1] == edits[1]  # whatever the other rows are
+    with pytest.raises(ValueError, match="zip"):
+        tiny_world.feedback([prompt], ["a", "b"], ["c", "d"], 0)
+
+
+def test_words_and_their_neighbours_tell_the_edited_side(world):
+    """A linear model of words, word pairs and pairs with a word between ranks unseen prompts;
+    a small LLaMA can too."""
+    edits, _ = world
+    sides = records.split(edits, 0.2, seed=0)
+    column: dict[tuple[str, ...], int] = {}
+
+    def features(text: str, grow: bool) -> list[int]:
+        words = text.split()
+        grams = [(word,) for word in words] + list(itertools.pairwise(words))
+        grams += [(first, "?", last) for first, last in zip(words, words[2:], strict=False)]
+        if grow:
+            return [column.setdefault(gram, len(column)) for gram in grams]
+        return [column[gram] for gram in grams if gram in column]
+
+    rows = [
+        [(features(e.edited, grow), features(e.original, grow)) for e in side]
+        for side, grow in zip(sides, (True, False), strict=True)
+    ]
+    weight = np.zeros(len(column))
+    for _ in range(3):
+        for better, worse in rows[0]:
+            margin = weight[better].sum() - weight[worse].sum()
+            step = 0.3 / (1 + np.exp(margin))
+            np.add.at(weight, better, step)
+            np.add.at(weight, worse, -step)
+    correct = [weight[better].sum() > weight[worse].sum() for better, worse in rows[1]]
+    assert np.mean(correct) > 0.8

@@ -1,0 +1,177 @@
+"""Supervised fine-tuning: the loss of the response alone, and nothing but real tokens in it."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+
+from fgrlhf_jax.data import demonstrations
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.training import sft
+
+MODEL = llama.CausalLM(tiny_cases.CFG)
+PARAMS = tiny_cases.parameters(MODEL)
+OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def texts(seed: int) -> list[demonstrations.Example]:
+    """Prompts of 1 to 3 tokens, responses of 1 to 8, none as long as another."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in range(1, 9):
+        prompt = int(rng.integers(1, 4))
+        tokens = rng.integers(0, 64, prompt + length).astype(np.int32)
+        made.append(demonstrations.Example(tokens, prompt))
+    return made
+
+
+@jax.jit
+def outputs(tokens_S) -> tuple[jax.Array, jax.Array]:
+    """States and logits of one text without padding in front: nothing after a token matters."""
+    args = llama.positions_and_mask(jnp.ones((1, 12), bool))
+    variables = {"params": PARAMS}
+    states = MODEL.apply(variables, tokens_S[None], *args, method="states")
+    return states[0], MODEL.apply(variables, tokens_S[None], *args)[0]
+
+
+def read(tokens) -> tuple[np.ndarray, np.ndarray]:
+    padded = np.zeros(12, np.int32)  # one width for all: one compilation
+    padded[: len(tokens)] = tokens
+    return tuple(np.asarray(x, np.float64) for x in outputs(padded))
+
+
+def hit(example: demonstrations.Example) -> demonstrations.Example:
+    """The same with some tokens that greedy decoding would have taken."""
+    tokens = example.tokens.copy()
+    for t in range(example.prompt_length, len(tokens), 2):
+        tokens[t] = read(tokens)[1][t - 1].argmax()
+    return demonstrations.Example(tokens, example.prompt_length)
+
+
+TEXTS = [hit(one) if n % 2 else one for n, one in enumerate(texts(0))]
+
+
+def by_hand(some: list[demonstrations.Example]) -> tuple[float, int, int]:
+    """Loss, greedy hits and tokens, one text at a time, in float64."""
+    loss, hits, count = 0.0, 0, 0
+    for one in some:
+        logits = read(one.tokens)[1]
+        for t in range(one.prompt_length, len(one.tokens)):
+            before = logits[t - 1]
+            loss += np.log(np.exp(before).sum()) - before[one.tokens[t]]
+            hits += int(before.argmax() == one.tokens[t])
+            count += 1
+    return loss, hits, count
+
+
+def sums(batch) -> dict[str, float]:
+    return {k: float(v) for k, v in sft.eval_step(PARAMS, batch, model=MODEL).items()}
+
+
+@jax.jit
+@jax.grad
+def gradient(params, batch):
+    """Of the mean over all response tokens."""
+    found = sft.token_sums(params, batch, model=MODEL)
+    return found["loss"] / found["tokens"]
+
+
+@functools.partial(jax.jit, static_argnames="optimizer")
+def step(state, batch, optimizer=OPTIMIZER):
+    return sft.train_step(state, batch, model=MODEL, optimizer=optimizer)
+
+
+def learn(batch, optimizer=OPTIMIZER):
+    return jax.device_get(
+        step(optim.TrainState(PARAMS, optimizer.init(PARAMS)), batch, optimizer)
+    )
+
+
+def stacked(some, parts: int, rows: int = 8) -> dict:
+    """A batch in micro-batches: [A, B, ...]."""
+    batch = demonstrations.pad_examples(some, 12, rows)
+    return {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def test_loss_and_accuracy_equal_a_loop_over_single_texts():
+    found = sums(demonstrations.pad_examples(TEXTS, 12))
+    loss, hits, tokens = by_hand(TEXTS)
+    assert 0 < hits < tokens == 36
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["accuracy"] == hits
+    assert found["tokens"] == tokens
+
+
+@pytest.mark.parametrize("fill", [0, 2, 63])
+def test_padding_of_any_length_and_content_changes_nothing(fill):
+    base = sums(demonstrations.pad_examples(TEXTS, 12))
+    batch = demonstrations.pad_examples(TEXTS, 16)
+    batch["tokens_BS"] = np.where(batch["mask_BS"], batch["tokens_BS"], fill).astype(np.int32)
+    chex.assert_trees_all_close(sums(batch), base, rtol=1e-5)
+
+
+def test_only_the_response_is_learned():
+    """The output layer sees the error of every response token, and nothing else."""
+    one = next(one for one in TEXTS if one.prompt_length > 1 and len(one.tokens) > 5)
+    batch = demonstrations.pad_examples([one], 12, 8)
+    tokens = len(one.tokens) - one.prompt_length
+    assert sums(batch)["tokens"] == tokens
+    states, logits = read(one.tokens)
+    expected = 0.0
+    for t in range(one.prompt_length, len(one.tokens)):
+        error = np.exp(logits[t - 1]) / np.exp(logits[t - 1]).sum()
+        error[one.tokens[t]] -= 1
+        expected += np.outer(states[t - 1], error) / tokens
+    pushed = gradient(PARAMS, batch)["lm_head"]["kernel"]
+    np.testing.assert_allclose(pushed, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
+    """However many micro-batches there are: not the mean of their means."""
+    state, figures = learn(stacked(TEXTS, parts))
+    grads = gradient(PARAMS, demonstrations.pad_examples(TEXTS, 12))
+    expected = jax.tree.map(lambda p, g: p - g, PARAMS, grads)
+    chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
+    loss, hits, tokens = by_hand(TEXTS)
+    assert figures["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(hits / tokens)
+    assert figures["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+    pairs = [by_hand(TEXTS[n : n + 2]) for n in range(0, 8, 2)]
+    means = [loss / tokens for loss, _, tokens in pairs]
+    assert abs(np.mean(means) - loss / tokens) > 1e-2  # or the test could not tell
+
+
+def test_rows_of_weight_0_count_nothing():
+    """Neither in the sums, nor in the update, nor in what its mean is over."""
+    some = TEXTS[:5]
+    loss, hits, tokens = by_hand(some)
+    batch = demonstrations.pad_examples(some, 12, 8)
+    assert sums(batch) == pytest.approx({"loss": loss, "accuracy": hits, "tokens": tokens})
+    for parts in (1, 4):  # of 4, one has no other row
+        state, figures = learn(stacked(some, parts))
+        assert figures["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+        assert figures["accuracy"] == pytest.approx(hits / tokens)
+        expected = jax.tree.map(lambda p, g: p - g, PARAMS, gradient(PARAMS, batch))
+        chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
+
+
+def test_a_mesh_learns_what_one_device_does():
+    optimizer = optim.adamw(optax.constant_schedule(1e-2), eps=1e-2)
+    batch = stacked([*TEXTS, *texts(1)], 2, rows=16)
+    alone, figures = learn(batch, optimizer)
+    mesh = sharding.make_mesh("2,2,2")
+    state = optim.TrainState(PARAMS, optimizer.init(PARAMS))
+    state = jax.device_put(state, sharding.shardings(state, mesh))
+    with jax.set_mesh(mesh):
+        spread, same = step(state, sharding.put_batch(batch, mesh, axis=1), optimizer)
+    chex.assert_trees_all_close(jax.device_get(spread.params), alone.params, atol=2e-5)
+    chex.assert_trees_all_close(jax.device_get(same), figures, rtol=1e-4)
