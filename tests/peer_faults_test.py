@@ -154,7 +154,7 @@ def test_fault_7_head_of_the_wrong_width():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_fault_9_a_score_read_from_a_padding_position(side):
     # Wider: reward_test.test_padding_of_any_side_length_and_content_changes_no_reward.
-    model = llama.RewardModel(tiny_cases.CFG, use_bias=False)
+    model = llama.TokenValueModel(tiny_cases.CFG, use_bias=False)
     params = tiny_cases.parameters(model)
     whole = [5, 6, 7, 2, 9, 4, 1]
     rows = [whole[:n] for n in (7, 4, 2, 1)]

@@ -349,10 +349,11 @@ class ScalarHead(nn.Module):
         return value_BS
 
 
-class RewardModel(nn.Module):
-    """A scalar a token, value_BS float32: the reward of every action, or a critic's value.
+class TokenValueModel(nn.Module):
+    """One number a token, value_BS float32: the reward of every action, or a critic's value.
 
-    ``kind`` is "after" or "state_action", as :class:`ScalarHead` tells.
+    The module of reward models and critics; ``reward_model.scorer.RewardModel`` is one with its
+    weights. ``kind`` is "after" or "state_action", as :class:`ScalarHead` tells.
     """
 
     cfg: LlamaConfig

@@ -130,7 +130,7 @@ def ppo(config: ConfigDict) -> Outline:
         meta = reward_eval.Meta("after", {"loss": loss}, reward.Calibration(0.0, 1.0), {})
     critic = None
     if config.critic == "separate":
-        critic = llama.RewardModel(scorer.cfg if scorer else cfg, "after")
+        critic = llama.TokenValueModel(scorer.cfg if scorer else cfg, "after")
     modules = ppo_models.Modules(llama.CausalLM(cfg), critic, scorer, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
     programs = ppo_programs.make(config, modules, mesh, optimizer, eos=0, prompt_width=P)

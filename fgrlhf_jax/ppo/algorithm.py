@@ -73,7 +73,7 @@ def predict(
     *,
     length: int,
     policy: llama.CausalLM,
-    critic: llama.RewardModel | None,
+    critic: llama.TokenValueModel | None,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probability, entropy and value of the last ``length`` columns, each float32[B, T].
@@ -123,7 +123,7 @@ def assess(
     micro: int,
     length: int,
     policy: llama.CausalLM,
-    critic: llama.RewardModel | None,
+    critic: llama.TokenValueModel | None,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """logprob_BT, ref_logprob_BT and value_BT of a rollout, in micro-batches of ``micro`` rows."""
@@ -147,7 +147,7 @@ def score(
     response_BT: jax.Array,
     *,
     micro: int,
-    model: llama.RewardModel,
+    model: llama.TokenValueModel,
     level: str,
     calibration: reward.Calibration,
 ) -> tuple[jax.Array, jax.Array]:
@@ -241,7 +241,7 @@ def losses(
     tokens: jax.Array,
     *,
     policy: llama.CausalLM,
-    critic: llama.RewardModel | None,
+    critic: llama.TokenValueModel | None,
     temperature: float,
     clip: float,
     value_clip: float,

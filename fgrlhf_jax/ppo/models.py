@@ -25,8 +25,8 @@ class Modules(NamedTuple):
     """
 
     policy: llama.CausalLM
-    critic: llama.RewardModel | None
-    scorer: llama.RewardModel | None
+    critic: llama.TokenValueModel | None
+    scorer: llama.TokenValueModel | None
     meta: reward_eval.Meta | None
 
 
@@ -50,7 +50,7 @@ def read_modules(config: ConfigDict) -> Modules:
     if config.critic == "shared":
         critic = None
     else:
-        critic = llama.RewardModel(scorer.cfg if scorer else policy.cfg, "after")
+        critic = llama.TokenValueModel(scorer.cfg if scorer else policy.cfg, "after")
     return Modules(policy, critic, scorer, meta)
 
 
@@ -92,7 +92,7 @@ def abstract_params(modules: Modules, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
     policy = llama.abstract_params(modules.policy, mesh)
     if modules.critic is None:
-        whole = llama.RewardModel(modules.policy.cfg, "after")
+        whole = llama.TokenValueModel(modules.policy.cfg, "after")
         head = llama.abstract_params(whole, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
     return {"policy": policy, "critic": llama.abstract_params(modules.critic, mesh)}

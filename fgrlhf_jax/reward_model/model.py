@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from fgrlhf_jax.functional import reward_losses
-from fgrlhf_jax.models.llama import RewardModel, positions_and_mask
+from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
 from fgrlhf_jax.runtime.optim import TrainState
 
 
@@ -36,14 +36,14 @@ def level_of(loss: str) -> str:
     return "sequence" if loss == "sequence" else "token"
 
 
-def token_values(params: dict, tokens_BS, mask_BS, *, model: RewardModel) -> jax.Array:
+def token_values(params: dict, tokens_BS, mask_BS, *, model: TokenValueModel) -> jax.Array:
     """Raw head output of every column, float32[B, S]; meaningless in padding."""
     return model.apply({"params": params}, tokens_BS, *positions_and_mask(mask_BS))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
 def score_tokens(
-    params: dict, tokens_BS, mask_BS, *, model: RewardModel, level: str
+    params: dict, tokens_BS, mask_BS, *, model: TokenValueModel, level: str
 ) -> jax.Array:
     """The reward of every token, before calibration.
 
@@ -102,7 +102,7 @@ def pair_losses(
     params: dict,
     batch: dict,
     *,
-    model: RewardModel,
+    model: TokenValueModel,
     loss: str,
     consistency_weight: float,
     center_weight: float,

@@ -43,7 +43,7 @@ class Meta:
 class Scorer:
     """A reward model ready for use."""
 
-    model: llama.RewardModel
+    model: llama.TokenValueModel
     params: dict
     tokenizer: PreTrainedTokenizerFast
     meta: Meta
@@ -57,7 +57,7 @@ class Scorer:
             )
 
 
-def make_model(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.RewardModel:
+def make_model(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValueModel:
     """The module for a loss; raises InputError for a state-action head on a sequence score.
 
     Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
@@ -66,7 +66,7 @@ def make_model(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.RewardMode
     level = reward.level_of(loss)
     if head == "state_action" and level == "sequence":
         raise InputError("model.head=state_action needs a token loss; use head=after")
-    return llama.RewardModel(cfg, kind=head, use_bias=level == "token")
+    return llama.TokenValueModel(cfg, kind=head, use_bias=level == "token")
 
 
 def save(folder: Path, scorer: Scorer) -> str:
@@ -94,7 +94,7 @@ def export_folder(path: str) -> Path:
     return folder / "export" if (folder / "export").is_dir() else folder
 
 
-def read_model(path: str, how: dict) -> tuple[llama.RewardModel, Meta]:
+def read_model(path: str, how: dict) -> tuple[llama.TokenValueModel, Meta]:
     """Module and meta data of a reward model in a run folder or its ``export``; no weights.
 
     Args:

@@ -112,7 +112,7 @@ def train_step(**settings) -> Callable:
     return functools.partial(reward.train_step, **settings)
 
 
-def abstract_state(model: llama.RewardModel, optimizer, mesh: Mesh) -> optim.TrainState:
+def abstract_state(model: llama.TokenValueModel, optimizer, mesh: Mesh) -> optim.TrainState:
     """Shapes, dtypes and shardings of the train state; allocates nothing."""
     params = llama.abstract_params(model, mesh)
     return supervised.abstract_state(params, optimizer, mesh)
@@ -123,7 +123,7 @@ def compile_step(abstract: optim.TrainState, batch: dict, mesh: Mesh, **settings
     return supervised.compile_step(train_step(**settings), abstract, batch, mesh)
 
 
-def initial_params(config: ConfigDict, model: llama.RewardModel, mesh: Mesh) -> dict:
+def initial_params(config: ConfigDict, model: llama.TokenValueModel, mesh: Mesh) -> dict:
     """Random parameters, but the backbone (and state-action table) of a checkpoint where given."""
     abstract = llama.abstract_params(model, mesh)
     path, loaded = config.model.path, {"backbone"} if config.model.path else set()

@@ -246,8 +246,8 @@ def test_positions_and_mask_are_the_drawing():
 
 MODULES = {
     "lm": llama.CausalLM(BASE),
-    "after": llama.RewardModel(BASE),
-    "state_action": llama.RewardModel(BASE, "state_action"),
+    "after": llama.TokenValueModel(BASE),
+    "state_action": llama.TokenValueModel(BASE, "state_action"),
 }
 
 
@@ -384,4 +384,4 @@ def test_impossible_configs_are_refused(wrong):
 
 def test_unknown_head_is_refused():
     with pytest.raises(ValueError, match="sideways"):
-        init(llama.RewardModel(BASE, "sideways"))
+        init(llama.TokenValueModel(BASE, "sideways"))

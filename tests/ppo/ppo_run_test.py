@@ -127,7 +127,7 @@ def test_the_export_is_the_last_policy(undisturbed):
     abstract = llama.abstract_params(llama.CausalLM(cfg), mesh)
     ours = hf_load.load_params(export, abstract)
     checkpoints = Checkpoints(undisturbed / "checkpoints")
-    critic = llama.abstract_params(llama.RewardModel(cfg, "after"), mesh)
+    critic = llama.abstract_params(llama.TokenValueModel(cfg, "after"), mesh)
     parts = {"params": {"policy": abstract, "critic": critic}}
     kept = checkpoints.restore(STEPS, parts)["params"]["policy"]
     checkpoints.close()
@@ -271,7 +271,7 @@ def test_frozen_parameters_of_either_part_stay_as_they_are():
     given = {"optimizer__freeze": "embed", "optimizer__warmup_steps": 0}
     config = cli.parse(["", *ppo_cases.flags(given)], ppo_cases.DEFAULT)
     optimizer, _ = ppo_programs.make_optimizer(config)
-    critic = tiny_cases.parameters(llama.RewardModel(ppo_cases.CFG, "after"))
+    critic = tiny_cases.parameters(llama.TokenValueModel(ppo_cases.CFG, "after"))
     params = {"policy": ppo_cases.policy_params(), "critic": critic}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     for path, update in tiny_cases.by_path(updates).items():

@@ -19,7 +19,7 @@ from fgrlhf_jax.runtime import optim, sharding
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 POLICY = llama.CausalLM(tiny_cases.CFG)
-CRITIC = llama.RewardModel(tiny_cases.CFG, "after")
+CRITIC = llama.TokenValueModel(tiny_cases.CFG, "after")
 PARAMS = {
     "policy": tiny_cases.parameters(POLICY, 1),
     "critic": tiny_cases.parameters(CRITIC, 2),

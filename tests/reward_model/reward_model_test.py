@@ -24,9 +24,9 @@ from fgrlhf_jax.runtime.optim import TrainState
 
 EOS = 2
 MODELS = {
-    "token": llama.RewardModel(tiny_cases.CFG),
-    "state_action": llama.RewardModel(tiny_cases.CFG, "state_action"),
-    "sequence": llama.RewardModel(tiny_cases.CFG, use_bias=False),
+    "token": llama.TokenValueModel(tiny_cases.CFG),
+    "state_action": llama.TokenValueModel(tiny_cases.CFG, "state_action"),
+    "sequence": llama.TokenValueModel(tiny_cases.CFG, use_bias=False),
 }
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 

@@ -38,7 +38,7 @@ def every_parameter() -> dict:
     args = (row, *llama.positions_and_mask(row == 0))
     rng = np.random.default_rng(0)
     tree = {}
-    for module in (llama.CausalLM(CFG), llama.RewardModel(CFG, "state_action")):
+    for module in (llama.CausalLM(CFG), llama.TokenValueModel(CFG, "state_action")):
         tree |= jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
     return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
 

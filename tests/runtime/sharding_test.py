@@ -53,8 +53,8 @@ FAMILIES = llama.SIZES | {
 }
 MODULES = {
     "lm": llama.CausalLM,
-    "after": llama.RewardModel,
-    "state_action": functools.partial(llama.RewardModel, kind="state_action"),
+    "after": llama.TokenValueModel,
+    "state_action": functools.partial(llama.TokenValueModel, kind="state_action"),
 }
 
 
@@ -75,7 +75,7 @@ class Run:
     metrics: list[dict]
 
 
-def model_of(loss: str) -> llama.RewardModel:
+def model_of(loss: str) -> llama.TokenValueModel:
     head = "after" if loss == "sequence" else "state_action"
     return reward_eval.make_model(tiny_cases.CFG, loss, head)
 
@@ -192,7 +192,7 @@ def test_every_parameter_lies_where_it_should(family, module):
 def test_nothing_large_is_whole_on_a_device(size, shape):
     mesh = sharding.make_mesh(shape)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    model = llama.RewardModel(llama.SIZES[size], "state_action")
+    model = llama.TokenValueModel(llama.SIZES[size], "state_action")
     state = reward_loop.abstract_state(model, optim.adamw(optax.constant_schedule(1e-5)), mesh)
     held = whole = 0
     for path, leaf in tiny_cases.by_path(state).items():

@@ -21,9 +21,9 @@ SHAPES = {
 }
 MODULES = {
     hf_load.LANGUAGE_MODEL: llama.CausalLM(CFG),
-    hf_load.TOKEN_REWARD: llama.RewardModel(CFG),
-    hf_load.SEQUENCE_REWARD: llama.RewardModel(CFG, use_bias=False),
-    hf_load.STATE_ACTION: llama.RewardModel(CFG, "state_action"),
+    hf_load.TOKEN_REWARD: llama.TokenValueModel(CFG),
+    hf_load.SEQUENCE_REWARD: llama.TokenValueModel(CFG, use_bias=False),
+    hf_load.STATE_ACTION: llama.TokenValueModel(CFG, "state_action"),
 }
 
 
