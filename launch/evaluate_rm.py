@@ -4,8 +4,8 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
                              [--config.output=FILE.json]
 """
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime import run_dir
@@ -24,7 +24,7 @@ def main(config) -> None:
     data = scorer.meta.data | {"overlong": config.overlong}
     data["max_length"] = reward_eval.length_limit(scorer, config.max_length)
     pairs = reward_eval.encode(rows, config.test, scorer.tokenizer, data)
-    buckets = batches.make_buckets(data["max_length"])
+    buckets = make_buckets(data["max_length"])
     predict = reward_eval.Predictor(
         scorer.model, scorer.meta.settings, scorer.mesh, buckets, config.batch_size
     )

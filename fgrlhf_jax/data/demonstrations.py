@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgrlhf_jax.data.records import Instruction, Record
-from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
 from fgrlhf_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Example:
+class Demonstration:
     """A prompt and its demonstration: int32[S], of which the first ``prompt_length`` are prompt."""
 
     tokens: np.ndarray
     prompt_length: int
 
 
-def encode_examples(
+def encode_demonstrations(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
@@ -34,7 +34,7 @@ def encode_examples(
     max_prompt_length: int,
     overlong: str = "truncate",
     append_eos: bool = True,
-) -> tuple[list[Example], dict[str, int]]:
+) -> tuple[list[Demonstration], dict[str, int]]:
     """Examples of the usable records, in order, and what became of the rest.
 
     "drop" leaves out a row whose prompt is longer than max_prompt_length or that is longer than
@@ -42,12 +42,7 @@ def encode_examples(
     EOS with it. A row whose output is empty is left out. Raises InputError for other records,
     settings that leave no room, and when nothing is left.
     """
-    _check_overlong(overlong)
-    if not 0 < max_prompt_length < max_length:
-        raise InputError(
-            f"max_prompt_length: {max_prompt_length} must be above 0 and below "
-            f"max_length {max_length}, to leave room for a response."
-        )
+    check_limits(overlong, max_prompt_length, max_length)
     names = ("kept", "dropped_empty", "dropped_overlong", "truncated")
     counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     examples = []
@@ -69,7 +64,9 @@ def encode_examples(
                 counts["dropped_overlong"] += 1
                 continue
             counts["truncated"] += 1
-        examples.append(Example(np.array(prompt + response[:room], np.int32), len(prompt)))
+        examples.append(
+            Demonstration(np.array(prompt + response[:room], np.int32), len(prompt))
+        )
     counts["kept"] = len(examples)
     if not examples:
         raise InputError(
@@ -80,8 +77,8 @@ def encode_examples(
     return examples, counts
 
 
-def pad_examples(
-    examples: Sequence[Example], bucket: int, batch_size: int | None = None
+def pad_demonstrations(
+    examples: Sequence[Demonstration], bucket: int, batch_size: int | None = None
 ) -> dict[str, np.ndarray]:
     """One batch, padded on the right to `bucket` columns.
 
@@ -101,53 +98,3 @@ def pad_examples(
         batch["mask_BS"][b, :end] = True
         batch["response_BS"][b, example.prompt_length : end] = True
     return batch
-
-
-def encode_prompts(
-    records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerFast",
-    *,
-    template: str,
-    max_prompt_length: int,
-    overlong: str,
-) -> tuple[list[list[int]], list[int], dict[str, int]]:
-    """Token ids of the usable prompts, the numbers of their records, and what became of the rest.
-
-    Any kind of record will do; its responses are not read. "drop" leaves out prompts longer than
-    max_prompt_length, "truncate" shortens them. Raises InputError when nothing is left.
-    """
-    _check_overlong(overlong)
-    prompts, rows = [], []
-    counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
-    for row, record in enumerate(records):
-        ids, cut = encode_prompt(
-            tokenizer, template, record.instruction, record.input, max_prompt_length
-        )
-        if cut and overlong == "drop":
-            counts["dropped_overlong"] += 1
-            continue
-        counts["truncated"] += cut
-        prompts.append(ids)
-        rows.append(row)
-    counts["kept"] = len(prompts)
-    if not prompts:
-        raise InputError(
-            f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}; "
-            "raise it, or set overlong='truncate'."
-        )
-    return prompts, rows, counts
-
-
-def _check_overlong(overlong: str) -> None:
-    if overlong not in ("drop", "truncate"):
-        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_BP int32 and mask_BP bool, padded on the left: a response follows the last column."""
-    tokens_BP = np.zeros((len(prompts), width), np.int32)
-    mask_BP = np.zeros((len(prompts), width), bool)
-    for b, ids in enumerate(prompts):
-        tokens_BP[b, width - len(ids) :] = ids
-        mask_BP[b, width - len(ids) :] = True
-    return tokens_BP, mask_BP

@@ -16,7 +16,7 @@ import numpy as np
 
 from fgrlhf_jax.data.alignment import Alignment, align
 from fgrlhf_jax.data.records import Edit, Preference, Record
-from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
 from fgrlhf_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,16 +48,6 @@ class Pair:
         return max(len(self.tokens_i), len(self.tokens_j))
 
 
-def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
-    """Raises InputError if the tokenizer can make an id that an embedding has no row for."""
-    needed = max(tokenizer.get_vocab().values()) + 1
-    if needed > vocab_size:
-        raise InputError(
-            f"tokenizer: its {needed} ids do not fit the model's vocabulary of {vocab_size}; "
-            "use the tokenizer that belongs to the checkpoint."
-        )
-
-
 def encode_pairs(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",
@@ -83,13 +73,7 @@ def encode_pairs(
     Raises InputError for a record that is no pair, settings that leave no room for a response,
     and when no pair is left.
     """
-    if overlong not in ("drop", "truncate"):
-        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
-    if not 0 < max_prompt_length < max_length:
-        raise InputError(
-            f"max_prompt_length: {max_prompt_length} must be above 0 and below "
-            f"max_length {max_length}, to leave room for a response."
-        )
+    check_limits(overlong, max_prompt_length, max_length)
     counts = {
         "rows": len(records),
         "kept": 0,
@@ -196,48 +180,6 @@ def span_labels(
         verbose=False,
     )["offset_mapping"]
     return np.array([inside[start:end].any() for start, end in offsets] + [False] * append_eos)
-
-
-def make_buckets(max_length: int, smallest: int = 64) -> tuple[int, ...]:
-    """`smallest` and its doublings below `max_length`, then `max_length` itself."""
-    buckets = []
-    while smallest < max_length:
-        buckets.append(smallest)
-        smallest *= 2
-    return (*buckets, max_length)
-
-
-def plan(
-    lengths: Sequence[int], batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
-) -> list[tuple[int, np.ndarray]]:
-    """The batches of one epoch: (bucket length, row indices int[batch_size]) in training order.
-
-    Each row goes to the shortest bucket that holds it. What does not fill a batch there moves
-    up to the next longer bucket; what is left of the longest is dropped for this epoch. So
-    every epoch has len(lengths) // batch_size batches and no row twice. A pure function: the
-    same (seed, epoch) gives the same plan, another epoch another order and other company.
-    Raises InputError if there are fewer rows than batch_size, or a row longer than any bucket.
-    """
-    lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
-    if len(lengths) < batch_size:
-        raise InputError(
-            f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
-            "lower it or give more data."
-        )
-    if lengths.max() > buckets[-1]:
-        raise InputError(
-            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; "
-            "raise max_length."
-        )
-    rng = np.random.default_rng((seed, epoch))
-    bucket_of_row = np.searchsorted(buckets, lengths)
-    batches, left = [], np.array([], int)
-    for index, bucket in enumerate(buckets):
-        rows = rng.permutation(np.concatenate([left, np.flatnonzero(bucket_of_row == index)]))
-        full = len(rows) // batch_size * batch_size
-        batches += [(int(bucket), batch) for batch in rows[:full].reshape(-1, batch_size)]
-        left = rows[full:]
-    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def pad_pairs(

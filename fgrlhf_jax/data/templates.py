@@ -6,10 +6,7 @@ written in it is spelt out, it never becomes the tokenizer's control token (the 
 own control tokens do).
 """
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from fgrlhf_jax.errors import InputError
 
@@ -31,6 +28,28 @@ _ALPACA_INPUT = (
 )
 
 
+def check_template(template: str, tokenizer: "PreTrainedTokenizerFast | None") -> None:
+    """Raises InputError for an unknown template, and for "chat" without a chat template."""
+    if template not in TEMPLATES:
+        raise InputError(f"template: {template!r} is not one of {', '.join(TEMPLATES)}.")
+    if template == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "template: the tokenizer has no chat template; choose 'alpaca' or 'plain', "
+            "or a model that has one."
+        )
+
+
+def check_limits(overlong: str, max_prompt_length: int, max_length: int | None = None) -> None:
+    """Raises InputError unless "drop" or "truncate", and where no response would have room."""
+    if overlong not in ("drop", "truncate"):
+        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
+    if max_length is not None and not 0 < max_prompt_length < max_length:
+        raise InputError(
+            f"max_prompt_length: {max_prompt_length} must be above 0 and below "
+            f"max_length {max_length}, to leave room for a response."
+        )
+
+
 def render(
     template: str, instruction: str, input: str, tokenizer: "PreTrainedTokenizerFast | None"
 ) -> str:
@@ -42,25 +61,18 @@ def render(
     one. Only "chat" uses the tokenizer. Raises InputError for an unknown template, and for
     "chat" when the tokenizer has no chat template.
     """
+    check_template(template, tokenizer)
     if template == "alpaca":
         text = _ALPACA_INPUT if input else _ALPACA
         return text.format(instruction=instruction, input=input)
     if template == "plain":
         return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
-    if template == "chat":
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "template: the tokenizer has no chat template; choose 'alpaca' or 'plain', "
-                "or a model that has one."
-            )
-        content = plain_text(instruction, input)
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
-        )
-    raise InputError(f"template: {template!r} is not one of {', '.join(TEMPLATES)}.")
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": plain_text(instruction, input)}],
+        tokenize=False,
+        add_generation_prompt=True,
+        date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
+    )
 
 
 def plain_text(instruction: str, input: str) -> str:
@@ -151,67 +163,3 @@ def encode_response(
     """Ids of a response, with the EOS id at the end if `append_eos`; no other special token."""
     ids = _text_ids(tokenizer, text)
     return [*ids, tokenizer.eos_token_id] if append_eos else ids
-
-
-def pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
-    """One string a token; together they are exactly what the tokenizer decodes, with specials.
-
-    A character whose bytes are spread over several tokens belongs to the one that completes it;
-    the tokens before it get an empty string.
-    """
-    ids = list(ids)
-
-    def decode(count):
-        return tokenizer.decode(
-            ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
-    # unfinished character decodes to U+FFFD, which the whole does not have there.
-    whole, cuts = decode(len(ids)), [0]
-    for count in range(1, len(ids)):
-        text, cut = decode(count), cuts[-1]
-        while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
-            cut += 1
-        cuts.append(cut)
-    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens, a function of `texts` only.
-
-    Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
-    token, as in LLaMA. Every text can be encoded and comes back unchanged. Raises InputError if
-    vocab_size cannot hold the 256 bytes.
-    """
-    from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
-
-    special = ["<unk>", "<s>", "</s>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(special) + len(alphabet):
-        raise InputError(
-            f"vocab_size: {vocab_size} is too small for a byte-level tokenizer; "
-            f"use at least {len(special) + len(alphabet)}."
-        )
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=special,
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    )

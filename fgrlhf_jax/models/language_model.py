@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from fgrlhf_jax.data import demonstrations
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
+from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
@@ -56,8 +57,8 @@ def answer(
     """
     cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
     model, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
-    batches.check_vocabulary(tokenizer, cfg.vocab_size)
-    ids, kept, counts = demonstrations.encode_prompts(
+    check_vocabulary(tokenizer, cfg.vocab_size)
+    ids, kept, counts = encode_prompts(
         records,
         tokenizer,
         template=template,
@@ -73,24 +74,17 @@ def answer(
             f"model's {cfg.max_position} positions; lower max_new_tokens or max_prompt_length"
         )
     made = sharding.make_mesh(mesh)
-    shards = made.shape["data"] * made.shape["fsdp"]
-    batch_size = -(-batch_size // shards) * shards
+    batch_size = sharding.round_batch_size(batch_size, made)
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(samples)]
-    # Prompts of similar length together: little padding, and rows that end at about the same time.
-    order = sorted(range(len(jobs)), key=lambda j: len(ids[jobs[j][0]]))
-    buckets = batches.make_buckets(width, 16)
+    lengths = [len(ids[prompt]) for prompt, _ in jobs]
+    planned = by_length(lengths, batch_size, make_buckets(width, 16))
     rows: list[dict] = [{}] * len(jobs)
     base = jax.random.key(seed)
     with jax.set_mesh(made):
         params = hf_load.load_params(path, llama.abstract_params(model, made))
-        for start in progress(range(0, len(jobs), batch_size)):
-            some = order[start : start + batch_size]
-            padded = [jobs[j] for j in [*some, *[some[-1]] * (batch_size - len(some))]]
-            prompts = [ids[prompt] for prompt, _ in padded]
-            longest = max(map(len, prompts))
-            arrays = demonstrations.pad_prompts(
-                prompts, min(b for b in buckets if b >= longest)
-            )
+        for batch in progress(planned):
+            padded = [jobs[j] for j in batch.filled]
+            arrays = pad_prompts([ids[prompt] for prompt, _ in padded], batch.width)
             numbers = np.array([[kept[prompt], sample] for prompt, sample in padded])
             keys = jax.vmap(jax.random.fold_in, (None, 0))(base, numbers[:, 0])
             keys = jax.vmap(jax.random.fold_in)(keys, numbers[:, 1])
@@ -107,7 +101,7 @@ def answer(
                 unroll=unroll,
             )
             out = sharding.to_host(out)
-            for b, j in enumerate(some):
+            for b, j in enumerate(batch.rows):
                 record, length = records[kept[jobs[j][0]]], int(out.length_B[b])
                 finished = bool(out.finished_B[b])
                 said = out.tokens_BT[b, : length - finished].tolist()

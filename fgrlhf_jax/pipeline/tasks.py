@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
@@ -228,7 +228,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
             scorer.model,
             scorer.meta.settings,
             scorer.mesh,
-            batches.make_buckets(data["max_length"], 32),
+            make_buckets(data["max_length"], 32),
             config.table_batch_size,
         )
         tables[name] = {}

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import demonstrations
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
+from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.ppo import models as ppo_models
@@ -190,13 +190,13 @@ def reward_model(config: ConfigDict) -> Outline:
         "center_weight": config.center_weight,
     }
     tokens = np.zeros(2, np.int32)
-    pair = batches.Pair(tokens, tokens, 1, tokens > 0, tokens > 0, tokens, 0)
+    pair = Pair(tokens, tokens, 1, tokens > 0, tokens > 0, tokens, 0)
     recipe = reward_loop.make_recipe(config, [pair] * config.batch_size, (length,), micro)
     state = reward_loop.abstract_state(model, recipe.optimizer, mesh)
     step = reward_loop.train_step(model=model, optimizer=recipe.optimizer, **settings)
     size = config.eval_batch_size or micro
     predict = reward_eval.Predictor(model, settings, mesh, (length,), size)
-    some = on_mesh(batches.pad_pairs([pair], length, predict.batch_size), mesh)
+    some = on_mesh(pad_pairs([pair], length, predict.batch_size), mesh)
     return supervised_outline(
         config,
         mesh,
@@ -214,14 +214,13 @@ def supervised_fine_tuning(config: ConfigDict) -> Outline:
     mesh, micro = supervised.check(config)
     cfg, length = supervised_shape(config)
     model = llama.CausalLM(cfg)
-    row = demonstrations.Example(np.zeros(2, np.int32), 1)
+    row = Demonstration(np.zeros(2, np.int32), 1)
     recipe = sft_loop.make_recipe(config, [row] * config.batch_size, (length,), micro)
     state = supervised.abstract_state(
         llama.abstract_params(model, mesh), recipe.optimizer, mesh
     )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-(config.eval_batch_size or micro) // shards) * shards
-    some = on_mesh(demonstrations.pad_examples([row], length, size), mesh)
+    size = sharding.round_batch_size(config.eval_batch_size or micro, mesh)
+    some = on_mesh(pad_demonstrations([row], length, size), mesh)
 
     def step(state, batch):
         return sft.train_step(state, batch, model=model, optimizer=recipe.optimizer)

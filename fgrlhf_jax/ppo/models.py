@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import scorer as reward_eval
@@ -61,7 +61,7 @@ def read_tokenizer(config: ConfigDict, modules: Modules):
       InputError: saying how they differ, when the reward model was made for other token ids.
     """
     tokenizer = hf_load.load_tokenizer(config.policy)
-    batches.check_vocabulary(tokenizer, modules.policy.cfg.vocab_size)
+    check_vocabulary(tokenizer, modules.policy.cfg.vocab_size)
     if config.reward_model and (modules.critic or not config.reward_function):
         other = hf_load.load_tokenizer(str(reward_eval.export_folder(config.reward_model)))
         check_same(tokenizer, other, config.policy, config.reward_model)

@@ -8,7 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import demonstrations, templates
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
+from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
 from fgrlhf_jax.ppo import algorithm as ppo
@@ -71,7 +73,7 @@ def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Pro
     """Prompts of records, saying how many were left out or cut; raises InputError when none is
     left."""
     try:
-        ids, kept, counts = demonstrations.encode_prompts(
+        ids, kept, counts = encode_prompts(
             rows,
             tokenizer,
             template=template(config, modules),
@@ -112,7 +114,7 @@ def roll_out(
     """
     clock = time.perf_counter()
     width = models.compiled["generate"].in_avals[0][1].shape[1]
-    arrays = demonstrations.pad_prompts(some.ids, width)
+    arrays = pad_prompts(some.ids, width)
     prompt_BP, mask_BP = sharding.put_batch(arrays, models.mesh)
     with jax.set_mesh(models.mesh):
         where = sharding.batch_sharding(models.mesh)
@@ -171,7 +173,7 @@ def call(
         function = user_function.load(name)
         tokens = None
         if user_function.wants(function, "tokens"):
-            tokens = [templates.pieces(models.tokenizer, one) for one in ids]
+            tokens = [token_texts(models.tokenizer, one) for one in ids]
         return user_function.call(
             function,
             name,
@@ -264,7 +266,7 @@ def evaluate(
                     "input": batch.records[b].input,
                     "output": texts[b],
                     "finished": bool(finished[b]),
-                    "tokens": templates.pieces(models.tokenizer, ids[b]),
+                    "tokens": token_texts(models.tokenizer, ids[b]),
                     "rewards": reward_BT[b, : len(ids[b])].tolist(),
                 }
             )

@@ -110,7 +110,7 @@ def pair_losses(
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
     Args:
-      batch: the arrays of ``batches.pad_pairs``.
+      batch: the arrays of ``pairs.pad_pairs``.
     """
     B, _, S = batch["tokens_B2S"].shape
     rows = lambda x: x.reshape(2 * B, S)  # noqa: E731

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.bucketing import by_length
+from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
@@ -26,7 +27,7 @@ KINDS = {"edits": records.Edit, "preferences": records.Preference}
 class Meta:
     """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``.
 
-    ``data`` are the arguments of ``batches.encode_pairs`` that it was trained with.
+    ``data`` are the arguments of ``encode_pairs`` that it was trained with.
     """
 
     head: str
@@ -150,7 +151,7 @@ def length_limit(scorer: Scorer, given: int) -> int:
 
 def encode(
     rows: list, source: str, tokenizer, data: dict, say: Callable[[str], None] = print
-) -> dict[str, list[batches.Pair]]:
+) -> dict[str, list[Pair]]:
     """Pairs by kind ("edits", "preferences"), saying what was left out.
 
     Raises:
@@ -168,7 +169,7 @@ def encode(
             continue
         numbers, group = zip(*group, strict=True)
         try:
-            encoded, counts = batches.encode_pairs(group, tokenizer, **data)
+            encoded, counts = encode_pairs(group, tokenizer, **data)
         except InputError as error:
             raise InputError(f"{source}: {kind}: {error}") from error
         # `row` counts within the kind; from here on it counts within the file.
@@ -182,26 +183,18 @@ class Predictor:
 
     def __init__(self, model, settings: dict, mesh: Mesh, buckets, batch_size: int):
         self.mesh, self.buckets = mesh, buckets
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.batch_size = -(-batch_size // shards) * shards
+        self.batch_size = sharding.round_batch_size(batch_size, mesh)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         step = functools.partial(reward.eval_step, model=model, **settings)
         self.step = jax.jit(step, out_shardings=whole)
         self.params = llama.abstract_params(model, mesh)
         self.compiled = {}
 
-    def plan(self, pairs: list[batches.Pair]) -> list[tuple[int, np.ndarray]]:
-        """(bucket, rows) of batches of similar length, in a fixed order."""
-        lengths = np.array([pair.length for pair in pairs])
-        order = np.argsort(lengths, kind="stable")
-        starts = range(0, len(order), self.batch_size)
-        chunks = [order[start : start + self.batch_size] for start in starts]
-        return [(min(b for b in self.buckets if b >= lengths[c].max()), c) for c in chunks]
-
-    def batches(self, pairs: list[batches.Pair]):
-        """(rows, host batch) of each planned batch."""
-        for bucket, rows in self.plan(pairs):
-            yield rows, batches.pad_pairs([pairs[r] for r in rows], bucket, self.batch_size)
+    def batches(self, pairs: list[Pair]):
+        """(rows, host batch) of batches of similar length, in a fixed order."""
+        lengths = [pair.length for pair in pairs]
+        for bucket, rows, _ in by_length(lengths, self.batch_size, self.buckets):
+            yield rows, pad_pairs([pairs[r] for r in rows], bucket, self.batch_size)
 
     def run(self, params, batch: dict):
         """The executable of this batch's shape, compiled at first use; None only compiles."""
@@ -215,10 +208,9 @@ class Predictor:
     def warm_up(self, pairs: dict[str, list]) -> None:
         """Compile every shape that ``pairs`` (by kind) need."""
         for group in pairs.values():
-            for bucket, rows in self.plan(group):
-                if bucket not in self.compiled:
-                    some = [group[r] for r in rows]
-                    self.run(None, batches.pad_pairs(some, bucket, self.batch_size))
+            for _, batch in self.batches(group):
+                if batch["tokens_B2S"].shape[-1] not in self.compiled:
+                    self.run(None, batch)
 
     def figures(self, params, pairs: dict[str, list]) -> dict[str, float]:
         """Mean loss and accuracy (of the score that the loss trains) over all kinds of pairs."""
@@ -259,7 +251,7 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
             spans = getattr(rows[pair.row], "error_spans", ())
             if spans:
                 text, append_eos = rows[pair.row].original, meta.data["append_eos"]
-                label = batches.span_labels(tokenizer, text, spans, append_eos)
+                label = span_labels(tokenizer, text, spans, append_eos)
                 values.append(one.value_j)
                 labels.append(label[: one.value_j.size])
         if values:

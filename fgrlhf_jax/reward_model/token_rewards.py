@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import Scorer
@@ -52,8 +53,7 @@ def score_rows(
       InputError: for a row without a response, or whose prompt leaves no room for one.
     """
     data = scorer.meta.data
-    shards = scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
-    batch_size = -(-batch_size // shards) * shards
+    batch_size = sharding.round_batch_size(batch_size, scorer.mesh)
     jobs = []  # (row, side, prompt length, ids)
     sides: list[list[Side]] = []
     for number, row in enumerate(rows):
@@ -88,15 +88,13 @@ def score_rows(
         for name, response, mask in zip(names, ids, changed, strict=True):
             truncated = cut or len(response) > room
             response = response[:room]
-            pieces = templates.pieces(scorer.tokenizer, response)
+            pieces = token_texts(scorer.tokenizer, response)
             sides[-1].append(Side(name, pieces, [], mask[:room].tolist(), truncated))
             jobs.append((number, len(sides[-1]) - 1, len(prompt), prompt + response))
 
-    jobs.sort(key=lambda job: len(job[3]))
-    buckets = batches.make_buckets(max_length)
-    for start in progress(range(0, len(jobs), batch_size)):
-        chunk = jobs[start : start + batch_size]
-        width = min(b for b in buckets if b >= len(chunk[-1][3]))
+    lengths = [len(ids) for *_, ids in jobs]
+    for batch in progress(by_length(lengths, batch_size, make_buckets(max_length))):
+        chunk, width = [jobs[row] for row in batch.rows], batch.width
         tokens_BS = np.zeros((batch_size, width), np.int32)
         real_BS, response_BS = np.zeros((2, batch_size, width), bool)
         real_BS[:, 0] = True  # rows that only fill the batch

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.bucketing import make_buckets
+from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
@@ -36,7 +37,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
     model = reward_eval.make_model(cfg, config.loss, config.model.head)
     data = config.data.to_dict()
-    buckets = batches.make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
     pairs = {
         name: reward_eval.encode(rows, name, tokenizer, data) for name, rows in sets.items()
     }
@@ -99,7 +100,7 @@ def make_recipe(
     return supervised.make_recipe(
         config,
         [pair.length for pair in pairs],
-        lambda rows, bucket: batches.pad_pairs([pairs[r] for r in rows], bucket),
+        lambda rows, bucket: pad_pairs([pairs[r] for r in rows], bucket),
         (getattr(pair, name) for pair in pairs for name in names),
         (getattr(pair, name) for pair in held for name in names),
         buckets,

@@ -65,6 +65,12 @@ def check_batch(mesh: Mesh, micro_batch: int) -> None:
         )
 
 
+def round_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """``batch_size`` rounded up to what the mesh's data and fsdp axes divide."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // shards) * shards
+
+
 def path_name(path) -> str:
     """``backbone/layers/attention/q/kernel`` for a key path of ``jax.tree_util``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -15,7 +15,7 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
     """Sums over the real response tokens of a batch: ``loss``, ``accuracy`` and ``tokens``.
 
     Args:
-      batch: the arrays of ``examples.pad_examples``.
+      batch: the arrays of ``demonstrations.pad_demonstrations``.
 
     Returns:
       float32 scalars: negative log-likelihood in nats, tokens that greedy decoding would have

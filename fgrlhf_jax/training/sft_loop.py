@@ -8,8 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import demonstrations
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.demonstrations import (
+    Demonstration,
+    encode_demonstrations,
+    pad_demonstrations,
+)
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.runtime import multihost, run_dir, sharding
@@ -36,11 +40,11 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
     model = llama.CausalLM(cfg)
     data = config.data.to_dict()
-    buckets = batches.make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
     encoded = {}
     for name, rows in sets.items():
         try:
-            encoded[name], counts = demonstrations.encode_examples(rows, tokenizer, **data)
+            encoded[name], counts = encode_demonstrations(rows, tokenizer, **data)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
@@ -91,12 +95,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     return result
 
 
-def make_recipe(config, rows: list[demonstrations.Example], buckets, micro_size: int, held=()):
+def make_recipe(config, rows: list[Demonstration], buckets, micro_size: int, held=()):
     """:func:`supervised.make_recipe` of demonstrations, and those ``held`` to validate on."""
     return supervised.make_recipe(
         config,
         [len(row.tokens) for row in rows],
-        lambda numbers, bucket: demonstrations.pad_examples([rows[n] for n in numbers], bucket),
+        lambda numbers, bucket: pad_demonstrations([rows[n] for n in numbers], bucket),
         (np.append(row.tokens, row.prompt_length) for row in rows),
         (np.append(row.tokens, row.prompt_length) for row in held),
         buckets,
@@ -114,14 +118,12 @@ def initial_params(config: ConfigDict, model: llama.CausalLM, mesh: Mesh) -> dic
 
 def figures(params: dict, *, rows: list, buckets, size: int, model, mesh: Mesh) -> dict:
     """Loss (nats a response token) and token accuracy over all ``rows``."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-size // shards) * shards
-    ordered = sorted(rows, key=lambda row: len(row.tokens))
+    size = sharding.round_batch_size(size, mesh)
+    lengths = [len(row.tokens) for row in rows]
     total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
-    for start in range(0, len(ordered), size):
-        some = ordered[start : start + size]
-        bucket = min(b for b in buckets if b >= len(some[-1].tokens))
-        batch = sharding.put_batch(demonstrations.pad_examples(some, bucket, size), mesh)
+    for bucket, numbers, _ in by_length(lengths, size, buckets):
+        padded = pad_demonstrations([rows[n] for n in numbers], bucket, size)
+        batch = sharding.put_batch(padded, mesh)
         with jax.set_mesh(mesh):
             sums = sharding.to_host(sft.eval_step(params, batch, model=model))
         total = {name: total[name] + float(sums[name]) for name in total}

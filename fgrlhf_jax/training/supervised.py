@@ -17,8 +17,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import pairs as batches
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.bucketing import plan_epoch
+from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.runtime import metric_log, multihost, optim, sharding
@@ -71,7 +71,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
         elif tokenizer is None:
             fields = (field for row in rows for field in dataclasses.asdict(row).items())
             texts = (text for name, text in fields if isinstance(text, str) and name != "id")
-            tokenizer = templates.train_tokenizer(texts, config.model.vocab_size)
+            tokenizer = train_tokenizer(texts, config.model.vocab_size)
         cfg = dataclasses.replace(
             llama.SIZES[config.model.size], vocab_size=len(tokenizer), **how
         )
@@ -81,7 +81,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             f"{' or '.join(RANDOM)} only, not {config.model.size!r}; "
             "give --config.model.path=FOLDER|HUB_ID|FILE.gguf"
         )
-    batches.check_vocabulary(tokenizer, cfg.vocab_size)
+    check_vocabulary(tokenizer, cfg.vocab_size)
     if config.data.max_length > cfg.max_position:
         raise InputError(
             f"data.max_length={config.data.max_length} is more than the model's "
@@ -112,7 +112,7 @@ def make_recipe(
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int):
-        return batches.plan(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
+        return plan_epoch(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
 
     per_epoch = len(plan(0))
     steps = config.steps or config.epochs * per_epoch

@@ -4,7 +4,7 @@ import bad_input_cases
 import data_cases
 import pytest
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from launch import data
 
 
@@ -82,7 +82,7 @@ BAD = {
 def test_bad_input(folder, monkeypatch, capsys, case):
     fields, message = BAD[case]
     if "TOKENIZER" in fields.values():
-        templates.train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
+        train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
     fields = {
         name: bad_input_cases.filled(value, {"TOKENIZER": "tokenizer"})
         for name, value in fields.items()

@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 from data_cases import ANSWER, FILES
 
-from fgrlhf_jax.data import describe, records, templates
+from fgrlhf_jax.data import describe, records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from launch import data
 from launch.shared import cli
 
@@ -97,7 +98,7 @@ def test_spread(lengths, expected):
 
 def test_tokens():
     """A letter or a line end is a token, <s> opens a prompt and </s> ends a response."""
-    tokenizer = templates.train_tokenizer(["Name a fruit.", "Fig"], 300)
+    tokenizer = train_tokenizer(["Name a fruit.", "Fig"], 300)
     rows = [("ab", "cdef"), ("abc", "d"), ("a", "")]  # 4 + 5, 5 + 2, 3
     read = [Instruction(prompt, "", output) for prompt, output in rows]
     for max_length, over in ((9, 0), (8, 1), (6, 2), (2, 3)):
@@ -117,7 +118,7 @@ def test_tokens():
 
 def test_tokens_on_the_command_line(folder, monkeypatch, capsys):
     texts = [text for row in FILES["edits.jsonl"] for text in row.values()]
-    templates.train_tokenizer(texts, 300).save_pretrained(folder / "tokenizer")
+    train_tokenizer(texts, 300).save_pretrained(folder / "tokenizer")
     fields = {"input": "edits.jsonl", "tokenizer": "tokenizer", "max_length": 20}
     found = figures(monkeypatch, capsys, **fields)["files"][0]["tokens"]
     assert found["rows_over_max_length"] == 2

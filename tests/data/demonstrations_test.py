@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data import demonstrations, records, templates
+from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data.demonstrations import (
+    Demonstration,
+    encode_demonstrations,
+    pad_demonstrations,
+)
+from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 
@@ -21,7 +27,7 @@ def rows(*pairs: tuple[str, str]) -> list[records.Instruction]:
 
 
 def encode(some, **changes):
-    return demonstrations.encode_examples(some, TOKENIZER, **(OPTIONS | changes))
+    return encode_demonstrations(some, TOKENIZER, **(OPTIONS | changes))
 
 
 A, B, C, D = tiny_world.vocabulary()[:4]
@@ -112,10 +118,10 @@ def test_what_cannot_be_used_is_refused(some, changes, says):
 def test_examples_are_padded_on_the_right_and_masks_come_from_lengths():
     """The tokens 0 and EOS are tokens like any other."""
     made = [
-        demonstrations.Example(np.array([0, 5, 0, EOS], np.int32), 2),
-        demonstrations.Example(np.array([7, EOS, 0], np.int32), 1),
+        Demonstration(np.array([0, 5, 0, EOS], np.int32), 2),
+        Demonstration(np.array([7, EOS, 0], np.int32), 1),
     ]
-    batch = demonstrations.pad_examples(made, 6, batch_size=4)
+    batch = pad_demonstrations(made, 6, batch_size=4)
     assert batch["tokens_BS"].tolist() == [
         [0, 5, 0, EOS, 0, 0],
         [7, EOS, 0, 0, 0, 0],
@@ -138,7 +144,7 @@ def test_examples_are_padded_on_the_right_and_masks_come_from_lengths():
         "response_BS": "bool",
         "weight_B": "float32",
     }
-    alone = demonstrations.pad_examples(made, 6)
+    alone = pad_demonstrations(made, 6)
     for name in batch:
         np.testing.assert_array_equal(alone[name], batch[name][:2])
 
@@ -150,7 +156,7 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
         records.Instruction(" ".join([A, B] * 9), "", ""),
         records.Instruction(f"{C} {D}", "", ""),
     ]
-    made, numbers, counts = demonstrations.encode_prompts(
+    made, numbers, counts = encode_prompts(
         some, TOKENIZER, template="plain", max_prompt_length=6, overlong=overlong
     )
     whole = [
@@ -177,7 +183,7 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
 )
 def test_prompts_that_cannot_be_used_are_refused(overlong, says):
     with pytest.raises(InputError, match=says):
-        demonstrations.encode_prompts(
+        encode_prompts(
             rows(SHORT, SHORT),
             TOKENIZER,
             template="plain",
@@ -187,7 +193,7 @@ def test_prompts_that_cannot_be_used_are_refused(overlong, says):
 
 
 def test_prompts_are_padded_on_the_left():
-    tokens, mask = demonstrations.pad_prompts([[0, 5, EOS], [EOS], [1, 2, 3, 4]], 4)
+    tokens, mask = pad_prompts([[0, 5, EOS], [EOS], [1, 2, 3, 4]], 4)
     assert tokens.tolist() == [[0, 0, 5, EOS], [0, 0, 0, EOS], [1, 2, 3, 4]]
     assert mask.tolist() == [
         [False, True, True, True],

@@ -8,10 +8,11 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
-from fgrlhf_jax.data.templates import encode_prompt, encode_response, train_tokenizer
+from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
 
 TEXTS = [
@@ -49,11 +50,11 @@ def smol(tokenizer, tmp_path_factory):
     return other
 
 
-def response(pair: batches.Pair, side: str) -> list[int]:
+def response(pair: Pair, side: str) -> list[int]:
     return getattr(pair, f"tokens_{side}")[pair.prompt_length :].tolist()
 
 
-def changed(pair: batches.Pair, side: str) -> np.ndarray:
+def changed(pair: Pair, side: str) -> np.ndarray:
     return getattr(pair, f"changed_{side}")[pair.prompt_length :]
 
 
@@ -62,7 +63,7 @@ def became(*numbers: int) -> list[tuple[str, int]]:
     return list(zip(names, numbers, strict=True))
 
 
-def words(tokenizer, pair: batches.Pair, side: str) -> list[str]:
+def words(tokenizer, pair: Pair, side: str) -> list[str]:
     """The changed words of a side."""
     ids = np.array(response(pair, side))[changed(pair, side)]
     return tokenizer.decode(ids).split()
@@ -75,7 +76,7 @@ def words(tokenizer, pair: batches.Pair, side: str) -> list[str]:
 def test_edits(request, name):
     """Any tokenizer: EOS is a response token, matched on both sides, whatever the pad token."""
     tokenizer = request.getfixturevalue(name)
-    pairs, counts = batches.encode_pairs(EDITS, tokenizer, **SETTINGS)
+    pairs, counts = encode_pairs(EDITS, tokenizer, **SETTINGS)
     assert list(counts.items()) == became(4, 4, 0, 0, 0)
     assert [pair.row for pair in pairs] == [0, 1, 2, 3]
     for pair, edit in zip(pairs, EDITS, strict=True):
@@ -110,8 +111,8 @@ def test_edits(request, name):
 
 
 def test_without_eos(tokenizer):
-    pairs, _ = batches.encode_pairs(EDITS, tokenizer, append_eos=False, **SETTINGS)
-    with_eos, _ = batches.encode_pairs(EDITS, tokenizer, **SETTINGS)
+    pairs, _ = encode_pairs(EDITS, tokenizer, append_eos=False, **SETTINGS)
+    with_eos, _ = encode_pairs(EDITS, tokenizer, **SETTINGS)
     for pair, longer in zip(pairs, with_eos, strict=True):
         for name in ("tokens_i", "tokens_j", "changed_i", "changed_j", "partner"):
             np.testing.assert_array_equal(getattr(pair, name), getattr(longer, name)[:-1])
@@ -119,7 +120,7 @@ def test_without_eos(tokenizer):
 
 def test_positional_alignment(tokenizer):
     edit = EDITS[2]
-    pairs, _ = batches.encode_pairs([edit], tokenizer, alignment="positional", **SETTINGS)
+    pairs, _ = encode_pairs([edit], tokenizer, alignment="positional", **SETTINGS)
     ids = [encode_response(tokenizer, text, True) for text in (edit.edited, edit.original)]
     wanted = align(*ids, method="positional")
     np.testing.assert_array_equal(changed(pairs[0], "i"), wanted.changed_i)
@@ -129,7 +130,7 @@ def test_positional_alignment(tokenizer):
 
 def test_preferences(tokenizer):
     """The preferred output is side i, and every response token counts: Eq. 4 is Eq. 3."""
-    pairs, counts = batches.encode_pairs(PREFERENCES, tokenizer, **SETTINGS)
+    pairs, counts = encode_pairs(PREFERENCES, tokenizer, **SETTINGS)
     assert counts["kept"] == 2
     for pair, better, worse in zip(
         pairs,
@@ -148,7 +149,7 @@ def test_preferences(tokenizer):
 
 def test_edits_and_preferences_together(tokenizer):
     mixed = [EDITS[0], PREFERENCES[0], EDITS[1]]
-    pairs, _ = batches.encode_pairs(mixed, tokenizer, **SETTINGS)
+    pairs, _ = encode_pairs(mixed, tokenizer, **SETTINGS)
     assert [pair.row for pair in pairs] == [0, 1, 2]
     assert [(pair.partner >= 0).any() for pair in pairs] == [True, False, True]
 
@@ -170,7 +171,7 @@ def long_edits() -> list[Edit]:
 
 def test_overlong_rows_are_dropped_and_counted(tokenizer):
     settings = SETTINGS | {"max_length": 24, "max_prompt_length": 12}
-    pairs, counts = batches.encode_pairs(long_edits(), tokenizer, **settings)
+    pairs, counts = encode_pairs(long_edits(), tokenizer, **settings)
     assert [pair.row for pair in pairs] == [0]
     assert list(counts.items()) == became(6, 1, 5, 0, 0)
 
@@ -178,7 +179,7 @@ def test_overlong_rows_are_dropped_and_counted(tokenizer):
 def test_overlong_rows_are_truncated_and_counted(tokenizer):
     edits = long_edits()
     settings = SETTINGS | {"max_length": 24, "max_prompt_length": 12, "overlong": "truncate"}
-    pairs, counts = batches.encode_pairs(edits, tokenizer, **settings)
+    pairs, counts = encode_pairs(edits, tokenizer, **settings)
     assert [pair.row for pair in pairs] == [0, 1, 3, 4, 5]
     assert list(counts.items()) == became(6, 5, 0, 4, 1)
     for pair in pairs:
@@ -213,17 +214,17 @@ def test_overlong_rows_are_truncated_and_counted(tokenizer):
 
 
 def test_exact_fit_is_not_overlong(tokenizer):
-    whole, _ = batches.encode_pairs(EDITS[:1], tokenizer, **SETTINGS)
+    whole, _ = encode_pairs(EDITS[:1], tokenizer, **SETTINGS)
     fits = SETTINGS | {"max_length": whole[0].length}
     fits["max_prompt_length"] = whole[0].prompt_length
     for overlong in ("drop", "truncate"):
-        pairs, counts = batches.encode_pairs(EDITS[:1], tokenizer, overlong=overlong, **fits)
+        pairs, counts = encode_pairs(EDITS[:1], tokenizer, overlong=overlong, **fits)
         assert counts["kept"] == 1
         assert counts["truncated"] == 0
         np.testing.assert_array_equal(pairs[0].tokens_i, whole[0].tokens_i)
     for name in ("max_length", "max_prompt_length"):
         with pytest.raises(InputError, match="1 longer than"):
-            batches.encode_pairs(EDITS[:1], tokenizer, **fits | {name: fits[name] - 1})
+            encode_pairs(EDITS[:1], tokenizer, **fits | {name: fits[name] - 1})
 
 
 def test_pairs_without_a_gradient_are_dropped_and_counted(smol, tmp_path):
@@ -239,7 +240,7 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol, tmp_path):
         Preference("write", "", tail + "bad", tail + "good", 1),
     ]
     settings = SETTINGS | {"max_length": 24, "max_prompt_length": 12, "overlong": "truncate"}
-    pairs, counts = batches.encode_pairs(rows, tokenizer, **settings)
+    pairs, counts = encode_pairs(rows, tokenizer, **settings)
     assert [pair.row for pair in pairs] == [0]
     assert list(counts.items()) == became(4, 1, 0, 0, 3)
 
@@ -248,23 +249,21 @@ def test_unusable_records_and_settings(tokenizer):
     with pytest.raises(
         InputError, match="not from Instruction rows; give a file with original"
     ):
-        batches.encode_pairs([Instruction("a", "", "b")], tokenizer, **SETTINGS)
+        encode_pairs([Instruction("a", "", "b")], tokenizer, **SETTINGS)
     with pytest.raises(InputError, match=r"no pair is left of 4 rows \(4 longer than"):
-        batches.encode_pairs(
-            EDITS, tokenizer, template="alpaca", max_length=9, max_prompt_length=8
-        )
+        encode_pairs(EDITS, tokenizer, template="alpaca", max_length=9, max_prompt_length=8)
     with pytest.raises(InputError, match="overlong: 'keep' is neither 'drop' nor 'truncate'"):
-        batches.encode_pairs(EDITS, tokenizer, overlong="keep", **SETTINGS)
+        encode_pairs(EDITS, tokenizer, overlong="keep", **SETTINGS)
     for length in (0, 64, 65):
         with pytest.raises(InputError, match=f"max_prompt_length: {length} must be"):
-            batches.encode_pairs(EDITS, tokenizer, **SETTINGS | {"max_prompt_length": length})
+            encode_pairs(EDITS, tokenizer, **SETTINGS | {"max_prompt_length": length})
 
 
 def test_vocabulary(tokenizer):
-    batches.check_vocabulary(tokenizer, len(tokenizer))
-    batches.check_vocabulary(tokenizer, len(tokenizer) + 7)
+    check_vocabulary(tokenizer, len(tokenizer))
+    check_vocabulary(tokenizer, len(tokenizer) + 7)
     with pytest.raises(InputError, match=rf"its {len(tokenizer)} ids do not fit .* of 300"):
-        batches.check_vocabulary(tokenizer, 300)
+        check_vocabulary(tokenizer, 300)
 
 
 # --- span_labels ------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ def test_span_labels(request, name, append_eos):
         for part in parts:
             start = text.index(part)
             spans.append((max(start - margin, 0), start + len(part) + margin))
-        labels = batches.span_labels(tokenizer, text, spans, append_eos)
+        labels = span_labels(tokenizer, text, spans, append_eos)
         assert labels.dtype == bool
         assert labels.shape == (len(ids),)
         return tokenizer.decode(np.array(ids, int)[labels]).strip()
@@ -295,7 +294,7 @@ def test_span_labels(request, name, append_eos):
     assert marked("漢") == "漢"
     assert marked("bad") == "bad"
     assert marked("</s>") == "</s>"
-    assert batches.span_labels(tokenizer, "bad film", [(0, 8)], append_eos).tolist() == [
+    assert span_labels(tokenizer, "bad film", [(0, 8)], append_eos).tolist() == [
         *[True] * len(encode_response(tokenizer, "bad film", False)),
         *[False] * append_eos,
     ]
@@ -304,7 +303,7 @@ def test_span_labels(request, name, append_eos):
 def test_span_inside_a_token_marks_it(tokenizer):
     text = "the actors"
     start = text.index("ctor")
-    labels = batches.span_labels(tokenizer, text, [(start, start + 4)], True)
+    labels = span_labels(tokenizer, text, [(start, start + 4)], True)
     ids = np.array(encode_response(tokenizer, text, True))
     assert "ctor" in tokenizer.decode(ids[labels])
     assert "the" not in tokenizer.decode(ids[labels])
@@ -318,9 +317,9 @@ def test_span_inside_a_token_marks_it(tokenizer):
 def test_padding(request, name, bucket):
     """Every array, cell by cell; also where pad and EOS are one id and 0 is a token."""
     tokenizer = request.getfixturevalue(name)
-    pairs, _ = batches.encode_pairs([*EDITS, *PREFERENCES], tokenizer, **SETTINGS)
+    pairs, _ = encode_pairs([*EDITS, *PREFERENCES], tokenizer, **SETTINGS)
     pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0)
-    batch = batches.pad_pairs(pairs, bucket)
+    batch = pad_pairs(pairs, bucket)
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "tokens_B2S": ((6, 2, bucket), "int32"),
         "mask_B2S": ((6, 2, bucket), "bool"),
@@ -345,13 +344,13 @@ def test_padding(request, name, bucket):
 
 
 def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):
-    pairs, _ = batches.encode_pairs(EDITS, tokenizer, **SETTINGS)
-    batch = batches.pad_pairs(pairs[:3], 32, batch_size=5)
+    pairs, _ = encode_pairs(EDITS, tokenizer, **SETTINGS)
+    batch = pad_pairs(pairs[:3], 32, batch_size=5)
     assert batch["weight_B"].tolist() == [1, 1, 1, 0, 0]
-    for name, array in batches.pad_pairs(pairs[:3], 32).items():
+    for name, array in pad_pairs(pairs[:3], 32).items():
         np.testing.assert_array_equal(batch[name][:3], array)
     # They hold a real row: an empty one would divide by its length of 0.
     assert batch["response_B2S"].any(axis=-1).all()
     for count, size in ((0, 2), (3, 2)):
         with pytest.raises(AssertionError, match=f"{count} pairs for {size} rows"):
-            batches.pad_pairs(pairs[:count], 32, batch_size=size)
+            pad_pairs(pairs[:count], 32, batch_size=size)

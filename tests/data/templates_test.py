@@ -4,7 +4,8 @@ import pytest
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.templates import encode_prompt, encode_response, render, train_tokenizer
+from fgrlhf_jax.data.templates import encode_prompt, encode_response, render
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 
 WORDS = (

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.functional.pair_metrics import Scored
 
@@ -157,7 +157,7 @@ def test_unpad_gives_back_what_was_padded():
     for row, (prompt, length_i, length_j) in enumerate([(2, 3, 5), (1, 4, 1), (3, 1, 2)]):
         none = np.full(prompt, NO)
         pairs.append(
-            batches.Pair(
+            Pair(
                 rng.integers(0, 9, prompt + length_i).astype(np.int32),
                 rng.integers(0, 9, prompt + length_j).astype(np.int32),
                 prompt,
@@ -167,7 +167,7 @@ def test_unpad_gives_back_what_was_padded():
                 row,
             )
         )
-    batch = batches.pad_pairs(pairs, 10, batch_size=5)
+    batch = pad_pairs(pairs, 10, batch_size=5)
     value_B2S = rng.standard_normal((5, 2, 10)).astype(np.float32)
     found = pair_metrics.unpad(value_B2S, batch)
     assert len(found) == 3  # the two rows that only fill the batch are gone

@@ -12,7 +12,8 @@ import pytest
 import tiny_cases
 from bad_input_cases import FLAGS, TRAIN, USE, contents, filled, only
 
-from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
@@ -53,7 +54,7 @@ def data(tmp_path_factory) -> Path:
 def tokenizer(data):
     rows = records.read(str(data / "train.jsonl"))
     texts = [text for row in rows for text in (row.instruction, row.original, row.edited)]
-    return templates.train_tokenizer(texts, CFG.vocab_size)
+    return train_tokenizer(texts, CFG.vocab_size)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import rm
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
@@ -78,8 +78,8 @@ def test_train_step_of_a_variant(model, loss):
 
     micro = config.micro_batch_size or config.batch_size
     tokens = np.arange(3, dtype=np.int32)
-    pair = batches.Pair(tokens, tokens, 1, tokens > 1, tokens > 1, tokens - 1, 0)
-    one = batches.pad_pairs([pair], config.data.max_length)
+    pair = Pair(tokens, tokens, 1, tokens > 1, tokens > 1, tokens - 1, 0)
+    one = pad_pairs([pair], config.data.max_length)
     batch = {
         name: jax.ShapeDtypeStruct(
             (config.batch_size // micro, micro, *value.shape[1:]), value.dtype

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
@@ -34,7 +34,7 @@ def abstract(cfg):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    tokenizer = templates.train_tokenizer(["the cat sat on the mat", "a dog ate 12 cats"], 300)
+    tokenizer = train_tokenizer(["the cat sat on the mat", "a dog ate 12 cats"], 300)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     return tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, random_params, same, save, tokenizer
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 
@@ -29,7 +29,7 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
     import torch
     import transformers
 
-    words = templates.train_tokenizer(["the cat sat on the mat"], 300)
+    words = train_tokenizer(["the cat sat on the mat"], 300)
     words.pad_token = words.eos_token if pad == "eos" else None
     texts = ["the cat sat on the mat", "a dog", "mat"]
     for architecture, auto in (

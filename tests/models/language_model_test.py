@@ -8,7 +8,8 @@ import numpy as np
 import ppo_cases
 import pytest
 
-from fgrlhf_jax.data import demonstrations, records
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import language_model, llama
 from fgrlhf_jax.tiny_world import datasets as tiny_world
@@ -124,7 +125,7 @@ def test_the_log_probability_is_that_of_the_whole_response(policy):
     ids = {ppo_cases.TOKENIZER.decode([n]): n for n in range(len(ppo_cases.TOKENIZER))}
     model = ppo_cases.POLICY
     params = ppo_cases.policy_params()
-    prompts, _, _ = demonstrations.encode_prompts(
+    prompts, _, _ = encode_prompts(
         ROWS, ppo_cases.TOKENIZER, template="plain", max_prompt_length=16, overlong="drop"
     )
 

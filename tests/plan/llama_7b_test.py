@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import rm
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
@@ -30,7 +30,7 @@ def recipe_7b(loss: str, mesh):
     length = config.data.max_length
     marks = np.arange(length) > 99
     tokens = np.arange(length, dtype=np.int32)
-    pair = batches.Pair(tokens, tokens, 100, marks, marks, np.full(length, -1, np.int32), 0)
+    pair = Pair(tokens, tokens, 100, marks, marks, np.full(length, -1, np.int32), 0)
     micro = config.micro_batch_size or config.batch_size
     recipe = reward_loop.make_recipe(config, [pair] * config.batch_size, (length,), micro)
     batch = {

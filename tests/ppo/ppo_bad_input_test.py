@@ -12,7 +12,8 @@ import ppo_cases
 import pytest
 from bad_input_cases import GENERATE, PPO, PPO_FLAGS, SFT, contents, filled, only
 
-from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.training import sft_loop
 from launch import generate, ppo, sft
@@ -41,7 +42,7 @@ def data(world, tmp_path_factory) -> Path:
     records.write_jsonl(folder / "edits.jsonl", edits)
     asked = [records.Instruction(edit.instruction, "", "") for edit in edits]
     records.write_jsonl(folder / "asked.jsonl", asked)
-    other = templates.train_tokenizer([edit.original for edit in edits], 300)
+    other = train_tokenizer([edit.original for edit in edits], 300)
     ppo_cases.save_reward_model(folder / "other", "token_edit", other)
     end = tiny_world.tokenizer()
     end.eos_token = "<s>"

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import token_texts, train_tokenizer
 from fgrlhf_jax.report import heatmap
 
 TEXTS = [
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    return templates.train_tokenizer(TEXTS * 3, 330)
+    return train_tokenizer(TEXTS * 3, 330)
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
@@ -60,7 +60,7 @@ def decode(tokenizer, ids):
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_add_up(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    pieces = templates.pieces(tokenizer, ids)
+    pieces = token_texts(tokenizer, ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == decode(tokenizer, ids)
     assert pieces[-1] == "</s>"
@@ -70,7 +70,7 @@ def test_pieces_of_text_come_back_whole():
     tokenizer = byte_level()
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(templates.pieces(tokenizer, ids)) == text
+        assert "".join(token_texts(tokenizer, ids)) == text
 
 
 def test_pieces_of_any_ids_add_up(tokenizer):
@@ -78,15 +78,15 @@ def test_pieces_of_any_ids_add_up(tokenizer):
     rng = np.random.default_rng(0)
     for _ in range(200):
         ids = rng.integers(0, len(tokenizer), rng.integers(0, 12)).tolist()
-        pieces = templates.pieces(tokenizer, ids)
+        pieces = token_texts(tokenizer, ids)
         assert len(pieces) == len(ids)
         assert "".join(pieces) == decode(tokenizer, ids)
 
 
 def test_a_character_belongs_to_the_token_that_completes_it():
-    tokenizer = templates.train_tokenizer(["ab"], 259)  # bytes only
+    tokenizer = train_tokenizer(["ab"], 259)  # bytes only
     ids = tokenizer("a😀b", add_special_tokens=False)["input_ids"]
-    assert templates.pieces(tokenizer, ids) == ["a", "", "", "", "😀", "b"]
+    assert token_texts(tokenizer, ids) == ["a", "", "", "", "😀", "b"]
 
 
 def make_side(label="edited", tokens=("Good", " film"), rewards=(0.5, -0.25), changed=(1, 0)):

@@ -12,7 +12,7 @@ import pytest
 import tiny_cases
 
 from configs import rm
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import llama
@@ -327,7 +327,7 @@ def test_rows_that_only_fill_a_batch_do_not_count():
     step = jax.jit(functools.partial(reward.eval_step, **settings))
 
     def sums(pairs):
-        batch = batches.pad_pairs(pairs, 14, batch_size=4)
+        batch = pad_pairs(pairs, 14, batch_size=4)
         found, values = step(params_of("token"), batch)
         assert values.shape == (4, 2, 14)
         return np.array([found["loss"], found["accuracy"]], np.float64)

@@ -13,6 +13,7 @@ from configs import score as score_config
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, write_jsonl
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @functools.cache
 def tokenizer():
-    return templates.train_tokenizer(TEXTS, 300)
+    return train_tokenizer(TEXTS, 300)
 
 
 @functools.cache

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
@@ -333,7 +333,7 @@ def shapes(config) -> set[tuple]:
     data = config.data.to_dict()
     smallest = data.pop("smallest_bucket")
     pairs = reward_eval.encode(rows, "train", tokenizer, data)["edits"]
-    buckets = batches.make_buckets(config.data.max_length, smallest)
+    buckets = make_buckets(config.data.max_length, smallest)
     recipe = reward_loop.make_recipe(config, pairs, buckets, config.micro_batch_size)
     return {recipe.batch(step)["tokens_B2S"].shape for step in range(3 * EVAL_EVERY)}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
@@ -43,7 +43,7 @@ def random_params(module, seed=0):
 
 @functools.cache
 def tokenizer():
-    return templates.train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
+    return train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
 
 
 def save(folder: Path, architecture=hf_load.LANGUAGE_MODEL, module=None, **how):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.data import pairs as batches
 from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import sharding
 
@@ -41,7 +41,7 @@ def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.nda
     return tokens, mask
 
 
-def pairs(seed: int, count: int, vocab: int = 64) -> list[batches.Pair]:
+def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
     """Edits of responses of 1 to 8 tokens behind prompts of 1 to 3, each changing something."""
     rng = np.random.default_rng(seed)
     made = []
@@ -57,7 +57,7 @@ def pairs(seed: int, count: int, vocab: int = 64) -> list[batches.Pair]:
         none = np.zeros(prompt.size, bool)
         partner = np.where(edit.partner_i >= 0, edit.partner_i + prompt.size, -1)
         made.append(
-            batches.Pair(
+            Pair(
                 tokens_i=np.concatenate([prompt, edited]).astype(np.int32),
                 tokens_j=np.concatenate([prompt, original]).astype(np.int32),
                 prompt_length=prompt.size,
@@ -71,6 +71,6 @@ def pairs(seed: int, count: int, vocab: int = 64) -> list[batches.Pair]:
 
 
 def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
-    """``batches.pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
-    padded = batches.pad_pairs(pairs(seed, int(np.prod(shape))), columns)
+    """``pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
+    padded = pad_pairs(pairs(seed, int(np.prod(shape))), columns)
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in padded.items()}

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fgrlhf_jax.data.templates import encode_response, train_tokenizer
+from fgrlhf_jax.data.templates import encode_response
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks as tiny_tasks
 from fgrlhf_jax.tiny_world import words as tiny_words

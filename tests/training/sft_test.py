@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.data import demonstrations
+from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
@@ -22,14 +22,14 @@ OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def texts(seed: int) -> list[demonstrations.Example]:
+def texts(seed: int) -> list[Demonstration]:
     """Prompts of 1 to 3 tokens, responses of 1 to 8, none as long as another."""
     rng = np.random.default_rng(seed)
     made = []
     for length in range(1, 9):
         prompt = int(rng.integers(1, 4))
         tokens = rng.integers(0, 64, prompt + length).astype(np.int32)
-        made.append(demonstrations.Example(tokens, prompt))
+        made.append(Demonstration(tokens, prompt))
     return made
 
 
@@ -48,18 +48,18 @@ def read(tokens) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(x, np.float64) for x in outputs(padded))
 
 
-def hit(example: demonstrations.Example) -> demonstrations.Example:
+def hit(example: Demonstration) -> Demonstration:
     """The same with some tokens that greedy decoding would have taken."""
     tokens = example.tokens.copy()
     for t in range(example.prompt_length, len(tokens), 2):
         tokens[t] = read(tokens)[1][t - 1].argmax()
-    return demonstrations.Example(tokens, example.prompt_length)
+    return Demonstration(tokens, example.prompt_length)
 
 
 TEXTS = [hit(one) if n % 2 else one for n, one in enumerate(texts(0))]
 
 
-def by_hand(some: list[demonstrations.Example]) -> tuple[float, int, int]:
+def by_hand(some: list[Demonstration]) -> tuple[float, int, int]:
     """Loss, greedy hits and tokens, one text at a time, in float64."""
     loss, hits, count = 0.0, 0, 0
     for one in some:
@@ -97,12 +97,12 @@ def learn(batch, optimizer=OPTIMIZER):
 
 def stacked(some, parts: int, rows: int = 8) -> dict:
     """A batch in micro-batches: [A, B, ...]."""
-    batch = demonstrations.pad_examples(some, 12, rows)
+    batch = pad_demonstrations(some, 12, rows)
     return {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
 def test_loss_and_accuracy_equal_a_loop_over_single_texts():
-    found = sums(demonstrations.pad_examples(TEXTS, 12))
+    found = sums(pad_demonstrations(TEXTS, 12))
     loss, hits, tokens = by_hand(TEXTS)
     assert 0 < hits < tokens == 36
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
@@ -112,8 +112,8 @@ def test_loss_and_accuracy_equal_a_loop_over_single_texts():
 
 @pytest.mark.parametrize("fill", [0, 2, 63])
 def test_padding_of_any_length_and_content_changes_nothing(fill):
-    base = sums(demonstrations.pad_examples(TEXTS, 12))
-    batch = demonstrations.pad_examples(TEXTS, 16)
+    base = sums(pad_demonstrations(TEXTS, 12))
+    batch = pad_demonstrations(TEXTS, 16)
     batch["tokens_BS"] = np.where(batch["mask_BS"], batch["tokens_BS"], fill).astype(np.int32)
     chex.assert_trees_all_close(sums(batch), base, rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_padding_of_any_length_and_content_changes_nothing(fill):
 def test_only_the_response_is_learned():
     """The output layer sees the error of every response token, and nothing else."""
     one = next(one for one in TEXTS if one.prompt_length > 1 and len(one.tokens) > 5)
-    batch = demonstrations.pad_examples([one], 12, 8)
+    batch = pad_demonstrations([one], 12, 8)
     tokens = len(one.tokens) - one.prompt_length
     assert sums(batch)["tokens"] == tokens
     states, logits = read(one.tokens)
@@ -138,7 +138,7 @@ def test_only_the_response_is_learned():
 def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
     """However many micro-batches there are: not the mean of their means."""
     state, figures = learn(stacked(TEXTS, parts))
-    grads = gradient(PARAMS, demonstrations.pad_examples(TEXTS, 12))
+    grads = gradient(PARAMS, pad_demonstrations(TEXTS, 12))
     expected = jax.tree.map(lambda p, g: p - g, PARAMS, grads)
     chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
     loss, hits, tokens = by_hand(TEXTS)
@@ -154,7 +154,7 @@ def test_rows_of_weight_0_count_nothing():
     """Neither in the sums, nor in the update, nor in what its mean is over."""
     some = TEXTS[:5]
     loss, hits, tokens = by_hand(some)
-    batch = demonstrations.pad_examples(some, 12, 8)
+    batch = pad_demonstrations(some, 12, 8)
     assert sums(batch) == pytest.approx({"loss": loss, "accuracy": hits, "tokens": tokens})
     for parts in (1, 4):  # of 4, one has no other row
         state, figures = learn(stacked(some, parts))

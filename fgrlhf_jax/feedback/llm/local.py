@@ -17,8 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fgrlhf_jax.data import demonstrations, templates
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.prompts import pad_prompts
+from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import END, LENGTH, Refused, Reply, Request
 from fgrlhf_jax.models import hf_load, llama, sampling
@@ -55,13 +57,12 @@ def ask_local(
         model = str(Path(model, "export"))
     cfg = dataclasses.replace(hf_load.read_config(model), dtype=dtype)
     lm, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(model)
-    batches.check_vocabulary(tokenizer, cfg.vocab_size)
+    check_vocabulary(tokenizer, cfg.vocab_size)
     template = template or _template(model, tokenizer)
-    templates.render(template, "a", "", tokenizer)  # raises where it has no such template
+    templates.check_template(template, tokenizer)
     made = sharding.make_mesh(mesh)
-    shards = made.shape["data"] * made.shape["fsdp"]
-    batch_size = -(-batch_size // shards) * shards
-    buckets = batches.make_buckets(max_prompt_length, 16)
+    batch_size = sharding.round_batch_size(batch_size, made)
+    buckets = make_buckets(max_prompt_length, 16)
     base = jax.random.key(seed)
     with jax.set_mesh(made):
         params = hf_load.load_params(model, llama.abstract_params(lm, made))
@@ -79,12 +80,10 @@ def ask_local(
             return Refused(f"the prompt has {len(ids)} tokens, more than {room}")
         return ids
 
-    def sample(some: list[tuple[Request, list[int]]]) -> list[Reply]:
+    def sample(padded: list[tuple[Request, list[int]]], width: int) -> list[Reply]:
         """One batch, of requests that differ in their prompts only."""
-        padded = [*some, *[some[-1]] * (batch_size - len(some))]
-        longest, first = max(len(ids) for _, ids in some), some[0][0]
-        width = min(bucket for bucket in buckets if bucket >= longest)
-        arrays = demonstrations.pad_prompts([ids for _, ids in padded], width)
+        first = padded[0][0]
+        arrays = pad_prompts([ids for _, ids in padded], width)
         words = np.array([_words(request) for request, _ in padded])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(base, words[:, 0])
         keys = jax.vmap(jax.random.fold_in)(keys, words[:, 1])
@@ -101,7 +100,7 @@ def ask_local(
             )
             out = sharding.to_host(out)
         replies = []
-        for b, (_, ids) in enumerate(some):
+        for b, (_, ids) in enumerate(padded):
             length, finished = int(out.length_B[b]), bool(out.finished_B[b])
             said = out.tokens_BT[b, : length - finished].tolist()
             text = tokenizer.decode(said, skip_special_tokens=False)
@@ -111,18 +110,16 @@ def ask_local(
     def send(requests: Sequence[Request]) -> list[Reply | Refused]:
         replies = [encode(request) for request in requests]  # ids, until they are replaced
         alike: dict[tuple, list[int]] = {}
-        for number in sorted(
-            (n for n, ids in enumerate(replies) if not isinstance(ids, Refused)),
-            key=lambda n: len(replies[n]),
-        ):
-            request = requests[number]
-            alike.setdefault((request.max_tokens, request.temperature), []).append(number)
+        for number, ids in enumerate(replies):
+            if not isinstance(ids, Refused):
+                request = requests[number]
+                alike.setdefault((request.max_tokens, request.temperature), []).append(number)
         for numbers in alike.values():
-            for start in range(0, len(numbers), batch_size):
-                some = numbers[start : start + batch_size]
-                said = sample([(requests[n], replies[n]) for n in some])
-                for number, reply in zip(some, said, strict=True):
-                    replies[number] = reply
+            lengths = [len(replies[number]) for number in numbers]
+            for width, rows, filled in by_length(lengths, batch_size, buckets):
+                batch = [(requests[numbers[row]], replies[numbers[row]]) for row in filled]
+                for row, reply in zip(rows, sample(batch, width), strict=False):
+                    replies[numbers[row]] = reply
         return replies
 
     return send

@@ -8,7 +8,8 @@ import bad_input_cases
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
@@ -225,7 +226,7 @@ def launch(**fields) -> None:
 def test_the_command(written, tmp_path, capsys):
     aside = [{"reason": "cut"}, {"reason": "rejected: 400: long"}]
     records.write_jsonl(durable.aside(written), aside)
-    templates.train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
+    train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
     for name in ("report.json", "report.html"):
         launch(input=written, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
     out = capsys.readouterr().out

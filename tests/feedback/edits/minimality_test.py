@@ -6,6 +6,7 @@ import random
 import pytest
 
 from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 
@@ -68,7 +69,7 @@ def test_tokens_have_a_ratio_of_their_own():
     found = minimality.measure("abc", "abd", encode=lambda text: [ord(c) for c in text])
     assert found.word_change_ratio == 1
     assert found.token_change_ratio == pytest.approx(2 / 6)
-    tokenizer = templates.train_tokenizer(["one two three"] * 3, 280)
+    tokenizer = train_tokenizer(["one two three"] * 3, 280)
     encoded = minimality.measure(
         "one two three",
         "one three",

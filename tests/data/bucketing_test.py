@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data import pairs as batches
+from fgrlhf_jax.data.bucketing import by_length, make_buckets, plan_epoch
 from fgrlhf_jax.errors import InputError
 
 
@@ -18,7 +18,7 @@ from fgrlhf_jax.errors import InputError
     ],
 )
 def test_buckets(max_length, smallest, buckets):
-    assert batches.make_buckets(max_length, smallest) == buckets
+    assert make_buckets(max_length, smallest) == buckets
 
 
 @pytest.mark.parametrize("rows", [8, 9, 61, 200])
@@ -28,7 +28,7 @@ def test_plan(rows, batch_size):
     buckets = (16, 32, 64, 100)
     seen = set()
     for epoch in range(5):
-        plan = batches.plan(lengths, batch_size, buckets, seed=3, epoch=epoch)
+        plan = plan_epoch(lengths, batch_size, buckets, seed=3, epoch=epoch)
         assert len(plan) == rows // batch_size
         chosen = np.concatenate([batch for _, batch in plan])
         assert len(chosen) == len(set(chosen)) == rows // batch_size * batch_size
@@ -50,7 +50,7 @@ def test_plan_is_a_function_of_seed_and_epoch():
     lengths = np.random.default_rng(0).integers(1, 101, size=90)
 
     def order(seed, epoch):
-        plan = batches.plan(lengths, 8, (32, 100), seed=seed, epoch=epoch)
+        plan = plan_epoch(lengths, 8, (32, 100), seed=seed, epoch=epoch)
         return [(bucket, *batch.tolist()) for bucket, batch in plan]
 
     assert order(0, 0) == order(0, 0)
@@ -68,15 +68,24 @@ def test_every_row_is_met_over_the_epochs():
     lengths = np.random.default_rng(0).integers(1, 101, size=45)
     met = set()
     for epoch in range(12):
-        for _, batch in batches.plan(lengths, 8, (32, 64, 100), seed=0, epoch=epoch):
+        for _, batch in plan_epoch(lengths, 8, (32, 64, 100), seed=0, epoch=epoch):
             met |= set(batch.tolist())
     assert met == set(range(45))
 
 
 def test_plan_refuses():
     with pytest.raises(InputError, match="batch_size: 4 is more than the 3 rows"):
-        batches.plan([5, 5, 5], 4, (8,), seed=0, epoch=0)
+        plan_epoch([5, 5, 5], 4, (8,), seed=0, epoch=0)
     with pytest.raises(InputError, match="batch_size: 4 is more than the 0 rows"):
-        batches.plan([], 4, (8,), seed=0, epoch=0)
+        plan_epoch([], 4, (8,), seed=0, epoch=0)
     with pytest.raises(InputError, match="a row of 9 tokens fits no bucket up to 8"):
-        batches.plan([5, 9, 5], 2, (4, 8), seed=0, epoch=0)
+        plan_epoch([5, 9, 5], 2, (4, 8), seed=0, epoch=0)
+
+
+def test_by_length():
+    lengths = [5, 3, 9, 3, 1, 9, 2]
+    batches = by_length(lengths, 3, (4, 8, 9))
+    assert [batch.width for batch in batches] == [4, 9, 9]
+    assert [batch.rows.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5]]
+    assert [batch.filled.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 5, 5]]
+    assert by_length([], 3, (4,)) == []

@@ -1,0 +1,88 @@
+"""Batches of few fixed shapes from rows of any length: a compiled step sees no new shape.
+
+A bucket is a number of columns that a batch is padded to. Training shuffles rows within their
+buckets (:func:`plan_epoch`); evaluation and sampling take them by length (:func:`by_length`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fgrlhf_jax.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Which rows are computed together.
+
+    Attributes:
+      width: columns to pad to, one of the buckets.
+      rows: int[n], row numbers, n at most the batch size.
+      filled: int[batch size], the same, the last one repeated where the batch is not full.
+    """
+
+    width: int
+    rows: np.ndarray
+    filled: np.ndarray
+
+
+def make_buckets(max_length: int, smallest: int = 64) -> tuple[int, ...]:
+    """``smallest`` and its doublings below ``max_length``, then ``max_length`` itself."""
+    buckets = []
+    while smallest < max_length:
+        buckets.append(smallest)
+        smallest *= 2
+    return (*buckets, max_length)
+
+
+def by_length(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -> list[Batch]:
+    """Batches that cover all rows once, shortest first, each in the shortest bucket that holds it.
+
+    Little is padded this way, and sampled rows end at about the same time. Rows of one length stay
+    in their order.
+    """
+    lengths = np.asarray(lengths, int)
+    order = np.argsort(lengths, kind="stable")
+    batches = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = min(bucket for bucket in buckets if bucket >= lengths[rows[-1]])
+        filled = np.pad(rows, (0, batch_size - len(rows)), mode="edge")
+        batches.append(Batch(width, rows, filled))
+    return batches
+
+
+def plan_epoch(
+    lengths: Sequence[int], batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of one epoch: (bucket, row numbers int[batch_size]) in training order.
+
+    Each row goes to the shortest bucket that holds it. What does not fill a batch there moves up to
+    the next longer bucket; what is left of the longest is dropped for this epoch. So every epoch
+    has ``len(lengths) // batch_size`` batches and no row twice. A pure function: the same (seed,
+    epoch) gives the same plan, another epoch another order and other company.
+
+    Raises:
+      InputError: for fewer rows than ``batch_size``, or a row longer than any bucket.
+    """
+    lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
+    if len(lengths) < batch_size:
+        raise InputError(
+            f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
+            "lower it or give more data."
+        )
+    if lengths.max() > buckets[-1]:
+        raise InputError(
+            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; "
+            "raise max_length."
+        )
+    rng = np.random.default_rng((seed, epoch))
+    bucket_of_row = np.searchsorted(buckets, lengths)
+    batches, left_over = [], np.array([], int)
+    for index, bucket in enumerate(buckets):
+        rows = np.concatenate([left_over, np.flatnonzero(bucket_of_row == index)])
+        rows = rng.permutation(rows)
+        full = len(rows) // batch_size * batch_size
+        batches += [(int(bucket), batch) for batch in rows[:full].reshape(-1, batch_size)]
+        left_over = rows[full:]
+    return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,0 +1,61 @@
+"""Prompts to answer: records to token ids, and ids to left-padded batches.
+
+B rows, P columns of a prompt.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fgrlhf_jax.data.records import Record
+from fgrlhf_jax.data.templates import check_limits, encode_prompt
+from fgrlhf_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def encode_prompts(
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    template: str,
+    max_prompt_length: int,
+    overlong: str,
+) -> tuple[list[list[int]], list[int], dict[str, int]]:
+    """Token ids of the usable prompts, the numbers of their records, and what became of the rest.
+
+    Any kind of record will do; its responses are not read. "drop" leaves out prompts longer than
+    max_prompt_length, "truncate" shortens them. Raises InputError when nothing is left.
+    """
+    check_limits(overlong, max_prompt_length)
+    prompts, rows = [], []
+    counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
+    for row, record in enumerate(records):
+        ids, cut = encode_prompt(
+            tokenizer, template, record.instruction, record.input, max_prompt_length
+        )
+        if cut and overlong == "drop":
+            counts["dropped_overlong"] += 1
+            continue
+        counts["truncated"] += cut
+        prompts.append(ids)
+        rows.append(row)
+    counts["kept"] = len(prompts)
+    if not prompts:
+        raise InputError(
+            f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}; "
+            "raise it, or set overlong='truncate'."
+        )
+    return prompts, rows, counts
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_BP int32 and mask_BP bool, padded on the left: a response follows the last column."""
+    tokens_BP = np.zeros((len(prompts), width), np.int32)
+    mask_BP = np.zeros((len(prompts), width), bool)
+    for b, ids in enumerate(prompts):
+        tokens_BP[b, width - len(ids) :] = ids
+        mask_BP[b, width - len(ids) :] = True
+    return tokens_BP, mask_BP

@@ -1,0 +1,85 @@
+"""Tokenizers: training a small one, the text of each token, and whether one fits a model."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from fgrlhf_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+    """Raises InputError if the tokenizer can make an id that an embedding has no row for."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > vocab_size:
+        raise InputError(
+            f"tokenizer: its {needed} ids do not fit the model's vocabulary of {vocab_size}; "
+            "use the tokenizer that belongs to the checkpoint."
+        )
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
+    """One string a token; together they are exactly what the tokenizer decodes, with specials.
+
+    A character whose bytes are spread over several tokens belongs to the one that completes it;
+    the tokens before it get an empty string.
+    """
+    ids = list(ids)
+
+    def decode(count):
+        return tokenizer.decode(
+            ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
+    # unfinished character decodes to U+FFFD, which the whole does not have there.
+    whole, cuts = decode(len(ids)), [0]
+    for count in range(1, len(ids)):
+        text, cut = decode(count), cuts[-1]
+        while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
+            cut += 1
+        cuts.append(cut)
+    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, a function of `texts` only.
+
+    Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
+    token, as in LLaMA. Every text can be encoded and comes back unchanged. Raises InputError if
+    vocab_size cannot hold the 256 bytes.
+    """
+    from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
+
+    special = ["<unk>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(special) + len(alphabet):
+        raise InputError(
+            f"vocab_size: {vocab_size} is too small for a byte-level tokenizer; "
+            f"use at least {len(special) + len(alphabet)}."
+        )
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
