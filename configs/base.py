@@ -224,15 +224,16 @@ def pipeline() -> ConfigDict:
     config.table_batch_size = 64
     config.heatmaps = 3
 
-    # The config of each command, and the flags that differ ("a__b" is --config.a.b).
+    # The config of each command, and flags that differ from it: "steps=20,kl.coef=0.1".
     for stage in ("sft", "rm", "imitate", "ppo"):
         config[stage] = ConfigDict()
         config[stage].config = ""
-        config[stage].flags = ConfigDict()
+        config[stage].defaults = ""  # of the config
+        config[stage].flags = ""  # yours, which are added to the defaults and win
     config.sft.devices = 0  # CPU devices that share the batches of SFT; 0 is what JAX finds
 
     config.run_arms = "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle"
-    config.arms = ConfigDict()  # flags of one arm
+    config.arms = ConfigDict()  # the same for one arm; its flags win over those of ppo
     for arm in (
         "ppo_rlhf",
         "fine_grained",
@@ -242,5 +243,5 @@ def pipeline() -> ConfigDict:
         "oracle",
         "edits_then_token",
     ):
-        config.arms[arm] = ConfigDict()
+        config.arms[arm] = ConfigDict({"defaults": "", "flags": ""})
     return config

@@ -17,6 +17,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, language_model
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch import sft
 from launch.shared import cli, embedded
 
 CHOICES = {
@@ -46,7 +47,7 @@ def main(config) -> None:
     else:
         rows = tiny_world.instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
-    model = config.model or embedded.policy()
+    model = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
     own = hf_load.learned_template(model)
     options["template"] = config.template or own or "alpaca"
     made = language_model.answer(

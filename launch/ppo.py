@@ -16,6 +16,7 @@ from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime import run_dir as run_folder
+from launch import sft, train_rm
 from launch.shared import cli, embedded
 
 CHOICES = {
@@ -74,8 +75,11 @@ def main(config) -> None:
             train, validation = records.split(train, config.validation_share, config.seed)
     else:
         check_embedded(config)
-        config.policy = embedded.policy()
-        config.reward_model = embedded.reward_model(config.level)
+        loss = "sequence" if config.level == "sequence" else "token_edit"
+        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
+        config.reward_model = embedded.ensure_trained(
+            train_rm.main, f"configs/rm.py:tiny,{loss}"
+        )
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)

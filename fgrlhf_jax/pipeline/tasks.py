@@ -19,6 +19,7 @@ from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.models import hf_load, language_model
+from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
 from fgrlhf_jax.runtime import metric_log, run_dir, user_function
@@ -29,6 +30,29 @@ from fgrlhf_jax.tiny_world import people as tiny_people
 FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
 REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
+TASKS = ("data", "feedback", "answers", "tables")
+
+
+def run_task(config: ConfigDict) -> None:
+    """Do ``config.task``, NAME or NAME:SEED, with the config of the run folder."""
+    folder = Path(config.run_dir)
+    name, _, seed = config.task.partition(":")
+    if name not in TASKS:
+        raise InputError(f"task={config.task!r}: is not one of {', '.join(TASKS)}")
+    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    arms, home = select_arms(config), folder / f"seed_{seed}"
+    if name == "data":
+        make_data(config, folder)
+    elif name == "feedback":
+        make_feedback(config, folder, int(seed))
+    elif name == "tables":
+        models = {model: str(home / model) for model in select_reward_models(arms)}
+        make_tables(config, folder, int(seed), models)
+    else:
+        policies = {arm: str(home / arm / "export") for arm in arms}
+        # The last one: its file says that all are there.
+        policies["sft"] = str(folder / "sft" / "export")
+        make_answers(config, folder, int(seed), policies)
 
 
 def make_data(config: ConfigDict, folder: Path) -> None:

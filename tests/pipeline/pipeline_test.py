@@ -1,11 +1,8 @@
 """The pipeline: every command that it would type is one that exists, and its files fit together."""
 
 import dataclasses
-import importlib
 import itertools
 import json
-import re
-from pathlib import Path
 
 import pytest
 
@@ -13,16 +10,13 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import tasks as study
+from fgrlhf_jax.pipeline.arms import ARMS, select_arms, select_reward_models
+from fgrlhf_jax.pipeline.commands import build_stages
 from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
-from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world import datasets as tiny_world
-from launch import pipeline
 from launch.shared import cli
-
-FILES = {"files__edits": "edits.jsonl", "files__preferences": "preferences.jsonl"}
-GIVEN = {"tiny": {}, "study": {}, "cad": FILES, "llama_7b": FILES}
 
 
 def get(variant="tiny", **fields):
@@ -33,168 +27,12 @@ def get(variant="tiny", **fields):
     return config
 
 
-@pytest.mark.parametrize("variant", ["tiny", "study", "cad", "llama_7b"])
-def test_every_command_is_understood(variant):
-    config = get(variant, **GIVEN[variant])
-    made = pipeline.make_stages(config, Path("run"))
-    names = [stage.name for stage in made]
-    assert len(set(names)) == len(names)
-    assert len({stage.output for stage in made}) == len(made)
-    for number, stage in enumerate(made):
-        assert set(stage.needs) <= set(names[:number]), stage.name
-        module = importlib.import_module(stage.command[0])
-        parsed = cli.parse(list(stage.command), "configs/pipeline.py:tiny")
-        if hasattr(module, "check"):
-            module.check(parsed)
-
-
-def test_every_seed_and_arm_has_its_stages():
-    made = pipeline.make_stages(get("study"), Path("run"))
-    arms = get("study").run_arms.split(",")
-    for seed, arm in itertools.product(range(3), arms):
-        (stage,) = [s for s in made if s.name == f"seed_{seed}/{arm}"]
-        assert f"--config.seed={seed}" in stage.command
-    (start,) = [s for s in made if s.name == "seed_1/edits_then_token"]
-    assert "--config.policy=run/seed_1/sft_edits/export" in start.command
-    assert "--config.reward_model=run/seed_1/rm_state_action" in start.command
-    (literal,) = [s for s in made if s.name == "seed_1/kl_outside"]
-    assert "--config.kl.in_reward=False" in literal.command
-
-
-@pytest.mark.parametrize("variant", ["tiny", "cad", "llama_7b"])
-def test_every_command_makes_its_prompts_alike(variant):
-    """What was learned under one template would else be measured under another."""
-    ours = {"template": "chat", "max_prompt_length": 17, "max_new_tokens": 9}
-    made = pipeline.make_stages(get(variant, **ours, **GIVEN[variant]), Path("run"))
-    for stage in made:
-        fields = dict(
-            word.removeprefix("--config.").split("=", 1) for word in stage.command[1:]
-        )
-        where = "" if stage.command[0] == "launch.generate" else "data."
-        if stage.command[0] != "launch.pipeline":
-            assert fields[f"{where}template"] == "chat", stage.name
-            assert fields[f"{where}max_prompt_length"] == "17", stage.name
-        if stage.command[0] in ("launch.generate", "launch.ppo"):
-            assert fields[f"{where}max_new_tokens"] == "9", stage.name
-
-
 def test_a_policy_of_another_template_is_not_measured(tmp_path):
     records.write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
     learned = {"fgrlhf": {"data": {"template": "plain"}}}
     (tmp_path / "config.json").write_text(json.dumps(learned))
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
         study.make_answers(get(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        (
-            {"ppo__flags": {"seed": 3}},
-            "seed=3: the pipeline sets this flag of launch.ppo itself",
-        ),
-        ({"ppo__flags": {"judge": "a:b"}}, "itself; give --config.judge=…"),
-        ({"ppo__flags": {"data__max_new_tokens": 9}}, "give --config.max_new_tokens=…"),
-        ({"ppo__flags": {"reward_model": "mine"}}, "launch.ppo itself; drop it"),
-        ({"arms__oracle": {"prompts": "mine"}}, "prompts=mine: the pipeline sets this flag"),
-        (
-            {"sft__flags": {"data__template": "chat"}},
-            "launch.sft itself; give --config.template",
-        ),
-        ({"rm__flags": {"run_dir": "x"}}, "launch.train_rm itself; give --config.run_dir=…"),
-        (
-            {"imitate__flags": {"train": "x"}},
-            "train=x: the pipeline sets this flag of launch.sft",
-        ),
-    ],
-)
-def test_a_flag_that_would_be_in_vain(fields, says):
-    config = get()
-    with config.unlocked():
-        for name, flags in fields.items():
-            group, _, last = name.partition("__")
-            config[group][last].update(flags)
-    with pytest.raises(InputError, match=re.escape(says)):
-        pipeline.make_stages(config, Path("run"))
-
-
-def test_twins_are_not_started_together():
-    """Side by side, both would compile the same programs."""
-    names = [stage.name for stage in pipeline.make_stages(get(), Path("run"))]
-    trained = [name.removeprefix("seed_0/") for name in names if name.startswith("seed_0/")]
-    assert trained[1:] == [  # after the samples
-        *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
-        *("rm_token", "fine_grained_token", "oracle"),
-    ]
-
-
-def test_an_arms_own_flags_win():
-    config = get()
-    with config.unlocked():
-        config.ppo.flags.gamma = 0.5
-        config.arms.oracle.gamma = 0.9
-    made = {s.name: s.command for s in pipeline.make_stages(config, Path("run"))}
-    assert "--config.gamma=0.9" in made["seed_0/oracle"]
-    assert "--config.gamma=0.5" in made["seed_0/ppo_rlhf"]
-
-
-@pytest.mark.parametrize("variant", ["tiny", "llama_7b"])
-def test_tiny_models_stay_off_the_accelerators(variant, monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    config = get(variant, **GIVEN[variant])
-    wanted = {"tiny": "cpu", "llama_7b": None}[variant]
-    assert config.workers == 1 or wanted
-    for stage in pipeline.make_stages(config, Path("run")):
-        assert stage.environment.get("JAX_PLATFORMS") == wanted
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # whoever says so knows better
-    for stage in pipeline.make_stages(config, Path("run")):
-        assert "JAX_PLATFORMS" not in stage.environment
-
-
-def test_a_run_from_before_goes_on_on_other_platforms(tmp_path):
-    config = get(run_dir=str(tmp_path))
-    before = json.loads(config.to_json())
-    del before["platforms"]
-    (tmp_path / "metrics.jsonl").touch()
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    run_folder.check_run(config)
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        *(
-            (
-                {f"files__{name}": "x.jsonl"},
-                f"files.{name} is given to a config of the embedded",
-            )
-            for name in ("sft", "edits", "edits_validation", "preferences", "prompts", "test")
-        ),
-        ({"template": "fancy"}, "template='fancy' is not one of alpaca, chat, plain"),
-        (
-            {"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"},
-            "asks for tokens, which responses",
-        ),
-    ],
-)
-def test_what_a_pipeline_cannot_use(fields, says, tmp_path):
-    with pytest.raises(InputError, match=re.escape(says)):
-        pipeline.main(get(run_dir=str(tmp_path / "run"), **fields))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"run_arms": "ppo"}, "'ppo' is not one of"),
-        ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
-        ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
-        ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
-    ],
-)
-def test_arms_that_cannot_be(fields, says):
-    with pytest.raises(InputError, match=says):
-        pipeline.chosen(get(**fields))
 
 
 SIZES = {"sft": 40, "feedback": 60, "ppo": 20, "validation": 20, "test": 30}
@@ -254,7 +92,7 @@ def leave(path, arms: dict[str, str]) -> None:
         (home / "answers").mkdir(exist_ok=True)
         answers = {"sampled": rows, "greedy": rows}
         (home / "answers" / f"{arm}.json").write_text(json.dumps(answers))
-        if pipeline.ARMS.get(arm, pipeline.ARMS["sft_edits"]).reward:
+        if ARMS.get(arm, ARMS["sft_edits"]).reward:
             (home / arm).mkdir()
             (home / arm / "finished.json").write_text(json.dumps({"step": 2}))
             curve = [
@@ -300,9 +138,9 @@ def test_without_reward_models(folder, arm):
     config, path = folder
     with config.unlocked():
         config.run_arms = arm
-    chosen = pipeline.chosen(config)
-    assert pipeline.models_of(chosen) == {}
-    made = {stage.name: stage for stage in pipeline.make_stages(config, path)}
+    chosen = select_arms(config)
+    assert select_reward_models(chosen) == {}
+    made = {stage.name: stage for stage in build_stages(config, path)}
     assert made["tables:1"].needs == ("feedback:1",)
     arms = {"sft": "SFT"} | {name: one.label for name, one in chosen.items()}
     leave(path, arms)

@@ -165,8 +165,7 @@ COMMANDS = {
 
 def test_every_command_refuses_a_folder_in_use(hold, monkeypatch, capsys, tmp_path):
     """On the embedded data too, which would be the first that it writes."""
-    monkeypatch.setattr(embedded, "policy", lambda: str(tmp_path))
-    monkeypatch.setattr(embedded, "reward_model", lambda level: str(tmp_path))
+    monkeypatch.setattr(embedded, "ensure_trained", lambda main, spec: str(tmp_path))
     folders = {module: tmp_path / module.__name__ for module in COMMANDS}
     holder = hold(*folders.values())
     before = bad_input_cases.contents(tmp_path)

@@ -1,0 +1,258 @@
+"""The commands of a study: each one exists, understands its flags, and runs after what it needs."""
+
+import importlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline.arms import select_arms
+from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
+from fgrlhf_jax.runtime import run_dir
+from launch import pipeline
+from launch.shared import cli
+
+RUN = Path("run")
+VARIANTS = {
+    "tiny": {},
+    "study": {},
+    "cad": {"files.edits": "edits.jsonl"},
+    "llama_7b": {"files.edits": "edits.jsonl", "files.preferences": "preferences.jsonl"},
+}
+
+
+def make_config(variant="tiny", **fields):
+    """The config of a variant with fields such as ``ppo__flags``."""
+    overrides = VARIANTS[variant] | {name.replace("__", "."): v for name, v in fields.items()}
+    words = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return cli.parse(["", *words], f"configs/pipeline.py:{variant}")
+
+
+def fields_of(stage) -> dict[str, str]:
+    return dict(word.removeprefix("--config.").split("=", 1) for word in stage.command[2:])
+
+
+def commands_of(config) -> dict[str, dict[str, str]]:
+    """The fields that every stage sets, by its name."""
+    return {stage.name: fields_of(stage) for stage in build_stages(config, RUN)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_command_is_understood(variant):
+    stages = build_stages(make_config(variant), RUN)
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len({stage.output for stage in stages}) == len(names)
+    for number, stage in enumerate(stages):
+        assert set(stage.needs) <= set(names[:number]), stage.name
+        importlib.import_module(stage.command[0])
+    pipeline.check_commands(stages)
+
+
+def test_every_seed_and_arm_has_its_stages():
+    config = make_config("study")
+    commands = commands_of(config)
+    for seed, arm in itertools.product(range(3), config.run_arms.split(",")):
+        assert commands[f"seed_{seed}/{arm}"]["seed"] == str(seed)
+    start = commands["seed_1/edits_then_token"]
+    assert start["policy"] == "run/seed_1/sft_edits/export"
+    assert start["reward_model"] == "run/seed_1/rm_state_action"
+    assert commands["seed_1/kl_outside"]["kl.in_reward"] == "False"
+    assert commands["seed_1/rm_state_action"]["model.head"] == "state_action"
+
+
+@pytest.mark.parametrize("variant", ["tiny", "cad"])
+def test_every_command_makes_its_prompts_alike(variant):
+    """What was learned under one template would else be measured under another."""
+    config = make_config(variant, template="chat", max_prompt_length=17, max_new_tokens=9)
+    for stage in build_stages(config, RUN):
+        fields, command = fields_of(stage), stage.command[0]
+        prefix = "" if command == "launch.generate" else "data."
+        if command != "launch.pipeline":
+            assert fields[f"{prefix}template"] == "chat", stage.name
+            assert fields[f"{prefix}max_prompt_length"] == "17", stage.name
+        if command in ("launch.generate", "launch.ppo"):
+            assert fields[f"{prefix}max_new_tokens"] == "9", stage.name
+
+
+def test_an_arm_starts_right_after_its_reward_model():
+    """Side by side, two that compile alike would both compile."""
+    names = [name.removeprefix("seed_0/") for name in commands_of(make_config())]
+    start = names.index("sft_edits")
+    assert names[start : start + 8] == [
+        *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
+        *("rm_token", "fine_grained_token", "oracle"),
+    ]
+
+
+@pytest.mark.parametrize("variant", ["tiny", "llama_7b"])
+def test_tiny_models_stay_off_the_accelerators(variant, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    config = make_config(variant)
+    platform = {"tiny": "cpu", "llama_7b": None}[variant]
+    assert config.workers == 1 or platform
+    stages = build_stages(config, RUN)
+    assert {stage.environment.get("JAX_PLATFORMS") for stage in stages} == {platform}
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # the user's own choice stays
+    assert not any("JAX_PLATFORMS" in s.environment for s in build_stages(config, RUN))
+
+
+def test_a_run_from_before_goes_on_on_other_platforms(tmp_path):
+    config = make_config(run_dir=str(tmp_path))
+    before = json.loads(config.to_json())
+    del before["platforms"]
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    run_dir.check_run(config)
+
+
+# --- flags of the commands ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("", {}),
+        ("steps=20,kl.coef=0.1", {"steps": "20", "kl.coef": "0.1"}),
+        (" steps=20, model.path=", {"steps": "20", "model.path": ""}),
+        ("mesh=1,-1,1,steps=2", {"mesh": "1,-1,1", "steps": "2"}),  # a comma of the value
+        ("judge=a:b=c", {"judge": "a:b=c"}),
+        ("steps=1,steps=2", {"steps": "2"}),
+    ],
+)
+def test_flags_are_plain_text(text, flags):
+    assert parse_flags(text) == flags
+
+
+@pytest.mark.parametrize(
+    "text", ["steps", "steps=1,", "--config.steps=1", "=1", "a b=1", "1=2"]
+)
+def test_text_that_is_no_flag(text):
+    if text == "steps=1,":  # the command itself refuses this value
+        assert parse_flags(text) == {"steps": "1,"}
+        return
+    with pytest.raises(InputError, match=r"ppo\.flags=.* is no flag; write NAME=VALUE"):
+        build_stages(make_config(ppo__flags=text), RUN)
+
+
+def test_flags_are_added_to_the_defaults_and_win():
+    config = make_config(
+        ppo__flags="kl.coef=0.2,gamma=0.5,missing_eos=subtract",
+        arms__oracle__flags="gamma=0.9,steps=40",
+        rm__flags="batch_size=16,steps=7",
+    )
+    commands = commands_of(config)
+    token, oracle = commands["seed_0/fine_grained_token"], commands["seed_0/oracle"]
+    names = ("eval_every", "kl.coef", "gamma", "steps", "missing_eos")
+    assert [token.get(n) for n in names] == ["5", "0.2", "0.5", None, "subtract"]
+    # What makes the arm stays, unless a flag of this very arm changes it.
+    assert [oracle.get(n) for n in names] == ["5", "0.2", "0.9", "40", "none"]
+    config.arms.oracle.flags = "missing_eos=replace"
+    assert commands_of(config)["seed_0/oracle"]["missing_eos"] == "replace"
+    rm = commands["seed_0/rm_edits"]
+    assert [rm[n] for n in ("batch_size", "steps", "patience")] == ["16", "7", "3"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ppo__flags": "seed=3"}, "seed=3: the pipeline sets this flag of launch.ppo itself"),
+        ({"ppo__flags": "judge=a:b"}, "itself; give --config.judge=…"),
+        ({"ppo__flags": "data.max_new_tokens=9"}, "give --config.max_new_tokens=…"),
+        ({"arms__oracle__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
+        ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
+        ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
+        (
+            {"imitate__flags": "train=x"},
+            "pipeline sets this flag of launch.sft itself; drop it",
+        ),
+    ],
+)
+def test_a_flag_that_would_be_in_vain(fields, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        build_stages(make_config(**fields), RUN)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"ppo__flags": "kl.coeff=1"},
+            "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; did you mean kl.c",
+        ),
+        ({"arms__oracle__flags": "stepps=1"}, "stage seed_0/oracle: --config.stepps: there is"),
+        ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
+        ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
+        ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
+        ({"ppo__flags": "critic=1"}, "critic='1' is not one of separate, shared"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
+    monkeypatch.delattr(pipeline.stages, "run")
+    with pytest.raises(InputError, match=re.escape(message)):
+        pipeline.main(make_config(run_dir=str(tmp_path / "run"), **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "close"),
+    [
+        ("ppo.flags.kl.coef", "ppo.flags"),
+        ("ppo.flag", "ppo.flags"),
+        ("arms.oracel.flags", "arms.oracle.flags"),
+        ("arms.oracle.kl.coef", "arms.oracle.flags"),
+    ],
+)
+def test_a_misspelt_field_of_flags(field, close):
+    with pytest.raises(
+        InputError, match=f"{field}: there is no such field; did you .* {close}"
+    ):
+        make_config(**{field: 1})
+
+
+def test_the_command_itself(tmp_path):
+    flags = [f"--config.run_dir={tmp_path / 'run'}", "--config.ppo.flags=kl.coeff=0.2"]
+    command = [sys.executable, "-m", "launch.pipeline", *flags]
+    run = subprocess.run(command, cwd=cli.ROOT, capture_output=True, text=True)
+    message = (
+        "error: stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; "
+        "did you mean kl.coef?\n"
+    )
+    assert (run.returncode, run.stderr) == (2, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what a pipeline refuses -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
+        ({"files__test": "x.jsonl"}, "files.test is given to a config of the embedded"),
+        ({"template": "fancy"}, "template='fancy' is not one of alpaca, chat, plain"),
+        ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
+    ],
+)
+def test_what_a_pipeline_cannot_use(fields, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        pipeline.main(make_config(run_dir=str(tmp_path / "run"), **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"run_arms": "ppo"}, "'ppo' is not one of"),
+        ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
+        ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
+        ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
+    ],
+)
+def test_arms_that_cannot_be(fields, message):
+    with pytest.raises(InputError, match=message):
+        select_arms(make_config(**fields))
