@@ -25,6 +25,7 @@ from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import commands, stages, tasks
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
+from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
@@ -78,7 +79,7 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     arms = select_arms(config)
     labels = {"sft": "SFT"} | {name: arm.label for name, arm in arms.items()}
     models = {name: model.label for name, model in select_reward_models(arms).items()}
-    study = tasks.gather(config, folder, labels, models)
+    study = gather(config, folder, labels, models)
     study["seconds"] = stages.seconds(planned, folder)
     study["commands"] = {stage.name: stage.shown() for stage in planned}
     content = report.content(study)

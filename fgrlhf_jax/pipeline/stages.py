@@ -27,13 +27,66 @@ class Stage:
     name: str
     command: tuple[str, ...]
     output: Path
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # names of stages that must be done before
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def shown(self) -> str:
         """The command as a person would type it."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return " ".join([*variables, "python -m", *self.command])
+
+
+def run(
+    stages: Sequence[Stage],
+    folder: Path,
+    *,
+    workers: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run the stages that are not done, up to ``workers`` at a time, in order where that may be.
+
+    The output of a stage goes to ``folder/logs/NAME.log``. All share one compilation cache.
+
+    Raises:
+      InputError: when a stage fails: its name, its log and its last message. The others are asked
+        to save and stop; a later start goes on from there.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running stages have saved and stopped.
+    """
+    for name in ("stages", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    done = {stage.name for stage in stages if is_done(stage, folder)}
+    done = set_aside(stages, done, folder, say)
+    if done:
+        say(f"{len(done)} of {len(stages)} stages are there already")
+    waiting = [stage for stage in stages if stage.name not in done]
+    running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
+    try:
+        while waiting or running:
+            for stage in list(waiting):
+                if len(running) < workers and done.issuperset(stage.needs):
+                    waiting.remove(stage)
+                    running[stage.name] = (stage, _start(stage, folder), time.perf_counter())
+            if not running:
+                missing = sorted({n for stage in waiting for n in stage.needs} - done)
+                raise ValueError(f"stages need {missing}, which nothing makes")
+            time.sleep(0.05)
+            for name, (stage, process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                seconds = time.perf_counter() - started
+                if process.returncode or not stage.output.exists():
+                    raise InputError(_failure(stage, process.returncode, folder))
+                marker = {"command": stage.command, "seconds": round(seconds, 1)}
+                write_json(_marker(stage, folder), marker)
+                done.add(name)
+                say(f"[{len(done)}/{len(stages)}] {name}: {seconds:.0f} s")
+    finally:
+        for _, process, _ in running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for _, process, _ in running.values():
+            process.wait()
 
 
 def is_done(stage: Stage, folder: Path) -> bool:
@@ -45,9 +98,8 @@ def is_done(stage: Stage, folder: Path) -> bool:
     marker = _marker(stage, folder)
     if not marker.exists() or not stage.output.exists():
         return False
-    then = json.loads(marker.read_text())["command"]
-    differing = [*sorted(set(then) ^ set(stage.command))]
-    if differing:
+    earlier = json.loads(marker.read_text())["command"]
+    if differing := sorted(set(earlier) ^ set(stage.command)):
         raise InputError(
             f"{folder}: stage {stage.name} was made with another config ({', '.join(differing)}); "
             f"choose another run_dir, or delete {stage.output}: then it and what was made from it "
@@ -59,32 +111,60 @@ def is_done(stage: Stage, folder: Path) -> bool:
 def set_aside(
     stages: Sequence[Stage], done: set[str], folder: Path, say: Callable[[str], None]
 ) -> set[str]:
-    """``done`` without what was made from a stage that is not; what these left is renamed.
+    """Rename what was made from a stage that is not done; returns ``done`` without these stages.
 
-    In its place it would be gone on with, or answer that it is finished.
+    In its place a command would go on with it, or answer that it is finished.
     """
     needs = {stage.name: stage.needs for stage in stages}
 
-    def before(name: str) -> set[str]:
-        """All that a stage is made from, directly or not."""
-        return {name for need in needs.get(name, ()) for name in (need, *before(need))}
+    def ancestors(name: str) -> set[str]:
+        """All stages that a stage is made from, directly or not."""
+        return {name for need in needs.get(name, ()) for name in (need, *ancestors(need))}
 
-    left = {stage.name: _left(stage, stages, folder) for stage in stages}
-    used = {need for name, paths in left.items() if paths for need in before(name)}
+    remains = {stage.name: _remains(stage, stages, folder) for stage in stages}
+    was_done = {n for name, paths in remains.items() if paths for n in ancestors(name)}
     for stage in stages:
-        gone = sorted(before(stage.name) - done)
+        missing = sorted(ancestors(stage.name) - done)
         # An interrupted stage has no marker, and nothing was made from it: it goes on.
         deleted = stage.name not in done and (
-            stage.name in used or _marker(stage, folder).exists()
+            stage.name in was_done or _marker(stage, folder).exists()
         )
-        if left[stage.name] and (gone or deleted):
-            why = f"made from {', '.join(gone)}" if gone else "its output or marker was deleted"
-            kept = [_rename(path) for path in left[stage.name]]
-            say(f"{stage.name} is made again ({why}); the old one is kept: {kept[0]}")
-    return {name for name in done if before(name) <= done}
+        if remains[stage.name] and (missing or deleted):
+            reason = (
+                f"made from {', '.join(missing)}"
+                if missing
+                else "its output or marker was deleted"
+            )
+            moved = [_rename(path) for path in remains[stage.name]]
+            say(f"{stage.name} is made again ({reason}); the old one is kept: {moved[0]}")
+    return {name for name in done if ancestors(name) <= done}
 
 
-def _left(stage: Stage, stages: Sequence[Stage], folder: Path) -> list[Path]:
+def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
+    """Seconds that each finished stage took, by its name."""
+    markers = {stage.name: _marker(stage, folder) for stage in stages}
+    return {n: json.loads(m.read_text())["seconds"] for n, m in markers.items() if m.exists()}
+
+
+def _start(stage: Stage, folder: Path) -> subprocess.Popen:
+    stage.output.parent.mkdir(parents=True, exist_ok=True)
+    shared = {
+        "FGRLHF_ENDS_WITH_PARENT": "1",
+        "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    with _log(stage, folder).open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *stage.command],
+            stdout=log,
+            stderr=log,
+            env=os.environ | shared | stage.environment,
+            start_new_session=True,  # a Ctrl-C reaches it through us, once
+        )
+
+
+def _remains(stage: Stage, stages: Sequence[Stage], folder: Path) -> list[Path]:
     """What there is of a stage: the folder of its output, or in a folder of several stages the
     output alone; and the marker."""
     home = stage.output.parent
@@ -104,87 +184,14 @@ def _marker(stage: Stage, folder: Path) -> Path:
     return folder / "stages" / f"{stage.name.replace('/', '.')}.json"
 
 
-def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
-    """Seconds that each finished stage took."""
-    found = {}
-    for stage in stages:
-        if _marker(stage, folder).exists():
-            found[stage.name] = json.loads(_marker(stage, folder).read_text())["seconds"]
-    return found
-
-
-def run(
-    stages: Sequence[Stage],
-    folder: Path,
-    *,
-    workers: int,
-    say: Callable[[str], None] = print,
-) -> None:
-    """Run what is not done yet, up to ``workers`` at a time, in the order given where they may.
-
-    Every stage writes what it says to ``folder/logs/NAME.log``. All share one compilation cache.
-
-    Raises:
-      InputError: when a stage fails: its name, its log and the last thing it said. The others are
-        asked to save and stop; a later start goes on from there.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running stages have saved and stopped.
-    """
-    for name in ("stages", "logs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    done = {stage.name for stage in stages if is_done(stage, folder)}
-    done = set_aside(stages, done, folder, say)
-    if done:
-        say(f"{len(done)} of {len(stages)} stages are there already")
-    waiting = [stage for stage in stages if stage.name not in done]
-    running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
-    environment = os.environ | {
-        "FGRLHF_ENDS_WITH_PARENT": "1",
-        "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    try:
-        while waiting or running:
-            for stage in list(waiting):
-                if len(running) < workers and done.issuperset(stage.needs):
-                    waiting.remove(stage)
-                    stage.output.parent.mkdir(parents=True, exist_ok=True)
-                    log = (folder / "logs" / f"{stage.name.replace('/', '.')}.log").open("a")
-                    with log:
-                        process = subprocess.Popen(
-                            [sys.executable, "-m", *stage.command],
-                            stdout=log,
-                            stderr=log,
-                            env=environment | stage.environment,
-                            start_new_session=True,  # a Ctrl-C reaches it through us, once
-                        )
-                    running[stage.name] = (stage, process, time.perf_counter())
-            if not running:
-                missing = sorted({n for stage in waiting for n in stage.needs} - done)
-                raise ValueError(f"stages need {missing}, which nothing makes")
-            time.sleep(0.05)
-            for name, (stage, process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                took = time.perf_counter() - started
-                if process.returncode or not stage.output.exists():
-                    raise InputError(_failure(stage, process.returncode, folder))
-                marker = {"command": stage.command, "seconds": round(took, 1)}
-                write_json(_marker(stage, folder), marker)
-                done.add(name)
-                say(f"[{len(done)}/{len(stages)}] {name}: {took:.0f} s")
-    finally:
-        for _, process, _ in running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for _, process, _ in running.values():
-            process.wait()
+def _log(stage: Stage, folder: Path) -> Path:
+    return folder / "logs" / f"{stage.name.replace('/', '.')}.log"
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:
-    path = folder / "logs" / f"{stage.name.replace('/', '.')}.log"
+    """The last error of a stage's log, or else its last line."""
+    path = _log(stage, folder)
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
-    said = errors[-1].removeprefix("error: ") if errors else "it said nothing"
-    return f"stage {stage.name} failed with status {status}: {said} (see {path})"
+    message = errors[-1].removeprefix("error: ") if errors else "it said nothing"
+    return f"stage {stage.name} failed with status {status}: {message} (see {path})"

@@ -8,6 +8,7 @@ Seed S has its own samples, feedback, reward models and policies.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,12 +18,11 @@ from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.models import hf_load, language_model
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
-from fgrlhf_jax.runtime import metric_log, run_dir, user_function
+from fgrlhf_jax.runtime import run_dir, user_function
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.tiny_world import judge as tiny_judge
 from fgrlhf_jax.tiny_world import people as tiny_people
@@ -57,52 +57,77 @@ def run_task(config: ConfigDict) -> None:
 
 def make_data(config: ConfigDict, folder: Path) -> None:
     """``data/``: of the embedded world, or of the files that the config names."""
-    if not config.files.edits:
+    if config.files.edits:
+        sets = sets_of_files(config)
+        for name, rows in drop_held_out_prompts(sets).items():
+            dropped = len(sets[name]) - len(rows)
+            print(
+                f"{name}: {len(sets[name])} rows, {dropped} dropped: their prompt is held out"
+            )
+            records.write_jsonl(folder / "data" / f"{name}.jsonl", rows)
+    else:
         rates = tiny_people.Rates(**config.world.rates)
         sizes = {name: config.world[name] for name in SETS}
         tiny_world.tokenizer().save_pretrained(folder / "data" / "tokenizer")
         tiny_world.write_data(folder / "data", sizes, config.seed, rates)
-        return
+
+
+def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
+    """The rows of every file of ``data/``, from the files that the config names."""
     files = config.files
-    edits = records_of(Edit, files.edits)
+    edits = read_kind(Edit, files.edits)
     if files.edits_validation:
-        held = records_of(Edit, files.edits_validation)
+        held_out = read_kind(Edit, files.edits_validation)
     else:
-        edits, held = records.split(edits, 0.1, config.seed)
-    sft = records.read(files.sft) if files.sft else []
+        edits, held_out = records.split(edits, 0.1, config.seed)
     # Without demonstrations a policy imitates both sides of the edits.
-    sft = sft or [Instruction(e.instruction, e.input, t) for e in edits for t in sides(e)]
-    train_prompts = records.read(files.prompts, prompts=True) if files.prompts else edits
+    sft = (records.read(files.sft) if files.sft else []) or [
+        Instruction(edit.instruction, edit.input, response)
+        for edit in edits
+        for response in (edit.original, edit.edited)
+    ]
+    prompts = records.read(files.prompts, prompts=True) if files.prompts else edits
     # Another seed than that of the split before, whose hash these rows have in common.
-    validation, test = records.split(held, 0.5, config.seed + 1)
+    validation, test = records.split(held_out, 0.5, config.seed + 1)
+    test_prompts = records.read(files.test, prompts=True) if files.test else test
     sets = {
         "sft": sft,
-        "ppo": distinct(train_prompts),
-        "validation": distinct(validation),
-        "test": distinct(records.read(files.test, prompts=True) if files.test else test),
+        "ppo": distinct_prompts(prompts),
+        "validation": distinct_prompts(validation),
+        "test": distinct_prompts(test_prompts),
         "edits_train": edits,
         "edits_validation": validation,
         "edits_test": test,
     }
     if files.preferences:
-        preferences = records_of(Preference, files.preferences)
-        train, rest = records.split(preferences, 0.1, config.seed)
-        sets |= {"preferences_train": train}
-        names = ("preferences_validation", "preferences_test")
-        sets |= dict(zip(names, records.split(rest, 0.5, config.seed + 1), strict=True))
-    # Nothing is learned from a prompt that is kept for watching or for the end.
-    held = {asked(row) for name, rows in sets.items() if _is_held(name) for row in rows}
-    held_last = {asked(row) for name, rows in sets.items() if "test" in name for row in rows}
+        preferences = read_kind(Preference, files.preferences)
+        sets["preferences_train"], rest = records.split(preferences, 0.1, config.seed)
+        validation, test = records.split(rest, 0.5, config.seed + 1)
+        sets |= {"preferences_validation": validation, "preferences_test": test}
+    return sets
+
+
+def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """Nothing is learned from a prompt of validation or test; none of test is in validation."""
+
+    def prompts_of(*parts: str) -> set[tuple[str, str]]:
+        names = [name for name in sets if any(part in name for part in parts)]
+        return {prompt_key(row) for name in names for row in sets[name]}
+
+    test, held_out = prompts_of("test"), prompts_of("validation", "test")
+    allowed = {}
     for name, rows in sets.items():
-        barred = set() if "test" in name else held_last if _is_held(name) else held
-        kept = [row for row in rows if asked(row) not in barred]
-        dropped = len(rows) - len(kept)
-        print(f"{name}: {len(rows)} rows, {dropped} dropped: their prompt is held out")
-        records.write_jsonl(folder / "data" / f"{name}.jsonl", kept)
+        barred = set() if "test" in name else test if "validation" in name else held_out
+        allowed[name] = [row for row in rows if prompt_key(row) not in barred]
+    return allowed
 
 
-def records_of(kind: type, spec: str) -> list[Record]:
-    """Records of files that hold one kind; raises InputError where a row is another."""
+def read_kind(kind: type, spec: str) -> list[Record]:
+    """The records of files that hold one kind.
+
+    Raises:
+      InputError: for a row of another kind.
+    """
     rows, name = records.read(spec), kind.__name__.lower()
     for number, row in enumerate(rows, 1):
         if not isinstance(row, kind):
@@ -111,76 +136,71 @@ def records_of(kind: type, spec: str) -> list[Record]:
     return rows
 
 
-def asked(row) -> tuple[str, str]:
+def prompt_key(row: Record) -> tuple[str, str]:
     """The prompt of a record, as ``records.split`` tells prompts apart."""
     return row.instruction.strip(), row.input.strip()
 
 
-def _is_held(name: str) -> bool:
-    return "validation" in name or "test" in name
-
-
-def sides(edit: Edit) -> tuple[str, str]:
-    return edit.original, edit.edited
-
-
-def distinct(rows: list) -> list[Instruction]:
+def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
     """The prompts of records, each once, in order."""
     first: dict = {}
     for row in rows:
-        first.setdefault(asked(row), Instruction(row.instruction, row.input, ""))
+        first.setdefault(prompt_key(row), Instruction(row.instruction, row.input, ""))
     return [*first.values()]
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
-    """``feedback/``: preferences and edits of a seed's samples, split by prompt; what to imitate.
-
-    In the world its people say what they think of two samples a prompt; ``gold_test`` are the same
-    pairs as ``preferences_test``, labelled without noise. Otherwise the files' own feedback.
-    """
+    """``feedback/``: a seed's edits and preferences, split by prompt, and edits to imitate."""
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
-        sets = {}
-        for path in sorted((folder / "data").glob("*_*.jsonl")):
-            sets[path.stem] = records.read(str(path))
+        paths = sorted((folder / "data").glob("*_*.jsonl"))
+        sets = {path.stem: records.read(str(path)) for path in paths}
     else:
-        rows = json.loads((folder / f"seed_{seed}" / "samples.json").read_text())
-        prompts = [row["instruction"] for row in rows[::2]]
-        ones, twos = ([row["output"] for row in rows[start::2]] for start in (0, 1))
-        rates = tiny_people.Rates(**config.world.rates)
-        made = tiny_world.feedback(prompts, ones, twos, config.seed + seed, rates)
-        sets = {}
-        for name, rows in zip(("edits", "preferences"), made, strict=True):
-            train, rest = records.split(rows, 0.15, config.seed)
-            validation, test = records.split(rest, 0.6, config.seed + 1)
-            sets |= {f"{name}_train": train, f"{name}_validation": validation}
-            sets[f"{name}_test"] = test
-        sets["gold_test"] = gold_pairs(sets["preferences_test"])
-    for name in ("train", "validation"):
-        sets[f"imitate_{name}"] = [
-            Instruction(e.instruction, e.input, e.edited) for e in sets[f"edits_{name}"]
+        sets = feedback_on_samples(config, out.parent / "samples.json", seed)
+    for part in ("train", "validation"):
+        sets[f"imitate_{part}"] = [
+            Instruction(edit.instruction, edit.input, edit.edited)
+            for edit in sets[f"edits_{part}"]
         ]
     for name, rows in sets.items():
         records.write_jsonl(out / f"{name}.jsonl", rows)
     run_dir.write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
 
 
-def gold_pairs(rows: list[Preference]) -> list[Preference]:
-    """The same pairs labelled by the gold judge; those it finds equal left out."""
+def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:
+    """What the people of the embedded world say about two samples a prompt.
+
+    ``gold_test`` are the same pairs as ``preferences_test``, labelled without noise.
+    """
+    samples = json.loads(path.read_text())
+    prompts = [sample["instruction"] for sample in samples[::2]]
+    responses = [sample["output"] for sample in samples]
+    rates = tiny_people.Rates(**config.world.rates)
+    feedback = tiny_world.feedback(
+        prompts, responses[::2], responses[1::2], config.seed + seed, rates
+    )
+    sets = {}
+    for name, rows in zip(("edits", "preferences"), feedback, strict=True):
+        sets[f"{name}_train"], rest = records.split(rows, 0.15, config.seed)
+        validation, test = records.split(rest, 0.6, config.seed + 1)
+        sets |= {f"{name}_validation": validation, f"{name}_test": test}
+    return sets | {"gold_test": gold_pairs(sets["preferences_test"])}
+
+
+def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
+    """The same pairs labelled by the gold judge; those that it scores equally left out."""
     labelled = []
     for row in rows:
-        one, two = (tiny_judge.gold(row.instruction, t) for t in (row.output_1, row.output_2))
-        if one != two:
-            better = 1 if one > two else 2
-            labelled.append(
-                Preference(row.instruction, "", row.output_1, row.output_2, better, row.id)
-            )
+        scores = [tiny_judge.gold(row.instruction, t) for t in (row.output_1, row.output_2)]
+        if scores[0] != scores[1]:
+            better = 1 if scores[0] > scores[1] else 2
+            pair = Preference(row.instruction, "", row.output_1, row.output_2, better, row.id)
+            labelled.append(pair)
     return labelled
 
 
 def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str, str]) -> None:
-    """``answers/ARM.json``: every policy's responses to the test prompts, at T = 1 and greedy,
-    with the judge's scores.
+    """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
 
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
@@ -200,34 +220,37 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             )
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge)
-    drawn = {"reference": (policies["sft"], {"sampled": 1.0}, REFERENCE_SEED)}
-    both = {"sampled": 1.0, "greedy": 0.0}
-    drawn |= {arm: (path, both, 0) for arm, path in policies.items()}
-    for arm, (path, decodings, other) in drawn.items():
-        made = {}
-        for decoding, temperature in decodings.items():
-            rows = language_model.answer(
-                path,
-                prompts,
-                template=config.template,
-                max_prompt_length=config.max_prompt_length,
-                max_new_tokens=config.max_new_tokens,
-                temperature=temperature,
-                seed=config.seed + seed + other,
-                batch_size=config.answer_batch_size,
-                generator=arm,
-            )
-            scores = user_function.call(
-                judge,
-                config.judge,
-                [plain_text(row.instruction, row.input) for row in prompts],
-                [row["output"] for row in rows],
-                finished=[row["finished"] for row in rows],
-            )
-            made[decoding] = [
-                row | {"score": score} for row, score in zip(rows, scores, strict=True)
-            ]
-        run_dir.write_json(folder / f"seed_{seed}" / "answers" / f"{arm}.json", made)
+
+    def sample_and_score(path: str, arm: str, temperature: float, seed: int) -> list[dict]:
+        rows = language_model.answer(
+            path,
+            prompts,
+            template=config.template,
+            max_prompt_length=config.max_prompt_length,
+            max_new_tokens=config.max_new_tokens,
+            temperature=temperature,
+            seed=config.seed + seed,
+            batch_size=config.answer_batch_size,
+            generator=arm,
+        )
+        scores = user_function.call(
+            judge,
+            config.judge,
+            [plain_text(row.instruction, row.input) for row in prompts],
+            [row["output"] for row in rows],
+            finished=[row["finished"] for row in rows],
+        )
+        return [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
+
+    out = folder / f"seed_{seed}" / "answers"
+    reference = sample_and_score(policies["sft"], "reference", 1.0, seed + REFERENCE_SEED)
+    run_dir.write_json(out / "reference.json", {"sampled": reference})
+    for arm, path in policies.items():
+        answers = {
+            "sampled": sample_and_score(path, arm, 1.0, seed),
+            "greedy": sample_and_score(path, arm, 0.0, seed),
+        }
+        run_dir.write_json(out / f"{arm}.json", answers)
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:
@@ -237,116 +260,54 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
       models: run folder of a reward model by name.
     """
     feedback = folder / f"seed_{seed}" / "feedback"
-    sets = {
-        name: records.read(str(feedback / f"{name}_test.jsonl"))
-        for name in ("edits", "preferences", "gold")
-        if (feedback / f"{name}_test.jsonl").exists()
-    }
+    paths = {name: feedback / f"{name}_test.jsonl" for name in ("edits", "preferences", "gold")}
+    sets = {name: records.read(str(path)) for name, path in paths.items() if path.exists()}
     long = [row for row in sets["edits"] if len(row.original.split()) > 5]
     shown = long[: config.heatmaps if models else 0]
-    tables, maps = {}, [{"by": {}, "gold": None} for _ in shown]
+    heatmaps = [
+        {
+            "by": {},
+            "gold": None,
+            "prompt": plain_text(row.instruction, row.input),
+            "response": row.original,
+        }
+        for row in shown
+    ]
+    tables = {}
     for name, path in models.items():
         scorer = reward_eval.load(path)
-        data = scorer.meta.data
-        predict = reward_eval.Predictor(
-            scorer.model,
-            scorer.meta.settings,
-            scorer.mesh,
-            make_buckets(data["max_length"], 32),
-            config.table_batch_size,
-        )
-        tables[name] = {}
-        for test, rows in sets.items():
-            pairs = reward_eval.encode(rows, test, scorer.tokenizer, data)
-            kind = reward_eval.tables(predict, scorer, pairs, rows)
-            (table,) = kind.values()
-            tables[name][test] = {key: table[key] for key in ("accuracy", "se", "n")}
-            if test == "edits":
-                tables[name]["auroc"] = table["auroc_changed"]
+        tables[name] = evaluate_reward_model(scorer, sets, config.table_batch_size)
+        max_length = scorer.meta.data["max_length"]
         scored = token_rewards.score_rows(
-            scorer, shown, batch_size=16, max_length=data["max_length"], calibrated=True
+            scorer, shown, batch_size=16, max_length=max_length, calibrated=True
         )
-        for one, row, views in zip(maps, shown, scored, strict=True):
-            one |= {"prompt": plain_text(row.instruction, row.input), "response": row.original}
-            one["by"][name] = {"tokens": views[0].tokens, "rewards": views[0].rewards}
+        for heatmap, (original, *_) in zip(heatmaps, scored, strict=True):
+            heatmap["by"][name] = {"tokens": original.tokens, "rewards": original.rewards}
     if not config.files.edits:
-        for one in maps:
-            tokens = [*next(iter(one["by"].values()))["tokens"]]
-            (rewards,) = tiny_judge.oracle_rewards([one["prompt"]], [one["response"]], [tokens])
-            one["by"]["oracle"] = {"tokens": tokens, "rewards": rewards}
-            one["gold"] = tiny_judge.gold(one["prompt"], one["response"])
-    found = {"reward_models": tables, "heatmaps": maps}
-    run_dir.write_json(folder / f"seed_{seed}" / "tables.json", found)
+        for heatmap in heatmaps:
+            prompt, response = heatmap["prompt"], heatmap["response"]
+            tokens = [*next(iter(heatmap["by"].values()))["tokens"]]
+            (rewards,) = tiny_judge.oracle_rewards([prompt], [response], [tokens])
+            heatmap["by"]["oracle"] = {"tokens": tokens, "rewards": rewards}
+            heatmap["gold"] = tiny_judge.gold(prompt, response)
+    result = {"reward_models": tables, "heatmaps": heatmaps}
+    run_dir.write_json(folder / f"seed_{seed}" / "tables.json", result)
 
 
-def gather(
-    config: ConfigDict, folder: Path, labels: dict[str, str], models: dict[str, str]
-) -> dict:
-    """The ``study`` that ``report.content`` takes, from the files of all stages.
-
-    Args:
-      labels: arms in the order to show, and what to call them; likewise ``models``.
-    """
-    seeds = range(config.seeds)
-    reference = [_read(folder, seed, "answers/reference.json") for seed in seeds]
-    arms = {}
-    for arm, label in labels.items():
-        runs = []
-        for seed in seeds:
-            answers, curve = _read(folder, seed, f"answers/{arm}.json"), []
-            path = folder / f"seed_{seed}" / arm / "metrics.jsonl"
-            rows = metric_log.read_rows(path)
-            for row in rows:
-                if "validation/kl" in row:
-                    figures = {
-                        name: row.get(f"validation/{name}")
-                        for name in ("reward", "kl", "length", "unfinished")
-                    }
-                    spent = sum(r.get("seconds", 0.0) for r in rows if r["step"] <= row["step"])
-                    gold = row.get("validation/score")
-                    curve.append(
-                        {"step": row["step"], "gold": gold, "seconds": spent, **figures}
-                    )
-            is_ppo, kl = bool(curve), None
-            if is_ppo:  # of the step that was exported, which need not be the last one
-                exported = _read(folder, seed, f"{arm}/finished.json")["step"]
-                kl = {row["step"]: row["kl"] for row in curve}.get(exported)
-            steps = [row["seconds"] for row in rows if "seconds" in row][1:]
-            run = {
-                name: {
-                    "scores": [row["score"] for row in answers[name]],
-                    # Both decodings against the reference's samples at T = 1.
-                    "outcome": win_rate.outcomes(
-                        [row["score"] for row in answers[name]],
-                        [row["score"] for row in reference[seed]["sampled"]],
-                    ).tolist(),
-                    "lengths": [row["length"] for row in answers[name]],
-                    "unfinished": sum(not r["finished"] for r in answers[name])
-                    / len(answers[name]),
-                    "kl": kl if name == "sampled" else None,
-                }
-                for name in ("sampled", "greedy")
-            }
-            run["curve"] = curve
-            run["seconds_per_step"] = sum(steps) / len(steps) if is_ppo and steps else None
-            runs.append(run)
-        arms[arm] = {"label": label, "runs": runs}
-    tables = [_read(folder, seed, "tables.json") for seed in seeds]
-    return {
-        "config": run_dir.flatten(config.to_dict()),
-        "seeds": config.seeds,
-        "title": config.title,
-        "judge": config.judge_name,
-        "test_prompts": len(reference[0]["sampled"]),
-        "arms": arms,
-        "reward_models": {
-            name: {"label": label, "runs": [table["reward_models"][name] for table in tables]}
-            for name, label in models.items()
-        },
-        "heatmaps": tables[0]["heatmaps"],
-        "bootstrap_seed": config.seed,
-    }
-
-
-def _read(folder: Path, seed: int, name: str) -> dict:
-    return json.loads((folder / f"seed_{seed}" / name).read_text())
+def evaluate_reward_model(scorer, sets: dict[str, list[Record]], batch_size: int) -> dict:
+    """Accuracy of a reward model on every set of pairs; on edits also its AUROC over tokens."""
+    data, result = scorer.meta.data, {}
+    predict = reward_eval.Predictor(
+        scorer.model,
+        scorer.meta.settings,
+        scorer.mesh,
+        make_buckets(data["max_length"], 32),
+        batch_size,
+    )
+    for name, rows in sets.items():
+        pairs = reward_eval.encode(rows, name, scorer.tokenizer, data)
+        (table,) = reward_eval.tables(predict, scorer, pairs, rows).values()
+        result[name] = {key: table[key] for key in ("accuracy", "se", "n")}
+        if name == "edits":
+            result["auroc"] = table["auroc_changed"]
+    return result

@@ -12,6 +12,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import tasks as study
 from fgrlhf_jax.pipeline.arms import ARMS, select_arms, select_reward_models
 from fgrlhf_jax.pipeline.commands import build_stages
+from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
@@ -120,7 +121,7 @@ def test_the_report_is_of_what_the_stages_left(folder):
         tables = {"reward_models": {"rm": table}, "heatmaps": []}
         (path / f"seed_{seed}" / "tables.json").write_text(json.dumps(tables))
     found = report.content(
-        study.gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
+        gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
     )
     row = found["table1"]["ppo_rlhf"]
     assert row["win_rate"] == 1.0
@@ -146,7 +147,7 @@ def test_without_reward_models(folder, arm):
     leave(path, arms)
     for seed in range(2):
         study.make_tables(config, path, seed, {})
-    gathered = study.gather(config, path, arms, {}) | {"seconds": {}, "commands": {}}
+    gathered = gather(config, path, arms, {}) | {"seconds": {}, "commands": {}}
     found = report.content(gathered)
     assert found["table1"].keys() == {*arms, "sft_greedy"}
     assert (found["table2"], found["heatmaps"]) == ({}, [])

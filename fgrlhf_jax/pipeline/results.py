@@ -1,0 +1,91 @@
+"""The results of a study: the files of all its stages, as what the report is made from."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.functional import win_rate
+from fgrlhf_jax.runtime import metric_log, run_dir
+
+
+def gather(
+    config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]
+) -> dict:
+    """The ``study`` that ``report.content`` takes, but for seconds and commands.
+
+    Args:
+      arms: labels of the arms, in the order to show them.
+      models: labels of the reward models.
+    """
+    homes = [folder / f"seed_{seed}" for seed in range(config.seeds)]
+    references = [_read(home / "answers" / "reference.json")["sampled"] for home in homes]
+    tables = [_read(home / "tables.json") for home in homes]
+    return {
+        "config": run_dir.flatten(config.to_dict()),
+        "seeds": config.seeds,
+        "title": config.title,
+        "judge": config.judge_name,
+        "test_prompts": len(references[0]),
+        "arms": {
+            arm: {
+                "label": label,
+                "runs": [
+                    read_run(home, arm, reference)
+                    for home, reference in zip(homes, references, strict=True)
+                ],
+            }
+            for arm, label in arms.items()
+        },
+        "reward_models": {
+            name: {"label": label, "runs": [table["reward_models"][name] for table in tables]}
+            for name, label in models.items()
+        },
+        "heatmaps": tables[0]["heatmaps"],
+        "bootstrap_seed": config.seed,
+    }
+
+
+def read_run(home: Path, arm: str, reference: list[dict]) -> dict:
+    """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
+    rows = metric_log.read_rows(home / arm / "metrics.jsonl")
+    curve = learning_curve(rows)
+    run = {"curve": curve, "seconds_per_step": None}
+    kl = None
+    if curve:  # of the step that was exported, which need not be the last one
+        exported = _read(home / arm / "finished.json")["step"]
+        kl = {point["step"]: point["kl"] for point in curve}.get(exported)
+        seconds = [row["seconds"] for row in rows if "seconds" in row][1:]  # the first compiles
+        run["seconds_per_step"] = sum(seconds) / len(seconds) if seconds else None
+    # Both decodings against the reference's samples at T = 1.
+    reference_scores = [answer["score"] for answer in reference]
+    for decoding, answers in _read(home / "answers" / f"{arm}.json").items():
+        scores = [answer["score"] for answer in answers]
+        run[decoding] = {
+            "scores": scores,
+            "outcome": win_rate.outcomes(scores, reference_scores).tolist(),
+            "lengths": [answer["length"] for answer in answers],
+            "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
+            "kl": kl if decoding == "sampled" else None,
+        }
+    return run
+
+
+def learning_curve(rows: list[dict]) -> list[dict]:
+    """The evaluations among the rows of a metrics.jsonl of PPO; empty for other runs.
+
+    ``gold`` is the judge's score, ``seconds`` the time of training until then.
+    """
+    curve = []
+    for row in rows:
+        if "validation/kl" in row:
+            past = [r.get("seconds", 0.0) for r in rows if r["step"] <= row["step"]]
+            point = {"step": row["step"], "gold": row.get("validation/score")}
+            for name in ("reward", "kl", "length", "unfinished"):
+                point[name] = row.get(f"validation/{name}")
+            curve.append(point | {"seconds": sum(past)})
+    return curve
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text())
