@@ -13,6 +13,7 @@ again.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -21,15 +22,22 @@ from statistics import median
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.edits import request as editor
-from fgrlhf_jax.feedback.llm import ask
-from fgrlhf_jax.feedback.llm import cache as durable
-from fgrlhf_jax.feedback.llm import client as llm
+from fgrlhf_jax.feedback.edits.minimality import measure
+from fgrlhf_jax.feedback.edits.request import (
+    SIDES,
+    EditTask,
+    count_rejected,
+    load_template,
+    make_tasks,
+    parse_reply,
+)
+from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
+from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
+from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import asking, cli
 
-CHOICES = {"side": editor.SIDES}
+CHOICES = {"side": SIDES}
 AT_LEAST = {"limit": 0, "max_change_ratio": 0}
 EMBEDDED_ROWS = 20
 NO_RESPONSE = "no response"
@@ -39,104 +47,98 @@ def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     asking.check(config)
     output = cli.check_output(config.output, (".jsonl",))
-    template = editor.template(config.template_file)
-    tasks = read(config)
+    template = load_template(config.template_file)
+    tasks = read_tasks(config)
     requests = [
-        llm.Request(
-            prompt=editor.prompt(template, task, config.template_file),
+        Request(
+            prompt=template.fill(task._asdict()),
             max_tokens=config.max_new_tokens,
             temperature=config.temperature,
         )
         for task in tasks
     ]
-    wanted = with_response(tasks, requests)
-    if not wanted:
+    with_response = [bool(task.response.strip()) for task in tasks]
+    to_send = list(itertools.compress(requests, with_response))
+    if not to_send:
         raise InputError(
             f"input={config.input}: none of its rows has a response to edit; "
             "launch.generate makes responses"
         )
     if config.dry_run:  # an edit is about as long as its original
-        written = sum(llm.about_tokens(task.response) for task in tasks)
-        asking.show(config, wanted, written)
+        written = sum(estimate_tokens(task.response) for task in tasks)
+        asking.print_dry_run(config, to_send, written)
         return
-    send = asking.connect(config) if asking.estimate(config, wanted).requests else None
-    spent, who = ask.Spent(), asking.identity(config)
-    fixed = editor.fixed_text(config.template_file)
+    send = asking.connect(config) if asking.estimate(config, to_send).requests else None
+    usage, identity = Usage(), asking.model_identity(config)
     keys = [
-        key(ask.digest(who, request), task, config.max_change_ratio)
+        row_key(request_key(identity, request), task, config.max_change_ratio)
         for task, request in zip(tasks, requests, strict=True)
     ]
 
     def rows(done: int) -> Iterator[tuple[dict, bool]]:
-        left = with_response(tasks[done:], requests[done:])
-        with contextlib.closing(asking.answers(config, left, send, spent)) as replies:
-            for task in tasks[done:]:
-                asked = bool(task.response.strip())
-                reply = next(replies) if asked else ask.Rejected(NO_RESPONSE)
-                yield row(config, task, reply, fixed)
+        left = list(itertools.compress(requests[done:], with_response[done:]))
+        with contextlib.closing(asking.collect_replies(config, left, send, usage)) as replies:
+            for task, has_response in zip(tasks[done:], with_response[done:], strict=True):
+                reply = next(replies) if has_response else Rejected(NO_RESPONSE)
+                yield make_row(config, task, reply, template.literal_text)
 
     try:
-        kept, rejected = durable.append_rows(output, keys, rows)
+        edits, rejected = append_rows(output, keys, rows)
     finally:
-        if spent.requests:
-            print(spent, file=sys.stderr)
-    tell(output, kept, rejected)
+        if usage.requests:
+            print(usage, file=sys.stderr)
+    print_summary(output, edits, rejected)
 
 
-def read(config) -> list[editor.Task]:
+def read_tasks(config) -> list[EditTask]:
     """The responses to edit."""
     if config.input:
-        found = records.read_with_rows(config.input)
+        rows = records.read_with_rows(config.input)
     else:
-        made = tiny_world.instructions(EMBEDDED_ROWS, "feedback", 0)
-        found = [(record, {}) for record in made]
-    return editor.tasks(found[: config.limit or len(found)], config.side)
+        instructions = tiny_world.instructions(EMBEDDED_ROWS, "feedback", 0)
+        rows = [(record, {}) for record in instructions]
+    return make_tasks(rows[: config.limit or len(rows)], config.side)
 
 
-def with_response(tasks: list[editor.Task], requests: list[llm.Request]) -> list[llm.Request]:
-    """The requests of tasks that have something to edit."""
-    return [r for task, r in zip(tasks, requests, strict=True) if task.response.strip()]
-
-
-def key(digest: str, task: editor.Task, max_change_ratio: float) -> str:
-    """Of all that determines a row of the output."""
-    parts = json.dumps([digest, task, max_change_ratio])
+def row_key(request_key: str, task: EditTask, max_change_ratio: float) -> str:
+    """The hash of everything that determines a row of the output."""
+    parts = json.dumps([request_key, task, max_change_ratio])
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def row(
-    config, task: editor.Task, reply: llm.Reply | ask.Rejected, fixed: str
+def make_row(
+    config, task: EditTask, reply: Reply | Rejected, template_text: str
 ) -> tuple[dict, bool]:
-    """(an edit, True), or what came instead and why, False."""
-    made = {
+    """(an edit, True), or (the reply and why it is none, False)."""
+    row = {
         "id": task.id,
         "instruction": task.instruction,
         "input": task.input,
         "original": task.response,
     }
-    who = {"annotator": f"{config.provider}/{config.model}"}
-    if isinstance(reply, ask.Rejected):
+    annotator = {"annotator": f"{config.provider}/{config.model}"}
+    if isinstance(reply, Rejected):
         reason = reply.reason if reply.reason == NO_RESPONSE else f"rejected: {reply.reason}"
-        return made | {"reason": reason, "reply": ""} | who, False
-    found = editor.outcome(reply, task, config.max_change_ratio, fixed)
-    if found.reason:
-        return made | {"reason": found.reason, "reply": reply.text} | who, False
-    return made | {"edited": found.edited} | who, True
+        return row | {"reason": reason, "reply": ""} | annotator, False
+    edit = parse_reply(reply, task, config.max_change_ratio, template_text)
+    if edit.reason:
+        return row | {"reason": edit.reason, "reply": reply.text} | annotator, False
+    return row | {"edited": edit.edited} | annotator, True
 
 
-def tell(output: Path, kept: int, rejected: int) -> None:
-    """What there is now, and what to do with it."""
+def print_summary(output: Path, edits: int, rejected: int) -> None:
+    """What is in the files now, and the commands that use it."""
     if rejected:
-        reasons = ", ".join(f"{n} {why}" for why, n in editor.set_aside([output]).items())
-        print(f"{rejected} rows set aside in {durable.aside(output)}: {reasons}")
-    if not kept:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in count_rejected([output]).items())
+        print(f"{rejected} rows set aside in {rejected_path(output)}: {reasons}")
+    if not edits:
         print(f"no edits in {output}")
         return
     ratios = [
-        minimality.measure(made.original, made.edited).word_change_ratio
-        for made in records.read(str(output))
+        measure(edit.original, edit.edited).word_change_ratio
+        for edit in records.read(str(output))
     ]
-    print(f"{kept} edits in {output}, median word change ratio {median(ratios):.3f}")
+    print(f"{edits} edits in {output}, median word change ratio {median(ratios):.3f}")
     print(
         f"next: python -m launch.edit_report --config.input={output}\n"
         "      python -m launch.train_rm --config=configs/rm.py:smollm2,token_edit "

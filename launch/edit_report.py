@@ -14,7 +14,7 @@ from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
-from fgrlhf_jax.feedback.edits import request as editor
+from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.tiny_world import datasets as tiny_world
@@ -30,7 +30,7 @@ def main(config) -> None:
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
         rows, annotators = read(config.input)
-        aside = editor.set_aside(sources)
+        aside = count_rejected(sources)
     else:
         rows, _ = tiny_world.generate(EMBEDDED_ROWS, config.seed)
         annotators, aside = [], {}

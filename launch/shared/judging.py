@@ -7,7 +7,7 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from fgrlhf_jax.feedback.llm import ask
+from fgrlhf_jax.feedback.llm.requests import Usage
 from launch.shared import asking
 
 EMBEDDED_JUDGE = "fgrlhf_jax.tiny_world.judge:judge"
@@ -47,16 +47,18 @@ def judged(config, pairs: list[Comparison], name: str) -> list[Comparison] | Non
     )
     requests = [question.request for question in asked]
     if config.dry_run:
-        asking.show(config, requests)
+        asking.print_dry_run(config, requests)
         return None
     send = asking.connect(config) if asking.estimate(config, requests).requests else None
-    spent = ask.Spent()
+    usage = Usage()
     try:
-        with contextlib.closing(asking.answers(config, requests, send, spent)) as replies:
+        with contextlib.closing(
+            asking.collect_replies(config, requests, send, usage)
+        ) as replies:
             return judge.by_model(pairs, asked, replies, f"{config.provider}/{config.model}")
     finally:
-        if spent.requests:
-            print(spent, file=sys.stderr)
+        if usage.requests:
+            print(usage, file=sys.stderr)
 
 
 def annotations_path(output: str, number: int = 1) -> Path:

@@ -53,7 +53,7 @@ def sentence(figures: dict[str, float]) -> str:
 
 def _places(original: str, edited: str) -> set[tuple[str, int]]:
     """Words taken out, and words behind which others were put in."""
-    before, after = minimality.words(original), minimality.words(edited)
+    before, after = minimality.split_words(original), minimality.split_words(edited)
     number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
     aligned = align([number[w] for w in after], [number[w] for w in before])
     places = {("out", int(j)) for j in aligned.changed_j.nonzero()[0]}

@@ -63,7 +63,7 @@ def inline(original: str, edited: str) -> list[tuple[str, str]]:
 
     SAME and OUT add up to the original, SAME and IN to the edited text.
     """
-    kept = [_kept(side) for side in minimality.sides(original, edited)]
+    kept = [_kept(side) for side in minimality.mark_changes(original, edited)]
     end = [((len(original), len(original)), (len(edited), len(edited)))]
     parts, i, j = [], 0, 0
     for (word_i, end_i), (word_j, end_j) in [*zip(*kept, strict=True), *end]:
@@ -91,7 +91,7 @@ def _kept(pieces: Sequence[minimality.Piece]) -> list[tuple[int, int]]:
     spans, offset = [], 0
     for text, changed in pieces:
         start = 0
-        for word in () if changed else minimality.words(text):
+        for word in () if changed else minimality.split_words(text):
             start = text.index(word, start)
             spans.append((offset + start, offset + start + len(word)))
             start += len(word)

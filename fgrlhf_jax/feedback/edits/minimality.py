@@ -58,7 +58,7 @@ _REFUSAL = re.compile(
 _MOST = 0.5  # of the words: an edit that keeps them is no refusal, whatever it says first
 
 
-class Figures(NamedTuple):
+class EditMetrics(NamedTuple):
     """Of one edit; lengths and their change, edited less original, are in words."""
 
     kind: str
@@ -77,19 +77,19 @@ class Piece(NamedTuple):
     changed: bool
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
 def measure(
     original: str, edited: str, encode: Callable[[str], Sequence[int]] | None = None
-) -> Figures:
+) -> EditMetrics:
     """The figures of an edit; `encode` gives token ids, without it there is no token ratio."""
-    before, after = words(original), words(edited)
+    before, after = split_words(original), split_words(edited)
     aligned = _aligned(before, after)
     changes = _changes(aligned)
     tokens = change_ratio(align(encode(edited), encode(original))) if encode else None
-    return Figures(
+    return EditMetrics(
         kind=_kind(changes),
         word_change_ratio=change_ratio(aligned),
         token_change_ratio=tokens,
@@ -106,18 +106,18 @@ def change_ratio(aligned: Alignment) -> float:
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
 
 
-def sides(original: str, edited: str) -> tuple[list[Piece], list[Piece]]:
+def mark_changes(original: str, edited: str) -> tuple[list[Piece], list[Piece]]:
     """Both responses as changed and unchanged pieces in turn."""
-    aligned = _aligned(words(original), words(edited))
+    aligned = _aligned(split_words(original), split_words(edited))
     return _pieces(original, aligned.changed_j), _pieces(edited, aligned.changed_i)
 
 
-def refuses(text: str) -> bool:
+def is_refusal(text: str) -> bool:
     """Whether a text starts as a model that will not do what it is asked."""
     return bool(_REFUSAL.match(text.strip()))
 
 
-def fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
+def find_fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
     """Why nothing can be learnt from an edit, one of `FAULTS`; "" where something can.
 
     empty: there is no response. unchanged: no word differs. refusal: the edit is one, the original
@@ -129,7 +129,7 @@ def fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
     ratio = measure(original, edited).word_change_ratio
     if not ratio:
         return "unchanged"
-    if ratio > _MOST and refuses(edited) and not refuses(original):
+    if ratio > _MOST and is_refusal(edited) and not is_refusal(original):
         return "refusal"
     return "rewritten" if ratio > max_change_ratio else ""
 

@@ -92,13 +92,13 @@ _THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|scratchpad)\b\s*>?", re
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
 
 
-def unwrap(reply: str, original: str, *asked: str) -> str:
+def parse_edit(reply: str, original: str, *asked: str) -> str:
     """The edited response in a reply, "" where there is nothing else in it.
 
     It begins and ends with the blanks that the original begins and ends with. asked: what the
     response answers, an instruction and its input.
     """
-    text = _in_tags(after_thoughts(reply, original).strip(), original)
+    text = _in_tags(remove_thoughts(reply, original).strip(), original)
     for repeated in (original, *reversed(asked)):
         text = _after_echo(text, repeated, original)
     excess = _layers(text)
@@ -117,7 +117,7 @@ def unwrap(reply: str, original: str, *asked: str) -> str:
     return before + text + after if text else ""
 
 
-def after_thoughts(reply: str, original: str = "") -> str:
+def remove_thoughts(reply: str, original: str = "") -> str:
     """What follows on the last tag that ends thoughts and is not in the original."""
     kept = thought_tags(original)
     ends = [
@@ -180,7 +180,7 @@ def _alike(text: str, original: str) -> bool:
 
 
 def _bare_words(text: str) -> list[str]:
-    return [word for word in minimality.words(text) if word not in '"“”`*']
+    return [word for word in minimality.split_words(text) if word not in '"“”`*']
 
 
 def _lead_in(text: str) -> str | None:

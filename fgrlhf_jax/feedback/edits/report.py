@@ -54,7 +54,8 @@ def figures(
     Args:
       annotators: who made each row, "" where nobody knows.
       encode: text to token ids; without it there are no token change ratios.
-      max_change_ratio: as in :func:`edits.fault`, which is counted but leaves nothing out here.
+      max_change_ratio: as in :func:`minimality.find_fault`; rows beyond it are counted, not left
+        out.
       aside: reason -> how many rows were set aside for it when the edits were collected.
       examples: how many of each sort are shown.
 
@@ -65,9 +66,9 @@ def figures(
       and rows: the figures of each.
     """
     measured = [minimality.measure(row.original, row.edited, encode) for row in rows]
-    faults = [minimality.fault(row.original, row.edited, max_change_ratio) for row in rows]
+    faults = [minimality.find_fault(row.original, row.edited, max_change_ratio) for row in rows]
     names = [shown(name) for name in annotators] or [""] * len(rows)
-    by_name: dict[str, list[minimality.Figures]] = {}
+    by_name: dict[str, list[minimality.EditMetrics]] = {}
     for name, found in zip(names, measured, strict=True):
         by_name.setdefault(name, []).append(found)
     return {
@@ -100,7 +101,7 @@ def shown(text: str) -> str:
     return text.translate(_HARMLESS)
 
 
-def _summary(measured: Sequence[minimality.Figures]) -> dict:
+def _summary(measured: Sequence[minimality.EditMetrics]) -> dict:
     kinds = Counter(found.kind for found in measured)
     summary = {
         "n": len(measured),
@@ -144,7 +145,7 @@ def _examples(rows, names, measured, count: int) -> list[dict]:
         chosen = [k for k in candidates if k not in used][:count]
         used |= set(chosen)
         for rank, k in enumerate(chosen, 1):
-            original, edited = minimality.sides(rows[k].original, rows[k].edited)
+            original, edited = minimality.mark_changes(rows[k].original, rows[k].edited)
             examples.append(
                 {
                     "sort": sort,

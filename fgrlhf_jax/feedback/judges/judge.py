@@ -10,24 +10,19 @@ alpaca_eval.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
-
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
 
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
-from fgrlhf_jax.feedback.llm.ask import Rejected, Reply
-from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Request
+from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Rejected
+from fgrlhf_jax.feedback.llm.template import PromptTemplate
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import user_function
 
@@ -60,11 +55,6 @@ Which response is better? Answer with one word and nothing else: A, B or tie.
 """
 
 
-_ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-
-
 class Question(NamedTuple):
     """One request: which comparison it is about, and which of its outputs it shows first."""
 
@@ -73,56 +63,18 @@ class Question(NamedTuple):
     request: Request
 
 
-def template(path: str = "") -> jinja2.Template:
-    """The template of a file, the default one for ""; tried out before anything is asked.
+def template(path: str = "") -> PromptTemplate:
+    """The template of a file, the default one for ""; it shows the instruction and both responses.
 
     Raises:
-      InputError: for a file that cannot be read or is no template, that does not show the
-        instruction and both responses, or has a field that there is not.
+      InputError: for a file that cannot be read or is no such template.
     """
-    if not path:
-        return _ENVIRONMENT.from_string(TEMPLATE)
-    where = f"template_file={path}"
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-        used = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "invalid UTF-8"
-        raise InputError(f"{where}: cannot be read ({reason})") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(
-            f"{where}:{error.lineno}: is no jinja2 template ({error.message})"
-        ) from error
-    for name in sorted(used - {*_ENVIRONMENT.globals, *FIELDS}):
-        close = difflib.get_close_matches(name, FIELDS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(FIELDS)}"
-        raise InputError(f"{where}: there is no field {{{{ {name} }}}}; {hint}")
-    made = _ENVIRONMENT.from_string(source)
-    for name in ("instruction", "first", "second"):
-        if not _shows(made, name):
-            raise InputError(
-                f"{where}: does not show {{{{ {name} }}}}; a judge needs the instruction and both "
-                "responses"
-            )
-    return made
-
-
-def _shows(template: jinja2.Template, name: str) -> bool:
-    """Whether the value of a field is in the prompt."""
-    mark = "\ue000"  # no template has it of its own
-    return mark in _filled(template, {**dict.fromkeys(FIELDS, "a text"), name: mark}, "a try")
-
-
-def _filled(template: jinja2.Template, fields: dict[str, str], where: str) -> str:
-    try:
-        return template.render(fields).strip()
-    except Exception as error:  # a person's own template may compute anything
-        raise InputError(f"the template cannot be filled for {where} ({error})") from error
+    return PromptTemplate(path, TEMPLATE, FIELDS, ("instruction", "first", "second"))
 
 
 def questions(
     comparisons: Sequence[Comparison],
-    template: jinja2.Template,
+    template: PromptTemplate,
     *,
     seed: int,
     both_orders: bool,
@@ -135,7 +87,7 @@ def questions(
       InputError: when the template shows no input though rows have one, or fails on a row.
     """
     rows = sum(bool(one.input.strip()) for one in comparisons)
-    if rows and not _shows(template, "input"):
+    if rows and not template.shows("input"):
         raise InputError(
             f"the template shows no {{{{ input }}}}, and {rows} rows have one; add it"
         )
@@ -153,7 +105,7 @@ def questions(
                 "first": outputs[shown],
                 "second": outputs[3 - shown],
             }
-            prompt = _filled(template, fields, f"row {number + 1}")
+            prompt = template.fill(fields).strip()
             request = Request(prompt, max_tokens=max_tokens, temperature=temperature)
             asked.append(Question(number, shown, request))
     return asked

@@ -9,7 +9,7 @@ last line counts, and where it is none the first; if both are and differ, or nei
 
 import re
 
-from fgrlhf_jax.feedback.edits.parse import after_thoughts
+from fgrlhf_jax.feedback.edits.parse import remove_thoughts
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 
@@ -43,7 +43,7 @@ _AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" i
 
 def parse(reply: str) -> str | None:
     """ "first", "second" or "tie"; None where the reply is no verdict, or more than one."""
-    reply = after_thoughts(reply)
+    reply = remove_thoughts(reply)
     if reply.lstrip().startswith("<think"):
         return None
     lines = [line for line in map(_plain, reply.splitlines()) if line.strip(_AROUND)]

@@ -1,8 +1,7 @@
-"""What survives a kill: a cache of replies, and a file of rows that grows a row at a time.
+"""What survives a killed process: a cache of replies, and a file of rows that is continued.
 
-Both are on the disk (fsync) before the next step is taken. The rows tie themselves to their
-requests by a key in every row, so that a file which was interrupted is recognised, cut where its
-last line is torn, and continued.
+Both are on the disk (fsync) before the next step is taken. Every row holds the key of its request,
+so that an interrupted file is recognised, cut where its last line is torn, and continued.
 """
 
 import contextlib
@@ -18,9 +17,9 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
 
-SCHEMA = 1  # of the cache
-PATIENCE = 60.0  # seconds to wait for other processes that use it
-KEY = "request_key"  # the field that ties a row to its request
+SCHEMA = 1  # version of the cache
+BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
+KEY = "request_key"  # the field of a row with the key of its request
 
 
 class Cache:
@@ -31,13 +30,13 @@ class Cache:
 
     def __init__(self, path: Path):
         self.path, self.lock, self.open = Path(path), threading.Lock(), True
-        with self._said():
+        with self._reported_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(
-                self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
         try:
-            with self._said():
+            with self._reported_errors():
                 version = self._prepare()
         except InputError:
             self.close()
@@ -50,26 +49,26 @@ class Cache:
             )
 
     def _prepare(self) -> int:
-        """:meth:`_prepared`, again while another process is at it too.
+        """:meth:`_create`, again while another process does the same.
 
-        To begin with a WAL, and to end with one, is all that SQLite does not wait for by itself.
+        SQLite itself does not wait where a WAL begins or ends.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BUSY_TIMEOUT
         while True:
             try:
-                return self._prepared()
+                return self._create()
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > deadline:
                     raise
             time.sleep(0.02)
 
-    def _prepared(self) -> int:
-        """The version of the file, which is made where it is missing."""
+    def _create(self) -> int:
+        """Creates the table where it is missing; returns the version of the file."""
         run = self.connection.execute
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
-        run("BEGIN IMMEDIATE")  # nobody else makes the same file now
+        run("BEGIN IMMEDIATE")  # no other process creates the same table now
         if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             run(
                 "CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
@@ -81,19 +80,19 @@ class Cache:
         return run("PRAGMA user_version").fetchone()[0]
 
     def __contains__(self, key: str) -> bool:
-        with self._said(), self.lock:
-            found = self.connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,))
-            return found.fetchone() is not None
+        with self._reported_errors(), self.lock:
+            rows = self.connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,))
+            return rows.fetchone() is not None
 
     def __getitem__(self, key: str) -> Reply:
         query = "SELECT text, stop, input_tokens, output_tokens FROM replies WHERE key = ?"
-        with self._said(), self.lock:
+        with self._reported_errors(), self.lock:
             return Reply(*self.connection.execute(query, (key,)).fetchone())
 
     def put(self, key: str, reply: Reply) -> None:
-        """Durable when it returns. What arrives after the end of a run is let go."""
+        """On the disk when it returns. What arrives after :meth:`close` is dropped."""
         row = (key, reply.text, reply.stop, reply.input_tokens, reply.output_tokens)
-        with self._said(), self.lock:
+        with self._reported_errors(), self.lock:
             if self.open:
                 self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
 
@@ -103,7 +102,7 @@ class Cache:
             self.connection.close()
 
     @contextlib.contextmanager
-    def _said(self):
+    def _reported_errors(self):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -113,8 +112,8 @@ class Cache:
             ) from error
 
 
-def aside(output: Path) -> Path:
-    """The file beside ``output`` for what was set aside."""
+def rejected_path(output: Path) -> Path:
+    """The file beside ``output`` for rejected rows."""
     return output.with_name(f"{output.stem}.rejected{output.suffix}")
 
 
@@ -139,7 +138,7 @@ def append_rows(
       InputError: when the files hold rows that these keys do not ask for, another process writes
         them, or they cannot be written.
     """
-    paths = (Path(output), aside(Path(output)))
+    paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:
         try:
             files = [stack.enter_context(paths[0].open("ab+", buffering=0))]

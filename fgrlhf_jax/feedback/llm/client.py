@@ -1,12 +1,12 @@
-"""One small interface to a language model behind a network: a request in, a reply out.
+"""A language model behind a network: a request in, a reply out.
 
-    ask = connect("anthropic", "claude-opus-4-5")
-    ask(Request("Why is the sky blue?")).text
+    send = connect("anthropic", "claude-opus-4-5")
+    send(Request("Why is the sky blue?")).text
 
-The official clients speak the wire protocols. Trying again is not theirs to do but ask.py's, so a
-fault is only sorted here into one of three: :class:`Transient` (try again), :class:`Refused` (this
-request only) and InputError (every request would meet it; the run stops). Keys come from the
-environment, and no message that leaves this file holds one.
+The official clients speak the wire protocols. Retries are in requests.py; here a fault only becomes
+one of three: :class:`Transient` (try again), :class:`Refused` (this request only) and InputError
+(every request would meet it; the run stops). Keys come from the environment, and no message that
+leaves this file holds one.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _STOPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked. temperature 0 asks for the likeliest reply, as far as the model allows."""
+    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows."""
 
     prompt: str
     system: str = ""
@@ -49,7 +49,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What was said, why it stopped (end | length | refusal) and what it cost."""
+    """The text of a reply, why it stopped (end | length | refusal) and the tokens it took."""
 
     text: str
     stop: str
@@ -57,7 +57,7 @@ class Reply:
     output_tokens: int
 
 
-Ask = Callable[[Request], Reply]
+Send = Callable[[Request], Reply]
 
 
 class Transient(Exception):
@@ -69,25 +69,25 @@ class Transient(Exception):
 
 
 class Refused(Exception):
-    """This request gets no reply, however often it is asked; others may."""
+    """This request gets no reply, however often it is sent; others may."""
 
 
-def about_tokens(text: str) -> int:
-    """A guess, where no tokenizer is at hand: four bytes a token."""
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text has, without a tokenizer: four bytes a token."""
     return -(-len(text.encode(errors="replace")) // 4)
 
 
-def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 60.0) -> Ask:
-    """A function that asks ``model`` once a call; threads may share it.
+def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 60.0) -> Send:
+    """Returns a function that sends one request a call to ``model``; threads may share it.
 
     Args:
       provider: "anthropic", or "openai" for every server that speaks its chat completions.
       base_url: another server than the provider's own. One on this machine needs no key.
-      timeout: seconds until a whole answer must be there.
+      timeout: seconds until a reply must be complete.
 
-    The function raises Transient, Refused, or InputError for what no other request would survive
-    (a wrong key, an unknown model, an empty account). A field that the model does not take is
-    Transient too: later requests go without it.
+    The function raises Transient, Refused, or InputError for what every request would meet (a wrong
+    key, an unknown model, an empty account). A field that the model does not take is Transient too:
+    later requests go without it.
 
     Raises:
       InputError: for an unknown provider, no model, no key, an unusable address, or a client
@@ -107,54 +107,89 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
         raise InputError(f"{provider} needs a key; set the environment variable {variable}")
     if not key.isascii() or not key.isprintable():
         raise InputError(f"{variable} holds characters that no key has; set it again")
-    errors, create, close = _open(provider, url, key or "none", timeout, local)
+    return _Client(provider, model, url, key, timeout, local)
 
-    def hidden(text: Any) -> str:
-        """Of what a server or a library said: one short line without the key."""
-        text = str(text).replace(key, "[key]") if len(key) >= 8 else str(text)
-        return " ".join(text.split())[:300]  # shorter keys are placeholders: none, EMPTY, x
 
-    def fetch(body: dict) -> Any:
-        """The JSON value of one answer, read with an eye on the clock."""
-        deadline = time.monotonic() + timeout
+class _Client:
+    """What :func:`connect` returns; the connections are closed with the object."""
+
+    def __init__(
+        self, provider: str, model: str, url: str, key: str, timeout: float, local: bool
+    ):
+        self.provider, self.model, self.url = provider, model, url
+        self.key, self.timeout = key, timeout
+        self.errors, self.create, close = _open(provider, url, key or "none", timeout, local)
+        self.without: set[str] = set()  # fields that this model turned out not to take
+        weakref.finalize(self, close).atexit = False
+
+    def __call__(self, request: Request) -> Reply:
+        body = _body(self.provider, self.model, request, self.without)
+        try:
+            return _reply(self.provider, request, self._fetch(body))
+        except ValueError as error:  # of json, and of _reply
+            fault = f"the answer is not one of {self.provider}'s ({error})"
+            fault = Transient(self._redacted(fault))
+        except _Broken as error:
+            fault = Transient(self._redacted(error))
+        except self.errors.APITimeoutError:
+            fault = Transient(f"no answer within {self.timeout:g} s")
+        except self.errors.APIConnectionError as error:
+            cause = error.__cause__ or error
+            fault = Transient(self._redacted(f"no connection to {self.url} ({cause})"))
+        except self.errors.APIStatusError as error:
+            message = self._redacted(f"{error.status_code}: {_message(error)}")
+            fault = self._classified(error, message)
+            if field := _unsupported_field(error.status_code, message, body):
+                self.without.add(field)  # the next try, which is counted as one, goes without
+                fault = Transient(f"{self.model} takes no {field}")
+        raise fault  # outside the handlers: no exception of the client's hangs on it
+
+    def _fetch(self, body: dict) -> Any:
+        """The JSON value of one answer, which must be complete within the timeout."""
+        deadline = time.monotonic() + self.timeout
         chunks = []
-        with create(**body) as response:
+        with self.create(**body) as response:
             try:
                 for chunk in response.iter_bytes():
                     chunks.append(chunk)
                     if time.monotonic() > deadline:
-                        raise TimeoutError(f"not complete within {timeout:g} s")
+                        raise TimeoutError(f"not complete within {self.timeout:g} s")
             except Exception as error:  # the client no longer wraps what its transport raises
                 raise _Broken(
                     f"the answer broke off ({error or type(error).__name__})"
                 ) from None
         return json.loads(b"".join(chunks))
 
-    without: set[str] = set()  # fields that this model turned out not to take
+    def _redacted(self, text: Any) -> str:
+        """A message of a server or a library as one short line without the key."""
+        text = str(text)
+        if len(self.key) >= 8:  # shorter keys are placeholders: none, EMPTY, x
+            text = text.replace(self.key, "[key]")
+        return " ".join(text.split())[:300]
 
-    def ask(request: Request) -> Reply:
-        body = _body(provider, model, request, without)
-        try:
-            return _reply(provider, request, fetch(body))
-        except ValueError as error:  # of json, and of _reply
-            fault = Transient(hidden(f"the answer is not one of {provider}'s ({error})"))
-        except _Broken as error:
-            fault = Transient(hidden(error))
-        except errors.APITimeoutError:
-            fault = Transient(f"no answer within {timeout:g} s")
-        except errors.APIConnectionError as error:
-            cause = error.__cause__ or error
-            fault = Transient(hidden(f"no connection to {url} ({cause})"))
-        except errors.APIStatusError as error:
-            said = hidden(f"{error.status_code}: {_message(error)}")
-            fault = _sorted(error, said, provider, model, url)
-            if field := _not_taken(error.status_code, said, body):
-                without.add(field)  # the next try, which is counted as one, goes without
-                fault = Transient(f"{model} takes no {field}")
-        raise fault  # outside the handlers: no exception of the client's hangs on it
-
-    weakref.finalize(ask, close).atexit = False
-    return ask
+    def _classified(self, error, message: str) -> Exception:
+        """A status error as one of the three kinds."""
+        status, variable = error.status_code, PROVIDERS[self.provider][0]
+        if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
+            return InputError(
+                f"{self.provider}'s account is empty ({message}); top it up and run again"
+            )
+        if status in (408, 409, 425, 429) or status >= 500:
+            return Transient(message, _retry_after(error.response.headers))
+        if status in (400, 413, 422):
+            return Refused(message)
+        if status in (401, 403):
+            return InputError(
+                f"{self.url} does not accept the key in {variable} ({message}); correct it"
+            )
+        if status == 404:
+            return InputError(
+                f"{self.url} does not know the model {self.model!r} ({message}); check model and "
+                "base_url"
+            )
+        return InputError(
+            f"{self.url} does not speak {self.provider}'s protocol ({message}); check base_url"
+        )
 
 
 def check_url(base_url: str) -> str:
@@ -211,22 +246,24 @@ def _body(provider: str, model: str, request: Request, without: set[str]) -> dic
     else:
         if request.system:
             messages.insert(0, {"role": "system", "content": request.system})
-        new = "max_tokens" in without
-        body["max_completion_tokens" if new else "max_tokens"] = request.max_tokens
+        newer = "max_tokens" in without
+        body["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
     if "temperature" not in without:  # not every release of the clients has the argument
         body["extra_body"] = {"temperature": request.temperature}
     return body
 
 
-def _not_taken(status: int, said: str, body: dict) -> str:
-    """The field of ``body`` that the server does not want from this model, "" for none.
+def _unsupported_field(status: int, message: str, body: dict) -> str:
+    """The field of ``body`` that the server does not take for this model, "" for none.
 
     Newer models take no temperature, and max_completion_tokens in place of max_tokens.
     """
-    if status == 400 and re.search("deprecated|support|removed|instead", said, re.IGNORECASE):
-        if "max_completion_tokens" in said and "max_tokens" in body:
+    if status == 400 and re.search(
+        "deprecated|support|removed|instead", message, re.IGNORECASE
+    ):
+        if "max_completion_tokens" in message and "max_tokens" in body:
             return "max_tokens"
-        if "temperature" in said and "extra_body" in body:
+        if "temperature" in message and "extra_body" in body:
             return "temperature"
     return ""
 
@@ -238,53 +275,35 @@ def _reply(provider: str, request: Request, data: Any) -> Reply:
         if provider == "anthropic":
             text = "".join(b["text"] for b in data["content"] if b["type"] == "text")
             stop = data["stop_reason"]
-            asked = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-            read = sum(usage.get(name) or 0 for name in asked)
-            wrote = usage.get("output_tokens")
+            inputs = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+            read = sum(usage.get(name) or 0 for name in inputs)
+            written = usage.get("output_tokens")
         else:
             choice = data["choices"][0]
             refusal = choice["message"].get("refusal")
             text = refusal or choice["message"].get("content") or ""
             stop = REFUSAL if refusal else choice["finish_reason"]
-            read, wrote = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        read = about_tokens(request.system + request.prompt) if not read else int(read)
-        wrote = about_tokens(text) if wrote is None else int(wrote)
+            read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        read = estimate_tokens(request.system + request.prompt) if not read else int(read)
+        written = estimate_tokens(text) if written is None else int(written)
         if not isinstance(text, str):
             raise TypeError("its text is no string")
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        said = data.get("error") if isinstance(data, Mapping) else None
-        raise ValueError(said or f"{type(error).__name__}: {error}") from None
-    return Reply(text, _STOPS.get(stop, END), read, wrote)
+        message = data.get("error") if isinstance(data, Mapping) else None
+        raise ValueError(message or f"{type(error).__name__}: {error}") from None
+    return Reply(text, _STOPS.get(stop, END), read, written)
 
 
 def _message(error) -> Any:
-    """What the server said, of a client's status error."""
+    """The server's message in a status error of a client."""
     inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
     return inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
 
 
-def _sorted(error, said: str, provider: str, model: str, url: str) -> Exception:
-    """A status error as one of the three kinds."""
-    status, variable = error.status_code, PROVIDERS[provider][0]
-    if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
-        return InputError(f"{provider}'s account is empty ({said}); top it up and run again")
-    if status in (408, 409, 425, 429) or status >= 500:
-        return Transient(said, _retry_after(error.response.headers))
-    if status in (400, 413, 422):
-        return Refused(said)
-    if status in (401, 403):
-        return InputError(f"{url} does not accept the key in {variable} ({said}); correct it")
-    if status == 404:
-        return InputError(
-            f"{url} does not know the model {model!r} ({said}); check model and base_url"
-        )
-    return InputError(f"{url} does not speak {provider}'s protocol ({said}); check base_url")
-
-
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the server wants to be asked again, None where it does not say."""
+    """Seconds until the server accepts requests again, None where it does not say."""
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000

@@ -1,7 +1,7 @@
 """A checkpoint on this machine as a language model: many requests in, their replies out.
 
     send = ask_local("HuggingFaceTB/SmolLM2-135M-Instruct", batch_size=8)
-    ask.answers(requests, send, chunk=64, …)
+    collect_replies(requests, send, batch_size=64, …)
 
 Requests are sampled together, each with the random key of its own digest, so that a reply depends
 neither on what else is asked nor on when. An instruction-tuned model is asked through its chat

@@ -1,40 +1,57 @@
-"""Attempts at requests: side by side, paced, tried again after a fault, within a budget.
+"""Sends many requests to a language model: in parallel, paced, retried, within a budget.
 
-A worker stores a reply before it tells of it. Whatever ends a run (a cap, a wrong key, Ctrl-C), no
-new attempt starts, and no thread keeps the process from ending.
+    collect_replies <- cache <- send_concurrently (server) | send_in_batches (own machine) <- send
+
+Every reply is in the cache, on the disk, before the caller sees it, under a hash of everything that
+determines it. A run that was killed, stopped at a cap or left without some replies continues with
+the remaining requests. Replies come in the order of their requests, so that a file made of them is
+always a prefix of the complete file. Whatever ends a run (a cap, a wrong key, Ctrl-C), no new
+attempt starts, and no thread keeps the process alive.
 """
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.cache import Cache
-from fgrlhf_jax.feedback.llm.client import Ask, Refused, Reply, Request, Transient
+from fgrlhf_jax.feedback.llm.client import (
+    Refused,
+    Reply,
+    Request,
+    Send,
+    Transient,
+    estimate_tokens,
+)
 
 LOG = logging.getLogger(__name__)
-GIVE_UP = 10  # requests in a row without an answer after all their tries: the server is gone
+GIVE_UP = 10  # consecutive requests without a reply after all their tries: the server is gone
 LONGEST_PAUSE = 600.0  # seconds that a server may ask for; beyond, the run stops
-GRACE = 1.0  # seconds for what is under way when a run is interrupted
-LOOK_UP = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does not end it
+GRACE = 1.0  # seconds for requests in flight when a run is interrupted
+POLL = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does not end it
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How hard a server is asked, and what may be spent; 0 is no limit.
+    """Limits of rate, retries and budget; 0 is no limit.
 
     Attributes:
-      concurrency: requests under way at once.
+      concurrency: requests in flight at once.
       requests_per_minute: attempts, evenly spread.
       retries: further tries of a request after a transient fault.
-      max_refusals: requests refused one after another, none answered between them, at which the
-        run stops: whatever the reason is, it is not this one request.
+      max_refusals: consecutive refusals, without a reply between them, at which the run stops:
+        their reason is then not in the single request.
       max_requests, max_tokens: caps on the attempts, and on the tokens of the replies (read and
-        written), of this run. What is under way at the cap is still waited for and counted.
+        written), of this run. Requests in flight at the cap are still waited for and counted.
       back_off, longest_wait: seconds; the wait after a fault is random, up to back_off · 2ⁿ and
         longest_wait, and never shorter than the server asks for.
     """
@@ -56,8 +73,8 @@ class Limits:
 
 
 @dataclasses.dataclass
-class Spent:
-    """What a run has cost so far; ``requests`` counts every attempt, ``cached`` costs nothing."""
+class Usage:
+    """The cost of a run so far; ``requests`` counts every attempt, ``cached`` replies are free."""
 
     requests: int = 0
     retries: int = 0
@@ -72,212 +89,247 @@ class Spent:
     def __str__(self) -> str:
         return (
             f"{self.requests} requests ({self.retries} of them retries), {self.input_tokens} "
-            f"tokens read and {self.output_tokens} written; {self.cached} answers from the cache"
+            f"tokens read and {self.output_tokens} written; {self.cached} replies from the cache"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """A request that gets no reply however often it is asked."""
+    """The outcome of a request that gets no reply however often it is sent."""
 
     reason: str
 
 
-class Pace:
-    """When attempts may start: evenly spread, and not before a server wants to be asked again."""
+Outcome = Reply | Rejected | str  # a text says why there is no reply
+
+
+class Estimate(NamedTuple):
+    """The remaining work: requests, tokens to read (a guess), tokens written at most."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+def request_key(identity: dict, request: Request) -> str:
+    """The key of a reply in the cache: sha256 of everything that determines it."""
+    parts = [identity, dataclasses.asdict(request)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def estimate(requests: Sequence[Request], *, cache: Path, identity: dict) -> Estimate:
+    """The requests whose replies are not in the cache, and about how many tokens they take."""
+    remaining = {request_key(identity, request): request for request in requests}
+    if Path(cache).exists():
+        with contextlib.closing(Cache(cache)) as stored:
+            remaining = {key: req for key, req in remaining.items() if key not in stored}
+    return Estimate(
+        len(remaining),
+        sum(estimate_tokens(request.system + request.prompt) for request in remaining.values()),
+        sum(request.max_tokens for request in remaining.values()),
+    )
+
+
+def collect_replies(
+    requests: Sequence[Request],
+    send: Callable,
+    *,
+    cache: Path,
+    identity: dict,
+    limits: Limits | None = None,
+    usage: Usage | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+    batch_size: int = 0,
+) -> Iterator[Reply | Rejected]:
+    """Yields the replies in the order of the requests, each as soon as all before it are known.
+
+    Args:
+      send: as :func:`client.connect` returns it, called from several threads; with ``batch_size``
+        above 0 it takes a list of at most so many requests, in this thread, and returns a list with
+        a Reply or a Refused for each.
+      cache: an SQLite file, created where it is missing.
+      identity: what determines a reply besides its request: provider, model, address, …
+      usage: counted up while the run goes on.
+      progress: wraps the iteration over the requests that are still to be sent.
+
+    A request that is refused yields Rejected, and is not stored. Where a request has no reply after
+    all its tries, the others are still sent; nothing is yielded from its position on.
+
+    Raises:
+      InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; when
+        consecutive requests are refused; and at the end when some have no reply. Replies that
+        arrived are stored: run again to continue.
+    """
+    limits, usage = limits or Limits(), usage or Usage()
+    keys = [request_key(identity, request) for request in requests]
+    with contextlib.closing(Cache(cache)) as stored:
+        # What has arrived, by key; None stands for a reply that is in the cache.
+        arrived: dict[str, Rejected | None] = {key: None for key in keys if key in stored}
+        usage.cached += sum(key in arrived for key in keys)
+        todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
+        failed: dict[str, str] = {}
+        position = 0
+
+        def ready() -> Iterator[Reply | Rejected]:
+            nonlocal position
+            while position < len(keys) and keys[position] in arrived:
+                position += 1
+                yield arrived[keys[position - 1]] or stored[keys[position - 1]]
+
+        yield from ready()
+        if todo:
+            outcomes = (
+                send_in_batches(todo, send, stored, limits, usage, batch_size)
+                if batch_size
+                else send_concurrently(todo, send, stored, limits, usage)
+            )
+            with contextlib.closing(confirm_refusals(outcomes, limits)) as outcomes:
+                bar = progress(range(len(todo)))
+                for _, (key, outcome) in zip(bar, outcomes, strict=False):
+                    if isinstance(outcome, str):
+                        failed[key] = outcome
+                    else:
+                        arrived[key] = outcome if isinstance(outcome, Rejected) else None
+                        yield from ready()
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(requests)} requests have no reply after "
+            f"{limits.retries + 1} tries each ({_most_frequent(failed.values())}); the other "
+            "replies are stored: run again to send these only; if they fail again, raise timeout "
+            "or remove their rows"
+        )
+
+
+def _most_frequent(reasons: Iterable[str]) -> str:
+    """The most frequent reasons, with their counts where they differ."""
+    common = Counter(reasons).most_common(3)
+    return common[0][0] if len(common) == 1 else "; ".join(f"{n} × {why}" for why, n in common)
+
+
+def send_concurrently(
+    todo: dict[str, Request], send: Send, stored: Cache, limits: Limits, usage: Usage
+) -> Iterator[tuple[str, Outcome]]:
+    """Yields (key, outcome) in the order of arrival, from several threads; replies are stored.
+
+    Closing the iterator stops the threads, or abandons those that wait for a server.
+    """
+    workers = _Workers(todo, send, stored, limits, usage)
+    unanswered, end = 0, None
+    try:
+        for _ in todo:
+            key, outcome = workers.next()
+            if isinstance(outcome, BaseException):
+                end = outcome
+                break
+            yield key, outcome
+            unanswered = unanswered + 1 if isinstance(outcome, str) else 0
+            if unanswered == GIVE_UP < len(todo):
+                end = InputError(
+                    f"{unanswered} requests in a row have no reply after {limits.retries + 1} "
+                    f"tries each ({outcome}); replies that arrived are stored: run again to "
+                    "continue"
+                )
+                break
+        if end:
+            for key, outcome in workers.finish():
+                if isinstance(outcome, Reply | Rejected):
+                    yield key, outcome
+            raise end
+    finally:
+        workers.abandon()
+
+
+class _Workers:
+    """Threads that send requests, with retries, and store each reply before they report it."""
 
     def __init__(
         self,
-        per_minute: float,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        todo: dict[str, Request],
+        send: Send,
+        stored: Cache,
+        limits: Limits,
+        usage: Usage,
     ):
-        self.gap = 60 / per_minute if per_minute else 0.0
-        self.now, self.sleep = now, sleep
-        self.lock, self.next, self.held = threading.Lock(), now(), now()
+        self.send, self.stored = send, stored
+        self.stop = threading.Event()
+        self.rate = RateLimiter(limits.requests_per_minute, sleep=self.stop.wait)
+        self.budget = _Budget(limits, usage)
+        self.retrying = _retrying(limits, self.stop)
+        self.warned: set[str] = set()
+        self.waiting: queue.SimpleQueue = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue = queue.SimpleQueue()
+        for item in todo.items():
+            self.waiting.put(item)
+        count = min(limits.concurrency, len(todo))
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
 
-    def wait(self) -> None:
-        """Until this attempt's turn, or until `sleep` says (True) that there will be none."""
-        start = None
+    def next(self) -> tuple[str, Outcome | BaseException]:
+        """Waits for the next outcome; Ctrl-C works while it waits."""
         while True:
-            with self.lock:
-                now = self.now()
-                if start is None or start < self.held:  # a pause began meanwhile: queue again
-                    start = max(now, self.next)
-                    self.next = start + self.gap
-            if start <= now or self.sleep(start - now):
-                return
+            with contextlib.suppress(queue.Empty):
+                return self.outcomes.get(timeout=POLL)
 
-    def hold(self, seconds: float) -> None:
-        """No further attempt starts within ``seconds``, not even one that has its turn."""
-        with self.lock:
-            self.held = max(self.held, self.now() + seconds)
-            self.next = max(self.next, self.held)
+    def finish(self) -> Iterator[tuple[str, Outcome | BaseException]]:
+        """Starts no more requests; waits for those in flight, which are paid for."""
+        self.stop.set()
+        for thread in self.threads:
+            while thread.is_alive():
+                thread.join(POLL)
+        while not self.outcomes.empty():
+            yield self.outcomes.get()
 
+    def abandon(self) -> None:
+        """Starts no more requests, and gives those in flight a moment."""
+        self.stop.set()
+        deadline = time.monotonic() + GRACE
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-class _Budget:
-    """The caps, counted by several threads."""
-
-    def __init__(self, limits: Limits, spent: Spent):
-        self.limits, self.spent, self.lock = limits, spent, threading.Lock()
-
-    def begin(self, retry: bool = False, count: int = 1) -> int:
-        """Count at most ``count`` attempts before they are made; raises InputError at a cap."""
-        limits, spent = self.limits, self.spent
-        with self.lock:
-            for name, used in (("max_requests", spent.requests), ("max_tokens", spent.tokens)):
-                if 0 < getattr(limits, name) <= used:
-                    raise InputError(
-                        f"stopped at {name}={getattr(limits, name)} after {spent}; what arrived "
-                        f"is kept: run again to go on, with the same {name} once more to spend"
-                    )
-            if limits.max_requests:
-                count = min(count, limits.max_requests - spent.requests)
-            spent.requests += count
-            spent.retries += retry
-            return count
-
-    def add(self, reply: Reply) -> None:
-        with self.lock:
-            self.spent.input_tokens += reply.input_tokens
-            self.spent.output_tokens += reply.output_tokens
-
-
-Outcome = Reply | Rejected | str  # a text says why there is no answer
-
-
-def by_threads(
-    todo: dict[str, Request], send: Ask, stored: Cache, limits: Limits, spent: Spent
-) -> Iterator[tuple[str, Outcome]]:
-    """(key, outcome) as they arrive, all replies stored. Closing it leaves no thread in the way."""
-    stop = threading.Event()
-    pace = Pace(limits.requests_per_minute, sleep=stop.wait)
-    budget = _Budget(limits, spent)
-    retrying = _retrying(limits, stop)
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
-    arrived: queue.SimpleQueue = queue.SimpleQueue()
-    for item in todo.items():
-        waiting.put(item)
-    warned: set[str] = set()
-
-    def attempt(key: str, request: Request, retry: bool) -> Reply:
-        pace.wait()
-        if stop.is_set():
-            raise Transient("the run was stopped")
-        budget.begin(retry)
-        try:
-            reply = send(request)
-        except Transient as fault:
-            if (kind := str(fault)[:20]) not in warned:
-                warned.add(kind)
-                LOG.warning("%s; trying again", fault)
-            if fault.retry_after is not None:
-                if fault.retry_after > LONGEST_PAUSE:
-                    raise InputError(
-                        f"the server wants a pause of {fault.retry_after:.0f} s ({fault}); what "
-                        "arrived is kept: run again later to go on"
-                    ) from None
-                pace.hold(fault.retry_after)
-            raise
-        budget.add(reply)
-        stored.put(key, reply)
-        return reply
-
-    def work() -> None:
-        while not stop.is_set():
+    def _work(self) -> None:
+        while not self.stop.is_set():
             try:
-                key, request = waiting.get_nowait()
+                key, request = self.waiting.get_nowait()
             except queue.Empty:
                 return
             outcome: Outcome | BaseException
             try:
-                for number, turn in enumerate(retrying.copy()):
+                for number, turn in enumerate(self.retrying.copy()):
                     with turn:
-                        outcome = attempt(key, request, number > 0)
+                        outcome = self._attempt(key, request, number > 0)
             except Transient as fault:
                 outcome = str(fault)
             except Refused as fault:
                 outcome = Rejected(str(fault))
             except BaseException as error:  # for the main thread
                 outcome = error
-            arrived.put((key, outcome))
+            self.outcomes.put((key, outcome))
             if isinstance(outcome, BaseException):
-                stop.set()  # after it is in the queue: what the stop breaks off comes behind it
+                self.stop.set()  # only now: what the stop breaks off comes behind it
 
-    count = min(limits.concurrency, len(todo))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    in_a_row, end = 0, None
-    try:
-        for _ in todo:
-            key, outcome = _next(arrived)
-            if isinstance(outcome, BaseException):
-                end = outcome
-                break
-            yield key, outcome
-            in_a_row = in_a_row + 1 if isinstance(outcome, str) else 0
-            if in_a_row == GIVE_UP < len(todo):
-                end = InputError(
-                    f"{in_a_row} requests in a row have no answer after {limits.retries + 1} "
-                    f"tries each ({outcome}); what arrived is kept: run again to go on"
-                )
-                break
-        if end:
-            stop.set()
-            for thread in threads:  # what is under way is paid for: wait for it
-                while thread.is_alive():
-                    thread.join(LOOK_UP)
-            while not arrived.empty():
-                key, outcome = arrived.get()
-                if isinstance(outcome, Reply | Rejected):
-                    yield key, outcome
-            raise end
-    finally:
-        stop.set()
-        last = time.monotonic() + GRACE
-        for thread in threads:
-            thread.join(max(0.0, last - time.monotonic()))
-
-
-def _next(arrived: queue.SimpleQueue):
-    """What arrives next; a Ctrl-C is heeded while it waits."""
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return arrived.get(timeout=LOOK_UP)
-
-
-def believed(
-    outcomes: Iterator[tuple[str, Outcome]], limits: Limits
-) -> Iterator[tuple[str, Outcome]]:
-    """The same, each refusal only once it is known not to be what every request meets.
-
-    Raises:
-      InputError: at ``max_refusals`` in a row. They are not yielded, so they are asked again.
-    """
-    held: list[tuple[str, Outcome]] = []
-    with contextlib.closing(outcomes):
+    def _attempt(self, key: str, request: Request, retry: bool) -> Reply:
+        self.rate.wait()
+        if self.stop.is_set():
+            raise Transient("the run was stopped")
+        self.budget.begin(retry)
         try:
-            for key, outcome in outcomes:
-                if isinstance(outcome, Rejected):
-                    held.append((key, outcome))
-                    if len(held) == limits.max_refusals:
-                        held.clear()
-                        raise InputError(
-                            f"{limits.max_refusals} requests in a row are refused "
-                            f"({outcome.reason}); mend what is asked, or, if only these are "
-                            "wrong, set limits.max_refusals=0; what arrived is kept: run again "
-                            "to go on"
-                        )
-                    continue
-                if isinstance(outcome, Reply):
-                    yield from held
-                    held.clear()
-                yield key, outcome
-        except InputError:
-            yield from held
+            reply = self.send(request)
+        except Transient as fault:
+            if (kind := str(fault)[:20]) not in self.warned:
+                self.warned.add(kind)
+                LOG.warning("%s; trying again", fault)
+            if fault.retry_after is not None:
+                if fault.retry_after > LONGEST_PAUSE:
+                    raise InputError(
+                        f"the server wants a pause of {fault.retry_after:.0f} s ({fault}); "
+                        "replies that arrived are stored: run again later to continue"
+                    ) from None
+                self.rate.pause(fault.retry_after)
             raise
-        yield from held
+        self.budget.add(reply)
+        self.stored.put(key, reply)
+        return reply
 
 
 def _retrying(limits: Limits, stop: threading.Event):
@@ -288,8 +340,7 @@ def _retrying(limits: Limits, stop: threading.Event):
     back_off = tenacity.wait_random_exponential(limits.back_off, limits.longest_wait)
 
     def wait(state) -> float:
-        asked = state.outcome.exception().retry_after
-        return max(asked or 0.0, back_off(state))
+        return max(state.outcome.exception().retry_after or 0.0, back_off(state))
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Transient),
@@ -301,23 +352,117 @@ def _retrying(limits: Limits, stop: threading.Event):
     )
 
 
-def by_chunks(
+class RateLimiter:
+    """Says when attempts may start: evenly spread, and not within a server's pause."""
+
+    def __init__(
+        self,
+        per_minute: float,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ):
+        self.gap = 60 / per_minute if per_minute else 0.0
+        self.now, self.sleep = now, sleep
+        self.lock, self.next, self.paused_until = threading.Lock(), now(), now()
+
+    def wait(self) -> None:
+        """Returns when it is this attempt's turn, or `sleep` returns True: the run is over."""
+        start = None
+        while True:
+            with self.lock:
+                now = self.now()
+                if start is None or start < self.paused_until:  # a pause began: queue again
+                    start = max(now, self.next)
+                    self.next = start + self.gap
+            if start <= now or self.sleep(start - now):
+                return
+
+    def pause(self, seconds: float) -> None:
+        """No attempt starts within ``seconds``, not even one whose turn it is."""
+        with self.lock:
+            self.paused_until = max(self.paused_until, self.now() + seconds)
+            self.next = max(self.next, self.paused_until)
+
+
+class _Budget:
+    """Counts attempts and tokens from several threads, and stops at the caps."""
+
+    def __init__(self, limits: Limits, usage: Usage):
+        self.limits, self.usage, self.lock = limits, usage, threading.Lock()
+
+    def begin(self, retry: bool = False, count: int = 1) -> int:
+        """Counts up to ``count`` attempts before they are made; raises InputError at a cap."""
+        limits, usage = self.limits, self.usage
+        with self.lock:
+            for name, value in (("max_requests", usage.requests), ("max_tokens", usage.tokens)):
+                if 0 < getattr(limits, name) <= value:
+                    raise InputError(
+                        f"stopped at {name}={getattr(limits, name)} after {usage}; replies that "
+                        "arrived are stored: run again to continue, with the same "
+                        f"{name} once more to spend"
+                    )
+            if limits.max_requests:
+                count = min(count, limits.max_requests - usage.requests)
+            usage.requests += count
+            usage.retries += retry
+            return count
+
+    def add(self, reply: Reply) -> None:
+        with self.lock:
+            self.usage.input_tokens += reply.input_tokens
+            self.usage.output_tokens += reply.output_tokens
+
+
+def send_in_batches(
     todo: dict[str, Request],
     send: Callable[[Sequence[Request]], Sequence[Reply | Refused]],
     stored: Cache,
     limits: Limits,
-    spent: Spent,
-    chunk: int,
+    usage: Usage,
+    batch_size: int,
 ) -> Iterator[tuple[str, Outcome]]:
-    """As :func:`by_threads`, for a model on this machine."""
-    budget, items = _Budget(limits, spent), list(todo.items())
+    """Yields (key, outcome) as :func:`send_concurrently`, for a model on this machine."""
+    budget, items = _Budget(limits, usage), list(todo.items())
     while items:
-        count = budget.begin(count=min(chunk, len(items)))
-        some, items = items[:count], items[count:]
-        replies = send([request for _, request in some])
-        for (key, _), reply in zip(some, replies, strict=True):
+        count = budget.begin(count=min(batch_size, len(items)))
+        batch, items = items[:count], items[count:]
+        replies = send([request for _, request in batch])
+        for (key, _), reply in zip(batch, replies, strict=True):
             if isinstance(reply, Reply):
                 budget.add(reply)
                 stored.put(key, reply)
-        for (key, _), reply in zip(some, replies, strict=True):
+        for (key, _), reply in zip(batch, replies, strict=True):
             yield key, reply if isinstance(reply, Reply) else Rejected(str(reply))
+
+
+def confirm_refusals(
+    outcomes: Iterator[tuple[str, Outcome]], limits: Limits
+) -> Iterator[tuple[str, Outcome]]:
+    """Yields the outcomes, a refusal only when a later reply shows that not all are refused.
+
+    Raises:
+      InputError: at ``max_refusals`` in a row. They are not yielded, so they are sent again.
+    """
+    refusals: list[tuple[str, Outcome]] = []
+    with contextlib.closing(outcomes):
+        try:
+            for key, outcome in outcomes:
+                if isinstance(outcome, Rejected):
+                    refusals.append((key, outcome))
+                    if len(refusals) == limits.max_refusals:
+                        refusals.clear()
+                        raise InputError(
+                            f"{limits.max_refusals} requests in a row are refused "
+                            f"({outcome.reason}); correct the requests, or, if only these are "
+                            "wrong, set limits.max_refusals=0; replies that arrived are stored: "
+                            "run again to continue"
+                        )
+                    continue
+                if isinstance(outcome, Reply):
+                    yield from refusals
+                    refusals.clear()
+                yield key, outcome
+        except InputError:
+            yield from refusals
+            raise
+        yield from refusals

@@ -77,7 +77,7 @@ def test_bad_input(case, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a-key")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     given = {name: bad_input_cases.filled(v, {"DATA": tmp_path}) for name, v in fields.items()}
-    monkeypatch.setattr(asking.ask, "answers", None)  # nothing gets that far
+    monkeypatch.setattr(asking.requests, "collect_replies", None)  # nothing gets that far
     code, said = bad_input_cases.launch(
         monkeypatch, capsys, collect_edits, DEFAULT, **base | given
     )

@@ -15,7 +15,7 @@ import pytest
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.llm import cache as durable
+from fgrlhf_jax.feedback.llm import cache
 from launch import collect_edits
 from launch.shared import asking, cli
 
@@ -70,10 +70,10 @@ def lines(path) -> list[dict]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """No test waits for seconds between two attempts."""
-    limits = asking.ask.Limits
+    """No test waits for seconds between two llm_requests."""
+    limits = asking.Limits
     monkeypatch.setattr(
-        asking.ask, "Limits", lambda **given: limits(back_off=0.001, longest_wait=0.01, **given)
+        asking, "Limits", lambda **given: limits(back_off=0.001, longest_wait=0.01, **given)
     )
 
 
@@ -91,14 +91,14 @@ def test_edits_of_a_model_that_misbehaves(asked, tmp_path, provider, capsys):
         collect(server, asked, output, provider)
         assert set(server.delivered.values()) == {1}
         assert len(server.delivered) == 39
-        first = [output.read_bytes(), durable.aside(output).read_bytes()]
+        first = [output.read_bytes(), cache.rejected_path(output).read_bytes()]
         told = capsys.readouterr()
         collect(server, asked, output, provider)
         assert sum(server.delivered.values()) == 39
-        assert [output.read_bytes(), durable.aside(output).read_bytes()] == first
+        assert [output.read_bytes(), cache.rejected_path(output).read_bytes()] == first
 
     made = records.read(str(output))
-    rows, aside = lines(output), lines(durable.aside(output))
+    rows, aside = lines(output), lines(cache.rejected_path(output))
     kept = [n for n in range(40) if n % 10 not in REASONS and n != 17]
     assert [row["id"] for row in rows] == [str(n + 1) for n in kept]
     for n, edit, row in zip(kept, made, rows, strict=True):
@@ -159,7 +159,7 @@ def test_stopped_again_and_again(asked, tmp_path):
         assert sum(server.delivered.values()) <= before + 39 + 2 * 2
     assert stopped.read_bytes().startswith(there)
     assert stopped.read_bytes() == whole.read_bytes()
-    assert durable.aside(stopped).read_bytes() == durable.aside(whole).read_bytes()
+    assert cache.rejected_path(stopped).read_bytes() == cache.rejected_path(whole).read_bytes()
     assert b"27 edits in" in out
 
 
@@ -171,7 +171,7 @@ def test_a_cap_stops_it_and_the_next_run_goes_on(asked, tmp_path):
                 InputError, match="stopped at max_requests=12 after 12 requests"
             ):
                 collect(server, asked, output, limits__max_requests=12)
-        assert len(lines(output)) + len(lines(durable.aside(output))) >= 36
+        assert len(lines(output)) + len(lines(cache.rejected_path(output))) >= 36
         collect(server, asked, output, limits__max_requests=12)
         assert set(server.delivered.values()) == {1}
     assert len(lines(output)) == 27
@@ -209,7 +209,7 @@ def test_preferences_and_edits_are_edited_too(tmp_path):
     assert [edit.original for edit in worse] == [original(2), original(4), original(7)]
     assert [edit.original for edit in better] == [original(1), original(4), original(7)]
     assert [edit.id for edit in worse] == ["1", "e/1", "3"]
-    assert not durable.aside(tmp_path / "worse.jsonl").exists()
+    assert not cache.rejected_path(tmp_path / "worse.jsonl").exists()
 
 
 def test_a_local_model_is_known_by_what_its_files_hold(tmp_path):
@@ -218,11 +218,11 @@ def test_a_local_model_is_known_by_what_its_files_hold(tmp_path):
     model.mkdir()
     (model / "weights").write_text("1")
     config.update({"provider": "local", "model": str(model)})
-    before = asking.identity(config)
+    before = asking.model_identity(config)
     os.utime(model / "weights", (1, 1))
-    assert asking.identity(config) == before
+    assert asking.model_identity(config) == before
     (model / "weights").write_text("2")
-    assert asking.identity(config) != before
+    assert asking.model_identity(config) != before
 
 
 def test_one_refused_request_stands_in_nobodys_way(asked, tmp_path):
@@ -232,7 +232,7 @@ def test_one_refused_request_stands_in_nobodys_way(asked, tmp_path):
     output = tmp_path / "edits.jsonl"
     with llm_server.running(plan, said) as server:
         collect(server, asked, output, limit=8)
-    (refused,) = [row for row in lines(durable.aside(output)) if row["id"] == "6"]
+    (refused,) = [row for row in lines(cache.rejected_path(output)) if row["id"] == "6"]
     assert refused["reason"].startswith("rejected: 400: ")
     assert [row["id"] for row in lines(output)] == ["1", "2", "3", "5", "8"]
 
@@ -299,7 +299,7 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     assert "20 requests (0 of them retries)" in told.err
     rows, aside = (
         lines(path) if path.exists() else []
-        for path in (fields["output"], durable.aside(fields["output"]))
+        for path in (fields["output"], cache.rejected_path(fields["output"]))
     )
     assert len(rows) + len(aside) == 20
     assert all(row["annotator"] == f"local/{model}" for row in rows + aside)

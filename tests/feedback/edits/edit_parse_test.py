@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from fgrlhf_jax.feedback.edits.parse import unwrap
+from fgrlhf_jax.feedback.edits.parse import parse_edit
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
@@ -74,7 +74,7 @@ def test_what_stands_around_an_edit_comes_off(lead_in):
     for note, (start, end) in itertools.product(NOTES, AROUND):
         for text in (EDITED, ORIGINAL):
             reply = f"{lead_in}{start}{text}{end}{note}\n"
-            assert unwrap(reply, ORIGINAL) == text, reply
+            assert parse_edit(reply, ORIGINAL) == text, reply
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_stands_around_an_edit_comes_off(lead_in):
     ],
 )
 def test_replies_by_hand(original, reply, edited):
-    assert unwrap(reply, original) == edited
+    assert parse_edit(reply, original) == edited
 
 
 ASKED = ("What is its capital?", "France,\nin  Europe")
@@ -163,10 +163,10 @@ ASKED = ("What is its capital?", "France,\nin  Europe")
     ],
 )
 def test_what_was_asked_comes_off_before_a_lead_in(reply, edited):
-    assert unwrap(reply, ORIGINAL, *ASKED) == edited
+    assert parse_edit(reply, ORIGINAL, *ASKED) == edited
     framed = f"Question: {ASKED[0]}\n\nAnswer: {ORIGINAL}"
     for text in (framed, framed.replace("Lyon", "Paris")):
-        assert unwrap(text, framed, *ASKED) == text
+        assert parse_edit(text, framed, *ASKED) == text
 
 
 # Pieces of responses that look like what a model would say around one.
@@ -210,7 +210,7 @@ def test_a_wrapped_response_comes_back_whatever_it_is(edit):
         start, end = rng.choice([("", ""), ("<response>\n", "\n</response>")])
         lead_in = rng.choice(LEAD_INS) if start else rng.choice(["", *LEAD_INS[1:]])
         reply = lead_in + start + said.strip() + end + (rng.choice(NOTES) if start else "")
-        assert unwrap(reply, original) == said, (original, reply)
+        assert parse_edit(reply, original) == said, (original, reply)
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_a_wrapped_response_comes_back_whatever_it_is(edit):
 def test_layers_in_any_order_come_off(original):
     for lead_in, (start, end), note in itertools.product(LEAD_INS, AROUND[1:], NOTES):
         reply = f"{lead_in}{start}{original}{end}{note}"
-        assert unwrap(reply, original) == original, reply
+        assert parse_edit(reply, original) == original, reply
 
 
 @pytest.mark.parametrize("quote", ['"', "`"])
 def test_two_quoted_phrases_are_no_quotation_of_the_whole(quote):
     original = f"The novel {quote}Emma{quote} was written by Jane Austen."
     edited = f"{quote}Emma{quote} was written by Jane Austen, as was {quote}Persuasion.{quote}"
-    assert unwrap(edited, original) == edited
+    assert parse_edit(edited, original) == edited

@@ -13,7 +13,7 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
-from fgrlhf_jax.feedback.llm import cache as durable
+from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import edit_report as launched
 from launch.shared import cli
@@ -225,7 +225,7 @@ def launch(**fields) -> None:
 
 def test_the_command(written, tmp_path, capsys):
     aside = [{"reason": "cut"}, {"reason": "rejected: 400: long"}]
-    records.write_jsonl(durable.aside(written), aside)
+    records.write_jsonl(cache.rejected_path(written), aside)
     train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
     for name in ("report.json", "report.html"):
         launch(input=written, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
@@ -250,7 +250,7 @@ def test_files_with_a_blank_behind_the_comma(written, tmp_path, capsys):
     records.write_jsonl(
         tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}]
     )
-    records.write_jsonl(durable.aside(tmp_path / "more.jsonl"), [{"reason": "cut"}])
+    records.write_jsonl(cache.rejected_path(tmp_path / "more.jsonl"), [{"reason": "cut"}])
     launch(input=f"{written}, {tmp_path / 'more.jsonl'}", output=tmp_path / "report.html")
     assert "when they were collected: 1 cut" in capsys.readouterr().out
     assert "<h1>Edits: edits.jsonl, more.jsonl</h1>" in (tmp_path / "report.html").read_text()

@@ -7,14 +7,14 @@ import pytest
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import request as editor
-from fgrlhf_jax.feedback.llm import cache as durable
+from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.feedback.llm.client import Reply
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
 
 
-TASK = editor.Task("1", "What is the capital of France?", "", ORIGINAL)
+TASK = editor.EditTask("1", "What is the capital of France?", "", ORIGINAL)
 
 
 def reply(text: str, stop: str = "end") -> Reply:
@@ -45,21 +45,21 @@ def reply(text: str, stop: str = "end") -> Reply:
     ],
 )
 def test_outcomes(said, reason):
-    found = editor.outcome(said, TASK, 0.5)
-    assert found == editor.Outcome("" if reason else EDITED, reason)
+    found = editor.parse_reply(said, TASK, 0.5)
+    assert found == editor.ParsedEdit("" if reason else EDITED, reason)
 
 
 def test_a_reply_that_repeats_what_was_asked_is_none():
-    fixed = editor.fixed_text()
+    fixed = editor.load_template().literal_text
     repeated = (
         f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
     )
-    assert editor.outcome(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
-    assert editor.outcome(reply(repeated), TASK, 0.9).reason == ""
+    assert editor.parse_reply(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
+    assert editor.parse_reply(reply(repeated), TASK, 0.9).reason == ""
     original = f"Tell it: {fixed}"
     edited = original.replace("Tell it", "Tell it so")
     task = TASK._replace(response=original)
-    assert editor.outcome(reply(edited), task, 0.9, fixed) == (edited, "")
+    assert editor.parse_reply(reply(edited), task, 0.9, fixed) == (edited, "")
 
 
 def test_what_the_original_has_itself_may_stay():
@@ -69,13 +69,13 @@ def test_what_the_original_has_itself_may_stay():
     ):
         edited = text.replace("Lyon", "Paris")
         task = TASK._replace(response=text)
-        assert editor.outcome(reply(edited), task) == (edited, "")
+        assert editor.parse_reply(reply(edited), task) == (edited, "")
 
 
 def test_a_refusal_may_be_edited():
     original = "I'm sorry, but I can't help with that."
     said = reply("I'm sorry, but I can't help you with that.")
-    found = editor.outcome(said, TASK._replace(response=original), 0.5)
+    found = editor.parse_reply(said, TASK._replace(response=original), 0.5)
     assert found == ("I'm sorry, but I can't help you with that.", "")
 
 
@@ -89,24 +89,30 @@ def test_tasks_of_every_kind_of_row(tmp_path):
     ]
     records.write_jsonl(tmp_path / "rows.jsonl", rows)
     read = records.read_with_rows(str(tmp_path / "rows.jsonl"))
-    assert [tuple(task) for task in editor.tasks(read)] == [
+    assert [tuple(task) for task in editor.make_tasks(read)] == [
         ("1", "q1", "", "a"),
         ("x/2", "q2", "i", "o"),
         ("3", "q3", "", "w"),
         ("4", "q4", "", "w"),
         ("7", "q5", "", ""),
     ]
-    assert [task.response for task in editor.tasks(read, "better")] == ["a", "o", "b", "b", ""]
+    assert [task.response for task in editor.make_tasks(read, "better")] == [
+        "a",
+        "o",
+        "b",
+        "b",
+        "",
+    ]
 
 
 def test_the_default_template_shows_the_fields_as_they_are():
-    task = editor.Task("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
-    text = editor.prompt(editor.template(), task)
+    task = editor.EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
+    text = editor.load_template().fill((task)._asdict())
     assert text.startswith(
         "Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n"
     )
     assert "Input" not in text
-    with_input = editor.prompt(editor.template(), task._replace(input="the input"))
+    with_input = editor.load_template().fill((task._replace(input="the input"))._asdict())
     assert "2?\n\nInput: the input\n\nResponse: " in with_input
 
 
@@ -117,14 +123,17 @@ def write(path, text: str) -> str:
 
 def test_a_template_of_ones_own(tmp_path):
     path = write(tmp_path / "t.txt", "{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
-    filled = editor.prompt(editor.template(path), editor.Task("1", "q", "", "abc"), path)
+    filled = editor.load_template(path).fill(editor.EditTask("1", "q", "", "abc")._asdict())
     assert filled == "ABCABC!"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{{ instruction }}", "t.txt: has no {{ response }}, the text that is to be edited"),
+        (
+            "{{ instruction }}",
+            "t.txt: does not show {{ response }}; a prompt needs {{ response }}",
+        ),
         ("{{ respons }}", "t.txt: there is no field {{ respons }}; did you mean response?"),
         (
             "{{ response }} {{ output }}",
@@ -149,17 +158,20 @@ def test_bad_templates(tmp_path, text, says):
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as error:
-        editor.template(str(path))
+        editor.load_template(str(path))
     assert says in str(error.value)
 
 
 def test_what_was_set_aside_is_counted(tmp_path):
     output = tmp_path / "e.jsonl"
-    assert editor.set_aside([output]) == {}
+    assert editor.count_rejected([output]) == {}
     reasons = ["cut", "rejected: 400: too long", "cut", "rejected: 413: too\u2028long"]
     rows = [json.dumps({"reason": reason}, ensure_ascii=False) for reason in reasons]
-    durable.aside(output).write_text("\n".join(rows) + "\n")
-    assert editor.set_aside([output, tmp_path / "other.jsonl"]) == {"cut": 2, "rejected": 2}
-    durable.aside(output).write_text('{"reason": "cut"}\n[]\n')
+    cache.rejected_path(output).write_text("\n".join(rows) + "\n")
+    assert editor.count_rejected([output, tmp_path / "other.jsonl"]) == {
+        "cut": 2,
+        "rejected": 2,
+    }
+    cache.rejected_path(output).write_text('{"reason": "cut"}\n[]\n')
     with pytest.raises(InputError, match=r"e\.rejected\.jsonl:2: is no row that was set aside"):
-        editor.set_aside([output])
+        editor.count_rejected([output])

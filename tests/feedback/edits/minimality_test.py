@@ -28,7 +28,7 @@ from fgrlhf_jax.tiny_world import datasets as tiny_world
     ],
 )
 def test_words(text, words):
-    assert minimality.words(text) == words
+    assert minimality.split_words(text) == words
 
 
 # original, edited, kind, words taken out and put in, number of changes.
@@ -53,8 +53,8 @@ BY_HAND = [
 @pytest.mark.parametrize(("original", "edited", "kind", "moved", "changes"), BY_HAND)
 def test_figures_by_hand(original, edited, kind, moved, changes):
     found = minimality.measure(original, edited)
-    before, after = len(minimality.words(original)), len(minimality.words(edited))
-    assert found == minimality.Figures(
+    before, after = len(minimality.split_words(original)), len(minimality.split_words(edited))
+    assert found == minimality.EditMetrics(
         kind=kind,
         word_change_ratio=sum(moved) / max(1, before + after),
         token_change_ratio=None,
@@ -108,7 +108,7 @@ def test_the_ratio_is_that_of_a_minimal_script():
     """No script moves fewer words than one of insertions and deletions alone; none with fewer
     steps than Levenshtein's, each of which moves two words at most."""
     for original, edited in random_pairs(300):
-        one, two = minimality.words(original), minimality.words(edited)
+        one, two = minimality.split_words(original), minimality.split_words(edited)
         found = minimality.measure(original, edited)
         moved = found.word_change_ratio * max(1, len(one) + len(two))
         assert distance(one, two, 2) - 1e-9 <= moved <= 2 * distance(one, two, 1) + 1e-9
@@ -122,7 +122,7 @@ def test_kinds_by_their_definition():
         return all(word in many for word in few)
 
     for original, edited in random_pairs(300, seed=1):
-        before, after = minimality.words(original), minimality.words(edited)
+        before, after = minimality.split_words(original), minimality.split_words(edited)
         kind = minimality.measure(original, edited).kind
         assert (kind == "delete") == (is_part(after, before) and before != after)
         assert (kind == "insert") == (is_part(before, after) and before != after)
@@ -131,17 +131,17 @@ def test_kinds_by_their_definition():
 
 def test_pieces_add_up_and_mark_what_changed():
     for original, edited in random_pairs(300, seed=2):
-        one, two = minimality.sides(original, edited)
+        one, two = minimality.mark_changes(original, edited)
         assert "".join(piece.text for piece in one) == original
         assert "".join(piece.text for piece in two) == edited
         for pieces in (one, two):
             assert all(a.changed != b.changed for a, b in itertools.pairwise(pieces))
         kept = [
-            [w for p in side if not p.changed for w in minimality.words(p.text)]
+            [w for p in side if not p.changed for w in minimality.split_words(p.text)]
             for side in (one, two)
         ]
         assert kept[0] == kept[1]
-    one, two = minimality.sides(
+    one, two = minimality.mark_changes(
         "The old red car, here, stopped.\n", "The car, here,  stopped at once."
     )
     assert one == [("The ", False), ("old red", True), (" car, here, stopped.\n", False)]
@@ -152,7 +152,7 @@ def test_the_embedded_worlds_editor_is_minimal():
     made, _ = tiny_world.generate(200, 0)
     found = [minimality.measure(row.original, row.edited) for row in made]
     assert {figures.kind for figures in found} >= {"insert", "delete", "replace", "mixed"}
-    assert not any(minimality.fault(row.original, row.edited) for row in made)
+    assert not any(minimality.find_fault(row.original, row.edited) for row in made)
 
 
 REFUSALS = [
@@ -186,22 +186,24 @@ ANSWERS = [
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_a_refusal(text):
-    assert minimality.refuses(text)
-    assert minimality.refuses(f"\n  {text.upper()}")
-    assert minimality.fault("The capital of France is Lyon.", text) == "refusal"
+    assert minimality.is_refusal(text)
+    assert minimality.is_refusal(f"\n  {text.upper()}")
+    assert minimality.find_fault("The capital of France is Lyon.", text) == "refusal"
 
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_no_refusal(text):
-    assert not minimality.refuses(text)
+    assert not minimality.is_refusal(text)
 
 
 def test_a_refusal_may_be_edited_and_an_edit_may_begin_with_a_reservation():
     original = "I'm sorry, but I can't help with that."
-    assert minimality.fault(original, "I'm sorry, but I cannot help you with weapons.") == ""
+    assert (
+        minimality.find_fault(original, "I'm sorry, but I cannot help you with weapons.") == ""
+    )
     answer = " ".join(f"word{n}" for n in range(30))
     edited = f"As an AI language model, I cannot give advice. However, {answer}"
-    assert minimality.fault(answer, edited) == ""
+    assert minimality.find_fault(answer, edited) == ""
 
 
 @pytest.mark.parametrize(
@@ -219,5 +221,5 @@ def test_a_refusal_may_be_edited_and_an_edit_may_begin_with_a_reservation():
     ],
 )
 def test_faults(edited, most, fault):
-    assert minimality.fault("a b c d", edited, most) == fault
+    assert minimality.find_fault("a b c d", edited, most) == fault
     assert fault in (*minimality.FAULTS, "")

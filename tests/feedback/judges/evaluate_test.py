@@ -303,7 +303,7 @@ def test_a_local_judge(files, monkeypatch):
     fields = {"provider": "local", "model": "folder", "output": "eval.json"}
     run(**files, **fields, local__batch_size=4)
     run(**files, **fields, local__batch_size=4)
-    assert max(asked) == 4 * asking.CHUNKS
+    assert max(asked) == 4 * asking.BATCHES_STORED
     assert sum(asked) == PROMPTS
     assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
 

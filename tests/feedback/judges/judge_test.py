@@ -8,7 +8,8 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
-from fgrlhf_jax.feedback.llm.ask import Rejected, Reply
+from fgrlhf_jax.feedback.llm.client import Reply
+from fgrlhf_jax.feedback.llm.requests import Rejected
 
 PLAIN = judge.template()
 OPTIONS = {"seed": 0, "both_orders": False, "max_tokens": 9}
@@ -190,8 +191,8 @@ def test_a_template_of_ones_own(tmp_path):
         (WHOLE + "{{ instrution }}", "no field {{ instrution }}; did you mean instruction?"),
         (WHOLE + "{{ xyz }}", "no field {{ xyz }}; there are instruction, input, first, sec"),
         (WHOLE + "{% if %}", ":1: is no jinja2 template"),
-        (WHOLE + "{{ first.nothing.at.all }}", "the template cannot be filled for a try"),
-        (WHOLE + "{{ ''.__class__.mro() }}", "the template cannot be filled for a try"),
+        (WHOLE + "{{ first.nothing.at.all }}", "judge.txt: cannot be filled ("),
+        (WHOLE + "{{ ''.__class__.mro() }}", "judge.txt: cannot be filled ("),
         (b"\xff{{ instruction }}", "cannot be read (invalid UTF-8)"),
     ],
 )

@@ -10,17 +10,16 @@ import time
 import traceback
 from pathlib import Path
 
-import ask_cases
 import llm_server
 import pytest
-from ask_cases import IDENTITY, QUICK, Counting, in_cache, questions, read, run, save, says
+import request_cases
 from llm_server import KEY
+from request_cases import IDENTITY, QUICK, Counting, in_cache, questions, read, run, save, says
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import ask
 from fgrlhf_jax.feedback.llm import client as llm
-from fgrlhf_jax.feedback.llm.ask import Limits, Rejected, Spent
 from fgrlhf_jax.feedback.llm.client import Refused, Request, Transient
+from fgrlhf_jax.feedback.llm.requests import Limits, Rejected, Usage, collect_replies
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def keys(monkeypatch):
 @pytest.mark.slow
 def test_a_thousand_rows_of_which_a_fifth_meet_faults(tmp_path):
     """Every other one by the other protocol."""
-    requests, spent = questions(1000), Spent()
+    requests, usage = questions(1000), Usage()
     with llm_server.running(llm_server.shaky(0.2, slow=0.05)) as server:
         ways = [
             llm.connect(provider, "m", base_url=server.url + "/v1", timeout=30)
@@ -45,7 +44,7 @@ def test_a_thousand_rows_of_which_a_fifth_meet_faults(tmp_path):
         def send(request):
             return ways[int(request.prompt.split()[1]) % 2](request)
 
-        counts = save(requests, send, tmp_path, spent=spent)
+        counts = save(requests, send, tmp_path, usage=usage)
         asked, delivered = server.asked, server.delivered
         assert server.peak <= 8
         assert {path.split("/")[2] for path in server.paths} == {"messages", "chat"}
@@ -55,9 +54,9 @@ def test_a_thousand_rows_of_which_a_fifth_meet_faults(tmp_path):
     assert all(row["text"] == llm_server.echo(row["prompt"]) for row in rows)
     assert set(delivered.values()) == {1}  # no answer that arrived was asked for again
     assert len(delivered) == 1000
-    assert spent.requests == sum(asked.values())
-    assert spent.retries == spent.requests - 1000
-    assert 0.15 * 1000 < spent.retries < 0.35 * 1000
+    assert usage.requests == sum(asked.values())
+    assert usage.retries == usage.requests - 1000
+    assert 0.15 * 1000 < usage.retries < 0.35 * 1000
 
 
 @pytest.mark.parametrize("chunk", [0, 4])
@@ -68,12 +67,15 @@ def test_where_all_are_refused_nothing_is_set_aside(tmp_path, chunk):
         raise Refused("400: too warm")
 
     with pytest.raises(InputError, match=r"10 requests in a row are refused \(400: too warm\)"):
-        save(questions(30), send, tmp_path, chunk=chunk)
+        save(questions(30), send, tmp_path, batch_size=chunk)
     assert read(tmp_path / "out.jsonl") == []
     assert not (tmp_path / "out.rejected.jsonl").exists() or not read(
         tmp_path / "out.rejected.jsonl"
     )
-    assert save(questions(30), send, tmp_path, Limits(max_refusals=0), chunk=chunk) == (0, 30)
+    assert save(questions(30), send, tmp_path, Limits(max_refusals=0), batch_size=chunk) == (
+        0,
+        30,
+    )
 
 
 def test_many_refused_ones_with_answers_between_them(tmp_path):
@@ -127,7 +129,7 @@ def test_a_wrong_address_stops_the_run_with_one_sentence(tmp_path):
     with llm_server.running() as server:
         gone = server.url
     send = llm.connect("openai", "m", base_url=gone)
-    with pytest.raises(InputError, match=r"10 requests in a row have no answer .*refused"):
+    with pytest.raises(InputError, match=r"10 requests in a row have no reply .*refused"):
         run(questions(1000), send, tmp_path, Limits(retries=1, back_off=0.001))
 
 
@@ -170,15 +172,15 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import ask_cases
+import request_cases
 from fgrlhf_jax.feedback.llm import client as llm
 send = llm.connect("openai", "m", base_url=sys.argv[1] + "/v1", timeout=10)
-ask_cases.save(ask_cases.questions(int(sys.argv[4])), send, Path(sys.argv[2]))
+request_cases.save(request_cases.questions(int(sys.argv[4])), send, Path(sys.argv[2]))
 """
 
 
 def child(server, folder: Path, count: int) -> subprocess.Popen:
-    here = str(Path(ask_cases.__file__).parent)
+    here = str(Path(request_cases.__file__).parent)
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, server.url, str(folder), here, str(count)],
         stderr=subprocess.PIPE,
@@ -234,12 +236,12 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import ask_cases
+import request_cases
 from fgrlhf_jax.feedback.llm import client as llm
 from launch.shared import cli
 def main(config):
     send = llm.connect("openai", "m", base_url=url + "/v1", timeout=60)
-    ask_cases.save(ask_cases.questions(20), send, folder)
+    request_cases.save(request_cases.questions(20), send, folder)
 url, folder = sys.argv[1], Path(sys.argv[2])
 del sys.argv[1:]
 cli.command(main, "configs/generate.py", "")
@@ -254,7 +256,7 @@ def test_interrupted(tmp_path):
         return "ok" if prompt in ("question 0", "question 2") else "timeout"
 
     with llm_server.running(plan, stall=60) as server:
-        here = str(Path(ask_cases.__file__).parent)
+        here = str(Path(request_cases.__file__).parent)
         started = subprocess.Popen(
             [sys.executable, "-c", INTERRUPTED, server.url, str(tmp_path), here],
             stderr=subprocess.PIPE,
@@ -302,7 +304,7 @@ def test_a_row_without_an_answer_does_not_stop_the_others(tmp_path):
     healed = False
     send = Counting(plan)
     says_so = (
-        r"2 of 20 requests have no answer after 3 tries each \(500: broken\).*raise timeout"
+        r"2 of 20 requests have no reply after 3 tries each \(500: broken\).*raise timeout"
     )
     limits = Limits(retries=2, back_off=0.001)
     with pytest.raises(InputError, match=says_so):
@@ -348,7 +350,7 @@ def test_answers_come_as_soon_as_all_before_them_are_there(tmp_path):
         assert gates[int(request.prompt[-1])].wait(20)
         return says(request)
 
-    replies = ask.answers(
+    replies = collect_replies(
         questions(3), send, cache=tmp_path / "c", identity=IDENTITY, limits=QUICK
     )
     gates[0].set()
@@ -360,7 +362,7 @@ def test_answers_come_as_soon_as_all_before_them_are_there(tmp_path):
 
 def test_one_who_stops_reading_stops_the_asking(tmp_path):
     send = Counting()
-    replies = ask.answers(
+    replies = collect_replies(
         questions(5000), send, cache=tmp_path / "c", identity=IDENTITY, limits=QUICK
     )
     next(replies)
@@ -401,14 +403,14 @@ def test_chunks(tmp_path):
         chunks.append([int(request.prompt.split()[1]) for request in requests])
         return [Refused("too long") if r.prompt == "question 5" else says(r) for r in requests]
 
-    spent, requests = Spent(), [*questions(11), *questions(2)]
-    replies = run(requests, send, tmp_path, spent=spent, chunk=4)
+    usage, requests = Usage(), [*questions(11), *questions(2)]
+    replies = run(requests, send, tmp_path, usage=usage, batch_size=4)
     assert chunks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     expected = [says(request) for request in requests]
     expected[5] = Rejected("too long")
     assert replies == expected
-    assert (spent.requests, spent.tokens) == (11, 50)
-    run(requests, send, tmp_path, chunk=4)
+    assert (usage.requests, usage.tokens) == (11, 50)
+    run(requests, send, tmp_path, batch_size=4)
     assert chunks[3:] == [[5]]
 
 
@@ -420,7 +422,7 @@ def test_chunks_end_at_a_cap(tmp_path):
         return [says(request) for request in requests]
 
     with pytest.raises(InputError, match="max_requests=7"):
-        save(questions(9), send, tmp_path, Limits(max_requests=7), chunk=4)
+        save(questions(9), send, tmp_path, Limits(max_requests=7), batch_size=4)
     assert sizes == [4, 3]
-    assert save(questions(9), send, tmp_path, Limits(max_requests=7), chunk=4) == (9, 0)
+    assert save(questions(9), send, tmp_path, Limits(max_requests=7), batch_size=4) == (9, 0)
     assert sizes == [4, 3, 2]

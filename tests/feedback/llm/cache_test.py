@@ -9,32 +9,31 @@ import sys
 import threading
 
 import pytest
-from ask_cases import IDENTITY, Counting, in_cache, questions, read, run, save, says
+from request_cases import IDENTITY, Counting, in_cache, questions, read, run, save, says
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import ask
-from fgrlhf_jax.feedback.llm import cache as durable
-from fgrlhf_jax.feedback.llm.ask import Spent
+from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Usage, estimate, request_key
 
 # --- the cache
 
 
 def test_a_second_run_asks_nothing(tmp_path):
-    send, spent = Counting(), Spent()
+    send, usage = Counting(), Usage()
     first = run(questions(20), send, tmp_path)
-    assert run(questions(20), send, tmp_path, spent=spent) == first
+    assert run(questions(20), send, tmp_path, usage=usage) == first
     assert len(send.asked) == 20
-    assert spent == Spent(cached=20)
+    assert usage == Usage(cached=20)
     assert first == [says(request) for request in questions(20)]
 
 
 def test_the_same_request_twice_is_asked_once(tmp_path):
-    send, spent = Counting(), Spent()
+    send, usage = Counting(), Usage()
     requests = questions(5) * 3
-    assert run(requests, send, tmp_path, spent=spent) == [says(r) for r in requests]
+    assert run(requests, send, tmp_path, usage=usage) == [says(r) for r in requests]
     assert len(send.asked) == 5
-    assert spent.requests == 5
+    assert usage.requests == 5
 
 
 @pytest.mark.parametrize(
@@ -44,10 +43,10 @@ def test_the_same_request_twice_is_asked_once(tmp_path):
 def test_whatever_determines_an_answer_is_in_its_key(change):
     request = Request("a", "b", 1, 0.0)
     other = Request(**{**vars(request), **change})
-    assert ask.digest(IDENTITY, request) != ask.digest(IDENTITY, other)
+    assert request_key(IDENTITY, request) != request_key(IDENTITY, other)
     for name in IDENTITY:
-        assert ask.digest(IDENTITY, request) != ask.digest({**IDENTITY, name: "x"}, request)
-    assert ask.digest(IDENTITY, request) == ask.digest(
+        assert request_key(IDENTITY, request) != request_key({**IDENTITY, name: "x"}, request)
+    assert request_key(IDENTITY, request) == request_key(
         dict(reversed(IDENTITY.items())), request
     )
 
@@ -103,21 +102,21 @@ def test_a_cache_that_another_process_is_making(tmp_path):
     other.execute("CREATE TABLE t (x)")
     timer = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
     timer.start()
-    with contextlib.closing(durable.Cache(path)) as cache:
-        assert "a" not in cache
+    with contextlib.closing(cache.Cache(path)) as stored:
+        assert "a" not in stored
     timer.join()
     other.close()
 
 
 def test_an_estimate(tmp_path):
     requests = [Request("x" * 40, "y" * 8, 100), *questions(3), *questions(3)]
-    cache = tmp_path / "cache.sqlite"
-    assert ask.estimate(requests, cache=cache, identity=IDENTITY) == (4, 12 + 9, 100 + 3072)
-    assert not cache.exists()
+    path = tmp_path / "cache.sqlite"
+    assert estimate(requests, cache=path, identity=IDENTITY) == (4, 12 + 9, 100 + 3072)
+    assert not path.exists()
     run(questions(2), says, tmp_path)
-    assert ask.estimate(requests, cache=cache, identity=IDENTITY) == (2, 12 + 3, 1124)
+    assert estimate(requests, cache=path, identity=IDENTITY) == (2, 12 + 3, 1124)
     other = IDENTITY | {"model": "n"}
-    assert ask.estimate(requests, cache=cache, identity=other).requests == 4
+    assert estimate(requests, cache=path, identity=other).requests == 4
 
 
 # --- the file of rows
@@ -220,7 +219,7 @@ def test_a_full_disk_under_the_rows(tmp_path, monkeypatch):
             full()
         real(number)
 
-    monkeypatch.setattr(durable.os, "fsync", fsync)
+    monkeypatch.setattr(cache.os, "fsync", fsync)
     with pytest.raises(InputError, match=r"out.jsonl: cannot be written \(No space left"):
         save(questions(20), send, tmp_path)
     assert len(read(tmp_path / "out.jsonl")) == 5
@@ -252,15 +251,15 @@ def test_a_line_of_which_only_a_part_fits(tmp_path):
     path.write_bytes(b"before\n")
     with path.open("ab+", buffering=0) as file:
         with pytest.raises(InputError, match="No space left"):
-            durable._append(Small(file), path, b"0123456789abcdef\n")
+            cache._append(Small(file), path, b"0123456789abcdef\n")
         assert path.read_bytes() == b"before\n"
-        durable._append(file, path, b"after\n")
+        cache._append(file, path, b"after\n")
     assert path.read_bytes() == b"before\nafter\n"
 
 
 def test_a_full_disk_under_the_cache(tmp_path, monkeypatch):
     """SQLite's own limit on pages says what a full disk says."""
-    prepare = durable.Cache._prepare
+    prepare = cache.Cache._prepare
 
     def small(self):
         version = prepare(self)
@@ -271,7 +270,7 @@ def test_a_full_disk_under_the_cache(tmp_path, monkeypatch):
         return Reply(request.prompt + "x" * 1500, "end", 1, 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable.Cache, "_prepare", small)
+        patch.setattr(cache.Cache, "_prepare", small)
         message = r"cache .*cannot be used \(database or disk is full\); free some space"
         with pytest.raises(InputError, match=message):
             save(questions(50), long, tmp_path)

@@ -32,7 +32,7 @@ def provider(request) -> str:
     return request.param
 
 
-def connect(provider: str, server, model: str = "m", timeout: float = 5.0) -> llm.Ask:
+def connect(provider: str, server, model: str = "m", timeout: float = 5.0) -> llm.Send:
     path = "/v1" if provider == "openai" else ""
     return llm.connect(provider, model, base_url=server.url + path, timeout=timeout)
 
@@ -44,7 +44,8 @@ def by_plan(what: str):
 def raised(provider: str, what: str, **checks) -> Exception:
     """What asking raises when every attempt meets ``what``."""
     with llm_server.running(by_plan(what), **checks) as server:
-        ask = connect(provider, server, timeout=0.3)
+        stalls = what in ("timeout", "drip")
+        ask = connect(provider, server, timeout=0.3 if stalls else 20)
         with pytest.raises((Transient, Refused, InputError)) as caught:
             ask(ASKED)
         assert len(server.bodies) == 1  # the clients' own retries are off
@@ -95,7 +96,7 @@ def test_a_fault_that_may_pass_is_transient(provider, what):
     started = time.monotonic()
     fault = raised(provider, what)
     assert type(fault) is Transient
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert fault.retry_after == (0.002 if what == "429 after" else None)
     says = {
         **dict.fromkeys(("429", "500", "529", "408", "409"), f"{what}: fault by plan"),
@@ -317,5 +318,5 @@ def test_a_last_slash_and_a_version_do_not_matter():
         assert set(server.paths) == {"/v1/messages", "/v1/chat/completions"}
 
 
-def test_about_tokens():
-    assert [llm.about_tokens(t) for t in ("", "a", "four", "fives", "🙂")] == [0, 1, 1, 2, 1]
+def test_estimate_tokens():
+    assert [llm.estimate_tokens(t) for t in ("", "a", "four", "fives", "🙂")] == [0, 1, 1, 2, 1]

@@ -6,10 +6,9 @@ import pytest
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import ask
 from fgrlhf_jax.feedback.llm import local as local_llm
-from fgrlhf_jax.feedback.llm.ask import Rejected, Spent
 from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, collect_replies
 from fgrlhf_jax.models import language_model
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 
@@ -144,18 +143,22 @@ def test_a_model_that_is_none(model, says):
 
 def test_through_the_cache(tmp_path, send, sampled):
     requests = [*asked(), Request(" ".join(["apple"] * 40), max_tokens=6)]
-    options = {"cache": tmp_path / "cache.sqlite", "identity": {"model": "tiny"}, "chunk": 4}
-    spent = Spent()
-    replies = list(ask.answers(requests, send, **options, spent=spent))
+    options = {
+        "cache": tmp_path / "cache.sqlite",
+        "identity": {"model": "tiny"},
+        "batch_size": 4,
+    }
+    usage = Usage()
+    replies = list(collect_replies(requests, send, **options, usage=usage))
     assert replies[:9] == sampled
     assert isinstance(replies[9], Rejected)
-    assert spent.requests == 10
-    assert spent.output_tokens == sum(reply.output_tokens for reply in sampled)
+    assert usage.requests == 10
+    assert usage.output_tokens == sum(reply.output_tokens for reply in sampled)
 
     def nobody(requests):
         raise AssertionError
 
-    assert list(ask.answers(requests[:9], nobody, **options)) == sampled
+    assert list(collect_replies(requests[:9], nobody, **options)) == sampled
 
 
 @pytest.mark.slow

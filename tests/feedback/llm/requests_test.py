@@ -1,15 +1,15 @@
-"""How hard a server is asked, and what may be spent."""
+"""How hard a server is asked, and what may be usage."""
 
 import threading
 import time
 
 import pytest
-from ask_cases import Counting, in_cache, questions, read, run, save, says
+from request_cases import Counting, in_cache, questions, read, run, save, says
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import requests as attempts
-from fgrlhf_jax.feedback.llm.ask import Limits, Spent
+from fgrlhf_jax.feedback.llm import requests as llm_requests
 from fgrlhf_jax.feedback.llm.client import Transient
+from fgrlhf_jax.feedback.llm.requests import Limits, Usage
 
 
 @pytest.mark.parametrize(
@@ -19,28 +19,28 @@ def test_a_cap_stops_and_a_later_run_goes_on(tmp_path, limits):
     send = Counting()
     capped = Limits(concurrency=1, **limits)
     for run_number in range(1, 4):
-        spent = Spent()
+        usage = Usage()
         with pytest.raises(InputError, match=r"stopped at max_\w+=\d+ after 7 requests") as e:
-            save(questions(22), send, tmp_path, capped, spent=spent)
+            save(questions(22), send, tmp_path, capped, usage=usage)
         assert "14 tokens read and 21 written" in str(e.value)
-        assert spent.requests == 7
+        assert usage.requests == 7
         assert len(read(tmp_path / "out.jsonl")) == 7 * run_number
     assert save(questions(22), send, tmp_path, capped) == (22, 0)
     assert sorted(send.asked) == sorted(request.prompt for request in questions(22))
 
 
 def test_what_is_under_way_at_a_cap_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(attempts, "GRACE", 0.0)
+    monkeypatch.setattr(llm_requests, "GRACE", 0.0)
 
     def slow(request):
         time.sleep(0.1 + 0.1 * int(request.prompt.split()[1]))
         return says(request)
 
-    spent = Spent()
+    usage = Usage()
     with pytest.raises(InputError, match="max_tokens=5"):
-        run(questions(20), slow, tmp_path, Limits(concurrency=4, max_tokens=5), spent=spent)
-    assert spent.requests == 4
-    assert spent.tokens == 20
+        run(questions(20), slow, tmp_path, Limits(concurrency=4, max_tokens=5), usage=usage)
+    assert usage.requests == 4
+    assert usage.tokens == 20
     assert len(in_cache(tmp_path, questions(20))) == 4
 
 
@@ -67,15 +67,15 @@ class Clock:
 
 def test_attempts_are_spread_over_the_minute():
     clock = Clock()
-    pace = attempts.Pace(6, clock.now, clock.sleep)
+    pace = llm_requests.RateLimiter(6, clock.now, clock.sleep)
     starts = []
     for work in (0, 0, 0, 25, 0, 0, 3, 0):
         pace.wait()
         starts.append(clock.time)
         clock.time += work
     assert starts == [100, 110, 120, 130, 155, 165, 175, 185]
-    pace.hold(40)
-    pace.hold(1)  # does not take the longer pause back
+    pace.pause(40)
+    pace.pause(1)  # does not take the longer pause back
     pace.wait()
     pace.wait()
     assert clock.time == 235
@@ -83,13 +83,13 @@ def test_attempts_are_spread_over_the_minute():
 
 def test_a_pause_holds_those_too_that_have_their_turn():
     clock = Clock()
-    pace = attempts.Pace(6, clock.now, clock.sleep)
+    pace = llm_requests.RateLimiter(6, clock.now, clock.sleep)
     pace.wait()
 
     def hold_once(seconds):
         pace.sleep = clock.sleep
         clock.sleep(seconds / 2)
-        pace.hold(60)
+        pace.pause(60)
         clock.sleep(seconds / 2)
 
     pace.sleep = hold_once
@@ -101,15 +101,15 @@ def test_a_pause_holds_those_too_that_have_their_turn():
 
 def test_who_waits_is_let_go_when_the_run_stops():
     clock = Clock()
-    pace = attempts.Pace(6, clock.now, lambda seconds: True)
-    pace.hold(1000)
+    pace = llm_requests.RateLimiter(6, clock.now, lambda seconds: True)
+    pace.pause(1000)
     pace.wait()
     assert clock.time == 100
 
 
 def test_without_a_rate_nobody_waits():
     clock = Clock()
-    pace = attempts.Pace(0, clock.now, clock.sleep)
+    pace = llm_requests.RateLimiter(0, clock.now, clock.sleep)
     for _ in range(100):
         pace.wait()
     assert clock.time == 100
@@ -143,7 +143,7 @@ def test_a_pause_that_is_too_long_to_wait_for(tmp_path):
 
 def test_the_waits_grow_and_are_random(monkeypatch):
     stop = threading.Event()
-    retrying = attempts._retrying(Limits(back_off=1.0, longest_wait=20.0), stop)
+    retrying = llm_requests._retrying(Limits(back_off=1.0, longest_wait=20.0), stop)
 
     def waits(attempt, after=None):
         state = type("State", (), {"attempt_number": attempt})()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import llm_server
 
-from fgrlhf_jax.feedback.llm import ask
-from fgrlhf_jax.feedback.llm import cache as durable
-from fgrlhf_jax.feedback.llm.ask import Limits, Rejected
+from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.feedback.llm.client import Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Limits, Rejected, collect_replies, request_key
 
 QUICK = Limits(back_off=0.001, longest_wait=0.01)
 IDENTITY = {"provider": "openai", "model": "m", "base_url": ""}
@@ -26,7 +25,7 @@ def says(request: Request) -> Reply:
 
 def run(requests, send, folder: Path, limits: Limits = QUICK, identity=IDENTITY, **options):
     return list(
-        ask.answers(
+        collect_replies(
             requests,
             send,
             cache=folder / "cache.sqlite",
@@ -41,7 +40,7 @@ def save(requests, send, folder: Path, limits: Limits = QUICK, **options) -> tup
     """As a command does it: a row a request, what was refused or is empty set aside."""
 
     def rows(done):
-        replies = ask.answers(
+        replies = collect_replies(
             requests[done:],
             send,
             cache=folder / "cache.sqlite",
@@ -55,8 +54,8 @@ def save(requests, send, folder: Path, limits: Limits = QUICK, **options) -> tup
             else:
                 yield {"prompt": request.prompt, "text": reply.text}, reply.text != ""
 
-    digests = [ask.digest(IDENTITY, request) for request in requests]
-    return durable.append_rows(folder / "out.jsonl", digests, rows)
+    digests = [request_key(IDENTITY, request) for request in requests]
+    return cache.append_rows(folder / "out.jsonl", digests, rows)
 
 
 def read(path: Path) -> list[dict]:
@@ -80,5 +79,5 @@ class Counting:
 
 def in_cache(folder: Path, requests) -> set[str]:
     """Prompts whose answers are there."""
-    with contextlib.closing(durable.Cache(folder / "cache.sqlite")) as stored:
-        return {r.prompt for r in requests if ask.digest(IDENTITY, r) in stored}
+    with contextlib.closing(cache.Cache(folder / "cache.sqlite")) as stored:
+        return {r.prompt for r in requests if request_key(IDENTITY, r) in stored}

@@ -1,0 +1,72 @@
+"""Prompt templates: jinja2 text with the fields of a row, checked before any request is sent."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+
+from fgrlhf_jax.errors import InputError
+
+_ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+class PromptTemplate:
+    """A template that is known to parse, to use no other fields and to show the required ones.
+
+    Args:
+      path: a file of the user's; "" is the default template.
+      default: the text of the default template.
+      fields: the names that a template may use.
+      required: the fields whose values must be in every prompt.
+
+    Attributes:
+      literal_text: what a prompt says whatever its fields are.
+
+    Raises:
+      InputError: for a file that cannot be read or is no such template.
+    """
+
+    def __init__(self, path: str, default: str, fields: Sequence[str], required: Sequence[str]):
+        self.where, self.fields = f"template_file={path}", fields
+        try:
+            source = Path(path).read_text(encoding="utf-8") if path else default
+            tree = _ENVIRONMENT.parse(source)
+            used = jinja2.meta.find_undeclared_variables(tree) - set(_ENVIRONMENT.globals)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "invalid UTF-8"
+            raise InputError(f"{self.where}: cannot be read ({reason})") from error
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(
+                f"{self.where}:{error.lineno}: is no jinja2 template ({error.message})"
+            ) from error
+        for name in sorted(used - set(fields)):
+            close = difflib.get_close_matches(name, fields, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}"
+            raise InputError(f"{self.where}: there is no field {{{{ {name} }}}}; {hint}")
+        self._template = _ENVIRONMENT.from_string(source)
+        self.literal_text = "\n".join(
+            node.data for node in tree.find_all(jinja2.nodes.TemplateData)
+        )
+        for name in required:
+            if not self.shows(name):
+                needed = ", ".join(f"{{{{ {field} }}}}" for field in required)
+                raise InputError(
+                    f"{self.where}: does not show {{{{ {name} }}}}; a prompt needs {needed}"
+                )
+
+    def shows(self, name: str) -> bool:
+        """Whether the value of a field is in the prompt."""
+        mark = "\ue000"  # no template has it of its own
+        return mark in self.fill({**dict.fromkeys(self.fields, "a text"), name: mark})
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The prompt with the values of the fields; raises InputError where that fails."""
+        try:
+            return self._template.render(values)
+        except Exception as error:  # a template may compute anything
+            raise InputError(f"{self.where}: cannot be filled ({error})") from error
