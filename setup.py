@@ -19,6 +19,7 @@ setup(
         "absl-py>=2.3",
         "chex>=0.1.91",
         "datasets>=5",
+        "filelock>=3.32",
         "flax>=0.12",
         "huggingface_hub>=1.31",
         "jax>=0.10",

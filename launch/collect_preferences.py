@@ -12,10 +12,10 @@ arrived is lost or asked for again. With no flag it labels pairs of the embedded
 
 from collections import Counter
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import judge, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import asking, cli, judging
 
@@ -45,7 +45,7 @@ def main(config) -> None:
             "the judge's replies in the annotations"
         )
     if config.output:
-        records.write_jsonl(output, made.rows)
+        write_jsonl(output, made.rows)
         print(
             f"{output}\nnext: python -m launch.train_rm --config=configs/rm.py:smollm2,sequence "
             f"--config.model.path=MODEL --config.train={output}"

@@ -17,7 +17,7 @@ from fgrlhf_jax.data import convert as conversions
 from fgrlhf_jax.data import describe, records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import cli
 
@@ -71,7 +71,7 @@ def show(config) -> None:
             print(f"\n-- row {sample['row']} of {one['file']}")
             print(describe.sample_text(sample["fields"]))
     if config.output:
-        run_dir.write_json(output, found)
+        write_json(output, found)
 
 
 def convert(config) -> None:
@@ -90,9 +90,9 @@ def convert(config) -> None:
     made, kept = conversions.convert(rows, config.to, **options)
     counts |= kept
     if output.suffix == ".json":
-        run_dir.write_json(output, made)
+        write_json(output, made)
     else:
-        records.write_jsonl(output, made)
+        write_jsonl(output, made)
     print(f"{len(made)} rows in {output}")
     for name, why in LEFT_OUT.items():
         if counts.get(name):

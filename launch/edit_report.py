@@ -16,7 +16,7 @@ from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import cli
 
@@ -46,9 +46,9 @@ def main(config) -> None:
         names = ", ".join(path.name for path in sources)
         title = f"Edits: {names}" if config.input else "Edits of the embedded world"
         source = config.input or "the embedded world"
-        run_dir.write_text(output, edit_page.page(found, title=title, source=source))
+        write_text(output, edit_page.page(found, title=title, source=source))
     elif config.output:
-        run_dir.write_json(output, {"input": config.input, **found})
+        write_json(output, {"input": config.input, **found})
     shown = {**found, "examples": [e for e in found["examples"] if e["rank"] == 1]}
     print(edit_report.table(shown, colour=sys.stdout.isatty()))
     if config.output:

@@ -21,7 +21,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import asking, cli, judging
 
@@ -38,7 +38,7 @@ def main(config) -> None:
     for reason, count in Counter(c.reason for s in sets for c in s if c.reason).most_common(3):
         print(f"unparsed: {count} × {reason}")
     if config.output:
-        run_dir.write_json(output, result)
+        write_json(output, result)
         print(output)
 
 

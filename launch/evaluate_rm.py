@@ -8,7 +8,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json
 from launch.shared import cli
 
 CHOICES = {"dtype": ("float32", "bfloat16"), "overlong": ("truncate", "drop")}
@@ -31,7 +31,7 @@ def main(config) -> None:
     result = {"test": reward_eval.tables(predict, scorer, pairs, rows)}
     print(pair_metrics.format_table(result))
     if config.output:
-        run_dir.write_json(output, result)
+        write_json(output, result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, language_model
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import sft
 from launch.shared import cli, embedded
@@ -56,7 +56,7 @@ def main(config) -> None:
     if own not in ("", options["template"]):
         say(f"template={config.template}, though the model was fine-tuned with {own}")
     if config.output:
-        run_dir.write_json(output, made)
+        write_json(output, made)
         print(f"{len(made)} responses in {output}")
         return
     for row in made:

@@ -32,6 +32,7 @@ from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function
+from fgrlhf_jax.runtime.files import write_text
 from launch.shared import cli
 
 AT_LEAST = {
@@ -84,9 +85,9 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     study["commands"] = {stage.name: stage.shown() for stage in planned}
     content = report.content(study)
     text = report_tables.markdown(content)
-    run_folder.write_text(folder / "report.json", report.to_json(content))
-    run_folder.write_text(folder / "report.md", text)
-    run_folder.write_text(folder / "report.html", report_html.page(content))
+    write_text(folder / "report.json", report.to_json(content))
+    write_text(folder / "report.md", text)
+    write_text(folder / "report.html", report_html.page(content))
     return text
 
 

@@ -20,7 +20,7 @@ import jax
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan import memory as plan
 from fgrlhf_jax.plan import shapes as outlines
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json
 from launch import ppo, train_rm
 from launch.shared import cli
 
@@ -45,7 +45,7 @@ def main(config, options: dict[str, str]) -> None:
     found = plan.measure(outline, memory * 1e9, lambda what: print(what, file=sys.stderr))
     print(plan.table(found))
     if options["json"]:
-        run_dir.write_json(Path(options["json"]), found)
+        write_json(Path(options["json"]), found)
 
 
 def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -14,8 +14,8 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.ppo import train as ppo_loop
-from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime import run_dir as run_folder
+from fgrlhf_jax.runtime.files import read_jsonl
 from launch import sft, train_rm
 from launch.shared import cli, embedded
 
@@ -99,9 +99,7 @@ def check_embedded(config) -> None:
 
 def summary(folder: Path) -> str:
     """The first and the last evaluation, side by side."""
-    rows = [
-        row for row in metric_log.read_rows(folder / "metrics.jsonl") if "validation/kl" in row
-    ]
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "validation/kl" in row]
     names = [name for name in rows[0] if name.startswith("validation/")]
     lines = [f"{'':12}{'step 0':>12}{'step ' + str(rows[-1]['step']):>12}"]
     for name in names:

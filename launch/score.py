@@ -9,7 +9,6 @@ second one of a pair "edited_tokens", "edited_rewards" or "output_2_tokens", "ou
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.report import heatmap
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
+from fgrlhf_jax.runtime.files import write_jsonl, write_text
 from launch.shared import cli
 
 TERMINAL_ROWS = 5
@@ -57,10 +57,10 @@ def main(config) -> None:
             [view(row, sides) for row, sides in zip(rows, scored, strict=True)],
             title=f"Token rewards: {config.reward_model} on {config.input}",
         )
-        write(output, page)
+        write_text(output, page)
     elif config.output:
         gain = (gained(row, sides) for (_, row), sides in zip(read, scored, strict=True))
-        records.write_jsonl(output, gain)
+        write_jsonl(output, gain)
     else:
         views = [view(row, sides) for row, sides in zip(rows, scored, strict=True)]
         limit = heatmap.colour_limit(views)
@@ -83,13 +83,6 @@ def gained(row: dict, sides) -> dict:
         prefix = f"{side.label}_" if number else ""
         result[f"{prefix}tokens"], result[f"{prefix}rewards"] = side.tokens, side.rewards
     return result
-
-
-def write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ ALLOWED = {
     "feedback.judges": "errors functional runtime data feedback.llm feedback.edits.parse",
     "feedback.annotation": "errors runtime data feedback.edits",
     "report": "errors functional runtime",
-    "tiny_world": "errors data",
+    "tiny_world": "errors runtime.files data",
     "plan": "errors runtime data models training reward_model ppo",
     "pipeline": "errors functional runtime data models training reward_model ppo feedback report "
     "tiny_world",

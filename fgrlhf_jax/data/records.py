@@ -10,12 +10,11 @@ loads; which of the three a row is follows from its fields, and further fields a
 stops the run with `file:line: what is wrong; what to do`.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,30 +264,6 @@ def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
             )
         checked.append((start, end))
     return tuple(checked)
-
-
-def write_jsonl(path: str | os.PathLike, rows: Iterable[Record | Mapping[str, Any]]) -> None:
-    """Writes records or dicts as JSONL, all or nothing: `path` appears when it is complete.
-
-    What JSON cannot say, a timestamp of a Parquet file, say, is written as text. Makes the folder.
-    Raises InputError naming the file if it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                row = dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def split(

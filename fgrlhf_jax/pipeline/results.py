@@ -6,7 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.functional import win_rate
-from fgrlhf_jax.runtime import metric_log, run_dir
+from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import read_jsonl
 
 
 def gather(
@@ -48,7 +49,7 @@ def gather(
 
 def read_run(home: Path, arm: str, reference: list[dict]) -> dict:
     """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
-    rows = metric_log.read_rows(home / arm / "metrics.jsonl")
+    rows = read_jsonl(home / arm / "metrics.jsonl")
     curve = learning_curve(rows)
     run = {"curve": curve, "seconds_per_step": None}
     kl = None

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime.run_dir import write_json
+from fgrlhf_jax.runtime.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from fgrlhf_jax.models import hf_load, language_model
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
-from fgrlhf_jax.runtime import run_dir, user_function
+from fgrlhf_jax.runtime import user_function
+from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.tiny_world import judge as tiny_judge
 from fgrlhf_jax.tiny_world import people as tiny_people
@@ -64,7 +65,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
             print(
                 f"{name}: {len(sets[name])} rows, {dropped} dropped: their prompt is held out"
             )
-            records.write_jsonl(folder / "data" / f"{name}.jsonl", rows)
+            write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
         rates = tiny_people.Rates(**config.world.rates)
         sizes = {name: config.world[name] for name in SETS}
@@ -163,8 +164,8 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
             for edit in sets[f"edits_{part}"]
         ]
     for name, rows in sets.items():
-        records.write_jsonl(out / f"{name}.jsonl", rows)
-    run_dir.write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
+        write_jsonl(out / f"{name}.jsonl", rows)
+    write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
 
 
 def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:
@@ -244,13 +245,13 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
 
     out = folder / f"seed_{seed}" / "answers"
     reference = sample_and_score(policies["sft"], "reference", 1.0, seed + REFERENCE_SEED)
-    run_dir.write_json(out / "reference.json", {"sampled": reference})
+    write_json(out / "reference.json", {"sampled": reference})
     for arm, path in policies.items():
         answers = {
             "sampled": sample_and_score(path, arm, 1.0, seed),
             "greedy": sample_and_score(path, arm, 0.0, seed),
         }
-        run_dir.write_json(out / f"{arm}.json", answers)
+        write_json(out / f"{arm}.json", answers)
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:
@@ -291,7 +292,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
             heatmap["by"]["oracle"] = {"tokens": tokens, "rewards": rewards}
             heatmap["gold"] = tiny_judge.gold(prompt, response)
     result = {"reward_models": tables, "heatmaps": heatmaps}
-    run_dir.write_json(folder / f"seed_{seed}" / "tables.json", result)
+    write_json(folder / f"seed_{seed}" / "tables.json", result)
 
 
 def evaluate_reward_model(scorer, sets: dict[str, list[Record]], batch_size: int) -> dict:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,9 @@ from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo import rollout as rollouts
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.runtime import metric_log, multihost, run_dir, sharding, user_function
+from fgrlhf_jax.runtime import files, metric_log, multihost, run_dir, sharding, user_function
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import supervised
 from fgrlhf_jax.training.run import peak_memory
@@ -159,7 +159,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     )
     if jax.process_index() == 0:
         print(note)
-        run_dir.write_json(folder / "finished.json", {"step": step})
+        write_json(folder / "finished.json", {"step": step})
     multihost.wait()
     return folder
 
@@ -169,15 +169,6 @@ def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
     epoch, batch = divmod(step, count // size)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return order[batch * size : (batch + 1) * size]
-
-
-def cut_samples(path: Path, step: int) -> None:
-    """Leave only the rows of steps up to ``step``: what comes after is made again."""
-    kept = [row for row in metric_log.read_rows(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    with metric_log.writing(path):
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, path)
 
 
 def loop(
@@ -196,7 +187,7 @@ def loop(
     log = metric_log.Log(folder, step=start, steps=config.steps, tensorboard=config.tensorboard)
     samples_path = folder / "samples.jsonl"
     if log.writes:
-        cut_samples(samples_path, start or -1)
+        metric_log.cut_rows(samples_path, start or -1)
     for part in state:  # compiled here, in the warm-up
         sharding.fingerprint(part)
     compiled = None
@@ -208,8 +199,11 @@ def loop(
             config, models, params, calibration, sets["validation"], step
         )
         if log.writes:
-            with metric_log.writing(samples_path), samples_path.open("a") as file:
-                file.writelines(json.dumps(s) + "\n" for s in samples)
+            with (
+                files.as_input_error(samples_path),
+                contextlib.closing(files.JsonlFile(samples_path, durable=False)) as file,
+            ):
+                file.append(b"".join(map(files.json_line, samples)))
         return figures
 
     with contextlib.closing(log), run_dir.Interrupt() as interrupt:

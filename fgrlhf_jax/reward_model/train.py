@@ -14,6 +14,7 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime import multihost, optim, run_dir
+from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.training import supervised
 
 
@@ -87,7 +88,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     note = reward_eval.save(folder / "export", scorer)
     if jax.process_index() == 0:
         print(note)
-        run_dir.write_json(folder / "eval.json", result)
+        write_json(folder / "eval.json", result)
     multihost.wait()
     return result
 

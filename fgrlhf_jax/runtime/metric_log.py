@@ -1,15 +1,12 @@
 """What a run says while it runs: a JSONL file, a progress bar, and TensorBoard where asked for."""
 
-import contextlib
-import json
 import math
-import os
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
-from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import files
 
 _compilations = 0
 
@@ -27,28 +24,9 @@ def compilations() -> int:
     return _compilations
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics file; a torn last line (a kill in the middle of a write) left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
-
-
-@contextlib.contextmanager
-def writing(path: Path):
-    """Raises InputError where ``path`` cannot be written, the disk being full, say."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); free some space and run the same "
-            "command again"
-        ) from error
+def cut_rows(path: Path, step: int) -> None:
+    """Leaves only the rows of steps up to ``step``: a run that goes on writes the others again."""
+    files.write_jsonl(path, [row for row in files.read_jsonl(path) if row["step"] <= step])
 
 
 def to_host(tree) -> dict[str, float]:
@@ -87,12 +65,9 @@ class Log:
         )
         if not self.writes:
             return
-        kept = [row for row in read_rows(self.path) if row["step"] <= (step or -1)]
-        temporary = self.path.with_suffix(".tmp")
-        with writing(self.path):
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, self.path)
-            self.file = self.path.open("a")
+        cut_rows(self.path, step or -1)
+        with files.as_input_error(self.path):
+            self.file = files.JsonlFile(self.path, durable=False)
         if tensorboard:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
@@ -106,9 +81,8 @@ class Log:
         """
         if not self.writes:
             return
-        with writing(self.path):
-            self.file.write(json.dumps(finite(row)) + "\n")
-            self.file.flush()
+        with files.as_input_error(self.path):
+            self.file.append(files.json_line(finite(row)))
         if self.board:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
@@ -127,7 +101,6 @@ class Log:
     def close(self) -> None:
         self.bar.close()
         if self.writes:
-            with contextlib.suppress(OSError):  # what a full disk left in the buffer
-                self.file.close()
+            self.file.close()
         if self.board:
             self.board.close()

@@ -1,7 +1,5 @@
 """The folder of a run: one config, one command, as often as it takes to finish."""
 
-import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -13,7 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import multihost
+from fgrlhf_jax.runtime import files, multihost
 
 # Fields that say how a run is watched, not what it computes: they may differ between starts.
 FREE = (
@@ -23,32 +21,7 @@ FREE = (
     *("workers", "platforms", "seeds", "task"),
 )
 
-_locks: dict[tuple[int, int], int] = {}  # of this process: (device, inode) -> file descriptor
-
-
-def write_json(path: Path, value) -> None:
-    """:func:`write_text` of ``value`` as JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically, making the folder: the file is whole or as before.
-
-    Raises:
-      InputError: when it cannot be written, the disk being full, say.
-    """
-    temporary, data = path.with_name(path.name + ".tmp"), text.encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another folder or free some "
-            "space"
-        ) from error
+_locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
@@ -91,10 +64,9 @@ def check_run(config: ConfigDict) -> None:
 
 
 def lock(run_dir: str | Path) -> Path:
-    """The run folder, made where it is missing, for this process alone until :func:`unlock`.
+    """Reserves a run folder, made where it is missing, for this process until :func:`unlock`.
 
-    However the process ends, the kernel gives the lock back; programs that it started do not keep
-    it. The same process may come again. Of several processes of a run the first one has the lock.
+    The same process may come again. Of several processes of a run the first one has the lock.
 
     Raises:
       InputError: when another process has it (a stage of a pipeline waits instead), or the folder
@@ -105,46 +77,34 @@ def lock(run_dir: str | Path) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        path = folder.resolve() / ".lock"
+        if path in _locks and _locks[path].valid:
+            return folder
+        if path in _locks:  # the folder was deleted since
+            _locks.pop(path).close()
+        try:
+            _locks[path] = files.Lock(path)
+        except BlockingIOError as error:
+            owner = path.read_text() or "unknown"
+            # Of a pipeline that was killed and started again: the old stage saves, and ends.
+            if not os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
+                raise InputError(
+                    f"run_dir={folder}: another process (PID {owner}) is running there; wait for "
+                    "it or choose another run_dir"
+                ) from error
+            print(f"waiting for process {owner}, which is in {folder}", flush=True)
+            _locks[path] = files.Lock(path, wait=True)
     except OSError as error:
         raise InputError(
             f"run_dir={folder} cannot be written ({error.strerror}); choose another folder"
         ) from error
-    status = os.fstat(file)
-    key = status.st_dev, status.st_ino
-    if key in _locks:
-        os.close(file)
-        return folder
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(file, 20, 0).decode() or "unknown"
-        # Of a pipeline that was killed and started again: the old stage saves, and ends.
-        if os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
-            print(f"waiting for process {owner}, which is in {folder}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        else:
-            os.close(file)
-            raise InputError(
-                f"run_dir={folder}: another process (PID {owner}) is running there; wait for it "
-                "or choose another run_dir"
-            ) from error
-    except OSError:  # a file system without locks
-        os.close(file)
-        return folder
-    _locks[key] = file
-    with contextlib.suppress(OSError):  # a full disk, which the first file of the run will say
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
     return folder
 
 
 def unlock() -> None:
-    """Give back every run folder of this process."""
-    for file in _locks.values():
-        os.ftruncate(file, 0)
-        os.close(file)
-    _locks.clear()
+    """Gives back every run folder of this process."""
+    while _locks:
+        _locks.popitem()[1].close()
 
 
 def open_run(config: ConfigDict) -> Path:
@@ -162,7 +122,7 @@ def open_run(config: ConfigDict) -> Path:
 
     def make() -> Path:
         folder = lock(config.run_dir)
-        write_json(folder / "config.json", given)
+        files.write_json(folder / "config.json", given)
         return folder
 
     return multihost.from_first(make)

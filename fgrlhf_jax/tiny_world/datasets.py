@@ -11,7 +11,8 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fgrlhf_jax.data.records import Edit, Instruction, Preference, write_jsonl
+from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.judge import credits, gold, judge, oracle_rewards
 from fgrlhf_jax.tiny_world.people import DEFAULT, Rates, demonstration, edit, prefer
 from fgrlhf_jax.tiny_world.tasks import SETS, canonical, prompts

@@ -17,6 +17,7 @@ from fgrlhf_jax.data.demonstrations import (
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.runtime import multihost, run_dir, sharding
+from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.training import sft, supervised
 
 
@@ -90,7 +91,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     )
     if jax.process_index() == 0:
         print(note)
-        run_dir.write_json(folder / "eval.json", result)
+        write_json(folder / "eval.json", result)
     multihost.wait()
     return result
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime import multihost
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import cli
 
@@ -41,7 +42,7 @@ def prompts(folder: Path, seed: int) -> dict[str, list]:
 def write_sets(folder: Path, sets: dict[str, list]) -> dict[str, list]:
     def write() -> None:
         for name, rows in sets.items():
-            records.write_jsonl(folder / f"{name}.jsonl", rows)
+            write_jsonl(folder / f"{name}.jsonl", rows)
 
     multihost.from_first(write)
     return sets

@@ -11,6 +11,7 @@ from fgrlhf_jax.data import convert as conversions
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.files import write_jsonl
 
 EDIT = Edit("Sum up.", "A text.", "It rain.", "It rains.", "e/1", ((3, 7),))
 FIRST = Preference("Name a fruit.", "", "Pear.", "Brick.", 1, "p/1")
@@ -163,7 +164,7 @@ def test_preferences_to_alpaca_farm_and_back(tmp_path, suffix):
     if suffix == "json":
         path.write_text(json.dumps(rows))
     else:
-        records.write_jsonl(path, rows)
+        write_jsonl(path, rows)
     assert records.read(str(path)) == given
     assert {"instruction", "input", "output_1", "output_2", "preference"} <= set(rows[0])
 
@@ -183,7 +184,7 @@ def test_edits_to_preferences_and_back(tmp_path):
     """Both sides and which is better survive the shuffling."""
     rng = random.Random(1)
     edits = [Edit("a", "", "y" + random_text(rng), "z" + random_text(rng)) for _ in range(100)]
-    records.write_jsonl(tmp_path / "p.jsonl", converted(*edits, to="preferences"))
+    write_jsonl(tmp_path / "p.jsonl", converted(*edits, to="preferences"))
     pairs = records.read(str(tmp_path / "p.jsonl"))
     found = [conversions.better_and_worse(pair) for pair in pairs]
     assert found == [(edit.edited, edit.original) for edit in edits]

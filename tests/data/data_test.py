@@ -12,6 +12,7 @@ from data_cases import ANSWER, FILES
 from fgrlhf_jax.data import describe, records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
+from fgrlhf_jax.runtime.files import write_jsonl
 from launch import data
 from launch.shared import cli
 
@@ -143,7 +144,7 @@ def test_prompts_that_files_share(monkeypatch, capsys):
 def test_samples_are_whole_and_seeded(folder, monkeypatch, capsys):
     long = "word " * 2000 + "end\nnext \x1b[31m line"
     rows = [ANSWER | {"output": f"{long} {n}"} for n in range(9)]
-    records.write_jsonl(folder / "long.jsonl", rows)
+    write_jsonl(folder / "long.jsonl", rows)
     out = run(monkeypatch, capsys, input="long.jsonl", samples=2)
     assert out.count("-- row ") == 2
     assert out.count("word " * 2000 + "end\n    next \N{REPLACEMENT CHARACTER}[31m line") == 2

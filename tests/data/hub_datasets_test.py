@@ -14,6 +14,7 @@ from fgrlhf_jax.data import hub_datasets, records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import tasks as study
+from fgrlhf_jax.runtime.files import write_jsonl
 
 SIZES = {path.replace("/", ":"): len(rows) for path, rows in hub_cases.alpaca_farm().items()}
 
@@ -56,7 +57,7 @@ def test_every_set_of_alpaca_farm_by_its_id(folder):
 def test_the_papers_setting(folder, tmp_path):
     """The pipeline of LLaMA-7B takes every file but the edits by its id."""
     edits = [Edit(f"human {n}", "", "Two.", "Two, three.") for n in range(60)]
-    records.write_jsonl(tmp_path / "edits.jsonl", edits)
+    write_jsonl(tmp_path / "edits.jsonl", edits)
     config = pipeline.get_config("llama_7b")
     farm = {
         "sft": "alpaca_instructions:sft",

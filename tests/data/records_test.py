@@ -15,9 +15,9 @@ from fgrlhf_jax.data.records import (
     Preference,
     read,
     read_with_rows,
-    write_jsonl,
 )
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.files import write_jsonl
 
 EDIT = {"instruction": "Sum up.", "input": "A text.", "original": "It rains.", "edited": "Sun."}
 PREFERENCE = {

@@ -17,8 +17,8 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import evaluate_rm, score, train_rm
 from launch.shared import cli
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
         "prompts": [records.Instruction("say hello", "", "")],
     }
     for name, some in rows.items():
-        records.write_jsonl(folder / f"{name}.jsonl", some)
+        write_jsonl(folder / f"{name}.jsonl", some)
     lines = (folder / "train.jsonl").read_text().splitlines()
     (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
     (folder / "empty.jsonl").touch()
@@ -162,7 +162,7 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
         ["", f"--config.train={data / 'train.jsonl'}", "--config.optimizer.b1=0.5"],
         DEFAULTS[train_rm],
     )
-    run_folder.write_json(run_dir / "config.json", json.loads(config.to_json()))
+    write_json(run_dir / "config.json", json.loads(config.to_json()))
     before = contents(tmp_path)
     sentence = only(train(steps=5, optimizer__b1=0.25, save_every=3, keep=9))
     assert sentence.startswith(f"run_dir={run_dir} holds a run of another config: ")

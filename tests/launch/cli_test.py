@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import language_model
 from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.runtime.files import write_jsonl
 from launch import evaluate_rm, generate, ppo, score, sft
 from launch.shared import cli
 
@@ -27,7 +27,7 @@ class ReachedError(Exception):
 
 @pytest.fixture
 def prompts(tmp_path) -> str:
-    records.write_jsonl(tmp_path / "prompts.jsonl", ROWS)
+    write_jsonl(tmp_path / "prompts.jsonl", ROWS)
     return str(tmp_path / "prompts.jsonl")
 
 
@@ -57,7 +57,7 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, names):
 @pytest.mark.parametrize("name", ["train", "validation"])
 def test_demonstrations_need_one(prompts, tmp_path, name):
     given = {"train": f"{tmp_path}/good.jsonl", "validation": f"{tmp_path}/good.jsonl"}
-    records.write_jsonl(given["train"], [{"instruction": "say it", "output": "it"}] * 9)
+    write_jsonl(given["train"], [{"instruction": "say it", "output": "it"}] * 9)
     words = [f"{key}={path}" for key, path in (given | {name: prompts}).items()]
     config = parse(*words, f"run_dir={tmp_path / 'run'}", default="configs/sft.py:tiny")
     with pytest.raises(InputError) as caught:

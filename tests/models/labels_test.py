@@ -8,6 +8,7 @@ import pytest
 from fgrlhf_jax.data import records
 from fgrlhf_jax.feedback.judges import judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.runtime.files import write_jsonl
 
 
 def judged(preferences) -> list[Comparison]:
@@ -33,7 +34,7 @@ def test_labels_by_hand(tmp_path):
         "annotator": "me",
     }
     path = tmp_path / "preferences.jsonl"
-    records.write_jsonl(path, made.rows)
+    write_jsonl(path, made.rows)
     assert records.read(str(path)) == [
         records.Preference("do 0", "", "reference 0", "model 0", 1),
         records.Preference("do 1", "", "reference 1", "model 1", 2),

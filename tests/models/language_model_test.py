@@ -12,6 +12,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import language_model, llama
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import generate
 from launch.shared import cli
@@ -163,7 +164,7 @@ def test_what_cannot_be_answered_is_refused(policy, changes, says):
 
 def test_the_command_writes_a_file(policy, tmp_path, capsys):
     """Given the run folder; with the template that the model was fine-tuned with."""
-    records.write_jsonl(tmp_path / "asked.jsonl", ROWS)
+    write_jsonl(tmp_path / "asked.jsonl", ROWS)
     fields = {
         "model": policy.removesuffix("/export"),
         "prompts": tmp_path / "asked.jsonl",

@@ -16,6 +16,7 @@ from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch.shared import cli
 
@@ -29,7 +30,7 @@ def get(variant="tiny", **fields):
 
 
 def test_a_policy_of_another_template_is_not_measured(tmp_path):
-    records.write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
+    write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
     learned = {"fgrlhf": {"data": {"template": "plain"}}}
     (tmp_path / "config.json").write_text(json.dumps(learned))
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
@@ -157,10 +158,10 @@ def test_without_reward_models(folder, arm):
 
 def test_files_of_ones_own(tmp_path):
     edits = [Edit(f"write {n}", "", f"bad word {n}", f"good word {n}") for n in range(60)]
-    records.write_jsonl(tmp_path / "edits.jsonl", edits)
+    write_jsonl(tmp_path / "edits.jsonl", edits)
     held = [dataclasses.replace(edit, edited=f"fine {n}") for n, edit in enumerate(edits[:8])]
     held += [Edit(f"say {n}", "", f"bad {n}", f"good {n}") for n in range(20)]
-    records.write_jsonl(tmp_path / "held.jsonl", held)
+    write_jsonl(tmp_path / "held.jsonl", held)
     names = {"files__edits": "edits.jsonl", "files__edits_validation": "held.jsonl"}
     config = get("cad", **{field: str(tmp_path / name) for field, name in names.items()})
     study.make_data(config, tmp_path)
@@ -183,9 +184,9 @@ def test_files_of_ones_own(tmp_path):
 def test_a_prompt_is_the_same_whatever_is_around_it(tmp_path):
     """What is held out stays so where a file has it with a blank at its end."""
     edits = [Edit(f"write {n}", "on", f"bad {n}", f"good {n}") for n in range(200)]
-    records.write_jsonl(tmp_path / "edits.jsonl", edits)
+    write_jsonl(tmp_path / "edits.jsonl", edits)
     asked = [{"instruction": f" write {n}\n", "input": "on "} for n in (*range(200), *range(9))]
-    records.write_jsonl(tmp_path / "prompts.jsonl", asked)
+    write_jsonl(tmp_path / "prompts.jsonl", asked)
     names = ("edits", "prompts")
     config = get("cad", **{f"files__{name}": str(tmp_path / f"{name}.jsonl") for name in names})
     study.make_data(config, tmp_path)
@@ -207,7 +208,7 @@ def test_prompts_of_ones_own_need_no_output(tmp_path):
     for name in ("prompts", "test"):
         rows[name] = [{"instruction": f"{name} {n}", "dataset": "mine"} for n in range(9)]
     for name, some in rows.items():
-        records.write_jsonl(tmp_path / f"{name}.jsonl", some)
+        write_jsonl(tmp_path / f"{name}.jsonl", some)
     config = get("cad", **{f"files__{name}": str(tmp_path / f"{name}.jsonl") for name in rows})
     study.make_data(config, tmp_path)
     for name, file in (("prompts", "ppo"), ("test", "test")):
@@ -216,7 +217,7 @@ def test_prompts_of_ones_own_need_no_output(tmp_path):
 
 
 def test_edits_that_are_none(tmp_path):
-    records.write_jsonl(tmp_path / "asked.jsonl", [{"instruction": "a", "output": "b"}])
+    write_jsonl(tmp_path / "asked.jsonl", [{"instruction": "a", "output": "b"}])
     config = get("cad", files__edits=str(tmp_path / "asked.jsonl"))
     with pytest.raises(InputError, match=r"asked.jsonl: row 1 is no edit"):
         study.make_data(config, tmp_path)
@@ -224,9 +225,9 @@ def test_edits_that_are_none(tmp_path):
 
 def test_preferences_that_are_none(tmp_path):
     edits = [Edit(f"write {n}", "", f"bad {n}", f"good {n}") for n in range(200)]
-    records.write_jsonl(tmp_path / "edits.jsonl", edits)
+    write_jsonl(tmp_path / "edits.jsonl", edits)
     preferences = [Preference(f"say {n}", "", "one", "two", 1) for n in range(60)]
-    records.write_jsonl(tmp_path / "mixed.jsonl", [*preferences, edits[0]])
+    write_jsonl(tmp_path / "mixed.jsonl", [*preferences, edits[0]])
     files = {"edits": "edits.jsonl", "preferences": "mixed.jsonl"}
     config = get("cad", **{f"files__{name}": str(tmp_path / f) for name, f in files.items()})
     says = r"mixed.jsonl: row 61 is no preference \(output_1, output_2, preference\); give pref"

@@ -14,6 +14,7 @@ from bad_input_cases import GENERATE, PPO, PPO_FLAGS, SFT, contents, filled, onl
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.training import sft_loop
 from launch import generate, ppo, sft
@@ -39,9 +40,9 @@ def data(world, tmp_path_factory) -> Path:
     (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
     (folder / "empty.jsonl").touch()
     edits, _ = tiny_world.generate(40, 0)
-    records.write_jsonl(folder / "edits.jsonl", edits)
+    write_jsonl(folder / "edits.jsonl", edits)
     asked = [records.Instruction(edit.instruction, "", "") for edit in edits]
-    records.write_jsonl(folder / "asked.jsonl", asked)
+    write_jsonl(folder / "asked.jsonl", asked)
     other = train_tokenizer([edit.original for edit in edits], 300)
     ppo_cases.save_reward_model(folder / "other", "token_edit", other)
     end = tiny_world.tokenizer()

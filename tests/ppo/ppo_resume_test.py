@@ -16,6 +16,7 @@ from ppo_cases import rows, same_run, saved, without_clock
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout as rollouts
 from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 pytest_plugins = ["ppo_runs"]
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def interrupted(world, tmp_path_factory, undisturbed) -> Path:
     """A run that was asked to stop during its second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    learned = ppo_loop.metrics.to_host
+    learned = metric_log.to_host
 
     def asked(found):
         asked.step += 1
@@ -40,7 +41,7 @@ def interrupted(world, tmp_path_factory, undisturbed) -> Path:
     asked.step = 0
     fields = ppo_cases.fields(world, run_dir, save_every=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_loop.metrics, "to_host", asked)
+        patch.setattr(metric_log, "to_host", asked)
         with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
             ppo_cases.run(fields)
     return run_dir
@@ -154,7 +155,7 @@ def test_out_of_disk_space_for_the_samples(run, undisturbed, monkeypatch, tmp_pa
     samples.parent.mkdir()
     samples.symlink_to("/dev/full")
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_loop, "cut_samples", lambda path, step: None)
+        patch.setattr(metric_log, "cut_rows", lambda path, step: None)
         with pytest.raises(
             InputError, match=r"samples.jsonl: cannot be written \(No space left"
         ):

@@ -24,6 +24,7 @@ from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.training import supervised
 from launch import evaluate_rm, train_rm
@@ -47,9 +48,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     """What to train on, edits; and what to validate on, both kinds."""
     folder = tmp_path_factory.mktemp("data")
     edits, _ = tiny_world.generate(60, 0)
-    records.write_jsonl(folder / "train.jsonl", edits)
+    write_jsonl(folder / "train.jsonl", edits)
     edits, preferences = tiny_world.generate(12, 1)
-    records.write_jsonl(folder / "validation.jsonl", edits + preferences)
+    write_jsonl(folder / "validation.jsonl", edits + preferences)
     return {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
 
 
@@ -112,7 +113,7 @@ class Command:
 
 
 def rows(run_dir: Path) -> list[dict]:
-    return metric_log.read_rows(run_dir / "metrics.jsonl")
+    return read_jsonl(run_dir / "metrics.jsonl")
 
 
 def without_clock(run_dir: Path) -> list[dict]:

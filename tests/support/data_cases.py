@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.runtime.files import write_jsonl
 
 EDIT = {
     "id": "cad/train/4",
@@ -57,4 +57,4 @@ def write(folder: Path) -> None:
         if name.endswith(".json"):
             (folder / name).write_text(json.dumps(rows))
         else:
-            records.write_jsonl(folder / name, rows)
+            write_jsonl(folder / name, rows)

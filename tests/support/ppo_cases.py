@@ -15,6 +15,7 @@ from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime import metric_log, sharding
+from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import ppo
 from launch.shared import cli
@@ -131,7 +132,7 @@ def run(given: dict) -> None:
 
 
 def rows(run_dir: Path) -> list[dict]:
-    return metric_log.read_rows(run_dir / "metrics.jsonl")
+    return read_jsonl(run_dir / "metrics.jsonl")
 
 
 def without_clock(run_dir: Path) -> list[dict]:
@@ -142,7 +143,7 @@ def without_clock(run_dir: Path) -> list[dict]:
 
 
 def kept_samples(run_dir: Path) -> list[dict]:
-    return metric_log.read_rows(run_dir / "samples.jsonl")
+    return read_jsonl(run_dir / "samples.jsonl")
 
 
 def saved(run_dir: Path) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from fgrlhf_jax.tiny_world import tasks as tiny_tasks
 from fgrlhf_jax.tiny_world.judge import gold, judge
@@ -85,7 +86,7 @@ def test_edits_are_better_and_preferences_agree(world):
 
 def test_rows_are_valid_records_that_split_by_prompt(world, tmp_path):
     edits, preferences = world
-    records.write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
+    write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
     assert records.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
     train, validation = records.split(edits, 0.1, seed=0)
     assert len(train) > 1500

@@ -19,6 +19,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.training import run as train_loop
 
 STEPS = 24
@@ -104,7 +105,7 @@ def go(folder: Path, *, spy=lambda what, number: None, evaluate=judge, update=No
 def rows(folder: Path) -> list[dict]:
     return [
         {k: v for k, v in row.items() if k not in metric_log.Log.CLOCK}
-        for row in metric_log.read_rows(folder / "metrics.jsonl")
+        for row in read_jsonl(folder / "metrics.jsonl")
     ]
 
 
@@ -260,7 +261,7 @@ def test_the_clock_does_not_count_evaluations(tmp_path, capsys):
         return judge(state)
 
     go(tmp_path, evaluate=slow, steps=8)
-    found = metric_log.read_rows(tmp_path / "metrics.jsonl")
+    found = read_jsonl(tmp_path / "metrics.jsonl")
     for row in found:
         assert 0 < row["seconds"] < 0.3
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])

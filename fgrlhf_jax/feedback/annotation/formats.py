@@ -37,7 +37,7 @@ from fgrlhf_jax.feedback.annotation.history import (
     Item,
     edit_row,
 )
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json, write_jsonl
 
 FORMATS = ("argilla", "label_studio", "edits")
 QUESTION = "edited"
@@ -86,13 +86,13 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
     if format == "edits":
         by_id = {item.id: item for item in items}
         rows = [edit_row(by_id[one.id], one) for one in decisions if one.verdict == EDITED]
-        records.write_jsonl(path, rows)
+        write_jsonl(path, rows)
         return len(rows)
     made = defaultdict(list)
     for one in decisions:
         made[one.id].append(one)
     convert = {"argilla": argilla_row, "label_studio": label_studio_row}[format]
-    run_dir.write_json(path, [convert(item, made[item.id]) for item in items])
+    write_json(path, [convert(item, made[item.id]) for item in items])
     return len(items)
 
 

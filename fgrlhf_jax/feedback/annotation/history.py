@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import log as annotation_log
+from fgrlhf_jax.runtime import files
 
 EDITED, FINE, SKIPPED = VERDICTS = "edited", "fine", "skipped"
 OPEN, UNDO = "open", "undo"
@@ -84,7 +85,7 @@ class History:
     def edits(self) -> bytes:
         """The file of edits."""
         return b"".join(
-            annotation_log.line(edit_row(self.items[one.id], one))
+            files.json_line(edit_row(self.items[one.id], one))
             for one in self.decisions
             if one.verdict == EDITED
         )

@@ -10,14 +10,13 @@ again finishes the work. Any other difference is refused: somebody else has chan
 """
 
 import contextlib
-import fcntl
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import files
 
 FORMAT = "fgrlhf_jax annotations, version 1"
 Event = dict[str, Any]
@@ -26,10 +25,6 @@ Event = dict[str, Any]
 def state_path(output: str | os.PathLike) -> Path:
     output = Path(output).resolve()
     return output.with_name(output.name + ".state.jsonl")
-
-
-def line(row: dict) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def read(output: str | os.PathLike, digest: str) -> list[Event]:
@@ -62,17 +57,16 @@ class Log:
         edits: Callable[[Sequence[Event]], bytes],
     ):
         self.output, self.path = Path(output).resolve(), state_path(output)
-        self._file = _open_locked(self.path)
+        self._closing = contextlib.ExitStack()
+        self._open()
         try:
-            data = self.path.read_bytes()
-            self.events = _events(self.path, data, digest)
-            self._size = data.rfind(b"\n") + 1  # a line that a crash tore never counted
+            self.events = _events(self.path, self.path.read_bytes(), digest)
             now, before = edits(self.events), edits(self.events[:-1])
             self._check_edits(now, before)
             self._edits_size = len(now)
-            if not self._size:
-                self._append(line({"format": FORMAT, "input": digest}))
-            _sync_folder(self.path.parent)
+            if not self._file.size:
+                self._file.append(files.json_line({"format": FORMAT, "input": digest}))
+            files.sync_folder(self.path.parent)
         except BaseException as error:
             self.close()
             if not isinstance(error, OSError):
@@ -80,9 +74,27 @@ class Log:
             where = error.filename or self.path
             raise InputError(f"{where}: cannot be used ({error.strerror})") from error
 
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = files.Lock(self.path.with_name(f".{self.path.name}.lock"))
+            self._closing.callback(lock.close)
+            self._file = files.JsonlFile(self.path)
+            self._closing.callback(self._file.close)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.path}: another process is annotating into it; open its page, or stop it "
+                "first"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another output"
+            ) from error
+
     def _check_edits(self, now: bytes, before: bytes) -> None:
         found = self.output.read_bytes() if self.output.exists() else None
-        if found and not self._size:
+        if found and not self._file.size:
             raise InputError(
                 f"{self.output}: exists, but {self.path.name} beside it, which says what was "
                 "decided, does not; choose another output"
@@ -93,11 +105,10 @@ class Log:
                 "change, or move the file away to have it made again"
             )
         if found != now:
-            _replace(self.output, now)
+            files.replace(self.output, [now])
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        self._closing.close()
         self._file = None
 
     def write(
@@ -110,65 +121,36 @@ class Log:
         """
         if self._file is None:
             raise InputError("not saved: the file has been closed; start the command again")
-        before = self._size
+        before = self._file.size
         try:
-            self._append(b"".join(map(line, events)))
+            self._file.append(b"".join(map(files.json_line, events)))
             if edits is not None:
-                _replace(self.output, edits)
+                files.replace(self.output, [edits])
                 self._edits_size = len(edits)
             elif added:
                 self._add(added)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, before)
-            self._size = before
+            self._file.cut(before)
             raise InputError(
                 f"not saved: {error.filename or self.output.parent} cannot be written "
                 f"({error.strerror}); free some space and try again, your text is still here"
             ) from error
         self.events += events
 
-    def _append(self, data: bytes) -> None:
-        _write_at(self._file, data, self._size)
-        self._size += len(data)
-
     def _add(self, data: bytes) -> None:
-        file = os.open(self.output, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            if os.fstat(file).st_size != self._edits_size:
-                raise OSError(None, "another program has changed it", str(self.output))
-            _write_at(file, data, self._edits_size)
-        finally:
-            os.close(file)
-        self._edits_size += len(data)
-
-
-def _open_locked(path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another output"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
-        raise InputError(
-            f"{path}: another process is annotating into it; open its page, or stop it first"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+        if self.output.stat().st_size != self._edits_size:
+            raise OSError(None, "another program has changed it", str(self.output))
+        with contextlib.closing(files.JsonlFile(self.output, size=self._edits_size)) as edits:
+            edits.append(data)
+        self._edits_size = edits.size
 
 
 def _events(path: Path, data: bytes, digest: str) -> list[Event]:
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
-    try:
-        rows = [json.loads(row) for row in lines]
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged ({error}); put back a copy of it") from error
+    rows, size = files.parse_jsonl(data)
+    if b"\n" in data[size:]:
+        raise InputError(
+            f"{path}: is damaged (line {len(rows) + 1} is no JSON); put back a copy of it"
+        )
     if not rows:
         return []
     head, *events = rows
@@ -180,42 +162,3 @@ def _events(path: Path, data: bytes, digest: str) -> list[Event]:
             "or choose another output"
         )
     return events
-
-
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    """Write and fsync at the end of a file, or leave it as it was."""
-    try:
-        if os.fstat(file).st_size > offset:  # what an earlier failure could not take back
-            os.ftruncate(file, offset)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(file, data[done:], offset + done)
-        os.fsync(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, offset)
-        raise
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """All or nothing, and on the disk."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

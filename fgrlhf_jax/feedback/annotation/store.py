@@ -28,6 +28,7 @@ from fgrlhf_jax.feedback.annotation.history import (
     edit_row,
     event,
 )
+from fgrlhf_jax.runtime import files
 
 
 class Annotations:
@@ -256,7 +257,7 @@ class Annotations:
 
     def _record(self, decisions: Sequence[Decision]) -> None:
         edits = [one for one in decisions if one.verdict == EDITED]
-        added = b"".join(annotation_log.line(edit_row(self.item(one.id), one)) for one in edits)
+        added = b"".join(files.json_line(edit_row(self.item(one.id), one)) for one in edits)
         self._write(
             [event(d.verdict, d.annotator, d.id, d.text) for d in decisions], added=added
         )

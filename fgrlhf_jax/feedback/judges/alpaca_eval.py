@@ -21,7 +21,7 @@ import numpy as np
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import length_control
 from fgrlhf_jax.functional import win_rate as evaluation
-from fgrlhf_jax.runtime import run_dir
+from fgrlhf_jax.runtime.files import write_json
 
 _TEXTS = ("instruction", "output_1", "output_2")
 _NAMES = ("input", "generator_1", "generator_2", "annotator", "reason")
@@ -170,7 +170,7 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
         row = dataclasses.asdict(one) | {"verdicts": [v._asdict() for v in one.verdicts]}
         ours = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True}
         rows.append({name: v for name, v in row.items() if name not in ours or v != ours[name]})
-    run_dir.write_json(Path(path), rows)
+    write_json(Path(path), rows)
 
 
 def summary(comparisons: Sequence[Comparison]) -> dict[str, float | int | str | None]:

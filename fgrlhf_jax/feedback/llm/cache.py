@@ -5,9 +5,6 @@ so that an interrupted file is recognised, cut where its last line is torn, and 
 """
 
 import contextlib
-import fcntl
-import json
-import os
 import sqlite3
 import threading
 import time
@@ -16,10 +13,12 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
+from fgrlhf_jax.runtime import files
 
 SCHEMA = 1  # version of the cache
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
 KEY = "request_key"  # the field of a row with the key of its request
+FULL = "free some space and run again to go on: what arrived is kept"
 
 
 class Cache:
@@ -141,62 +140,44 @@ def append_rows(
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:
         try:
-            files = [stack.enter_context(paths[0].open("ab+", buffering=0))]
-            fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.append(stack.enter_context(paths[1].open("ab+", buffering=0)))
-            there = [_read(file, path) for file, path in zip(files, paths, strict=True)]
+            lock = files.Lock(paths[0].with_name(f".{paths[0].name}.lock"))
+            stack.callback(lock.close)
+            writers = [files.JsonlFile(path) for path in paths]
+            for writer in writers:
+                stack.callback(writer.close)
         except BlockingIOError as error:
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        done = _matched([found for found, _ in there], keys, paths)
-        for file, (_, whole) in zip(files, there, strict=True):
-            file.truncate(whole)
-        counts = [len(found) for found, _ in there]
+        present = [_keys(path) for path in paths]
+        done = _matched(present, keys, paths)
+        for writer in writers:
+            writer.cut(writer.size)  # a torn line
+        counts = [len(rows) for rows in present]
         rest = iter(rows(done))
         if hasattr(rest, "close"):
             stack.callback(rest.close)
         for key, (row, kept) in zip(keys[done:], rest, strict=True):
-            line = json.dumps({**row, KEY: key[:16]}, ensure_ascii=False) + "\n"
             number = 0 if kept else 1
-            _append(files[number], paths[number], line.encode())
+            with files.as_input_error(paths[number], FULL):
+                writers[number].append(files.json_line({**row, KEY: key[:16]}))
             counts[number] += 1
         if not counts[1]:
             paths[1].unlink(missing_ok=True)
     return counts[0], counts[1]
 
 
-def _append(file, path: Path, line: bytes) -> None:
-    """All of a line, and on the disk, or none of it."""
-    end = file.seek(0, os.SEEK_END)
-    try:
-        written = 0
-        while written < len(line):
-            written += file.write(line[written:])
-        os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            file.truncate(end)
+def _keys(path: Path) -> list[str]:
+    """The key of every whole line."""
+    data = path.read_bytes()
+    rows, size = files.parse_jsonl(data)
+    valid = [isinstance(row, dict) and KEY in row for row in rows]
+    if not all(valid) or b"\n" in data[size:]:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); free some space and run again to go "
-            "on: what arrived is kept"
-        ) from error
-
-
-def _read(file, path: Path) -> tuple[list[str], int]:
-    """The keys of a file's whole lines, and where the last of these ends."""
-    file.seek(0)
-    data = file.read()
-    whole = data.rfind(b"\n") + 1
-    keys = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
-        try:
-            keys.append(json.loads(line)[KEY])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path}:{number}: is no row of ours (it has no {KEY}); choose another output"
-            ) from error
-    return keys, whole
+            f"{path}:{[*valid, False].index(False) + 1}: is no row of ours (it has no {KEY}); "
+            "choose another output"
+        )
+    return [row[KEY] for row in rows]
 
 
 def _matched(there: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:

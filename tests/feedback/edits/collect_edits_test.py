@@ -16,6 +16,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.llm import cache
+from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
 from launch.shared import asking, cli
 
@@ -49,7 +50,7 @@ def asked(tmp_path):
     """A file of 40 responses, one of them blank."""
     rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(40)]
     rows[17]["output"] = " "
-    records.write_jsonl(tmp_path / "asked.jsonl", rows)
+    write_jsonl(tmp_path / "asked.jsonl", rows)
     return tmp_path / "asked.jsonl"
 
 

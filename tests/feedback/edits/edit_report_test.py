@@ -14,6 +14,7 @@ from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
 from fgrlhf_jax.feedback.llm import cache
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets as tiny_world
 from launch import edit_report as launched
 from launch.shared import cli
@@ -215,7 +216,7 @@ def written(tmp_path):
         for row in ROWS
     ]
     rows[0]["annotator"] = "anthropic/m"
-    records.write_jsonl(tmp_path / "edits.jsonl", rows)
+    write_jsonl(tmp_path / "edits.jsonl", rows)
     return tmp_path / "edits.jsonl"
 
 
@@ -225,7 +226,7 @@ def launch(**fields) -> None:
 
 def test_the_command(written, tmp_path, capsys):
     aside = [{"reason": "cut"}, {"reason": "rejected: 400: long"}]
-    records.write_jsonl(cache.rejected_path(written), aside)
+    write_jsonl(cache.rejected_path(written), aside)
     train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
     for name in ("report.json", "report.html"):
         launch(input=written, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
@@ -247,10 +248,8 @@ def test_the_command(written, tmp_path, capsys):
 
 
 def test_files_with_a_blank_behind_the_comma(written, tmp_path, capsys):
-    records.write_jsonl(
-        tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}]
-    )
-    records.write_jsonl(cache.rejected_path(tmp_path / "more.jsonl"), [{"reason": "cut"}])
+    write_jsonl(tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}])
+    write_jsonl(cache.rejected_path(tmp_path / "more.jsonl"), [{"reason": "cut"}])
     launch(input=f"{written}, {tmp_path / 'more.jsonl'}", output=tmp_path / "report.html")
     assert "when they were collected: 1 cut" in capsys.readouterr().out
     assert "<h1>Edits: edits.jsonl, more.jsonl</h1>" in (tmp_path / "report.html").read_text()
@@ -294,11 +293,11 @@ def test_bad_input(case, written, tmp_path, monkeypatch, capsys):
     fields, says = BAD[case]
     good = {"instruction": "q", "original": "a", "edited": "b"}
     pair = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
-    records.write_jsonl(tmp_path / "pairs.jsonl", [good, pair])
-    records.write_jsonl(tmp_path / "same.jsonl", [good | {"edited": "a"}])
+    write_jsonl(tmp_path / "pairs.jsonl", [good, pair])
+    write_jsonl(tmp_path / "same.jsonl", [good | {"edited": "a"}])
     for name in ("odd.jsonl", "more.json"):
-        records.write_jsonl(tmp_path / name, [good])
-    records.write_jsonl(tmp_path / "odd.rejected.jsonl", [good])
+        write_jsonl(tmp_path / name, [good])
+    write_jsonl(tmp_path / "odd.rejected.jsonl", [good])
     given = {name: bad_input_cases.filled(v, {"DATA": tmp_path}) for name, v in fields.items()}
     given = {"input": written} | given
     code, said = bad_input_cases.launch(monkeypatch, capsys, launched, DEFAULT, **given)

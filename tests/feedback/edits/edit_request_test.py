@@ -9,6 +9,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import request as editor
 from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.feedback.llm.client import Reply
+from fgrlhf_jax.runtime.files import write_jsonl
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
@@ -87,7 +88,7 @@ def test_tasks_of_every_kind_of_row(tmp_path):
         {"instruction": "q4", "output_1": "w", "output_2": "b", "preference": 2},
         {"instruction": "q5", "output": "", "id": 7},
     ]
-    records.write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     read = records.read_with_rows(str(tmp_path / "rows.jsonl"))
     assert [tuple(task) for task in editor.make_tasks(read)] == [
         ("1", "q1", "", "a"),

@@ -1,0 +1,214 @@
+"""Files that a kill or a full disk leaves whole: atomic writes, growing JSONL, locks."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from fgrlhf_jax.errors import InputError
+
+# What file systems answer that cannot lock a file or synchronise a folder.
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def as_input_error(
+    path: Path, advice: str = "free some space and run the same command again"
+) -> Iterator[None]:
+    """Turns an OSError into the InputError ``path: cannot be written (reason); advice``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
+
+
+def replace(path: Path, chunks: Iterable[bytes]) -> None:
+    """Writes a file atomically: it is as before until all ``chunks`` are on the disk.
+
+    Raises:
+      OSError: when it cannot be written; the file is then as before.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Puts the names of a folder's files on the disk, where the file system can."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    finally:
+        os.close(folder)
+
+
+def _write(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
+    path = Path(path)
+    with as_input_error(path, "choose another folder or free some space"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, chunks)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file atomically and makes its folder.
+
+    Raises:
+      InputError: when it cannot be written; the file is then as before.
+    """
+    _write(path, [text.encode(errors="backslashreplace")])
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes ``value`` as indented JSON, as :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Writes one JSON object a line (see :func:`json_line`), as :func:`write_text`."""
+    _write(path, map(json_line, rows))
+
+
+def json_line(row: Any) -> bytes:
+    """A dict or dataclass as a line of JSON; what JSON has no type for, such as a date, as text."""
+
+    def convert(value):
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+    text = json.dumps(row, ensure_ascii=False, default=convert)
+    return (
+        text.encode(errors="backslashreplace") + b"\n"
+    )  # half of a surrogate pair as JSON does
+
+
+def parse_jsonl(data: bytes) -> tuple[list, int]:
+    """The rows of ``data`` before the first line that is torn or no JSON, and their bytes."""
+    rows, size = [], 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+        size += len(line) + 1
+    return rows, size
+
+
+def read_jsonl(path: str | os.PathLike) -> list:
+    """The rows of a file that a process writes line by line, without a torn last line.
+
+    Returns:
+      [] where there is no such file.
+    """
+    path = Path(path)
+    return parse_jsonl(path.read_bytes())[0] if path.exists() else []
+
+
+class JsonlFile:
+    """A file that grows by whole lines; ``size`` is the end of the last one, in bytes.
+
+    Args:
+      path: made where it is missing. A torn last line is cut with the first :meth:`append`.
+      size: where the whole lines end, if that is known.
+      durable: whether a line is on the disk (fsync) when :meth:`append` returns.
+
+    Raises:
+      OSError: when it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, size: int | None = None, durable: bool = True):
+        self.path, self.durable = path, durable
+        self.size = size
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if size is None:
+            data = os.pread(self._file, os.fstat(self._file).st_size, 0)
+            self.size = data.rfind(b"\n") + 1
+
+    def append(self, lines: bytes) -> None:
+        """Adds whole lines.
+
+        Raises:
+          OSError: when they cannot be written; the file is then as before.
+        """
+        try:
+            if os.fstat(self._file).st_size > self.size:
+                os.ftruncate(self._file, self.size)
+            written = 0
+            while written < len(lines):
+                written += os.pwrite(self._file, lines[written:], self.size + written)
+            if self.durable:
+                os.fsync(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self.size)
+            raise
+        self.size += len(lines)
+
+    def cut(self, size: int) -> None:
+        """Takes back what stands behind ``size``; on a disk that fails, with the next append."""
+        self.size = size
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, size)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Lock:
+    """A lock file that one process has until :meth:`close` or its end, however it ends.
+
+    Programs that the process starts do not hold the lock. On a file system without locks every
+    process gets it.
+
+    Args:
+      path: the lock file, in a folder that exists. It holds the process number of its owner.
+      wait: whether to wait for another process that has it.
+
+    Raises:
+      BlockingIOError: when another process has it.
+      OSError: when the file cannot be made.
+    """
+
+    def __init__(self, path: Path, *, wait: bool = False):
+        self.path = path
+        path.parent.stat()  # filelock would make the folder
+        self._lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire(blocking=wait)
+        except filelock.Timeout as error:
+            raise BlockingIOError(errno.EAGAIN, "another process has it", str(path)) from error
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+        with contextlib.suppress(OSError):  # a full disk: the next file says so
+            path.write_text(str(os.getpid()))
+        self._status = path.stat()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the file is still the locked one: the folder may have been deleted."""
+        try:
+            return os.path.samestat(self._status, self.path.stat())
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        if self.valid:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self._lock.release()
