@@ -29,7 +29,7 @@ def _common(config: ConfigDict) -> None:
     config.num_processes = 0
     config.process_id = -1
     config.save_every = 100
-    config.keep = 1  # newest checkpoints kept, besides the best one
+    config.max_to_keep = 1  # newest checkpoints kept, besides the best one
     config.tensorboard = False
     config.model = ConfigDict()
     config.model.dtype = "float32"  # of the computation; parameters and optimizer are float32
@@ -79,7 +79,9 @@ def _supervised(config: ConfigDict) -> None:
 
     config.eval_every = 50  # steps; 0 evaluates at the end only
     config.eval_batch_size = 0  # 0 takes micro_batch_size
-    config.select = "loss"  # the best checkpoint has the lowest loss | the highest accuracy
+    config.best_metric = (
+        "loss"  # the best checkpoint has the lowest loss | the highest accuracy
+    )
     config.patience = 0  # evaluations without improvement before an early stop; 0 never stops
 
 
@@ -97,7 +99,7 @@ def reward_model() -> ConfigDict:
     # normal, N(0, 1/sqrt(D + 1)), is AlpacaFarm's; zero spends no updates on unlearning that noise.
     config.model.head_init = "normal"
     config.data.alignment = "levenshtein"  # levenshtein | positional
-    config.calibration_pairs = 512  # at most, of the validation set
+    config.normalization_pairs = 512  # at most, of the validation set
     return config
 
 
@@ -127,13 +129,13 @@ def ppo() -> ConfigDict:
     config.validation = ""  # "" splits validation_share off prompts, by instruction
     config.validation_share = 0.05
     config.validation_prompts = 64  # at most; watched at every evaluation
-    config.frozen_dtype = "float32"  # of the reference's and the reward model's parameters
+    config.inference_dtype = "float32"  # of the reference's and the reward model's parameters
     config.critic = (
         "separate"  # a copy of the reward model's backbone | shared: a head on the policy
     )
     # What makes rewards about one unit a response: samples, of the policy before PPO |
     # reward_model, as stored with it | none, raw rewards.
-    config.calibration = "samples"
+    config.reward_normalization = "samples"
 
     config.data = ConfigDict()
     config.data.template = ""  # alpaca | chat | plain; "" is the reward model's or policy's
@@ -147,9 +149,9 @@ def ppo() -> ConfigDict:
 
     config.steps = 80
     config.rollout_batch_size = 512  # prompts a step
-    config.batch_size = 256  # of them an update
+    config.minibatch_size = 256  # of them an update
     config.micro_batch_size = 0  # of them at a time; 0 takes the whole batch
-    config.epochs = 2  # over a rollout
+    config.ppo_epochs = 2  # over a rollout
 
     config.kl = ConfigDict()
     config.kl.coef = 0.0067
@@ -159,9 +161,9 @@ def ppo() -> ConfigDict:
     config.kl.horizon = 10000.0  # responses
     config.kl.limit = 0.0  # nats a response at which a run stops, saved; 0 never stops
     config.gamma = 1.0
-    config.lam = 1.0
-    config.clip = 0.2
-    config.value_clip = 0.2
+    config.gae_lambda = 1.0
+    config.clip_ratio = 0.2
+    config.value_clip_ratio = 0.2
     config.value_coef = 0.1
     config.whiten_rewards = False  # without shifting their mean, as AlpacaFarm does
     config.whiten_advantages = True
@@ -176,8 +178,8 @@ def ppo() -> ConfigDict:
     config.optimizer.warmup_steps = 5  # PPO steps, of several updates each
 
     config.eval_every = 10
-    config.select = "last"  # export the last policy | score: that of the best evaluation
-    config.samples = 4  # responses kept with their token rewards at every evaluation
+    config.best_metric = "last"  # export the last policy | score: that of the best evaluation
+    config.logged_samples = 4  # responses kept with their token rewards at every evaluation
     config.save_every = 20
     return config
 

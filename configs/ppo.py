@@ -32,10 +32,10 @@ def tiny(config):
     config.data.max_prompt_length = 64
     config.data.max_new_tokens = 22
     config.rollout_batch_size = 64
-    config.batch_size = 32
+    config.minibatch_size = 32
     config.steps = 80
     config.kl.coef = 0.3 if config.level == "sequence" else 0.1
-    config.lam = 0.95
+    config.gae_lambda = 0.95
     config.missing_eos = "subtract"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.critic_learning_rate = 1e-3
@@ -50,10 +50,10 @@ def cad(config):
     config.data.max_prompt_length = 64
     config.data.max_new_tokens = 64
     config.rollout_batch_size = 32
-    config.batch_size = 16
+    config.minibatch_size = 16
     config.steps = 60
     config.kl.coef = 0.3  # 0.1 leaves the language: 29 nats a response after 60 steps
-    config.lam = 0.95
+    config.gae_lambda = 0.95
     config.optimizer.learning_rate = 2e-4
     config.optimizer.critic_learning_rate = 1e-3
     config.optimizer.schedule = "constant"
@@ -66,12 +66,12 @@ def smollm2(config):
     config.data.max_prompt_length = 96
     config.data.max_new_tokens = 64
     config.rollout_batch_size = 16
-    config.batch_size = 8
+    config.minibatch_size = 8
     config.micro_batch_size = 8
-    config.epochs = 1
+    config.ppo_epochs = 1
     config.steps = 40
     config.kl.coef = 0.05
-    config.lam = 0.95
+    config.gae_lambda = 0.95
     config.optimizer.learning_rate = 1e-5
     config.optimizer.critic_learning_rate = 3e-5
     config.validation_prompts = 32
@@ -82,7 +82,7 @@ def llama_7b(config):
     config.model.dtype = "bfloat16"
     config.model.remat = True
     config.sampling.unroll = False
-    config.frozen_dtype = "bfloat16"
+    config.inference_dtype = "bfloat16"
     config.micro_batch_size = 32
     config.kl.estimator = "k1_clipped"
     config.whiten_rewards = True

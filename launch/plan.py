@@ -91,7 +91,7 @@ def kind_of(config) -> str:
     if "rollout_batch_size" in config:
         ppo.check(config)
         return "ppo"
-    if "calibration_pairs" in config:
+    if "normalization_pairs" in config:
         train_rm.check(config)
         return "rm"
     if "model" in config and "size" in config.model:

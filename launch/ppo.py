@@ -22,25 +22,33 @@ from launch.shared import cli, embedded
 CHOICES = {
     "level": ("token", "sequence"),
     "critic": ("separate", "shared"),
-    "calibration": ("samples", "reward_model", "none"),
-    "select": ("last", "score"),
+    "reward_normalization": ("samples", "reward_model", "none"),
+    "best_metric": ("last", "score"),
     "kl.estimator": policy_losses.KL_ESTIMATORS,
     "missing_eos": policy_losses.MISSING_EOS,
     "data.template": ("", "alpaca", "chat", "plain"),
     "data.overlong": ("drop", "truncate"),
-    "frozen_dtype": ("float32", "bfloat16"),
+    "inference_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn"),
 }
 AT_LEAST = {
-    **dict.fromkeys(("steps", "rollout_batch_size", "batch_size", "epochs", "keep"), 1),
+    **dict.fromkeys(
+        ("steps", "rollout_batch_size", "minibatch_size", "ppo_epochs", "max_to_keep"), 1
+    ),
     **dict.fromkeys(("data.max_prompt_length", "data.max_new_tokens", "validation_prompts"), 1),
-    **dict.fromkeys(("seed", "micro_batch_size", "eval_every", "save_every", "samples"), 0),
-    **dict.fromkeys(("kl.coef", "kl.target", "kl.limit", "gamma", "lam", "value_coef"), 0),
+    **dict.fromkeys(
+        ("seed", "micro_batch_size", "eval_every", "save_every", "logged_samples"), 0
+    ),
+    **dict.fromkeys(
+        ("kl.coef", "kl.target", "kl.limit", "gamma", "gae_lambda", "value_coef"), 0
+    ),
     **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "eps")), 0),
     **dict.fromkeys(("optimizer.critic_learning_rate", "optimizer.weight_decay"), 0),
     "optimizer.clip_norm": 0,
-    **dict.fromkeys(("sampling.temperature", "clip", "value_clip", "kl.horizon"), 1e-6),
+    **dict.fromkeys(
+        ("sampling.temperature", "clip_ratio", "value_clip_ratio", "kl.horizon"), 1e-6
+    ),
 }
 
 

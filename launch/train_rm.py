@@ -21,7 +21,7 @@ CHOICES = {
     "model.head": ("after", "state_action"),
     "model.head_init": ("normal", "zero"),
 }
-AT_LEAST = {"calibration_pairs": 1, "center_weight": 0, "consistency_weight": 0}
+AT_LEAST = {"normalization_pairs": 1, "center_weight": 0, "consistency_weight": 0}
 
 
 def check(config) -> None:

@@ -143,8 +143,9 @@ def reward_model_loss(
       loss: one of ``LOSSES``. ``token_edit`` with both weights 0 is Equation 4 to the letter.
 
     Returns:
-      The scalar loss, and scalars: ``preference_loss``, ``consistency``, ``center``, ``margin``
-      (R_i - R_j) and ``accuracy`` (1, 0, or one half for a tie).
+      The scalar loss, and scalars: ``preference_loss``, ``reward/consistency_penalty``,
+      ``reward/center_penalty``, ``reward/margin`` (R_i - R_j) and ``accuracy`` (1, 0, or one half
+      for a tie).
     """
     score_2 = pair_scores(reward_2S, response_2S, changed_2S, loss)
     preference_loss = bradley_terry_loss(score_2[0], score_2[1])
@@ -152,11 +153,13 @@ def reward_model_loss(
     margin = score_2[0] - score_2[1]
     metrics = {
         "preference_loss": preference_loss,
-        "margin": margin,
+        "reward/margin": margin,
         "accuracy": 0.5 * (1.0 + jnp.sign(margin)),
     }
     if loss != "sequence":
-        metrics["consistency"] = consistency(reward_2S, partner_S)
-        metrics["center"] = center(reward_2S, response_2S & ~changed_2S)
-        total += consistency_weight * metrics["consistency"] + center_weight * metrics["center"]
+        consistency_penalty = consistency(reward_2S, partner_S)
+        center_penalty = center(reward_2S, response_2S & ~changed_2S)
+        metrics["reward/consistency_penalty"] = consistency_penalty
+        metrics["reward/center_penalty"] = center_penalty
+        total += consistency_weight * consistency_penalty + center_weight * center_penalty
     return total, metrics

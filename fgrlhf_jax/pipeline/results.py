@@ -56,7 +56,7 @@ def read_run(home: Path, arm: str, reference: list[dict]) -> dict:
     if curve:  # of the step that was exported, which need not be the last one
         exported = _read(home / arm / "finished.json")["step"]
         kl = {point["step"]: point["kl"] for point in curve}.get(exported)
-        seconds = [row["seconds"] for row in rows if "seconds" in row][1:]  # the first compiles
+        seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
         run["seconds_per_step"] = sum(seconds) / len(seconds) if seconds else None
     # Both decodings against the reference's samples at T = 1.
     reference_scores = [answer["score"] for answer in reference]
@@ -80,7 +80,7 @@ def learning_curve(rows: list[dict]) -> list[dict]:
     curve = []
     for row in rows:
         if "validation/kl" in row:
-            past = [r.get("seconds", 0.0) for r in rows if r["step"] <= row["step"]]
+            past = [r.get("time/step", 0.0) for r in rows if r["step"] <= row["step"]]
             point = {"step": row["step"], "gold": row.get("validation/score")}
             for name in ("reward", "kl", "length", "unfinished"):
                 point[name] = row.get(f"validation/{name}")

@@ -145,7 +145,7 @@ def ppo(config: ConfigDict) -> Outline:
     flops = {
         "generate": said + logits_flops(cfg, B * T),
         "assess": 2 * policy + value + score,
-        "learn": 3 * config.epochs * (policy + value),
+        "learn": 3 * config.ppo_epochs * (policy + value),
     }
     given = {
         "generate": params["policy"],

@@ -207,20 +207,20 @@ def advantages(
     # k1 whatever is paid for: the unbiased figure that runs can be compared by.
     log_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.ref_logprob_BT, 0.0)
     metrics = {
-        "reward": jnp.mean(total_B),
-        "reward_std": jnp.std(total_B),
-        "reward_paid": jnp.mean(jnp.sum(reward_BT, axis=1)),
-        "kl": jnp.mean(jnp.sum(log_ratio_BT, axis=1)),
-        "kl_per_token": po.masked_mean(log_ratio_BT, mask_BT),
-        "length": jnp.mean(length_B),
-        "length_correlation": po.correlation(total_B, length_B),
-        "unfinished": jnp.mean(1.0 - rollout.finished_B),
-        "value": po.masked_mean(rollout.value_BT, mask_BT),
-        "return": po.masked_mean(return_BT, mask_BT),
-        "advantage_rms": jnp.sqrt(
+        "reward/mean": jnp.mean(total_B),
+        "reward/std": jnp.std(total_B),
+        "reward/with_kl_penalty": jnp.mean(jnp.sum(reward_BT, axis=1)),
+        "policy/kl": jnp.mean(jnp.sum(log_ratio_BT, axis=1)),
+        "policy/kl_per_token": po.masked_mean(log_ratio_BT, mask_BT),
+        "response/length": jnp.mean(length_B),
+        "reward/length_correlation": po.correlation(total_B, length_B),
+        "response/unfinished": jnp.mean(1.0 - rollout.finished_B),
+        "value/mean": po.masked_mean(rollout.value_BT, mask_BT),
+        "value/return": po.masked_mean(return_BT, mask_BT),
+        "policy/advantage_rms": jnp.sqrt(
             po.masked_mean(jnp.square(jnp.where(mask_BT, raw_advantage_BT, 0.0)), mask_BT)
         ),
-        "explained_variance": po.explained_variance(rollout.value_BT, return_BT, mask_BT),
+        "value/explained_variance": po.explained_variance(rollout.value_BT, return_BT, mask_BT),
     }
     kept = {
         name: getattr(rollout, name) for name in Experience._fields if name in rollout._fields
@@ -276,15 +276,15 @@ def losses(
 
     log_ratio_BT = logprob_BT - batch.logprob_BT
     metrics = {
-        "policy_loss": share(policy_loss_BT),
-        "value_loss": share(value_loss_BT),
-        "entropy": share(entropy_BT),
-        "clip_fraction": share(clipped_BT),
-        "value_clip_fraction": share(value_clipped_BT),
-        "update_kl": share(jnp.expm1(log_ratio_BT) - log_ratio_BT),
+        "policy/loss": share(policy_loss_BT),
+        "value/loss": share(value_loss_BT),
+        "policy/entropy": share(entropy_BT),
+        "policy/clip_fraction": share(clipped_BT),
+        "value/clip_fraction": share(value_clipped_BT),
+        "policy/approx_kl": share(jnp.expm1(log_ratio_BT) - log_ratio_BT),
         "log_ratio_max": jnp.max(jnp.abs(log_ratio_BT)),
     }
-    return metrics["policy_loss"] + value_coef * metrics["value_loss"], metrics
+    return metrics["policy/loss"] + value_coef * metrics["value/loss"], metrics
 
 
 def update(
@@ -306,8 +306,9 @@ def update(
       **settings: the keyword arguments of :func:`losses`.
 
     Returns:
-      The new state, and means over the minibatches; ``first_log_ratio`` and ``first_kl`` are of
-      the first one, where the policy is still the one that sampled: both are 0 but for rounding.
+      The new state, and means over the minibatches; ``debug/initial_log_ratio`` and
+      ``debug/initial_kl`` are of the first one, where the policy is still the one that sampled:
+      both are 0 but for rounding.
     """
     grad = jax.grad(functools.partial(losses, **settings), has_aux=True)
 
@@ -324,15 +325,15 @@ def update(
         largest = jnp.max(metrics.pop("log_ratio_max"))
         metrics = jax.tree.map(jnp.sum, metrics) | {"log_ratio_max": largest}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        for part in state.params:
-            metrics[f"grad_norm/{part}"] = optax.tree.norm(grads[part])
+        for group, part in (("policy", "policy"), ("value", "critic")):
+            metrics[f"{group}/grad_norm"] = optax.tree.norm(grads[part])
         return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 
     rows = minibatch_rows(key, experience.tokens_BS.shape[0], epochs, minibatch)
     state, metrics = jax.lax.scan(one_minibatch, state, rows)
     first = {
-        "first_log_ratio": metrics.pop("log_ratio_max")[0],
-        "first_kl": metrics["update_kl"][0],
+        "debug/initial_log_ratio": metrics.pop("log_ratio_max")[0],
+        "debug/initial_kl": metrics["policy/approx_kl"][0],
     }
     return state, jax.tree.map(jnp.mean, metrics) | first
 

@@ -130,7 +130,7 @@ def initial_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> dict:
 def frozen_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> tuple[dict, dict]:
     """The reference policy's parameters and the reward model's ({} where there is none)."""
     with jax.set_mesh(mesh):
-        dtype = config.frozen_dtype
+        dtype = config.inference_dtype
         reference = hf_load.load_params(
             config.policy, abstract_frozen(modules.policy, mesh, dtype)
         )

@@ -47,7 +47,7 @@ def make_optimizer(config: ConfigDict):
       The optax transformation, and float[steps, 2]: learning rates at each step's first update.
     """
     options = config.optimizer.to_dict()
-    per_step = config.epochs * (config.rollout_batch_size // config.batch_size)
+    per_step = config.ppo_epochs * (config.rollout_batch_size // config.minibatch_size)
     updates = config.steps * per_step
     warmup = min(options.pop("warmup_steps") * per_step, updates - 1)
     name, peak = options.pop("schedule"), options.pop("learning_rate")
@@ -62,11 +62,11 @@ def make_optimizer(config: ConfigDict):
 
 def check(config: ConfigDict, mesh: Mesh) -> int:
     """The rows of a micro-batch; raises InputError where sizes do not divide one another."""
-    micro = config.micro_batch_size or config.batch_size
+    micro = config.micro_batch_size or config.minibatch_size
     sharding.check_batch(mesh, micro)
     for whole, part in (
-        ("rollout_batch_size", "batch_size"),
-        ("batch_size", "micro_batch_size"),
+        ("rollout_batch_size", "minibatch_size"),
+        ("minibatch_size", "micro_batch_size"),
     ):
         size = config[part] or micro
         if config[whole] % size:
@@ -95,10 +95,10 @@ def make(
     temperature = config.sampling.temperature
     params = ppo_models.abstract_params(modules, mesh)
     state = supervised.abstract_state(params, optimizer, mesh)
-    reference = ppo_models.abstract_frozen(modules.policy, mesh, config.frozen_dtype)
+    reference = ppo_models.abstract_frozen(modules.policy, mesh, config.inference_dtype)
     scorer = {}
     if modules.scorer is not None and not config.reward_function:
-        scorer = ppo_models.abstract_frozen(modules.scorer, mesh, config.frozen_dtype)
+        scorer = ppo_models.abstract_frozen(modules.scorer, mesh, config.inference_dtype)
     rows = sharding.batch_sharding(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
 
@@ -165,7 +165,7 @@ def make(
             missing_eos=config.missing_eos,
             missing_eos_penalty=config.missing_eos_penalty,
             gamma=config.gamma,
-            lam=config.lam,
+            lam=config.gae_lambda,
             whiten_rewards=config.whiten_rewards,
             whiten_advantages=config.whiten_advantages,
         )
@@ -174,11 +174,11 @@ def make(
             experience,
             key,
             optimizer=optimizer,
-            epochs=config.epochs,
-            minibatch=config.batch_size,
+            epochs=config.ppo_epochs,
+            minibatch=config.minibatch_size,
             micro=micro,
-            clip=config.clip,
-            value_clip=config.value_clip,
+            clip=config.clip_ratio,
+            value_clip=config.value_clip_ratio,
             value_coef=config.value_coef,
             **models,
         )

@@ -213,9 +213,13 @@ def calibrate(
     config: ConfigDict, models: Models, params: dict, some: Prompts
 ) -> reward.Calibration:
     """What makes the reward model's rewards about one unit a response of this policy."""
-    if config.calibration == "none" or models.modules.scorer is None or config.reward_function:
+    if (
+        config.reward_normalization == "none"
+        or models.modules.scorer is None
+        or config.reward_function
+    ):
         return reward.Calibration(0.0, 1.0)
-    if config.calibration == "reward_model":
+    if config.reward_normalization == "reward_model":
         return models.modules.meta.calibration
     rewards = []
     nothing = reward.Calibration(0.0, 1.0)
@@ -258,7 +262,7 @@ def evaluate(
                 ids[:real],
                 finished[:real],
             )
-        for b in range(min(real, config.samples - len(samples))):
+        for b in range(min(real, config.logged_samples - len(samples))):
             samples.append(
                 {
                     "step": step,

@@ -94,7 +94,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     )
     folder = run_dir.open_run(config)
     abstract = programs["learn"].arguments[0]
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
         digest = hashlib.sha256(
@@ -143,7 +143,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             )
             del state, reference, scorer, models
         step = checkpoints.latest
-        if config.select == "score" and progress.best_step in (0, *checkpoints.steps):
+        if config.best_metric == "score" and progress.best_step in (0, *checkpoints.steps):
             step = progress.best_step
         if step:
             params = checkpoints.restore(step, {"params": abstract.params})["params"]
@@ -209,7 +209,7 @@ def loop(
     with contextlib.closing(log), run_dir.Interrupt() as interrupt:
         if not start:
             row = {"step": 0, **watch(state.params, 0)}
-            row |= {f"calibration_{n}": v for n, v in calibration._asdict().items()}
+            row |= {f"reward/normalization_{n}": v for n, v in calibration._asdict().items()}
             check_finite(row, checkpoints)
             log.row(row)
             progress = progress._replace(best_value=watched_value(row))
@@ -233,7 +233,11 @@ def loop(
                     np.float32(progress.kl_coef),
                     rollouts.key_of(config.seed, rollouts.SHUFFLE, step),
                 )
-            row = {"step": number, **metric_log.to_host(found), "sampler_kl": sampler_kl}
+            row = {
+                "step": number,
+                **metric_log.to_host(found),
+                "debug/sampler_mismatch_kl": sampler_kl,
+            }
             seconds["update"] = time.perf_counter() - clock
             check_finite(row, checkpoints)
             if first:
@@ -241,20 +245,20 @@ def loop(
                 first = False
             tokens = sum(map(len, ids))
             row |= {
-                "reward_raw": float(raw_BT.sum(axis=1).mean()),
-                "kl_coef": progress.kl_coef,
-                "learning_rate": float(rates[step, 0]),
-                "critic_learning_rate": float(rates[step, 1]),
+                "reward/raw": float(raw_BT.sum(axis=1).mean()),
+                "policy/kl_coef": progress.kl_coef,
+                "policy/learning_rate": float(rates[step, 0]),
+                "value/learning_rate": float(rates[step, 1]),
                 "tokens": tokens,
-                "seconds": sum(seconds.values()),
+                "time/step": sum(seconds.values()),
                 "tokens_per_second": tokens / sum(seconds.values()),
-                **{f"seconds/{name}": s for name, s in seconds.items()},
+                **{f"time/{name}": s for name, s in seconds.items()},
                 **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
             }
             if config.kl.target:
                 kl_coef = po.adapt_kl_coef(
                     progress.kl_coef,
-                    row["kl"],
+                    row["policy/kl"],
                     target=config.kl.target,
                     horizon=config.kl.horizon,
                     rows=B,
@@ -270,22 +274,26 @@ def loop(
                 if improved:
                     progress = progress._replace(best_step=number, best_value=value)
             log.row(row)
-            log.progress(number, reward=f"{row['reward']:.3f}", kl=f"{row['kl']:.2f}")
+            log.progress(
+                number, reward=f"{row['reward/mean']:.3f}", kl=f"{row['policy/kl']:.2f}"
+            )
             if compiled is None:
                 compiled = metric_log.compilations()
-            exploded = config.kl.limit and row["kl"] > config.kl.limit
+            exploded = config.kl.limit and row["policy/kl"] > config.kl.limit
             high = (config.kl.limit or HIGH_KL) / 2
-            if not exploded and row["kl"] > high:
-                log.say(f"step {number}: warning: KL is {row['kl']:.1f}, above {high:g} nats")
-            progress = progress._replace(exploded=row["kl"] if exploded else 0.0)
+            if not exploded and row["policy/kl"] > high:
+                log.say(
+                    f"step {number}: warning: KL is {row['policy/kl']:.1f}, above {high:g} nats"
+                )
+            progress = progress._replace(exploded=row["policy/kl"] if exploded else 0.0)
             due = config.save_every and number % config.save_every == 0
-            best = improved and config.select == "score"
+            best = improved and config.best_metric == "score"
             asked = interrupt.asked()
             if last or best or due or exploded or asked:
                 checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
             if exploded:
                 checkpoints.wait()
-                raise InputError(_explosion(config, number, row["kl"]))
+                raise InputError(_explosion(config, number, row["policy/kl"]))
             if asked and not last:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
@@ -298,7 +306,7 @@ def loop(
 
 
 def watched_value(row: dict) -> float:
-    """What select=score compares: the judge's score, or without a judge the reward."""
+    """What best_metric=score compares: the judge's score, or without a judge the reward."""
     return row.get("validation/score", row["validation/reward"])
 
 
@@ -328,7 +336,7 @@ def check_first(row: dict, dtype: str) -> None:
     minibatch must have ratio 1 and KL 0 to the old policy, and this one to the sampler, but for
     rounding."""
     tolerance = 1e-3 if dtype == "float32" else 0.2
-    names = ("first_log_ratio", "first_kl", "sampler_kl")
+    names = ("debug/initial_log_ratio", "debug/initial_kl", "debug/sampler_mismatch_kl")
     if any(row[name] > tolerance for name in names):
         found = ", ".join(f"{name} {row[name]}" for name in names)
         raise RuntimeError(

@@ -76,7 +76,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         params,
         pairs["validation"],
         reward.level_of(config.loss),
-        config.calibration_pairs,
+        config.normalization_pairs,
     )
     meta = reward_eval.Meta(config.model.head, settings, calibration, data)
     scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)

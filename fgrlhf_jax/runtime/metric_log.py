@@ -49,7 +49,7 @@ class Log:
     measurements: the only ones that differ between two runs of one configuration on one device.
     """
 
-    CLOCK = ("seconds", "tokens_per_second")  # and what is named CLOCK/…
+    CLOCK = ("time", "tokens_per_second")  # and what is named CLOCK/…
 
     def __init__(self, folder: Path, *, step: int, steps: int, tensorboard: bool = False):
         self.path = folder / "metrics.jsonl"

@@ -15,11 +15,26 @@ from fgrlhf_jax.runtime import files, multihost
 
 # Fields that say how a run is watched, not what it computes: they may differ between starts.
 FREE = (
-    *("run_dir", "tensorboard", "keep", "save_every"),
+    *("run_dir", "tensorboard", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
     # Of a pipeline: more seeds go on where fewer stopped.
     *("workers", "platforms", "seeds", "task"),
 )
+
+# Fields of a trainer's config that had another name in earlier versions: old name -> new name.
+RENAMED_FIELDS = {
+    "select": "best_metric",
+    "keep": "max_to_keep",
+    "calibration_pairs": "normalization_pairs",  # of a reward model; the rest of PPO
+    "batch_size": "minibatch_size",
+    "epochs": "ppo_epochs",
+    "lam": "gae_lambda",
+    "clip": "clip_ratio",
+    "value_clip": "value_clip_ratio",
+    "samples": "logged_samples",
+    "calibration": "reward_normalization",
+    "frozen_dtype": "inference_dtype",
+}
 
 _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
 
@@ -51,6 +66,17 @@ def check_run(config: ConfigDict) -> None:
     if not any(True for pattern in work for _ in folder.glob(pattern)):
         return  # a start that came to nothing
     now = flatten(json.loads(config.to_json()))
+    renamed = [
+        f"{old} is now {new}"
+        for old, new in RENAMED_FIELDS.items()
+        if old in then and old not in now and new in now
+    ]
+    if renamed:
+        raise InputError(
+            f"run_dir={folder} holds a run of an earlier version, whose config fields and metrics "
+            f"had other names ({', '.join(renamed)}); choose another run_dir, or finish it with "
+            "that version"
+        )
     differing = [
         f"{name} (there {then.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
         for name in sorted(then.keys() | now.keys())

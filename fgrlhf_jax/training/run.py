@@ -94,7 +94,7 @@ def run(
         now = time.perf_counter()
         took, clock = now - clock, now
         seconds, tokens = seconds + took, tokens + row["tokens"]
-        row |= {"seconds": took, "tokens_per_second": row["tokens"] / took}
+        row |= {"time/step": took, "tokens_per_second": row["tokens"] / took}
         log.row(row | (evaluation or {}))
         log.progress(
             number,

@@ -41,8 +41,8 @@ class Recipe(NamedTuple):
 
 def check(config: ConfigDict) -> tuple[Mesh, int]:
     """The mesh and the size of a micro-batch; raises InputError where they do not divide."""
-    if config.select not in ("loss", "accuracy"):
-        raise InputError(f"select={config.select!r} is neither loss nor accuracy")
+    if config.best_metric not in ("loss", "accuracy"):
+        raise InputError(f"best_metric={config.best_metric!r} is neither loss nor accuracy")
     mesh = sharding.make_mesh(config.mesh)
     micro_size = config.micro_batch_size or config.batch_size
     sharding.check_batch(mesh, micro_size)
@@ -209,7 +209,7 @@ def train(
       The parameters of the best checkpoint (of the last one where nothing was evaluated).
     """
     multihost.check_same(recipe.data, "training or validation data")
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
         progress = train_loop.Progress(data=recipe.data)
@@ -259,7 +259,7 @@ def train(
                     evaluate=lambda state: figures(state.params),
                     select=lambda figures: (
                         figures["validation/loss"]
-                        if config.select == "loss"
+                        if config.best_metric == "loss"
                         else -figures["validation/accuracy"]
                     ),
                     eval_every=config.eval_every,

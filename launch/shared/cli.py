@@ -132,12 +132,12 @@ def check(
 
 
 SUPERVISED_CHOICES = {
-    "select": ("loss", "accuracy"),
+    "best_metric": ("loss", "accuracy"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn"),
 }
 SUPERVISED_AT_LEAST = {
-    **dict.fromkeys(("batch_size", "data.smallest_bucket", "keep"), 1),
+    **dict.fromkeys(("batch_size", "data.smallest_bucket", "max_to_keep"), 1),
     **dict.fromkeys(("seed", "micro_batch_size", "eval_batch_size", "epochs", "steps"), 0),
     **dict.fromkeys(("eval_every", "save_every", "patience"), 0),
     **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_share", "eps")), 0),

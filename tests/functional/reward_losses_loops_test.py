@@ -71,7 +71,7 @@ def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
         expected = oracle_loss(pair, loss, consistency_weight, center_weight)
         np.testing.assert_allclose(value, expected, rtol=1e-13)
         score = [oracle_score(pair.reward[s], pair.changed(s), loss) for s in (0, 1)]
-        np.testing.assert_allclose(metrics["margin"], score[0] - score[1], atol=1e-14)
+        np.testing.assert_allclose(metrics["reward/margin"], score[0] - score[1], atol=1e-14)
         np.testing.assert_allclose(
             metrics["preference_loss"],
             oracle_minus_log_sigmoid(score[0] - score[1]),
@@ -79,8 +79,10 @@ def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
         )
         assert metrics["accuracy"] == (0.5 if score[0] == score[1] else score[0] > score[1])
         if loss != "sequence":
-            np.testing.assert_allclose(metrics["consistency"], oracle_consistency(pair))
-            np.testing.assert_allclose(metrics["center"], oracle_center(pair))
+            np.testing.assert_allclose(
+                metrics["reward/consistency_penalty"], oracle_consistency(pair)
+            )
+            np.testing.assert_allclose(metrics["reward/center_penalty"], oracle_center(pair))
 
 
 @pytest.mark.usefixtures("float64")

@@ -70,10 +70,10 @@ def test_swapping_the_sides_negates_the_margin():
             other, swapped_metrics = reward_losses.reward_model_loss(
                 *pad(swapped, 16), loss=loss
             )
-            assert metrics["margin"] == -swapped_metrics["margin"]
+            assert metrics["reward/margin"] == -swapped_metrics["reward/margin"]
             assert metrics["accuracy"] == 1 - swapped_metrics["accuracy"]
             # -log s(x) - (-log s(-x)) = -x, and the regularisers know no order.
-            np.testing.assert_allclose(value - other, -metrics["margin"], atol=2e-5)
+            np.testing.assert_allclose(value - other, -metrics["reward/margin"], atol=2e-5)
 
 
 def test_a_preference_pair_makes_equation_4_equation_3():
@@ -82,7 +82,7 @@ def test_a_preference_pair_makes_equation_4_equation_3():
         full, _ = reward_losses.reward_model_loss(*pad(pair, 16), loss="token_full")
         edit, metrics = reward_losses.reward_model_loss(*pad(pair, 16), loss="token_edit")
         assert full == edit
-        assert metrics["center"] == metrics["consistency"] == 0.0
+        assert metrics["reward/center_penalty"] == metrics["reward/consistency_penalty"] == 0.0
 
 
 # Worked out by hand: y^i = a b c d, y^j = a x d; a and d match.
@@ -118,7 +118,7 @@ def test_by_hand():
         center_weight=4.0,
     )
     np.testing.assert_allclose(loss, math.log(1 + math.exp(1.75)) + 5.0 + 3.5, rtol=1e-6)
-    assert metrics["margin"] == -1.75
+    assert metrics["reward/margin"] == -1.75
     assert metrics["accuracy"] == 0.0
 
 

@@ -164,14 +164,24 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
     )
     write_json(run_dir / "config.json", json.loads(config.to_json()))
     before = contents(tmp_path)
-    sentence = only(train(steps=5, optimizer__b1=0.25, save_every=3, keep=9))
+    sentence = only(train(steps=5, optimizer__b1=0.25, save_every=3, max_to_keep=9))
     assert sentence.startswith(f"run_dir={run_dir} holds a run of another config: ")
     assert "optimizer.b1 (there 0.5, now 0.25)" in sentence
     assert f"steps (there {config.steps}, now 5)" in sentence
-    for same in ("seed", "train", "save_every", "keep", "run_dir"):
+    for same in ("seed", "train", "save_every", "max_to_keep", "run_dir"):
         assert f", {same} (" not in sentence
     assert "choose another run_dir" in sentence
     assert contents(tmp_path) == before
+
+
+def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints" / "5").mkdir(parents=True)
+    config = cli.parse(["", f"--config.train={data / 'train.jsonl'}"], DEFAULTS[train_rm])
+    fields = json.loads(config.to_json())
+    fields |= {"keep": fields.pop("max_to_keep"), "select": fields.pop("best_metric")}
+    write_json(run_dir / "config.json", fields)
+    assert "select is now best_metric, keep is now max_to_keep" in only(train(run_dir=run_dir))
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def leave(path, arms: dict[str, str]) -> None:
             curve = [
                 {
                     "step": step,
-                    "seconds": 2.0,
+                    "time/step": 2.0,
                     "validation/kl": 0.1 * step,
                     "validation/score": 0.1 * step,
                     "validation/reward": 0.2,

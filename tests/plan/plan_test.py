@@ -30,8 +30,8 @@ def ppo_config(**fields):
     config = ppo.get_config("tiny")
     changes = {
         "rollout_batch_size": B,
-        "batch_size": 8,
-        "epochs": EPOCHS,
+        "minibatch_size": 8,
+        "ppo_epochs": EPOCHS,
         "mesh": "8,1,1",
         "data.max_prompt_length": P,
         "data.max_new_tokens": T,
@@ -173,7 +173,7 @@ def test_what_there_is_depends_on_the_config():
     own = outlines.ppo(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
     assert own.steps["assess"].flops < outlines.ppo(ppo_config()).steps["assess"].flops
-    half = outlines.ppo(ppo_config(frozen_dtype="bfloat16"))
+    half = outlines.ppo(ppo_config(inference_dtype="bfloat16"))
     assert 2 * plan.bytes_of(half.models["reference"]) == plan.bytes_of(half.models["policy"])
 
 
@@ -237,8 +237,8 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
 BAD = {
     "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
     "--mesh=3,1,1": "mesh='3,1,1' makes 3 devices and there are 8; choose sizes",
-    "--config.batch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 devices",
-    "--config.batch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a mult",
+    "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
+    "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.size=huge": "size='huge' is not one of tiny, small, smollm2_135m, llama_7b",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
     "--config.reward_model=nowhere": "nowhere: is not a reward model of launch.train_rm",
@@ -296,7 +296,11 @@ def test_the_command(tmp_path):
 def test_the_7b_run_fits_8_devices_of_80_gb(capsys):
     """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
     config = ppo.get_config("llama_7b")
-    assert (config.rollout_batch_size, config.batch_size, config.epochs) == (512, 256, 2)
+    assert (config.rollout_batch_size, config.minibatch_size, config.ppo_epochs) == (
+        512,
+        256,
+        2,
+    )
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     arrays = sum(x.nbytes for x in jax.live_arrays())
     found = plan.measure(outlines.ppo(config), 80e9)

@@ -39,24 +39,27 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monk
     assert total.size == 20  # the validation prompts, none twice
     assert total.std() == pytest.approx(1, rel=1e-5)
     assert first["validation/reward"] == pytest.approx(0, abs=1e-5)
-    mean, std = first["calibration_mean"], first["calibration_std"]
-    shift = mean * step["length"] if level == "token" else mean
-    assert step["reward"] == pytest.approx((step["reward_raw"] - shift) / std, abs=1e-5)
+    mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
+    shift = mean * step["response/length"] if level == "token" else mean
+    assert step["reward/mean"] == pytest.approx((step["reward/raw"] - shift) / std, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("calibration", "mean", "std"), [("reward_model", 0.1, 2.0), ("none", 0.0, 1.0)]
+    ("reward_normalization", "mean", "std"), [("reward_model", 0.1, 2.0), ("none", 0.0, 1.0)]
 )
-def test_the_calibration_of_the_reward_model_or_none(run, calibration, mean, std):
-    first, step = rows(run(calibration=calibration, steps=1))
-    assert (first["calibration_mean"], first["calibration_std"]) == (mean, std)
-    paid = (step["reward_raw"] - mean * step["length"]) / std
-    assert step["reward"] == pytest.approx(paid, abs=1e-5)
+def test_the_calibration_of_the_reward_model_or_none(run, reward_normalization, mean, std):
+    first, step = rows(run(reward_normalization=reward_normalization, steps=1))
+    assert (first["reward/normalization_mean"], first["reward/normalization_std"]) == (
+        mean,
+        std,
+    )
+    paid = (step["reward/raw"] - mean * step["response/length"]) / std
+    assert step["reward/mean"] == pytest.approx(paid, abs=1e-5)
 
 
 def test_select_score_exports_the_start_where_nothing_is_better(run, world):
     """A policy that is frozen answers the same at every evaluation."""
-    run_dir = run(select="score", optimizer__freeze="policy/.*")
+    run_dir = run(best_metric="score", optimizer__freeze="policy/.*")
     assert json.loads((run_dir / "finished.json").read_text()) == {"step": 0}
     exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
     assert exported["model.safetensors"] == start["model.safetensors"]
@@ -67,7 +70,7 @@ def test_weights_that_change_between_two_starts(run, world, tmp_path, changed):
     folder = tmp_path / "models"
     shutil.copytree(world.policy.parent, folder)
     models = {"policy": folder / "policy", "reward_model": folder / "token"}
-    run_dir = run(keep=2, **models)
+    run_dir = run(max_to_keep=2, **models)
     if changed == "policy":
         ppo_cases.save_policy(models["policy"], seed=5, template="plain")
     else:
@@ -76,7 +79,7 @@ def test_weights_that_change_between_two_starts(run, world, tmp_path, changed):
     with pytest.raises(
         InputError, match=f"the weights in {changed}=.* have changed since step 3"
     ):
-        run(run_dir, keep=2, **models)
+        run(run_dir, max_to_keep=2, **models)
 
 
 def test_validation_prompts_that_change_between_two_starts(run, world, tmp_path):

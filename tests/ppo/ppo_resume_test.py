@@ -143,7 +143,7 @@ def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
     assert process.wait(60) == -signal.SIGKILL
     assert not (run_dir / "finished.json").exists()
     with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "reward": 0.6')
+        file.write('{"step": 99, "reward/mean": 0.6')
     with (run_dir / "samples.jsonl").open("a") as file:
         file.write('{"step": 99, "output": "never said"}\n{"step": 1')
     same_run(run(run_dir), undisturbed)

@@ -45,11 +45,11 @@ def test_a_function_of_ones_own_with_a_head_on_the_policy_and_after_a_fault_in_i
     steps = rows(whole)[1:]
     # Calls 1, 2, then 5, 6, then 9, 10 watch; the others are of steps 1 to 4.
     for row, call in zip(steps, (2, 3, 6, 7), strict=True):
-        assert row["reward"] == row["reward_raw"] == pytest.approx(np.mean(paid[call]))
-        assert row["reward_std"] == pytest.approx(np.std(paid[call]), abs=1e-5)
-        assert row["unfinished"] == 1 - np.mean(said[call][2])
-    assert steps[-1]["value"] != 0
-    assert steps[-1]["grad_norm/critic"] > 0
+        assert row["reward/mean"] == row["reward/raw"] == pytest.approx(np.mean(paid[call]))
+        assert row["reward/std"] == pytest.approx(np.std(paid[call]), abs=1e-5)
+        assert row["response/unfinished"] == 1 - np.mean(said[call][2])
+    assert steps[-1]["value/mean"] != 0
+    assert steps[-1]["value/grad_norm"] > 0
     for sample in kept_samples(whole):
         *before, last = sample["rewards"]
         assert not any(before)
@@ -76,9 +76,13 @@ def test_a_function_that_pays_every_token(run, mine):
     mine.pay = pay
     run_dir = run(reward_model="", reward_function="mine:pay", critic="shared", steps=4)
     for row in rows(run_dir)[1:]:
-        assert row["reward"] == row["reward_raw"] == pytest.approx(0.5 * row["length"])
-        varies = row["reward_std"] > 0
-        assert row["length_correlation"] == pytest.approx(float(varies), abs=1e-4)
+        assert (
+            row["reward/mean"]
+            == row["reward/raw"]
+            == pytest.approx(0.5 * row["response/length"])
+        )
+        varies = row["reward/std"] > 0
+        assert row["reward/length_correlation"] == pytest.approx(float(varies), abs=1e-4)
     for sample in kept_samples(run_dir):
         assert sample["rewards"] == [0.5] * len(sample["tokens"])
 
@@ -86,8 +90,8 @@ def test_a_function_that_pays_every_token(run, mine):
 def test_a_reward_model_of_sequences_pays_at_the_last_token(run, world):
     run_dir = run(level="sequence", reward_model=world.sequence, steps=1, eval_every=0)
     first, row = rows(run_dir)
-    mean, std = first["calibration_mean"], first["calibration_std"]
-    assert row["reward"] == pytest.approx((row["reward_raw"] - mean) / std, abs=1e-5)
+    mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
+    assert row["reward/mean"] == pytest.approx((row["reward/raw"] - mean) / std, abs=1e-5)
     samples = kept_samples(run_dir)
     assert any(len(sample["rewards"]) > 1 for sample in samples)
     for sample in samples:

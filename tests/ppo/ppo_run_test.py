@@ -35,12 +35,40 @@ STEPS = 4
 
 ALWAYS = {
     # the issue's list, and what tells the steps apart
-    *("step", "reward", "reward_raw", "reward_std", "reward_paid", "kl", "kl_per_token"),
-    *("kl_coef", "entropy", "clip_fraction", "value_clip_fraction", "explained_variance"),
-    *("length", "length_correlation", "unfinished", "policy_loss", "value_loss", "update_kl"),
-    *("grad_norm/policy", "grad_norm/critic", "learning_rate", "critic_learning_rate"),
-    *("first_log_ratio", "first_kl", "sampler_kl", "tokens", "seconds", "tokens_per_second"),
-    *(f"seconds/{part}" for part in ("rollout", "scoring", "update")),
+    *(
+        "step",
+        "reward/mean",
+        "reward/raw",
+        "reward/std",
+        "reward/with_kl_penalty",
+        "policy/kl",
+        "policy/kl_per_token",
+    ),
+    *(
+        "policy/kl_coef",
+        "policy/entropy",
+        "policy/clip_fraction",
+        "value/clip_fraction",
+        "value/explained_variance",
+    ),
+    *(
+        "response/length",
+        "reward/length_correlation",
+        "response/unfinished",
+        "policy/loss",
+        "value/loss",
+        "policy/approx_kl",
+    ),
+    *("policy/grad_norm", "value/grad_norm", "policy/learning_rate", "value/learning_rate"),
+    *(
+        "debug/initial_log_ratio",
+        "debug/initial_kl",
+        "debug/sampler_mismatch_kl",
+        "tokens",
+        "time/step",
+        "tokens_per_second",
+    ),
+    *(f"time/{part}" for part in ("rollout", "scoring", "update")),
     *(f"tokens_per_second/{part}" for part in ("rollout", "scoring", "update")),
 }
 WATCHED = {f"validation/{n}" for n in ("reward", "kl", "length", "unfinished", "score")}
@@ -48,7 +76,10 @@ WATCHED = {f"validation/{n}" for n in ("reward", "kl", "length", "unfinished", "
 
 def test_every_step_has_its_row(undisturbed):
     first, *steps = rows(undisturbed)
-    assert first.keys() == {"step", "calibration_mean", "calibration_std"} | WATCHED
+    assert (
+        first.keys()
+        == {"step", "reward/normalization_mean", "reward/normalization_std"} | WATCHED
+    )
     assert first["validation/kl"] == pytest.approx(0, abs=1e-5)
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
     for row in [first, *steps]:
@@ -56,24 +87,30 @@ def test_every_step_has_its_row(undisturbed):
     for row in steps:
         assert row.keys() >= ALWAYS
         assert (row.keys() >= WATCHED) == (row["step"] % 2 == 0)
-        assert row["tokens"] == pytest.approx(16 * row["length"])
-        parts = [row[f"seconds/{part}"] for part in ("rollout", "scoring", "update")]
-        assert row["seconds"] == pytest.approx(sum(parts))
+        assert row["tokens"] == pytest.approx(16 * row["response/length"])
+        parts = [row[f"time/{part}"] for part in ("rollout", "scoring", "update")]
+        assert row["time/step"] == pytest.approx(sum(parts))
         # Calibrated: less the mean a token, over the deviation of the sum.
-        centred = row["reward_raw"] - first["calibration_mean"] * row["length"]
-        assert row["reward"] == pytest.approx(centred / first["calibration_std"], abs=1e-5)
-    assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert steps[-1]["kl"] > 0.1
-    assert 0 < np.mean([row["unfinished"] for row in steps]) < 1
+        centred = (
+            row["reward/raw"] - first["reward/normalization_mean"] * row["response/length"]
+        )
+        assert row["reward/mean"] == pytest.approx(
+            centred / first["reward/normalization_std"], abs=1e-5
+        )
+    assert steps[0]["policy/kl"] == pytest.approx(0, abs=1e-5)
+    assert steps[-1]["policy/kl"] > 0.1
+    assert 0 < np.mean([row["response/unfinished"] for row in steps]) < 1
 
 
 def test_the_coefficient_follows_the_kl(undisturbed):
     steps = rows(undisturbed)[1:]
-    assert steps[0]["kl_coef"] == 0.1
+    assert steps[0]["policy/kl_coef"] == 0.1
     for now, after in itertools.pairwise(steps):
         rule = {"target": 0.05, "horizon": 100.0, "rows": 16}
-        assert after["kl_coef"] == po.adapt_kl_coef(now["kl_coef"], now["kl"], **rule)
-    assert len({row["kl_coef"] for row in steps}) == STEPS
+        assert after["policy/kl_coef"] == po.adapt_kl_coef(
+            now["policy/kl_coef"], now["policy/kl"], **rule
+        )
+    assert len({row["policy/kl_coef"] for row in steps}) == STEPS
 
 
 @pytest.mark.parametrize("overlong", ["drop", "truncate"])
@@ -152,9 +189,9 @@ def test_a_finished_run_makes_no_step(undisturbed, run):
 
 def test_fault_6_the_policy_that_is_updated_is_the_one_that_sampled(undisturbed):
     for row in rows(undisturbed)[1:]:
-        assert row["first_log_ratio"] < 1e-4
-        assert abs(row["first_kl"]) < 1e-6
-        assert abs(row["sampler_kl"]) < 1e-6
+        assert row["debug/initial_log_ratio"] < 1e-4
+        assert abs(row["debug/initial_kl"]) < 1e-6
+        assert abs(row["debug/sampler_mismatch_kl"]) < 1e-6
 
 
 def test_fault_6_put_in_stops_the_run(run, monkeypatch):
@@ -225,7 +262,7 @@ def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
     undisturbed, world, tmp_path, monkeypatch, capsys
 ):
     """And a second start says so again, instead of going on from there."""
-    kls = [row["kl"] for row in rows(undisturbed)[1:]]
+    kls = [row["policy/kl"] for row in rows(undisturbed)[1:]]
     number = next(n for n, kl in enumerate(kls, 1) if kl > 0.3)
     assert number < STEPS
     run_dir = tmp_path / "run"
@@ -245,7 +282,7 @@ def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
 
 
 def test_a_kl_above_half_of_the_limit_warns(undisturbed, run, capsys):
-    kls = [row["kl"] for row in rows(undisturbed)[1:]]
+    kls = [row["policy/kl"] for row in rows(undisturbed)[1:]]
     limit = 1.5 * max(kls)
     run_dir = run(kl__limit=limit)
     out = capsys.readouterr().out
@@ -259,7 +296,7 @@ def test_a_kl_above_half_of_the_limit_warns(undisturbed, run, capsys):
 def test_a_policy_that_is_no_number_is_not_saved(run, tmp_path):
     """One update a step, at a rate far too high: the figures of that step are still numbers."""
     much = {"optimizer__learning_rate": 1e30, "optimizer__schedule": "constant"}
-    once = {"steps": 1, "epochs": 1, "batch_size": 16, "optimizer__warmup_steps": 0}
+    once = {"steps": 1, "ppo_epochs": 1, "minibatch_size": 16, "optimizer__warmup_steps": 0}
     with pytest.raises(InputError, match=r"step 1: validation/\w+ is (nan|inf); stopped, noth"):
         run(**much, **once)
     assert saved(tmp_path / "run") == []

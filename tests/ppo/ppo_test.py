@@ -194,9 +194,9 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
             change, moments[name] = each[name].update(grads[name], moments[name], params[name])
             params = params | {name: optax.apply_updates(params[name], change)}
     chex.assert_trees_all_close(state.params, params, atol=5e-5)
-    assert float(metrics["first_log_ratio"]) < 1e-5
-    assert abs(float(metrics["first_kl"])) < 1e-6
-    assert 0 < float(metrics["clip_fraction"]) < 1
+    assert float(metrics["debug/initial_log_ratio"]) < 1e-5
+    assert abs(float(metrics["debug/initial_kl"])) < 1e-6
+    assert 0 < float(metrics["policy/clip_fraction"]) < 1
 
 
 def test_every_epoch_and_every_step_has_its_own_order():
@@ -212,7 +212,7 @@ def test_kl_is_reported_but_not_paid_for_to_the_letter():
     literal, seen = ppo.advantages(found, jnp.float32(9.0), **PAY | {"kl_in_reward": False})
     free, _ = ppo.advantages(found, jnp.float32(0.0), **PAY)
     chex.assert_trees_all_close(literal.advantage_BT, free.advantage_BT, atol=1e-6)
-    assert abs(float(seen["kl"])) > 0.1
+    assert abs(float(seen["policy/kl"])) > 0.1
 
 
 def test_a_value_head_on_the_policys_trunk_trains_both():
@@ -224,7 +224,7 @@ def test_a_value_head_on_the_policys_trunk_trains_both():
     settings = {"clip": 0.2, "value_clip": 0.2, "value_coef": 1.0}
 
     def value_part(params):
-        return ppo.losses(params, experience, tokens, **settings, **models)[1]["value_loss"]
+        return ppo.losses(params, experience, tokens, **settings, **models)[1]["value/loss"]
 
     grads = jax.grad(value_part)(params)
     assert optax.tree.norm(grads["critic"]) > 1e-3

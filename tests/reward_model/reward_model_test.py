@@ -299,7 +299,13 @@ def test_the_loss_falls(loss):
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     assert history[-1]["accuracy"] == 1.0 > history[0]["accuracy"]
     assert all(row["grad_norm"] > 0 for row in history)
-    assert set(history[0]) >= {"loss", "preference_loss", "margin", "accuracy", "grad_norm"}
+    assert set(history[0]) >= {
+        "loss",
+        "preference_loss",
+        "reward/margin",
+        "accuracy",
+        "grad_norm",
+    }
 
 
 @pytest.mark.parametrize("loss", reward_losses.LOSSES)
@@ -308,7 +314,10 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(loss):
         first = trained(loss, *weights)[0]
         parts = first["preference_loss"]
         if loss != "sequence":
-            parts += weights[0] * first["consistency"] + weights[1] * first["center"]
+            parts += (
+                weights[0] * first["reward/consistency_penalty"]
+                + weights[1] * first["reward/center_penalty"]
+            )
         assert first["loss"] == pytest.approx(parts, rel=1e-6)
 
 
@@ -316,10 +325,12 @@ def test_the_weights_hold_down_what_they_weigh():
     letter = trained("token_edit", 0.0, 0.0)[-1]
     consistent = trained("token_edit", 2.0, 0.0)[-1]
     centred = trained("token_edit", 0.0, 2.0)[-1]
-    assert letter["consistency"] > 0
-    assert consistent["consistency"] < 0.5 * letter["consistency"]
-    assert centred["center"] < 0.5 * letter["center"]
-    assert consistent["center"] > 2 * centred["center"]  # not one and the same thing
+    assert letter["reward/consistency_penalty"] > 0
+    assert consistent["reward/consistency_penalty"] < 0.5 * letter["reward/consistency_penalty"]
+    assert centred["reward/center_penalty"] < 0.5 * letter["reward/center_penalty"]
+    assert (
+        consistent["reward/center_penalty"] > 2 * centred["reward/center_penalty"]
+    )  # not one and the same thing
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():

@@ -316,7 +316,7 @@ def test_early_stop_uses_the_best(files, tmp_path, monkeypatch, capsys):
     With batches of two shapes, and nothing is compiled after the warm-up.
     """
     run_dir = tmp_path / "stopped"
-    fields = {"select": "accuracy", "patience": 2, "data.smallest_bucket": 64}
+    fields = {"best_metric": "accuracy", "patience": 2, "data.smallest_bucket": 64}
     arguments = flags(files, run_dir, **fields, **{"optimizer.learning_rate": 1e-7})
     train(monkeypatch, *arguments)
     assert rows(run_dir)[-1]["step"] == 3 * EVAL_EVERY

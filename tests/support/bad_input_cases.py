@@ -107,7 +107,7 @@ TRAIN = {
         {"loss": "tokens"},
         "loss='tokens' is not one of token_edit, token_full, sequence",
     ),
-    "select": ({"select": "f1"}, "select='f1' is not one of loss, accuracy"),
+    "select": ({"best_metric": "f1"}, "best_metric='f1' is not one of loss, accuracy"),
     "dtype": ({"model__dtype": "float99"}, "model.dtype='float99' is not one of float32, bf"),
     "head": (
         {"model__head": "before"},
@@ -279,20 +279,20 @@ PPO = {
     ),
     # sizes, with 8 devices
     "batch over mesh": (
-        {"batch_size": 4},
+        {"minibatch_size": 4},
         "micro_batch_size=4 does not divide over data x fsdp = 8 devices",
     ),
     "micro-batches": (
-        {"batch_size": 16, "micro_batch_size": 32, "rollout_batch_size": 32},
-        "batch_size=16 is not a multiple of micro_batch_size=32",
+        {"minibatch_size": 16, "micro_batch_size": 32, "rollout_batch_size": 32},
+        "minibatch_size=16 is not a multiple of micro_batch_size=32",
     ),
     "batches": (
-        {"rollout_batch_size": 24, "batch_size": 16, "micro_batch_size": 8},
-        "rollout_batch_size=24 is not a multiple of batch_size=16",
+        {"rollout_batch_size": 24, "minibatch_size": 16, "micro_batch_size": 8},
+        "rollout_batch_size=24 is not a multiple of minibatch_size=16",
     ),
     "a batch of more than a rollout": (
-        {"rollout_batch_size": 8, "batch_size": 16, "micro_batch_size": 8},
-        "rollout_batch_size=8 is not a multiple of batch_size=16",
+        {"rollout_batch_size": 8, "minibatch_size": 16, "micro_batch_size": 8},
+        "rollout_batch_size=8 is not a multiple of minibatch_size=16",
     ),
     "mesh": ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
     # fields
@@ -303,12 +303,15 @@ PPO = {
     ),
     "level": ({"level": "word"}, "level='word' is not one of token, sequence"),
     "critic": ({"critic": "own"}, "critic='own' is not one of separate, shared"),
-    "select": ({"select": "best"}, "select='best' is not one of last, score"),
+    "select": ({"best_metric": "best"}, "best_metric='best' is not one of last, score"),
     "estimator": ({"kl__estimator": "k2"}, "kl.estimator='k2' is not one of k1, k3, k1_clip"),
     "missing end": ({"missing_eos": "add"}, "missing_eos='add' is not one of none, replace, "),
     "template": ({"data__template": "chatty"}, "data.template='chatty' is not one of , alpaca"),
     "overlong": ({"data__overlong": "cut"}, "data.overlong='cut' is not one of drop, truncate"),
-    "dtype": ({"frozen_dtype": "int8"}, "frozen_dtype='int8' is not one of float32, bfloat16"),
+    "dtype": (
+        {"inference_dtype": "int8"},
+        "inference_dtype='int8' is not one of float32, bfloat16",
+    ),
     "schedule": ({"optimizer__schedule": "step"}, "schedule='step' is not one of constant, "),
     "no temperature": (
         {"sampling__temperature": 0.0},
@@ -378,7 +381,7 @@ SFT = {
     ),
     "model": ({"model__path": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     "size": ({"model__size": "huge"}, "random weights are for model.size=tiny or small only"),
-    "select": ({"select": "f1"}, "select='f1' is not one of loss, accuracy"),
+    "select": ({"best_metric": "f1"}, "best_metric='f1' is not one of loss, accuracy"),
     "typo": (
         {"optimizer__learning_rat": 1},
         "--config.optimizer.learning_rat: there is no such field; did you mean optimizer.",

@@ -104,7 +104,7 @@ def fields(world: World, run_dir: Path, **changes) -> dict:
         "run_dir": run_dir,
         "steps": 4,
         "rollout_batch_size": 16,
-        "batch_size": 8,
+        "minibatch_size": 8,
         "micro_batch_size": 4,
         "data__max_prompt_length": 12,
         "data__max_new_tokens": 6,
@@ -189,8 +189,8 @@ class Once:
 
 # What no program depends on, or on no more than whether it is set.
 FREE = (
-    *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "select"),
-    *("keep", "save_every", "eval_every", "validation_prompts", "samples"),
+    *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "best_metric"),
+    *("max_to_keep", "save_every", "eval_every", "validation_prompts", "logged_samples"),
 )
 programs: dict[str, dict[str, Once]] = {}
 
