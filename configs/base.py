@@ -9,7 +9,7 @@ from collections.abc import Collection
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world import people as tiny_people
+from fgrlhf_jax.tiny_world.people import Rates
 
 
 def check(given: str, value: str, known: Collection[str], part: str = "") -> None:
@@ -214,7 +214,7 @@ def pipeline() -> ConfigDict:
     config.world.ppo = 6000
     config.world.validation = 500
     config.world.test = 1500
-    config.world.rates = ConfigDict(dataclasses.asdict(tiny_people.Rates()))
+    config.world.rates = ConfigDict(dataclasses.asdict(Rates()))
 
     config.judge = ""  # module:function that scores responses
     config.judge_name = ""

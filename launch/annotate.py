@@ -21,7 +21,7 @@ from fgrlhf_jax.feedback.annotation import page as annotate_page
 from fgrlhf_jax.feedback.annotation import server as annotate_server
 from fgrlhf_jax.feedback.annotation.history import Decision, Item, saved
 from fgrlhf_jax.feedback.annotation.store import Annotations
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import cli
 
 CHOICES = {"format": annotation_formats.FORMATS}
@@ -36,7 +36,7 @@ def main(config) -> None:
     if config.input:
         items, imported = with_response(*annotation_formats.read(config.input), config.input)
     else:
-        rows = tiny_world.instructions(20, "feedback", 0)
+        rows = make_instructions(20, "feedback", 0)
         items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
         imported = []
     if export:

@@ -34,7 +34,7 @@ from fgrlhf_jax.feedback.edits.request import (
 from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli
 
 CHOICES = {"side": SIDES}
@@ -95,7 +95,7 @@ def read_tasks(config) -> list[EditTask]:
     if config.input:
         rows = records.read_with_rows(config.input)
     else:
-        instructions = tiny_world.instructions(EMBEDDED_ROWS, "feedback", 0)
+        instructions = make_instructions(EMBEDDED_ROWS, "feedback", 0)
         rows = [(record, {}) for record in instructions]
     return make_tasks(rows[: config.limit or len(rows)], config.side)
 

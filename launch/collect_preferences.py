@@ -16,7 +16,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import judge, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
 
 
@@ -56,7 +56,7 @@ def read(config) -> tuple[list[Comparison], Counter]:
     """The pairs, and rows that gave none."""
     if config.input:
         return pairs.read(config.input)
-    _, preferences = tiny_world.generate(judging.EMBEDDED_ROWS, config.seed)
+    _, preferences = make_feedback(judging.EMBEDDED_ROWS, config.seed)
     return [
         Comparison(row.instruction, row.input, row.output_1, row.output_2)
         for row in preferences

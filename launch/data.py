@@ -18,7 +18,7 @@ from fgrlhf_jax.data import describe, records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import cli
 
 CHOICES = {
@@ -117,8 +117,8 @@ def read(config) -> tuple[dict, dict]:
 
 def embedded(seed: int) -> dict:
     """The embedded world's sets."""
-    edits, preferences = tiny_world.generate(EMBEDDED_ROWS, seed)
-    sets = {name: tiny_world.instructions(EMBEDDED_ROWS, name, seed) for name in ("sft", "ppo")}
+    edits, preferences = make_feedback(EMBEDDED_ROWS, seed)
+    sets = {name: make_instructions(EMBEDDED_ROWS, name, seed) for name in ("sft", "ppo")}
     sets |= {"edits": edits, "preferences": preferences}
     return {
         f"embedded {name}": [(row, dataclasses.asdict(row)) for row in rows]

@@ -17,7 +17,7 @@ from fgrlhf_jax.feedback.edits import report as edit_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_text
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import cli
 
 EMBEDDED_ROWS = 300
@@ -32,7 +32,7 @@ def main(config) -> None:
         rows, annotators = read(config.input)
         aside = count_rejected(sources)
     else:
-        rows, _ = tiny_world.generate(EMBEDDED_ROWS, config.seed)
+        rows, _ = make_feedback(EMBEDDED_ROWS, config.seed)
         annotators, aside = [], {}
     found = edit_report.figures(
         rows,

@@ -22,7 +22,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.runtime.files import write_json
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
 
 
@@ -88,7 +88,7 @@ def judge(config, name: str) -> list[list[Comparison]] | None:
         ]
         sets = common(sets) if config.common else sets
     else:
-        edits, _ = tiny_world.generate(judging.EMBEDDED_ROWS, config.seed)
+        edits, _ = make_feedback(judging.EMBEDDED_ROWS, config.seed)
         names = {"generator_1": "the original", "generator_2": "the edit"}
         sets = [
             [

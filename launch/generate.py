@@ -16,7 +16,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, language_model
 from fgrlhf_jax.runtime.files import write_json
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import sft
 from launch.shared import cli, embedded
 
@@ -45,7 +45,7 @@ def main(config) -> None:
     if config.prompts:
         rows = records.read(config.prompts, prompts=True)
     else:
-        rows = tiny_world.instructions(64, "test", config.seed)
+        rows = make_instructions(64, "test", config.seed)
     rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
     model = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
     own = hf_load.learned_template(model)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from fgrlhf_jax.runtime import run_dir as run_folder
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft_loop
 from launch.shared import cli, embedded
 
@@ -36,7 +36,7 @@ def main(config) -> None:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.instructions(folder / "data", config.seed)
-        result = sft_loop.run(config, sets, tiny_world.tokenizer())
+        result = sft_loop.run(config, sets, make_tokenizer())
     figures = result["validation"]
     print(
         f"validation: {figures['n']} demonstrations, loss {figures['loss']:.4f} nats a token, "

@@ -13,7 +13,7 @@ from pathlib import Path
 from fgrlhf_jax.functional import pair_metrics, reward_losses
 from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.runtime import run_dir as run_folder
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, embedded
 
 CHOICES = {
@@ -45,7 +45,7 @@ def main(config) -> None:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.pairs(folder / "data", config.seed)
-        result = reward_loop.run(config, sets, tiny_world.tokenizer())
+        result = reward_loop.run(config, sets, make_tokenizer())
     print(pair_metrics.format_table(result))
 
 

@@ -24,9 +24,10 @@ from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
-from fgrlhf_jax.tiny_world import judge as tiny_judge
-from fgrlhf_jax.tiny_world import people as tiny_people
+from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
+from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards
+from fgrlhf_jax.tiny_world.people import Rates
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 
 FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
@@ -67,10 +68,10 @@ def make_data(config: ConfigDict, folder: Path) -> None:
             )
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
-        rates = tiny_people.Rates(**config.world.rates)
+        rates = Rates(**config.world.rates)
         sizes = {name: config.world[name] for name in SETS}
-        tiny_world.tokenizer().save_pretrained(folder / "data" / "tokenizer")
-        tiny_world.write_data(folder / "data", sizes, config.seed, rates)
+        make_tokenizer().save_pretrained(folder / "data" / "tokenizer")
+        write_instructions(folder / "data", sizes, config.seed, rates)
 
 
 def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
@@ -176,8 +177,8 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
     samples = json.loads(path.read_text())
     prompts = [sample["instruction"] for sample in samples[::2]]
     responses = [sample["output"] for sample in samples]
-    rates = tiny_people.Rates(**config.world.rates)
-    feedback = tiny_world.feedback(
+    rates = Rates(**config.world.rates)
+    feedback = collect_feedback(
         prompts, responses[::2], responses[1::2], config.seed + seed, rates
     )
     sets = {}
@@ -192,7 +193,7 @@ def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
     """The same pairs labelled by the gold judge; those that it scores equally left out."""
     labelled = []
     for row in rows:
-        scores = [tiny_judge.gold(row.instruction, t) for t in (row.output_1, row.output_2)]
+        scores = [gold_score(row.instruction, t) for t in (row.output_1, row.output_2)]
         if scores[0] != scores[1]:
             better = 1 if scores[0] > scores[1] else 2
             pair = Preference(row.instruction, "", row.output_1, row.output_2, better, row.id)
@@ -288,9 +289,9 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
         for heatmap in heatmaps:
             prompt, response = heatmap["prompt"], heatmap["response"]
             tokens = [*next(iter(heatmap["by"].values()))["tokens"]]
-            (rewards,) = tiny_judge.oracle_rewards([prompt], [response], [tokens])
+            (rewards,) = oracle_rewards([prompt], [response], [tokens])
             heatmap["by"]["oracle"] = {"tokens": tokens, "rewards": rewards}
-            heatmap["gold"] = tiny_judge.gold(prompt, response)
+            heatmap["gold"] = gold_score(prompt, response)
     result = {"reward_models": tables, "heatmaps": heatmaps}
     write_json(folder / f"seed_{seed}" / "tables.json", result)
 

@@ -1,9 +1,7 @@
-"""The tiny world, as other files see it: its parts, and its data as records and files.
+"""Data of the tiny world as records and files: demonstrations, edits and preferences.
 
-tiny_words.py has the vocabulary and the tokenizer, tiny_tasks.py instructions and right answers,
-tiny_judge.py the gold score, tiny_people.py demonstrators, preferences and the editor. A prompt
-is the instruction of a record whose input is empty, and belongs to one set only. All data are a
-function of the seed, and fewer rows are the first of more.
+A prompt is the instruction of a record whose input is empty, and belongs to one set only. All data
+are a function of the seed, and fewer rows are the first of more.
 """
 
 import os
@@ -13,93 +11,83 @@ from pathlib import Path
 
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world.judge import credits, gold, judge, oracle_rewards
-from fgrlhf_jax.tiny_world.people import DEFAULT, Rates, demonstration, edit, prefer
-from fgrlhf_jax.tiny_world.tasks import SETS, canonical, prompts
-from fgrlhf_jax.tiny_world.words import FAMILIES, tokenizer, vocabulary
-
-__all__ = [
-    "FAMILIES",
-    "SETS",
-    "Rates",
-    "canonical",
-    "credits",
-    "demonstration",
-    "edit",
-    "feedback",
-    "generate",
-    "gold",
-    "instructions",
-    "judge",
-    "oracle_rewards",
-    "prefer",
-    "prompts",
-    "tokenizer",
-    "vocabulary",
-    "write_data",
-]
+from fgrlhf_jax.tiny_world.people import (
+    DEFAULT,
+    Rates,
+    edit_response,
+    prefer,
+    write_demonstration,
+)
+from fgrlhf_jax.tiny_world.tasks import draw_prompts
 
 
-def instructions(n: int, set_name: str, seed: int, rates: Rates = DEFAULT) -> list[Instruction]:
-    """n distinct prompts of a set, each with a demonstration."""
+def make_instructions(
+    count: int, set_name: str, seed: int, rates: Rates = DEFAULT
+) -> list[Instruction]:
+    """``count`` distinct prompts of a set, each with a demonstration."""
     rng = random.Random(f"demonstrations/{set_name}/{seed}")
-    chosen = prompts({set_name: n}, seed)[set_name]
-    return [Instruction(prompt, "", demonstration(prompt, rng, rates)) for prompt in chosen]
+    prompts = draw_prompts({set_name: count}, seed)[set_name]
+    return [
+        Instruction(prompt, "", write_demonstration(prompt, rng, rates)) for prompt in prompts
+    ]
 
 
-def write_data(
+def write_instructions(
     folder: str | os.PathLike, sizes: Mapping[str, int], seed: int, rates: Rates = DEFAULT
 ) -> dict[str, Path]:
-    """Writes SET.jsonl, instructions with demonstrations, for every set named in `sizes`."""
+    """Writes SET.jsonl, instructions with demonstrations, for every set named in ``sizes``."""
     paths = {name: Path(folder) / f"{name}.jsonl" for name in sizes}
-    for name, n in sizes.items():
-        write_jsonl(paths[name], instructions(n, name, seed, rates))
+    for name, count in sizes.items():
+        write_jsonl(paths[name], make_instructions(count, name, seed, rates))
     return paths
 
 
-def feedback(
-    asked: Sequence[str],
-    ones: Sequence[str],
-    twos: Sequence[str],
+def collect_feedback(
+    prompts: Sequence[str],
+    responses_1: Sequence[str],
+    responses_2: Sequence[str],
     seed: int,
     rates: Rates = DEFAULT,
 ) -> tuple[list[Edit], list[Preference]]:
-    """What people say to two responses a prompt: a preference, and an edit of the worse one.
+    """Feedback on two responses to each prompt: a preference, and an edit of the worse response.
 
     Left out are preferences between equal responses, edits that change nothing, and empty
-    responses. What is said of a row depends on no other row.
+    responses. The feedback on a row depends on no other row.
     """
     edits, preferences = [], []
-    for index, (prompt, one, two) in enumerate(zip(asked, ones, twos, strict=True)):
+    rows = enumerate(zip(prompts, responses_1, responses_2, strict=True))
+    for index, (prompt, response_1, response_2) in rows:
         rng = random.Random(f"feedback/{seed}/{index}")
-        edited, preference = _feedback(prompt, one, two, rng, rates, f"tiny/{seed}/{index}")
-        edits += [edited] if edited else []
+        edit, preference = _feedback(
+            prompt, response_1, response_2, rng, rates, f"tiny/{seed}/{index}"
+        )
+        edits += [edit] if edit else []
         preferences += [preference] if preference else []
     return edits, preferences
 
 
-def generate(n: int, seed: int) -> tuple[list[Edit], list[Preference]]:
-    """n edits and n preferences on the same n feedback prompts, of what demonstrators wrote."""
+def make_feedback(count: int, seed: int) -> tuple[list[Edit], list[Preference]]:
+    """``count`` edits and preferences on the same feedback prompts, of demonstrators' responses."""
     rng = random.Random(f"generate/{seed}")
     rows = []
-    for index, prompt in enumerate(prompts({"feedback": n}, seed)["feedback"]):
+    for index, prompt in enumerate(draw_prompts({"feedback": count}, seed)["feedback"]):
         row = (None, None)
         while None in row:
-            drafts = [demonstration(prompt, rng) for _ in range(2)]
+            drafts = [write_demonstration(prompt, rng) for _ in range(2)]
             row = _feedback(prompt, *drafts, rng, DEFAULT, f"tiny/{seed}/{index}")
         rows.append(row)
-    return [edited for edited, _ in rows], [preference for _, preference in rows]
+    return [edit for edit, _ in rows], [preference for _, preference in rows]
 
 
 def _feedback(
-    prompt: str, one: str, two: str, rng: random.Random, rates: Rates, name: str
+    prompt: str, response_1: str, response_2: str, rng: random.Random, rates: Rates, id: str
 ) -> tuple[Edit | None, Preference | None]:
-    better = prefer(prompt, one, two, rng, rates)
+    better = prefer(prompt, response_1, response_2, rng, rates)
     preference = None
-    if one.strip() and two.strip() and one != two:
-        preference = Preference(prompt, "", one, two, better, id=name)
-    worse = two if better == 1 else one
-    edited = edit(prompt, worse, rng, rates)
+    if response_1.strip() and response_2.strip() and response_1 != response_2:
+        preference = Preference(prompt, "", response_1, response_2, better, id=id)
+    worse = response_2 if better == 1 else response_1
+    edited = edit_response(prompt, worse, rng, rates)
     if not worse.strip() or not edited or edited.split() == worse.split():
         return None, preference
-    return Edit(prompt, "", worse, edited, id=name), preference
+    return Edit(prompt, "", worse, edited, id=id), preference

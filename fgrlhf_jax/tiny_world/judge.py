@@ -1,4 +1,4 @@
-"""The tiny world's judge: how good a response is, exactly, and what each of its words is worth.
+"""The tiny world's judge: an exact score of a response, split into an exact reward of each word.
 
 A response is aligned with the right answer so that the matched words have the greatest weight
 (content 10, template 1: a weighted longest common subsequence). Its gold score is
@@ -6,8 +6,8 @@ A response is aligned with the right answer so that the matched words have the g
     (weight of what matched - 3 a word too many - 10 a rude word - 10 if it does not end)
     / weight of the whole answer
 
-so 1 is the best, nothing said is 0, and a wrong word is worse than none. The score is a sum over
-words, hence an exact reward of every word: what is missing is not earned, and that is all.
+so 1 is the best, an empty response scores 0, and a wrong word is worse than none. The score is a
+sum over words, hence an exact reward of every word; a missing word just earns nothing.
 In a list a member of a kind counts once, where it first stands between the name of its kind and
 the name of the next; where its kind is not named, where it first stands at all.
 """
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fgrlhf_jax.tiny_world.tasks import Slot, slots
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots
 from fgrlhf_jax.tiny_world.words import FILLERS, KIND_OF, KINDS, RUDE
 
 EXTRA, INSULT, UNFINISHED = 3, 10, 10  # in the unit of the slots' weights
@@ -33,23 +33,22 @@ class Step(NamedTuple):
     right: bool
 
 
-def align(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
-    """The script that leads from the words to the answer, both in order.
+def align_words(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
+    """The edit script from a response's words to the right answer, both in order.
 
-    What is right has the greatest weight there can be. Among such scripts it is the one where
-    most wrong words stand for a right one (for content before template; rude words and fillers
-    stand for nothing), and among these the one that uses the earliest words.
+    The matched words have the greatest possible weight. Among such scripts it is the one in which
+    most wrong words replace a right one (content before template; rude words and fillers replace
+    nothing), and among these the one that uses the earliest words.
     """
-    wanted = [f"<{slot.fact}>" if slot.is_open else slot.word for slot in answer]
+    targets = [f"<{slot.fact}>" if slot.is_open else slot.word for slot in answer]
     right = [slot.weight * _SCALE for slot in answer]
     wrong = [2 if slot.family else 1 for slot in answer]
-    nothing = [0] * len(answer)
+    none = [0] * len(answer)
     value = []  # of each word in each slot
-    for word, name in zip(words, _names(wanted, words), strict=True):
-        instead = nothing if word in RUDE or word in FILLERS else wrong
-        value.append(
-            [r if name == w else s for w, r, s in zip(wanted, right, instead, strict=True)]
-        )
+    for word, name in zip(words, _names(targets, words), strict=True):
+        instead = none if word in RUDE or word in FILLERS else wrong
+        columns = zip(targets, right, instead, strict=True)
+        value.append([full if name == target else part for target, full, part in columns])
 
     n, m = len(answer), len(words)
     best = [[0] * (n + 1)]  # of the words from j on in the slots from i on; here j = m
@@ -76,38 +75,38 @@ def align(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
     return script
 
 
-def _names(wanted: Sequence[str], words: Sequence[str]) -> list[str]:
-    """The words, but `<kind>` where a member of a kind that a list asks for counts."""
+def _names(targets: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The words, with ``<kind>`` for each word that counts as a member of a list's kind."""
     names = list(words)
     starts = sorted(
-        {words.index(word) for word in KINDS if f"<{word}>" in wanted and word in words}
+        {words.index(word) for word in KINDS if f"<{word}>" in targets and word in words}
     )
     for word in dict.fromkeys(words):
         kind = KIND_OF.get(word)
-        if f"<{kind}>" not in wanted:
+        if f"<{kind}>" not in targets:
             continue
         start, end = 0, len(words)
         if kind in words:
             start = words.index(kind)
-            end = next((other for other in starts if other > start), end)
+            end = next((later for later in starts if later > start), end)
         if word in words[start:end]:
             names[words.index(word, start)] = f"<{kind}>"
     return names
 
 
 def _points(prompt: str, words: Sequence[str], finished: bool) -> tuple[list[int], int]:
-    """Of every word and of the end, and the weight of the whole answer."""
-    answer = slots(prompt)
+    """Points of every word and, last, of the end; and the weight of the whole answer."""
+    answer = answer_slots(prompt)
     points = [-INSULT if word in RUDE else -EXTRA for word in words]
-    for step in align(answer, words):
+    for step in align_words(answer, words):
         if step.right:
             points[step.word] = answer[step.slot].weight
     points.append(0 if finished else -UNFINISHED)
     return points, sum(slot.weight for slot in answer)
 
 
-def gold(prompt: str, response: str, finished: bool = True) -> float:
-    """How good the response is: at most 1, which a right answer has; 0 if it says nothing.
+def gold_score(prompt: str, response: str, finished: bool = True) -> float:
+    """The exact score of a response: 1 for a right answer, which is the most; 0 for an empty one.
 
     Raises InputError if the prompt is not of this world; so do all functions here.
     """
@@ -115,8 +114,8 @@ def gold(prompt: str, response: str, finished: bool = True) -> float:
     return sum(points) / total
 
 
-def credits(prompt: str, words: Sequence[str], finished: bool = True) -> list[float]:
-    """Every word's part of the gold score, and last the part of the end, present or not."""
+def word_rewards(prompt: str, words: Sequence[str], finished: bool = True) -> list[float]:
+    """The gold score as one reward a word, and last that of the end, present or missing."""
     points, total = _points(prompt, words, finished)
     return [point / total for point in points]
 
@@ -126,10 +125,11 @@ def judge(
 ) -> list[float]:
     """The gold score of each response: a reward function or a judge for the commands.
 
-    finished: for each response whether it ended by itself; None: all did.
+    Args:
+      finished: for each response whether it ended by itself; None: all did.
     """
     finished = [True] * len(prompts) if finished is None else finished
-    return [gold(*row) for row in zip(prompts, responses, finished, strict=True)]
+    return [gold_score(*row) for row in zip(prompts, responses, finished, strict=True)]
 
 
 def oracle_rewards(
@@ -137,10 +137,13 @@ def oracle_rewards(
 ) -> list[list[float]]:
     """The gold score of each response as a reward of each of its tokens.
 
-    tokens: the texts of the sampled tokens, which make up the response when strung together;
-    the last is "</s>" where the response ended. Tokens may split words as they like: the last
-    one that touches a word has the word's part. Without "</s>" the last token also bears the
-    missing end. What is judged is the text of the tokens, a control token sampled within it too.
+    A word's reward belongs to the last token that touches the word, however tokens split words.
+    Without "</s>" the last token also bears the penalty of the missing end. The text of the tokens
+    is judged, control tokens within it included.
+
+    Args:
+      tokens: the texts of the sampled tokens, which make up the response when strung together;
+        the last is "</s>" where the response ended.
     """
     return [_token_rewards(p, t) for p, _, t in zip(prompts, responses, tokens, strict=True)]
 
@@ -152,7 +155,7 @@ def _token_rewards(prompt: str, tokens: Sequence[str]) -> list[float]:
     if not rewards:
         return rewards
     words = list(re.finditer(r"\S+", "".join(texts)))
-    *parts, end = credits(prompt, [word.group() for word in words], finished)
+    *parts, end = word_rewards(prompt, [word.group() for word in words], finished)
     rewards[-1] += end
     token, reached = 0, len(texts[0]) if texts else 0  # characters up to the token's end
     for word, part in zip(words, parts, strict=True):

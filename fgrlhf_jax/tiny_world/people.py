@@ -1,8 +1,8 @@
 """The tiny world's people: demonstrators who err, a noisy judge of pairs, an editor.
 
-What a demonstrator has to know is easy, of medium difficulty or a misconception, the same for
-all of them; a misconception is nearly always the same wrong word. So a model that imitates them
-mixes right and wrong, and knows better than it writes. Every rate is a field of `Rates`.
+Each fact is easy, of medium difficulty or a misconception, the same for all demonstrators; a
+misconception is nearly always the same wrong word. So a model that imitates them mixes right and
+wrong, and knows better than it writes. Every rate is a field of ``Rates``.
 """
 
 import dataclasses
@@ -13,8 +13,14 @@ import random
 from collections.abc import Iterator
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world.judge import align, gold
-from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, Slot, fill, slots, wrong_words
+from fgrlhf_jax.tiny_world.judge import align_words, gold_score
+from fgrlhf_jax.tiny_world.tasks import (
+    MAX_RESPONSE,
+    Slot,
+    answer_slots,
+    fill_slots,
+    wrong_words,
+)
 from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
 
 
@@ -66,7 +72,7 @@ def _hash(family: str, fact: str) -> int:
 
 
 def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
-    """Of a content slot: easy, medium, misconception, or algorithmic if it needs no fact."""
+    """How hard a content slot is: easy, medium, misconception, or algorithmic without a fact."""
     if not slot.fact:
         return "algorithmic"
     place = _places()[slot.family, slot.fact]
@@ -82,10 +88,10 @@ def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
     return rng.choice(wrong)
 
 
-def demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
-    """An imperfect answer of at most `MAX_RESPONSE` words."""
+def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
+    """A demonstrator's imperfect answer of at most ``MAX_RESPONSE`` words."""
     words = []
-    for slot in fill(slots(prompt), rng):
+    for slot in fill_slots(answer_slots(prompt), rng):
         if rng.random() < rates.filler:
             words.append(rng.choice(FILLERS))
         if rng.random() < rates.rude:
@@ -101,29 +107,35 @@ def demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> st
     return " ".join(words[:MAX_RESPONSE])
 
 
-def prefer(prompt: str, one: str, two: str, rng: random.Random, rates: Rates = DEFAULT) -> int:
-    """1 or 2: Bradley-Terry on the gold scores."""
-    margin = (gold(prompt, one) - gold(prompt, two)) / rates.temperature
+def prefer(
+    prompt: str, response_1: str, response_2: str, rng: random.Random, rates: Rates = DEFAULT
+) -> int:
+    """The preferred response, 1 or 2, drawn by Bradley-Terry on the gold scores."""
+    margin = (
+        gold_score(prompt, response_1) - gold_score(prompt, response_2)
+    ) / rates.temperature
     return 1 if rng.random() < 0.5 * (1 + math.tanh(margin / 2)) else 2
 
 
-def edit(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
-    """The response, any text at all, after an imperfect minimal edit; perhaps as it was.
+def edit_response(
+    prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT
+) -> str:
+    """The response, any text at all, after an imperfect minimal edit, which may change nothing.
 
-    Each flaw is repaired with probability `repair`: a wrong word replaced, a missing one put in,
-    one too many taken out. Right content is damaged with probability `damage`, and all else
+    Each flaw is repaired with probability ``repair``: a wrong word replaced, a missing one put in,
+    one too many taken out. Right content is damaged with probability ``damage``, and all else
     stays. What a list lacks is a random member of the kind that is not there yet.
     """
     return " ".join(_edited(prompt, response.split(), rng, rates))
 
 
 def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> Iterator[str]:
-    answer = slots(prompt)
-    script = align(answer, words)
+    answer = answer_slots(prompt)
+    script = align_words(answer, words)
     for step in script:
         if step.right and answer[step.slot].is_open:
             answer[step.slot] = Slot(words[step.word], "list", words[step.word])
-    answer = fill(answer, rng)
+    answer = fill_slots(answer, rng)
     for step in script:
         word = "" if step.word is None else words[step.word]
         slot = None if step.slot is None else answer[step.slot]

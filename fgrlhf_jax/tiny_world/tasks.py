@@ -1,4 +1,4 @@
-"""The tiny world's instructions, and what is right.
+"""The tiny world's instructions and their right answers.
 
 Seven families of instruction, each answered by several content words joined by template words:
 
@@ -37,7 +37,7 @@ class Slot(NamedTuple):
     """A place in the right answer: a template word, or content (which has a family).
 
     fact: what a demonstrator must know to fill it, or "" where only the prompt has to be read.
-    A list's slot is open until it is filled: any member of the kind `fact` is right in it.
+    A list's slot is open until it is filled: any member of the kind ``fact`` is right in it.
     """
 
     word: str
@@ -57,7 +57,7 @@ _OPEN = "<any>"
 
 
 def set_of(prompt: str) -> str:
-    """The one set of `SETS` that a prompt may be used in; a function of its text alone."""
+    """The one set of ``SETS`` that a prompt may be used in; a function of its text alone."""
     digest = hashlib.sha256(prompt.encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     bounds = itertools.accumulate(SETS.values())
@@ -66,11 +66,11 @@ def set_of(prompt: str) -> str:
     )
 
 
-def prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
-    """So many distinct prompts of each named set, the families in turn.
+def draw_prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+    """Distinct prompts of each named set, as many as ``per_set`` says, the families in turn.
 
     No prompt is in two sets, whatever the seeds and numbers; fewer are the first of more.
-    Raises InputError for a set that is not in `SETS` and for more prompts than a set has.
+    Raises InputError for a set that is not in ``SETS`` and for more prompts than a set has.
     """
     for name in per_set:
         if name not in SETS:
@@ -102,8 +102,8 @@ def _draw(family: str, rng: random.Random) -> str:
     if family == "list":
         kinds = rng.sample(list(KINDS), 2 if rng.random() < 0.1 else 3)
         sizes = rng.choice(_SIZES[len(kinds)])
-        wanted = (f"{NUMBERS[n - 1]} {kind}" for n, kind in zip(sizes, kinds, strict=True))
-        return f"list {' '.join(wanted)}"
+        parts = (f"{NUMBERS[n - 1]} {kind}" for n, kind in zip(sizes, kinds, strict=True))
+        return f"list {' '.join(parts)}"
     if family == "count":
         ends = (rng.choice(_RANGES) for _ in range(2))
         return "count " + " and ".join(f"{NUMBERS[a]} to {NUMBERS[b]}" for a, b in ends)
@@ -112,8 +112,8 @@ def _draw(family: str, rng: random.Random) -> str:
     return f"repeat {' '.join(rng.sample(_THINGS, rng.randint(2, 4)))} twice"
 
 
-def slots(prompt: str) -> list[Slot]:
-    """The right answer's places, from the prompt's text alone.
+def answer_slots(prompt: str) -> list[Slot]:
+    """The right answer as slots, from the prompt's text alone.
 
     Raises InputError for a text that is no prompt of this world.
     """
@@ -127,7 +127,7 @@ def slots(prompt: str) -> list[Slot]:
             return _count_slots(*rest[0:3:2], *rest[4:7:2])
         if family == "reverse":
             things = [Slot(_THINGS[_THINGS.index(w)], family) for w in reversed(rest)]
-            return [*_plain("the reverse is"), *things]
+            return [*_template("the reverse is"), *things]
         if family == "repeat" and rest[-1] == "twice":
             twice = [[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]]
             return _joined(twice)
@@ -136,7 +136,7 @@ def slots(prompt: str) -> list[Slot]:
     raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world.")
 
 
-def _plain(text: str) -> list[Slot]:
+def _template(text: str) -> list[Slot]:
     return [Slot(word) for word in text.split()]
 
 
@@ -148,9 +148,9 @@ def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
     return joined
 
 
-def _fact_slots(family: str, asked: list[str]) -> list[Slot]:
-    parts = [[*_plain(f"{a} is"), Slot(FACTS[family][a], family, a)] for a in asked]
-    return [*_plain(f"the {family} of"), *_joined(parts, "and")]
+def _fact_slots(family: str, things: list[str]) -> list[Slot]:
+    parts = [[*_template(f"{x} is"), Slot(FACTS[family][x], family, x)] for x in things]
+    return [*_template(f"the {family} of"), *_joined(parts, "and")]
 
 
 def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
@@ -159,7 +159,7 @@ def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
         n = NUMBERS.index(size) + 1
         if n > len(KINDS[kind]):
             raise ValueError
-        parts.append([*_plain(f"{kind} are"), *[Slot(_OPEN, "list", kind)] * n])
+        parts.append([*_template(f"{kind} are"), *[Slot(_OPEN, "list", kind)] * n])
     return _joined(parts)
 
 
@@ -171,7 +171,7 @@ def _count_slots(*ends: str) -> list[Slot]:
     return _joined([[Slot(number, "count") for number in run] for run in runs])
 
 
-def fill(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
+def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
     """The answer with a member of its kind in every open slot, none twice: a random one, or
     without rng the first."""
     filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
@@ -185,14 +185,14 @@ def fill(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]
     return filled
 
 
-def canonical(prompt: str) -> list[tuple[str, int]]:
+def canonical_answer(prompt: str) -> list[tuple[str, int]]:
     """A right answer's words and weights, for a list with the first members of each kind."""
-    return [(slot.word, slot.weight) for slot in fill(slots(prompt))]
+    return [(slot.word, slot.weight) for slot in fill_slots(answer_slots(prompt))]
 
 
 @functools.cache
 def wrong_words(slot: Slot) -> tuple[str, ...]:
-    """What somebody may put by mistake into a filled content slot: right words elsewhere."""
+    """The words that may stand by mistake in a content slot: those that are right elsewhere."""
     if slot.family == "list":
         return tuple(thing for thing in _THINGS if KIND_OF[thing] != KIND_OF[slot.word])
     if slot.family == "count":

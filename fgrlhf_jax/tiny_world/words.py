@@ -1,4 +1,4 @@
-"""The tiny world's words, under 200: what it knows, and its tokenizer.
+"""The tiny world's vocabulary of under 200 words, the facts it knows, and its tokenizer.
 
 Every right answer is among the answers of its family, and so is every wrong one: no word is
 wrong everywhere but the rude ones and the fillers.
@@ -30,7 +30,7 @@ _COLOURS = (
     *("snow white", "tea brown", "mud brown", "silver grey", "iron grey", "sky blue"),
     *("sea blue", "carrot orange"),
 )
-FACTS = {  # family -> what is asked -> the right answer
+FACTS = {  # family -> thing in question -> right answer
     "opposite": dict(p.split()[::d] for p in _PAIRS for d in (1, -1)),
     "capital": dict(line.split() for line in _CAPITALS),
     "colour": dict(line.split() for line in _COLOURS),
@@ -65,13 +65,13 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(words | {"the", "of", "is", "are", "and", "to", "twice", ","}))
 
 
-def tokenizer() -> "PreTrainedTokenizerFast":
-    """A token a word, a function of the vocabulary only; under 400 ids.
+def make_tokenizer() -> "PreTrainedTokenizerFast":
+    """A tokenizer of whole words, a function of the vocabulary only; under 400 ids.
 
     A word's token has the blank before the word, so that " pear" and "pear" are two tokens, a
     newline is one, and decoding only strings tokens together: every text of the world's words
     comes back unchanged. Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s>
-    (EOS), as `prompts.train_tokenizer` has them; there is no pad token. A "<" stands alone, so
+    (EOS), as in ``data.tokenizers.train_tokenizer``; there is no pad token. A "<" stands alone, so
     that no text can spell a control token.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here

@@ -8,22 +8,22 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime import multihost
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import cli
 
 
 def instructions(folder: Path, seed: int) -> dict[str, list]:
     """Demonstrations to imitate and to validate on; written to ``folder`` too."""
     sets = {
-        "train": tiny_world.instructions(16000, "sft", seed),
-        "validation": tiny_world.instructions(500, "validation", seed),
+        "train": make_instructions(16000, "sft", seed),
+        "validation": make_instructions(500, "validation", seed),
     }
     return write_sets(folder, sets)
 
 
 def pairs(folder: Path, seed: int) -> dict[str, list]:
     """Edits to train and validate on, both kinds to test on; written to ``folder`` too."""
-    edits, preferences = tiny_world.generate(3000, seed)
+    edits, preferences = make_feedback(3000, seed)
     train, rest = records.split(edits, 0.25, seed)
     _, held_out = records.split(preferences, 0.25, seed)
     sets = {"train": train, "validation": rest[::2], "test": rest[1::2] + held_out}
@@ -33,8 +33,8 @@ def pairs(folder: Path, seed: int) -> dict[str, list]:
 def prompts(folder: Path, seed: int) -> dict[str, list]:
     """Prompts to learn from and to evaluate on; written to ``folder`` too."""
     sets = {
-        "train": tiny_world.instructions(4000, "ppo", seed),
-        "validation": tiny_world.instructions(256, "validation", seed),
+        "train": make_instructions(4000, "ppo", seed),
+        "validation": make_instructions(256, "validation", seed),
     }
     return write_sets(folder, sets)
 

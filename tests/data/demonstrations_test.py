@@ -11,9 +11,9 @@ from fgrlhf_jax.data.demonstrations import (
 )
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.words import make_tokenizer, vocabulary
 
-TOKENIZER = tiny_world.tokenizer()
+TOKENIZER = make_tokenizer()
 EOS = TOKENIZER.eos_token_id
 OPTIONS = {"template": "plain", "max_length": 12, "max_prompt_length": 6}
 
@@ -30,7 +30,7 @@ def encode(some, **changes):
     return encode_demonstrations(some, TOKENIZER, **(OPTIONS | changes))
 
 
-A, B, C, D = tiny_world.vocabulary()[:4]
+A, B, C, D = vocabulary()[:4]
 SHORT = (f"{A} {B}", f"{C} {D} {C}")
 
 

@@ -19,7 +19,7 @@ from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, score, train_rm
 from launch.shared import cli
 
@@ -35,7 +35,7 @@ CFG = llama.LlamaConfig(300, 16, 32, 1, 2, 1, 8, max_position=256)
 def data(tmp_path_factory) -> Path:
     """A folder with files of every kind of record."""
     folder = tmp_path_factory.mktemp("data")
-    edits, preferences = tiny_world.generate(60, 0)
+    edits, preferences = make_feedback(60, 0)
     rows = {
         "train": edits[:48],
         "validation": edits[48:] + preferences[48:],

@@ -13,13 +13,13 @@ from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import language_model, llama
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import generate
 from launch.shared import cli
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROWS = tiny_world.instructions(7, "test", 0)
+ROWS = make_instructions(7, "test", 0)
 OPTIONS = {"template": "plain", "max_prompt_length": 16, "max_new_tokens": 6, "batch_size": 8}
 
 

@@ -17,7 +17,8 @@ from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
+from fgrlhf_jax.tiny_world.judge import gold_score
 from launch.shared import cli
 
 
@@ -48,7 +49,7 @@ def folder(tmp_path):
     for seed in range(2):
         home = tmp_path / f"seed_{seed}"
         prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
-        rows = tiny_world.instructions(60, "feedback", seed + 10)
+        rows = make_instructions(60, "feedback", seed + 10)
         twice = [
             {"instruction": p.instruction, "output": r.output}
             for p in prompts
@@ -77,7 +78,7 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
         for one, two in itertools.combinations(parts, 2):
             assert not {r.instruction for r in one} & {r.instruction for r in two}
     for row in records.read(str(feedback / "gold_test.jsonl")):
-        one, two = (tiny_world.gold(row.instruction, t) for t in (row.output_1, row.output_2))
+        one, two = (gold_score(row.instruction, t) for t in (row.output_1, row.output_2))
         assert row.preference == (1 if one > two else 2)
     counts = json.loads((feedback / "counts.json").read_text())
     assert counts["imitate_train"] == counts["edits_train"] > 0

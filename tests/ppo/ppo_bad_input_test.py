@@ -15,7 +15,8 @@ from bad_input_cases import GENERATE, PPO, PPO_FLAGS, SFT, contents, filled, onl
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft_loop
 from launch import generate, ppo, sft
 from launch.shared import cli
@@ -39,13 +40,13 @@ def data(world, tmp_path_factory) -> Path:
     lines = world.prompts.read_text().splitlines()
     (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
     (folder / "empty.jsonl").touch()
-    edits, _ = tiny_world.generate(40, 0)
+    edits, _ = make_feedback(40, 0)
     write_jsonl(folder / "edits.jsonl", edits)
     asked = [records.Instruction(edit.instruction, "", "") for edit in edits]
     write_jsonl(folder / "asked.jsonl", asked)
     other = train_tokenizer([edit.original for edit in edits], 300)
     ppo_cases.save_reward_model(folder / "other", "token_edit", other)
-    end = tiny_world.tokenizer()
+    end = make_tokenizer()
     end.eos_token = "<s>"
     ppo_cases.save_reward_model(folder / "end", "token_edit", end)
     for name, source in (("damaged", world.policy), ("rm", world.token / "export")):
@@ -158,7 +159,7 @@ def test_sft_knows_all_its_data(world, tmp_path, monkeypatch):
     for given in (rows, rows, rows | {"validation": other["validation"]}, rows | other):
         sets = {"train": given["prompts"], "validation": given["validation"]}
         with pytest.raises(KeyboardInterrupt):
-            sft_loop.run(config, sets, tiny_world.tokenizer())
+            sft_loop.run(config, sets, make_tokenizer())
     assert known[0] == known[1]
     assert len({*known}) == 3
 

@@ -25,7 +25,7 @@ from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from fgrlhf_jax.training import supervised
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
@@ -47,9 +47,9 @@ FIELDS = {
 def files(tmp_path_factory) -> dict[str, Path]:
     """What to train on, edits; and what to validate on, both kinds."""
     folder = tmp_path_factory.mktemp("data")
-    edits, _ = tiny_world.generate(60, 0)
+    edits, _ = make_feedback(60, 0)
     write_jsonl(folder / "train.jsonl", edits)
-    edits, preferences = tiny_world.generate(12, 1)
+    edits, preferences = make_feedback(12, 1)
     write_jsonl(folder / "validation.jsonl", edits + preferences)
     return {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
 

@@ -20,7 +20,7 @@ from ppo_cases import saved, without_clock
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch import ppo, sft, train_rm
 from launch.shared import cli
 
@@ -177,10 +177,10 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     ppo_cases.world(folder)
     for name, seed in (("train", 0), ("held_out", 1)):
-        edits, preferences = tiny_world.generate(16, seed)
+        edits, preferences = make_feedback(16, seed)
         write_jsonl(folder / f"{name}_pairs.jsonl", edits + preferences)
         purpose = {"train": "sft", "held_out": "validation"}[name]
-        some = tiny_world.instructions(20, purpose, seed)
+        some = make_instructions(20, purpose, seed)
         write_jsonl(folder / f"{name}_texts.jsonl", some)
     return folder
 

@@ -8,7 +8,7 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import user_function
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.judge import judge
 
 PROMPTS, RESPONSES = ["one", "two"], ["a b", "c"]
 TOKENS, FINISHED = [["a", " b", "</s>"], ["c"]], [True, False]
@@ -49,7 +49,7 @@ def test_a_function_of_the_current_folder(module):
 
 
 def test_a_function_that_is_installed():
-    assert user_function.load("fgrlhf_jax.tiny_world.judge:judge") is tiny_world.judge
+    assert user_function.load("fgrlhf_jax.tiny_world.judge:judge") is judge
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.files import read_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import write_instructions
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import ppo
 from launch.shared import cli
 
 DEFAULT = "configs/ppo.py:tiny,token"
-TOKENIZER = tiny_world.tokenizer()
+TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
 POLICY = llama.CausalLM(CFG)
 CALIBRATION = reward.Calibration(0.1, 2.0)
@@ -80,7 +81,7 @@ class World(NamedTuple):
 
 def world(folder: Path) -> World:
     """Two reward models, 40 prompts to learn from, and 20 to watch."""
-    files = tiny_world.write_data(folder, {"ppo": 40, "validation": 20}, 0)
+    files = write_instructions(folder, {"ppo": 40, "validation": 20}, 0)
     return World(
         save_policy(folder / "policy", template="plain"),
         save_reward_model(folder / "token", "token_edit"),

@@ -15,7 +15,7 @@ from fgrlhf_jax.feedback.edits import page as edit_page
 from fgrlhf_jax.feedback.edits import report as edit_report
 from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import edit_report as launched
 from launch.shared import cli
 
@@ -258,7 +258,7 @@ def test_files_with_a_blank_behind_the_comma(written, tmp_path, capsys):
 def test_without_a_flag_it_shows_the_embedded_world(capsys, tmp_path):
     launch(output=tmp_path / "report.json")
     assert capsys.readouterr().out.startswith("300 edits: ")
-    rows, _ = tiny_world.generate(300, 0)
+    rows, _ = make_feedback(300, 0)
     ratios = [minimality.measure(row.original, row.edited).word_change_ratio for row in rows]
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["word_change_ratio"]["median"] == pytest.approx(np.median(ratios))

@@ -8,7 +8,7 @@ import pytest
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_pieces_add_up_and_mark_what_changed():
 
 
 def test_the_embedded_worlds_editor_is_minimal():
-    made, _ = tiny_world.generate(200, 0)
+    made, _ = make_feedback(200, 0)
     found = [minimality.measure(row.original, row.edited) for row in made]
     assert {figures.kind for figures in found} >= {"insert", "delete", "replace", "mixed"}
     assert not any(minimality.find_fault(row.original, row.edited) for row in made)

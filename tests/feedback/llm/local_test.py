@@ -10,11 +10,12 @@ from fgrlhf_jax.feedback.llm import local as local_llm
 from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, collect_replies
 from fgrlhf_jax.models import language_model
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.tiny_world.datasets import make_instructions
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TEXTS = [row.instruction for row in tiny_world.instructions(9, "test", 0)]
+TEXTS = [row.instruction for row in make_instructions(9, "test", 0)]
 OPTIONS = {"batch_size": 4, "max_prompt_length": 16}
 
 
@@ -116,7 +117,7 @@ def test_the_folder_of_a_run_will_do(policy, send):
 def test_which_template(tmp_path, policy):
     """What a model of ours learned; its chat template; alpaca."""
     chat = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    plain, with_chat = tiny_world.tokenizer(), tiny_world.tokenizer()
+    plain, with_chat = make_tokenizer(), make_tokenizer()
     with_chat.chat_template = chat
     for name, tokenizer, data, template in (
         ("ours", with_chat, {"template": "alpaca"}, "alpaca"),

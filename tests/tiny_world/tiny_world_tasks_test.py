@@ -7,8 +7,19 @@ from collections import Counter
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world import tasks as tiny_tasks
-from fgrlhf_jax.tiny_world.tasks import CONTENT, SETS, Slot, canonical, fill, set_of, slots
+from fgrlhf_jax.tiny_world.tasks import (
+    CONTENT,
+    MAX_PROMPT,
+    MAX_RESPONSE,
+    SETS,
+    Slot,
+    answer_slots,
+    canonical_answer,
+    draw_prompts,
+    fill_slots,
+    set_of,
+    wrong_words,
+)
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
 
 # More of each set than any stage takes.
@@ -17,7 +28,7 @@ SIZES = {"sft": 16000, "feedback": 6000, "ppo": 5600, "validation": 1050, "test"
 
 @pytest.fixture(scope="module")
 def drawn():
-    return tiny_tasks.prompts(SIZES, 0)
+    return draw_prompts(SIZES, 0)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +67,7 @@ def drawn():
     ],
 )
 def test_right_answers_by_hand(prompt, answer, content):
-    words = canonical(prompt)
+    words = canonical_answer(prompt)
     assert " ".join(word for word, _ in words) == answer
     assert {weight for _, weight in words} == {10, 1}
     if content:
@@ -67,7 +78,7 @@ def test_right_answers_of_drawn_prompts(drawn):
     """What the content words have in common with the prompt, family by family."""
     for prompt in drawn["test"]:
         family, *rest = prompt.split()
-        content = [word for word, weight in canonical(prompt) if weight == CONTENT]
+        content = [word for word, weight in canonical_answer(prompt) if weight == CONTENT]
         if family in FACTS:
             asked = [word for word in rest if word in FACTS[family]]
             assert [FACTS[family][word] for word in asked] == content
@@ -98,14 +109,14 @@ def test_right_answers_of_drawn_prompts(drawn):
 )
 def test_a_prompt_of_another_world(prompt):
     with pytest.raises(InputError, match="no instruction of the tiny world"):
-        slots(prompt)
+        answer_slots(prompt)
 
 
 def test_sets_are_disjoint_and_large(drawn):
     assert {name: len(texts) for name, texts in drawn.items()} == SIZES
     everything = [prompt for texts in drawn.values() for prompt in texts]
     assert len(set(everything)) == len(everything) > 30_000
-    other = tiny_tasks.prompts(dict.fromkeys(SETS, 700), seed=1)
+    other = draw_prompts(dict.fromkeys(SETS, 700), seed=1)
     for name in SETS:
         assert {set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
         assert other[name] != drawn[name][:700]
@@ -125,42 +136,44 @@ def test_a_set_is_a_hash_of_the_text_alone():
 
 
 def test_fewer_are_the_first_of_more(drawn):
-    few = tiny_tasks.prompts({"test": 20, "ppo": 7}, 0)
+    few = draw_prompts({"test": 20, "ppo": 7}, 0)
     assert few == {"test": drawn["test"][:20], "ppo": drawn["ppo"][:7]}
 
 
 def test_prompts_and_answers_fit(drawn):
     words = set(vocabulary())
     for prompt in drawn["feedback"]:
-        answer = [word for word, _ in canonical(prompt)]
+        answer = [word for word, _ in canonical_answer(prompt)]
         assert {*prompt.split(), *answer} <= words
-        assert len(prompt.split()) <= tiny_tasks.MAX_PROMPT
-        assert 5 <= len(answer) <= tiny_tasks.MAX_RESPONSE - 5  # room for what is too much
+        assert len(prompt.split()) <= MAX_PROMPT
+        assert 5 <= len(answer) <= MAX_RESPONSE - 5  # room for what is too much
 
 
 def test_what_there_is_not():
     with pytest.raises(InputError, match="'train' is not one of sft"):
-        tiny_tasks.prompts({"train": 3}, 0)
+        draw_prompts({"train": 3}, 0)
     with pytest.raises(InputError, match=r"validation: 90000 prompts .* ask for at most"):
-        tiny_tasks.prompts({"validation": 90_000}, 0)
+        draw_prompts({"validation": 90_000}, 0)
 
 
 def test_fill_takes_each_member_once():
-    answer = slots("list four fruits two tools")
-    assert [slot.word for slot in fill(answer) if slot.family][:4] == [*KINDS["fruits"][:4]]
+    answer = answer_slots("list four fruits two tools")
+    assert [slot.word for slot in fill_slots(answer) if slot.family][:4] == [
+        *KINDS["fruits"][:4]
+    ]
     answer[4] = Slot("apple", "list", "apple")  # as an editor does with what is right already
-    words = [slot.word for slot in fill(answer) if slot.family]
+    words = [slot.word for slot in fill_slots(answer) if slot.family]
     assert words == ["pear", "plum", "apple", "lemon", "hammer", "saw"]
-    drawn = {tuple(fill(answer, random.Random(seed))) for seed in range(50)}
+    drawn = {tuple(fill_slots(answer, random.Random(seed))) for seed in range(50)}
     assert len(drawn) > 30
     assert all(len({slot.word for slot in row if slot.family}) == 6 for row in drawn)
 
 
 def test_a_wrong_word_is_wrong():
     for prompt in ("opposite of hot and big", "colour of sea and snow", "list two tools"):
-        for slot in fill(slots(prompt)):
+        for slot in fill_slots(answer_slots(prompt)):
             if slot.family:
-                wrong = tiny_tasks.wrong_words(slot)
+                wrong = wrong_words(slot)
                 assert slot.word not in wrong
                 assert len(set(wrong)) == len(wrong) >= 9
-    assert not set(tiny_tasks.wrong_words(Slot("saw", "list", "saw"))) & set(KINDS["tools"])
+    assert not set(wrong_words(Slot("saw", "list", "saw"))) & set(KINDS["tools"])

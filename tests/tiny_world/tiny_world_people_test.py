@@ -11,13 +11,22 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world import people as tiny_people
-from fgrlhf_jax.tiny_world import tasks as tiny_tasks
-from fgrlhf_jax.tiny_world import words as tiny_words
-from fgrlhf_jax.tiny_world.judge import align, gold
-from fgrlhf_jax.tiny_world.people import Rates, demonstration, difficulty, edit, prefer
-from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, Slot, canonical, slots
-from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
+from fgrlhf_jax.tiny_world.judge import align_words, gold_score
+from fgrlhf_jax.tiny_world.people import (
+    Rates,
+    difficulty,
+    edit_response,
+    prefer,
+    write_demonstration,
+)
+from fgrlhf_jax.tiny_world.tasks import (
+    MAX_RESPONSE,
+    Slot,
+    answer_slots,
+    canonical_answer,
+    draw_prompts,
+)
+from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE, vocabulary
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
 CAPITAL = "capital of peru and cuba"
@@ -25,22 +34,22 @@ CAPITAL = "capital of peru and cuba"
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    return tiny_tasks.prompts({"sft": 2100}, 0)["sft"]
+    return draw_prompts({"sft": 2100}, 0)["sft"]
 
 
 @pytest.fixture(scope="module")
 def demonstrations(prompts) -> list[str]:
     rng = random.Random(0)
-    return [demonstration(prompt, rng) for prompt in prompts]
+    return [write_demonstration(prompt, rng) for prompt in prompts]
 
 
 def test_without_rates_of_error_everything_is_right(prompts):
     rng = random.Random(0)
     for prompt in prompts[:350]:
-        answer = demonstration(prompt, rng, FLAWLESS)
-        assert gold(prompt, answer) == 1
-        assert edit(prompt, answer, rng, FLAWLESS) == answer
-    lists = {demonstration("list two fruits two tools", rng, FLAWLESS) for _ in range(50)}
+        answer = write_demonstration(prompt, rng, FLAWLESS)
+        assert gold_score(prompt, answer) == 1
+        assert edit_response(prompt, answer, rng, FLAWLESS) == answer
+    lists = {write_demonstration("list two fruits two tools", rng, FLAWLESS) for _ in range(50)}
     assert len(lists) > 20
 
 
@@ -57,9 +66,9 @@ def test_facts_have_a_fixed_difficulty():
     # By a hash, so on every machine the same.
     known = {"peru": "easy", "cuba": "medium", "kenya": "misconception", "egypt": "medium"}
     assert {asked: difficulty(Slot("", "capital", asked)) for asked in known} == known
-    assert {difficulty(slot) for slot in slots("repeat pear saw twice") if slot.family} == {
-        "algorithmic"
-    }
+    assert {
+        difficulty(slot) for slot in answer_slots("repeat pear saw twice") if slot.family
+    } == {"algorithmic"}
     assert {difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
 
 
@@ -72,7 +81,7 @@ def test_errors_come_at_their_rates():
     for first, second in itertools.permutations(FACTS["capital"], 2):
         prompt = f"capital of {first} and {second}"
         for _ in range(3):
-            words = demonstration(prompt, rng, Rates(**none)).split()
+            words = write_demonstration(prompt, rng, Rates(**none)).split()
             assert len(words) == 10
             for fact, word in ((first, words[5]), (second, words[9])):
                 kind = difficulty(Slot("", "capital", fact))
@@ -88,12 +97,12 @@ def test_errors_come_at_their_rates():
     prompt = "repeat pear saw plum dog twice"
     lengths, changed = [], []
     for _ in range(1000):
-        words = demonstration(prompt, rng, Rates(**none)).split()
+        words = write_demonstration(prompt, rng, Rates(**none)).split()
         changed.append(
-            np.mean([a != b for a, (b, _) in zip(words, canonical(prompt), strict=True)])
+            np.mean([a != b for a, (b, _) in zip(words, canonical_answer(prompt), strict=True)])
         )
         only = Rates(**none | {"omission": 0.04}, wrong_algorithmic=0.0)
-        lengths.append(len(demonstration(prompt, rng, only).split()))
+        lengths.append(len(write_demonstration(prompt, rng, only).split()))
     assert np.mean(changed) == pytest.approx(0.3 * 8 / 11, abs=0.02)
     assert np.mean(lengths) == pytest.approx(0.96 * 11, abs=0.1)
 
@@ -101,12 +110,12 @@ def test_errors_come_at_their_rates():
 def test_demonstrations(prompts, demonstrations):
     words = [text.split() for text in demonstrations]
     assert all(0 < len(text) <= MAX_RESPONSE for text in words)
-    assert {word for text in words for word in text} <= set(tiny_words.vocabulary())
-    slot_count = sum(len(canonical(prompt)) for prompt in prompts)
+    assert {word for text in words for word in text} <= set(vocabulary())
+    slot_count = sum(len(canonical_answer(prompt)) for prompt in prompts)
     for bad, rate in ((RUDE, 0.03), (FILLERS, 0.04)):
         found = sum(word in bad for text in words for word in text)
         assert found / slot_count == pytest.approx(rate, rel=0.15)
-    scores = [gold(*row) for row in zip(prompts, demonstrations, strict=True)]
+    scores = [gold_score(*row) for row in zip(prompts, demonstrations, strict=True)]
     assert 0.42 < np.mean(scores) < 0.52
     assert 0.01 < np.mean([score == 1 for score in scores]) < 0.1
     by_family = [np.mean(scores[n::7]) for n in range(7)]
@@ -115,7 +124,7 @@ def test_demonstrations(prompts, demonstrations):
 
 def test_preferences_are_bradley_terry():
     good, bad = "the capital of peru is lima", "the capital of peru is paris"
-    margin = gold(CAPITAL, good) - gold(CAPITAL, bad)
+    margin = gold_score(CAPITAL, good) - gold_score(CAPITAL, bad)
     for one, two, sign in ((good, bad, 1), (bad, good, -1)):
         rng = random.Random(0)
         first = np.mean([prefer(CAPITAL, one, two, rng) == 1 for _ in range(1500)])
@@ -151,9 +160,9 @@ def test_a_whole_repair_by_hand(prompt, response, edited):
     """A "?" is any member of its kind but those already there."""
     rng = random.Random(0)
     for _ in range(20):
-        made = edit(prompt, response, rng, FLAWLESS).split()
+        made = edit_response(prompt, response, rng, FLAWLESS).split()
         for expected, word, (kind, _) in zip(
-            edited.split(), made, canonical(prompt), strict=True
+            edited.split(), made, canonical_answer(prompt), strict=True
         ):
             if expected == "?":
                 assert KIND_OF[word] == KIND_OF[kind]
@@ -165,10 +174,15 @@ def test_a_whole_repair_by_hand(prompt, response, edited):
 def test_any_text_can_be_repaired(prompts):
     rng = random.Random(1)
     for prompt in prompts[:350]:
-        near = [*prompt.split(), *(word for word, _ in canonical(prompt)), *RUDE, "giraffe"]
+        near = [
+            *prompt.split(),
+            *(word for word, _ in canonical_answer(prompt)),
+            *RUDE,
+            "giraffe",
+        ]
         response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
-        edited = edit(prompt, response, rng, FLAWLESS)
-        assert gold(prompt, edited) == 1, (prompt, response, edited)
+        edited = edit_response(prompt, response, rng, FLAWLESS)
+        assert gold_score(prompt, edited) == 1, (prompt, response, edited)
 
 
 def changes(before: str, after: str) -> int:
@@ -182,10 +196,12 @@ def test_edits_are_minimal(prompts, demonstrations):
     steps, shortest = 0, 0
     nothing = dataclasses.replace(FLAWLESS, repair=0.0)
     for prompt, response in zip(prompts, demonstrations, strict=True):
-        edited = edit(prompt, response, rng, FLAWLESS)
-        steps += sum(not step.right for step in align(slots(prompt), response.split()))
+        edited = edit_response(prompt, response, rng, FLAWLESS)
+        steps += sum(
+            not step.right for step in align_words(answer_slots(prompt), response.split())
+        )
         shortest += changes(response, edited)
-        assert edit(prompt, response, rng, nothing) == response
+        assert edit_response(prompt, response, rng, nothing) == response
     assert shortest <= steps <= 1.1 * shortest
 
 
@@ -193,12 +209,14 @@ def test_imperfect_edits(prompts, demonstrations):
     """What the pilot measured: 97.5 % of the changed ones are better, a modest share changes."""
     rng = random.Random(3)
     rows = [
-        (prompt, response, edit(prompt, response, rng))
+        (prompt, response, edit_response(prompt, response, rng))
         for prompt, response in zip(prompts, demonstrations, strict=True)
     ]
     changed = [row for row in rows if row[1] != row[2]]
     assert 0.9 < len(changed) / len(rows) < 0.99
-    better = np.mean([gold(p, after) > gold(p, before) for p, before, after in changed])
+    better = np.mean(
+        [gold_score(p, after) > gold_score(p, before) for p, before, after in changed]
+    )
     assert 0.965 < better < 0.995
     words = sum(len(before.split()) for _, before, _ in changed)
     assert 0.12 < sum(changes(before, after) for _, before, after in changed) / words < 0.26
@@ -212,8 +230,8 @@ def test_damage():
     prompt = "list four fruits four tools"
     damaged = 0
     for _ in range(1000):
-        response = demonstration(prompt, rng, FLAWLESS)
-        edited = edit(prompt, response, rng, only)
+        response = write_demonstration(prompt, rng, FLAWLESS)
+        edited = edit_response(prompt, response, rng, only)
         wrong = [
             (a, b) for a, b in zip(response.split(), edited.split(), strict=True) if a != b
         ]
@@ -242,8 +260,8 @@ def test_every_rate_may_be_extreme():
     names = [f.name for f in dataclasses.fields(Rates) if f.name not in ("easy", "medium")]
     for value in (0.0, 1.0):
         fields = dict.fromkeys(names, value) | {"temperature": 1e-9 if value == 0 else 1e9}
-        rates = tiny_people.Rates(**fields)
-        text = demonstration(CAPITAL, rng, rates)
+        rates = Rates(**fields)
+        text = write_demonstration(CAPITAL, rng, rates)
         assert len(text.split()) <= MAX_RESPONSE
-        edit(CAPITAL, text, rng, rates)
+        edit_response(CAPITAL, text, rng, rates)
         assert prefer(CAPITAL, text, "", rng, rates) in (1, 2)

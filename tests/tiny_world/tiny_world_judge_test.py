@@ -10,12 +10,17 @@ import pytest
 from fgrlhf_jax.data.templates import encode_response
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world import tasks as tiny_tasks
-from fgrlhf_jax.tiny_world import words as tiny_words
-from fgrlhf_jax.tiny_world.judge import END, align, credits, gold, judge, oracle_rewards
-from fgrlhf_jax.tiny_world.people import demonstration
-from fgrlhf_jax.tiny_world.tasks import Slot, canonical, slots
-from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE
+from fgrlhf_jax.tiny_world.judge import (
+    END,
+    align_words,
+    gold_score,
+    judge,
+    oracle_rewards,
+    word_rewards,
+)
+from fgrlhf_jax.tiny_world.people import write_demonstration
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer, draw_prompts
+from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer, vocabulary
 
 CAPITAL = "capital of peru and cuba"  # the capital of peru is lima and cuba is havana: 20 + 8
 LIST = "list two fruits two tools"  # fruits are . . , tools are . .: 40 + 5
@@ -26,10 +31,10 @@ TWICE = "repeat pear saw twice"  # pear pear , saw saw: 40 + 1
 def drafts() -> list[tuple[str, str]]:
     """Prompts with demonstrations, and some with words thrown together or far too many."""
     rng = random.Random(0)
-    prompts = tiny_tasks.prompts({"test": 210}, 0)["test"]
-    rows = [(prompt, demonstration(prompt, rng)) for prompt in prompts]
+    prompts = draw_prompts({"test": 210}, 0)["test"]
+    rows = [(prompt, write_demonstration(prompt, rng)) for prompt in prompts]
     for prompt in prompts:
-        near = [*prompt.split(), *(word for word, _ in canonical(prompt)), *RUDE]
+        near = [*prompt.split(), *(word for word, _ in canonical_answer(prompt)), *RUDE]
         rows.append((prompt, " ".join(rng.choices(near, k=rng.randint(0, 30)))))
     return rows
 
@@ -64,13 +69,13 @@ def drafts() -> list[tuple[str, str]]:
     ],
 )
 def test_gold_by_hand(prompt, response, expected, total):
-    assert gold(prompt, response) == expected / total
-    assert gold(prompt, response, finished=False) == (expected - 10) / total
+    assert gold_score(prompt, response) == expected / total
+    assert gold_score(prompt, response, finished=False) == (expected - 10) / total
 
 
 def points(prompt: str, response: str, finished: bool = True) -> list[int]:
-    total = sum(weight for _, weight in canonical(prompt))
-    return [round(part * total, 9) for part in credits(prompt, response.split(), finished)]
+    total = sum(weight for _, weight in canonical_answer(prompt))
+    return [round(part * total, 9) for part in word_rewards(prompt, response.split(), finished)]
 
 
 def test_credits_by_hand():
@@ -98,7 +103,7 @@ def brute_force(answer, words) -> int:
 
 
 def matched_weight(answer, words) -> int:
-    return sum(answer[step.slot].weight for step in align(answer, words) if step.right)
+    return sum(answer[step.slot].weight for step in align_words(answer, words) if step.right)
 
 
 def test_alignment_has_the_greatest_weight():
@@ -136,15 +141,17 @@ def test_a_list_takes_any_members_once():
         best = 0
         for first, second in itertools.product(*choices):
             members = iter([*first, *second])
-            answer = [s._replace(word=next(members)) if s.family else s for s in slots(prompt)]
+            answer = [
+                s._replace(word=next(members)) if s.family else s for s in answer_slots(prompt)
+            ]
             best = max(best, brute_force(answer, seen))
-        assert matched_weight(slots(prompt), words) == best, words
+        assert matched_weight(answer_slots(prompt), words) == best, words
 
 
 def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
     for prompt, response in drafts:
-        answer, words = slots(prompt), response.split()
-        script = align(answer, words)
+        answer, words = answer_slots(prompt), response.split()
+        script = align_words(answer, words)
         assert [s.word for s in script if s.word is not None] == list(range(len(words)))
         assert [s.slot for s in script if s.slot is not None] == list(range(len(answer)))
         for step in script:
@@ -156,40 +163,42 @@ def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
 def test_credits_add_up_to_gold(drafts):
     for prompt, response in drafts:
         for finished in (True, False):
-            parts = credits(prompt, response.split(), finished)
+            parts = word_rewards(prompt, response.split(), finished)
             assert len(parts) == len(response.split()) + 1
-            assert sum(parts) == pytest.approx(gold(prompt, response, finished), abs=1e-12)
+            assert sum(parts) == pytest.approx(
+                gold_score(prompt, response, finished), abs=1e-12
+            )
             assert (parts[-1] < 0) == (not finished)
     prompts, responses = zip(*drafts, strict=True)
-    assert judge(prompts, responses) == [gold(*row) for row in drafts]
+    assert judge(prompts, responses) == [gold_score(*row) for row in drafts]
     ended = [n % 2 == 0 for n in range(len(drafts))]
-    expected = [gold(*row, end) for row, end in zip(drafts, ended, strict=True)]
+    expected = [gold_score(*row, end) for row, end in zip(drafts, ended, strict=True)]
     assert judge(prompts, responses, finished=ended) == expected
 
 
 def test_a_canonical_answer_has_one_and_nothing_has_more(drafts):
     for prompt, response in drafts:
-        words = [word for word, _ in canonical(prompt)]
-        assert gold(prompt, " ".join(words)) == 1
-        assert gold(prompt, response) <= 1
-        assert gold(prompt, "") == 0
+        words = [word for word, _ in canonical_answer(prompt)]
+        assert gold_score(prompt, " ".join(words)) == 1
+        assert gold_score(prompt, response) <= 1
+        assert gold_score(prompt, "") == 0
 
 
 def test_neither_silence_nor_endless_talk_pays(drafts):
     rng = random.Random(3)
     for prompt, _ in drafts[:200]:
-        words = [word for word, _ in canonical(prompt)]
-        vocabulary = [w for w in tiny_words.vocabulary() if w not in prompt.split()]
-        babble = " ".join(rng.choices(vocabulary, k=21))
-        assert gold(prompt, babble, finished=False) < gold(prompt, babble) < 0.1
-        assert gold(prompt, " ".join(words * 4)) < 0.35
-        template = " ".join(word for word, weight in canonical(prompt) if weight == 1)
-        assert 0 < gold(prompt, template) < 0.4
+        words = [word for word, _ in canonical_answer(prompt)]
+        others = [w for w in vocabulary() if w not in prompt.split()]
+        babble = " ".join(rng.choices(others, k=21))
+        assert gold_score(prompt, babble, finished=False) < gold_score(prompt, babble) < 0.1
+        assert gold_score(prompt, " ".join(words * 4)) < 0.35
+        template = " ".join(word for word, weight in canonical_answer(prompt) if weight == 1)
+        assert 0 < gold_score(prompt, template) < 0.4
         # A right word more is always better, a wrong word always worse than none.
         at = rng.randrange(len(words))
         without = [*words[:at], *words[at + 1 :]]
         wrong = [*words[:at], "giraffe", *words[at + 1 :]]
-        assert gold(prompt, " ".join(wrong)) < gold(prompt, " ".join(without)) < 1
+        assert gold_score(prompt, " ".join(wrong)) < gold_score(prompt, " ".join(without)) < 1
 
 
 def tokens_of(tokenizer, text: str, ended: bool) -> list[str]:
@@ -198,13 +207,13 @@ def tokens_of(tokenizer, text: str, ended: bool) -> list[str]:
 
 
 def test_oracle_rewards_of_word_tokens(drafts):
-    tokenizer = tiny_words.tokenizer()
+    tokenizer = make_tokenizer()
     for ended in (True, False):
         prompts, responses = zip(*drafts, strict=True)
         tokens = [tokens_of(tokenizer, response, ended) for response in responses]
         rewards = oracle_rewards(prompts, responses, tokens)
         for row, prompt, response in zip(rewards, prompts, responses, strict=True):
-            parts = credits(prompt, response.split(), ended)
+            parts = word_rewards(prompt, response.split(), ended)
             if ended:
                 assert row == parts
             elif row:  # the last token bears the missing end
@@ -226,10 +235,10 @@ def test_oracle_rewards_of_parts_of_words(drafts):
             assert len(row) == len(texts)
             if not row:
                 continue
-            assert sum(row) == pytest.approx(gold(prompt, response, ended), abs=1e-12)
+            assert sum(row) == pytest.approx(gold_score(prompt, response, ended), abs=1e-12)
             split_words += len(row) > len(response.split()) + ended
             # Up to the end of any whole word, tokens and words have been paid the same.
-            parts = credits(prompt, response.split(), ended)
+            parts = word_rewards(prompt, response.split(), ended)
             for n in range(len(texts) - 1):
                 if texts[n + 1].startswith(" "):
                     done = len("".join(texts[: n + 1]).split())

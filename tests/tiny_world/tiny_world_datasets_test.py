@@ -13,27 +13,32 @@ import pytest
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world import datasets as tiny_world
-from fgrlhf_jax.tiny_world import tasks as tiny_tasks
-from fgrlhf_jax.tiny_world.judge import gold, judge
+from fgrlhf_jax.tiny_world.datasets import (
+    collect_feedback,
+    make_feedback,
+    make_instructions,
+    write_instructions,
+)
+from fgrlhf_jax.tiny_world.judge import gold_score, judge
 from fgrlhf_jax.tiny_world.people import Rates
-from fgrlhf_jax.tiny_world.tasks import SETS, set_of
+from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SETS, set_of
 from fgrlhf_jax.tiny_world.words import FAMILIES, vocabulary
 
 DIGEST = """
-import hashlib; from fgrlhf_jax.tiny_world.datasets import feedback, generate, instructions
-print(hashlib.sha256(repr([generate(50, 7), instructions(50, "ppo", 7)]).encode()).hexdigest())
+import hashlib; from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
+rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
+print(hashlib.sha256(repr(rows).encode()).hexdigest())
 """
 
 
 @pytest.fixture(scope="module")
 def world():
-    return tiny_world.generate(2000, seed=0)
+    return make_feedback(2000, seed=0)
 
 
 def test_a_function_of_the_seed():
     """In another process too, where Python's own hashes are others."""
-    rows = [tiny_world.generate(50, 7), tiny_world.instructions(50, "ppo", 7)]
+    rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
     there = subprocess.run(
         [sys.executable, "-c", DIGEST],
         env=os.environ | {"PYTHONHASHSEED": "12345"},
@@ -42,9 +47,9 @@ def test_a_function_of_the_seed():
         check=True,
     )
     assert there.stdout.strip() == hashlib.sha256(repr(rows).encode()).hexdigest()
-    assert tiny_world.generate(20, 7) == tuple(kind[:20] for kind in rows[0])
-    assert tiny_world.instructions(20, "ppo", 7) == rows[1][:20]
-    texts = [[edit.original for edit in tiny_world.generate(50, seed)[0]] for seed in (7, 8)]
+    assert make_feedback(20, 7) == tuple(kind[:20] for kind in rows[0])
+    assert make_instructions(20, "ppo", 7) == rows[1][:20]
+    texts = [[edit.original for edit in make_feedback(50, seed)[0]] for seed in (7, 8)]
     assert texts[0] != texts[1]  # texts only, since an id names its seed
 
 
@@ -65,7 +70,7 @@ def test_edits_and_preferences(world):
     words = [text.split() for text in texts]
     assert {word for text in words for word in text} == set(vocabulary())
     assert 10 < np.mean([len(text) for text in words[1::3]]) < 14
-    assert max(map(len, words)) <= tiny_tasks.MAX_RESPONSE + 3  # what is missing is put in
+    assert max(map(len, words)) <= MAX_RESPONSE + 3  # what is missing is put in
 
 
 def test_edits_are_better_and_preferences_agree(world):
@@ -95,25 +100,25 @@ def test_rows_are_valid_records_that_split_by_prompt(world, tmp_path):
 
 def test_files_for_the_stages(tmp_path):
     sizes = dict(zip(SETS, (140, 70, 70, 35, 35), strict=True))
-    paths = tiny_world.write_data(tmp_path / "data", sizes, 3)
+    paths = write_instructions(tmp_path / "data", sizes, 3)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
         f"{name}.jsonl" for name in SETS
     )
     seen = set()
     for name, path in paths.items():
         rows = records.read(str(path))
-        assert rows == tiny_world.instructions(sizes[name], name, 3)
+        assert rows == make_instructions(sizes[name], name, 3)
         prompts = {row.instruction for row in rows}
         assert {set_of(prompt) for prompt in prompts} == {name}
         assert len(prompts) == sizes[name]
         assert not prompts & seen
         seen |= prompts
-        assert -0.2 < np.mean([gold(row.instruction, row.output) for row in rows]) < 0.7
+        assert -0.2 < np.mean([gold_score(row.instruction, row.output) for row in rows]) < 0.7
     silent = Rates(*(0.35, 0.35, *[0.0] * 9))
-    rows = tiny_world.instructions(35, "test", 3, silent)
+    rows = make_instructions(35, "test", 3, silent)
     assert judge([r.instruction for r in rows], [r.output for r in rows]) == [1.0] * 35
     with pytest.raises(InputError, match="set 'train'"):
-        tiny_world.write_data(tmp_path, {"train": 3}, 0)
+        write_instructions(tmp_path, {"train": 3}, 0)
 
 
 def test_feedback_on_samples():
@@ -128,17 +133,17 @@ def test_feedback_on_samples():
     ]
     ones, twos = zip(*pairs, strict=True)
     careful = Rates(temperature=1e-6, repair=1.0, damage=0.0)
-    edits, preferences = tiny_world.feedback([prompt] * 5, ones, twos, 4, careful)
+    edits, preferences = collect_feedback([prompt] * 5, ones, twos, 4, careful)
     assert [(p.id, p.preference) for p in preferences] == [("tiny/4/0", 1), ("tiny/4/4", 2)]
     assert [(e.id, e.original, e.edited) for e in edits] == [
         ("tiny/4/0", "um giraffe", right),
         ("tiny/4/1", "lima", right),
         ("tiny/4/4", "stupid", right),
     ]
-    again = tiny_world.feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
+    again = collect_feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
     assert again[0][1] == edits[1]  # whatever the other rows are
     with pytest.raises(ValueError, match="zip"):
-        tiny_world.feedback([prompt], ["a", "b"], ["c", "d"], 0)
+        collect_feedback([prompt], ["a", "b"], ["c", "d"], 0)
 
 
 def test_words_and_their_neighbours_tell_the_edited_side(world):

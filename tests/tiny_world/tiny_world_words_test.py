@@ -6,26 +6,34 @@ import pytest
 from transformers import AutoTokenizer
 
 from fgrlhf_jax.data.templates import encode_prompt, encode_response
-from fgrlhf_jax.tiny_world import tasks as tiny_tasks
-from fgrlhf_jax.tiny_world import words as tiny_words
+from fgrlhf_jax.tiny_world.tasks import MAX_PROMPT, SETS, draw_prompts
+from fgrlhf_jax.tiny_world.words import (
+    FACTS,
+    FILLERS,
+    KIND_OF,
+    KINDS,
+    RUDE,
+    make_tokenizer,
+    vocabulary,
+)
 
-WORDS = tiny_words.vocabulary()
+WORDS = vocabulary()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_words.tokenizer()
+    return make_tokenizer()
 
 
 def test_vocabulary():
     assert 180 <= len(WORDS) == len(set(WORDS)) <= 220
     assert all(word == word.lower() and word.split() == [word] for word in WORDS)
-    assert not {*tiny_words.RUDE} & {*tiny_words.FILLERS}
+    assert not {*RUDE} & {*FILLERS}
     # Each thing is of one kind, and a rude word or a filler is never part of an answer.
-    assert len(tiny_words.KIND_OF) == sum(map(len, tiny_words.KINDS.values()))
-    for family, known in tiny_words.FACTS.items():
+    assert len(KIND_OF) == sum(map(len, KINDS.values()))
+    for family, known in FACTS.items():
         answers = {*known.values()}
-        assert not answers & {*tiny_words.RUDE, *tiny_words.FILLERS}, family
+        assert not answers & {*RUDE, *FILLERS}, family
 
 
 def test_ids(tokenizer):
@@ -60,10 +68,10 @@ def test_prompts_and_responses(tokenizer):
     assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
     assert (len(ids), cut) == (9, False)
     assert encode_response(tokenizer, "cold", append_eos=True)[-1] == 2
-    for drawn in tiny_tasks.prompts(dict.fromkeys(tiny_tasks.SETS, 70), 0).values():
+    for drawn in draw_prompts(dict.fromkeys(SETS, 70), 0).values():
         encoded = [encode_prompt(tokenizer, "plain", text, "", None)[0] for text in drawn]
         assert not any(0 in ids for ids in encoded)
-        assert max(map(len, encoded)) <= tiny_tasks.MAX_PROMPT + 2  # BOS and the newline
+        assert max(map(len, encoded)) <= MAX_PROMPT + 2  # BOS and the newline
 
 
 def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
@@ -74,7 +82,7 @@ def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokeniz
 
 
 def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
-    again = tiny_words.tokenizer()
+    again = make_tokenizer()
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
