@@ -2,8 +2,9 @@
 
 from setuptools import find_packages, setup
 
-COLLECT = ["anthropic>=2.13", "openai>=3.57", "tenacity>=9.2", "scikit-learn>=1.8"]
-ANNOTATE = ["gradio>=6.24", "fastapi>=0.115", "uvicorn>=0.30"]
+COLLECT = ["anthropic>=2.13", "openai>=3.57", "tenacity>=9.2.1", "scikit-learn>=1.8"]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10"]
+ANNOTATE = ["gradio>=6.24", "fastapi>=0.133", "uvicorn>=0.30"]
 
 setup(
     name="fgrlhf_jax",
@@ -16,31 +17,32 @@ setup(
         include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
     ),
     install_requires=[
-        "absl-py>=2.3",
+        "absl-py>=2.3.1",
         "chex>=0.1.91",
-        "datasets>=5",
+        "datasets>=5.0",
         "filelock>=3.32",
         "flax>=0.12",
         "huggingface_hub>=1.31",
         "jax>=0.10",
         "jinja2>=3.1",
         "ml_collections>=1.1",
-        "numpy>=2",
+        "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
-        "pyarrow>=24",
-        "rapidfuzz>=3.14",
+        "pyarrow>=24.0",
+        "rapidfuzz>=3.14.1",
         "safetensors>=0.8",
         "scipy>=1.15",
-        "tokenizers>=0.23",
+        "tokenizers>=0.23.1",
         "tqdm>=4.67",
-        "transformers>=5",
+        "transformers>=5.16",
     ],
     extras_require={
         "test": [
-            *("pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "vaderSentiment>=3.3"),
+            *("pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "vaderSentiment>=3.3.1"),
             *COLLECT,
             *ANNOTATE,
+            *NOTEBOOK,
             "playwright>=1.60",
         ],
         "collect": COLLECT,
@@ -50,7 +52,13 @@ setup(
         "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],
         "gguf": ["gguf>=0.19"],
         "tensorboard": ["tensorboardX>=2.6"],
-        "cuda": ["jax[cuda12]>=0.10"],
+        # The notebook of examples/ and what runs it in the tests.
+        "notebook": NOTEBOOK,
+        # The site of docs/, with an API reference from the docstrings.
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },
 )
