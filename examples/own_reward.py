@@ -4,7 +4,7 @@ python -m launch.ppo --config.policy=FOLDER --config.prompts=FILE \
     --config.reward_function=examples.own_reward:reward --config.run_dir=runs/own_reward
 
 PPO calls the function with the rollout's prompts and responses (texts). Because its signature asks
-for them it also gets ``tokens``, the texts of the sampled tokens of each response, and ``finished``,
+for them it also gets ``tokens``, the texts of each response's sampled tokens, and ``finished``,
 whether each ended by itself. It returns, for each response, one number for each token; a function
 that returns one number a response gives a sequence-level reward instead.
 """

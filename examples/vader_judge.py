@@ -4,8 +4,8 @@ pip install vaderSentiment
 python -m launch.evaluate --config.outputs=after.json --config.reference=before.json \
     --config.judge=examples.vader_judge:judge
 
-The same function scores PPO's validation responses with ``--config.judge=examples.vader_judge:judge``;
-``best_metric=score`` then exports the policy that it liked best.
+The same flag of launch.ppo makes it score PPO's validation responses; ``best_metric=score`` then
+exports the policy that it liked best.
 """
 
 import functools
