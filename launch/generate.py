@@ -13,8 +13,8 @@ import sys
 from tqdm import tqdm
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, language_model
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import sft
@@ -35,37 +35,51 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     cli.check(config, choices=CHOICES, at_least=AT_LEAST)
-    if config.top_p > 1:
-        raise InputError(f"top_p={config.top_p} must be at most 1")
+    sampling_params = SamplingParams(
+        config.temperature, config.top_k, config.top_p, config.max_new_tokens
+    )
     output = cli.check_output(config.output, (".json",))
     cli.check_kept([output] if config.output else [], [config.prompts])
-    options = config.to_dict()
-    for name in ("model", "prompts", "output", "limit"):
-        options.pop(name)
     if config.prompts:
-        rows = records.read(config.prompts, prompts=True)
+        prompts = records.read(config.prompts, prompts=True)
     else:
-        rows = make_instructions(64, "test", config.seed)
-    rows = rows[: config.limit or (len(rows) if config.output else TERMINAL_ROWS)]
-    model = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
-    own = hf_load.learned_template(model)
-    options["template"] = config.template or own or "alpaca"
-    made = language_model.answer(
-        model, rows, **options, progress=lambda batches: tqdm(batches, unit="batch"), say=say
+        prompts = make_instructions(64, "test", config.seed)
+    prompts = prompts[: config.limit or (len(prompts) if config.output else TERMINAL_ROWS)]
+    path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
+    learned = hf_load.learned_template(path)
+    model = LanguageModel.load(
+        path,
+        mesh=config.mesh,
+        dtype=config.dtype,
+        template=config.template or learned or "alpaca",
+        unroll=config.unroll,
     )
-    if own not in ("", options["template"]):
-        say(f"template={config.template}, though the model was fine-tuned with {own}")
+    rows = generate_responses(
+        model,
+        prompts,
+        sampling_params,
+        generator=config.generator or path,
+        max_prompt_length=config.max_prompt_length,
+        overlong=config.overlong,
+        samples=config.samples,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        progress=lambda batches: tqdm(batches, unit="batch"),
+        log=log,
+    )
+    if learned not in ("", model.template):
+        log(f"template={model.template}, though the model was fine-tuned with {learned}")
     if config.output:
-        write_json(output, made)
-        print(f"{len(made)} responses in {output}")
+        write_json(output, rows)
+        print(f"{len(rows)} responses in {output}")
         return
-    for row in made:
+    for row in rows:
         print(f"\n{row['instruction']}\n{row['input']}".rstrip())
         print(f"> {row['output']}{'' if row['finished'] else ' …'}")
 
 
-def say(text: str) -> None:
-    """Beside the responses."""
+def log(text: str) -> None:
+    """To stderr, beside the responses."""
     print(text, file=sys.stderr)
 
 

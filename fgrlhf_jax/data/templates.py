@@ -6,7 +6,11 @@ written in it is spelt out, it never becomes the tokenizer's control token (the 
 own control tokens do).
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import jinja2
 
 from fgrlhf_jax.errors import InputError
 
@@ -67,8 +71,16 @@ def render(
         return text.format(instruction=instruction, input=input)
     if template == "plain":
         return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
+    return _render_chat([_user_turn(instruction, input)], tokenizer)
+
+
+def _user_turn(instruction: str, input: str) -> dict[str, str]:
+    return {"role": "user", "content": plain_text(instruction, input)}
+
+
+def _render_chat(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerFast") -> str:
     return tokenizer.apply_chat_template(
-        [{"role": "user", "content": plain_text(instruction, input)}],
+        messages,
         tokenize=False,
         add_generation_prompt=True,
         date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
@@ -87,6 +99,11 @@ def _text_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     ]
 
 
+def _template_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """Ids of a chat template's own text, its control tokens among them; none added."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
 def _adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     # A letter rather than nothing: of a tokenizer that only appends an EOS equal to its BOS, ""
     # would look the same.
@@ -98,23 +115,71 @@ def _prompt_ids(
     tokenizer: "PreTrainedTokenizerFast", template: str, instruction: str, input: str
 ) -> list[int]:
     if template == "chat":
-        return _chat_ids(tokenizer, instruction, input)
+        return _chat_ids(tokenizer, [_user_turn(instruction, input)])
     bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
     return bos + _text_ids(tokenizer, render(template, instruction, input, tokenizer))
 
 
-def _chat_ids(tokenizer: "PreTrainedTokenizerFast", instruction: str, input: str) -> list[int]:
-    """The template's own text has control tokens (BOS included); the user's, between, has none."""
-    mark = "\ue000\ue001"  # private-use characters, to find where the template puts the user's text
-    before, found, after = render("chat", mark, "", tokenizer).partition(mark)
-    content = plain_text(instruction, input)
-    if not found or mark in after:
-        before, content, after = render("chat", instruction, input, tokenizer), "", ""
+def _chat_ids(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]]
+) -> list[int]:
+    """The template's own text has control tokens (BOS included); the messages' contents have none.
 
-    def control_ids(text):
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    Private-use characters in the place of each content show where the template puts it. Contents of
+    a template that does not put each of them once, in order, are read with its own text.
+    """
+    marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    marked = [
+        message | {"content": mark} for message, mark in zip(messages, marks, strict=True)
+    ]
+    parts = re.split("(\ue000[0-9]+\ue001)", _render_chat(marked, tokenizer))
+    if parts[1::2] != marks:
+        parts = [_render_chat(messages, tokenizer)]
+    else:
+        parts[1::2] = [message["content"] for message in messages]
+    ids = []
+    for number, text in enumerate(parts):
+        is_content = number % 2 == 1
+        ids += _text_ids(tokenizer, text) if is_content else _template_ids(tokenizer, text)
+    return ids
 
-    return control_ids(before) + _text_ids(tokenizer, content) + control_ids(after)
+
+def encode_messages(
+    tokenizer: "PreTrainedTokenizerFast", template: str, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Token ids of a conversation, up to where the assistant's next turn begins.
+
+    Args:
+      messages: {"role": "system" | "user" | "assistant", "content": text} each. A template other
+        than "chat" takes one user message, behind a system message or not.
+
+    Raises:
+      InputError: for other messages, and as `render`.
+    """
+    check_template(template, tokenizer)
+    for message in messages:
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise InputError(
+                f"messages: {str(message)[:80]} is not a message; give "
+                '{"role": "user", "content": "…"}.'
+            )
+    roles = [message["role"] for message in messages]
+    if template == "chat" and roles:
+        try:
+            return _chat_ids(tokenizer, [dict(message) for message in messages])
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"messages: the model's chat template refuses them ({error})."
+            ) from error
+    if roles not in (["user"], ["system", "user"]):
+        raise InputError(
+            f"messages: the template {template!r} takes one user message, perhaps behind a system "
+            f"message, not {', '.join(roles) or 'none'}; use a model with a chat template."
+        )
+    text = "\n\n".join(message["content"] for message in messages)
+    return _prompt_ids(tokenizer, template, text, "")
 
 
 def encode_prompt(

@@ -63,6 +63,8 @@ def resolve(path: str | os.PathLike) -> Path:
     Of a run folder it is the export. Raises InputError when it is none of the three or the hub
     cannot be reached.
     """
+    if not str(path):
+        raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
     local = Path(path)
     if local.is_dir():
         return local / "export" if (local / "export").is_dir() else local

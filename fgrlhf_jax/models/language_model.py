@@ -1,117 +1,318 @@
-"""Responses of a model to a file of prompts, in the output format of alpaca_eval."""
+"""A language model ready to answer: weights, tokenizer, prompt template and mesh in one object.
+
+    model = LanguageModel.load("runs/sft_tiny")
+    answers = model.generate(["Name three fruits."], SamplingParams(max_new_tokens=64), seed=0)
+    answers.texts[0]
+
+A response has a random key of its own and does not depend on the batch that it is drawn in.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
 
+from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
+from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
 
+Prompt = str | Record | Mapping[str, str] | Sequence[Mapping[str, str]]
 
-def answer(
-    path: str,
-    records: list,
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of a response are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most likely token each time (greedy).
+      top_k: draws from the k most likely tokens only; 0 from all of them.
+      top_p: draws from the smallest set of most likely tokens whose probabilities sum to this.
+      max_new_tokens: the longest response in tokens, its end included.
+
+    Raises InputError for a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+    def __post_init__(self):
+        for name, is_valid, bounds in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+        ):
+            if not is_valid:
+                raise InputError(f"{name}={getattr(self, name)} must be {bounds}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generations:
+    """N responses, in the order of their prompts.
+
+    Attributes:
+      texts: the responses, without the end-of-sequence token.
+      ids: their token ids, the end-of-sequence token included where there is one.
+      logprobs: float32[N, max_new_tokens], the log-probability of each token under the distribution
+        that it was drawn from (0 when greedy); 0 beyond the end.
+      finished: whether a response ended by itself, rather than at max_new_tokens.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    logprobs: np.ndarray
+    finished: list[bool]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A language model in use.
+
+    Attributes:
+      module: the Flax module of ``params``.
+      params: its parameters, laid out over ``mesh``.
+      template: how a prompt is written: alpaca | chat | plain.
+      end_id: the token that ends a response.
+      unroll: decode layer by layer, which is fastest but holds a second copy of the weights.
+    """
+
+    module: llama.CausalLM
+    params: dict
+    tokenizer: PreTrainedTokenizerFast
+    mesh: Mesh
+    template: str
+    end_id: int
+    unroll: bool = True
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        mesh: str = "1,-1,1",
+        dtype: str = "float32",
+        template: str = "",
+        unroll: bool = True,
+    ) -> "LanguageModel":
+        """Opens a checkpoint.
+
+        Args:
+          path: a run folder of ours, a Hugging Face folder, a hub id or a GGUF file.
+          mesh: devices along data, fsdp and tensor, one of them -1 for the rest.
+          dtype: what is computed in, float32 or bfloat16.
+          template: alpaca | chat | plain; "" is what a model of ours was fine-tuned with, or else
+            "chat" where the tokenizer has a chat template, or else "alpaca".
+
+        Raises:
+          InputError: for a model, tokenizer or template that cannot be used.
+        """
+        cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
+        module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
+        check_vocabulary(tokenizer, cfg.vocab_size)
+        has_chat = getattr(tokenizer, "chat_template", None)
+        template = (
+            template or hf_load.learned_template(path) or ("chat" if has_chat else "alpaca")
+        )
+        templates.check_template(template, tokenizer)
+        devices = sharding.make_mesh(mesh)
+        with jax.set_mesh(devices):
+            params = hf_load.load_params(path, llama.abstract_params(module, devices))
+        return cls(module, params, tokenizer, devices, template, tokenizer.eos_token_id, unroll)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt in the model's template.
+
+        Args:
+          prompt: an instruction, a record (its responses are not read), a mapping with
+            ``instruction`` and perhaps ``input``, or chat messages
+            (``[{"role": "user", "content": "…"}, …]``).
+
+        Raises:
+          InputError: for none of these, and for messages that the template does not take.
+        """
+        if isinstance(prompt, str):
+            instruction, input = prompt, ""
+        elif isinstance(prompt, Record):
+            instruction, input = prompt.instruction, prompt.input
+        elif isinstance(prompt, Mapping) and isinstance(prompt.get("instruction"), str):
+            instruction, input = prompt["instruction"], prompt.get("input") or ""
+        elif isinstance(prompt, Sequence):
+            return templates.encode_messages(self.tokenizer, self.template, prompt)
+        else:
+            raise InputError(
+                f"prompt={str(prompt)[:80]} is neither a text, a record with an instruction nor a "
+                "list of chat messages"
+            )
+        ids, _ = templates.encode_prompt(
+            self.tokenizer, self.template, instruction, input, None
+        )
+        return ids
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams = SamplingParams(),
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> Generations:
+        """One response a prompt; prompt i of a seed has the same key whatever the others are.
+
+        Args:
+          prompts: as for :meth:`encode`.
+          batch_size: prompts at a time, rounded up to what the mesh divides.
+
+        Raises:
+          InputError: for prompts that cannot be encoded, or that leave no room for
+            ``max_new_tokens`` among the model's positions.
+        """
+        return self.generate_from_ids(
+            [self.encode(prompt) for prompt in prompts],
+            sampling_params,
+            seed=seed,
+            streams=[(number, 0) for number in range(len(prompts))],
+            batch_size=batch_size,
+        )
+
+    def generate_from_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling_params: SamplingParams,
+        *,
+        seed: int,
+        streams: Sequence[tuple[int, int]],
+        batch_size: int,
+        longest: int = 0,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ) -> Generations:
+        """One response to each of N encoded prompts.
+
+        Args:
+          prompts: token ids of each.
+          streams: two numbers below 2^32 each; with the seed they are a response's random key.
+          longest: tokens of the longest prompt that later calls may bring; with it they need no
+            other program. 0 is the longest of these.
+          progress: wraps the iteration over batches.
+
+        Raises:
+          InputError: when prompt and response are more than the model's positions.
+        """
+        lengths, limit = [len(ids) for ids in prompts], self.module.cfg.max_position
+        max_new = sampling_params.max_new_tokens
+        if max(lengths, default=0) + max_new > limit:
+            raise InputError(
+                f"a prompt of {max(lengths)} tokens and max_new_tokens={max_new} are more than the "
+                f"model's {limit} positions; lower max_new_tokens or max_prompt_length"
+            )
+        ids: list[list[int]] = [[]] * len(prompts)
+        logprobs = np.zeros((len(prompts), max_new), np.float32)
+        finished = [False] * len(prompts)
+        batch_size = sharding.round_batch_size(batch_size, self.mesh)
+        buckets = make_buckets(longest or max(lengths, default=1), 16)
+        with jax.set_mesh(self.mesh):
+            for batch in progress(by_length(lengths, batch_size, buckets)):
+                arrays = pad_prompts([prompts[row] for row in batch.filled], batch.width)
+                responses = sampling.generate(
+                    self.params,
+                    *sharding.put_batch(arrays, self.mesh),
+                    sampling.stream_keys(seed, [streams[row] for row in batch.filled]),
+                    model=self.module,
+                    eos=self.end_id,
+                    max_new=max_new,
+                    temperature=sampling_params.temperature,
+                    top_k=sampling_params.top_k,
+                    top_p=sampling_params.top_p,
+                    unroll=self.unroll,
+                )
+                responses = sharding.to_host(responses)
+                for b, row in enumerate(batch.rows):
+                    ids[row] = responses.tokens_BT[b, : responses.length_B[b]].tolist()
+                    logprobs[row] = responses.logprob_BT[b]
+                    finished[row] = bool(responses.finished_B[b])
+        texts = [
+            self.tokenizer.decode(response[: len(response) - ended], skip_special_tokens=False)
+            for response, ended in zip(ids, finished, strict=True)
+        ]
+        return Generations(texts, ids, logprobs, finished)
+
+
+def generate_responses(
+    model: LanguageModel,
+    records: Sequence[Record],
+    sampling_params: SamplingParams,
     *,
-    template: str,
+    generator: str,
     max_prompt_length: int,
-    max_new_tokens: int,
     overlong: str = "truncate",
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 16,
-    mesh: str = "1,-1,1",
-    dtype: str = "float32",
-    unroll: bool = True,
-    generator: str = "",
     progress: Callable[[Iterable], Iterable] = iter,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[dict]:
-    """One row a sample: instruction, input, output, generator, and how it was said.
-
-    The key of a response is that of (seed, number of its record, number of its sample): it changes
-    neither with ``batch_size`` nor with the other prompts.
+    """Responses to the prompts of records, as rows in the output format of alpaca_eval.
 
     Args:
-      path: Hugging Face folder, hub id or GGUF file of a language model.
-      records: any records; their prompts are read.
-      samples: responses a prompt; rows come prompt by prompt.
-      generator: the model's name in the rows; "" is ``path``.
+      records: any kind; their responses are not read.
+      generator: the model's name in the rows.
+      max_prompt_length: tokens; longer prompts are cut ("truncate") or left out ("drop").
+      samples: responses a prompt, each with the key of (seed, number of its record, number of its
+        sample); rows come prompt by prompt.
       progress: wraps the iteration over batches.
-      say: is told how many prompts were cut or left out, where any were.
+      log: gets a line on how many prompts were cut or left out, where any were.
 
     Returns:
       {"instruction", "input", "output", "generator", "length" (tokens, end included), "finished",
-      "logprob" (summed, under the distribution it was drawn from)}.
+      "logprob" (summed over the response)} each.
 
     Raises:
-      InputError: for a model, tokenizer or prompts that cannot be used.
+      InputError: when no prompt is left, or one leaves no room for a response.
     """
-    cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
-    model, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
-    check_vocabulary(tokenizer, cfg.vocab_size)
-    ids, kept, counts = encode_prompts(
+    prompts, numbers, counts = encode_prompts(
         records,
-        tokenizer,
-        template=template,
+        model.tokenizer,
+        template=model.template,
         max_prompt_length=max_prompt_length,
         overlong=overlong,
     )
     if counts["truncated"] or counts["dropped_overlong"]:
-        say(", ".join(f"{n} {what}" for what, n in counts.items()))
-    width = max(map(len, ids))
-    if width + max_new_tokens > cfg.max_position:
-        raise InputError(
-            f"a prompt of {width} tokens and max_new_tokens={max_new_tokens} are more than the "
-            f"model's {cfg.max_position} positions; lower max_new_tokens or max_prompt_length"
+        log(", ".join(f"{count} {name}" for name, count in counts.items()))
+    streams = [(number, sample) for number in numbers for sample in range(samples)]
+    responses = model.generate_from_ids(
+        [ids for ids in prompts for _ in range(samples)],
+        sampling_params,
+        seed=seed,
+        streams=streams,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [
+        {
+            "instruction": records[number].instruction,
+            "input": records[number].input,
+            "output": text,
+            "generator": generator,
+            "length": len(ids),
+            "finished": finished,
+            "logprob": float(logprob_T.sum()),
+        }
+        for (number, _), text, ids, logprob_T, finished in zip(
+            streams,
+            responses.texts,
+            responses.ids,
+            responses.logprobs,
+            responses.finished,
+            strict=True,
         )
-    made = sharding.make_mesh(mesh)
-    batch_size = sharding.round_batch_size(batch_size, made)
-    jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(samples)]
-    lengths = [len(ids[prompt]) for prompt, _ in jobs]
-    planned = by_length(lengths, batch_size, make_buckets(width, 16))
-    rows: list[dict] = [{}] * len(jobs)
-    base = jax.random.key(seed)
-    with jax.set_mesh(made):
-        params = hf_load.load_params(path, llama.abstract_params(model, made))
-        for batch in progress(planned):
-            padded = [jobs[j] for j in batch.filled]
-            arrays = pad_prompts([ids[prompt] for prompt, _ in padded], batch.width)
-            numbers = np.array([[kept[prompt], sample] for prompt, sample in padded])
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(base, numbers[:, 0])
-            keys = jax.vmap(jax.random.fold_in)(keys, numbers[:, 1])
-            out = sampling.generate(
-                params,
-                *sharding.put_batch(arrays, made),
-                keys,
-                model=model,
-                eos=tokenizer.eos_token_id,
-                max_new=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                unroll=unroll,
-            )
-            out = sharding.to_host(out)
-            for b, j in enumerate(batch.rows):
-                record, length = records[kept[jobs[j][0]]], int(out.length_B[b])
-                finished = bool(out.finished_B[b])
-                said = out.tokens_BT[b, : length - finished].tolist()
-                rows[j] = {
-                    "instruction": record.instruction,
-                    "input": record.input,
-                    "output": tokenizer.decode(said, skip_special_tokens=False),
-                    "generator": generator or path,
-                    "length": length,
-                    "finished": finished,
-                    "logprob": float(out.logprob_BT[b].sum()),
-                }
-    return rows
+    ]

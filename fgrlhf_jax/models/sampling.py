@@ -6,11 +6,13 @@ columns of the cache are S = P + T.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import sharding
@@ -77,6 +79,13 @@ def align_right(tokens_BP: jax.Array, mask_BP: jax.Array) -> tuple[jax.Array, ja
 def row_keys(key, count: int) -> jax.Array:
     """One key a row; row i has the same key whatever ``count`` is."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+
+
+def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
+    """One key a row, of (seed, the two numbers of its stream, each below 2^32)."""
+    streams_B2 = np.asarray(streams, np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), streams_B2[:, 0])
+    return jax.vmap(jax.random.fold_in)(keys, streams_B2[:, 1])
 
 
 class _State(NamedTuple):

@@ -18,7 +18,8 @@ from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, language_model
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import token_rewards
@@ -223,17 +224,17 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge)
 
-    def sample_and_score(path: str, arm: str, temperature: float, seed: int) -> list[dict]:
-        rows = language_model.answer(
-            path,
+    def sample_and_score(
+        model: LanguageModel, arm: str, temperature: float, seed: int
+    ) -> list[dict]:
+        rows = generate_responses(
+            model,
             prompts,
-            template=config.template,
+            SamplingParams(temperature, max_new_tokens=config.max_new_tokens),
+            generator=arm,
             max_prompt_length=config.max_prompt_length,
-            max_new_tokens=config.max_new_tokens,
-            temperature=temperature,
             seed=config.seed + seed,
             batch_size=config.answer_batch_size,
-            generator=arm,
         )
         scores = user_function.call(
             judge,
@@ -245,12 +246,14 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         return [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
 
     out = folder / f"seed_{seed}" / "answers"
-    reference = sample_and_score(policies["sft"], "reference", 1.0, seed + REFERENCE_SEED)
-    write_json(out / "reference.json", {"sampled": reference})
     for arm, path in policies.items():
+        model = LanguageModel.load(path, template=config.template)
+        if arm == "sft":
+            reference = sample_and_score(model, "reference", 1.0, seed + REFERENCE_SEED)
+            write_json(out / "reference.json", {"sampled": reference})
         answers = {
-            "sampled": sample_and_score(path, arm, 1.0, seed),
-            "greedy": sample_and_score(path, arm, 0.0, seed),
+            "sampled": sample_and_score(model, arm, 1.0, seed),
+            "greedy": sample_and_score(model, arm, 0.0, seed),
         }
         write_json(out / f"{arm}.json", answers)
 

@@ -78,9 +78,9 @@ def estimate(config, prompts: Sequence[Request]) -> Estimate:
 def connect(config) -> Callable:
     """The function that sends requests to the model; raises InputError where there is none."""
     if config.provider == "local":
-        from fgrlhf_jax.feedback.llm import local as local_llm  # seconds to import
+        from fgrlhf_jax.feedback.llm import local  # seconds to import
 
-        return local_llm.ask_local(config.model, **config.local)
+        return local.connect(config.model, **config.local)
     return client.connect(
         config.provider, config.model, base_url=config.base_url, timeout=config.timeout
     )

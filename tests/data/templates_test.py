@@ -4,7 +4,12 @@ import pytest
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.templates import encode_prompt, encode_response, render
+from fgrlhf_jax.data.templates import (
+    encode_messages,
+    encode_prompt,
+    encode_response,
+    render,
+)
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -188,3 +193,22 @@ def test_a_chat_template_cannot_read_the_clock(tokenizer, monkeypatch):
     )
     monkeypatch.setattr(tokenizer, "chat_template", clock)
     assert render("chat", "write", "", tokenizer) == "26 Jul 2024 write"
+
+
+def test_a_conversation_in_a_chat_template(tokenizer, monkeypatch):
+    turn = "<s>[{{ m['role'] }}] {{ m['content'] }}</s>"
+    chat = "{% for m in messages %}" + turn + "{% endfor %}[assistant]"
+    monkeypatch.setattr(tokenizer, "chat_template", chat)
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": role, "content": f"write </s> {role}"} for role in roles]
+    ids = encode_messages(tokenizer, "chat", messages)
+    assert (ids.count(1), ids.count(2)) == (4, 4)  # the template's own, none of a content
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+    alone = encode_messages(tokenizer, "chat", [{"role": "user", "content": "write"}])
+    assert alone == encode_prompt(tokenizer, "chat", "write", "", None)[0]
+
+
+def test_a_chat_template_may_refuse_a_conversation(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('must alternate') }}")
+    with pytest.raises(InputError, match=r"chat template refuses them .*must alternate"):
+        encode_messages(tokenizer, "chat", [{"role": "user", "content": "x"}])

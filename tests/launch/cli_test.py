@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import language_model
 from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import evaluate_rm, generate, ppo, score, sft
@@ -40,7 +39,8 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, names):
         raise ReachedError(*given)
 
     monkeypatch.setattr(generate.hf_load, "learned_template", lambda path: "")
-    monkeypatch.setattr(language_model, "answer", reach)
+    monkeypatch.setattr(generate.LanguageModel, "load", lambda path, **_: None)
+    monkeypatch.setattr(generate, "generate_responses", reach)
     monkeypatch.setattr(ppo_loop, "run", reach)
     default, *usual = {
         generate: ["configs/generate.py", "output=x.json", "model=m"],

@@ -1,5 +1,6 @@
-"""Answers to prompts: the same for a prompt whatever it is asked with."""
+"""A language model in use: a response depends on its prompt and key, not on its company."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,191 +9,255 @@ import numpy as np
 import ppo_cases
 import pytest
 
-from fgrlhf_jax.data import records
-from fgrlhf_jax.data.prompts import encode_prompts
+from fgrlhf_jax.data.records import Instruction, Preference
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import language_model, llama
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate
 from launch.shared import cli
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROWS = make_instructions(7, "test", 0)
-OPTIONS = {"template": "plain", "max_prompt_length": 16, "max_new_tokens": 6, "batch_size": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        ppo_cases.one_device(patch)
-        yield
+PROMPTS = make_instructions(7, "test", 0)
+TEXTS = [prompt.instruction for prompt in PROMPTS]
+LONG = Instruction(" ".join(["apple"] * 40), "", "")
+SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=6)
+GREEDY = SamplingParams(max_new_tokens=6)
+OPTIONS = {"generator": "mine", "max_prompt_length": 16, "batch_size": 16, "samples": 2}
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    return str(ppo_cases.save_policy(folder / "export", template="plain"))
+def folder(tmp_path_factory) -> str:
+    run = tmp_path_factory.mktemp("run")
+    ppo_cases.save_policy(run / "export", template="plain")
+    return str(run)
+
+
+@pytest.fixture(scope="module")
+def model(folder, quick_compilation) -> LanguageModel:
+    with pytest.MonkeyPatch.context() as patch:
+        ppo_cases.one_device(patch)
+        return LanguageModel.load(folder)
+
+
+@pytest.fixture(scope="module")
+def sampled(model) -> list[dict]:
+    return generate_responses(model, PROMPTS, SAMPLED, **OPTIONS)
 
 
 def same(ours: list[dict], theirs: list[dict]) -> None:
-    assert len(ours) == len(theirs)
-    for one, two in zip(ours, theirs, strict=True):
-        assert one | {"logprob": 0} == two | {"logprob": 0}
-        assert one["logprob"] == pytest.approx(two["logprob"], abs=1e-4)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row | {"logprob": 0} == other | {"logprob": 0}
+        assert row["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def sampled(policy, quick_compilation) -> list[dict]:
-    return language_model.answer(policy, ROWS, temperature=1.0, samples=2, **OPTIONS)
-
-
-def test_a_row_is_as_alpaca_eval_has_it_and_says_how_it_was_said(sampled, policy):
-    assert len(sampled) == 2 * len(ROWS)
+def test_rows_are_those_of_alpaca_eval_with_what_a_response_cost(sampled):
+    assert len(sampled) == 2 * len(PROMPTS)
     for number, row in enumerate(sampled):
-        asked = ROWS[number // 2]
-        assert list(row)[:4] == ["instruction", "input", "output", "generator"]
-        assert row.keys() == {
+        prompt = PROMPTS[number // 2]
+        assert list(row) == [
             *("instruction", "input", "output", "generator", "length", "finished", "logprob")
-        }
-        assert (row["instruction"], row["input"]) == (asked.instruction, asked.input)
-        assert row["generator"] == policy
+        ]
+        assert (row["instruction"], row["input"]) == (prompt.instruction, prompt.input)
+        assert row["generator"] == "mine"
         assert 1 <= row["length"] <= 6
         assert row["finished"] or row["length"] == 6
         assert row["logprob"] < 0
         assert "</s>" not in row["output"]
     assert {row["finished"] for row in sampled} == {True, False}
+    pairs = zip(sampled[::2], sampled[1::2], strict=True)
+    assert np.mean([one["output"] != two["output"] for one, two in pairs]) > 0.5
 
 
-def test_samples_of_a_prompt_differ(sampled):
-    differing = [
-        one["output"] != two["output"]
-        for one, two in zip(sampled[::2], sampled[1::2], strict=True)
-    ]
-    assert np.mean(differing) > 0.5
-
-
-def test_a_seed_is_another_draw(policy, sampled):
-    other = language_model.answer(policy, ROWS, temperature=1.0, samples=2, seed=1, **OPTIONS)
+def test_another_seed_is_another_draw(model, sampled):
+    other = generate_responses(model, PROMPTS, SAMPLED, **OPTIONS, seed=1)
     assert [row["output"] for row in other] != [row["output"] for row in sampled]
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
-def test_the_size_of_a_batch_changes_nothing(policy, sampled, batch_size):
+def test_the_size_of_a_batch_changes_nothing(model, sampled, batch_size):
     options = OPTIONS | {"batch_size": batch_size}
-    same(language_model.answer(policy, ROWS, temperature=1.0, samples=2, **options), sampled)
+    same(generate_responses(model, PROMPTS, SAMPLED, **options), sampled)
 
 
-def test_a_prompt_has_the_key_of_its_row_whatever_else_is_asked(policy, sampled):
+def test_a_prompt_has_the_key_of_its_row_and_long_ones_are_left_out_or_cut(model, sampled):
     """Fewer rows, other rows in their places, rows left out because they are too long."""
-    some = language_model.answer(policy, ROWS[:4], temperature=1.0, samples=2, **OPTIONS)
-    same(some, sampled[:8])
-    long = records.Instruction(" ".join(["apple"] * 40), "", "")
-    others = [long, ROWS[1], long, *ROWS[3:]]
-    options = OPTIONS | {"overlong": "drop"}
-    kept = language_model.answer(policy, others, temperature=1.0, samples=2, **options)
-    same(kept, [*sampled[2:4], *sampled[6:]])
-
-
-@pytest.mark.parametrize("overlong", ["drop", "truncate"])
-def test_prompts_that_are_left_out_or_cut_are_counted(policy, overlong):
-    long = records.Instruction(" ".join(["apple"] * 40), "", "")
-    options, said = OPTIONS | {"overlong": overlong}, []
-    language_model.answer(policy, ROWS, **options, say=said.append)
-    assert said == []
-    language_model.answer(policy, [*ROWS, long], **options, say=said.append)
-    assert (
-        said
-        == {
-            "drop": ["8 prompts, 7 kept, 1 dropped_overlong, 0 truncated"],
-            "truncate": ["8 prompts, 8 kept, 0 dropped_overlong, 1 truncated"],
-        }[overlong]
+    messages = []
+    same(
+        generate_responses(model, PROMPTS[:4], SAMPLED, **OPTIONS, log=messages.append),
+        sampled[:8],
     )
-
-
-def test_the_same_prompt_twice_is_answered_twice(policy):
-    rows = language_model.answer(policy, [ROWS[0]] * 8, temperature=1.0, **OPTIONS)
-    assert len({row["output"] for row in rows}) > 2
-    greedy = language_model.answer(policy, [ROWS[0]] * 8, **OPTIONS)
-    assert len({row["output"] for row in greedy}) == 1
-    assert {row["logprob"] for row in greedy} == {0.0}
-
-
-def test_the_log_probability_is_that_of_the_whole_response(policy):
-    """By a pass over prompt and response, read back from the words."""
-    options = OPTIONS | {"batch_size": 64, "samples": 8, "temperature": 1.0}
-    answers = language_model.answer(policy, ROWS, **options)
-    ids = {ppo_cases.TOKENIZER.decode([n]): n for n in range(len(ppo_cases.TOKENIZER))}
-    model = ppo_cases.POLICY
-    params = ppo_cases.policy_params()
-    prompts, _, _ = encode_prompts(
-        ROWS, ppo_cases.TOKENIZER, template="plain", max_prompt_length=16, overlong="drop"
+    assert messages == []
+    others = [LONG, PROMPTS[1], LONG, *PROMPTS[3:]]
+    rest = generate_responses(
+        model, others, SAMPLED, **OPTIONS, overlong="drop", log=messages.append
     )
+    same(rest, [*sampled[2:4], *sampled[6:]])
+    assert messages == ["7 prompts, 5 kept, 2 dropped_overlong, 0 truncated"]
+    rest = generate_responses(model, others, SAMPLED, **OPTIONS, log=messages.append)
+    assert len(rest) == 14
+    assert messages[1:] == ["7 prompts, 7 kept, 0 dropped_overlong, 2 truncated"]
+
+
+def test_the_same_prompt_twice_is_answered_twice(model):
+    responses = model.generate([TEXTS[0]] * 8, SAMPLED)
+    assert len(set(responses.texts)) > 2
+    greedy = model.generate([TEXTS[0]] * 8, GREEDY)
+    assert len(set(greedy.texts)) == 1
+    assert not greedy.logprobs.any()
+
+
+def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(model):
+    responses = model.generate(TEXTS * 2, SAMPLED, seed=3, batch_size=14)
 
     @jax.jit
-    def logprobs(tokens_S):
-        where = llama.positions_and_mask(jnp.ones((1, 24), bool))
-        return jax.nn.log_softmax(model.apply({"params": params}, tokens_S[None], *where)[0])
+    def logprobs_of(tokens_S):
+        positions_and_mask = llama.positions_and_mask(jnp.ones((1, 24), bool))
+        logits_BSV = model.module.apply(
+            {"params": model.params}, tokens_S[None], *positions_and_mask
+        )
+        return jax.nn.log_softmax(logits_BSV[0])
 
-    checked = 0
-    for number, row in enumerate(answers):
-        if row["length"] - row["finished"] > 1:  # one word can be read back for sure
-            continue
-        said = [ids[row["output"]]] if row["output"] else []
-        said += [ppo_cases.TOKENIZER.eos_token_id] * row["finished"]
-        prompt = prompts[number // 8]
-        whole = np.array([*prompt, *said])
-        found = np.asarray(logprobs(np.pad(whole, (0, 24 - len(whole)))))
-        places = np.arange(len(prompt), len(whole))
-        assert row["logprob"] == pytest.approx(found[places - 1, whole[places]].sum(), abs=1e-4)
-        checked += 1
-    assert checked > 3
+    for text, ids, logprob_T, finished in zip(
+        TEXTS * 2, responses.ids, responses.logprobs, responses.finished, strict=True
+    ):
+        prompt = model.encode(text)
+        tokens = np.array(prompt + ids)
+        expected = np.asarray(logprobs_of(np.pad(tokens, (0, 24 - len(tokens)))))
+        columns = np.arange(len(prompt), len(tokens))
+        expected = expected[columns - 1, tokens[columns]]
+        np.testing.assert_allclose(logprob_T[: len(ids)], expected, atol=1e-4)
+        assert not logprob_T[len(ids) :].any()
+        assert finished == (ids[-1] == model.end_id)
+    assert responses.texts[0] == model.tokenizer.decode(
+        [i for i in responses.ids[0] if i != model.end_id]
+    )
+
+
+def test_a_prompt_is_a_text_a_record_or_messages(model):
+    text = TEXTS[0]
+    same_prompt = [
+        text,
+        Instruction(text, "", "an output is not read"),
+        Preference(text, "", "nor", "these", 1),
+        {"instruction": text},
+        {"instruction": text, "input": None, "output": "nor this"},
+        [{"role": "user", "content": text}],
+    ]
+    assert len({tuple(model.encode(prompt)) for prompt in same_prompt}) == 1
+    with_system = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": text},
+    ]
+    assert model.encode(with_system) == model.encode(f"be brief\n\n{text}")
+    assert model.encode({"instruction": "a", "input": "b"}) == model.encode(
+        Instruction("a", "b", "")
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("prompt", "message"),
     [
-        ({"max_new_tokens": 60}, r"max_new_tokens=60 are more than the model's 64 positions"),
-        ({"max_prompt_length": 1, "overlong": "drop"}, "all 7 prompts are longer than"),
+        (7, "neither a text, a record with an instruction nor"),
+        ({"prompt": "x"}, "neither a text"),
+        (["x"], "messages: x is not a message"),
+        ([{"role": "user"}], "is not a message; give"),
+        ([], "not none; use a model with a chat template"),
+        (
+            [{"role": role, "content": "x"} for role in ("user", "assistant", "user")],
+            "'plain' takes one user message, .* not user, assistant, user",
+        ),
     ],
 )
-def test_what_cannot_be_answered_is_refused(policy, changes, says):
-    with pytest.raises(InputError, match=says):
-        language_model.answer(policy, ROWS, **(OPTIONS | changes))
+def test_what_is_no_prompt_is_refused(model, prompt, message):
+    with pytest.raises(InputError, match=message):
+        model.encode(prompt)
 
 
-def test_the_command_writes_a_file(policy, tmp_path, capsys):
-    """Given the run folder; with the template that the model was fine-tuned with."""
-    write_jsonl(tmp_path / "asked.jsonl", ROWS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1.0),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_sampling_params_out_of_range_are_refused(field, value):
+    with pytest.raises(InputError, match=f"{field}={value} must be"):
+        SamplingParams(**{field: value})
+
+
+def test_what_cannot_be_answered_is_refused(model):
+    long = dataclasses.replace(GREEDY, max_new_tokens=60)
+    with pytest.raises(
+        InputError, match=r"max_new_tokens=60 are more than the model's 64 posi"
+    ):
+        model.generate(TEXTS, long)
+    options = OPTIONS | {"max_prompt_length": 1, "overlong": "drop"}
+    with pytest.raises(InputError, match="all 7 prompts are longer than"):
+        generate_responses(model, PROMPTS, GREEDY, **options)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("", "model is empty"), ("nowhere/at-all/x", "nowhere/at-all/x: no such")],
+)
+def test_a_model_that_is_none_is_refused(path, message):
+    with pytest.raises(InputError, match=message):
+        LanguageModel.load(path)
+
+
+def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(tmp_path, model):
+    assert model.template == "plain"
+    plain, with_chat = make_tokenizer(), make_tokenizer()
+    with_chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for name, tokenizer, data, template in (
+        ("ours", with_chat, {"template": "alpaca"}, "alpaca"),
+        ("theirs", with_chat, {}, "chat"),
+        ("base", plain, {}, "alpaca"),
+    ):
+        path = ppo_cases.save_policy(tmp_path / name, tokenizer, **data)
+        assert LanguageModel.load(path).template == template, name
+    for template, message in (
+        ("chat", "the tokenizer has no chat template"),
+        ("poem", "template: 'poem' is not one of"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LanguageModel.load(tmp_path / "base", template=template)
+
+
+def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
+    """With the template that the model was fine-tuned with, or another and a warning."""
+    write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
     fields = {
-        "model": policy.removesuffix("/export"),
-        "prompts": tmp_path / "asked.jsonl",
-        "output": tmp_path / "said.json",
+        "model": folder,
+        "prompts": tmp_path / "prompts.jsonl",
+        "output": tmp_path / "responses.json",
         "generator": "mine",
         "limit": 5,
         "max_prompt_length": 16,
         "max_new_tokens": 6,
-        "batch_size": 8,
+        "batch_size": 16,
     }
-    generate.main(cli.parse(["", *ppo_cases.flags(fields)], "configs/generate.py"))
-    made = json.loads((tmp_path / "said.json").read_text())
-    greedy = language_model.answer(policy, ROWS[:5], generator="mine", **OPTIONS)
-    same(made, greedy)
-    assert "5 responses in" in capsys.readouterr().out
-    generate.main(
-        cli.parse(["", *ppo_cases.flags(fields | {"output": ""})], "configs/generate.py")
-    )
-    out, err = capsys.readouterr()
+
+    def run(**changes):
+        arguments = ["", *ppo_cases.flags(fields | changes)]
+        generate.main(cli.parse(arguments, "configs/generate.py"))
+        return capsys.readouterr()
+
+    assert "5 responses in" in run().out
+    rows = json.loads((tmp_path / "responses.json").read_text())
+    same(rows, generate_responses(model, PROMPTS[:5], GREEDY, **OPTIONS | {"samples": 1}))
+    out, err = run(output="")
     assert "fine-tuned" not in err
-    for row in greedy:
-        shown = "" if row["finished"] else " …"
-        assert f"{row['instruction']}\n> {row['output']}{shown}\n" in out
-    generate.main(
-        cli.parse(
-            ["", *ppo_cases.flags(fields | {"template": "alpaca"})], "configs/generate.py"
-        )
-    )
-    err = capsys.readouterr().err
+    for row in rows:
+        ellipsis = "" if row["finished"] else " …"
+        assert f"{row['instruction']}\n> {row['output']}{ellipsis}\n" in out
+    err = run(template="alpaca").err
     assert "template=alpaca, though the model was fine-tuned with plain" in err
     assert "5 prompts, 5 kept, 0 dropped_overlong, 5 truncated" in err

@@ -13,7 +13,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.llm import client as llm
-from fgrlhf_jax.feedback.llm import local as local_llm
+from fgrlhf_jax.feedback.llm import local
 from launch import evaluate
 from launch.shared import asking, cli
 
@@ -290,7 +290,7 @@ def test_a_local_judge(files, monkeypatch):
     """It is asked in chunks, through the same cache."""
     asked = []
 
-    def ask_local(model, **options):
+    def connect(model, **options):
         assert (model, options["batch_size"]) == ("folder", 4)
 
         def send(requests):
@@ -299,7 +299,7 @@ def test_a_local_judge(files, monkeypatch):
 
         return send
 
-    monkeypatch.setattr(local_llm, "ask_local", ask_local)
+    monkeypatch.setattr(local, "connect", connect)
     fields = {"provider": "local", "model": "folder", "output": "eval.json"}
     run(**files, **fields, local__batch_size=4)
     run(**files, **fields, local__batch_size=4)

@@ -4,14 +4,13 @@ import jax
 import ppo_cases
 import pytest
 
-from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import local as local_llm
+from fgrlhf_jax.feedback.llm import local
 from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, collect_replies
-from fgrlhf_jax.models import language_model
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.tiny_world.datasets import make_instructions
-from fgrlhf_jax.tiny_world.words import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,7 +33,7 @@ def policy(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def send(policy, quick_compilation):
-    return local_llm.ask_local(policy, **OPTIONS)
+    return local.connect(policy, **OPTIONS)
 
 
 def asked(temperature: float = 1.0, texts=TEXTS) -> list[Request]:
@@ -47,14 +46,11 @@ def sampled(send) -> list[Reply]:
 
 
 def test_greedy_replies_are_those_of_generation(policy, send):
-    rows = [records.Instruction(text, "", "") for text in TEXTS]
-    made = language_model.answer(
-        policy, rows, template="plain", max_prompt_length=16, max_new_tokens=6
-    )
+    responses = LanguageModel.load(policy).generate(TEXTS, SamplingParams(max_new_tokens=6))
     replies = send(asked(0.0))
-    assert [reply.text for reply in replies] == [row["output"] for row in made]
-    assert [reply.output_tokens for reply in replies] == [row["length"] for row in made]
-    assert [reply.stop == "end" for reply in replies] == [row["finished"] for row in made]
+    assert [reply.text for reply in replies] == responses.texts
+    assert [reply.output_tokens for reply in replies] == [len(ids) for ids in responses.ids]
+    assert [reply.stop == "end" for reply in replies] == responses.finished
 
 
 def test_what_a_reply_says_of_itself(sampled):
@@ -70,12 +66,12 @@ def test_a_reply_does_not_depend_on_what_else_is_asked(policy, send, sampled):
     assert send(asked()[::-1])[::-1] == sampled
     assert [send([request])[0] for request in asked()[:3]] == sampled[:3]
     assert send([*asked(0.0), *asked()])[9:] == sampled
-    other = local_llm.ask_local(policy, **OPTIONS | {"batch_size": 16})
+    other = local.connect(policy, **OPTIONS | {"batch_size": 16})
     assert other(asked()) == sampled
 
 
 def test_another_seed_or_request_is_another_draw(policy, sampled, send):
-    other = local_llm.ask_local(policy, **OPTIONS, seed=1)
+    other = local.connect(policy, **OPTIONS, seed=1)
     assert [r.text for r in other(asked())] != [r.text for r in sampled]
     assert [r.text for r in send(asked(0.99))] != [r.text for r in sampled]
 
@@ -109,39 +105,6 @@ def test_a_system_prompt_stands_before_the_prompt(send):
     assert send([one])[0] == other
 
 
-def test_the_folder_of_a_run_will_do(policy, send):
-    other = local_llm.ask_local(policy.removesuffix("/export"), **OPTIONS)
-    assert other(asked(0.0)[:2]) == send(asked(0.0))[:2]
-
-
-def test_which_template(tmp_path, policy):
-    """What a model of ours learned; its chat template; alpaca."""
-    chat = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    plain, with_chat = make_tokenizer(), make_tokenizer()
-    with_chat.chat_template = chat
-    for name, tokenizer, data, template in (
-        ("ours", with_chat, {"template": "alpaca"}, "alpaca"),
-        ("theirs", with_chat, {}, "chat"),
-        ("base", plain, {}, "alpaca"),
-    ):
-        folder = ppo_cases.save_policy(tmp_path / name, tokenizer, **data)
-        (reply,) = local_llm.ask_local(str(folder))([Request("apple", max_tokens=1)])
-        ids, _ = templates.encode_prompt(tokenizer, template, "apple", "", None)
-        assert reply.input_tokens == len(ids), name
-    with pytest.raises(InputError, match="the tokenizer has no chat template"):
-        local_llm.ask_local(policy, template="chat")
-    with pytest.raises(InputError, match="template: 'poem' is not one of"):
-        local_llm.ask_local(policy, template="poem")
-
-
-@pytest.mark.parametrize(
-    ("model", "says"), [("", "model is empty"), ("nowhere/at-all/x", "nowhere/at-all/x")]
-)
-def test_a_model_that_is_none(model, says):
-    with pytest.raises(InputError, match=says):
-        local_llm.ask_local(model)
-
-
 def test_through_the_cache(tmp_path, send, sampled):
     requests = [*asked(), Request(" ".join(["apple"] * 40), max_tokens=6)]
     options = {
@@ -166,7 +129,7 @@ def test_through_the_cache(tmp_path, send, sampled):
 @pytest.mark.parity
 def test_smollm2_answers_through_its_chat_template(smollm2):
     jax.config.update("jax_disable_most_optimizations", False)
-    send = local_llm.ask_local(str(smollm2), batch_size=2)
+    send = local.connect(str(smollm2), batch_size=2)
     asked = [
         Request(f"What is the capital of {c}?", max_tokens=24) for c in ("France", "Japan")
     ]
