@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits import page as edit_page
-from fgrlhf_jax.feedback.edits import report as edit_report
+from fgrlhf_jax.feedback.edits.page import render_page
+from fgrlhf_jax.feedback.edits.report import compute_statistics, format_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_text
@@ -29,48 +29,48 @@ def main(config) -> None:
     cli.check_kept([output] if config.output else [], [config.input])
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
-        rows, annotators = read(config.input)
-        aside = count_rejected(sources)
+        edits, annotators = read_edits(config.input)
+        rejected = count_rejected(sources)
     else:
-        rows, _ = make_feedback(EMBEDDED_ROWS, config.seed)
-        annotators, aside = [], {}
-    found = edit_report.figures(
-        rows,
+        edits, _ = make_feedback(EMBEDDED_ROWS, config.seed)
+        annotators, rejected = [], {}
+    statistics = compute_statistics(
+        edits,
         annotators=annotators,
-        encode=encoder(config.tokenizer),
+        encode=make_encoder(config.tokenizer),
         max_change_ratio=config.max_change_ratio,
-        aside=aside,
+        rejected=rejected,
         examples=config.examples,
     )
     if output.suffix == ".html":
         names = ", ".join(path.name for path in sources)
         title = f"Edits: {names}" if config.input else "Edits of the embedded world"
         source = config.input or "the embedded world"
-        write_text(output, edit_page.page(found, title=title, source=source))
+        write_text(output, render_page(statistics, title=title, source=source))
     elif config.output:
-        write_json(output, {"input": config.input, **found})
-    shown = {**found, "examples": [e for e in found["examples"] if e["rank"] == 1]}
-    print(edit_report.table(shown, colour=sys.stdout.isatty()))
+        write_json(output, {"input": config.input, **statistics})
+    first = [example for example in statistics["examples"] if example["rank"] == 1]
+    print(format_report({**statistics, "examples": first}, colour=sys.stdout.isatty()))
     if config.output:
         print(f"\nwritten to {output}")
 
 
-def read(spec: str) -> tuple[list[records.Edit], list[str]]:
-    """The edits of a file and who made each, "" where the row does not say."""
-    rows, annotators = [], []
+def read_edits(spec: str) -> tuple[list[records.Edit], list[str]]:
+    """The edits of files and the annotator of each, "" where the row has none."""
+    edits, annotators = [], []
     for n, (row, fields) in enumerate(records.read_with_rows(spec), 1):
         if not isinstance(row, records.Edit):
             raise InputError(
                 f"{spec}: row {n} is no edit (instruction, original, edited); "
                 "launch.collect_edits makes edits of responses"
             )
-        rows.append(row)
+        edits.append(row)
         annotators.append(str(fields.get("annotator") or ""))
-    return rows, annotators
+    return edits, annotators
 
 
-def encoder(tokenizer: str):
-    """Text to token ids, None where no tokenizer is given."""
+def make_encoder(tokenizer: str):
+    """A function from text to token ids, or None without a tokenizer."""
     if not tokenizer:
         return None
     loaded = hf_load.load_tokenizer(tokenizer)

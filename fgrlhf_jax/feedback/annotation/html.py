@@ -86,7 +86,7 @@ def _shared_blanks(one: str, two: str) -> str:
     return "".join(blank for blank, _ in same)
 
 
-def _kept(pieces: Sequence[minimality.Piece]) -> list[tuple[int, int]]:
+def _kept(pieces: Sequence[minimality.Span]) -> list[tuple[int, int]]:
     """(start, end) in the whole text of every word that stays."""
     spans, offset = [], 0
     for text, changed in pieces:

@@ -1,19 +1,19 @@
-"""How minimal is an edit? Figures of a row, its changes piece by piece, and what is no edit at all.
+"""How much an edit changes: metrics of one edit, its changed spans, and edits that are unusable.
 
 A word is a run of letters and digits with the apostrophes and hyphens in it ("don't",
-"well-known"), or one mark of punctuation, or one character of a script that has no blanks between
-words, each with the accents and vowel signs that Unicode combines with it; blanks and line ends are
-no words. With alignment.py's minimal edit script on the words,
+"well-known"), or one punctuation mark, or one character of a script without blanks between words,
+each with the accents and vowel signs that Unicode combines with it. With the minimal edit script of
+alignment.py on the words,
 
-    word change ratio = (words taken out of the original + words put in by the edit)
+    word change ratio = (words deleted from the original + words inserted by the edit)
                         / (words of the original + words of the edited response)
 
 where a replaced word counts on both sides: 0 where nothing changed, 1 where nothing is left. The
 token change ratio is the same on token ids. (Human edits have medians of about .10 on film
 reviews turned positive, .18 on corrected summaries, .52 on corrected long answers.)
 
-What lies between two words that stay is one change: it puts in, takes out, or does both, which is
-to replace. An edit whose changes are all of one kind is of that kind, else it is mixed.
+What lies between two unchanged words is one change: an insertion, a deletion, or both, which is a
+replacement. An edit whose changes are all of one kind is of that kind, else it is mixed.
 """
 
 import itertools
@@ -38,7 +38,7 @@ _MARKS = "".join(
 _LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
 _WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
-# "I'm sorry, but as an AI I can't help with that": an excuse or none, a no, what is not done.
+# "I'm sorry, but as an AI I can't help with that": an optional excuse, a negation, a deed.
 _EXCUSE = r"""(?:i(?:['’]m|\ am)\ (?:(?:very|really|so|truly)\ )?(?:sorry|afraid)|sorry
   |i\ (?:(?:do|must|sincerely)\ )?apologi[sz]e|my\ apologies|unfortunately|regrettably
   |as\ an?\ (?:ai|artificial|large|language)) \b[^.!?\n]{0,80}?"""
@@ -55,11 +55,11 @@ _REFUSAL = re.compile(
     rf"\W*(?:{_EXCUSE}[,.:;!]?\s+(?:(?:but|that)\s+)?)?(?:{_NO})\b[^.!?\n]{{0,60}}?\b(?:{_DEED})\b",
     re.IGNORECASE | re.VERBOSE,
 )
-_MOST = 0.5  # of the words: an edit that keeps them is no refusal, whatever it says first
+_REFUSAL_RATIO = 0.5  # an edit that changes fewer words is no refusal, whatever it says first
 
 
 class EditMetrics(NamedTuple):
-    """Of one edit; lengths and their change, edited less original, are in words."""
+    """Metrics of one edit; lengths and their change, edited less original, are in words."""
 
     kind: str
     word_change_ratio: float
@@ -70,8 +70,8 @@ class EditMetrics(NamedTuple):
     changes: int
 
 
-class Piece(NamedTuple):
-    """A stretch of a response with the blanks in it; the pieces of a side add up to its text."""
+class Span(NamedTuple):
+    """A part of a response with its blanks; the spans of a response add up to its text."""
 
     text: str
     changed: bool
@@ -84,7 +84,7 @@ def split_words(text: str) -> list[str]:
 def measure(
     original: str, edited: str, encode: Callable[[str], Sequence[int]] | None = None
 ) -> EditMetrics:
-    """The figures of an edit; `encode` gives token ids, without it there is no token ratio."""
+    """The metrics of an edit; `encode` gives token ids, without it there is no token ratio."""
     before, after = split_words(original), split_words(edited)
     aligned = _aligned(before, after)
     changes = _changes(aligned)
@@ -106,19 +106,19 @@ def change_ratio(aligned: Alignment) -> float:
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
 
 
-def mark_changes(original: str, edited: str) -> tuple[list[Piece], list[Piece]]:
-    """Both responses as changed and unchanged pieces in turn."""
+def mark_changes(original: str, edited: str) -> tuple[list[Span], list[Span]]:
+    """The original and the edited response, each as alternating changed and unchanged spans."""
     aligned = _aligned(split_words(original), split_words(edited))
-    return _pieces(original, aligned.changed_j), _pieces(edited, aligned.changed_i)
+    return _spans(original, aligned.changed_j), _spans(edited, aligned.changed_i)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text starts as a model that will not do what it is asked."""
+    """Whether a text starts like the reply of a model that refuses a request."""
     return bool(_REFUSAL.match(text.strip()))
 
 
 def find_fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
-    """Why nothing can be learnt from an edit, one of `FAULTS`; "" where something can.
+    """Why an edit cannot be learnt from, one of `FAULTS`, or "" for a usable edit.
 
     empty: there is no response. unchanged: no word differs. refusal: the edit is one, the original
     is not, and less than half of it is left. rewritten: the word change ratio is above
@@ -129,7 +129,7 @@ def find_fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str
     ratio = measure(original, edited).word_change_ratio
     if not ratio:
         return "unchanged"
-    if ratio > _MOST and is_refusal(edited) and not is_refusal(original):
+    if ratio > _REFUSAL_RATIO and is_refusal(edited) and not is_refusal(original):
         return "refusal"
     return "rewritten" if ratio > max_change_ratio else ""
 
@@ -140,34 +140,32 @@ def _aligned(before: list[str], after: list[str]) -> Alignment:
 
 
 def _changes(aligned: Alignment) -> list[tuple[int, int]]:
-    """(words taken out, words put in) between words that stay, where either is above 0."""
-    kept = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
-    ends = [(-1, -1), *kept, (aligned.changed_i.size, aligned.changed_j.size)]
+    """(words deleted, words inserted) between unchanged words, where either is above 0."""
+    unchanged = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
+    ends = [(-1, -1), *unchanged, (aligned.changed_i.size, aligned.changed_j.size)]
     gaps = ((j - b - 1, i - a - 1) for (a, b), (i, j) in itertools.pairwise(ends))
     return [gap for gap in gaps if any(gap)]
 
 
 def _kind(changes: list[tuple[int, int]]) -> str:
     kinds = {
-        "replace" if out and put else "delete" if out else "insert" for out, put in changes
+        "replace" if deleted and inserted else "delete" if deleted else "insert"
+        for deleted, inserted in changes
     }
     return "mixed" if len(kinds) > 1 else kinds.pop() if kinds else "none"
 
 
-def _pieces(text: str, changed: Sequence[bool]) -> list[Piece]:
-    """Blanks between two changed words are changed with them, all others are not."""
-    pieces, end, before = [], 0, False
+def _spans(text: str, changed: Sequence[bool]) -> list[Span]:
+    """Blanks between two changed words count as changed, all others do not."""
+    spans, end, before = [], 0, False
     for match, now in zip(_WORD.finditer(text), map(bool, changed), strict=True):
         if match.start() > end:
-            pieces.append(Piece(text[end : match.start()], before and now))
-        pieces.append(Piece(match[0], now))
+            spans.append(Span(text[end : match.start()], before and now))
+        spans.append(Span(match[0], now))
         end, before = match.end(), now
     if end < len(text):
-        pieces.append(Piece(text[end:], False))
-    merged: list[Piece] = []
-    for piece in pieces:
-        if merged and merged[-1].changed == piece.changed:
-            merged[-1] = Piece(merged[-1].text + piece.text, piece.changed)
-        else:
-            merged.append(piece)
-    return merged
+        spans.append(Span(text[end:], False))
+    return [
+        Span("".join(span.text for span in group), changed)
+        for changed, group in itertools.groupby(spans, key=lambda span: span.changed)
+    ]

@@ -1,58 +1,68 @@
-"""The figures of edit_report.py as one page that loads nothing; pure rendering."""
+"""The statistics of edits (report.py) as one HTML page that loads nothing."""
 
 from collections.abc import Mapping
 
-from fgrlhf_jax.feedback.edits import report as edit_report
-from fgrlhf_jax.report import html as html_page
+from fgrlhf_jax.feedback.edits.report import (
+    KINDS,
+    MEASURES,
+    QUANTILES,
+    bin_labels,
+    format_number,
+    has_integers,
+    notes,
+    percent,
+    printable,
+)
+from fgrlhf_jax.report import html
 
 _WIDTH, _HEIGHT, _FOOT, _LEFT = 460, 170, 40, 40
 _SORTS = {"least": "Least changed", "median": "In the middle", "most": "Most changed"}
 
 
-def page(found: Mapping, *, title: str, source: str) -> str:
-    """HTML of what :func:`edit_report.figures` returned; `source` is where the edits are from."""
-    columns = ["mean", *edit_report.QUANTILES]
+def render_page(statistics: Mapping, *, title: str, source: str) -> str:
+    """HTML of what :func:`compute_statistics` returned; `source` is where the edits are from."""
+    columns = ["mean", *QUANTILES]
     heads = ["mean", "5 %", "25 %", "median", "75 %", "95 %"]
     measures = [
-        [name, *(_minus(edit_report.number(found[measure][c], measure)) for c in columns)]
-        for measure, name in edit_report.MEASURES.items()
-        if measure in found
+        [name, *(_minus(format_number(statistics[measure][c], measure)) for c in columns)]
+        for measure, name in MEASURES.items()
+        if measure in statistics
     ]
-    people = [
+    annotators = [
         [
             name,
-            str(some["n"]),
-            edit_report.number(some["word_change_ratio"]["median"], "ratio"),
-            *(edit_report.percent(share) for share in some["shares"].values()),
+            str(summary["n"]),
+            format_number(summary["word_change_ratio"]["median"], "ratio"),
+            *map(percent, summary["shares"].values()),
         ]
-        for name, some in found["annotators"].items()
+        for name, summary in statistics["annotators"].items()
     ]
     return _PAGE.render(
-        title=edit_report.shown(title),
-        source=edit_report.shown(source),
+        title=printable(title),
+        source=printable(source),
         kinds=[
-            (text, found["kinds"][kind], edit_report.percent(found["shares"][kind]))
-            for kind, text in edit_report.KINDS.items()
-            if found["kinds"][kind] or kind != "none"
+            (text, statistics["kinds"][kind], percent(statistics["shares"][kind]))
+            for kind, text in KINDS.items()
+            if statistics["kinds"][kind] or kind != "none"
         ],
-        n=found["n"],
+        n=statistics["n"],
         measures=(["", *heads], measures),
-        people=(["Annotator", "n", "Median ratio", *edit_report.KINDS.values()], people),
+        annotators=(["Annotator", "n", "Median ratio", *KINDS.values()], annotators),
         charts=[
-            (edit_report.MEASURES[measure], _bars(drawn))
-            for measure, drawn in found["histograms"].items()
+            (MEASURES[measure], _bars(histogram))
+            for measure, histogram in statistics["histograms"].items()
         ],
-        notes=edit_report.notes(found),
+        notes=notes(statistics),
         examples=[
-            {**example, "sort": _SORTS[example["sort"]]} for example in found["examples"]
+            {**example, "sort": _SORTS[example["sort"]]} for example in statistics["examples"]
         ],
         size=(_WIDTH, _HEIGHT, _FOOT, _LEFT),
     )
 
 
-def _bars(drawn: Mapping) -> dict:
-    """Rectangles and the ticks below and beside them."""
-    counts, edges = drawn["counts"], drawn["edges"]
+def _bars(histogram: Mapping) -> dict:
+    """The rectangles of a histogram and the ticks below and beside them."""
+    counts, edges = histogram["counts"], histogram["edges"]
     step, most = (_WIDTH - _LEFT) / len(counts), max([*counts, 1])
     every = max(1, len(counts) // 5)
     bars = [
@@ -61,15 +71,15 @@ def _bars(drawn: Mapping) -> dict:
             "width": round(max(1.0, step - 1), 1),
             "y": round(_HEIGHT * (1 - count / most), 1),
             "height": round(_HEIGHT * count / most, 1),
-            "title": f"{text}: {count}",
+            "title": f"{label}: {count}",
         }
-        for k, (text, count) in enumerate(zip(edit_report.bins(drawn), counts, strict=True))
+        for k, (label, count) in enumerate(zip(bin_labels(histogram), counts, strict=True))
     ]
-    whole = edit_report.whole(drawn)
+    integers = has_integers(histogram)  # their ticks are below the middle of a bar
     zero = edges.index(0) if 0 in edges else 0
     ticks = [
-        (round(_LEFT + (k + 0.5 * whole) * step, 1), _minus(f"{edges[k]:g}"))
-        for k in range(zero % every, len(counts) + (not whole), every)
+        (round(_LEFT + (k + 0.5 * integers) * step, 1), _minus(f"{edges[k]:g}"))
+        for k in range(zero % every, len(counts) + (not integers), every)
     ]
     return {"bars": bars, "ticks": ticks, "most": most}
 
@@ -133,10 +143,10 @@ _BODY = """\
 {% endfor %}
 </tbody></table></div>
 {% endmacro %}
-{% macro side(name, pieces, tag, colour) %}
+{% macro side(name, spans, tag, colour) %}
 <div><span>{{ name }}</span>
 <p class="text">
-{%- for text, changed in pieces -%}
+{%- for text, changed in spans -%}
 {% if changed %}<{{ tag }} class="{{ colour }}">{{ text }}</{{ tag }}>
 {%- else %}{{ text }}{% endif %}
 {%- endfor -%}
@@ -176,9 +186,9 @@ where nothing is left.</p>
 {% for note in notes %}
 <p class="soft">{{ note }}</p>
 {% endfor %}
-{% if people[1] %}
+{% if annotators[1] %}
 <h2>By annotator</h2>
-{{ table(*people) }}
+{{ table(*annotators) }}
 {% endif %}
 <h2>Examples</h2>
 <p class="soft"><del class="low">Taken out</del> and <ins class="high">put in</ins> by the edit.</p>
@@ -198,4 +208,4 @@ where nothing is left.</p>
 </article>
 {% endfor %}
 """
-_PAGE = html_page.page(_STYLE, _BODY)
+_PAGE = html.page(_STYLE, _BODY)

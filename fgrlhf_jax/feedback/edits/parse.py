@@ -1,16 +1,16 @@
-"""What a model says around the edited response, taken off by rule.
+"""Parses the edited response out of a model's reply: rules that remove what stands around it.
 
     Sure! Here is the edited response:        a lead-in
-    ```                                       a fence, tags or quotes around the whole
+    ```                                       a fence, tags or quotes around all of it
     The capital of France is Paris.           <- this is the edit
     ```
     Note: I corrected the city.               a note
 
-The original is the measure of what belongs to a response: as many lead-ins, notes and quotes stay
-as it has itself, and the outermost of a reply go first. So what a model puts around the original,
-with or without an edit in it, comes off, and a response that begins with "Sure!" keeps it.
-Before all that go thoughts, also those whose opening tag was in the prompt, and what the model was
-asked, where it is repeated before the response.
+The original response decides what belongs to it: the edit keeps as many lead-ins, notes and quotes
+as the original has, and the outermost of a reply are removed first. So what a model puts around the
+original, edited or not, is removed, and a response that begins with "Sure!" keeps that.
+Before all this, thoughts are removed, also those whose opening tag was in the prompt, and the
+prompt where the reply repeats it before the response.
 """
 
 import re
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 
 from fgrlhf_jax.feedback.edits import minimality
 
-_MADE = (
+_REVISED = (
     "(?:revised|edited|improved|updated|modified|corrected|rewritten|reworded|adjusted|new|final|"
     "better|minimal(?:ly)? (?:edited|revised|changed|modified|improved))"
 )
-_THING = "(?:response|answer|version|reply|text|output|edit|revision|rewrite|draft|attempt)"
+_RESPONSE = "(?:response|answer|version|reply|text|output|edit|revision|rewrite|draft|attempt)"
 _CHANGES = "(?:change|edit|modification|revision|correction|improvement|adjustment)s?"
 _I = "i(?:['’]ve| have)?(?: (?:only|just|mainly|also|simply|then))*"
 _SURE = (
@@ -33,8 +33,8 @@ _GLAD = r"(?:i['’]d be|i would be|i['’]m|i am) (?:happy|glad) to (?:help|ass
 _OPENING = rf"[*_]*(?:{_SURE}[,:]?\s+)?"
 _DID = "(?:changed|edited|revised|modified|corrected|reworded|rephrased|clarified|replaced|tweaked)"
 _HERE = rf"(?:here(?:['’]s| is| are)|below (?:is|are)|{_I} (?:made|improved|{_DID}))\b"
-_THIS = rf"(?:(?:the )?following is|this is|my|the {_MADE})\b"
-_ABOUT = rf"(?=[^:\n]*\b(?:{_THING}|{_MADE}|{_CHANGES})\b)[^:\n]{{0,200}}?"
+_THIS = rf"(?:(?:the )?following is|this is|my|the {_REVISED})\b"
+_ABOUT = rf"(?=[^:\n]*\b(?:{_RESPONSE}|{_REVISED}|{_CHANGES})\b)[^:\n]{{0,200}}?"
 _LEAD_INS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -43,16 +43,16 @@ _LEAD_INS = [
         # the same as a paragraph of its own
         rf"{_OPENING}{_HERE}{_ABOUT}[.!]?[*_]*[ \t]*\n\s*\n\s*",
         # "**Revised response:**", "Response (edited): ", "## Edited response"
-        rf"[#>*_\s\[(]*(?:(?:(?:the|my) )?(?:(?:{_MADE}|original) )?{_THING}"
+        rf"[#>*_\s\[(]*(?:(?:(?:the|my) )?(?:(?:{_REVISED}|original) )?{_RESPONSE}"
         r"(?: \([^()\n]{0,60}\))?|edited|revised|original|assistant)"
         r"[\])*_ ]*:[\])*_]*(?=\s|\Z)\s*",
-        rf"(?:#+ |\*\*|__|\[)(?:(?:the|my) )?(?:{_MADE} )?{_THING}[\]*_]*[ \t]*\n\s*",
+        rf"(?:#+ |\*\*|__|\[)(?:(?:the|my) )?(?:{_REVISED} )?{_RESPONSE}[\]*_]*[ \t]*\n\s*",
         # "Sure!" and "I'd be happy to help." with more behind them
         rf"(?:{_SURE}!+|(?:sure|certainly|of course)\.|{_GLAD}[!.])\s+(?=\S)",
     )
 ]
 _ABOUT_IT = (
-    rf"(?:{_THING}|{_CHANGES}|changed|word|phras|sentence|grammar|original|minimal|clar|accura|tone"
+    rf"(?:{_RESPONSE}|{_CHANGES}|changed|word|phras|sentence|grammar|original|minimal|clar|accura|tone"
     "|typo|spelling|punctuation|rest|instruction|question|helpful|concise|tense)"
 )
 _NOTE = re.compile(
@@ -67,8 +67,8 @@ _NOTE = re.compile(
             r"(?: (?:i|made|were made)\b|[^:\n]{0,40}:)",
             rf"(?:the|my) (?:main|key|only) {_CHANGES} (?:is|are|was|were|here)\b",
             r"(?:explanation|rationale|reasoning|what(?: i)? changed)\b[^\n:]{0,60}:",
-            rf"(?:in )?(?:this|the|my) (?:{_MADE}|above) {_THING}\b",
-            rf"the original (?:{_THING}|one) (?:is|was|had|has|did)\b",
+            rf"(?:in )?(?:this|the|my) (?:{_REVISED}|above) {_RESPONSE}\b",
+            rf"the original (?:{_RESPONSE}|one) (?:is|was|had|has|did)\b",
             r"(?:in )?this (?:version|edit|revision|rewrite)\b",
             r"let me know if (?:you|this|there|these)\b",
             r"(?:i )?hope (?:this|that|it) helps\b",
@@ -77,7 +77,7 @@ _NOTE = re.compile(
     + ")",
     re.IGNORECASE,
 )
-_ANOTHER = 0.8  # of the words changed: more is no version of the same response
+_UNRELATED = 0.8  # word change ratio from which a text is no version of the response
 _BULLET = re.compile(r"\s*(?:[-*•–]|\d+[.)])\s")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _RULE = re.compile(r"\n\s*[-*=]{3,}\s*\Z")
@@ -92,20 +92,22 @@ _THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|scratchpad)\b\s*>?", re
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
 
 
-def parse_edit(reply: str, original: str, *asked: str) -> str:
-    """The edited response in a reply, "" where there is nothing else in it.
+def parse_edit(reply: str, original: str, *prompts: str) -> str:
+    """The edited response in a reply, "" where the reply has none.
 
-    It begins and ends with the blanks that the original begins and ends with. asked: what the
-    response answers, an instruction and its input.
+    Args:
+      reply: the text of a model.
+      original: the response that it edited, whose leading and trailing blanks the edit gets.
+      prompts: what the response answers, an instruction and its input.
     """
     text = _in_tags(remove_thoughts(reply, original).strip(), original)
-    for repeated in (original, *reversed(asked)):
-        text = _after_echo(text, repeated, original)
+    for repeated in (original, *reversed(prompts)):
+        text = _after_repetition(text, repeated, original)
     excess = _layers(text)
     excess.subtract(_layers(original.strip()))
     while True:
-        for name, off in _OFF.items():
-            inner = off(text) if excess[name] > 0 else None
+        for name, strip in _STRIP.items():
+            inner = strip(text) if excess[name] > 0 else None
             if inner is not None and (name not in _FITS or _FITS[name](text, inner, original)):
                 text = inner.strip()
                 excess[name] -= 1
@@ -118,12 +120,12 @@ def parse_edit(reply: str, original: str, *asked: str) -> str:
 
 
 def remove_thoughts(reply: str, original: str = "") -> str:
-    """What follows on the last tag that ends thoughts and is not in the original."""
-    kept = thought_tags(original)
+    """The text behind the last tag that ends thoughts and is not in the original."""
+    original_tags = thought_tags(original)
     ends = [
         tag.end()
         for tag in _THOUGHT_TAG.finditer(reply)
-        if tag[0].startswith("</") and tag[0].lower() not in kept
+        if tag[0].startswith("</") and tag[0].lower() not in original_tags
     ]
     return reply[max(ends, default=0) :]
 
@@ -134,49 +136,49 @@ def thought_tags(text: str) -> set[str]:
 
 
 def _layers(text: str) -> Counter:
-    """How many layers of each sort a text has, from outside."""
-    found: Counter = Counter()
+    """The number of layers of each kind around a text."""
+    layers: Counter = Counter()
     while True:
-        for name, off in _OFF.items():
-            inner = off(text)
+        for name, strip in _STRIP.items():
+            inner = strip(text)
             if inner is not None:
                 text = inner.strip()
-                found[name] += 1
+                layers[name] += 1
                 break
         else:
-            return found
+            return layers
 
 
 def _in_tags(text: str, original: str) -> str:
-    """What stands in <response> … </response> or the like, where it is there once."""
-    found = [match for match in _TAGS.finditer(text) if f"<{match[1]}>" not in original]
-    if len(found) == 1 and _alike(inner := found[0][2].strip(), original):
+    """The text in <response> … </response> or the like, if there is exactly one."""
+    matches = [match for match in _TAGS.finditer(text) if f"<{match[1]}>" not in original]
+    if len(matches) == 1 and _alike(inner := matches[0][2].strip(), original):
         return inner
     return text
 
 
-def _after_echo(text: str, repeated: str, original: str) -> str:
-    """What follows on a lead-in that stands behind a text which a model repeats first."""
-    if not any(_echoes(original, repeated)):
-        for rest in _echoes(text, repeated):
+def _after_repetition(text: str, repeated: str, original: str) -> str:
+    """Without a text that the model repeats first, and the lead-in behind it."""
+    if not any(_repetitions(original, repeated)):
+        for rest in _repetitions(text, repeated):
             if _alike(rest, original):
                 return rest
     return text
 
 
-def _echoes(text: str, repeated: str) -> Iterator[str]:
-    """What follows on each lead-in that stands behind a text."""
-    said = _bare_words(repeated)
-    for start in re.finditer(r"(?<=\n)(?=\S)", text) if said else ():
+def _repetitions(text: str, repeated: str) -> Iterator[str]:
+    """What follows each lead-in that stands directly behind the repeated text."""
+    words = _bare_words(repeated)
+    for start in re.finditer(r"(?<=\n)(?=\S)", text) if words else ():
         lead_in = _LEAD_INS[0].match(text, start.start()) or _LEAD_INS[2].match(
             text, start.start()
         )
-        if lead_in and _bare_words(text[: start.start()])[-len(said) :] == said:
+        if lead_in and _bare_words(text[: start.start()])[-len(words) :] == words:
             yield text[lead_in.end() :].strip()
 
 
 def _alike(text: str, original: str) -> bool:
-    return minimality.measure(original, text).word_change_ratio < _ANOTHER
+    return minimality.measure(original, text).word_change_ratio < _UNRELATED
 
 
 def _bare_words(text: str) -> list[str]:
@@ -230,12 +232,12 @@ def _quotes(text: str) -> str | None:
 
 
 def _fence_fits(text: str, inner: str, original: str) -> bool:
-    """The two fences hold all the others, and those are the original's."""
+    """Whether the outer fences enclose exactly the fences of the original."""
     return len(_FENCE.findall(inner)) == len(_FENCE.findall(original))
 
 
 def _quotes_fit(text: str, inner: str, original: str) -> bool:
-    """The first quote is closed by the last one, not by one between."""
+    """Whether the last quote closes the first one, not one between."""
     opening, closing = text[0], text[-1]
     if inner == original:
         return True
@@ -252,7 +254,7 @@ def _quotes_fit(text: str, inner: str, original: str) -> bool:
     )
 
 
-_OFF: dict[str, Callable[[str], str | None]] = {
+_STRIP: dict[str, Callable[[str], str | None]] = {
     "thought": _thought,
     "lead-in": _lead_in,
     "fence": _fence,

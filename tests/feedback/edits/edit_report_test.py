@@ -39,7 +39,9 @@ RATIOS = [2 / 8, 1 / 7, 8 / 16, 1.0, 3 / 9]
 
 def test_figures_by_hand():
     who = ["human", "m/1", "human", "m/1", ""]
-    found = edit_report.figures(ROWS, annotators=who, max_change_ratio=0.5, aside={"cut": 4})
+    found = edit_report.compute_statistics(
+        ROWS, annotators=who, max_change_ratio=0.5, rejected={"cut": 4}
+    )
     assert found["n"] == 5
     assert found["kinds"] == {"insert": 1, "delete": 1, "replace": 2, "mixed": 1, "none": 0}
     assert found["shares"]["replace"] == 0.4
@@ -91,13 +93,13 @@ def test_figures_by_hand():
 
 def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
     def shown(count):
-        found = edit_report.figures(ROWS, examples=count)["examples"]
+        found = edit_report.compute_statistics(ROWS, examples=count)["examples"]
         return [(e["sort"], e["rank"], e["row"]) for e in found]
 
     assert shown(1) == [("least", 1, 2), ("median", 1, 5), ("most", 1, 4)]
     assert [row for _, _, row in shown(2)] == [2, 1, 5, 3, 4]
     assert shown(0) == []
-    (first, *_) = edit_report.figures(ROWS, examples=1)["examples"]
+    (first, *_) = edit_report.compute_statistics(ROWS, examples=1)["examples"]
     assert first["original"] == [("a b c ", False), ("d", True)]
     assert first["edited"] == [("a b c", False)]
 
@@ -113,7 +115,7 @@ def test_lengths_have_round_bins_with_all_rows_in_them():
         assert sum(drawn["counts"]) == 500
         assert len(drawn["counts"]) <= 62
         assert 0 in drawn["edges"]
-        assert len(edit_report.bins(drawn)) == len(drawn["counts"])
+        assert len(edit_report.bin_labels(drawn)) == len(drawn["counts"])
 
 
 def test_shares_at_an_edge_belong_to_the_bin_above_but_for_the_last():
@@ -122,16 +124,18 @@ def test_shares_at_an_edge_belong_to_the_bin_above_but_for_the_last():
 
 
 def test_tokens_are_measured_with_a_tokenizer():
-    found = edit_report.figures(ROWS, encode=lambda text: [ord(c) for c in text])
+    found = edit_report.compute_statistics(ROWS, encode=lambda text: [ord(c) for c in text])
     assert found["token_change_ratio"]["median"] > 0
-    assert "token change ratio" in edit_report.table(found, colour=False)
+    assert "token change ratio" in edit_report.format_report(found, colour=False)
     assert sum(found["histograms"]["token_change_ratio"]["counts"]) == 5
 
 
 def test_the_terminals_table():
-    found = edit_report.figures(ROWS, annotators=["m"] * 5, max_change_ratio=0.5, examples=1)
-    text = edit_report.table(found, colour=False)
-    assert text.startswith("5 edits: 1 only put in (20.0 %), 1 only take out (20.0 %), 2 only ")
+    found = edit_report.compute_statistics(
+        ROWS, annotators=["m"] * 5, max_change_ratio=0.5, examples=1
+    )
+    text = edit_report.format_report(found, colour=False)
+    assert text.startswith("5 edits: 1 only insert (20.0 %), 1 only delete (20.0 %), 2 only ")
     assert re.search(
         r"word change ratio +0\.445 +0\.164 +0\.250 +0\.333 +0\.500 +0\.900\n", text
     )
@@ -140,7 +144,7 @@ def test_the_terminals_table():
     assert "with max_change_ratio=0.5 would set aside: 1 rewritten\n" in text
     assert "-- least changed: row 2 (r2 m), delete, 0.143\nprompt    Say it.\n" in text
     assert "original  a b c [-d-]\nedited    a b c\n" in text
-    coloured = edit_report.table(found, colour=True)
+    coloured = edit_report.format_report(found, colour=True)
     assert "original  a b c \x1b[31;9md\x1b[0m\n" in coloured
     assert "edited    \x1b[32;4mw x y z\x1b[0m" in coloured
 
@@ -169,11 +173,13 @@ class Page(html.parser.HTMLParser):
 
 
 def page(rows=ROWS, title="Edits", **options) -> str:
-    return edit_page.page(edit_report.figures(rows, **options), title=title, source="x.jsonl")
+    return edit_page.render_page(
+        edit_report.compute_statistics(rows, **options), title=title, source="x.jsonl"
+    )
 
 
 def test_the_page_shows_all_of_it():
-    source = page(annotators=["m"] * 5, aside={"refusal": 2}, examples=1)
+    source = page(annotators=["m"] * 5, rejected={"refusal": 2}, examples=1)
     seen = Page(source)
     assert seen.texts["title"][0] == seen.texts["h1"][0] == "Edits"
     assert seen.texts["del"] == ["Taken out", "d", "b", "a b c d"]
@@ -203,8 +209,8 @@ def test_text_cannot_become_markup_nor_steer_anything():
         tag for tag, _ in Page(plain).tags if tag not in ("del", "ins")
     ]
     assert "<script" not in source
-    found = edit_report.figures([row], annotators=[EVIL])
-    text = edit_report.table(found, colour=False)
+    found = edit_report.compute_statistics([row], annotators=[EVIL])
+    text = edit_report.format_report(found, colour=False)
     assert not set(source + text) & set("\x1b\u202e")
     assert "{{ 7*7 }}" in source
 
