@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from launch.shared import process
+
 # Compiling is most of the suite's time. Set here and not in the environment, so that a command
 # which a test starts and kills cannot leave half a file behind. Only a cache with a size limit
 # takes a lock, which several pytest workers need.
@@ -26,6 +28,7 @@ jax.config.update(
 jax.config.update("jax_compilation_cache_max_size", 2**30)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+process.keep_freed_memory()
 
 
 # Started in the background of a script, this process and the commands that tests start would ignore

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime.run_dir import PARENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
 def _start(stage: Stage, folder: Path) -> subprocess.Popen:
     stage.output.parent.mkdir(parents=True, exist_ok=True)
     shared = {
-        "FGRLHF_ENDS_WITH_PARENT": "1",
+        PARENT: str(os.getpid()),
         "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

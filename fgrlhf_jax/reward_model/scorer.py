@@ -5,11 +5,11 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import by_length
@@ -19,6 +19,9 @@ from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.runtime import sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 KINDS = {"edits": records.Edit, "preferences": records.Preference}
 
@@ -46,7 +49,7 @@ class Scorer:
 
     model: llama.TokenValueModel
     params: dict
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     meta: Meta
     mesh: Mesh
 

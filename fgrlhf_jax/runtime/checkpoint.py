@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
-import sys
 from pathlib import Path
 
 import jax
@@ -14,21 +12,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import sharding
-
-# Orbax reports every step of every save, and logs what it raises as well.
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).setLevel(logging.CRITICAL)
-
-
-def _unraisable(report, hook=sys.unraisablehook) -> None:
-    """Without what orbax's other reads and writes say on stderr after one that failed."""
-    code = getattr(report.object, "cr_code", None)
-    theirs = code and "orbax" in Path(code.co_filename).parts
-    if not (theirs or str(report.exc_value) == "Event loop is closed"):
-        hook(report)
-
-
-sys.unraisablehook = _unraisable
 
 
 class Checkpoints:

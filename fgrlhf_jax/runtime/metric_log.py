@@ -1,5 +1,6 @@
 """What a run says while it runs: a JSONL file, a progress bar, and TensorBoard where asked for."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -16,11 +17,14 @@ def _count(event: str, duration: float, **_) -> None:
     _compilations += event == "/jax/core/compile/backend_compile_duration"
 
 
-jax.monitoring.register_event_duration_secs_listener(_count)
+@functools.cache
+def _start_counting() -> None:
+    jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def compilations() -> int:
-    """How many programs XLA has compiled (or taken from its cache) in this process so far."""
+    """How many programs XLA has compiled (or taken from its cache) since the first call."""
+    _start_counting()
     return _compilations
 
 

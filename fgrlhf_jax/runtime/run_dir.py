@@ -36,6 +36,8 @@ RENAMED_FIELDS = {
     "frozen_dtype": "inference_dtype",
 }
 
+PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
+
 _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
 
 
@@ -113,7 +115,7 @@ def lock(run_dir: str | Path) -> Path:
         except BlockingIOError as error:
             owner = path.read_text() or "unknown"
             # Of a pipeline that was killed and started again: the old stage saves, and ends.
-            if not os.environ.get("FGRLHF_ENDS_WITH_PARENT"):
+            if not os.environ.get(PARENT):
                 raise InputError(
                     f"run_dir={folder}: another process (PID {owner}) is running there; wait for "
                     "it or choose another run_dir"

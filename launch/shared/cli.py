@@ -23,6 +23,7 @@ import configs
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import flatten, unlock
+from launch.shared import process
 
 ROOT = Path(configs.__file__).parent.parent
 NOTHING = MappingProxyType({})
@@ -231,8 +232,8 @@ def command(
     open_dicts: tuple[str, ...] = (),
 ) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        process.prepare()
         if {"-h", "--help"} & set(sys.argv[1:]):
             argv = [arg for arg in sys.argv if arg not in ("-h", "--help")]
             config = parse(argv, default, open_dicts)

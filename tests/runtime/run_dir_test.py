@@ -103,7 +103,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
 def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     holder = hold(run_dir)
-    monkeypatch.setenv("FGRLHF_ENDS_WITH_PARENT", "1")
+    monkeypatch.setenv(run_folder.PARENT, "1")
     ended = []
 
     def end():

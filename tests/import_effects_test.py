@@ -1,0 +1,58 @@
+"""Importing the package changes nothing in the program that imports it."""
+
+import json
+import subprocess
+import sys
+
+# Prints what differs after every module of ours was imported. Third parties come first: what they
+# do is theirs.
+SCRIPT = """
+import importlib, json, logging, os, pkgutil, signal, sys, threading, warnings
+
+for name in (
+    "absl.logging chex datasets flax.linen huggingface_hub jax jinja2 ml_collections numpy optax "
+    "orbax.checkpoint pyarrow.parquet rapidfuzz safetensors.numpy scipy.stats tokenizers tqdm"
+).split():
+    importlib.import_module(name)
+import jax
+
+def state():
+    loggers = {"root": logging.root} | logging.root.manager.loggerDict
+    listeners = jax._src.monitoring._event_duration_secs_listeners
+    return {
+        **{
+            f"logger {name}": (logger.level, [*logger.handlers], logger.propagate, logger.disabled)
+            for name, logger in loggers.items()
+            if isinstance(logger, logging.Logger)
+        },
+        **{f"sys.{name}": getattr(sys, name) for name in dir(sys) if name.endswith("hook")},
+        **{f"signal {number}": signal.getsignal(number) for number in signal.valid_signals()},
+        **{f"environment {name}": value for name, value in os.environ.items()},
+        **{f"jax {name}": value for name, value in jax.config.values.items()},
+        "jax listeners": [*listeners],
+        "warnings": [*warnings.filters],
+        "threading": threading.excepthook,
+        "sys.path": [*sys.path],
+        "transformers": "transformers" in sys.modules,  # slow, and says that torch is missing
+    }
+
+before = state()
+for package in ("fgrlhf_jax", "launch", "configs"):
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(path, f"{package}."):
+        importlib.import_module(module.name)
+after = state()
+new = {name: (0, [], True, False) for name in after if name.startswith("logger ")}
+print(json.dumps({
+    name: [repr((new | before).get(name)), repr(after.get(name))]
+    for name in {**before, **after}
+    if (new | before).get(name) != after.get(name)
+}))
+"""
+
+
+def test_an_import_changes_nothing():
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout) == {}
