@@ -104,7 +104,7 @@ def go(folder: Path, *, spy=lambda what, number: None, evaluate=judge, update=No
 
 def rows(folder: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if k not in metric_log.Log.CLOCK}
+        {k: v for k, v in row.items() if k.partition("/")[0] not in metric_log.Log.CLOCK}
         for row in read_jsonl(folder / "metrics.jsonl")
     ]
 
