@@ -128,13 +128,8 @@ def test_flags_are_plain_text(text, flags):
     assert parse_flags(text) == flags
 
 
-@pytest.mark.parametrize(
-    "text", ["steps", "steps=1,", "--config.steps=1", "=1", "a b=1", "1=2"]
-)
+@pytest.mark.parametrize("text", ["steps", "--config.steps=1", "=1", "a b=1"])
 def test_text_that_is_no_flag(text):
-    if text == "steps=1,":  # the command itself refuses this value
-        assert parse_flags(text) == {"steps": "1,"}
-        return
     with pytest.raises(InputError, match=r"ppo\.flags=.* is no flag; write NAME=VALUE"):
         build_stages(make_config(ppo__flags=text), RUN)
 

@@ -1,0 +1,223 @@
+"""What a study does between its commands: sets share no prompt, and the report reads all files."""
+
+import itertools
+import json
+
+import pytest
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Edit, Preference
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline import tasks
+from fgrlhf_jax.pipeline.arms import ARMS, select_arms, select_reward_models
+from fgrlhf_jax.pipeline.commands import build_stages
+from fgrlhf_jax.pipeline.results import gather
+from fgrlhf_jax.report import content as report
+from fgrlhf_jax.report import page as report_html
+from fgrlhf_jax.report import tables as report_tables
+from fgrlhf_jax.tiny_world import datasets as tiny_world
+from launch.shared import cli
+
+SIZES = {"sft": 40, "feedback": 60, "ppo": 20, "validation": 20, "test": 30}
+
+
+def make_config(variant="tiny", **fields):
+    config = cli.load(f"configs/pipeline.py:{variant}")
+    with config.unlocked():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def prompts_of(rows) -> set[str]:
+    return {row.instruction.strip() for row in rows}
+
+
+def assert_disjoint(*sets) -> None:
+    for first, second in itertools.combinations(map(prompts_of, sets), 2):
+        assert not first & second
+
+
+def test_a_policy_of_another_template_is_not_measured(tmp_path):
+    records.write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
+    learned = {"fgrlhf": {"data": {"template": "plain"}}}
+    (tmp_path / "config.json").write_text(json.dumps(learned))
+    with pytest.raises(InputError, match="with the template plain, not alpaca"):
+        tasks.make_answers(make_config(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
+
+
+# --- the embedded world ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a finished run of two seeds has on disk, but for its models."""
+    config = make_config(seeds=2, **{f"world__{name}": size for name, size in SIZES.items()})
+    tasks.make_data(config, tmp_path)
+    prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
+    for seed in range(2):
+        responses = tiny_world.instructions(2, "feedback", seed + 10)
+        samples = [
+            {"instruction": prompt.instruction, "output": response.output}
+            for prompt in prompts
+            for response in responses
+        ]
+        (tmp_path / f"seed_{seed}").mkdir()
+        (tmp_path / f"seed_{seed}" / "samples.json").write_text(json.dumps(samples))
+        tasks.make_feedback(config, tmp_path, seed)
+    return config, tmp_path
+
+
+def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
+    _, path = folder
+    sets = {name: records.read(str(path / "data" / f"{name}.jsonl")) for name in tasks.SETS}
+    assert {name: len(rows) for name, rows in sets.items()} == SIZES
+    assert_disjoint(*sets.values())
+    feedback = path / "seed_0" / "feedback"
+    for kind, record in {"edits": Edit, "preferences": Preference}.items():
+        paths = [feedback / f"{kind}_{part}.jsonl" for part in ("train", "validation", "test")]
+        parts = [records.read(str(path)) for path in paths]
+        assert all(isinstance(row, record) for part in parts for row in part)
+        assert_disjoint(*parts)
+    for row in records.read(str(feedback / "gold_test.jsonl")):
+        scores = [
+            tiny_world.gold(row.instruction, text) for text in (row.output_1, row.output_2)
+        ]
+        assert row.preference == (1 if scores[0] > scores[1] else 2)
+    counts = json.loads((feedback / "counts.json").read_text())
+    assert counts["imitate_train"] == counts["edits_train"] > 0
+
+
+def write_runs(path, arms) -> None:
+    """Answers of every arm and seed, and the curves of those that are PPO, exported at step 2."""
+    for seed, arm in itertools.product(range(2), [*arms, "reference"]):
+        answers = [
+            {"length": 5, "finished": n != 3, "score": (n % 7) / 7 + (arm == "ppo_rlhf")}
+            for n in range(30)
+        ]
+        home = path / f"seed_{seed}"
+        (home / "answers").mkdir(exist_ok=True)
+        text = json.dumps({"sampled": answers, "greedy": answers})
+        (home / "answers" / f"{arm}.json").write_text(text)
+        if arm in ARMS and ARMS[arm].reward:
+            figures = {"validation/reward": 0.2, "validation/length": 5.0}
+            figures |= {"validation/unfinished": 0.0, "seconds": 2.0}
+            rows = [
+                {"step": n, "validation/kl": 0.1 * n, "validation/score": 0.1 * n, **figures}
+                for n in range(4)
+            ]
+            records.write_jsonl(home / arm / "metrics.jsonl", rows)
+            (home / arm / "finished.json").write_text(json.dumps({"step": 2}))
+
+
+def test_the_report_is_of_what_the_stages_left(folder):
+    config, path = folder
+    arms = {"sft": "SFT", "ppo_rlhf": "PPO"}
+    write_runs(path, arms)
+    table = {"edits": {"accuracy": 0.8, "se": 0.01, "n": 9}, "auroc": 0.7}
+    for seed in range(2):
+        tables = {"reward_models": {"rm": table}, "heatmaps": []}
+        (path / f"seed_{seed}" / "tables.json").write_text(json.dumps(tables))
+    study = gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
+    content = report.content(study)
+    row = content["table1"]["ppo_rlhf"]
+    assert row["win_rate"] == 1.0
+    assert row["kl"] == pytest.approx(0.2)  # of the policy that was exported, not the last one
+    assert row["unfinished"] == pytest.approx(1 / 30)
+    assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
+    assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
+    assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])
+    json.loads(report.to_json(content))
+
+
+@pytest.mark.parametrize("run_arms", ["oracle", "sft_edits", ""])
+def test_without_reward_models(folder, run_arms):
+    config, path = folder
+    config.run_arms = run_arms
+    arms = select_arms(config)
+    assert select_reward_models(arms) == {}
+    stages = {stage.name: stage for stage in build_stages(config, path)}
+    assert stages["tables:1"].needs == ("feedback:1",)
+    labels = {"sft": "SFT"} | {name: arm.label for name, arm in arms.items()}
+    write_runs(path, labels)
+    for seed in range(2):
+        tasks.make_tables(config, path, seed, {})
+    content = report.content(gather(config, path, labels, {}) | {"seconds": {}, "commands": {}})
+    assert content["table1"].keys() == {*labels, "sft_greedy"}
+    assert (content["table2"], content["heatmaps"]) == ({}, [])
+    for page in (report_tables.markdown(content), report_html.page(content)):
+        assert all(label in page for label in labels.values())
+
+
+# --- files of the user -------------------------------------------------------------------------
+
+EDITS = [Edit(f"write {n}", "", f"bad {n}", f"good {n}") for n in range(200)]
+
+
+@pytest.fixture
+def make_sets(tmp_path):
+    def make_sets(**files) -> dict[str, list]:
+        """The sets of ``data/`` and ``feedback/`` that are made of files with these rows."""
+        fields = {}
+        for name, rows in files.items():
+            records.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+            fields[f"files__{name}"] = str(tmp_path / f"{name}.jsonl")
+        config = make_config("cad", **fields)
+        tasks.make_data(config, tmp_path)
+        tasks.make_feedback(config, tmp_path, 0)
+        paths = [*(tmp_path / "data").iterdir(), *tmp_path.glob("seed_0/feedback/*.jsonl")]
+        return {path.stem: records.read(str(path), prompts=True) for path in paths}
+
+    return make_sets
+
+
+def test_files_of_ones_own(make_sets):
+    held_out = [Edit(f"write {n}", "", f"bad {n}", f"fine {n}") for n in range(8)]
+    held_out += [Edit(f"say {n}", "", f"bad {n}", f"good {n}") for n in range(20)]
+    sets = make_sets(edits=EDITS[:60], edits_validation=held_out)
+    train = sets["edits_train"]
+    responses = {text for edit in train for text in (edit.original, edit.edited)}
+    assert {row.output for row in sets["sft"]} == responses
+    assert {row.output for row in sets["imitate_train"]} == {edit.edited for edit in train}
+    assert_disjoint([*sets["sft"], *sets["ppo"], *train], sets["validation"], sets["test"])
+
+
+def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
+    """What is held out stays so where a file has it with a blank at its end."""
+    prompts = [{"instruction": f" write {n}\n"} for n in (*range(200), *range(9))]
+    sets = make_sets(edits=EDITS, prompts=prompts)
+    assert sets["validation"]
+    assert sets["test"]
+    assert_disjoint(sets["ppo"], sets["validation"], sets["test"])
+    instructions = [row.instruction for row in sets["ppo"]]
+    assert len(instructions) == len(set(instructions))
+    assert {*instructions} == {
+        f" write {edit.instruction[6:]}\n" for edit in sets["edits_train"]
+    }
+
+
+def test_prompts_of_ones_own_need_no_output(make_sets):
+    rows = {
+        name: [{"instruction": f"{name} {n}", "dataset": "mine"} for n in range(9)]
+        for name in ("prompts", "test")
+    }
+    sets = make_sets(edits=EDITS, **rows)
+    for name, file in (("prompts", "ppo"), ("test", "test")):
+        assert prompts_of(sets[file]) == {row["instruction"] for row in rows[name]}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"edits": [{"instruction": "a", "output": "b"}]},
+            r"edits.jsonl: row 1 is no edit \(original, edited\); give edits",
+        ),
+        (
+            {"preferences": [Preference("say", "", "one", "two", 1), EDITS[0]]},
+            r"row 2 is no preference \(output_1, output_2, preference\); give preferences",
+        ),
+    ],
+)
+def test_rows_of_another_kind(make_sets, files, message):
+    with pytest.raises(InputError, match=message):
+        make_sets(**{"edits": EDITS, **files})
