@@ -184,9 +184,9 @@ def test_files_of_ones_own(make_sets):
 def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
     """What is held out stays so where a file has it with a blank at its end."""
     prompts = [{"instruction": f" write {n}\n"} for n in (*range(200), *range(9))]
-    sets = make_sets(edits=EDITS, prompts=prompts)
+    sets = make_sets(edits=EDITS, prompts=prompts, test=prompts[:100])
     assert sets["validation"]
-    assert sets["test"]
+    assert len(sets["test"]) == 100
     assert_disjoint(sets["ppo"], sets["validation"], sets["test"])
     instructions = [row.instruction for row in sets["ppo"]]
     assert len(instructions) == len(set(instructions))
