@@ -15,7 +15,9 @@ from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.report import content as report
 from fgrlhf_jax.report import page as report_html
 from fgrlhf_jax.report import tables as report_tables
-from fgrlhf_jax.tiny_world import datasets as tiny_world
+from fgrlhf_jax.runtime.files import write_jsonl
+from fgrlhf_jax.tiny_world.datasets import make_instructions
+from fgrlhf_jax.tiny_world.judge import gold_score
 from launch.shared import cli
 
 SIZES = {"sft": 40, "feedback": 60, "ppo": 20, "validation": 20, "test": 30}
@@ -38,7 +40,7 @@ def assert_disjoint(*sets) -> None:
 
 
 def test_a_policy_of_another_template_is_not_measured(tmp_path):
-    records.write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
+    write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
     learned = {"fgrlhf": {"data": {"template": "plain"}}}
     (tmp_path / "config.json").write_text(json.dumps(learned))
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
@@ -55,7 +57,7 @@ def folder(tmp_path):
     tasks.make_data(config, tmp_path)
     prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
     for seed in range(2):
-        responses = tiny_world.instructions(2, "feedback", seed + 10)
+        responses = make_instructions(2, "feedback", seed + 10)
         samples = [
             {"instruction": prompt.instruction, "output": response.output}
             for prompt in prompts
@@ -79,9 +81,7 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
         assert all(isinstance(row, record) for part in parts for row in part)
         assert_disjoint(*parts)
     for row in records.read(str(feedback / "gold_test.jsonl")):
-        scores = [
-            tiny_world.gold(row.instruction, text) for text in (row.output_1, row.output_2)
-        ]
+        scores = [gold_score(row.instruction, text) for text in (row.output_1, row.output_2)]
         assert row.preference == (1 if scores[0] > scores[1] else 2)
     counts = json.loads((feedback / "counts.json").read_text())
     assert counts["imitate_train"] == counts["edits_train"] > 0
@@ -100,12 +100,12 @@ def write_runs(path, arms) -> None:
         (home / "answers" / f"{arm}.json").write_text(text)
         if arm in ARMS and ARMS[arm].reward:
             figures = {"validation/reward": 0.2, "validation/length": 5.0}
-            figures |= {"validation/unfinished": 0.0, "seconds": 2.0}
+            figures |= {"validation/unfinished": 0.0, "time/step": 2.0}
             rows = [
                 {"step": n, "validation/kl": 0.1 * n, "validation/score": 0.1 * n, **figures}
                 for n in range(4)
             ]
-            records.write_jsonl(home / arm / "metrics.jsonl", rows)
+            write_jsonl(home / arm / "metrics.jsonl", rows)
             (home / arm / "finished.json").write_text(json.dumps({"step": 2}))
 
 
@@ -159,7 +159,7 @@ def make_sets(tmp_path):
         """The sets of ``data/`` and ``feedback/`` that are made of files with these rows."""
         fields = {}
         for name, rows in files.items():
-            records.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+            write_jsonl(tmp_path / f"{name}.jsonl", rows)
             fields[f"files__{name}"] = str(tmp_path / f"{name}.jsonl")
         config = make_config("cad", **fields)
         tasks.make_data(config, tmp_path)
