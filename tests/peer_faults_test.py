@@ -133,8 +133,8 @@ def test_fault_5_score_on_the_first_padding_after_the_end():
             score_T, response_T, jnp.array(False), rule="replace", penalty=-3.0
         )
         assert np.flatnonzero(ended_T).tolist() == [last]
-        paid_T = reward.calibrate(
-            score_T[None], response_T[None], reward.Calibration(1.0, 0.5), level="sequence"
+        paid_T = reward.normalize_rewards(
+            score_T[None], response_T[None], reward.Normalization(1.0, 0.5), level="sequence"
         )[0]
         assert np.flatnonzero(paid_T).tolist() == [last]
         assert paid_T[last] == 2.0

@@ -127,7 +127,7 @@ def ppo(config: ConfigDict) -> Outline:
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
         scorer = reward_eval.make_model(cfg, loss, "after")
-        meta = reward_eval.Meta("after", {"loss": loss}, reward.Calibration(0.0, 1.0), {})
+        meta = reward_eval.Meta("after", {"loss": loss}, reward.Normalization(0.0, 1.0), {})
     critic = None
     if config.critic == "separate":
         critic = llama.TokenValueModel(scorer.cfg if scorer else cfg, "after")

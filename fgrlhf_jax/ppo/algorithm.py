@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
       logprob_BT, ref_logprob_BT: float32, of the sampled tokens under policy and reference, both
         scaled by the sampling temperature.
       value_BT: float32, the critic's value of the state before each token.
-      reward_BT: float32, calibrated rewards; 0 beyond the response.
+      reward_BT: float32, normalized rewards; 0 beyond the response.
     """
 
     tokens_BS: jax.Array
@@ -149,9 +149,9 @@ def score(
     micro: int,
     model: llama.TokenValueModel,
     level: str,
-    calibration: reward.Calibration,
+    normalization: reward.Normalization,
 ) -> tuple[jax.Array, jax.Array]:
-    """Raw and calibrated rewards float32[B, T] of the response tokens, by a reward model.
+    """Raw and normalized rewards float32[B, T] of the response tokens, by a reward model.
 
     The sampled ids themselves are scored; nothing is decoded and encoded again.
     """
@@ -161,7 +161,7 @@ def score(
         tokens_BS, mask_BS, response_BT = batch
         reward_BS = reward.score_tokens(params, tokens_BS, mask_BS, model=model, level=level)
         raw_BT = jnp.where(response_BT, reward_BS[:, -length:], 0.0)
-        return raw_BT, reward.calibrate(raw_BT, response_BT, calibration, level=level)
+        return raw_BT, reward.normalize_rewards(raw_BT, response_BT, normalization, level=level)
 
     found = jax.lax.map(rows, _micro_batches((tokens_BS, mask_BS, response_BT), micro))
     return jax.tree.map(lambda x: sharding.constrain(x.reshape(-1, length)), found)

@@ -86,7 +86,7 @@ def make(
     """``generate``, ``assess`` and ``learn`` for the shapes of ``config``; nothing is computed.
 
     generate: (policy, prompt_BP, mask_BP, key_B) -> Sampled
-    assess: (params, reference, reward model, Calibration, prompt_BP, mask_BP, Sampled)
+    assess: (params, reference, reward model, Normalization, prompt_BP, mask_BP, Sampled)
             -> Rollout, raw_BT
     learn: (state, Rollout, kl_coef, key) -> state, metrics
     """
@@ -136,7 +136,7 @@ def make(
     )
     models = {"policy": modules.policy, "critic": modules.critic, "temperature": temperature}
 
-    def assess(params, reference, scorer, calibration, prompt_BP, prompt_mask_BP, sampled):
+    def assess(params, reference, scorer, normalization, prompt_BP, prompt_mask_BP, sampled):
         tokens_BS, mask_BS, response_BT = ppo.join(prompt_BP, prompt_mask_BP, sampled)
         logprob_BT, ref_logprob_BT, value_BT = ppo.assess(
             params, reference, tokens_BS, mask_BS, micro=micro, length=T, **models
@@ -151,7 +151,7 @@ def make(
                 micro=micro,
                 model=modules.scorer,
                 level=modules.meta.level,
-                calibration=calibration,
+                normalization=normalization,
             )
         parts = (logprob_BT, ref_logprob_BT, value_BT, reward_BT)
         return ppo.Rollout(tokens_BS, mask_BS, response_BT, sampled.finished_B, *parts), raw_BT
@@ -186,12 +186,12 @@ def make(
 
     laid_out = functools.partial(jax.tree.map, lambda x: x.sharding)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    calibration = reward.Calibration(scalar, scalar)
+    normalization = reward.Normalization(scalar, scalar)
     return {
         "generate": Program(generate, (params["policy"], *prompt, keys)),
         "assess": Program(
             assess,
-            (params, reference, scorer, calibration, *prompt, sampled),
+            (params, reference, scorer, normalization, *prompt, sampled),
             out_shardings=rows,
         ),
         "learn": Program(

@@ -18,7 +18,7 @@ from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.runtime import multihost, sharding, user_function
 
-SAMPLE, SHUFFLE, EVALUATE, CALIBRATE = range(4)  # purposes of random keys
+SAMPLE, SHUFFLE, EVALUATE, NORMALIZE = range(4)  # purposes of random keys
 
 
 class Prompts(NamedTuple):
@@ -101,7 +101,7 @@ def roll_out(
     config: ConfigDict,
     models: Models,
     params: dict,
-    calibration: reward.Calibration,
+    normalization: reward.Normalization,
     some: Prompts,
     key: jax.Array,
 ) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]], float]:
@@ -127,7 +127,7 @@ def roll_out(
             params,
             models.reference,
             models.scorer,
-            reward.Calibration(*map(np.float32, calibration)),
+            reward.Normalization(*map(np.float32, normalization)),
             prompt_BP,
             mask_BP,
             sampled,
@@ -191,7 +191,7 @@ def watched(
     config: ConfigDict,
     models: Models,
     params: dict,
-    calibration: reward.Calibration,
+    normalization: reward.Normalization,
     some: Prompts,
     purpose: int,
 ):
@@ -204,36 +204,36 @@ def watched(
         batch = Prompts(*([part[r] for r in rows] for part in some))
         key = key_of(config.seed, purpose, start)
         rollout, raw_BT, _, texts, ids, _ = roll_out(
-            config, models, params, calibration, batch, key
+            config, models, params, normalization, batch, key
         )
         yield batch, rollout, raw_BT, texts, ids, min(B, count - start)
 
 
-def calibrate(
+def fit_normalization(
     config: ConfigDict, models: Models, params: dict, some: Prompts
-) -> reward.Calibration:
+) -> reward.Normalization:
     """What makes the reward model's rewards about one unit a response of this policy."""
     if (
         config.reward_normalization == "none"
         or models.modules.scorer is None
         or config.reward_function
     ):
-        return reward.Calibration(0.0, 1.0)
+        return reward.Normalization(0.0, 1.0)
     if config.reward_normalization == "reward_model":
-        return models.modules.meta.calibration
+        return models.modules.meta.normalization
     rewards = []
-    nothing = reward.Calibration(0.0, 1.0)
-    for _, _, raw_BT, _, ids, real in watched(config, models, params, nothing, some, CALIBRATE):
+    nothing = reward.Normalization(0.0, 1.0)
+    for _, _, raw_BT, _, ids, real in watched(config, models, params, nothing, some, NORMALIZE):
         pairs = zip(raw_BT[:real], ids[:real], strict=True)
         rewards += [raw_T[: len(one)] for raw_T, one in pairs]
-    return reward.fit_calibration(rewards, level=models.modules.meta.level)
+    return reward.fit_normalization(rewards, level=models.modules.meta.level)
 
 
 def evaluate(
     config: ConfigDict,
     models: Models,
     params: dict,
-    calibration: reward.Calibration,
+    normalization: reward.Normalization,
     some: Prompts,
     step: int,
 ) -> tuple[dict[str, float], list[dict]]:
@@ -241,7 +241,7 @@ def evaluate(
     found: dict[str, list] = {n: [] for n in ("reward", "kl", "length", "unfinished", "score")}
     samples = []
     for batch, rollout, _, texts, ids, real in watched(
-        config, models, params, calibration, some, EVALUATE
+        config, models, params, normalization, some, EVALUATE
     ):
         finished = np.asarray(sharding.to_host(rollout.finished_B))
         host = sharding.to_host(

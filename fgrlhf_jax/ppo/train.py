@@ -35,8 +35,8 @@ class Progress(NamedTuple):
     kl_coef: float
     best_step: int = 0
     best_value: float = -math.inf
-    calibration_mean: float = 0.0
-    calibration_std: float = 1.0
+    normalization_mean: float = 0.0
+    normalization_std: float = 1.0
     data: str = ""  # digest of all prompts: a resume on others would not be one
     frozen: list[int] | None = None  # fingerprints of reference and reward model, likewise
     exploded: float = 0.0  # the KL that stopped the run
@@ -134,9 +134,11 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             multihost.wait()
             models = rollouts.Models(modules, tokenizer, mesh, reference, scorer, compiled)
             if not start:
-                mean, std = rollouts.calibrate(config, models, state.params, sets["validation"])
+                mean, std = rollouts.fit_normalization(
+                    config, models, state.params, sets["validation"]
+                )
                 progress = progress._replace(
-                    calibration_mean=mean, calibration_std=std, frozen=frozen
+                    normalization_mean=mean, normalization_std=std, frozen=frozen
                 )
             progress = loop(
                 config, models, sets, state, progress, start, rates, checkpoints, folder
@@ -192,11 +194,13 @@ def loop(
         sharding.fingerprint(part)
     compiled = None
     first = True
-    calibration = reward.Calibration(progress.calibration_mean, progress.calibration_std)
+    normalization = reward.Normalization(
+        progress.normalization_mean, progress.normalization_std
+    )
 
     def watch(params, step: int) -> dict[str, float]:
         figures, samples = rollouts.evaluate(
-            config, models, params, calibration, sets["validation"], step
+            config, models, params, normalization, sets["validation"], step
         )
         if log.writes:
             with (
@@ -209,7 +213,7 @@ def loop(
     with contextlib.closing(log), run_dir.Interrupt() as interrupt:
         if not start:
             row = {"step": 0, **watch(state.params, 0)}
-            row |= {f"reward/normalization_{n}": v for n, v in calibration._asdict().items()}
+            row |= {f"reward/normalization_{n}": v for n, v in normalization._asdict().items()}
             check_finite(row, checkpoints)
             log.row(row)
             progress = progress._replace(best_value=watched_value(row))
@@ -221,7 +225,7 @@ def loop(
                 config,
                 models,
                 state.params,
-                calibration,
+                normalization,
                 some,
                 rollouts.key_of(config.seed, rollouts.SAMPLE, step),
             )

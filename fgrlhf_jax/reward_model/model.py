@@ -19,8 +19,8 @@ from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
 from fgrlhf_jax.runtime.optim import TrainState
 
 
-class Calibration(NamedTuple):
-    """What turns raw rewards into about one unit a response (METHOD: calibrated rewards for PPO).
+class Normalization(NamedTuple):
+    """What turns raw rewards into about one unit a response (normalized rewards, for PPO).
 
     Attributes:
       mean: of the scores (sequence level) or of all tokens' rewards (token level).
@@ -45,7 +45,7 @@ def token_values(params: dict, tokens_BS, mask_BS, *, model: TokenValueModel) ->
 def score_tokens(
     params: dict, tokens_BS, mask_BS, *, model: TokenValueModel, level: str
 ) -> jax.Array:
-    """The reward of every token, before calibration.
+    """The reward of every token, before normalization.
 
     Args:
       params: parameters of ``model``.
@@ -66,23 +66,25 @@ def score_tokens(
     return jnp.where(mask_BS, value_BS, 0.0)
 
 
-def calibrate(reward_BT, response_BT, calibration: Calibration, *, level: str) -> jax.Array:
-    """Calibrated rewards: (r - mean) / std on response tokens, for a sequence on its last one.
+def normalize_rewards(
+    reward_BT, response_BT, normalization: Normalization, *, level: str
+) -> jax.Array:
+    """Normalized rewards: (r - mean) / std on response tokens, for a sequence on its last one.
 
     Args:
       reward_BT: float32 from :func:`score_tokens`.
       response_BT: bool, True on response tokens, which end a row's real tokens.
-      calibration: from :func:`fit_calibration`.
+      normalization: from :func:`fit_normalization`.
       level: as for :func:`score_tokens`.
     """
     if level == "sequence":
         columns_1T = jnp.arange(response_BT.shape[1])[None]
         last_B1 = jnp.max(jnp.where(response_BT, columns_1T, -1), axis=1, keepdims=True)
         response_BT = columns_1T == last_B1
-    return jnp.where(response_BT, (reward_BT - calibration.mean) / calibration.std, 0.0)
+    return jnp.where(response_BT, (reward_BT - normalization.mean) / normalization.std, 0.0)
 
 
-def fit_calibration(rewards: list[np.ndarray], *, level: str) -> Calibration:
+def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization:
     """From the per-token values of responses, one float array [T] each (on the host).
 
     Sequence level: mean and standard deviation of the last values. Token level: the mean over all
@@ -95,7 +97,7 @@ def fit_calibration(rewards: list[np.ndarray], *, level: str) -> Calibration:
     else:
         mean = float(np.concatenate(rewards).mean(dtype=np.float64))
         totals = np.array([np.sum(r - mean, dtype=np.float64) for r in rewards])
-    return Calibration(mean, float(totals.std()) or 1.0)
+    return Normalization(mean, float(totals.std()) or 1.0)
 
 
 def pair_losses(

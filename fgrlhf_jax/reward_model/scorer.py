@@ -35,7 +35,7 @@ class Meta:
 
     head: str
     settings: dict  # loss, consistency_weight, center_weight
-    calibration: reward.Calibration
+    normalization: reward.Normalization
     data: dict
 
     @property
@@ -81,7 +81,12 @@ def save(folder: Path, scorer: Scorer) -> str:
         architecture = "LlamaForTokenClassification"
     else:
         architecture = "LlamaForSequenceClassification"
-    extra = dataclasses.asdict(scorer.meta) | {"calibration": scorer.meta.calibration._asdict()}
+    extra = {
+        "head": scorer.meta.head,
+        "settings": scorer.meta.settings,
+        "calibration": scorer.meta.normalization._asdict(),
+        "data": scorer.meta.data,
+    }
     return hf_load.save(
         folder,
         scorer.params,
@@ -113,7 +118,7 @@ def read_model(path: str, how: dict) -> tuple[llama.TokenValueModel, Meta]:
         meta = Meta(
             head=extra["head"],
             settings=extra["settings"],
-            calibration=reward.Calibration(**extra["calibration"]),
+            normalization=reward.Normalization(**extra["calibration"]),
             data=extra["data"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -246,7 +251,7 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
     for kind, group in pairs.items():
         loss, scored = predict(scorer.params, group)
         result[kind] = pair_metrics.pair_table(
-            scored, level=meta.level, edits=kind == "edits", center=meta.calibration.mean
+            scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
         )
         result[kind]["loss"] = loss
         values, labels = [], []
@@ -262,9 +267,9 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
     return result
 
 
-def fit_calibration(
+def fit_normalization(
     predict: Predictor, params, pairs: dict[str, list], level: str, limit: int
-) -> reward.Calibration:
+) -> reward.Normalization:
     """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
 
     These are the originals of edits and both sides of preferences: samples of the policy that the
@@ -278,4 +283,4 @@ def fit_calibration(
         _, scored = predict(params, some)
         values += [one.value_j for one in scored]
         values += [one.value_i for one in scored] if kind == "preferences" else []
-    return reward.fit_calibration(values, level=level)
+    return reward.fit_normalization(values, level=level)

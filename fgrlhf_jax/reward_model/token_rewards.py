@@ -105,8 +105,8 @@ def score_rows(
         tokens, real = sharding.put_batch((tokens_BS, real_BS), scorer.mesh)
         reward_BS = sharding.to_host(scorer.score_tokens(tokens, real))
         if calibrated:
-            reward_BS = reward.calibrate(
-                reward_BS, response_BS, scorer.meta.calibration, level=scorer.meta.level
+            reward_BS = reward.normalize_rewards(
+                reward_BS, response_BS, scorer.meta.normalization, level=scorer.meta.level
             )
         reward_BS = np.asarray(reward_BS, np.float64)
         for b, (number, side, prompt_length, ids) in enumerate(chunk):

@@ -71,14 +71,14 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         figures=lambda params: predict.figures(params, pairs["validation"]),
     )
     # On the validation set: the rejected responses of training pairs have been learned by heart.
-    calibration = reward_eval.fit_calibration(
+    normalization = reward_eval.fit_normalization(
         predict,
         params,
         pairs["validation"],
         reward.level_of(config.loss),
         config.normalization_pairs,
     )
-    meta = reward_eval.Meta(config.model.head, settings, calibration, data)
+    meta = reward_eval.Meta(config.model.head, settings, normalization, data)
     scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
     result = {
         name: reward_eval.tables(predict, scorer, pairs[name], rows)

@@ -74,7 +74,7 @@ def reward_model(tokenizer, tmp_path_factory) -> Path:
     meta = reward_eval.Meta(
         "after",
         {"loss": "token_edit", "consistency_weight": 0.0, "center_weight": 0.3},
-        reward.Calibration(0.0, 1.0),
+        reward.Normalization(0.0, 1.0),
         {
             "template": "plain",
             "max_length": 128,

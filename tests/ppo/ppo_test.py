@@ -69,7 +69,7 @@ def rollout(critic: bool = True):
         micro=4,
         model=CRITIC,
         level="token",
-        calibration=reward.Calibration(0.1, 2.0),
+        normalization=reward.Normalization(0.1, 2.0),
     )
     return ppo.Rollout(tokens, mask, response, out.finished_B, *found, paid), raw, out
 

@@ -33,7 +33,7 @@ TEXTS = [
 ]
 # Letters that the tokenizer never saw together, so a token each: wider than the first bucket.
 ROWS.append(Instruction("Count.", "", "QXZ" * 22))
-CALIBRATION = reward.Calibration(mean=0.3, std=2.0)
+NORMALIZATION = reward.Normalization(mean=0.3, std=2.0)
 LIMITS = {"batch_size": 4, "max_length": 96}
 
 
@@ -64,7 +64,7 @@ def scorer(loss="token_edit", head="after", devices=1, template="plain", append_
             tiny_cases.parameters(model), sharding.shardings(tiny_cases.parameters(model), mesh)
         ),
         tokenizer(),
-        reward_eval.Meta(head, {"loss": loss}, CALIBRATION, data),
+        reward_eval.Meta(head, {"loss": loss}, NORMALIZATION, data),
         mesh,
     )
 

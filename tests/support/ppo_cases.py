@@ -25,7 +25,7 @@ DEFAULT = "configs/ppo.py:tiny,token"
 TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
 POLICY = llama.CausalLM(CFG)
-CALIBRATION = reward.Calibration(0.1, 2.0)
+NORMALIZATION = reward.Normalization(0.1, 2.0)
 DATA = {
     "template": "plain",
     "max_length": 48,
@@ -61,7 +61,7 @@ def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 
     """What a finished launch.train_rm leaves for launch.ppo."""
     model = reward_eval.make_model(CFG, loss, "after")
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
-    meta = reward_eval.Meta("after", settings, CALIBRATION, DATA)
+    meta = reward_eval.Meta("after", settings, NORMALIZATION, DATA)
     mesh = sharding.make_mesh("1,-1,1")
     params = tiny_cases.parameters(model, seed)
     scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)

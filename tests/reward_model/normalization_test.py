@@ -1,4 +1,4 @@
-"""Calibrated rewards: by hand, and what they promise."""
+"""Normalized rewards: by hand, and what they promise."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import tiny_cases
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.reward_model.model import Calibration
+from fgrlhf_jax.reward_model.model import Normalization
 
 
 def scored(value_i, value_j):
@@ -15,26 +15,30 @@ def scored(value_i, value_j):
     return pair_metrics.Scored(value_i, value_i > 0, value_j, value_j > 0)
 
 
-def test_calibration_by_hand():
+def test_normalization_by_hand():
     rewards = [np.array([1.0, 2.0, 3.0]), np.array([5.0])]
     # Mean 11/4; centred sums 6 - 33/4 and 5 - 11/4, that is -9/4 and 9/4.
-    assert reward.fit_calibration(rewards, level="token") == Calibration(2.75, 2.25)
-    assert reward.fit_calibration(rewards, level="sequence") == Calibration(4.0, 1.0)
-    assert reward.fit_calibration(rewards[:1], level="token") == Calibration(2.0, 1.0)
-    assert reward.fit_calibration(rewards[:1], level="sequence") == Calibration(3.0, 1.0)
+    assert reward.fit_normalization(rewards, level="token") == Normalization(2.75, 2.25)
+    assert reward.fit_normalization(rewards, level="sequence") == Normalization(4.0, 1.0)
+    assert reward.fit_normalization(rewards[:1], level="token") == Normalization(2.0, 1.0)
+    assert reward.fit_normalization(rewards[:1], level="sequence") == Normalization(3.0, 1.0)
 
     reward_BT = np.array([[9, 1, 2, 3, 9], [9, 9, 5, 9, 9]], np.float32)
     response_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    token = reward.calibrate(reward_BT, response_BT, Calibration(2.75, 2.25), level="token")
+    token = reward.normalize_rewards(
+        reward_BT, response_BT, Normalization(2.75, 2.25), level="token"
+    )
     want = [[0, -1.75 / 2.25, -0.75 / 2.25, 0.25 / 2.25, 0], [0, 0, 1, 0, 0]]
     np.testing.assert_allclose(token, want, rtol=1e-6)
-    last = reward.calibrate(reward_BT, response_BT, Calibration(4.0, 2.0), level="sequence")
+    last = reward.normalize_rewards(
+        reward_BT, response_BT, Normalization(4.0, 2.0), level="sequence"
+    )
     np.testing.assert_allclose(last, [[0, 0, 0, -0.5, 0], [0, 0, 0.5, 0, 0]])
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_calibrated_responses_pay_one_unit(level, side):
+def test_normalized_responses_pay_one_unit(level, side):
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 12, 60)
     rewards = [(0.4 + 3 * rng.standard_normal(n)).astype(np.float32) for n in lengths]
@@ -42,28 +46,30 @@ def test_calibrated_responses_pay_one_unit(level, side):
     reward_BT = np.zeros(response_BT.shape, np.float32)
     for b, row in enumerate(rewards):
         reward_BT[b, response_BT[b]] = row
-    calibration = reward.fit_calibration(rewards, level=level)
-    got = np.asarray(reward.calibrate(reward_BT, response_BT, calibration, level=level))
+    normalization = reward.fit_normalization(rewards, level=level)
+    got = np.asarray(
+        reward.normalize_rewards(reward_BT, response_BT, normalization, level=level)
+    )
     assert not got[~response_BT].any()
     sums = got.sum(axis=1, dtype=np.float64)
     assert sums.std() == pytest.approx(1, abs=1e-5)
     assert sums.mean() == pytest.approx(0, abs=1e-5)
     if level == "token":
         assert got[response_BT].mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)
-        ratio = got[response_BT] / (np.concatenate(rewards) - calibration.mean)
-        np.testing.assert_allclose(ratio, 1 / calibration.std, rtol=1e-3)
+        ratio = got[response_BT] / (np.concatenate(rewards) - normalization.mean)
+        np.testing.assert_allclose(ratio, 1 / normalization.std, rtol=1e-3)
     else:
         assert (np.count_nonzero(got, axis=1) == 1).all()  # at the last token, and only there
 
 
-def test_calibration_reads_the_responses_that_nobody_edited():
+def test_normalization_reads_the_responses_that_nobody_edited():
     edits = [scored([9.0], [float(n)]) for n in range(6)]
     preferences = [scored([20.0 + n], [30.0 + n]) for n in range(2)]
     pairs = {"edits": edits, "preferences": preferences}
 
     def found(limit):
         predict = lambda params, group: (0.0, group)  # noqa: E731
-        return reward_eval.fit_calibration(predict, None, pairs, "sequence", limit)
+        return reward_eval.fit_normalization(predict, None, pairs, "sequence", limit)
 
     def of(*values):
         return pytest.approx((np.mean(values), np.std(values)))

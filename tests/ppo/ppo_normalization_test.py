@@ -1,4 +1,4 @@
-"""Calibration of the rewards of PPO, and what a run remembers of the models it started with."""
+"""Normalization of the rewards of PPO, and what a run remembers of the models it started with."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monkeypatch):
     """Watched on the very samples that calibrated it, the reward has mean 0; its deviation is 1."""
     totals = []
-    fit = reward.fit_calibration
+    fit = reward.fit_normalization
 
     def recorded(rewards, *, level):
         found = fit(rewards, level=level)
@@ -31,8 +31,8 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monk
         totals.append(np.array(sums, np.float64) / found.std)
         return found
 
-    monkeypatch.setattr(rollouts, "CALIBRATE", rollouts.EVALUATE)
-    monkeypatch.setattr(reward, "fit_calibration", recorded)
+    monkeypatch.setattr(rollouts, "NORMALIZE", rollouts.EVALUATE)
+    monkeypatch.setattr(reward, "fit_normalization", recorded)
     changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
     first, step = rows(run(**changes))
     (total,) = totals
@@ -47,7 +47,7 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monk
 @pytest.mark.parametrize(
     ("reward_normalization", "mean", "std"), [("reward_model", 0.1, 2.0), ("none", 0.0, 1.0)]
 )
-def test_the_calibration_of_the_reward_model_or_none(run, reward_normalization, mean, std):
+def test_the_normalization_of_the_reward_model_or_none(run, reward_normalization, mean, std):
     first, step = rows(run(reward_normalization=reward_normalization, steps=1))
     assert (first["reward/normalization_mean"], first["reward/normalization_std"]) == (
         mean,
