@@ -1,4 +1,4 @@
-r"""What is in files of records, and the same rows as another kind.
+r"""Shows what is in files of records, or converts them to another kind.
 
 python -m launch.data --config.input=FILE|ID[,…] [--config.samples=3] [--config.tokenizer=FOLDER]
                       [--config.output=FILE.json]
@@ -13,8 +13,10 @@ tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedde
 import dataclasses
 import os
 
-from fgrlhf_jax.data import convert as conversions
-from fgrlhf_jax.data import describe, records
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.convert import SIDES, TARGETS, compared_predictions, convert_records
+from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
+from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
@@ -22,10 +24,10 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import cli
 
 CHOICES = {
-    "to": ("", *conversions.TARGETS),
-    "side": conversions.SIDES,
+    "to": ("", *TARGETS),
+    "side": SIDES,
     "invalid": ("stop", "drop"),
-    "template": ("alpaca", "chat", "plain"),
+    "template": TEMPLATES,
 }
 AT_LEAST = {
     **dict.fromkeys(("samples", "seed", "limit"), 0),
@@ -50,32 +52,35 @@ def main(config) -> None:
 
 
 def show(config) -> None:
-    """The figures of every file, and samples."""
+    """Prints the statistics of every file, and samples."""
     if config.output.endswith(".jsonl"):
         raise InputError(
             f"output={config.output}: say which rows, --config.to=…, or give a .json"
         )
     output = cli.check_output(config.output, (".json",))
     files, invalid = read(config) if config.input else (embedded(config.seed), {})
-    ruler = None
+    limits = None
     if config.tokenizer:
-        limits = config.max_length, config.max_prompt_length
-        tokenizer = hf_load.load_tokenizer(config.tokenizer)
-        ruler = describe.Ruler(tokenizer, config.template, *limits)
-    found = describe.figures(
-        files, invalid=invalid, ruler=ruler, samples=config.samples, seed=config.seed
+        limits = TokenLimits(
+            hf_load.load_tokenizer(config.tokenizer),
+            config.template,
+            config.max_length,
+            config.max_prompt_length,
+        )
+    statistics = describe_files(
+        files, invalid=invalid, limits=limits, samples=config.samples, seed=config.seed
     )
-    print(describe.table(found))
-    for one in found["files"]:
-        for sample in one["samples"]:
-            print(f"\n-- row {sample['row']} of {one['file']}")
-            print(describe.sample_text(sample["fields"]))
+    print(format_table(statistics))
+    for file in statistics["files"]:
+        for sample in file["samples"]:
+            print(f"\n-- row {sample['row']} of {file['file']}")
+            print(format_fields(sample["fields"]))
     if config.output:
-        write_json(output, found)
+        write_json(output, statistics)
 
 
 def convert(config) -> None:
-    """The rows of all files as one kind."""
+    """Writes the rows of all files as one kind."""
     for name, example in (("input", "FILE"), ("output", "FILE.jsonl")):
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
@@ -84,39 +89,37 @@ def convert(config) -> None:
     rows = [pair for pairs in files.values() for pair in pairs]
     counts = {"invalid": sum(map(len, invalid.values()))}
     if config.predictions:
-        rows, compared = conversions.compared_predictions(rows, config.seed)
+        rows, compared = compared_predictions(rows, config.seed)
         counts |= compared
     options = {name: config[name] for name in ("side", "distinct", "generator", "seed")}
-    made, kept = conversions.convert(rows, config.to, **options)
-    counts |= kept
+    converted, left_out = convert_records(rows, config.to, **options)
+    counts |= left_out
     if output.suffix == ".json":
-        write_json(output, made)
+        write_json(output, converted)
     else:
-        write_jsonl(output, made)
-    print(f"{len(made)} rows in {output}")
-    for name, why in LEFT_OUT.items():
+        write_jsonl(output, converted)
+    print(f"{len(converted)} rows in {output}")
+    for name, reason in LEFT_OUT.items():
         if counts.get(name):
-            print(f"left out: {counts[name]} {why}")
+            print(f"left out: {counts[name]} {reason}")
 
 
 def read(config) -> tuple[dict, dict]:
-    """Records with their rows by file, and complaints about rows by file."""
-    whole = os.path.exists(config.input)
-    sources = [config.input] if whole else [s.strip() for s in config.input.split(",")]
+    """Records with their rows by file, and messages about wrong rows by file."""
     files, invalid = {}, {}
-    for source in sources:
-        both = os.path.exists(source) and os.path.exists(config.output)
-        if both and os.path.samefile(source, config.output):
+    for source in records.sources(config.input):
+        exist = os.path.exists(source) and os.path.exists(config.output)
+        if exist and os.path.samefile(source, config.output):
             raise InputError(f"output={config.output}: is what is read; give another file")
-        complaints = [] if config.invalid == "drop" else None
-        pairs = records.read_with_rows(source, prompts=True, refused=complaints)
+        messages = [] if config.invalid == "drop" else None
+        pairs = records.read_with_rows(source, prompts=True, refused=messages)
         files[source] = pairs[: config.limit or None]
-        invalid[source] = complaints or []
+        invalid[source] = messages or []
     return files, invalid
 
 
 def embedded(seed: int) -> dict:
-    """The embedded world's sets."""
+    """The data of the embedded world by the names of its sets."""
     edits, preferences = make_feedback(EMBEDDED_ROWS, seed)
     sets = {name: make_instructions(EMBEDDED_ROWS, name, seed) for name in ("sft", "ppo")}
     sets |= {"edits": edits, "preferences": preferences}

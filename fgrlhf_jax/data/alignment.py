@@ -1,4 +1,4 @@
-"""Which tokens an edit changed: a minimal edit script on token ids, on the host.
+"""Which tokens an edit changed, by a minimal edit script on token ids.
 
 Section 2.2 of the paper splits a response's tokens into U1 (changed by the edit) and U0 (the
 rest). There the split compares position t with position t, which makes everything after one
@@ -21,10 +21,11 @@ METHODS = ("levenshtein", "positional")
 class Alignment(NamedTuple):
     """The edit of a pair, i = edited and j = original, with Ti and Tj response tokens.
 
-    changed_i: bool[Ti], U1 of the edited side.
-    changed_j: bool[Tj], U1 of the original side.
-    partner_i: int32[Ti], the column in j of the equal token matched with column t of i; -1
-    where changed.
+    Attributes:
+      changed_i: bool[Ti], U1 of the edited side.
+      changed_j: bool[Tj], U1 of the original side.
+      partner_i: int32[Ti], the column in j of the equal token matched with column t of i; -1
+        where changed.
     """
 
     changed_i: np.ndarray
@@ -37,9 +38,12 @@ def align(
 ) -> Alignment:
     """Aligns two token sequences of any lengths, zero included; deterministic.
 
-    method: "levenshtein" (minimal edit script) or "positional" (the paper's letter: token t is
-    unchanged if and only if both sides hold the same id at position t). Raises InputError for
-    any other method.
+    Args:
+      method: "levenshtein" (minimal edit script) or "positional" (the paper's letter: token t is
+        unchanged if and only if both sides hold the same id at position t).
+
+    Raises:
+      InputError: for any other method.
     """
     edited, original = [int(x) for x in edited_ids], [int(x) for x in original_ids]
     if method == "levenshtein":

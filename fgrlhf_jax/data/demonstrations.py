@@ -1,6 +1,6 @@
-"""Instructions to token sequences: demonstrations to imitate, and prompts to answer.
+"""Demonstrations to imitate: records to token ids, and ids to padded batches.
 
-Masks come from lengths, as in batches.py. B rows, S columns, P columns of a prompt.
+Masks come from lengths, as in ``pairs``. B rows, S columns.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demonstration:
-    """A prompt and its demonstration: int32[S], of which the first ``prompt_length`` are prompt."""
+    """A prompt and its response: int32[S], of which the first ``prompt_length`` are prompt."""
 
     tokens: np.ndarray
     prompt_length: int
@@ -35,17 +35,23 @@ def encode_demonstrations(
     overlong: str = "truncate",
     append_eos: bool = True,
 ) -> tuple[list[Demonstration], dict[str, int]]:
-    """Examples of the usable records, in order, and what became of the rest.
+    """Demonstrations of the usable records, in their order, and counts of what was left out.
 
-    "drop" leaves out a row whose prompt is longer than max_prompt_length or that is longer than
-    max_length as a whole; "truncate" shortens the prompt's input and cuts the response's tail, its
-    EOS with it. A row whose output is empty is left out. Raises InputError for other records,
-    settings that leave no room, and when nothing is left.
+    A row whose output is empty is left out.
+
+    Args:
+      max_length: tokens of prompt and response.
+      overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
+        (:func:`encode_prompt`) and cuts the responses' tails, their EOS with them.
+
+    Raises:
+      InputError: for records that are no instructions, limits that leave no room for a response,
+        and when nothing is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
     names = ("kept", "dropped_empty", "dropped_overlong", "truncated")
     counts = {"rows": len(records), **dict.fromkeys(names, 0)}
-    examples = []
+    demonstrations = []
     for row, record in enumerate(records):
         if not isinstance(record, Instruction):
             raise InputError(
@@ -54,47 +60,53 @@ def encode_demonstrations(
         if not record.output.strip():
             counts["dropped_empty"] += 1
             continue
-        prompt, cut = encode_prompt(
+        prompt, truncated = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
         response = encode_response(tokenizer, record.output, append_eos)
         room = max_length - len(prompt)
-        if cut or len(response) > room:
+        if truncated or len(response) > room:
             if overlong == "drop":
                 counts["dropped_overlong"] += 1
                 continue
             counts["truncated"] += 1
-        examples.append(
+        demonstrations.append(
             Demonstration(np.array(prompt + response[:room], np.int32), len(prompt))
         )
-    counts["kept"] = len(examples)
-    if not examples:
+    counts["kept"] = len(demonstrations)
+    if not demonstrations:
         raise InputError(
             f"no demonstration is left of {len(records)}: {counts['dropped_empty']} have an empty "
             f"output, the others are longer than max_length {max_length} or max_prompt_length "
             f"{max_prompt_length}; raise these, or set overlong='truncate'."
         )
-    return examples, counts
+    return demonstrations, counts
 
 
 def pad_demonstrations(
-    examples: Sequence[Demonstration], bucket: int, batch_size: int | None = None
+    demonstrations: Sequence[Demonstration], bucket: int, batch_size: int | None = None
 ) -> dict[str, np.ndarray]:
-    """One batch, padded on the right to `bucket` columns.
+    """One batch, padded on the right to ``bucket`` columns.
 
-    tokens_BS int32; mask_BS bool, real tokens; response_BS bool, the tokens to imitate; weight_B
-    float32, 1. Rows asked for beyond the examples repeat the last one with weight 0.
+    Args:
+      batch_size: rows; beyond the demonstrations the last one is repeated with weight 0.
+
+    Returns:
+      tokens_BS int32; mask_BS bool, real tokens; response_BS bool, the tokens to imitate; weight_B
+      float32, 1 or 0.
     """
-    size = len(examples) if batch_size is None else batch_size
+    size = len(demonstrations) if batch_size is None else batch_size
     batch = {
         "tokens_BS": np.zeros((size, bucket), np.int32),
         "mask_BS": np.zeros((size, bucket), bool),
         "response_BS": np.zeros((size, bucket), bool),
-        "weight_B": (np.arange(size) < len(examples)).astype(np.float32),
+        "weight_B": (np.arange(size) < len(demonstrations)).astype(np.float32),
     }
-    for b, example in enumerate([*examples, *[examples[-1]] * (size - len(examples))]):
-        end = len(example.tokens)
-        batch["tokens_BS"][b, :end] = example.tokens
+    for b, row in enumerate(
+        [*demonstrations, *[demonstrations[-1]] * (size - len(demonstrations))]
+    ):
+        end = len(row.tokens)
+        batch["tokens_BS"][b, :end] = row.tokens
         batch["mask_BS"][b, :end] = True
-        batch["response_BS"][b, example.prompt_length : end] = True
+        batch["response_BS"][b, row.prompt_length : end] = True
     return batch

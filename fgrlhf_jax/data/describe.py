@@ -1,7 +1,7 @@
-"""What is in files of records: counts, lengths, repetitions, and prompts that files share.
+"""Statistics of files of records: counts, lengths, repetitions, and prompts that files share.
 
-Figures are a dict for JSON; `table` shows them in a terminal. Two prompts are one when they differ
-in spacing only, or in how much of them is called input.
+They are a dict for JSON; :func:`format_table` shows them in a terminal. Two prompts are the same
+when they differ in spacing only, or in how much of them is called input.
 """
 
 import random
@@ -13,16 +13,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data.convert import KINDS, Read, better_and_worse, kind, plain, responses
-from fgrlhf_jax.data.records import Edit, Preference, Record
+from fgrlhf_jax.data.convert import json_fields
+from fgrlhf_jax.data.records import (
+    KINDS,
+    Edit,
+    Preference,
+    Record,
+    RecordAndRow,
+    better_and_worse,
+    kind_of,
+    responses_of,
+)
 from fgrlhf_jax.data.templates import encode_prompt, encode_response, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Ruler(NamedTuple):
-    """What measures tokens: the limits are those of launch.sft, train_rm and ppo."""
+class TokenLimits(NamedTuple):
+    """How tokens are counted, and the limits that launch.sft, train_rm and ppo will set."""
 
     tokenizer: "PreTrainedTokenizerFast"
     template: str
@@ -31,81 +40,87 @@ class Ruler(NamedTuple):
 
 
 def prompt_key(record: Record) -> str:
-    """The same for two records with the same prompt."""
+    """The same string for two records with the same prompt."""
     return " ".join(plain_text(record.instruction, record.input).split())
 
 
-def figures(
-    files: Mapping[str, Sequence[Read]],
+def describe_files(
+    files: Mapping[str, Sequence[RecordAndRow]],
     *,
     invalid: Mapping[str, Sequence[str]] | None = None,
-    ruler: Ruler | None = None,
+    limits: TokenLimits | None = None,
     samples: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{"files": [figures of one file, …], "shared_prompts": [{"files", "prompts"}, …]}.
+    """{"files": [statistics of one file, …], "shared_prompts": [{"files", "prompts"}, …]}.
 
-    files: name -> its records with their rows. invalid: name -> the complaints about rows that
-    could not be read. samples: rows a file to copy in full, drawn by `seed`.
+    Args:
+      files: name -> its records with their rows.
+      invalid: name -> the messages about rows that could not be read.
+      samples: rows of each file to copy in full, drawn by ``seed``.
     """
-    found = []
-    for name, read in files.items():
-        one = {"file": name, **file_figures([record for record, _ in read], ruler)}
-        complaints = (invalid or {}).get(name, ())
-        if complaints:
-            one["invalid"] = {"rows": len(complaints), "first": complaints[0]}
-        drawn = random.Random(seed).sample(range(len(read)), min(samples, len(read)))
-        one["samples"] = [{"row": n + 1, "fields": plain(read[n][1])} for n in sorted(drawn)]
-        found.append(one)
-    keys = {name: {prompt_key(record) for record, _ in read} for name, read in files.items()}
+    described = []
+    for name, rows in files.items():
+        statistics = {"file": name, **describe_records([record for record, _ in rows], limits)}
+        messages = (invalid or {}).get(name, ())
+        if messages:
+            statistics["invalid"] = {"rows": len(messages), "first": messages[0]}
+        drawn = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
+        statistics["samples"] = [
+            {"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn
+        ]
+        described.append(statistics)
+    keys = {name: {prompt_key(record) for record, _ in rows} for name, rows in files.items()}
     shared = [
         {"files": [a, b], "prompts": len(keys[a] & keys[b])} for a, b in combinations(files, 2)
     ]
-    return {"files": found, "shared_prompts": shared}
+    return {"files": described, "shared_prompts": shared}
 
 
-def file_figures(records: Sequence[Record], ruler: Ruler | None = None) -> dict[str, Any]:
-    """The figures of one file's records."""
-    kinds = Counter(kind(record) for record in records)
-    bodies = {(kind(r), r.instruction, r.input, *_said(r)) for r in records}
+def describe_records(
+    records: Sequence[Record], limits: TokenLimits | None = None
+) -> dict[str, Any]:
+    """The statistics of one file's records."""
+    kinds = Counter(map(kind_of, records))
     texts: dict[str, list[str]] = {}
     for record in records:
         prompt = {"prompt": plain_text(record.instruction, record.input)}
-        for name, text in (prompt | responses(record)).items():
+        for name, text in (prompt | responses_of(record)).items():
             texts.setdefault(name, []).append(text)
-    found = {
+    spans = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]
+    statistics = {
         "rows": len(records),
         "kinds": {name: kinds[name] for name in KINDS},
         "distinct_prompts": len({prompt_key(record) for record in records}),
         "with_input": sum(bool(record.input.strip()) for record in records),
-        "duplicates": len(records) - len(bodies),
-        "error_spans": _spans(records),
-        "words": {name: spread([len(t.split()) for t in said]) for name, said in texts.items()},
+        "duplicates": len(records) - len(set(map(_content, records))),
+        "error_spans": {"rows": len(spans), "spans": sum(spans)},
+        "words": {
+            name: length_quantiles([len(text.split()) for text in column])
+            for name, column in texts.items()
+        },
     }
     if kinds["preferences"]:
-        found["preferred"] = _positions([r for r in records if isinstance(r, Preference)])
-    if ruler:
-        found["tokens"] = _tokens(records, ruler)
-    return found
+        statistics["preferred"] = _preferred([r for r in records if isinstance(r, Preference)])
+    if limits:
+        statistics["tokens"] = _tokens(records, limits)
+    return statistics
 
 
-def spread(lengths: Sequence[int]) -> dict[str, int]:
-    """Median, 90th centile and maximum: lengths that occur."""
-    at = np.quantile(lengths, (0.5, 0.9, 1.0), method="inverted_cdf")
-    return dict(zip(("median", "p90", "max"), map(int, at), strict=True))
+def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Median, 90th centile and maximum, each a length that occurs."""
+    values = np.quantile(lengths, (0.5, 0.9, 1.0), method="inverted_cdf")
+    return dict(zip(("median", "p90", "max"), map(int, values), strict=True))
 
 
-def _said(record: Record) -> tuple:
-    preference = (record.preference,) if isinstance(record, Preference) else ()
-    return (*responses(record).values(), *preference)
+def _content(record: Record) -> tuple:
+    """Everything but the id and the spans."""
+    preference = record.preference if isinstance(record, Preference) else 0
+    responses = responses_of(record).values()
+    return kind_of(record), record.instruction, record.input, *responses, preference
 
 
-def _spans(records: Sequence[Record]) -> dict[str, int]:
-    marked = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]
-    return {"rows": len(marked), "spans": sum(marked)}
-
-
-def _positions(pairs: Sequence[Preference]) -> dict[str, float]:
+def _preferred(pairs: Sequence[Preference]) -> dict[str, float]:
     """Shares of pairs whose first, and whose longer, response is preferred (in words, ties ½)."""
     lengths = [[len(text.split()) for text in better_and_worse(pair)] for pair in pairs]
     longer = [0.5 * (1 + np.sign(better - worse)) for better, worse in lengths]
@@ -115,66 +130,66 @@ def _positions(pairs: Sequence[Preference]) -> dict[str, float]:
     }
 
 
-def _tokens(records: Sequence[Record], ruler: Ruler) -> dict[str, Any]:
+def _tokens(records: Sequence[Record], limits: TokenLimits) -> dict[str, Any]:
     """Lengths in tokens, and the rows that are too long for the limits; an EOS ends a response."""
+    tokenizer, template, max_length, max_prompt_length = limits
     lengths: dict[str, list[int]] = {}
     overlong = overlong_prompts = 0
     for record in records:
-        prompt, _ = encode_prompt(
-            ruler.tokenizer, ruler.template, record.instruction, record.input, None
-        )
-        said = {
-            name: len(encode_response(ruler.tokenizer, text, append_eos=True))
-            for name, text in responses(record).items()
-        }
-        for name, length in {"prompt": len(prompt), **said}.items():
+        prompt, _ = encode_prompt(tokenizer, template, record.instruction, record.input, None)
+        row = {"prompt": len(prompt)}
+        for name, text in responses_of(record).items():
+            row[name] = len(encode_response(tokenizer, text, append_eos=True))
+        for name, length in row.items():
             lengths.setdefault(name, []).append(length)
-        overlong += len(prompt) + max(said.values(), default=0) > ruler.max_length
-        overlong_prompts += len(prompt) > ruler.max_prompt_length
+        longest = max((row[name] for name in row if name != "prompt"), default=0)
+        overlong += len(prompt) + longest > max_length
+        overlong_prompts += len(prompt) > max_prompt_length
     return {
-        "template": ruler.template,
-        "lengths": {name: spread(counted) for name, counted in lengths.items()},
-        "max_length": ruler.max_length,
+        "template": template,
+        "lengths": {name: length_quantiles(column) for name, column in lengths.items()},
+        "max_length": max_length,
         "rows_over_max_length": overlong,
-        "max_prompt_length": ruler.max_prompt_length,
+        "max_prompt_length": max_prompt_length,
         "prompts_over_max_prompt_length": overlong_prompts,
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """The figures as text, without the samples."""
-    return "\n".join(_lines(found))
+def format_table(statistics: Mapping[str, Any]) -> str:
+    """The statistics of :func:`describe_files` as text, without the samples."""
+    return "\n".join(_table_lines(statistics))
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+def _table_lines(statistics: Mapping[str, Any]) -> Iterator[str]:
     heads = ("rows", *KINDS, "distinct prompts", "with input", "duplicates")
-    yield "".join(f"{head:>{max(7, len(head)) + 2}}" for head in heads) + "  file"
-    for one in found["files"]:
+    widths = {head: max(7, len(head)) + 2 for head in heads}
+    yield "".join(f"{head:>{widths[head]}}" for head in heads) + "  file"
+    for file in statistics["files"]:
         counts = {
-            name.replace("_", " "): value for name, value in {**one, **one["kinds"]}.items()
+            name.replace("_", " "): count for name, count in (file | file["kinds"]).items()
         }
-        cells = (f"{counts[head]:>{max(7, len(head)) + 2},}" for head in heads)
-        yield "".join(cells) + f"  {one['file']}"
-    for one in found["files"]:
+        cells = "".join(f"{counts[head]:>{widths[head]},}" for head in heads)
+        yield f"{cells}  {file['file']}"
+    for file in statistics["files"]:
         yield ""
-        yield from _file_lines(one)
-    shared = [pair for pair in found["shared_prompts"] if pair["prompts"]]
-    if found["shared_prompts"]:
+        yield from _file_lines(file)
+    shared = [pair for pair in statistics["shared_prompts"] if pair["prompts"]]
+    if statistics["shared_prompts"]:
         yield ""
         yield "prompts in two files:" if shared else "No prompt is in two files."
     for pair in shared:
         yield f"{pair['prompts']:>9}  {pair['files'][0]}  and  {pair['files'][1]}"
 
 
-def _file_lines(one: Mapping[str, Any]) -> Iterator[str]:
-    tokens = one.get("tokens")
-    unit = ("words", *(("tokens",) if tokens else ()))
-    head = "".join(f"{f'{u}: median':>15}{'90 %':>7}{'max':>8}" for u in unit)
-    yield f"{'':<12}{head}  {one['file']}"
-    for name, words in one["words"].items():
-        both = (words, *((tokens["lengths"][name],) if tokens else ()))
+def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
+    tokens = file.get("tokens")
+    units = {"words": file["words"]} | ({"tokens": tokens["lengths"]} if tokens else {})
+    heads = "".join(f"{f'{unit}: median':>15}{'90 %':>7}{'max':>8}" for unit in units)
+    yield f"{'':<12}{heads}  {file['file']}"
+    for name in file["words"]:
         yield f"{name:<12}" + "".join(
-            f"{s['median']:>15,}{s['p90']:>7,}{s['max']:>8,}" for s in both
+            f"{q['median']:>15,}{q['p90']:>7,}{q['max']:>8,}"
+            for q in (lengths[name] for lengths in units.values())
         )
     if tokens:
         yield (
@@ -182,28 +197,26 @@ def _file_lines(one: Mapping[str, Any]) -> Iterator[str]:
             f"over max_prompt_length {tokens['max_prompt_length']}: "
             f"{tokens['prompts_over_max_prompt_length']:,} prompts (template {tokens['template']})"
         )
-    if spans := one["error_spans"]["spans"]:
-        yield f"error spans: {spans:,} in {one['error_spans']['rows']:,} rows"
-    if pairs := one.get("preferred"):
+    if spans := file["error_spans"]["spans"]:
+        yield f"error spans: {spans:,} in {file['error_spans']['rows']:,} rows"
+    if pairs := file.get("preferred"):
         yield (
             f"preferred: the first in {pairs['first']:.1%}, the longer in {pairs['longer']:.1%}"
         )
-    if invalid := one.get("invalid"):
+    if invalid := file.get("invalid"):
         yield f"left out: {invalid['rows']:,} rows that cannot be read, the first being"
         yield f"  {invalid['first']}"
 
 
-def sample_text(fields: Mapping[str, Any]) -> str:
+def format_fields(fields: Mapping[str, Any]) -> str:
     """Every field of a row in full; control characters cannot steer the terminal."""
     lines = []
     for name, value in fields.items():
-        text = _harmless(value if isinstance(value, str) else str(value))
+        text = "".join(
+            c
+            if c in "\n\t" or unicodedata.category(c)[0] != "C"
+            else "\N{REPLACEMENT CHARACTER}"
+            for c in str(value)
+        )
         lines.append(f"{name}: {text}".rstrip().replace("\n", "\n    "))
     return "\n".join(lines)
-
-
-def _harmless(text: str) -> str:
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
-        for c in text
-    )

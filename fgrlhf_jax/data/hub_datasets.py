@@ -18,16 +18,17 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_dataset(source: str) -> bool:
-    """Whether `source` is ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:[CONFIG[:SPLIT]]."""
+    """Whether ``source`` is ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:[CONFIG[:SPLIT]]."""
     name, *choices = source.split(":")
     folder = bool(choices) and os.path.isdir(name)
     return len(choices) < 3 and (folder or bool(_ID.fullmatch(name)))
 
 
-def rows(source: str) -> Iterator[tuple[str, Any]]:
+def read_rows(source: str) -> Iterator[tuple[str, Any]]:
     """("source:row N", row) of a dataset, N from 1; its split defaults to the only one or "train".
 
-    Raises InputError for what cannot be loaded, and for a choice that is missing.
+    Raises:
+      InputError: for a dataset that cannot be loaded, and for a choice that is missing.
     """
     import datasets  # seconds to import, and most runs read files
 
@@ -35,9 +36,8 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     local = os.path.isdir(name)
     try:
         try:
-            path = (
-                os.path.abspath(name) if local else name
-            )  # never one of the library's own names
+            # An absolute path is never taken for one of the library's own names.
+            path = os.path.abspath(name) if local else name
             loaded = datasets.load_dataset(path, config or None, split=split or None)
         except RuntimeError as error:
             if local or "script" not in str(error):
@@ -59,7 +59,7 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
 
 
 def _from_parquet_branch(source: str, name: str, config: str, split: str):
-    """The rows of one split, as `load_dataset` would return them."""
+    """The rows of one split, as ``load_dataset`` would return them."""
     import datasets
     import huggingface_hub
 
@@ -67,8 +67,8 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
     root = f"datasets/{name}@{PARQUET_BRANCH.replace('/', '%2F')}"
 
     def folders(path: str) -> list[str]:
-        found = hub.ls(path, detail=True)
-        return [item["name"].split("/")[-1] for item in found if item["type"] == "directory"]
+        items = hub.ls(path, detail=True)
+        return [item["name"].split("/")[-1] for item in items if item["type"] == "directory"]
 
     config = _choice(config, folders(root), source, f"{name}:", "config")
     splits = folders(f"{root}/{config}")
@@ -78,7 +78,11 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
 
 
 def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: str) -> str:
-    """`value`; where it is "", the only one known or "train". InputError names those there are."""
+    """``value``, or where it is "" the only one known or "train".
+
+    Raises:
+      InputError: naming the choices where it is none of them.
+    """
     known = sorted(known)
     default = known[0] if len(known) == 1 else "train"
     if (value or default) in known:

@@ -1,8 +1,7 @@
-"""Records to pairs of token sequences to fixed-shape batches, on the host.
+"""Pairs of responses for a reward model: records to token ids, and pairs to padded batches.
 
 Every mask comes from lengths, never from a token id: a tokenizer may have no pad token (LLaMA)
-or pad with its EOS (SmolLM2). A plan of an epoch is a pure function of (seed, epoch), so a run
-that goes on where it stopped needs to remember nothing but its step.
+or pad with its EOS (SmolLM2).
 
 Shape suffixes: B pairs, 2 a pair's sides (0 = i, preferred; 1 = j), S columns, T response
 tokens.
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgrlhf_jax.data.alignment import Alignment, align
-from fgrlhf_jax.data.records import Edit, Preference, Record
+from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse
 from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
 from fgrlhf_jax.errors import InputError
 
@@ -27,11 +26,13 @@ if TYPE_CHECKING:
 class Pair:
     """Two responses to one prompt, i preferred to j.
 
-    tokens_i, tokens_j: int32[Si], int32[Sj], the same prompt, then the response.
-    prompt_length: columns of the prompt. changed_i, changed_j: bool[Si], bool[Sj], the response
-    tokens that the alignment left unmatched. partner: int32[Si], the column of j matched with a
-    column of i; -1 on the prompt, where changed, and where the partner was truncated away.
-    row: index of the record.
+    Attributes:
+      tokens_i, tokens_j: int32[Si], int32[Sj], the same prompt, then the response.
+      prompt_length: columns of the prompt.
+      changed_i, changed_j: bool[Si], bool[Sj], the response tokens without an equal partner.
+      partner: int32[Si], the column of j matched with a column of i; -1 on the prompt, where
+        changed, and where the partner was truncated away.
+      row: number of the record.
     """
 
     tokens_i: np.ndarray
@@ -59,51 +60,58 @@ def encode_pairs(
     alignment: str = "levenshtein",
     append_eos: bool = True,
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs of the usable records, in order, and what became of the rest.
+    """Pairs of the usable records, in their order, and counts of what was left out.
 
-    An edit is aligned (alignment.align) on its whole responses, EOS included. Of a preference
-    every response token counts as changed and no token has a partner: Equation 4 then is
-    Equation 3. A prompt longer than max_prompt_length, or a side longer than max_length with
-    its prompt, is "overlong": "drop" leaves the row out; "truncate" shortens the prompt
-    (prompts.encode_prompt) and cuts the responses' tails, their EOS with them. A pair without a
-    changed token on either side, which is to say with equal sides, has no gradient and is left
-    out.
+    An edit is aligned on its whole responses, EOS included. Of a preference every response token
+    counts as changed and no token has a partner: Equation 4 then is Equation 3. A pair whose sides
+    are equal has no gradient and is left out.
 
-    Counts: rows = kept + dropped_overlong + unchanged; truncated, of the kept.
-    Raises InputError for a record that is no pair, settings that leave no room for a response,
-    and when no pair is left.
+    Args:
+      max_length: tokens of the prompt and either response.
+      overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
+        (:func:`encode_prompt`) and cuts the responses' tails, their EOS with them.
+      alignment: a method of :func:`align`.
+
+    Returns:
+      The pairs, and {rows = kept + dropped_overlong + unchanged; truncated, of the kept}.
+
+    Raises:
+      InputError: for a record that is no pair, limits that leave no room for a response, and when
+        no pair is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
-    counts = {
-        "rows": len(records),
-        "kept": 0,
-        "dropped_overlong": 0,
-        "truncated": 0,
-        "unchanged": 0,
-    }
+    names = ("kept", "dropped_overlong", "truncated", "unchanged")
+    counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     pairs = []
     for row, record in enumerate(records):
-        preferred, other = _sides(record)
-        prompt, cut = encode_prompt(
+        if isinstance(record, Instruction):
+            raise InputError(
+                "a reward model learns from edits and preferences, not from Instruction rows; "
+                "give a file with original and edited, or output_1, output_2 and preference."
+            )
+        prompt, truncated = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
-        ids_i = encode_response(tokenizer, preferred, append_eos)
-        ids_j = encode_response(tokenizer, other, append_eos)
+        ids_i, ids_j = (
+            encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)
+        )
         room = max_length - len(prompt)
-        overlong_row = cut or max(len(ids_i), len(ids_j)) > room
-        if overlong_row and overlong == "drop":
+        truncated = truncated or max(len(ids_i), len(ids_j)) > room
+        if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue
-        edit = (
-            align(ids_i, ids_j, alignment) if isinstance(record, Edit) else _all(ids_i, ids_j)
+        aligned = (
+            align(ids_i, ids_j, alignment)
+            if isinstance(record, Edit)
+            else _unaligned(ids_i, ids_j)
         )
-        pair = _pair(prompt, ids_i[:room], ids_j[:room], edit, row)
+        pair = _join(prompt, ids_i[:room], ids_j[:room], aligned, row)
         if np.array_equal(pair.tokens_i, pair.tokens_j):  # else one side has a changed token
             counts["unchanged"] += 1
             continue
         pairs.append(pair)
         counts["kept"] += 1
-        counts["truncated"] += overlong_row
+        counts["truncated"] += truncated
     if not pairs:
         raise InputError(
             f"no pair is left of {counts['rows']} rows ({counts['dropped_overlong']} longer "
@@ -114,41 +122,26 @@ def encode_pairs(
     return pairs, counts
 
 
-def _sides(record: Record) -> tuple[str, str]:
-    """(preferred, other) response of a record."""
-    match record:
-        case Edit():
-            return record.edited, record.original
-        case Preference(preference=1):
-            return record.output_1, record.output_2
-        case Preference():
-            return record.output_2, record.output_1
-    raise InputError(
-        f"a reward model learns from edits and preferences, not from {type(record).__name__} "
-        "rows; give a file with original and edited, or output_1, output_2 and preference."
-    )
-
-
-def _all(ids_i: list[int], ids_j: list[int]) -> Alignment:
+def _unaligned(ids_i: list[int], ids_j: list[int]) -> Alignment:
     """The alignment of two responses that are not versions of each other."""
     return Alignment(
         np.ones(len(ids_i), bool), np.ones(len(ids_j), bool), np.full(len(ids_i), -1, np.int32)
     )
 
 
-def _pair(
-    prompt: list[int], ids_i: list[int], ids_j: list[int], edit: Alignment, row: int
+def _join(
+    prompt: list[int], ids_i: list[int], ids_j: list[int], aligned: Alignment, row: int
 ) -> Pair:
-    """Puts the prompt before responses that may be shorter than what was aligned."""
+    """The pair of a prompt and its responses, which may be shorter than what was aligned."""
     head = np.zeros(len(prompt), bool)
-    partner = edit.partner_i[: len(ids_i)]
+    partner = aligned.partner_i[: len(ids_i)]
     matched = (partner >= 0) & (partner < len(ids_j))
     return Pair(
         tokens_i=np.array(prompt + ids_i, np.int32),
         tokens_j=np.array(prompt + ids_j, np.int32),
         prompt_length=len(prompt),
-        changed_i=np.concatenate([head, edit.changed_i[: len(ids_i)]]),
-        changed_j=np.concatenate([head, edit.changed_j[: len(ids_j)]]),
+        changed_i=np.concatenate([head, aligned.changed_i[: len(ids_i)]]),
+        changed_j=np.concatenate([head, aligned.changed_j[: len(ids_j)]]),
         partner=np.concatenate(
             [np.full(len(prompt), -1), np.where(matched, partner + len(prompt), -1)]
         ).astype(np.int32),
@@ -162,10 +155,14 @@ def span_labels(
     spans: Sequence[tuple[int, int]],
     append_eos: bool,
 ) -> np.ndarray:
-    """bool[T]: which tokens of `encode_response(tokenizer, text, append_eos)` touch a span.
+    """Which tokens of a response touch a marked span of its text: bool[T].
 
-    spans: (start, end) characters of `text`. Blanks at a span's ends do not count, since many
-    tokens begin with the blank before their word. The EOS is never in a span.
+    Blanks at a span's ends do not count, since many tokens begin with the blank before their word.
+    The EOS is never in a span.
+
+    Args:
+      spans: (start, end) characters of ``text``.
+      append_eos: whether the ids of :func:`encode_response` end with an EOS.
     """
     inside = np.zeros(len(text) + 1, bool)
     for start, end in spans:
@@ -185,12 +182,16 @@ def span_labels(
 def pad_pairs(
     pairs: Sequence[Pair], bucket: int, batch_size: int | None = None
 ) -> dict[str, np.ndarray]:
-    """One batch, padded on the right with zeros to `bucket` columns.
+    """One batch, padded on the right with zeros to ``bucket`` columns.
 
-    tokens_B2S int32; mask_B2S bool, real tokens; response_B2S bool, response tokens;
-    changed_B2S bool, U1; partner_BS int32, column of side 0 -> matched column of side 1, or -1;
-    weight_B float32, 1. With more rows asked for (`batch_size`) than pairs given, the last pair
-    is repeated with weight 0: real numbers rather than the NaN that an empty row can make.
+    Args:
+      batch_size: rows; beyond the pairs the last one is repeated with weight 0, whose numbers are
+        real rather than the NaN that an empty row can make.
+
+    Returns:
+      tokens_B2S int32; mask_B2S bool, real tokens; response_B2S bool, response tokens; changed_B2S
+      bool, U1; partner_BS int32, column of side 0 -> matched column of side 1, or -1; weight_B
+      float32, 1 or 0.
     """
     size = len(pairs) if batch_size is None else batch_size
     assert 0 < len(pairs) <= size, f"{len(pairs)} pairs for {size} rows"

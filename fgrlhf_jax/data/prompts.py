@@ -24,22 +24,27 @@ def encode_prompts(
     max_prompt_length: int,
     overlong: str,
 ) -> tuple[list[list[int]], list[int], dict[str, int]]:
-    """Token ids of the usable prompts, the numbers of their records, and what became of the rest.
+    """Token ids of the usable prompts, the numbers of their records, and counts of the rest.
 
-    Any kind of record will do; its responses are not read. "drop" leaves out prompts longer than
-    max_prompt_length, "truncate" shortens them. Raises InputError when nothing is left.
+    Args:
+      records: of any kind; their responses are not read.
+      overlong: "drop" leaves out prompts longer than ``max_prompt_length``, "truncate" shortens
+        them (:func:`encode_prompt`).
+
+    Raises:
+      InputError: when nothing is left.
     """
     check_limits(overlong, max_prompt_length)
     prompts, rows = [], []
     counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
     for row, record in enumerate(records):
-        ids, cut = encode_prompt(
+        ids, truncated = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
-        if cut and overlong == "drop":
+        if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue
-        counts["truncated"] += cut
+        counts["truncated"] += truncated
         prompts.append(ids)
         rows.append(row)
     counts["kept"] = len(prompts)
@@ -52,7 +57,7 @@ def encode_prompts(
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_BP int32 and mask_BP bool, padded on the left: a response follows the last column."""
+    """tokens_BP int32 and mask_BP bool, padded on the left, so that a response follows at once."""
     tokens_BP = np.zeros((len(prompts), width), np.int32)
     mask_BP = np.zeros((len(prompts), width), bool)
     for b, ids in enumerate(prompts):

@@ -1,20 +1,20 @@
-"""The data formats: edits, preferences and instructions, each row checked as it is read.
+"""Reads the three kinds of records (edits, preferences, instructions) and checks every row.
 
-    Edit         instruction, input, original, edited            (`edited` is preferred)
+    Edit         instruction, input, original, edited            (``edited`` is preferred)
     Preference   instruction, input, output_1, output_2, preference (1 or 2), as AlpacaFarm's
     Instruction  instruction, input, output                       ("" is a prompt without one)
 
-Rows are objects of a JSONL, JSON or Parquet file or of a dataset that the `datasets` library
-loads; which of the three a row is follows from its fields, and further fields are ignored.
-`input` may be missing or null, and `output` too in a file of prompts. Anything else that is wrong
-stops the run with `file:line: what is wrong; what to do`.
+Rows are objects of a JSONL, JSON or Parquet file or of a dataset that the ``datasets`` library
+loads. A row's kind follows from its fields, and further fields are ignored. ``input`` may be
+missing or null, and so may ``output`` in a file of prompts. Anything else that is wrong stops the
+run with ``file:line: what is wrong; what to do``.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,20 @@ from fgrlhf_jax.data import hub_datasets
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+KINDS = {  # kind -> the fields with responses
+    "edits": ("original", "edited"),
+    "preferences": ("output_1", "output_2"),
+    "instructions": ("output",),
+    "prompts": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A response and its minimal edit. error_spans: (start, end) characters of `original`."""
+    """A response and its minimal edit.
+
+    ``error_spans`` are (start, end) characters of ``original`` that somebody marked as wrong.
+    """
 
     instruction: str
     input: str
@@ -38,7 +47,7 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Two responses and which of them, 1 or 2, is better."""
+    """Two responses to a prompt and which of them, 1 or 2, is better."""
 
     instruction: str
     input: str
@@ -50,7 +59,7 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A prompt with its demonstration; `output` is "" where there is none."""
+    """A prompt with a response to imitate; ``output`` is "" where there is none."""
 
     instruction: str
     input: str
@@ -58,17 +67,43 @@ class Instruction:
 
 
 Record = Edit | Preference | Instruction
+RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
+
+
+def kind_of(record: Record) -> str:
+    """One of KINDS; a prompt is an instruction with a blank output."""
+    if isinstance(record, Edit):
+        return "edits"
+    if isinstance(record, Preference):
+        return "preferences"
+    return "instructions" if record.output.strip() else "prompts"
+
+
+def responses_of(record: Record) -> dict[str, str]:
+    """The responses of a record by the names of their fields; none of a prompt."""
+    return {name: getattr(record, name) for name in KINDS[kind_of(record)]}
+
+
+def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:
+    """The edited or preferred response of a pair, and the other one."""
+    if isinstance(pair, Edit):
+        return pair.edited, pair.original
+    texts = pair.output_1, pair.output_2
+    return texts if pair.preference == 1 else texts[::-1]
 
 
 def read(spec: str, *, prompts: bool = False) -> list[Record]:
     """The records of one or several comma-separated sources, in order.
 
-    A source is a FILE.jsonl (an object a line; blank lines and a byte order mark are passed
-    over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a dataset
-    ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:CONFIG[:SPLIT], as dataset_rows.py has it.
-    With `prompts` a row that has an instruction and no response is an Instruction without output.
-    Raises InputError `file:line: …` (Parquet, lists and datasets: `file:row N: …`, from 1) for
-    the first thing that is wrong.
+    Args:
+      spec: each source is a FILE.jsonl (an object a line; blank lines and a byte order mark are
+        passed over), FILE.json (one list of objects, or as JSONL), FILE.parquet, or a dataset
+        ORG/NAME[:CONFIG[:SPLIT]] or FOLDER:CONFIG[:SPLIT] (``hub_datasets``).
+      prompts: whether a row without a response is read as an Instruction without output.
+
+    Raises:
+      InputError: ``file:line: …`` (Parquet, lists and datasets: ``file:row N: …``, from 1) for the
+        first thing that is wrong.
     """
     return [record for record, _ in read_with_rows(spec, prompts=prompts)]
 
@@ -76,18 +111,17 @@ def read(spec: str, *, prompts: bool = False) -> list[Record]:
 def read_with_rows(
     spec: str, *, prompts: bool = False, refused: list[str] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
-    """As `read`, each record with the row it was made of: all its fields, known here or not.
+    """As :func:`read`, each record with all fields of the row that it was read from.
 
-    refused: where given, rows that are wrong are left out and what is wrong with them is put here.
+    Args:
+      refused: where given, wrong rows are left out and the messages about them are added to it.
     """
     pairs: list[tuple[Record, dict[str, Any]]] = []
     for source in sources(spec):
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
-        before, complaint = (
-            len(pairs),
-            f"{source}: holds no rows; give a file with at least one.",
-        )
+        count = len(pairs)
+        message = f"{source}: holds no rows; give a file with at least one."
         for where, row in _rows(source):
             try:
                 pairs.append((_record(row, where, prompts), row))
@@ -95,9 +129,9 @@ def read_with_rows(
                 if refused is None:
                     raise
                 refused.append(str(error))
-                complaint = f"{source}: no row of it can be read; the last one: {error}"
-        if len(pairs) == before:
-            raise InputError(complaint)
+                message = f"{source}: no row of it can be read; the last one: {error}"
+        if len(pairs) == count:
+            raise InputError(message)
     return pairs
 
 
@@ -107,13 +141,13 @@ def sources(spec: str) -> list[str]:
 
 
 def _rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of one source; `where` is "file:line" or "file:row N"."""
+    """(where, row) of one source; ``where`` is "file:line" or "file:row N"."""
     path = Path(source)
     if os.path.isdir(source):
         raise InputError(f"{source}: is a folder; name the files in it, separated by commas.")
     if not os.path.exists(source):
         if path.suffix not in SUFFIXES and hub_datasets.is_dataset(source):
-            return hub_datasets.rows(source)
+            return hub_datasets.read_rows(source)
         raise InputError(f"{source}: there is no such file; check the path.")
     try:
         if path.suffix == ".parquet":
@@ -138,7 +172,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(data: bytes, path: Path, line: int) -> Any:
-    """The JSON value in `data`, which starts at `line` of the file."""
+    """The JSON value in ``data``, which starts at ``line`` of the file."""
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -174,7 +208,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _record(row: Any, where: str, prompts: bool) -> Record:
-    """One checked record; `where` opens every complaint. With `prompts` it may have no output."""
+    """The record in a row, checked; ``where`` opens every message about it."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
     prompt = {
@@ -269,10 +303,13 @@ def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
 def split(
     records: Sequence[Record], share: float, seed: int
 ) -> tuple[list[Record], list[Record]]:
-    """(train, validation), about `share` of the prompts in the latter, the order kept.
+    """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
     A hash of (seed, instruction, input) decides, so all rows of a prompt are on one side, and
-    a row's side does not depend on the other rows. Raises InputError if a side were empty.
+    a row's side does not depend on the other rows.
+
+    Raises:
+      InputError: where a side is empty.
     """
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:

@@ -1,4 +1,4 @@
-"""Templates and text to token ids: the one place where text becomes a prompt or a response.
+"""Prompt templates, and the one place where text becomes the ids of a prompt or a response.
 
 Prompt and response are encoded apart, so that both sides of a pair share exactly the same
 prompt ids and the response's ids never depend on the prompt. Text of a record is data: a "</s>"
@@ -57,13 +57,17 @@ def check_limits(overlong: str, max_prompt_length: int, max_length: int | None =
 def render(
     template: str, instruction: str, input: str, tokenizer: "PreTrainedTokenizerFast | None"
 ) -> str:
-    """The prompt's text. Whether the input is empty decides the variant.
+    """The prompt's text; whether the input is empty decides the variant.
 
-    "alpaca": AlpacaFarm's, ending in "### Response:" with nothing after it. "chat": the
-    tokenizer's chat template with one user turn (instruction, blank line, input) and the
-    opening of the assistant's. "plain": instruction, newline, and input, newline when there is
-    one. Only "chat" uses the tokenizer. Raises InputError for an unknown template, and for
-    "chat" when the tokenizer has no chat template.
+    Args:
+      template: "alpaca" is AlpacaFarm's, ending in "### Response:" with nothing after it. "chat" is
+        the tokenizer's chat template with one user turn (instruction, blank line, input) and the
+        opening of the assistant's. "plain" is instruction, newline, and input, newline when there
+        is one.
+      tokenizer: read by "chat" only.
+
+    Raises:
+      InputError: as :func:`check_template`.
     """
     check_template(template, tokenizer)
     if template == "alpaca":
@@ -115,6 +119,7 @@ def _prompt_ids(
     tokenizer: "PreTrainedTokenizerFast", template: str, instruction: str, input: str
 ) -> list[int]:
     if template == "chat":
+        check_template(template, tokenizer)
         return _chat_ids(tokenizer, [_user_turn(instruction, input)])
     bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
     return bos + _text_ids(tokenizer, render(template, instruction, input, tokenizer))
@@ -154,7 +159,7 @@ def encode_messages(
         than "chat" takes one user message, behind a system message or not.
 
     Raises:
-      InputError: for other messages, and as `render`.
+      InputError: for other messages, and as :func:`check_template`.
     """
     check_template(template, tokenizer)
     for message in messages:
@@ -189,24 +194,25 @@ def encode_prompt(
     input: str,
     max_length: int | None,
 ) -> tuple[list[int], bool]:
-    """(ids, truncated) of a prompt of at most `max_length` tokens (None: any), BOS included.
+    """(ids, truncated) of a prompt of at most ``max_length`` tokens (None: any), BOS included.
 
     BOS is there if and only if the tokenizer (for "chat": its template) adds one; an EOS never
     is. Too long a prompt loses the tail of its input, token by token, so that template and
     instruction stay whole; if it does not fit even without the input, its head is cut, behind
-    the BOS. Raises InputError as `render`, and if max_length < 1.
+    the BOS.
+
+    Raises:
+      InputError: as :func:`check_template`, and for ``max_length`` below 1.
     """
     ids = _prompt_ids(tokenizer, template, instruction, input)
     if max_length is None or len(ids) <= max_length:
         return ids, False
     if max_length < 1:
         raise InputError(f"max_prompt_length: {max_length} leaves no room for a prompt.")
-    ends = [
-        end
-        for _, end in tokenizer(
-            input, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )["offset_mapping"]
-    ]
+    encoding = tokenizer(
+        input, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    ends = [end for _, end in encoding["offset_mapping"]]
     keep = len(ends) - (len(ids) - max_length)
     # Tokens may merge differently once the tail is gone, hence a loop; it nearly always ends at
     # its first turn.
@@ -225,6 +231,6 @@ def encode_prompt(
 def encode_response(
     tokenizer: "PreTrainedTokenizerFast", text: str, append_eos: bool
 ) -> list[int]:
-    """Ids of a response, with the EOS id at the end if `append_eos`; no other special token."""
+    """Ids of a response, with the EOS id at the end if ``append_eos``; no other special token."""
     ids = _text_ids(tokenizer, text)
     return [*ids, tokenizer.eos_token_id] if append_eos else ids

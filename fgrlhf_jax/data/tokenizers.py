@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
-    """Raises InputError if the tokenizer can make an id that an embedding has no row for."""
+    """Raises InputError if the tokenizer can make an id beyond the model's embedding."""
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > vocab_size:
         raise InputError(
@@ -22,7 +22,7 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> N
 
 
 def token_texts(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
-    """One string a token; together they are exactly what the tokenizer decodes, with specials.
+    """The text of each token, control tokens included; together they are what it decodes to.
 
     A character whose bytes are spread over several tokens belongs to the one that completes it;
     the tokens before it get an empty string.
@@ -46,11 +46,13 @@ def token_texts(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> lis
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens, a function of `texts` only.
+    """A byte-level BPE tokenizer of at most ``vocab_size`` tokens, a function of ``texts`` only.
 
     Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
-    token, as in LLaMA. Every text can be encoded and comes back unchanged. Raises InputError if
-    vocab_size cannot hold the 256 bytes.
+    token, as in LLaMA. Every text can be encoded and comes back unchanged.
+
+    Raises:
+      InputError: for a ``vocab_size`` that cannot hold the 256 bytes.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
 

@@ -7,9 +7,16 @@ import random
 import hub_cases
 import pytest
 
-from fgrlhf_jax.data import convert as conversions
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.data.convert import compared_predictions, convert_records, edit_as_preference
+from fgrlhf_jax.data.records import (
+    Edit,
+    Instruction,
+    Preference,
+    better_and_worse,
+    kind_of,
+    responses_of,
+)
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -26,7 +33,7 @@ def rows_of(*made, **further):
 
 
 def converted(*made, to, further=None, **options):
-    return conversions.convert(rows_of(*made, **(further or {})), to, **options)[0]
+    return convert_records(rows_of(*made, **(further or {})), to, **options)[0]
 
 
 # --- by hand ---------------------------------------------------------------------------------
@@ -42,8 +49,8 @@ def converted(*made, to, further=None, **options):
     ],
 )
 def test_kinds(record, kind, names):
-    assert conversions.kind(record) == kind
-    assert list(conversions.responses(record)) == names
+    assert kind_of(record) == kind
+    assert list(responses_of(record)) == names
 
 
 @pytest.mark.parametrize(
@@ -73,17 +80,15 @@ def test_an_edit_as_a_preference():
 
 def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     edits = [Edit("a", "", f"old {n}", f"new {n}") for n in range(1000)]
-    first = [conversions.as_preference(edit, 3).preference for edit in edits]
+    first = [edit_as_preference(edit, 3).preference for edit in edits]
     assert 450 < first.count(1) < 550  # 500 ± 3.2 standard errors
-    assert [conversions.as_preference(edit, 3).preference for edit in edits[::-1]] == first[
-        ::-1
-    ]
-    other = [conversions.as_preference(edit, 4).preference for edit in edits]
+    assert [edit_as_preference(edit, 3).preference for edit in edits[::-1]] == first[::-1]
+    other = [edit_as_preference(edit, 4).preference for edit in edits]
     assert 400 < sum(a != b for a, b in zip(first, other, strict=True)) < 600
 
 
 def test_prompts_once_each():
-    made, counts = conversions.convert(rows_of(FIRST, ANSWER, EDIT, PROMPT), "prompts")
+    made, counts = convert_records(rows_of(FIRST, ANSWER, EDIT, PROMPT), "prompts")
     assert [row["instruction"] for row in made] == ["Name a fruit.", "Sum up."]
     assert made[0] == {"id": "p/1", "instruction": "Name a fruit.", "input": "", "output": ""}
     assert counts == {"rows": 4, "kept": 2, "repeated": 2}
@@ -102,7 +107,7 @@ def test_a_field_that_json_cannot_hold():
 
 
 def test_rows_without_an_output_are_counted():
-    made, counts = conversions.convert(rows_of(PROMPT, ANSWER), "instructions")
+    made, counts = convert_records(rows_of(PROMPT, ANSWER), "instructions")
     assert [row["output"] for row in made] == ["Fig."]
     assert counts == {"rows": 2, "kept": 1, "without_output": 1}
 
@@ -173,7 +178,7 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
     for name, rows in hub_cases.alpaca_farm().items():
         path = tmp_path / "farm.json"
         path.write_text(json.dumps(rows))
-        made, _ = conversions.convert(records.read_with_rows(str(path)), "alpaca_farm")
+        made, _ = convert_records(records.read_with_rows(str(path)), "alpaca_farm")
         columns = ("instruction", "input", "output")
         if name.startswith("alpaca_farm_evaluation"):
             rows = [{column: row[column] for column in columns} for row in rows]
@@ -186,7 +191,7 @@ def test_edits_to_preferences_and_back(tmp_path):
     edits = [Edit("a", "", "y" + random_text(rng), "z" + random_text(rng)) for _ in range(100)]
     write_jsonl(tmp_path / "p.jsonl", converted(*edits, to="preferences"))
     pairs = records.read(str(tmp_path / "p.jsonl"))
-    found = [conversions.better_and_worse(pair) for pair in pairs]
+    found = [better_and_worse(pair) for pair in pairs]
     assert found == [(edit.edited, edit.original) for edit in edits]
 
 
@@ -202,14 +207,14 @@ def compared(labels=(0, 1, 2, 1, 1, 2), texts=("a", "b", "c", "d"), **fields):
 def test_labels_of_predictions(as_text):
     texts = ["a", "b", "c", "d"]
     given = compared(predictions=json.dumps(texts) if as_text else texts)
-    made, counts = conversions.compared_predictions(given)
+    made, counts = compared_predictions(given)
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 0}
     assert [pair.id for pair, _ in made] == [
         f"e/1/{n}" for n in ("1-3", "1-4", "2-3", "2-4", "3-4")
     ]
-    found = [conversions.better_and_worse(pair) for pair, _ in made]
+    found = [better_and_worse(pair) for pair, _ in made]
     assert found == [("a", "c"), ("d", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
-    rows, _ = conversions.convert(made, "preferences")
+    rows, _ = convert_records(made, "preferences")
     assert [row["preference"] for row in rows] == [pair.preference for pair, _ in made]
     assert rows[0]["id"] == "e/1/1-3"
 
@@ -221,19 +226,19 @@ def test_sides_of_predictions_are_shuffled():
     for n in range(200):
         labels = [1 if rng.random() < 0.6 else 2 for _ in range(6)]
         given += compared(labels, [f"{side} {n}" for side in "abcd"])
-    made, _ = conversions.compared_predictions(given)
+    made, _ = compared_predictions(given)
     assert 0.46 < sum(pair.preference == 1 for pair, _ in made) / 1200 < 0.54
 
 
 def test_pairs_of_predictions_are_called_by_their_row():
     for given, ids in ((0, ["0/1-2"]), ("", [None]), (None, [None])):
         (record, row), *_ = compared(texts="ab", labels=[1])
-        made, _ = conversions.compared_predictions([(record, row | {"id": given})])
+        made, _ = compared_predictions([(record, row | {"id": given})])
         assert [row.get("id") for _, row in made] == ids
 
 
 def test_equal_predictions_are_left_out():
-    _, counts = conversions.compared_predictions(compared(texts=("a", "b", "a", "d")))
+    _, counts = compared_predictions(compared(texts=("a", "b", "a", "d")))
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 1}
 
 
@@ -253,7 +258,7 @@ def test_equal_predictions_are_left_out():
 )
 def test_bad_comparisons(fields, message):
     with pytest.raises(InputError, match=message):
-        conversions.compared_predictions(compared(**fields))
+        compared_predictions(compared(**fields))
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_figures_by_hand():
         Edit("Do it.", "now", "a b c d", "a", "2"),
         Edit("Do", "it. now", "a", "a b"),
     ]
-    found = describe.file_figures(edits)
+    found = describe.describe_records(edits)
     assert found == {
         "rows": 3,
         "kinds": {"edits": 3, "preferences": 0, "instructions": 0, "prompts": 0},
@@ -85,7 +85,7 @@ def test_figures_by_hand():
 def test_who_is_preferred():
     pairs = [Preference("a", "", "b", "c d", 1), Preference("a", "", "b", "c d", 2)]
     pairs += [Preference("a", "", "b", "c", 1), Preference("a", "", "b c d", "e", 1)]
-    found = describe.file_figures(pairs)["preferred"]
+    found = describe.describe_records(pairs)["preferred"]
     assert found == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
 
 
@@ -94,7 +94,7 @@ def test_who_is_preferred():
     [([7], (7, 7, 7)), ([1, 2], (1, 2, 2)), (list(range(1, 101)), (50, 90, 100))],
 )
 def test_spread(lengths, expected):
-    assert tuple(describe.spread(lengths[::-1]).values()) == expected
+    assert tuple(describe.length_quantiles(lengths[::-1]).values()) == expected
 
 
 def test_tokens():
@@ -103,8 +103,8 @@ def test_tokens():
     rows = [("ab", "cdef"), ("abc", "d"), ("a", "")]  # 4 + 5, 5 + 2, 3
     read = [Instruction(prompt, "", output) for prompt, output in rows]
     for max_length, over in ((9, 0), (8, 1), (6, 2), (2, 3)):
-        ruler = describe.Ruler(tokenizer, "plain", max_length, 3)
-        assert describe.file_figures(read, ruler)["tokens"] == {
+        ruler = describe.TokenLimits(tokenizer, "plain", max_length, 3)
+        assert describe.describe_records(read, ruler)["tokens"] == {
             "template": "plain",
             "lengths": {
                 "prompt": {"median": 4, "p90": 5, "max": 5},
