@@ -4,17 +4,18 @@ python -m launch.collect_preferences --config.input=FILE --config.output=FILE.js
     --config.judge=llm --config.provider=anthropic|openai|local --config.model=NAME [--dry-run]
 python -m launch.collect_preferences … --config.judge=MODULE:FUNCTION
 
-FILE holds two responses a row (output_1 and output_2; a label is not looked at) or several rows a
+FILE holds two responses a row (output_1 and output_2; a label is ignored) or several rows a
 prompt, as launch.generate writes them with samples=2. label_noise flips a share of the labels, as
 AlpacaFarm's simulated annotators do. However a run ends, the same command goes on: no reply that
-arrived is lost or asked for again. With no flag it labels pairs of the embedded world.
+arrived is lost or requested again. With no flag it labels pairs of the embedded world.
 """
 
 from collections import Counter
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import judge, pairs
+from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.feedback.judges.judge import Labels, make_labels
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
@@ -30,22 +31,24 @@ def main(config) -> None:
     output = cli.check_output(config.output, (".jsonl",))
     written = [output, judging.annotations_path(config.output)] if config.output else []
     cli.check_kept(written, [config.input])
-    name = judging.check(config, bool(config.input))
+    judge = judging.check(config, has_files=bool(config.input))
     rows, left_out = read(config)
-    judged = judging.judged(config, rows[: config.limit or None], name)
+    judged = judging.judge_pairs(config, rows[: config.limit or None], judge)
     if judged is None:  # a dry run
         return
     if config.output:
-        print(f"annotations: {judging.keep(config, judged)}")
-    made = judge.labels(judged, noise=config.label_noise, draws=config.draws, seed=config.seed)
-    tell(config, judged, made, left_out)
-    if not made.rows:
+        path = judging.annotations_path(config.output)
+        alpaca_eval.write(path, judged)
+        print(f"annotations: {path}")
+    labels = make_labels(judged, noise=config.label_noise, draws=config.draws, seed=config.seed)
+    report(config, judged, labels, left_out)
+    if not labels.rows:
         raise InputError(
             f"none of {len(judged)} pairs has a label; set draws=random to keep the draws, or see "
             "the judge's replies in the annotations"
         )
     if config.output:
-        write_jsonl(output, made.rows)
+        write_jsonl(output, labels.rows)
         print(
             f"{output}\nnext: python -m launch.train_rm --config=configs/rm.py:smollm2,sequence "
             f"--config.model.path=MODEL --config.train={output}"
@@ -53,9 +56,9 @@ def main(config) -> None:
 
 
 def read(config) -> tuple[list[Comparison], Counter]:
-    """The pairs, and rows that gave none."""
+    """The pairs, and how many rows were left out and why."""
     if config.input:
-        return pairs.read(config.input)
+        return pairs.read_pairs(config.input)
     _, preferences = make_feedback(judging.EMBEDDED_ROWS, config.seed)
     return [
         Comparison(row.instruction, row.input, row.output_1, row.output_2)
@@ -63,23 +66,22 @@ def read(config) -> tuple[list[Comparison], Counter]:
     ], Counter()
 
 
-def tell(config, judged: list[Comparison], made: judge.Labels, left_out: Counter) -> None:
-    """Counts: what became of the rows, and which side is preferred."""
-    counts = made.counts
+def report(config, judged: list[Comparison], labels: Labels, left_out: Counter) -> None:
+    """Prints what became of the rows, and which side is preferred."""
+    counts = labels.counts
     for reason, count in left_out.items():
         if count:
             print(f"left out: {count} {reason}")
-    kept = "kept at random" if config.draws == "random" else "dropped"
+    draws = "kept at random" if config.draws == "random" else "dropped"
     print(
-        f"{len(made.rows)} preferences of {len(judged)} pairs; {counts['draws']} draws {kept}, "
+        f"{len(labels.rows)} preferences of {len(judged)} pairs; {counts['draws']} draws {draws}, "
         f"{counts['unparsed']} unparsed, {counts['flipped']} labels flipped "
         f"(label_noise={config.label_noise:g})"
     )
-    said = [v.said for one in judged for v in one.verdicts if v.said in ("first", "second")]
-    if said:
-        first = 100 * said.count("first") / len(said)
-        print(f"shown first: won {first:.1f} % of {len(said)} verdicts for one response")
-    decided = [one.preference > 1.5 for one in judged if one.preference not in (None, 1.5)]
+    first_shown, verdicts = alpaca_eval.position_bias(judged)
+    if first_shown is not None:
+        print(f"shown first: won {first_shown:.1f} % of {verdicts} verdicts for one response")
+    decided = [row.preference > 1.5 for row in judged if row.preference not in (None, 1.5)]
     if decided:
         second = 100 * sum(decided) / len(decided)
         print(f"the judge prefers the second response in {second:.1f} % of {len(decided)}")

@@ -9,7 +9,7 @@ python -m launch.evaluate --config.annotations=A.json[,C.json]  from annotations
 Prints draws, unparsed replies, the length of both sides, the win rate at equal length and how often
 the response shown first was preferred; of two models also their difference, with an interval of the
 paired bootstrap. Shares are in percent. However a run ends, the same command goes on: no reply
-that arrived is lost or asked for again. With no flag it compares the embedded world's edits with
+that arrived is lost or requested again. With no flag it compares the embedded world's edits with
 their originals.
 """
 
@@ -25,17 +25,20 @@ from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
 
+Models = list[list[Comparison]]  # the comparisons of one or two models
+
 
 def main(config) -> None:
     cli.check(config, at_least={"seed": 0, "limit": 0})
     output = cli.check_output(config.output, (".json",))
-    name = check(config)
-    sets = read(config) if config.annotations else judge(config, name)
-    if sets is None:  # a dry run
+    judge = check(config)
+    models = read_annotations(config) if config.annotations else judge_models(config, judge)
+    if models is None:  # a dry run
         return
-    result = figures(sets, config.seed)
+    result = summarize(models, config.seed)
     print(table(result))
-    for reason, count in Counter(c.reason for s in sets for c in s if c.reason).most_common(3):
+    reasons = Counter(row.reason for rows in models for row in rows if row.reason)
+    for reason, count in reasons.most_common(3):
         print(f"unparsed: {count} × {reason}")
     if config.output:
         write_json(output, result)
@@ -43,143 +46,149 @@ def main(config) -> None:
 
 
 def check(config) -> str:
-    """The judge; raises InputError unless it is clear what is to be evaluated."""
+    """The judge's name; raises InputError unless it is clear what is to be evaluated."""
     if config.annotations:
         if config.outputs or config.reference:
             raise InputError(
                 "annotations are judged already; give either them or outputs and reference"
             )
         if config.dry_run:
-            raise InputError(
-                "dry_run asks nothing, and annotations need nothing asked; drop it"
-            )
+            raise InputError("dry_run sends no requests, and annotations need none; drop it")
     elif bool(config.outputs) != bool(config.reference):
         field = "reference" if config.outputs else "outputs"
         raise InputError(
             f"{field} is empty; give --config.outputs=FILE --config.reference=FILE"
         )
-    given = files(config.annotations or config.outputs)
-    if len(given) > 2:
+    files = model_files(config.annotations or config.outputs)
+    if len(files) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
     written = [Path(config.output)] if config.output else []
     if config.output and not config.annotations:
-        written += [judging.annotations_path(config.output, n) for n in (1, 2)]
-    cli.check_kept(written, [*given, config.reference])
-    return judging.check(config, bool(given)) if not config.annotations else ""
+        written += [judging.annotations_path(config.output, number) for number in (1, 2)]
+    cli.check_kept(written, [*files, config.reference])
+    return "" if config.annotations else judging.check(config, has_files=bool(files))
 
 
-def files(spec: str) -> list[str]:
-    """One of each model."""
+def model_files(spec: str) -> list[str]:
+    """One file for each model."""
     return records.sources(spec) if spec else []
 
 
-def read(config) -> list[list[Comparison]]:
-    """The annotations of each model."""
-    sets = [alpaca_eval.read(path) for path in files(config.annotations)]
-    sets = common(sets) if config.common else sets
-    return first(sets, config.limit)
+def read_annotations(config) -> Models:
+    models = [alpaca_eval.read(path) for path in model_files(config.annotations)]
+    return select(config, models)
 
 
-def judge(config, name: str) -> list[list[Comparison]] | None:
+def judge_models(config, judge: str) -> Models | None:
     """The pairs of each model with the judge's preferences; None after a dry run."""
     if config.outputs:
-        sets = [
-            pairs.match(path, config.reference, config.common) for path in files(config.outputs)
+        models = [
+            pairs.match_files(path, config.reference, config.common)
+            for path in model_files(config.outputs)
         ]
-        sets = common(sets) if config.common else sets
     else:
         edits, _ = make_feedback(judging.EMBEDDED_ROWS, config.seed)
         names = {"generator_1": "the original", "generator_2": "the edit"}
-        sets = [
+        models = [
             [
                 Comparison(edit.instruction, edit.input, edit.original, edit.edited, **names)
                 for edit in edits
             ]
         ]
-    sets = first(sets, config.limit)
-    # In one go, so that the limits are of the run and not of a model.
-    rows = judging.judged(config, [one for rows in sets for one in rows], name)
-    if rows is None:
+    models = select(config, models)
+    # One call for both models, so that the limits hold for the run and not for each model.
+    judged = judging.judge_pairs(config, [row for rows in models for row in rows], judge)
+    if judged is None:
         return None
-    left = iter(rows)
-    sets = [list(islice(left, len(one))) for one in sets]
+    remaining = iter(judged)
+    models = [list(islice(remaining, len(rows))) for rows in models]
     if config.output:
-        for number, one in enumerate(sets, 1):
-            print(f"annotations: {judging.keep(config, one, number)}")
-    return sets
+        for number, rows in enumerate(models, 1):
+            path = judging.annotations_path(config.output, number)
+            alpaca_eval.write(path, rows)
+            print(f"annotations: {path}")
+    return models
 
 
-def common(sets: list[list[Comparison]]) -> list[list[Comparison]]:
-    """What is about prompts that all have."""
-    prompts = set.intersection(*({one.prompt for one in rows} for rows in sets))
+def select(config, models: Models) -> Models:
+    """The first ``limit`` rows of the first model (0: all), and the other's for the same prompts.
+
+    With ``common`` only prompts that both models have count.
+    """
+    if config.common:
+        models = common_prompts(models)
+    if not config.limit:
+        return models
+    limited = models[0][: config.limit]
+    return [limited, *(common_prompts([limited, rows])[1] for rows in models[1:])]
+
+
+def common_prompts(models: Models) -> Models:
+    """The rows whose prompts all models have."""
+    prompts = set.intersection(*({row.prompt for row in rows} for rows in models))
     if not prompts:
         raise InputError("the two models have no prompt in common")
-    return [[one for one in rows if one.prompt in prompts] for rows in sets]
+    return [[row for row in rows if row.prompt in prompts] for rows in models]
 
 
-def first(sets: list[list[Comparison]], limit: int) -> list[list[Comparison]]:
-    """So many rows of the first model (0: all), and those of the other about the same prompts."""
-    if not limit:
-        return sets
-    model = sets[0][:limit]
-    return [model, *(common([model, rows])[1] for rows in sets[1:])]
-
-
-def figures(sets: list[list[Comparison]], seed: int) -> dict:
-    """Of the first model; "other" are those of the second, "paired" their difference."""
-    found = []
-    for rows in sets:
-        names = {
+def summarize(models: Models, seed: int) -> dict:
+    """Results of the first model; "other" has the second's, "paired" their difference."""
+    results = [
+        {
             "model": rows[0].generator_2,
             "reference": rows[0].generator_1,
             "annotator": rows[0].annotator,
+            **alpaca_eval.summarize(rows),
         }
-        found.append(names | alpaca_eval.summary(rows))
-    if len(sets) == 1:
-        return found[0]
-    return {**found[0], "other": found[1], "paired": alpaca_eval.paired(*sets, seed)}
+        for rows in models
+    ]
+    if len(models) == 1:
+        return results[0]
+    paired = alpaca_eval.paired_difference(*models, seed)
+    return {**results[0], "other": results[1], "paired": paired}
 
 
 def table(result: dict) -> str:
-    """The figures as lines of text."""
-    lines = []
-    for one in (result, result.get("other")):
-        if one:
-            lines += [*lines_of(one), ""]
-    if paired := result.get("paired"):
-        lines.append(
+    """The results as lines of text."""
+    lines = [*model_lines(result), ""]
+    if "other" in result:
+        paired = result["paired"]
+        lines += [
+            *model_lines(result["other"]),
+            "",
             f"difference      {paired['difference']:+.4f} points, 95 % interval "
             f"{paired['low']:+.4f} to {paired['high']:+.4f} (paired bootstrap, {paired['n']} "
-            f"prompts); not better in {100 * paired['not_better']:.1f} % of its rounds"
-        )
+            f"prompts); not better in {100 * paired['not_better']:.1f} % of its rounds",
+        ]
     return "\n".join(lines).rstrip()
 
 
-def lines_of(one: dict) -> list[str]:
-    title = f"{one['model'] or 'the model'} against {one['reference'] or 'the reference'}"
-    equal = one["length_controlled_win_rate"]
+def model_lines(result: dict) -> list[str]:
+    title = f"{result['model'] or 'the model'} against {result['reference'] or 'the reference'}"
+    controlled = result["length_controlled_win_rate"]
     lines = [
-        title + (f", judged by {one['annotator']}" if one["annotator"] else ""),
-        f"win rate        {share(one['win_rate'], one['se'])} over {one['n']}: {one['wins']} won, "
-        f"{one['losses']} lost, {one['draws']} draws; {one['unparsed']} unparsed",
+        title + (f", judged by {result['annotator']}" if result["annotator"] else ""),
+        f"win rate        {percent(result['win_rate'], result['se'])} over {result['n']}: "
+        f"{result['wins']} won, {result['losses']} lost, {result['draws']} draws; "
+        f"{result['unparsed']} unparsed",
         "at equal length "
         + (
-            f"not to be had: {one['length_controlled_reason']}"
-            if equal is None
-            else f"{share(equal, one['length_controlled_se'])} (length-controlled)"
+            f"not available: {result['length_controlled_reason']}"
+            if controlled is None
+            else f"{percent(controlled, result['length_controlled_se'])} (length-controlled)"
         ),
-        f"length          {one['length']:.1f} characters, the reference's "
-        f"{one['reference_length']:.1f}",
+        f"length          {result['length']:.1f} characters, the reference's "
+        f"{result['reference_length']:.1f}",
     ]
-    if one["first_shown"] is not None:
+    if result["first_shown"] is not None:
         lines.append(
-            f"shown first     won {one['first_shown']:.1f} % of {one['verdicts']} verdicts for "
-            "one response (50 % without a position bias)"
+            f"shown first     won {result['first_shown']:.1f} % of {result['verdicts']} verdicts "
+            "for one response (50 % without a position bias)"
         )
     return lines
 
 
-def share(value: float, error: float | None) -> str:
+def percent(value: float, error: float | None) -> str:
     return f"{value:.4f} %" if error is None else f"{value:.4f} ± {error:.4f} %"
 
 

@@ -122,7 +122,7 @@ def read_with_rows(
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
         count = len(pairs)
         message = f"{source}: holds no rows; give a file with at least one."
-        for where, row in _rows(source):
+        for where, row in read_rows(source):
             try:
                 pairs.append((_record(row, where, prompts), row))
             except InputError as error:
@@ -140,8 +140,8 @@ def sources(spec: str) -> list[str]:
     return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
 
 
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of one source; ``where`` is "file:line" or "file:row N"."""
+def read_rows(source: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N"."""
     path = Path(source)
     if os.path.isdir(source):
         raise InputError(f"{source}: is a folder; name the files in it, separated by commas.")

@@ -1,12 +1,11 @@
-"""A judge says which of two responses is better: a language model, or a Python function.
+"""Judges decide which of two responses is better: a language model, or a Python function.
 
     comparisons -> requests (every pair in an order of its own, or in both) -> replies -> verdicts
                 -> preferences -> labels to train on, with noise where it is wanted
 
 The order in which a model is shown two responses is a hash of the seed, the prompt and the two
-texts, whichever of them is the reference's: the same run asks the same, and a pair whose sides are
-swapped asks the same too. Identical responses are a draw that nobody is asked about, as in
-alpaca_eval.
+texts, whichever of them is the reference's: the same run sends the same requests, and so does a
+pair whose sides are swapped. Identical responses are a draw without a request, as in alpaca_eval.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import verdicts
+from fgrlhf_jax.feedback.judges import verdicts as reply_verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Rejected
@@ -56,14 +55,14 @@ Which response is better? Answer with one word and nothing else: A, B or tie.
 
 
 class Question(NamedTuple):
-    """One request: which comparison it is about, and which of its outputs it shows first."""
+    """A request about one comparison, and which of its two outputs the request shows first."""
 
-    number: int
+    number: int  # of the comparison, from 0
     shown_first: int  # 1 | 2
     request: Request
 
 
-def template(path: str = "") -> PromptTemplate:
+def load_template(path: str = "") -> PromptTemplate:
     """The template of a file, the default one for ""; it shows the instruction and both responses.
 
     Raises:
@@ -72,7 +71,7 @@ def template(path: str = "") -> PromptTemplate:
     return PromptTemplate(path, TEMPLATE, FIELDS, ("instruction", "first", "second"))
 
 
-def questions(
+def build_questions(
     comparisons: Sequence[Comparison],
     template: PromptTemplate,
     *,
@@ -81,148 +80,158 @@ def questions(
     max_tokens: int,
     temperature: float = 0.0,
 ) -> list[Question]:
-    """What is to be asked, in the order of the comparisons; nothing of identical outputs.
+    """The requests to send, in the order of the comparisons; none for identical outputs.
 
     Raises:
       InputError: when the template shows no input though rows have one, or fails on a row.
     """
-    rows = sum(bool(one.input.strip()) for one in comparisons)
-    if rows and not template.shows("input"):
+    with_input = sum(bool(comparison.input.strip()) for comparison in comparisons)
+    if with_input and not template.shows("input"):
         raise InputError(
-            f"the template shows no {{{{ input }}}}, and {rows} rows have one; add it"
+            f"the template shows no {{{{ input }}}}, and {with_input} rows have one; add it"
         )
-    asked = []
-    for number, one in enumerate(comparisons):
-        if one.output_1 == one.output_2:
+    questions = []
+    for number, comparison in enumerate(comparisons):
+        if comparison.output_1 == comparison.output_2:
             continue
-        outputs = {1: one.output_1, 2: one.output_2}
-        lesser = min(outputs, key=outputs.get)
-        first = lesser if hashed("order", seed, one) < 0.5 else 3 - lesser
+        outputs = {1: comparison.output_1, 2: comparison.output_2}
+        first = _lesser_or_other(comparison, "order", seed)
         for shown in (first, 3 - first)[: 1 + both_orders]:
             fields = {
-                "instruction": one.instruction,
-                "input": one.input,
+                "instruction": comparison.instruction,
+                "input": comparison.input,
                 "first": outputs[shown],
                 "second": outputs[3 - shown],
             }
             prompt = template.fill(fields).strip()
             request = Request(prompt, max_tokens=max_tokens, temperature=temperature)
-            asked.append(Question(number, shown, request))
-    return asked
+            questions.append(Question(number, shown, request))
+    return questions
 
 
-def hashed(purpose: str, seed: int, one: Comparison) -> float:
+def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
     """In [0, 1), for one purpose: of the seed, the prompt and the two outputs in no order."""
-    parts = [purpose, seed, *one.prompt, *sorted((one.output_1, one.output_2))]
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+    outputs = sorted((comparison.output_1, comparison.output_2))
+    digest = hashlib.sha256(json.dumps([purpose, seed, *comparison.prompt, *outputs]).encode())
+    return int.from_bytes(digest.digest()[:7], "big") / 2**56
 
 
-def by_model(
+def _lesser_or_other(comparison: Comparison, purpose: str, seed: int) -> int:
+    """1 or 2, one of the outputs by a hash: the same text if the sides are swapped."""
+    lesser = 1 if comparison.output_1 < comparison.output_2 else 2
+    return lesser if _hash_of_pair(comparison, purpose, seed) < 0.5 else 3 - lesser
+
+
+def judge_by_replies(
     comparisons: Sequence[Comparison],
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     replies: Iterable[Reply | Rejected],
     annotator: str,
 ) -> list[Comparison]:
-    """The comparisons with the preferences that follow from the replies to ``asked``."""
-    said: dict[int, list[Verdict]] = {number: [] for number in range(len(comparisons))}
+    """The comparisons with the preferences that follow from the replies to ``questions``."""
+    verdicts: dict[int, list[Verdict]] = {number: [] for number in range(len(comparisons))}
     reasons: dict[int, str] = {}
-    for question, reply in zip(asked, replies, strict=True):
-        if isinstance(reply, Rejected):
-            verdict, text, reason = None, "", f"no reply: {reply.reason}"
-        elif reply.stop == REFUSAL:
-            verdict, text, reason = None, reply.text, "the judge refused"
-        elif reply.stop == LENGTH:
-            verdict, text = verdicts.parse_line(reply.text), reply.text
-            reason = "the judge's reply was cut; raise max_new_tokens"
-        else:
-            verdict, text = verdicts.parse(reply.text), reply.text
-            reason = f"no verdict in {' '.join(text.split())[:80]!r}"
-        said[question.number].append(Verdict(question.shown_first, verdict, text))
-        if verdict is None:
+    for question, reply in zip(questions, replies, strict=True):
+        choice, text, reason = _read_reply(reply)
+        verdicts[question.number].append(Verdict(question.shown_first, choice, text))
+        if choice is None:
             reasons[question.number] = reason
     return [
         dataclasses.replace(
-            one,
-            preference=preference(said[number]),
-            verdicts=tuple(said[number]),
+            comparison,
+            preference=combine_verdicts(verdicts[number]),
+            verdicts=tuple(verdicts[number]),
             reason=reasons.get(number, ""),
             annotator=annotator,
         )
-        for number, one in enumerate(comparisons)
+        for number, comparison in enumerate(comparisons)
     ]
 
 
-def preference(said: Sequence[Verdict]) -> float | None:
-    """Of one order, or of both: a draw unless they agree; None if one of them is no verdict."""
-    votes = {
-        verdicts.FIRST: lambda shown: float(shown),
-        verdicts.SECOND: lambda shown: float(3 - shown),
-        verdicts.TIE: lambda shown: 1.5,
-    }
-    if any(one.said is None for one in said):
+def _read_reply(reply: Reply | Rejected) -> tuple[str | None, str, str]:
+    """The choice in a reply (None without one), its text, and why there is no choice."""
+    if isinstance(reply, Rejected):
+        return None, "", f"no reply: {reply.reason}"
+    if reply.stop == REFUSAL:
+        return None, reply.text, "the judge refused"
+    if reply.stop == LENGTH:
+        choice = reply_verdicts.parse_line(reply.text)
+        return choice, reply.text, "the judge's reply was cut; raise max_new_tokens"
+    reason = f"no verdict in {' '.join(reply.text.split())[:80]!r}"
+    return reply_verdicts.parse(reply.text), reply.text, reason
+
+
+def combine_verdicts(verdicts: Sequence[Verdict]) -> float | None:
+    """The preference from one order or both: a draw if they differ, None if one is no verdict."""
+    if any(verdict.choice is None for verdict in verdicts):
         return None
-    found = {votes[one.said](one.shown_first) for one in said}
-    return found.pop() if len(found) == 1 else 1.5
+    preferences = set()
+    for shown_first, choice, _ in verdicts:
+        chosen = shown_first if choice == reply_verdicts.FIRST else 3 - shown_first
+        preferences.add(1.5 if choice == reply_verdicts.TIE else float(chosen))
+    return preferences.pop() if len(preferences) == 1 else 1.5
 
 
-def by_function(comparisons: Sequence[Comparison], name: str) -> list[Comparison]:
-    """The same by a function ``module:function``, called once for each side.
+def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comparison]:
+    """The comparisons with the preferences of a user's function, called once for each side.
 
-    It is given prompts and responses and returns a score for each, as a reward function does
-    (``reward_function``); equal scores are a draw.
+    Args:
+      name: ``module:function``; it is given prompts and responses and returns a score for each, as
+        a reward function does (``user_function``). Equal scores are a draw.
     """
     function = user_function.load(name)
-    prompts = [plain_text(one.instruction, one.input) for one in comparisons]
+    prompts = [
+        plain_text(comparison.instruction, comparison.input) for comparison in comparisons
+    ]
     scores = [
         user_function.call(
             function,
             name,
             prompts,
-            [getattr(one, f"output_{side}") for one in comparisons],
-            finished=[getattr(one, f"finished_{side}") for one in comparisons],
+            [getattr(comparison, f"output_{side}") for comparison in comparisons],
+            finished=[getattr(comparison, f"finished_{side}") for comparison in comparisons],
         )
         for side in (2, 1)
     ]
-    won = win_rate.outcomes(*scores)
     return [
-        dataclasses.replace(one, preference=float(1 + outcome), annotator=name)
-        for one, outcome in zip(comparisons, won, strict=True)
+        dataclasses.replace(comparison, preference=float(1 + outcome), annotator=name)
+        for comparison, outcome in zip(comparisons, win_rate.outcomes(*scores), strict=True)
     ]
 
 
 class Labels(NamedTuple):
-    """Preferences to train on, as AlpacaFarm has them, and what became of the rows."""
+    """Preferences to train on, as AlpacaFarm writes them, and what became of the rows."""
 
     rows: list[dict]
     counts: Counter
 
 
-def labels(judged: Sequence[Comparison], *, noise: float, draws: str, seed: int) -> Labels:
+def make_labels(
+    comparisons: Sequence[Comparison], *, noise: float, draws: str, seed: int
+) -> Labels:
     """Rows of instruction, input, output_1, output_2, preference (1 or 2) and annotator.
 
     Args:
-      noise: share of labels that are flipped, whichever a hash says (AlpacaFarm's simulated
-        annotators flip a quarter, `p_label_flip` in alpaca_eval's pairwise_evaluator.py).
+      noise: share of labels that are flipped, chosen by a hash (AlpacaFarm's simulated annotators
+        flip a quarter, `p_label_flip` in alpaca_eval's pairwise_evaluator.py).
       draws: "drop", or "random": a hash decides.
     """
     rows, counts = [], Counter(dict.fromkeys(("unparsed", "draws", "flipped"), 0))
-    for one in judged:
-        better = one.preference
-        if better is None:
+    for comparison in comparisons:
+        preference = comparison.preference
+        if preference is None:
             counts["unparsed"] += 1
             continue
-        if better == 1.5:
+        if preference == 1.5:
             counts["draws"] += 1
-            if draws == "drop" or one.output_1 == one.output_2:
+            if draws == "drop" or comparison.output_1 == comparison.output_2:
                 continue
-            lesser = 1 if one.output_1 < one.output_2 else 2
-            better = lesser if hashed("draw", seed, one) < 0.5 else 3 - lesser
-        better = 1 if better < 1.5 else 2
-        if hashed("noise", seed, one) < noise:
+            preference = _lesser_or_other(comparison, "draw", seed)
+        better = 1 if preference < 1.5 else 2
+        if _hash_of_pair(comparison, "noise", seed) < noise:
             counts["flipped"] += 1
             better = 3 - better
-        row = {name: getattr(one, name) for name in ("instruction", "input")}
-        row |= {"output_1": one.output_1, "output_2": one.output_2, "preference": better}
-        rows.append(row | ({"annotator": one.annotator} if one.annotator else {}))
+        names = ("instruction", "input", "output_1", "output_2")
+        row = {name: getattr(comparison, name) for name in names} | {"preference": better}
+        rows.append(row | ({"annotator": comparison.annotator} if comparison.annotator else {}))
     return Labels(rows, counts)

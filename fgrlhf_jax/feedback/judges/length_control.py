@@ -1,4 +1,4 @@
-"""The win rate there would be if both responses were equally long: alpaca_eval's regression.
+"""Estimates the win rate if both responses were equally long: alpaca_eval's regression.
 
 It is what tatsu-lab/alpaca_eval calls ``length_controlled_minimal``
 (`src/alpaca_eval/metrics/glm_winrate.py`; Dubois et al. 2024, "Length-Controlled AlpacaEval"):
@@ -28,7 +28,7 @@ FOLDS = 5
 
 
 class Controlled(NamedTuple):
-    """A share and its error, or why there is none."""
+    """A length-controlled win rate (a share) and its standard error, or why there is none."""
 
     rate: float | None
     se: float | None
@@ -36,7 +36,7 @@ class Controlled(NamedTuple):
 
 
 def win_rate(delta: Sequence[float], outcomes: Sequence[float | None]) -> Controlled:
-    """The share won at equal length.
+    """The share of prompts that would be won at equal length.
 
     Args:
       delta: characters of the reference's response less those of the model's, for every prompt.
@@ -50,7 +50,7 @@ def win_rate(delta: Sequence[float], outcomes: Sequence[float | None]) -> Contro
     delta_N = np.asarray(delta, np.float64)
     won_N = np.asarray(outcomes, np.float64)  # NaN for None
     known = ~np.isnan(won_N)
-    if reason := _why_not(delta_N[known], won_N[known]):
+    if reason := _why_undetermined(delta_N[known], won_N[known]):
         return Controlled(None, None, reason)
     columns = [np.ones(known.sum())]
     if delta_N[known].any():
@@ -63,7 +63,7 @@ def win_rate(delta: Sequence[float], outcomes: Sequence[float | None]) -> Contro
         )
 
 
-def _why_not(delta_N: np.ndarray, won_N: np.ndarray) -> str | None:
+def _why_undetermined(delta_N: np.ndarray, won_N: np.ndarray) -> str | None:
     """Why length and quality cannot be told apart in these outcomes."""
     won, lost = won_N.sum(), (1 - won_N).sum()
     if min(won, lost) < FOLDS:
@@ -72,8 +72,8 @@ def _why_not(delta_N: np.ndarray, won_N: np.ndarray) -> str | None:
         return None
     if np.ptp(delta_N) == 0:
         return "one side is always longer by the same number of characters"
-    some_won, some_lost = delta_N[won_N > 0], delta_N[won_N < 1]
-    if some_won.min() >= some_lost.max() or some_lost.min() >= some_won.max():
+    delta_won, delta_lost = delta_N[won_N > 0], delta_N[won_N < 1]
+    if delta_won.min() >= delta_lost.max() or delta_lost.min() >= delta_won.max():
         return "the difference in length alone decides every comparison"
     return None
 

@@ -1,10 +1,10 @@
-"""What a judge's reply says of the two responses it was shown, by rule.
+"""Finds the verdict in a judge's reply by rules; nothing is guessed.
 
 A verdict is a line that says nothing else ("B", "**Response A**", "Verdict: tie", "[[B]]", "The
 first response is better.") or begins with the bare label ("A. It is right about the date."). The
-last line counts, and where it is none the first; if both are and differ, or neither is, a
-[[label]] anywhere does. What is still none is unparsed, never guessed. What stands before the last
-</think> says nothing, and after a <think> without its end all of the reply is thoughts.
+last line counts, or the first if the last is no verdict; if both are and differ, or neither is, a
+[[label]] anywhere counts. Any other reply is unparsed. Text before the last </think> is ignored,
+and after a <think> without its end the whole reply is.
 """
 
 import re
@@ -42,37 +42,36 @@ _AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" i
 
 
 def parse(reply: str) -> str | None:
-    """ "first", "second" or "tie"; None where the reply is no verdict, or more than one."""
+    """ "first", "second" or "tie"; None where the reply has no verdict, or more than one."""
     reply = remove_thoughts(reply)
     if reply.lstrip().startswith("<think"):
         return None
     lines = [line for line in map(_plain, reply.splitlines()) if line.strip(_AROUND)]
     if not lines:
         return None
-    said = {one for one in (_said(lines[0]), _said(lines[-1])) if one}
-    if len(said) != 1:
-        marked = {_LABELS[label.lower()] for label in _BRACKETS.findall(reply)}
-        said = marked if len(marked) == 1 else set()
-    return said.pop() if said else None
+    verdicts = {_verdict_at_start(lines[0]), _verdict_at_start(lines[-1])} - {None}
+    if len(verdicts) != 1:
+        verdicts = {_LABELS[label.lower()] for label in _BRACKETS.findall(reply)}
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def parse_line(reply: str) -> str | None:
-    """The same of a reply that may go on: only where all of it is a verdict, on one line."""
+    """The verdict of a reply that may have been cut: only one line that is nothing else."""
     line, *more = reply.strip().splitlines() or [""]
-    return None if more else _whole(_plain(line))
+    return None if more else _verdict(_plain(line))
 
 
 def _plain(line: str) -> str:
     return " ".join(re.sub(r"</?\w+>|[*`]", "", line).split())
 
 
-def _said(line: str) -> str | None:
+def _verdict_at_start(line: str) -> str | None:
     """The verdict that a line is, or begins with."""
-    found = _FIRST_WORD.match(line)
-    return _whole(line) or (_LABELS[found[1].lower()] if found else None)
+    label = _FIRST_WORD.match(line)
+    return _verdict(line) or (_LABELS[label[1].lower()] if label else None)
 
 
-def _whole(line: str) -> str | None:
-    """The verdict that a line is."""
-    found = _LINE.fullmatch(line.strip(_AROUND).lower())
-    return _LABELS[found["label"]] if found else None
+def _verdict(line: str) -> str | None:
+    """The verdict that the whole line is."""
+    match = _LINE.fullmatch(line.strip(_AROUND).lower())
+    return _LABELS[match["label"]] if match else None

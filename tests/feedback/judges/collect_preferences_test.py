@@ -8,7 +8,6 @@ import llm_server
 import pytest
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.errors import InputError
 from launch import collect_preferences
 from launch.shared import cli
 
@@ -29,29 +28,34 @@ def save(name: str, rows: list[dict]) -> str:
     return name
 
 
-def pair(one: str, two: str, **fields) -> dict:
-    return {"instruction": "capital of hungary", "output_1": one, "output_2": two, **fields}
+def pair(first: str, second: str, **fields) -> dict:
+    return {
+        "instruction": "capital of hungary",
+        "output_1": first,
+        "output_2": second,
+        **fields,
+    }
 
 
 def run(**fields) -> None:
-    named = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    collect_preferences.main(cli.parse(["collect_preferences", *named], DEFAULT))
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    collect_preferences.main(cli.parse(["collect_preferences", *flags], DEFAULT))
 
 
-def made(path: str = "made.jsonl") -> list[int]:
+def labels(path: str = "labels.jsonl") -> list[int]:
     return [row.preference for row in records.read(path)]
 
 
 def test_pairs_get_labels(capsys):
     rows = [
         pair(RIGHT, WRONG),
-        pair(WRONG, RIGHT, preference=1),  # a label that is not looked at
+        pair(WRONG, RIGHT, preference=1),  # a label that is ignored
         pair(WRONG, WRONG),
         pair(WRONG, "the capital of hungary is cairo"),  # as wrong
         pair(RIGHT, ""),
     ]
-    run(input=save("pairs.jsonl", rows), output="made.jsonl", judge=GOLD)
-    assert records.read("made.jsonl") == [
+    run(input=save("pairs.jsonl", rows), output="labels.jsonl", judge=GOLD)
+    assert records.read("labels.jsonl") == [
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
     ]
@@ -61,36 +65,38 @@ def test_pairs_get_labels(capsys):
     assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
     assert "the judge prefers the second response in 50.0 % of 2" in out
     assert "launch.train_rm" in out
-    run(input="pairs.jsonl", output="made.jsonl", judge=GOLD, draws="random")
-    assert len(made()) == 3
+    run(input="pairs.jsonl", output="labels.jsonl", judge=GOLD, draws="random")
+    assert len(labels()) == 3
     assert "1 draws kept at random" in capsys.readouterr().out
 
 
 def test_samples_get_labels():
-    said = {"instruction": "capital of hungary", "input": "", "generator": "m"}
-    rows = [said | {"output": text, "finished": True} for text in (WRONG, RIGHT)]
-    rows += [said | {"instruction": "capital of egypt", "output": "cairo"}]
-    run(input=save("samples.jsonl", rows), output="made.jsonl", judge=GOLD)
-    assert made() == [2]
+    fields = {"instruction": "capital of hungary", "input": "", "generator": "m"}
+    rows = [fields | {"output": text, "finished": True} for text in (WRONG, RIGHT)]
+    rows += [fields | {"instruction": "capital of egypt", "output": "cairo"}]
+    run(input=save("samples.jsonl", rows), output="labels.jsonl", judge=GOLD)
+    assert labels() == [2]
 
 
 def test_noise_is_that_share_of_the_labels(capsys):
     rows = [pair(f"{RIGHT} {'is ' * n}", WRONG + f" {'dumb ' * n}") for n in range(200)]
     path = save("pairs.jsonl", rows)
-    run(input=path, output="made.jsonl", judge=GOLD)
-    assert set(made()) == {1}
+    run(input=path, output="labels.jsonl", judge=GOLD)
+    assert set(labels()) == {1}
     run(input=path, output="noisy.jsonl", judge=GOLD, label_noise=0.25)
-    flipped = made("noisy.jsonl").count(2)
+    flipped = labels("noisy.jsonl").count(2)
     assert 30 < flipped < 70
     assert f"{flipped} labels flipped (label_noise=0.25)" in capsys.readouterr().out
-    with open("noisy.annotations.json") as file:  # what the judge said is kept
+    with open("noisy.annotations.json") as file:  # the judge's preferences are kept
         assert {row["preference"] for row in json.load(file)} == {1.0}
 
 
 def test_a_language_model_labels(capsys):
     def longer(prompt: str) -> str:
-        one, two = re.findall(r"<response_[ab]>\n(.*?)\n</response_[ab]>", prompt, re.DOTALL)
-        return "Not sure" if "odd" in one + two else "AB"[len(two) > len(one)]
+        first, second = re.findall(
+            r"<response_[ab]>\n(.*?)\n</response_[ab]>", prompt, re.DOTALL
+        )
+        return "Not sure" if "odd" in first + second else "AB"[len(second) > len(first)]
 
     rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(20)]
     rows += [pair("odd", "odder")]
@@ -98,7 +104,7 @@ def test_a_language_model_labels(capsys):
     with llm_server.running(answer=longer) as server:
         fields = {
             "input": path,
-            "output": "made.jsonl",
+            "output": "labels.jsonl",
             "provider": "openai",
             "model": "m",
             "base_url": f"{server.url}/v1",
@@ -109,7 +115,7 @@ def test_a_language_model_labels(capsys):
         run(**fields)
         assert set(server.delivered.values()) == {1}
         assert len(server.delivered) == 21
-    assert made() == [2] * 20
+    assert labels() == [2] * 20
     out = capsys.readouterr().out
     assert "20 preferences of 21 pairs; 0 draws dropped, 1 unparsed" in out
     assert "verdicts for one response" in out
@@ -120,56 +126,31 @@ def test_without_a_flag_it_is_the_embedded_world(capsys):
     assert re.search(r"\d+ preferences of 64 pairs", capsys.readouterr().out)
 
 
-BAD = {
-    "missing file": (
-        {"input": "none.jsonl", "judge": GOLD},
-        "none.jsonl: cannot be read (No s",
+PAIRS = {"input": "pairs.jsonl"}
+BAD = [
+    ({"input": "none.jsonl", "judge": GOLD}, "none.jsonl: there is no such file"),
+    ({"input": "empty.jsonl", "judge": GOLD}, "empty.jsonl: holds no rows"),
+    ({"input": "alone.jsonl", "judge": GOLD}, "holds no pair of two different resp"),
+    (PAIRS, "model is empty; give --config.provider="),
+    (PAIRS | {"model": "m"}, "output is empty; give --config.provider="),
+    ({"judge": "gold"}, "judge='gold' is neither llm nor a Python function MODULE:"),
+    ({"label_noise": 0.6}, "label_noise=0.6 must be at most 0.5, where a label says"),
+    ({"label_noise": -0.1}, "label_noise=-0.1 must be at least 0"),
+    ({"draws": "keep"}, "draws='keep' is not one of drop, random"),
+    ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
+    (
+        PAIRS | {"output": "pairs.jsonl", "judge": GOLD},
+        "would write over pairs.jsonl, which is",
     ),
-    "empty file": ({"input": "empty.jsonl", "judge": GOLD}, "empty.jsonl: holds no rows"),
-    "no pairs": (
-        {"input": "alone.jsonl", "judge": GOLD},
-        "holds no pair of two different resp",
-    ),
-    "no model": (
-        {"input": "pairs.jsonl"},
-        "model is empty; give --config.provider=",
-    ),
-    "no output": (
-        {"input": "pairs.jsonl", "model": "m"},
-        "output is empty; give --config.provider=",
-    ),
-    "no judge": (
-        {"judge": "gold"},
-        "judge='gold' is neither llm nor a Python function MODULE:",
-    ),
-    "noise": ({"label_noise": 0.6}, "label_noise=0.6 must be at most 0.5, where a label says"),
-    "negative": ({"label_noise": -0.1}, "label_noise=-0.1 must be at least 0"),
-    "draws": ({"draws": "keep"}, "draws='keep' is not one of drop, random"),
-    "suffix": ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
-    "itself": (
-        {"input": "pairs.jsonl", "output": "pairs.jsonl", "judge": GOLD},
-        "would write over pairs.jsonl, which is read",
-    ),
-    "draws only": (
-        {"input": "draws.jsonl", "judge": GOLD},
-        "none of 1 pairs has a label; set draws=random to keep the draws",
-    ),
-}
+    ({"input": "draws.jsonl", "judge": GOLD}, "none of 1 pairs has a label; set draws=random"),
+]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(monkeypatch, capsys, name):
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_bad_input(monkeypatch, capsys, fields, message):
     save("empty.jsonl", [])
     save("alone.jsonl", [{"instruction": "a", "output": "b"}])
     save("pairs.jsonl", [pair(RIGHT, WRONG)])
     save("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
-    fields, message = BAD[name]
-    found = bad_input_cases.launch(monkeypatch, capsys, collect_preferences, DEFAULT, **fields)
-    assert message in bad_input_cases.only(found)
-
-
-def test_an_unusable_key_stops_before_anything_is_written(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY")
-    path = save("pairs.jsonl", [pair(RIGHT, WRONG)])
-    with pytest.raises(InputError, match="openai needs a key; set the environment variable"):
-        run(input=path, output="made.jsonl", provider="openai", model="m")
+    result = bad_input_cases.launch(monkeypatch, capsys, collect_preferences, DEFAULT, **fields)
+    assert message in bad_input_cases.only(result)

@@ -1,5 +1,6 @@
 """launch.evaluate: from responses or annotations to win rates, with a judge that misbehaves."""
 
+import functools
 import hashlib
 import json
 import re
@@ -7,6 +8,7 @@ import runpy
 import statistics
 import sys
 
+import bad_input_cases
 import llm_server
 import pytest
 
@@ -19,61 +21,56 @@ from launch.shared import asking, cli
 
 DEFAULT = "configs/evaluate.py"
 PROMPTS = 40
+FILES = {"outputs": "a.json", "reference": "b.json"}
 
 
 @pytest.fixture(autouse=True)
-def keys(monkeypatch, tmp_path):
+def folder(monkeypatch, tmp_path):
+    """Responses of three models, which say what they are worth; 14 prompts have an input."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", llm_server.KEY)
     monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
     monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        save(f"{name}.json", responses(name))
+    return tmp_path
 
 
 def worth(name: str, number: int) -> int:
     return hashlib.sha256(f"{name} {number}".encode()).digest()[0] % 5
 
 
-def responses(name: str, size: int = PROMPTS, **fields) -> list[dict]:
-    """A model's responses, which say what they are worth."""
+def responses(name: str) -> list[dict]:
     return [
         {
             "instruction": f"do {number}",
             "input": "fast" if number % 3 == 0 else "",
             "output": f"worth {worth(name, number)}, says {name}",
             "generator": name,
-            **fields,
         }
-        for number in range(size)
+        for number in range(PROMPTS)
     ]
 
 
 def judge(prompt: str) -> str:
     """The better response by what they are worth."""
-    one, two = map(int, re.findall(r"worth (\d)", prompt))
-    return "tie" if one == two else "AB"[two > one]
+    first, second = map(int, re.findall(r"worth (\d)", prompt))
+    return "tie" if first == second else "AB"[second > first]
 
 
-def save(name: str, rows: list[dict]) -> str:
+def save(name: str, rows: list[dict]) -> None:
     with open(name, "w") as file:
         json.dump(rows, file)
-    return name
 
 
-@pytest.fixture
-def files() -> dict[str, str]:
-    for name in ("a", "b", "c"):
-        save(f"{name}.json", responses(name))
-    return {"outputs": "a.json", "reference": "b.json"}
+def run(**fields) -> None:
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    evaluate.main(cli.parse(["evaluate", *flags], DEFAULT))
 
 
-def run(*flags: str, **fields) -> None:
-    named = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    evaluate.main(cli.parse(["evaluate", *flags, *named], DEFAULT))
-
-
-def judge_at(server, **fields) -> dict:
-    """The fields of an OpenAI-compatible judge."""
-    usual = {"provider": "openai", "model": "m", "base_url": f"{server.url}/v1"}
-    return usual | {"output": "eval.json"} | fields
+def run_at(server, **fields) -> None:
+    """With an OpenAI-compatible judge."""
+    address = {"provider": "openai", "model": "m", "base_url": f"{server.url}/v1"}
+    run(**FILES | address | {"output": "eval.json"} | fields)
 
 
 def result(path: str = "eval.json") -> dict:
@@ -91,20 +88,26 @@ def serve(**options):
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_a_model_against_a_reference(files, capsys, provider):
+def test_a_model_against_a_reference(capsys, provider):
     with serve(key=llm_server.KEY) as server:
         url = server.url + ("/v1" if provider == "openai" else "")
-        run(**files, **judge_at(server, provider=provider, base_url=url))
-        asked = sum(server.asked.values())
-    won = expected("a", "b")
-    found = result()
-    assert found["win_rate"] == pytest.approx(100 * statistics.mean(won))
-    assert found["se"] == pytest.approx(100 * statistics.stdev(won) / PROMPTS**0.5)
-    assert (found["n"], found["unparsed"], found["draws"]) == (PROMPTS, 0, won.count(0.5))
-    assert (found["model"], found["reference"]) == ("a", "b")
-    assert found["annotator"] == f"{provider}/m"
-    assert found["length"] == statistics.mean(len(row["output"]) for row in responses("a"))
-    assert asked == PROMPTS
+        run_at(server, provider=provider, base_url=url)
+        assert sum(server.asked.values()) == PROMPTS
+    outcomes, found = expected("a", "b"), result()
+    assert found["win_rate"] == pytest.approx(100 * statistics.mean(outcomes))
+    assert found["se"] == pytest.approx(100 * statistics.stdev(outcomes) / PROMPTS**0.5)
+    assert (
+        found.items()
+        >= {
+            "n": PROMPTS,
+            "unparsed": 0,
+            "draws": outcomes.count(0.5),
+            "model": "a",
+            "reference": "b",
+            "annotator": f"{provider}/m",
+            "length": statistics.mean(len(row["output"]) for row in responses("a")),
+        }.items()
+    )
     out = capsys.readouterr().out
     assert out.splitlines()[1] == f"a against b, judged by {provider}/m"
     assert f"{found['win_rate']:.4f} ± {found['se']:.4f} % over {PROMPTS}" in out
@@ -112,50 +115,46 @@ def test_a_model_against_a_reference(files, capsys, provider):
     assert llm_server.KEY not in out
 
 
-def test_what_was_judged_is_read_again_to_the_same_figures(files, capsys):
+def test_annotations_are_read_again_to_the_same_results(capsys):
     with serve() as server:
-        run(**files, **judge_at(server, both_orders=True))
-    there = result()
-    assert there["first_shown"] == 50  # in both orders
+        run_at(server, both_orders=True)
+    results = result()
+    assert results["first_shown"] == 50  # in both orders
     rows = result("eval.annotations.json")
-    assert {
-        "instruction",
-        "output_1",
-        "output_2",
-        "generator_1",
-        "generator_2",
-        "preference",
-    } <= (rows[0].keys())
     assert [row["preference"] - 1 for row in rows] == expected("a", "b")
-    first = capsys.readouterr().out
+    printed = capsys.readouterr().out
     run(annotations="eval.annotations.json", output="again.json")
-    assert result("again.json") == there
-    assert capsys.readouterr().out.splitlines()[:-1] == first.splitlines()[1:-1]
+    assert result("again.json") == results
+    assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[1:-1]
+    summary = alpaca_eval.summarize(alpaca_eval.read("eval.annotations.json"))
+    assert summary.items() <= results.items()
 
 
-def test_a_run_goes_on_where_it_was_stopped(files):
-    """A cap stops it twice; no answer that arrived is asked for again; nothing is left behind."""
+def test_a_run_goes_on_where_it_was_stopped(monkeypatch):
+    """A cap stops it twice; no reply that arrived is requested again; nothing is left behind."""
+    quick = functools.partial(asking.Limits, back_off=0.01)
+    monkeypatch.setattr(asking, "Limits", quick)
     with serve(plan=llm_server.shaky(0.2)) as server:
-        fields = judge_at(server, limits__max_requests=20, limits__concurrency=3)
+        fields = {"limits__max_requests": 20, "limits__concurrency": 3}
         for _ in range(2):
             with pytest.raises(InputError, match="stopped at max_requests=20"):
-                run(**files, **fields)
-        run(**files, **fields)
+                run_at(server, **fields)
+        run_at(server, **fields)
         assert set(server.delivered.values()) == {1}
-        whole = result("eval.annotations.json")
+        rows = result("eval.annotations.json")
         before = sum(server.asked.values())
-        run(**files, **fields)
+        run_at(server, **fields)
         assert sum(server.asked.values()) == before
-    run(**files, **fields)  # nobody is there any more, and nobody is needed
-    assert result("eval.annotations.json") == whole
+    run_at(server, **fields)  # the server is gone, and not needed
+    assert result("eval.annotations.json") == rows
     with serve() as server:
-        run(**files, **judge_at(server, output="calm.json"))
-    assert result("calm.annotations.json") == whole
+        run_at(server, output="calm.json")
+    assert result("calm.annotations.json") == rows
 
 
-def test_two_models_against_the_same_reference(files, capsys):
+def test_two_models_against_the_same_reference(capsys):
     with serve() as server:
-        run(**files | {"outputs": "a.json,c.json"}, **judge_at(server))
+        run_at(server, outputs="a.json,c.json")
     found = result()
     a, c = expected("a", "b"), expected("c", "b")
     assert found["win_rate"] == pytest.approx(100 * statistics.mean(a))
@@ -164,16 +163,12 @@ def test_two_models_against_the_same_reference(files, capsys):
     assert paired["difference"] == pytest.approx(found["win_rate"] - found["other"]["win_rate"])
     assert paired["low"] < paired["difference"] < paired["high"]
     assert paired["n"] == PROMPTS
-    out = capsys.readouterr().out
-    assert f"difference      {paired['difference']:+.4f} points" in out
-    run(
-        annotations="eval.annotations.json,eval.annotations_2.json",
-        output="again.json",
-    )
+    assert f"difference      {paired['difference']:+.4f} points" in capsys.readouterr().out
+    run(annotations="eval.annotations.json,eval.annotations_2.json", output="again.json")
     assert result("again.json") == found
 
 
-def test_replies_that_are_no_verdict_are_counted(files, capsys):
+def test_replies_that_are_no_verdict_are_counted(capsys):
     def sulky(prompt: str) -> str:
         return "Who am I to say?" if "do 7\n" in prompt else judge(prompt)
 
@@ -181,9 +176,8 @@ def test_replies_that_are_no_verdict_are_counted(files, capsys):
         return "refusal" if "do 8\n" in prompt else "400" if "do 9\n" in prompt else "ok"
 
     with serve(answer=sulky, plan=plan) as server:
-        run(**files, **judge_at(server))
-    found = result()
-    assert (found["n"], found["unparsed"]) == (PROMPTS - 3, 3)
+        run_at(server)
+    assert (result()["n"], result()["unparsed"]) == (PROMPTS - 3, 3)
     reasons = [row["reason"] for row in result("eval.annotations.json") if "reason" in row]
     assert reasons == [
         "no verdict in 'Who am I to say?'",
@@ -195,48 +189,42 @@ def test_replies_that_are_no_verdict_are_counted(files, capsys):
     assert "unparsed: 1 × no verdict in 'Who am I to say?'" in out
 
 
-def test_a_judge_with_a_position_bias_is_found_out(files, capsys):
+def test_a_judge_with_a_position_bias(capsys):
     with serve(answer=lambda prompt: "A") as server:
-        run(**files, **judge_at(server))
+        run_at(server)
         assert result()["first_shown"] == 100
-        run(**files, **judge_at(server, both_orders=True))
+        first = server.asked.copy()
+        run_at(server, seed=1)  # another order
+        assert PROMPTS < len(server.asked) < 2 * PROMPTS
+        assert all(server.asked[prompt] == 1 for prompt in first)
+        run_at(server, both_orders=True)
     assert (result()["win_rate"], result()["draws"]) == (50, PROMPTS)
     assert "won 100.0 % of 80 verdicts" in capsys.readouterr().out
 
 
-def test_another_seed_is_another_order(files):
-    with serve() as server:
-        run(**files, **judge_at(server))
-        first = server.asked.copy()
-        run(**files, **judge_at(server, seed=1))
-        assert PROMPTS < len(server.asked) < 2 * PROMPTS
-        assert all(server.asked[prompt] == 1 for prompt in first)
+def score(prompts, responses):
+    """A judge in Python."""
+    return [int(text.split()[1][0]) for text in responses]
 
 
-def test_a_function_as_judge(files, monkeypatch, tmp_path, capsys):
-    (tmp_path / "own_judge.py").write_text(
-        "def score(prompts, responses):\n"
-        "    return [int(text.split()[1][0]) for text in responses]\n"
-    )
-    run(**files, judge="own_judge:score", output="eval.json")
-    sys.modules.pop("own_judge")
-    found = result()
-    assert found["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
-    assert found["annotator"] == "own_judge:score"
-    assert found["first_shown"] is None
+FUNCTION = FILES | {"judge": f"{__name__}:score", "output": "eval.json"}
+
+
+def test_a_function_as_judge(capsys):
+    run(**FUNCTION)
+    assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
+    assert (result()["annotator"], result()["first_shown"]) == (FUNCTION["judge"], None)
     assert "shown first" not in capsys.readouterr().out
 
 
-def test_only_common_prompts(files):
+def test_only_common_prompts():
     save("a.json", responses("a")[5:])
     save("c.json", responses("c")[:30])
-    function = {"judge": "fgrlhf_jax.feedback.judges.vader:judge", "output": "eval.json"}
-    pytest.importorskip("vaderSentiment")
     with pytest.raises(InputError, match="lacks 5 that it has"):
-        run(**files, **function)
-    run(**files | {"outputs": "a.json,c.json"}, **function, common=True)
+        run(**FUNCTION)
+    run(**FUNCTION | {"outputs": "a.json,c.json"}, common=True)
     assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (25, 25, 25)
-    run(**files | {"outputs": "a.json"}, **function, common=True, limit=3)
+    run(**FUNCTION, common=True, limit=3)
     assert result()["n"] == 3
 
 
@@ -249,14 +237,13 @@ def test_a_limit_keeps_the_same_prompts_of_two_models(common):
     save("one.json", rows)
     save("two.json", rows[::-1])
     run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")
-    found = result()
-    assert (found["n"], found["other"]["n"], found["paired"]["n"]) == (3, 3, 3)
-    assert found["paired"]["difference"] == 0
+    assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (3, 3, 3)
+    assert result()["paired"]["difference"] == 0
 
 
-def test_a_dry_run_asks_nothing(files, capsys):
+def test_a_dry_run_sends_nothing(capsys):
     with serve() as server:
-        run(**files, **judge_at(server), dry_run=True, price_output=1000.0)
+        run_at(server, dry_run=True, price_output=1000.0)
         assert not server.asked
     out = capsys.readouterr().out
     assert out.count("== prompt") == 3
@@ -264,8 +251,8 @@ def test_a_dry_run_asks_nothing(files, capsys):
     assert "do 0" in out
     assert "40 requests to openai/m: about " in out
     assert f"cost by the given prices: at most {40 * 512 / 1000:.2f}" in out
-    run(**files, judge="nothing:at_all", dry_run=True)
-    assert "40 pairs for nothing:at_all; nothing would be asked" in capsys.readouterr().out
+    run(**FILES, judge="nothing:at_all", dry_run=True)
+    assert "40 pairs for nothing:at_all; no requests would be" in capsys.readouterr().out
 
 
 def test_the_flag_of_a_dry_run(monkeypatch, capsys):
@@ -286,30 +273,85 @@ def test_without_a_flag_it_is_the_embedded_world(capsys):
     assert float(re.search(r"win rate +([\d.]+)", out)[1]) > 90
 
 
-def test_a_local_judge(files, monkeypatch):
-    """It is asked in chunks, through the same cache."""
-    asked = []
+def test_a_local_judge(monkeypatch):
+    """It gets requests in chunks, through the same cache."""
+    chunks = []
 
     def connect(model, **options):
         assert (model, options["batch_size"]) == ("folder", 4)
 
         def send(requests):
-            asked.append(len(requests))
+            chunks.append(len(requests))
             return [llm.Reply(judge(r.prompt), "end", 1, 1) for r in requests]
 
         return send
 
     monkeypatch.setattr(local, "connect", connect)
-    fields = {"provider": "local", "model": "folder", "output": "eval.json"}
-    run(**files, **fields, local__batch_size=4)
-    run(**files, **fields, local__batch_size=4)
-    assert max(asked) == 4 * asking.BATCHES_STORED
-    assert sum(asked) == PROMPTS
+    for _ in range(2):
+        fields = {"provider": "local", "model": "folder", "output": "eval.json"}
+        run(**FILES, **fields, local__batch_size=4)
+    assert (max(chunks), sum(chunks)) == (4 * asking.BATCHES_STORED, PROMPTS)
     assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
 
 
-def test_comparisons_of_the_package_are_those_of_the_command(files):
-    with serve() as server:
-        run(**files, **judge_at(server))
-    summed = alpaca_eval.summary(alpaca_eval.read("eval.annotations.json"))
-    assert summed.items() <= result().items()
+# What a user may get wrong: one sentence, exit status 2.
+
+LLM = FILES | {"provider": "openai", "model": "m", "output": "eval.json"}
+BAD = [
+    ({"outputs": "a.json"}, "reference is empty; give --config.outputs=FILE --config.refere"),
+    ({"reference": "b.json"}, "outputs is empty; give --config.outputs"),
+    ({"annotations": "x.json", "outputs": "a.json"}, "annotations are judged already; give ei"),
+    ({"annotations": "x.json", "dry_run": True}, "dry_run sends no requests, and annotations"),
+    (FILES | {"outputs": "a.json,b.json,c.json"}, "at most two files"),
+    (FILES, "model is empty; give --config.provider="),
+    (FILES | {"model": "m"}, "output is empty; give --config.provider="),
+    (FILES | {"judge": "vader"}, "judge='vader' is neither llm nor a Py"),
+    (FILES | {"judge": "nowhere:judge"}, "nowhere:judge: cannot be loaded"),
+    (FILES | {"provider": "openay"}, "provider='openay' is not one of anthropic"),
+    (LLM | {"base_url": "localhost"}, "base_url is no address; give http://"),
+    (LLM | {"output": "x.txt"}, "x.txt: give a FILE.json"),
+    (LLM | {"output": "none/x.json"}, "the folder none does not exist"),
+    (LLM | {"output": "a.json"}, "would write over a.json, which is read"),
+    (LLM | {"reference": "b.json, c.json", "output": "c.json"}, "would write over c.json"),
+    ({"annotations": "x.json", "output": "x.json"}, "would write over x.json, which is read"),
+    (LLM | {"outputs": "none.json"}, "none.json: there is no such file"),
+    ({"annotations": "none.json"}, "none.json: there is no such file"),
+    ({"annotations": "a.json"}, "a.json:row 1: misses output_1, output_2, pre"),
+    (LLM | {"outputs": "empty.json"}, "empty.json: holds no rows"),
+    (LLM | {"template_file": "none.txt"}, "template_file=none.txt: cannot be read (No such fi"),
+    (LLM | {"template_file": "bad.txt"}, "template_file=bad.txt: does not show {{ second }}"),
+    (LLM | {"template_file": "short.txt"}, "the template shows no {{ input }}, and 14 rows ha"),
+    ({"annotations": "x.json", "limit": -1}, "limit=-1 must be at least 0"),
+    (LLM | {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+    (LLM | {"cache": "a.json"}, "cache a.json: cannot be used"),
+    ({"outputt": "x"}, "--config.outputt: there is no such field; did you mean output?"),
+    ({"annotations": "x.json,z.json", "limit": 1}, "the two models have no prompt in common"),
+    ({"annotations": "x.json,y.json"}, "output_1 differs at 1 of 1 prompts; compare both mo"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_bad_input(folder, monkeypatch, capsys, fields, message):
+    save("empty.json", [])
+    row = {"instruction": "x", "output_1": "1", "output_2": "2", "preference": 1}
+    save("x.json", [row])
+    save("y.json", [row | {"output_1": "3"}])
+    save("z.json", [row | {"instruction": "z"}])
+    (folder / "bad.txt").write_text("{{ instruction }} {{ first }}")
+    (folder / "short.txt").write_text("{{ instruction }} {{ first }} {{ second }}")
+    status = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **fields)
+    assert message in bad_input_cases.only(status)
+
+
+def test_keys(monkeypatch, capsys):
+    """One that is refused is not repeated."""
+    with llm_server.running(key="another") as server:
+        fields = LLM | {"base_url": f"{server.url}/v1"}
+        status, lines = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **fields)
+    assert status == 2
+    assert "does not accept the key" in lines[-1]
+    assert llm_server.KEY not in "".join(lines)
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    status = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **LLM)
+    message = "openai needs a key; set the environment variable OPEN"
+    assert message in bad_input_cases.only(status)

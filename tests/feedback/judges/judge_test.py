@@ -1,18 +1,21 @@
-"""Judges: what is asked and in which order, and what follows from the replies."""
+"""Judges: what is requested and in which order, and what follows from the replies."""
 
 import re
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.feedback.llm.requests import Rejected
+from fgrlhf_jax.runtime.files import write_jsonl
 
-PLAIN = judge.template()
-OPTIONS = {"seed": 0, "both_orders": False, "max_tokens": 9}
+DEFAULT = judge.load_template()
 
 
 def pair(number: int, **fields) -> Comparison:
@@ -20,12 +23,18 @@ def pair(number: int, **fields) -> Comparison:
     return Comparison(f"do {number}", **(texts | fields))
 
 
-def swapped(one: Comparison) -> Comparison:
+def swap(comparison: Comparison) -> Comparison:
     """The reference and the model in each other's place."""
-    return Comparison(one.instruction, one.input, one.output_2, one.output_1)
+    texts = comparison.output_2, comparison.output_1
+    return Comparison(comparison.instruction, comparison.input, *texts)
 
 
-def said(text: str, stop: str = "end") -> Reply:
+def questions(comparisons, template=DEFAULT, seed=0, both_orders=False) -> list[judge.Question]:
+    options = {"seed": seed, "both_orders": both_orders, "max_tokens": 9}
+    return judge.build_questions(comparisons, template, **options)
+
+
+def reply(text: str, stop: str = "end") -> Reply:
     return Reply(text, stop, 1, 1)
 
 
@@ -33,80 +42,73 @@ MANY = [pair(number) for number in range(400)]
 
 
 def test_a_prompt_holds_all_of_a_row():
-    one = Comparison("Name a {{ colour }} & more.", "of the sky <b>", "Blue.\n\nIs it?", "Grey")
-    (asked,) = judge.questions([one], PLAIN, **OPTIONS)
-    first, second = (one.output_1, one.output_2)[:: 1 if asked.shown_first == 1 else -1]
-    prompt = asked.request.prompt
-    places = [prompt.index(text) for text in (one.instruction, one.input, first, second)]
+    row = Comparison("Name a {{ colour }} & more.", "of the sky <b>", "Blue.\n\nIs it?", "Grey")
+    (question,) = questions([row])
+    first, second = (row.output_1, row.output_2)[:: 1 if question.shown_first == 1 else -1]
+    prompt = question.request.prompt
+    places = [prompt.index(text) for text in (row.instruction, row.input, first, second)]
     assert places == sorted(places)
-    assert (asked.request.max_tokens, asked.request.temperature) == (9, 0)
+    assert (question.request.max_tokens, question.request.temperature) == (9, 0)
+    (question,) = questions([pair(0)])
+    assert "input" not in question.request.prompt
 
 
-def test_without_an_input_nothing_is_said_of_one():
-    (asked,) = judge.questions([pair(0)], PLAIN, **OPTIONS)
-    assert "input" not in asked.request.prompt
-
-
-def test_nobody_is_asked_about_identical_responses():
+def test_identical_responses_are_a_draw_without_a_request():
     rows = [pair(0), pair(1, output_1="same", output_2="same"), pair(2)]
-    asked = judge.questions(rows, PLAIN, **OPTIONS)
+    asked = questions(rows)
     assert [question.number for question in asked] == [0, 2]
-    found = judge.by_model(rows, asked, [said("A"), said("B")], "me")
-    assert found[1].preference == 1.5
-    assert found[1].verdicts == ()
+    judged = judge.judge_by_replies(rows, asked, [reply("A"), reply("B")], "me")
+    assert (judged[1].preference, judged[1].verdicts) == (1.5, ())
 
 
 def test_the_order_is_a_fair_coin_that_falls_the_same_way_again():
-    asked = judge.questions(MANY, PLAIN, **OPTIONS)
-    first = sum(question.shown_first == 1 for question in asked)
-    assert 160 < first < 240
-    assert judge.questions(MANY, PLAIN, **OPTIONS) == asked
+    asked = questions(MANY)
+    assert 160 < sum(question.shown_first == 1 for question in asked) < 240
+    assert questions(MANY) == asked
     # A row's order does not depend on the other rows, but on the seed.
-    assert [q.request for q in judge.questions(MANY[7:9], PLAIN, **OPTIONS)] == [
-        question.request for question in asked[7:9]
-    ]
-    other = judge.questions(MANY, PLAIN, **OPTIONS | {"seed": 1})
-    same = sum(a.shown_first == b.shown_first for a, b in zip(asked, other, strict=True))
+    assert [q.request for q in questions(MANY[7:9])] == [q.request for q in asked[7:9]]
+    others = questions(MANY, seed=1)
+    same = sum(a.shown_first == b.shown_first for a, b in zip(asked, others, strict=True))
     assert 160 < same < 240
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_swapped_sides_ask_the_same_and_get_the_opposite(both):
-    options = OPTIONS | {"both_orders": both}
-    there = judge.questions(MANY, PLAIN, **options)
-    back = judge.questions([swapped(one) for one in MANY], PLAIN, **options)
-    assert [q.request for q in there] == [q.request for q in back]
-    assert all(a.shown_first == 3 - b.shown_first for a, b in zip(there, back, strict=True))
-    replies = [said("AB T"[number % 4]) for number in range(len(there))]
-    replies = [said("tie") if reply.text == "T" else reply for reply in replies]
-    ours = judge.by_model(MANY, there, replies, "me")
-    theirs = judge.by_model([swapped(one) for one in MANY], back, replies, "me")
-    for one, two in zip(ours, theirs, strict=True):
-        assert (one.preference is None) == (two.preference is None)
-        assert one.preference is None or one.preference + two.preference == 3
+@pytest.mark.parametrize("both_orders", [False, True])
+def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
+    swapped = [swap(row) for row in MANY]
+    asked, back = (questions(rows, both_orders=both_orders) for rows in (MANY, swapped))
+    assert [q.request for q in asked] == [q.request for q in back]
+    assert all(a.shown_first == 3 - b.shown_first for a, b in zip(asked, back, strict=True))
+    replies = [reply(("A", "B", "?", "tie")[number % 4]) for number in range(len(asked))]
+    ours = judge.judge_by_replies(MANY, asked, replies, "me")
+    theirs = judge.judge_by_replies(swapped, back, replies, "me")
+    sums = {
+        a.preference and b.preference and a.preference + b.preference
+        for a, b in zip(ours, theirs, strict=True)
+    }
+    assert sums == {None, 3}
 
 
-def test_a_judge_who_always_says_the_first_is_told_by_its_bias_and_wins_half():
-    asked = judge.questions(MANY, PLAIN, **OPTIONS)
-    found = alpaca_eval.summary(judge.by_model(MANY, asked, [said("A")] * len(asked), "me"))
-    assert found["first_shown"] == 100
-    assert 40 < found["win_rate"] < 60
-    both = judge.questions(MANY, PLAIN, **OPTIONS | {"both_orders": True})
-    found = alpaca_eval.summary(judge.by_model(MANY, both, [said("A")] * len(both), "me"))
-    assert (found["draws"], found["win_rate"], found["first_shown"]) == (400, 50, 100)
-    assert found["verdicts"] == 800
+def test_a_judge_who_always_says_the_first_is_known_by_its_bias_and_wins_half():
+    results = []
+    for both_orders in (False, True):
+        asked = questions(MANY, both_orders=both_orders)
+        judged = judge.judge_by_replies(MANY, asked, [reply("A")] * len(asked), "me")
+        results.append(alpaca_eval.summarize(judged))
+    assert results[0]["first_shown"] == results[1]["first_shown"] == 100
+    assert 40 < results[0]["win_rate"] < 60
+    assert [results[1][k] for k in ("draws", "win_rate", "verdicts")] == [400, 50, 800]
 
 
-def test_both_orders_are_asked_of_each_pair():
-    asked = judge.questions(MANY[:3], PLAIN, **OPTIONS | {"both_orders": True})
+def test_both_orders_of_each_pair():
+    asked = questions(MANY[:3], both_orders=True)
     assert [question.number for question in asked] == [0, 0, 1, 1, 2, 2]
-    for one, two in zip(asked[::2], asked[1::2], strict=True):
-        assert {one.shown_first, two.shown_first} == {1, 2}
-        assert one.request != two.request
+    for a, b in zip(asked[::2], asked[1::2], strict=True):
+        assert {a.shown_first, b.shown_first} == {1, 2}
+        assert a.request != b.request
 
 
 @pytest.mark.parametrize(
-    ("given", "want"),
+    ("verdicts", "preference"),
     [
         ([(1, "first")], 1),
         ([(1, "second")], 2),
@@ -125,60 +127,116 @@ def test_both_orders_are_asked_of_each_pair():
         ([], 1.5),
     ],
 )
-def test_verdicts_to_preferences(given, want):
-    assert judge.preference([Verdict(*verdict, "") for verdict in given]) == want
+def test_verdicts_to_preferences(verdicts, preference):
+    assert judge.combine_verdicts([Verdict(*verdict, "") for verdict in verdicts]) == preference
 
 
-def test_what_is_no_verdict_says_why():
+def test_reasons_for_no_verdict():
     rows = MANY[:5]
-    asked = judge.questions(rows, PLAIN, **OPTIONS)
+    asked = questions(rows)
     replies = [
-        said("Both   have\nmerits. " + "x" * 200),
+        reply("Both   have\nmerits. " + "x" * 200),
         Rejected("400: too long"),
-        said("No.", "refusal"),
-        said("A", "length"),
-        said("A. B is longer, but", "length"),
+        reply("No.", "refusal"),
+        reply("A", "length"),
+        reply("A. B is longer, but", "length"),
     ]
-    found = judge.by_model(rows, asked, iter(replies), "openai/m")
-    assert [one.preference is None for one in found] == [True, True, True, False, True]
-    assert found[0].reason.startswith("no verdict in 'Both have merits. xxx")
-    assert len(found[0].reason) < 110
-    assert found[1].reason == "no reply: 400: too long"
-    assert found[2].reason == "the judge refused"
-    assert found[3].reason == ""
-    assert found[4].reason == "the judge's reply was cut; raise max_new_tokens"
-    assert {one.annotator for one in found} == {"openai/m"}
-    assert found[0].verdicts == (Verdict(asked[0].shown_first, None, replies[0].text),)
-
-
-def test_fewer_replies_than_questions_are_an_error():
-    asked = judge.questions(MANY[:2], PLAIN, **OPTIONS)
+    judged = judge.judge_by_replies(rows, asked, iter(replies), "openai/m")
+    assert [row.preference is None for row in judged] == [True, True, True, False, True]
+    assert [row.reason for row in judged] == [
+        f"no verdict in {'Both have merits. ' + 'x' * 62!r}",
+        "no reply: 400: too long",
+        "the judge refused",
+        "",
+        "the judge's reply was cut; raise max_new_tokens",
+    ]
+    assert {row.annotator for row in judged} == {"openai/m"}
+    assert judged[0].verdicts == (Verdict(asked[0].shown_first, None, replies[0].text),)
     with pytest.raises(ValueError, match="zip"):
-        judge.by_model(MANY[:2], asked, [said("A")], "me")
+        judge.judge_by_replies(rows, asked, replies[:4], "openai/m")
+
+
+# Labels to train on
+
+
+def judged(preferences) -> list[Comparison]:
+    return [pair(n, preference=value, annotator="me") for n, value in enumerate(preferences)]
+
+
+def labels(rows, noise=0.0, draws="drop", seed=0) -> judge.Labels:
+    return judge.make_labels(rows, noise=noise, draws=draws, seed=seed)
+
+
+def test_labels_by_hand(tmp_path):
+    made = labels(judged([1.0, 2.0, 1.5, None]))
+    assert made.counts == Counter(unparsed=1, draws=1, flipped=0)
+    assert made.rows[1] == {
+        "instruction": "do 1",
+        "input": "",
+        "output_1": "reference 1",
+        "output_2": "model 1",
+        "preference": 2,
+        "annotator": "me",
+    }
+    write_jsonl(tmp_path / "preferences.jsonl", made.rows)
+    assert records.read(str(tmp_path / "preferences.jsonl")) == [
+        records.Preference(f"do {n}", "", f"reference {n}", f"model {n}", n + 1) for n in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("noise", [0.25, 0.5])
+def test_noise_flips_its_share(noise):
+    rows = judged([1.0, 2.0] * 1000)
+    made = labels(rows, noise)
+    pairs = zip(made.rows, rows, strict=True)
+    flipped = [label["preference"] != row.preference for label, row in pairs]
+    assert sum(flipped) == made.counts["flipped"]
+    assert sum(flipped) / 2000 == pytest.approx(noise, abs=0.04)
+    assert labels(rows, noise) == made
+    assert labels(rows, noise, seed=1).rows != made.rows
+    assert labels(rows[10:20], noise).rows == made.rows[10:20]
+    fewer = labels(rows, noise / 2)  # the same ones and no others
+    for row, more, less in zip(rows, made.rows, fewer.rows, strict=True):
+        assert less["preference"] == row.preference or more == less
+
+
+def test_draws_fall_to_either_side_by_their_texts():
+    rows = judged([1.5] * 1000)
+    assert labels(rows).rows == []
+    made = labels(rows, draws="random")
+    assert made.counts["draws"] == len(made.rows) == 1000
+    assert 430 < sum(row["preference"] == 1 for row in made.rows) < 570
+    swapped = labels([replace(swap(row), preference=1.5) for row in rows], draws="random")
+    assert [row["preference"] for row in swapped.rows] == [
+        3 - row["preference"] for row in made.rows
+    ]
+    identical = [Comparison("do", "", "a", "a", 1.5)]
+    assert labels(identical, draws="random").rows == []
 
 
 # Templates
 
-
-def saved(folder, text: str) -> str:
-    path = folder / "judge.txt"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return str(path)
-
-
 WHOLE = "{{ instruction }} {{ first }} {{ second }}"
 
 
-def test_a_template_of_ones_own(tmp_path):
-    path = saved(
-        tmp_path,
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str | bytes):
+        path = tmp_path / "judge.txt"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return judge.load_template(str(path))
+
+    return load
+
+
+def test_a_template_from_a_file(load):
+    template = load(
         "  {{ instruction|upper }}?{% if input %} ({{ input }}){% endif %}\n\n"
         "1: {{ first }}\n2: {{ second }}\n",
     )
-    rows = [pair(0, input="now"), pair(1)]
-    one, two = judge.questions(rows, judge.template(path), **OPTIONS)
-    assert one.request.prompt.startswith("DO 0? (now)\n1: ")
-    assert two.request.prompt.startswith("DO 1?\n1: ")
+    a, b = questions([pair(0, input="now"), pair(1)], template)
+    assert a.request.prompt.startswith("DO 0? (now)\n1: ")
+    assert b.request.prompt.startswith("DO 1?\n1: ")
 
 
 @pytest.mark.parametrize(
@@ -196,24 +254,17 @@ def test_a_template_of_ones_own(tmp_path):
         (b"\xff{{ instruction }}", "cannot be read (invalid UTF-8)"),
     ],
 )
-def test_templates_that_are_none(tmp_path, text, message):
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
-        judge.template(saved(tmp_path, text))
-    assert "\n" not in str(caught.value)
+def test_refused_templates(load, text, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        load(text)
+    assert "\n" not in str(error.value)
 
 
-def test_no_template(tmp_path):
-    with pytest.raises(
-        InputError, match=r"template_file=.*none\.txt: cannot be read \(No such"
-    ):
-        judge.template(str(tmp_path / "none.txt"))
-
-
-def test_a_template_that_hides_the_input(tmp_path):
-    template = judge.template(saved(tmp_path, WHOLE))
-    assert len(judge.questions([pair(0)], template, **OPTIONS)) == 1
+def test_a_template_that_hides_the_input(load):
+    template = load(WHOLE)
+    assert len(questions([pair(0)], template)) == 1
     with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 2 rows have one"):
-        judge.questions([pair(0, input="a"), pair(1), pair(2, input="b")], template, **OPTIONS)
+        questions([pair(0, input="a"), pair(1), pair(2, input="b")], template)
 
 
 # Judges in Python
@@ -238,21 +289,25 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-def test_a_function_as_judge(module):
-    rows = [Comparison("x", "", "long", "longer"), Comparison("x", "", "b", "a"), pair(0)]
-    found = judge.by_function(rows, f"{module}:length")
-    assert [one.preference for one in found] == [2, 1.5, 1]
-    assert {one.annotator for one in found} == {f"{module}:length"}
-    back = judge.by_function([swapped(one) for one in rows], f"{module}:length")
-    assert [one.preference for one in back] == [1, 1.5, 2]
+@pytest.mark.parametrize(
+    ("function", "rows", "preferences"),
+    [
+        ("length", [("x", "", "long", "longer"), ("x", "", "b", "a")], [2, 1.5]),
+        ("length", [("x", "", "longer", "long")], [1]),
+        ("inputs", [("do", "the input", "do", "do\n\nthe input")], [1.5]),
+    ],
+)
+def test_a_function_as_judge(module, function, rows, preferences):
+    name = f"{module}:{function}"
+    judged = judge.judge_by_function([Comparison(*row) for row in rows], name)
+    assert [row.preference for row in judged] == preferences
+    assert {row.annotator for row in judged} == {name}
 
 
-def test_a_function_is_told_what_it_asks_for(module):
+def test_a_function_knows_which_responses_are_finished(module):
     rows = [pair(0, finished_1=False), pair(1, finished_2=False), pair(2)]
-    found = judge.by_function(rows, f"{module}:whole")
-    assert [one.preference for one in found] == [2, 1, 1.5]
-    one = Comparison("do", "the input", "do", "do\n\nthe input")
-    assert judge.by_function([one], f"{module}:inputs")[0].preference == 1.5
+    judged = judge.judge_by_function(rows, f"{module}:whole")
+    assert [row.preference for row in judged] == [2, 1, 1.5]
 
 
 @pytest.mark.parametrize(
@@ -262,18 +317,25 @@ def test_a_function_is_told_what_it_asks_for(module):
         ("none", "cannot be loaded"),
     ],
 )
-def test_a_function_that_is_no_judge(module, function, message):
+def test_refused_functions(module, function, message):
     with pytest.raises(InputError, match=message):
-        judge.by_function([pair(0)], f"{module}:{function}")
+        judge.judge_by_function([pair(0)], f"{module}:{function}")
 
 
-def test_the_gold_judge_of_the_embedded_world():
-    answer = "the opposite of full is empty"
-    one = Comparison("opposite of full", "", "the opposite of full is red", answer)
-    assert judge.by_function([one], "fgrlhf_jax.tiny_world.judge:judge")[0].preference == 2
-
-
-def test_a_judge_of_sentiment():
-    pytest.importorskip("vaderSentiment")
-    one = Comparison("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
-    assert judge.by_function([one], "fgrlhf_jax.feedback.judges.vader:judge")[0].preference == 2
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        (
+            "fgrlhf_jax.tiny_world.judge:judge",
+            ("opposite of full", "", "it is red", "the opposite of full is empty"),
+        ),
+        (
+            "fgrlhf_jax.feedback.judges.vader:judge",
+            ("Write a review.", "", "A dull, awful film.", "A bright, superb film."),
+        ),
+    ],
+)
+def test_the_judges_that_are_included(name, row):
+    if "vader" in name:
+        pytest.importorskip("vaderSentiment")
+    assert judge.judge_by_function([Comparison(*row)], name)[0].preference == 2

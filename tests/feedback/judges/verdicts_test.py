@@ -1,4 +1,4 @@
-"""What replies say of two responses: nothing is guessed."""
+"""Verdicts in replies; what is not clearly one is none."""
 
 import re
 
@@ -7,97 +7,40 @@ import pytest
 from fgrlhf_jax.feedback.judges.verdicts import parse, parse_line
 
 FIRST = """\
-A
-a.
-**A**
-(A)
-"A"
-[[A]]
-1
-Output (1)
-output_1
-first
-Response A
-Response A is better.
-Response A is clearly better
-The first response is better than the second one.
-A is better than B
-Verdict: A
-**Verdict:** Response A
-Final answer: **A**
-The winner is Response A
-Better: A
-I prefer response A.
-A. It is right about the date.
-A, because it answers the question
-A - it is clear
-A because it is clear
-Winner: Response 1
-Model A wins
-<verdict>A</verdict>
-It is long, and [[A]] all the same
-"""
+A / a. / **A** / (A) / "A" / [[A]] / 1 / Output (1) / output_1 / first / Response A / Model A wins
+Response A is better. / Response A is clearly better / A is better than B / Verdict: A
+The first response is better than the second one. / **Verdict:** Response A / Final answer: **A**
+The winner is Response A / Better: A / I prefer response A. / A. It is right about the date.
+A, because it answers the question / A - it is clear / A because it is clear / Winner: Response 1
+<verdict>A<\\verdict> / It is long, and [[A]] all the same"""
 TIE = """\
-tie
-Tie.
-A tie
-It's a tie.
-draw
-C
-[[C]]
-neither
-Neither is better.
-Both are equally good.
-Verdict: tie
-Tie. Both say the same.
-The same
-"""
+tie / Tie. / A tie / It's a tie. / draw / C / [[C]] / neither / Neither is better. / Verdict: tie
+Both are equally good. / Tie. Both say the same. / The same"""
 NONE = """\
-I cannot compare these.
-Both are good in their way.
-[[A]] or [[B]]
-Response A:
-A response that is good
-A good answer
-AB
-A>B
-The first response is right about the date, the second is not.
-Answer: A, since it is right
-As an AI
-3
-D
-...
-"""
+I cannot compare these. / Both are good in their way. / [[A]] or [[B]] / Response A: / AB / A>B
+A response that is good / A good answer / Answer: A, since it is right / As an AI / 3 / D / ...
+The first response is right about the date, the second is not."""
 
 
-@pytest.mark.parametrize("reply", FIRST.splitlines())
-def test_first(reply):
-    assert parse(reply) == "first"
-    assert parse(f"  {reply}\n\n") == "first"
+def listed(table: str) -> list[str]:
+    return [reply.replace("\\", "/") for reply in re.split(r" / |\n", table)]
 
 
-@pytest.mark.parametrize("reply", FIRST.splitlines())
+@pytest.mark.parametrize("reply", listed(FIRST))
 def test_second_is_the_mirror_of_first(reply):
+    assert parse(reply) == parse(f"  {reply}\n\n") == "first"
     names = {"A": "B", "B": "A", "a": "b", "1": "2", "first": "second", "second": "first"}
     label = rf"(?<![A-Za-z])({'|'.join(names)})(?![A-Za-z])"
-    mirrored = re.sub(label, lambda found: names[found[1]], reply)
+    mirrored = re.sub(label, lambda match: names[match[1]], reply)
     assert mirrored != reply
     assert parse(mirrored) == "second"
 
 
-@pytest.mark.parametrize("reply", TIE.splitlines())
-def test_tie(reply):
-    assert parse(reply) == "tie"
-
-
-@pytest.mark.parametrize("reply", ["", " \n ", *NONE.splitlines()])
-def test_none(reply):
-    assert parse(reply) is None
-
-
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "verdict"),
     [
+        *((reply, "tie") for reply in listed(TIE)),
+        *((reply, None) for reply in ["", " \n ", *listed(NONE)]),
         ("A\n\nIt is right, and B is not.", "first"),
         ("B says it, A does not.\n\nB", "second"),
         ("Response A:\nIt is good.\nResponse B:\nIt is better.\n\nVerdict: B", "second"),
@@ -119,12 +62,12 @@ def test_none(reply):
         ("<think>B</think>A\n</think>\ntie", "tie"),
     ],
 )
-def test_several_lines(reply, said):
-    assert parse(reply) == said
+def test_ties_none_and_several_lines(reply, verdict):
+    assert parse(reply) == verdict
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "verdict"),
     [
         ("**Verdict: B**\n", "second"),
         ("A", "first"),
@@ -135,5 +78,5 @@ def test_several_lines(reply, said):
         ("", None),
     ],
 )
-def test_a_reply_that_was_cut(reply, said):
-    assert parse_line(reply) == said
+def test_a_reply_that_was_cut(reply, verdict):
+    assert parse_line(reply) == verdict

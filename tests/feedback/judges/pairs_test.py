@@ -1,0 +1,155 @@
+"""Pairs of responses: from two files, and from one."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.judges import pairs
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(name: str, rows: list) -> str:
+        path = tmp_path / name
+        path.write_text(
+            json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows))
+        )
+        return str(path)
+
+    return write
+
+
+def response(instruction: str, output: str, **more) -> dict:
+    return {"instruction": instruction, "output": output, **more}
+
+
+def test_two_files_are_matched_by_their_prompts(save):
+    ours = [
+        response("b", "our b", input="more", generator="m", finished=False),
+        response("a ", "our a", generator="m"),
+        response("b", "our other b", generator="m"),
+    ]
+    theirs = [
+        response("a", "their a"),
+        response("b", "their b"),
+        response("b", "", input=" more"),
+    ]
+    paths = save("ours.json", ours), save("theirs.jsonl", theirs)
+    names = {"generator_1": "theirs", "generator_2": "m"}
+    assert pairs.match_files(*paths) == [
+        Comparison("a", "", "their a", "our a", **names),
+        Comparison("b", "", "their b", "our other b", **names),
+        Comparison("b", " more", "", "our b", **names, finished_2=False),
+    ]
+
+
+def test_several_files_have_the_name_of_all(save):
+    ours = save("ours.json", [response("a", "1"), response("b", "2")])
+    parts = [save(f"{name}.json", [response(name, name)]) for name in "ab"]
+    matched = pairs.match_files(ours, ", ".join(parts))
+    assert [(pair.generator_1, pair.generator_2) for pair in matched] == 2 * [("a, b", "ours")]
+
+
+def test_files_of_different_prompts(save):
+    ours = save("ours.json", [response(name, name) for name in "abc"])
+    theirs = save("theirs.json", [response(name, name) for name in "bcdef"])
+    message = r"ours\.json has 1 prompts that .*theirs\.json lacks, and lacks 3 that it has"
+    with pytest.raises(InputError, match=message + r" \(the first: 'a'"):
+        pairs.match_files(ours, theirs)
+    matched = pairs.match_files(ours, theirs, common=True)
+    assert [pair.instruction for pair in matched] == ["b", "c"]
+    other = save("other.json", [response("x", "x")])
+    with pytest.raises(InputError, match="have no prompt in common"):
+        pairs.match_files(ours, other, common=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [response("a", "1"), response("b", "2"), response("a", "3")],
+            "row 3: an earlier row has the same prompt",
+        ),
+        (
+            [{"instruction": "a", "original": "x", "edited": "y"}],
+            "row 1: is of a pair; give responses",
+        ),
+        ([{"instruction": "a"}], "misses the field 'output'"),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_refused_responses(save, rows, message, order):
+    paths = save("bad.json", rows), save("good.json", [response("a", "1")])
+    with pytest.raises(InputError, match=message):
+        pairs.match_files(*paths[::order])
+
+
+def test_pairs_of_one_file(save):
+    rows = [
+        {"instruction": "a", "output_1": "x", "output_2": "y", "preference": 2},
+        {"instruction": "a", "input": None, "output_1": "x", "output_2": "x"},
+        {"instruction": "", "input": "b", "output_1": "x", "output_2": " "},
+        {"instruction": "c", "input": "d", "output_1": "x", "output_2": "y"}
+        | {"generator_1": "one", "generator_2": None},
+    ]
+    comparisons, left_out = pairs.read_pairs(save("pairs.jsonl", rows))
+    assert comparisons == [
+        Comparison("a", "", "x", "y"),
+        Comparison("c", "d", "x", "y", generator_1="one"),
+    ]
+    assert left_out == Counter({"empty responses": 1, "identical responses": 1})
+    rows = [{"instruction": "a", "input": "", "original": "bad", "edited": "good"}]
+    comparisons, _ = pairs.read_pairs(save("edits.jsonl", rows))
+    assert comparisons == [Comparison("a", "", "bad", "good")]
+
+
+def test_samples_of_a_prompt_make_pairs(save):
+    rows = [
+        *(response("a", text, generator="m") for text in ("1", "2", "1", "3", "4", "5")),
+        *(response("b", text, finished=bool(text)) for text in ("6", "", "7")),
+        *(response("b", text, input="more") for text in ("8", "8")),
+        *(response("a", text) for text in ("9", "10")),
+        response("c", "11", finished=False),
+        response("c", "12", finished=True),
+    ]
+    comparisons, left_out = pairs.read_pairs(save("samples.json", rows))
+    assert [(pair.instruction, pair.output_1, pair.output_2) for pair in comparisons] == [
+        *(("a", "1", "2"), ("a", "3", "4"), ("b", "6", "7")),
+        *(("a", "9", "10"), ("c", "11", "12")),
+    ]
+    assert left_out == Counter(
+        {"identical responses": 2, "empty responses": 1, "responses without another": 2}
+    )
+    assert (comparisons[0].generator_1, comparisons[0].generator_2) == ("m", "m")
+    assert (comparisons[-1].finished_1, comparisons[-1].finished_2) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"instruction": "a", "answer": "x"}], "row 1: has neither output_1 and output_2"),
+        (
+            [response("a", "x"), response("b", "y")],
+            "no pair of two different responses (2 responses w",
+        ),
+        (
+            [{"instruction": "a", "output_1": "x", "output_2": "x"}],
+            "no pair of two different responses (1 identical responses)",
+        ),
+        ([response("a", "x"), {"instruction": "a"}], "row 2: misses output; every row needs"),
+        ([response("a", "x"), response("a", 3)], "row 2: output is 3, not a string"),
+        ([response(" ", "x")], "row 1: instruction and input are both empty"),
+        ([response("a", "x", input=["b"])], "row 1: input is ['b'], not a string"),
+        ([{"output": "x"}], "row 1: misses instruction"),
+        ([3], "row 1: is not an object"),
+    ],
+)
+def test_files_without_pairs(save, rows, message):
+    path = save("file.json", rows)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        pairs.read_pairs(path)
+    assert str(error.value).startswith(path)
