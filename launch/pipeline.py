@@ -54,7 +54,7 @@ def check(config: ConfigDict) -> None:
     for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
         if not value and not config.embedded:
             raise InputError(f"{name} is empty; give --config.{name}=…")
-    if config.judge and user_function.wants(user_function.load(config.judge), "tokens"):
+    if config.judge and user_function.takes(user_function.load(config.judge), "tokens"):
         raise InputError(
             f"judge={config.judge}: asks for tokens, which responses to the test prompts are kept "
             "without; let it take prompts, responses and finished"

@@ -236,7 +236,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             seed=config.seed + seed,
             batch_size=config.answer_batch_size,
         )
-        scores = user_function.call(
+        scores = user_function.score_responses(
             judge,
             config.judge,
             [plain_text(row.instruction, row.input) for row in prompts],

@@ -147,7 +147,7 @@ def roll_out(
                 finished_B,
                 lengths=length_B.tolist(),
             )
-            raw_BT = user_function.spread(values, length_B, tokens_BT.shape[1])
+            raw_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
             rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
         raw_BT = np.asarray(sharding.to_host(raw_BT))
         logprob_BT, response_BT = sharding.to_host((rollout.logprob_BT, rollout.response_BT))
@@ -172,9 +172,9 @@ def call(
     def ask() -> list:
         function = user_function.load(name)
         tokens = None
-        if user_function.wants(function, "tokens"):
+        if user_function.takes(function, "tokens"):
             tokens = [token_texts(models.tokenizer, one) for one in ids]
-        return user_function.call(
+        return user_function.score_responses(
             function,
             name,
             prompts_,

@@ -131,7 +131,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
                     f"since step {start}; choose another run_dir, or put the old ones back"
                 )
             compiled = {name: one.lower(mesh).compile() for name, one in programs.items()}
-            multihost.wait()
+            multihost.wait_for_all()
             models = rollouts.Models(modules, tokenizer, mesh, reference, scorer, compiled)
             if not start:
                 mean, std = rollouts.fit_normalization(
@@ -162,7 +162,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "finished.json", {"step": step})
-    multihost.wait()
+    multihost.wait_for_all()
     return folder
 
 
@@ -215,7 +215,7 @@ def loop(
             row = {"step": 0, **watch(state.params, 0)}
             row |= {f"reward/normalization_{n}": v for n, v in normalization._asdict().items()}
             check_finite(row, checkpoints)
-            log.row(row)
+            log.write(row)
             progress = progress._replace(best_value=watched_value(row))
         for step in range(start, config.steps):
             number = step + 1
@@ -239,7 +239,7 @@ def loop(
                 )
             row = {
                 "step": number,
-                **metric_log.to_host(found),
+                **metric_log.to_floats(found),
                 "debug/sampler_mismatch_kl": sampler_kl,
             }
             seconds["update"] = time.perf_counter() - clock
@@ -277,7 +277,7 @@ def loop(
                 improved = value > progress.best_value
                 if improved:
                     progress = progress._replace(best_step=number, best_value=value)
-            log.row(row)
+            log.write(row)
             log.progress(
                 number, reward=f"{row['reward/mean']:.3f}", kl=f"{row['policy/kl']:.2f}"
             )
@@ -286,23 +286,23 @@ def loop(
             exploded = config.kl.limit and row["policy/kl"] > config.kl.limit
             high = (config.kl.limit or HIGH_KL) / 2
             if not exploded and row["policy/kl"] > high:
-                log.say(
+                log.print(
                     f"step {number}: warning: KL is {row['policy/kl']:.1f}, above {high:g} nats"
                 )
             progress = progress._replace(exploded=row["policy/kl"] if exploded else 0.0)
             due = config.save_every and number % config.save_every == 0
             best = improved and config.best_metric == "score"
-            asked = interrupt.asked()
-            if last or best or due or exploded or asked:
+            stop = interrupt.requested()
+            if last or best or due or exploded or stop:
                 checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
             if exploded:
                 checkpoints.wait()
                 raise InputError(_explosion(config, number, row["policy/kl"]))
-            if asked and not last:
+            if stop and not last:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
         checkpoints.wait()
-        log.say(
+        log.print(
             f"peak memory {peak_memory()}; "
             f"{metric_log.compilations() - (compiled or 0)} compilations after the first step"
         )

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a JSONL file, a progress bar, and TensorBoard where asked for."""
+"""The metrics of a run: a JSONL file, a progress bar and, if wanted, TensorBoard."""
 
 import functools
 import math
@@ -33,16 +33,14 @@ def cut_rows(path: Path, step: int) -> None:
     files.write_jsonl(path, [row for row in files.read_jsonl(path) if row["step"] <= step])
 
 
-def to_host(tree) -> dict[str, float]:
+def to_floats(tree) -> dict[str, float]:
     """Device scalars as Python floats, in one transfer."""
     return {name: float(value) for name, value in jax.device_get(tree).items()}
 
 
-def finite(row: dict) -> dict:
-    """NaN and infinities as None: they are not JSON."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
-    }
+def _json_value(value):
+    """None for NaN and infinities, which JSON has not."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Log:
@@ -77,28 +75,29 @@ class Log:
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def row(self, row: dict) -> None:
-        """Write one row; it must hold ``step``.
+    def write(self, row: dict) -> None:
+        """Writes one row; it must have ``step``.
 
         Raises:
           InputError: when the file cannot be written, the disk being full, say.
         """
         if not self.writes:
             return
+        line = files.json_line({name: _json_value(value) for name, value in row.items()})
         with files.as_input_error(self.path):
-            self.file.append(files.json_line(finite(row)))
+            self.file.append(line)
         if self.board:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
                     self.board.add_scalar(name, value, row["step"])
 
-    def progress(self, step: int, **shown: str) -> None:
-        """Move the bar to ``step`` and show the given fields behind it."""
-        self.bar.set_postfix(shown, refresh=False)
+    def progress(self, step: int, **fields: str) -> None:
+        """Moves the bar to ``step`` and shows the fields behind it."""
+        self.bar.set_postfix(fields, refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def print(self, text: str) -> None:
+        """Prints a line above the bar."""
         if self.writes:
             self.bar.write(text)
 

@@ -1,4 +1,4 @@
-"""What the processes of one run must agree on: one does it, and all of them know how it went."""
+"""Agreement between the processes of one run: values of the first one, checks, and waiting."""
 
 import hashlib
 import pickle
@@ -15,44 +15,44 @@ T = TypeVar("T")
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns on process 0, the only one that calls it. All of them must come here.
+    """Calls ``make`` on process 0 and returns its result on all of them, which must all call this.
 
     Raises:
       InputError: on every process, where ``make`` raises one.
     """
     if jax.process_count() == 1:
         return make()
-    said = b""
+    message = b""
     if jax.process_index() == 0:
         try:
-            said = pickle.dumps((make(), None))
+            message = pickle.dumps((make(), None))
         except InputError as error:
-            said = pickle.dumps((None, str(error)))
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+            message = pickle.dumps((None, str(error)))
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     padded = np.zeros(1 << size.bit_length(), np.uint8)  # few shapes, so few compilations
-    padded[: len(said)] = np.frombuffer(said, np.uint8)
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
     value, error = pickle.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
     if error is not None:
         raise InputError(error)
     return value
 
 
-def wait() -> None:
-    """Until all processes are here.
+def wait_for_all() -> None:
+    """Returns when every process has called this.
 
-    After compiling, which takes some longer than others: the first program that all of them run
-    would not wait for them as long (30 s between CPUs).
+    To be called after compiling, which some processes finish later than others: the first program
+    that all of them run would not wait as long (30 s between CPUs).
     """
     multihost_utils.sync_global_devices("wait")
 
 
-def check_same(said: str, what: str) -> None:
-    """Raises InputError on every process where one says something else than process 0."""
-    digest = np.frombuffer(hashlib.sha256(said.encode()).digest(), np.uint8)
+def check_same(text: str, description: str) -> None:
+    """Raises InputError on every process when one has another text than process 0."""
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     digests = np.reshape(multihost_utils.process_allgather(digest), (-1, digest.size))
-    differing = [number for number, one in enumerate(digests) if (one != digests[0]).any()]
-    if differing:
+    differing = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if differing.size:
         raise InputError(
-            f"process {differing[0]} has {what} other than those of process 0; start all "
+            f"process {differing[0]} has {description} other than those of process 0; start all "
             "processes with the same flags and the same files"
         )

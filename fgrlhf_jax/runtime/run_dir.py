@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files, multihost
 
-# Fields that say how a run is watched, not what it computes: they may differ between starts.
-FREE = (
+# Fields that may differ between starts: they change how a run is watched, not what it computes.
+NOT_COMPARED = (
     *("run_dir", "tensorboard", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
     # Of a pipeline: more seeds go on where fewer stopped.
@@ -42,7 +42,7 @@ _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock 
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
-    """{"model.path": …} of nested dicts."""
+    """Nested dicts as one dict with dotted names, such as ``model.path``."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -53,16 +53,16 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 
 def check_run(config: ConfigDict) -> None:
-    """Raises InputError when ``run_dir`` holds the work of another config, naming the fields."""
+    """Raises InputError when ``run_dir`` has the work of another config, naming the fields."""
     folder = Path(config.run_dir)
     path = folder / "config.json"
     if not path.exists():
         return
     try:
-        then = flatten(json.loads(path.read_text()))
+        saved = flatten(json.loads(path.read_text()))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
-    if "run_dir" not in then:
+    if "run_dir" not in saved:
         raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
     work = ("metrics.jsonl", "checkpoints/*", "stages/*.json")
     if not any(True for pattern in work for _ in folder.glob(pattern)):
@@ -71,7 +71,7 @@ def check_run(config: ConfigDict) -> None:
     renamed = [
         f"{old} is now {new}"
         for old, new in RENAMED_FIELDS.items()
-        if old in then and old not in now and new in now
+        if old in saved and old not in now and new in now
     ]
     if renamed:
         raise InputError(
@@ -80,9 +80,9 @@ def check_run(config: ConfigDict) -> None:
             "that version"
         )
     differing = [
-        f"{name} (there {then.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name, "unset") != now.get(name, "unset") and name not in FREE
+        f"{name} (there {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
     ]
     if differing:
         raise InputError(
@@ -136,28 +136,28 @@ def unlock() -> None:
 
 
 def open_run(config: ConfigDict) -> Path:
-    """Create the run folder, or recognise it as this config's own, and write ``config.json``.
+    """Makes or reopens the run folder of a config, locks it and writes ``config.json``.
 
     Raises:
       InputError: when the folder cannot be written, holds the work of another config, or another
         process is running there; and when the processes of the run have different configs.
     """
     check_run(config)
-    given = json.loads(config.to_json())
-    own = ("run_dir", "coordinator", "process_id")  # may differ between processes
-    same = {name: value for name, value in flatten(given).items() if name not in own}
-    multihost.check_same(json.dumps(same, sort_keys=True), "config values")
+    values = json.loads(config.to_json())
+    local = ("run_dir", "coordinator", "process_id")  # may differ between processes
+    shared = {name: value for name, value in flatten(values).items() if name not in local}
+    multihost.check_same(json.dumps(shared, sort_keys=True), "config values")
 
     def make() -> Path:
         folder = lock(config.run_dir)
-        files.write_json(folder / "config.json", given)
+        files.write_json(folder / "config.json", values)
         return folder
 
     return multihost.from_first(make)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM as a question after every step, so that a run saves before it stops.
+    """Records Ctrl-C and SIGTERM, so that a run saves after the step before it stops.
 
     With several processes a signal to any of them stops all, after the same step: jax catches
     SIGTERM, tells the others, and finds a step that none of them has passed.
@@ -169,16 +169,16 @@ class Interrupt:
         self.flag = False
         self.several = jax.process_count() > 1
         signals = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
-        self.before = {s: signal.signal(s, self._ask) for s in signals}
+        self.before = {s: signal.signal(s, self._record) for s in signals}
         return self
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to save and stop; to be called once a step, by all processes."""
         if self.several:
             return multihost_utils.reached_preemption_sync_point(next(self.calls))
         return self.flag
 
-    def _ask(self, number, frame):
+    def _record(self, number, frame):
         if self.flag:  # a second time means now
             raise KeyboardInterrupt
         self.flag = True

@@ -20,7 +20,16 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 
-EXTRAS = ("tokens", "finished")
+OPTIONAL_ARGUMENTS = ("tokens", "finished")
+
+# Functions of this package that had another name in earlier versions.
+MOVED = {
+    "fgrlhf_jax.tiny_judge:judge": "fgrlhf_jax.tiny_world.judge:judge",
+    "fgrlhf_jax.tiny_judge:oracle_rewards": "fgrlhf_jax.tiny_world.judge:oracle_rewards",
+    "fgrlhf_jax.tiny_world:judge": "fgrlhf_jax.tiny_world.judge:judge",
+    "fgrlhf_jax.tiny_world:oracle_rewards": "fgrlhf_jax.tiny_world.judge:oracle_rewards",
+    "fgrlhf_jax.vader:judge": "fgrlhf_jax.feedback.judges.vader:judge",
+}
 
 
 def load(name: str) -> Callable:
@@ -29,41 +38,42 @@ def load(name: str) -> Callable:
     Raises:
       InputError: when there is no such module or function, naming what went wrong.
     """
-    module, _, function = name.partition(":")
-    if not module or not function:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
         raise InputError(f"{name!r}: give a function as module:function")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    if name in MOVED:
+        raise InputError(f"{name}: is now {MOVED[name]}; give that name")
+    current = str(Path.cwd())
+    sys.path.insert(0, current)
     try:
-        found = getattr(importlib.import_module(module), function)
+        function = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a user's module may raise anything
-        raise InputError(f"{name}: cannot be loaded ({_said(error)})") from error
+        raise InputError(f"{name}: cannot be loaded ({_describe(error)})") from error
     finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise InputError(f"{name}: is a {type(found).__name__}, not a function")
-    return found
+        sys.path.remove(current)
+    if not callable(function):
+        raise InputError(f"{name}: is a {type(function).__name__}, not a function")
+    return function
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """An exception in one line, and where in the user's own code it was raised."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    theirs = [
-        f for f in frames if not f.filename.startswith(("<", sys.prefix, sys.base_prefix))
-    ]
-    return f"{said} at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else said
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    libraries = ("<", sys.prefix, sys.base_prefix, __file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f"{message} at {users[-1].filename}:{users[-1].lineno}" if users else message
 
 
-def wants(function: Callable, extra: str) -> bool:
-    """Whether the signature of ``function`` names ``extra`` (one of EXTRAS)."""
+def takes(function: Callable, argument: str) -> bool:
+    """Whether the signature of ``function`` names ``argument`` (of OPTIONAL_ARGUMENTS)."""
     try:
-        return extra in inspect.signature(function).parameters
+        return argument in inspect.signature(function).parameters
     except ValueError:  # some functions of C have none
         return False
 
 
-def call(
+def score_responses(
     function: Callable,
     name: str,
     prompts: Sequence[str],
@@ -73,56 +83,66 @@ def call(
     finished: Sequence[bool] | None = None,
     lengths: Sequence[int] | None = None,
 ) -> list[float | np.ndarray]:
-    """What the function says, checked: a float, or float64[T] with one number a token.
+    """Calls a user's function and checks every value that it returns.
 
     Args:
-      tokens, finished: what the function is given if it wants it.
-      lengths: tokens of each response; without them only one number a response will do.
+      name: the function's name in messages.
+      tokens, finished: passed on if the function takes them.
+      lengths: tokens of each response; without them only one number a response is accepted.
+
+    Returns:
+      For each response a float, or float64[T] with one number a token.
 
     Raises:
       InputError: naming the function and the response, when it raises, or returns too few or too
         many values, something that is no number, or NaN or infinity.
     """
-    given = {"tokens": tokens, "finished": finished}
-    extras = {key: value for key, value in given.items() if wants(function, key)}
+    arguments = {"tokens": tokens, "finished": finished}
+    arguments = {key: value for key, value in arguments.items() if takes(function, key)}
     try:
-        values = list(function(list(prompts), list(responses), **extras))
+        values = list(function(list(prompts), list(responses), **arguments))
     except Exception as error:  # the user's code may raise anything
-        raise InputError(f"{name}: raised {_said(error)}") from error
+        raise InputError(f"{name}: raised {_describe(error)}") from error
     if len(values) != len(responses):
         raise InputError(
             f"{name}: returned {len(values)} values for {len(responses)} responses; return one each"
         )
-    checked = []
-    for number, value in enumerate(values):
-        where = f"{name}: response {number + 1} of {len(values)}"
-        try:
-            if value is None or isinstance(value, str):  # which NumPy would take for numbers
-                raise TypeError(type(value))
-            array = np.asarray(value, np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: returned {value!r:.60}, which is no number") from error
-        if array.ndim and lengths is None:
-            raise InputError(f"{where}: returned a {type(value).__name__}; return one number")
-        if array.ndim > 1:
-            raise InputError(
-                f"{where}: returned {array.ndim} dimensions; give a number a token"
-            )
-        if array.ndim and array.size != lengths[number]:
-            raise InputError(
-                f"{where}: returned {array.size} rewards for {lengths[number]} tokens; "
-                "give one each (the end-of-sequence token is a token)"
-            )
-        if not np.isfinite(array).all():
-            raise InputError(f"{where}: returned NaN or infinity; return finite numbers")
-        checked.append(array if array.ndim else float(array))
-    return checked
+    lengths = [None] * len(values) if lengths is None else lengths
+    return [
+        _check(value, length, f"{name}: response {number} of {len(values)}")
+        for number, (value, length) in enumerate(zip(values, lengths, strict=True), 1)
+    ]
 
 
-def spread(
+def _check(value, length: int | None, where: str) -> float | np.ndarray:
+    """The value of one response of ``length`` tokens (None: only a number will do)."""
+    try:
+        if value is None or isinstance(value, str):  # which NumPy would take for numbers
+            raise TypeError(type(value))
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: returned {value!r:.60}, which is no number") from error
+    if array.ndim and length is None:
+        raise InputError(f"{where}: returned a {type(value).__name__}; return one number")
+    if array.ndim > 1:
+        raise InputError(f"{where}: returned {array.ndim} dimensions; give a number a token")
+    if array.ndim and array.size != length:
+        raise InputError(
+            f"{where}: returned {array.size} rewards for {length} tokens; give one each (the "
+            "end-of-sequence token is a token)"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"{where}: returned NaN or infinity; return finite numbers")
+    return array if array.ndim else float(array)
+
+
+def scatter_rewards(
     values: Sequence[float | np.ndarray], lengths: Sequence[int], width: int
 ) -> np.ndarray:
-    """float32[B, width]: a number stands at the last token, a sequence where it belongs."""
+    """Rewards of padded responses, float32[B, width], from the values of :func:`score_responses`.
+
+    A number stands at the last of a response's tokens, a sequence at all of them.
+    """
     reward_BT = np.zeros((len(values), width), np.float32)
     for b, (value, length) in enumerate(zip(values, lengths, strict=True)):
         if isinstance(value, float):

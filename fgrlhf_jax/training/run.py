@@ -11,7 +11,7 @@ import jax
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.runtime.metric_log import Log, compilations, to_host
+from fgrlhf_jax.runtime.metric_log import Log, compilations, to_floats
 from fgrlhf_jax.runtime.run_dir import Interrupt
 
 
@@ -77,7 +77,7 @@ def run(
         """Write the row of the update before; its metrics are fetched only now."""
         nonlocal pending, clock, seconds, tokens
         number, device_metrics, extra = pending
-        row = {"step": number, **to_host(device_metrics), **extra}
+        row = {"step": number, **to_floats(device_metrics), **extra}
         checked = {name: row[name] for name in ("loss", "grad_norm")} | (evaluation or {})
         for name, value in checked.items():
             if not math.isfinite(value):
@@ -95,7 +95,7 @@ def run(
         took, clock = now - clock, now
         seconds, tokens = seconds + took, tokens + row["tokens"]
         row |= {"time/step": took, "tokens_per_second": row["tokens"] / took}
-        log.row(row | (evaluation or {}))
+        log.write(row | (evaluation or {}))
         log.progress(
             number,
             loss=f"{row['loss']:.4f}",
@@ -127,9 +127,9 @@ def run(
             stop = last or (patience and progress.stale >= patience)
             if evaluation:
                 settle(evaluation)
-                log.say(describe(number, evaluation, improved))
-            asked = interrupt.asked()
-            if stop or improved or asked or (save_every and number % save_every == 0):
+                log.print(describe(number, evaluation, improved))
+            stop = interrupt.requested()
+            if stop or improved or stop or (save_every and number % save_every == 0):
                 if pending:
                     settle()
                 progress = progress._replace(done=bool(stop))
@@ -137,12 +137,12 @@ def run(
                 clock = time.perf_counter()
             if stop:
                 break
-            if asked:
+            if stop:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
     checkpoints.wait()
     if seconds:
-        log.say(
+        log.print(
             f"{tokens / seconds:.0f} tokens/s over {seconds:.0f} s of updates; "
             f"peak memory {peak_memory()}; {compilations() - compiled} compilations after warm-up"
         )

@@ -92,7 +92,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)
-    multihost.wait()
+    multihost.wait_for_all()
     return result
 
 

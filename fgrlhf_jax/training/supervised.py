@@ -235,7 +235,7 @@ def train(
                 batch = sharding.put_batch(recipe.batch(number), mesh, axis=1)
                 steps[_mask(batch).shape] = compile_step(step, abstract, batch, mesh)
             warm_up()
-            multihost.wait()
+            multihost.wait_for_all()
 
             def update(state, number):
                 batch = recipe.batch(number)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def interrupted(world, tmp_path_factory, undisturbed) -> Path:
     """A run that was asked to stop during its second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    learned = metric_log.to_host
+    learned = metric_log.to_floats
 
     def asked(found):
         asked.step += 1
@@ -41,7 +41,7 @@ def interrupted(world, tmp_path_factory, undisturbed) -> Path:
     asked.step = 0
     fields = ppo_cases.fields(world, run_dir, save_every=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_log, "to_host", asked)
+        patch.setattr(metric_log, "to_floats", asked)
         with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
             ppo_cases.run(fields)
     return run_dir

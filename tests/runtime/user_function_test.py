@@ -17,7 +17,7 @@ LENGTHS = [3, 1]
 
 def call(function, **given):
     given = {"tokens": TOKENS, "finished": FINISHED, "lengths": LENGTHS} | given
-    return user_function.call(function, "mine:f", PROMPTS, RESPONSES, **given)
+    return user_function.score_responses(function, "mine:f", PROMPTS, RESPONSES, **given)
 
 
 @pytest.fixture
@@ -72,6 +72,13 @@ def test_what_cannot_be_loaded_is_refused(module, name, says):
     assert sys.path == before
 
 
+def test_names_of_earlier_versions_are_refused_with_the_new_name():
+    for old, new in user_function.MOVED.items():
+        with pytest.raises(InputError, match=f"^{old}: is now {new}; give that name$"):
+            user_function.load(old)
+        assert callable(user_function.load(new))
+
+
 def test_it_is_given_what_its_signature_names():
     seen = []
 
@@ -83,9 +90,11 @@ def test_it_is_given_what_its_signature_names():
         seen.append((prompts, responses, finished, tokens))
         return [0, 1]
 
-    assert [user_function.wants(plain, extra) for extra in user_function.EXTRAS] == [False] * 2
-    assert user_function.wants(everything, "tokens")
-    assert not user_function.wants(max, "tokens")  # it has no signature to read
+    assert [
+        user_function.takes(plain, extra) for extra in user_function.OPTIONAL_ARGUMENTS
+    ] == [False] * 2
+    assert user_function.takes(everything, "tokens")
+    assert not user_function.takes(max, "tokens")  # it has no signature to read
     assert call(plain) == call(everything) == [0.0, 1.0]
     assert seen == [(PROMPTS, RESPONSES), (PROMPTS, RESPONSES, FINISHED, TOKENS)]
 
@@ -152,6 +161,6 @@ def test_where_no_lengths_are_known_only_one_number_a_response_will_do(value):
 
 
 def test_a_number_stands_at_the_last_token_and_a_sequence_where_it_belongs():
-    rewards = user_function.spread([2.5, np.array([0.5, -1.0]), 7.0], [3, 2, 1], 4)
+    rewards = user_function.scatter_rewards([2.5, np.array([0.5, -1.0]), 7.0], [3, 2, 1], 4)
     assert rewards.dtype == np.float32
     assert rewards.tolist() == [[0, 0, 2.5, 0], [0.5, -1.0, 0, 0], [7.0, 0, 0, 0]]

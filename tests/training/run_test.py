@@ -68,7 +68,7 @@ def go(folder: Path, *, spy=lambda what, number: None, evaluate=judge, update=No
             )
             state = State(**checkpoints.restore(start, shapes._asdict()))
         log = metric_log.Log(folder, step=start, steps=settings["steps"])
-        save, row = checkpoints.save, log.row
+        save, write = checkpoints.save, log.write
 
         def spied_update(state, step):
             spy("update", step)
@@ -84,11 +84,11 @@ def go(folder: Path, *, spy=lambda what, number: None, evaluate=judge, update=No
             spy("save", step)
             save(step, *args, **more)
 
-        def spied_row(values):
+        def spied_write(values):
             spy("row", values["step"])
-            row(values)
+            write(values)
 
-        checkpoints.save, log.row = spied_save, spied_row
+        checkpoints.save, log.write = spied_save, spied_write
         with closing(log):
             return train_loop.run(
                 state,
@@ -294,14 +294,14 @@ def test_tensorboard_gets_the_rows(tmp_path, monkeypatch):
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
     with closing(metric_log.Log(tmp_path, step=2, steps=4, tensorboard=True)) as log:
-        log.row({"step": 3, "loss": 0.5, "seconds": 0.1})
+        log.write({"step": 3, "loss": 0.5, "seconds": 0.1})
     assert written == [("loss", 0.5, 3), ("seconds", 0.1, 3), "closed"]
 
 
 def test_rows_are_json(tmp_path):
     with closing(metric_log.Log(tmp_path, step=0, steps=2)) as log:
-        log.row({"step": 1, "loss": 0.5, "extra": math.inf})
-        log.row({"step": 2, "loss": math.nan, "extra": 1})
+        log.write({"step": 1, "loss": 0.5, "extra": math.inf})
+        log.write({"step": 2, "loss": math.nan, "extra": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
         {"step": 1, "loss": 0.5, "extra": None},

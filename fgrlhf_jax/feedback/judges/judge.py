@@ -184,7 +184,7 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
         plain_text(comparison.instruction, comparison.input) for comparison in comparisons
     ]
     scores = [
-        user_function.call(
+        user_function.score_responses(
             function,
             name,
             prompts,
