@@ -5,6 +5,7 @@ so that an interrupted file is recognised, cut where its last line is torn, and 
 """
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
@@ -13,12 +14,11 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
-from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime.files import JsonlFile, Lock, as_input_error, json_line
 
 SCHEMA = 1  # version of the cache
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
 KEY = "request_key"  # the field of a row with the key of its request
-FULL = "free some space and run again to go on: what arrived is kept"
 
 
 class Cache:
@@ -121,80 +121,83 @@ def append_rows(
     keys: Sequence[str],
     rows: Callable[[int], Iterable[tuple[dict, bool]]],
 ) -> tuple[int, int]:
-    """Append one row a key, in order, to ``output`` or, where it is set aside, beside it.
+    """Appends one row for each key, in order, to ``output`` or to the file of rejected rows.
 
     Args:
-      output: a JSONL file; it is continued where it stopped, however it stopped, and ends up
-        byte for byte as if it never had.
-      keys: what each row answers (:func:`ask.digest`), for the whole input.
-      rows: called with the number of rows that are there already, gives the others: (row, whether
-        it goes to ``output``).
+      output: a JSONL file. It is continued where it stopped, however it stopped, and ends up byte
+        for byte as if it never had.
+      keys: the key of everything that determines a row, for all rows of the complete file.
+      rows: called with the number of rows that exist already, gives the others: (row, whether it
+        goes to ``output``).
 
     Returns:
-      How many rows are in ``output`` and beside it.
+      The number of rows in ``output`` and of rejected rows.
 
     Raises:
-      InputError: when the files hold rows that these keys do not ask for, another process writes
-        them, or they cannot be written.
+      InputError: when the files hold rows of other keys, another process writes them, or they
+        cannot be written.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:
         try:
-            lock = files.Lock(paths[0].with_name(f".{paths[0].name}.lock"))
+            lock = Lock(paths[0].with_name(f".{paths[0].name}.lock"))
             stack.callback(lock.close)
-            writers = [files.JsonlFile(path) for path in paths]
-            for writer in writers:
-                stack.callback(writer.close)
+            files = [stack.enter_context(contextlib.closing(JsonlFile(p))) for p in paths]
         except BlockingIOError as error:
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        present = [_keys(path) for path in paths]
-        done = _matched(present, keys, paths)
-        for writer in writers:
-            writer.cut(writer.size)  # a torn line
-        counts = [len(rows) for rows in present]
-        rest = iter(rows(done))
-        if hasattr(rest, "close"):
-            stack.callback(rest.close)
-        for key, (row, kept) in zip(keys[done:], rest, strict=True):
-            number = 0 if kept else 1
-            with files.as_input_error(paths[number], FULL):
-                writers[number].append(files.json_line({**row, KEY: key[:16]}))
+        written = [_row_keys(file) for file in files]
+        done = _count_written(written, keys, paths)
+        for file in files:
+            file.cut(file.size)
+        counts = [len(row_keys) for row_keys in written]
+        remaining = iter(rows(done))
+        if hasattr(remaining, "close"):
+            stack.callback(remaining.close)
+        for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
+            number = 0 if accepted else 1
+            advice = (
+                "free some space and run again to continue: replies that arrived are stored"
+            )
+            with as_input_error(paths[number], advice):
+                files[number].append(json_line({**row, KEY: key[:16]}))
             counts[number] += 1
         if not counts[1]:
             paths[1].unlink(missing_ok=True)
     return counts[0], counts[1]
 
 
-def _keys(path: Path) -> list[str]:
-    """The key of every whole line."""
-    data = path.read_bytes()
-    rows, size = files.parse_jsonl(data)
-    valid = [isinstance(row, dict) and KEY in row for row in rows]
-    if not all(valid) or b"\n" in data[size:]:
-        raise InputError(
-            f"{path}:{[*valid, False].index(False) + 1}: is no row of ours (it has no {KEY}); "
-            "choose another output"
-        )
-    return [row[KEY] for row in rows]
+def _row_keys(file: JsonlFile) -> list[str]:
+    """The keys of the complete rows of a file."""
+    keys = []
+    lines = file.path.read_bytes()[: file.size].split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            keys.append(json.loads(line)[KEY])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{file.path}:{number}: is no row of ours (it has no {KEY}); choose another output"
+            ) from error
+    return keys
 
 
-def _matched(there: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:
-    """How many of ``keys`` the rows answer; raises InputError if they answer anything else."""
-    at = [0, 0]
+def _count_written(written: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:
+    """How many of ``keys`` have rows; raises InputError if there are rows of anything else."""
+    matched = [0, 0]
     for key in keys:
-        for number, rows in enumerate(there):
-            if at[number] < len(rows) and rows[at[number]] == key[:16]:
-                at[number] += 1
+        for number, row_keys in enumerate(written):
+            at = matched[number]
+            if at < len(row_keys) and row_keys[at] == key[:16]:
+                matched[number] += 1
                 break
         else:
             break
-    done = sum(at)
-    for path, rows, matched in zip(paths, there, at, strict=True):
-        if matched < len(rows):
+    done = sum(matched)
+    for path, row_keys, count in zip(paths, written, matched, strict=True):
+        if count < len(row_keys):
             raise InputError(
-                f"{path}:{matched + 1}: answers another request than row {done + 1} of the input "
+                f"{path}:{count + 1}: answers another request than row {done + 1} of the input "
                 "makes now: the input or what is asked with it has changed; choose another "
                 "output, or move this one away"
             )
