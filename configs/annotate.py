@@ -1,20 +1,32 @@
 """People edit responses in a browser: what ``launch.annotate`` needs."""
 
-from ml_collections import ConfigDict
+from configs.fields import Field, make_config
+from fgrlhf_jax.feedback.annotation.formats import FORMATS
+
+FIELDS = {
+    "input": Field(
+        "",
+        "FILE of responses or edits, or of Argilla or Label Studio; "
+        '"": responses of the embedded world',
+        first=True,
+    ),
+    "output": Field("", "FILE.jsonl of edits; beside it FILE.jsonl.state.jsonl", first=True),
+    "host": Field("127.0.0.1", "address of the page; 0.0.0.0 is every one, with a password"),
+    "port": Field(7860, "port of the page; 0: any that is free", at_least=0, at_most=65535),
+    "overlap": Field(1, "people that edit each row", at_least=1, first=True),
+    "max_change_ratio": Field(
+        0.5, "share of the words that may change before the page warns", at_least=0
+    ),
+    "release_minutes": Field(
+        5.0,
+        "minutes of a browser's silence after which its row goes to others, once no other is "
+        "left; hidden tabs report once a minute only",
+        at_least=0,
+    ),
+    "export": Field("", "FILE.json (edits: FILE.jsonl) to write in place of serving the page"),
+    "format": Field("argilla", "of the export", choices=FORMATS),
+}
 
 
 def get_config():
-    config = ConfigDict()
-    config.input = ""  # FILE of responses or edits, or of Argilla or Label Studio; "": embedded
-    config.output = ""  # FILE.jsonl of edits; beside it FILE.jsonl.state.jsonl
-    config.host = "127.0.0.1"  # who may open the page; 0.0.0.0 is everybody, with a password
-    config.port = 7860  # 0 is any that is free
-    config.overlap = 1  # people that edit each row
-    config.max_change_ratio = 0.5  # of the words; above it the page warns
-    # Minutes of a browser's silence after which its row goes to others, once no other is left.
-    # Hidden tabs speak once a minute only.
-    config.release_minutes = 5.0
-    config.export = ""  # FILE.json (edits: FILE.jsonl) to write instead of serving the page
-    config.format = "argilla"  # argilla | label_studio | edits
-    config.lock()
-    return config
+    return make_config(FIELDS)

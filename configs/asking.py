@@ -1,33 +1,81 @@
 """The fields of every command that asks a language model."""
 
-from ml_collections import ConfigDict
+from configs.base import DTYPES, MESH, UNROLL
+from configs.fields import Field, group, with_defaults
+from fgrlhf_jax.data.templates import TEMPLATES
+from fgrlhf_jax.feedback.llm.client import PROVIDERS
+
+_FIELDS = {
+    **group(
+        "Language model",
+        {
+            "provider": Field(
+                "anthropic",
+                "who is asked; openai: all servers with its protocol too",
+                choices=(*PROVIDERS, "local"),
+                first=True,
+            ),
+            "model": Field(
+                "", "its name there; local: FOLDER | HUB_ID | FILE.gguf", first=True
+            ),
+            "base_url": Field("", "http://HOST:PORT/v1 of another server: vLLM, Ollama, …"),
+            "max_new_tokens": Field(
+                0, "tokens of a reply; a longer one is cut", at_least=1, first=True
+            ),
+            "temperature": Field(0.0, "of sampling; 0: the likeliest reply", at_least=0),
+            "dry_run": Field(
+                False,
+                "or --dry-run: show three prompts and an estimate of tokens and cost; ask nothing",
+                first=True,
+            ),
+            "price_input": Field(0.0, "of a million tokens read, for the estimate", at_least=0),
+            "price_output": Field(0.0, "of a million tokens written", at_least=0),
+            "cache": Field(
+                "", 'FILE of replies, so that none is asked for twice; "": beside output'
+            ),
+            "timeout": Field(60.0, "seconds until a reply must be complete", at_least=1e-6),
+        },
+    ),
+    **group(
+        "Limits",
+        {
+            "limits.concurrency": Field(8, "requests under way at once", at_least=1),
+            "limits.requests_per_minute": Field(0.0, "0: no limit", at_least=0),
+            "limits.retries": Field(6, "tries after a fault that may pass", at_least=0),
+            "limits.max_refusals": Field(
+                10,
+                "refused requests in a row after which the run stops; 0: no limit",
+                at_least=0,
+            ),
+            "limits.max_requests": Field(
+                0, "requests of this run, after which it stops; 0: no limit", at_least=0
+            ),
+            "limits.max_tokens": Field(
+                0, "tokens read and written by this run; 0: no limit", at_least=0
+            ),
+        },
+    ),
+    **group(
+        "With provider=local",
+        {
+            "local.template": Field(
+                "",
+                'format of a prompt; "": what the model learned, or chat',
+                choices=("", *TEMPLATES),
+            ),
+            "local.max_prompt_length": Field(
+                2048, "tokens; a longer prompt is refused", at_least=1
+            ),
+            "local.batch_size": Field(8, "prompts at a time", at_least=1),
+            "local.seed": Field(0, "of sampling at a temperature above 0", at_least=0),
+            "local.mesh": MESH,
+            "local.dtype": Field("float32", "dtype of the computation", choices=DTYPES),
+            "local.unroll": UNROLL,
+        },
+    ),
+}
 
 
-def add_model(config: ConfigDict, *, max_new_tokens: int) -> None:
-    """Adds them."""
-    config.provider = "anthropic"  # anthropic | openai (and all that speak as it does) | local
-    config.model = ""  # its name there; local: FOLDER | HUB_ID | FILE.gguf
-    config.base_url = ""  # http://HOST:PORT/v1 of another server: vLLM, Ollama, …
-    config.max_new_tokens = max_new_tokens  # of a reply; one that is longer is cut
-    config.temperature = 0.0  # 0 is the likeliest reply
-    # or --dry-run: show three prompts and what it would take; ask nothing
-    config.dry_run = False
-    config.price_input = 0.0  # of a million tokens, for an estimate of the cost
-    config.price_output = 0.0
-    config.cache = ""  # FILE of replies, so that none is asked for twice; "": beside the output
-    config.timeout = 60.0  # seconds until a reply must be complete
-    config.limits = ConfigDict()
-    config.limits.concurrency = 8  # requests under way at once
-    config.limits.requests_per_minute = 0.0  # 0 is no limit, here and below
-    config.limits.retries = 6  # after faults that may pass
-    config.limits.max_refusals = 10  # in a row; then the run stops, for all would be refused
-    config.limits.max_requests = 0  # attempts of this run; then it stops, and may be continued
-    config.limits.max_tokens = 0  # read and written, of this run
-    config.local = ConfigDict()  # of provider=local
-    config.local.template = ""  # chat | alpaca | plain; "" is what the model learned, or chat
-    config.local.max_prompt_length = 2048  # tokens; a longer prompt is refused
-    config.local.batch_size = 8
-    config.local.seed = 0  # of replies at a temperature above 0
-    config.local.mesh = "1,-1,1"
-    config.local.dtype = "float32"
-    config.local.unroll = True  # fastest; False needs no second copy of the weights
+def model_fields(*, max_new_tokens: int) -> dict[str, Field]:
+    """Who is asked, and how."""
+    return with_defaults(_FIELDS, {"max_new_tokens": max_new_tokens})

@@ -1,33 +1,64 @@
 """What ``launch.data`` shows or converts."""
 
-from ml_collections import ConfigDict
+from configs.base import SOURCE
+from configs.fields import Field, group, make_config
+from fgrlhf_jax.data.convert import SIDES, TARGETS
+from fgrlhf_jax.data.templates import TEMPLATES
+
+FIELDS = {
+    **group(
+        "Files",
+        {
+            "input": Field("", f'{SOURCE}; "": the embedded world', first=True),
+            "output": Field(
+                "",
+                "FILE.json: the figures; with to FILE.jsonl or FILE.json: the rows",
+                first=True,
+            ),
+            "invalid": Field(
+                "stop",
+                "rows that cannot be read: stop, or drop and count",
+                choices=("stop", "drop"),
+            ),
+            "limit": Field(0, "rows of each file; 0: all", at_least=0, first=True),
+            "seed": Field(0, "of the samples, and of the order of sides", at_least=0),
+        },
+    ),
+    **group(
+        "To show",
+        {
+            "samples": Field(3, "rows of each file shown in full", at_least=0, first=True),
+            "tokenizer": Field(
+                "", "FOLDER | HUB_ID | FILE.gguf: lengths in tokens too", first=True
+            ),
+            "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
+            "max_length": Field(512, "tokens of prompt and response", at_least=1),
+            "max_prompt_length": Field(192, "tokens of a prompt of PPO", at_least=1),
+        },
+    ),
+    **group(
+        "To convert",
+        {
+            "to": Field(
+                "",
+                'kind of the rows written; "" only shows',
+                choices=("", *TARGETS),
+                first=True,
+            ),
+            "side": Field(
+                "better",
+                "of a pair, for to=instructions; worse: to be edited",
+                choices=SIDES,
+            ),
+            "predictions": Field(
+                False, "compare predictions by the labels in preference (qa_feedback)"
+            ),
+            "distinct": Field(False, "drop rows that came before; prompts always are distinct"),
+            "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
+        },
+    ),
+}
 
 
 def get_config():
-    config = ConfigDict()
-    # FILE.jsonl|.json|.parquet, or ORG/NAME[:CONFIG[:SPLIT]] of a dataset on the hub or a folder of
-    # that form; several by commas. "" is the embedded world.
-    config.input = ""
-    config.output = ""  # FILE.json: the figures; with `to` FILE.jsonl or FILE.json: the rows
-    config.invalid = "stop"  # rows that cannot be read: stop | drop (and count)
-    config.limit = 0  # rows of each file; 0 takes all
-    config.seed = 0  # of the samples, and of the order of sides
-
-    config.samples = 3  # rows a file shown in full
-    config.tokenizer = ""  # FOLDER | HUB_ID | FILE.gguf: lengths in tokens too
-    config.template = "alpaca"  # alpaca | chat | plain
-    config.max_length = 512  # tokens of prompt and response
-    config.max_prompt_length = 192  # tokens of a prompt of PPO
-
-    # "" shows; edits | preferences | instructions | prompts | alpaca_farm | alpaca_eval converts
-    config.to = ""
-    config.side = (
-        "better"  # of a pair, for to=instructions: better | worse (what is to be edited)
-    )
-    config.predictions = (
-        False  # compare `predictions` by the labels in `preference` (qa_feedback)
-    )
-    config.distinct = False  # drop rows that were there before; prompts always are distinct
-    config.generator = ""  # the model's name in rows for alpaca_eval that have none
-    config.lock()
-    return config
+    return make_config(FIELDS)

@@ -1,17 +1,24 @@
 """How minimal the edits of a file are: what ``launch.edit_report`` needs."""
 
-from ml_collections import ConfigDict
+from configs.fields import Field, make_config
+
+FIELDS = {
+    "input": Field("", 'FILE[,FILE…] of edits; "": edits of the embedded world', first=True),
+    "output": Field("", "FILE.html | FILE.json; the table is printed anyway", first=True),
+    "tokenizer": Field(
+        "",
+        "FOLDER | HUB_ID | FILE.gguf: change ratios of tokens beside those of words",
+        first=True,
+    ),
+    "max_change_ratio": Field(
+        0.5, "share of the words; rows beyond it count as rewritten", at_least=0, first=True
+    ),
+    "examples": Field(
+        3, "of each sort in the file; the terminal shows one", at_least=0, first=True
+    ),
+    "seed": Field(0, "of the embedded world", at_least=0),
+}
 
 
 def get_config():
-    config = ConfigDict()
-    config.input = ""  # FILE[,FILE…] of edits; "" are edits of the embedded world
-    config.output = ""  # FILE.html | FILE.json; the table is printed in any case
-    config.tokenizer = (
-        ""  # FOLDER | HUB_ID | FILE.gguf: token change ratios beside those of words
-    )
-    config.max_change_ratio = 0.5  # of words: rows beyond it are counted as rewritten
-    config.examples = 3  # of each sort in the file; the terminal shows one
-    config.seed = 0  # of the embedded world
-    config.lock()
-    return config
+    return make_config(FIELDS)

@@ -10,22 +10,66 @@ MODEL is one of
 and LOSS is token_edit (default), token_full or sequence.
 """
 
-from configs import base
+from configs.base import SUPERVISED
+from configs.fields import Field, check_argument, group, make_config, with_defaults
+from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import LOSSES
+
+FIELDS = {
+    **with_defaults(SUPERVISED, {"run_dir": "runs/rm"}),
+    **group(
+        "Reward model",
+        {
+            "loss": Field(
+                "token_edit",
+                "rewards of changed tokens | of every token | one score a response",
+                choices=LOSSES,
+                first=True,
+            ),
+            "center_weight": Field(
+                0.3,
+                "pulls rewards of unchanged tokens to 0; 0 is the paper's Equation 4",
+                at_least=0,
+            ),
+            "consistency_weight": Field(
+                0.0, "pulls rewards of the same token on both sides together", at_least=0
+            ),
+            "model.head": Field(
+                "after",
+                "reward read from the state at a token, or of state and token as action",
+                choices=("after", "state_action"),
+            ),
+            "model.head_init": Field(
+                "normal",
+                "AlpacaFarm's N(0, 1/sqrt(D + 1)), or no noise to unlearn",
+                choices=("normal", "zero"),
+            ),
+            "data.alignment": Field(
+                "levenshtein", "how changed tokens of an edit are found", choices=METHODS
+            ),
+            "normalization_pairs": Field(
+                512,
+                "validation pairs, at most, that set the scale of the rewards",
+                at_least=1,
+                was="calibration_pairs",
+            ),
+        },
+    ),
+    **group("Data", {"test": Field("", "rows of the final table; as train")}),
+}
 
 
 def get_config(argument: str = "tiny,token_edit"):
     model, _, loss = argument.partition(",")
     loss = loss or "token_edit"
-    base.check(f"rm.py:{argument}", model, VARIANTS, "model")
-    base.check(f"rm.py:{argument}", loss, LOSSES, "loss")
-    config = base.reward_model()
+    check_argument(f"rm.py:{argument}", model, VARIANTS, "model")
+    check_argument(f"rm.py:{argument}", loss, LOSSES, "loss")
+    config = make_config(FIELDS)
     config.loss = loss
     if loss == "sequence":
         config.center_weight = 0.0
     config.run_dir = f"runs/rm_{model}_{loss}"
     VARIANTS[model](config)
-    config.lock()
     return config
 
 

@@ -8,15 +8,26 @@ MODEL is one of
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
 """
 
-from configs import base
+from configs.base import SUPERVISED
+from configs.fields import check_argument, make_config, with_defaults
+
+FIELDS = with_defaults(
+    SUPERVISED,
+    {
+        "run_dir": "runs/sft",
+        "data.max_prompt_length": 256,
+        "batch_size": 128,
+        "epochs": 3,
+        "optimizer.learning_rate": 2e-5,
+    },
+)
 
 
 def get_config(argument: str = "tiny"):
-    base.check(f"sft.py:{argument}", argument, VARIANTS)
-    config = base.sft()
+    check_argument(f"sft.py:{argument}", argument, VARIANTS)
+    config = make_config(FIELDS)
     config.run_dir = f"runs/sft_{argument}"
     VARIANTS[argument](config)
-    config.lock()
     return config
 
 

@@ -24,13 +24,11 @@ from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import cli
 
-CHOICES = {"format": annotation_formats.FORMATS}
-AT_LEAST = {"port": 0, "overlap": 1, "max_change_ratio": 0, "release_minutes": 0}
+CONFIG = "configs/annotate.py"
 EMBEDDED = "runs/annotate_tiny/edits.jsonl"
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = config.output or ("" if config.input else EMBEDDED)
     export = check_export(config, output) if config.export else None
     if config.input:
@@ -112,4 +110,4 @@ def summary(store: Annotations) -> str:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/annotate.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

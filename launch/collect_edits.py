@@ -24,7 +24,6 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.request import (
-    SIDES,
     EditTask,
     count_rejected,
     load_template,
@@ -37,14 +36,12 @@ from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli
 
-CHOICES = {"side": SIDES}
-AT_LEAST = {"limit": 0, "max_change_ratio": 0}
+CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
 NO_RESPONSE = "no response"
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     asking.check(config)
     output = cli.check_output(config.output, (".jsonl",))
     template = load_template(config.template_file)
@@ -147,4 +144,4 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
 
 
 if __name__ == "__main__":
-    asking.command(main, "configs/collect_edits.py", __doc__)
+    asking.command(main, CONFIG, __doc__)

@@ -20,14 +20,10 @@ from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
 
+CONFIG = "configs/collect_preferences.py"
+
 
 def main(config) -> None:
-    least = dict.fromkeys(("label_noise", "seed", "limit"), 0)
-    cli.check(config, choices={"draws": ("drop", "random")}, at_least=least)
-    if config.label_noise > 0.5:
-        raise InputError(
-            f"label_noise={config.label_noise} must be at most 0.5, where a label says nothing"
-        )
     output = cli.check_output(config.output, (".jsonl",))
     written = [output, judging.annotations_path(config.output)] if config.output else []
     cli.check_kept(written, [config.input])
@@ -88,4 +84,4 @@ def report(config, judged: list[Comparison], labels: Labels, left_out: Counter) 
 
 
 if __name__ == "__main__":
-    asking.command(main, "configs/collect_preferences.py", __doc__)
+    asking.command(main, CONFIG, __doc__)

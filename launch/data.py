@@ -14,25 +14,15 @@ import dataclasses
 import os
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.convert import SIDES, TARGETS, compared_predictions, convert_records
+from fgrlhf_jax.data.convert import compared_predictions, convert_records
 from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
-from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import cli
 
-CHOICES = {
-    "to": ("", *TARGETS),
-    "side": SIDES,
-    "invalid": ("stop", "drop"),
-    "template": TEMPLATES,
-}
-AT_LEAST = {
-    **dict.fromkeys(("samples", "seed", "limit"), 0),
-    **dict.fromkeys(("max_length", "max_prompt_length"), 1),
-}
+CONFIG = "configs/data.py"
 EMBEDDED_ROWS = 500
 LEFT_OUT = {
     "invalid": "that cannot be read",
@@ -44,7 +34,6 @@ LEFT_OUT = {
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     if config.to:
         convert(config)
     else:
@@ -130,4 +119,4 @@ def embedded(seed: int) -> dict:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/data.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -20,11 +20,11 @@ from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import cli
 
+CONFIG = "configs/edit_report.py"
 EMBEDDED_ROWS = 300
 
 
 def main(config) -> None:
-    cli.check(config, at_least={"max_change_ratio": 0, "examples": 0, "seed": 0})
     output = cli.check_output(config.output, (".html", ".json"))
     cli.check_kept([output] if config.output else [], [config.input])
     sources = [Path(source) for source in records.sources(config.input)]
@@ -78,4 +78,4 @@ def make_encoder(tokenizer: str):
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/edit_report.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

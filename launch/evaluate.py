@@ -25,11 +25,11 @@ from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
 
+CONFIG = "configs/evaluate.py"
 Models = list[list[Comparison]]  # the comparisons of one or two models
 
 
 def main(config) -> None:
-    cli.check(config, at_least={"seed": 0, "limit": 0})
     output = cli.check_output(config.output, (".json",))
     judge = check(config)
     models = read_annotations(config) if config.annotations else judge_models(config, judge)
@@ -193,4 +193,4 @@ def percent(value: float, error: float | None) -> str:
 
 
 if __name__ == "__main__":
-    asking.command(main, "configs/evaluate.py", __doc__)
+    asking.command(main, CONFIG, __doc__)

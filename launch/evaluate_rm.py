@@ -11,12 +11,10 @@ from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import cli
 
-CHOICES = {"dtype": ("float32", "bfloat16"), "overlong": ("truncate", "drop")}
-AT_LEAST = {"batch_size": 1, "max_length": 0}
+CONFIG = "configs/evaluate_rm.py"
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = cli.check_output(config.output, (".json",))
     cli.check_kept([output] if config.output else [], [config.test])
     rows = records.read(config.test)
@@ -35,4 +33,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/evaluate_rm.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -20,21 +20,11 @@ from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import sft
 from launch.shared import cli, embedded
 
-CHOICES = {
-    "template": ("", "alpaca", "chat", "plain"),
-    "overlong": ("truncate", "drop"),
-    "dtype": ("float32", "bfloat16"),
-}
-AT_LEAST = {
-    **dict.fromkeys(("samples", "max_prompt_length", "max_new_tokens", "batch_size"), 1),
-    **dict.fromkeys(("temperature", "top_k", "seed", "limit"), 0),
-    "top_p": 1e-6,
-}
+CONFIG = "configs/generate.py"
 TERMINAL_ROWS = 5
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     sampling_params = SamplingParams(
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
@@ -84,4 +74,4 @@ def log(text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/generate.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

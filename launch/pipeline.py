@@ -21,7 +21,6 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import commands, stages, tasks
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
@@ -35,16 +34,11 @@ from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_text
 from launch.shared import cli
 
-AT_LEAST = {
-    **dict.fromkeys(("seeds", "workers", "test_prompts", "max_new_tokens"), 1),
-    **dict.fromkeys(("max_prompt_length", "answer_batch_size", "table_batch_size"), 1),
-    **dict.fromkeys(("seed", "heatmaps", "sft.devices"), 0),
-}
+CONFIG = "configs/pipeline.py:tiny"
 
 
 def check(config: ConfigDict) -> None:
     """Raises InputError for values that no study could use."""
-    cli.check(config, choices={"template": templates.TEMPLATES}, at_least=AT_LEAST)
     select_arms(config)
     files = [name for name, value in config.files.items() if value]
     if config.embedded and files:
@@ -68,7 +62,7 @@ def check_commands(planned: Sequence[Stage]) -> None:
             continue
         module = importlib.import_module(stage.command[0])
         try:
-            config = cli.parse([*stage.command], "")
+            config = cli.parse(stage.command, module.CONFIG)
             if hasattr(module, "check"):
                 module.check(config)
         except InputError as error:
@@ -107,4 +101,4 @@ def main(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/pipeline.py:tiny", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -21,10 +21,10 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan import memory as plan
 from fgrlhf_jax.plan import shapes as outlines
 from fgrlhf_jax.runtime.files import write_json
-from launch import ppo, train_rm
+from launch import ppo
 from launch.shared import cli
 
-DEFAULT = "configs/ppo.py:llama_7b"
+CONFIG, *OTHERS = "configs/ppo.py:llama_7b", "configs/rm.py", "configs/sft.py"
 OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
 
 
@@ -91,13 +91,8 @@ def kind_of(config) -> str:
     if "rollout_batch_size" in config:
         ppo.check(config)
         return "ppo"
-    if "normalization_pairs" in config:
-        train_rm.check(config)
-        return "rm"
-    if "model" in config and "size" in config.model:
-        cli.check_supervised(config)
-        return "sft"
-    raise InputError("--config: a plan is for configs/ppo.py, configs/rm.py or configs/sft.py")
+    cli.check_run(config)
+    return "rm" if "loss" in config else "sft"
 
 
 def start(devices: int) -> None:
@@ -108,7 +103,7 @@ def start(devices: int) -> None:
 
 def command() -> None:
     options, sys.argv = split(sys.argv)
-    cli.command(lambda config: main(config, options), DEFAULT, __doc__)
+    cli.command(lambda config: main(config, options), CONFIG, __doc__, *OTHERS)
 
 
 if __name__ == "__main__":

@@ -12,49 +12,17 @@ from pathlib import Path
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime.files import read_jsonl
 from launch import sft, train_rm
 from launch.shared import cli, embedded
 
-CHOICES = {
-    "level": ("token", "sequence"),
-    "critic": ("separate", "shared"),
-    "reward_normalization": ("samples", "reward_model", "none"),
-    "best_metric": ("last", "score"),
-    "kl.estimator": policy_losses.KL_ESTIMATORS,
-    "missing_eos": policy_losses.MISSING_EOS,
-    "data.template": ("", "alpaca", "chat", "plain"),
-    "data.overlong": ("drop", "truncate"),
-    "inference_dtype": ("float32", "bfloat16"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "cudnn"),
-}
-AT_LEAST = {
-    **dict.fromkeys(
-        ("steps", "rollout_batch_size", "minibatch_size", "ppo_epochs", "max_to_keep"), 1
-    ),
-    **dict.fromkeys(("data.max_prompt_length", "data.max_new_tokens", "validation_prompts"), 1),
-    **dict.fromkeys(
-        ("seed", "micro_batch_size", "eval_every", "save_every", "logged_samples"), 0
-    ),
-    **dict.fromkeys(
-        ("kl.coef", "kl.target", "kl.limit", "gamma", "gae_lambda", "value_coef"), 0
-    ),
-    **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "eps")), 0),
-    **dict.fromkeys(("optimizer.critic_learning_rate", "optimizer.weight_decay"), 0),
-    "optimizer.clip_norm": 0,
-    **dict.fromkeys(
-        ("sampling.temperature", "clip_ratio", "value_clip_ratio", "kl.horizon"), 1e-6
-    ),
-}
+CONFIG = "configs/ppo.py:tiny,token"
 
 
 def check(config) -> None:
     """Raises InputError for a value that no data or model could make right."""
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     cli.check_run(config)
     if config.kl.target and config.kl.horizon < config.rollout_batch_size:
         raise InputError(
@@ -117,4 +85,4 @@ def summary(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/ppo.py:tiny,token", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -20,13 +20,11 @@ from fgrlhf_jax.reward_model import token_rewards
 from fgrlhf_jax.runtime.files import write_jsonl, write_text
 from launch.shared import cli
 
+CONFIG = "configs/score.py"
 TERMINAL_ROWS = 5
-CHOICES = {"dtype": ("float32", "bfloat16")}
-AT_LEAST = {"batch_size": 1, "max_length": 0, "limit": 0}
 
 
 def main(config) -> None:
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
     output = cli.check_output(config.output, (".jsonl", ".html"))
     cli.check_kept([output] if config.output else [], [config.input])
     read = records.read_with_rows(config.input)
@@ -86,4 +84,4 @@ def gained(row: dict, sides) -> dict:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/score.py", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -15,10 +15,12 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft_loop
 from launch.shared import cli, embedded
 
+CONFIG = "configs/sft.py:tiny"
+
 
 def check(config) -> None:
     """Raises InputError for a value that no data or model could make right."""
-    cli.check_supervised(config)
+    cli.check_run(config)
 
 
 def main(config) -> None:
@@ -45,4 +47,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/sft.py:tiny", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -10,24 +10,18 @@ same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, che
 import json
 from pathlib import Path
 
-from fgrlhf_jax.functional import pair_metrics, reward_losses
+from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, embedded
 
-CHOICES = {
-    "loss": reward_losses.LOSSES,
-    "model.head": ("after", "state_action"),
-    "model.head_init": ("normal", "zero"),
-}
-AT_LEAST = {"normalization_pairs": 1, "center_weight": 0, "consistency_weight": 0}
+CONFIG = "configs/rm.py:tiny,token_edit"
 
 
 def check(config) -> None:
     """Raises InputError for a value that no data or model could make right."""
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
-    cli.check_supervised(config)
+    cli.check_run(config)
 
 
 def main(config) -> None:
@@ -50,4 +44,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(main, "configs/rm.py:tiny,token_edit", __doc__)
+    cli.command(main, CONFIG, __doc__)

@@ -14,15 +14,6 @@ from fgrlhf_jax.feedback.llm.client import Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Estimate, Limits, Rejected, Usage
 from launch.shared import cli
 
-CHOICES = {
-    "provider": (*client.PROVIDERS, "local"),
-    "local.template": ("", "alpaca", "chat", "plain"),
-    "local.dtype": ("float32", "bfloat16"),
-}
-AT_LEAST = {
-    **dict.fromkeys(("temperature", "price_input", "price_output", "local.seed"), 0),
-    **dict.fromkeys(("max_new_tokens", "local.batch_size", "local.max_prompt_length"), 1),
-}
 LOCAL_IDENTITY = ("template", "max_prompt_length", "seed", "dtype")
 PROMPTS_SHOWN = 3  # in a dry run
 BATCHES_STORED = 2  # batches of a local model from one time that replies are stored to the next
@@ -30,8 +21,6 @@ BATCHES_STORED = 2  # batches of a local model from one time that replies are st
 
 def check(config) -> None:
     """Raises InputError for what is wrong before anything is read."""
-    cli.check(config, choices=CHOICES, at_least=AT_LEAST)
-    Limits(**config.limits)
     client.check_url(config.base_url)
     for field in ("model", "output"):
         if not (config[field] or config.dry_run):

@@ -1,96 +1,116 @@
 """What every command shares: flags to a config, errors to one sentence and an exit status."""
 
-import ast
-import contextlib
 import difflib
-import functools
+import importlib
 import importlib.util
-import operator
 import os
 import re
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
+from configs.fields import KINDS, Field, check_values
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import flatten, unlock
-from launch.shared import process
+from launch.shared import explain, process
 
 ROOT = Path(configs.__file__).parent.parent
-NOTHING = MappingProxyType({})
 
 
-def parse(argv: list[str], default: str, open_dicts: tuple[str, ...] = ()) -> ConfigDict:
-    """The locked config of ``--config=FILE.py:ARGUMENT`` (or ``default``) and its overrides.
+def parse(argv: Sequence[str], *specs: str) -> ConfigDict:
+    """The locked config of ``--config=FILE.py:ARGUMENT`` and its overrides, every value checked.
 
     Args:
-      open_dicts: names of dicts in the config to which an override may add keys. These are flags
-        for other commands: ``a.b`` is the key ``a__b``.
+      argv: a command line, the name of the command first.
+      specs: configs of the command as FILE.py[:ARGUMENT]; the first one is its default.
 
     Raises:
-      InputError: for an unknown file, argument or field (naming the close match) or a bad value.
+      InputError: for an unknown file, argument or field (naming the close match), a bad value, or
+        the config of another command.
     """
-    file, overrides = str(ROOT / default), []
-    rest = iter(argv[1:])
-    for arg in rest:
-        flag, given, value = arg.partition("=")
+    return _parse(argv, specs)[0]
+
+
+def _parse(argv: Sequence[str], specs: Sequence[str]) -> tuple[ConfigDict, dict[str, Field]]:
+    """(config, the descriptions of its fields)."""
+    spec, overrides = str(ROOT / specs[0]), []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
-            file = value if given else next(rest, "")
+            spec = value if equals else next(arguments, "")
         else:
-            overrides.append(arg)
-    config = load(file)
-    known = list(flatten(config.to_dict()))
-    overrides = [arg for arg in overrides if not _added(arg, config, known, open_dicts)]
-    for arg in overrides:
-        field = re.match(r"--?(?:no)?config\.([^=]*)", arg)
-        if field and field[1] not in known:
-            last = field[1].rpartition(".")[2]
-            there = known + [f"{name}.{last}" for name in open_dicts]
-            close = difflib.get_close_matches(field[1], there, 1, 0.5)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise InputError(f"--config.{field[1]}: there is no such field; {hint}")
+            overrides.append(argument)
+    known = [fields_of(each) for each in specs]
+    config, own_fields = _load(spec, known)
+    fields = _matching_fields(spec, config, own_fields, dict(zip(specs, known, strict=True)))
+    names = list(flatten(config.to_dict()))
+    for argument in overrides:
+        name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if name and name[1] not in names:
+            raise InputError(f"--config.{name[1]}: {_no_field(name[1], names, fields)}")
+    try:
+        _override(config, [argv[0], *overrides], fields)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_no_flag(error.flagvalue, names, fields)) from error
+    check_values(flatten(config.to_dict()), fields)
+    return config, fields
+
+
+def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) -> None:
+    """Sets fields of ``config`` as command-line arguments say."""
     values = flags.FlagValues()
     try:
-        argv = [argv[0], *overrides]
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        flag = str(error).removeprefix("flag ").removesuffix(f": {error.__context__}")
+        field = fields.get(flag.partition("=")[0].partition(".")[2])
+        kind = KINDS[type(field.default)][1] if field else "a value of its type"
+        raise InputError(f"{flag}: give {kind}") from error
     except flags.Error as error:
         raise InputError(str(error).splitlines()[-1]) from error
     if rest:
-        raise InputError(f"{rest[0]!r} is not a flag; write --config.FIELD=VALUE")
-    return config
+        raise flags.UnrecognizedFlagError(rest[0].partition("=")[0], rest[0])
 
 
-def _added(arg: str, config: ConfigDict, known: list[str], open_dicts: tuple[str, ...]) -> bool:
-    """Whether ``arg`` was a new key of an open dict, which has it now."""
-    given = re.fullmatch(r"--?config\.([^=]+)=(.*)", arg, re.DOTALL)
-    home = next(
-        (name for name in open_dicts if given and given[1].startswith(f"{name}.")), None
-    )
-    if not home or given[1] in known:
-        return False
-    key = given[1].removeprefix(f"{home}.").replace(".", "__")
-    with contextlib.suppress(KeyError, TypeError), config.unlocked(), config.ignore_type():
-        functools.reduce(operator.getitem, home.split("."), config)[key] = _literal(given[2])
-        return True
-    return False  # the config of another command
+def _no_field(name: str, names: Collection[str], fields: Mapping[str, Field]) -> str:
+    """Why there is no field of that name, and which one is meant."""
+    if new := _new_name(name, fields):
+        return f"is now {new}"
+    group = [each for each in names if each.startswith(f"{name}.")]
+    if group:
+        return f"is a group of fields: {', '.join(group)}"
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"--help=all shows all {len(names)}"
+    return f"there is no such field; {hint}"
 
 
-def _literal(text: str) -> int | float | bool | str:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value if isinstance(value, int | float) else text
+def _no_flag(argument: str, names: Collection[str], fields: Mapping[str, Field]) -> str:
+    """Why a command has no such flag, and what to write."""
+    name, _, value = argument.lstrip("-").partition("=")
+    if field := name if name in names else _new_name(name, fields):
+        hint = f"write --config.{field}={value or 'VALUE'}"
+    elif close := difflib.get_close_matches(name, ["config", *names], 1, 0.5):
+        hint = f"did you mean --{close[0] if close == ['config'] else f'config.{close[0]}'}?"
+    else:
+        hint = "write --config.FIELD=VALUE"
+    return f"{argument}: is not a flag; {hint}"
+
+
+def _new_name(name: str, fields: Mapping[str, Field]) -> str:
+    """The present name of the field that was called ``name`` once, or ""."""
+    return next((new for new, field in fields.items() if field.was == name), "")
 
 
 def load(spec: str) -> ConfigDict:
@@ -99,51 +119,73 @@ def load(spec: str) -> ConfigDict:
     Raises:
       InputError: when there is no such file or it is no config.
     """
+    return _load(spec, ())[0]
+
+
+def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, dict | None]:
+    """(the config, ``FIELDS`` of its file); ``known`` fields explain names that are no more."""
     name, _, argument = spec.partition(":")
     path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
     if not path:
         raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
     try:
-        get_config = runpy.run_path(str(path))["get_config"]
-        config = get_config(argument) if argument else get_config()
-        return config.lock()
+        module = runpy.run_path(str(path))
+        config = module["get_config"](*([argument] if argument else []))
+        return config.lock(), module.get("FIELDS")
     except InputError:
         raise
     except Exception as error:  # the file may hold anything
+        # A ConfigDict quotes the name of a field that it does not have.
+        key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
+        for fields in known if key else ():
+            if key[1] or _new_name(key[2], fields):
+                fault = _no_field(key[2], fields, fields)
+                raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
         raise InputError(
             f"--config={spec}: is no usable config ({type(error).__name__}: {error}); "
             "its get_config() must return a ConfigDict"
         ) from error
 
 
-def check(
+def _matching_fields(
+    spec: str,
     config: ConfigDict,
-    *,
-    choices: Mapping[str, tuple] = NOTHING,
-    at_least: Mapping[str, float] = NOTHING,
-) -> None:
-    """Raises InputError for the first field whose value is no choice or below its least one."""
-    values = flatten(config.to_dict())
-    for name, known in choices.items():
-        if values[name] not in known:
-            raise InputError(f"{name}={values[name]!r} is not one of {', '.join(known)}")
-    for name, least in at_least.items():
-        if not values[name] >= least:
-            raise InputError(f"{name}={values[name]} must be at least {least}")
+    own_fields: Mapping[str, Field] | None,
+    known: Mapping[str, Mapping[str, Field]],
+) -> Mapping[str, Field]:
+    """The first of the ``known`` descriptions whose fields are all in ``config``.
+
+    Args:
+      own_fields: ``FIELDS`` of the config's file, if it has any.
+      known: of the command, by FILE.py[:ARGUMENT].
+
+    Raises:
+      InputError: for the config of another command, or one that lacks a field.
+    """
+    names = flatten(config.to_dict()).keys()
+    files = " or ".join(each.partition(":")[0] for each in known)
+    candidates = [
+        fields
+        for fields in known.values()
+        if own_fields is None or own_fields.keys() == fields.keys()
+    ]
+    if not candidates:
+        raise InputError(
+            f"--config={spec}: is a config of another command; give {files}, or a file of yours "
+            "that builds on it"
+        )
+    complete = [fields for fields in candidates if names >= fields.keys()]
+    if complete:
+        return complete[0]
+    name, field = next((n, field) for n, field in candidates[0].items() if n not in names)
+    fault = f"{field.was} is now {name}" if field.was in names else f"lacks the field {name}"
+    raise InputError(f"--config={spec}: {fault}; build on {files}")
 
 
-SUPERVISED_CHOICES = {
-    "best_metric": ("loss", "accuracy"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "cudnn"),
-}
-SUPERVISED_AT_LEAST = {
-    **dict.fromkeys(("batch_size", "data.smallest_bucket", "max_to_keep"), 1),
-    **dict.fromkeys(("seed", "micro_batch_size", "eval_batch_size", "epochs", "steps"), 0),
-    **dict.fromkeys(("eval_every", "save_every", "patience"), 0),
-    **dict.fromkeys((f"optimizer.{n}" for n in ("learning_rate", "warmup_share", "eps")), 0),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm"), 0),
-}
+def fields_of(spec: str) -> dict[str, Field]:
+    """The descriptions of the fields of one of our configs, given as FILE.py[:ARGUMENT]."""
+    module = spec.partition(":")[0].removesuffix(".py").replace("/", ".")
+    return importlib.import_module(module).FIELDS
 
 
 def check_run(config: ConfigDict) -> None:
@@ -158,12 +200,6 @@ def check_run(config: ConfigDict) -> None:
         ) from error
     if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
-
-
-def check_supervised(config: ConfigDict) -> None:
-    """Raises InputError for a value that no data or model could make right."""
-    check(config, choices=SUPERVISED_CHOICES, at_least=SUPERVISED_AT_LEAST)
-    check_run(config)
 
 
 def check_embedded(config: ConfigDict) -> None:
@@ -225,24 +261,24 @@ def check_kept(written: Sequence[Path], read: Sequence[str], field: str = "outpu
             raise InputError(f"{field}: would write over {path}, which is read; choose another")
 
 
-def command(
-    main: Callable[[ConfigDict], None],
-    default: str,
-    doc: str,
-    open_dicts: tuple[str, ...] = (),
-) -> None:
-    """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C."""
+def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others: str) -> None:
+    """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C.
+
+    Args:
+      default: the config without a --config, as FILE.py[:ARGUMENT].
+      doc: what ``--help`` begins with.
+      others: files of other configs that the command takes.
+    """
     try:
         process.prepare()
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            argv = [arg for arg in sys.argv if arg not in ("-h", "--help")]
-            config = parse(argv, default, open_dicts)
-            fields = [f"  --config.{k}={v!r}" for k, v in flatten(config.to_dict()).items()]
-            fields += [f"  --config.{name}.FIELD=VALUE" for name in open_dicts]
-            print(f"{doc.strip()}\n\nFields and their values with this config:")
-            print("\n".join(fields))
-            return
-        main(parse(sys.argv, default, open_dicts))
+        help_flags = {"-h", "--help", "--help=all"} & set(sys.argv[1:])
+        argv = [argument for argument in sys.argv if argument not in help_flags]
+        config, fields = _parse(argv, (default, *others))
+        if help_flags:
+            values = flatten(config.to_dict())
+            print(explain.help_text(doc, values, fields, "--help=all" in help_flags))
+        else:
+            main(config)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -53,11 +53,6 @@ BAD = {
         CONVERT | {"output": ""},
         "output is empty; give --config.output=",
     ),
-    "unknown kind": (
-        CONVERT | {"to": "pairs"},
-        "to='pairs' is not one of , edits, preferences",
-    ),
-    "unknown side": (CONVERT | {"side": "left"}, "side='left' is not one of better, worse"),
     "impossible": (
         CONVERT | {"input": "answers.jsonl"},
         "row 1: a single response is no prefer",
@@ -67,10 +62,7 @@ BAD = {
         "row 1: has no comparison of predictions",
     ),
     "no tokenizer": ({"tokenizer": "nowhere"}, "nowhere: no such model"),
-    "template": ({"template": "chatty"}, "template='chatty' is not one of alpaca, chat, plain"),
     "no template": ({"tokenizer": "TOKENIZER", "template": "chat"}, "has no chat template"),
-    "samples": ({"samples": -1}, "samples=-1 must be at least 0"),
-    "a typo": ({"inputs": "a"}, "--config.inputs: there is no such field; did you mean input?"),
     "an id that cannot be had": (
         {"input": "no/such:a:b"},
         "no/such:a:b: datasets cannot load it",

@@ -229,7 +229,6 @@ def test_the_command_itself(tmp_path):
     [
         ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
         ({"files__test": "x.jsonl"}, "files.test is given to a config of the embedded"),
-        ({"template": "fancy"}, "template='fancy' is not one of alpaca, chat, plain"),
         ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
     ],
 )

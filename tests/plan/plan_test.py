@@ -239,17 +239,13 @@ BAD = {
     "--mesh=3,1,1": "mesh='3,1,1' makes 3 devices and there are 8; choose sizes",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
-    "--config.size=huge": "size='huge' is not one of tiny, small, smollm2_135m, llama_7b",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
     "--config.reward_model=nowhere": "nowhere: is not a reward model of launch.train_rm",
-    "--config.model.dtype=int8": "model.dtype='int8' is not one of float32, bfloat16",
-    "--config=configs/score.py": "--config: a plan is for configs/ppo.py, configs/rm.py or",
     "--devices=0": "--devices=0: give a whole number above 0",
     "--devices=two": "--devices=two: give a whole number above 0",
     "--memory=nan": "--memory=nan: give a number above 0",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
-    "--steps=3": "'steps'",
 }
 
 

@@ -289,8 +289,6 @@ BAD = {
     ),
     "folder": ({"output": "DATA/no/x.html"}, "no does not exist; make it"),
     "tokenizer": ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all: no such model"),
-    "ratio": ({"max_change_ratio": -1}, "max_change_ratio=-1.0 must be at least 0"),
-    "typo": ({"inputs": "x"}, "--config.inputs: there is no such field; did you mean input?"),
 }
 
 

@@ -134,9 +134,6 @@ BAD = [
     (PAIRS, "model is empty; give --config.provider="),
     (PAIRS | {"model": "m"}, "output is empty; give --config.provider="),
     ({"judge": "gold"}, "judge='gold' is neither llm nor a Python function MODULE:"),
-    ({"label_noise": 0.6}, "label_noise=0.6 must be at most 0.5, where a label says"),
-    ({"label_noise": -0.1}, "label_noise=-0.1 must be at least 0"),
-    ({"draws": "keep"}, "draws='keep' is not one of drop, random"),
     ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
     (
         PAIRS | {"output": "pairs.jsonl", "judge": GOLD},

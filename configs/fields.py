@@ -1,0 +1,107 @@
+"""Fields of a config: what they default to, one line of help, and the values that they take.
+
+A config file describes its fields in ``FIELDS``, a dict from dotted names to :class:`Field`, and
+makes its ConfigDict of them. Commands check values and explain fields (``--help``,
+``docs/configuration.md``) from these descriptions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterable, Mapping
+
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.errors import InputError
+
+KINDS = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a config.
+
+    Attributes:
+      default: its value where nothing else is said; also fixes its type.
+      help: one line: meaning, unit, what 0 or "" stands for.
+      choices: the only values it may have, any of its type where this is empty.
+      at_least: lowest value.
+      at_most: highest value.
+      first: whether people change it first, so that the first screen of ``--help`` has it.
+      was: a former name, which is refused with the present one.
+      group: title of its group in ``--help``.
+    """
+
+    default: bool | int | float | str
+    help: str
+    choices: Collection[str] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    first: bool = False
+    was: str = ""
+    group: str = ""
+
+    def fault(self, value) -> str:
+        """What is wrong with a value, to stand behind ``name=value``; "" where nothing is."""
+        types, kind = KINDS[type(self.default)]
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+            return f"must be {kind}"
+        if self.choices and value not in self.choices:
+            return f"is not one of {', '.join(choice or repr('') for choice in self.choices)}"
+        if self.at_least is not None and not value >= self.at_least:
+            return f"must be at least {self.at_least:g}"
+        if self.at_most is not None and not value <= self.at_most:
+            return f"must be at most {self.at_most:g}"
+        return ""
+
+    def values(self) -> str:
+        """The values it takes, "" for any of its type."""
+        if self.choices:
+            return " | ".join(choice or '""' for choice in self.choices)
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
+        return "" if self.at_most is None else f"at most {self.at_most:g}"
+
+
+def group(title: str, fields: Mapping[str, Field]) -> dict[str, Field]:
+    """The fields, in the group of that title."""
+    return {name: dataclasses.replace(field, group=title) for name, field in fields.items()}
+
+
+def with_defaults(fields: Mapping[str, Field], defaults: Mapping) -> dict[str, Field]:
+    """The fields with other defaults for some of them."""
+    changed = {
+        name: dataclasses.replace(fields[name], default=default)
+        for name, default in defaults.items()
+    }
+    return {**fields, **changed}
+
+
+def make_config(fields: Mapping[str, Field]) -> ConfigDict:
+    """A locked config with the default of every field."""
+    nested: dict = {}
+    for name, field in fields.items():
+        *parents, last = name.split(".")
+        inner = functools.reduce(lambda outer, key: outer.setdefault(key, {}), parents, nested)
+        inner[last] = field.default
+    return ConfigDict(nested).lock()
+
+
+def check_values(values: Mapping, fields: Mapping[str, Field]) -> None:
+    """Raises InputError for the first of the ``values`` by dotted name that its field refuses."""
+    for name, field in fields.items():
+        if fault := field.fault(values[name]):
+            raise InputError(f"{name}={values[name]!r} {fault}")
+
+
+def check_argument(argument: str, value: str, choices: Iterable[str], part: str = "") -> None:
+    """Raises InputError for the argument of a config, or a part of it, that is no choice."""
+    if value not in choices:
+        subject = f"{part} {value!r} " if part else ""
+        raise InputError(f"{argument}: {subject}is not one of {', '.join(choices)}")

@@ -1,0 +1,111 @@
+"""Explains the fields of configs: the text of ``--help``, and ``docs/configuration.md``.
+
+python -m launch.shared.explain > docs/configuration.md
+"""
+
+import importlib
+import pkgutil
+import shutil
+import textwrap
+from collections.abc import Mapping
+from types import ModuleType
+
+import launch
+from configs.fields import Field
+from fgrlhf_jax.runtime.run_dir import flatten
+
+HEAD = """\
+# Configuration
+
+A command takes `--config=FILE.py[:ARGUMENT]` and any number of `--config.FIELD=VALUE`, as in
+`python -m launch.sft --config=configs/sft.py:smollm2 --config.optimizer.learning_rate=1e-4`.
+FILE.py is one of ours or of yours, whose `get_config` returns a ConfigDict with the same fields:
+`config = sft.get_config("smollm2")`, some assignments, `return config`. `--help` shows the fields
+that are changed first with their present values, `--help=all` every one. A value out of bounds, a
+misspelt field and the config of another command are refused before anything is read.
+
+This page is generated: `python -m launch.shared.explain > docs/configuration.md`.
+"""
+
+
+def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything: bool) -> str:
+    """What ``--help`` prints: the fields in groups, with their values and explanations.
+
+    Args:
+      values: by dotted name.
+      everything: whether all fields are shown, or the few that people change first.
+    """
+    width = min(shutil.get_terminal_size((100, 0)).columns, 120)
+    groups: dict[str, list[str]] = {}
+    described = {name: field for name, field in fields.items() if everything or field.first}
+    yours = {name: Field("", "", group="Your own") for name in values if name not in fields}
+    for name, field in (described | yours).items():
+        choices = f" [{field.values()}]" if field.choices or field.at_most is not None else ""
+        entry = _help_entry(f"    {name}={values[name]!r}", field.help + choices, width)
+        groups.setdefault(field.group or "Fields", []).append(entry)
+    lines = [line for title, entries in groups.items() for line in (f"  {title}", *entries)]
+    rest = len(fields) - len(described)
+    if rest:
+        lines.append(f"--help=all explains the other {rest} fields too.")
+    return "\n".join([doc.strip(), "", "--config.FIELD=VALUE, now:", *lines])
+
+
+def _help_entry(assignment: str, text: str, width: int, column: int = 38) -> str:
+    """A field and what it means, in two columns."""
+    wrapped = textwrap.wrap(text, width - column, break_long_words=False) or [""]
+    lines = [" " * column + line for line in wrapped]
+    if len(assignment) < column - 1:
+        return "\n".join([assignment.ljust(column) + wrapped[0], *lines[1:]]).rstrip()
+    return "\n".join([assignment, *lines])
+
+
+def page() -> str:
+    """All fields of all commands, as Markdown."""
+    users: dict[str, list[str]] = {}
+    for module in pkgutil.iter_modules(launch.__path__, "launch."):
+        command = importlib.import_module(module.name)
+        for spec in (getattr(command, "CONFIG", ""), *getattr(command, "OTHERS", ())):
+            users.setdefault(spec.partition(":")[0], []).append(f"`{module.name}`")
+    users.pop("")
+    return "\n".join([HEAD, *(_section(file, commands) for file, commands in users.items())])
+
+
+def _section(file: str, commands: list[str]) -> str:
+    """One config: a table for every group of fields, and what the arguments change."""
+    config = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    summary = config.__doc__.splitlines()[0].replace("``", "`")
+    lines = [f"## {file}", "", f"For {', '.join(commands)}. {summary}", ""]
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for name, field in config.FIELDS.items():
+        row = (f"`{name}`", f"`{field.default!r}`", field.values(), field.help)
+        groups.setdefault(field.group, []).append(row)
+    for title, rows in groups.items():
+        lines += [f"**{title}**", ""] if title else []
+        lines += [*_table(("field", "default", "values", "meaning"), rows), ""]
+    if hasattr(config, "VARIANTS"):
+        lines += ["**What the arguments change**", "", *_variants(config), ""]
+    return "\n".join(lines)
+
+
+def _variants(config: ModuleType) -> list[str]:
+    """A table of the fields that some variants set, and to what."""
+    configs = [flatten(config.get_config(name).to_dict()) for name in config.VARIANTS]
+    rows = [
+        (f"`{name}`", *("" if value == field.default else f"`{value!r}`" for value in values))
+        for name, field in config.FIELDS.items()
+        if set(values := [each[name] for each in configs]) != {field.default}
+    ]
+    return _table(("field", *config.VARIANTS), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    cells = [
+        head,
+        ("---",) * len(head),
+        *([c.replace("|", "\\|") for c in row] for row in rows),
+    ]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,256 @@
+"""The described fields of all commands: what is refused, what ``--help`` and the page say."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+from configs import rm
+from configs.fields import Field, check_values
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.run_dir import flatten
+from launch.shared import cli, explain
+
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(launch.__path__, "launch.")
+    if module.name != "launch.shared"
+]
+SPECS = {module.__name__: (module.CONFIG, *getattr(module, "OTHERS", ())) for module in MODULES}
+FIELDS = {
+    spec.partition(":")[0]: cli.fields_of(spec) for specs in SPECS.values() for spec in specs
+}
+OWN_FIELDS = [command for command in SPECS if command != "launch.plan"]  # which has PPO's
+
+
+def refused(command: str, *arguments: str) -> str:
+    with pytest.raises(InputError) as caught:
+        cli.parse([command, *arguments], *SPECS[command])
+    return str(caught.value)
+
+
+def bad_values(field: Field) -> list[tuple[str, str]]:
+    """Values that a field must refuse, and what is wrong with each."""
+    cases = []
+    if isinstance(field.default, bool):
+        cases.append(("maybe", "give True or False"))
+    elif isinstance(field.default, int):
+        cases += [("abc", "give a whole number"), ("1.5", "give a whole number")]
+    elif isinstance(field.default, float):
+        cases.append(("fast", "give a number"))
+    if field.choices:
+        cases.append(("no such choice", "is not one of "))
+    if field.at_least is not None:
+        below = field.at_least - 1
+        cases.append((f"{below:g}", f"must be at least {field.at_least:g}"))
+        if isinstance(field.default, float):
+            cases.append(("nan", "must be at least"))
+    if field.at_most is not None:
+        cases.append((f"{field.at_most + 1:g}", f"must be at most {field.at_most:g}"))
+    return cases
+
+
+def test_every_command_has_described_fields():
+    assert len(SPECS) == 14
+    for fields in FIELDS.values():
+        for name, field in fields.items():
+            assert field.help, name
+            assert field.choices or isinstance(field.default, str) or bad_values(field), name
+
+
+@pytest.mark.parametrize("command", OWN_FIELDS)
+def test_bad_values_are_refused(command):
+    for name, field in FIELDS[SPECS[command][0].partition(":")[0]].items():
+        for value, fault in bad_values(field):
+            message = refused(command, f"--config.{name}={value}")
+            assert re.match(rf"(--config\.)?{name}=", message)
+            assert fault in message, (name, value, message)
+            assert "\n" not in message
+
+
+@pytest.mark.parametrize("command", OWN_FIELDS)
+def test_other_names_are_refused_with_the_right_one(command):
+    fields = FIELDS[SPECS[command][0].partition(":")[0]]
+    for name, field in fields.items():
+        assert refused(command, f"--{name}=3") == (
+            f"--{name}=3: is not a flag; write --config.{name}=3"
+        )
+        if field.was:
+            assert refused(command, f"--config.{field.was}=3") == (
+                f"--config.{field.was}: is now {name}"
+            )
+    name = max(fields, key=len)
+    assert refused(command, f"--config.{name[:-1]}=3") == (
+        f"--config.{name[:-1]}: there is no such field; did you mean {name}?"
+    )
+
+
+def test_renamed_fields():
+    """PPO's, as the run folders and config files of users have them."""
+    renamed = {field.was: name for name, field in FIELDS["configs/ppo.py"].items() if field.was}
+    assert renamed == {
+        "batch_size": "minibatch_size",
+        "epochs": "ppo_epochs",
+        "lam": "gae_lambda",
+        "clip": "clip_ratio",
+        "value_clip": "value_clip_ratio",
+        "samples": "logged_samples",
+        "calibration": "reward_normalization",
+        "frozen_dtype": "inference_dtype",
+        "select": "best_metric",
+        "keep": "max_to_keep",
+    }
+
+
+@pytest.mark.parametrize("command", SPECS)
+def test_the_config_of_another_command_is_refused(command):
+    files = [spec.partition(":")[0] for spec in SPECS[command]]
+    for other in FIELDS.keys() - set(files):
+        assert refused(command, f"--config={other}") == (
+            f"--config={other}: is a config of another command; give {' or '.join(files)}, or a "
+            "file of yours that builds on it"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["steps=3"], "steps=3: is not a flag; write --config.steps=3"),
+        (["--keep=2"], "--keep=2: is not a flag; write --config.max_to_keep=2"),
+        (
+            ["--learning_rate=1"],
+            "--learning_rate=1: is not a flag; did you mean --config.optimizer.learning_rate?",
+        ),
+        (
+            ["--confg=configs/rm.py"],
+            "--confg=configs/rm.py: is not a flag; did you mean --config?",
+        ),
+        (["--qqq"], "--qqq: is not a flag; write --config.FIELD=VALUE"),
+        (["--config.qqq=1"], "--config.qqq: there is no such field; --help=all shows all 5"),
+        (["--config.data=1"], "--config.data: is a group of fields: data.alignment, "),
+        (["--config.learning_rate=1"], "did you mean optimizer.learning_rate?"),
+        (["--config.steps"], "Missing value for flag --config.steps"),
+        (["--config"], "there is no such file; give FILE.py[:ARGUMENT]"),
+        (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
+        (["--config=configs/fields.py"], "configs/fields.py: is no usable config (KeyError"),
+        (
+            ["--config=configs/rm.py:tinny"],
+            "rm.py:tinny: model 'tinny' is not one of tiny, cad",
+        ),
+        (["--config=configs/rm.py:tiny,x"], "rm.py:tiny,x: loss 'x' is not one of token_edit,"),
+        (["--config=configs/ppo.py:tiny,x"], "ppo.py:tiny,x: level 'x' is not one of token, s"),
+    ],
+)
+def test_flags_that_are_refused(arguments, message):
+    assert message in refused("launch.train_rm", *arguments)
+
+
+# --- a config file of the user's ----------------------------------------------------------------
+
+OWN = {
+    "config = rm.get_config('cad')": "",
+    "config = ConfigDict(rm.get_config().to_dict() | {'mine': (1, 2)})": "",
+    "config = rm.get_config(); config.max_to_kep = 2": (
+        "max_to_kep: there is no such field; did you mean max_to_keep?"
+    ),
+    "config = rm.get_config(); config.keep = 2": "own.py:argument: keep: is now max_to_keep",
+    "config = rm.get_config(); config.steps = config.select": "select: is now best_metric",
+    "config = rm.get_config().to_dict(); config['keep'] = config.pop('max_to_keep'); "
+    "config = ConfigDict(config)": "keep is now max_to_keep; build on configs/rm.py",
+    "config = sft.get_config()": "lacks the field loss; build on configs/rm.py",
+    "config = 3": "is no usable config (AttributeError: ",
+    "config = ConfigDict(rm.get_config().to_dict() | {'steps': '3'})": (
+        "steps='3' must be a whole number"
+    ),
+    "config = ConfigDict(rm.get_config().to_dict() | {'steps': True})": (
+        "steps=True must be a whole number"
+    ),
+}
+
+
+@pytest.mark.parametrize(("statements", "fault"), OWN.items())
+def test_a_config_of_ones_own(tmp_path, statements, fault):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from configs import rm, sft\n\n"
+        f"def get_config(argument=''):\n    {statements}\n    return config\n"
+    )
+    arguments = [f"--config={own}:argument", "--config.seed=9"]
+    if fault:
+        assert fault in refused("launch.train_rm", *arguments)
+    else:
+        assert cli.parse(["", *arguments], "configs/rm.py").seed == 9
+
+
+def test_values_without_a_flag():
+    """What an own config may hold: True is no number, a whole number is one."""
+    fields = {"steps": Field(0, ""), "rate": Field(0.1, ""), "scan": Field(True, "")}
+    check_values({"steps": 1, "rate": 1, "scan": False}, fields)
+    for values in ({"steps": 1.0}, {"rate": "1"}, {"rate": True}, {"scan": 1}):
+        with pytest.raises(InputError, match="must be"):
+            check_values({"steps": 1, "rate": 1, "scan": False} | values, fields)
+
+
+# --- explanations -------------------------------------------------------------------------------
+
+
+def help_of(monkeypatch, capsys, module, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    monkeypatch.setenv("COLUMNS", "100")
+    default, *others = SPECS[module.__name__]
+    cli.command(None, default, module.__doc__, *others)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help(monkeypatch, capsys, module):
+    """One screen of what is changed first; all fields, explained, with --help=all."""
+    few = help_of(monkeypatch, capsys, module, "--help")
+    everything = help_of(monkeypatch, capsys, module, "--help=all")
+    assert few == help_of(monkeypatch, capsys, module, "-h")
+    values = flatten(cli.load(module.CONFIG).to_dict())
+    for name, field in cli.fields_of(module.CONFIG).items():
+        assert f"\n    {name}={values[name]!r}" in everything
+        assert (f"\n    {name}=" in few) == field.first
+        assert field.help.split()[-1] in everything
+    assert few.startswith(inspect.cleandoc(module.__doc__).splitlines()[0])
+    assert max(map(len, few.splitlines())) <= 100
+    assert len(few.splitlines()) <= 45
+    assert few.splitlines()[-1].startswith("--help=all explains the other ")
+
+
+def test_help_is_about_the_chosen_config(monkeypatch, capsys, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from configs import rm\n\n"
+        "def get_config():\n    return ConfigDict(rm.get_config().to_dict() | {'mine': 7})\n"
+    )
+    (train_rm,) = [module for module in MODULES if module.__name__ == "launch.train_rm"]
+    arguments = ["--help", f"--config={own}", "--config.loss=sequence", "--config.seed=4"]
+    text = help_of(monkeypatch, capsys, train_rm, *arguments)
+    for assignment in ("loss='sequence'", "seed=4", "mine=7"):
+        assert f"\n    {assignment}" in text
+
+
+def test_the_page_is_fresh():
+    path = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert path.read_text() == explain.page(), (
+        "run: python -m launch.shared.explain > docs/configuration.md"
+    )
+
+
+def test_variants_pass_their_own_checks():
+    for file, fields in FIELDS.items():
+        config = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        for variant in getattr(config, "VARIANTS", [""]):
+            values = flatten(cli.load(f"{file}:{variant}".rstrip(":")).to_dict())
+            assert values.keys() == fields.keys()
+            check_values(values, fields)
+    assert set(rm.VARIANTS) == {"tiny", "cad", "smollm2", "llama_7b"}
