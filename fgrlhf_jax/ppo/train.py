@@ -292,13 +292,13 @@ def loop(
             progress = progress._replace(exploded=row["policy/kl"] if exploded else 0.0)
             due = config.save_every and number % config.save_every == 0
             best = improved and config.best_metric == "score"
-            stop = interrupt.requested()
-            if last or best or due or exploded or stop:
+            interrupted = interrupt.requested()
+            if last or best or due or exploded or interrupted:
                 checkpoints.save(number, state._asdict(), progress._asdict(), best=best)
             if exploded:
                 checkpoints.wait()
                 raise InputError(_explosion(config, number, row["policy/kl"]))
-            if stop and not last:
+            if interrupted and not last:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
         checkpoints.wait()

@@ -128,8 +128,8 @@ def run(
             if evaluation:
                 settle(evaluation)
                 log.print(describe(number, evaluation, improved))
-            stop = interrupt.requested()
-            if stop or improved or stop or (save_every and number % save_every == 0):
+            interrupted = interrupt.requested()
+            if interrupted or improved or stop or (save_every and number % save_every == 0):
                 if pending:
                     settle()
                 progress = progress._replace(done=bool(stop))
@@ -137,7 +137,7 @@ def run(
                 clock = time.perf_counter()
             if stop:
                 break
-            if stop:
+            if interrupted:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
     checkpoints.wait()
