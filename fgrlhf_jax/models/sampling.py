@@ -1,6 +1,6 @@
 """Sampling from a policy: prefill and decode with a KV cache, in one compiled program.
 
-A row has its own random key and its own positions, so what it says depends neither on its batch
+A row has its own random key and its own positions, so its response depends neither on its batch
 mates nor on padding. The loop ends when every row has ended. Shape letters as in llama.py; the
 columns of the cache are S = P + T.
 """
@@ -88,11 +88,13 @@ def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(keys, streams_B2[:, 1])
 
 
-class _State(NamedTuple):
+class _DecodeState(NamedTuple):
+    """What the loop over response tokens carries."""
+
     step: jax.Array  # tokens drawn so far
     last_B: jax.Array  # the last of them
     cache: tuple  # (k_BKSH, v_BKSH) a layer, or both with a leading L
-    out: Sampled
+    sampled: Sampled
 
 
 @functools.partial(
@@ -127,96 +129,120 @@ def generate(
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
-    cfg = model.cfg
-    B, P = prompt_BP.shape
+    P = prompt_BP.shape[1]
     prompt_BP, mask_BP = align_right(prompt_BP, mask_BP)
-    prompt_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
-    layers = params["backbone"]["layers"]
-    kept = (B, cfg.num_kv_heads, P + max_new, cfg.head_dim)
+    length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     columns_1S = jnp.arange(P + max_new)[None]
-    # Padding in front, then the prompt, then what has been said so far.
-    real_BS = jnp.concatenate([mask_BP, jnp.ones((B, max_new), bool)], axis=1)
+    # Padding in front, then the prompt, then the response so far.
+    real_BS = jnp.concatenate([mask_BP, jnp.ones((len(mask_BP), max_new), bool)], axis=1)
+    layers, cache = _layers_and_cache(model.cfg, params, mask_BP.shape, max_new, unroll)
+    append = functools.partial(
+        _append, key_B=key_B, eos=eos, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+
+    def decode(state: _DecodeState) -> _DecodeState:
+        column = P + state.step - 1
+        attend_B1S = (real_BS & (columns_1S <= column))[:, None]
+        positions_B1 = (length_B + state.step - 1)[:, None]
+        tokens_B1 = state.last_B[:, None]
+        logits_BV, cache = _forward(
+            model, params, layers, tokens_B1, positions_B1, attend_B1S, state.cache, column
+        )
+        last_B, sampled = append(state.sampled, state.step, logits_BV)
+        return _DecodeState(state.step + 1, last_B, cache, sampled)
+
+    positions_BP, attend_BPP = llama.positions_and_mask(mask_BP)
+    attend_BPS = jnp.pad(attend_BPP, ((0, 0), (0, 0), (0, max_new)))
+    logits_BV, cache = _forward(
+        model, params, layers, prompt_BP, positions_BP, attend_BPS, cache, 0
+    )
+    last_B, sampled = append(_no_tokens(len(prompt_BP), max_new), 0, logits_BV)
+    return jax.lax.while_loop(
+        lambda state: (state.step < max_new) & ~jnp.all(state.sampled.finished_B),
+        decode,
+        _DecodeState(jnp.int32(1), last_B, cache, sampled),
+    ).sampled
+
+
+def _layers_and_cache(cfg, params, prompt_shape, max_new: int, unroll: bool):
+    """Weights and an empty cache: a list of each, one entry a layer, or both stacked."""
+    B, P = prompt_shape
+    layers, shape = (
+        params["backbone"]["layers"],
+        (B, cfg.num_kv_heads, P + max_new, cfg.head_dim),
+    )
 
     def empty(shape):
         return tuple(sharding.constrain_cache(jnp.zeros(shape, cfg.dtype)) for _ in "kv")
 
-    if unroll:
-        layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(cfg.num_layers)]
-        cache = tuple(empty(kept) for _ in layers)
-    else:
-        cache = empty((cfg.num_layers, *kept))
+    if not unroll:
+        return layers, empty((cfg.num_layers, *shape))
+    layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(cfg.num_layers)]
+    return layers, tuple(empty(shape) for _ in layers)
 
-    def block(weights, hidden_BQD, rope, attend_BQS, kv, column):
+
+def _forward(model, params, layers, tokens_BQ, positions_BQ, attend_BQS, cache, column):
+    """Logits after the last of the given tokens, and the cache with all of them.
+
+    ``layers`` and ``cache`` are as from :func:`_layers_and_cache`; the tokens take the cache's
+    columns from ``column`` on.
+    """
+    cfg = model.cfg
+    hidden_BQD = model.apply({"params": params}, tokens_BQ, method="embed")
+    rope = llama.rotary_tables(cfg, positions_BQ)
+
+    def block(weights, hidden_BQD, kv):
         args = (hidden_BQD, rope, attend_BQS, (*kv, column))
         return llama.Block(cfg).apply({"params": weights}, *args)
 
-    def forward(tokens_BQ, positions_BQ, attend_BQS, cache, column):
-        """Logits after the last of the given tokens, and the cache with all of them."""
-        hidden_BQD = model.apply({"params": params}, tokens_BQ, method="embed")
-        rope = llama.rotary_tables(cfg, positions_BQ)
-        if unroll:
-            new = []
-            for weights, kv in zip(layers, cache, strict=True):
-                hidden_BQD, kv = block(weights, hidden_BQD, rope, attend_BQS, kv, column)
-                new.append(kv)
-            cache = tuple(new)
-        else:
-
-            def body(layer, carry):
-                hidden_BQD, cache = carry
-                weights, kv = jax.tree.map(
-                    lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False),
-                    (layers, cache),
-                )
-                hidden_BQD, kv = block(weights, hidden_BQD, rope, attend_BQS, kv, column)
-                cache = jax.tree.map(
-                    lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, layer, 0),
-                    cache,
-                    kv,
-                )
-                return hidden_BQD, cache
-
-            hidden_BQD, cache = jax.lax.fori_loop(0, cfg.num_layers, body, (hidden_BQD, cache))
-        logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
-        return logits_BQV[:, 0], cache
-
-    def extend(out: Sampled, t, logits_BV) -> tuple[jax.Array, Sampled]:
-        """Draw token t of every row that has not ended."""
-        now_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
-        token_B, logprob_B = jax.vmap(draw, (0, 0, None, None, None))(
-            now_B, logits_BV, temperature, top_k, top_p
+    def stacked_block(layer, carry):
+        hidden_BQD, cache = carry
+        weights, kv = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), (layers, cache)
         )
-        going_B = ~out.finished_B
-        token_B = jnp.where(going_B, token_B, 0)
-        return token_B, Sampled(
-            tokens_BT=out.tokens_BT.at[:, t].set(token_B),
-            length_B=out.length_B + going_B,
-            finished_B=out.finished_B | (going_B & (token_B == eos)),
-            logprob_BT=out.logprob_BT.at[:, t].set(jnp.where(going_B, logprob_B, 0.0)),
+        hidden_BQD, kv = block(weights, hidden_BQD, kv)
+        cache = jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, layer, 0), cache, kv
         )
+        return hidden_BQD, cache
 
-    def step(state: _State) -> _State:
-        column = P + state.step - 1
-        attend_B1S = (real_BS & (columns_1S <= column))[:, None]
-        positions_B1 = (prompt_B + state.step - 1)[:, None]
-        logits_BV, cache = forward(
-            state.last_B[:, None], positions_B1, attend_B1S, state.cache, column
+    if isinstance(layers, list):
+        updated = []
+        for weights, kv in zip(layers, cache, strict=True):
+            hidden_BQD, kv = block(weights, hidden_BQD, kv)
+            updated.append(kv)
+        cache = tuple(updated)
+    else:
+        hidden_BQD, cache = jax.lax.fori_loop(
+            0, cfg.num_layers, stacked_block, (hidden_BQD, cache)
         )
-        last_B, out = extend(state.out, state.step, logits_BV)
-        return _State(state.step + 1, last_B, cache, out)
+    logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
+    return logits_BQV[:, 0], cache
 
-    positions_BP, attend_BPP = llama.positions_and_mask(mask_BP)
-    attend_BPS = jnp.pad(attend_BPP, ((0, 0), (0, 0), (0, max_new)))
-    logits_BV, cache = forward(prompt_BP, positions_BP, attend_BPS, cache, 0)
-    nothing = Sampled(
-        tokens_BT=jnp.zeros((B, max_new), jnp.int32),
+
+def _no_tokens(B: int, T: int) -> Sampled:
+    """Responses before their first token."""
+    return Sampled(
+        tokens_BT=jnp.zeros((B, T), jnp.int32),
         length_B=jnp.zeros(B, jnp.int32),
         finished_B=jnp.zeros(B, bool),
-        logprob_BT=jnp.zeros((B, max_new), jnp.float32),
+        logprob_BT=jnp.zeros((B, T), jnp.float32),
     )
-    last_B, out = extend(nothing, 0, logits_BV)
-    return jax.lax.while_loop(
-        lambda s: (s.step < max_new) & ~jnp.all(s.out.finished_B),
-        step,
-        _State(jnp.int32(1), last_B, cache, out),
-    ).out
+
+
+def _append(
+    sampled: Sampled, t, logits_BV, *, key_B, eos: int, temperature, top_k, top_p
+) -> tuple[jax.Array, Sampled]:
+    """Token t of every row that has not ended (0 of the others), and the responses with it."""
+    step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
+    token_B, logprob_B = jax.vmap(draw, (0, 0, None, None, None))(
+        step_key_B, logits_BV, temperature, top_k, top_p
+    )
+    going_B = ~sampled.finished_B
+    token_B = jnp.where(going_B, token_B, 0)
+    return token_B, Sampled(
+        tokens_BT=sampled.tokens_BT.at[:, t].set(token_B),
+        length_B=sampled.length_B + going_B,
+        finished_B=sampled.finished_B | (going_B & (token_B == eos)),
+        logprob_BT=sampled.logprob_BT.at[:, t].set(jnp.where(going_B, logprob_B, 0.0)),
+    )
