@@ -1,15 +1,20 @@
-"""Is a reward model any good? Table 2 of the paper, and where its rewards fall (NumPy, host)."""
+"""Metrics of a reward model on pairs of responses, in NumPy on the host.
+
+Accuracy, AUROC and the correlation with length of Table 2 of the paper, and the mean reward of
+changed and unchanged tokens.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
 
-class Scored(NamedTuple):
-    """The values of one pair's response tokens, without prompt and padding.
+class PairValues(NamedTuple):
+    """A reward model's values of the response tokens of one pair, without prompt and padding.
 
-    Side i is the edited or preferred response, side j the other; float [T^i] and [T^j], and which
-    of those tokens the edit changed (for a preference pair: all).
+    Side i is the edited or preferred response, side j the other one. Values are float[T^i] and
+    float[T^j], ``changed`` bool of the same lengths: the tokens that the edit changed (in a
+    preference pair: all).
     """
 
     value_i: np.ndarray
@@ -18,8 +23,8 @@ class Scored(NamedTuple):
     changed_j: np.ndarray
 
 
-def unpad(value_B2S: np.ndarray, batch: dict) -> list[Scored]:
-    """The real pairs of a padded batch (weight 1), each cut to its response tokens."""
+def unpad(value_B2S: np.ndarray, batch: dict) -> list[PairValues]:
+    """The pairs of weight 1 of a padded batch, each cut to its response tokens."""
     pairs = []
     for row in np.flatnonzero(batch["weight_B"]):
         response_2S, changed_2S = batch["response_B2S"][row], batch["changed_B2S"][row]
@@ -27,7 +32,7 @@ def unpad(value_B2S: np.ndarray, batch: dict) -> list[Scored]:
             (value_B2S[row, side][response_2S[side]], changed_2S[side][response_2S[side]])
             for side in (0, 1)
         ]
-        pairs.append(Scored(*sides[0], *sides[1]))
+        pairs.append(PairValues(*sides[0], *sides[1]))
     return pairs
 
 
@@ -53,7 +58,7 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's r; None where either does not vary."""
+    """Pearson's r, or None where either does not vary."""
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(x, y)[0, 1])
@@ -67,22 +72,24 @@ def _moments(values: list[np.ndarray]) -> dict:
 
 
 def _accuracy(margins: np.ndarray) -> tuple[float, float]:
-    """Share of positive margins, ties one half, and its standard error."""
+    """Share of positive margins, ties counted as one half, and its standard error."""
     wins = 0.5 * (1.0 + np.sign(margins))
     error = float(wins.std(ddof=1) / np.sqrt(wins.size)) if wins.size > 1 else 0.0
     return float(wins.mean()), error
 
 
-def pair_table(pairs: list[Scored], *, level: str, edits: bool, center: float = 0.0) -> dict:
-    """The figures of one set of pairs.
+def compute_pair_metrics(
+    pairs: list[PairValues], *, level: str, edits: bool, center: float = 0.0
+) -> dict:
+    """Metrics of one set of pairs.
 
     Args:
       pairs: at least one, in any order.
       level: "token": a response scores the mean of its rewards (Equation 1); "sequence": the value
         at its last token.
-      center: what calibration subtracts from every token's reward; a constant there pays for
-        length, or against it, until it is subtracted.
-      edits: whether the pairs are edits; then the figures about changed tokens are given too.
+      edits: whether the pairs are edits; then there are metrics of changed tokens too.
+      center: what normalization subtracts from every token's reward. Until it is subtracted, a
+        constant in the rewards makes a response's total depend on its length.
 
     Returns:
       n, accuracy and its standard error ``se``, length_correlation (of a response's total reward
@@ -90,9 +97,10 @@ def pair_table(pairs: list[Scored], *, level: str, edits: bool, center: float = 
       auroc_changed (-r_t against "the edit changed this token", tokens of the original side) and
       reward (mean, std, n on unchanged and changed tokens of each side).
     """
-    last, mean = (lambda r: r[-1]), (lambda r: r.mean())
-    score = last if level == "sequence" else mean
-    total = last if level == "sequence" else lambda r: (r - center).sum()
+    if level == "sequence":
+        score = total = lambda values: values[-1]
+    else:
+        score, total = np.mean, lambda values: (values - center).sum()
     margins = np.array([score(p.value_i) - score(p.value_j) for p in pairs], np.float64)
     accuracy, error = _accuracy(margins)
     responses = [r for p in pairs for r in (p.value_i, p.value_j)]
@@ -130,7 +138,7 @@ def pair_table(pairs: list[Scored], *, level: str, edits: bool, center: float = 
 
 
 def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | None:
-    """AUROC of -r_t against error spans that people marked; one array a response each."""
+    """AUROC of -r_t against tokens that people marked as errors, one array a response each."""
     return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
 
 
@@ -143,7 +151,14 @@ def _share(value, error) -> str:
 
 
 def format_table(tables: dict) -> str:
-    """Text of ``eval.json``: a line a set and kind of pairs, then the rewards on U0 and U1."""
+    """The metrics of ``eval.json`` as text.
+
+    Args:
+      tables: set name -> kind of pairs -> metrics.
+
+    Returns:
+      A line for every set and kind, then the rewards of unchanged and changed tokens.
+    """
     lines = [
         f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy':>16}{'changed only':>16}"
         f"{'AUROC':>8}{'spans':>8}{'r(length)':>11}"

@@ -1,7 +1,7 @@
-"""Which policy is better, and which gets there sooner? Tables 1 and 3 of the paper (NumPy, host).
+"""Win rates, their errors, and steps to a score: Tables 1 and 3 of the paper, in NumPy.
 
-Prompts are the sample: a standard error is over prompts, or over seeds where there are several.
-Arrays in, numbers out; what the numbers do not tell is None.
+Standard errors are over prompts, or over seeds where there are several. A number that cannot be
+computed is None.
 """
 
 import itertools
@@ -11,11 +11,11 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 
-_CHUNK = 2**22  # drawn prompts at a time
+_CHUNK = 2**22  # prompts drawn at a time
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error, sample standard deviation / √n; of one value, none."""
+    """The mean and its standard error (sample standard deviation / √n), None of one value."""
     values = np.asarray(values, np.float64)
     if values.size < 2:
         return float(values.mean()), None
@@ -25,14 +25,17 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def outcomes(
     scores: Sequence[float], reference: Sequence[float], tolerance: float = 1e-6
 ) -> np.ndarray:
-    """1, 0.5 or 0 a prompt: won, drawn (scores within ``tolerance``) or lost.
+    """Whether a policy wins against a reference, prompt by prompt.
 
     Args:
       scores: float[n], the judge's scores of the policy's responses, higher is better.
       reference: float[n], those of the reference's responses to the same prompts.
 
+    Returns:
+      float[n]: 1 won, 0.5 drawn (scores within ``tolerance``), 0 lost.
+
     Raises:
-      InputError: where the two are not of the same prompts, or are not numbers.
+      InputError: where the lengths differ, or a score is not finite.
     """
     scores, reference = _vector("scores", scores), _vector("reference", reference)
     if scores.size != reference.size:
@@ -44,26 +47,13 @@ def outcomes(
     return np.where(np.abs(margin) <= tolerance, 0.5, (margin > 0).astype(np.float64))
 
 
-def win_rate(
-    scores: Sequence[float], reference: Sequence[float], tolerance: float = 1e-6
-) -> dict[str, float | int | None]:
-    """Share of prompts won against the reference, a draw one half.
-
-    Returns:
-      win_rate; ``se``, over prompts; n, the number of prompts; draws, how many were drawn.
-    """
-    won = outcomes(scores, reference, tolerance)
-    mean, error = mean_and_error(won)
-    return {"win_rate": mean, "se": error, "n": won.size, "draws": int((won == 0.5).sum())}
-
-
 def paired_bootstrap(
     outcomes_a: Sequence[float],
     outcomes_b: Sequence[float],
     seed: int,
     rounds: int = 2000,
 ) -> dict[str, float]:
-    """Two policies against the same reference: prompts are drawn again, both outcomes together.
+    """Bootstrap over prompts of the difference between two policies' outcomes.
 
     Args:
       outcomes_a: float[n], outcome of policy a at each prompt (a mean over seeds, say).
@@ -94,10 +84,11 @@ def paired_bootstrap(
     }
 
 
-def over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """``mean``, ``se`` and ``n`` of one value a seed; the error of one seed is None.
+def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """``mean``, ``se`` and ``n`` of one value a seed.
 
-    Where one seed has no value there is no mean: that of the others would flatter.
+    The error of a single seed is None. If any seed has no value the mean is None too: the mean of
+    the others would be biased.
     """
     if not values or any(v is None or not np.isfinite(v) for v in values):
         return {"mean": None, "se": None, "n": len(values)}
@@ -106,27 +97,27 @@ def over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:
 
 
 def smooth(scores: Sequence[float]) -> np.ndarray:
-    """Each evaluation averaged with its two neighbours, the last one with the one before it.
+    """Averages each evaluation with its two neighbours, the last one with the one before it.
 
-    The first stands alone: it is the policy before training, which every arm shares.
+    The first one stays as it is: it is the policy before training, which all arms share.
     """
     scores = _vector("curve_scores", scores)
     return np.array([scores[0], *(scores[k - 1 : k + 2].mean() for k in range(1, scores.size))])
 
 
-def time_to(
+def steps_to_reach(
     curve_steps: Sequence[int],
     curve_scores: Sequence[float],
     share: float = 0.95,
     target: float | None = None,
 ) -> int | None:
-    """First step at which the smoothed score is there; an entry of Table 3.
+    """The first step at which the smoothed score reaches a target; an entry of Table 3.
 
     Args:
       curve_steps: int[n], increasing; the first is before training.
-      curve_scores: float[n], the judge's mean score at each, smoothed here by ``smooth``.
-      share: how much of the way from the start to the curve's own best.
-      target: a fixed score instead.
+      curve_scores: float[n], the judge's mean score at each, smoothed here by :func:`smooth`.
+      share: the target, as a share of the way from the first to the best smoothed score.
+      target: a fixed score, in the place of ``share``.
 
     Returns:
       None where it is never reached, or where the best is no better than the start.
@@ -136,10 +127,10 @@ def time_to(
         raise InputError("a curve needs increasing steps, and one score at each of them")
     if target is None:
         gain = scores - scores[0]
-        there = (gain >= share * gain.max()) & (gain.max() > 0)
+        reached = (gain >= share * gain.max()) & (gain.max() > 0)
     else:
-        there = scores >= target
-    return int(steps[np.argmax(there)]) if there.any() else None
+        reached = scores >= target
+    return int(steps[np.argmax(reached)]) if reached.any() else None
 
 
 def _vector(name: str, values: Sequence[float]) -> np.ndarray:

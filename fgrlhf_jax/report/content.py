@@ -90,7 +90,7 @@ def gold_target(runs: list[list[dict]]) -> float | None:
     """The fixed score of Table 3: 80 % of the way from the baseline's start to its best.
 
     The best is the lowest of its seeds' bests, so that every seed of it gets there; the scores are
-    smoothed as in ``evaluation.time_to``. None where a seed has no gain.
+    smoothed as in ``evaluation.steps_to_reach``. None where a seed has no gain.
     """
     smooth = [evaluation.smooth([row["gold"] for row in rows]) for rows in runs]
     start = float(np.mean([scores[0] for scores in smooth]))
@@ -130,7 +130,7 @@ def _over(samples: list[list[float]]) -> tuple[float, float | None]:
 
 
 def _mean(values: list) -> float | None:
-    return evaluation.over_seeds(values)["mean"]
+    return evaluation.mean_over_seeds(values)["mean"]
 
 
 def _decoded(sets: list[dict]) -> dict:
@@ -171,7 +171,7 @@ def _rm_row(runs: list[dict]) -> dict:
         tried = [run[test_set] for run in runs if test_set in run]
         if test_set == "auroc" or len(tried) < len(runs):
             continue
-        over = evaluation.over_seeds([t["accuracy"] for t in tried])
+        over = evaluation.mean_over_seeds([t["accuracy"] for t in tried])
         row[test_set] = {
             "accuracy": over["mean"],
             "se": over["se"] if len(runs) > 1 else tried[0]["se"],
@@ -181,7 +181,7 @@ def _rm_row(runs: list[dict]) -> dict:
 
 
 def _rm_auroc(runs: list[dict]) -> dict:
-    return evaluation.over_seeds([run.get("auroc") for run in runs])
+    return evaluation.mean_over_seeds([run.get("auroc") for run in runs])
 
 
 def _time_row(runs: list[list[dict]], seconds_per_step: list, target: float | None) -> dict:
@@ -191,12 +191,12 @@ def _time_row(runs: list[list[dict]], seconds_per_step: list, target: float | No
     for rows in runs:
         curve = [row["step"] for row in rows], [row["gold"] for row in rows]
         for name, share in _SHARES.items():
-            steps[name].append(evaluation.time_to(*curve, share=share))
-        reached = None if target is None else evaluation.time_to(*curve, target=target)
+            steps[name].append(evaluation.steps_to_reach(*curve, share=share))
+        reached = None if target is None else evaluation.steps_to_reach(*curve, target=target)
         steps["steps_to_gold"].append(reached)
     row = {"seeds": len(runs), "seconds_per_step": per_step}
     for name, values in steps.items():
-        over = evaluation.over_seeds(values)
+        over = evaluation.mean_over_seeds(values)
         row[name], row[f"{name}_se"] = over["mean"], over["se"]
         row[f"{name}_reached"] = sum(v is not None for v in values)
         known = over["mean"] is not None and per_step is not None
@@ -210,7 +210,9 @@ def _curve_row(runs: list[list[dict]]) -> dict:
     steps = sorted(set.intersection(*map(set, by_step)))
     row = {"seeds": len(runs), "step": steps}
     for field in CURVES:
-        over = [evaluation.over_seeds([b[step].get(field) for b in by_step]) for step in steps]
+        over = [
+            evaluation.mean_over_seeds([b[step].get(field) for b in by_step]) for step in steps
+        ]
         row[field] = [o["mean"] for o in over]
         row[f"{field}_se"] = [
             o["se"] if len(runs) > 1 else by_step[0][step].get(f"{field}_se")

@@ -231,7 +231,7 @@ class Predictor:
                     sums[name] += float(found[name.removeprefix("validation/")]) / total
         return sums
 
-    def __call__(self, params, pairs: list) -> tuple[float, list[pair_metrics.Scored]]:
+    def __call__(self, params, pairs: list) -> tuple[float, list[pair_metrics.PairValues]]:
         """Mean loss, and every pair's values in the order of ``pairs``."""
         loss = 0.0
         scored = [None] * len(pairs)
@@ -250,7 +250,7 @@ def tables(predict: Predictor, scorer: Scorer, pairs: dict[str, list], rows: lis
     result = {}
     for kind, group in pairs.items():
         loss, scored = predict(scorer.params, group)
-        result[kind] = pair_metrics.pair_table(
+        result[kind] = pair_metrics.compute_pair_metrics(
             scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
         )
         result[kind]["loss"] = loss

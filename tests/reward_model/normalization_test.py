@@ -12,7 +12,7 @@ from fgrlhf_jax.reward_model.model import Normalization
 
 def scored(value_i, value_j):
     value_i, value_j = np.array(value_i), np.array(value_j)
-    return pair_metrics.Scored(value_i, value_i > 0, value_j, value_j > 0)
+    return pair_metrics.PairValues(value_i, value_i > 0, value_j, value_j > 0)
 
 
 def test_normalization_by_hand():
