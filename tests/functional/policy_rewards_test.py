@@ -148,6 +148,21 @@ def test_reward_vector_by_hand(reward, expected):
         assert letter.tolist() == [*reward, 0.0, 0.0]
 
 
+def test_integer_rewards_are_refused():
+    """0.7 stored as an integer is 0: such an array is refused, and 0.7 comes out as 0.7."""
+    kl_T, real_T = jnp.zeros(3), jnp.ones(3, bool)
+    whole_T, part_T = jnp.array([0, 0, 1]), jnp.array([0.0, 0.0, 0.7])
+    for args in ((whole_T, kl_T), (part_T, whole_T)):
+        with pytest.raises(AssertionError, match="type"):
+            po.reward_vector(*args, real_T, 0.1)
+        with pytest.raises(AssertionError, match="type"):
+            po.gae(*args, real_T, 1.0, 1.0)
+    replaced_T = po.missing_eos(whole_T, real_T, jnp.array(False), rule="replace", penalty=-0.7)
+    assert replaced_T.tolist() == jnp.array([0, 0, -0.7]).tolist()
+    _, return_T = po.gae(po.reward_vector(part_T, kl_T, real_T, 0.1), kl_T, real_T, 1.0, 1.0)
+    np.testing.assert_allclose(return_T, [0.7] * 3)
+
+
 # Advantages
 
 

@@ -1,6 +1,7 @@
 """Sampling: a response depends on its prompt and key alone, and its log-probabilities hold."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -20,10 +21,17 @@ EOS = 2
 
 
 def run(
-    prompts=PROMPTS, side="left", width=7, rows=None, model=MODEL, params=PARAMS, **options
+    prompts=PROMPTS,
+    side="left",
+    fill=63,
+    width=7,
+    rows=None,
+    model=MODEL,
+    params=PARAMS,
+    **options,
 ):
-    tokens, mask = tiny_cases.laid_out(prompts, side, fill=63, width=width)
-    keys = sampling.row_keys(jax.random.key(1), 16)
+    tokens, mask = tiny_cases.laid_out(prompts, side, fill, width)
+    keys = sampling.row_keys(jax.random.key(1), max(16, len(prompts)))
     keys = keys[jnp.array(rows if rows is not None else range(len(prompts)))]
     options = {"eos": EOS, "max_new": 9, **options}
     return jax.device_get(
@@ -31,26 +39,34 @@ def run(
     )
 
 
+def full_pass(text, model=MODEL):
+    """Logits of a row by one pass over all of it, no cache; one width for all, for one compilation.
+
+    What fills the row up is text like any other: a token's logits depend on nothing after it.
+    """
+    row = jnp.array([[*text, *[1] * (14 - len(text))]], jnp.int32)
+    return _full_pass(row, model=model)[0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _full_pass(tokens_BS, *, model):
+    return model.apply({"params": PARAMS}, tokens_BS, *llama.positions_and_mask(tokens_BS >= 0))
+
+
 def full_logprobs(prompt, response, temperature=1.0, top_k=0, top_p=1.0):
-    """By one pass over the whole text, no cache."""
-    tokens = jnp.array([prompt + list(response)], jnp.int32)
-    args = llama.positions_and_mask(tokens >= 0)
-    logits_SV = MODEL.apply({"params": PARAMS}, tokens, *args)[0]
+    text = [*prompt, *response]
     restrict = jax.vmap(sampling.restrict, (0, None, None, None))
-    logits_SV = restrict(logits_SV, temperature, top_k, top_p)
-    return np.asarray(reward_losses.token_logprobs(logits_SV, tokens[0]))[len(prompt) :]
+    logits_SV = restrict(full_pass(text), temperature, top_k, top_p)[: len(text)]
+    return np.asarray(reward_losses.token_logprobs(logits_SV, jnp.array(text)))[len(prompt) :]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_takes_the_most_likely_token_of_a_full_pass(side):
     out = run(side=side, temperature=0.0)
     for prompt, tokens, length in zip(PROMPTS, out.tokens_BT, out.length_B, strict=True):
-        said = []
-        for _ in range(length):
-            text = jnp.array([prompt + said], jnp.int32)
-            logits = MODEL.apply({"params": PARAMS}, text, *llama.positions_and_mask(text >= 0))
-            said.append(int(jnp.argmax(logits[0, -1])))
-        assert said == tokens[:length].tolist()
+        response = tokens[:length]
+        logits = full_pass([*prompt, *response])[len(prompt) - 1 :][:length]
+        np.testing.assert_array_equal(response, logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +107,48 @@ def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row():
         assert out.length_B[b] == expected
         assert out.finished_B[b] == bool(ends.size)
         np.testing.assert_array_equal(out.tokens_BT[b, :expected], free.tokens_BT[b, :expected])
+
+
+@pytest.mark.parametrize("eos", [0, 12])
+def test_only_a_sampled_eos_ends_a_response(eos):
+    """Not one in a prompt or as its padding, and (0) not what stands beyond a response's end."""
+    prompts = [[5, 6, eos], [eos], [3, eos, 4], [8, 8], *([n % 64] for n in range(150))]
+    free = run(prompts, eos=-1)
+    ends = [np.flatnonzero(row == eos) for row in free.tokens_BT]
+    lengths = np.array([end[0] + 1 if end.size else 9 for end in ends])
+    assert {1, 9} < set(lengths.tolist())  # at once, never, and in between
+    for side in ("left", "right"):
+        out = run(prompts, side, fill=eos, eos=eos)
+        np.testing.assert_array_equal(out.length_B, lengths)
+        np.testing.assert_array_equal(out.finished_B, [bool(end.size) for end in ends])
+        for b, length in enumerate(lengths):
+            response = out.tokens_BT[b, :length]
+            np.testing.assert_array_equal(response, free.tokens_BT[b, :length])
+            if b < 4:  # the last token's probability too
+                expected = full_logprobs(prompts[b], response)
+                np.testing.assert_allclose(out.logprob_BT[b, :length], expected, atol=1e-5)
+
+
+def test_positions_do_not_count_padding(monkeypatch):
+    """Neither in prefill nor in decoding.
+
+    Rotary attention sees differences of positions only, so an equal shift of all of them shows
+    nowhere. Here the angles go with the position's square, and any shift shows.
+    """
+    plain = llama.rotary_tables
+    monkeypatch.setattr(llama, "rotary_tables", lambda cfg, p: plain(cfg, p * p))
+    # A model of its own: compiled functions of others must not have the changed tables.
+    model = llama.CausalLM(dataclasses.replace(tiny_cases.CFG, max_position=11))
+
+    row = jnp.array([PROMPTS[2]])
+    positions, mask = llama.positions_and_mask(row >= 0)
+    shifted = model.apply({"params": PARAMS}, row, positions + 3, mask)[0]
+    assert np.abs(shifted - full_pass(PROMPTS[2], model)[:5]).max() > 0.1
+    for unroll in (True, False):
+        out = run(model=model, eos=-1, temperature=0.0, unroll=unroll)
+        for prompt, response in zip(PROMPTS, out.tokens_BT, strict=True):
+            logits = full_pass([*prompt, *response], model)[len(prompt) - 1 :][:9]
+            np.testing.assert_array_equal(response, logits.argmax(-1))
 
 
 def test_keys_make_samples_differ_and_frequencies_follow_the_distribution():
