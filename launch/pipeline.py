@@ -26,9 +26,9 @@ from fgrlhf_jax.pipeline import commands, stages, tasks
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.pipeline.stages import Stage
-from fgrlhf_jax.report import content as report
-from fgrlhf_jax.report import page as report_html
-from fgrlhf_jax.report import tables as report_tables
+from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.page import to_html
+from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_text
@@ -77,11 +77,11 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     study = gather(config, folder, labels, models)
     study["seconds"] = stages.seconds(planned, folder)
     study["commands"] = {stage.name: stage.shown() for stage in planned}
-    content = report.content(study)
-    text = report_tables.markdown(content)
-    write_text(folder / "report.json", report.to_json(content))
+    report = build_report(study)
+    text = to_markdown(report)
+    write_text(folder / "report.json", to_json(report))
     write_text(folder / "report.md", text)
-    write_text(folder / "report.html", report_html.page(content))
+    write_text(folder / "report.html", to_html(report))
     return text
 
 

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: lines with bands, and dots with whiskers. Numbers in, markup out.
+"""Charts as inline SVG: lines with bands, and dots with whiskers.
 
-Colours, fonts and the dark mode are the page's style sheet's: an arm's line is of class ``c0``,
-``c1`` …; what is said by colour is also said by a label, or by a title under the pointer.
+Colours, fonts and the dark mode are those of the page's style: an arm's line is of class ``c0``,
+``c1`` …; what colour tells is also told by a label, or by a title under the pointer.
 """
 
 import math
@@ -18,7 +18,7 @@ _ROW = 32  # of a dot chart
 
 
 class Line(NamedTuple):
-    """One arm in a chart; ``error`` is half the height of the band, None where there is none."""
+    """A curve; ``error`` is half the height of its band, None where there is none."""
 
     label: str
     colour: int
@@ -36,8 +36,8 @@ class Dot(NamedTuple):
     hollow: tuple[float, float | None] | None
 
 
-def lines(
-    given: Sequence[Line],
+def draw_lines(
+    curves: Sequence[Line],
     *,
     x: str,
     y: str,
@@ -53,90 +53,94 @@ def lines(
     and a line below says how far.
 
     Args:
-      x, y: what the axes are.
+      x, y: names of the axes.
+      size: width and height in pixels.
       cut_x, cut_y: on which side, "low" or "high", a collapse may run out; nowhere by default.
       labels: write each label at the end of its curve.
       ends: mark where a curve starts (hollow) and ends (filled): it is a path, not a function.
     """
-    kept = [(line, _points(line)) for line in given]
-    kept = [(line, points) for line, points in kept if points]
-    if not kept:
+    drawn = [(line, points) for line in curves if (points := _points(line))]
+    if not drawn:
         return ""
-    x_low, x_high, x_out = limits([[p[0] for p in points] for _, points in kept], cut_x)
-    spread = [[v for p in points for v in (p[1] - p[2], p[1] + p[2])] for _, points in kept]
-    y_low, y_high, y_out = limits(spread, cut_y)
-    width, height = size[0] - _LEFT, size[1] - _TOP - _BOTTOM
-    width -= _RIGHT + (_room([line.label for line, _ in kept], size[0]) if labels else 0)
+    x_low, x_high, x_out = axis_limits([[p[0] for p in points] for _, points in drawn], cut_x)
+    bands = [[v for _, b, e in points for v in (b - e, b + e)] for _, points in drawn]
+    y_low, y_high, y_out = axis_limits(bands, cut_y)
+    width, height = size[0] - _LEFT - _RIGHT, size[1] - _TOP - _BOTTOM
+    width -= _label_width([line.label for line, _ in drawn], size[0]) if labels else 0
     to_x, to_y = _scale(x_low, x_high, 0, width), _scale(y_low, y_high, height, 0)
-    curves = []
-    for line, points in kept:
-        centre = [(to_x(a), to_y(b)) for a, b, _ in points]
-        band = [(to_x(a), to_y(b + e)) for a, b, e in points]
-        band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
-        curves.append(
-            {
-                "label": line.label,
-                "colour": line.colour,
-                "path": _path(centre),
-                "band": _path(band) if any(e for _, _, e in points) else "",
-                "points": [
-                    {
-                        "x": px,
-                        "y": py,
-                        "kind": "hit",
-                        "title": f"{line.label}: {y} {_pm(b, e)} at {x} {a:.4g}",
-                    }
-                    for (px, py), (a, b, e) in zip(centre, points, strict=True)
-                ],
-                "end": centre[-1],
-            }
-        )
+    shapes = [_curve_shape(line, points, to_x, to_y, (x, y)) for line, points in drawn]
+    ends_y = place_labels([shape["points"][-1]["y"] for shape in shapes], height)
+    for shape, label_y in zip(shapes, ends_y, strict=True):
+        shape["label_y"] = label_y
         if ends:
-            curves[-1]["points"][0]["kind"], curves[-1]["points"][-1]["kind"] = "start", "end"
-    far = {}
+            shape["points"][0]["kind"], shape["points"][-1]["kind"] = "start", "end"
+    beyond: dict[str, list] = {}
     for out, axis, name, cut in ((x_out, 0, x, cut_x), (y_out, 1, y, cut_y)):
         if out is not None:
-            line, points = kept[out]
-            end = (max if cut == "high" else min)(p[axis] for p in points)
-            far.setdefault(line.label, []).append(f"{name.split(',')[0]} {_text(end, 3)}")
-    notes = [f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in far.items()]
-    heights = spread_out([curve["end"][1] for curve in curves], height)
-    for curve, at in zip(curves, heights, strict=True):
-        curve["label_y"] = at
+            line, points = drawn[out]
+            farthest = (max if cut == "high" else min)(p[axis] for p in points)
+            text = f"{name.split(',')[0]} {_text(farthest, 3)}"
+            beyond.setdefault(line.label, []).append(text)
     return _TEMPLATE.module.lines(
         size=size,
         left=_LEFT,
         top=_TOP,
         inner=(width, height),
-        x_ticks=[(to_x(t), _text(t)) for t in ticks(x_low, x_high)],
-        y_ticks=[(to_y(t), _text(t)) for t in ticks(y_low, y_high, height / _TICK)],
+        x_ticks=[(to_x(tick), _text(tick)) for tick in ticks(x_low, x_high)],
+        y_ticks=[(to_y(tick), _text(tick)) for tick in ticks(y_low, y_high, height / _TICK)],
         x_label=x,
         y_label=y,
-        curves=curves,
+        curves=shapes,
         labels=labels,
-        notes=notes,
+        notes=[
+            f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in beyond.items()
+        ],
     )
 
 
-def dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]] = ()) -> str:
+def _curve_shape(line: Line, points: list, to_x, to_y, names: tuple[str, str]) -> dict:
+    """What the template draws of one curve: its path, its band, and points with a title each."""
+    x, y = names
+    band = [(to_x(a), to_y(b + e)) for a, b, e in points]
+    band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
+    return {
+        "label": line.label,
+        "colour": line.colour,
+        "path": _path([(to_x(a), to_y(b)) for a, b, _ in points]),
+        "band": _path(band) if any(e for _, _, e in points) else "",
+        "points": [
+            {
+                "x": to_x(a),
+                "y": to_y(b),
+                "kind": "hit",
+                "title": f"{line.label}: {y} {_plus_minus(b, e)} at {x} {a:.4g}",
+            }
+            for a, b, e in points
+        ],
+    }
+
+
+def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]] = ()) -> str:
     """A row an arm: its two means with whiskers of one standard error.
 
     Args:
-      x: what the axis is.
-      marks: vertical lines, (value, what it is).
+      x: name of the axis.
+      marks: vertical lines, (value, label).
     """
-    shown = [pair for row in rows for pair in (row.filled, row.hollow) if pair]
-    if not shown:
+    pairs = [pair for row in rows for pair in (row.filled, row.hollow) if pair]
+    if not pairs:
         return ""
-    values = [v for mean, e in shown for v in (mean - (e or 0), mean + (e or 0))]
-    low, high, _ = limits([[*values, *(value for value, _ in marks)]])
+    values = [v for mean, e in pairs for v in (mean - (e or 0), mean + (e or 0))]
+    low, high, _ = axis_limits([[*values, *(value for value, _ in marks)]])
     width, inner = 940, len(rows) * _ROW
-    left = 16 + _room([row.label for row in rows], width)
+    left = 16 + _label_width([row.label for row in rows], width)
     to_x = _scale(low, high, left, width - 24)
-    drawn = []
-    for k, row in enumerate(rows):
-        pairs = [(row.filled, "filled"), (row.hollow, "hollow")]
-        drawn.append(
+    return _TEMPLATE.module.dots(
+        width=width,
+        height=inner + 30 + _BOTTOM,
+        left=left,
+        bottom=inner + 30,
+        rows=[
             {
                 "label": row.label,
                 "colour": "ink" if row.colour is None else f"c{row.colour}",
@@ -144,22 +148,18 @@ def dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]] = ()
                 "dots": [
                     {
                         "kind": kind,
-                        "x": to_x(mean),
-                        "from": to_x(mean - (e or 0)),
-                        "to": to_x(mean + (e or 0)),
-                        "title": f"{row.label}: {_pm(mean, e)}",
+                        "x": to_x(pair[0]),
+                        "from": to_x(pair[0] - (pair[1] or 0)),
+                        "to": to_x(pair[0] + (pair[1] or 0)),
+                        "title": f"{row.label}: {_plus_minus(*pair)}",
                     }
-                    for (mean, e), kind in ((pair, kind) for pair, kind in pairs if pair)
+                    for pair, kind in ((row.filled, "filled"), (row.hollow, "hollow"))
+                    if pair
                 ],
             }
-        )
-    return _TEMPLATE.module.dots(
-        width=width,
-        height=inner + 30 + _BOTTOM,
-        left=left,
-        bottom=inner + 30,
-        rows=drawn,
-        ticks=[(to_x(t), _text(t)) for t in ticks(low, high, 8)],
+            for k, row in enumerate(rows)
+        ],
+        ticks=[(to_x(tick), _text(tick)) for tick in ticks(low, high, 8)],
         marks=[(to_x(value), label) for value, label in marks],
         x_label=x,
     )
@@ -174,10 +174,10 @@ def ticks(low: float, high: float, count: float = 5) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def limits(
+def axis_limits(
     columns: Sequence[Sequence[float]], cut: str = ""
 ) -> tuple[float, float, int | None]:
-    """An axis for all columns, a little wider; and which one runs out of it, if one does.
+    """An axis for all columns, a little wider; and the index of one that runs out of it, if any.
 
     That is, of three and more, the one that reaches farthest on the side ``cut`` ("low", "high" or
     nowhere), if without it the axis is less than 1 / 2.5 as long.
@@ -190,16 +190,16 @@ def limits(
     low, high = span(columns)
     out = None
     if len(columns) > 2 and cut:
-        order = sorted(range(len(columns)), key=lambda k: span([columns[k]])[cut == "high"])
-        farthest = order[-1 if cut == "high" else 0]
+        side = max if cut == "high" else min
+        farthest = columns.index(side(columns, key=side))
         rest = span([column for k, column in enumerate(columns) if k != farthest])
         if 0 < rest[1] - rest[0] < (high - low) / _CUT:
             out, (low, high) = farthest, rest
-    room = 0.04 * (high - low) or 0.5
-    return (low if low == 0 else low - room), high + room, out
+    margin = 0.04 * (high - low) or 0.5
+    return (low if low == 0 else low - margin), high + margin, out
 
 
-def spread_out(heights: Sequence[float], bottom: float) -> list[float]:
+def place_labels(heights: Sequence[float], bottom: float) -> list[float]:
     """Where labels stand so that none covers another, near ``heights`` and within the picture."""
     order = sorted(range(len(heights)), key=lambda k: heights[k])
     placed = [min(max(heights[k], 0), bottom) for k in order]
@@ -218,8 +218,8 @@ def _points(line: Line) -> list[tuple[float, float, float]]:
     return [(a, b, e or 0.0) for a, b, e in rows if a is not None and b is not None]
 
 
-def _room(labels: Sequence[str], width: float) -> float:
-    """What the longest needs, but no more than 45 % of the picture."""
+def _label_width(labels: Sequence[str], width: float) -> float:
+    """What the longest one needs, but no more than 45 % of the picture."""
     return min(_CHARACTER * max(map(len, labels)), 0.45 * width)
 
 
@@ -235,7 +235,7 @@ def _text(value: float, digits: int = 6) -> str:
     return f"{value:.{digits}g}".replace("-", "−") if abs(value) > 1e-9 else "0"
 
 
-def _pm(value: float, error: float | None) -> str:
+def _plus_minus(value: float, error: float | None) -> str:
     return f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
 
 

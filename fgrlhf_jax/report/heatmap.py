@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.report import html as html_page
+from fgrlhf_jax.report.html import page_template
 
 REMOVED = "original"
 
@@ -114,17 +114,10 @@ def _ansi(token: Mapping, style: str) -> str:
 
 
 _STYLE = """\
-:root { --ink: #1b1b1b; --soft: #666; --paper: #fff; --edge: #d5d5d5;
-  --low: 222 62 52; --high: 34 160 76; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececec; --soft: #a2a2a2; --paper: #161616; --edge: #444;
-    --low: 235 70 62; --high: 40 168 86; } }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-  font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+body { padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.2rem; }
 h2 { font-size: .85rem; margin: .9rem 0 .2rem; }
 h2 small { color: var(--soft); font-weight: normal; margin-left: .6em; }
-article { border-top: 1px solid var(--edge); padding: .8rem 0 1.2rem; }
 p { white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
 .prompt { color: var(--soft); }
 .response { line-height: 1.9; }
@@ -161,4 +154,4 @@ _BODY = """\
 </article>
 {% endfor %}
 """
-_PAGE = html_page.page(_STYLE, _BODY)
+_PAGE = page_template(_STYLE, _BODY)

@@ -1,6 +1,6 @@
-"""A report's content as tables of text, which the page and the Markdown both show; and the latter.
+"""A report's content as tables of plain text, which both pages show, and as Markdown.
 
-A section is a title, a sentence or two on how to read it, and a table. Every cell is plain text.
+A section is a title, a sentence or two on how to read it, and a table.
 """
 
 import re
@@ -15,6 +15,8 @@ _LEADS = {1: "better", 0: "not shown", -1: "worse"}
 
 
 class Section(NamedTuple):
+    """A table of a report; every cell is plain text, the first one of a row is its label."""
+
     key: str
     title: str
     text: str
@@ -22,22 +24,24 @@ class Section(NamedTuple):
     rows: list[list[str]]
 
 
-def sections(found: dict) -> list[Section]:
-    """Everything but the heat maps, in order; what a study has not is left out."""
+def sections(report: dict) -> list[Section]:
+    """All tables in the order to show them; those without rows are left out."""
     tables = (_table1, _comparisons, _curves, _table3, _end, _table2, _stages)
-    return [section for section in (table(found) for table in tables) if section.rows]
+    return [section for section in (table(report) for table in tables) if section.rows]
 
 
-def subtitle(found: dict) -> str:
-    seeds = found["seeds"]
+def subtitle(report: dict) -> str:
+    """The size of the study, its judge, and what the errors are over."""
+    seeds = report["seeds"]
     over = "seeds" if seeds > 1 else "prompts"
     return (
-        f"{found['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{found['judge']} as the judge. ± is one standard error over {over}."
+        f"{report['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{report['judge']} as the judge. ± is one standard error over {over}."
     )
 
 
 def number(value: float | None, error: float | None = None, digits: int = 3) -> str:
+    """``value ± error`` with a true minus sign, or a dash."""
     if value is None:
         return NONE
     text = f"{value:z.{digits}f}".replace("-", "−")
@@ -45,13 +49,14 @@ def number(value: float | None, error: float | None = None, digits: int = 3) -> 
 
 
 def share(value: float | None, error: float | None = None) -> str:
+    """``value ± error`` in per cent, or a dash."""
     return NONE if value is None else percent(value, error)
 
 
-def _table1(found: dict) -> Section:
-    judge, labels = found["judge"], found["labels"]["arms"]
+def _table1(report: dict) -> Section:
+    judge, labels = report["judge"], report["labels"]["arms"]
     rows = []
-    for name, row in found["table1"].items():
+    for name, row in report["table1"].items():
         sampled = row["decoding"] == "sampled"
         label = labels[name] if name in labels else f"{labels['sft']}, greedy"
         rows.append(
@@ -66,12 +71,8 @@ def _table1(found: dict) -> Section:
                 share(row["unfinished"]),
             ]
         )
-    lone = [r["se_over"] == "prompts" for r in found["table1"].values()]
-    note = (
-        " The ± of an arm with a single run is over prompts."
-        if any(lone) and not all(lone)
-        else ""
-    )
+    both = {row["se_over"] for row in report["table1"].values()} == {"seeds", "prompts"}
+    note = " The ± of an arm with a single run is over prompts." if both else ""
     text = (
         f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
         "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
@@ -79,28 +80,22 @@ def _table1(found: dict) -> Section:
         "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of this "
         f"policy's evaluation in PPO, from the model that the arm started from.{note}"
     )
-    head = ["Arm", "Win rate, T = 1", "Win rate, greedy"]
-    head += [
-        f"{_title(judge)}, T = 1",
-        f"{_title(judge)}, greedy",
-        "Length",
-        "KL",
-        "Unfinished",
-    ]
+    head = ["Arm", "Win rate, T = 1", "Win rate, greedy", f"{_capitalise(judge)}, T = 1"]
+    head += [f"{_capitalise(judge)}, greedy", "Length", "KL", "Unfinished"]
     return Section("table1", "Table 1. Which arm aligns better?", text, head, rows)
 
 
-def _comparisons(found: dict) -> Section:
-    labels, rows = found["labels"]["arms"], []
-    for pair in found["comparisons"]:
+def _comparisons(report: dict) -> Section:
+    labels, rows = report["labels"]["arms"], []
+    for pair in report["comparisons"]:
         row = [labels[pair["a"]], labels[pair["b"]]]
         for decoding in ("sampled", "greedy"):
-            drawn = pair[decoding]
+            bootstrap = pair[decoding]
             row += [
-                f"{points(drawn['difference'])} "
-                f"[{points(drawn['low'])}, {points(drawn['high'])}]",
-                f"{drawn['not_better']:.3f}",
-                _LEADS[win_verdict(found, pair["a"], pair["b"], decoding)],
+                f"{points(bootstrap['difference'])} "
+                f"[{points(bootstrap['low'])}, {points(bootstrap['high'])}]",
+                f"{bootstrap['not_better']:.3f}",
+                _LEADS[win_verdict(report, pair["a"], pair["b"], decoding)],
             ]
         rows.append(row)
     text = (
@@ -116,36 +111,38 @@ def _comparisons(found: dict) -> Section:
     return Section("comparisons", "Arm against arm", text, head, rows)
 
 
-def _table2(found: dict) -> Section:
-    sets = list(dict.fromkeys(k for row in found["table2"].values() for k in row))
+def _table2(report: dict) -> Section:
+    sets = list(dict.fromkeys(k for row in report["table2"].values() for k in row))
     sets = [name for name in sets if name != "auroc"]
     rows = []
-    for name, row in found["table2"].items():
+    for name, row in report["table2"].items():
         cells = [row.get(s, {"accuracy": None, "se": None}) for s in sets]
-        auroc = found["auroc"][name]
+        auroc = report["auroc"][name]
         rows.append(
             [
-                found["labels"]["reward_models"][name],
+                report["labels"]["reward_models"][name],
                 *(share(cell["accuracy"], cell["se"]) for cell in cells),
                 number(auroc["mean"], auroc["se"]),
             ]
         )
-    sizes = {s: next(row[s]["n"] for row in found["table2"].values() if s in row) for s in sets}
+    sizes = {
+        s: next(row[s]["n"] for row in report["table2"].values() if s in row) for s in sets
+    }
     text = (
         "How often each reward model ranks the better response of a pair above the other, on each "
         "set of test pairs (chance is 50 %), and the area under the ROC curve of −r against "
         "“the edit changed this token”."
     )
-    head = ["Reward model", *(f"{_title(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
+    head = ["Reward model", *(f"{_capitalise(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
     title = "Table 2. Which reward model judges better?"
     return Section("table2", title, text, head, rows)
 
 
-def _table3(found: dict) -> Section:
+def _table3(report: dict) -> Section:
     rows = []
     criteria = ("80", "95", "to_gold")
-    for name, row in found["table3"].items():
-        cells = [found["labels"]["arms"][name]]
+    for name, row in report["table3"].items():
+        cells = [report["labels"]["arms"][name]]
         for criterion in criteria:
             key = f"steps_{criterion}"
             cell = number(row[key], row[f"{key}_se"], digits=0)
@@ -155,16 +152,16 @@ def _table3(found: dict) -> Section:
         cells.append(number(row["seconds_per_step"]))
         cells += [number(row[f"seconds_{criterion}"], digits=1) for criterion in criteria]
         rows.append(cells)
-    target, arm = found["gold_target"], found["gold_target_arm"]
-    goal = f"{found['judge']} {number(target)}"
+    target, arm = report["gold_target"], report["gold_target_arm"]
+    goal = f"{report['judge']} {number(target)}"
     source = (
-        f"; {number(target)} is 80 % of the way of “{found['labels']['arms'][arm]}”, to the "
+        f"; {number(target)} is 80 % of the way of “{report['labels']['arms'][arm]}”, to the "
         "lowest of its seeds' bests"
         if arm and target is not None
         else ""
     )
     text = (
-        f"PPO steps until the {found['judge']} score on validation prompts first gets there; each "
+        f"PPO steps until the {report['judge']} score on validation prompts first gets there; each "
         "evaluation is averaged with its two neighbours. The first two criteria measure an arm by "
         "its own best, so a small gain is soon made; the third asks the same score of every arm"
         f"{source}. 0 where an arm starts there, {NONE} where no seed gets there."
@@ -174,8 +171,8 @@ def _table3(found: dict) -> Section:
     return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
 
 
-def _curves(found: dict) -> Section:
-    curves = found["curves"]
+def _curves(report: dict) -> Section:
+    curves = report["curves"]
     longest = max((curve["step"] for curve in curves.values()), key=len, default=[])
     last = len(longest) - 1
     picked = sorted({round(k * last / (_CURVE_COLUMNS - 1)) for k in range(_CURVE_COLUMNS)})
@@ -189,23 +186,23 @@ def _curves(found: dict) -> Section:
             )
         }
         cells = [at.get(step, NONE) for step in steps]
-        rows.append([found["labels"]["arms"][name], *cells])
-    text = f"Mean {found['judge']} score on validation prompts during PPO, at T = 1" + (
-        ", ± one standard error over seeds." if found["seeds"] > 1 else "."
+        rows.append([report["labels"]["arms"][name], *cells])
+    text = f"Mean {report['judge']} score on validation prompts during PPO, at T = 1" + (
+        ", ± one standard error over seeds." if report["seeds"] > 1 else "."
     )
     head = ["Arm", *(f"step {step}" for step in steps)]
     return Section("curves", "Learning curves", text, head, rows)
 
 
-def _end(found: dict) -> Section:
+def _end(report: dict) -> Section:
     rows = []
-    for name, curve in found["curves"].items():
+    for name, curve in report["curves"].items():
         if not curve["step"]:
             continue
         last = {key: column[-1] for key, column in curve.items() if isinstance(column, list)}
         rows.append(
             [
-                found["labels"]["arms"][name],
+                report["labels"]["arms"][name],
                 str(last["step"]),
                 number(last["kl"], last["kl_se"], 2),
                 number(last["gold"], last["gold_se"]),
@@ -216,60 +213,68 @@ def _end(found: dict) -> Section:
             ]
         )
     text = (
-        f"What each arm paid for its {found['judge']} score in KL, and whether its reward grew "
+        f"What each arm paid for its {report['judge']} score in KL, and whether its reward grew "
         "with length: the figures of the last evaluation, and the correlation of mean reward and "
         "mean length over all evaluations of the arm. Rewards are each reward model's own, not "
         "comparable between arms."
     )
-    head = ["Arm", "Last step", "KL", _title(found["judge"]), "Reward", "Length", "Unfinished"]
+    head = [
+        "Arm",
+        "Last step",
+        "KL",
+        _capitalise(report["judge"]),
+        "Reward",
+        "Length",
+        "Unfinished",
+    ]
     head += ["r(reward, length)"]
     return Section("end", "KL, reward and length", text, head, rows)
 
 
-def _stages(found: dict) -> Section:
-    rows = [[name, number(seconds, digits=1)] for name, seconds in found["seconds"].items()]
-    total = sum(seconds for seconds in found["seconds"].values() if seconds is not None)
+def _stages(report: dict) -> Section:
+    rows = [[name, number(seconds, digits=1)] for name, seconds in report["seconds"].items()]
+    total = sum(seconds for seconds in report["seconds"].values() if seconds is not None)
     rows.append(["all", number(total, digits=1)])
     text = "Seconds of each stage, start-up and compilation included; then the commands."
     return Section("stages", "Stages", text, ["Stage", "Seconds"], rows)
 
 
-def _title(word: str) -> str:
+def _capitalise(word: str) -> str:
     return word[:1].upper() + word[1:]
 
 
-def markdown(found: dict) -> str:
-    """``report.md``."""
-    lines = [f"# {_escape(found['title'])}", "", _escape(subtitle(found)), ""]
-    for part in found["answer"].values():
+def to_markdown(report: dict) -> str:
+    """The text of ``report.md``."""
+    lines = [f"# {_escape(report['title'])}", "", _escape(subtitle(report)), ""]
+    for part in report["answer"].values():
         lines += [
-            f"**{part['question']} {_title(part['verdict'])}.** {_escape(part['text'])}",
+            f"**{part['question']} {_capitalise(part['verdict'])}.** {_escape(part['text'])}",
             "",
         ]
-    for section in sections(found):
+    for section in sections(report):
         if section.key == "stages":
-            lines += _heatmaps(found)
+            lines += _heatmaps(report)
         lines += [f"## {_escape(section.title)}", "", _escape(section.text), ""]
         lines += [*_pipes(section.head, section.rows), ""]
-    commands = "\n".join(f"# {stage}\n{c}" for stage, c in found["commands"].items())
+    commands = "\n".join(f"# {stage}\n{c}" for stage, c in report["commands"].items())
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
     return "\n".join([*lines, f"{fence}bash", commands, fence, ""])
 
 
-def _heatmaps(found: dict) -> list[str]:
-    lines = ["## Token rewards", ""] if found["heatmaps"] else []
-    for item in found["heatmaps"]:
-        score = f"{_escape(found['judge'])} {number(item['gold'])}"
+def _heatmaps(report: dict) -> list[str]:
+    lines = ["## Token rewards", ""] if report["heatmaps"] else []
+    for item in report["heatmaps"]:
+        score = f"{_escape(report['judge'])} {number(item['gold'])}"
         lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])} ({score})", ""]
         groups = {}  # reward models that read the same tokens share a table
         for name, side in item["by"].items():
             groups.setdefault(tuple(side["tokens"]), []).append(name)
         for tokens, names in groups.items():
-            labels = [found["labels"]["reward_models"].get(name, name) for name in names]
+            labels = [report["labels"]["reward_models"].get(name, name) for name in names]
             rewards = [item["by"][name]["rewards"] for name in names]
             rows = [
-                [token, *(number(reward, digits=2) for reward in of_token)]
-                for token, *of_token in zip(tokens, *rewards, strict=True)
+                [token, *(number(reward, digits=2) for reward in of_models)]
+                for token, *of_models in zip(tokens, *rewards, strict=True)
             ]
             lines += [*_pipes(["Token", *labels], rows[:MAX_TOKENS]), ""]
             if len(rows) > MAX_TOKENS:

@@ -12,9 +12,9 @@ from fgrlhf_jax.pipeline import tasks
 from fgrlhf_jax.pipeline.arms import ARMS, select_arms, select_reward_models
 from fgrlhf_jax.pipeline.commands import build_stages
 from fgrlhf_jax.pipeline.results import gather
-from fgrlhf_jax.report import content as report
-from fgrlhf_jax.report import page as report_html
-from fgrlhf_jax.report import tables as report_tables
+from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.page import to_html
+from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
@@ -118,7 +118,7 @@ def test_the_report_is_of_what_the_stages_left(folder):
         tables = {"reward_models": {"rm": table}, "heatmaps": []}
         (path / f"seed_{seed}" / "tables.json").write_text(json.dumps(tables))
     study = gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
-    content = report.content(study)
+    content = build_report(study)
     row = content["table1"]["ppo_rlhf"]
     assert row["win_rate"] == 1.0
     assert row["kl"] == pytest.approx(0.2)  # of the policy that was exported, not the last one
@@ -126,7 +126,7 @@ def test_the_report_is_of_what_the_stages_left(folder):
     assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
     assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
     assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])
-    json.loads(report.to_json(content))
+    json.loads(to_json(content))
 
 
 @pytest.mark.parametrize("run_arms", ["oracle", "sft_edits", ""])
@@ -141,10 +141,10 @@ def test_without_reward_models(folder, run_arms):
     write_runs(path, labels)
     for seed in range(2):
         tasks.make_tables(config, path, seed, {})
-    content = report.content(gather(config, path, labels, {}) | {"seconds": {}, "commands": {}})
+    content = build_report(gather(config, path, labels, {}) | {"seconds": {}, "commands": {}})
     assert content["table1"].keys() == {*labels, "sft_greedy"}
     assert (content["table2"], content["heatmaps"]) == ({}, [])
-    for page in (report_tables.markdown(content), report_html.page(content)):
+    for page in (to_markdown(content), to_html(content)):
         assert all(label in page for label in labels.values())
 
 

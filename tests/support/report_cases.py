@@ -2,66 +2,58 @@
 
 import numpy as np
 
-
-def decoded(outcome, gold=0.5, length=10):
-    return {
-        "scores": [gold] * len(outcome),
-        "outcome": list(outcome),
-        "lengths": [length] * len(outcome),
-        "unfinished": 0.25,
-        "kl": 1.5,
-    }
+SLOW, FAST = [0.0, 0.1, 0.2, 0.3, 0.4, 0.4], [0.0, 0.6, 0.8, 0.8, 0.8, 0.8]
+PROMPTS = 64
+ROUNDS = np.random.default_rng(0).random(PROMPTS)
 
 
-def points(gold, every=10):
-    """A curve whose other figures follow from its step."""
+def make_decoding(outcome):
+    size = len(outcome)
+    figures = {"scores": [0.5] * size, "outcome": list(outcome), "lengths": [10] * size}
+    return figures | {"unfinished": 0.25, "kl": 1.5}
+
+
+def make_curve(gold):
+    """An evaluation every 10 steps whose other figures follow from its step."""
     return [
         {
-            "step": every * k,
-            "gold": value,
+            "step": 10 * k,
+            "gold": score,
             "reward": 0.1 * k,
             "kl": 0.5 * k,
             "length": 10 + k,
             "unfinished": 0.0,
             "seconds": 2.0 * k,
         }
-        for k, value in enumerate(gold)
+        for k, score in enumerate(gold)
     ]
 
 
-def arm(label, outcomes, curves=None, greedy=None, **given):
-    """One run an outcome list."""
+def make_arm(label, outcomes, curves=None, greedy=None):
+    """One run an outcome list; ``greedy`` are the outcomes of greedy decoding."""
     curves = curves or [[]] * len(outcomes)
-    greedy = greedy or outcomes
+    runs = zip(outcomes, greedy or outcomes, curves, strict=True)
     return {
         "label": label,
         "runs": [
             {
-                "sampled": decoded(outcome, **given),
-                "greedy": decoded(other, **given),
-                "curve": points(curve),
+                "sampled": make_decoding(sampled),
+                "greedy": make_decoding(greedy),
+                "curve": make_curve(curve),
                 "seconds_per_step": 0.5 if curve else None,
             }
-            for outcome, other, curve in zip(outcomes, greedy, curves, strict=True)
+            for sampled, greedy, curve in runs
         ],
     }
 
 
-def reward_model(label, accuracies, auroc=0.7):
-    return {
-        "label": label,
-        "runs": [
-            {"edits": {"accuracy": a, "se": 0.02, "n": 50}, "auroc": auroc} for a in accuracies
-        ],
-    }
+def make_reward_model(label, accuracies, auroc=0.7):
+    tables = [{"accuracy": accuracy, "se": 0.02, "n": 50} for accuracy in accuracies]
+    return {"label": label, "runs": [{"edits": table, "auroc": auroc} for table in tables]}
 
 
-SLOW, FAST = [0.0, 0.1, 0.2, 0.3, 0.4, 0.4], [0.0, 0.6, 0.8, 0.8, 0.8, 0.8]
-ROUNDS = np.random.default_rng(0).random(64)
-
-
-def outcomes(rate, seeds):
-    """A share ``rate`` of 64 prompts won, each seed others, one more with every seed."""
+def make_outcomes(rate, seeds):
+    """A share ``rate`` of the prompts won, each seed others, one more with every seed."""
     return [
         [float(v) for v in np.roll(ROUNDS, k) < np.quantile(ROUNDS, rate + 0.01 * k)]
         for k in range(seeds)
@@ -69,39 +61,40 @@ def outcomes(rate, seeds):
 
 
 def make_study(seeds=3, token=0.8, preferences=0.4, **arms):
-    curves = lambda gold: [[g + 0.01 * k for g in gold] for k in range(seeds)]  # noqa: E731
-    given = {
-        "sft": arm("SFT", [[0.5] * 64]),
-        "ppo_rlhf": arm("PPO on preferences", outcomes(preferences, seeds), curves(SLOW)),
-        "fine_grained": arm("PPO on edits", outcomes(preferences, seeds), curves(SLOW)),
-        "fine_grained_token": arm("PPO on tokens", outcomes(token, seeds), curves(FAST)),
+    """A study of four arms, whose win rates are ``token`` and ``preferences``.
+
+    Args:
+      arms: further arms, or None to leave one out.
+    """
+
+    def of_seeds(gold):
+        return [[score + 0.01 * k for score in gold] for k in range(seeds)]
+
+    lost, won = make_outcomes(preferences, seeds), make_outcomes(token, seeds)
+    arms = {
+        "sft": make_arm("SFT", [[0.5] * PROMPTS]),
+        "ppo_rlhf": make_arm("PPO on preferences", lost, of_seeds(SLOW)),
+        "fine_grained": make_arm("PPO on edits", lost, of_seeds(SLOW)),
+        "fine_grained_token": make_arm("PPO on tokens", won, of_seeds(FAST)),
         **arms,
     }
+    tokens = ["a", " carrot", "</s>"]
+    rewards = {"token_edit": [0.5, -1, 0.25], "oracle": [0.0, -0.5, 0.1]}
+    heatmap = {"prompt": "name a fruit", "response": "a carrot", "gold": 0.25}
+    heatmap["by"] = {name: {"tokens": tokens, "rewards": r} for name, r in rewards.items()}
+    accuracies = [0.8 + 0.01 * k for k in range(seeds)]
     return {
         "config": {"ppo.kl": 0.3},
         "seeds": seeds,
         "title": "A study",
         "judge": "gold",
-        "test_prompts": 64,
-        "arms": {name: value for name, value in given.items() if value},
+        "test_prompts": PROMPTS,
+        "arms": {name: arm for name, arm in arms.items() if arm},
         "reward_models": {
-            "token_edit": reward_model("tokens", [0.8 + 0.01 * k for k in range(seeds)]),
-            "sequence": reward_model("sequence", [0.7] * seeds, auroc=None),
+            "token_edit": make_reward_model("tokens", accuracies),
+            "sequence": make_reward_model("sequence", [0.7] * seeds, auroc=None),
         },
-        "heatmaps": [
-            {
-                "prompt": "name a fruit",
-                "response": "a carrot",
-                "gold": 0.25,
-                "by": {
-                    "token_edit": {
-                        "tokens": ["a", " carrot", "</s>"],
-                        "rewards": [0.5, -1, 0.25],
-                    },
-                    "oracle": {"tokens": ["a", " carrot", "</s>"], "rewards": [0.0, -0.5, 0.1]},
-                },
-            }
-        ],
+        "heatmaps": [heatmap],
         "seconds": {"sft": 84.25, "ppo": 31.5},
         "commands": {"sft": "python -m launch.sft", "ppo": "python -m launch.ppo"},
         "bootstrap_seed": 0,

@@ -13,7 +13,7 @@ from fgrlhf_jax.feedback.edits.report import (
     percent,
     printable,
 )
-from fgrlhf_jax.report import html
+from fgrlhf_jax.report.html import page_template
 
 _WIDTH, _HEIGHT, _FOOT, _LEFT = 460, 170, 40, 40
 _SORTS = {"least": "Least changed", "median": "In the middle", "most": "Most changed"}
@@ -89,38 +89,24 @@ def _minus(number: str) -> str:
 
 
 _STYLE = """\
-:root { --ink: #1c1e21; --soft: #63686f; --paper: #fff; --tint: #f5f6f8; --edge: #d9dce1;
-  --bar: #0067a8; --low: 222 62 52; --high: 34 150 76; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9da3ab; --paper: #15171a; --tint: #1e2125; --edge: #383d44;
-    --bar: #5cb2ee; --low: 235 80 72; --high: 46 168 92; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 66rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.6 system-ui, "Segoe UI", Roboto, "Liberation Sans",
-  sans-serif; -webkit-text-size-adjust: 100%; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .4rem; }
 h3 { font-size: .95rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-h3 small, .soft { color: var(--soft); font-weight: normal; font-size: .85rem;
-  overflow-wrap: anywhere; }
+h3 small { color: var(--soft); font-weight: normal; font-size: .85rem; }
+h3 small, .soft { overflow-wrap: anywhere; }
 .kinds { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; padding: 0; }
 .kinds li { list-style: none; background: var(--tint); border-radius: 6px; padding: .6rem 1rem; }
 .kinds b { display: block; font-size: 1.3rem; line-height: 1.3; }
 .wide { overflow-x: auto; margin: .8rem 0 1.6rem; }
-table { border-collapse: collapse; font-size: .88rem; min-width: 100%;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--edge); }
-thead th { color: var(--soft); font-weight: 600; border-bottom: 1.5px solid var(--ink); }
-th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
+th:first-child { font-weight: 500; }
 .charts { display: grid; gap: 1rem 1.6rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 figure { margin: 0; }
-figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .4rem; }
+figcaption { color: var(--ink); font-size: .9rem; font-weight: 600; margin-bottom: .4rem; }
 svg { width: 100%; height: auto; display: block; font-size: 12px; overflow: visible; }
-svg rect { fill: var(--bar); }
+svg rect { fill: var(--c0); }
 svg text { fill: var(--soft); }
 svg line { stroke: var(--soft); }
-article { border-top: 1px solid var(--edge); padding: 1rem 0 1.3rem; }
 .text { white-space: break-spaces; overflow-wrap: anywhere; margin: 0; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; margin-top: .7rem; }
 .two > div { background: var(--tint); border-radius: 6px; padding: .7rem .9rem; }
@@ -128,7 +114,6 @@ article { border-top: 1px solid var(--edge); padding: 1rem 0 1.3rem; }
 del, ins { border-radius: 3px; padding: .05em 0; --share: .24; }
 del { text-decoration: line-through 1px; }
 ins { text-decoration: underline 2px; text-underline-offset: .22em; }
-summary { cursor: pointer; color: var(--soft); font-size: .85rem; }
 @media (max-width: 44rem) { .two { grid-template-columns: 1fr; } }
 @media print { article, figure { break-inside: avoid; } }
 """
@@ -208,4 +193,4 @@ where nothing is left.</p>
 </article>
 {% endfor %}
 """
-_PAGE = html.page(_STYLE, _BODY)
+_PAGE = page_template(_STYLE, _BODY)

@@ -1,0 +1,61 @@
+"""The texts of tokens add up to the decoded text, for any ids and both kinds of tokenizers."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from fgrlhf_jax.data.tokenizers import token_texts, train_tokenizer
+
+TEXTS = [
+    "Emoji \N{SLIGHTLY SMILING FACE}\N{FAMILY}\u200d\N{WAVING HAND SIGN}\U0001f3fd end",
+    "你好,世界。 日本語と한국어 mixed with English",
+    "  leading spaces\n\n\ttabs and\r\nline ends: 1234.  ",
+    "naïve café \u0301 \ufffd already there",
+]
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS * 3, 330)
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """As LLaMA-1 and 2: spaces become ▁, unknown characters bytes, decoding drops a space."""
+    symbols = ["<unk>", "<s>", "</s>"]
+    symbols += [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"abcdehilnopstx"]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    model = models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("make_tokenizer", [byte_level, byte_fallback])
+def test_texts_add_up(make_tokenizer):
+    """Sampled ids need not be text: bytes that never become a character, stray specials."""
+    tokenizer, rng = make_tokenizer(), np.random.default_rng(0)
+    ids = [[*encode(tokenizer, text), tokenizer.eos_token_id] for text in TEXTS]
+    ids += [rng.integers(0, len(tokenizer), length % 12).tolist() for length in range(200)]
+    for row in ids:
+        texts = token_texts(tokenizer, row)
+        decoded = tokenizer.decode(
+            row, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert (len(texts), "".join(texts)) == (len(row), decoded)
+
+
+def test_text_comes_back_whole():
+    tokenizer = byte_level()
+    for text in TEXTS:
+        assert "".join(token_texts(tokenizer, encode(tokenizer, text))) == text
+
+
+def test_a_character_belongs_to_the_token_that_completes_it():
+    tokenizer = train_tokenizer(["ab"], 259)  # bytes only
+    texts = token_texts(tokenizer, encode(tokenizer, "a😀b"))
+    assert texts == ["a", "", "", "", "😀", "b"]

@@ -1,0 +1,200 @@
+"""The report's numbers by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from report_cases import make_arm, make_curve, make_outcomes, make_reward_model, make_study
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.win_rate import paired_bootstrap
+from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.page import to_html
+from fgrlhf_jax.report.tables import sections, to_markdown
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_scripts_outside_rely_on(seeds):
+    report = json.loads(to_json(build_report(make_study(seeds))))
+    assert {"table1", "table2", "table3", "curves", "seconds"} <= set(report)
+    arms = ["sft", "sft_greedy", "ppo_rlhf", "fine_grained", "fine_grained_token"]
+    assert list(report["table1"]) == arms
+    assert list(report["table3"]) == list(report["curves"]) == arms[2:]
+    names = {"win_rate", "se", "n", "gold", "greedy_win_rate", "length", "kl", "unfinished"}
+    for row in report["table1"].values():
+        assert all(isinstance(row[name], int | float) for name in names)
+        assert row["n"] == 64
+    assert set(report["table2"]["token_edit"]) == {"edits", "auroc"}
+    assert {"accuracy", "se"} <= set(report["table2"]["token_edit"]["edits"])
+    for row in report["table3"].values():
+        assert {"steps_80", "steps_95", "steps_to_gold", "seconds_per_step"} <= set(row)
+    assert report["seconds"] == {"sft": 84.25, "ppo": 31.5}
+    over = "seeds" if seeds > 1 else "prompts"
+    assert report["table1"]["ppo_rlhf"]["se_over"] == over
+    assert report["table1"]["sft"]["se_over"] == "prompts"  # a single, shared run
+
+
+def test_standard_errors_over_seeds_and_over_prompts():
+    outcomes = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    study = make_study(3) | {"test_prompts": 4}
+    study["arms"] = {"a": make_arm("A", outcomes), "b": make_arm("B", outcomes[1:2])}
+    table = build_report(study)["table1"]
+    assert table["a"]["win_rate"] == pytest.approx(0.75)
+    assert table["a"]["se"] == pytest.approx(0.25 / math.sqrt(3))
+    assert table["b"]["win_rate"] == pytest.approx(0.75)
+    assert table["b"]["se"] == pytest.approx(0.5 / 2)  # of 1, 1, 1, 0
+    assert [table["a"][n] for n in ("kl", "unfinished", "length", "gold")] == [
+        1.5,
+        0.25,
+        10,
+        0.5,
+    ]
+
+
+def test_greedy_and_sampled_are_kept_apart():
+    study = make_study(1) | {"test_prompts": 2}
+    study["arms"] = {"sft": make_arm("SFT", [[0.5, 0.5]], greedy=[[1, 0.5]])}
+    study["arms"]["sft"]["runs"][0]["greedy"]["scores"] = [0.9, 0.7]
+    report = build_report(study)
+    table, rows = report["table1"], sections(report)[0].rows
+    assert rows[0][1:5] == ["50.0 ± 0.0 %", "75.0 ± 25.0 %", "0.500 ± 0.000", "0.800 ± 0.100"]
+    assert rows[1][:5] == ["SFT, greedy", "–", "75.0 ± 25.0 %", "–", "0.800 ± 0.100"]
+    names = ("win_rate", "greedy_win_rate", "gold", "greedy_gold")
+    assert [table["sft"][n] for n in names] == pytest.approx([0.5, 0.75, 0.5, 0.8])
+    assert [table["sft_greedy"][n] for n in names[:3]] == pytest.approx([0.75, 0.75, 0.8])
+
+
+def test_table_2_is_a_cross_table():
+    study = make_study(3)
+    models = study["reward_models"]
+    for k, run in enumerate(models["token_edit"]["runs"]):
+        run["preferences"] = {"accuracy": 0.6, "se": 0.03, "n": 9}
+        run["auroc"] = [0.7, 0.8, 0.9][k]
+    models["lone"] = make_reward_model("lone", [0.9])
+    del models["token_edit"]["runs"][2]["preferences"]
+    table = build_report(study)["table2"]
+    assert table["token_edit"]["edits"]["accuracy"] == pytest.approx(0.81)
+    assert table["token_edit"]["edits"]["se"] == pytest.approx(0.01 / math.sqrt(3))
+    assert table["token_edit"]["auroc"] == pytest.approx(0.8)
+    assert "preferences" not in table["token_edit"]  # not of all three seeds
+    assert table["lone"]["edits"] == {"accuracy": 0.9, "se": 0.02, "n": 50}
+    assert table["sequence"]["auroc"] is None
+
+
+def test_table_3_by_hand():
+    report = build_report(make_study())
+    # Smoothed: 0, .1, .2, .3, .3667, .4 and 0, .4667, .7333, .8, .8, .8; the same gain each seed.
+    slow, fast = report["table3"]["ppo_rlhf"], report["table3"]["fine_grained_token"]
+    # Starts 0, .01, .02; lowest best .4: .01 + .8 · .39 = .322.
+    assert report["gold_target"] == pytest.approx(0.322)
+    assert report["gold_target_arm"] == "ppo_rlhf"
+    names = ("steps_80", "steps_95", "steps_to_gold", "steps_80_se", "seconds_80")
+    assert [slow[name] for name in names] == [40, 50, 40, 0, 20]
+    assert [fast[name] for name in names] == [20, 30, 10, 0, 10]
+    assert fast["seconds_per_step"] == 0.5
+
+
+def test_a_seed_that_never_gets_there_leaves_no_mean():
+    report = build_report(make_study(3) | {"gold_target": 0.405})
+    slow = report["table3"]["ppo_rlhf"]
+    assert (slow["steps_to_gold"], slow["seconds_to_gold"]) == (None, None)
+    assert slow["steps_to_gold_reached"] == 2
+    assert report["table3"]["fine_grained_token"]["steps_to_gold"] == 10
+    assert "2 of 3 seeds" in to_markdown(report)
+
+
+def test_the_fixed_score_where_the_baseline_gains_nothing():
+    study = make_study(1)
+    study["arms"]["ppo_rlhf"]["runs"][0]["curve"] = make_curve([0.5, 0.4, 0.3])
+    report = build_report(study)
+    assert report["gold_target"] is None
+    assert all(row["steps_to_gold"] is None for row in report["table3"].values())
+    assert report["table3"]["fine_grained_token"]["steps_80"] == 20
+
+
+def test_curves_are_means_at_common_steps():
+    study = make_study(2)
+    runs = study["arms"]["ppo_rlhf"]["runs"]
+    runs[0]["curve"] = make_curve([0.1, 0.2, 0.3])
+    runs[1]["curve"] = make_curve([0.3, math.nan, 0.4, 0.9])
+    curve = build_report(study)["curves"]["ppo_rlhf"]
+    assert curve["step"] == [0, 20]
+    assert curve["gold"] == pytest.approx([0.2, 0.35])
+    assert curve["gold_se"] == pytest.approx([0.1, 0.05])
+    assert curve["length"] == [10, 12]
+    assert curve["reward_length_correlation"] == pytest.approx(1)
+
+
+def test_one_seed_may_bring_errors_of_its_curve():
+    study = make_study(1)
+    for point in study["arms"]["ppo_rlhf"]["runs"][0]["curve"]:
+        point["gold_se"] = 0.02
+    curves = build_report(study)["curves"]
+    assert curves["ppo_rlhf"]["gold_se"] == [0.02] * 6
+    assert curves["fine_grained"]["gold_se"] == [None] * 6
+
+
+def test_a_missing_curve_is_missed_and_no_more():
+    study = make_study(3)
+    study["arms"]["ppo_rlhf"]["runs"][1]["curve"] = []
+    report = build_report(study)
+    seeds = [report[table]["ppo_rlhf"]["seeds"] for table in ("table1", "table3", "curves")]
+    assert seeds == [3, 2, 2]
+    for arm in study["arms"].values():
+        for run in arm["runs"]:
+            run["curve"] = []
+    report = build_report(study)
+    assert report["table3"] == report["curves"] == {}
+    assert report["gold_target"] is None
+    assert report["answer"]["faster"]["verdict"] == "not asked"
+    for page in (to_html(report), to_markdown(report)):
+        assert "Table 1" in page
+        assert "Table 3" not in page
+        assert "Learning curves" not in page
+
+
+def test_comparisons_pair_prompts_averaged_over_seeds():
+    study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.6, 1)))
+    report = build_report(study)
+    assert [(c["a"], c["b"]) for c in report["comparisons"]] == [
+        ("fine_grained", "ppo_rlhf"),
+        ("fine_grained_token", "fine_grained"),
+        ("sft_edits", "fine_grained_token"),  # each with the one before it
+        ("fine_grained_token", "ppo_rlhf"),
+        ("fine_grained_token", "sft_edits"),
+    ]
+    a, b = (
+        np.mean([run["sampled"]["outcome"] for run in study["arms"][name]["runs"]], axis=0)
+        for name in ("fine_grained_token", "sft_edits")
+    )
+    comparison = report["comparisons"][-1]["sampled"]
+    assert comparison == paired_bootstrap(a, b, seed=0)
+    rates = [report["table1"][n]["win_rate"] for n in ("fine_grained_token", "sft_edits")]
+    assert comparison["difference"] == pytest.approx(rates[0] - rates[1])
+
+
+def test_what_is_not_a_number_is_null():
+    study = make_study(1)
+    study["arms"]["ppo_rlhf"]["runs"][0]["sampled"]["kl"] = math.nan
+    study["arms"]["sft"]["runs"][0]["sampled"]["kl"] = None
+    study["arms"]["ppo_rlhf"]["runs"][0]["curve"][2]["reward"] = math.inf
+    study["heatmaps"][0]["by"]["oracle"]["rewards"][0] = math.nan
+    study["config"]["lr"] = np.float32(0.5)
+    report = build_report(study)
+    assert report["table1"]["ppo_rlhf"]["kl"] is report["table1"]["sft"]["kl"] is None
+    assert report["curves"]["ppo_rlhf"]["reward"][2] is None
+    assert json.loads(to_json(report)) == report
+    assert report["config"]["lr"] == 0.5
+    for page in (to_html(report), to_markdown(report)):
+        assert "nan" not in page.replace("dominant", "").replace("final", "")
+
+
+def test_runs_on_other_prompts_are_refused():
+    study = make_study(1)
+    study["arms"]["fine_grained"]["runs"][0]["greedy"]["outcome"].pop()
+    with pytest.raises(InputError, match=r"'fine_grained', run 0, greedy.*64 test prompts"):
+        build_report(study)
+    study["arms"]["fine_grained"]["runs"] = []
+    with pytest.raises(InputError, match="has no run"):
+        build_report(study)
