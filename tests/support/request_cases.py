@@ -1,4 +1,4 @@
-"""Questions, a model that counts them, and what commands do with its answers."""
+"""Requests, a fake model that counts them, and what commands do with its replies."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import llm_server
 
-from fgrlhf_jax.feedback.llm import cache
+from fgrlhf_jax.feedback.llm.cache import Cache, append_rows
 from fgrlhf_jax.feedback.llm.client import Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Limits, Rejected, collect_replies, request_key
 
@@ -19,65 +19,54 @@ def questions(count: int) -> list[Request]:
     return [Request(f"question {n}") for n in range(count)]
 
 
-def says(request: Request) -> Reply:
+def number_of(request: Request) -> int:
+    return int(request.prompt.split()[1])
+
+
+def echo(request: Request) -> Reply:
     return Reply(llm_server.echo(request.prompt), "end", 2, 3)
 
 
-def run(requests, send, folder: Path, limits: Limits = QUICK, identity=IDENTITY, **options):
-    return list(
-        collect_replies(
-            requests,
-            send,
-            cache=folder / "cache.sqlite",
-            identity=identity,
-            limits=limits,
-            **options,
-        )
-    )
+def collect(requests, send, folder: Path, limits: Limits = QUICK, **options):
+    """An iterator over the replies, with the cache in ``folder``."""
+    options = {"cache": folder / "cache.sqlite", "identity": IDENTITY, **options}
+    return collect_replies(requests, send, limits=limits, **options)
 
 
 def save(requests, send, folder: Path, limits: Limits = QUICK, **options) -> tuple[int, int]:
-    """As a command does it: a row a request, what was refused or is empty set aside."""
+    """As a command does it: a row a request; refused and empty replies are rejected."""
 
     def rows(done):
-        replies = collect_replies(
-            requests[done:],
-            send,
-            cache=folder / "cache.sqlite",
-            identity=IDENTITY,
-            limits=limits,
-            **options,
-        )
+        replies = collect(requests[done:], send, folder, limits, **options)
         for request, reply in zip(requests[done:], replies, strict=True):
             if isinstance(reply, Rejected):
                 yield {"prompt": request.prompt, "reason": reply.reason}, False
             else:
                 yield {"prompt": request.prompt, "text": reply.text}, reply.text != ""
 
-    digests = [request_key(IDENTITY, request) for request in requests]
-    return cache.append_rows(folder / "out.jsonl", digests, rows)
+    keys = [request_key(IDENTITY, request) for request in requests]
+    return append_rows(folder / "out.jsonl", keys, rows)
 
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-class Counting:
-    """A model that counts; ``plan`` gives what to raise, if anything."""
+class FakeModel:
+    """Echoes and counts its requests; ``plan`` gives an exception to raise, or None."""
 
     def __init__(self, plan=lambda prompt, before: None):
-        self.plan, self.asked, self.lock = plan, [], threading.Lock()
+        self.plan, self.prompts, self.lock = plan, [], threading.Lock()
 
     def __call__(self, request: Request) -> Reply:
         with self.lock:
-            before = self.asked.count(request.prompt)
-            self.asked.append(request.prompt)
+            before = self.prompts.count(request.prompt)
+            self.prompts.append(request.prompt)
         if fault := self.plan(request.prompt, before):
             raise fault
-        return says(request)
+        return echo(request)
 
 
-def in_cache(folder: Path, requests) -> set[str]:
-    """Prompts whose answers are there."""
-    with contextlib.closing(cache.Cache(folder / "cache.sqlite")) as stored:
+def cached_prompts(folder: Path, requests) -> set[str]:
+    with contextlib.closing(Cache(folder / "cache.sqlite")) as stored:
         return {r.prompt for r in requests if request_key(IDENTITY, r) in stored}

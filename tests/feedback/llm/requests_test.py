@@ -1,23 +1,385 @@
-"""How hard a server is asked, and what may be usage."""
+"""Many requests: each is answered, in order, once, within the limits, whatever happens."""
 
+import _thread
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
+import traceback
+from pathlib import Path
 
+import llm_server
 import pytest
-from request_cases import Counting, in_cache, questions, read, run, save, says
+import request_cases
+from llm_server import KEY
+from request_cases import (
+    QUICK,
+    FakeModel,
+    cached_prompts,
+    collect,
+    echo,
+    number_of,
+    questions,
+    read,
+    save,
+)
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import requests as llm_requests
-from fgrlhf_jax.feedback.llm.client import Transient
-from fgrlhf_jax.feedback.llm.requests import Limits, Usage
+from fgrlhf_jax.feedback.llm.client import PROVIDERS, Refused, Request, Transient, connect
+from fgrlhf_jax.feedback.llm.requests import Limits, RateLimiter, Rejected, Usage
+
+ONE = Limits(concurrency=1)
 
 
-@pytest.mark.parametrize(
-    "limits", [{"max_requests": 7}, {"max_tokens": 33}], ids=["requests", "tokens"]
-)
-def test_a_cap_stops_and_a_later_run_goes_on(tmp_path, limits):
-    send = Counting()
-    capped = Limits(concurrency=1, **limits)
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+def connected(server, provider: str = "openai", timeout: float = 30.0):
+    return connect(provider, "m", base_url=server.url + "/v1", timeout=timeout)
+
+
+# --- through the wire
+
+
+@pytest.mark.slow
+def test_rows_of_which_a_fifth_meet_faults(tmp_path):
+    """Every other one by the other protocol."""
+    count, usage = 600, Usage()
+    requests = questions(count)
+    with llm_server.running(llm_server.shaky(0.2, slow=0.05)) as server:
+        senders = [connected(server, provider) for provider in PROVIDERS]
+        counts = save(requests, lambda r: senders[number_of(r) % 2](r), tmp_path, usage=usage)
+        assert server.peak <= 8
+        assert {path.split("/")[2] for path in server.paths} == {"messages", "chat"}
+    assert counts == (count, 0)
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["prompt"] for row in rows] == [request.prompt for request in requests]
+    assert all(row["text"] == llm_server.echo(row["prompt"]) for row in rows)
+    assert set(server.delivered.values()) == {1}  # no reply that arrived was asked for again
+    assert len(server.delivered) == count
+    assert usage.requests == sum(server.asked.values())
+    assert usage.retries == usage.requests - count
+    assert 0.15 * count < usage.retries < 0.35 * count
+
+
+def test_a_refused_or_empty_reply_is_rejected(tmp_path):
+    def plan(prompt, before):
+        return {"question 3": "400 too long", "question 5": "blank"}.get(prompt, "ok")
+
+    with llm_server.running(plan) as server:
+        for _ in range(2):  # and is not asked for again
+            assert save(questions(8), connected(server, "anthropic"), tmp_path) == (6, 2)
+        assert set(server.asked.values()) == {1}
+    rejected = read(tmp_path / "out.rejected.jsonl")
+    assert rejected[0]["reason"] == "400: too long"
+    assert [row["prompt"] for row in rejected] == ["question 3", "question 5"]
+
+
+def test_requests_in_flight_and_per_minute_are_bounded(tmp_path):
+    with llm_server.running(work=0.02) as server:
+        list(collect(questions(24), connected(server), tmp_path / "1", Limits(concurrency=3)))
+        assert server.peak == 3
+    with llm_server.running() as server:
+        limits = Limits(requests_per_minute=3000)
+        list(collect(questions(11), connected(server), tmp_path / "2", limits))
+        assert server.times[-1] - server.times[0] >= 10 * 0.02 * 0.9
+
+
+def test_what_every_request_would_meet_stops_the_run(tmp_path):
+    with llm_server.running(model="other") as server:
+        with pytest.raises(InputError, match="does not know the model 'm'"):
+            list(collect(questions(1000), connected(server), tmp_path))
+        assert len(server.bodies) <= 2 * QUICK.concurrency
+    limits = Limits(retries=1, back_off=0.001)
+    with pytest.raises(InputError, match=r"10 requests in a row have no reply .*refused"):
+        list(collect(questions(1000), connected(server), tmp_path, limits))  # nobody is there
+
+
+def test_a_key_is_in_no_file_and_no_word(tmp_path, caplog, capfd):
+    """Of a server that repeats it in its errors, and of one that wants another."""
+
+    def plan(prompt, before):
+        return f"400 {KEY}" if prompt.endswith("7") else "ok" if before else f"500 {KEY}"
+
+    with caplog.at_level("DEBUG"):
+        with llm_server.running(plan, key=KEY) as server:
+            assert save(questions(20), connected(server), tmp_path) == (18, 2)
+        with llm_server.running(plan, key="another") as server:
+            message = r"does not accept the key in OPENAI_API_KEY \(401: invalid key .*\[key\]"
+            with pytest.raises(InputError, match=message) as caught:
+                save(questions(40), connected(server), tmp_path)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+    assert "[key]" in read(tmp_path / "out.rejected.jsonl")[0]["reason"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 3
+    for path in files:
+        assert KEY.encode() not in path.read_bytes()
+    assert "[key]" in caplog.text
+    assert KEY not in caplog.text + "".join(capfd.readouterr())
+
+
+# --- refused
+
+
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_where_all_are_refused_nothing_is_rejected(tmp_path, batch_size):
+    def send(requests):
+        if batch_size:
+            return [Refused("400: too warm")] * len(requests)
+        raise Refused("400: too warm")
+
+    with pytest.raises(InputError, match=r"10 requests in a row are refused \(400: too warm\)"):
+        save(questions(30), send, tmp_path, batch_size=batch_size)
+    assert read(tmp_path / "out.jsonl") == []
+    assert (tmp_path / "out.rejected.jsonl").read_bytes() == b""
+    limits = Limits(max_refusals=0)
+    assert save(questions(30), send, tmp_path, limits, batch_size=batch_size) == (0, 30)
+
+
+def test_refusals_with_replies_between_them_are_rejected(tmp_path):
+    send = FakeModel(lambda prompt, _: None if prompt.endswith("0") else Refused("too long"))
+    assert save(questions(40), send, tmp_path, ONE) == (4, 36)
+    assert [row["prompt"] for row in read(tmp_path / "out.rejected.jsonl")] == [
+        request.prompt for n, request in enumerate(questions(40)) if n % 10
+    ]
+
+
+def test_refusals_before_a_cap_are_not_sent_again(tmp_path):
+    send = FakeModel(lambda prompt, before: Refused("too long"))
+    with pytest.raises(InputError, match="max_requests=3"):
+        save(questions(5), send, tmp_path, Limits(concurrency=1, max_requests=3))
+    assert save(questions(5), send, tmp_path) == (0, 5)
+    assert len(send.prompts) == 5
+
+
+# --- killed and interrupted
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import request_cases
+from fgrlhf_jax.feedback.llm.client import connect
+from launch.shared import cli
+url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
+def main(config):
+    send = connect("openai", "m", base_url=url + "/v1", timeout=60)
+    request_cases.save(request_cases.questions(count), send, folder)
+"""
+KILLED = CHILD.replace("from launch.shared import cli\n", "") + "main(None)"
+INTERRUPTED = CHILD + 'del sys.argv[1:]\ncli.command(main, "configs/generate.py", "")'
+
+
+def child(code: str, server, folder: Path, count: int) -> subprocess.Popen:
+    here = str(Path(request_cases.__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, server.url, str(folder), here, str(count)],
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path):
+    count, rng = 200, random.Random(4)
+    requests = questions(count)
+
+    def plan(prompt, before):
+        action = llm_server.shaky(0.2)(prompt, before)
+        return "blank" if action == "ok" and prompt.endswith("7") else action
+
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    complete.mkdir()
+    killed.mkdir()
+    with llm_server.running(plan, work=0.002) as server:
+        save(requests, connected(server), complete)
+
+    with llm_server.running(plan, work=0.004) as server:
+        known = []
+        for _ in range(3):
+            process = child(KILLED, server, killed, count)
+            until = sum(server.delivered.values()) + rng.randint(5, 30)
+            while sum(server.delivered.values()) < until:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.01))
+            process.kill()
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+            cached = cached_prompts(killed, requests)
+            known.append({prompt: server.asked[prompt] for prompt in cached})
+            written = (killed / "out.jsonl").read_bytes()
+            assert (complete / "out.jsonl").read_bytes().startswith(written)
+        last = child(KILLED, server, killed, count)
+        _, error = last.communicate()
+        assert last.returncode == 0, error
+        for prompts in known:  # what was cached at a kill was never sent again
+            assert all(server.asked[prompt] == before for prompt, before in prompts.items())
+        # What the kernel had and the program had not yet: at most what was in flight.
+        assert sum(server.delivered.values()) <= count + 3 * Limits().concurrency
+        assert len(known[0]) < len(known[-1]) < count
+    for name in ("out.jsonl", "out.rejected.jsonl"):
+        assert (killed / name).read_bytes() == (complete / name).read_bytes()
+    assert len(read(complete / "out.rejected.jsonl")) == count // 10
+
+
+@pytest.mark.slow
+def test_interrupted(tmp_path):
+    """While all threads wait for a server that says nothing."""
+
+    def plan(prompt, before):
+        return "ok" if prompt in ("question 0", "question 2") else "timeout"
+
+    with llm_server.running(plan, stall=60) as server:
+        process = child(INTERRUPTED, server, tmp_path, 20)
+        while server.now < Limits().concurrency:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=50)
+        finally:
+            process.kill()
+        assert time.monotonic() - sent < 25  # the server is silent for 60
+    assert process.returncode == 130
+    assert error.decode().strip() == "interrupted; run the same command to go on"
+    assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == ["question 0"]
+    assert cached_prompts(tmp_path, questions(20)) == {"question 0", "question 2"}
+
+
+def test_interrupted_just_before_it_waits(tmp_path, monkeypatch):
+    """Python then knows of the Ctrl-C, but nothing wakes its main thread."""
+    monkeypatch.setattr(llm_requests, "GRACE", 0.01)
+    ended = threading.Event()
+
+    def plan(prompt, before):
+        time.sleep(0.2)  # the main thread waits by now
+        _thread.interrupt_main()  # marks the signal as there, and wakes nobody
+        ended.wait(20)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        save(questions(1), FakeModel(plan), tmp_path)
+    assert time.monotonic() - began < 15
+    ended.set()
+
+
+# --- faults
+
+
+def test_a_row_without_a_reply_does_not_stop_the_others(tmp_path, caplog):
+    def plan(prompt, before):
+        broken = prompt in ("question 4", "question 7") and not healed
+        return Transient("500: broken") if broken else None
+
+    healed, send = False, FakeModel(plan)
+    limits = Limits(retries=2, back_off=0.001)
+    message = r"2 of 20 requests have no reply after 3 tries each \(500: broken\).*timeout"
+    with pytest.raises(InputError, match=message):
+        save(questions(20), send, tmp_path, limits)
+    assert caplog.messages == ["500: broken; trying again"]  # once
+    assert len(read(tmp_path / "out.jsonl")) == 4
+    assert len(cached_prompts(tmp_path, questions(20))) == 18
+    assert len(send.prompts) == 18 + 2 * 3
+    healed, before = True, len(send.prompts)
+    assert save(questions(20), send, tmp_path, limits) == (20, 0)
+    assert sorted(send.prompts[before:]) == ["question 4", "question 7"]
+
+
+def test_reasons_are_counted(tmp_path):
+    faults = {f"question {n}": Transient(reason) for n, reason in enumerate("aabcccd")}
+    send = FakeModel(lambda prompt, before: faults[prompt])
+    with pytest.raises(InputError, match=r"7 of 7 .*1 tries each \(3 × c; 2 × a; 1 × b\)"):
+        list(collect(questions(7), send, tmp_path, Limits(retries=0, concurrency=1)))
+
+
+def test_an_error_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+    send = FakeModel(lambda prompt, before: ZeroDivisionError("bug"))
+    with pytest.raises(ZeroDivisionError):
+        list(collect(questions(20), send, tmp_path))
+    assert len(send.prompts) <= 2 * QUICK.concurrency
+    monkeypatch.setitem(sys.modules, "tenacity", None)
+    with pytest.raises(InputError, match=r"pip install 'fgrlhf_jax\[collect\]'"):
+        list(collect(questions(1), echo, tmp_path))
+
+
+# --- order, progress, batches
+
+
+def test_nothing_to_send(tmp_path):
+    assert list(collect([], echo, tmp_path)) == []
+    assert save([], echo, tmp_path) == (0, 0)
+
+
+def test_replies_come_as_soon_as_all_before_them_are_known(tmp_path):
+    gates = [threading.Event() for _ in range(3)]
+
+    def send(request):
+        assert gates[number_of(request)].wait(20)
+        return echo(request)
+
+    replies = collect(questions(3), send, tmp_path)
+    gates[0].set()
+    assert next(replies) == echo(Request("question 0"))
+    gates[2].set()
+    gates[1].set()
+    assert len(list(replies)) == 2
+
+
+def test_a_reader_who_stops_stops_the_requests(tmp_path):
+    send = FakeModel()
+    replies = collect(questions(5000), send, tmp_path)
+    next(replies)
+    replies.close()
+    count = len(send.prompts)
+    time.sleep(0.05)
+    assert len(send.prompts) == count < 5000
+    assert not [t for t in threading.enumerate() if t.daemon and "_work" in t.name]
+
+
+def test_progress_is_over_what_is_still_to_be_sent(tmp_path):
+    totals = []
+
+    def progress(items):
+        totals.append(len(items))
+        yield from items
+
+    for count in (3, 10, 10):
+        list(collect(questions(count), echo, tmp_path, progress=progress))
+    assert totals == [3, 7]
+
+
+def test_batches_for_a_model_on_this_machine(tmp_path):
+    batches = []
+
+    def send(requests):
+        assert threading.current_thread() is threading.main_thread()
+        batches.append([number_of(request) for request in requests])
+        return [Refused("too long") if number_of(r) == 5 else echo(r) for r in requests]
+
+    usage, requests = Usage(), [*questions(11), *questions(2)]
+    replies = list(collect(requests, send, tmp_path, usage=usage, batch_size=4))
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    expected = [echo(request) for request in requests]
+    expected[5] = Rejected("too long")
+    assert replies == expected
+    assert (usage.requests, usage.tokens) == (11, 50)
+    list(collect(requests, send, tmp_path, batch_size=4))
+    assert batches[3:] == [[5]]
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("cap", [{"max_requests": 7}, {"max_tokens": 33}], ids=str)
+def test_a_cap_stops_and_a_later_run_continues(tmp_path, cap):
+    send, capped = FakeModel(), Limits(concurrency=1, **cap)
     for run_number in range(1, 4):
         usage = Usage()
         with pytest.raises(InputError, match=r"stopped at max_\w+=\d+ after 7 requests") as e:
@@ -26,37 +388,50 @@ def test_a_cap_stops_and_a_later_run_goes_on(tmp_path, limits):
         assert usage.requests == 7
         assert len(read(tmp_path / "out.jsonl")) == 7 * run_number
     assert save(questions(22), send, tmp_path, capped) == (22, 0)
-    assert sorted(send.asked) == sorted(request.prompt for request in questions(22))
+    assert sorted(send.prompts) == sorted(request.prompt for request in questions(22))
 
 
-def test_what_is_under_way_at_a_cap_is_waited_for(tmp_path, monkeypatch):
+def test_batches_end_at_a_cap(tmp_path):
+    sizes = []
+
+    def send(requests):
+        sizes.append(len(requests))
+        return [echo(request) for request in requests]
+
+    limits = Limits(max_requests=7)
+    with pytest.raises(InputError, match="max_requests=7"):
+        save(questions(9), send, tmp_path, limits, batch_size=4)
+    assert sizes == [4, 3]
+    assert save(questions(9), send, tmp_path, limits, batch_size=4) == (9, 0)
+    assert sizes == [4, 3, 2]
+
+
+def test_requests_in_flight_at_a_cap_are_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(llm_requests, "GRACE", 0.0)
 
     def slow(request):
-        time.sleep(0.1 + 0.1 * int(request.prompt.split()[1]))
-        return says(request)
+        time.sleep(0.05 + 0.05 * number_of(request))
+        return echo(request)
 
-    usage = Usage()
+    usage, limits = Usage(), Limits(concurrency=4, max_tokens=5)
     with pytest.raises(InputError, match="max_tokens=5"):
-        run(questions(20), slow, tmp_path, Limits(concurrency=4, max_tokens=5), usage=usage)
-    assert usage.requests == 4
-    assert usage.tokens == 20
-    assert len(in_cache(tmp_path, questions(20))) == 4
+        list(collect(questions(20), slow, tmp_path, limits, usage=usage))
+    assert (usage.requests, usage.tokens) == (4, 20)
+    assert len(cached_prompts(tmp_path, questions(20))) == 4
 
 
 def test_a_cap_counts_every_attempt(tmp_path):
-    send = Counting(lambda prompt, before: Transient("503") if before < 2 else None)
+    send = FakeModel(lambda prompt, before: Transient("503") if before < 2 else None)
     limits = Limits(concurrency=1, max_requests=7, back_off=0)
     with pytest.raises(InputError, match=r"after 7 requests \(4 of them retries\)"):
-        run(questions(5), send, tmp_path, limits)
-    assert len(send.asked) == 7
+        list(collect(questions(5), send, tmp_path, limits))
+    assert len(send.prompts) == 7
 
 
 class Clock:
     """Time that passes only where somebody sleeps."""
 
-    def __init__(self):
-        self.time, self.starts = 100.0, []
+    time = 100.0
 
     def now(self):
         return self.time
@@ -67,110 +442,76 @@ class Clock:
 
 def test_attempts_are_spread_over_the_minute():
     clock = Clock()
-    pace = llm_requests.RateLimiter(6, clock.now, clock.sleep)
+    rate = RateLimiter(6, clock.now, clock.sleep)
     starts = []
     for work in (0, 0, 0, 25, 0, 0, 3, 0):
-        pace.wait()
+        rate.wait()
         starts.append(clock.time)
         clock.time += work
     assert starts == [100, 110, 120, 130, 155, 165, 175, 185]
-    pace.pause(40)
-    pace.pause(1)  # does not take the longer pause back
-    pace.wait()
-    pace.wait()
+    rate.pause(40)
+    rate.pause(1)  # does not shorten the longer pause
+    rate.wait()
+    rate.wait()
     assert clock.time == 235
 
-
-def test_a_pause_holds_those_too_that_have_their_turn():
     clock = Clock()
-    pace = llm_requests.RateLimiter(6, clock.now, clock.sleep)
-    pace.wait()
+    unlimited = RateLimiter(0, clock.now, clock.sleep)
+    for _ in range(100):
+        unlimited.wait()
+    assert clock.time == 100
 
-    def hold_once(seconds):
-        pace.sleep = clock.sleep
+
+def test_a_pause_holds_attempts_whose_turn_it_is():
+    clock = Clock()
+    rate = RateLimiter(6, clock.now, clock.sleep)
+    rate.wait()
+
+    def pause_once(seconds):
+        rate.sleep = clock.sleep
         clock.sleep(seconds / 2)
-        pace.pause(60)
+        rate.pause(60)
         clock.sleep(seconds / 2)
 
-    pace.sleep = hold_once
-    pace.wait()
+    rate.sleep = pause_once
+    rate.wait()
     assert clock.time == 165
-    pace.wait()
+    rate.wait()
     assert clock.time == 175  # still spread
 
-
-def test_who_waits_is_let_go_when_the_run_stops():
-    clock = Clock()
-    pace = llm_requests.RateLimiter(6, clock.now, lambda seconds: True)
-    pace.pause(1000)
-    pace.wait()
-    assert clock.time == 100
+    rate.sleep = lambda seconds: True  # the run stops
+    rate.pause(1000)
+    rate.wait()
+    assert clock.time == 175
 
 
-def test_without_a_rate_nobody_waits():
-    clock = Clock()
-    pace = llm_requests.RateLimiter(0, clock.now, clock.sleep)
-    for _ in range(100):
-        pace.wait()
-    assert clock.time == 100
-
-
-def test_all_wait_for_as_long_as_the_server_asks(tmp_path):
+def test_all_wait_for_as_long_as_the_server_wants(tmp_path):
     """Not only the request that met the fault."""
     fault, starts = threading.Event(), {}
 
     def send(request):
-        number = int(request.prompt.split()[1])
+        number = number_of(request)
         if number == 0 and not fault.is_set():
             starts["fault"] = time.monotonic()
             fault.set()
             raise Transient("429", retry_after=0.4)
         starts[number] = time.monotonic()
-        if number == 1:  # under way before the fault, and for a while after it
+        if number == 1:  # in flight before the fault, and for a while after it
             assert fault.wait(20)
             time.sleep(0.1)
-        return says(request)
+        return echo(request)
 
-    run(questions(6), send, tmp_path, Limits(concurrency=2, back_off=0.001))
+    list(collect(questions(6), send, tmp_path, Limits(concurrency=2, back_off=0.001)))
     assert all(starts[n] - starts["fault"] >= 0.4 for n in (0, 2, 3, 4, 5))
 
 
-def test_a_pause_that_is_too_long_to_wait_for(tmp_path):
-    send = Counting(lambda prompt, before: Transient("429: daily quota", 7200.0))
+def test_a_pause_that_is_too_long_stops_the_run(tmp_path):
+    send = FakeModel(lambda prompt, before: Transient("429: daily quota", 7200.0))
     with pytest.raises(InputError, match=r"wants a pause of 7200 s \(429: daily quota\)"):
-        run(questions(3), send, tmp_path)
+        list(collect(questions(3), send, tmp_path))
 
 
-def test_the_waits_grow_and_are_random(monkeypatch):
-    stop = threading.Event()
-    retrying = llm_requests._retrying(Limits(back_off=1.0, longest_wait=20.0), stop)
-
-    def waits(attempt, after=None):
-        state = type("State", (), {"attempt_number": attempt})()
-        fault = Transient("503", after)
-        state.outcome = type("Outcome", (), {"exception": lambda self: fault})()
-        return [retrying.wait(state) for _ in range(200)]
-
-    for attempt, most in ((1, 1), (2, 2), (3, 4), (4, 8), (6, 20), (60, 20)):
-        drawn = waits(attempt)
-        assert 0 <= min(drawn) < most / 2 < max(drawn) <= most
-        assert len(set(drawn)) > 100
-    assert min(waits(1, 30.0)) == 30.0
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"concurrency": 0},
-        {"retries": -1},
-        {"max_requests": -1},
-        {"requests_per_minute": -1},
-        {"max_tokens": -5},
-        {"back_off": -1},
-        {"longest_wait": -1},
-    ],
-)
-def test_limits_that_make_no_sense(wrong):
-    (name,) = wrong
-    with pytest.raises(InputError, match=f"{name}="):
-        Limits(**wrong)
+@pytest.mark.parametrize("field", list(vars(Limits())))
+def test_limits_below_their_least_value(field):
+    with pytest.raises(InputError, match=f"{field}=-1 must be at least"):
+        Limits(**{field: -1})
