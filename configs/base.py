@@ -1,6 +1,6 @@
 """The fields that SFT, reward models and PPO share."""
 
-from configs.fields import Field, group
+from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.llama import SIZES
 from fgrlhf_jax.runtime.optim import SCHEDULES
@@ -18,142 +18,101 @@ UNROLL = Field(
     True, "decode with unrolled layers: fastest; False needs no second copy of the weights"
 )
 
-RUN = group(
-    "Run",
-    {
-        "run_dir": Field(
-            "", "FOLDER of the run; the same command goes on where it stopped", first=True
-        ),
-        "seed": Field(0, "seed of weights, order and sampling", at_least=0, first=True),
+RUN = {
+    "Run": {
+        "run_dir": Field("", "FOLDER of the run; the same command goes on where it stopped"),
+        "seed": Field(0, "seed of weights, order and sampling", at_least=0),
     },
-)
-DEVICES = group(
-    "Devices and precision",
-    {
+}
+DEVICES = {
+    "Devices and precision": {
         "mesh": MESH,
         "distributed": Field(False, "several processes: one a host, all with this command"),
         "coordinator": Field("", 'HOST:PORT of process 0; "" finds out on TPU pods and Slurm'),
         "num_processes": Field(0, "number of processes; 0 finds out", at_least=0),
         "process_id": Field(-1, "number of this process; -1 finds out", at_least=-1),
         "model.dtype": Field(
-            "float32", "dtype of the computation; parameters are float32", choices=DTYPES
+            "float32", "of the computation; parameters are float32", choices=DTYPES
         ),
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
-        "model.attention": Field(
-            "auto", "implementation of attention", choices=("auto", "xla", "cudnn")
-        ),
+        "model.attention": Field("auto", "implementation", choices=("auto", "xla", "cudnn")),
     },
-)
-OPTIMIZER = group(
-    "Optimizer (AdamW)",
-    {
-        "optimizer.learning_rate": Field(3e-6, "peak learning rate", at_least=0, first=True),
+}
+OPTIMIZER = {
+    "Optimizer (AdamW)": {
+        "optimizer.learning_rate": Field(3e-6, "peak learning rate", at_least=0),
         "optimizer.schedule": Field("cosine", "decay after the warm-up", choices=SCHEDULES),
         "optimizer.b1": Field(0.9, "decay of the first moment", at_least=0, at_most=1),
         "optimizer.b2": Field(0.999, "decay of the second moment", at_least=0, at_most=1),
         "optimizer.eps": Field(1e-8, "added to the root of the second moment", at_least=0),
         "optimizer.weight_decay": Field(0.0, "decoupled weight decay", at_least=0),
         "optimizer.clip_norm": Field(1.0, "largest global norm of a gradient", at_least=0),
-        "optimizer.freeze": Field(
-            "", "regular expression of parameter paths to leave as they are"
-        ),
+        "optimizer.freeze": Field("", "regular expression of parameter paths not to train"),
     },
-)
-CHECKPOINTS = group(
-    "Evaluation and checkpoints",
-    {
-        "eval_every": Field(
-            50, "steps between evaluations; 0: at the end only", at_least=0, first=True
-        ),
+}
+CHECKPOINTS = {
+    "Evaluation and checkpoints": {
+        "eval_every": Field(50, "steps between evaluations; 0: at the end only", at_least=0),
         "save_every": Field(
-            100, "steps between checkpoints; 0: when evaluated or stopped only", at_least=0
+            100, "steps between checkpoints; 0: at evaluations only", at_least=0
         ),
         "max_to_keep": Field(
-            1, "newest checkpoints kept, besides the best one", at_least=1, was="keep"
+            1, "newest checkpoints, beside the best one", at_least=1, was="keep"
         ),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
     },
-)
+}
 
 # What a reward model and supervised fine-tuning share.
-SUPERVISED = {
-    **RUN,
-    **group(
-        "Data",
-        {
-            "train": Field("", f'{SOURCE}; "" makes the embedded data, for tiny', first=True),
-            "validation": Field(
-                "", 'the same; "" splits validation_share off train', first=True
-            ),
-            "validation_share": Field(
-                0.05, "share of the prompts to validate on", at_least=0, at_most=1
-            ),
-            "data.template": Field(
-                "alpaca", "format of a prompt", choices=TEMPLATES, first=True
-            ),
-            "data.max_length": Field(
-                512, "tokens of prompt and response", at_least=1, first=True
-            ),
-            "data.max_prompt_length": Field(384, "tokens of a prompt", at_least=1),
-            "data.overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),
-            "data.append_eos": Field(True, "end every response with the EOS token"),
-            "data.smallest_bucket": Field(
-                64, "tokens; batches are padded to powers of two from here on", at_least=1
-            ),
-        },
-    ),
-    **group(
-        "Model",
-        {
-            "model.path": Field("", f'{MODEL}; "" starts from random weights', first=True),
-            "model.size": Field("tiny", "architecture of random weights", choices=tuple(SIZES)),
-            "model.tokenizer": Field(
-                "", 'of random weights: FOLDER | HUB_ID; "" trains one on train'
-            ),
-            "model.vocab_size": Field(
-                512, "tokens of the tokenizer that is trained", at_least=259
-            ),
-        },
-    ),
-    **group(
-        "Updates",
-        {
-            "batch_size": Field(16, "rows an update", at_least=1, first=True),
-            "micro_batch_size": Field(
-                0,
-                "rows at a time, gradients accumulated; 0: the whole batch",
-                at_least=0,
-                first=True,
-            ),
-            "epochs": Field(1, "passes over the training data", at_least=0, first=True),
-            "steps": Field(0, "updates; 0 follows from epochs", at_least=0, first=True),
-        },
-    ),
-    **OPTIMIZER,
-    **group(
-        "Optimizer (AdamW)",
-        {
-            "optimizer.warmup_share": Field(
-                0.03, "share of the steps with a growing learning rate", at_least=0, at_most=1
-            )
-        },
-    ),
-    **CHECKPOINTS,
-    **group(
-        "Evaluation and checkpoints",
-        {
-            "eval_batch_size": Field(0, "rows at a time; 0 takes micro_batch_size", at_least=0),
-            "best_metric": Field(
-                "loss",
-                "validation metric of the best checkpoint: lowest loss or highest accuracy",
-                choices=("loss", "accuracy"),
-                was="select",
-            ),
-            "patience": Field(
-                0, "evaluations without improvement before an early stop; 0: never", at_least=0
-            ),
-        },
-    ),
-    **DEVICES,
+_SUPERVISED = {
+    "Data": {
+        "train": Field("", f'{SOURCE}; "" makes the embedded data, for tiny'),
+        "validation": Field("", 'the same; "" splits validation_share off train'),
+        "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
+        "data.template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
+        "data.max_length": Field(512, "tokens of prompt and response", at_least=1),
+        "data.max_prompt_length": Field(384, "tokens of a prompt", at_least=1),
+        "data.overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),
+        "data.append_eos": Field(True, "end every response with the EOS token"),
+        "data.smallest_bucket": Field(
+            64, "tokens; batches are padded to powers of two from here on", at_least=1
+        ),
+    },
+    "Model": {
+        "model.path": Field("", f'{MODEL}; "" starts from random weights'),
+        "model.size": Field("tiny", "architecture of random weights", choices=tuple(SIZES)),
+        "model.tokenizer": Field("", 'for random weights: FOLDER | HUB_ID; "" trains one'),
+        "model.vocab_size": Field(512, "of the tokenizer that is trained", at_least=259),
+    },
+    "Updates": {
+        "batch_size": Field(16, "rows an update", at_least=1),
+        "micro_batch_size": Field(
+            0, "rows at a time, gradients summed; 0: batch_size", at_least=0
+        ),
+        "epochs": Field(1, "passes over the training data", at_least=0),
+        "steps": Field(0, "updates; 0 follows from epochs", at_least=0),
+    },
+    "Optimizer (AdamW)": {
+        "optimizer.warmup_share": Field(
+            0.03, "warm-up, as a share of the steps", at_least=0, at_most=1
+        )
+    },
+    "Evaluation and checkpoints": {
+        "eval_batch_size": Field(0, "rows at a time; 0 takes micro_batch_size", at_least=0),
+        "best_metric": Field(
+            "loss",
+            "validation metric of the best checkpoint: lowest loss or highest accuracy",
+            choices=("loss", "accuracy"),
+            was="select",
+        ),
+        "patience": Field(
+            0, "evaluations without improvement that end a run; 0: never", at_least=0
+        ),
+    },
 }
+SUPERVISED = (RUN, _SUPERVISED, OPTIMIZER, CHECKPOINTS, DEVICES)
+SUPERVISED_FIRST = (
+    "run_dir train validation data.template data.max_length model.path batch_size "
+    "micro_batch_size epochs steps optimizer.learning_rate eval_every seed"
+)

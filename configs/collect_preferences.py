@@ -1,36 +1,31 @@
 """Which of two responses is better, as data: what ``launch.collect_preferences`` needs."""
 
-from configs import judging
-from configs.fields import Field, group, make_config
+from configs.fields import Field, collect_fields, make_config
+from configs.judging import JUDGE_FIELDS
 
-FIELDS = {
-    **group(
-        "Preferences",
-        {
-            "input": Field(
-                "",
-                "FILE of pairs (output_1, output_2) or of several responses a prompt "
-                '(launch.generate with samples=2); "": pairs of the embedded world',
-                first=True,
-            ),
-            "output": Field(
-                "",
-                "FILE.jsonl of preferences; FILE.annotations.json has every verdict",
-                first=True,
-            ),
-            "label_noise": Field(
-                0.0,
-                "share of labels to flip; AlpacaFarm's simulated annotators: 0.25",
-                at_least=0,
-                at_most=0.5,
-            ),
-            "draws": Field(
-                "drop", "drop them, or label them at random", choices=("drop", "random")
-            ),
-        },
-    ),
-    **judging.FIELDS,
+GROUPS = {
+    "Preferences": {
+        "input": Field(
+            "",
+            "FILE of pairs (output_1, output_2) or of several responses a prompt "
+            '(launch.generate with samples=2); "": pairs of the embedded world',
+        ),
+        "output": Field("", "FILE.jsonl; FILE.annotations.json beside it has every verdict"),
+        "label_noise": Field(
+            0.0,
+            "share of labels to flip; AlpacaFarm's simulated annotators: 0.25",
+            at_least=0,
+            at_most=0.5,
+        ),
+        "draws": Field("drop", "drop, or label at random", choices=("drop", "random")),
+    },
 }
+FIELDS = collect_fields(
+    GROUPS,
+    JUDGE_FIELDS,
+    defaults={"max_new_tokens": 512},
+    first="input output judge limit both_orders provider model max_new_tokens dry_run",
+)
 
 
 def get_config():

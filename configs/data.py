@@ -1,63 +1,43 @@
 """What ``launch.data`` shows or converts."""
 
 from configs.base import SOURCE
-from configs.fields import Field, group, make_config
+from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.convert import SIDES, TARGETS
 from fgrlhf_jax.data.templates import TEMPLATES
 
-FIELDS = {
-    **group(
-        "Files",
-        {
-            "input": Field("", f'{SOURCE}; "": the embedded world', first=True),
-            "output": Field(
-                "",
-                "FILE.json: the figures; with to FILE.jsonl or FILE.json: the rows",
-                first=True,
-            ),
-            "invalid": Field(
-                "stop",
-                "rows that cannot be read: stop, or drop and count",
-                choices=("stop", "drop"),
-            ),
-            "limit": Field(0, "rows of each file; 0: all", at_least=0, first=True),
-            "seed": Field(0, "of the samples, and of the order of sides", at_least=0),
-        },
-    ),
-    **group(
-        "To show",
-        {
-            "samples": Field(3, "rows of each file shown in full", at_least=0, first=True),
-            "tokenizer": Field(
-                "", "FOLDER | HUB_ID | FILE.gguf: lengths in tokens too", first=True
-            ),
-            "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
-            "max_length": Field(512, "tokens of prompt and response", at_least=1),
-            "max_prompt_length": Field(192, "tokens of a prompt of PPO", at_least=1),
-        },
-    ),
-    **group(
-        "To convert",
-        {
-            "to": Field(
-                "",
-                'kind of the rows written; "" only shows',
-                choices=("", *TARGETS),
-                first=True,
-            ),
-            "side": Field(
-                "better",
-                "of a pair, for to=instructions; worse: to be edited",
-                choices=SIDES,
-            ),
-            "predictions": Field(
-                False, "compare predictions by the labels in preference (qa_feedback)"
-            ),
-            "distinct": Field(False, "drop rows that came before; prompts always are distinct"),
-            "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
-        },
-    ),
+GROUPS = {
+    "Files": {
+        "input": Field("", f'{SOURCE}; "": the embedded world'),
+        "output": Field("", "FILE.json of figures; with to=…: FILE.jsonl|.json of rows"),
+        "invalid": Field(
+            "stop",
+            "rows that cannot be read: stop, or drop and count",
+            choices=("stop", "drop"),
+        ),
+        "limit": Field(0, "rows of each file; 0: all", at_least=0),
+        "seed": Field(0, "of the samples, and of the order of sides", at_least=0),
+    },
+    "To show": {
+        "samples": Field(3, "rows of each file shown in full", at_least=0),
+        "tokenizer": Field("", "FOLDER | HUB_ID | FILE.gguf: lengths in tokens too"),
+        "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
+        "max_length": Field(512, "tokens of prompt and response", at_least=1),
+        "max_prompt_length": Field(192, "tokens of a prompt of PPO", at_least=1),
+    },
+    "To convert": {
+        "to": Field("", 'kind of the rows written; "" only shows', choices=("", *TARGETS)),
+        "side": Field("better", "of a pair, with to=instructions", choices=SIDES),
+        "predictions": Field(
+            False, "compare predictions by labels in preference (qa_feedback)"
+        ),
+        "distinct": Field(False, "drop rows that came before; prompts always are distinct"),
+        "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
+    },
 }
+FIELDS = collect_fields(
+    GROUPS,
+    first="input output limit samples tokenizer to",
+)
 
 
 def get_config():

@@ -1,38 +1,28 @@
 """One or two models against a reference: what ``launch.evaluate`` needs."""
 
-from configs import judging
-from configs.fields import Field, group, make_config
+from configs.fields import Field, collect_fields, make_config
+from configs.judging import JUDGE_FIELDS
 
-FIELDS = {
-    **group(
-        "Files",
-        {
-            "outputs": Field(
-                "",
-                "FILE[,FILE] of one or two models' responses; "
-                '"" and no other file: pairs of the embedded world',
-                first=True,
-            ),
-            "reference": Field(
-                "", "FILE of the responses that they are compared with", first=True
-            ),
-            "annotations": Field(
-                "",
-                "instead: FILE[,FILE] in alpaca_eval's format, judged already",
-                first=True,
-            ),
-            "output": Field(
-                "",
-                "FILE.json of figures; FILE.annotations.json beside it has every verdict",
-                first=True,
-            ),
-            "common": Field(
-                False, "compare the prompts that all have, in place of refusing the others"
-            ),
-        },
-    ),
-    **judging.FIELDS,
+GROUPS = {
+    "Files": {
+        "outputs": Field(
+            "",
+            "FILE[,FILE] of one or two models' responses; "
+            '"" and no other file: pairs of the embedded world',
+        ),
+        "reference": Field("", "FILE of the responses that they are compared with"),
+        "annotations": Field("", "or FILE[,FILE] in alpaca_eval's format, judged already"),
+        "output": Field("", "FILE.json; FILE.annotations.json beside it has every verdict"),
+        "common": Field(False, "compare the prompts that all have; False refuses others"),
+    },
 }
+FIELDS = collect_fields(
+    GROUPS,
+    JUDGE_FIELDS,
+    defaults={"max_new_tokens": 512},
+    first="outputs reference annotations output judge "
+    "limit both_orders provider model max_new_tokens dry_run",
+)
 
 
 def get_config():

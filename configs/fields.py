@@ -8,6 +8,7 @@ makes its ConfigDict of them. Commands check values and explain fields (``--help
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
@@ -69,18 +70,29 @@ class Field:
         return "" if self.at_most is None else f"at most {self.at_most:g}"
 
 
-def group(title: str, fields: Mapping[str, Field]) -> dict[str, Field]:
-    """The fields, in the group of that title."""
-    return {name: dataclasses.replace(field, group=title) for name, field in fields.items()}
+def collect_fields(
+    *groups: Mapping[str, Mapping[str, Field]],
+    first: str = "",
+    defaults: Mapping[str, bool | int | float | str] = MappingProxyType({}),
+) -> dict[str, Field]:
+    """The fields of a config by dotted name.
 
-
-def with_defaults(fields: Mapping[str, Field], defaults: Mapping) -> dict[str, Field]:
-    """The fields with other defaults for some of them."""
-    changed = {
-        name: dataclasses.replace(fields[name], default=default)
-        for name, default in defaults.items()
+    Args:
+      groups: fields by the title of their group; a later title may add to an earlier one.
+      first: names of those on the first screen of ``--help``, separated by spaces.
+      defaults: what replaces the default of some fields.
+    """
+    return {
+        name: dataclasses.replace(
+            field,
+            default=defaults.get(name, field.default),
+            group=title,
+            first=name in first.split(),
+        )
+        for each in groups
+        for title, members in each.items()
+        for name, field in members.items()
     }
-    return {**fields, **changed}
 
 
 def make_config(fields: Mapping[str, Field]) -> ConfigDict:

@@ -14,130 +14,98 @@ flags that differ from it; ``arms.NAME.defaults`` are those of one arm.
 
 import dataclasses
 
-from configs.fields import Field, check_argument, group, make_config
+from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.pipeline.arms import ARMS
 from fgrlhf_jax.tiny_world.people import Rates
 
 _FLAGS = "as NAME=VALUE,NAME=VALUE"
 
-FIELDS = {
-    **group(
-        "Run",
-        {
-            "run_dir": Field(
-                "runs/pipeline", "FOLDER; the same command goes on where it stopped", first=True
-            ),
-            "title": Field("", "of the report"),
-            "seed": Field(0, "the first seed", at_least=0),
-            "seeds": Field(
-                1, "number of seeds; all start from one SFT", at_least=1, first=True
-            ),
-            "run_arms": Field(
-                "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle",
-                f"of {', '.join(ARMS)}",
-                first=True,
-            ),
-            "workers": Field(
-                1,
-                "stages at a time; more than 1 only where they do not share accelerators",
-                at_least=1,
-                first=True,
-            ),
-            "platforms": Field(
-                "",
-                "JAX_PLATFORMS of the stages, unless it is set already: cpu for tiny models, whose "
-                'workers would else meet on one accelerator; "": what JAX finds',
-            ),
-            "task": Field("", "set by the pipeline itself, for its own stages"),
-        },
-    ),
-    **group(
-        "Files",
-        {
-            "embedded": Field(False, "the embedded world, which needs no files"),
-            "files.edits": Field("", "FILE of edits", first=True),
-            "files.edits_validation": Field("", '"" splits a tenth off the edits'),
-            "files.preferences": Field("", "FILE, for the arm ppo_rlhf", first=True),
-            "files.sft": Field(
-                "", 'FILE of instructions; "" imitates both sides of the edits', first=True
-            ),
-            "files.prompts": Field(
-                "", 'FILE, for PPO; "" takes those of the edits', first=True
-            ),
-            "files.test": Field(
-                "", 'FILE of prompts; "" takes half of the held-out edits\'', first=True
-            ),
-        },
-    ),
-    **group(
-        "Evaluation",
-        {
-            "judge": Field("", "MODULE:FUNCTION that scores responses", first=True),
-            "judge_name": Field("", "its name in the report"),
-            "test_prompts": Field(805, "test prompts, at most", at_least=1),
-            "answer_batch_size": Field(128, "prompts at a time", at_least=1),
-            "table_batch_size": Field(64, "pairs at a time", at_least=1),
-            "heatmaps": Field(3, "responses with coloured tokens in the report", at_least=0),
-        },
-    ),
-    **group(
-        "Of every command",
-        {
-            "template": Field("alpaca", "format of a prompt", choices=TEMPLATES, first=True),
-            "max_prompt_length": Field(192, "tokens of a prompt", at_least=1, first=True),
-            "max_new_tokens": Field(300, "tokens of a response", at_least=1, first=True),
-        },
-    ),
-    **group(
-        "Of one command",
-        {
-            name: field
-            for stage in ("sft", "rm", "imitate", "ppo")
-            for name, field in {
-                f"{stage}.config": Field("", "its config"),
-                f"{stage}.defaults": Field("", f"flags that differ from it, {_FLAGS}"),
-                f"{stage}.flags": Field("", "yours, which win over the defaults", first=True),
-            }.items()
-        }
-        | {
-            "sft.devices": Field(
-                0, "CPU devices that share the batches of SFT; 0: what JAX finds", at_least=0
-            )
-        },
-    ),
-    **group(
-        "Of one arm",
-        {
-            name: field
-            for arm in ARMS
-            if ARMS[arm].reward
-            for name, field in {
-                f"arms.{arm}.defaults": Field("", "flags that differ from ppo's"),
-                f"arms.{arm}.flags": Field("", "yours, which win over all others"),
-            }.items()
-        },
-    ),
-    **group(
-        "Embedded world",
-        {
-            f"world.{name}": Field(count, "distinct prompts", at_least=1)
-            for name, count in {
-                "sft": 16000,
-                "feedback": 6000,
-                "ppo": 6000,
-                "validation": 500,
-                "test": 1500,
-            }.items()
-        }
-        | {
-            f"world.rates.{name}": Field(
-                rate, "how its people write and judge (tiny_world.people.Rates)", at_least=0
-            )
-            for name, rate in dataclasses.asdict(Rates()).items()
-        },
-    ),
+GROUPS = {
+    "Run": {
+        "run_dir": Field("runs/pipeline", "FOLDER; the same command goes on"),
+        "title": Field("", "of the report"),
+        "seed": Field(0, "the first seed", at_least=0),
+        "seeds": Field(1, "number of seeds; all start from one SFT", at_least=1),
+        "run_arms": Field(
+            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle", f"of {', '.join(ARMS)}"
+        ),
+        "workers": Field(
+            1,
+            "stages at a time; more than 1 only where they do not share accelerators",
+            at_least=1,
+        ),
+        "platforms": Field(
+            "",
+            "JAX_PLATFORMS of the stages, unless it is set already: cpu for tiny models, whose "
+            'workers would else meet on one accelerator; "": what JAX finds',
+        ),
+        "task": Field("", "set by the pipeline itself, for its own stages"),
+    },
+    "Files": {
+        "embedded": Field(False, "the embedded world, which needs no files"),
+        "files.edits": Field("", "FILE of edits"),
+        "files.edits_validation": Field("", '"" splits a tenth off the edits'),
+        "files.preferences": Field("", "FILE, for the arm ppo_rlhf"),
+        "files.sft": Field("", 'FILE of instructions; "" imitates both sides of the edits'),
+        "files.prompts": Field("", 'FILE, for PPO; "" takes those of the edits'),
+        "files.test": Field("", 'FILE of prompts; "" takes half of the held-out edits\''),
+    },
+    "Evaluation": {
+        "judge": Field("", "MODULE:FUNCTION that scores responses"),
+        "judge_name": Field("", "its name in the report"),
+        "test_prompts": Field(805, "test prompts, at most", at_least=1),
+        "answer_batch_size": Field(128, "prompts at a time", at_least=1),
+        "table_batch_size": Field(64, "pairs at a time", at_least=1),
+        "heatmaps": Field(3, "responses with coloured tokens in the report", at_least=0),
+    },
+    "Of every command": {
+        "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
+        "max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
+        "max_new_tokens": Field(300, "tokens of a response", at_least=1),
+    },
+    "Of one command": {
+        name: field
+        for stage in ("sft", "rm", "imitate", "ppo")
+        for name, field in {
+            f"{stage}.config": Field("", "its config"),
+            f"{stage}.defaults": Field("", f"flags that differ from it, {_FLAGS}"),
+            f"{stage}.flags": Field("", "yours, which win over the defaults"),
+        }.items()
+    }
+    | {"sft.devices": Field(0, "CPU devices of SFT; 0: what JAX finds", at_least=0)},
+    "Of one arm": {
+        name: field
+        for arm in ARMS
+        if ARMS[arm].reward
+        for name, field in {
+            f"arms.{arm}.defaults": Field("", "flags that differ from ppo's"),
+            f"arms.{arm}.flags": Field("", "yours, which win over all others"),
+        }.items()
+    },
+    "Embedded world": {
+        f"world.{name}": Field(count, "distinct prompts", at_least=1)
+        for name, count in {
+            "sft": 16000,
+            "feedback": 6000,
+            "ppo": 6000,
+            "validation": 500,
+            "test": 1500,
+        }.items()
+    }
+    | {
+        f"world.rates.{name}": Field(
+            rate, "how its people write and judge (tiny_world.people.Rates)", at_least=0
+        )
+        for name, rate in dataclasses.asdict(Rates()).items()
+    },
 }
+FIELDS = collect_fields(
+    GROUPS,
+    first="run_dir seeds run_arms workers files.edits files.preferences files.sft files.prompts "
+    "files.test judge template max_prompt_length max_new_tokens sft.flags rm.flags imitate.flags "
+    "ppo.flags",
+)
 
 
 def get_config(argument: str = "tiny"):

@@ -20,171 +20,127 @@ from configs.base import (
     RUN,
     UNROLL,
 )
-from configs.fields import Field, check_argument, group, make_config, with_defaults
+from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
 from fgrlhf_jax.models.llama import SIZES
 
 LEVELS = ("token", "sequence")
 
-FIELDS = {
-    **RUN,
-    **group(
-        "Models and rewards",
-        {
-            "policy": Field("", f"{MODEL} of the policy and its reference", first=True),
-            "reward_model": Field("", "run_dir of launch.train_rm", first=True),
-            "level": Field("token", "what the reward model rewards", choices=LEVELS),
-            "reward_function": Field(
-                "", "MODULE:FUNCTION in place of a reward model", first=True
-            ),
-            "judge": Field("", "MODULE:FUNCTION that scores validation responses", first=True),
-            "critic": Field(
-                "separate",
-                "a copy of the reward model's backbone | a head on the policy",
-                choices=("separate", "shared"),
-            ),
-            "reward_normalization": Field(
-                "samples",
-                "what makes rewards about one unit a response: samples of the policy before PPO | "
-                "what is stored with the reward model | nothing",
-                choices=("samples", "reward_model", "none"),
-                was="calibration",
-            ),
-            "size": Field(
-                "tiny",
-                "architecture for launch.plan where no path is given",
-                choices=tuple(SIZES),
-            ),
-        },
-    ),
-    **group(
-        "Data",
-        {
-            "prompts": Field(
-                "", "FILE of prompts, as train of SFT; responses are not read", first=True
-            ),
-            "validation": Field(
-                "", 'the same; "" splits validation_share off prompts', first=True
-            ),
-            "validation_share": Field(
-                0.05, "share of the prompts to validate on", at_least=0, at_most=1
-            ),
-            "validation_prompts": Field(64, "prompts of an evaluation, at most", at_least=1),
-            "data.template": Field(
-                "", 'format of a prompt; "": the reward model\'s', choices=("", *TEMPLATES)
-            ),
-            "data.max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
-            "data.max_new_tokens": Field(300, "tokens of a response", at_least=1, first=True),
-            "data.overlong": Field("drop", "what becomes of longer prompts", choices=OVERLONG),
-        },
-    ),
-    **group(
-        "Rollouts and updates",
-        {
-            "steps": Field(80, "rollouts, each with its updates", at_least=1, first=True),
-            "rollout_batch_size": Field(512, "prompts a step", at_least=1, first=True),
-            "minibatch_size": Field(
-                256, "of them an update", at_least=1, first=True, was="batch_size"
-            ),
-            "micro_batch_size": Field(
-                0, "of them at a time, gradients accumulated; 0: all", at_least=0, first=True
-            ),
-            "ppo_epochs": Field(2, "passes over a rollout", at_least=1, was="epochs"),
-            "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
-            "sampling.unroll": UNROLL,
-        },
-    ),
-    **group(
-        "Algorithm",
-        {
-            "kl.coef": Field(0.0067, "KL penalty, in rewards a nat", at_least=0, first=True),
-            "kl.estimator": Field(
-                "k1", "of the KL; k1_clipped is AlpacaFarm's", choices=KL_ESTIMATORS
-            ),
-            "kl.in_reward": Field(
-                True, "False is the paper's letter: rewards without a KL term"
-            ),
-            "kl.target": Field(
-                0.0, "nats a response that an adaptive kl.coef aims at; 0: fixed", at_least=0
-            ),
-            "kl.horizon": Field(10000.0, "responses in which kl.coef adapts", at_least=1e-6),
-            "kl.limit": Field(
-                0.0, "nats a response at which a run saves and stops; 0: never", at_least=0
-            ),
-            "gamma": Field(1.0, "discount of a token", at_least=0),
-            "gae_lambda": Field(
-                1.0, "lambda of the advantage estimator", at_least=0, was="lam"
-            ),
-            "clip_ratio": Field(
-                0.2, "the policy's ratio stays within 1 ± this", at_least=1e-6, was="clip"
-            ),
-            "value_clip_ratio": Field(
-                0.2,
-                "the value stays within ± this of the rollout's",
-                at_least=1e-6,
-                was="value_clip",
-            ),
-            "value_coef": Field(0.1, "weight of the value loss", at_least=0),
-            "whiten_rewards": Field(False, "unit variance, mean kept, as AlpacaFarm does"),
-            "whiten_advantages": Field(True, "mean 0 and variance 1 in a minibatch"),
-            "missing_eos": Field(
-                "none",
-                "responses cut at the limit: as they are | rewarded, or charged, "
-                "missing_eos_penalty",
-                choices=MISSING_EOS,
-            ),
-            "missing_eos_penalty": Field(-1.0, "the reward in place, or what is added"),
-        },
-    ),
-    **with_defaults(
-        OPTIMIZER,
-        {
-            "optimizer.learning_rate": 1e-5,
-            "optimizer.schedule": "linear",
-            "optimizer.eps": 1e-5,
-        },
-    ),
-    **group(
-        "Optimizer (AdamW)",
-        {
-            "optimizer.critic_learning_rate": Field(
-                0.0, "of the critic; 0 takes learning_rate", at_least=0
-            ),
-            "optimizer.warmup_steps": Field(
-                5, "steps with a growing learning rate", at_least=0
-            ),
-        },
-    ),
-    **with_defaults(CHECKPOINTS, {"eval_every": 10, "save_every": 20}),
-    **group(
-        "Evaluation and checkpoints",
-        {
-            "best_metric": Field(
-                "last",
-                "which policy is exported: the last one, or that with the best score",
-                choices=("last", "score"),
-                was="select",
-            ),
-            "logged_samples": Field(
-                4, "responses in samples.jsonl at an evaluation", at_least=0, was="samples"
-            ),
-        },
-    ),
-    **DEVICES,
-    **group(
-        "Devices and precision",
-        {
-            "inference_dtype": Field(
-                "float32",
-                "dtype of the reference's and the reward model's parameters",
-                choices=DTYPES,
-                was="frozen_dtype",
-            )
-        },
-    ),
+GROUPS = {
+    "Models and rewards": {
+        "policy": Field("", f"{MODEL} of the policy and its reference"),
+        "reward_model": Field("", "run_dir of launch.train_rm"),
+        "level": Field("token", "what the reward model rewards", choices=LEVELS),
+        "reward_function": Field("", "MODULE:FUNCTION in place of a reward model"),
+        "judge": Field("", "MODULE:FUNCTION that scores validation responses"),
+        "critic": Field(
+            "separate",
+            "a copy of the reward model's backbone | a head on the policy",
+            choices=("separate", "shared"),
+        ),
+        "reward_normalization": Field(
+            "samples",
+            "what makes rewards about one unit a response: samples of the policy before PPO | "
+            "what is stored with the reward model | nothing",
+            choices=("samples", "reward_model", "none"),
+            was="calibration",
+        ),
+        "size": Field(
+            "tiny", "architecture in launch.plan without paths", choices=tuple(SIZES)
+        ),
+    },
+    "Data": {
+        "prompts": Field("", "FILE of prompts, as train of SFT; responses are not read"),
+        "validation": Field("", 'the same; "" splits validation_share off prompts'),
+        "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
+        "validation_prompts": Field(64, "prompts of an evaluation, at most", at_least=1),
+        "data.template": Field(
+            "", 'format of a prompt; "": the reward model\'s', choices=("", *TEMPLATES)
+        ),
+        "data.max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
+        "data.max_new_tokens": Field(300, "tokens of a response", at_least=1),
+        "data.overlong": Field("drop", "what becomes of longer prompts", choices=OVERLONG),
+    },
+    "Rollouts and updates": {
+        "steps": Field(80, "rollouts, each with its updates", at_least=1),
+        "rollout_batch_size": Field(512, "prompts a step", at_least=1),
+        "minibatch_size": Field(256, "of them an update", at_least=1, was="batch_size"),
+        "micro_batch_size": Field(0, "of them at a time, gradients summed; 0: all", at_least=0),
+        "ppo_epochs": Field(2, "passes over a rollout", at_least=1, was="epochs"),
+        "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
+        "sampling.unroll": UNROLL,
+    },
+    "Algorithm": {
+        "kl.coef": Field(0.0067, "KL penalty, in rewards a nat", at_least=0),
+        "kl.estimator": Field("k1", "k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS),
+        "kl.in_reward": Field(True, "False: rewards without a KL term, as in the paper"),
+        "kl.target": Field(0.0, "nats a response to adapt kl.coef to; 0: fixed", at_least=0),
+        "kl.horizon": Field(10000.0, "responses in which kl.coef adapts", at_least=1e-6),
+        "kl.limit": Field(0.0, "nats a response at which a run ends; 0: never", at_least=0),
+        "gamma": Field(1.0, "discount of a token", at_least=0),
+        "gae_lambda": Field(1.0, "lambda of the advantages", at_least=0, was="lam"),
+        "clip_ratio": Field(0.2, "the ratio stays in 1 ± this", at_least=1e-6, was="clip"),
+        "value_clip_ratio": Field(
+            0.2,
+            "the value stays within ± this of the rollout's",
+            at_least=1e-6,
+            was="value_clip",
+        ),
+        "value_coef": Field(0.1, "weight of the value loss", at_least=0),
+        "whiten_rewards": Field(False, "unit variance, mean kept, as AlpacaFarm does"),
+        "whiten_advantages": Field(True, "mean 0 and variance 1 in a minibatch"),
+        "missing_eos": Field(
+            "none",
+            "what becomes of rewards where no EOS came: kept | replaced by the penalty | added to",
+            choices=MISSING_EOS,
+        ),
+        "missing_eos_penalty": Field(-1.0, "a reward, usually negative"),
+    },
+    "Optimizer (AdamW)": {
+        "optimizer.critic_learning_rate": Field(
+            0.0, "of the critic; 0: learning_rate", at_least=0
+        ),
+        "optimizer.warmup_steps": Field(5, "steps of warm-up", at_least=0),
+    },
+    "Evaluation and checkpoints": {
+        "best_metric": Field(
+            "last",
+            "which policy is exported: the last one, or that with the best score",
+            choices=("last", "score"),
+            was="select",
+        ),
+        "logged_samples": Field(
+            4, "responses in samples.jsonl at an evaluation", at_least=0, was="samples"
+        ),
+    },
+    "Devices and precision": {
+        "inference_dtype": Field(
+            "float32",
+            "dtype of the reference's and the reward model's parameters",
+            choices=DTYPES,
+            was="frozen_dtype",
+        )
+    },
 }
-FIELDS = with_defaults(FIELDS, {"run_dir": "runs/ppo"})
+FIELDS = collect_fields(
+    RUN,
+    GROUPS,
+    OPTIMIZER,
+    CHECKPOINTS,
+    DEVICES,
+    first="run_dir policy reward_model reward_function judge prompts validation "
+    "data.max_new_tokens steps rollout_batch_size minibatch_size micro_batch_size kl.coef "
+    "optimizer.learning_rate eval_every seed",
+    defaults={
+        "run_dir": "runs/ppo",
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.schedule": "linear",
+        "optimizer.eps": 1e-5,
+        "eval_every": 10,
+        "save_every": 20,
+    },
+)
 
 
 def get_config(argument: str = "tiny,token"):

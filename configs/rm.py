@@ -10,53 +10,54 @@ MODEL is one of
 and LOSS is token_edit (default), token_full or sequence.
 """
 
-from configs.base import SUPERVISED
-from configs.fields import Field, check_argument, group, make_config, with_defaults
+from configs.base import SUPERVISED, SUPERVISED_FIRST
+from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import LOSSES
 
-FIELDS = {
-    **with_defaults(SUPERVISED, {"run_dir": "runs/rm"}),
-    **group(
-        "Reward model",
-        {
-            "loss": Field(
-                "token_edit",
-                "rewards of changed tokens | of every token | one score a response",
-                choices=LOSSES,
-                first=True,
-            ),
-            "center_weight": Field(
-                0.3,
-                "pulls rewards of unchanged tokens to 0; 0 is the paper's Equation 4",
-                at_least=0,
-            ),
-            "consistency_weight": Field(
-                0.0, "pulls rewards of the same token on both sides together", at_least=0
-            ),
-            "model.head": Field(
-                "after",
-                "reward read from the state at a token, or of state and token as action",
-                choices=("after", "state_action"),
-            ),
-            "model.head_init": Field(
-                "normal",
-                "AlpacaFarm's N(0, 1/sqrt(D + 1)), or no noise to unlearn",
-                choices=("normal", "zero"),
-            ),
-            "data.alignment": Field(
-                "levenshtein", "how changed tokens of an edit are found", choices=METHODS
-            ),
-            "normalization_pairs": Field(
-                512,
-                "validation pairs, at most, that set the scale of the rewards",
-                at_least=1,
-                was="calibration_pairs",
-            ),
-        },
-    ),
-    **group("Data", {"test": Field("", "rows of the final table; as train")}),
+GROUPS = {
+    "Reward model": {
+        "loss": Field(
+            "token_edit",
+            "rewards of changed tokens | of every token | one score a response",
+            choices=LOSSES,
+        ),
+        "center_weight": Field(
+            0.3,
+            "pulls rewards of unchanged tokens to 0; 0 is the paper's Equation 4",
+            at_least=0,
+        ),
+        "consistency_weight": Field(
+            0.0, "pulls rewards of the same token on both sides together", at_least=0
+        ),
+        "model.head": Field(
+            "after",
+            "reward read from the state at a token, or of state and token as action",
+            choices=("after", "state_action"),
+        ),
+        "model.head_init": Field(
+            "normal",
+            "AlpacaFarm's N(0, 1/sqrt(D + 1)), or no noise to unlearn",
+            choices=("normal", "zero"),
+        ),
+        "data.alignment": Field(
+            "levenshtein", "what finds the changed tokens", choices=METHODS
+        ),
+        "normalization_pairs": Field(
+            512,
+            "validation pairs, at most, that set the scale of the rewards",
+            at_least=1,
+            was="calibration_pairs",
+        ),
+    },
+    "Data": {"test": Field("", "rows of the final table; as train")},
 }
+FIELDS = collect_fields(
+    *SUPERVISED,
+    GROUPS,
+    first=f"{SUPERVISED_FIRST} loss",
+    defaults={"run_dir": "runs/rm"},
+)
 
 
 def get_config(argument: str = "tiny,token_edit"):

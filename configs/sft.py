@@ -8,12 +8,13 @@ MODEL is one of
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
 """
 
-from configs.base import SUPERVISED
-from configs.fields import check_argument, make_config, with_defaults
+from configs.base import SUPERVISED, SUPERVISED_FIRST
+from configs.fields import check_argument, collect_fields, make_config
 
-FIELDS = with_defaults(
-    SUPERVISED,
-    {
+FIELDS = collect_fields(
+    *SUPERVISED,
+    first=SUPERVISED_FIRST,
+    defaults={
         "run_dir": "runs/sft",
         "data.max_prompt_length": 256,
         "batch_size": 128,
