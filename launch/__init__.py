@@ -1,1 +1,1 @@
-"""The commands: python -m launch.NAME. Each is thin; what they do is in fgrlhf_jax."""
+"""The commands: ``fgrlhf NAME``, or ``python -m launch.NAME``; what they do is in fgrlhf_jax."""

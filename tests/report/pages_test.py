@@ -11,7 +11,7 @@ from fgrlhf_jax.report.content import build_report
 from fgrlhf_jax.report.page import to_html
 from fgrlhf_jax.report.tables import sections, to_markdown
 
-EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}|*_`\n# x"
+EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}|*_```\n# x"
 
 
 @pytest.fixture(scope="module")
