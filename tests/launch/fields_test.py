@@ -19,7 +19,7 @@ from launch.shared import cli, explain
 MODULES = [
     importlib.import_module(module.name)
     for module in pkgutil.iter_modules(launch.__path__, "launch.")
-    if module.name != "launch.shared"
+    if module.name not in ("launch.shared", "launch.__main__")
 ]
 SPECS = {module.__name__: (module.CONFIG, *getattr(module, "OTHERS", ())) for module in MODULES}
 FIELDS = {

@@ -83,6 +83,7 @@ def test_markdown_tables_are_not_torn(evil_report):
     text = to_markdown(evil_report)
     fence = re.search(r"^(`{3,})bash\n(.*?)^\1$", text, re.MULTILINE | re.DOTALL)
     assert EVIL in fence[2]
+    assert fence[1] not in fence[2]
     widths = set()
     for line in text[: fence.start()].splitlines():
         assert "<script" not in re.sub(r"\\.", "", line)
