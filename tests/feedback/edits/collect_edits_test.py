@@ -8,50 +8,53 @@ import subprocess
 import sys
 import time
 
+import bad_input_cases
 import llm_server
 import ppo_cases
 import pytest
+from request_cases import read
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.llm import cache
+from fgrlhf_jax.feedback.edits.minimality import measure
+from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
 from launch.shared import asking, cli
 
-DEFAULT = "configs/collect_edits.py"
+CONFIG = collect_edits.CONFIG
 WORDS = "the quick brown fox jumps over a lazy dog while it rains on every old roof"
+REASONS = {3: "refusal", 6: "unchanged", 8: "rewritten"}  # by the last digit of a row
 
 
 def original(n: int) -> str:
     return f"Response {n}: {WORDS[4 * (n % 3) :]}."
 
 
-def said(prompt: str) -> str:
+def edited(n: int) -> str:
+    return original(n).replace("lazy", "sleeping" if n % 2 else "slow and lazy")
+
+
+def editor(prompt: str) -> str:
     """A model that edits well, but for some rows, and always says something around it."""
-    found = re.search(r"Response (\d+): .*", prompt)
-    n, text = int(found[1]), found[0]
-    if n % 10 == 3:
-        return "I'm sorry, but I can't help with that."
-    if n % 10 == 6:
-        return f"Here is the edited response:\n\n{text}"
-    if n % 10 == 8:
-        return "Something else entirely, which nobody had asked for at all in any case."
-    edited = text.replace("lazy", "sleeping" if n % 2 else "slow and lazy")
-    return f'Sure! Here is my attempt:\n\n"{edited}"\n\nNote: I changed one word.'
-
-
-REASONS = {3: "refusal", 6: "unchanged", 8: "rewritten"}
+    match = re.search(r"Response (\d+): .*", prompt)
+    n = int(match[1])
+    replies = {
+        3: "I'm sorry, but I can't help with that.",
+        6: f"Here is the edited response:\n\n{match[0]}",
+        8: "Something else entirely, which nobody had asked for at all in any case.",
+    }
+    edit = f'Sure! Here is my attempt:\n\n"{edited(n)}"\n\nNote: I changed one word.'
+    return replies.get(n % 10, edit)
 
 
 @pytest.fixture
-def asked(tmp_path):
+def responses(tmp_path):
     """A file of 40 responses, one of them blank."""
     rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(40)]
     rows[17]["output"] = " "
-    write_jsonl(tmp_path / "asked.jsonl", rows)
-    return tmp_path / "asked.jsonl"
+    write_jsonl(tmp_path / "responses.jsonl", rows)
+    return tmp_path / "responses.jsonl"
 
 
 def flags(server, input, output, provider="openai", **fields) -> list[str]:
@@ -62,136 +65,124 @@ def flags(server, input, output, provider="openai", **fields) -> list[str]:
 
 
 def collect(*args, **fields) -> None:
-    collect_edits.main(cli.parse(["", *flags(*args, **fields)], DEFAULT))
+    collect_edits.main(cli.parse(["", *flags(*args, **fields)], CONFIG))
 
 
-def lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+def files(output) -> tuple[bytes, bytes]:
+    return output.read_bytes(), rejected_path(output).read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """No test waits for seconds between two llm_requests."""
+def settings(monkeypatch):
+    """Keys, and no test that waits for seconds between two attempts."""
     limits = asking.Limits
     monkeypatch.setattr(
-        asking, "Limits", lambda **given: limits(back_off=0.001, longest_wait=0.01, **given)
+        asking, "Limits", lambda **fields: limits(back_off=0.001, longest_wait=0.01, **fields)
     )
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", llm_server.KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_edits_of_a_model_that_misbehaves(asked, tmp_path, provider, capsys):
+def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys):
     output = tmp_path / "edits.jsonl"
     key = llm_server.KEY if provider == "anthropic" else None
-    with llm_server.running(llm_server.shaky(0.2), said, key=key) as server:
-        collect(server, asked, output, provider)
+    with llm_server.running(llm_server.shaky(0.2), editor, key=key) as server:
+        collect(server, responses, output, provider)
+        first, printed = files(output), capsys.readouterr()
+        collect(server, responses, output, provider)
+        assert files(output) == first
         assert set(server.delivered.values()) == {1}
         assert len(server.delivered) == 39
-        first = [output.read_bytes(), cache.rejected_path(output).read_bytes()]
-        told = capsys.readouterr()
-        collect(server, asked, output, provider)
-        assert sum(server.delivered.values()) == 39
-        assert [output.read_bytes(), cache.rejected_path(output).read_bytes()] == first
 
-    made = records.read(str(output))
-    rows, aside = lines(output), lines(cache.rejected_path(output))
-    kept = [n for n in range(40) if n % 10 not in REASONS and n != 17]
-    assert [row["id"] for row in rows] == [str(n + 1) for n in kept]
-    for n, edit, row in zip(kept, made, rows, strict=True):
+    rows, rejected = read(output), read(rejected_path(output))
+    accepted = [n for n in range(40) if n % 10 not in REASONS and n != 17]
+    assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
+    assert {row["annotator"] for row in rows} == {f"{provider}/m"}
+    for n, edit in zip(accepted, records.read(str(output)), strict=True):
         assert isinstance(edit, records.Edit)
         assert edit.instruction == f"Question {n}?"
-        assert edit.original == original(n)
-        assert edit.edited == original(n).replace(
-            "lazy", "sleeping" if n % 2 else "slow and lazy"
-        )
-        assert row["annotator"] == f"{provider}/m"
-    assert [row["reason"] for row in aside] == [
-        REASONS.get(n % 10, "no response") for n in range(40) if n % 10 in REASONS or n == 17
+        assert (edit.original, edit.edited) == (original(n), edited(n))
+    assert [row["reason"] for row in rejected] == [
+        REASONS.get(n % 10, "no response") for n in range(40) if n not in accepted
     ]
-    assert aside[0]["reply"] == "I'm sorry, but I can't help with that."
-    assert aside[1]["reply"].startswith("Here is the edited response:\n\nResponse 6")
-    assert "13 rows set aside in" in told.out
-    assert "4 refusal, 4 unchanged, 4 rewritten, 1 no response" in told.out
-    assert f"27 edits in {output}, median word change ratio 0." in told.out
-    assert f"python -m launch.edit_report --config.input={output}\n" in told.out
-    assert f"--config.train={output}" in told.out
-    written = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path != asked)
+    assert rejected[0]["reply"] == "I'm sorry, but I can't help with that."
+    assert rejected[1]["reply"].startswith("Here is the edited response:\n\nResponse 6")
+    for text in (
+        "13 rows set aside in",
+        "4 refusal, 4 unchanged, 4 rewritten, 1 no response",
+        f"27 edits in {output}, median word change ratio 0.",
+        f"python -m launch.edit_report --config.input={output}\n",
+        f"--config.train={output}",
+    ):
+        assert text in printed.out
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert llm_server.KEY.encode() not in written
-    assert llm_server.KEY not in told.out + told.err
-
-
-def command(*args: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.collect_edits", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    assert llm_server.KEY not in printed.out + printed.err
 
 
 @pytest.mark.slow
-def test_stopped_again_and_again(asked, tmp_path):
+def test_stopped_again_and_again(responses, tmp_path):
     """Killed, interrupted, killed: nothing is lost, doubled or asked for again."""
-    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    with llm_server.running(answer=said, work=0.05) as server:
-        collect(server, asked, whole)
+    complete, stopped = tmp_path / "complete.jsonl", tmp_path / "stopped.jsonl"
+
+    def command() -> subprocess.Popen:
+        arguments = flags(server, responses, stopped, limits__concurrency=2)
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.collect_edits", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    with llm_server.running(answer=editor, work=0.05) as server:
+        collect(server, responses, complete, limits__concurrency=16)
         before = sum(server.delivered.values())
-        given = flags(server, asked, stopped, limits__concurrency=2)
         for until, how in ((8, signal.SIGKILL), (16, signal.SIGINT), (24, signal.SIGKILL)):
-            run = command(*given)
+            process = command()
             while sum(server.delivered.values()) < before + until:
-                assert run.poll() is None, run.stderr.read()
+                assert process.poll() is None, process.stderr.read()
                 time.sleep(0.002)
-            run.send_signal(how)
-            _, error = run.communicate(timeout=60)
-            assert run.returncode == (130 if how == signal.SIGINT else -how), error
+            process.send_signal(how)
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == (130 if how == signal.SIGINT else -how), error
             if how == signal.SIGINT:
                 assert error.decode().endswith("interrupted; run the same command to go on\n")
-        there = stopped.read_bytes()
-        assert 0 < len(there) < len(whole.read_bytes())
-        last = command(*given)
+        written = stopped.read_bytes()
+        assert 0 < len(written) < len(complete.read_bytes())
+        last = command()
         out, error = last.communicate(timeout=120)
         assert last.returncode == 0, error
         # Besides, what a killed program had been sent and had not yet written.
         assert sum(server.delivered.values()) <= before + 39 + 2 * 2
-    assert stopped.read_bytes().startswith(there)
-    assert stopped.read_bytes() == whole.read_bytes()
-    assert cache.rejected_path(stopped).read_bytes() == cache.rejected_path(whole).read_bytes()
+    assert stopped.read_bytes().startswith(written)
+    assert files(stopped) == files(complete)
     assert b"27 edits in" in out
 
 
-def test_a_cap_stops_it_and_the_next_run_goes_on(asked, tmp_path):
-    output = tmp_path / "edits.jsonl"
-    with llm_server.running(answer=said) as server:
+def test_a_cap_stops_it_and_the_next_run_continues(responses, tmp_path):
+    output, cap = tmp_path / "edits.jsonl", {"limits__max_requests": 12}
+    with llm_server.running(answer=editor) as server:
         for _ in range(3):
-            with pytest.raises(
-                InputError, match="stopped at max_requests=12 after 12 requests"
-            ):
-                collect(server, asked, output, limits__max_requests=12)
-        assert len(lines(output)) + len(lines(cache.rejected_path(output))) >= 36
-        collect(server, asked, output, limits__max_requests=12)
+            message = "stopped at max_requests=12 after 12 requests"
+            with pytest.raises(InputError, match=message):
+                collect(server, responses, output, **cap)
+        collect(server, responses, output, **cap)
         assert set(server.delivered.values()) == {1}
-    assert len(lines(output)) == 27
+    assert len(read(output)) == 27
 
 
-@pytest.mark.parametrize("change", ["input", "template_file", "max_change_ratio", "model"])
-def test_an_output_of_something_else_is_refused(asked, tmp_path, change):
+def test_an_output_of_something_else_is_refused(responses, tmp_path):
     output, template = tmp_path / "edits.jsonl", tmp_path / "t.txt"
     template.write_text("Other: {{ response }}")
-    with llm_server.running(answer=said) as server:
-        collect(server, asked, output, limit=3)
-        collect(server, asked, output, limit=5)  # more rows go on
-        before, fields = output.read_bytes(), {"limit": 5}
-        if change == "input":
-            asked.write_text(asked.read_text().replace("Question 1?", "Question 1 again?"))
-        else:
-            fields[change] = {"template_file": template, "model": "n"}.get(change, 0.9)
-        with pytest.raises(InputError, match="choose another output, or move this one away"):
-            collect(server, asked, output, **fields)
+    other = tmp_path / "other.jsonl"
+    other.write_text(responses.read_text().replace("Question 1?", "Question 1 again?"))
+    with llm_server.running(answer=editor) as server:
+        collect(server, responses, output, limit=3)
+        collect(server, responses, output, limit=5)  # more rows go on
+        before = output.read_bytes()
+        for change in ({}, {"template_file": template}, {"max_change_ratio": 1}, {"model": 1}):
+            with pytest.raises(InputError, match="choose another output, or move this one"):
+                collect(server, responses if change else other, output, limit=5, **change)
         assert output.read_bytes() == before
 
 
@@ -202,80 +193,66 @@ def test_preferences_and_edits_are_edited_too(tmp_path):
         {"instruction": "q", "input": "i", "output": original(7), "generator": "g"},
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    with llm_server.running(answer=said) as server:
-        collect(server, tmp_path / "rows.json", tmp_path / "worse.jsonl")
-        collect(server, tmp_path / "rows.json", tmp_path / "better.jsonl", side="better")
+    with llm_server.running(answer=editor) as server:
+        for side, n in (("worse", 2), ("better", 1)):
+            output = tmp_path / f"{side}.jsonl"
+            collect(server, tmp_path / "rows.json", output, side=side)
+            edits = records.read(str(output))
+            assert [edit.original for edit in edits] == list(map(original, (n, 4, 7)))
+            assert [edit.id for edit in edits] == ["1", "e/1", "3"]
+            assert not rejected_path(output).exists()
         assert any("Input: i\n" in prompt for prompt in server.asked)
-    worse, better = (records.read(str(tmp_path / f"{n}.jsonl")) for n in ("worse", "better"))
-    assert [edit.original for edit in worse] == [original(2), original(4), original(7)]
-    assert [edit.original for edit in better] == [original(1), original(4), original(7)]
-    assert [edit.id for edit in worse] == ["1", "e/1", "3"]
-    assert not cache.rejected_path(tmp_path / "worse.jsonl").exists()
 
 
-def test_a_local_model_is_known_by_what_its_files_hold(tmp_path):
-    config = cli.load(DEFAULT)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "weights").write_text("1")
-    config.update({"provider": "local", "model": str(model)})
-    before = asking.model_identity(config)
-    os.utime(model / "weights", (1, 1))
-    assert asking.model_identity(config) == before
-    (model / "weights").write_text("2")
-    assert asking.model_identity(config) != before
-
-
-def test_one_refused_request_stands_in_nobodys_way(asked, tmp_path):
+def test_one_refused_request_does_not_stop_the_others(responses, tmp_path):
     def plan(prompt, before):
         return "400 the prompt is too long: 9 > 8" if "Response 5:" in prompt else "ok"
 
     output = tmp_path / "edits.jsonl"
-    with llm_server.running(plan, said) as server:
-        collect(server, asked, output, limit=8)
-    (refused,) = [row for row in lines(cache.rejected_path(output)) if row["id"] == "6"]
+    with llm_server.running(plan, editor) as server:
+        collect(server, responses, output, limit=8)
+    (refused,) = [row for row in read(rejected_path(output)) if row["id"] == "6"]
     assert refused["reason"].startswith("rejected: 400: ")
-    assert [row["id"] for row in lines(output)] == ["1", "2", "3", "5", "8"]
+    assert [row["id"] for row in read(output)] == ["1", "2", "3", "5", "8"]
 
 
-def test_a_dry_run_asks_nothing(asked, tmp_path, capsys, monkeypatch):
+def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
     output = tmp_path / "edits.jsonl"
     monkeypatch.delenv("ANTHROPIC_API_KEY")
-    with llm_server.running(answer=said) as server:
-        given = flags(server, asked, output, "anthropic", price_input=3, price_output=15)
-        monkeypatch.setattr(sys, "argv", ["collect_edits", *given, "--dry-run"])
+    with llm_server.running(answer=editor) as server:
+        arguments = flags(
+            server, responses, output, "anthropic", price_input=3, price_output=15
+        )
+        monkeypatch.setattr(sys, "argv", ["collect_edits", *arguments, "--dry-run"])
         before = signal.getsignal(signal.SIGTERM)
-        asking.command(collect_edits.main, DEFAULT, "")
+        asking.command(collect_edits.main, CONFIG, "")
         signal.signal(signal.SIGTERM, before)
         assert not server.asked
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl"]
     out = capsys.readouterr().out
     assert out.count("== prompt ") == 3
     assert "== prompt 1 of 39\nQuestion: Question 0?\n\nResponse: Response 0: the quick" in out
-    found = re.search(
+    match = re.search(
         r"39 requests to anthropic/m: about ([\d,]+) tokens to read, about ([\d,]+),", out
     )
-    read, written = (int(number.replace(",", "")) for number in found.groups())
-    assert 39 * 100 < read < 39 * 200
+    tokens, written = (int(number.replace(",", "")) for number in match.groups())
+    assert 39 * 100 < tokens < 39 * 200
     assert 39 * 12 < written < 39 * 25
     assert "at most 39,936 to write" in out
-    cost = (3 * read + 15 * written) / 1e6
+    cost = (3 * tokens + 15 * written) / 1e6
     assert f"cost by the given prices: about {cost:.2f}, at most 0.6" in out
 
 
-def test_a_dry_run_knows_what_is_there(asked, tmp_path, capsys):
-    with llm_server.running(answer=said) as server:
-        collect(server, asked, tmp_path / "edits.jsonl", limit=10)
+def test_a_dry_run_counts_cached_replies(responses, tmp_path, capsys):
+    with llm_server.running(answer=editor) as server:
+        collect(server, responses, tmp_path / "edits.jsonl", limit=10)
         capsys.readouterr()
-        collect(server, asked, tmp_path / "edits.jsonl", dry_run=True)
+        collect(server, responses, tmp_path / "edits.jsonl", dry_run=True)
     out = capsys.readouterr().out
     assert "29 requests to openai/m: about" in out
     assert "10 of 39 prompts are answered already" in out
     assert "prices" not in out
-
-
-def test_without_a_file_the_embedded_world_is_shown(capsys):
-    collect_edits.main(cli.parse(["", "--config.dry_run=True"], DEFAULT))
+    collect_edits.main(cli.parse(["", "--config.dry_run=True"], CONFIG))  # the embedded world
     assert "20 requests to anthropic/MODEL" in capsys.readouterr().out
 
 
@@ -286,24 +263,63 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     ppo_cases.one_device(monkeypatch)
     model = ppo_cases.save_policy(tmp_path / "model", template="plain")
     (tmp_path / "t.txt").write_text("{{ response }}")
-    fields = {
-        "model": model,
-        "output": tmp_path / "edits.jsonl",
-        "template_file": tmp_path / "t.txt",
-        "provider": "local",
-        "max_new_tokens": 8,
-        "max_change_ratio": 1,
-    }
-    named = [f"--config.{name}={value}" for name, value in fields.items()]
-    collect_edits.main(cli.parse(["", *named], DEFAULT))
-    told = capsys.readouterr()
-    assert "20 requests (0 of them retries)" in told.err
-    rows, aside = (
-        lines(path) if path.exists() else []
-        for path in (fields["output"], cache.rejected_path(fields["output"]))
+    output = tmp_path / "edits.jsonl"
+    fields = {"model": model, "output": output, "template_file": tmp_path / "t.txt"}
+    fields |= {"provider": "local", "max_new_tokens": 8, "max_change_ratio": 1}
+    config = cli.parse(["", *(f"--config.{k}={v}" for k, v in fields.items())], CONFIG)
+    collect_edits.main(config)
+    assert "20 requests (0 of them retries)" in capsys.readouterr().err
+    rows, rejected = (
+        read(path) if path.exists() else [] for path in (output, rejected_path(output))
     )
-    assert len(rows) + len(aside) == 20
-    assert all(row["annotator"] == f"local/{model}" for row in rows + aside)
-    assert all(minimality.measure(row["original"], row["edited"]).changes for row in rows)
-    collect_edits.main(cli.parse(["", *named], DEFAULT))
+    assert len(rows) + len(rejected) == 20
+    assert all(row["annotator"] == f"local/{model}" for row in rows + rejected)
+    assert all(measure(row["original"], row["edited"]).changes for row in rows)
+    collect_edits.main(config)
     assert "requests" not in capsys.readouterr().err
+
+
+def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("1")
+    config = cli.load(CONFIG)
+    config.update({"provider": "local", "model": str(tmp_path)})
+    before = asking.model_identity(config)
+    os.utime(weights, (1, 1))
+    assert asking.model_identity(config) == before
+    weights.write_text("2")
+    assert asking.model_identity(config) != before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": ""}, "model is empty; give --config.provider=anthropic|openai|local"),
+        ({"output": ""}, "output is empty; give --config.provider="),
+        ({"provider": "openai", "base_url": ""}, "openai needs a key; set the environment"),
+        ({"base_url": "nowhere"}, "base_url is no address; give http://HOST:PORT/v1"),
+        ({"base_url": "http://me:secret@h/v1"}, "keys come from the environment"),
+        ({"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+        ({"input": "DATA/blank.jsonl"}, "none of its rows has a response to edit"),
+        ({"input": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
+        ({"output": "DATA/edits.json"}, "edits.json: give a FILE.jsonl"),
+        ({"output": "DATA/no/e.jsonl"}, "no does not exist; make it"),
+        ({"output": "DATA/blank.jsonl"}, "blank.jsonl:1: is no row of ours"),
+        ({"cache": "DATA/blank.jsonl"}, "cache DATA/blank.jsonl: cannot be used"),
+        ({"template_file": "DATA/t.txt"}, "t.txt: cannot be read (No such file"),
+        ({"template_file": "DATA/bad.txt"}, "there is no field {{ answer }}; there are"),
+        ({"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give a "),
+    ],
+)
+def test_bad_input(fields, message, responses, tmp_path, monkeypatch, capsys):
+    (tmp_path / "blank.jsonl").write_text('{"instruction": "q", "output": ""}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.txt").write_text("{{ response }} {{ answer }}")
+    base = {"input": responses, "output": tmp_path / "edits.jsonl", "provider": "anthropic"}
+    base |= {"model": "m", "base_url": "http://127.0.0.1:9"}
+    fields = {k: bad_input_cases.filled(v, {"DATA": tmp_path}) for k, v in fields.items()}
+    monkeypatch.setattr(asking.requests, "collect_replies", None)  # nothing gets that far
+    sentence = bad_input_cases.only(
+        bad_input_cases.launch(monkeypatch, capsys, collect_edits, CONFIG, **base | fields)
+    )
+    assert bad_input_cases.filled(message, {"DATA": tmp_path}) in sentence
