@@ -18,13 +18,14 @@ from pathlib import Path
 import jax
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.plan import memory as plan
-from fgrlhf_jax.plan import shapes as outlines
+from fgrlhf_jax.plan.memory import format_table, measure
+from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.files import write_json
 from launch import ppo
 from launch.shared import cli
 
 CONFIG, *OTHERS = "configs/ppo.py:llama_7b", "configs/rm.py", "configs/sft.py"
+SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes}
 OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
 
 
@@ -36,54 +37,50 @@ def main(config, options: dict[str, str]) -> None:
     kind = kind_of(config)
     if options["mesh"]:
         config.mesh = options["mesh"]
-    start(devices)
-    outline = {
-        "ppo": outlines.ppo,
-        "rm": outlines.reward_model,
-        "sft": outlines.supervised_fine_tuning,
-    }[kind](config)
-    found = plan.measure(outline, memory * 1e9, lambda what: print(what, file=sys.stderr))
-    print(plan.table(found))
+    use_virtual_devices(devices)
+    shapes = SHAPES[kind](config)
+    plan = measure(shapes, memory * 1e9, lambda line: print(line, file=sys.stderr))
+    print(format_table(plan))
     if options["json"]:
-        write_json(Path(options["json"]), found)
+        write_json(options["json"], plan)
 
 
-def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of this command, and the arguments that are about the config."""
+def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of this command, and the other arguments."""
     options, others = dict(OPTIONS), [argv[0]]
     rest = iter(argv[1:])
     for arg in rest:
-        name, given, value = arg.partition("=")
+        name, equals, value = arg.partition("=")
         if name.startswith("-") and name.lstrip("-") in OPTIONS:
-            options[name.lstrip("-")] = value if given else next(rest, "")
+            options[name.lstrip("-")] = value if equals else next(rest, "")
         else:
             others.append(arg)
     return options, others
 
 
 def number(options: dict[str, str], name: str, kind: type):
-    """A positive number; raises InputError for anything else."""
+    """The positive number of an option; raises InputError for anything else."""
     try:
         value = kind(options[name])
     except ValueError:
         value = 0
     if not 0 < value < math.inf:
-        what = "a whole number above 0" if kind is int else "a number above 0"
-        raise InputError(f"--{name}={options[name]}: give {what}")
+        article = "a whole number" if kind is int else "a number"
+        raise InputError(f"--{name}={options[name]}: give {article} above 0")
     return value
 
 
 def check_file(path: Path) -> None:
     """Raises InputError now where writing would fail after all the compiling."""
-    why = ""
+    reason = ""
     if path.is_dir():
-        why = "is a folder; give the name of a file"
+        reason = "is a folder; give the name of a file"
     elif not path.parent.is_dir():
-        why = f"the folder {path.parent} does not exist; make it"
+        reason = f"the folder {path.parent} does not exist; make it"
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        why = "cannot be written; choose another folder"
-    if why:
-        raise InputError(f"--json={path}: {why}")
+        reason = "cannot be written; choose another folder"
+    if reason:
+        raise InputError(f"--json={path}: {reason}")
 
 
 def kind_of(config) -> str:
@@ -95,14 +92,14 @@ def kind_of(config) -> str:
     return "rm" if "loss" in config else "sft"
 
 
-def start(devices: int) -> None:
-    """Begin with so many virtual devices; must come before anything else that uses devices."""
+def use_virtual_devices(devices: int) -> None:
+    """Makes virtual CPU devices; must come before anything else that uses devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
 
 
 def command() -> None:
-    options, sys.argv = split(sys.argv)
+    options, sys.argv = split_arguments(sys.argv)
     cli.command(lambda config: main(config, options), CONFIG, __doc__, *OTHERS)
 
 

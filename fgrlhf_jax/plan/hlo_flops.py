@@ -1,9 +1,9 @@
-"""FLOPs of a compiled program, read from its optimised HLO text.
+"""FLOPs of a compiled program, counted in its optimised HLO text.
 
 XLA's own cost analysis counts the body of a loop once, whether a model has one layer or eighty.
 Here every body counts as often as it runs. Matrix products and convolutions count, 2 FLOPs a
-multiplication; what is done element by element does not. The text of a program that is spread over
-devices is that of one device, and so is the count.
+multiplication; elementwise operations do not. The text of a program for several devices describes
+one of them, and so does the count.
 """
 
 import functools
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 
 class Count(NamedTuple):
-    """What a program computes.
+    """FLOPs of a program.
 
     Attributes:
       flops: of one run, on one device.
-      notes: what the text alone does not settle, and how it was taken.
+      notes: assumptions that were made where the text is not enough.
     """
 
     flops: float
@@ -25,25 +25,25 @@ class Count(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """``name = shape opcode(inside), attributes``; ``inside`` are operands, or a literal."""
+    """``name = shape opcode(arguments), attributes``; arguments are operands, or a literal."""
 
     name: str
     shape: str
     opcode: str
-    inside: str
+    arguments: str
     attributes: str
 
     @property
     def operands(self) -> list[str]:
-        return re.findall(r"%([\w.-]+)", self.inside)
+        return re.findall(r"%([\w.-]+)", self.arguments)
 
     def attribute(self, name: str) -> str:
-        found = re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)
-        return found[1] if found else ""
+        match = re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)
+        return match[1] if match else ""
 
     def numbers(self, name: str) -> list[int]:
-        found = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
-        return [int(n) for n in found[1].split(",") if n] if found else []
+        match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return [int(n) for n in match[1].split(",") if n] if match else []
 
 
 class Computation(NamedTuple):
@@ -56,7 +56,7 @@ class Computation(NamedTuple):
 def count(text: str) -> Count:
     """FLOPs of the program whose ``compiled.as_text()`` this is.
 
-    A loop whose number of rounds is not known to the compiler is taken to run as often as its
+    A loop whose number of iterations is not known to the compiler is taken to run as often as its
     condition's comparison with a constant allows; of branches the most expensive one is taken.
 
     Raises:
@@ -66,57 +66,57 @@ def count(text: str) -> Count:
     notes = dict.fromkeys(())  # an ordered set
 
     @functools.cache
-    def of(name: str) -> float:
-        total = 0.0
-        for one in computations[name].instructions.values():
-            if one.opcode == "dot":
-                total += dot(one, computations[name].instructions)
-            elif one.opcode == "convolution":
-                total += convolution(one, computations[name].instructions)
-            elif one.opcode == "while":
-                total += loop(one, name)
-            elif one.opcode == "conditional":
-                total += max(of(branch) for branch in branches(one))
-            else:
-                if one.opcode == "custom-call" and re.search(
-                    r"mat_?mul|gemm|conv", one.attributes
-                ):
-                    target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
-                    notes[f"custom call {target[1] if target else one.name} is not counted"] = (
-                        None
-                    )
-                total += sum(of(c) for c in map(one.attribute, ("calls", "to_apply")) if c)
-        return total
+    def total(name: str) -> float:
+        """FLOPs of a computation."""
+        instructions = computations[name].instructions
+        return sum(flops(instruction, name) for instruction in instructions.values())
 
-    def loop(one: Instruction, inside: str) -> float:
-        body = of(one.attribute("body"))
-        if not body:
-            return 0.0
-        known = re.search(r'known_trip_count"?[=:]\s*\{"?n"?[=:]"?(\d+)', one.attributes)
+    def flops(instruction: Instruction, name: str) -> float:
+        instructions = computations[name].instructions
+        match instruction.opcode:
+            case "dot":
+                return dot_flops(instruction, instructions)
+            case "convolution":
+                return convolution_flops(instruction, instructions)
+            case "while":
+                body = total(instruction.attribute("body"))
+                return iterations(instruction, name) * body if body else 0.0
+            case "conditional":
+                return max(map(total, branches(instruction)))
+            case "custom-call" if re.search(r"mat_?mul|gemm|conv", instruction.attributes):
+                target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+                called = target[1] if target else instruction.name
+                notes[f"custom call {called} is not counted"] = None
+        called = map(instruction.attribute, ("calls", "to_apply"))
+        return sum(total(computation) for computation in called if computation)
+
+    def iterations(loop: Instruction, name: str) -> int:
+        known = re.search(r'known_trip_count"?[=:]\s*\{"?n"?[=:]"?(\d+)', loop.attributes)
         if known:
-            return int(known[1]) * body
-        rounds = most_rounds(one, inside, computations)
-        if rounds is None:
+            return int(known[1])
+        limit = max_iterations(loop, name, computations)
+        if limit is None:
             notes["a loop with an unknown number of rounds is counted once"] = None
-            return body
-        notes[f"a loop that may end earlier is counted with its most rounds, {rounds}"] = None
-        return rounds * body
+            return 1
+        notes[f"a loop that may end earlier is counted with its most rounds, {limit}"] = None
+        return limit
 
-    return Count(of(entry), tuple(notes))
+    return Count(total(entry), tuple(notes))
 
 
-def dot(one: Instruction, around: dict[str, Instruction]) -> float:
+def dot_flops(dot: Instruction, instructions: dict[str, Instruction]) -> float:
     """2 x every element of the result x the contracted dimensions."""
-    left = dimensions(around[one.operands[0]].shape)
-    contracted = math.prod(left[axis] for axis in one.numbers("lhs_contracting_dims"))
-    return 2.0 * math.prod(dimensions(one.shape)) * contracted
+    left = dimensions(instructions[dot.operands[0]].shape)
+    contracted = math.prod(left[axis] for axis in dot.numbers("lhs_contracting_dims"))
+    return 2.0 * math.prod(dimensions(dot.shape)) * contracted
 
 
-def convolution(one: Instruction, around: dict[str, Instruction]) -> float:
+def convolution_flops(convolution: Instruction, instructions: dict[str, Instruction]) -> float:
     """2 x every element of the result x the kernel's elements for one output feature."""
-    kernel = dimensions(around[one.operands[1]].shape)
-    features = kernel[one.attribute("dim_labels").split("_")[1].split("-")[0].index("o")]
-    return 2.0 * math.prod(dimensions(one.shape)) * math.prod(kernel) / features
+    kernel = dimensions(instructions[convolution.operands[1]].shape)
+    labels = convolution.attribute("dim_labels").split("_")[1].split("-")[0]
+    elements = math.prod(kernel) / kernel[labels.index("o")]
+    return 2.0 * math.prod(dimensions(convolution.shape)) * elements
 
 
 def dimensions(shape: str) -> list[int]:
@@ -124,11 +124,11 @@ def dimensions(shape: str) -> list[int]:
     return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
 
 
-def branches(one: Instruction) -> list[str]:
-    listed = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-    if listed:
-        return re.findall(r"%?([\w.-]+)", listed[1])
-    return [one.attribute("true_computation"), one.attribute("false_computation")]
+def branches(conditional: Instruction) -> list[str]:
+    names = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
+    if names:
+        return re.findall(r"%?([\w.-]+)", names[1])
+    return [conditional.attribute(f"{branch}_computation") for branch in ("true", "false")]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -145,57 +145,59 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             entry = name if head[1] else entry
         elif line == "}" and name:
             computations[name], name = Computation(instructions, root), ""
-        elif name and (made := instruction(line)):
-            instructions[made.name] = made
-            root = made.name if line.lstrip().startswith("ROOT ") else root
+        elif name and (instruction := parse_instruction(line)):
+            instructions[instruction.name] = instruction
+            root = instruction.name if line.lstrip().startswith("ROOT ") else root
     if not entry:
         raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
     return computations, entry
 
 
-def instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)", line)
-    if not found:
+def parse_instruction(line: str) -> Instruction | None:
+    match = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)", line)
+    if not match:
         return None
-    name, rest = found.groups()
+    name, rest = match.groups()
     # A tuple's shape has blanks and brackets in it, any other has no blank.
-    end = closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    end = closing_bracket(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, call = rest[:end], rest[end:].lstrip()
     start = call.index("(")
-    stop = closing(call, start)
+    stop = closing_bracket(call, start)
     return Instruction(name, shape, call[:start], call[start + 1 : stop], call[stop + 1 :])
 
 
-def closing(text: str, start: int) -> int:
+def closing_bracket(text: str, start: int) -> int:
     """Where the bracket that opens at ``start`` is closed."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for bracket in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if bracket[0] == "(" else -1
         if not depth:
-            return found.start()
+            return bracket.start()
     raise ValueError(f"a bracket is not closed: {text[start : start + 80]}")
 
 
-def most_rounds(one: Instruction, inside: str, computations) -> int | None:
+def max_iterations(loop: Instruction, name: str, computations) -> int | None:
     """How often a while loop runs if only its comparisons with constants can end it.
 
     Args:
-      inside: the computation that the loop is in.
+      name: the computation that the loop is in.
 
     Returns:
       The least that any comparison of its condition allows; None where none can be understood.
     """
 
-    def root(name: str):
-        return meaning(name, computations[name].root, ["state"], computations)
+    def root_value(computation: str):
+        return symbolic_value(
+            computation, computations[computation].root, ["state"], computations
+        )
 
-    start = meaning(inside, one.operands[0], None, computations)
-    after = root(one.attribute("body"))
+    start = symbolic_value(name, loop.operands[0], None, computations)
+    after = root_value(loop.attribute("body"))
 
     def element(values, index: int):
         return values[index] if isinstance(values, list) and index < len(values) else None
 
-    def settled(value):
+    def resolve(value):
         """A constant that the loop carries along is a constant."""
         if (
             isinstance(value, tuple)
@@ -205,73 +207,76 @@ def most_rounds(one: Instruction, inside: str, computations) -> int | None:
             return element(start, value[1])
         return value
 
-    allowed = []
-    condition = root(one.attribute("condition"))
-    for how, left, right in condition if isinstance(condition, list) else []:
-        left, right = settled(left), settled(right)
+    limits = []
+    condition = root_value(loop.attribute("condition"))
+    for direction, left, right in condition if isinstance(condition, list) else []:
+        left, right = resolve(left), resolve(right)
         if isinstance(left, int):
             left, right = right, left
-            how = how.translate(str.maketrans("LG", "GL"))
+            direction = direction.translate(str.maketrans("LG", "GL"))
         if not (isinstance(left, tuple) and left[0] == "state" and isinstance(right, int)):
             continue
         first, change = element(start, left[1]), element(after, left[1])
         if not (isinstance(first, int) and isinstance(change, tuple) and change[0] == "add"):
             continue
-        _, counter, by = change
-        if counter != left or not by:
+        _, counter, step = change
+        if counter != left or not step:
             continue
-        distance = (right - first) / by
-        if how in ("LE", "GE"):
-            allowed.append(math.floor(distance) + 1)
-        elif how in ("LT", "GT", "NE"):
-            allowed.append(math.ceil(distance))
-    return max(0, min(allowed)) if allowed else None
+        distance = (right - first) / step
+        if direction in ("LE", "GE"):
+            limits.append(math.floor(distance) + 1)
+        elif direction in ("LT", "GT", "NE"):
+            limits.append(math.ceil(distance))
+    return max(0, min(limits)) if limits else None
 
 
-def meaning(name: str, wanted: str, arguments: list | None, computations):
-    """What an instruction computes, as far as counters of loops need to know it.
+def symbolic_value(name: str, wanted: str, parameters: list | None, computations):
+    """The value of an instruction, as far as counters of loops depend on it.
 
     Args:
       name: the computation that the instruction ``wanted`` is in.
-      arguments: meanings of its parameters; "state" is all that a loop carries.
+      parameters: values of the computation's parameters; "state" is all that a loop carries.
 
     Returns:
-      An int; a list, of a tuple's elements; ("state", i); ("add", meaning, int); a list of
-      (direction, meaning, meaning), all of which must hold; or None.
+      An int; a list, of a tuple's elements; ("state", i); ("add", value, int); a list of
+      (direction, value, value), comparisons all of which must hold; or None.
     """
-    one = computations[name].instructions[wanted]
+    instruction = computations[name].instructions[wanted]
 
     def operand(number: int):
-        return meaning(name, one.operands[number], arguments, computations)
+        return symbolic_value(name, instruction.operands[number], parameters, computations)
 
-    match one.opcode:
+    def operands() -> list:
+        return [operand(number) for number in range(len(instruction.operands))]
+
+    match instruction.opcode:
         case "constant":
-            return int(one.inside) if re.fullmatch(r"-?\d+", one.inside) else None
+            literal = instruction.arguments
+            return int(literal) if re.fullmatch(r"-?\d+", literal) else None
         case "parameter":
-            return arguments[int(one.inside)] if arguments is not None else None
+            return parameters[int(instruction.arguments)] if parameters is not None else None
         case "copy" | "bitcast" | "convert" | "reshape" | "optimization-barrier":
             return operand(0)
         case "tuple":
-            return [operand(number) for number in range(len(one.operands))]
+            return operands()
         case "get-tuple-element":
-            whole, index = operand(0), int(one.attribute("index"))
-            if whole == "state":
+            values, index = operand(0), int(instruction.attribute("index"))
+            if values == "state":
                 return ("state", index)
-            return whole[index] if isinstance(whole, list) else None
+            return values[index] if isinstance(values, list) else None
         case "fusion" | "call":
-            called = one.attribute("calls") or one.attribute("to_apply")
-            given = [operand(number) for number in range(len(one.operands))]
-            return meaning(called, computations[called].root, given, computations)
-        case "add" | "subtract" if not dimensions(one.shape):
+            called = instruction.attribute("calls") or instruction.attribute("to_apply")
+            return symbolic_value(called, computations[called].root, operands(), computations)
+        case "add" | "subtract" if not dimensions(instruction.shape):
             left, right = operand(0), operand(1)
-            if one.opcode == "add" and isinstance(left, int):
+            if instruction.opcode == "add" and isinstance(left, int):
                 left, right = right, left
             if not isinstance(right, int) or left is None:
                 return None
-            return ("add", left, right if one.opcode == "add" else -right)
+            return ("add", left, right if instruction.opcode == "add" else -right)
         case "compare":
-            return [(one.attribute("direction"), operand(0), operand(1))]
+            return [(instruction.attribute("direction"), operand(0), operand(1))]
         case "and":
-            both = operand(0), operand(1)
-            return [test for tests in both if isinstance(tests, list) for test in tests]
+            tests = [value for value in (operand(0), operand(1)) if isinstance(value, list)]
+            return [test for comparisons in tests for test in comparisons]
     return None

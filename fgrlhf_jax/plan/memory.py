@@ -1,4 +1,4 @@
-"""Will it fit? Bytes and FLOPs of every compiled step of a run, from shapes alone.
+"""Bytes and FLOPs of every compiled step of a run, known before there is a device.
 
 Every step is compiled ahead of time, exactly as the run itself would compile it, for virtual
 devices: no weights are read and nothing is allocated. The difference between the FLOPs of the model
@@ -13,11 +13,11 @@ from collections.abc import Callable
 import jax
 
 from fgrlhf_jax.plan import hlo_flops
-from fgrlhf_jax.plan.shapes import Outline
+from fgrlhf_jax.plan.shapes import RunShapes, Step
 
 
-def bytes_of(tree) -> int:
-    """Bytes a device of an abstract tree that carries its shardings."""
+def bytes_per_device(tree) -> int:
+    """Bytes on one device of an abstract tree that carries its shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -25,97 +25,115 @@ def bytes_of(tree) -> int:
 
 
 def measure(
-    outline: Outline, memory: float, say: Callable[[str], None] = lambda what: None
+    shapes: RunShapes, memory: float, report: Callable[[str], None] | None = None
 ) -> dict:
-    """Compile every step; all figures are for one device, bytes and FLOPs.
-
-    A step holds its arguments, temporaries and those outputs that do not reuse an argument, and
-    beside it stands what the run holds anyway: models and optimizer state that this step is not
-    given.
+    """Compiles every step of a run and measures it.
 
     Args:
       memory: bytes that a device has.
-      say: told what is being compiled.
+      report: called, if given, with a line before each compilation.
+
+    Returns:
+      A dict for JSON: bytes of ``models``, ``optimizer`` and ``cache``, and for each of the
+      ``steps`` its bytes, whether it ``fits``, and FLOPs, all of one device.
     """
-    held = (outline.models, outline.optimizer)
-    found = {
-        "mesh": dict(outline.mesh.shape),
-        "devices": outline.mesh.size,
-        "memory": memory,
-        "models": {
-            name: {
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)),
-                "dtype": str(jax.tree.leaves(tree)[0].dtype),
-                "bytes": bytes_of(tree),
-            }
-            for name, tree in outline.models.items()
-        },
-        "optimizer": bytes_of(outline.optimizer),
-        "cache": outline.cache,
-        "steps": {},
-    }
-    for name, step in outline.steps.items():
-        say(f"compiling {name} …")
-        compiled = step.compile()
-        sizes = compiled.memory_analysis()
-        counted = hlo_flops.count(compiled.as_text())
-        one = {
-            "arguments": sizes.argument_size_in_bytes,
-            "temporaries": sizes.temp_size_in_bytes,
-            "outputs": sizes.output_size_in_bytes,
-            "reused": sizes.alias_size_in_bytes,
-            "beside": bytes_of(held) - bytes_of(step.given),
+    models = {
+        name: {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)),
+            "dtype": str(jax.tree.leaves(tree)[0].dtype),
+            "bytes": bytes_per_device(tree),
         }
-        one["total"] = sum(one.values()) - 2 * one["reused"]  # in arguments and outputs both
-        one["fits"] = one["total"] <= memory
-        one["model_flops"] = step.flops / outline.mesh.size
-        one["compiled_flops"] = counted.flops
-        one["notes"] = list(counted.notes)
-        found["steps"][name] = one
-    found["fits"] = all(one["fits"] for one in found["steps"].values())
-    return found
+        for name, tree in shapes.models.items()
+    }
+    optimizer, devices = bytes_per_device(shapes.optimizer), shapes.mesh.size
+    resident = optimizer + sum(model["bytes"] for model in models.values())
+    steps = {}
+    for name, step in shapes.steps.items():
+        if report:
+            report(f"compiling {name} …")
+        steps[name] = measure_step(step, resident, memory, devices)
+    return {
+        "mesh": dict(shapes.mesh.shape),
+        "devices": devices,
+        "memory": memory,
+        "models": models,
+        "optimizer": optimizer,
+        "cache": shapes.cache,
+        "steps": steps,
+        "fits": all(step["fits"] for step in steps.values()),
+    }
 
 
-def table(found: dict) -> str:
-    """What :func:`measure` found, for people."""
-    steps = found["steps"]
-    size, unit = scale(max(one["total"] for one in steps.values()), {"GB": 1e9, "MB": 1e6})
-    flops, work = scale(
-        max(one["model_flops"] for one in steps.values()), {"TFLOP": 1e12, "GFLOP": 1e9}
+def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict:
+    """Compiles one step; bytes and FLOPs of one device.
+
+    A step holds its arguments, temporaries and those outputs that do not reuse an argument. Beside
+    it stands what else the run holds: models and optimizer state that this step does not take.
+
+    Args:
+      resident: bytes of all models and the optimizer state.
+      memory: bytes that a device has.
+    """
+    compiled = step.compile()
+    sizes = compiled.memory_analysis()
+    count = hlo_flops.count(compiled.as_text())
+    parts = {
+        "arguments": sizes.argument_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "outputs": sizes.output_size_in_bytes,
+        "reused": sizes.alias_size_in_bytes,
+        "beside": resident - bytes_per_device(step.resident),
+    }
+    total = sum(parts.values()) - 2 * parts["reused"]  # in arguments and outputs both
+    return parts | {
+        "total": total,
+        "fits": total <= memory,
+        "model_flops": step.flops / devices,
+        "compiled_flops": count.flops,
+        "notes": list(count.notes),
+    }
+
+
+def format_table(plan: dict) -> str:
+    """The result of :func:`measure` as text."""
+    steps = plan["steps"]
+    size, unit = choose_unit(
+        max(step["total"] for step in steps.values()), {"GB": 1e9, "MB": 1e6}
     )
-    axes = " x ".join(f"{name} {n}" for name, n in found["mesh"].items())
+    flops, flops_unit = choose_unit(
+        max(step["model_flops"] for step in steps.values()), {"TFLOP": 1e12, "GFLOP": 1e9}
+    )
+    axes = " x ".join(f"{name} {n}" for name, n in plan["mesh"].items())
     lines = [
-        f"{found['devices']} devices ({axes}); for one of them, in {unit}:",
+        f"{plan['devices']} devices ({axes}); for one of them, in {unit}:",
         "",
         f"{'held all the time':20}{'parameters':>12}{unit:>10}",
     ]
-    for name, model in found["models"].items():
-        many = f"{model['parameters'] / 1e6:,.1f} M"
-        lines.append(f"{name:20}{many:>12}{model['bytes'] / size:10.3f}  {model['dtype']}")
-    lines.append(f"{'optimizer state':32}{found['optimizer'] / size:10.3f}")
-    together = found["optimizer"] + sum(model["bytes"] for model in found["models"].values())
+    for name, model in plan["models"].items():
+        millions = f"{model['parameters'] / 1e6:,.1f} M"
+        lines.append(f"{name:20}{millions:>12}{model['bytes'] / size:10.3f}  {model['dtype']}")
+    lines.append(f"{'optimizer state':32}{plan['optimizer'] / size:10.3f}")
+    together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
     lines.append(f"{'together':32}{together / size:10.3f}")
     columns = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     head = "".join(f"{name:>12}" for name in columns)
-    lines += ["", f"{'step':12}{head}   fits {found['memory'] / 1e9:g} GB"]
-    for name, one in steps.items():
-        sizes = "".join(f"{one[column] / size:12.3f}" for column in columns)
-        lines.append(f"{name:12}{sizes}   {'yes' if one['fits'] else 'NO'}")
-    if found["cache"]:
-        lines.append(
-            f"KV cache, among the temporaries of generate: {found['cache'] / size:.3f}"
-        )
-    lines += ["", f"{work:12}{'model':>12}{'compiled':>12}{'share':>9}"]
-    for name, one in steps.items():
-        model, compiled = one["model_flops"], one["compiled_flops"]
+    lines += ["", f"{'step':12}{head}   fits {plan['memory'] / 1e9:g} GB"]
+    for name, step in steps.items():
+        sizes = "".join(f"{step[column] / size:12.3f}" for column in columns)
+        lines.append(f"{name:12}{sizes}   {'yes' if step['fits'] else 'NO'}")
+    if plan["cache"]:
+        lines.append(f"KV cache, among the temporaries of generate: {plan['cache'] / size:.3f}")
+    lines += ["", f"{flops_unit:12}{'model':>12}{'compiled':>12}{'share':>9}"]
+    for name, step in steps.items():
+        model, compiled = step["model_flops"], step["compiled_flops"]
         lines.append(
             f"{name:12}{model / flops:12.1f}{compiled / flops:12.1f}{model / compiled:9.1%}"
         )
-    notes = [f"{name}: {note}" for name, one in steps.items() for note in one["notes"]]
+    notes = [f"{name}: {note}" for name, step in steps.items() for note in step["notes"]]
     return "\n".join([*lines, *notes])
 
 
-def scale(largest: float, units: dict[str, float]) -> tuple[float, str]:
-    """The first unit that ``largest`` is at least one of, or the last."""
-    unit = next((name for name, one in units.items() if largest >= one), [*units][-1])
-    return units[unit], unit
+def choose_unit(largest: float, units: dict[str, float]) -> tuple[float, str]:
+    """Size and name of the first unit of which ``largest`` is at least one, or of the last."""
+    name = next((name for name, size in units.items() if largest >= size), [*units][-1])
+    return units[name], name

@@ -1,4 +1,4 @@
-"""A run as shapes: its models, and every step that it compiles; nothing is allocated.
+"""The models of a run and the steps that it compiles, as shapes: nothing is allocated.
 
 FLOPs of the model are what the mathematics needs: 2 a weight and token forward, and 4 a head
 channel, query and key for the attention (both halves of the square, as is usual); twice as much
@@ -32,23 +32,23 @@ class Step(NamedTuple):
     """One compiled program of a run.
 
     Attributes:
-      compile: makes it.
-      given: of what the run holds all the time (models and optimizer), the part that it is given.
+      compile: compiles it.
+      resident: those of the run's models and optimizer state that are its arguments.
       flops: of the model, over all devices.
     """
 
     compile: Callable[[], jax.stages.Compiled]
-    given: object
+    resident: object
     flops: float
 
 
-class Outline(NamedTuple):
-    """A run as shapes.
+class RunShapes(NamedTuple):
+    """What a run holds and compiles.
 
     Attributes:
       models: abstract parameters by name.
-      optimizer: its abstract state.
-      cache: bytes a device of the KV cache, which is among the temporaries of "generate".
+      optimizer: the abstract state of the optimizer.
+      cache: bytes of the KV cache on one device, part of the temporaries of "generate".
       steps: by name, in the order in which they run.
     """
 
@@ -59,12 +59,12 @@ class Outline(NamedTuple):
     steps: dict[str, Step]
 
 
-def shape_of(path: str, size: str, how: dict, tokens: int) -> llama.LlamaConfig:
-    """The model of a local checkpoint, or of ``llama.SIZES`` where ``path`` is empty.
+def model_config(path: str, size: str, fields: dict, length: int) -> llama.LlamaConfig:
+    """The configuration of a local checkpoint, or of ``llama.SIZES`` where ``path`` is empty.
 
     Args:
-      how: fields of LlamaConfig on how to compute, such as ``dtype``.
-      tokens: of the longest row.
+      fields: of LlamaConfig, in the place of the checkpoint's, such as ``dtype``.
+      length: tokens of the longest row.
 
     Raises:
       InputError: for a path that is not here, an unknown size, or too few positions.
@@ -77,20 +77,20 @@ def shape_of(path: str, size: str, how: dict, tokens: int) -> llama.LlamaConfig:
     if not path and size not in llama.SIZES:
         raise InputError(f"size={size!r} is not one of {', '.join(llama.SIZES)}")
     cfg = hf_load.read_config(path) if path else llama.SIZES[size]
-    if tokens > cfg.max_position:
+    if length > cfg.max_position:
         raise InputError(
-            f"rows of {tokens} tokens are more than the model's {cfg.max_position} positions; "
+            f"rows of {length} tokens are more than the model's {cfg.max_position} positions; "
             "lower the lengths in config.data"
         )
-    return dataclasses.replace(cfg, **how)
+    return dataclasses.replace(cfg, **fields)
 
 
 def forward_flops(cfg: llama.LlamaConfig, tokens: int, pairs: int) -> float:
-    """Of all layers.
+    """FLOPs of all layers, forward.
 
     Args:
-      tokens: that go through them.
-      pairs: of a query and a key that it may look at.
+      tokens: that go through the layers.
+      pairs: of a query and a key that it attends to.
     """
     attention = 2 * cfg.hidden_size * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
     weights = cfg.num_layers * (attention + 3 * cfg.hidden_size * cfg.intermediate_size)
@@ -98,17 +98,17 @@ def forward_flops(cfg: llama.LlamaConfig, tokens: int, pairs: int) -> float:
 
 
 def rows_flops(cfg: llama.LlamaConfig, rows: int, columns: int) -> float:
-    """:func:`forward_flops` of whole rows."""
+    """:func:`forward_flops` of full rows, in which every token attends to every other."""
     return forward_flops(cfg, rows * columns, rows * columns**2)
 
 
 def logits_flops(cfg: llama.LlamaConfig, tokens: int) -> float:
-    """Of the language model's head, forward."""
+    """FLOPs of the language model's head, forward."""
     return 2.0 * cfg.hidden_size * cfg.vocab_size * tokens
 
 
-def ppo(config: ConfigDict) -> Outline:
-    """Of ``configs/ppo.py``: generate, assess, learn, for prompts as long as they may be.
+def ppo_shapes(config: ConfigDict) -> RunShapes:
+    """Shapes of ``configs/ppo.py``, with the longest prompts.
 
     Without ``policy`` and ``reward_model`` all models have ``config.size``.
     """
@@ -119,11 +119,11 @@ def ppo(config: ConfigDict) -> Outline:
         config.data.max_prompt_length,
         config.data.max_new_tokens,
     )
-    S, how = P + T, config.model.to_dict()
-    cfg = shape_of(config.policy, config.size, how, S)
+    S, fields = P + T, config.model.to_dict()
+    cfg = model_config(config.policy, config.size, fields, S)
     scorer = meta = None
     if config.reward_model:
-        scorer, meta = reward_eval.read_model(config.reward_model, how)
+        scorer, meta = reward_eval.read_model(config.reward_model, fields)
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
         scorer = reward_eval.make_model(cfg, loss, "after")
@@ -140,14 +140,14 @@ def ppo(config: ConfigDict) -> Outline:
     policy = rows_flops(cfg, B, S) + logits_flops(cfg, B * T)
     value = rows_flops(critic.cfg, B, S) if critic else 0.0
     score = rows_flops(scorer.cfg, B, S) if scorer_params else 0.0
-    # The last token is drawn and not read again.
-    said = forward_flops(cfg, B * (S - 1), B * (P * P + sum(range(P + 1, S))))
+    # The last token is sampled and not read again.
+    decoding = forward_flops(cfg, B * (S - 1), B * (P * P + sum(range(P + 1, S))))
     flops = {
-        "generate": said + logits_flops(cfg, B * T),
+        "generate": decoding + logits_flops(cfg, B * T),
         "assess": 2 * policy + value + score,
         "learn": 3 * config.ppo_epochs * (policy + value),
     }
-    given = {
+    resident = {
         "generate": params["policy"],
         "assess": (params, reference, scorer_params),
         "learn": state,
@@ -158,20 +158,24 @@ def ppo(config: ConfigDict) -> Outline:
         "critic": params["critic"],
         "reward model": scorer_params,
     }
-    return Outline(
+    return RunShapes(
         mesh,
         {name: tree for name, tree in models.items() if tree},
         state.opt_state,
         cache_bytes(cfg, mesh, B, S),
         {
-            name: Step(lambda one=one: one.lower(mesh).compile(), given[name], flops[name])
-            for name, one in programs.items()
+            name: Step(
+                lambda program=program: program.lower(mesh).compile(),
+                resident[name],
+                flops[name],
+            )
+            for name, program in programs.items()
         },
     )
 
 
 def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> int:
-    """Keys and values of all layers, a device."""
+    """Bytes of the keys and values of all layers on one device."""
     rows //= mesh.shape["data"] * mesh.shape["fsdp"]
     tensor = mesh.shape["tensor"]
     heads = cfg.num_kv_heads // tensor if cfg.num_kv_heads % tensor == 0 else cfg.num_kv_heads
@@ -179,10 +183,10 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> 
     return 2 * cfg.num_layers * rows * columns * heads * cfg.head_dim * size
 
 
-def reward_model(config: ConfigDict) -> Outline:
-    """Of ``configs/rm.py``: an update and a batch of the evaluation, for the longest rows."""
+def reward_model_shapes(config: ConfigDict) -> RunShapes:
+    """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows."""
     mesh, micro = supervised.check(config)
-    cfg, length = supervised_shape(config)
+    cfg, length = supervised_model_config(config)
     model = reward_eval.make_model(cfg, config.loss, config.model.head)
     settings = {
         "loss": config.loss,
@@ -196,23 +200,23 @@ def reward_model(config: ConfigDict) -> Outline:
     step = reward_loop.train_step(model=model, optimizer=recipe.optimizer, **settings)
     size = config.eval_batch_size or micro
     predict = reward_eval.Predictor(model, settings, mesh, (length,), size)
-    some = on_mesh(pad_pairs([pair], length, predict.batch_size), mesh)
-    return supervised_outline(
+    batch = on_mesh(pad_pairs([pair], length, predict.batch_size), mesh)
+    return supervised_shapes(
         config,
         mesh,
         state,
         name="reward model",
         train=(step, on_mesh(recipe.batch(0), mesh, axis=1)),
-        evaluate=lambda: predict.step.lower(state.params, some),
+        evaluate=lambda: predict.step.lower(state.params, batch),
         row_flops=2 * rows_flops(cfg, 1, length),
         eval_rows=predict.batch_size,
     )
 
 
-def supervised_fine_tuning(config: ConfigDict) -> Outline:
-    """Of ``configs/sft.py``: an update and a batch of the evaluation, for the longest rows."""
+def sft_shapes(config: ConfigDict) -> RunShapes:
+    """Shapes of ``configs/sft.py``: an update and a batch of the evaluation, the longest rows."""
     mesh, micro = supervised.check(config)
-    cfg, length = supervised_shape(config)
+    cfg, length = supervised_model_config(config)
     model = llama.CausalLM(cfg)
     row = Demonstration(np.zeros(2, np.int32), 1)
     recipe = sft_loop.make_recipe(config, [row] * config.batch_size, (length,), micro)
@@ -220,33 +224,35 @@ def supervised_fine_tuning(config: ConfigDict) -> Outline:
         llama.abstract_params(model, mesh), recipe.optimizer, mesh
     )
     size = sharding.round_batch_size(config.eval_batch_size or micro, mesh)
-    some = on_mesh(pad_demonstrations([row], length, size), mesh)
+    eval_batch = on_mesh(pad_demonstrations([row], length, size), mesh)
 
     def step(state, batch):
         return sft.train_step(state, batch, model=model, optimizer=recipe.optimizer)
 
-    return supervised_outline(
+    return supervised_shapes(
         config,
         mesh,
         state,
         name="policy",
         train=(step, on_mesh(recipe.batch(0), mesh, axis=1)),
-        evaluate=lambda: sft.eval_step.lower(state.params, some, model=model),
+        evaluate=lambda: sft.eval_step.lower(state.params, eval_batch, model=model),
         row_flops=rows_flops(cfg, 1, length) + logits_flops(cfg, length),
         eval_rows=size,
     )
 
 
-def supervised_shape(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
-    """The model, and the length of the longest rows."""
-    how = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
+def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
+    """The model's configuration, and the length of the longest rows."""
+    fields = {
+        name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")
+    }
     if not config.model.path and config.model.size in supervised.RANDOM:
-        how["vocab_size"] = config.model.vocab_size
+        fields["vocab_size"] = config.model.vocab_size
     length = config.data.max_length
-    return shape_of(config.model.path, config.model.size, how, length), length
+    return model_config(config.model.path, config.model.size, fields, length), length
 
 
-def supervised_outline(
+def supervised_shapes(
     config: ConfigDict,
     mesh: Mesh,
     state,
@@ -256,8 +262,8 @@ def supervised_outline(
     evaluate: Callable[[], jax.stages.Lowered],
     row_flops: float,
     eval_rows: int,
-) -> Outline:
-    """What both kinds of supervised training have in common."""
+) -> RunShapes:
+    """Shapes of a run that updates one model and evaluates it."""
     supervised.check_freeze(config.optimizer.freeze, state.params)
     step, batch = train
 
@@ -273,13 +279,12 @@ def supervised_outline(
         ),
         "evaluate": Step(compile_evaluation, state.params, eval_rows * row_flops),
     }
-    return Outline(mesh, {name: state.params}, state.opt_state, 0, steps)
+    return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)
 
 
 def on_mesh(batch: dict, mesh: Mesh, axis: int = 0) -> dict:
     """The shapes of a host batch whose rows are spread over the mesh."""
-    where = sharding.batch_sharding(mesh, axis)
+    rows = sharding.batch_sharding(mesh, axis)
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        for name, x in batch.items()
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()
     }

@@ -1,68 +1,25 @@
-"""The train step of LLaMA-7B for eight devices, without the memory of even one."""
+"""LLaMA-7B on eight devices of 80 GB, compiled ahead of time without the memory of even one."""
 
-import dataclasses
-import functools
 import math
 import resource
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import rm
-from fgrlhf_jax.data.pairs import Pair
-from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.reward_model import train as reward_loop
-from fgrlhf_jax.runtime import sharding
+from configs import ppo, rm, sft
+from fgrlhf_jax.plan.memory import format_table, measure
+from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
+
+pytestmark = pytest.mark.slow
 
 
-def recipe_7b(loss: str, mesh):
-    """What ``rm.py:llama_7b`` would compile: model, abstract state and batch, and settings."""
-    config = rm.get_config(f"llama_7b,{loss}")
-    how = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
-    cfg = dataclasses.replace(llama.SIZES[config.model.size], **how)
-    model = reward_eval.make_model(cfg, config.loss, config.model.head)
-    length = config.data.max_length
-    marks = np.arange(length) > 99
-    tokens = np.arange(length, dtype=np.int32)
-    pair = Pair(tokens, tokens, 100, marks, marks, np.full(length, -1, np.int32), 0)
-    micro = config.micro_batch_size or config.batch_size
-    recipe = reward_loop.make_recipe(config, [pair] * config.batch_size, (length,), micro)
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, axis=1)
-        )
-        for name, x in recipe.batch(0).items()
-    }
-    settings = {
-        "model": model,
-        "optimizer": recipe.optimizer,
-        "loss": config.loss,
-        "consistency_weight": config.consistency_weight,
-        "center_weight": config.center_weight,
-    }
-    return reward_loop.abstract_state(model, recipe.optimizer, mesh), batch, settings
-
-
-@pytest.mark.parametrize("loss", rm.LOSSES)
-def test_the_7b_step_keeps_shapes_and_types(loss):
-    mesh = sharding.make_mesh("1,8,1")
-    state, batch, settings = recipe_7b(loss, mesh)
-    assert math.prod(batch["tokens_B2S"].shape) == 16 * 2 * 512
-    with jax.set_mesh(mesh):
-        after, metrics = jax.eval_shape(
-            functools.partial(reward.train_step, **settings), state, batch
-        )
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), state
-    )
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    assert {(x.shape, x.dtype) for x in metrics.values()} == {((), jnp.dtype("float32"))}
+@pytest.fixture(autouse=True)
+def nothing_allocated():
+    arrays = sum(x.nbytes for x in jax.live_arrays())
+    yield
+    assert sum(x.nbytes for x in jax.live_arrays()) <= arrays + 2**20
 
 
 @pytest.fixture
@@ -75,36 +32,62 @@ def uncached():
     compilation_cache.reset_cache()
 
 
-@pytest.mark.slow
-def test_the_7b_step_compiles_ahead_of_time_for_80_gb_devices(uncached, capsys):
-    mesh = sharding.make_mesh("1,8,1")
-    state, batch, settings = recipe_7b("token_edit", mesh)
-    arrays = sum(x.nbytes for x in jax.live_arrays())
+def check_supervised_flops(plan: dict, rows: int) -> None:
+    """At 512 tokens: 6 a parameter and token, blocks computed again for their gradient."""
+    train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
+    least = 6 * 6.6e9 * rows * 512 / 8
+    assert least < train["model_flops"] < 1.1 * least
+    assert 3 / 4 < train["model_flops"] / train["compiled_flops"] < 1
+    assert evaluate["model_flops"] == pytest.approx(evaluate["compiled_flops"], rel=1e-3)
+
+
+def test_reward_model(uncached, capsys):
+    """As the run itself would compile it, so that temporaries are those of the run."""
+    shapes = reward_model_shapes(rm.get_config("llama_7b"))
+    params = jax.tree.leaves(shapes.models)
+    assert {leaf.dtype for leaf in params} == {jnp.dtype("float32")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    clock = time.perf_counter()
-    compiled = reward_loop.compile_step(state, batch, mesh, **settings)
-    seconds = time.perf_counter() - clock
+    plan = measure(shapes, 80e9)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    memory = compiled.memory_analysis()
-    held = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
     with capsys.disabled():
-        print(
-            f"\nllama_7b on 1,8,1: {held / 1e9:.1f} GB a device, of which arguments "
-            f"{memory.argument_size_in_bytes / 1e9:.1f} and temporaries "
-            f"{memory.temp_size_in_bytes / 1e9:.1f}; compiled in {seconds:.0f} s, "
-            f"while this process grew by {grown / 1e9:.2f} GB"
-        )
-    # Parameters and two moments, an eighth each; given away, so that the outputs reuse them.
-    state_bytes = 3 * 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    assert state_bytes > 79e9
-    assert memory.argument_size_in_bytes == pytest.approx(state_bytes / 8, rel=0.001)
-    assert memory.alias_size_in_bytes == pytest.approx(state_bytes / 8, rel=0.001)
-    assert memory.temp_size_in_bytes > state_bytes / 3 / 8  # the gradients: it is counted
-    assert held < 80e9
+        print(f"\n{format_table(plan)}\nthis process grew by {grown / 1e9:.2f} GB")
+    assert plan["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    # Parameters and two moments, an eighth each; donated, so that the outputs reuse them.
+    state = 3 * 4 * sum(math.prod(leaf.shape) for leaf in params)
+    assert state > 79e9
+    train = plan["steps"]["train"]
+    assert train["arguments"] == pytest.approx(state / 8, rel=0.001)
+    assert train["reused"] == pytest.approx(state / 8, rel=0.001)
+    assert train["temporaries"] > state / 3 / 8  # the gradients
+    assert train["total"] < 80e9
     assert grown < 2e9
-    assert sum(x.nbytes for x in jax.live_arrays()) <= arrays + 2**20
+    check_supervised_flops(plan, rows=2 * 16)
+
+
+def test_supervised_fine_tuning(quick_compilation):
+    plan = measure(sft_shapes(sft.get_config("llama_7b")), 80e9)
+    assert max(step["total"] for step in plan["steps"].values()) < 25e9
+    check_supervised_flops(plan, rows=128)
+
+
+def test_ppo(quick_compilation, capsys):
+    """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
+    config = ppo.get_config("llama_7b")
+    assert (config.rollout_batch_size, config.minibatch_size) == (512, 256)
+    assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
+    plan = measure(ppo_shapes(config), 80e9)
+    with capsys.disabled():
+        print("\n" + format_table(plan))
+    assert plan["fits"]
+    assert max(step["total"] for step in plan["steps"].values()) < 60e9
+    # An eighth of four models of about 6.7e9 parameters, two in half precision, and moments.
+    together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
+    assert together == pytest.approx((2 * 4 + 2 * 2 + 2 * 8) * 6.67e9 / 8, rel=0.01)
+    assert plan["cache"] == 512 // 8 * (192 + 300) * 32 * 2 * 4096 * 2
+    generate, score, update = plan["steps"].values()
+    # No second copy of the weights, neither cut into layers nor gathered.
+    assert generate["temporaries"] < plan["cache"] + 2 * plan["models"]["policy"]["bytes"]
+    share = [step["model_flops"] / step["compiled_flops"] for step in (generate, score, update)]
+    assert share[0] > 0.98
+    assert share[1] == pytest.approx(1, abs=1e-4)
+    assert share[2] > 3 / 4  # each block is computed again for its gradient

@@ -1,4 +1,4 @@
-"""The plan of a run against sums by hand; the command; and LLaMA-7B on 8 x 80 GB."""
+"""The plan of a run against sums by hand, and the command."""
 
 import dataclasses
 import functools
@@ -10,14 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from configs import ppo, rm, sft
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.plan import memory as plan
-from fgrlhf_jax.plan import shapes as outlines
+from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
+from fgrlhf_jax.plan.shapes import RunShapes, ppo_shapes, reward_model_shapes, sft_shapes
 from launch import plan as command
 
 TINY = llama.SIZES["tiny"]
@@ -65,148 +64,150 @@ def row_flops(cfg: llama.LlamaConfig, keys: list[int], logits: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def outline() -> outlines.Outline:
-    """Whose steps are compiled once."""
-    made = outlines.ppo(ppo_config())
-    steps = {n: s._replace(compile=functools.cache(s.compile)) for n, s in made.steps.items()}
-    return made._replace(steps=steps)
+def shapes() -> RunShapes:
+    """Shapes whose steps are compiled once."""
+    shapes = ppo_shapes(ppo_config())
+    steps = {n: s._replace(compile=functools.cache(s.compile)) for n, s in shapes.steps.items()}
+    return shapes._replace(steps=steps)
 
 
 @pytest.fixture(scope="module")
-def found(outline) -> dict:
-    return plan.measure(outline, 1e9)
+def plan(shapes) -> dict:
+    return measure(shapes, 1e9)
 
 
-def test_what_is_held_all_the_time(found):
+def test_what_is_held_all_the_time(plan):
     policy, critic = numbers(TINY, 2), numbers(TINY, 1) + TINY.hidden_size + 1
     sizes = {"policy": policy, "reference": policy, "critic": critic, "reward model": critic}
-    assert found["models"] == {
+    assert plan["models"] == {
         name: {"parameters": size, "dtype": "float32", "bytes": 4 * size}
         for name, size in sizes.items()
     }
     # Two moments, and a few counters.
-    assert found["optimizer"] == pytest.approx(2 * 4 * (policy + critic), abs=64)
-    assert found["cache"] == TINY.num_layers * 2 * (B // 8) * TINY.num_kv_heads * (
+    assert plan["optimizer"] == pytest.approx(2 * 4 * (policy + critic), abs=64)
+    assert plan["cache"] == TINY.num_layers * 2 * (B // 8) * TINY.num_kv_heads * (
         (P + T) * TINY.head_dim * 4
     )
 
 
-def test_what_a_step_holds(found):
-    together = found["optimizer"] + sum(model["bytes"] for model in found["models"].values())
-    generate, assess, learn = (found["steps"][n] for n in ("generate", "assess", "learn"))
+def test_what_a_step_holds(plan):
+    together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
+    generate, assess, learn = (plan["steps"][n] for n in ("generate", "assess", "learn"))
     prompts = B // 8 * P * (4 + 1)
-    assert generate["arguments"] == found["models"]["policy"]["bytes"] + prompts + B // 8 * 8
-    assert generate["beside"] == together - found["models"]["policy"]["bytes"]
-    assert generate["temporaries"] > found["cache"]
-    assert assess["beside"] == found["optimizer"]
-    frozen = found["models"]["reference"]["bytes"] + found["models"]["reward model"]["bytes"]
+    assert generate["arguments"] == plan["models"]["policy"]["bytes"] + prompts + B // 8 * 8
+    assert generate["beside"] == together - plan["models"]["policy"]["bytes"]
+    assert generate["temporaries"] > plan["cache"]
+    assert assess["beside"] == plan["optimizer"]
+    frozen = plan["models"]["reference"]["bytes"] + plan["models"]["reward model"]["bytes"]
     assert learn["beside"] == frozen
     assert learn["reused"] == pytest.approx(together - frozen, abs=64)
-    for one in (generate, assess, learn):
-        parts = one["arguments"] + one["temporaries"] + one["outputs"] - one["reused"]
-        assert one["total"] == parts + one["beside"]
-        assert together < one["total"] < 1e9
+    for step in (generate, assess, learn):
+        parts = step["arguments"] + step["temporaries"] + step["outputs"] - step["reused"]
+        assert step["total"] == parts + step["beside"]
+        assert together < step["total"] < 1e9
 
 
-def test_flops_of_the_model(found):
-    said = [P] * P + [P + t for t in range(1, T)]
+def test_flops_of_the_model(plan):
+    decoding = [P] * P + [P + t for t in range(1, T)]
     whole = [P + T] * (P + T)
     policy, value = row_flops(TINY, whole, T), row_flops(TINY, whole, 0)
     expected = {
-        "generate": row_flops(TINY, said, T),
+        "generate": row_flops(TINY, decoding, T),
         "assess": 2 * policy + 2 * value,
         "learn": EPOCHS * 3 * (policy + value),
     }
     for name, flops in expected.items():
-        assert found["steps"][name]["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
+        assert plan["steps"][name]["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
 
 
-def test_flops_as_compiled(found):
+def test_flops_as_compiled(plan):
     """Nothing is recomputed without remat; decoding looks at columns that are still empty."""
     for name, least in (("generate", 0.9), ("assess", 0.999), ("learn", 0.999)):
-        one = found["steps"][name]
-        assert least < one["model_flops"] / one["compiled_flops"] <= 1
+        step = plan["steps"][name]
+        assert least < step["model_flops"] / step["compiled_flops"] <= 1
     rounds = f"a loop that may end earlier is counted with its most rounds, {T - 1}"
-    assert found["steps"]["generate"]["notes"] == [rounds]
-    assert found["steps"]["learn"]["notes"] == []
+    assert plan["steps"]["generate"]["notes"] == [rounds]
+    assert plan["steps"]["learn"]["notes"] == []
 
 
-def test_whether_it_fits(outline, found):
-    assert found["fits"]
-    largest = max(one["total"] for one in found["steps"].values())
+def test_whether_it_fits(shapes, plan):
+    assert plan["fits"]
+    largest = max(step["total"] for step in plan["steps"].values())
     for memory, fits in ((largest, True), (largest - 1, False)):
-        again = plan.measure(outline, memory)
+        again = measure(shapes, memory)
         assert again["fits"] == fits
-        assert sum(one["fits"] for one in again["steps"].values()) == (3 if fits else 2)
-        assert ("   NO\n" in plan.table(again)) != fits
+        assert sum(step["fits"] for step in again["steps"].values()) == (3 if fits else 2)
+        assert ("   NO\n" in format_table(again)) != fits
 
 
-def test_the_table(found):
-    lines = plan.table(found).splitlines()
-    assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for one of them, in MB:"
+def test_the_table(plan):
+    lines = format_table(plan).splitlines()
+    assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for step of them, in MB:"
 
     def cells(first: str) -> list[str]:
         return next(line.split() for line in lines if line.startswith(first))[1:]
 
-    policy = found["models"]["policy"]
+    policy = plan["models"]["policy"]
     millions, size, dtype = f"{policy['parameters'] / 1e6:.1f}", policy["bytes"], "float32"
     assert cells("policy") == [millions, "M", f"{size / 1e6:.3f}", dtype]
-    learn = found["steps"]["learn"]
+    learn = plan["steps"]["learn"]
     names = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     assert cells("learn") == [*(f"{learn[name] / 1e6:.3f}" for name in names), "yes"]
-    cache = f"KV cache, among the temporaries of generate: {found['cache'] / 1e6:.3f}"
+    cache = f"KV cache, among the temporaries of generate: {plan['cache'] / 1e6:.3f}"
     assert cache in lines
-    assert lines[-1] == "generate: " + found["steps"]["generate"]["notes"][0]
+    assert lines[-1] == "generate: " + plan["steps"]["generate"]["notes"][0]
 
 
 def test_split_models_are_smaller():
-    sizes = {mesh: outlines.ppo(ppo_config(mesh=mesh)) for mesh in ("8,1,1", "1,8,1", "1,4,2")}
+    sizes = {mesh: ppo_shapes(ppo_config(mesh=mesh)) for mesh in ("8,1,1", "1,8,1", "1,4,2")}
     for name, whole in sizes["8,1,1"].models.items():
-        assert plan.bytes_of(whole) > 7 * plan.bytes_of(sizes["1,8,1"].models[name])
+        assert bytes_per_device(whole) > 7 * bytes_per_device(sizes["1,8,1"].models[name])
     # Rows are split by 4, heads of the cache by 2.
-    assert {out.cache for out in sizes.values()} == {sizes["8,1,1"].cache}
+    assert {shapes.cache for shapes in sizes.values()} == {sizes["8,1,1"].cache}
 
 
 def test_what_there_is_depends_on_the_config():
-    shared = outlines.ppo(ppo_config(critic="shared"))
-    assert plan.bytes_of(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
-    own = outlines.ppo(ppo_config(reward_function="module:function"))
+    shared = ppo_shapes(ppo_config(critic="shared"))
+    assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
+    own = ppo_shapes(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
-    assert own.steps["assess"].flops < outlines.ppo(ppo_config()).steps["assess"].flops
-    half = outlines.ppo(ppo_config(inference_dtype="bfloat16"))
-    assert 2 * plan.bytes_of(half.models["reference"]) == plan.bytes_of(half.models["policy"])
+    assert own.steps["assess"].flops < ppo_shapes(ppo_config()).steps["assess"].flops
+    half = ppo_shapes(ppo_config(inference_dtype="bfloat16"))
+    assert 2 * bytes_per_device(half.models["reference"]) == bytes_per_device(
+        half.models["policy"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("config", "outline", "model", "tokens"),
+    ("config", "make_shapes", "model", "tokens"),
     [
-        (rm.get_config("tiny"), outlines.reward_model, "reward model", 2 * 40),
-        (sft.get_config("tiny"), outlines.supervised_fine_tuning, "policy", 40),
+        (rm.get_config("tiny"), reward_model_shapes, "reward model", 2 * 40),
+        (sft.get_config("tiny"), sft_shapes, "policy", 40),
     ],
 )
-def test_supervised(config, outline, model, tokens):
+def test_supervised(config, make_shapes, model, tokens):
     """The longest rows, pairs of them for a reward model; whole evaluation batches."""
     sizes = {"batch_size": 16, "micro_batch_size": 8, "eval_batch_size": 6}
     config.update_from_flattened_dict(sizes | {"mesh": "4,1,2", "data.max_length": 40})
-    out = outline(config)
-    found = plan.measure(out, 1e9)
-    assert found["models"].keys() == {model}
-    train, evaluate = found["steps"]["train"], found["steps"]["evaluate"]
-    size = found["models"][model]["bytes"]
+    shapes = make_shapes(config)
+    plan = measure(shapes, 1e9)
+    assert plan["models"].keys() == {model}
+    train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
+    size = plan["models"][model]["bytes"]
     # A token has its id, and a flag each for being real and being of the response; more in pairs.
     assert 16 / 4 * tokens * 6 < train["arguments"] - 3 * size < 16 / 4 * tokens * 12
     assert 8 / 4 * tokens * 6 < evaluate["arguments"] - size < 8 / 4 * tokens * 12
-    assert (train["beside"], evaluate["beside"]) == (0, found["optimizer"])
-    assert train["reused"] == size + found["optimizer"]
+    assert (train["beside"], evaluate["beside"]) == (0, plan["optimizer"])
+    assert train["reused"] == size + plan["optimizer"]
     cfg = dataclasses.replace(TINY, vocab_size=config.model.vocab_size)
     columns = config.data.max_length
     logits = columns if model == "policy" else 0
     flops = tokens / columns * row_flops(cfg, [columns] * columns, logits)
     assert train["model_flops"] == pytest.approx(3 * 16 * flops / 8, rel=1e-12)
     assert evaluate["model_flops"] == pytest.approx(8 * flops / 8, rel=1e-12)
-    for one in (train, evaluate):
-        assert one["notes"] == []
-        assert 0.9 < one["model_flops"] / one["compiled_flops"] <= 1
+    for step in (train, evaluate):
+        assert step["notes"] == []
+        assert 0.9 < step["model_flops"] / step["compiled_flops"] <= 1
 
 
 def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
@@ -224,18 +225,18 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert hf_load.read_config(tmp_path).num_layers == 3
-    policy = outlines.ppo(ppo_config(policy=str(tmp_path))).models["policy"]
-    assert plan.bytes_of(policy) == 4 * numbers(cfg, 2)
+    policy = ppo_shapes(ppo_config(policy=str(tmp_path))).models["policy"]
+    assert bytes_per_device(policy) == 4 * numbers(cfg, 2)
     config = sft.get_config("tiny")
     config.model.path, config.data.max_length = str(tmp_path), 64
-    policy = outlines.supervised_fine_tuning(config).models["policy"]
-    assert 8 * plan.bytes_of(policy) > 4 * numbers(cfg, 2)
+    policy = sft_shapes(config).models["policy"]
+    assert 8 * bytes_per_device(policy) > 4 * numbers(cfg, 2)
     with pytest.raises(InputError, match="rows of 72 tokens are more than the model's 64 pos"):
-        outlines.ppo(ppo_config(policy=str(tmp_path), **{"data.max_prompt_length": 60}))
+        ppo_shapes(ppo_config(policy=str(tmp_path), **{"data.max_prompt_length": 60}))
 
 
 BAD = {
-    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
+    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most step -1",
     "--mesh=3,1,1": "mesh='3,1,1' makes 3 devices and there are 8; choose sizes",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
@@ -251,7 +252,7 @@ BAD = {
 
 @pytest.mark.parametrize("argument", BAD)
 def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
-    monkeypatch.setattr(command, "start", lambda devices: None)
+    monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
     arguments = ["--config=configs/ppo.py:tiny", *argument.split()]
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])
     before = signal.getsignal(signal.SIGTERM)
@@ -281,57 +282,8 @@ def test_the_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "compiling train …\ncompiling evaluate …\n"
-    found = json.loads(output.read_text())
-    assert done.stdout == plan.table(found) + "\n"
-    assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
-    assert found["devices"] == 4
-    assert not found["fits"]
-
-
-@pytest.mark.slow
-def test_the_7b_run_fits_8_devices_of_80_gb(capsys):
-    """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
-    config = ppo.get_config("llama_7b")
-    assert (config.rollout_batch_size, config.minibatch_size, config.ppo_epochs) == (
-        512,
-        256,
-        2,
-    )
-    assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
-    arrays = sum(x.nbytes for x in jax.live_arrays())
-    found = plan.measure(outlines.ppo(config), 80e9)
-    with capsys.disabled():
-        print("\n" + plan.table(found))
-    assert sum(x.nbytes for x in jax.live_arrays()) <= arrays + 2**20
-    assert found["fits"]
-    assert max(one["total"] for one in found["steps"].values()) < 60e9
-    # An eighth of four models of about 6.7e9 parameters, two in half precision, and moments.
-    together = found["optimizer"] + sum(model["bytes"] for model in found["models"].values())
-    assert together == pytest.approx((2 * 4 + 2 * 2 + 2 * 8) * 6.67e9 / 8, rel=0.01)
-    assert found["cache"] == 512 // 8 * (192 + 300) * 32 * 2 * 4096 * 2
-    # No second copy of the weights, neither cut into layers nor gathered.
-    weights = found["models"]["policy"]["bytes"]
-    assert found["steps"]["generate"]["temporaries"] < found["cache"] + 2 * weights
-    share = {n: one["model_flops"] / one["compiled_flops"] for n, one in found["steps"].items()}
-    assert share["generate"] > 0.98
-    assert share["assess"] == pytest.approx(1, abs=1e-4)
-    assert share["learn"] > 3 / 4  # each block is computed again for its gradient
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "outline", "rows"),
-    [
-        (rm.get_config("llama_7b"), outlines.reward_model, 2 * 16),
-        (sft.get_config("llama_7b"), outlines.supervised_fine_tuning, 128),
-    ],
-)
-def test_7b_supervised_runs_fit_too(config, outline, rows):
-    assert config.data.max_length == 512
-    found = plan.measure(outline(config), 80e9)
-    assert max(one["total"] for one in found["steps"].values()) < 25e9
-    train, evaluate = found["steps"]["train"], found["steps"]["evaluate"]
-    least = 6 * 6.6e9 * rows * 512 / 8
-    assert least < train["model_flops"] < 1.1 * least
-    assert 3 / 4 < train["model_flops"] / train["compiled_flops"] < 1
-    assert evaluate["model_flops"] == pytest.approx(evaluate["compiled_flops"], rel=1e-3)
+    plan = json.loads(output.read_text())
+    assert done.stdout == format_table(plan) + "\n"
+    assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert plan["devices"] == 4
+    assert not plan["fits"]
