@@ -96,38 +96,50 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     Raises:
       InputError: for arms or flags that cannot be.
     """
-    stages = [task_stage(folder, "data", folder / "data" / "test.jsonl")]
-    stages.append(sft_stage(config, folder))
-    for build in (sample_stages, feedback_stages, training_stages, table_stages, answer_stages):
-        for seed in range(config.seeds):
-            stages += build(config, folder, seed)
+    arms = select_arms(config)
+    homes = {seed: folder / f"seed_{seed}" for seed in range(config.seeds)}
+    stages = [_task_stage(folder, "data", folder / "data" / "test.jsonl")]
+    stages.append(_sft_stage(config, folder))
+    if config.embedded:
+        stages += [_sample_stage(config, folder, seed) for seed in homes]
+    for seed, home in homes.items():
+        needs = f"seed_{seed}/samples" if config.embedded else "data"
+        output = home / "feedback" / "counts.json"
+        stages.append(_task_stage(folder, f"feedback:{seed}", output, needs))
+    for seed in homes:
+        stages += _training_stages(config, folder, seed, arms)
+    for seed, home in homes.items():
+        needs = [f"seed_{seed}/{name}" for name in select_reward_models(arms)]
+        output = home / "tables.json"
+        stages.append(_task_stage(folder, f"tables:{seed}", output, f"feedback:{seed}", *needs))
+    for seed, home in homes.items():
+        needs = [f"seed_{seed}/{name}" for name in arms]
+        output = home / "answers" / "sft.json"
+        stages.append(_task_stage(folder, f"answers:{seed}", output, "sft", *needs))
     # Where the user's own environment chooses a platform, it stays.
     choose = config.platforms and "JAX_PLATFORMS" not in os.environ
     platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
     return [dataclasses.replace(s, environment=platform | s.environment) for s in stages]
 
 
-def prompt_settings(config: ConfigDict) -> dict:
-    """What every training command is told about prompts."""
-    return {
-        "data.template": config.template,
-        "data.max_prompt_length": config.max_prompt_length,
-    }
-
-
-def task_stage(folder: Path, name: str, output: Path, *needs: str) -> Stage:
+def _task_stage(folder: Path, name: str, output: Path, *needs: str) -> Stage:
     """A stage that ``tasks.run_task`` does, with the config of the run folder."""
     words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={name}")
     return Stage(name, words, output, needs)
 
 
-def sft_stage(config: ConfigDict, folder: Path) -> Stage:
+def _prompt_settings(config: ConfigDict) -> dict:
+    """How every training command makes its prompts."""
+    return {f"data.{name}": config[name] for name in ("template", "max_prompt_length")}
+
+
+def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
     """The policy that everything starts from."""
     settings = {
         "train": folder / "data" / "sft.jsonl",
         "run_dir": folder / "sft",
         "seed": config.seed,
-        **prompt_settings(config),
+        **_prompt_settings(config),
     }
     if config.embedded:
         settings["model.tokenizer"] = folder / "data" / "tokenizer"
@@ -136,10 +148,8 @@ def sft_stage(config: ConfigDict, folder: Path) -> Stage:
     return Stage("sft", words, folder / "sft" / "eval.json", ("data",), devices)
 
 
-def sample_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
-    """In the embedded world: two responses a prompt, which its people give feedback on."""
-    if not config.embedded:
-        return []
+def _sample_stage(config: ConfigDict, folder: Path, seed: int) -> Stage:
+    """Two responses a prompt, which the people of the embedded world give feedback on."""
     output = folder / f"seed_{seed}" / "samples.json"
     settings = {
         "model": folder / "sft",
@@ -154,81 +164,48 @@ def sample_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
         "batch_size": config.answer_batch_size,
     }
     words = command_line("launch.generate", "configs/generate.py", {}, settings)
-    return [Stage(f"seed_{seed}/samples", words, output, ("sft",))]
+    return Stage(f"seed_{seed}/samples", words, output, ("sft",))
 
 
-def feedback_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
-    """Preferences and edits, split by prompt."""
-    output = folder / f"seed_{seed}" / "feedback" / "counts.json"
-    needs = f"seed_{seed}/samples" if config.embedded else "data"
-    return [task_stage(folder, f"feedback:{seed}", output, needs)]
-
-
-def training_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
-    """Reward models and policies, each arm right after the reward model that it needs.
+def _training_stages(
+    config: ConfigDict, folder: Path, seed: int, arms: Mapping[str, Arm]
+) -> list[Stage]:
+    """Policies, each right after its reward model.
 
     Of two reward models, or arms, that compile to the same programs the second one then starts
     later, finds the programs in the cache, and does not compile them at the same time.
     """
-    arms = select_arms(config)
-    stages = [
-        *(rm_stage(config, folder, seed, name) for name in select_reward_models(arms)),
-        *(
-            ppo_stage(config, folder, seed, name, arm)
-            if arm.reward
-            else imitation_stage(config, folder, seed, name)
-            for name, arm in arms.items()
-        ),
-    ]
-    by_name = {stage.name: stage for stage in stages}
-    of_arms = [by_name[f"seed_{seed}/{name}"] for name in arms]
-    order = dict.fromkeys(name for stage in of_arms for name in (*stage.needs, stage.name))
-    return [by_name[name] for name in order if name in by_name]
+    home, stages = folder / f"seed_{seed}", {}
+
+    def learn_feedback(name: str, data: str, command: str, spec: str, flags: dict) -> Stage:
+        settings = {
+            "model.path": folder / "sft" / "export",
+            "train": home / "feedback" / f"{data}_train.jsonl",
+            "validation": home / "feedback" / f"{data}_validation.jsonl",
+            "run_dir": home / name,
+            "seed": config.seed + seed,
+            **_prompt_settings(config),
+        }
+        words, needs = command_line(command, spec, flags, settings), (f"feedback:{seed}", "sft")
+        return Stage(f"seed_{seed}/{name}", words, home / name / "eval.json", needs)
+
+    for name, arm in arms.items():
+        if not arm.reward:
+            spec, flags = config.imitate.config, read_flags(config, "imitate")
+            stages[name] = learn_feedback(name, "imitate", "launch.sft", spec, flags)
+            continue
+        model = REWARD_MODELS.get(arm.reward)
+        if model and arm.reward not in stages:
+            spec = f"{config.rm.config},{model.loss}"
+            flags = read_flags(config, "rm") | parse_flags(model.flags)
+            stages[arm.reward] = learn_feedback(
+                arm.reward, model.data, "launch.train_rm", spec, flags
+            )
+        stages[name] = _ppo_stage(config, folder, seed, name, arm)
+    return [*stages.values()]
 
 
-def feedback_settings(
-    config: ConfigDict, folder: Path, seed: int, data: str, run_dir: Path
-) -> dict:
-    """What the commands that learn from the feedback itself are told."""
-    feedback = folder / f"seed_{seed}" / "feedback"
-    return {
-        "model.path": folder / "sft" / "export",
-        "train": feedback / f"{data}_train.jsonl",
-        "validation": feedback / f"{data}_validation.jsonl",
-        "run_dir": run_dir,
-        "seed": config.seed + seed,
-        **prompt_settings(config),
-    }
-
-
-def rm_stage(config: ConfigDict, folder: Path, seed: int, name: str) -> Stage:
-    """A reward model of :data:`REWARD_MODELS`."""
-    model, run_dir = REWARD_MODELS[name], folder / f"seed_{seed}" / name
-    words = command_line(
-        "launch.train_rm",
-        f"{config.rm.config},{model.loss}",
-        read_flags(config, "rm") | parse_flags(model.flags),
-        feedback_settings(config, folder, seed, model.data, run_dir),
-    )
-    needs = (f"feedback:{seed}", "sft")
-    return Stage(f"seed_{seed}/{name}", words, run_dir / "eval.json", needs)
-
-
-def imitation_stage(config: ConfigDict, folder: Path, seed: int, name: str) -> Stage:
-    """An arm that is fine-tuned on the edited responses."""
-    run_dir = folder / f"seed_{seed}" / name
-    words = command_line(
-        "launch.sft",
-        config.imitate.config,
-        read_flags(config, "imitate"),
-        feedback_settings(config, folder, seed, "imitate", run_dir),
-    )
-    needs = (f"feedback:{seed}", "sft")
-    return Stage(f"seed_{seed}/{name}", words, run_dir / "eval.json", needs)
-
-
-def ppo_stage(config: ConfigDict, folder: Path, seed: int, name: str, arm: Arm) -> Stage:
-    """An arm of PPO."""
+def _ppo_stage(config: ConfigDict, folder: Path, seed: int, name: str, arm: Arm) -> Stage:
     data, home = folder / "data", folder / f"seed_{seed}"
     start = folder / "sft" if arm.start == "sft" else home / arm.start
     needs = ["sft" if arm.start == "sft" else f"seed_{seed}/{arm.start}"]
@@ -244,7 +221,7 @@ def ppo_stage(config: ConfigDict, folder: Path, seed: int, name: str, arm: Arm) 
     flags |= parse_flags(arm.flags) | parse_flags(config.arms[name].flags)
     settings = {
         **reward,
-        **prompt_settings(config),
+        **_prompt_settings(config),
         "data.max_new_tokens": config.max_new_tokens,
         "policy": start / "export",
         "prompts": data / "ppo.jsonl",
@@ -255,18 +232,3 @@ def ppo_stage(config: ConfigDict, folder: Path, seed: int, name: str, arm: Arm) 
     }
     words = command_line("launch.ppo", f"{config.ppo.config},{level}", flags, settings)
     return Stage(f"seed_{seed}/{name}", words, home / name / "finished.json", tuple(needs))
-
-
-def table_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
-    """The reward models on the test sets."""
-    models = select_reward_models(select_arms(config))
-    output = folder / f"seed_{seed}" / "tables.json"
-    needs = (f"feedback:{seed}", *(f"seed_{seed}/{name}" for name in models))
-    return [task_stage(folder, f"tables:{seed}", output, *needs)]
-
-
-def answer_stages(config: ConfigDict, folder: Path, seed: int) -> list[Stage]:
-    """The policies on the test prompts."""
-    output = folder / f"seed_{seed}" / "answers" / "sft.json"
-    needs = ("sft", *(f"seed_{seed}/{name}" for name in select_arms(config)))
-    return [task_stage(folder, f"answers:{seed}", output, *needs)]

@@ -112,22 +112,17 @@ def _comparisons(report: dict) -> Section:
 
 
 def _table2(report: dict) -> Section:
-    sets = list(dict.fromkeys(k for row in report["table2"].values() for k in row))
-    sets = [name for name in sets if name != "auroc"]
+    sizes: dict[str, int] = {}  # of the test sets
+    for row in report["table2"].values():
+        for test_set, cell in row.items():
+            if test_set != "auroc":
+                sizes.setdefault(test_set, cell["n"])
     rows = []
     for name, row in report["table2"].items():
-        cells = [row.get(s, {"accuracy": None, "se": None}) for s in sets]
-        auroc = report["auroc"][name]
-        rows.append(
-            [
-                report["labels"]["reward_models"][name],
-                *(share(cell["accuracy"], cell["se"]) for cell in cells),
-                number(auroc["mean"], auroc["se"]),
-            ]
-        )
-    sizes = {
-        s: next(row[s]["n"] for row in report["table2"].values() if s in row) for s in sets
-    }
+        cells = [row.get(test_set, {"accuracy": None, "se": None}) for test_set in sizes]
+        accuracies = [share(cell["accuracy"], cell["se"]) for cell in cells]
+        auroc = number(report["auroc"][name]["mean"], report["auroc"][name]["se"])
+        rows.append([report["labels"]["reward_models"][name], *accuracies, auroc])
     text = (
         "How often each reward model ranks the better response of a pair above the other, on each "
         "set of test pairs (chance is 50 %), and the area under the ROC curve of −r against "
@@ -179,13 +174,9 @@ def _curves(report: dict) -> Section:
     steps = [longest[k] for k in picked if last >= 0]
     rows = []
     for name, curve in curves.items():
-        at = {
-            step: number(gold, error)
-            for step, gold, error in zip(
-                curve["step"], curve["gold"], curve["gold_se"], strict=True
-            )
-        }
-        cells = [at.get(step, NONE) for step in steps]
+        scores = map(number, curve["gold"], curve["gold_se"])
+        by_step = dict(zip(curve["step"], scores, strict=True))
+        cells = [by_step.get(step, NONE) for step in steps]
         rows.append([report["labels"]["arms"][name], *cells])
     text = f"Mean {report['judge']} score on validation prompts during PPO, at T = 1" + (
         ", ± one standard error over seeds." if report["seeds"] > 1 else "."
@@ -218,16 +209,8 @@ def _end(report: dict) -> Section:
         "mean length over all evaluations of the arm. Rewards are each reward model's own, not "
         "comparable between arms."
     )
-    head = [
-        "Arm",
-        "Last step",
-        "KL",
-        _capitalise(report["judge"]),
-        "Reward",
-        "Length",
-        "Unfinished",
-    ]
-    head += ["r(reward, length)"]
+    head = ["Arm", "Last step", "KL", _capitalise(report["judge"]), "Reward", "Length"]
+    head += ["Unfinished", "r(reward, length)"]
     return Section("end", "KL, reward and length", text, head, rows)
 
 
@@ -247,10 +230,8 @@ def to_markdown(report: dict) -> str:
     """The text of ``report.md``."""
     lines = [f"# {_escape(report['title'])}", "", _escape(subtitle(report)), ""]
     for part in report["answer"].values():
-        lines += [
-            f"**{part['question']} {_capitalise(part['verdict'])}.** {_escape(part['text'])}",
-            "",
-        ]
+        verdict = f"**{part['question']} {_capitalise(part['verdict'])}.**"
+        lines += [f"{verdict} {_escape(part['text'])}", ""]
     for section in sections(report):
         if section.key == "stages":
             lines += _heatmaps(report)
