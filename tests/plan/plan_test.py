@@ -142,7 +142,7 @@ def test_whether_it_fits(shapes, plan):
 
 def test_the_table(plan):
     lines = format_table(plan).splitlines()
-    assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for step of them, in MB:"
+    assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for one of them, in MB:"
 
     def cells(first: str) -> list[str]:
         return next(line.split() for line in lines if line.startswith(first))[1:]
@@ -236,7 +236,7 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
 
 
 BAD = {
-    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most step -1",
+    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
     "--mesh=3,1,1": "mesh='3,1,1' makes 3 devices and there are 8; choose sizes",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
