@@ -15,6 +15,7 @@ from fgrlhf_jax.data.records import (
     Preference,
     read,
     read_with_rows,
+    split,
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -71,45 +72,38 @@ def test_preference_as_number(tmp_path, given, meant):
     assert record.input == ""
 
 
-def test_an_instruction_may_have_no_demonstration(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines(changed(INSTRUCTION, output="")))
-    assert read(str(tmp_path / "a.jsonl")) == [Instruction("Name a fruit.", "", "")]
-
-
-PROMPTS = {
-    "no output": changed(INSTRUCTION, output=...),
-    "null output": changed(INSTRUCTION, output=None),
-    "alpaca_eval's": {"instruction": "Name a fruit.", "dataset": "helpful_base"},
-}
-
-
-@pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_needs_no_output(tmp_path, name):
+@pytest.mark.parametrize(
+    "row",
+    [
+        changed(INSTRUCTION, output=...),
+        changed(INSTRUCTION, output=None),
+        {"instruction": "Name a fruit.", "dataset": "helpful_base"},  # alpaca_eval's
+    ],
+)
+def test_a_prompt_needs_no_output(tmp_path, row):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(lines(INSTRUCTION, PROMPTS[name], EDIT))
+    path.write_bytes(lines(INSTRUCTION, row, EDIT))
     prompt = Instruction("Name a fruit.", "", "")
     assert read(str(path), prompts=True) == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
-    pairs = read_with_rows(str(path), prompts=True)
-    assert pairs[1] == (prompt, PROMPTS[name])
+    assert read_with_rows(str(path), prompts=True)[1] == (prompt, row)
     with pytest.raises(InputError, match=r"a\.jsonl:2: .*'output'"):
         read(str(path))
-    (tmp_path / "a.json").write_text(json.dumps([PROMPTS[name]]))
-    assert read(str(tmp_path / "a.json"), prompts=True) == [prompt]
+    path.write_bytes(lines(changed(INSTRUCTION, output="")))
+    assert read(str(path)) == [prompt]
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         (changed(INSTRUCTION, instruction=...), "misses the field 'instruction'"),
-        (changed(INSTRUCTION, instruction=" "), "are both empty"),
         (changed(INSTRUCTION, output=5), "'output' is 5, not a string"),
         (changed(EDIT, edited=...), "misses the field 'edited'"),
         (changed(PREFERENCE, preference=...), "misses the field 'preference'"),
     ],
 )
-def test_what_is_wrong_with_a_prompt(tmp_path, row, says):
+def test_what_is_wrong_with_a_prompt(tmp_path, row, message):
     (tmp_path / "a.jsonl").write_bytes(lines(INSTRUCTION, row))
-    with pytest.raises(InputError, match=rf"a\.jsonl:2: .*{says}"):
+    with pytest.raises(InputError, match=rf"a\.jsonl:2: .*{message}"):
         read(str(tmp_path / "a.jsonl"), prompts=True)
 
 
@@ -213,72 +207,53 @@ def test_dataset_script(hub):
 
 # --- what is refused --------------------------------------------------------------------------
 
-BAD_ROWS = {
-    "malformed JSON": (b'{"instruction": "a",}', "malformed JSON"),
-    "truncated JSON": (b'{"instruction": "a', "malformed JSON"),
-    "two objects on a line": (lines(EDIT).strip() * 2, "malformed JSON"),
-    "deeply nested": (b"[" * 100_000, "cannot be read|malformed"),
-    "endless number": (b'{"instruction": ' + b"1" * 5000 + b"}", "cannot be read"),
-    "a list": (b"[1, 2]", "is not an object"),
-    "a string": (b'"text"', "is not an object"),
-    "null": (b"null", "is not an object"),
-    "invalid UTF-8": (
-        lines(EDIT).strip().replace(b"rains", b"r\xe9gne"),
-        "invalid UTF-8 .byte 0xe9.; save the file as UTF-8",
+BAD_LINES = [
+    (b'{"instruction": "a",}', "malformed JSON"),
+    (b'{"instruction": "a', "malformed JSON"),
+    (lines(EDIT).strip() * 2, "malformed JSON"),
+    (b"[" * 100_000, "cannot be read|malformed"),
+    (b'{"instruction": ' + b"1" * 5000 + b"}", "cannot be read"),
+    (b"[1, 2]", "is not an object"),
+    (b'"text"', "is not an object"),
+    (b"null", "is not an object"),
+    (lines(EDIT).strip().replace(b"rains", b"r\xe9gne"), "invalid UTF-8 .byte 0xe9.; save the"),
+    (b"{}", "misses the field 'instruction'"),
+    (b'{"prompt": "a", "answer": "b"}', "has prompt, answer"),
+]
+BAD_FIELDS = [
+    (EDIT, "instruction", ..., "misses the field 'instruction'"),
+    (EDIT, "original", ..., "misses the field 'original'"),
+    (EDIT, "edited", ..., "misses the field 'edited'"),
+    (INSTRUCTION, "output", ..., "misses the field 'output'"),
+    (PREFERENCE, "output_1", ..., "misses the field 'output_1'"),
+    (PREFERENCE, "output_2", ..., "misses the field 'output_2'"),
+    (PREFERENCE, "preference", ..., "misses the field 'preference'"),
+    (EDIT, "edited", "\ud83d", "invalid Unicode"),
+    (EDIT, "edited", 5, "'edited' is 5, not a string"),
+    (EDIT, "original", None, "'original' is null, not a str"),
+    (INSTRUCTION, "output", ["a"], "is ..a.., not a string"),
+    (EDIT, "input", 0, "'input' is 0, not a string"),
+    (EDIT, "instruction", {}, "'instruction' is {}, not"),
+    (EDIT | {"input": ""}, "instruction", " ", "are both empty"),
+    (EDIT, "edited", "It rains.", "original and edited are equal"),
+    (PREFERENCE, "output_2", "Pear.", "output_1 and output_2 are equal"),
+    (EDIT, "edited", "", "the response 'edited' is empty"),
+    (EDIT, "original", " \n", "the response 'original' is empty"),
+    (PREFERENCE, "output_1", "", "the response 'output_1' is empty"),
+    *(
+        (PREFERENCE, "preference", value, f"preference is {json.dumps(value)}; it must be 1 or")
+        for value in (0, 3, 1.5, "1", True, None, float("nan"))
     ),
-    "half a surrogate pair": (lines(changed(EDIT, edited="\ud83d")), "invalid Unicode"),
-    "no field": (b"{}", "misses the field 'instruction'"),
-    "unknown fields": (b'{"prompt": "a", "answer": "b"}', "has prompt, answer"),
-    "no instruction": (lines(changed(EDIT, instruction=...)), "misses the field 'instruction'"),
-    "no original": (lines(changed(EDIT, original=...)), "misses the field 'original'"),
-    "no edited": (lines(changed(EDIT, edited=...)), "misses the field 'edited'"),
-    "no output": (lines(changed(INSTRUCTION, output=...)), "misses the field 'output'"),
-    "no output_2": (lines(changed(PREFERENCE, output_2=...)), "misses the field 'output_2'"),
-    "no output_1": (lines(changed(PREFERENCE, output_1=...)), "misses the field 'output_1'"),
-    "no preference": (
-        lines(changed(PREFERENCE, preference=...)),
-        "misses the field 'preference'",
+    *(
+        (EDIT, "error_spans", [span], "error_spans holds .* offsets into the original .0 to 9")
+        for span in ([0, 10], {"start": 3, "end": 1}, "It", {"start": 3})
     ),
-    "number for a text": (lines(changed(EDIT, edited=5)), "'edited' is 5, not a string"),
-    "null for a text": (lines(changed(EDIT, original=None)), "'original' is null, not a str"),
-    "list for a text": (lines(changed(INSTRUCTION, output=["a"])), "is ..a.., not a string"),
-    "number for an input": (lines(changed(EDIT, input=0)), "'input' is 0, not a string"),
-    "object instruction": (lines(changed(EDIT, instruction={})), "'instruction' is {}, not"),
-    "equal texts": (lines(changed(EDIT, edited="It rains.")), "original and edited are equal"),
-    "equal outputs": (
-        lines(changed(PREFERENCE, output_2="Pear.")),
-        "output_1 and output_2 are equal",
-    ),
-    "preference 0": (lines(changed(PREFERENCE, preference=0)), "preference is 0; it must be 1"),
-    "preference 3": (lines(changed(PREFERENCE, preference=3)), "preference is 3"),
-    "preference 1.5": (lines(changed(PREFERENCE, preference=1.5)), "preference is 1.5"),
-    "preference text": (lines(changed(PREFERENCE, preference="1")), 'preference is "1"'),
-    "preference true": (lines(changed(PREFERENCE, preference=True)), "preference is true"),
-    "preference null": (lines(changed(PREFERENCE, preference=None)), "preference is null"),
-    "preference NaN": (
-        lines(changed(PREFERENCE, preference=float("nan"))),
-        "preference is NaN",
-    ),
-    "empty edited": (lines(changed(EDIT, edited="")), "the response 'edited' is empty"),
-    "blank original": (
-        lines(changed(EDIT, original=" \n")),
-        "the response 'original' is empty",
-    ),
-    "empty output": (
-        lines(changed(PREFERENCE, output_1="")),
-        "the response 'output_1' is empty",
-    ),
-    "empty prompt": (lines(changed(EDIT, instruction=" ", input="")), "are both empty"),
-    "span beyond": (lines(EDIT | {"error_spans": [[0, 10]]}), "error_spans holds .0, 10."),
-    "span backwards": (lines(EDIT | {"error_spans": [{"start": 3, "end": 1}]}), "error_spans"),
-    "span of words": (lines(EDIT | {"error_spans": ["It"]}), "error_spans holds 'It'"),
-    "span half": (lines(EDIT | {"error_spans": [{"start": 3}]}), "error_spans"),
-}
+]
+BAD_LINES += [(lines(changed(row, **{name: x})), says) for row, name, x, says in BAD_FIELDS]
 
 
-@pytest.mark.parametrize("name", BAD_ROWS)
-def test_bad_line_is_named(tmp_path, name):
-    data, message = BAD_ROWS[name]
+@pytest.mark.parametrize(("data", "message"), BAD_LINES, ids=[m for _, m in BAD_LINES])
+def test_bad_line_is_named(tmp_path, data, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(EDIT) + b"\n" + data.strip() + b"\n" + lines(EDIT))
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}:3: .*({message})") as caught:
@@ -288,19 +263,12 @@ def test_bad_line_is_named(tmp_path, name):
 
 
 def test_bad_row_of_a_list_or_table_is_named(tmp_path):
-    rows = [PREFERENCE, PREFERENCE, changed(PREFERENCE, preference=4)]
+    rows = [EDIT, EDIT, changed(EDIT, edited=None)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.json", "a.parquet"):
-        with pytest.raises(InputError, match=rf"{name}:row 3: preference is 4"):
+        with pytest.raises(InputError, match=rf"{name}:row 3: the field 'edited' is null"):
             read(str(tmp_path / name))
-
-
-def test_parquet_null_and_nan(tmp_path):
-    rows = [EDIT, changed(EDIT, edited=None)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet:row 2: the field 'edited' is null"):
-        read(str(tmp_path / "a.parquet"))
 
 
 def test_bad_parquet_files(tmp_path):
@@ -324,16 +292,14 @@ def test_malformed_list_names_the_line(tmp_path):
         read(str(path))
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
-def test_missing_file(tmp_path, suffix):
-    with pytest.raises(InputError, match=rf"none\.{suffix}: there is no such file"):
-        read(str(tmp_path / f"none.{suffix}"))
-
-
 @pytest.mark.parametrize(
-    "spec", ["x" * 5000 + ".jsonl", "a\0b.jsonl", "folder/" * 1000 + "x.json", "a.jsonl:3", "a"]
+    "spec",
+    [
+        *("none.jsonl", "none.json", "none.parquet", "a.jsonl:3", "a"),
+        *("x" * 5000 + ".jsonl", "a\0b.jsonl", "folder/" * 1000 + "x.json"),
+    ],
 )
-def test_impossible_path(spec):
+def test_missing_file_and_impossible_path(spec):
     with pytest.raises(InputError, match="there is no such file"):
         read(spec)
 
@@ -345,18 +311,12 @@ def test_empty_file(tmp_path, data):
         read(str(tmp_path / "a.json"))
 
 
-def test_empty_parquet(tmp_path):
-    table = pyarrow.Table.from_pylist([EDIT])[:0]
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet: holds no rows"):
-        read(str(tmp_path / "a.parquet"))
-
-
-def test_one_bad_file_of_two(tmp_path):
+def test_one_empty_file_of_two(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(EDIT))
-    (tmp_path / "b.jsonl").write_bytes(b"")
-    with pytest.raises(InputError, match=r"b\.jsonl: holds no rows"):
-        read(f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}")
+    table = pyarrow.Table.from_pylist([EDIT])[:0]
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: holds no rows"):
+        read(f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.parquet'}")
 
 
 def test_folder_and_foreign_file(tmp_path):
@@ -406,29 +366,47 @@ def test_what_json_cannot_say_is_written_as_text(tmp_path):
     assert written == EDIT | {"when": str(when), "raw": "b'x'", "rewards": [0.5]}
 
 
-def test_writing_is_all_or_nothing(tmp_path):
-    path = tmp_path / "a.jsonl"
-    write_jsonl(path, [PREFERENCE])
-    (tmp_path / "link.jsonl").hardlink_to(path)
-    write_jsonl(path, [EDIT])  # a new file in its place: who has the old one open keeps it
-    assert read(str(tmp_path / "link.jsonl")) == [Preference(**PREFERENCE)]
-    (tmp_path / "link.jsonl").unlink()
-
-    def rows():
-        yield PREFERENCE
-        raise RuntimeError("stopped half-way")
-
-    with pytest.raises(RuntimeError, match="half-way"):
-        write_jsonl(path, rows())
-    assert read(str(path)) == [Edit(**EDIT)]
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+# --- train and validation ---------------------------------------------------------------------
 
 
-def test_unwritable_place(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"a\.jsonl: cannot be written"):
-        write_jsonl(tmp_path / "file/a.jsonl", [EDIT])
-    (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"folder\.jsonl: cannot be written"):
-        write_jsonl(tmp_path / "folder.jsonl", [EDIT])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.jsonl"]
+def many(count: int) -> list[Instruction]:
+    """Rows whose prompts recur: three rows a prompt, told apart by input or instruction."""
+    return [Instruction(f"Do {n % 40}.", f"{n % 70}", f"{n}") for n in range(count)]
+
+
+def test_split_by_prompt():
+    records = many(2000)
+    train, validation = split(records, 0.2, seed=0)
+    prompts = [{(r.instruction, r.input) for r in side} for side in (train, validation)]
+    assert not prompts[0] & prompts[1]
+    assert sorted(train + validation, key=lambda r: int(r.output)) == records
+    for side in (train, validation):
+        assert [int(r.output) for r in side] == sorted(int(r.output) for r in side)
+    assert 0.12 < len(prompts[1]) / len(prompts[0] | prompts[1]) < 0.28
+
+
+def test_split_is_a_function_of_seed_and_prompt():
+    records = many(2000)
+    validation = split(records, 0.2, seed=0)[1]
+    assert split(records, 0.2, seed=0)[1] == validation
+    assert split(records, 0.2, seed=1)[1] != validation
+    # A row's side does not depend on the others, and a smaller share is a part of a larger.
+    assert split(records[500:], 0.2, seed=0)[1] == [
+        r for r in validation if int(r.output) >= 500
+    ]
+    assert set(split(records, 0.1, seed=0)[1]) < set(validation)
+    spaced = [Instruction(f" {r.instruction}\n", r.input, r.output) for r in records]
+    assert [r.output for r in split(spaced, 0.2, seed=0)[1]] == [r.output for r in validation]
+
+
+def test_split_looks_at_the_input_too():
+    """One instruction for every row, as in a file of summaries."""
+    train, validation = split([Instruction("Sum up.", f"{n}", "") for n in range(200)], 0.5, 0)
+    assert 70 < len(train) < 130
+    assert len(train) + len(validation) == 200
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
+def test_split_with_an_empty_side(share, side):
+    with pytest.raises(InputError, match=f"of 50 rows none is left for {side}"):
+        split(many(50), share, seed=0)

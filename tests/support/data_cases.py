@@ -5,6 +5,13 @@ from pathlib import Path
 
 from fgrlhf_jax.runtime.files import write_jsonl
 
+TEXTS = [
+    "the film was dull and the actors were bad",
+    "the film was bright and the actors were really good",
+    "write a short review of what you saw in the town",
+    "with some words it was good and we liked it very much",
+]
+
 EDIT = {
     "id": "cad/train/4",
     "instruction": "Write a film review.",
