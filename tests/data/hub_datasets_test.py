@@ -81,18 +81,32 @@ def test_the_papers_setting(folder, tmp_path):
 
 def test_a_folder_is_named_as_an_id_is(folder):
     assert len(records.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
-    assert (
-        len(records.read(f"{folder}:alpaca_instructions:sft,{folder}:alpaca_gpt4_preference"))
-        == 4
-    )
     with pytest.raises(
-        InputError, match="has the splits preference, sft, unlabeled, val; choose"
+        InputError, match="has the splits preference, sft, unlabeled, val; choo"
     ):
         records.read(f"{folder}:alpaca_instructions")
     with pytest.raises(InputError, match=r"datasets cannot load it .*gold.*; give ORG/NAME"):
         records.read(f"{folder}:alpaca_instructions:gold")
     with pytest.raises(InputError, match="is a folder; name the files in it"):
         records.read(str(folder))
+
+
+def test_files_of_a_folder_without_a_card(folder):
+    """The split that is only one or called train needs no name; a wrong row has its number."""
+    rows = [hub_cases.pair("a"), hub_cases.pair("a", preference=3)]
+    for path, count in (("x/train", 1), ("x/test", 1), ("y/dev", 2)):
+        (folder.parent / path).parent.mkdir(exist_ok=True)
+        write_jsonl(folder.parent / f"{path}.jsonl", rows[:count])
+    name = folder.parent.name
+    assert len(records.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
+    with pytest.raises(InputError, match=f"{name}/y:default:row 2: preference is 3"):
+        records.read(f"{name}/y:default")
+    with pytest.raises(InputError, match=r"no_such/thing: datasets cannot load it .*; give ORG"):
+        records.read("no_such/thing")
+    (folder.parent / "z").mkdir()
+    (folder.parent / "z/z.py").write_text("import datasets\n")
+    with pytest.raises(InputError, match=r"script.*give its data files"):
+        records.read(f"{name}/z::")
 
 
 def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
@@ -104,7 +118,7 @@ def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "meant"),
+    ("source", "is_dataset"),
     [
         ("org/name", True),
         ("org/name:config:split", True),
@@ -115,8 +129,8 @@ def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
         ("", False),
     ],
 )
-def test_what_names_a_dataset(source, meant):
-    assert hub_datasets.is_dataset(source) is meant
+def test_what_names_a_dataset(source, is_dataset):
+    assert hub_datasets.is_dataset(source) is is_dataset
 
 
 READ = """

@@ -4,7 +4,6 @@ import datetime
 import json
 import re
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -144,65 +143,6 @@ def test_several_sources_in_order(tmp_path):
     assert len(read(str(tmp_path / "b, c.jsonl"))) == 1  # a comma in the name of a file
     with pytest.raises(InputError, match=r"a\.jsonl,': names no file"):
         read(f"{tmp_path / 'a.jsonl'},")
-
-
-# --- datasets ids, loaded from local folders of the same form ---------------------------------
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A working folder in which org/name is found, and no cache outside it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(
-        datasets.config, "HF_MODULES_CACHE", tmp_path / "modules", raising=False
-    )
-    datasets.disable_progress_bars()
-    yield tmp_path
-    datasets.enable_progress_bars()
-
-
-def test_dataset_id(hub):
-    (hub / "org/name").mkdir(parents=True)
-    (hub / "org/name/train.jsonl").write_bytes(lines(EDIT, EDIT))
-    (hub / "org/name/test.jsonl").write_bytes(lines(EDIT))
-    assert read("org/name:default:train") == [Edit(**EDIT)] * 2
-    assert read("org/name:default:test") == [Edit(**EDIT)]
-    assert len(read("org/name:default")) == 2  # train, as nothing else is said
-    assert len(read("org/name:default:test,org/name::train")) == 3
-
-
-def test_dataset_id_of_parquet_with_one_split(hub):
-    (hub / "farm/pairs").mkdir(parents=True)
-    rows = [PREFERENCE, changed(PREFERENCE, preference=3)]
-    table = pyarrow.Table.from_pylist
-    pyarrow.parquet.write_table(table(rows[:1]), hub / "farm/pairs/validation.parquet")
-    assert read("farm/pairs:default") == [Preference(**PREFERENCE)]
-    pyarrow.parquet.write_table(table(rows), hub / "farm/pairs/validation.parquet")
-    with pytest.raises(InputError, match="farm/pairs:default:row 2: preference is 3"):
-        read("farm/pairs:default")
-
-
-def test_dataset_id_faults(hub):
-    (hub / "org/name").mkdir(parents=True)
-    for name in ("dev", "test"):
-        (hub / f"org/name/{name}.jsonl").write_bytes(lines(EDIT))
-    for spec, message in (
-        ("org/name:large:test", "org/name:large:test: .*'large'.*default"),
-        ("org/name:default:gold", r"org/name:default:gold: .*\"gold\".*validation.*test"),
-        ("org/name:default", "has the splits test, validation; choose one: org/name:default:"),
-        ("no_such/thing", "no_such/thing: datasets cannot load it .*; give ORG/NAME"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read(spec)
-
-
-def test_dataset_script(hub):
-    """As AlpacaFarm's on the hub: its data files are named instead."""
-    (hub / "org/name").mkdir(parents=True)
-    (hub / "org/name/name.py").write_text("import datasets\n")
-    with pytest.raises(InputError, match=r"script.*give its data files"):
-        read("org/name::")
 
 
 # --- what is refused --------------------------------------------------------------------------
