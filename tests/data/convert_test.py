@@ -27,13 +27,13 @@ ANSWER = Instruction("Name a fruit.", "", "Fig.")
 PROMPT = Instruction("Name a fruit.", "", " ")
 
 
-def rows_of(*made, **further):
+def with_rows(*records, **further):
     """Records with rows as a file would have them."""
-    return [(one, {**dataclasses.asdict(one), **further}) for one in made]
+    return [(record, {**dataclasses.asdict(record), **further}) for record in records]
 
 
-def converted(*made, to, further=None, **options):
-    return convert_records(rows_of(*made, **(further or {})), to, **options)[0]
+def converted(*records, to, further=None, **options):
+    return convert_records(with_rows(*records, **(further or {})), to, **options)[0]
 
 
 # --- by hand ---------------------------------------------------------------------------------
@@ -62,16 +62,16 @@ def test_kinds(record, kind, names):
     ],
 )
 def test_one_side_of_a_pair(record, better, worse):
-    asked = {"instruction": record.instruction, "input": record.input}
-    named = {"id": record.id} if record.id else {}
+    prompt = {"instruction": record.instruction, "input": record.input}
+    prompt |= {"id": record.id} if record.id else {}
     for side, text in (("better", better), ("worse", worse)):
         (row,) = converted(record, to="instructions", side=side)
-        assert row == {**named, **asked, "output": text}
+        assert row == prompt | {"output": text}
 
 
 def test_an_edit_as_a_preference():
     (row,) = converted(EDIT, to="preferences")
-    texts = (row["output_1"], row["output_2"])
+    texts = row["output_1"], row["output_2"]
     assert set(texts) == {"It rain.", "It rains."}
     assert texts[row["preference"] - 1] == "It rains."
     assert {"id", "instruction", "input", "output_1", "output_2", "preference"} == set(row)
@@ -80,35 +80,33 @@ def test_an_edit_as_a_preference():
 
 def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     edits = [Edit("a", "", f"old {n}", f"new {n}") for n in range(1000)]
-    first = [edit_as_preference(edit, 3).preference for edit in edits]
+    first, backwards, other_seed = (
+        [edit_as_preference(edit, seed).preference for edit in rows]
+        for rows, seed in ((edits, 3), (edits[::-1], 3), (edits, 4))
+    )
     assert 450 < first.count(1) < 550  # 500 ± 3.2 standard errors
-    assert [edit_as_preference(edit, 3).preference for edit in edits[::-1]] == first[::-1]
-    other = [edit_as_preference(edit, 4).preference for edit in edits]
-    assert 400 < sum(a != b for a, b in zip(first, other, strict=True)) < 600
+    assert backwards == first[::-1]
+    assert 400 < sum(a != b for a, b in zip(first, other_seed, strict=True)) < 600
 
 
 def test_prompts_once_each():
-    made, counts = convert_records(rows_of(FIRST, ANSWER, EDIT, PROMPT), "prompts")
-    assert [row["instruction"] for row in made] == ["Name a fruit.", "Sum up."]
-    assert made[0] == {"id": "p/1", "instruction": "Name a fruit.", "input": "", "output": ""}
+    rows, counts = convert_records(with_rows(FIRST, ANSWER, EDIT, PROMPT), "prompts")
+    assert [row["instruction"] for row in rows] == ["Name a fruit.", "Sum up."]
+    assert rows[0] == {"id": "p/1", "instruction": "Name a fruit.", "input": "", "output": ""}
     assert counts == {"rows": 4, "kept": 2, "repeated": 2}
 
 
-def test_what_stays_what_it_is_keeps_its_fields():
+def test_a_row_that_keeps_its_kind_keeps_its_fields():
+    further = {"annotator": "human", "a set": {1}, "surrogate": "\ud83d"}
     for record, to in ((EDIT, "edits"), (FIRST, "preferences"), (ANSWER, "instructions")):
-        (row,) = converted(record, to=to, further={"annotator": "human", "seconds": 3})
-        asked = json.loads(json.dumps(dataclasses.asdict(record)))
-        assert row == {**asked, "annotator": "human", "seconds": 3}
-
-
-def test_a_field_that_json_cannot_hold():
-    (row,) = converted(ANSWER, to="instructions", further={"a": {1}, "b": "\ud83d"})
-    assert (row["a"], row["b"]) == ("{1}", "?")
+        (row,) = converted(record, to=to, further=further)
+        fields = json.loads(json.dumps(dataclasses.asdict(record)))
+        assert row == {**fields, "annotator": "human", "a set": "{1}", "surrogate": "?"}
 
 
 def test_rows_without_an_output_are_counted():
-    made, counts = convert_records(rows_of(PROMPT, ANSWER), "instructions")
-    assert [row["output"] for row in made] == ["Fig."]
+    rows, counts = convert_records(with_rows(PROMPT, ANSWER), "instructions")
+    assert [row["output"] for row in rows] == ["Fig."]
     assert counts == {"rows": 2, "kept": 1, "without_output": 1}
 
 
@@ -119,24 +117,17 @@ def test_distinct_rows():
 
 
 def test_alpaca_eval_annotations():
-    told = {"generator_1": "davinci", "generator_2": "mine", "annotator": "judge"}
-    (row,) = converted(FIRST, to="alpaca_eval", further=told)
-    assert row == {
-        "instruction": "Name a fruit.",
-        "output_1": "Pear.",
-        "output_2": "Brick.",
-        "preference": 1.0,
-        **told,
-    }
+    names = {"generator_1": "davinci", "generator_2": "mine", "annotator": "judge"}
+    prompt = {"instruction": "Name a fruit."}
+    (row,) = converted(FIRST, to="alpaca_eval", further=names)
+    texts = {"output_1": "Pear.", "output_2": "Brick.", "preference": 1.0}
+    assert row == prompt | texts | names
     (row,) = converted(EDIT, to="alpaca_eval", generator="people")
     assert row["instruction"] == "Sum up.\n\nA text."
     assert (row["output_1"], row["generator_1"]) == ("It rain.", "original")
     assert (row["preference"], row["annotator"]) == (2.0, "people")
-
-
-def test_alpaca_eval_outputs():
     (row,) = converted(ANSWER, to="alpaca_eval", generator="mine")
-    assert row == {"instruction": "Name a fruit.", "output": "Fig.", "generator": "mine"}
+    assert row == prompt | {"output": "Fig.", "generator": "mine"}
     (row,) = converted(ANSWER, to="alpaca_eval", generator="no", further={"generator": "mine"})
     assert row["generator"] == "mine"
 
@@ -144,55 +135,50 @@ def test_alpaca_eval_outputs():
 # --- there and back ----------------------------------------------------------------------------
 
 
-def random_text(rng: random.Random) -> str:
+def random_text(rng: random.Random, first: str = "") -> str:
     letters = 'a "\\{}<>&\n\r\t,é字😀\u2028\x00\x7f'
-    return "".join(rng.choice(letters) for _ in range(rng.randrange(12)))
-
-
-def random_preference(rng: random.Random) -> Preference:
-    return Preference(
-        "x" + random_text(rng),
-        random_text(rng),
-        "y" + random_text(rng),
-        "z" + random_text(rng),
-        rng.choice((1, 2)),
-        rng.choice(("", "id/7")),
-    )
+    return first + "".join(rng.choice(letters) for _ in range(rng.randrange(12)))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_preferences_to_alpaca_farm_and_back(tmp_path, suffix):
     rng = random.Random(0)
-    given = [random_preference(rng) for _ in range(300)]
-    rows = converted(*given, to="alpaca_farm")
+    pairs = [
+        Preference(
+            *(random_text(rng, first) for first in ("x", "", "y", "z")),
+            preference=rng.choice((1, 2)),
+            id=rng.choice(("", "id/7")),
+        )
+        for _ in range(300)
+    ]
+    rows = converted(*pairs, to="alpaca_farm")
     path = tmp_path / f"farm.{suffix}"
     if suffix == "json":
         path.write_text(json.dumps(rows))
     else:
         write_jsonl(path, rows)
-    assert records.read(str(path)) == given
+    assert records.read(str(path)) == pairs
     assert {"instruction", "input", "output_1", "output_2", "preference"} <= set(rows[0])
 
 
 def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
+    path = tmp_path / "farm.json"
     for name, rows in hub_cases.alpaca_farm().items():
-        path = tmp_path / "farm.json"
         path.write_text(json.dumps(rows))
-        made, _ = convert_records(records.read_with_rows(str(path)), "alpaca_farm")
-        columns = ("instruction", "input", "output")
+        back, _ = convert_records(records.read_with_rows(str(path)), "alpaca_farm")
         if name.startswith("alpaca_farm_evaluation"):
+            columns = ("instruction", "input", "output")
             rows = [{column: row[column] for column in columns} for row in rows]
-        assert made == rows
+        assert back == rows
 
 
 def test_edits_to_preferences_and_back(tmp_path):
     """Both sides and which is better survive the shuffling."""
     rng = random.Random(1)
-    edits = [Edit("a", "", "y" + random_text(rng), "z" + random_text(rng)) for _ in range(100)]
+    edits = [Edit("a", "", random_text(rng, "y"), random_text(rng, "z")) for _ in range(100)]
     write_jsonl(tmp_path / "p.jsonl", converted(*edits, to="preferences"))
-    pairs = records.read(str(tmp_path / "p.jsonl"))
-    found = [better_and_worse(pair) for pair in pairs]
-    assert found == [(edit.edited, edit.original) for edit in edits]
+    pairs = map(better_and_worse, records.read(str(tmp_path / "p.jsonl")))
+    assert list(pairs) == list(map(better_and_worse, edits))
 
 
 # --- the labels of all pairs of four predictions -------------------------------------------------
@@ -203,41 +189,35 @@ def compared(labels=(0, 1, 2, 1, 1, 2), texts=("a", "b", "c", "d"), **fields):
     return [(EDIT, row | fields)]
 
 
-@pytest.mark.parametrize("as_text", [False, True])
-def test_labels_of_predictions(as_text):
-    texts = ["a", "b", "c", "d"]
-    given = compared(predictions=json.dumps(texts) if as_text else texts)
-    made, counts = compared_predictions(given)
+@pytest.mark.parametrize("predictions", [["a", "b", "c", "d"], '["a", "b", "c", "d"]'])
+def test_labels_of_predictions(predictions):
+    pairs, counts = compared_predictions(compared(predictions=predictions))
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 0}
-    assert [pair.id for pair, _ in made] == [
+    assert [pair.id for pair, _ in pairs] == [
         f"e/1/{n}" for n in ("1-3", "1-4", "2-3", "2-4", "3-4")
     ]
-    found = [better_and_worse(pair) for pair, _ in made]
-    assert found == [("a", "c"), ("d", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
-    rows, _ = convert_records(made, "preferences")
-    assert [row["preference"] for row in rows] == [pair.preference for pair, _ in made]
+    texts = [better_and_worse(pair) for pair, _ in pairs]
+    assert texts == [("a", "c"), ("d", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
+    rows, _ = convert_records(pairs, "preferences")
+    assert [row["preference"] for row in rows] == [pair.preference for pair, _ in pairs]
     assert rows[0]["id"] == "e/1/1-3"
 
 
 def test_sides_of_predictions_are_shuffled():
     """In the data the first is better in 60 % of the pairs."""
     rng = random.Random(0)
-    given = []
+    rows = []
     for n in range(200):
         labels = [1 if rng.random() < 0.6 else 2 for _ in range(6)]
-        given += compared(labels, [f"{side} {n}" for side in "abcd"])
-    made, _ = compared_predictions(given)
-    assert 0.46 < sum(pair.preference == 1 for pair, _ in made) / 1200 < 0.54
+        rows += compared(labels, [f"{side} {n}" for side in "abcd"])
+    pairs, _ = compared_predictions(rows)
+    assert 0.46 < sum(pair.preference == 1 for pair, _ in pairs) / 1200 < 0.54
 
 
-def test_pairs_of_predictions_are_called_by_their_row():
-    for given, ids in ((0, ["0/1-2"]), ("", [None]), (None, [None])):
-        (record, row), *_ = compared(texts="ab", labels=[1])
-        made, _ = compared_predictions([(record, row | {"id": given})])
-        assert [row.get("id") for _, row in made] == ids
-
-
-def test_equal_predictions_are_left_out():
+def test_ids_of_pairs_and_equal_predictions():
+    for id, expected in ((0, "0/1-2"), ("", None), (None, None)):
+        ((_, row),), _ = compared_predictions(compared(texts="ab", labels=[1], id=id))
+        assert row.get("id") == expected
     _, counts = compared_predictions(compared(texts=("a", "b", "a", "d")))
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 1}
 
@@ -265,12 +245,11 @@ def test_bad_comparisons(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("made", "to", "options", "message"),
+    ("rows", "to", "options", "message"),
     [
         ([FIRST], "edits", {}, "row 1: preferences hold no edits; have responses edited"),
         ([EDIT, ANSWER], "edits", {}, "row 2: instructions hold no edits"),
         ([ANSWER], "preferences", {}, "row 1: a single response is no preference; give edits"),
-        ([PROMPT], "preferences", {}, "row 1: a single response is no preference"),
         ([ANSWER], "instructions", {"side": "worse"}, "no worse one; choose side=better"),
         ([PROMPT], "instructions", {}, "none of the 1 rows has an output; choose prompts"),
         ([EDIT, ANSWER], "alpaca_farm", {}, "both pairs and single responses"),
@@ -279,6 +258,6 @@ def test_bad_comparisons(fields, message):
         ([EDIT], "instructions", {"side": "left"}, "side: 'left' is not one of better, worse"),
     ],
 )
-def test_what_cannot_be_converted(made, to, options, message):
+def test_what_cannot_be_converted(rows, to, options, message):
     with pytest.raises(InputError, match=message):
-        converted(*made, to=to, **options)
+        converted(*rows, to=to, **options)

@@ -101,7 +101,9 @@ def test_files_of_a_folder_without_a_card(folder):
     assert len(records.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
     with pytest.raises(InputError, match=f"{name}/y:default:row 2: preference is 3"):
         records.read(f"{name}/y:default")
-    with pytest.raises(InputError, match=r"no_such/thing: datasets cannot load it .*; give ORG"):
+    with pytest.raises(
+        InputError, match=r"no_such/thing: datasets cannot load it .*; give ORG"
+    ):
         records.read("no_such/thing")
     (folder.parent / "z").mkdir()
     (folder.parent / "z/z.py").write_text("import datasets\n")
