@@ -14,12 +14,8 @@ With no flag at all, responses of the embedded world are edited, to try it.
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import agreement
-from fgrlhf_jax.feedback.annotation import formats as annotation_formats
-from fgrlhf_jax.feedback.annotation import log as annotation_log
-from fgrlhf_jax.feedback.annotation import page as annotate_page
-from fgrlhf_jax.feedback.annotation import server as annotate_server
-from fgrlhf_jax.feedback.annotation.history import Decision, Item, saved
+from fgrlhf_jax.feedback.annotation import agreement, formats, log, page, server
+from fgrlhf_jax.feedback.annotation.history import Decision, Item, read_decisions
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import cli
@@ -32,46 +28,47 @@ def main(config) -> None:
     output = config.output or ("" if config.input else EMBEDDED)
     export = check_export(config, output) if config.export else None
     if config.input:
-        items, imported = with_response(*annotation_formats.read(config.input), config.input)
+        items, imported = drop_empty_responses(*formats.read(config.input), config.input)
     else:
         rows = make_instructions(20, "feedback", 0)
         items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
         imported = []
     if export:
-        decisions = saved(items, output, imported) if output else imported
-        count = annotation_formats.write(export, config.format, items, decisions)
+        decisions = read_decisions(items, output, imported) if output else imported
+        count = formats.write(export, config.format, items, decisions)
         print(f"{count} rows in {export}")
         return
     if Path(output).suffix != ".jsonl":
         raise InputError(f"output={output}: give --config.output=FILE.jsonl")
-    password = annotate_server.password()
-    if config.host not in annotate_server.LOCAL and not password:
+    password = server.password()
+    if config.host not in server.LOCAL and not password:
         raise InputError(
             f"host={config.host}: can be reached from elsewhere; set a password in the "
-            f"environment variable {annotate_server.PASSWORD}"
+            f"environment variable {server.PASSWORD}"
         )
     release = 60 * config.release_minutes
     with (
-        annotate_server.listen(config.host, config.port) as bound,
+        server.listen(config.host, config.port) as bound,
         Annotations(
             items, output, overlap=config.overlap, release_after=release, imported=imported
         ) as store,
     ):
-        ratio = config.max_change_ratio
-        page = annotate_page.build(store, max_change_ratio=ratio, logged_in=bool(password))
-        name = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"Open http://{name}:{bound.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        blocks = page.build(
+            store, max_change_ratio=config.max_change_ratio, logged_in=bool(password)
+        )
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"Open http://{host}:{bound.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         try:
-            annotate_server.serve(page, bound, host=config.host, password=password)
+            server.serve(blocks, bound, host=config.host, password=password)
         finally:
-            print(summary(store), flush=True)
+            print(summarize(store), flush=True)
 
 
 def check_export(config, output: str) -> Path:
     """The file to export to; raises InputError where it cannot be, or nothing was annotated."""
     suffix = ".jsonl" if config.format == "edits" else ".json"
     path = cli.check_output(config.export, (suffix,), "export")
-    files = [output, str(annotation_log.state_path(output))] if output else []
+    files = [output, str(log.state_path(output))] if output else []
     cli.check_kept([path], [config.input, *files], "export")
     if config.output and not Path(files[1]).exists():
         raise InputError(
@@ -81,10 +78,10 @@ def check_export(config, output: str) -> Path:
     return path
 
 
-def with_response(
+def drop_empty_responses(
     items: list[Item], decisions: list[Decision], source: str
 ) -> tuple[list[Item], list[Decision]]:
-    """The rows that have something to edit, and what was decided about them."""
+    """The rows that have a response to edit, and the decisions on them."""
     kept = [item for item in items if item.original.strip()]
     if not kept:
         raise InputError(
@@ -96,17 +93,18 @@ def with_response(
             f"{len(items) - len(kept)} rows of {source} are left out: their response is empty"
         )
     ids = {item.id for item in kept}
-    return kept, [one for one in decisions if one.id in ids]
+    return kept, [decision for decision in decisions if decision.id in ids]
 
 
-def summary(store: Annotations) -> str:
-    figures = store.progress("")
-    told = (
-        f"{figures['edited']} edits in {store.output}; {figures['fine']} rows were fine, "
-        f"{figures['skipped']} skipped; {figures['done']} of {figures['rows']} are done"
+def summarize(store: Annotations) -> str:
+    """The counts and the agreement of annotators, in sentences."""
+    progress = store.progress("")
+    counts = (
+        f"{progress['edited']} edits in {store.output}; {progress['fine']} rows were fine, "
+        f"{progress['skipped']} skipped; {progress['done']} of {progress['rows']} are done"
     )
-    agreed = agreement.agreement(store.items, store.decisions())
-    return f"{told}\n{agreement.sentence(agreed)}" if agreed else told
+    agreed = agreement.measure_agreement(store.items, store.decisions())
+    return f"{counts}\n{agreement.describe(agreed)}" if agreed else counts
 
 
 if __name__ == "__main__":

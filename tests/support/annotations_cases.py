@@ -1,4 +1,4 @@
-"""Rows to annotate, for the tests of what becomes of them."""
+"""Rows to annotate, for the tests of the files of annotations."""
 
 import json
 from pathlib import Path
@@ -19,3 +19,8 @@ def items(n: int) -> list[Item]:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def edits(path: Path) -> list[tuple[str, str]]:
+    """(edited, annotator) of every row of a file of edits."""
+    return [(row["edited"], row["annotator"]) for row in lines(path)]

@@ -1,4 +1,4 @@
-"""How far annotators of the same rows agree."""
+"""Measures how far annotators of the same rows agree."""
 
 import itertools
 import math
@@ -10,48 +10,54 @@ from fgrlhf_jax.feedback.annotation.history import EDITED, SKIPPED, Decision, It
 from fgrlhf_jax.feedback.edits import minimality
 
 
-def agreement(items: Sequence[Item], decisions: Sequence[Decision]) -> dict[str, float] | None:
-    """Over all pairs of annotators of a row; None where no row has two.
+def measure_agreement(
+    items: Sequence[Item], decisions: Sequence[Decision]
+) -> dict[str, float] | None:
+    """Compares all pairs of annotators of a row; skipped rows do not count.
 
-    rows, pairs: how many. verdict: the share of pairs that both edited, or both left as it was.
-    same_text: the share with the same text. changed_words: of pairs that both edited, the mean
-    Dice coefficient of the words of the original that each took out or put something beside, 1
-    where both changed the same places.
+    Returns:
+      None where no row has two annotators, or else
+      rows, pairs: how many there are;
+      verdict: the share of pairs that both edited, or both left the response as it was;
+      same_text: the share of pairs with the same text;
+      changed_words: over pairs that both edited, the mean Dice coefficient of the words of the
+        original that each took out or put something beside, 1 where both changed the same places.
     """
     by_row = defaultdict(list)
-    for one in decisions:
-        if one.verdict != SKIPPED:
-            by_row[one.id].append(one)
+    for decision in decisions:
+        if decision.verdict != SKIPPED:
+            by_row[decision.id].append(decision)
     pairs = [pair for row in by_row.values() for pair in itertools.combinations(row, 2)]
     if not pairs:
         return None
     originals = {item.id: item.original for item in items}
-    places = [
-        _dice(*(_places(originals[one.id], one.text) for one in pair))
+    overlaps = [
+        _dice(*(_changed_places(originals[decision.id], decision.text) for decision in pair))
         for pair in pairs
-        if all(one.verdict == EDITED for one in pair)
+        if all(decision.verdict == EDITED for decision in pair)
     ]
     return {
-        "rows": len({one.id for one, _ in pairs}),
+        "rows": len({first.id for first, _ in pairs}),
         "pairs": len(pairs),
-        "verdict": sum(one.verdict == two.verdict for one, two in pairs) / len(pairs),
-        "same_text": sum(one.text == two.text for one, two in pairs) / len(pairs),
-        "changed_words": sum(places) / len(places) if places else float("nan"),
+        "verdict": sum(first.verdict == second.verdict for first, second in pairs) / len(pairs),
+        "same_text": sum(first.text == second.text for first, second in pairs) / len(pairs),
+        "changed_words": sum(overlaps) / len(overlaps) if overlaps else float("nan"),
     }
 
 
-def sentence(figures: dict[str, float]) -> str:
-    told = (
-        f"{figures['rows']} rows were decided by several people: the same verdict in "
-        f"{figures['verdict']:.0%} of {figures['pairs']} pairs, the same text in "
-        f"{figures['same_text']:.0%}"
+def describe(agreement: dict[str, float]) -> str:
+    """The agreement in a sentence."""
+    sentence = (
+        f"{agreement['rows']} rows were decided by several people: the same verdict in "
+        f"{agreement['verdict']:.0%} of {agreement['pairs']} pairs, the same text in "
+        f"{agreement['same_text']:.0%}"
     )
-    if math.isnan(figures["changed_words"]):
-        return told
-    return f"{told}, agreement on the changed words {figures['changed_words']:.2f}"
+    if math.isnan(agreement["changed_words"]):
+        return sentence
+    return f"{sentence}, agreement on the changed words {agreement['changed_words']:.2f}"
 
 
-def _places(original: str, edited: str) -> set[tuple[str, int]]:
+def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
     """Words taken out, and words behind which others were put in."""
     before, after = minimality.split_words(original), minimality.split_words(edited)
     number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
@@ -66,5 +72,5 @@ def _places(original: str, edited: str) -> set[tuple[str, int]]:
     return places
 
 
-def _dice(one: set, two: set) -> float:
-    return 2 * len(one & two) / (len(one) + len(two)) if one or two else 1.0
+def _dice(first: set, second: set) -> float:
+    return 2 * len(first & second) / (len(first) + len(second)) if first or second else 1.0

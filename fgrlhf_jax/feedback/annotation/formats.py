@@ -1,6 +1,6 @@
-"""Responses to edit, and what was decided about them, from and to files of other tools.
+"""Reads and writes responses to edit, and the decisions on them, in the files of other tools.
 
-    plain          edits or instructions as records.py reads them; "edits" writes them
+    edits          edits or instructions as records.py reads them; edits as it writes them
     argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads
     label_studio   a list of tasks, as Label Studio exports and imports as "JSON"
 
@@ -15,7 +15,7 @@ text question edited, and the terms metadata annotators. Those for Label Studio 
     </View>
 
 An answer equal to the response means that it is fine; a discarded or cancelled one was skipped
-(Argilla's own exports do not tell which were discarded).
+(Argilla's own exports do not say which were discarded).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import json
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ from fgrlhf_jax.runtime.files import write_json, write_jsonl
 
 FORMATS = ("argilla", "label_studio", "edits")
 QUESTION = "edited"
-# What the texts are called elsewhere.
-NAMES = {
+# The fields of other tools that may hold each text.
+FIELD_NAMES = {
     "instruction": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
     "response": ("response", "original", "output", "completion", "answer", "text"),
@@ -55,21 +55,26 @@ Row = dict[str, Any]
 def read(spec: str) -> tuple[list[Item], list[Decision]]:
     """The responses of a source, and the decisions that it holds already.
 
-    A FILE.json of Argilla or Label Studio is known by its rows; all else is read by records.py,
-    where edits are responses with an edit to begin from. Rows without an id get their number; a
-    response may be empty.
-    Raises InputError for the first thing that is wrong.
+    Args:
+      spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
+        ``records.read``, where edits are responses with an edit to begin from. Rows without an id
+        get their number; a response may be empty.
+
+    Raises:
+      InputError: for the first row that is wrong.
     """
-    rows = _foreign(spec)
+    rows = _rows_of_other_tool(spec)
     if rows is None:
-        read_rows = records.read_with_rows(spec)
-        items = [_plain(*pair, f"{spec}:row {n}", n) for n, pair in enumerate(read_rows, 1)]
+        items = [
+            _from_record(record, row, f"{spec}:row {number}", number)
+            for number, (record, row) in enumerate(records.read_with_rows(spec), 1)
+        ]
         decisions: list[Decision] = []
     else:
         convert = _from_argilla if "fields" in rows[0] else _from_label_studio
         pairs = [_checked(convert, row, f"{spec}:row {n}", n) for n, row in enumerate(rows, 1)]
         items = [item for item, _ in pairs]
-        decisions = [decision for _, made in pairs for decision in made]
+        decisions = [decision for _, of_row in pairs for decision in of_row]
     seen: dict[str, int] = {}
     for number, item in enumerate(items, 1):
         if item.id in seen:
@@ -82,22 +87,22 @@ def read(spec: str) -> tuple[list[Item], list[Decision]]:
 
 
 def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[Decision]) -> int:
-    """Writes one of `FORMATS`, all or nothing; how many rows it has."""
+    """Writes one of ``FORMATS``, all or nothing, and returns the number of rows."""
     if format == "edits":
         by_id = {item.id: item for item in items}
-        rows = [edit_row(by_id[one.id], one) for one in decisions if one.verdict == EDITED]
+        rows = [edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
         write_jsonl(path, rows)
         return len(rows)
-    made = defaultdict(list)
-    for one in decisions:
-        made[one.id].append(one)
+    by_item = defaultdict(list)
+    for decision in decisions:
+        by_item[decision.id].append(decision)
     convert = {"argilla": argilla_row, "label_studio": label_studio_row}[format]
-    write_json(path, [convert(item, made[item.id]) for item in items])
+    write_json(path, [convert(item, by_item[item.id]) for item in items])
     return len(items)
 
 
-def _foreign(spec: str) -> list[Row] | None:
-    """The rows of a file of another tool, None for any other source."""
+def _rows_of_other_tool(spec: str) -> list[Row] | None:
+    """The rows of a file of Argilla or Label Studio, None for any other source."""
     path = Path(spec)
     if path.suffix != ".json" or not path.is_file():
         return None
@@ -107,17 +112,16 @@ def _foreign(spec: str) -> list[Row] | None:
         return None  # records.py says what is wrong
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         return None
-    foreign = any(isinstance(rows[0].get(name), dict) for name in ("fields", "data"))
-    return rows if foreign else None
+    is_other = any(isinstance(rows[0].get(name), dict) for name in ("fields", "data"))
+    return rows if is_other else None
 
 
-def _id(given: object, otherwise: object) -> str:
-    return str(otherwise if given in (None, "") else given)
+def _id(value: object, default: object) -> str:
+    return str(default if value in (None, "") else value)
 
 
-def _plain(record: records.Record, row: Row, where: str, number: int) -> Item:
-    id = _id(row.get("id"), number)
-    prompt = (id, record.instruction, record.input)
+def _from_record(record: records.Record, row: Row, where: str, number: int) -> Item:
+    prompt = (_id(row.get("id"), number), record.instruction, record.input)
     if isinstance(record, records.Edit):
         return Item(*prompt, record.original, record.edited)
     if isinstance(record, records.Preference):
@@ -134,49 +138,48 @@ def _checked(
     where: str,
     number: int,
 ) -> tuple[Item, list[Decision]]:
-    """A row's item and decisions; whatever shape the row has, an error is an InputError."""
+    """A row's item and decisions; a row of any other shape is an InputError."""
     try:
         item, decisions = convert(row, where, number)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"{where}: is not in the form of the rows before it ({error!r}); export it again"
         ) from error
-    for text in (*dataclasses.astuple(item), *(one.text for one in decisions)):
+    for text in (*dataclasses.astuple(item), *(decision.text for decision in decisions)):
         if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)")
     names = set()
-    for one in decisions:
-        if not isinstance(one.text, str) or not (one.text.strip() or one.verdict == SKIPPED):
-            raise InputError(
-                f"{where}: the answer of {one.annotator} is empty or no text; take it out"
-            )
-        if one.annotator in names:
-            raise InputError(f"{where}: has two answers of {one.annotator}; take one out")
-        names.add(one.annotator)
+    for decision in decisions:
+        text, name = decision.text, decision.annotator
+        if not isinstance(text, str) or not (text.strip() or decision.verdict == SKIPPED):
+            raise InputError(f"{where}: the answer of {name} is empty or no text; take it out")
+        if name in names:
+            raise InputError(f"{where}: has two answers of {name}; take one out")
+        names.add(name)
     return item, decisions
 
 
-def _texts(row: Row, where: str) -> dict[str, str]:
-    """instruction, input and response, by whatever name they have."""
-    found = {}
-    for what, names in NAMES.items():
+def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
+    """The item of a row whose texts have any of ``FIELD_NAMES``."""
+    texts = {}
+    for field, names in FIELD_NAMES.items():
         text = next((row[name] for name in names if row.get(name) is not None), None)
-        text = "" if text is None and what == "input" else text
-        if not isinstance(text, str) or (what == "instruction" and not text.strip()):
+        text = "" if text is None and field == "input" else text
+        if not isinstance(text, str) or (field == "instruction" and not text.strip()):
             raise InputError(
-                f"{where}: has no {what} (it has {', '.join(row) or 'nothing'}); name one "
+                f"{where}: has no {field} (it has {', '.join(row) or 'nothing'}); name one "
                 f"{' or '.join(names)}"
             )
-        found[what] = text
-    return found
+        texts[field] = text
+    return Item(id, texts["instruction"], texts["input"], texts["response"], suggestion)
 
 
-def _verdict(text: str, original: str) -> str:
-    return FINE if text == original else EDITED
+def _decision(item: Item, name: str, text: str) -> Decision:
+    return Decision(item.id, name, FINE if text == item.original else EDITED, text)
 
 
 def _annotator_id(name: str) -> str:
-    """Argilla knows its users by UUID."""
+    """The UUID by which Argilla knows a user."""
     try:
         return str(uuid.UUID(name))
     except ValueError:
@@ -186,12 +189,13 @@ def _annotator_id(name: str) -> str:
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
     answers = [
         {
-            "value": one.text,
-            "user_id": _annotator_id(one.annotator),
-            "status": "discarded" if one.verdict == SKIPPED else "submitted",
+            "value": decision.text,
+            "user_id": _annotator_id(decision.annotator),
+            "status": "discarded" if decision.verdict == SKIPPED else "submitted",
         }
-        for one in decisions
+        for decision in decisions
     ]
+    annotators = [decision.annotator for decision in decisions]
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
     return {
         "id": item.id,
@@ -200,7 +204,7 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
             **({"input": item.input} if item.input else {}),
             "response": item.original,
         },
-        "metadata": {"annotators": [one.annotator for one in decisions]} if decisions else {},
+        "metadata": {"annotators": annotators} if annotators else {},
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
         "vectors": {},
@@ -212,54 +216,43 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
         raise InputError(
             f"{where}: is of Argilla 1; load it into Argilla 2 and export it with records.to_json"
         )
-    texts = _texts(row["fields"], where)
     answers = row.get("responses") or {}
     suggestions = {  # those of other questions may be ratings
-        name: one["value"]
-        for name, one in (row.get("suggestions") or {}).items()
-        if isinstance((one or {}).get("value"), str)
+        question: suggestion["value"]
+        for question, suggestion in (row.get("suggestions") or {}).items()
+        if isinstance((suggestion or {}).get("value"), str)
     }
-    question = _only([*answers, *suggestions], where)
-    named = {
-        _annotator_id(name): name for name in (row.get("metadata") or {}).get("annotators", [])
-    }
+    question = _edit_question([*answers, *suggestions], where)
+    annotators = (row.get("metadata") or {}).get("annotators", [])
+    names = {_annotator_id(name): name for name in annotators}
     id = _id(row.get("id"), number)
-    item = Item(
-        id,
-        texts["instruction"],
-        texts["input"],
-        texts["response"],
-        suggestions.get(question, ""),
-    )
+    item = _item(id, row["fields"], suggestions.get(question, ""), where)
     decisions = []
     for answer in answers.get(question, []):
-        name = named.get(str(answer["user_id"]), str(answer["user_id"]))
+        name = names.get(str(answer["user_id"]), str(answer["user_id"]))
         if answer.get("status") == "discarded":
             decisions.append(Decision(id, name, SKIPPED, item.original))
         elif answer.get("status") != "draft":
-            text = answer["value"]
-            decisions.append(Decision(id, name, _verdict(text, item.original), text))
+            decisions.append(_decision(item, name, answer["value"]))
     return item, decisions
 
 
 def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     data = {"id": item.id, "instruction": item.instruction, "input": item.input}
+    annotations = []
+    for decision in decisions:
+        annotation = {
+            "result": [_text_area(decision.text, decision.annotator)],
+            "was_cancelled": decision.verdict == SKIPPED,
+            "ground_truth": False,
+        }
+        # An address that Label Studio does not know would make it refuse the file.
+        if _EMAIL.fullmatch(decision.annotator):
+            annotation["completed_by"] = {"email": decision.annotator}
+        annotations.append(annotation)
     return {
         "data": {**data, "response": item.original},
-        "annotations": [
-            {
-                "result": [_text_area(one.text, one.annotator)],
-                "was_cancelled": one.verdict == SKIPPED,
-                "ground_truth": False,
-                # An address that Label Studio does not know would make it refuse the file.
-                **(
-                    {"completed_by": {"email": one.annotator}}
-                    if _EMAIL.fullmatch(one.annotator)
-                    else {}
-                ),
-            }
-            for one in decisions
-        ],
+        "annotations": annotations,
         "predictions": [{"result": [_text_area(item.suggestion)]}] if item.suggestion else [],
     }
 
@@ -276,42 +269,37 @@ def _text_area(text: str, annotator: str = "") -> Row:
 
 def _from_label_studio(row: Row, where: str, number: int) -> tuple[Item, list[Decision]]:
     data = row["data"]
-    texts = _texts(data, where)
     id = _id(data.get("id"), _id(row.get("id"), number))
-    suggestions = [
-        text
-        for one in row.get("predictions") or []
-        for text, _ in _answers(one, where)
-        if isinstance(text, str)
-    ]
-    item = Item(
-        id, texts["instruction"], texts["input"], texts["response"], (suggestions or [""])[0]
-    )
+    predictions = [_answers(prediction, where) for prediction in row.get("predictions") or []]
+    suggestions = [text for answers in predictions for text, _ in answers]
+    suggestion = next((text for text in suggestions if isinstance(text, str)), "")
+    item = _item(id, data, suggestion, where)
     decisions = []
     for annotation in row.get("annotations") or []:
-        by = annotation.get("completed_by")
-        by = by.get("email") or by.get("id") if isinstance(by, dict) else by
-        answers = list(_answers(annotation, where))
-        name = next((name for _, name in answers if name), None) or str(by or "label_studio")
+        user = annotation.get("completed_by")
+        user = user.get("email") or user.get("id") if isinstance(user, dict) else user
+        answers = _answers(annotation, where)
+        name = next((name for _, name in answers if name), None) or str(user or "label_studio")
         if annotation.get("was_cancelled"):
             decisions.append(Decision(id, name, SKIPPED, item.original))
         elif answers:
-            text = answers[0][0]
-            decisions.append(Decision(id, name, _verdict(text, item.original), text))
+            decisions.append(_decision(item, name, answers[0][0]))
     return item, decisions
 
 
-def _answers(annotation: Row, where: str) -> Iterator[tuple[str, str]]:
-    """(text, annotator or "") of the text area of an annotation or prediction."""
+def _answers(annotation: Row, where: str) -> list[tuple[str, str]]:
+    """(text, annotator or "") of the text areas of an annotation or prediction."""
     areas = [r for r in annotation.get("result") or [] if r.get("type") == "textarea"]
-    name = _only([area["from_name"] for area in areas], where)
+    question = _edit_question([area["from_name"] for area in areas], where)
+    answers = []
     for area in areas:
-        if area["from_name"] == name:
-            text, by = area["value"]["text"], (area.get("meta") or {}).get("text") or [""]
-            yield "\n".join(text) if isinstance(text, list) else text, by[0]
+        if area["from_name"] == question:
+            text, name = area["value"]["text"], (area.get("meta") or {}).get("text") or [""]
+            answers.append(("\n".join(text) if isinstance(text, list) else text, name[0]))
+    return answers
 
 
-def _only(names: Sequence[str], where: str) -> str:
+def _edit_question(names: Sequence[str], where: str) -> str:
     """The question that asks for the edit: the one of that name, or the only one."""
     names = list(dict.fromkeys(names))
     if QUESTION in names or not names:

@@ -1,9 +1,9 @@
-"""What was decided about which response, as it follows from the events of annotation_log.py.
+"""Replays the events of log.py into the decisions that stand and the rows that are open.
 
-open       an annotator has a row (or none), and only this one
-edited     it was decided: the event has its text
-fine       it was decided: nothing is to be changed
-skipped    it was decided: this annotator leaves it alone
+open       an annotator works on this row (or on none) and on no other
+edited     a decision: the event has the edited text
+fine       a decision: nothing is to be changed
+skipped    a decision: this annotator leaves the row alone
 undo       the decision is taken back, the row open again
 """
 
@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import log as annotation_log
+from fgrlhf_jax.feedback.annotation import log
+from fgrlhf_jax.feedback.annotation.log import Event
 from fgrlhf_jax.runtime import files
 
 EDITED, FINE, SKIPPED = VERDICTS = "edited", "fine", "skipped"
@@ -24,29 +25,33 @@ OPEN, UNDO = "open", "undo"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A response to edit. suggestion: the text that editing starts from, "" for `original`."""
+    """A response to edit."""
 
     id: str
     instruction: str
     input: str
     original: str
-    suggestion: str = ""
+    suggestion: str = ""  # the text that editing starts from; "" for `original`
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What an annotator made of the item with that id. text: the response after it."""
+    """An annotator's verdict on an item."""
 
-    id: str
+    id: str  # of the item
     annotator: str
-    verdict: str
-    text: str
+    verdict: str  # of VERDICTS
+    text: str  # the response after it
 
 
 class History:
-    """What a list of events comes to: the decisions that stand, and who has which row open."""
+    """The state after a list of events: the decisions that stand, and who has which row open.
 
-    def __init__(self, items: Sequence[Item], events: Iterable[dict] = ()):
+    Raises:
+      InputError: for events that do not follow from one another.
+    """
+
+    def __init__(self, items: Sequence[Item], events: Iterable[Event] = ()):
         self.items = {item.id: item for item in items}
         self.decisions: list[Decision] = []
         self.verdicts: dict[str, dict[str, str]] = {}  # id -> annotator -> verdict
@@ -60,7 +65,8 @@ class History:
                     "state.jsonl is damaged; put back a copy of it"
                 ) from error
 
-    def add(self, event: dict) -> None:
+    def add(self, event: Event) -> None:
+        """Applies the next event."""
         kind, id, name = event["event"], event["id"], event["annotator"]
         if kind == OPEN and id is None:
             self.open.pop(name, None)
@@ -80,39 +86,43 @@ class History:
             raise KeyError(kind)
 
     def last(self, name: str, id: str) -> Decision:
+        """The annotator's decision on a row."""
         return next(d for d in reversed(self.decisions) if (d.annotator, d.id) == (name, id))
 
-    def edits(self) -> bytes:
-        """The file of edits."""
+    def edit_lines(self, decisions: Iterable[Decision] | None = None) -> bytes:
+        """The lines of the file of edits, for all decisions that stand or those given."""
         return b"".join(
-            files.json_line(edit_row(self.items[one.id], one))
-            for one in self.decisions
-            if one.verdict == EDITED
+            files.json_line(edit_row(self.items[decision.id], decision))
+            for decision in (self.decisions if decisions is None else decisions)
+            if decision.verdict == EDITED
         )
 
 
-def event(kind: str, name: str, id: str | None, text: str | None = None) -> dict:
+def make_event(kind: str, name: str, id: str | None, text: str | None = None) -> Event:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = {"text": text} if kind == EDITED else {}
     return {"event": kind, "id": id, "annotator": name, "time": now, **text}
 
 
 def edit_row(item: Item, decision: Decision) -> dict[str, str]:
-    """A row of the file of edits."""
+    """A row of the file of edits: a ``records.Edit`` and the annotator."""
     prompt = {"id": item.id, "instruction": item.instruction, "input": item.input}
     texts = {"original": item.original, "edited": decision.text}
     return {**prompt, **texts, "annotator": decision.annotator}
 
 
-def digest(items: Sequence[Item], imported: Sequence[Decision]) -> str:
-    """Of everything that must not change while it is annotated."""
-    rows = [dataclasses.astuple(one) for one in (*items, *imported)]
+def input_digest(items: Sequence[Item], imported: Sequence[Decision]) -> str:
+    """A hash of everything that must not change while it is annotated."""
+    rows = [dataclasses.astuple(row) for row in (*items, *imported)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def saved(
+def read_decisions(
     items: Sequence[Item], output: str | os.PathLike, imported: Sequence[Decision] = ()
 ) -> list[Decision]:
-    """The decisions in the files of `output`, which another process may be writing; or imported."""
-    events = annotation_log.read(output, digest(items, imported))
+    """The decisions so far in the files of ``output``, or else the imported ones.
+
+    Another process may be writing the files.
+    """
+    events = log.read(output, input_digest(items, imported))
     return History(items, events).decisions if events else list(imported)

@@ -1,7 +1,7 @@
-"""What the annotators' page shows, as HTML in which every text is escaped: pure functions.
+"""The HTML of the annotators' page, in which every text is escaped: pure functions.
 
 The difference is drawn in one text: what stays, what was taken out (red, struck through), what was
-put in (green, underlined). Its figures are those of edits.py.
+put in (green, underlined). Its numbers are those of ``edits.minimality``.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 def clean_name(text: str) -> str:
-    """An annotator's name as it is recorded. Raises InputError for what is none."""
+    """An annotator's name as it is recorded; raises InputError for an empty or unprintable one."""
     name = " ".join(unicodedata.normalize("NFC", text or "").split())
     if not name:
         raise InputError("give your name: it is written beside every edit that you make")
@@ -35,68 +35,70 @@ def with_line_ends_of(original: str, text: str) -> str:
     """`text`, in which a browser has ended all lines by \\n, with those of the original."""
     if "\r" not in original:
         return text
-    before, after = ([_line_and_end(x) for x in _LINE.findall(t)] for t in (original, text))
+    before, after = (
+        [_split_line_end(line) for line in _LINE.findall(side)] for side in (original, text)
+    )
     ends = [end for _, end in before if end]
-    common = max(ends, key=ends.count)
+    most_common = max(ends, key=ends.count)
     number = {line: n for n, (line, _) in enumerate(itertools.chain(before, after))}
-    script = Levenshtein.opcodes(
+    steps = Levenshtein.opcodes(
         *([number[line] for line, _ in side] for side in (before, after))
     )
-    result = []
-    for step in script:
+    lines = []
+    for step in steps:
         for n in range(step.dest_start, step.dest_end):
             line, end = after[n]
-            kept = (
-                before[step.src_start + n - step.dest_start][1] if step.tag == "equal" else ""
-            )
-            result.append(line + (end and (kept or common)))
-    return "".join(result)
+            if end:
+                same = step.tag == "equal" and before[step.src_start + n - step.dest_start][1]
+                end = same or most_common
+            lines.append(line + end)
+    return "".join(lines)
 
 
-def _line_and_end(line: str) -> tuple[str, str]:
-    bare = line.rstrip("\r\n")
-    return bare, line[len(bare) :]
+def _split_line_end(line: str) -> tuple[str, str]:
+    text = line.rstrip("\r\n")
+    return text, line[len(text) :]
 
 
 def inline(original: str, edited: str) -> list[tuple[str, str]]:
-    """(SAME | OUT | IN, text) in reading order.
+    """The difference as (SAME | OUT | IN, text) in reading order.
 
     SAME and OUT add up to the original, SAME and IN to the edited text.
     """
-    kept = [_kept(side) for side in minimality.mark_changes(original, edited)]
-    end = [((len(original), len(original)), (len(edited), len(edited)))]
+    unchanged = [_unchanged_words(side) for side in minimality.mark_changes(original, edited)]
+    ends = [((len(original), len(original)), (len(edited), len(edited)))]
     parts, i, j = [], 0, 0
-    for (word_i, end_i), (word_j, end_j) in [*zip(*kept, strict=True), *end]:
-        out, put = original[i:word_i], edited[j:word_j]  # between two words that stay
-        blank = _shared_blanks(out, put)
-        out, put = out[len(blank) :], put[len(blank) :]
-        after = _shared_blanks(out[::-1], put[::-1])[::-1]
-        parts += [(SAME, blank), (OUT, out.removesuffix(after)), (IN, put.removesuffix(after))]
-        parts += [(SAME, after + edited[word_j:end_j])]
+    for (start_i, end_i), (start_j, end_j) in [*zip(*unchanged, strict=True), *ends]:
+        removed, added = original[i:start_i], edited[j:start_j]  # between two unchanged words
+        before = _common_blanks(removed, added)
+        removed, added = removed[len(before) :], added[len(before) :]
+        after = _common_blanks(removed[::-1], added[::-1])[::-1]
+        parts += [(SAME, before), (OUT, removed.removesuffix(after))]
+        parts += [(IN, added.removesuffix(after)), (SAME, after + edited[start_j:end_j])]
         i, j = end_i, end_j
     grouped = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
     return [(kind, "".join(text for _, text in run)) for kind, run in grouped]
 
 
-def _shared_blanks(one: str, two: str) -> str:
-    """Those that both begin with."""
-    same = itertools.takewhile(
-        lambda pair: pair[0] == pair[1] and pair[0].isspace(), zip(one, two, strict=False)
+def _common_blanks(first: str, second: str) -> str:
+    """The blanks that both begin with."""
+    common = itertools.takewhile(
+        lambda pair: pair[0] == pair[1] and pair[0].isspace(), zip(first, second, strict=False)
     )
-    return "".join(blank for blank, _ in same)
+    return "".join(blank for blank, _ in common)
 
 
-def _kept(pieces: Sequence[minimality.Span]) -> list[tuple[int, int]]:
+def _unchanged_words(spans: Sequence[minimality.Span]) -> list[tuple[int, int]]:
     """(start, end) in the whole text of every word that stays."""
-    spans, offset = [], 0
-    for text, changed in pieces:
+    words, offset = [], 0
+    for text, changed in spans:
         start = 0
         for word in () if changed else minimality.split_words(text):
             start = text.index(word, start)
-            spans.append((offset + start, offset + start + len(word)))
+            words.append((offset + start, offset + start + len(word)))
             start += len(word)
         offset += len(text)
-    return spans
+    return words
 
 
 _ENVIRONMENT = jinja2.Environment(
@@ -104,8 +106,8 @@ _ENVIRONMENT = jinja2.Environment(
 )
 
 
-def _shown(text: str) -> str:
-    """Halves of characters, which no browser takes, as the sign for what is wrong."""
+def _printable(text: str) -> str:
+    """The text with a replacement character for half of a surrogate pair, which browsers refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -117,11 +119,11 @@ _PROMPT = _ENVIRONMENT.from_string("""\
 
 def prompt(item: Item) -> str:
     texts = {"id": item.id, "instruction": item.instruction, "input": item.input}
-    return _PROMPT.render({name: _shown(text) for name, text in texts.items()})
+    return _PROMPT.render({name: _printable(text) for name, text in texts.items()})
 
 
 def note(text: str) -> str:
-    """Where the prompt would be."""
+    """A text in the place of the prompt."""
     return _ENVIRONMENT.from_string('<div class="prompt"><p>{{ text }}</p></div>').render(
         text=text
     )
@@ -144,14 +146,14 @@ Keep more, or skip the row.</p>{% endif %}
 
 
 def difference(original: str, text: str, limit: float) -> str:
-    """The edit so far, with a warning where more than `limit` of the words changed."""
-    original, text = _shown(original), _shown(text)
-    figures = minimality.measure(original, text)
+    """The edit so far, with a warning where more than a share `limit` of the words changed."""
+    original, text = _printable(original), _printable(text)
+    metrics = minimality.measure(original, text)
     return _DIFFERENCE.render(
-        ratio=figures.word_change_ratio,
-        changes=figures.changes,
-        blanks=text != original and not figures.changes,
-        warn=figures.word_change_ratio > limit,
+        ratio=metrics.word_change_ratio,
+        changes=metrics.changes,
+        blanks=text != original and not metrics.changes,
+        warn=metrics.word_change_ratio > limit,
         limit=limit,
         parts=inline(original, text),
     )
@@ -165,8 +167,9 @@ _PROGRESS = _ENVIRONMENT.from_string("""\
 """)
 
 
-def progress(figures: Mapping[str, int], name: str) -> str:
-    return _PROGRESS.render(figures, name=name)
+def progress(counts: Mapping[str, int], name: str) -> str:
+    """The counts of ``Annotations.progress``."""
+    return _PROGRESS.render(counts, name=name)
 
 
 _MESSAGE = _ENVIRONMENT.from_string("""\
@@ -176,7 +179,7 @@ _MESSAGE = _ENVIRONMENT.from_string("""\
 
 
 def message(text: str, wrong: bool = False) -> str:
-    return _MESSAGE.render(text=_shown(text), wrong=wrong) if text else ""
+    return _MESSAGE.render(text=_printable(text), wrong=wrong) if text else ""
 
 
 STYLE = """

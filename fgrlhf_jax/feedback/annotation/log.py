@@ -23,6 +23,7 @@ Event = dict[str, Any]
 
 
 def state_path(output: str | os.PathLike) -> Path:
+    """The log that belongs to a file of edits."""
     output = Path(output).resolve()
     return output.with_name(output.name + ".state.jsonl")
 
@@ -34,118 +35,10 @@ def read(output: str | os.PathLike, digest: str) -> list[Event]:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return _events(path, data, digest)
+    return _parse(path, data, digest)
 
 
-class Log:
-    """Both files, for this process alone until :meth:`close`.
-
-    Args:
-      output: the file of edits.
-      digest: of what the events are about.
-      edits: the bytes of the file of edits that follow from a list of events.
-
-    Raises:
-      InputError: when another process has the files, they belong to another digest, the edits are
-        not those of the log, or something cannot be read or written.
-    """
-
-    def __init__(
-        self,
-        output: str | os.PathLike,
-        digest: str,
-        edits: Callable[[Sequence[Event]], bytes],
-    ):
-        self.output, self.path = Path(output).resolve(), state_path(output)
-        self._closing = contextlib.ExitStack()
-        self._open()
-        try:
-            self.events = _events(self.path, self.path.read_bytes(), digest)
-            now, before = edits(self.events), edits(self.events[:-1])
-            self._check_edits(now, before)
-            self._edits_size = len(now)
-            if not self._file.size:
-                self._file.append(files.json_line({"format": FORMAT, "input": digest}))
-            files.sync_folder(self.path.parent)
-        except BaseException as error:
-            self.close()
-            if not isinstance(error, OSError):
-                raise
-            where = error.filename or self.path
-            raise InputError(f"{where}: cannot be used ({error.strerror})") from error
-
-    def _open(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = files.Lock(self.path.with_name(f".{self.path.name}.lock"))
-            self._closing.callback(lock.close)
-            self._file = files.JsonlFile(self.path)
-            self._closing.callback(self._file.close)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{self.path}: another process is annotating into it; open its page, or stop it "
-                "first"
-            ) from error
-        except OSError as error:
-            self.close()
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another output"
-            ) from error
-
-    def _check_edits(self, now: bytes, before: bytes) -> None:
-        found = self.output.read_bytes() if self.output.exists() else None
-        if found and not self._file.size:
-            raise InputError(
-                f"{self.output}: exists, but {self.path.name} beside it, which says what was "
-                "decided, does not; choose another output"
-            )
-        if found is not None and found != before and not now.startswith(found):
-            raise InputError(
-                f"{self.output}: holds other edits than {self.path.name} tells of; undo the "
-                "change, or move the file away to have it made again"
-            )
-        if found != now:
-            files.replace(self.output, [now])
-
-    def close(self) -> None:
-        self._closing.close()
-        self._file = None
-
-    def write(
-        self, events: Sequence[Event], *, added: bytes = b"", edits: bytes | None = None
-    ) -> None:
-        """Append events, and `added` to the edits, or replace these with `edits`.
-
-        Raises:
-          InputError: when it is not on the disk; both files are then as before.
-        """
-        if self._file is None:
-            raise InputError("not saved: the file has been closed; start the command again")
-        before = self._file.size
-        try:
-            self._file.append(b"".join(map(files.json_line, events)))
-            if edits is not None:
-                files.replace(self.output, [edits])
-                self._edits_size = len(edits)
-            elif added:
-                self._add(added)
-        except OSError as error:
-            self._file.cut(before)
-            raise InputError(
-                f"not saved: {error.filename or self.output.parent} cannot be written "
-                f"({error.strerror}); free some space and try again, your text is still here"
-            ) from error
-        self.events += events
-
-    def _add(self, data: bytes) -> None:
-        if self.output.stat().st_size != self._edits_size:
-            raise OSError(None, "another program has changed it", str(self.output))
-        with contextlib.closing(files.JsonlFile(self.output, size=self._edits_size)) as edits:
-            edits.append(data)
-        self._edits_size = edits.size
-
-
-def _events(path: Path, data: bytes, digest: str) -> list[Event]:
+def _parse(path: Path, data: bytes, digest: str) -> list[Event]:
     rows, size = files.parse_jsonl(data)
     if b"\n" in data[size:]:
         raise InputError(
@@ -162,3 +55,105 @@ def _events(path: Path, data: bytes, digest: str) -> list[Event]:
             "or choose another output"
         )
     return events
+
+
+class Log:
+    """Both files, for this process alone until :meth:`close`.
+
+    Args:
+      output: the file of edits.
+      digest: hash of the input that the events are about.
+      render: the bytes of the file of edits that follow from a list of events.
+
+    Raises:
+      InputError: when another process has the files, they belong to another digest, the edits are
+        not those of the log, or something cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike,
+        digest: str,
+        render: Callable[[Sequence[Event]], bytes],
+    ):
+        self.output, self.path = Path(output).resolve(), state_path(output)
+        try:
+            with contextlib.ExitStack() as stack:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock = files.Lock(self.path.with_name(f".{self.path.name}.lock"))
+                stack.callback(lock.close)
+                self._file = files.JsonlFile(self.path)
+                stack.callback(self._file.close)
+                self.events = _parse(self.path, self.path.read_bytes(), digest)
+                self._restore_edits(render(self.events), render(self.events[:-1]))
+                if not self._file.size:
+                    self._file.append(files.json_line({"format": FORMAT, "input": digest}))
+                files.sync_folder(self.path.parent)
+                self._open = stack.pop_all()
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.output}: another process is annotating into it; open its page, or stop it "
+                "first"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or self.path}: cannot be written ({error.strerror}); choose "
+                "another output"
+            ) from error
+
+    def _restore_edits(self, edits: bytes, edits_before: bytes) -> None:
+        """Writes the edits where they lag behind the log by its last event."""
+        content = self.output.read_bytes() if self.output.exists() else None
+        if content and not self._file.size:
+            raise InputError(
+                f"{self.output}: exists, but {self.path.name} beside it, which says what was "
+                "decided, does not; choose another output"
+            )
+        if content is not None and content != edits_before and not edits.startswith(content):
+            raise InputError(
+                f"{self.output}: holds other edits than {self.path.name} tells of; undo the "
+                "change, or move the file away to have it made again"
+            )
+        if content != edits:
+            files.replace(self.output, [edits])
+        self._edits_size = len(edits)
+
+    def close(self) -> None:
+        """Gives the files back to other processes."""
+        if self._file is not None:
+            self._file = None
+            self._open.close()
+
+    def write(
+        self, events: Sequence[Event], *, added: bytes = b"", edits: bytes | None = None
+    ) -> None:
+        """Appends events, and ``added`` to the edits, or replaces these with ``edits``.
+
+        Raises:
+          InputError: when they are not on the disk; both files are then as before.
+        """
+        if self._file is None:
+            raise InputError("not saved: the file has been closed; start the command again")
+        size = self._file.size
+        try:
+            self._file.append(b"".join(map(files.json_line, events)))
+            if edits is not None:
+                files.replace(self.output, [edits])
+                self._edits_size = len(edits)
+            elif added:
+                self._append_edits(added)
+        except OSError as error:
+            self._file.cut(size)
+            raise InputError(
+                f"not saved: {error.filename or self.output.parent} cannot be written "
+                f"({error.strerror}); free some space and try again, your text is still here"
+            ) from error
+        self.events += events
+
+    def _append_edits(self, data: bytes) -> None:
+        if self.output.stat().st_size != self._edits_size:
+            raise OSError(None, "another program has changed it", str(self.output))
+        file = files.JsonlFile(self.output, size=self._edits_size)
+        with contextlib.closing(file):
+            file.append(data)
+        self._edits_size = file.size

@@ -1,4 +1,4 @@
-"""Serves a gradio page to this machine, and to nobody else unless it is asked for.
+"""Serves a gradio page on this machine; other machines reach it only if the user asks for that.
 
 gradio's own launch() is not used: it may open a tunnel, start a Node server, or take another port.
 Here uvicorn serves the page on one address, behind a guard: a browser is told to load and to
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import html as annotate_html
-from fgrlhf_jax.feedback.annotation import page as annotate_page
+from fgrlhf_jax.feedback.annotation.html import STYLE, clean_name
+from fgrlhf_jax.feedback.annotation.page import HEAD
 
 if TYPE_CHECKING:
     import gradio
@@ -46,7 +46,7 @@ HEADERS = {
 
 
 def password() -> str:
-    """From the environment; "" where none is set."""
+    """The password from the environment; "" where none is set."""
     value = os.environ.get(PASSWORD)
     if value is not None and not value.strip():
         raise InputError(f"{PASSWORD} is set but empty; give a password or unset it")
@@ -54,9 +54,11 @@ def password() -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that nobody else takes the port before the page is up."""
-    if port > 65535:  # getaddrinfo would take it modulo 65536
-        raise InputError(f"port={port}: is no port; give one of 1024 to 65535, or 0")
+    """A listening socket, so that nobody else takes the port before the page is up.
+
+    Raises:
+      InputError: for an address that is not of this machine, or a port that is in use.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -78,29 +80,35 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(page: "gradio.Blocks", bound: socket.socket, *, host: str, password: str) -> None:
-    """Until Ctrl-C. With a password a login asks for it and for the annotator's name."""
+    """Serves the page until Ctrl-C.
+
+    Args:
+      bound: from :func:`listen`.
+      host: the address that it was bound to.
+      password: with one, a login asks for it and for the annotator's name.
+    """
     import fastapi
     import gradio as gr
     import uvicorn
 
-    def may_enter(name: str, given: str) -> bool:
+    def may_log_in(name: str, typed: str) -> bool:
         with contextlib.suppress(InputError):
-            annotate_html.clean_name(name)
-            return hmac.compare_digest(given.encode(), password.encode())
+            clean_name(name)
+            return hmac.compare_digest(typed.encode(), password.encode())
         return False
 
     app = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
-        auth=may_enter if password else None,
+        auth=may_log_in if password else None,
         auth_message="Your name, as it is to be written beside your edits, and the password.",
         theme=gr.themes.Default(
             font=["Segoe UI", "Roboto", "Liberation Sans", "sans-serif"],  # no font is loaded
             font_mono=["Menlo", "Liberation Mono", "monospace"],
         ),
-        css=annotate_html.STYLE,
-        head=annotate_page.HEAD,
+        css=STYLE,
+        head=HEAD,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -111,38 +119,42 @@ def serve(page: "gradio.Blocks", bound: socket.socket, *, host: str, password: s
     )
     hosts = () if host in ANY else (*LOCAL, host)
     config = uvicorn.Config(
-        guarded(app, hosts), log_level="warning", ws="none", timeout_graceful_shutdown=2
+        guard(app, hosts), log_level="warning", ws="none", timeout_graceful_shutdown=2
     )
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def guarded(app: Callable, hosts: tuple[str, ...]) -> Callable:
-    """An ASGI application that serves only pages of its own, opened by one of these names."""
+def guard(app: Callable, hosts: tuple[str, ...]) -> Callable:
+    """An ASGI application that answers only requests for these host names from its own pages.
+
+    Args:
+      hosts: names that a browser may use for this server; empty allows all.
+    """
 
     async def serve(scope, receive, send):
-        async def answer(message):
+        async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                added = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
 
         if scope["type"] != "http":
             await app(scope, receive, send)
-        elif _welcome(scope["headers"], hosts):
-            await app(scope, receive, answer)
+        elif _is_allowed(scope["headers"], hosts):
+            await app(scope, receive, send_with_headers)
         else:
-            await answer({"type": "http.response.start", "status": 403})
+            await send_with_headers({"type": "http.response.start", "status": 403})
             await send({"type": "http.response.body", "body": b"not served to this address"})
 
     return serve
 
 
-def _welcome(headers: list[tuple[bytes, bytes]], hosts: tuple[str, ...]) -> bool:
-    given = {name.lower(): value.decode("latin-1") for name, value in headers}
-    host, origin = given.get(b"host", "").lower(), given.get(b"origin")
+def _is_allowed(headers: list[tuple[bytes, bytes]], hosts: tuple[str, ...]) -> bool:
+    values = {name.lower(): value.decode("latin-1") for name, value in headers}
+    host, origin = values.get(b"host", "").lower(), values.get(b"origin")
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname
-        own = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host
+        same_origin = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host
     except ValueError:
         return False
-    return own and (not hosts or name in map(str.lower, hosts))
+    return same_origin and (not hosts or name in map(str.lower, hosts))

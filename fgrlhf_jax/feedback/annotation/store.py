@@ -1,9 +1,9 @@
-"""Who edits which response: rows given out, decisions recorded before the next row shows.
+"""Assigns rows to annotators and records their decisions, each on disk before the next row shows.
 
 An annotator has one row open at a time, the same in all tabs, and decides it: edited, fine as it is
-(nothing changed) or skipped. Nobody else is given it, unless `overlap` asks for several people a
-row, or that annotator's browser has been silent for `release_after` seconds and no other row is
-left. annotation_log.py keeps every event on disk, annotation_history.py says what they come to.
+(nothing changed) or skipped. Nobody else gets it, unless `overlap` asks for several people a row,
+or that annotator's browser has been silent for `release_after` seconds and no other row is left.
+log.py keeps every event on disk, history.py replays them.
 """
 
 import os
@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import log as annotation_log
 from fgrlhf_jax.feedback.annotation.history import (
     EDITED,
     FINE,
@@ -24,25 +23,24 @@ from fgrlhf_jax.feedback.annotation.history import (
     Decision,
     History,
     Item,
-    digest,
-    edit_row,
-    event,
+    input_digest,
+    make_event,
 )
-from fgrlhf_jax.runtime import files
+from fgrlhf_jax.feedback.annotation.log import Log
 
 
 class Annotations:
-    """The rows, who has them and what became of them. Any method, from any thread.
+    """The rows, who has them open, and the decisions. Any method may be called from any thread.
 
     Args:
-      items: in the order in which they are given out; their ids are distinct.
-      output: FILE.jsonl of edits; made, or gone on with.
+      items: in the order in which they are assigned; their ids are distinct.
+      output: FILE.jsonl of edits; new, or continued.
       overlap: how many people edit each row.
-      release_after: seconds of silence after which an open row may be given to somebody else.
-      imported: decisions made elsewhere, with which a new output begins.
+      release_after: seconds of silence after which an open row may be assigned to somebody else.
+      imported: decisions of another tool, with which a new output begins.
 
     Raises:
-      InputError: as annotation_log.Log.
+      InputError: as ``log.Log``.
     """
 
     def __init__(
@@ -62,8 +60,10 @@ class Annotations:
         self._drafts: dict[tuple[str, str], str] = {}
         self._shown: dict[str, int] = {}  # annotator -> number of the last row shown
         self._history = History(self.items)
-        self._log = annotation_log.Log(
-            output, digest(items, imported), lambda events: History(items, events).edits()
+        self._log = Log(
+            output,
+            input_digest(items, imported),
+            lambda events: History(items, events).edit_lines(),
         )
         self.output = self._log.output
         try:
@@ -75,7 +75,7 @@ class Annotations:
         self._seen = dict.fromkeys(self._history.open, clock())
 
     def close(self) -> None:
-        """Give the files back to other processes."""
+        """Gives the files back to other processes."""
         with self._lock:
             self._log.close()
 
@@ -86,7 +86,7 @@ class Annotations:
         self.close()
 
     def item(self, id: str) -> Item:
-        """Raises InputError where there is none of this id."""
+        """The row of this id; raises InputError where there is none."""
         if id not in self._number:
             raise InputError(f"there is no row {id!r}; load the page again")
         return self.items[self._number[id]]
@@ -101,14 +101,18 @@ class Annotations:
             return name in self._history.verdicts.get(id, ())
 
     def text(self, name: str, id: str) -> str:
-        """What the annotator has made of the response so far."""
+        """The response as the annotator has it so far."""
         item = self.item(id)
         return self._drafts.get((name, id), item.suggestion or item.original)
 
     def draft(self, name: str, id: str, text: str, *, older: bool = False) -> bool:
-        """Keep what is typed, in memory, for a tab that is loaded again; whether the row is open.
+        """Keeps what is typed in memory, for a tab that is loaded again.
 
-        older: only if nothing is kept yet.
+        Args:
+          older: keep it only if there is no draft yet.
+
+        Returns:
+          Whether the annotator has the row open; if not, nothing is kept.
         """
         with self._lock:
             self.touch(name)
@@ -119,36 +123,40 @@ class Annotations:
             return True
 
     def touch(self, name: str) -> None:
-        """This annotator is still there."""
+        """Notes that the annotator's browser is still connected."""
         with self._lock:
             self._seen[name] = self._clock()
 
     def take(self, name: str, put_back: str | None = None) -> Item | None:
-        """The annotator's open row, or else the next free one; None where none is free.
+        """Opens a row for the annotator and returns it.
 
-        put_back: give this row back, if it is the open one, and take the next.
+        Args:
+          put_back: the id of a row to close undecided, if it is the open one.
+
+        Returns:
+          The annotator's open row, or else the next free one; None where none is free.
         """
         with self._lock:
             self.touch(name)
-            has = self._history.open.get(name)
-            if has is not None:
-                self._shown[name] = self._number[has]
-                if has != put_back:
-                    return self.item(has)
+            open_id = self._history.open.get(name)
+            if open_id is not None:
+                self._shown[name] = self._number[open_id]
+                if open_id != put_back:
+                    return self.item(open_id)
             number = self._next_free(name)
             if number is None:
-                if has is not None:
-                    self._write([event(OPEN, name, None)])
+                if open_id is not None:
+                    self._write([make_event(OPEN, name, None)])
                 return None
             item = self.items[number]
-            if item.id != has:
+            if item.id != open_id:
                 self._release_silent(name, item.id)
-                self._write([event(OPEN, name, item.id)])
+                self._write([make_event(OPEN, name, item.id)])
             self._shown[name] = number
             return item
 
     def accept(self, name: str, id: str, text: str) -> Decision:
-        """Record the edit, or that the row is fine where nothing was changed."""
+        """Records the edit, or that the row is fine where nothing was changed."""
         item = self.item(id)
         if not text.strip():
             raise InputError("not saved: an edit cannot be empty; skip the row instead")
@@ -158,27 +166,28 @@ class Annotations:
         return self._decide(Decision(id, name, verdict, text))
 
     def skip(self, name: str, id: str) -> Decision:
-        """Record that this annotator leaves the row alone. Others may be given it."""
+        """Records that this annotator leaves the row alone; others may still get it."""
         return self._decide(Decision(id, name, SKIPPED, self.item(id).original))
 
     def undo(self, name: str) -> Item:
-        """Take the annotator's last decision back: its row is open again, its text the draft.
+        """Takes the annotator's last decision back: its row is open again, its text the draft.
 
         A skipped row that others have taken up meanwhile stays skipped, and the decision before it
         is taken back.
         """
         with self._lock:
             self.touch(name)
-            for one in reversed(self._history.decisions):
-                if one.annotator == name and self._room(name, one.id):
-                    undone = event(UNDO, name, one.id)
-                    after = History(self.items, [*self._log.events, undone])
-                    edits = after.edits() if one.verdict == EDITED else None
-                    self._write([undone], edits=edits)
-                    if one.verdict != SKIPPED:
-                        self._drafts[name, one.id] = one.text
-                    self._shown[name] = self._number[one.id]
-                    return self.item(one.id)
+            for decision in reversed(self._history.decisions):
+                if decision.annotator != name or not self._has_room(name, decision.id):
+                    continue
+                undo = make_event(UNDO, name, decision.id)
+                after = History(self.items, [*self._log.events, undo])
+                edits = after.edit_lines() if decision.verdict == EDITED else None
+                self._write([undo], edits=edits)
+                if decision.verdict != SKIPPED:
+                    self._drafts[name, decision.id] = decision.text
+                self._shown[name] = self._number[decision.id]
+                return self.item(decision.id)
             raise InputError("there is nothing to undo")
 
     def decisions(self) -> list[Decision]:
@@ -187,19 +196,17 @@ class Annotations:
             return list(self._history.decisions)
 
     def progress(self, name: str) -> dict[str, int]:
-        """rows, of which done; open_elsewhere; decisions: edited, fine, skipped, and mine."""
+        """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
         with self._lock:
             history = self._history
-            counts = Counter(one.verdict for one in history.decisions)
-            done = sum(
-                self._taken(name, item.id, mine=True) >= self.overlap for item in self.items
-            )
+            counts = Counter(decision.verdict for decision in history.decisions)
+            done = sum(self._deciders(item.id) >= self.overlap for item in self.items)
             return {
                 "rows": len(self.items),
                 "done": done,
                 "open_elsewhere": sum(other != name for other in history.open),
                 **{verdict: counts[verdict] for verdict in VERDICTS},
-                "mine": sum(one.annotator == name for one in history.decisions),
+                "mine": sum(decision.annotator == name for decision in history.decisions),
             }
 
     def _decide(self, decision: Decision) -> Decision:
@@ -207,13 +214,13 @@ class Annotations:
         with self._lock:
             self.touch(name)
             if name in self._history.verdicts.get(id, {}):
-                if self._history.last(name, id) == decision:  # it came twice
+                if self._history.last(name, id) == decision:  # sent twice
                     return decision
                 raise InputError(
                     "not saved: you decided this row before, perhaps in another tab; press Undo "
                     "to change it"
                 )
-            if not self._room(name, id, silent=False):
+            if not self._has_room(name, id, count_silent=False):
                 raise InputError(
                     "not saved: your browser was silent so long that somebody else has this row "
                     "now; copy what you want to keep, and press Next"
@@ -227,44 +234,41 @@ class Annotations:
     def _next_free(self, name: str) -> int | None:
         """After the row last shown, then from the start; rows of silent annotators at last."""
         start = self._shown.get(name, -1) + 1
-        for silent in (True, False):
+        for count_silent in (True, False):
             for number in (*range(start, len(self.items)), *range(start)):
                 id = self.items[number].id
                 decided = name in self._history.verdicts.get(id, ())
-                if not decided and self._room(name, id, silent):
+                if not decided and self._has_room(name, id, count_silent):
                     return number
         return None
 
-    def _room(self, name: str, id: str, silent: bool = True) -> bool:
-        """Whether the row lacks a person beside others; `silent` ones with it open may count."""
+    def _has_room(self, name: str, id: str, count_silent: bool = True) -> bool:
+        """Whether fewer than ``overlap`` other people have decided the row or have it open."""
         others = {other for other, held in self._history.open.items() if held == id} - {name}
-        count = sum(silent or self._present(other) for other in others)
-        return self._taken(name, id) + count < self.overlap
+        working = sum(count_silent or self._is_present(other) for other in others)
+        return self._deciders(id, besides=name) + working < self.overlap
 
-    def _taken(self, name: str, id: str, mine: bool = False) -> int:
-        """How many people, others or all, have decided the row otherwise than by skipping it."""
+    def _deciders(self, id: str, besides: str | None = None) -> int:
+        """How many people have decided the row otherwise than by skipping it."""
         verdicts = self._history.verdicts.get(id, {}).items()
-        return sum(v != SKIPPED and (mine or other != name) for other, v in verdicts)
+        return sum(verdict != SKIPPED and name != besides for name, verdict in verdicts)
 
-    def _present(self, name: str) -> bool:
+    def _is_present(self, name: str) -> bool:
         return self._clock() - self._seen.get(name, -float("inf")) < self.release_after
 
     def _release_silent(self, name: str, id: str) -> None:
-        """Make room where silent annotators have the row open."""
+        """Makes room where silent annotators have the row open."""
         for other, held in list(self._history.open.items()):
-            if held == id and not self._room(name, id) and not self._present(other):
-                self._write([event(OPEN, other, None)])
+            if held == id and not self._has_room(name, id) and not self._is_present(other):
+                self._write([make_event(OPEN, other, None)])
 
     def _record(self, decisions: Sequence[Decision]) -> None:
-        edits = [one for one in decisions if one.verdict == EDITED]
-        added = b"".join(files.json_line(edit_row(self.item(one.id), one)) for one in edits)
-        self._write(
-            [event(d.verdict, d.annotator, d.id, d.text) for d in decisions], added=added
-        )
+        events = [make_event(d.verdict, d.annotator, d.id, d.text) for d in decisions]
+        self._write(events, added=self._history.edit_lines(decisions))
 
     def _write(self, events: Sequence[dict], **edits) -> None:
         """Events on the disk and then in memory; InputError leaves both as they were."""
         if events:
             self._log.write(events, **edits)
-        for one in events:
-            self._history.add(one)
+        for event in events:
+            self._history.add(event)

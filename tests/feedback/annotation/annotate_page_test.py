@@ -102,12 +102,10 @@ class Person:
         self.requests, self.faults, self.url, self.name = [], [], url, name
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.context.on("weberror", lambda error: self.faults.append(str(error.error)))
-        self.context.on("console", self.hear)
+        self.context.on(
+            "console", lambda m: self.faults.append(m.text) if m.type == "error" else None
+        )
         self.page = self.tab()
-
-    def hear(self, message):
-        if message.type == "error":
-            self.faults.append(message.text)
 
     def tab(self):
         page = self.context.new_page()
@@ -118,35 +116,41 @@ class Person:
     def enter(self) -> None:
         self.page.fill("#name textarea, #name input", self.name)
         self.page.keyboard.press("Enter")
-        self.at_work()
+        self.wait_for_work()
 
-    def at_work(self) -> None:
+    def wait_for_work(self) -> None:
         self.page.wait_for_selector("#undo")
 
     def row(self) -> str:
         """The id of the row that is shown, "" where none is."""
-        found = re.search(r"row (\S+)", self.page.inner_text("#prompt"))
-        return found[1] if found else ""
+        match = re.search(r"row (\S+)", self.page.inner_text("#prompt"))
+        return match[1] if match else ""
 
     def text(self) -> str:
         return self.page.input_value("#edit textarea")
 
-    def says(self, text: str) -> None:
+    def wait_for_message(self, text: str) -> None:
         self.page.wait_for_function(
             "text => document.querySelector('#message').innerText.includes(text)", arg=text
         )
 
+    def type(self, text: str, shown: str = "") -> None:
+        """Types a text, and waits for a part of it in the difference."""
+        self.page.fill("#edit textarea", text)
+        if shown:
+            self.page.wait_for_selector(f"#difference ins:has-text('{shown}')")
+
     def edit(self, text: str) -> None:
         """Type it, see that it is compared, save it with the keyboard, see that it is saved."""
         row = self.row()
-        self.page.fill("#edit textarea", text)
+        self.type(text)
         self.page.wait_for_selector("#accept:has-text('Save the edit')")
         self.page.keyboard.press("Control+Enter")
-        self.says(f"Row {row} is saved")
+        self.wait_for_message(f"Row {row} is saved")
 
     def press(self, keys: str, then: str) -> None:
         self.page.keyboard.press(keys)
-        self.says(then)
+        self.wait_for_message(then)
 
     def leave(self) -> None:
         self.context.close()
@@ -168,11 +172,10 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     expected = []
 
     # Ann edits, with a look at what she sees; Bob's response is text and nothing but text.
-    ann.page.fill("#edit textarea", "It is zero.")
-    ann.page.wait_for_selector("#difference ins:has-text('zero')")
+    ann.type("It is zero.", shown="zero")
     assert ann.page.inner_text("#difference del") == "0"
     assert "25 % of the words changed" in ann.page.inner_text("#difference")
-    ann.page.fill("#edit textarea", "Nothing of it is left here.")
+    ann.type("Nothing of it is left here.")
     ann.page.wait_for_selector("#difference .warn, #difference.warn, .difference.warn")
     assert "no longer a minimal edit" in ann.page.inner_text("#difference")
     assert EVIL in bob.page.inner_text("#difference")
@@ -190,10 +193,9 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     ann.edit("  one\ntwo\t \n\nthree 😀\nfour")
     expected.append(("r2", "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour", "Ann"))
     assert (bob.row(), ann.row()) == ("r3", "r4")
-    ann.page.fill("#edit textarea", "It is fo")
-    ann.page.wait_for_selector("#difference ins:has-text('fo')")
+    ann.type("It is fo", shown="fo")
     ann.page.reload()
-    ann.at_work()
+    ann.wait_for_work()
     assert (ann.row(), ann.text()) == ("r4", "It is fo")
     ann.page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
     ann.page.keyboard.press("Control+End")
@@ -208,7 +210,7 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     with ann.page.expect_request("**/run/predict"):
         pass
 
-    # The same name in another tab has the same row; what is decided twice is said.
+    # The same name in another tab has the same row; a second decision is refused.
     first, second = ann.page, ann.tab()
     second.fill("#name textarea, #name input", "Ann")
     second.click("#start")
@@ -219,7 +221,7 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     expected.append(("r5", "It is five.", "Ann"))
     ann.page = first
     assert ann.row() == "r5"
-    ann.page.fill("#edit textarea", "It is the fifth.")
+    ann.type("It is the fifth.")
     ann.press("Control+Enter", "not saved: you decided this row before")
     assert ann.text() == "It is the fifth."
     second.close()
@@ -240,7 +242,7 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     assert ann.row() == "r7"
 
     # Bob closes the browser with r3 open and half an edit; Ann ends up with it.
-    bob.page.fill("#edit textarea", "It is thr")
+    bob.type("It is thr")
     bob.leave()
     ann.edit("It is seven.")
     expected.append(("r7", "It is seven.", "Ann"))
@@ -269,18 +271,12 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     assert status == 130
     assert out.startswith(f"9 edits in {server.output}; 1 rows were fine, 1 skipped; 10 of 10")
     assert err == "interrupted; run the same command to go on\n"
-    by_id = {row["id"]: row for row in ROWS}
-    assert server.edits() == [
-        {
-            "id": id,
-            "instruction": by_id[id]["instruction"],
-            "input": by_id[id]["input"],
-            "original": by_id[id]["output"],
-            "edited": edited,
-            "annotator": name,
-        }
-        for id, edited, name in sorted(expected, key=expected.index)
-    ]
+    expected_rows = []
+    for id, edited, name in expected:
+        row = dict(next(row for row in ROWS if row["id"] == id))
+        texts = {"original": row.pop("output"), "edited": edited}
+        expected_rows.append(row | texts | {"annotator": name})
+    assert server.edits() == expected_rows
     assert len(records.read(str(server.output))) == 9
 
 
@@ -293,7 +289,7 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
     size = server.output.with_name("edits.jsonl.state.jsonl").stat().st_size
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size + 20, unlimited[1]))
-    ann.page.fill("#edit textarea", "Two tons of text.")
+    ann.type("Two tons of text.")
     ann.press("Control+Enter", "not saved: ")
     assert ann.row() == "r1"
     assert ann.text() == "Two tons of text."
@@ -302,8 +298,7 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
     ann.press("Control+Enter", "Row r1 is saved")
 
     # Killed, with the tab left open on a row: the tab goes on with the next server.
-    ann.page.fill("#edit textarea", "It is two, I say.")
-    ann.page.wait_for_selector("#difference ins:has-text('say')")
+    ann.type("It is two, I say.", shown="say")
     server.stop(signal.SIGKILL)
     ann.page.keyboard.press("Control+Enter")
     ann.page.wait_for_timeout(500)
@@ -311,26 +306,21 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
     ann.page.screenshot(path=tmp_path / "gone.png")
     server = start(port=int(server.url.rpartition(":")[2]))
     ann.page.wait_for_event("load")  # gradio loads the page again
-    ann.at_work()
+    ann.wait_for_work()
     assert (ann.row(), ann.text()) == ("r2", "It is two, I say.")
     ann.press("Control+Enter", "Row r2 is saved")
     ann.edit("It is three.")
     ann.faults.clear()  # requests that met no server
     ann.leave()
-    assert [edit["edited"] for edit in server.edits()] == [
-        "It is zero.",
-        "Two tons of text.",
-        "It is two, I say.",
-        "It is three.",
-    ]
+    texts = ["It is zero.", "Two tons of text.", "It is two, I say.", "It is three."]
+    assert [edit["edited"] for edit in server.edits()] == texts
 
 
 def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, start, tmp_path):
     server = start()
     ann = Person(chromium, server.url, "Ann")
     ann.enter()
-    ann.page.fill("#edit textarea", "It is zero, I say.")
-    ann.page.wait_for_selector("#difference ins:has-text('say')")
+    ann.type("It is zero, I say.", shown="say")
     server.stop(signal.SIGKILL)
     for path in tmp_path.glob("edits.jsonl*"):
         path.unlink()
@@ -338,7 +328,7 @@ def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, sta
     port = int(server.url.rpartition(":")[2])
     start(f"--config.input={tmp_path / 'other.json'}", port=port)
     ann.page.reload()
-    ann.at_work()
+    ann.wait_for_work()
     assert (ann.row(), ann.text()) == ("r0", "Nought.")
     ann.page.context.close()
 
@@ -359,7 +349,7 @@ def test_a_password_and_foreign_pages(chromium, start):
         if password == "sesame":
             ann.page.wait_for_selector("text=Incorrect")
             ann.faults.clear()
-    ann.at_work()
+    ann.wait_for_work()
     ann.edit("It is zero.")
     ann.leave()
     assert server.edits()[0]["annotator"] == "Ann Lee"

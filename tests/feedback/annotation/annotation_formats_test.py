@@ -7,7 +7,7 @@ import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import formats as annotation_formats
+from fgrlhf_jax.feedback.annotation import formats
 from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
 
 ITEMS = [
@@ -26,35 +26,31 @@ DECISIONS = [
 
 
 @pytest.fixture
-def written(tmp_path):
-    """A file with the given rows."""
+def read(tmp_path):
+    """What a file with the given rows is read as."""
 
-    def write(rows, name: str = "rows.json") -> str:
+    def read(rows, name: str = "rows.json"):
         path = tmp_path / name
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return str(path)
+        return formats.read(str(path))
 
-    return write
+    return read
 
 
 @pytest.mark.parametrize("format", ["argilla", "label_studio"])
-def test_there_and_back(tmp_path, format):
+@pytest.mark.parametrize("decisions", [DECISIONS, []])
+def test_there_and_back(tmp_path, format, decisions):
     path = tmp_path / "export.json"
-    assert annotation_formats.write(path, format, ITEMS, DECISIONS) == 4
-    assert annotation_formats.read(str(path)) == (ITEMS, DECISIONS)
-    assert annotation_formats.write(path, format, ITEMS, []) == 4
-    assert annotation_formats.read(str(path)) == (ITEMS, [])
+    assert formats.write(path, format, ITEMS, decisions) == 4
+    assert formats.read(str(path)) == (ITEMS, decisions)
 
 
 def test_edits_are_what_reward_models_are_trained_on(tmp_path):
     path = tmp_path / "edits.jsonl"
-    assert annotation_formats.write(path, "edits", ITEMS, DECISIONS) == 3
+    assert formats.write(path, "edits", ITEMS, DECISIONS) == 3
     rows = records.read_with_rows(str(path))
-    assert [record.edited for record, _ in rows] == [
-        "In France.",
-        "In Europe.",
-        "In Norway 😀.",
-    ]
+    edited = [record.edited for record, _ in rows]
+    assert edited == ["In France.", "In Europe.", "In Norway 😀."]
     assert list(rows[0][1]) == ["id", "instruction", "input", "original", "edited", "annotator"]
 
 
@@ -86,22 +82,21 @@ LABEL_STUDIO = {
                 {
                     "id": "qd1jIVAq1h",
                     "type": "textarea",
-                    "value": {"text": ["In France!"]},
                     "origin": "manual",
                     "to_name": "response",
                     "from_name": "answer",
+                    "value": {"text": ["In France!"]},
                 }
             ],
             "was_cancelled": False,
             "ground_truth": False,
-            "created_at": "2024-01-30T02:40:43.893565Z",
             "lead_time": 8.65,
             "task": 87,
+            "created_at": "2024-01-30T02:40:43.893565Z",
         },
         {"id": 23, "completed_by": 4, "result": [], "was_cancelled": True},
         {"id": 24, "completed_by": 5, "result": [], "was_cancelled": False},
     ],
-    "drafts": [],
     "predictions": [
         {
             "model_version": "gpt",
@@ -115,22 +110,28 @@ LABEL_STUDIO = {
             ],
         }
     ],
+    "drafts": [],
     "meta": {},
     "project": 29,
 }
+TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
 
 
-def test_an_export_of_argilla(written):
-    items, decisions = annotation_formats.read(written([ARGILLA]))
+def test_an_export_of_argilla(read):
+    items, decisions = read([ARGILLA])
     assert items == [Item("a", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
         Decision("a", "11111111-2222-3333-4444-555555555555", EDITED, "In France!"),
         Decision("a", "99999999-2222-3333-4444-555555555555", FINE, "In Germany."),
     ]
+    first, second = ARGILLA["responses"]["better"]
+    answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
+    _, decisions = read([ARGILLA | {"responses": {"better": answers}}])
+    assert [decision.verdict for decision in decisions] == [SKIPPED]
 
 
-def test_an_export_of_label_studio(written):
-    items, decisions = annotation_formats.read(written([LABEL_STUDIO]))
+def test_an_export_of_label_studio(read):
+    items, decisions = read([LABEL_STUDIO])
     assert items == [Item("87", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
         Decision("87", "ann@example.org", EDITED, "In France!"),
@@ -138,79 +139,67 @@ def test_an_export_of_label_studio(written):
     ]
 
 
-def test_drafts_of_argilla_are_no_answers(written):
-    (first, second) = ARGILLA["responses"]["better"]
-    answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
-    _, decisions = annotation_formats.read(
-        written([ARGILLA | {"responses": {"better": answers}}])
-    )
-    assert [one.verdict for one in decisions] == [SKIPPED]
-
-
 @pytest.mark.parametrize("value", [5, None, ["In France."]])
-def test_a_suggestion_that_is_no_text_is_none(written, value):
+def test_a_suggestion_that_is_no_text_is_none(read, value):
     rating = {"rating": {"value": value, "score": None, "agent": None}}
-    rows = [ARGILLA | {"suggestions": rating | ARGILLA["suggestions"]}]
-    assert annotation_formats.read(written(rows))[0][0].suggestion == "In France."
-    rows = [ARGILLA | {"suggestions": rating, "responses": {}}]
-    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+    both = ARGILLA | {"suggestions": rating | ARGILLA["suggestions"]}
+    assert read([both])[0][0].suggestion == "In France."
+    alone = ARGILLA | {"suggestions": rating, "responses": {}}
+    assert read([alone])[0][0].suggestion == ""
     area = TEXT_AREA | {"value": {"text": 5}}
     rows = [LABEL_STUDIO | {"predictions": [{"result": [area]}]}]
-    assert annotation_formats.read(written(rows))[0][0].suggestion == ""
+    assert read(rows)[0][0].suggestion == ""
 
 
-def test_what_argilla_gets():
-    row = annotation_formats.argilla_row(ITEMS[0], DECISIONS[:2])
-    assert row.keys() == {"id", "fields", "metadata", "suggestions", "responses", "vectors"}
-    assert row["fields"] == {
-        "instruction": "Where is Paris?",
-        "response": "In Germany, <b>I</b> think.",
-    }
-    assert row["metadata"] == {"annotators": ["Ann", "bob@example.org"]}
-    assert row["suggestions"] == {
-        "edited": {"value": "In France, I think.", "score": None, "agent": None}
-    }
-    answer = row["responses"]["edited"][0]
+def test_a_row_for_argilla():
+    row = formats.argilla_row(ITEMS[0], DECISIONS[:1])
+    (answer,) = row["responses"].pop("edited")
     assert answer.keys() == {"value", "user_id", "status"}
     assert (answer["value"], answer["status"]) == ("In France.", "submitted")
-
-
-def test_what_label_studio_gets():
-    row = annotation_formats.label_studio_row(ITEMS[0], DECISIONS[:2])
-    assert row["data"] == {
+    suggestion = {"value": "In France, I think.", "score": None, "agent": None}
+    assert row == {
         "id": "a",
-        "instruction": "Where is Paris?",
-        "input": "",
-        "response": "In Germany, <b>I</b> think.",
+        "fields": {"instruction": "Where is Paris?", "response": ITEMS[0].original},
+        "metadata": {"annotators": ["Ann"]},
+        "suggestions": {"edited": suggestion},
+        "responses": {},
+        "vectors": {},
     }
+
+
+def test_a_row_for_label_studio():
+    row = formats.label_studio_row(ITEMS[0], DECISIONS[:2])
+    data = {"id": "a", "instruction": "Where is Paris?", "input": ""}
+    assert row["data"] == {**data, "response": "In Germany, <b>I</b> think."}
     first, second = row["annotations"]
-    (result,) = first["result"]
-    assert result.pop("meta") == {"text": ["Ann"]}
-    assert result == {
-        "from_name": "edited",
-        "to_name": "response",
-        "type": "textarea",
-        "value": {"text": ["In France."]},
-    }
+    assert first["result"] == [
+        {
+            "from_name": "edited",
+            "to_name": "response",
+            "type": "textarea",
+            "value": {"text": ["In France."]},
+            "meta": {"text": ["Ann"]},
+        }
+    ]
     # Label Studio refuses a file that names a user by anything but an address or a number.
     assert "completed_by" not in first
     assert second["completed_by"] == {"email": "bob@example.org"}
 
 
-def test_our_own_rows(written):
+def test_our_own_rows(read):
     rows = [
         {"instruction": "Say one.", "output": "One.", "generator": "m"},
         {"id": 7, "instruction": "Say two.", "input": "x", "output": "Two."},
         {"instruction": "Say three.", "original": "Tree.", "edited": "Three."},
     ]
-    expected = [
+    items = [
         Item("1", "Say one.", "", "One."),
         Item("7", "Say two.", "x", "Two."),
         Item("3", "Say three.", "", "Tree.", "Three."),
     ]
-    assert annotation_formats.read(written(rows)) == (expected, [])
+    assert read(rows) == (items, [])
     as_lines = "".join(json.dumps(row) + "\n" for row in rows)
-    assert annotation_formats.read(written(as_lines, "rows.jsonl")) == (expected, [])
+    assert read(as_lines, "rows.jsonl") == (items, [])
 
 
 def without(row: dict, *path: str) -> dict:
@@ -220,7 +209,6 @@ def without(row: dict, *path: str) -> dict:
 
 
 PLAIN = {"instruction": "Say one.", "output": "One."}
-TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
 
 
 @pytest.mark.parametrize(
@@ -259,19 +247,16 @@ TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
          "the answer of label_studio is empty"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_said_in_a_sentence(written, rows, message):
+def test_refused_rows(read, rows, message):
     with pytest.raises(InputError) as error:
-        annotation_formats.read(written(rows))
+        read(rows)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there():
+def test_files_that_cannot_be_read_or_written():
     with pytest.raises(InputError, match="there is no such file"):
-        annotation_formats.read("nowhere.json")
-
-
-def test_a_file_that_cannot_be_written(tmp_path):
-    for format in annotation_formats.FORMATS:
+        formats.read("nowhere.json")
+    for format in formats.FORMATS:
         with pytest.raises(InputError, match="cannot be written"):
-            annotation_formats.write(Path("/proc/no/such.json"), format, ITEMS, DECISIONS)
+            formats.write(Path("/proc/no/such.json"), format, ITEMS, DECISIONS)

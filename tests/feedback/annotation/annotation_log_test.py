@@ -1,6 +1,5 @@
 """Decisions are on the disk before the next row shows, and stay there whatever the machine does."""
 
-import json
 import os
 import random
 import resource
@@ -10,11 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from annotations_cases import items, lines
+from annotations_cases import IMPORTED, edits, items, lines
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import log as annotation_log
-from fgrlhf_jax.feedback.annotation.history import EDITED, History, Item, saved
+from fgrlhf_jax.feedback.annotation import log
+from fgrlhf_jax.feedback.annotation.history import (
+    EDITED,
+    History,
+    Item,
+    input_digest,
+    read_decisions,
+)
 from fgrlhf_jax.feedback.annotation.store import Annotations
 
 
@@ -27,8 +32,7 @@ class Killed(BaseException):
     pass
 
 
-def a_morning(store: Annotations) -> None:
-    """Every kind of event."""
+def record_every_kind_of_event(store: Annotations) -> None:
     store.take("Ann")
     store.take("Bob")
     store.accept("Ann", "r0", "Zero, é.")
@@ -41,22 +45,14 @@ def a_morning(store: Annotations) -> None:
     store.take("Ann", put_back="r2")
 
 
-def states(output: Path) -> list[list]:
-    """The decisions that the events of the log come to, after each of them."""
-    events = annotation_log.read(
-        output,
-        json.loads(annotation_log.state_path(output).read_text().splitlines()[0])["input"],
-    )
-    return [History(items(4), events[:n]).decisions for n in range(len(events) + 1)]
-
-
 def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
     """The process ends in the middle of the n-th change of a file, for every n."""
-    whole = tmp_path / "whole.jsonl"
-    with Annotations(items(4), whole) as store:
-        a_morning(store)
+    rows = items(4)
+    with Annotations(rows, tmp_path / "whole.jsonl") as store:
+        record_every_kind_of_event(store)
         end = store.decisions()
-    known = states(whole)
+    events = log.read(tmp_path / "whole.jsonl", input_digest(rows, []))
+    states = [History(rows, events[:n]).decisions for n in range(len(events) + 1)]
     calls = {name: getattr(os, name) for name in ("pwrite", "fsync", "replace", "ftruncate")}
     for deadly in range(1, 200):
         output = tmp_path / f"{deadly}.jsonl"
@@ -78,8 +74,8 @@ def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
             monkeypatch.setattr(os, name, lambda *args, name=name: step(name, *args))
         store = None
         try:
-            store = Annotations(items(4), output)
-            a_morning(store)
+            store = Annotations(rows, output)
+            record_every_kind_of_event(store)
             alive = True
         except Killed:
             alive = False
@@ -88,10 +84,10 @@ def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
         if store is not None:
             acknowledged = store.decisions()
             store.close()
-        with Annotations(items(4), output) as store:
-            assert store.decisions() in known[known.index(acknowledged) :]
-            edits = [d for d in store.decisions() if d.verdict == EDITED]
-            assert [row["edited"] for row in lines(output)] == [d.text for d in edits]
+        with Annotations(rows, output) as store:
+            assert store.decisions() in states[states.index(acknowledged) :]
+            edited = [d for d in store.decisions() if d.verdict == EDITED]
+            assert edits(output) == [(d.text, d.annotator) for d in edited]
         if alive:
             assert store.decisions() == end
             break
@@ -127,26 +123,24 @@ def test_nothing_that_was_accepted_is_lost_when_killed(output):
         child.send_signal(signal.SIGKILL)
         with child:
             accepted += child.stdout.read().split()
-    many = items(4000)
-    assert saved(many, output)
-    with Annotations(many, output):
-        found = [row["id"] for row in lines(output)]
-    assert len(found) == len(set(found))
+    assert read_decisions(items(4000), output)
+    with Annotations(items(4000), output):
+        ids = [row["id"] for row in lines(output)]
+    assert len(ids) == len(set(ids))
     # The last one of each run may have been accepted without our hearing of it.
-    assert set(accepted) <= set(found)
-    assert len(found) <= len(accepted) + 3
+    assert set(accepted) <= set(ids)
+    assert len(ids) <= len(accepted) + 3
 
 
 def test_one_process_a_file(output):
     child = start(output)
+    linked = output.with_name("link.jsonl")
+    linked.symlink_to(output)
     try:
         child.stdout.readline()
-        with pytest.raises(InputError, match="another process is annotating into it"):
-            Annotations(items(4000), output)
-        linked = output.with_name("link.jsonl")
-        linked.symlink_to(output)
-        with pytest.raises(InputError, match="another process"):
-            Annotations(items(4000), linked)
+        for path in (output, linked):
+            with pytest.raises(InputError, match="another process is annotating into it"):
+                Annotations(items(4000), path)
     finally:
         child.kill()
         child.communicate()
@@ -162,14 +156,14 @@ FULL = ("log", "log+1", "log+40", "log+1000")
 
 
 @pytest.mark.parametrize(
-    ("act", "limit"),
+    ("action", "limit"),
     [("accept", limit) for limit in (*FULL, "edits+1", "edits+700")]
     + [("undo", limit) for limit in FULL],
 )
-def test_a_full_disk_is_said_and_nothing_is_lost(output, limit, act):
+def test_a_full_disk_is_reported_and_nothing_is_lost(output, limit, action):
     """A limit on the size of files: the kernel writes some bytes, then refuses the rest."""
     rows = [Item(str(k), "Say it. " * 500, "", f"This is number {k}.") for k in range(4)]
-    state = annotation_log.state_path(output)
+    state = log.state_path(output)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Annotations(rows, output) as store:
         store.accept("Ann", store.take("Ann").id, "Zero.")
@@ -182,14 +176,14 @@ def test_a_full_disk_is_said_and_nothing_is_lost(output, limit, act):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(InputError, match=r"not saved: .*too large"):
-                store.accept("Ann", row, text) if act == "accept" else store.undo("Ann")
+                store.accept("Ann", row, text) if action == "accept" else store.undo("Ann")
             assert (output.read_bytes(), state.read_bytes(), store.decisions()) == before
             assert store.take("Ann").id == row
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         store.accept("Ann", row, text)
         after = store.decisions()
-    assert [edit["edited"] for edit in lines(output)] == ["Zero.", "One.", text]
+    assert [edited for edited, _ in edits(output)] == ["Zero.", "One.", text]
     with Annotations(rows, output) as store:
         assert store.decisions() == after
     assert sorted(path.name for path in output.parent.iterdir()) == [output.name, state.name]
@@ -216,3 +210,76 @@ def test_what_the_disk_does_not_confirm_does_not_count(output, monkeypatch):
             monkeypatch.undo()
         store.accept("Ann", "r0", "Zero.")
     assert len(lines(output)) == 1
+
+
+# Files that somebody changed, damaged or began with another input are refused.
+
+
+def assert_refused(message: str, output, rows=None, **options) -> None:
+    before = {path: path.read_bytes() for path in output.parent.iterdir()}
+    with pytest.raises(InputError, match=message):
+        Annotations(rows or items(2), output, **options)
+    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+
+
+@pytest.fixture
+def begun(output) -> Path:
+    with Annotations(items(2), output) as store:
+        store.accept("Ann", store.take("Ann").id, "Zero.")
+        store.accept("Ann", store.take("Ann").id, "One.")
+    return output
+
+
+def test_another_input_is_refused(begun):
+    changed = [*items(1), Item("r1", "Say 1.", "", "This is number one.")]
+    for rows in (items(1), items(3), items(2)[::-1], changed):
+        assert_refused("the input has changed since", begun, rows)
+        with pytest.raises(InputError, match="the input has changed"):
+            read_decisions(rows, begun)
+    assert_refused("the input has changed since", begun, imported=IMPORTED[:1])
+
+
+def test_edits_changed_by_somebody_else_are_refused(begun):
+    text = begun.read_text()
+    begun.write_text(text.replace("Zero", "Nil"))
+    assert_refused("holds other edits than edits.jsonl.state.jsonl tells of", begun)
+    begun.write_text(text + text)
+    assert_refused("holds other edits", begun)
+    begun.unlink()
+    with Annotations(items(2), begun) as store:
+        assert begun.read_text() == text
+        store.undo("Ann")
+        begun.write_text(begun.read_text() + "mine\n")
+        with pytest.raises(InputError, match="another program has changed it"):
+            store.accept("Ann", "r1", "Two.")
+        assert begun.read_text().endswith("mine\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda head, *rest: [b"{}", *rest], "is not of this version"),
+        (lambda head, *rest: [head.replace(b"version 1", b"version 0"), *rest], "version 1"),
+        (lambda head, *rest: [head, b"{", *rest], "is damaged"),
+        (lambda head, *rest: [head, b"3", *rest], "event 1 of the annotations makes no sense"),
+        (lambda head, first, *rest: [head, *rest, b'{"event": "fine"}'], "makes no sense"),
+        (lambda head, *rest: [head, rest[0].replace(b"open", b"undo"), *rest], "no sense"),
+        (lambda head, *rest: [head, rest[0].replace(b"open", b"lost"), *rest], "no sense"),
+    ],
+)
+def test_a_damaged_log_is_refused(begun, damage, message):
+    path = log.state_path(begun)
+    path.write_bytes(b"\n".join(damage(*path.read_bytes().splitlines())) + b"\n")
+    assert_refused(message, begun)
+
+
+def test_refused_outputs(output, tmp_path):
+    output.write_text('{"some": "rows"}\n')
+    with pytest.raises(InputError, match="choose another output"):
+        Annotations(items(2), output)
+    assert output.read_text() == '{"some": "rows"}\n'
+    with pytest.raises(InputError, match="cannot be written"):
+        Annotations(items(1), output / "edits.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"folder.jsonl.*cannot be"):
+        Annotations(items(1), tmp_path / "folder.jsonl")
