@@ -2,14 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
+import bad_input_cases
 import data_cases
 import pyarrow
 import pyarrow.parquet
 import pytest
 from data_cases import ANSWER, FILES
 
-from fgrlhf_jax.data import describe, records
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.describe import TokenLimits, describe_records, length_quantiles
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -24,50 +27,53 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, capsys, **fields) -> str:
-    """What the command prints."""
-    named = [f"--config.{name}={value}" for name, value in fields.items()]
-    monkeypatch.setattr(sys, "argv", ["data", *named])
-    data.main(cli.parse(sys.argv, "configs/data.py"))
-    return capsys.readouterr().out
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command with fields of its config; returns what it prints."""
+
+    def run(**fields) -> str:
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        monkeypatch.setattr(sys, "argv", ["data", *flags])
+        data.main(cli.parse(sys.argv, "configs/data.py"))
+        return capsys.readouterr().out
+
+    return run
 
 
-def figures(monkeypatch, capsys, **fields) -> dict:
-    run(monkeypatch, capsys, output="figures.json", **fields)
-    with open("figures.json", encoding="utf-8") as file:
-        return json.load(file)
+def statistics(run, **fields) -> dict:
+    run(output="statistics.json", **fields)
+    return json.loads(Path("statistics.json").read_text(encoding="utf-8"))
 
 
-# --- figures ---------------------------------------------------------------------------------
+# --- statistics ------------------------------------------------------------------------------
 
 
-def test_every_form_is_read_whole(monkeypatch, capsys):
+def test_every_form_is_read_whole(run):
     """Rows that are read and rows that are not are the rows there are."""
-    found = figures(monkeypatch, capsys, input=",".join(FILES), invalid="drop")
-    for one, rows in zip(found["files"], FILES.values(), strict=True):
-        invalid = one.get("invalid", {"rows": 0})["rows"]
-        assert one["rows"] + invalid == len(rows)
-        assert sum(one["kinds"].values()) == one["rows"]
-    kinds = {
-        one["file"]: {k: n for k, n in one["kinds"].items() if n} for one in found["files"]
-    }
-    assert kinds == {
+    files = statistics(run, input=",".join(FILES), invalid="drop")["files"]
+    for file, rows in zip(files, FILES.values(), strict=True):
+        assert file["rows"] + file.get("invalid", {"rows": 0})["rows"] == len(rows)
+        assert sum(file["kinds"].values()) == file["rows"]
+    assert {
+        file["file"]: {kind: n for kind, n in file["kinds"].items() if n} for file in files
+    } == {
         "edits.jsonl": {"edits": 2},
         "compared.jsonl": {"edits": 1},
         "pairs.jsonl": {"preferences": 2},
         "annotations.json": {"preferences": 2},
         "answers.jsonl": {"instructions": 1, "prompts": 1},
     }
+    files = statistics(run, input="pairs.jsonl,edits.jsonl", limit=1)["files"]
+    assert [file["rows"] for file in files] == [1, 1]
 
 
-def test_figures_by_hand():
+def test_edits_by_hand():
     edits = [
         Edit("Do it.", "now", "a b c d", "a", "1", ((0, 1), (2, 3))),
         Edit("Do it.", "now", "a b c d", "a", "2"),
         Edit("Do", "it. now", "a", "a b"),
     ]
-    found = describe.describe_records(edits)
-    assert found == {
+    assert describe_records(edits) == {
         "rows": 3,
         "kinds": {"edits": 3, "preferences": 0, "instructions": 0, "prompts": 0},
         "distinct_prompts": 1,
@@ -85,26 +91,26 @@ def test_figures_by_hand():
 def test_who_is_preferred():
     pairs = [Preference("a", "", "b", "c d", 1), Preference("a", "", "b", "c d", 2)]
     pairs += [Preference("a", "", "b", "c", 1), Preference("a", "", "b c d", "e", 1)]
-    found = describe.describe_records(pairs)["preferred"]
-    assert found == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
+    preferred = describe_records(pairs)["preferred"]
+    assert preferred == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
 
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
-    [([7], (7, 7, 7)), ([1, 2], (1, 2, 2)), (list(range(1, 101)), (50, 90, 100))],
+    [([7], (7, 7, 7)), ([2, 1], (1, 2, 2)), (list(range(100, 0, -1)), (50, 90, 100))],
 )
-def test_spread(lengths, expected):
-    assert tuple(describe.length_quantiles(lengths[::-1]).values()) == expected
+def test_length_quantiles(lengths, expected):
+    assert tuple(length_quantiles(lengths).values()) == expected
 
 
-def test_tokens():
+def test_tokens(run, folder):
     """A letter or a line end is a token, <s> opens a prompt and </s> ends a response."""
     tokenizer = train_tokenizer(["Name a fruit.", "Fig"], 300)
     rows = [("ab", "cdef"), ("abc", "d"), ("a", "")]  # 4 + 5, 5 + 2, 3
-    read = [Instruction(prompt, "", output) for prompt, output in rows]
+    answers = [Instruction(prompt, "", output) for prompt, output in rows]
     for max_length, over in ((9, 0), (8, 1), (6, 2), (2, 3)):
-        ruler = describe.TokenLimits(tokenizer, "plain", max_length, 3)
-        assert describe.describe_records(read, ruler)["tokens"] == {
+        limits = TokenLimits(tokenizer, "plain", max_length, 3)
+        assert describe_records(answers, limits)["tokens"] == {
             "template": "plain",
             "lengths": {
                 "prompt": {"median": 4, "p90": 5, "max": 5},
@@ -115,67 +121,53 @@ def test_tokens():
             "max_prompt_length": 3,
             "prompts_over_max_prompt_length": 2,
         }
-
-
-def test_tokens_on_the_command_line(folder, monkeypatch, capsys):
-    texts = [text for row in FILES["edits.jsonl"] for text in row.values()]
-    train_tokenizer(texts, 300).save_pretrained(folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
     fields = {"input": "edits.jsonl", "tokenizer": "tokenizer", "max_length": 20}
-    found = figures(monkeypatch, capsys, **fields)["files"][0]["tokens"]
-    assert found["rows_over_max_length"] == 2
-    assert "tokens: median" in run(monkeypatch, capsys, **fields)
+    assert statistics(run, **fields)["files"][0]["tokens"]["rows_over_max_length"] == 2
+    assert "tokens: median" in run(**fields)
 
 
-def test_prompts_that_files_share(monkeypatch, capsys):
-    given = {"input": "pairs.jsonl,answers.jsonl,edits.jsonl"}
-    found = figures(monkeypatch, capsys, **given)["shared_prompts"]
-    assert found == [
+def test_prompts_that_files_share(run):
+    files = {"input": "pairs.jsonl,answers.jsonl,edits.jsonl"}
+    assert statistics(run, **files)["shared_prompts"] == [
         {"files": ["pairs.jsonl", "answers.jsonl"], "prompts": 1},
         {"files": ["pairs.jsonl", "edits.jsonl"], "prompts": 0},
         {"files": ["answers.jsonl", "edits.jsonl"], "prompts": 0},
     ]
-    out = run(monkeypatch, capsys, **given)
-    assert "prompts in two files:\n        1  pairs.jsonl  and  answers.jsonl" in out
-    assert "No prompt is in two files." in run(
-        monkeypatch, capsys, input="pairs.jsonl,edits.jsonl"
-    )
+    assert "prompts in two files:\n        1  pairs.jsonl  and  answers.jsonl" in run(**files)
+    assert "No prompt is in two files." in run(input="pairs.jsonl,edits.jsonl")
 
 
-def test_samples_are_whole_and_seeded(folder, monkeypatch, capsys):
+def test_samples_are_whole_and_seeded(folder, run):
     long = "word " * 2000 + "end\nnext \x1b[31m line"
     rows = [ANSWER | {"output": f"{long} {n}"} for n in range(9)]
     write_jsonl(folder / "long.jsonl", rows)
-    out = run(monkeypatch, capsys, input="long.jsonl", samples=2)
+    fields = {"input": "long.jsonl", "samples": 2}
+    out = run(**fields)
     assert out.count("-- row ") == 2
     assert out.count("word " * 2000 + "end\n    next \N{REPLACEMENT CHARACTER}[31m line") == 2
     assert out.count("source: seeds") == 2
-    assert out == run(monkeypatch, capsys, input="long.jsonl", samples=2)
-    assert out != run(monkeypatch, capsys, input="long.jsonl", samples=2, seed=1)
-    found = figures(monkeypatch, capsys, input="long.jsonl", samples=2)
-    for sample in found["files"][0]["samples"]:
+    assert out == run(**fields)
+    assert out != run(**fields, seed=1)
+    for sample in statistics(run, **fields)["files"][0]["samples"]:
         assert sample["fields"] == rows[sample["row"] - 1]
 
 
-def test_rows_that_cannot_be_read(monkeypatch, capsys):
-    out = run(monkeypatch, capsys, input="annotations.json", invalid="drop", samples=0)
+def test_rows_that_cannot_be_read(run):
+    out = run(input="annotations.json", invalid="drop", samples=0)
     assert "left out: 3 rows that cannot be read, the first being\n" in out
     assert "  annotations.json:row 3: output_1 and output_2 are equal" in out
 
 
-def test_limit(monkeypatch, capsys):
-    found = figures(monkeypatch, capsys, input="pairs.jsonl,edits.jsonl", limit=1)
-    assert [one["rows"] for one in found["files"]] == [1, 1]
-
-
-def test_a_row_of_parquet_that_json_cannot_hold(folder, monkeypatch, capsys):
+def test_a_row_of_parquet_that_json_cannot_hold(folder, run):
     table = pyarrow.Table.from_pylist([ANSWER | {"seen": b"\xff"}])
     pyarrow.parquet.write_table(table, folder / "a.parquet")
-    (sample,) = figures(monkeypatch, capsys, input="a.parquet")["files"][0]["samples"]
+    (sample,) = statistics(run, input="a.parquet")["files"][0]["samples"]
     assert sample["fields"]["seen"] == "b'\\xff'"
 
 
-def test_no_flag_shows_the_embedded_world(monkeypatch, capsys):
-    out = run(monkeypatch, capsys)
+def test_no_flag_shows_the_embedded_world(run):
+    out = run()
     for name in ("sft", "edits", "preferences", "ppo"):
         assert f"embedded {name}\n" in out
 
@@ -183,32 +175,26 @@ def test_no_flag_shows_the_embedded_world(monkeypatch, capsys):
 # --- conversions -------------------------------------------------------------------------------
 
 
-def test_what_is_to_be_edited(monkeypatch, capsys):
-    """Preferences to the responses that an editor edits."""
+def test_responses_that_an_editor_edits(run):
     fields = {"to": "instructions", "side": "worse", "output": "worse.jsonl"}
-    out = run(monkeypatch, capsys, input="pairs.jsonl", **fields)
-    assert out == "2 rows in worse.jsonl\n"
+    assert run(input="pairs.jsonl", **fields) == "2 rows in worse.jsonl\n"
     assert records.read("worse.jsonl") == [
         Instruction("Name a fruit.", "", "A brick, I think."),
         Instruction("Name a fruit.", "", "Fig"),
     ]
 
 
-def test_comparisons_of_predictions(monkeypatch, capsys):
+def test_comparisons_of_predictions(run):
     fields = {"input": "compared.jsonl", "to": "preferences", "predictions": True}
-    out = run(monkeypatch, capsys, output="p.jsonl", **fields)
-    assert out == "5 rows in p.jsonl\nleft out: 1 ties\n"
-    read = records.read("p.jsonl")
-    assert {type(record) for record in read} == {Preference}
-    assert read[0].id == "dev/0/1-2"
+    assert run(output="p.jsonl", **fields) == "5 rows in p.jsonl\nleft out: 1 ties\n"
+    pairs = records.read("p.jsonl")
+    assert {type(pair) for pair in pairs} == {Preference}
+    assert pairs[0].id == "dev/0/1-2"
 
 
-def test_several_files_at_once_and_what_is_left_out(monkeypatch, capsys):
+def test_several_files_at_once_and_what_is_left_out(run):
     fields = {"input": "annotations.json,answers.jsonl,edits.jsonl", "invalid": "drop"}
-    out = run(
-        monkeypatch, capsys, to="instructions", output="all.jsonl", distinct=True, **fields
-    )
-    assert out == (
+    assert run(to="instructions", output="all.jsonl", distinct=True, **fields) == (
         "4 rows in all.jsonl\nleft out: 3 that cannot be read\n"
         "left out: 1 without an output\nleft out: 1 repeated\n"
     )
@@ -226,7 +212,49 @@ def test_several_files_at_once_and_what_is_left_out(monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_what_is_written_can_be_read(monkeypatch, capsys, source, to, suffix):
-    output = f"made.{suffix}"
-    run(monkeypatch, capsys, input=source, to=to, output=output)
+def test_what_is_written_can_be_read(run, source, to, suffix):
+    output = f"converted.{suffix}"
+    run(input=source, to=to, output=output)
     assert len(records.read(output)) == (1 if to == "prompts" else 2)
+
+
+# --- what is refused: one sentence, and no file is written ------------------------------------
+
+CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
+BAD = [
+    ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
+    (
+        {"input": "annotations.json"},
+        "annotations.json:row 3: output_1 and output_2 are equal and teach nothing; drop the row",
+    ),
+    (
+        {"input": "none.jsonl", "invalid": "drop"},
+        "none.jsonl: no row of it can be read; the last one: none.jsonl:2: misses the field",
+    ),
+    (
+        {"input": "edits.jsonl", "output": "a.jsonl"},
+        "output=a.jsonl: say which rows, --config.to=…, or give a .json",
+    ),
+    (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
+    (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
+    (
+        CONVERT | {"output": "edits.jsonl"},
+        "output=edits.jsonl: is what is read; give another file",
+    ),
+    (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
+    (CONVERT | {"output": ""}, "output is empty; give --config.output="),
+    (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
+    (CONVERT | {"predictions": True}, "row 1: has no comparison of predictions"),
+    ({"tokenizer": "nowhere"}, "nowhere: no such model"),
+    ({"tokenizer": "tokenizer", "template": "chat"}, "has no chat template"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input(folder, monkeypatch, capsys, fields, message):
+    (folder / "none.jsonl").write_text("{}\n{}\n")
+    train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
+    before = bad_input_cases.contents(folder)
+    result = bad_input_cases.launch(monkeypatch, capsys, data, "configs/data.py", **fields)
+    assert message in bad_input_cases.only(result)
+    assert bad_input_cases.contents(folder) == before
