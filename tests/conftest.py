@@ -28,12 +28,17 @@ jax.config.update(
 jax.config.update("jax_compilation_cache_max_size", 2**30)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-process.keep_freed_memory()
 
 
 # Started in the background of a script, this process and the commands that tests start would ignore
 # a Ctrl-C that tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session):
+    """What commands set too; after pytest's own hook for exceptions that nobody catches."""
+    process.keep_freed_memory()
+    process.quieten_orbax()
 
 
 def pytest_collection_modifyitems(config, items):
