@@ -118,7 +118,8 @@ def rows(run_dir: Path) -> list[dict]:
 
 def without_clock(run_dir: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if k not in metric_log.Log.CLOCK} for row in rows(run_dir)
+        {k: v for k, v in row.items() if k.split("/")[0] not in metric_log.Log.CLOCK}
+        for row in rows(run_dir)
     ]
 
 
