@@ -10,7 +10,7 @@ import bad_input_cases
 import jax
 import pytest
 import tiny_cases
-from bad_input_cases import FLAGS, TRAIN, USE, contents, filled, only
+from bad_input_cases import contents, filled, only
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
@@ -121,16 +121,49 @@ def train(launch, data, tmp_path):
     return train
 
 
-@pytest.mark.parametrize(("fields", "says"), TRAIN.values(), ids=TRAIN)
+# Fields of launch.train_rm ("__" for the dots) and a part of the sentence; DATA has files of every
+# kind, and there are 8 devices.
+TRAIN = [
+    ({"train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+    ({"validation": "no.jsonl"}, "no.jsonl: there is no such file"),
+    ({"train": "DATA/malformed.jsonl"}, "malformed.jsonl:3: malformed JSON"),
+    ({"train": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
+    ({"train": "DATA/instructions.jsonl"}, "train: holds instructions"),
+    ({"validation": "DATA/instructions.jsonl"}, "validation: holds instructions"),
+    ({"batch_size": 64}, "batch_size: 64 is more than the 48 rows there are"),
+    ({"train": ""}, "train is empty; give --config.train=FILE"),
+    ({"validation": "", "validation_share": 0.0}, "none is left for validation"),
+    ({"data__max_length": 64}, "max_prompt_length: 64 must be above 0 and below max_length 64"),
+    ({"data__max_length": 1024}, "data.max_length=1024 is more than the model's 512 positions"),
+    ({"data__template": "chat"}, "the tokenizer has no chat template"),
+    ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),
+    ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
+    ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
+    ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
+    ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
+    ({"mesh": "8,1"}, "mesh='8,1': give data,fsdp,tensor as three sizes"),
+    ({"mesh": "all"}, "mesh='all': give data,fsdp,tensor as three sizes"),
+    ({"batch_size": 12}, "micro_batch_size=12 does not divide over data x fsdp = 8 devices"),
+    (
+        {"micro_batch_size": 16, "batch_size": 24},
+        "batch_size=24 is not a multiple of micro_batch_size=16",
+    ),
+    ({"model__path": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
+    ({"model__path": "no/model"}, "no/model: neither a local folder nor to be had from"),
+    ({"model__path": "DATA/train.jsonl"}, "train.jsonl: no such model; give a Hugging"),
+    ({"model__path": "DATA"}, "config.json"),
+    ({"model__size": "llama_7b"}, "model.path is empty, and random weights are for"),
+    (
+        {"loss": "sequence", "model__head": "state_action"},
+        "head=state_action needs a token loss",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), TRAIN)
 def test_training(train, data, tmp_path, fields, says):
     fields = {k: filled(v, {"DATA": data}) for k, v in fields.items()}
     assert says in only(train(**fields))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("flags", "says"), FLAGS)
-def test_flags(train, tmp_path, flags, says):
-    assert says in only(train(*flags))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,7 +347,23 @@ def test_evaluation_that_is_not_a_number(train, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize(("given", "says"), USE.values(), ids=USE)
+# For the two commands that use a reward model; INPUT is the field "test" of the one and "input" of
+# the other, LM a language model, OUT an empty folder, EXT the suffix of the output.
+USE = [
+    ({"reward_model": "nowhere"}, "nowhere: is not a reward model of launch."),
+    ({"reward_model": "LM"}, "lm: is not a reward model of launch.train_rm"),
+    ({"INPUT": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+    ({"mesh": "5,1,1"}, "mesh='5,1,1' makes 5 devices and there are 8"),
+    ({"max_length": 5}, "max_length"),
+    ({"max_length": 257}, "max_length=257 is more than the model's 256 positions; lower it"),
+    ({"output": "OUT/none/x.EXT"}, "none does not exist; make it"),
+    ({"output": "DATA/train.jsonl/x.EXT"}, "does not exist; make it"),
+    ({"output": "OUT/folder.EXT"}, "is a folder; give the name of a file"),
+    ({"output": "OUT/x.txt"}, "x.txt: give a FILE.json"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), USE)
 @pytest.mark.parametrize("module", [evaluate_rm, score])
 def test_use(launch, data, checkpoint, reward_model, tmp_path, module, given, says):
     extension, source = ("json", "test") if module is evaluate_rm else ("jsonl", "input")
@@ -329,15 +378,6 @@ def test_use(launch, data, checkpoint, reward_model, tmp_path, module, given, sa
     wanted[source] = wanted.pop("INPUT")
     assert says in only(launch(module, **wanted))
     assert contents(tmp_path) == {}
-
-
-def test_suffixes_are_named(launch, data, reward_model):
-    common = {"reward_model": reward_model, "output": "x.csv"}
-    edits = data / "validation.jsonl"
-    assert only(launch(score, **common, input=edits)) == (
-        "output=x.csv: give a FILE.jsonl or a FILE.html"
-    )
-    assert only(launch(evaluate_rm, **common, test=edits)) == "output=x.csv: give a FILE.json"
 
 
 def test_nothing_to_evaluate_or_to_score(launch, data, reward_model):
