@@ -4,8 +4,6 @@ import importlib
 import itertools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -207,18 +205,6 @@ def test_a_misspelt_field_of_flags(field, close):
         InputError, match=f"{field}: there is no such field; did you .* {close}"
     ):
         make_config(**{field: 1})
-
-
-def test_the_command_itself(tmp_path):
-    flags = [f"--config.run_dir={tmp_path / 'run'}", "--config.ppo.flags=kl.coeff=0.2"]
-    command = [sys.executable, "-m", "launch.pipeline", *flags]
-    run = subprocess.run(command, cwd=cli.ROOT, capture_output=True, text=True)
-    message = (
-        "error: stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; "
-        "did you mean kl.coef?\n"
-    )
-    assert (run.returncode, run.stderr) == (2, message)
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- what a pipeline refuses -------------------------------------------------------------------
