@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from fgrlhf_jax.feedback.edits.parse import parse_edit
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
+NOTE = "\n\nNote: I changed it."
 
 LEAD_INS = [
     "",
@@ -98,6 +100,17 @@ def test_what_stands_around_an_edit_comes_off(lead_in):
         ("He said no.", '"He said "no"."', 'He said "no".'),
         ("It's the dogs'", "'It's the dogs''", "It's the dogs'"),
         ("«Да»", "«Нет»", "«Нет»"),
+        # … as do two quoted phrases, which are no quotation of the whole
+        (
+            '"Emma" is by Austen.',
+            '"Emma" is hers, as is "Lady."',
+            '"Emma" is hers, as is "Lady."',
+        ),
+        (
+            "`Emma` is by Austen.",
+            "`Emma` is hers, as is `Lady.`",
+            "`Emma` is hers, as is `Lady.`",
+        ),
         ("f(x)", "```py\ng(x)\n```", "g(x)"),
         ("```py\nf(x)\n```", "```py\ng(x)\n```", "```py\ng(x)\n```"),
         (
@@ -106,27 +119,11 @@ def test_what_stands_around_an_edit_comes_off(lead_in):
             "Use:\n```\ng\n```\nEnd.",
         ),
         ("a then b", "```\na\n```\nthen\n```\nb\n```", "```\na\n```\nthen\n```\nb\n```"),
-        (
-            "Here is the edited text:\nHo",
-            "Here is the edited text:\nHi",
-            "Here is the edited text:\nHi",
-        ),
-        (
-            "Ho.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.",
-        ),
-        (
-            "Ho.\n\nNote: I changed it.",
-            "Hi.\n\nNote: I changed it.\n\nNote: I made one change.",
-            "Hi.\n\nNote: I changed it.",
-        ),
+        ("Here is the edit:\nHo", "Here is the edit:\nHi", "Here is the edit:\nHi"),
+        (f"Ho.{NOTE}", f"Hi.{NOTE}", f"Hi.{NOTE}"),
+        (f"Ho.{NOTE}", f"Hi.{NOTE}\n\nNote: I made one change.", f"Hi.{NOTE}"),
         # notes that are part of the answer
-        (
-            "Take two.",
-            "Take two.\n\nNote: not for children.",
-            "Take two.\n\nNote: not for children.",
-        ),
+        ("Two.", "Two.\n\nNote: not for children.", "Two.\n\nNote: not for children."),
         ("It rains.", "It rains.\n\nI made a cake then.", "It rains.\n\nI made a cake then."),
         ("It rains.", "Here is why: it rains.", "Here is why: it rains."),
         ("Two:", "Two:\n- the changes\n- the edits", "Two:\n- the changes\n- the edits"),
@@ -144,52 +141,37 @@ def test_replies_by_hand(original, reply, edited):
     assert parse_edit(reply, original) == edited
 
 
-ASKED = ("What is its capital?", "France,\nin  Europe")
+PROMPTS = ("What is its capital?", "France,\nin  Europe")
 
 
 @pytest.mark.parametrize(
     ("reply", "edited"),
     [
-        (f"Question: {ASKED[0]}\n\nInput: {ASKED[1]}\n\nResponse: {EDITED}", EDITED),
-        (f"Sure! Here it is:\n\n**Question:** {ASKED[0]}\n\n**Response:** {EDITED}", EDITED),
-        (f"{ASKED[0]}\nRevised response:\n\n{EDITED}\n\nNote: I changed Lyon.", EDITED),
-        (f'### Input:\n{ASKED[1]}\n\n### Response:\n"{EDITED}"', EDITED),
+        (f"Question: {PROMPTS[0]}\n\nInput: {PROMPTS[1]}\n\nResponse: {EDITED}", EDITED),
+        (f"Sure! Here it is:\n\n**Question:** {PROMPTS[0]}\n\n**Response:** {EDITED}", EDITED),
+        (f"{PROMPTS[0]}\nRevised response:\n\n{EDITED}\n\nNote: I changed Lyon.", EDITED),
+        (f'### Input:\n{PROMPTS[1]}\n\n### Response:\n"{EDITED}"', EDITED),
         (
-            f"Question: {ASKED[0]}\n\nResponse: {ORIGINAL}\n\nImproved response: {EDITED}",
+            f"Question: {PROMPTS[0]}\n\nResponse: {ORIGINAL}\n\nImproved response: {EDITED}",
             EDITED,
         ),
-        (f"{ASKED[0]} {EDITED}", f"{ASKED[0]} {EDITED}"),
-        (f"{ASKED[0]}\n\nAnswer: no", f"{ASKED[0]}\n\nAnswer: no"),  # no version of it
+        (f"{PROMPTS[0]} {EDITED}", f"{PROMPTS[0]} {EDITED}"),
+        (f"{PROMPTS[0]}\n\nAnswer: no", f"{PROMPTS[0]}\n\nAnswer: no"),  # no version of it
     ],
 )
-def test_what_was_asked_comes_off_before_a_lead_in(reply, edited):
-    assert parse_edit(reply, ORIGINAL, *ASKED) == edited
-    framed = f"Question: {ASKED[0]}\n\nAnswer: {ORIGINAL}"
+def test_a_repeated_prompt_comes_off_before_a_lead_in(reply, edited):
+    assert parse_edit(reply, ORIGINAL, *PROMPTS) == edited
+    framed = f"Question: {PROMPTS[0]}\n\nAnswer: {ORIGINAL}"
     for text in (framed, framed.replace("Lyon", "Paris")):
-        assert parse_edit(text, framed, *ASKED) == text
+        assert parse_edit(text, framed, *PROMPTS) == text
 
 
 # Pieces of responses that look like what a model would say around one.
-NASTY = [
-    *(
-        "Sure! ",
-        "Certainly!\n\n",
-        "Here is the revised letter:\n\n",
-        "Response: ",
-        "Answer: 4\n",
-    ),
-    *("The edited version is below:\n", '"', "“", "'", "```py\n", "```\n", "**Note:** "),
-    *("\n\nNote: I changed the plan.", "\n\nI hope this helps!", "\n\n- one\n- two", "\n\n---"),
-    *(
-        "\n\nChanges made:\n- the roof",
-        '"',
-        "”",
-        "'",
-        "\n```",
-        "\n\nThe main changes are these.",
-    ),
-    *("word ", "it's ", "wide. ", "red, ", "\n", "1. ", "* ", "I'm sorry, ", "plain ", "text "),
-]
+NASTY = r"""Sure! |Certainly!\n\n|Here is the revised letter:\n\n|Response: |Answer: 4\n
+The edited version is below:\n|"|“|'|```py\n|```\n|**Note:** |\n\nNote: I changed the plan.
+\n\nI hope this helps!|\n\n- one\n- two|\n\n---|\n\nChanges made:\n- the roof|"|”|'|\n```
+\n\nThe main changes are these.|word |it's |wide. |red, |\n|1. |* |I'm sorry, |plain |text """
+NASTY = [text.replace(r"\n", "\n") for text in re.split(r"[|\n]", NASTY)]
 
 
 def nasty(rng: random.Random) -> str:
@@ -204,26 +186,17 @@ def nasty(rng: random.Random) -> str:
 def test_a_wrapped_response_comes_back_whatever_it_is(edit):
     """Lead-ins, notes and tags never take anything of the response with them."""
     rng = random.Random(0)
-    for _ in range(3000):
+    for _ in range(1500):
         original = nasty(rng)
-        said = original.replace("slowly", "fast") if edit else original
+        text = original.replace("slowly", "fast") if edit else original
         start, end = rng.choice([("", ""), ("<response>\n", "\n</response>")])
         lead_in = rng.choice(LEAD_INS) if start else rng.choice(["", *LEAD_INS[1:]])
-        reply = lead_in + start + said.strip() + end + (rng.choice(NOTES) if start else "")
-        assert parse_edit(reply, original) == said, (original, reply)
+        reply = lead_in + start + text.strip() + end + (rng.choice(NOTES) if start else "")
+        assert parse_edit(reply, original) == text, (original, reply)
 
 
-@pytest.mark.parametrize(
-    "original", [ORIGINAL, 'Sure! Say "no".\n\nNote: I changed it.', "```\nx\n```"]
-)
+@pytest.mark.parametrize("original", ['Sure! Say "no".\n\nNote: I changed it.', "```\nx\n```"])
 def test_layers_in_any_order_come_off(original):
     for lead_in, (start, end), note in itertools.product(LEAD_INS, AROUND[1:], NOTES):
         reply = f"{lead_in}{start}{original}{end}{note}"
         assert parse_edit(reply, original) == original, reply
-
-
-@pytest.mark.parametrize("quote", ['"', "`"])
-def test_two_quoted_phrases_are_no_quotation_of_the_whole(quote):
-    original = f"The novel {quote}Emma{quote} was written by Jane Austen."
-    edited = f"{quote}Emma{quote} was written by Jane Austen, as was {quote}Persuasion.{quote}"
-    assert parse_edit(edited, original) == edited

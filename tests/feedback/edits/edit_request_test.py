@@ -6,16 +6,21 @@ import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits import request as editor
-from fgrlhf_jax.feedback.llm import cache
+from fgrlhf_jax.feedback.edits.request import (
+    EditTask,
+    count_rejected,
+    load_template,
+    make_tasks,
+    parse_reply,
+)
+from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.runtime.files import write_jsonl
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
-
-
-TASK = editor.EditTask("1", "What is the capital of France?", "", ORIGINAL)
+TASK = EditTask("1", "What is the capital of France?", "", ORIGINAL)
+REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def reply(text: str, stop: str = "end") -> Reply:
@@ -23,12 +28,12 @@ def reply(text: str, stop: str = "end") -> Reply:
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("received", "reason"),
     [
         (reply(f"Sure! Here is the edit:\n\n{EDITED}"), ""),
         (reply(EDITED, "length"), "cut"),
         (reply("", "refusal"), "refusal"),
-        (reply("I'm sorry, but I can't help with that."), "refusal"),
+        (reply(REFUSAL), "refusal"),
         (reply(""), "empty"),
         (reply("Here is the edited response:\n"), "empty"),
         (reply(ORIGINAL), "unchanged"),
@@ -45,39 +50,32 @@ def reply(text: str, stop: str = "end") -> Reply:
         (reply(f"**Question:** {TASK.instruction} {EDITED}"), "unparsable"),
     ],
 )
-def test_outcomes(said, reason):
-    found = editor.parse_reply(said, TASK, 0.5)
-    assert found == editor.ParsedEdit("" if reason else EDITED, reason)
+def test_replies(received, reason):
+    assert parse_reply(received, TASK, 0.5) == ("" if reason else EDITED, reason)
 
 
-def test_a_reply_that_repeats_what_was_asked_is_none():
-    fixed = editor.load_template().literal_text
+def test_a_reply_that_repeats_the_template_is_no_edit():
+    fixed = load_template().literal_text
     repeated = (
         f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
     )
-    assert editor.parse_reply(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
-    assert editor.parse_reply(reply(repeated), TASK, 0.9).reason == ""
-    original = f"Tell it: {fixed}"
-    edited = original.replace("Tell it", "Tell it so")
-    task = TASK._replace(response=original)
-    assert editor.parse_reply(reply(edited), task, 0.9, fixed) == (edited, "")
+    assert parse_reply(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
+    assert parse_reply(reply(repeated), TASK, 0.9).reason == ""
 
 
-def test_what_the_original_has_itself_may_stay():
-    for text in (
-        f"Question: {TASK.instruction} Lyon.",
-        "Lyon. <think> is a tag, </think> too.",
-    ):
-        edited = text.replace("Lyon", "Paris")
-        task = TASK._replace(response=text)
-        assert editor.parse_reply(reply(edited), task) == (edited, "")
-
-
-def test_a_refusal_may_be_edited():
-    original = "I'm sorry, but I can't help with that."
-    said = reply("I'm sorry, but I can't help you with that.")
-    found = editor.parse_reply(said, TASK._replace(response=original), 0.5)
-    assert found == ("I'm sorry, but I can't help you with that.", "")
+@pytest.mark.parametrize(
+    ("original", "edited"),
+    [
+        (f"Tell it: {load_template().literal_text}", ("Tell it", "Tell it so")),
+        (f"Question: {TASK.instruction} Lyon.", ("Lyon", "Paris")),
+        ("Lyon. <think> is a tag, </think> too.", ("Lyon", "Paris")),
+        (REFUSAL, ("help with", "help you with")),
+    ],
+)
+def test_what_the_original_has_itself_may_stay(original, edited):
+    edited, task = original.replace(*edited), TASK._replace(response=original)
+    fixed = load_template().literal_text
+    assert parse_reply(reply(edited), task, 0.5, fixed) == (edited, "")
 
 
 def test_tasks_of_every_kind_of_row(tmp_path):
@@ -89,63 +87,46 @@ def test_tasks_of_every_kind_of_row(tmp_path):
         {"instruction": "q5", "output": "", "id": 7},
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    read = records.read_with_rows(str(tmp_path / "rows.jsonl"))
-    assert [tuple(task) for task in editor.make_tasks(read)] == [
+    rows = records.read_with_rows(str(tmp_path / "rows.jsonl"))
+    assert make_tasks(rows) == [
         ("1", "q1", "", "a"),
         ("x/2", "q2", "i", "o"),
         ("3", "q3", "", "w"),
         ("4", "q4", "", "w"),
         ("7", "q5", "", ""),
     ]
-    assert [task.response for task in editor.make_tasks(read, "better")] == [
-        "a",
-        "o",
-        "b",
-        "b",
-        "",
-    ]
+    assert [task.response for task in make_tasks(rows, "better")] == ["a", "o", "b", "b", ""]
+
+
+def filled(task: EditTask, path: str = "") -> str:
+    return load_template(path).fill(task._asdict())
 
 
 def test_the_default_template_shows_the_fields_as_they_are():
-    task = editor.EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
-    text = editor.load_template().fill((task)._asdict())
-    assert text.startswith(
+    task = EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
+    prompt = filled(task)
+    assert prompt.startswith(
         "Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n"
     )
-    assert "Input" not in text
-    with_input = editor.load_template().fill((task._replace(input="the input"))._asdict())
-    assert "2?\n\nInput: the input\n\nResponse: " in with_input
-
-
-def write(path, text: str) -> str:
-    path.write_text(text)
-    return str(path)
+    assert "Input" not in prompt
+    assert "2?\n\nInput: the input\n\nResponse: " in filled(task._replace(input="the input"))
 
 
 def test_a_template_of_ones_own(tmp_path):
-    path = write(tmp_path / "t.txt", "{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
-    filled = editor.load_template(path).fill(editor.EditTask("1", "q", "", "abc")._asdict())
-    assert filled == "ABCABC!"
+    path = tmp_path / "t.txt"
+    path.write_text("{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
+    assert filled(EditTask("1", "q", "", "abc"), str(path)) == "ABCABC!"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        (
-            "{{ instruction }}",
-            "t.txt: does not show {{ response }}; a prompt needs {{ response }}",
-        ),
-        ("{{ respons }}", "t.txt: there is no field {{ respons }}; did you mean response?"),
-        (
-            "{{ response }} {{ output }}",
-            "there is no field {{ output }}; there are instruction,",
-        ),
+        ("{{ instruction }}", "does not show {{ response }}; a prompt needs {{ response }}"),
+        ("{{ respons }}", "there is no field {{ respons }}; did you mean response?"),
+        ("{{ response }} {{ x }}", "there is no field {{ x }}; there are instruction, input,"),
         ("a\n{{ response }", "t.txt:2: is no jinja2 template ("),
         ("a\n{% if input %}{{ response }}", "t.txt:2: is no jinja2 template ("),
-        (
-            "{{ response.text }}",
-            "t.txt: cannot be filled ('str object' has no attribute 'text'",
-        ),
+        ("{{ response.text }}", "cannot be filled ('str object' has no attribute 'text'"),
         ("{{ response + 1 }}", "t.txt: cannot be filled ("),
         ("{{ response|nope }}", "t.txt:1: is no jinja2 template (No filter named 'nope'"),
         ("{{ response.__class__ }}", "t.txt: cannot be filled ("),
@@ -154,25 +135,22 @@ def test_a_template_of_ones_own(tmp_path):
         (None, "t.txt: cannot be read (No such file or directory)"),
     ],
 )
-def test_bad_templates(tmp_path, text, says):
+def test_bad_templates(tmp_path, text, message):
     path = tmp_path / "t.txt"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as error:
-        editor.load_template(str(path))
-    assert says in str(error.value)
+        load_template(str(path))
+    assert message in str(error.value)
 
 
-def test_what_was_set_aside_is_counted(tmp_path):
+def test_rejected_rows_are_counted(tmp_path):
     output = tmp_path / "e.jsonl"
-    assert editor.count_rejected([output]) == {}
+    assert count_rejected([output]) == {}
     reasons = ["cut", "rejected: 400: too long", "cut", "rejected: 413: too\u2028long"]
     rows = [json.dumps({"reason": reason}, ensure_ascii=False) for reason in reasons]
-    cache.rejected_path(output).write_text("\n".join(rows) + "\n")
-    assert editor.count_rejected([output, tmp_path / "other.jsonl"]) == {
-        "cut": 2,
-        "rejected": 2,
-    }
-    cache.rejected_path(output).write_text('{"reason": "cut"}\n[]\n')
+    rejected_path(output).write_text("\n".join(rows) + "\n")
+    assert count_rejected([output, tmp_path / "other.jsonl"]) == {"cut": 2, "rejected": 2}
+    rejected_path(output).write_text('{"reason": "cut"}\n[]\n')
     with pytest.raises(InputError, match=r"e\.rejected\.jsonl:2: is no row that was set aside"):
-        editor.count_rejected([output])
+        count_rejected([output])

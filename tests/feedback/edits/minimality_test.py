@@ -5,9 +5,15 @@ import random
 
 import pytest
 
-from fgrlhf_jax.data import templates
-from fgrlhf_jax.data.tokenizers import train_tokenizer
-from fgrlhf_jax.feedback.edits import minimality
+from fgrlhf_jax.feedback.edits.minimality import (
+    FAULTS,
+    EditMetrics,
+    find_fault,
+    is_refusal,
+    mark_changes,
+    measure,
+    split_words,
+)
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 
 
@@ -28,7 +34,7 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback
     ],
 )
 def test_words(text, words):
-    assert minimality.split_words(text) == words
+    assert split_words(text) == words
 
 
 # original, edited, kind, words taken out and put in, number of changes.
@@ -51,10 +57,9 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("original", "edited", "kind", "moved", "changes"), BY_HAND)
-def test_figures_by_hand(original, edited, kind, moved, changes):
-    found = minimality.measure(original, edited)
-    before, after = len(minimality.split_words(original)), len(minimality.split_words(edited))
-    assert found == minimality.EditMetrics(
+def test_metrics_by_hand(original, edited, kind, moved, changes):
+    before, after = len(split_words(original)), len(split_words(edited))
+    assert measure(original, edited) == EditMetrics(
         kind=kind,
         word_change_ratio=sum(moved) / max(1, before + after),
         token_change_ratio=None,
@@ -66,20 +71,13 @@ def test_figures_by_hand(original, edited, kind, moved, changes):
 
 
 def test_tokens_have_a_ratio_of_their_own():
-    found = minimality.measure("abc", "abd", encode=lambda text: [ord(c) for c in text])
-    assert found.word_change_ratio == 1
-    assert found.token_change_ratio == pytest.approx(2 / 6)
-    tokenizer = train_tokenizer(["one two three"] * 3, 280)
-    encoded = minimality.measure(
-        "one two three",
-        "one three",
-        encode=lambda text: templates.encode_response(tokenizer, text, append_eos=False),
-    )
-    assert 0 < encoded.token_change_ratio < 1
+    metrics = measure("abc", "abd", encode=lambda text: [ord(c) for c in text])
+    assert metrics.word_change_ratio == 1
+    assert metrics.token_change_ratio == pytest.approx(2 / 6)
 
 
-def random_pairs(n: int, seed: int = 0):
-    rng = random.Random(seed)
+def random_pairs(n: int):
+    rng = random.Random(0)
     for _ in range(n):
         original = [rng.choice("abcdefgh.,") for _ in range(rng.randrange(0, 14))]
         edited = [rng.choice("abxy.") if rng.random() < 0.2 else word for word in original]
@@ -93,66 +91,64 @@ def random_pairs(n: int, seed: int = 0):
         )
 
 
-def distance(one: list[str], two: list[str], replace: int) -> int:
-    """Words to put in and take out, where replacing one costs `replace`, by the textbook."""
-    row = list(range(len(two) + 1))
-    for i, a in enumerate(one, 1):
+def distance(a: list[str], b: list[str], replace: int) -> int:
+    """Words to insert and delete, where replacing one costs `replace`, by the textbook."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
         left, row[0] = row[0], i
-        for j, b in enumerate(two, 1):
-            cost = min(row[j] + 1, row[j - 1] + 1, left + (0 if a == b else replace))
+        for j, y in enumerate(b, 1):
+            cost = min(row[j] + 1, row[j - 1] + 1, left + (0 if x == y else replace))
             left, row[j] = row[j], cost
     return row[-1]
 
 
-def test_the_ratio_is_that_of_a_minimal_script():
+def is_part(few: list[str], many: list[str]) -> bool:
+    """Whether the words are some of the others, in their order."""
+    rest = iter(many)
+    return all(word in rest for word in few)
+
+
+def test_ratio_and_kind_by_their_definition():
     """No script moves fewer words than one of insertions and deletions alone; none with fewer
     steps than Levenshtein's, each of which moves two words at most."""
     for original, edited in random_pairs(300):
-        one, two = minimality.split_words(original), minimality.split_words(edited)
-        found = minimality.measure(original, edited)
-        moved = found.word_change_ratio * max(1, len(one) + len(two))
-        assert distance(one, two, 2) - 1e-9 <= moved <= 2 * distance(one, two, 1) + 1e-9
+        before, after = split_words(original), split_words(edited)
+        metrics = measure(original, edited)
+        moved = metrics.word_change_ratio * max(1, len(before) + len(after))
+        least, most = distance(before, after, 2), 2 * distance(before, after, 1)
+        assert least - 1e-9 <= moved <= most + 1e-9
+        assert (metrics.kind == "delete") == (is_part(after, before) and before != after)
+        assert (metrics.kind == "insert") == (is_part(before, after) and before != after)
+        assert (metrics.kind == "none") == (before == after)
 
 
-def test_kinds_by_their_definition():
-    """A pure deletion is what leaves a part of the original's words in their order."""
-
-    def is_part(few, many):
-        many = iter(many)
-        return all(word in many for word in few)
-
-    for original, edited in random_pairs(300, seed=1):
-        before, after = minimality.split_words(original), minimality.split_words(edited)
-        kind = minimality.measure(original, edited).kind
-        assert (kind == "delete") == (is_part(after, before) and before != after)
-        assert (kind == "insert") == (is_part(before, after) and before != after)
-        assert (kind == "none") == (before == after)
-
-
-def test_pieces_add_up_and_mark_what_changed():
-    for original, edited in random_pairs(300, seed=2):
-        one, two = minimality.mark_changes(original, edited)
-        assert "".join(piece.text for piece in one) == original
-        assert "".join(piece.text for piece in two) == edited
-        for pieces in (one, two):
-            assert all(a.changed != b.changed for a, b in itertools.pairwise(pieces))
-        kept = [
-            [w for p in side if not p.changed for w in minimality.split_words(p.text)]
-            for side in (one, two)
-        ]
-        assert kept[0] == kept[1]
-    one, two = minimality.mark_changes(
+def test_spans_add_up_and_mark_what_changed():
+    for original, edited in random_pairs(300):
+        sides = mark_changes(original, edited)
+        assert tuple("".join(span.text for span in side) for side in sides) == (
+            original,
+            edited,
+        )
+        for side in sides:
+            assert all(a.changed != b.changed for a, b in itertools.pairwise(side))
+        before, after = (
+            [w for span in side if not span.changed for w in split_words(span.text)]
+            for side in sides
+        )
+        assert before == after
+    assert mark_changes(
         "The old red car, here, stopped.\n", "The car, here,  stopped at once."
+    ) == (
+        [("The ", False), ("old red", True), (" car, here, stopped.\n", False)],
+        [("The car, here,  stopped ", False), ("at once", True), (".", False)],
     )
-    assert one == [("The ", False), ("old red", True), (" car, here, stopped.\n", False)]
-    assert two == [("The car, here,  stopped ", False), ("at once", True), (".", False)]
 
 
 def test_the_embedded_worlds_editor_is_minimal():
-    made, _ = make_feedback(200, 0)
-    found = [minimality.measure(row.original, row.edited) for row in made]
-    assert {figures.kind for figures in found} >= {"insert", "delete", "replace", "mixed"}
-    assert not any(minimality.find_fault(row.original, row.edited) for row in made)
+    edits, _ = make_feedback(200, 0)
+    kinds = {measure(edit.original, edit.edited).kind for edit in edits}
+    assert kinds >= {"insert", "delete", "replace", "mixed"}
+    assert not any(find_fault(edit.original, edit.edited) for edit in edits)
 
 
 REFUSALS = [
@@ -186,24 +182,21 @@ ANSWERS = [
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_a_refusal(text):
-    assert minimality.is_refusal(text)
-    assert minimality.is_refusal(f"\n  {text.upper()}")
-    assert minimality.find_fault("The capital of France is Lyon.", text) == "refusal"
+    assert is_refusal(text)
+    assert is_refusal(f"\n  {text.upper()}")
+    assert find_fault("The capital of France is Lyon.", text) == "refusal"
 
 
-@pytest.mark.parametrize("text", ANSWERS)
-def test_no_refusal(text):
-    assert not minimality.is_refusal(text)
+def test_no_refusal():
+    assert not list(filter(is_refusal, ANSWERS))
 
 
 def test_a_refusal_may_be_edited_and_an_edit_may_begin_with_a_reservation():
     original = "I'm sorry, but I can't help with that."
-    assert (
-        minimality.find_fault(original, "I'm sorry, but I cannot help you with weapons.") == ""
-    )
+    assert find_fault(original, "I'm sorry, but I cannot help you with weapons.") == ""
     answer = " ".join(f"word{n}" for n in range(30))
     edited = f"As an AI language model, I cannot give advice. However, {answer}"
-    assert minimality.find_fault(answer, edited) == ""
+    assert find_fault(answer, edited) == ""
 
 
 @pytest.mark.parametrize(
@@ -221,5 +214,5 @@ def test_a_refusal_may_be_edited_and_an_edit_may_begin_with_a_reservation():
     ],
 )
 def test_faults(edited, most, fault):
-    assert minimality.find_fault("a b c d", edited, most) == fault
-    assert fault in (*minimality.FAULTS, "")
+    assert find_fault("a b c d", edited, most) == fault
+    assert fault in (*FAULTS, "")
