@@ -209,21 +209,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _record(row: Any, where: str, prompts: bool) -> Record:
     """The record in a row, checked; ``where`` opens every message about it."""
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
-    prompt = {
-        "instruction": _text(row, "instruction", where, blank=True),
-        "input": "" if row.get("input") is None else _text(row, "input", where, blank=True),
-    }
-    if not any(text.strip() for text in prompt.values()):
-        raise InputError(f"{where}: instruction and input are both empty; give a prompt.")
+    prompt = prompt_of(row, where)
     if "edited" in row or "original" in row:
-        texts = {name: _text(row, name, where) for name in ("original", "edited")}
+        texts = {name: text_of(row, name, where) for name in ("original", "edited")}
         _differ(texts, where)
         spans = _spans(row.get("error_spans"), len(texts["original"]), where)
-        return Edit(**prompt, **texts, id=_id(row), error_spans=spans)
+        return Edit(*prompt, **texts, id=_id(row), error_spans=spans)
     if "preference" in row or "output_1" in row:
-        texts = {name: _text(row, name, where) for name in ("output_1", "output_2")}
+        texts = {name: text_of(row, name, where) for name in ("output_1", "output_2")}
         _differ(texts, where)
         preference = _field(row, "preference", where)
         if isinstance(preference, bool) or preference not in (1, 2):
@@ -231,10 +224,21 @@ def _record(row: Any, where: str, prompts: bool) -> Record:
                 f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
                 "it must be 1 or 2, the better output."
             )
-        return Preference(**prompt, **texts, preference=int(preference), id=_id(row))
+        return Preference(*prompt, **texts, preference=int(preference), id=_id(row))
     if prompts and row.get("output") is None:
-        return Instruction(**prompt, output="")
-    return Instruction(**prompt, output=_text(row, "output", where, blank=True))
+        return Instruction(*prompt, output="")
+    return Instruction(*prompt, output=text_of(row, "output", where, blank=True))
+
+
+def prompt_of(row: Any, where: str) -> tuple[str, str]:
+    """The instruction and the input of a row; raises InputError where both are empty."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+    instruction = text_of(row, "instruction", where, blank=True)
+    input = "" if row.get("input") is None else text_of(row, "input", where, blank=True)
+    if not (instruction.strip() or input.strip()):
+        raise InputError(f"{where}: instruction and input are both empty; give a prompt.")
+    return instruction, input
 
 
 def _field(row: dict, name: str, where: str) -> Any:
@@ -247,7 +251,13 @@ def _field(row: dict, name: str, where: str) -> Any:
     return row[name]
 
 
-def _text(row: dict, name: str, where: str, blank: bool = False) -> str:
+def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
+    """The text in a field of a row; raises InputError where there is none.
+
+    Args:
+      where: the place of the row, which opens the message.
+      blank: whether the text may be empty.
+    """
     text = _field(row, name, where)
     if not isinstance(text, str):
         raise InputError(

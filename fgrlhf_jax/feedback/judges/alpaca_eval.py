@@ -9,7 +9,6 @@ in characters, as on its leaderboards.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -82,13 +81,7 @@ def read_rows(path: str) -> list[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
     for where, row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{where}: is not an object; each row is {{field: value, …}}")
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{where}: holds invalid Unicode (half of a surrogate pair); remove it"
-            ) from error
+            raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
     return rows
 
 
@@ -99,11 +92,8 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
             f"{where}: misses {', '.join(missing)}; an annotation of alpaca_eval has "
             "instruction, output_1 (the reference's), output_2 (the model's) and preference"
         )
-    texts = {name: row[name] for name in _TEXTS}
-    texts |= {name: "" if row.get(name) is None else row[name] for name in _NAMES}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise InputError(f"{where}: {name} is {text!r:.40}, not a string; put a text there")
+    names = [*_TEXTS, *(name for name in _NAMES if row.get(name) is not None)]
+    texts = {name: records.text_of(row, name, where, blank=True) for name in names}
     value = row["preference"]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise InputError(
@@ -116,8 +106,7 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
         value = None
     finished = {name: row.get(name, True) is not False for name in ("finished_1", "finished_2")}
     return Comparison(
-        **texts,
-        **finished,
+        **{"input": "", **texts, **finished},
         preference=None if value is None else float(value),
         verdicts=_verdicts(row.get("verdicts") or (), where),
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
@@ -44,29 +44,34 @@ def match_files(outputs: str, reference: str, common: bool = False) -> list[Comp
     prompts = [prompt for prompt in theirs if prompt in ours]
     if not prompts:
         raise InputError(f"{outputs} and {reference} have no prompt in common")
-    our_name, their_name = _default_name(ours, outputs), _default_name(theirs, reference)
-    comparisons = []
-    for prompt in prompts:
-        (response, row), (reference_response, reference_row) = ours[prompt], theirs[prompt]
-        comparisons.append(
-            Comparison(
-                instruction=reference_response.instruction,
-                input=reference_response.input,
-                output_1=reference_response.output,
-                output_2=response.output,
-                generator_1=reference_row.get("generator") or their_name,
-                generator_2=row.get("generator") or our_name,
-                finished_1=_finished(reference_row),
-                finished_2=_finished(row),
-            )
+    return [
+        Comparison(
+            *(a.instruction, a.input, a.output, b.output),
+            generator_1=a.generator,
+            generator_2=b.generator,
+            finished_1=a.finished,
+            finished_2=b.finished,
         )
-    return comparisons
+        for a, b in ((theirs[prompt], ours[prompt]) for prompt in prompts)
+    ]
 
 
-def _read_responses(spec: str) -> dict[tuple[str, str], tuple[records.Instruction, dict]]:
-    """By prompt: the response and its row."""
-    responses: dict[tuple[str, str], tuple[records.Instruction, dict]] = {}
-    for number, (record, row) in enumerate(records.read_with_rows(spec), 1):
+class _Response(NamedTuple):
+    instruction: str
+    input: str
+    output: str
+    generator: str
+    finished: bool  # whether it ended by itself
+
+
+def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
+    """The response to each prompt."""
+    rows = records.read_with_rows(spec)
+    names = {str(row.get("generator") or "") for _, row in rows} - {""}
+    stems = ", ".join(Path(source).stem for source in records.sources(spec))
+    default = names.pop() if len(names) == 1 else stems
+    responses: dict[tuple[str, str], _Response] = {}
+    for number, (record, row) in enumerate(rows, 1):
         if not isinstance(record, records.Instruction):
             raise InputError(
                 f"{spec}:row {number}: is of a pair; give responses: instruction, input, output"
@@ -77,15 +82,10 @@ def _read_responses(spec: str) -> dict[tuple[str, str], tuple[records.Instructio
                 f"{spec}:row {number}: an earlier row has the same prompt; give one response a "
                 "prompt"
             )
-        responses[prompt] = record, row
+        generator = row.get("generator") or default
+        texts = record.instruction, record.input, record.output
+        responses[prompt] = _Response(*texts, generator, _finished(row))
     return responses
-
-
-def _default_name(responses: Mapping, spec: str) -> str:
-    """The generator's name for rows without one: that of the other rows, or of the files."""
-    names = {str(row.get("generator") or "") for _, row in responses.values()} - {""}
-    stems = ", ".join(Path(source).stem for source in records.sources(spec))
-    return names.pop() if len(names) == 1 else stems
 
 
 def _finished(row: Mapping[str, Any]) -> bool:
@@ -124,8 +124,8 @@ def read_pairs(path: str) -> tuple[list[Comparison], Counter]:
 def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> list[Comparison]:
     pairs = []
     for where, row in rows:
-        prompt = _prompt(row, where)
-        first, second = (_text(row, name, where) for name in sides)
+        prompt = records.prompt_of(row, where)
+        first, second = (records.text_of(row, name, where, blank=True) for name in sides)
         if not (first.strip() and second.strip()):
             left_out["empty responses"] += 1
         elif first == second:
@@ -138,10 +138,10 @@ def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> li
 
 def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
     pairs = []
-    for prompt, group in groupby(rows, key=lambda item: _prompt(item[1], item[0])):
+    for prompt, group in groupby(rows, key=lambda item: records.prompt_of(*item[::-1])):
         distinct: dict[str, Mapping] = {}
         for where, row in group:
-            text = _text(row, "output", where)
+            text = records.text_of(row, "output", where, blank=True)
             if not text.strip():
                 left_out["empty responses"] += 1
             elif text in distinct:
@@ -163,19 +163,3 @@ def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
                 )
             )
     return pairs
-
-
-def _prompt(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    prompt = _text(row, "instruction", where), _text({"input": "", **row}, "input", where)
-    if not any(text.strip() for text in prompt):
-        raise InputError(f"{where}: instruction and input are both empty; give a prompt")
-    return prompt
-
-
-def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    if name not in row:
-        raise InputError(f"{where}: misses {name}; every row needs the same fields")
-    text = "" if row[name] is None and name == "input" else row[name]
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {name} is {text!r:.40}, not a string; put a text there")
-    return text

@@ -29,12 +29,8 @@ def save(name: str, rows: list[dict]) -> str:
 
 
 def pair(first: str, second: str, **fields) -> dict:
-    return {
-        "instruction": "capital of hungary",
-        "output_1": first,
-        "output_2": second,
-        **fields,
-    }
+    texts = {"output_1": first, "output_2": second}
+    return {"instruction": "capital of hungary", **texts, **fields}
 
 
 def run(**fields) -> None:
@@ -92,32 +88,25 @@ def test_noise_is_that_share_of_the_labels(capsys):
 
 
 def test_a_language_model_labels(capsys):
-    def longer(prompt: str) -> str:
+    def prefer_longer(prompt: str) -> str:
         first, second = re.findall(
             r"<response_[ab]>\n(.*?)\n</response_[ab]>", prompt, re.DOTALL
         )
         return "Not sure" if "odd" in first + second else "AB"[len(second) > len(first)]
 
-    rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(20)]
-    rows += [pair("odd", "odder")]
-    path = save("pairs.jsonl", rows)
-    with llm_server.running(answer=longer) as server:
-        fields = {
-            "input": path,
-            "output": "labels.jsonl",
-            "provider": "openai",
-            "model": "m",
-            "base_url": f"{server.url}/v1",
-        }
+    rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(12)]
+    fields = {"input": save("pairs.jsonl", [*rows, pair("odd", "odder")]), "model": "m"}
+    fields |= {"output": "labels.jsonl", "provider": "openai"}
+    with llm_server.running(answer=prefer_longer) as server:
+        fields["base_url"] = f"{server.url}/v1"
         run(**fields, dry_run=True)
         assert not server.asked
         run(**fields)
         run(**fields)
-        assert set(server.delivered.values()) == {1}
-        assert len(server.delivered) == 21
-    assert labels() == [2] * 20
+        assert list(server.delivered.values()) == [1] * 13
+    assert labels() == [2] * 12
     out = capsys.readouterr().out
-    assert "20 preferences of 21 pairs; 0 draws dropped, 1 unparsed" in out
+    assert "12 preferences of 13 pairs; 0 draws dropped, 1 unparsed" in out
     assert "verdicts for one response" in out
 
 

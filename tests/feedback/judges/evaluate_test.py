@@ -230,10 +230,8 @@ def test_only_common_prompts():
 
 @pytest.mark.parametrize("common", [False, True])
 def test_a_limit_keeps_the_same_prompts_of_two_models(common):
-    rows = [
-        {"instruction": str(n), "output_1": "r", "output_2": "m", "preference": 1 + n % 2}
-        for n in range(8)
-    ]
+    pair = {"output_1": "r", "output_2": "m"}
+    rows = [pair | {"instruction": str(n), "preference": 1 + n % 2} for n in range(8)]
     save("one.json", rows)
     save("two.json", rows[::-1])
     run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")
@@ -241,7 +239,7 @@ def test_a_limit_keeps_the_same_prompts_of_two_models(common):
     assert result()["paired"]["difference"] == 0
 
 
-def test_a_dry_run_sends_nothing(capsys):
+def test_a_dry_run_sends_nothing(monkeypatch, capsys):
     with serve() as server:
         run_at(server, dry_run=True, price_output=1000.0)
         assert not server.asked
@@ -253,15 +251,10 @@ def test_a_dry_run_sends_nothing(capsys):
     assert f"cost by the given prices: at most {40 * 512 / 1000:.2f}" in out
     run(**FILES, judge="nothing:at_all", dry_run=True)
     assert "40 pairs for nothing:at_all; no requests would be" in capsys.readouterr().out
-
-
-def test_the_flag_of_a_dry_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--dry-run", "--config.limit=2"])
     monkeypatch.delitem(sys.modules, "launch.evaluate")
     runpy.run_module("launch.evaluate", run_name="__main__")
-    out = capsys.readouterr().out
-    assert out.count("== prompt") == 2
-    assert "2 requests to anthropic/MODEL" in out
+    assert "2 requests to anthropic/MODEL" in capsys.readouterr().out
 
 
 def test_without_a_flag_it_is_the_embedded_world(capsys):
@@ -306,20 +299,12 @@ BAD = [
     (FILES, "model is empty; give --config.provider="),
     (FILES | {"model": "m"}, "output is empty; give --config.provider="),
     (FILES | {"judge": "vader"}, "judge='vader' is neither llm nor a Py"),
-    (FILES | {"judge": "nowhere:judge"}, "nowhere:judge: cannot be loaded"),
     (LLM | {"base_url": "localhost"}, "base_url is no address; give http://"),
-    (LLM | {"output": "x.txt"}, "x.txt: give a FILE.json"),
-    (LLM | {"output": "none/x.json"}, "the folder none does not exist"),
     (LLM | {"output": "a.json"}, "would write over a.json, which is read"),
     (LLM | {"reference": "b.json, c.json", "output": "c.json"}, "would write over c.json"),
     ({"annotations": "x.json", "output": "x.json"}, "would write over x.json, which is read"),
-    (LLM | {"outputs": "none.json"}, "none.json: there is no such file"),
-    ({"annotations": "none.json"}, "none.json: there is no such file"),
     ({"annotations": "a.json"}, "a.json:row 1: misses output_1, output_2, pre"),
-    (LLM | {"outputs": "empty.json"}, "empty.json: holds no rows"),
-    (LLM | {"template_file": "none.txt"}, "template_file=none.txt: cannot be read (No such fi"),
     (LLM | {"template_file": "bad.txt"}, "template_file=bad.txt: does not show {{ second }}"),
-    (LLM | {"template_file": "short.txt"}, "the template shows no {{ input }}, and 14 rows ha"),
     (LLM | {"cache": "a.json"}, "cache a.json: cannot be used"),
     ({"annotations": "x.json,z.json", "limit": 1}, "the two models have no prompt in common"),
     ({"annotations": "x.json,y.json"}, "output_1 differs at 1 of 1 prompts; compare both mo"),
@@ -328,13 +313,11 @@ BAD = [
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
 def test_bad_input(folder, monkeypatch, capsys, fields, message):
-    save("empty.json", [])
     row = {"instruction": "x", "output_1": "1", "output_2": "2", "preference": 1}
     save("x.json", [row])
     save("y.json", [row | {"output_1": "3"}])
     save("z.json", [row | {"instruction": "z"}])
     (folder / "bad.txt").write_text("{{ instruction }} {{ first }}")
-    (folder / "short.txt").write_text("{{ instruction }} {{ first }} {{ second }}")
     status = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **fields)
     assert message in bad_input_cases.only(status)
 
