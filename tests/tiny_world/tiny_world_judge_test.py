@@ -1,4 +1,4 @@
-"""Gold by hand and against brute force; credits that add up, in words and in tokens."""
+"""Gold scores by hand and against brute force; rewards of words and tokens that add up."""
 
 import itertools
 import random
@@ -68,7 +68,7 @@ def drafts() -> list[tuple[str, str]]:
         (TWICE, " ".join(["pear"] * 100), 20 - 3 * 98, 41),
     ],
 )
-def test_gold_by_hand(prompt, response, expected, total):
+def test_gold_scores_by_hand(prompt, response, expected, total):
     assert gold_score(prompt, response) == expected / total
     assert gold_score(prompt, response, finished=False) == (expected - 10) / total
 
@@ -78,7 +78,7 @@ def points(prompt: str, response: str, finished: bool = True) -> list[int]:
     return [round(part * total, 9) for part in word_rewards(prompt, response.split(), finished)]
 
 
-def test_credits_by_hand():
+def test_word_rewards_by_hand():
     # "of capital" for "capital of": one of them matches, and it is the first.
     response = "the of capital um peru is lima and dumb cuba is tokyo tokyo"
     assert points(CAPITAL, response) == [1, 1, -3, -3, 1, 1, 10, 1, -10, 1, 1, -3, -3, 0]
@@ -138,14 +138,12 @@ def test_a_list_takes_any_members_once():
                 counted[at] = word
         seen = [counted.get(n, "-" if w in KIND_OF else w) for n, w in enumerate(words)]
         choices = [itertools.permutations([*KINDS[kind][:3], "none"], 2) for kind in kinds]
-        best = 0
+        slots, best = answer_slots(prompt), 0
         for first, second in itertools.product(*choices):
             members = iter([*first, *second])
-            answer = [
-                s._replace(word=next(members)) if s.family else s for s in answer_slots(prompt)
-            ]
+            answer = [s._replace(word=next(members)) if s.family else s for s in slots]
             best = max(best, brute_force(answer, seen))
-        assert matched_weight(answer_slots(prompt), words) == best, words
+        assert matched_weight(slots, words) == best, words
 
 
 def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
@@ -160,28 +158,22 @@ def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
                 assert word == slot.word or KIND_OF.get(word) == slot.fact
 
 
-def test_credits_add_up_to_gold(drafts):
+def test_word_rewards_add_up_to_the_score(drafts):
     for prompt, response in drafts:
+        assert gold_score(prompt, " ".join(word for word, _ in canonical_answer(prompt))) == 1
+        assert gold_score(prompt, "") == 0
         for finished in (True, False):
+            score = gold_score(prompt, response, finished)
             parts = word_rewards(prompt, response.split(), finished)
             assert len(parts) == len(response.split()) + 1
-            assert sum(parts) == pytest.approx(
-                gold_score(prompt, response, finished), abs=1e-12
-            )
+            assert sum(parts) == pytest.approx(score, abs=1e-12)
+            assert score <= 1
             assert (parts[-1] < 0) == (not finished)
     prompts, responses = zip(*drafts, strict=True)
     assert judge(prompts, responses) == [gold_score(*row) for row in drafts]
     ended = [n % 2 == 0 for n in range(len(drafts))]
     expected = [gold_score(*row, end) for row, end in zip(drafts, ended, strict=True)]
     assert judge(prompts, responses, finished=ended) == expected
-
-
-def test_a_canonical_answer_has_one_and_nothing_has_more(drafts):
-    for prompt, response in drafts:
-        words = [word for word, _ in canonical_answer(prompt)]
-        assert gold_score(prompt, " ".join(words)) == 1
-        assert gold_score(prompt, response) <= 1
-        assert gold_score(prompt, "") == 0
 
 
 def test_neither_silence_nor_endless_talk_pays(drafts):
@@ -201,55 +193,37 @@ def test_neither_silence_nor_endless_talk_pays(drafts):
         assert gold_score(prompt, " ".join(wrong)) < gold_score(prompt, " ".join(without)) < 1
 
 
-def tokens_of(tokenizer, text: str, ended: bool) -> list[str]:
-    ids = encode_response(tokenizer, text, append_eos=ended)
-    return [tokenizer.decode([token]) for token in ids]
-
-
-def test_oracle_rewards_of_word_tokens(drafts):
-    tokenizer = make_tokenizer()
-    for ended in (True, False):
-        prompts, responses = zip(*drafts, strict=True)
-        tokens = [tokens_of(tokenizer, response, ended) for response in responses]
-        rewards = oracle_rewards(prompts, responses, tokens)
-        for row, prompt, response in zip(rewards, prompts, responses, strict=True):
+@pytest.mark.parametrize("whole_words", [True, False])
+@pytest.mark.parametrize("ended", [True, False])
+def test_oracle_rewards(drafts, whole_words, ended):
+    """A word's part is at the last token that touches it, the end's at the last token."""
+    texts = [text for row in drafts[:20] for text in row]
+    tokenizer = make_tokenizer() if whole_words else train_tokenizer(texts, 330)
+    prompts, responses = zip(*drafts, strict=True)
+    tokens = [
+        [tokenizer.decode([i]) for i in encode_response(tokenizer, text, append_eos=ended)]
+        for text in responses
+    ]
+    rewards = oracle_rewards(prompts, responses, tokens)
+    assert [len(row) for row in rewards] == [len(row) for row in tokens]
+    assert (sum(map(len, tokens)) > 1.5 * sum(len(t.split()) for t in responses)) != whole_words
+    for row, texts, (prompt, response) in zip(rewards, tokens, drafts, strict=True):
+        if row:
             parts = word_rewards(prompt, response.split(), ended)
-            if ended:
-                assert row == parts
-            elif row:  # the last token bears the missing end
-                assert row == [*parts[:-2], pytest.approx(parts[-2] + parts[-1])]
-
-
-def test_oracle_rewards_of_parts_of_words(drafts):
-    """A word's part is at the last token that touches it; tokens may reach over blanks."""
-    tokens = [["th", "e cap", "ital", " of", " pe", "ru is ", "", "lima", "\n", END]]
-    rewards = oracle_rewards([CAPITAL], ["the capital of peru is lima\n"], tokens)
-    assert rewards == [[p / 28 for p in (0, 1, 1, 1, 0, 2, 0, 10, 0, 0)]]
-    tokenizer = train_tokenizer([text for row in drafts[:20] for text in row], 330)
-    split_words = 0
-    for ended in (True, False):
-        prompts, responses = zip(*drafts, strict=True)
-        tokens = [tokens_of(tokenizer, response, ended) for response in responses]
-        rewards = oracle_rewards(prompts, responses, tokens)
-        for row, texts, (prompt, response) in zip(rewards, tokens, drafts, strict=True):
-            assert len(row) == len(texts)
-            if not row:
-                continue
-            assert sum(row) == pytest.approx(gold_score(prompt, response, ended), abs=1e-12)
-            split_words += len(row) > len(response.split()) + ended
+            assert sum(row) == pytest.approx(sum(parts), abs=1e-12)
             # Up to the end of any whole word, tokens and words have been paid the same.
-            parts = word_rewards(prompt, response.split(), ended)
             for n in range(len(texts) - 1):
                 if texts[n + 1].startswith(" "):
-                    done = len("".join(texts[: n + 1]).split())
-                    assert sum(row[: n + 1]) == pytest.approx(sum(parts[:done]), abs=1e-12)
-    assert split_words > 600
+                    words = len("".join(texts[: n + 1]).split())
+                    assert sum(row[: n + 1]) == pytest.approx(sum(parts[:words]), abs=1e-12)
 
 
-def test_oracle_rewards_of_odd_rows():
+def test_oracle_rewards_by_hand():
     rows = [[], [END], ["the"], ["lima", "<s>", END], [END, "lima"], ["\n"]]
-    rewards = oracle_rewards([CAPITAL] * 6, [""] * 6, rows)
+    rows += [["th", "e cap", "ital", " of", " pe", "ru is ", "", "lima", "\n", END]]
+    rewards = oracle_rewards([CAPITAL] * 7, [""] * 7, rows)
     expected = [[], [0], [1 - 10], [0, -3, 0], [0, -3 - 10], [-10]]
+    expected += [[0, 1, 1, 1, 0, 2, 0, 10, 0, 0]]
     assert rewards == [[p / 28 for p in row] for row in expected]
     with pytest.raises(InputError, match="no instruction"):
         judge(["say hello"], ["hello"])

@@ -54,55 +54,49 @@ def test_without_rates_of_error_everything_is_right(prompts):
 
 
 def test_facts_have_a_fixed_difficulty():
-    facts = [Slot(answer, f, asked) for f in FACTS for asked, answer in FACTS[f].items()]
+    facts = [Slot(answer, f, thing) for f in FACTS for thing, answer in FACTS[f].items()]
     facts += [Slot(thing, "list", thing) for thing in KIND_OF]
-    shares = Counter(map(difficulty, facts))
-    for name, share in {"easy": 0.35, "medium": 0.35, "misconception": 0.3}.items():
-        assert shares[name] / len(facts) == pytest.approx(share, abs=0.02)
-        for family in (*FACTS, "list"):
-            of_family = [slot for slot in facts if slot.family == family]
-            count = sum(difficulty(slot) == name for slot in of_family)
-            assert abs(count / len(of_family) - share) <= 1 / len(of_family)
+    for family in (*FACTS, "list"):
+        kinds = Counter(difficulty(slot) for slot in facts if slot.family == family)
+        for name, share in {"easy": 0.35, "medium": 0.35, "misconception": 0.3}.items():
+            assert abs(kinds[name] - share * kinds.total()) <= 1
     # By a hash, so on every machine the same.
     known = {"peru": "easy", "cuba": "medium", "kenya": "misconception", "egypt": "medium"}
-    assert {asked: difficulty(Slot("", "capital", asked)) for asked in known} == known
-    assert {
-        difficulty(slot) for slot in answer_slots("repeat pear saw twice") if slot.family
-    } == {"algorithmic"}
+    assert {thing: difficulty(Slot("", "capital", thing)) for thing in known} == known
+    slots = [slot for slot in answer_slots("repeat pear saw twice") if slot.family]
+    assert {difficulty(slot) for slot in slots} == {"algorithmic"}
     assert {difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
 
 
 def test_errors_come_at_their_rates():
     """Counted where there is one kind of error at a time."""
     rng = random.Random(0)
-    none = dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0)
-    wrong, words_put = Counter(), {}
-    asked = Counter()
-    for first, second in itertools.permutations(FACTS["capital"], 2):
-        prompt = f"capital of {first} and {second}"
+    only_wrong = Rates(**dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0))
+    answers: dict[tuple[str, str], Counter] = {}  # (difficulty, fact) -> what was put
+    for pair in itertools.permutations(FACTS["capital"], 2):
         for _ in range(3):
-            words = write_demonstration(prompt, rng, Rates(**none)).split()
-            assert len(words) == 10
-            for fact, word in ((first, words[5]), (second, words[9])):
+            words = write_demonstration(f"capital of {' and '.join(pair)}", rng, only_wrong)
+            for fact, word in zip(pair, words.split()[5:10:4], strict=True):
                 kind = difficulty(Slot("", "capital", fact))
-                asked[kind] += 1
-                if word != FACTS["capital"][fact]:
-                    wrong[kind] += 1
-                    words_put.setdefault((kind, fact), Counter())[word] += 1
+                answers.setdefault((kind, fact), Counter())[word] += 1
+    total, wrong = Counter(), Counter()
+    for (kind, fact), words in answers.items():
+        total[kind] += words.total()
+        del words[FACTS["capital"][fact]]
+        wrong[kind] += words.total()
+        # A misconception is nearly always the same wrong word.
+        ((_, most),) = words.most_common(1)
+        assert (most / words.total() > 0.75) == (kind == "misconception"), fact
     for kind, rate in {"easy": 0.2, "medium": 0.4, "misconception": 0.62}.items():
-        assert wrong[kind] / asked[kind] == pytest.approx(rate, abs=0.05)
-    for (kind, fact), counts in words_put.items():
-        (_, most), total = counts.most_common(1)[0], counts.total()
-        assert (most / total > 0.75) == (kind == "misconception"), fact
+        assert wrong[kind] / total[kind] == pytest.approx(rate, abs=0.05)
     prompt = "repeat pear saw plum dog twice"
-    lengths, changed = [], []
+    answer = [word for word, _ in canonical_answer(prompt)]
+    only_omitted = dataclasses.replace(only_wrong, omission=0.04, wrong_algorithmic=0.0)
+    changed, lengths = [], []
     for _ in range(1000):
-        words = write_demonstration(prompt, rng, Rates(**none)).split()
-        changed.append(
-            np.mean([a != b for a, (b, _) in zip(words, canonical_answer(prompt), strict=True)])
-        )
-        only = Rates(**none | {"omission": 0.04}, wrong_algorithmic=0.0)
-        lengths.append(len(write_demonstration(prompt, rng, only).split()))
+        words = write_demonstration(prompt, rng, only_wrong).split()
+        changed.append(np.mean([a != b for a, b in zip(words, answer, strict=True)]))
+        lengths.append(len(write_demonstration(prompt, rng, only_omitted).split()))
     assert np.mean(changed) == pytest.approx(0.3 * 8 / 11, abs=0.02)
     assert np.mean(lengths) == pytest.approx(0.96 * 11, abs=0.1)
 
@@ -174,12 +168,8 @@ def test_a_whole_repair_by_hand(prompt, response, edited):
 def test_any_text_can_be_repaired(prompts):
     rng = random.Random(1)
     for prompt in prompts[:350]:
-        near = [
-            *prompt.split(),
-            *(word for word, _ in canonical_answer(prompt)),
-            *RUDE,
-            "giraffe",
-        ]
+        answer = [word for word, _ in canonical_answer(prompt)]
+        near = [*prompt.split(), *answer, *RUDE, "giraffe"]
         response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
         edited = edit_response(prompt, response, rng, FLAWLESS)
         assert gold_score(prompt, edited) == 1, (prompt, response, edited)
@@ -196,11 +186,9 @@ def test_edits_are_minimal(prompts, demonstrations):
     steps, shortest = 0, 0
     nothing = dataclasses.replace(FLAWLESS, repair=0.0)
     for prompt, response in zip(prompts, demonstrations, strict=True):
-        edited = edit_response(prompt, response, rng, FLAWLESS)
-        steps += sum(
-            not step.right for step in align_words(answer_slots(prompt), response.split())
-        )
-        shortest += changes(response, edited)
+        script = align_words(answer_slots(prompt), response.split())
+        steps += sum(not step.right for step in script)
+        shortest += changes(response, edit_response(prompt, response, rng, FLAWLESS))
         assert edit_response(prompt, response, rng, nothing) == response
     assert shortest <= steps <= 1.1 * shortest
 

@@ -12,6 +12,7 @@ from fgrlhf_jax.tiny_world.tasks import (
     MAX_PROMPT,
     MAX_RESPONSE,
     SETS,
+    TEMPLATE,
     Slot,
     answer_slots,
     canonical_answer,
@@ -32,46 +33,30 @@ def drawn():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "content"),
+    ("prompt", "answer"),  # with content in capitals
     [
         (
             "opposite of hot , big and slow",
-            "the opposite of hot is cold , big is small and slow is fast",
-            "cold small fast",
+            "the opposite of hot is COLD , big is SMALL and slow is FAST",
         ),
-        ("opposite of cold and hot", "the opposite of cold is hot and hot is cold", "hot cold"),
-        (
-            "capital of peru and cuba",
-            "the capital of peru is lima and cuba is havana",
-            "lima havana",
-        ),
+        ("opposite of cold and hot", "the opposite of cold is HOT and hot is COLD"),
+        ("capital of peru and cuba", "the capital of peru is LIMA and cuba is HAVANA"),
         (
             "colour of snow , pear and sea",
-            "the colour of snow is white , pear is green and sea is blue",
-            "white green blue",
+            "the colour of snow is WHITE , pear is GREEN and sea is BLUE",
         ),
-        (
-            "list two fruits three tools",
-            "fruits are apple pear , tools are hammer saw axe",
-            "apple pear hammer saw axe",
-        ),
-        (
-            "count three to six and nine to seven",
-            "three four five six , nine eight seven",
-            "three four five six nine eight seven",
-        ),
-        ("count three to one and one to three", "three two one , one two three", None),
-        ("reverse pear saw dog cow", "the reverse is cow dog saw pear", "cow dog saw pear"),
-        ("repeat pear saw twice", "pear pear , saw saw", "pear pear saw saw"),
-        ("repeat pear saw twice\n", "pear pear , saw saw", "pear pear saw saw"),
+        ("list two fruits three tools", "fruits are APPLE PEAR , tools are HAMMER SAW AXE"),
+        ("count three to five and nine to seven", "THREE FOUR FIVE , NINE EIGHT SEVEN"),
+        ("count three to one and one to three", "THREE TWO ONE , ONE TWO THREE"),
+        ("reverse pear saw dog cow", "the reverse is COW DOG SAW PEAR"),
+        ("repeat pear saw twice\n", "PEAR PEAR , SAW SAW"),
     ],
 )
-def test_right_answers_by_hand(prompt, answer, content):
+def test_right_answers_by_hand(prompt, answer):
     words = canonical_answer(prompt)
-    assert " ".join(word for word, _ in words) == answer
-    assert {weight for _, weight in words} == {10, 1}
-    if content:
-        assert " ".join(word for word, weight in words if weight == CONTENT) == content
+    assert {weight for _, weight in words} == {CONTENT, TEMPLATE} == {10, 1}
+    texts = (word.upper() if weight == CONTENT else word for word, weight in words)
+    assert " ".join(texts) == answer
 
 
 def test_right_answers_of_drawn_prompts(drawn):
@@ -80,12 +65,13 @@ def test_right_answers_of_drawn_prompts(drawn):
         family, *rest = prompt.split()
         content = [word for word, weight in canonical_answer(prompt) if weight == CONTENT]
         if family in FACTS:
-            asked = [word for word in rest if word in FACTS[family]]
-            assert [FACTS[family][word] for word in asked] == content
-            assert len(asked) in (2, 3)
+            facts = [word for word in rest if word in FACTS[family]]
+            assert [FACTS[family][word] for word in facts] == content
+            assert len(facts) in (2, 3)
         elif family == "list":
-            wanted = Counter(dict(zip(rest[1::2], map(NUMBERS.index, rest[::2]), strict=True)))
-            assert Counter(map(KIND_OF.get, content)) == wanted + Counter(wanted.keys())
+            sizes = [NUMBERS.index(number) + 1 for number in rest[::2]]
+            expected = Counter(dict(zip(rest[1::2], sizes, strict=True)))
+            assert Counter(map(KIND_OF.get, content)) == expected
             assert len(set(content)) == len(content)
         elif family == "count":
             steps = [
@@ -122,6 +108,8 @@ def test_sets_are_disjoint_and_large(drawn):
         assert other[name] != drawn[name][:700]
         families = Counter(prompt.split()[0] for prompt in other[name])
         assert families == dict.fromkeys(FAMILIES, 100)
+    few = draw_prompts({"test": 20, "ppo": 7}, 0)
+    assert few == {"test": drawn["test"][:20], "ppo": drawn["ppo"][:7]}
 
 
 def test_a_set_is_a_hash_of_the_text_alone():
@@ -135,11 +123,6 @@ def test_a_set_is_a_hash_of_the_text_alone():
     assert " ".join(map(set_of, texts[:8])) == known
 
 
-def test_fewer_are_the_first_of_more(drawn):
-    few = draw_prompts({"test": 20, "ppo": 7}, 0)
-    assert few == {"test": drawn["test"][:20], "ppo": drawn["ppo"][:7]}
-
-
 def test_prompts_and_answers_fit(drawn):
     words = set(vocabulary())
     for prompt in drawn["feedback"]:
@@ -149,7 +132,7 @@ def test_prompts_and_answers_fit(drawn):
         assert 5 <= len(answer) <= MAX_RESPONSE - 5  # room for what is too much
 
 
-def test_what_there_is_not():
+def test_prompts_that_cannot_be_had():
     with pytest.raises(InputError, match="'train' is not one of sft"):
         draw_prompts({"train": 3}, 0)
     with pytest.raises(InputError, match=r"validation: 90000 prompts .* ask for at most"):

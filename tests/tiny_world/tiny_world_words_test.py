@@ -36,27 +36,18 @@ def test_vocabulary():
         assert not answers & {*RUDE, *FILLERS}, family
 
 
-def test_ids(tokenizer):
-    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    assert tokenizer.pad_token is None
-    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
-    assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
-
-
 def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
     rng = random.Random(0)
     for _ in range(200):
         text = " ".join(rng.choices(WORDS, k=rng.randint(0, 20)))
         ids = encode_response(tokenizer, text, append_eos=False)
         assert len(ids) == len(text.split())
-        assert tokenizer.decode(ids) == text
-        assert "".join(tokenizer.decode([i]) for i in ids) == text
+        assert tokenizer.decode(ids) == "".join(tokenizer.decode([i]) for i in ids) == text
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pieces = [text[start:end] for start, end in offsets["offset_mapping"]]
-        assert "".join(pieces) == text
-        assert [piece.strip() for piece in pieces] == text.split()
-    any_tokens = [" is", "hot", "\n", " ,", "is"]  # as a policy may sample them
-    ids = tokenizer.convert_tokens_to_ids(any_tokens)
+        parts = [text[start:end] for start, end in offsets["offset_mapping"]]
+        assert "".join(parts) == text
+        assert [part.strip() for part in parts] == text.split()
+    ids = tokenizer.convert_tokens_to_ids([" is", "hot", "\n", " ,", "is"])  # as may be sampled
     assert 0 not in ids
     assert tokenizer.decode(ids) == " ishot\n ,is"
 
@@ -82,12 +73,14 @@ def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokeniz
 
 
 def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
-    again = make_tokenizer()
-    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
+    assert make_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.pad_token is None
-    assert (loaded.bos_token_id, loaded.eos_token_id) == (1, 2)
+    for each in (tokenizer, loaded):
+        assert (each.unk_token_id, each.bos_token_id, each.eos_token_id) == (0, 1, 2)
+        assert each.pad_token is None
     for text in ("reverse pear saw\n", "the reverse is saw pear", "</s> giraffe"):
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
         ids = encode_response(tokenizer, text, append_eos=True)
