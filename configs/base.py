@@ -57,9 +57,7 @@ CHECKPOINTS = {
         "save_every": Field(
             100, "steps between checkpoints; 0: at evaluations only", at_least=0
         ),
-        "max_to_keep": Field(
-            1, "newest checkpoints, beside the best one", at_least=1, was="keep"
-        ),
+        "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
     },
 }
@@ -104,7 +102,6 @@ _SUPERVISED = {
             "loss",
             "validation metric of the best checkpoint: lowest loss or highest accuracy",
             choices=("loss", "accuracy"),
-            was="select",
         ),
         "patience": Field(
             0, "evaluations without improvement that end a run; 0: never", at_least=0

@@ -33,7 +33,6 @@ class Field:
       at_least: lowest value.
       at_most: highest value.
       first: whether people change it first, so that the first screen of ``--help`` has it.
-      was: a former name, which is refused with the present one.
       group: title of its group in ``--help``.
     """
 
@@ -43,7 +42,6 @@ class Field:
     at_least: float | None = None
     at_most: float | None = None
     first: bool = False
-    was: str = ""
     group: str = ""
 
     def fault(self, value) -> str:

@@ -44,7 +44,6 @@ GROUPS = {
             "what makes rewards about one unit a response: samples of the policy before PPO | "
             "what is stored with the reward model | nothing",
             choices=("samples", "reward_model", "none"),
-            was="calibration",
         ),
         "size": Field(
             "tiny", "architecture in launch.plan without paths", choices=tuple(SIZES)
@@ -65,9 +64,9 @@ GROUPS = {
     "Rollouts and updates": {
         "steps": Field(80, "rollouts, each with its updates", at_least=1),
         "rollout_batch_size": Field(512, "prompts a step", at_least=1),
-        "minibatch_size": Field(256, "of them an update", at_least=1, was="batch_size"),
+        "minibatch_size": Field(256, "of them an update", at_least=1),
         "micro_batch_size": Field(0, "of them at a time, gradients summed; 0: all", at_least=0),
-        "ppo_epochs": Field(2, "passes over a rollout", at_least=1, was="epochs"),
+        "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
         "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
         "sampling.unroll": UNROLL,
     },
@@ -79,13 +78,10 @@ GROUPS = {
         "kl.horizon": Field(10000.0, "responses in which kl.coef adapts", at_least=1e-6),
         "kl.limit": Field(0.0, "nats a response at which a run ends; 0: never", at_least=0),
         "gamma": Field(1.0, "discount of a token", at_least=0),
-        "gae_lambda": Field(1.0, "lambda of the advantages", at_least=0, was="lam"),
-        "clip_ratio": Field(0.2, "the ratio stays in 1 ± this", at_least=1e-6, was="clip"),
+        "gae_lambda": Field(1.0, "lambda of the advantages", at_least=0),
+        "clip_ratio": Field(0.2, "the ratio stays in 1 ± this", at_least=1e-6),
         "value_clip_ratio": Field(
-            0.2,
-            "the value stays within ± this of the rollout's",
-            at_least=1e-6,
-            was="value_clip",
+            0.2, "the value stays within ± this of the rollout's", at_least=1e-6
         ),
         "value_coef": Field(0.1, "weight of the value loss", at_least=0),
         "whiten_rewards": Field(False, "unit variance, mean kept, as AlpacaFarm does"),
@@ -108,18 +104,14 @@ GROUPS = {
             "last",
             "which policy is exported: the last one, or that with the best score",
             choices=("last", "score"),
-            was="select",
         ),
-        "logged_samples": Field(
-            4, "responses in samples.jsonl at an evaluation", at_least=0, was="samples"
-        ),
+        "logged_samples": Field(4, "responses in samples.jsonl at an evaluation", at_least=0),
     },
     "Devices and precision": {
         "inference_dtype": Field(
             "float32",
             "dtype of the reference's and the reward model's parameters",
             choices=DTYPES,
-            was="frozen_dtype",
         )
     },
 }

@@ -44,10 +44,7 @@ GROUPS = {
             "levenshtein", "what finds the changed tokens", choices=METHODS
         ),
         "normalization_pairs": Field(
-            512,
-            "validation pairs, at most, that set the scale of the rewards",
-            at_least=1,
-            was="calibration_pairs",
+            512, "validation pairs, at most, that set the scale of the rewards", at_least=1
         ),
     },
     "Data": {"test": Field("", "rows of the final table; as train")},

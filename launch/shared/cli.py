@@ -19,7 +19,7 @@ import configs
 from configs.fields import KINDS, Field, check_values
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime.run_dir import flatten, unlock
+from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten, unlock
 from launch.shared import explain, process
 
 ROOT = Path(configs.__file__).parent.parent
@@ -56,11 +56,11 @@ def _parse(argv: Sequence[str], specs: Sequence[str]) -> tuple[ConfigDict, dict[
     for argument in overrides:
         name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if name and name[1] not in names:
-            raise InputError(f"--config.{name[1]}: {_no_field(name[1], names, fields)}")
+            raise InputError(f"--config.{name[1]}: {_no_field(name[1], names)}")
     try:
         _override(config, [argv[0], *overrides], fields)
     except flags.UnrecognizedFlagError as error:
-        raise InputError(_no_flag(error.flagvalue, names, fields)) from error
+        raise InputError(_no_flag(error.flagvalue, names)) from error
     check_values(flatten(config.to_dict()), fields)
     return config, fields
 
@@ -84,9 +84,9 @@ def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) 
         raise flags.UnrecognizedFlagError(rest[0].partition("=")[0], rest[0])
 
 
-def _no_field(name: str, names: Collection[str], fields: Mapping[str, Field]) -> str:
+def _no_field(name: str, names: Collection[str]) -> str:
     """Why there is no field of that name, and which one is meant."""
-    if new := _new_name(name, fields):
+    if new := _new_name(name, names):
         return f"is now {new}"
     group = [each for each in names if each.startswith(f"{name}.")]
     if group:
@@ -96,10 +96,10 @@ def _no_field(name: str, names: Collection[str], fields: Mapping[str, Field]) ->
     return f"there is no such field; {hint}"
 
 
-def _no_flag(argument: str, names: Collection[str], fields: Mapping[str, Field]) -> str:
+def _no_flag(argument: str, names: Collection[str]) -> str:
     """Why a command has no such flag, and what to write."""
     name, _, value = argument.lstrip("-").partition("=")
-    if field := name if name in names else _new_name(name, fields):
+    if field := name if name in names else _new_name(name, names):
         hint = f"write --config.{field}={value or 'VALUE'}"
     elif close := difflib.get_close_matches(name, ["config", *names], 1, 0.5):
         hint = f"did you mean --{close[0] if close == ['config'] else f'config.{close[0]}'}?"
@@ -108,9 +108,10 @@ def _no_flag(argument: str, names: Collection[str], fields: Mapping[str, Field])
     return f"{argument}: is not a flag; {hint}"
 
 
-def _new_name(name: str, fields: Mapping[str, Field]) -> str:
+def _new_name(name: str, names: Collection[str]) -> str:
     """The present name of the field that was called ``name`` once, or ""."""
-    return next((new for new, field in fields.items() if field.was == name), "")
+    new = RENAMED_FIELDS.get(name, "")
+    return new if new in names and name not in names else ""
 
 
 def load(spec: str) -> ConfigDict:
@@ -139,7 +140,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
         key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
         for fields in known if key else ():
             if key[1] or _new_name(key[2], fields):
-                fault = _no_field(key[2], fields, fields)
+                fault = _no_field(key[2], fields)
                 raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
         raise InputError(
             f"--config={spec}: is no usable config ({type(error).__name__}: {error}); "
@@ -177,8 +178,9 @@ def _matching_fields(
     complete = [fields for fields in candidates if names >= fields.keys()]
     if complete:
         return complete[0]
-    name, field = next((n, field) for n, field in candidates[0].items() if n not in names)
-    fault = f"{field.was} is now {name}" if field.was in names else f"lacks the field {name}"
+    missing = next(name for name in candidates[0] if name not in names)
+    old = next((old for old in names if _new_name(old, candidates[0]) == missing), "")
+    fault = f"{old} is now {missing}" if old else f"lacks the field {missing}"
     raise InputError(f"--config={spec}: {fault}; build on {files}")
 
 
