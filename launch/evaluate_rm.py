@@ -5,9 +5,9 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
 """
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model.evaluate import evaluate
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import cli
 
@@ -18,15 +18,15 @@ def main(config) -> None:
     output = cli.check_output(config.output, (".json",))
     cli.check_kept([output] if config.output else [], [config.test])
     rows = records.read(config.test)
-    scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
-    data = scorer.meta.data | {"overlong": config.overlong}
-    data["max_length"] = reward_eval.length_limit(scorer, config.max_length)
-    pairs = reward_eval.encode(rows, config.test, scorer.tokenizer, data)
-    buckets = make_buckets(data["max_length"])
-    predict = reward_eval.Predictor(
-        scorer.model, scorer.meta.settings, scorer.mesh, buckets, config.batch_size
+    reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    tables = evaluate(
+        reward_model,
+        {config.test: rows},
+        batch_size=config.batch_size,
+        overlong=config.overlong,
+        max_length=reward_model.length_limit(config.max_length),
     )
-    result = {"test": reward_eval.tables(predict, scorer, pairs, rows)}
+    result = {"test": tables[config.test]}
     print(pair_metrics.format_table(result))
     if config.output:
         write_json(output, result)

@@ -15,8 +15,7 @@ from tqdm import tqdm
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.report import heatmap
-from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.reward_model import token_rewards
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime.files import write_jsonl, write_text
 from launch.shared import cli
 
@@ -30,19 +29,19 @@ def main(config) -> None:
     read = records.read_with_rows(config.input)
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
     rows = [record for record, _ in read]
-    scorer = reward_eval.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
-    max_length = reward_eval.length_limit(scorer, config.max_length)
-    if max_length <= scorer.meta.data["max_prompt_length"]:
+    reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    max_length = reward_model.length_limit(config.max_length)
+    longest_prompt = reward_model.meta.data["max_prompt_length"]
+    if max_length <= longest_prompt:
         raise InputError(
-            f"max_length={max_length} leaves no room behind prompts of up to "
-            f"{scorer.meta.data['max_prompt_length']} tokens; raise it"
+            f"max_length={max_length} leaves no room behind prompts of up to {longest_prompt} "
+            "tokens; raise it"
         )
-    scored = token_rewards.score_rows(
-        scorer,
+    scored = reward_model.score_all(
         rows,
-        batch_size=config.batch_size,
         max_length=max_length,
-        calibrated=config.calibrated,
+        normalized=config.calibrated,
+        batch_size=config.batch_size,
         progress=lambda batches: tqdm(batches, unit="batch"),
     )
     truncated = sum(side.truncated for sides in scored for side in sides)

@@ -124,7 +124,7 @@ def read_with_rows(
         message = f"{source}: holds no rows; give a file with at least one."
         for where, row in read_rows(source):
             try:
-                pairs.append((_record(row, where, prompts), row))
+                pairs.append((parse_record(row, where, prompts=prompts), row))
             except InputError as error:
                 if refused is None:
                     raise
@@ -207,8 +207,11 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
 
 
-def _record(row: Any, where: str, prompts: bool) -> Record:
-    """The record in a row, checked; ``where`` opens every message about it."""
+def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
+    """The record in a row, checked; ``where`` opens every message about it.
+
+    With ``prompts`` a row that has an instruction and no response is an Instruction without output.
+    """
     prompt = prompt_of(row, where)
     if "edited" in row or "original" in row:
         texts = {name: text_of(row, name, where) for name in ("original", "edited")}
@@ -232,7 +235,7 @@ def _record(row: Any, where: str, prompts: bool) -> Record:
 
 def prompt_of(row: Any, where: str) -> tuple[str, str]:
     """The instruction and the input of a row; raises InputError where both are empty."""
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
     instruction = text_of(row, "instruction", where, blank=True)
     input = "" if row.get("input") is None else text_of(row, "input", where, blank=True)

@@ -162,7 +162,7 @@ def encode_messages(
       InputError: for other messages, and as :func:`check_template`.
     """
     check_template(template, tokenizer)
-    for message in messages:
+    for message in messages if isinstance(messages, Sequence) else [messages]:
         if not isinstance(message, Mapping) or not all(
             isinstance(message.get(key), str) for key in ("role", "content")
         ):

@@ -10,20 +10,23 @@ A response has a random key of its own and does not depend on the batch that it 
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import Record
+from fgrlhf_jax.data.records import Instruction, Record, parse_record
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Prompt = str | Record | Mapping[str, str] | Sequence[Mapping[str, str]]
 
@@ -89,7 +92,7 @@ class LanguageModel:
 
     module: llama.CausalLM
     params: dict
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     mesh: Mesh
     template: str
     end_id: int
@@ -134,26 +137,19 @@ class LanguageModel:
         """Token ids of a prompt in the model's template.
 
         Args:
-          prompt: an instruction, a record (its responses are not read), a mapping with
-            ``instruction`` and perhaps ``input``, or chat messages
-            (``[{"role": "user", "content": "…"}, …]``).
+          prompt: an instruction, a record or a mapping with its fields (responses are not read), or
+            chat messages (``[{"role": "user", "content": "…"}, …]``).
 
         Raises:
-          InputError: for none of these, and for messages that the template does not take.
+          InputError: for what is none of these, and for messages that the template does not take.
         """
         if isinstance(prompt, str):
-            instruction, input = prompt, ""
-        elif isinstance(prompt, Record):
-            instruction, input = prompt.instruction, prompt.input
-        elif isinstance(prompt, Mapping) and isinstance(prompt.get("instruction"), str):
-            instruction, input = prompt["instruction"], prompt.get("input") or ""
-        elif isinstance(prompt, Sequence):
+            prompt = Instruction(prompt, "", "")
+        elif isinstance(prompt, Mapping):
+            prompt = parse_record(prompt, "prompt", prompts=True)
+        elif not isinstance(prompt, Record):
             return templates.encode_messages(self.tokenizer, self.template, prompt)
-        else:
-            raise InputError(
-                f"prompt={str(prompt)[:80]} is neither a text, a record with an instruction nor a "
-                "list of chat messages"
-            )
+        instruction, input = prompt.instruction, prompt.input
         ids, _ = templates.encode_prompt(
             self.tokenizer, self.template, instruction, input, None
         )

@@ -14,15 +14,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
-from fgrlhf_jax.reward_model import scorer as reward_eval
-from fgrlhf_jax.reward_model import token_rewards
+from fgrlhf_jax.reward_model.evaluate import evaluate
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
@@ -280,12 +279,9 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     ]
     tables = {}
     for name, path in models.items():
-        scorer = reward_eval.load(path)
-        tables[name] = evaluate_reward_model(scorer, sets, config.table_batch_size)
-        max_length = scorer.meta.data["max_length"]
-        scored = token_rewards.score_rows(
-            scorer, shown, batch_size=16, max_length=max_length, calibrated=True
-        )
+        reward_model = RewardModel.load(path)
+        tables[name] = evaluate_reward_model(reward_model, sets, config.table_batch_size)
+        scored = reward_model.score_all(shown)
         for heatmap, (original, *_) in zip(heatmaps, scored, strict=True):
             heatmap["by"][name] = {"tokens": original.tokens, "rewards": original.rewards}
     if not config.files.edits:
@@ -299,19 +295,14 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     write_json(folder / f"seed_{seed}" / "tables.json", result)
 
 
-def evaluate_reward_model(scorer, sets: dict[str, list[Record]], batch_size: int) -> dict:
+def evaluate_reward_model(
+    reward_model: RewardModel, sets: dict[str, list[Record]], batch_size: int
+) -> dict:
     """Accuracy of a reward model on every set of pairs; on edits also its AUROC over tokens."""
-    data, result = scorer.meta.data, {}
-    predict = reward_eval.Predictor(
-        scorer.model,
-        scorer.meta.settings,
-        scorer.mesh,
-        make_buckets(data["max_length"], 32),
-        batch_size,
-    )
-    for name, rows in sets.items():
-        pairs = reward_eval.encode(rows, name, scorer.tokenizer, data)
-        (table,) = reward_eval.tables(predict, scorer, pairs, rows).values()
+    result = {}
+    tables = evaluate(reward_model, sets, batch_size=batch_size, smallest_bucket=32)
+    for name, by_kind in tables.items():
+        (table,) = by_kind.values()
         result[name] = {key: table[key] for key in ("accuracy", "se", "n")}
         if name == "edits":
             result["auroc"] = table["auroc_changed"]

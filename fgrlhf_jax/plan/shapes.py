@@ -22,8 +22,9 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.evaluate import PairPredictor
+from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import sft, sft_loop, supervised
 
@@ -123,11 +124,11 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     cfg = model_config(config.policy, config.size, fields, S)
     scorer = meta = None
     if config.reward_model:
-        scorer, meta = reward_eval.read_model(config.reward_model, fields)
+        scorer, meta = read_module(config.reward_model, **fields)
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
-        scorer = reward_eval.make_model(cfg, loss, "after")
-        meta = reward_eval.Meta("after", {"loss": loss}, reward.Normalization(0.0, 1.0), {})
+        scorer = make_module(cfg, loss, "after")
+        meta = RewardMeta("after", {"loss": loss}, reward.Normalization(0.0, 1.0), {})
     critic = None
     if config.critic == "separate":
         critic = llama.TokenValueModel(scorer.cfg if scorer else cfg, "after")
@@ -187,7 +188,7 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows."""
     mesh, micro = supervised.check(config)
     cfg, length = supervised_model_config(config)
-    model = reward_eval.make_model(cfg, config.loss, config.model.head)
+    model = make_module(cfg, config.loss, config.model.head)
     settings = {
         "loss": config.loss,
         "consistency_weight": config.consistency_weight,
@@ -199,17 +200,17 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     state = reward_loop.abstract_state(model, recipe.optimizer, mesh)
     step = reward_loop.train_step(model=model, optimizer=recipe.optimizer, **settings)
     size = config.eval_batch_size or micro
-    predict = reward_eval.Predictor(model, settings, mesh, (length,), size)
-    batch = on_mesh(pad_pairs([pair], length, predict.batch_size), mesh)
+    predictor = PairPredictor(model, settings, mesh, (length,), size)
+    batch = on_mesh(pad_pairs([pair], length, predictor.batch_size), mesh)
     return supervised_shapes(
         config,
         mesh,
         state,
         name="reward model",
         train=(step, on_mesh(recipe.batch(0), mesh, axis=1)),
-        evaluate=lambda: predict.step.lower(state.params, batch),
+        evaluate=lambda: predictor.step.lower(state.params, batch),
         row_flops=2 * rows_flops(cfg, 1, length),
-        eval_rows=predict.batch_size,
+        eval_rows=predictor.batch_size,
     )
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
 
 
 class Modules(NamedTuple):
@@ -27,7 +27,7 @@ class Modules(NamedTuple):
     policy: llama.CausalLM
     critic: llama.TokenValueModel | None
     scorer: llama.TokenValueModel | None
-    meta: reward_eval.Meta | None
+    meta: RewardMeta | None
 
 
 def read_modules(config: ConfigDict) -> Modules:
@@ -40,7 +40,7 @@ def read_modules(config: ConfigDict) -> Modules:
     policy = llama.CausalLM(dataclasses.replace(hf_load.read_config(config.policy), **how))
     scorer = meta = None
     if config.reward_model:
-        scorer, meta = reward_eval.read_model(config.reward_model, how)
+        scorer, meta = read_module(config.reward_model, **how)
         if meta.level != config.level and not config.reward_function:
             raise InputError(
                 f"level={config.level}: reward_model={config.reward_model} was trained with "
@@ -63,7 +63,7 @@ def read_tokenizer(config: ConfigDict, modules: Modules):
     tokenizer = hf_load.load_tokenizer(config.policy)
     check_vocabulary(tokenizer, modules.policy.cfg.vocab_size)
     if config.reward_model and (modules.critic or not config.reward_function):
-        other = hf_load.load_tokenizer(str(reward_eval.export_folder(config.reward_model)))
+        other = hf_load.load_tokenizer(config.reward_model)
         check_same(tokenizer, other, config.policy, config.reward_model)
     return tokenizer
 
@@ -121,9 +121,9 @@ def initial_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> dict:
     if modules.critic is not None:
         path = config.policy
         if modules.scorer is not None:
-            path = reward_eval.export_folder(config.reward_model)
+            path = config.reward_model
         backbone = {"backbone": abstract["critic"]["backbone"]}
-        params["critic"] |= hf_load.load_params(str(path), backbone)
+        params["critic"] |= hf_load.load_params(path, backbone)
     return params
 
 
@@ -136,7 +136,5 @@ def frozen_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> tuple[dic
         )
         if modules.scorer is None or config.reward_function:
             return reference, {}
-        path = str(reward_eval.export_folder(config.reward_model))
-        return reference, hf_load.load_params(
-            path, abstract_frozen(modules.scorer, mesh, dtype)
-        )
+        scorer = abstract_frozen(modules.scorer, mesh, dtype)
+        return reference, hf_load.load_params(config.reward_model, scorer)

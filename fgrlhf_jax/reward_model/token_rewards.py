@@ -1,18 +1,17 @@
-"""Records to the reward of every response token, and which tokens the edit changed."""
+"""Records to encoded responses, and their rewards token by token."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.bucketing import by_length, make_buckets
-from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model.scorer import Scorer
-from fgrlhf_jax.runtime import sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 RESPONSES = {
     records.Edit: ("original", "edited"),
@@ -22,93 +21,103 @@ RESPONSES = {
 
 
 @dataclasses.dataclass
-class Side:
-    """One response: its field, and for each token what it shows, its reward, whether it changed."""
+class ScoredResponse:
+    """A response and the reward of each of its tokens; iterating gives (token, reward).
+
+    Attributes:
+      label: the response's field in its record.
+      tokens: the text of each token.
+      rewards: the reward of each token.
+      changed: whether the edit changed it.
+      truncated: whether prompt or response were longer than they may be.
+    """
 
     label: str
     tokens: list[str]
     rewards: list[float]
     changed: list[bool]
-    truncated: bool  # the prompt or the response was longer than it may be
+    truncated: bool
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return zip(self.tokens, self.rewards, strict=True)
 
 
-def score_rows(
-    scorer: Scorer,
-    rows: list,
-    *,
-    batch_size: int,
+@dataclasses.dataclass(frozen=True)
+class EncodedResponse:
+    """A response behind its prompt, as token ids; the other fields as in ScoredResponse."""
+
+    label: str
+    prompt: list[int]
+    response: list[int]
+    changed: list[bool]
+    truncated: bool
+
+
+def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
+    """Mappings with the fields of a record as records, checked; records as they are."""
+    return [
+        records.parse_record(row, f"row {number}", prompts=True)
+        if isinstance(row, Mapping)
+        else row
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def first_response(row: records.Record) -> records.Instruction:
+    """A record with its first response only."""
+    return records.Instruction(
+        row.instruction, row.input, getattr(row, RESPONSES[type(row)][0])
+    )
+
+
+def encode_responses(
+    rows: Sequence[records.Record],
+    tokenizer: "PreTrainedTokenizerFast",
+    data: dict,
     max_length: int,
-    calibrated: bool,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> list[list[Side]]:
-    """The sides of every row, in order; rewards come from ``score_tokens``.
+) -> list[list[EncodedResponse]]:
+    """The responses of each record, in the order of its fields.
 
     Args:
-      batch_size: responses at a time, rounded up to what the mesh divides.
+      data: how the reward model's training data was encoded.
       max_length: tokens of prompt and response; the tail of a longer response is cut.
-      calibrated: rewards in the units that PPO gets, or as the model gives them.
-      progress: wraps the iteration over batches.
 
     Raises:
-      InputError: for a row without a response, or whose prompt leaves no room for one.
+      InputError: for a record without a response, or whose prompt leaves no room for one.
     """
-    data = scorer.meta.data
-    batch_size = sharding.round_batch_size(batch_size, scorer.mesh)
-    jobs = []  # (row, side, prompt length, ids)
-    sides: list[list[Side]] = []
-    for number, row in enumerate(rows):
-        prompt, cut = templates.encode_prompt(
-            scorer.tokenizer,
-            data["template"],
-            row.instruction,
-            row.input,
-            data["max_prompt_length"],
+    encoded = []
+    for number, row in enumerate(rows, 1):
+        prompt, is_cut = templates.encode_prompt(
+            tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
         )
-        names = RESPONSES[type(row)]
-        texts = [getattr(row, name) for name in names]
-        missing = [name for name, text in zip(names, texts, strict=True) if not text]
+        texts = {name: getattr(row, name) for name in RESPONSES[type(row)]}
+        missing = [name for name, text in texts.items() if not text]
         if missing:
-            raise InputError(
-                f"row {number + 1}: there is no response in {missing[0]!r} to score"
-            )
+            raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")
         room = max_length - len(prompt)
         if room < 1:
             raise InputError(
-                f"row {number + 1}: its prompt of {len(prompt)} tokens leaves no room for a "
-                f"response within max_length={max_length}; raise it"
+                f"row {number}: its prompt of {len(prompt)} tokens leaves no room for a response "
+                f"within max_length={max_length}; raise it"
             )
         ids = [
-            templates.encode_response(scorer.tokenizer, t, data["append_eos"]) for t in texts
+            templates.encode_response(tokenizer, text, data["append_eos"])
+            for text in texts.values()
         ]
-        changed = [np.zeros(len(i), bool) for i in ids]
+        changed = [np.zeros(len(response), bool) for response in ids]
         if isinstance(row, records.Edit):
-            aligned = align(ids[1], ids[0], data["alignment"])
-            changed = [aligned.changed_j, aligned.changed_i]
-        sides.append([])
-        for name, response, mask in zip(names, ids, changed, strict=True):
-            truncated = cut or len(response) > room
-            response = response[:room]
-            pieces = token_texts(scorer.tokenizer, response)
-            sides[-1].append(Side(name, pieces, [], mask[:room].tolist(), truncated))
-            jobs.append((number, len(sides[-1]) - 1, len(prompt), prompt + response))
-
-    lengths = [len(ids) for *_, ids in jobs]
-    for batch in progress(by_length(lengths, batch_size, make_buckets(max_length))):
-        chunk, width = [jobs[row] for row in batch.rows], batch.width
-        tokens_BS = np.zeros((batch_size, width), np.int32)
-        real_BS, response_BS = np.zeros((2, batch_size, width), bool)
-        real_BS[:, 0] = True  # rows that only fill the batch
-        for b, (_, _, prompt_length, ids) in enumerate(chunk):
-            tokens_BS[b, : len(ids)] = ids
-            real_BS[b, : len(ids)] = True
-            response_BS[b, prompt_length : len(ids)] = True
-        tokens, real = sharding.put_batch((tokens_BS, real_BS), scorer.mesh)
-        reward_BS = sharding.to_host(scorer.score_tokens(tokens, real))
-        if calibrated:
-            reward_BS = reward.normalize_rewards(
-                reward_BS, response_BS, scorer.meta.normalization, level=scorer.meta.level
-            )
-        reward_BS = np.asarray(reward_BS, np.float64)
-        for b, (number, side, prompt_length, ids) in enumerate(chunk):
-            sides[number][side].rewards = reward_BS[b, prompt_length : len(ids)].tolist()
-    return sides
+            alignment = align(ids[1], ids[0], data["alignment"])
+            changed = [alignment.changed_j, alignment.changed_i]
+        encoded.append(
+            [
+                EncodedResponse(
+                    name,
+                    prompt,
+                    response[:room],
+                    changed_T[:room].tolist(),
+                    is_cut or len(response) > room,
+                )
+                for name, response, changed_T in zip(texts, ids, changed, strict=True)
+            ]
+        )
+    return encoded

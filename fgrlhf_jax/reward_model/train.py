@@ -12,7 +12,13 @@ from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model.evaluate import (
+    PairPredictor,
+    encode_by_kind,
+    fit_normalization,
+    make_tables,
+)
+from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import multihost, optim, run_dir
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.training import supervised
@@ -36,12 +42,10 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     """
     mesh, micro_size = supervised.check(config)
     cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
-    model = reward_eval.make_model(cfg, config.loss, config.model.head)
+    model = make_module(cfg, config.loss, config.model.head)
     data = config.data.to_dict()
     buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
-    pairs = {
-        name: reward_eval.encode(rows, name, tokenizer, data) for name, rows in sets.items()
-    }
+    pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     settings = {
         "loss": config.loss,
         "consistency_weight": config.consistency_weight,
@@ -55,7 +59,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         micro_size,
         [pair for group in pairs["validation"].values() for pair in group],
     )
-    predict = reward_eval.Predictor(
+    predictor = PairPredictor(
         model, settings, mesh, buckets, config.eval_batch_size or micro_size
     )
     folder = run_dir.open_run(config)
@@ -67,25 +71,25 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         folder,
         initial=lambda: initial_params(config, model, mesh),
         step=train_step(model=model, optimizer=recipe.optimizer, **settings),
-        warm_up=lambda: predict.warm_up(pairs["validation"]),
-        figures=lambda params: predict.figures(params, pairs["validation"]),
+        warm_up=lambda: predictor.warm_up(pairs["validation"]),
+        figures=lambda params: predictor.validation_metrics(params, pairs["validation"]),
     )
     # On the validation set: the rejected responses of training pairs have been learned by heart.
-    normalization = reward_eval.fit_normalization(
-        predict,
+    normalization = fit_normalization(
+        predictor,
         params,
         pairs["validation"],
         reward.level_of(config.loss),
         config.normalization_pairs,
     )
-    meta = reward_eval.Meta(config.model.head, settings, normalization, data)
-    scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
+    meta = RewardMeta(config.model.head, settings, normalization, data)
+    reward_model = RewardModel(model, params, tokenizer, meta, mesh)
     result = {
-        name: reward_eval.tables(predict, scorer, pairs[name], rows)
+        name: make_tables(predictor, reward_model, pairs[name], rows)
         for name, rows in sets.items()
         if name != "train"
     }
-    note = reward_eval.save(folder / "export", scorer)
+    note = reward_model.save(folder / "export")
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)

@@ -16,7 +16,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
@@ -70,8 +70,8 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
 def reward_model(tokenizer, tmp_path_factory) -> Path:
     """What a finished run leaves for launch.evaluate_rm and launch.score."""
     folder = tmp_path_factory.mktemp("models") / "rm"
-    model = reward_eval.make_model(CFG, "token_edit", "after")
-    meta = reward_eval.Meta(
+    model = make_module(CFG, "token_edit", "after")
+    meta = RewardMeta(
         "after",
         {"loss": "token_edit", "consistency_weight": 0.0, "center_weight": 0.3},
         reward.Normalization(0.0, 1.0),
@@ -85,8 +85,8 @@ def reward_model(tokenizer, tmp_path_factory) -> Path:
         },
     )
     mesh = sharding.make_mesh("1,-1,1")
-    scorer = reward_eval.Scorer(model, tiny_cases.parameters(model), tokenizer, meta, mesh)
-    reward_eval.save(folder / "export", scorer)
+    reward_model = RewardModel(model, tiny_cases.parameters(model), tokenizer, meta, mesh)
+    reward_model.save(folder / "export")
     return folder
 
 

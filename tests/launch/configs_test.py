@@ -14,8 +14,8 @@ from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from launch import train_rm
 from launch.shared import cli
@@ -51,7 +51,7 @@ def test_train_step_of_a_variant(model, loss):
     how = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
     cfg = dataclasses.replace(llama.SIZES[config.model.size], **how)
     assert config.data.max_prompt_length < config.data.max_length <= cfg.max_position
-    reward_model = reward_eval.make_model(cfg, loss, config.model.head)
+    reward_model = make_module(cfg, loss, config.model.head)
     options = config.optimizer.to_dict()
     steps = config.steps or 100
     rate = optim.schedule(

@@ -161,8 +161,8 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (7, "neither a text, a record with an instruction nor"),
-        ({"prompt": "x"}, "neither a text"),
+        (7, "messages: 7 is not a message"),
+        ({"prompt": "x"}, "prompt: misses the field 'instruction'"),
         (["x"], "messages: x is not a message"),
         ([{"role": "user"}], "is not a message; give"),
         ([], "not none; use a model with a chat template"),

@@ -1,12 +1,14 @@
 """Normalized rewards: by hand, and what they promise."""
 
+import types
+
 import numpy as np
 import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional import pair_metrics
+from fgrlhf_jax.reward_model import evaluate
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model.model import Normalization
 
 
@@ -68,8 +70,8 @@ def test_normalization_reads_the_responses_that_nobody_edited():
     pairs = {"edits": edits, "preferences": preferences}
 
     def found(limit):
-        predict = lambda params, group: (0.0, group)  # noqa: E731
-        return reward_eval.fit_normalization(predict, None, pairs, "sequence", limit)
+        predictor = types.SimpleNamespace(predict=lambda params, group: (0.0, group))
+        return evaluate.fit_normalization(predictor, None, pairs, "sequence", limit)
 
     def of(*values):
         return pytest.approx((np.mean(values), np.std(values)))

@@ -17,8 +17,8 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -151,7 +151,7 @@ def test_the_state_action_head_adds_its_formula(side):
 def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
     mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
-    model = reward_eval.make_model(cfg, "token_edit", "after")
+    model = make_module(cfg, "token_edit", "after")
     head = reward_loop.initial_params(rm.get_config("tiny"), model, mesh)["head"]
     assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
@@ -162,18 +162,15 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
 def test_a_sequence_score_has_no_bias():
     mesh = sharding.make_mesh("8,1,1")
     for loss in reward_losses.LOSSES:
-        model = reward_eval.make_model(tiny_cases.CFG, loss, "after")
+        model = make_module(tiny_cases.CFG, loss, "after")
         head = llama.abstract_params(model, mesh)["head"]
         assert ("bias" in head) == (loss != "sequence")
 
 
 def test_a_state_action_head_needs_a_token_loss():
-    assert (
-        reward_eval.make_model(tiny_cases.CFG, "token_edit", "state_action").kind
-        == "state_action"
-    )
+    assert make_module(tiny_cases.CFG, "token_edit", "state_action").kind == "state_action"
     with pytest.raises(InputError, match="state_action"):
-        reward_eval.make_model(tiny_cases.CFG, "sequence", "state_action")
+        make_module(tiny_cases.CFG, "sequence", "state_action")
 
 
 # The train step

@@ -20,8 +20,9 @@ import safetensors.numpy
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.evaluate import encode_by_kind
+from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
@@ -202,9 +203,7 @@ def test_the_best_checkpoint_is_kept_and_exported(undisturbed):
 def kernel(run_dir: Path, step: int) -> bytes:
     """The scalar head's kernel in a checkpoint."""
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    model = reward_eval.make_model(
-        hf_load.read_config(run_dir / "export"), "token_edit", "after"
-    )
+    model = make_module(hf_load.read_config(run_dir / "export"), "token_edit", "after")
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
     params = llama.abstract_params(model, mesh)
     restored = checkpoints.restore(step, {"params": params})["params"]
@@ -334,7 +333,7 @@ def shapes(config) -> set[tuple]:
     _, tokenizer = supervised.model_and_tokenizer(config, rows)
     data = config.data.to_dict()
     smallest = data.pop("smallest_bucket")
-    pairs = reward_eval.encode(rows, "train", tokenizer, data)["edits"]
+    pairs = encode_by_kind(rows, "train", tokenizer, data)["edits"]
     buckets = make_buckets(config.data.max_length, smallest)
     recipe = reward_loop.make_recipe(config, pairs, buckets, config.micro_batch_size)
     return {recipe.batch(step)["tokens_B2S"].shape for step in range(3 * EVAL_EVERY)}

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import scorer as reward_eval
 from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
@@ -78,7 +78,7 @@ class Run(NamedTuple):
 
 def model_of(loss: str) -> llama.TokenValueModel:
     head = "after" if loss == "sequence" else "state_action"
-    return reward_eval.make_model(tiny_cases.CFG, loss, head)
+    return make_module(tiny_cases.CFG, loss, head)
 
 
 @functools.cache

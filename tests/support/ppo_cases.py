@@ -13,7 +13,7 @@ import tiny_cases
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import scorer as reward_eval
+from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import write_instructions
@@ -59,13 +59,12 @@ def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Pat
 
 def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1) -> Path:
     """What a finished launch.train_rm leaves for launch.ppo."""
-    model = reward_eval.make_model(CFG, loss, "after")
+    model = make_module(CFG, loss, "after")
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
-    meta = reward_eval.Meta("after", settings, NORMALIZATION, DATA)
+    meta = RewardMeta("after", settings, NORMALIZATION, DATA)
     mesh = sharding.make_mesh("1,-1,1")
     params = tiny_cases.parameters(model, seed)
-    scorer = reward_eval.Scorer(model, params, tokenizer, meta, mesh)
-    reward_eval.save(folder / "export", scorer)
+    RewardModel(model, params, tokenizer, meta, mesh).save(folder / "export")
     return folder
 
 

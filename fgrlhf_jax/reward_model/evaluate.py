@@ -1,0 +1,222 @@
+"""Evaluating a reward model on pairs: their values, and the table of what it gets right."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional import pair_metrics
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.scorer import RewardModel
+from fgrlhf_jax.runtime import sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+KINDS = {"edits": records.Edit, "preferences": records.Preference}
+
+
+def encode_by_kind(
+    rows: Sequence[records.Record],
+    source: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    data: dict,
+    log: Callable[[str], None] = print,
+) -> dict[str, list[Pair]]:
+    """Pairs by kind ("edits", "preferences"); logs how many records were left out, and why.
+
+    Args:
+      source: what messages call the records.
+      data: the arguments of ``encode_pairs``.
+
+    Raises:
+      InputError: for records that are neither, or when no pair is left.
+    """
+    if any(not isinstance(row, tuple(KINDS.values())) for row in rows):
+        raise InputError(
+            f"{source}: holds instructions; a reward model needs edits (original, edited) or "
+            "preferences (output_1, output_2, preference)"
+        )
+    pairs = {}
+    for kind, record in KINDS.items():
+        group = [(number, row) for number, row in enumerate(rows) if isinstance(row, record)]
+        if not group:
+            continue
+        numbers, group = zip(*group, strict=True)
+        try:
+            encoded, counts = encode_pairs(group, tokenizer, **data)
+        except InputError as error:
+            raise InputError(f"{source}: {kind}: {error}") from error
+        # `row` counts within the kind; from here on it counts within the file.
+        pairs[kind] = [dataclasses.replace(pair, row=numbers[pair.row]) for pair in encoded]
+        log(f"{source}: {kind}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return pairs
+
+
+class PairPredictor:
+    """Values of pairs in few fixed shapes, one executable a bucket.
+
+    Attributes:
+      batch_size: pairs at a time, a multiple of what the mesh divides.
+      step: the jitted evaluation of one batch.
+    """
+
+    def __init__(
+        self,
+        module: llama.TokenValueModel,
+        settings: dict,
+        mesh: Mesh,
+        buckets: Sequence[int],
+        batch_size: int,
+    ):
+        self.mesh, self.buckets = mesh, buckets
+        self.batch_size = sharding.round_batch_size(batch_size, mesh)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        step = functools.partial(reward.eval_step, model=module, **settings)
+        self.step = jax.jit(step, out_shardings=replicated)
+        self._params = llama.abstract_params(module, mesh)
+        self._compiled: dict = {}
+
+    def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[float, list]:
+        """Mean loss, and the ``pair_metrics.PairValues`` of each pair, in order."""
+        loss = 0.0
+        scored: list = [None] * len(pairs)
+        for rows, batch in self._batches(pairs):
+            sums, value_B2S = self._run(params, batch)
+            loss += float(sums["loss"])
+            unpadded = pair_metrics.unpad(np.asarray(value_B2S), batch)
+            for row, values in zip(rows, unpadded, strict=True):
+                scored[row] = values
+        return loss / len(pairs), scored
+
+    def validation_metrics(
+        self, params: dict, pairs: Mapping[str, Sequence[Pair]]
+    ) -> dict[str, float]:
+        """Mean loss and accuracy (of the score that the loss trains) over all kinds of pairs."""
+        total = sum(len(group) for group in pairs.values())
+        metrics = {"validation/loss": 0.0, "validation/accuracy": 0.0}
+        for group in pairs.values():
+            for _, batch in self._batches(group):
+                sums, _ = self._run(params, batch)
+                for name in metrics:
+                    metrics[name] += float(sums[name.removeprefix("validation/")]) / total
+        return metrics
+
+    def warm_up(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
+        """Compiles every shape that ``pairs`` (by kind) need."""
+        for group in pairs.values():
+            for _, batch in self._batches(group):
+                self._executable(sharding.put_batch(batch, self.mesh))
+
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, dict]]:
+        """(rows, host batch) of batches of similar length, in a fixed order."""
+        lengths = [pair.length for pair in pairs]
+        for bucket, rows, _ in by_length(lengths, self.batch_size, self.buckets):
+            yield rows, pad_pairs([pairs[r] for r in rows], bucket, self.batch_size)
+
+    def _run(self, params: dict, batch: dict):
+        batch = sharding.put_batch(batch, self.mesh)
+        return self._executable(batch)(params, batch)
+
+    def _executable(self, batch: dict):
+        """The executable of this batch's shape, compiled at first use."""
+        bucket = batch["tokens_B2S"].shape[-1]
+        if bucket not in self._compiled:
+            with jax.set_mesh(self.mesh):
+                self._compiled[bucket] = self.step.lower(self._params, batch).compile()
+        return self._compiled[bucket]
+
+
+def make_tables(
+    predictor: PairPredictor,
+    reward_model: RewardModel,
+    pairs: Mapping[str, Sequence[Pair]],
+    rows: Sequence[records.Record],
+) -> dict[str, dict]:
+    """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
+    meta, tables = reward_model.meta, {}
+    for kind, group in pairs.items():
+        loss, scored = predictor.predict(reward_model.params, group)
+        tables[kind] = pair_metrics.compute_pair_metrics(
+            scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
+        )
+        tables[kind]["loss"] = loss
+        values, labels = [], []
+        for pair_values, pair in zip(scored, group, strict=True):
+            if spans := getattr(rows[pair.row], "error_spans", ()):
+                text, append_eos = rows[pair.row].original, meta.data["append_eos"]
+                label = span_labels(reward_model.tokenizer, text, spans, append_eos)
+                values.append(pair_values.value_j)
+                labels.append(label[: pair_values.value_j.size])
+        if values:
+            tables[kind]["auroc_spans"] = pair_metrics.span_auroc(values, labels)
+    return tables
+
+
+def evaluate(
+    reward_model: RewardModel,
+    sets: Mapping[str, Sequence[records.Record]],
+    *,
+    batch_size: int,
+    smallest_bucket: int = 64,
+    **data,
+) -> dict[str, dict]:
+    """The tables of a reward model on sets of records.
+
+    Args:
+      sets: records by what messages call them.
+      batch_size: pairs at a time, rounded up to what the mesh divides.
+      smallest_bucket: tokens that the shortest rows are padded to.
+      **data: arguments of ``encode_pairs`` other than those of its training.
+
+    Returns:
+      A table for each kind of pair ("edits", "preferences"), for each set.
+
+    Raises:
+      InputError: as :func:`encode_by_kind`.
+    """
+    data = reward_model.meta.data | data
+    predictor = PairPredictor(
+        reward_model.module,
+        reward_model.meta.settings,
+        reward_model.mesh,
+        make_buckets(data["max_length"], smallest_bucket),
+        batch_size,
+    )
+    tables = {}
+    for name, rows in sets.items():
+        pairs = encode_by_kind(rows, name, reward_model.tokenizer, data)
+        tables[name] = make_tables(predictor, reward_model, pairs, rows)
+    return tables
+
+
+def fit_normalization(
+    predictor: PairPredictor,
+    params: dict,
+    pairs: Mapping[str, Sequence[Pair]],
+    level: str,
+    limit: int,
+) -> reward.Normalization:
+    """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
+
+    These are the originals of edits and both sides of preferences: samples of the policy that the
+    feedback was given to.
+    """
+    values = []
+    total = sum(len(group) for group in pairs.values())
+    for kind, group in pairs.items():
+        count = max(1, round(len(group) * min(1.0, limit / total)))
+        chosen = [group[i] for i in np.linspace(0, len(group) - 1, count).astype(int)]
+        _, scored = predictor.predict(params, chosen)
+        values += [pair.value_j for pair in scored]
+        values += [pair.value_i for pair in scored] if kind == "preferences" else []
+    return reward.fit_normalization(values, level=level)
