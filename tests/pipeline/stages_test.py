@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,9 +102,26 @@ MADE_FROM = {
 }
 
 
+class InThisProcess:
+    """A process that has ended when it is started."""
+
+    returncode = 0
+
+    def __init__(self, command: list[str], **_):
+        module, *arguments = command[2:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            runpy.run_path(f"{os.environ['PYTHONPATH']}/{module}.py")
+
+    def poll(self) -> int:
+        return self.returncode
+
+
 @pytest.fixture
-def study(make_stage, tmp_path):
+def study(make_stage, tmp_path, monkeypatch):
     """Stages a → b → c and e, and d → e; b is a file beside the folders of c and e."""
+    monkeypatch.setattr(stages.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(stages.time, "sleep", lambda seconds: None)
     folder, source = tmp_path / "run", Stage("source", (), tmp_path / "source")
     source.output.write_text("1")
     a = make_stage("a", folder / "a" / "out", source)
