@@ -2,16 +2,13 @@
 
 import importlib
 import itertools
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.arms import select_arms
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
-from fgrlhf_jax.runtime import run_dir
 from launch import pipeline
 from launch.shared import cli
 
@@ -99,15 +96,6 @@ def test_tiny_models_stay_off_the_accelerators(variant, monkeypatch):
     assert not any("JAX_PLATFORMS" in s.environment for s in build_stages(config, RUN))
 
 
-def test_a_run_from_before_goes_on_on_other_platforms(tmp_path):
-    config = make_config(run_dir=str(tmp_path))
-    before = json.loads(config.to_json())
-    del before["platforms"]
-    (tmp_path / "metrics.jsonl").touch()
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    run_dir.check_run(config)
-
-
 # --- flags of the commands ---------------------------------------------------------------------
 
 
@@ -124,12 +112,6 @@ def test_a_run_from_before_goes_on_on_other_platforms(tmp_path):
 )
 def test_flags_are_plain_text(text, flags):
     assert parse_flags(text) == flags
-
-
-@pytest.mark.parametrize("text", ["steps", "--config.steps=1", "=1", "a b=1"])
-def test_text_that_is_no_flag(text):
-    with pytest.raises(InputError, match=r"ppo\.flags=.* is no flag; write NAME=VALUE"):
-        build_stages(make_config(ppo__flags=text), RUN)
 
 
 def test_flags_are_added_to_the_defaults_and_win():
@@ -151,47 +133,6 @@ def test_flags_are_added_to_the_defaults_and_win():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"ppo__flags": "seed=3"}, "seed=3: the pipeline sets this flag of launch.ppo itself"),
-        ({"ppo__flags": "judge=a:b"}, "itself; give --config.judge=…"),
-        ({"ppo__flags": "data.max_new_tokens=9"}, "give --config.max_new_tokens=…"),
-        ({"arms__oracle__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
-        ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
-        ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
-        (
-            {"imitate__flags": "train=x"},
-            "pipeline sets this flag of launch.sft itself; drop it",
-        ),
-    ],
-)
-def test_a_flag_that_would_be_in_vain(fields, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        build_stages(make_config(**fields), RUN)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"ppo__flags": "kl.coeff=1"},
-            "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; did you mean kl.c",
-        ),
-        ({"arms__oracle__flags": "stepps=1"}, "stage seed_0/oracle: --config.stepps: there is"),
-        ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
-        ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
-        ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
-        ({"ppo__flags": "critic=1"}, "critic='1' is not one of separate, shared"),
-    ],
-)
-def test_a_wrong_flag_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
-    monkeypatch.delattr(pipeline.stages, "run")
-    with pytest.raises(InputError, match=re.escape(message)):
-        pipeline.main(make_config(run_dir=str(tmp_path / "run"), **fields))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
     ("field", "close"),
     [
         ("ppo.flags.kl.coef", "ppo.flags"),
@@ -207,32 +148,43 @@ def test_a_misspelt_field_of_flags(field, close):
         make_config(**{field: 1})
 
 
-# --- what a pipeline refuses -------------------------------------------------------------------
+REFUSED = [
+    # No flags.
+    *(
+        ({"ppo__flags": text}, f"ppo.flags={text}: {text!r} is no flag; write NAME=VALUE")
+        for text in ("steps", "--config.steps=1", "=1", "a b=1")
+    ),
+    # Flags that would be in vain.
+    ({"ppo__flags": "seed=3"}, "seed=3: the pipeline sets this flag of launch.ppo itself"),
+    ({"ppo__flags": "judge=a:b"}, "itself; give --config.judge=…"),
+    ({"ppo__flags": "data.max_new_tokens=9"}, "give --config.max_new_tokens=…"),
+    ({"arms__oracle__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
+    ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
+    ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
+    ({"imitate__flags": "train=x"}, "pipeline sets this flag of launch.sft itself; drop it"),
+    # Flags that their command refuses.
+    (
+        {"ppo__flags": "kl.coeff=1"},
+        "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; did you mean kl.coef?",
+    ),
+    ({"arms__oracle__flags": "stepps=1"}, "stage seed_0/oracle: --config.stepps: there is"),
+    ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
+    ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
+    ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
+    ({"ppo__flags": "critic=1"}, "critic='1' is not one of separate, shared"),
+    # Files, judges and arms that cannot be.
+    ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
+    ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
+    ({"run_arms": "ppo"}, "'ppo' is not one of"),
+    ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
+    ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
+    ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
+]
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
-        ({"files__test": "x.jsonl"}, "files.test is given to a config of the embedded"),
-        ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
-    ],
-)
-def test_what_a_pipeline_cannot_use(fields, message, tmp_path):
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
+    monkeypatch.delattr(pipeline.stages, "run")
     with pytest.raises(InputError, match=re.escape(message)):
         pipeline.main(make_config(run_dir=str(tmp_path / "run"), **fields))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"run_arms": "ppo"}, "'ppo' is not one of"),
-        ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
-        ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
-        ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
-    ],
-)
-def test_arms_that_cannot_be(fields, message):
-    with pytest.raises(InputError, match=message):
-        select_arms(make_config(**fields))

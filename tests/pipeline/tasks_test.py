@@ -195,16 +195,6 @@ def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
     }
 
 
-def test_prompts_of_ones_own_need_no_output(make_sets):
-    rows = {
-        name: [{"instruction": f"{name} {n}", "dataset": "mine"} for n in range(9)]
-        for name in ("prompts", "test")
-    }
-    sets = make_sets(edits=EDITS, **rows)
-    for name, file in (("prompts", "ppo"), ("test", "test")):
-        assert prompts_of(sets[file]) == {row["instruction"] for row in rows[name]}
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [
