@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 # No test needs a network: a look-up on a hub must fail at once instead of being tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import bad_input_cases
 import jax
 import pytest
 
@@ -48,6 +49,17 @@ def pytest_collection_modifyitems(config, items):
     parity = [item for item in items if item.get_closest_marker("parity")]
     items[:] = [item for item in items if item not in parity]
     config.hook.pytest_deselected(items=parity)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command on flags and fields that it must refuse: its one sentence."""
+
+    def refused(module, *flags: str, **fields) -> str:
+        result = bad_input_cases.run(monkeypatch, capsys, module, *flags, **fields)
+        return bad_input_cases.error_sentence(result)
+
+    return refused
 
 
 @pytest.fixture(scope="session")

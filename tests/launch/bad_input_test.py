@@ -10,7 +10,7 @@ import bad_input_cases
 import jax
 import pytest
 import tiny_cases
-from bad_input_cases import contents, filled, only
+from bad_input_cases import fill, read_files
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
@@ -23,11 +23,6 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, score, train_rm
 from launch.shared import cli
 
-DEFAULTS = {
-    train_rm: "configs/rm.py:tiny,token_edit",
-    evaluate_rm: "configs/evaluate_rm.py",
-    score: "configs/score.py",
-}
 CFG = llama.LlamaConfig(300, 16, 32, 1, 2, 1, 8, max_position=256)
 
 
@@ -42,8 +37,8 @@ def data(tmp_path_factory) -> Path:
         "instructions": [records.Instruction("say hello", "", "hello")] * 9,
         "prompts": [records.Instruction("say hello", "", "")],
     }
-    for name, some in rows.items():
-        write_jsonl(folder / f"{name}.jsonl", some)
+    for name in rows:
+        write_jsonl(folder / f"{name}.jsonl", rows[name])
     lines = (folder / "train.jsonl").read_text().splitlines()
     (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
     (folder / "empty.jsonl").touch()
@@ -91,34 +86,23 @@ def reward_model(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys):
-    """Run a command on fields and flags; returns its exit status and the lines on stderr."""
-
-    def launch(module, *flags: str, **fields) -> tuple[int, list[str]]:
-        return bad_input_cases.launch(
-            monkeypatch, capsys, module, DEFAULTS[module], *flags, **fields
-        )
-
-    return launch
+def train_fields(data, tmp_path) -> dict:
+    """Of launch.train_rm on small files in a folder of its own."""
+    return {
+        "train": data / "train.jsonl",
+        "validation": data / "validation.jsonl",
+        "run_dir": tmp_path / "run",
+        "steps": 4,
+        "batch_size": 8,
+        "model__vocab_size": 300,
+        "data__smallest_bucket": 128,
+    }
 
 
 @pytest.fixture
-def train(launch, data, tmp_path):
-    """Run launch.train_rm on small files in a folder of its own."""
-
-    def train(*flags: str, **fields) -> tuple[int, list[str]]:
-        usual = {
-            "train": data / "train.jsonl",
-            "validation": data / "validation.jsonl",
-            "run_dir": tmp_path / "run",
-            "steps": 4,
-            "batch_size": 8,
-            "model__vocab_size": 300,
-            "data__smallest_bucket": 128,
-        }
-        return launch(train_rm, *flags, **(usual | fields))
-
-    return train
+def train(refused, train_fields):
+    """Run launch.train_rm with other fields: the sentence that refuses them."""
+    return lambda **fields: refused(train_rm, **train_fields | fields)
 
 
 # Fields of launch.train_rm ("__" for the dots) and a part of the sentence; DATA has files of every
@@ -162,14 +146,14 @@ TRAIN = [
 
 @pytest.mark.parametrize(("fields", "says"), TRAIN)
 def test_training(train, data, tmp_path, fields, says):
-    fields = {k: filled(v, {"DATA": data}) for k, v in fields.items()}
-    assert says in only(train(**fields))
+    fields = {k: fill(v, {"DATA": data}) for k, v in fields.items()}
+    assert says in train(**fields)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_train_for_a_model_that_makes_no_data(launch, tmp_path, monkeypatch):
+def test_no_train_for_a_model_that_makes_no_data(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "train is empty" in only(launch(train_rm, "--config=configs/rm.py:cad"))
+    assert "train is empty" in refused(train_rm, "--config=configs/rm.py:cad")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +162,7 @@ def test_run_dir_that_cannot_be_written(train, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     assert re.match(
         rf"run_dir={tmp_path}/{place} cannot be written \(.*\); choose another folder",
-        only(train(run_dir=tmp_path / place)),
+        train(run_dir=tmp_path / place),
     )
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -192,28 +176,28 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
     (run_dir / trace).touch()
     config = cli.parse(
         ["", f"--config.train={data / 'train.jsonl'}", "--config.optimizer.b1=0.5"],
-        DEFAULTS[train_rm],
+        train_rm.CONFIG,
     )
     write_json(run_dir / "config.json", json.loads(config.to_json()))
-    before = contents(tmp_path)
-    sentence = only(train(steps=5, optimizer__b1=0.25, save_every=3, max_to_keep=9))
+    before = read_files(tmp_path)
+    sentence = train(steps=5, optimizer__b1=0.25, save_every=3, max_to_keep=9)
     assert sentence.startswith(f"run_dir={run_dir} holds a run of another config: ")
     assert "optimizer.b1 (there 0.5, now 0.25)" in sentence
     assert f"steps (there {config.steps}, now 5)" in sentence
     for same in ("seed", "train", "save_every", "max_to_keep", "run_dir"):
         assert f", {same} (" not in sentence
     assert "choose another run_dir" in sentence
-    assert contents(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
 def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints" / "5").mkdir(parents=True)
-    config = cli.parse(["", f"--config.train={data / 'train.jsonl'}"], DEFAULTS[train_rm])
+    config = cli.parse(["", f"--config.train={data / 'train.jsonl'}"], train_rm.CONFIG)
     fields = json.loads(config.to_json())
     fields |= {"keep": fields.pop("max_to_keep"), "select": fields.pop("best_metric")}
     write_json(run_dir / "config.json", fields)
-    assert "select is now best_metric, keep is now max_to_keep" in only(train(run_dir=run_dir))
+    assert "select is now best_metric, keep is now max_to_keep" in train(run_dir=run_dir)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +210,12 @@ def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
 def test_run_dir_of_something_else(train, tmp_path, text, says):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(text)
-    assert re.search(says, only(train()))
-    assert contents(tmp_path) == {str(tmp_path / "run" / "config.json"): text.encode()}
+    assert re.search(says, train())
+    assert read_files(tmp_path) == {str(tmp_path / "run" / "config.json"): text.encode()}
 
 
-def changed(folder: Path, file: str, change) -> Path:
-    """``folder`` with one file changed."""
+def change_file(folder: Path, file: str, change) -> Path:
+    """``folder``, after a change of one file's bytes."""
     (folder / file).write_bytes(change((folder / file).read_bytes()))
     return folder
 
@@ -245,44 +229,32 @@ def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def fields(**given):
-    return lambda content: json.dumps(json.loads(content) | given).encode()
+def set_keys(**values):
+    return lambda content: json.dumps(json.loads(content) | values).encode()
 
 
-MODELS = {
-    "another architecture": (
+MODELS = [
+    ("config.json", set_keys(model_type="gpt2"), "'gpt2'; only LLaMA-like models can be read"),
+    (
         "config.json",
-        fields(model_type="gpt2"),
-        "config.json: model_type is 'gpt2'; only LLaMA-like models can be read",
+        set_keys(vocab_size=280),
+        "its 300 ids do not fit the model's vocabulary of",
     ),
-    "vocabulary larger than the embedding": (
-        "config.json",
-        fields(vocab_size=280),
-        "tokenizer: its 300 ids do not fit the model's vocabulary of 280",
-    ),
-    "no EOS": (
-        "tokenizer_config.json",
-        fields(eos_token=None),
-        "lm: the tokenizer has no EOS token; set eos_token in its config",
-    ),
-    "a flipped byte": ("model.safetensors", flip, "model.safetensors: is damaged"),
-    "cut short": ("model.safetensors", half, "model.safetensors: is damaged"),
-    "half a config": ("config.json", half, "config.json: is not readable JSON"),
-    "another width": (
-        "config.json",
-        fields(intermediate_size=48),
-        "lm: these weights do not fit the model; misshapen: model.layers.0.mlp",
-    ),
-}
+    ("config.json", set_keys(intermediate_size=48), "misshapen: model.layers.0.mlp"),
+    ("config.json", half, "config.json: is not readable JSON"),
+    ("tokenizer_config.json", set_keys(eos_token=None), "has no EOS token; set eos_token in"),
+    ("model.safetensors", flip, "model.safetensors: is damaged"),
+    ("model.safetensors", half, "model.safetensors: is damaged"),
+]
 
 
-@pytest.mark.parametrize(("file", "change", "says"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("file", "change", "says"), MODELS)
 def test_models(train, checkpoint, tmp_path, file, change, says):
-    copy = changed(shutil.copytree(checkpoint, tmp_path / "lm"), file, change)
-    assert says in only(train(model__path=copy))
+    copy = change_file(shutil.copytree(checkpoint, tmp_path / "lm"), file, change)
+    assert says in train(model__path=copy)
     # A start that came to nothing does not hold the folder for its config.
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert "nowhere" in only(train(model__path="nowhere/at/all"))
+    assert "nowhere" in train(model__path="nowhere/at/all")
 
 
 @pytest.fixture
@@ -293,7 +265,7 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_loss_that_is_not_a_number(train, data, tmp_path):
+def test_loss_that_is_not_a_number(train, train_fields, data, tmp_path, monkeypatch, capsys):
     """And then: going on with other data, and from a damaged checkpoint."""
     sets = ("train", "validation")
     files = [Path(shutil.copy(data / f"{name}.jsonl", tmp_path)) for name in sets]
@@ -303,7 +275,7 @@ def test_loss_that_is_not_a_number(train, data, tmp_path):
         "save_every": 1,
         "eval_every": 0,
     }
-    status, lines = train(**same)
+    status, lines = bad_input_cases.run(monkeypatch, capsys, train_rm, **train_fields | same)
     assert status == 2
     assert re.fullmatch(
         r"error: step 2: (loss|grad_norm) is (nan|inf); stopped, the last good checkpoint is "
@@ -311,34 +283,35 @@ def test_loss_that_is_not_a_number(train, data, tmp_path):
         lines[-1],
     )
     run_dir = tmp_path / "run"
-    kept = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in kept] == [1]
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1]
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["1"]
     assert not (run_dir / "export").exists()
 
-    before = contents(run_dir)
+    before = read_files(run_dir)
     for file in files:
         whole = file.read_bytes()
         file.write_bytes(b"\n".join(whole.splitlines()[1:]))
-        sentence = only(train(**same))
+        sentence = train(**same)
         assert f"{run_dir}: the training or validation data or the tokenizer has ch" in sentence
         assert "changed since step 1; choose another run_dir" in sentence
         file.write_bytes(whole)
-    assert contents(run_dir) == before
+    assert read_files(run_dir) == before
 
     params = [path for path in run_dir.glob("checkpoints/1/params/**/*") if path.is_file()]
     largest = max(params, key=lambda path: path.stat().st_size)
-    changed(largest.parent, largest.name, flip)
-    sentence = only(train(**same))
+    change_file(largest.parent, largest.name, flip)
+    sentence = train(**same)
     assert sentence.startswith(f"{run_dir}/checkpoints/1: this checkpoint cannot be read (")
     assert sentence.endswith("; start again in a new run_dir")
-    assert contents(run_dir).keys() == before.keys()
+    assert read_files(run_dir).keys() == before.keys()
 
 
 @pytest.mark.usefixtures("one_device")
-def test_evaluation_that_is_not_a_number(train, tmp_path):
+def test_evaluation_that_is_not_a_number(train_fields, tmp_path, monkeypatch, capsys):
     """Nothing is saved of a state whose validation is not finite."""
-    status, lines = train(optimizer__learning_rate=1e30, save_every=0, eval_every=1)
+    fields = train_fields | {"optimizer__learning_rate": 1e30, "save_every": 0, "eval_every": 1}
+    status, lines = bad_input_cases.run(monkeypatch, capsys, train_rm, **fields)
     assert status == 2
     assert re.match(
         r"error: step 1: validation/loss is (nan|inf); stopped, nothing was saved; lower",
@@ -363,56 +336,47 @@ USE = [
 ]
 
 
-@pytest.mark.parametrize(("given", "says"), USE)
+@pytest.mark.parametrize(("fields", "says"), USE)
 @pytest.mark.parametrize("module", [evaluate_rm, score])
-def test_use(launch, data, checkpoint, reward_model, tmp_path, module, given, says):
+def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, says):
     extension, source = ("json", "test") if module is evaluate_rm else ("jsonl", "input")
-    stands = {"DATA": data, "LM": checkpoint, "OUT": tmp_path, "EXT": extension}
+    words = {"DATA": data, "LM": checkpoint, "OUT": tmp_path, "EXT": extension}
     (tmp_path / f"folder.{extension}").mkdir()
-    usual = {
-        "reward_model": reward_model,
-        "INPUT": data / "validation.jsonl",
-        "output": tmp_path / f"out.{extension}",
-    }
-    wanted = {k: filled(v, stands) for k, v in (usual | given).items()}
-    wanted[source] = wanted.pop("INPUT")
-    assert says in only(launch(module, **wanted))
-    assert contents(tmp_path) == {}
+    usual = {"reward_model": reward_model, "INPUT": data / "validation.jsonl"}
+    usual["output"] = tmp_path / f"out.{extension}"
+    fields = {name: fill(value, words) for name, value in (usual | fields).items()}
+    fields[source] = fields.pop("INPUT")
+    assert says in refused(module, **fields)
+    assert read_files(tmp_path) == {}
 
 
-def test_nothing_to_evaluate_or_to_score(launch, data, reward_model):
-    assert "instructions.jsonl: holds instructions" in only(
-        launch(evaluate_rm, reward_model=reward_model, test=data / "instructions.jsonl")
+def test_nothing_to_evaluate_or_to_score(refused, data, reward_model):
+    assert "instructions.jsonl: holds instructions" in refused(
+        evaluate_rm, reward_model=reward_model, test=data / "instructions.jsonl"
     )
-    assert "no response in 'output'" in only(
-        launch(score, reward_model=reward_model, input=data / "prompts.jsonl")
+    assert "no response in 'output'" in refused(
+        score, reward_model=reward_model, input=data / "prompts.jsonl"
     )
 
 
 @pytest.mark.parametrize("change", [flip, half])
-def test_a_damaged_reward_model(launch, data, reward_model, tmp_path, change):
+def test_a_damaged_reward_model(refused, data, reward_model, tmp_path, change):
     copy = shutil.copytree(reward_model / "export", tmp_path / "rm")
-    changed(copy, "model.safetensors", change)
-    sentence = only(launch(score, reward_model=copy, input=data / "validation.jsonl"))
+    change_file(copy, "model.safetensors", change)
+    sentence = refused(score, reward_model=copy, input=data / "validation.jsonl")
     assert f"{copy}/model.safetensors: is damaged" in sentence
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (KeyboardInterrupt(), "interrupted; run the same command to go on"),
-        (
-            KeyboardInterrupt("step 3 is saved"),
-            "step 3 is saved; run the same command to go on",
-        ),
-    ],
+    ("reason", "says"), [((), "interrupted"), (("step 3 is saved",), "step 3 is saved")]
 )
-def test_interrupts(launch, monkeypatch, error, says):
+def test_interrupts(monkeypatch, capsys, reason, says):
     def main(config):
-        raise error
+        raise KeyboardInterrupt(*reason)
 
     monkeypatch.setattr(score, "main", main)
-    assert launch(score) == (130, [says])
+    result = bad_input_cases.run(monkeypatch, capsys, score)
+    assert result == (130, [f"{says}; run the same command to go on"])
 
 
 def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):
@@ -423,4 +387,4 @@ def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["score"])
     with pytest.raises(ValueError, match="ours"):
-        cli.command(main, DEFAULTS[score], "")
+        cli.command(main, score.CONFIG, "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import bad_input_cases
 import ppo_cases
 import pytest
-from bad_input_cases import contents, filled, only
+from bad_input_cases import error_sentence, fill, read_files
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
@@ -20,12 +20,6 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft_loop
 from launch import generate, ppo, sft
 from launch.shared import cli
-
-DEFAULTS = {
-    ppo: ppo_cases.DEFAULT,
-    sft: "configs/sft.py:tiny",
-    generate: "configs/generate.py",
-}
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +62,10 @@ def launch(monkeypatch, capsys, world, data, tmp_path):
     }
 
     def launch(module, fields: dict, says: str, *flags: str, bar=False) -> tuple[str, str]:
-        fields = {name: filled(value, stands) for name, value in fields.items()}
-        default = DEFAULTS[module]
-        status, lines = bad_input_cases.launch(
-            monkeypatch, capsys, module, default, *flags, **fields
-        )
+        fields = {name: fill(value, stands) for name, value in fields.items()}
+        status, lines = bad_input_cases.run(monkeypatch, capsys, module, *flags, **fields)
         assert len(lines) > 1 or not bar  # above it, the progress
-        return only((status, lines[-1:] if bar else lines)), filled(says, stands)
+        return error_sentence((status, lines[-1:] if bar else lines)), fill(says, stands)
 
     return launch
 
@@ -193,11 +184,11 @@ def test_a_run_dir_of_other_prompts_or_another_config(launch, world, tmp_path):
     usual = ppo_cases.fields(world, run_dir)
     (run_dir / "checkpoints" / "1").mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps({"run_dir": "x", "seed": 3}))
-    before = contents(run_dir)
+    before = read_files(run_dir)
     sentence, _ = launch(ppo, usual | {"micro_batch_size": 8}, "")
     assert f"run_dir={run_dir} holds a run of another config: " in sentence
     assert "seed (there 3, now 0)" in sentence
-    assert contents(run_dir) == before
+    assert read_files(run_dir) == before
 
 
 SFT = [
@@ -245,7 +236,7 @@ def test_sft_knows_all_its_data(world, tmp_path, monkeypatch):
     rows = {name: records.read(str(getattr(world, name))) for name in ("prompts", "validation")}
     other = {"prompts": rows["prompts"][1:], "validation": rows["validation"][1:]}
     usual = {"run_dir": tmp_path / "run", "batch_size": 8, "model__vocab_size": 300}
-    config = cli.parse(["", *ppo_cases.flags(usual)], DEFAULTS[sft])
+    config = cli.parse(["", *ppo_cases.flags(usual)], sft.CONFIG)
     for given in (rows, rows, rows | {"validation": other["validation"]}, rows | other):
         sets = {"train": given["prompts"], "validation": given["validation"]}
         with pytest.raises(KeyboardInterrupt):

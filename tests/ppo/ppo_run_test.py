@@ -269,8 +269,7 @@ def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
     limit = {"kl__limit": 0.9 * kls[number - 1], "save_every": 0}
     fields = ppo_cases.fields(world, run_dir, **limit)
     for _ in range(2):
-        default = ppo_cases.DEFAULT
-        status, lines = bad_input_cases.launch(monkeypatch, capsys, command, default, **fields)
+        status, lines = bad_input_cases.run(monkeypatch, capsys, command, **fields)
         assert status == 2
         assert lines[-1].startswith(
             f"error: step {number}: KL to the reference is {kls[number - 1]:.1f} nats"

@@ -85,14 +85,14 @@ def config_of(run_dir: Path):
 def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
     run_dir = tmp_path / "run"
     holder = hold(run_dir, lock=OURS)
-    before = bad_input_cases.contents(tmp_path)
+    before = bad_input_cases.read_files(tmp_path)
     with pytest.raises(InputError) as caught:
         run_folder.open_run(config_of(run_dir))
     assert str(caught.value) == (
         f"run_dir={run_dir}: another process (PID {holder.pid}) is running there; wait for it or "
         "choose another run_dir"
     )
-    assert bad_input_cases.contents(tmp_path) == before
+    assert bad_input_cases.read_files(tmp_path) == before
     holder.kill()
     os.kill(holder.child, 0)  # what it started lives on, and has no lock
     run_folder.open_run(config_of(run_dir))
@@ -156,25 +156,19 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         run_folder.lock(tmp_path / "file" / "run")
 
 
-COMMANDS = {
-    train_rm: "configs/rm.py:tiny,token_edit",
-    sft: "configs/sft.py:tiny",
-    ppo: "configs/ppo.py:tiny,token",
-    pipeline: "configs/pipeline.py:tiny",
-}
+COMMANDS = (train_rm, sft, ppo, pipeline)
 
 
-def test_every_command_refuses_a_folder_in_use(hold, monkeypatch, capsys, tmp_path):
+def test_every_command_refuses_a_folder_in_use(hold, monkeypatch, refused, tmp_path):
     """On the embedded data too, which would be the first that it writes."""
     monkeypatch.setattr(embedded, "ensure_trained", lambda main, spec: str(tmp_path))
     folders = {module: tmp_path / module.__name__ for module in COMMANDS}
     holder = hold(*folders.values())
-    before = bad_input_cases.contents(tmp_path)
-    for module, default in COMMANDS.items():
-        given = {"run_dir": folders[module]}
-        ended = bad_input_cases.launch(monkeypatch, capsys, module, default, **given)
-        assert f"another process (PID {holder.pid}) is running" in bad_input_cases.only(ended)
-    assert bad_input_cases.contents(tmp_path) == before
+    before = bad_input_cases.read_files(tmp_path)
+    for module in COMMANDS:
+        message = refused(module, run_dir=folders[module])
+        assert f"another process (PID {holder.pid}) is running" in message
+    assert bad_input_cases.read_files(tmp_path) == before
 
 
 def test_a_command_that_ends_gives_its_folder_back(hold, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""What a user may get wrong in the fields of a command, and what is then said."""
+"""Runs commands on input that they must refuse."""
 
 import re
 import signal
@@ -10,21 +10,21 @@ import pytest
 from launch.shared import cli
 
 
-def launch(monkeypatch, capsys, module, default: str, *flags: str, **fields):
+def run(monkeypatch, capsys, module, *flags: str, **fields) -> tuple[int, list[str]]:
     """Run a command that will fail: (its exit status, the lines on stderr). "__" for the dots."""
-    named = [f"--config.{name.replace('__', '.')}={v}" for name, v in fields.items()]
-    monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *named])
+    overrides = [f"--config.{name.replace('__', '.')}={v}" for name, v in fields.items()]
+    monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *overrides])
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as stop:
-            cli.command(module.main, default, module.__doc__)
+            cli.command(module.main, module.CONFIG, module.__doc__)
     finally:
         signal.signal(signal.SIGTERM, before)
     lines = re.split(r"[\r\n]+", capsys.readouterr().err)
     return stop.value.code, [line for line in lines if line.strip()]
 
 
-def only(result: tuple[int, list[str]]) -> str:
+def error_sentence(result: tuple[int, list[str]]) -> str:
     """The one sentence, without "error: "."""
     status, lines = result
     assert status == 2, lines
@@ -33,12 +33,12 @@ def only(result: tuple[int, list[str]]) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def filled(value, stands: dict):
+def fill(value, words: dict):
     """A field's value with the words of a table replaced by what they stand for."""
-    for word, meaning in stands.items():
+    for word, meaning in words.items():
         value = value.replace(word, str(meaning)) if isinstance(value, str) else value
     return value

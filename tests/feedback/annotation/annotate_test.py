@@ -8,13 +8,13 @@ import os
 import socket
 import sys
 
-import bad_input_cases
 import pytest
 
 from fgrlhf_jax.feedback.annotation import formats, page, server
 from fgrlhf_jax.feedback.annotation.history import EDITED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from launch import annotate
+from launch.shared import cli
 
 ROW = '{"instruction": "Say one.", "output": "Won."}\n'
 
@@ -82,7 +82,7 @@ def test_a_save_is_reported_though_no_next_row_can_be_opened(store, monkeypatch)
 
 
 @pytest.fixture
-def refusal(monkeypatch, capsys, tmp_path):
+def refusal(monkeypatch, refused, tmp_path):
     """The one sentence of the command with these fields."""
     (tmp_path / "rows.jsonl").write_text(ROW)
     monkeypatch.chdir(tmp_path)
@@ -90,17 +90,13 @@ def refusal(monkeypatch, capsys, tmp_path):
 
     def run(**fields) -> str:
         fields = {"input": "rows.jsonl", "output": "edits.jsonl", "port": 0} | fields
-        return bad_input_cases.only(
-            bad_input_cases.launch(
-                monkeypatch, capsys, annotate, "configs/annotate.py", **fields
-            )
-        )
+        return refused(annotate, **fields)
 
     return run
 
 
 def run(**fields) -> None:
-    config = bad_input_cases.cli.load("configs/annotate.py")
+    config = cli.load(annotate.CONFIG)
     config.update(fields)
     annotate.main(config)
 

@@ -311,15 +311,13 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
         ({"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give a "),
     ],
 )
-def test_bad_input(fields, message, responses, tmp_path, monkeypatch, capsys):
+def test_bad_input(fields, message, responses, tmp_path, monkeypatch, refused):
     (tmp_path / "blank.jsonl").write_text('{"instruction": "q", "output": ""}\n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.txt").write_text("{{ response }} {{ answer }}")
     base = {"input": responses, "output": tmp_path / "edits.jsonl", "provider": "anthropic"}
     base |= {"model": "m", "base_url": "http://127.0.0.1:9"}
-    fields = {k: bad_input_cases.filled(v, {"DATA": tmp_path}) for k, v in fields.items()}
+    fields = {k: bad_input_cases.fill(v, {"DATA": tmp_path}) for k, v in fields.items()}
     monkeypatch.setattr(asking.requests, "collect_replies", None)  # nothing gets that far
-    sentence = bad_input_cases.only(
-        bad_input_cases.launch(monkeypatch, capsys, collect_edits, CONFIG, **base | fields)
-    )
-    assert bad_input_cases.filled(message, {"DATA": tmp_path}) in sentence
+    sentence = refused(collect_edits, **base | fields)
+    assert bad_input_cases.fill(message, {"DATA": tmp_path}) in sentence

@@ -228,15 +228,13 @@ def test_without_a_flag_it_shows_the_embedded_world(capsys):
         ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all: no such model"),
     ],
 )
-def test_bad_input(fields, message, written, tmp_path, monkeypatch, capsys):
+def test_bad_input(fields, message, written, tmp_path, refused):
     edit = {"instruction": "q", "original": "a", "edited": "b"}
     pair = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
     write_jsonl(tmp_path / "pairs.jsonl", [edit, pair])
     write_jsonl(tmp_path / "same.jsonl", [edit | {"edited": "a"}])
     for name in ("odd.jsonl", "more.json", "odd.rejected.jsonl"):
         write_jsonl(tmp_path / name, [edit])
-    fields = {k: bad_input_cases.filled(v, {"DATA": tmp_path}) for k, v in fields.items()}
+    fields = {k: bad_input_cases.fill(v, {"DATA": tmp_path}) for k, v in fields.items()}
     fields = {"input": written} | fields
-    assert message in bad_input_cases.only(
-        bad_input_cases.launch(monkeypatch, capsys, edit_report, edit_report.CONFIG, **fields)
-    )
+    assert message in refused(edit_report, **fields)

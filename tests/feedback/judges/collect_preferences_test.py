@@ -3,7 +3,6 @@
 import json
 import re
 
-import bad_input_cases
 import llm_server
 import pytest
 
@@ -133,10 +132,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
-def test_bad_input(monkeypatch, capsys, fields, message):
+def test_bad_input(refused, fields, message):
     save("empty.jsonl", [])
     save("alone.jsonl", [{"instruction": "a", "output": "b"}])
     save("pairs.jsonl", [pair(RIGHT, WRONG)])
     save("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
-    result = bad_input_cases.launch(monkeypatch, capsys, collect_preferences, DEFAULT, **fields)
-    assert message in bad_input_cases.only(result)
+    assert message in refused(collect_preferences, **fields)

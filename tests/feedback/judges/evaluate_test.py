@@ -312,25 +312,23 @@ BAD = [
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
-def test_bad_input(folder, monkeypatch, capsys, fields, message):
+def test_bad_input(folder, refused, fields, message):
     row = {"instruction": "x", "output_1": "1", "output_2": "2", "preference": 1}
     save("x.json", [row])
     save("y.json", [row | {"output_1": "3"}])
     save("z.json", [row | {"instruction": "z"}])
     (folder / "bad.txt").write_text("{{ instruction }} {{ first }}")
-    status = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **fields)
-    assert message in bad_input_cases.only(status)
+    assert message in refused(evaluate, **fields)
 
 
-def test_keys(monkeypatch, capsys):
+def test_keys(monkeypatch, capsys, refused):
     """One that is refused is not repeated."""
     with llm_server.running(key="another") as server:
         fields = LLM | {"base_url": f"{server.url}/v1"}
-        status, lines = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **fields)
+        status, lines = bad_input_cases.run(monkeypatch, capsys, evaluate, **fields)
     assert status == 2
     assert "does not accept the key" in lines[-1]
     assert llm_server.KEY not in "".join(lines)
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    status = bad_input_cases.launch(monkeypatch, capsys, evaluate, DEFAULT, **LLM)
     message = "openai needs a key; set the environment variable OPEN"
-    assert message in bad_input_cases.only(status)
+    assert message in refused(evaluate, **LLM)
