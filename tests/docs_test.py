@@ -1,0 +1,70 @@
+"""README and docs/ say what is true: commands parse, links and files exist, folders are named."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launch.shared import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEFAULTS = {
+    "sft": "configs/sft.py:tiny",
+    "train_rm": "configs/rm.py:tiny,token_edit",
+    "ppo": "configs/ppo.py:tiny,token",
+    "plan": "configs/ppo.py:llama_7b",
+    "pipeline": "configs/pipeline.py:tiny",
+}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every ``python -m launch.NAME …`` in a fence of a page."""
+    found = []
+    for page in PAGES:
+        for fence in re.findall(r"^```bash.*?\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in fence.replace("\\\n", " ").splitlines():
+                for command in re.findall(r"python -m (launch\.\w+[^#&\n]*)", line):
+                    found.append((page.name, shlex.split(command.rstrip('" '))))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: str(value)[:60])
+def test_a_command_parses(page, words):
+    name = words[0].removeprefix("launch.")
+    assert (ROOT / "launch" / f"{name}.py").is_file()
+    flags = [w for w in words[1:] if w.startswith("--config")]
+    flags = [re.sub(r"\b(LOSS|LEVEL)\b", "", w).rstrip(",") for w in flags]
+    numbers = ("STEPS", "COEF")
+    flags = [re.sub(rf"=({'|'.join(numbers)})$", "=1", w) for w in flags]
+    assert len(commands()) > 30
+    cli.parse(["", *flags], DEFAULTS.get(name, f"configs/{name}.py"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short_and_names_the_folders():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 125
+    assert max(map(len, lines)) <= 120
+    folders = [path.parent.name for path in (ROOT / "fgrlhf_jax").glob("*/__init__.py")]
+    assert not [name for name in folders if f"`{name}/`" not in "\n".join(lines)]
+
+
+def test_every_logged_metric_is_explained():
+    """Of the runs that other tests make, every field of metrics.jsonl has its line."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for name in re.findall(r'"((?:reward|policy|value|response|debug|time)/\w+)"', sources()):
+        last = name.partition("/")[2]
+        assert f"`{name}`" in page or f"`_{last.rpartition('_')[2]}`" in page, name
+
+
+def sources() -> str:
+    files = (ROOT / "fgrlhf_jax").rglob("*.py")
+    return "\n".join(f.read_text() for f in files if f.parent.name in ("ppo", "reward_model"))
