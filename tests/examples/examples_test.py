@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,22 +27,65 @@ def test_a_judge_of_ones_own():
     assert bad < 0 < praise < good
 
 
-@pytest.mark.slow
-def test_quickstart(tmp_path):
-    """The script makes every file that it names; then a reward of one's own in PPO."""
-    bash = ["bash", str(ROOT / "examples" / "quickstart.sh"), str(tmp_path)]
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
+    """The folder that examples/quickstart.sh leaves, in a few updates."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    bash = ["bash", str(ROOT / "examples" / "quickstart.sh"), str(folder)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = ENV | {"QUICK": "1", "PATH": path}
     subprocess.run(bash, check=True, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert json.loads((tmp_path / "win_rate.json").read_text())
-    assert (tmp_path / "scores.html").stat().st_size > 1000
+    return folder
+
+
+@pytest.mark.slow
+def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
+    assert json.loads((quickstart / "win_rate.json").read_text())
+    assert (quickstart / "scores.html").stat().st_size > 1000
     flags = {
-        "policy": tmp_path / "sft",
-        "prompts": tmp_path / "sft" / "data" / "validation.jsonl",
+        "policy": quickstart / "sft",
+        "prompts": quickstart / "sft" / "data" / "validation.jsonl",
         "reward_function": "examples.own_reward:reward",
-        "run_dir": tmp_path / "own",
+        "run_dir": quickstart / "own",
         "steps": 1,
     }
     flags = [f"--config.{name}={value}" for name, value in flags.items()]
     subprocess.run([sys.executable, "-m", "launch.ppo", *flags], check=True, cwd=ROOT, env=ENV)
-    assert (tmp_path / "own" / "export" / "config.json").exists()
+    assert (quickstart / "own" / "export" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_the_library_example_of_the_readme(quickstart, tmp_path):
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "runs").mkdir()
+    for name, folder in {"ppo_tiny_token": "ppo", "rm_tiny_token_edit": "rm"}.items():
+        (tmp_path / "runs" / name).symlink_to(quickstart / folder)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=ENV, capture_output=True, text=True, check=True
+    )
+    rewards = [float(line.split()[-1]) for line in result.stdout.splitlines()[1:]]
+    assert len(rewards) > 1
+    assert len(set(rewards)) > 1
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path, monkeypatch):
+    """Every cell runs, the pictures are there, and what it says of the files is so."""
+    import nbclient
+    import nbformat
+
+    for name, value in (ENV | {"FGRLHF_QUICK": "1", "FGRLHF_RUN": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(ROOT / "examples" / "colab.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert {"image/png", "text/html"} <= kinds
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "AUROC" in text
+    assert "after   mean gold score" in text
