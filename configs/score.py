@@ -10,7 +10,7 @@ GROUPS = {
             "runs/rm_tiny_token_edit/data/test.jsonl",
             "edits, preferences or instructions with responses",
         ),
-        "output": Field("", 'FILE.jsonl | FILE.html; "" prints to the terminal'),
+        "output": Field("", 'FILE.jsonl | FILE.html | FILE.svg; "" prints to the terminal'),
         "limit": Field(0, "rows; 0: all (the terminal shows 5)", at_least=0),
         "calibrated": Field(True, "about one unit a response; False: the raw rewards"),
         "batch_size": Field(16, "responses at a time", at_least=1),

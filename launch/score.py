@@ -1,7 +1,7 @@
-r"""The reward of every token of given responses, as JSONL, as a coloured page, or in the terminal.
+r"""The reward of every token of given responses: JSONL, a coloured page or picture, the terminal.
 
 python -m launch.score --config.reward_model=DIR --config.input=FILE.jsonl \
-                       [--config.output=FILE.jsonl|FILE.html]
+                       [--config.output=FILE.jsonl|FILE.html|FILE.svg]
 
 Rows gain "tokens" and "rewards" for their response (output, original, or output_1), and for the
 second one of a pair "edited_tokens", "edited_rewards" or "output_2_tokens", "output_2_rewards".
@@ -24,7 +24,7 @@ TERMINAL_ROWS = 5
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".jsonl", ".html"))
+    output = cli.check_output(config.output, (".jsonl", ".html", ".svg"))
     cli.check_kept([output] if config.output else [], [config.input])
     read = records.read_with_rows(config.input)
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
@@ -55,6 +55,9 @@ def main(config) -> None:
             title=f"Token rewards: {config.reward_model} on {config.input}",
         )
         write_text(output, page)
+    elif output.suffix == ".svg":
+        pairs = zip(rows, scored, strict=True)
+        write_text(output, heatmap.to_svg([view(row, sides) for row, sides in pairs]))
     elif config.output:
         gain = (gained(row, sides) for (_, row), sides in zip(read, scored, strict=True))
         write_jsonl(output, gain)

@@ -1,4 +1,4 @@
-"""Responses with every token's reward as its colour: a page for a browser, text for a terminal.
+"""Responses with every token's reward as its colour: a page, a picture, or text for a terminal.
 
 Pure rendering. A row is a dict with ``instruction``, ``input`` and ``sides``; a side has
 ``label``, ``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``,
@@ -6,7 +6,9 @@ one of each a token. Colours go from red (low) over none (0) to green (high). A 
 underlined, or struck through on the side labelled ``original``, where the edit took it away.
 """
 
+import html
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -73,6 +75,49 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
     return "\n".join([*lines, "", scale, ""])
 
 
+def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
+    """The same as one picture, for pages that show images only; ``columns`` characters wide."""
+    limit = colour_limit(rows)
+    column, line, lines, shapes = 8.0, 26, 1, []
+
+    def write(text: str, at: int, style: str) -> None:
+        escaped = html.escape(text.replace("\n", "").replace("\t", ""))
+        shapes.append(
+            f'<text x="{20 + at * column:g}" y="{lines * line}" {style}>{escaped}</text>'
+        )
+
+    for row in rows:
+        prompt = " ".join(f"{row['instruction']} {row['input']}".translate(_HARMLESS).split())
+        for text in textwrap.wrap(prompt, columns):
+            write(text, 0, 'font-weight="bold"')
+            lines += 1
+        for side in (_side(side, limit) for side in row["sides"]):
+            write(f"{side['label']}: {side['summary']}", 0, 'fill="#666" font-size="11"')
+            lines, at = lines + 1, 0
+            for token in side["tokens"]:
+                width = len(token["text"])
+                if at and at + width > columns:
+                    lines, at = lines + 1, 0
+                red, green, blue = _ground(token["strength"])
+                shapes.append(
+                    f'<rect x="{20 + at * column:g}" y="{lines * line - 16}" rx="3" height="22" '
+                    f'width="{width * column:g}" fill="rgb({red},{green},{blue})"/>'
+                )
+                marks = {"removed": "line-through", "added": "underline"}
+                mark = f'text-decoration="{marks[side["style"]]}"' if token["changed"] else ""
+                write(token["text"], at, mark)
+                at += width
+            lines += 1
+    width, height = 40 + columns * column, lines * line
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height}" '
+        f'viewBox="0 0 {width:g} {height}" font-family="monospace" font-size="13.3" '
+        'xml:space="preserve"><rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join(shapes)
+        + "\n</svg>\n"
+    )
+
+
 def _side(side: Mapping, limit: float) -> dict:
     """What both renderings of a side need; the same number of tokens, rewards and changed."""
     rewards = side["rewards"]
@@ -103,10 +148,14 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\n", "").replace("\t", "") + '"'
 
 
+def _ground(strength: float) -> list[int]:
+    """Red, green and blue (0 to 255) behind a token."""
+    end = _GREEN if strength > 0 else _RED
+    return [round(p + abs(strength) * (e - p)) for p, e in zip(_PAPER, end, strict=True)]
+
+
 def _ansi(token: Mapping, style: str) -> str:
-    end = _GREEN if token["strength"] > 0 else _RED
-    share = abs(token["strength"])
-    ground = [round(p + share * (e - p)) for p, e in zip(_PAPER, end, strict=True)]
+    ground = _ground(token["strength"])
     line = {"removed": ";9", "added": ";4"}[style] if token["changed"] else ""
     codes = f"\x1b[30;48;2;{ground[0]};{ground[1]};{ground[2]}{line}m"
     # The ground must not run on to the end of the line.

@@ -1,11 +1,12 @@
 """Pages and terminals show each token's reward and nothing else."""
 
 import re
+import xml.etree.ElementTree
 
 import pytest
 from html_page import Page
 
-from fgrlhf_jax.report.heatmap import colour_limit, to_html, to_terminal
+from fgrlhf_jax.report.heatmap import colour_limit, to_html, to_svg, to_terminal
 
 
 def make_side(label="edited", tokens=("Good", " film"), rewards=(0.5, -0.25), changed=(1, 0)):
@@ -115,3 +116,28 @@ def test_a_missing_reward_is_an_error():
         to_html([row], title="")
     with pytest.raises(ValueError, match="shorter"):
         to_terminal(row, colour=False)
+
+
+def test_a_picture_is_xml_and_shows_every_token():
+    original = make_side(
+        "original", ["<b>&", " fi\x1blm", "x" * 80], [-1.0, 1.0, 0.0], [1, 0, 0]
+    )
+    row = make_row(original, make_side(), instruction="a & b")
+    picture = xml.etree.ElementTree.fromstring(to_svg([row], columns=60))
+    texts = [
+        (t.text, t.get("text-decoration")) for t in picture.iter() if t.tag.endswith("text")
+    ]
+    assert texts == [
+        ("a & b", None),
+        ("original: 3 tokens, sum +0.000, mean +0.0000", None),
+        ("<b>&", "line-through"),
+        (" fi\N{REPLACEMENT CHARACTER}lm", None),
+        ("x" * 80, None),  # on a line of its own
+        ("edited: 2 tokens, sum +0.250, mean +0.1250", None),
+        ("Good", "underline"),
+        (" film", None),
+    ]
+    grounds = [r.get("fill") for r in picture.iter() if r.tag.endswith("rect")]
+    assert grounds[:3] == ["white", "rgb(225,75,65)", "rgb(60,170,85)"]
+    lines = [r.get("y") for r in picture.iter() if r.tag.endswith("rect")]
+    assert lines[1] == lines[2] != lines[3]
