@@ -15,14 +15,17 @@ from fgrlhf_jax.runtime import sharding
 
 
 class Checkpoints:
-    """``folder/STEP/`` with the named parts of a train state and a small JSON ``loop``.
+    """Saves and restores a train state in ``folder/STEP/``.
 
-    Parts are saved apart so that the parameters can be read without the optimizer. A save runs in
-    the background and appears under its final name only when it is whole; an interrupted one
-    leaves nothing that a restore would see. Beside the ``loop`` stand the names and shapes of
-    every part, a fingerprint of its bits, and a checksum of all these.
+    A checkpoint has the named parts of the state and a small JSON ``loop``. Parts are separate, so
+    that the parameters can be read without the optimizer. A save runs in the background and gets
+    its final name when it is complete; a restore never sees an interrupted one. With the ``loop``
+    are saved the names and shapes of every part, a fingerprint of its bits, and a checksum of all
+    these.
 
-    The newest ``keep`` are kept, and the last one that was saved with ``best=True``.
+    Args:
+      folder: of all checkpoints of a run.
+      keep: how many of the newest are kept, beside the last one saved with ``best=True``.
 
     Raises:
       InputError: when the folder cannot be made.
@@ -58,12 +61,13 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
-        """Start saving; returns when ``parts`` may be donated again.
+        """Starts saving; returns when ``parts`` may be donated again.
 
         Raises:
-          InputError: when this or the save before it failed (disk full, say). What was there stays.
+          InputError: when this or the save before it failed (on a full disk, for example). Earlier
+            checkpoints stay.
         """
-        saved = {
+        metadata = {
             "loop": loop,
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
@@ -72,7 +76,7 @@ class Checkpoints:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    loop=ocp.args.JsonSave(saved | {"digest": _digest(saved)}),
+                    loop=ocp.args.JsonSave(metadata | {"digest": _digest(metadata)}),
                     **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
                 ),
                 metrics={"order": step} if best else None,
@@ -81,7 +85,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Block until the save under way is whole.
+        """Blocks until the save under way is complete.
 
         Raises:
           InputError: when it failed.
@@ -100,29 +104,32 @@ class Checkpoints:
         )
 
     def loop(self, step: int) -> dict:
-        """The JSON saved beside ``step``; raises InputError as :meth:`restore`."""
-        return self._json(step)["loop"]
+        """The JSON saved with ``step``; raises InputError as :meth:`restore`."""
+        return self._metadata(step)["loop"]
 
-    def _json(self, step: int) -> dict:
-        found = self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
-        digest = found.pop("digest", None) if isinstance(found, dict) else None
-        if digest is None or digest != _digest(found):
+    def _metadata(self, step: int) -> dict:
+        metadata = self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        digest = metadata.pop("digest", None) if isinstance(metadata, dict) else None
+        if digest is None or digest != _digest(metadata):
             raise InputError(self._corrupted(step, "its loop/metadata has changed"))
-        return found
+        return metadata
 
     def restore(self, step: int, abstract: dict) -> dict:
-        """The parts named in ``abstract``, trees of ShapeDtypeStruct with their shardings.
+        """Restores the parts named in ``abstract``.
+
+        Args:
+          abstract: part -> tree of ShapeDtypeStruct with shardings, which may be of another mesh.
 
         Raises:
           InputError: when the checkpoint is of another architecture, incomplete or corrupted.
         """
-        saved = self._json(step)
+        metadata = self._metadata(step)
         for name, part in abstract.items():
-            then, now = saved["layouts"].get(name, {}), layout(part)
+            saved, now = metadata["layouts"].get(name, {}), layout(part)
             differing = [
-                f"{leaf} (there {then.get(leaf, 'missing')}, now {now.get(leaf, 'missing')})"
-                for leaf in sorted(then.keys() | now.keys())
-                if then.get(leaf) != now.get(leaf)
+                f"{leaf} (saved {saved.get(leaf, 'missing')}, now {now.get(leaf, 'missing')})"
+                for leaf in sorted(saved.keys() | now.keys())
+                if saved.get(leaf) != now.get(leaf)
             ]
             if differing:
                 differing[3:] = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
@@ -138,7 +145,7 @@ class Checkpoints:
             ),
         )
         for name in abstract:
-            if int(sharding.fingerprint(parts[name])) != saved["fingerprints"][name]:
+            if int(sharding.fingerprint(parts[name])) != metadata["fingerprints"][name]:
                 raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
         return {name: parts[name] for name in abstract}
 
@@ -156,7 +163,7 @@ class Checkpoints:
         return f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); {advice}"
 
     def close(self) -> None:
-        """Ends the save under way; raises InputError when it failed."""
+        """Waits for the save under way; raises InputError when it failed."""
         try:
             self.manager.close()
         except Exception as error:
@@ -164,7 +171,7 @@ class Checkpoints:
 
 
 def layout(part) -> dict[str, str]:
-    """``{"backbone/norm/scale": "float32[64]", …}`` of a tree of arrays."""
+    """Types and shapes of a tree of arrays: ``{"backbone/norm/scale": "float32[64]", …}``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(part)
     return {
         sharding.path_name(path): f"{leaf.dtype.name}{list(leaf.shape)}"
@@ -173,7 +180,7 @@ def layout(part) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, out of the long-winded message of a storage layer."""
+    """The system's own message, taken out of the long one of a storage layer."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, clipping, AdamW and frozen parameters, all from optax."""
+"""AdamW with learning-rate schedules, clipping and frozen parameters, built from optax."""
 
 import re
 from typing import NamedTuple
@@ -13,14 +13,18 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 class TrainState(NamedTuple):
-    """All that an update changes."""
+    """Parameters and the optimizer's state: all that an update changes."""
 
     params: dict
     opt_state: optax.OptState
 
 
 def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to ``peak`` over ``warmup_steps``, then ``name`` to 0 at ``steps``.
+    """A learning rate that warms up linearly and then decays.
+
+    Args:
+      name: of SCHEDULES: constant, or a decay to 0 at ``steps``.
+      peak: the rate after ``warmup_steps``.
 
     Raises:
       InputError: for an unknown name or a warm-up as long as the run.
@@ -31,28 +35,28 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
         raise InputError(
             f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
         )
-    rest = steps - warmup_steps
+    decay_steps = steps - warmup_steps
     decay = {
         "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps),
     }[name]
     if not warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
-    # The first update has rate peak / warmup_steps, not 0: a step that moves nothing is wasted.
+    # The first update has rate peak / warmup_steps, not 0, which would waste a step.
     return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
 
 
 def _matches(pattern: str):
-    """A function of a parameter tree: True for the leaves whose path the pattern finds."""
+    """A function that marks the leaves of a parameter tree whose path the pattern matches."""
 
-    def of(params):
+    def mask(params):
         return jax.tree_util.tree_map_with_path(
             lambda path, _: bool(re.search(pattern, path_name(path))), params
         )
 
-    return of
+    return mask
 
 
 def adamw(
@@ -70,8 +74,8 @@ def adamw(
     Args:
       learning_rate: optax schedule.
       clip_norm: the largest global gradient norm; 0 clips nothing.
-      freeze: regular expression over parameter paths; what it finds is not trained and has no
-        moments. Empty freezes nothing.
+      freeze: regular expression over parameter paths; parameters that it matches are not trained
+        and have no moments. Empty freezes nothing.
     """
     chain = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -80,7 +80,7 @@ def check_run(config: ConfigDict) -> None:
             "that version"
         )
     differing = [
-        f"{name} (there {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
     ]

@@ -1,7 +1,7 @@
-"""One mesh and one table: where every parameter, Adam moment and batch lives.
+"""Where every parameter, Adam moment and batch lives: one mesh and one table of shardings.
 
 Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split too) and ``tensor``
-(heads, hidden width and vocabulary split). Models say nothing about sharding but ``constrain``.
+(heads, hidden width and vocabulary split). Models only call ``constrain``.
 """
 
 import re
@@ -18,7 +18,7 @@ from fgrlhf_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# The first pattern found in a leaf's path decides. Kernels of blocks have a leading layer axis.
+# The first pattern that matches a leaf's path decides. Kernels of blocks have a leading layer axis.
 TABLE = (
     (r"embed/embedding$|head/unembed$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
@@ -66,13 +66,13 @@ def check_batch(mesh: Mesh, micro_batch: int) -> None:
 
 
 def round_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """``batch_size`` rounded up to what the mesh's data and fsdp axes divide."""
+    """``batch_size`` rounded up to a multiple of the mesh's data x fsdp devices."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // shards) * shards
 
 
 def path_name(path) -> str:
-    """``backbone/layers/attention/q/kernel`` for a key path of ``jax.tree_util``."""
+    """A key path of ``jax.tree_util`` as text, ``backbone/layers/attention/q/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -103,7 +103,7 @@ def abstract(tree, mesh: Mesh):
 
 
 def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Rows (``axis``) over data and fsdp, the rest whole; the identity where no mesh is set."""
+    """Shards the rows (``axis``) of an activation over data and fsdp; no-op without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     spec = P(*(None,) * axis, BATCH, *(None,) * (x.ndim - axis - 1))
@@ -111,7 +111,7 @@ def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def constrain_cache(x: jax.Array) -> jax.Array:
-    """Rows over data and fsdp, key/value heads over tensor, of a cache [..., B, K, S, H]."""
+    """Shards a cache [..., B, K, S, H]: rows over data and fsdp, heads over tensor."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -121,12 +121,12 @@ def constrain_cache(x: jax.Array) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Rows over data and fsdp; ``axis`` is the row axis (1 where micro-batches lead)."""
+    """Rows over data and fsdp; ``axis`` is that of the rows (1 where micro-batches lead)."""
     return NamedSharding(mesh, P(*(None,) * axis, BATCH))
 
 
 def put_batch(batch, mesh: Mesh, axis: int = 0):
-    """Host arrays to the mesh. Every process holds the whole batch and places only its own rows."""
+    """Places host arrays on the mesh; every process has the whole batch and places its rows."""
     sharding = batch_sharding(mesh, axis)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
@@ -134,18 +134,18 @@ def put_batch(batch, mesh: Mesh, axis: int = 0):
 
 
 def to_host(tree):
-    """Whole NumPy arrays of sharded ones, on every process."""
+    """Copies sharded arrays to the host: complete NumPy arrays, on every process."""
 
-    def whole(x):
+    def gather(x):
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return multihost_utils.process_allgather(x, tiled=True)
         return x
 
-    return jax.device_get(jax.tree.map(whole, tree))
+    return jax.device_get(jax.tree.map(gather, tree))
 
 
 def bytes_per_device(tree) -> int:
-    """The most bytes of ``tree`` that any one local device holds."""
+    """The largest number of bytes of ``tree`` on any local device."""
     held: dict = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:

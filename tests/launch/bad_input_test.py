@@ -182,8 +182,8 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
     before = read_files(tmp_path)
     sentence = train(steps=5, optimizer__b1=0.25, save_every=3, max_to_keep=9)
     assert sentence.startswith(f"run_dir={run_dir} holds a run of another config: ")
-    assert "optimizer.b1 (there 0.5, now 0.25)" in sentence
-    assert f"steps (there {config.steps}, now 5)" in sentence
+    assert "optimizer.b1 (saved 0.5, now 0.25)" in sentence
+    assert f"steps (saved {config.steps}, now 5)" in sentence
     for same in ("seed", "train", "save_every", "max_to_keep", "run_dir"):
         assert f", {same} (" not in sentence
     assert "choose another run_dir" in sentence

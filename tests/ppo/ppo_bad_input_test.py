@@ -187,7 +187,7 @@ def test_a_run_dir_of_other_prompts_or_another_config(launch, world, tmp_path):
     before = read_files(run_dir)
     sentence, _ = launch(ppo, usual | {"micro_batch_size": 8}, "")
     assert f"run_dir={run_dir} holds a run of another config: " in sentence
-    assert "seed (there 3, now 0)" in sentence
+    assert "seed (saved 3, now 0)" in sentence
     assert read_files(run_dir) == before
 
 

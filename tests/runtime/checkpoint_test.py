@@ -194,14 +194,14 @@ def test_another_architecture(original):
         for leaves, message in (
             (
                 {"a": like((16, 12), jnp.float32)},
-                r"x/a \(there float32\[8, 12\], now float32\[16, 12\]\)",
+                r"x/a \(saved float32\[8, 12\], now float32\[16, 12\]\)",
             ),
             (
                 {"a": like((8, 12), jnp.bfloat16)},
-                r"x/a \(there float32\[8, 12\], now bfloat16\[8, 12\]\)",
+                r"x/a \(saved float32\[8, 12\], now bfloat16\[8, 12\]\)",
             ),
-            ({"z": leaf}, r"x/z \(there missing, now float32\[8, 12\]\)"),
-            ({"a": None}, r"x/a \(there float32\[8, 12\], now missing\)"),
+            ({"z": leaf}, r"x/z \(saved missing, now float32\[8, 12\]\)"),
+            ({"a": None}, r"x/a \(saved float32\[8, 12\], now missing\)"),
             (dict.fromkeys("abns"), r"x/a .*, x/b .*, x/n .*, 1 more"),
         ):
             tree = abstract(parts())

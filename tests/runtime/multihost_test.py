@@ -32,9 +32,9 @@ COMMANDS = {
     "ppo": (ppo, ppo_cases.DEFAULT),
 }
 SUPERVISED = {
-    "steps": 8,
+    "steps": 4,
     "save_every": 2,
-    "eval_every": 4,
+    "eval_every": 2,
     "batch_size": 8,
     "micro_batch_size": 4,
     "data__template": "plain",
@@ -50,32 +50,31 @@ def judge(prompts, responses):
         calls.write(f"{jax.process_index()} of {jax.process_count()}\\n")
     return [len(response.split()) / 7 for response in responses]
 """
-# What the commands are built from: process 0 says, all know.
-TOGETHER = """
+PRIMITIVES = """
 import os, sys
 import jax
 import numpy as np
-from fgrlhf_jax.runtime import multihost as processes, sharding
+from fgrlhf_jax.runtime import multihost, sharding
 from fgrlhf_jax.errors import InputError
 
-me = int(sys.argv[2])
-jax.distributed.initialize(sys.argv[1], 2, me)
+number = int(sys.argv[2])
+jax.distributed.initialize(sys.argv[1], 2, number)
 
-def said(call, *args):
+def result(call, *args):
     try:
         return call(*args)
     except InputError as error:
         return f"error: {error}"
 
 def fail():
-    raise InputError(f"told by {me}")
+    raise InputError(f"from process {number}")
 
-value = said(processes.from_first, lambda: (me, 1 / 3, np.arange(3.0), "x" * 1000))
+value = result(multihost.from_first, lambda: (number, 1 / 3, np.arange(3.0), "x" * 1000))
 print(value[0], value[1] == 1 / 3, value[2].sum(), len(value[3]))
-print(said(processes.from_first, lambda: None))
-print(said(processes.from_first, fail))
-print(said(processes.check_same, "same", "words"))
-print(said(processes.check_same, f"word {me}", "words"))
+print(result(multihost.from_first, lambda: None))
+print(result(multihost.from_first, fail))
+print(result(multihost.check_same, "same", "words"))
+print(result(multihost.check_same, f"word {number}", "words"))
 rows = np.arange(8.0).reshape(4, 2)
 batch = sharding.put_batch(rows, sharding.make_mesh("1,-1,1"))
 print(len(batch.addressable_shards), np.array_equal(sharding.to_host(batch), rows))
@@ -103,9 +102,9 @@ class Pair:
         self.outputs = [output.with_name(f"{output.name}.{number}") for number in "01"]
         self.processes = []
         for number, file in enumerate(self.outputs):
-            own = [a.replace("PORT", port).replace("NUMBER", str(number)) for a in arguments]
+            words = [a.replace("PORT", port).replace("NUMBER", str(number)) for a in arguments]
             with file.open("w") as stream:
-                command = [sys.executable, *own]
+                command = [sys.executable, *words]
                 self.processes.append(
                     subprocess.Popen(
                         command, stdout=stream, stderr=stream, cwd=root, env=environment
@@ -119,7 +118,7 @@ class Pair:
             running = all(process.poll() is None for process in self.processes)
             if not running or time.monotonic() > deadline:
                 self.kill()
-                pytest.fail("\n".join(self.said()))
+                pytest.fail("\n".join(self.texts()))
             time.sleep(0.002)
         return self
 
@@ -128,21 +127,21 @@ class Pair:
             process.kill()
             process.wait(60)
 
-    def said(self) -> list[str]:
+    def texts(self) -> list[str]:
         return [file.read_text() for file in self.outputs]
 
     def end(self, status: int = 0) -> list[str]:
-        """Wait for both, which must end with this status; what each of them said."""
+        """Waits for both, which must end with this status; returns their outputs."""
         deadline = time.monotonic() + 240
         try:
-            found = [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
+            codes = [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
         finally:
             self.kill()
-        assert found == [status, status], "\n".join(self.said())
-        return self.said()
+        assert codes == [status, status], "\n".join(self.texts())
+        return self.texts()
 
 
-def together(command: str, fields: dict) -> Pair:
+def in_two_processes(command: str, fields: dict) -> Pair:
     """A command in two processes; ``fields`` with "__" for the dots."""
     joined = {
         "distributed": True,
@@ -158,7 +157,7 @@ def together(command: str, fields: dict) -> Pair:
     )
 
 
-def alone(command: str, fields: dict) -> Path:
+def in_one_process(command: str, fields: dict) -> Path:
     """The same command in this process, with as many devices; returns the run folder."""
     module, default = COMMANDS[command]
     make = sharding.make_mesh
@@ -180,40 +179,39 @@ def files(tmp_path_factory) -> Path:
         edits, preferences = make_feedback(16, seed)
         write_jsonl(folder / f"{name}_pairs.jsonl", edits + preferences)
         purpose = {"train": "sft", "held_out": "validation"}[name]
-        some = make_instructions(20, purpose, seed)
-        write_jsonl(folder / f"{name}_texts.jsonl", some)
+        write_jsonl(folder / f"{name}_texts.jsonl", make_instructions(20, purpose, seed))
     return folder
 
 
 def supervised(files: Path, kind: str, run_dir: Path, **changes) -> dict:
-    given = {
+    fields = {
         "train": files / f"train_{kind}.jsonl",
         "validation": files / f"held_out_{kind}.jsonl",
         "model__path": files / "policy",
         "run_dir": run_dir,
     }
-    return {**SUPERVISED, **given, **changes}
+    return {**SUPERVISED, **fields, **changes}
 
 
-def close(ours, theirs) -> None:
+def assert_close(ours, theirs) -> None:
     """The same names and texts, and numbers that are the same but for rounding."""
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
         for name in ours:
-            close(ours[name], theirs[name])
+            assert_close(ours[name], theirs[name])
     elif isinstance(ours, list):
         assert len(ours) == len(theirs)
-        for one, two in zip(ours, theirs, strict=True):
-            close(one, two)
+        for pair in zip(ours, theirs, strict=True):
+            assert_close(*pair)
     elif isinstance(ours, float | np.ndarray):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     else:
         assert ours == theirs
 
 
-def same(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path) -> None:
     """What two runs left, but for the clock and rounding."""
-    close(without_clock(ours), without_clock(theirs))
+    assert_close(without_clock(ours), without_clock(theirs))
     assert saved(ours) == saved(theirs)
     names = [
         {p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()}
@@ -225,58 +223,58 @@ def same(ours: Path, theirs: Path) -> None:
     weights = [
         safetensors.numpy.load_file(d / "export/model.safetensors") for d in (ours, theirs)
     ]
-    close(*weights)
+    assert_close(*weights)
     configs = [json.loads((d / "export/config.json").read_text()) for d in (ours, theirs)]
     for config in configs:
         config["fgrlhf"].pop("sha256")
-    close(*configs)
+    assert_close(*configs)
     for name in ("eval.json", "finished.json"):
         if (theirs / name).exists():
-            close(*(json.loads((d / name).read_text()) for d in (ours, theirs)))
+            assert_close(*(json.loads((d / name).read_text()) for d in (ours, theirs)))
 
 
-def quiet(said: list[str]) -> None:
+def check_output(texts: list[str]) -> None:
     """Only process 0 has a bar; neither has a traceback."""
-    assert not [text for text in said if "Traceback" in text], said
-    assert ["100%|" in text for text in said] == [True, False], said
+    assert not [text for text in texts if "Traceback" in text], texts
+    assert ["100%|" in text for text in texts] == [True, False], texts
 
 
 def test_train_rm(files, tmp_path):
     """Replicas in two processes, tensors split within each."""
     mesh = {"mesh": "2,1,2"}
-    pair = together("train_rm", supervised(files, "pairs", tmp_path / "two", **mesh))
-    one = alone("train_rm", supervised(files, "pairs", tmp_path / "one", **mesh))
-    said = pair.end()
-    same(tmp_path / "two", one)
-    quiet(said)
-    assert all("validation  preferences" in text for text in said)
+    pair = in_two_processes("train_rm", supervised(files, "pairs", tmp_path / "two", **mesh))
+    one = in_one_process("train_rm", supervised(files, "pairs", tmp_path / "one", **mesh))
+    texts = pair.end()
+    assert_same_run(tmp_path / "two", one)
+    check_output(texts)
+    assert all("validation  preferences" in text for text in texts)
 
 
 def test_sft_stopped_and_gone_on_with(files, tmp_path):
     """A signal to one process stops both after the same step, however early it comes."""
-    more = {"steps": 24, "eval_every": 12, "save_every": 0}
-    given = supervised(files, "texts", tmp_path / "two", **more)
-    pair = together("sft", given)
+    changes = {"steps": 12, "eval_every": 6, "save_every": 0}
+    fields = supervised(files, "texts", tmp_path / "two", **changes)
+    pair = in_two_processes("sft", fields)
     pair.until((tmp_path / "two" / "config.json").exists)
     pair.processes[1].send_signal(signal.SIGTERM)
-    said = pair.end(130)
+    texts = pair.end(130)
     step = saved(tmp_path / "two")[-1]
-    assert step < 24
-    for text in said:
+    assert step < 12
+    for text in texts:
         last = f"interrupted; step {step} is saved; run the same command to go on"
         assert text.splitlines()[-1] == last
     assert not (tmp_path / "two" / "export").exists()
 
-    pair = together("sft", given)
-    one = alone("sft", given | {"run_dir": tmp_path / "one"})
-    quiet(pair.end())
-    same(tmp_path / "two", one)
+    pair = in_two_processes("sft", fields)
+    one = in_one_process("sft", fields | {"run_dir": tmp_path / "one"})
+    check_output(pair.end())
+    assert_same_run(tmp_path / "two", one)
 
     # What they saved, one process can read.
     copy = shutil.copytree(tmp_path / "two", tmp_path / "copy")
     shutil.rmtree(copy / "export")
     (copy / "eval.json").unlink()
-    alone("sft", given | {"run_dir": copy})
+    in_one_process("sft", fields | {"run_dir": copy})
     again, before = (d / "export/model.safetensors" for d in (copy, tmp_path / "two"))
     assert again.read_bytes() == before.read_bytes()
 
@@ -289,27 +287,27 @@ def test_ppo(files, tmp_path, monkeypatch):
         *(files / f"{name}.jsonl" for name in ("ppo", "validation")),
     )
     changes = {"judge": "our_judge:judge", "validation_prompts": 16}
-    given = ppo_cases.fields(world, tmp_path / "two", **changes)
-    pair = together("ppo", given)
+    fields = ppo_cases.fields(world, tmp_path / "two", **changes)
+    pair = in_two_processes("ppo", fields)
     monkeypatch.syspath_prepend(tmp_path)
-    one = alone("ppo", given | {"run_dir": tmp_path / "one"})
-    quiet(pair.end())
-    same(tmp_path / "two", one)
-    close(*(ppo_cases.kept_samples(d) for d in (tmp_path / "two", one)))
+    one = in_one_process("ppo", fields | {"run_dir": tmp_path / "one"})
+    check_output(pair.end())
+    assert_same_run(tmp_path / "two", one)
+    assert_close(*(ppo_cases.kept_samples(d) for d in (tmp_path / "two", one)))
     calls = (tmp_path / "our_judge.py.calls").read_text().splitlines()
     assert sorted(calls) == ["0 of 1"] * 3 + ["0 of 2"] * 3
 
 
-def test_process_0_says_and_all_know(tmp_path):
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    said = Pair([str(script), "127.0.0.1:PORT", "NUMBER"], tmp_path / "said").end()
-    for text in said:
+def test_primitives(tmp_path):
+    script = tmp_path / "primitives.py"
+    script.write_text(PRIMITIVES)
+    outputs = Pair([str(script), "127.0.0.1:PORT", "NUMBER"], tmp_path / "output").end()
+    for text in outputs:
         lines = [line for line in text.splitlines() if "Gloo" not in line]
         assert lines == [
             "0 True 3.0 1000",
             "None",
-            "error: told by 0",
+            "error: from process 0",
             "None",
             "error: process 1 has words other than those of process 0; start all processes with "
             "the same flags and the same files",

@@ -22,19 +22,14 @@ from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline, ppo, sft, train_rm
 from launch.shared import cli, embedded
 
-OURS = "from fgrlhf_jax.runtime.run_dir import lock"
-QUICK = """
-import fcntl, os
-def lock(folder):  # the same without importing jax
-    os.makedirs(folder, exist_ok=True)
-    file = os.open(folder + "/.lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    os.write(file, str(os.getpid()).encode())
-"""
 HOLDER = """
 import subprocess, sys
-for folder in sys.argv[1:]:
-    lock(folder)
+from pathlib import Path
+from fgrlhf_jax.runtime.files import Lock
+locks = []
+for folder in map(Path, sys.argv[1:]):
+    folder.mkdir(parents=True, exist_ok=True)
+    locks.append(Lock(folder / ".lock"))
 null = subprocess.DEVNULL
 child = subprocess.Popen(["sleep", "60"], stdout=null, stdin=null, close_fds=False)
 print(child.pid, flush=True)
@@ -45,9 +40,9 @@ sys.stdin.read()
 class Holder:
     """Another process that has run folders; and a program that it started, which outlives it."""
 
-    def __init__(self, lock: str, *folders: Path):
+    def __init__(self, *folders: Path):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", lock + HOLDER, *map(str, folders)],
+            [sys.executable, "-c", HOLDER, *map(str, folders)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
@@ -66,16 +61,15 @@ class Holder:
 
 @pytest.fixture
 def hold():
-    """Start a :class:`Holder` of folders; it ends with the test."""
-    made = []
+    """Starts a :class:`Holder` of folders; it ends with the test."""
+    with contextlib.ExitStack() as stack:
 
-    def hold(*folders: Path, lock: str = QUICK) -> Holder:
-        made.append(Holder(lock, *folders))
-        return made[-1]
+        def hold(*folders: Path) -> Holder:
+            holder = Holder(*folders)
+            stack.callback(holder.end)
+            return holder
 
-    yield hold
-    for one in made:
-        one.end()
+        yield hold
 
 
 def config_of(run_dir: Path):
@@ -84,7 +78,7 @@ def config_of(run_dir: Path):
 
 def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
     run_dir = tmp_path / "run"
-    holder = hold(run_dir, lock=OURS)
+    holder = hold(run_dir)
     before = bad_input_cases.read_files(tmp_path)
     with pytest.raises(InputError) as caught:
         run_folder.open_run(config_of(run_dir))
@@ -104,17 +98,11 @@ def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, cap
     run_dir = tmp_path / "run"
     holder = hold(run_dir)
     monkeypatch.setenv(run_folder.PARENT, "1")
-    ended = []
-
-    def end():
-        ended.append(1)
-        holder.kill()
-
-    timer = threading.Timer(0.3, end)
+    timer = threading.Timer(0.3, holder.kill)
     timer.start()
     run_folder.lock(run_dir)
+    assert holder.process.poll() is not None
     timer.join()
-    assert ended
     assert f"waiting for process {holder.pid}" in capsys.readouterr().out
     assert (run_dir / ".lock").read_text() == str(os.getpid())
 

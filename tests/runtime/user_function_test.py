@@ -1,4 +1,4 @@
-"""A user's own reward: found by its name, given what it asks for, and not believed blindly."""
+"""A user's own reward: loaded by its name, called with what it takes, and its values checked."""
 
 import math
 import sys
@@ -15,9 +15,9 @@ TOKENS, FINISHED = [["a", " b", "</s>"], ["c"]], [True, False]
 LENGTHS = [3, 1]
 
 
-def call(function, **given):
-    given = {"tokens": TOKENS, "finished": FINISHED, "lengths": LENGTHS} | given
-    return user_function.score_responses(function, "mine:f", PROMPTS, RESPONSES, **given)
+def call(function, **changes):
+    arguments = {"tokens": TOKENS, "finished": FINISHED, "lengths": LENGTHS} | changes
+    return user_function.score_responses(function, "mine:f", PROMPTS, RESPONSES, **arguments)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_function_that_is_installed():
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("", "'': give a function as module:function"),
         ("module", "'module': give a function as module:function"),
@@ -65,9 +65,9 @@ def test_a_function_that_is_installed():
         ("MODULE:number", "is a int, not a function"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(module, name, says):
+def test_what_cannot_be_loaded_is_refused(module, name, message):
     before = list(sys.path)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         user_function.load(name.replace("MODULE", module))
     assert sys.path == before
 
@@ -107,10 +107,10 @@ def test_one_number_a_response(kind):
 
 
 def test_one_number_a_token_or_one_a_response():
-    one, two = call(lambda prompts, responses: [(0.5, -1, 0.25), np.float64(3)])
-    assert one.tolist() == [0.5, -1.0, 0.25]
-    assert one.dtype == np.float64
-    assert two == 3.0
+    first, second = call(lambda prompts, responses: [(0.5, -1, 0.25), np.float64(3)])
+    assert first.tolist() == [0.5, -1.0, 0.25]
+    assert first.dtype == np.float64
+    assert second == 3.0
 
 
 def returns(*values):
@@ -147,9 +147,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("function", "says"), REFUSED.values(), ids=REFUSED)
-def test_what_it_may_not_do_is_refused(function, says):
-    with pytest.raises(InputError, match=says) as refusal:
+@pytest.mark.parametrize(("function", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_it_may_not_do_is_refused(function, message):
+    with pytest.raises(InputError, match=message) as refusal:
         call(function)
     assert "\n" not in str(refusal.value)
 
