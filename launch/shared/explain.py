@@ -4,15 +4,14 @@ python -m launch.shared.explain > docs/configuration.md
 """
 
 import importlib
-import pkgutil
 import shutil
 import textwrap
 from collections.abc import Mapping
 from types import ModuleType
 
-import launch
 from configs.fields import Field
 from fgrlhf_jax.runtime.run_dir import flatten
+from launch.__main__ import list_commands
 
 HEAD = """\
 # Configuration
@@ -62,11 +61,10 @@ def _help_entry(assignment: str, text: str, width: int, column: int = 38) -> str
 def page() -> str:
     """All fields of all commands, as Markdown."""
     users: dict[str, list[str]] = {}
-    for module in pkgutil.iter_modules(launch.__path__, "launch."):
-        command = importlib.import_module(module.name)
-        for spec in (getattr(command, "CONFIG", ""), *getattr(command, "OTHERS", ())):
-            users.setdefault(spec.partition(":")[0], []).append(f"`{module.name}`")
-    users.pop("")
+    for name in list_commands():
+        command = importlib.import_module(f"launch.{name}")
+        for spec in (command.CONFIG, *getattr(command, "OTHERS", ())):
+            users.setdefault(spec.partition(":")[0], []).append(f"`launch.{name}`")
     return "\n".join([HEAD, *(_section(file, commands) for file, commands in users.items())])
 
 

@@ -2,25 +2,20 @@
 
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-import launch
 from configs import rm
 from configs.fields import Field, check_values
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
+from launch.__main__ import list_commands
 from launch.shared import cli, explain
 
-MODULES = [
-    importlib.import_module(module.name)
-    for module in pkgutil.iter_modules(launch.__path__, "launch.")
-    if module.name not in ("launch.shared", "launch.__main__")
-]
+MODULES = [importlib.import_module(f"launch.{name}") for name in list_commands()]
 SPECS = {module.__name__: (module.CONFIG, *getattr(module, "OTHERS", ())) for module in MODULES}
 FIELDS = {
     spec.partition(":")[0]: cli.fields_of(spec) for specs in SPECS.values() for spec in specs
