@@ -52,6 +52,14 @@ def by_length(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -
     return batches
 
 
+def pad_right(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarray:
+    """Rows of different lengths as one array [rows, width], with ``fill`` behind their ends."""
+    padded = np.full((len(rows), width), fill, rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
 def plan_epoch(
     lengths: Sequence[int], batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
 ) -> list[tuple[int, np.ndarray]]:

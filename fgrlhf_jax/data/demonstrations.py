@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fgrlhf_jax.data.bucketing import pad_right
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
 from fgrlhf_jax.errors import InputError
@@ -96,17 +97,13 @@ def pad_demonstrations(
       float32, 1 or 0.
     """
     size = len(demonstrations) if batch_size is None else batch_size
-    batch = {
-        "tokens_BS": np.zeros((size, bucket), np.int32),
-        "mask_BS": np.zeros((size, bucket), bool),
-        "response_BS": np.zeros((size, bucket), bool),
+    rows = [*demonstrations, *[demonstrations[-1]] * (size - len(demonstrations))]
+    columns_S = np.arange(bucket)
+    start_B1 = np.array([row.prompt_length for row in rows])[:, None]
+    end_B1 = np.array([len(row.tokens) for row in rows])[:, None]
+    return {
+        "tokens_BS": pad_right([row.tokens for row in rows], bucket),
+        "mask_BS": columns_S < end_B1,
+        "response_BS": (start_B1 <= columns_S) & (columns_S < end_B1),
         "weight_B": (np.arange(size) < len(demonstrations)).astype(np.float32),
     }
-    for b, row in enumerate(
-        [*demonstrations, *[demonstrations[-1]] * (size - len(demonstrations))]
-    ):
-        end = len(row.tokens)
-        batch["tokens_BS"][b, :end] = row.tokens
-        batch["mask_BS"][b, :end] = True
-        batch["response_BS"][b, row.prompt_length : end] = True
-    return batch

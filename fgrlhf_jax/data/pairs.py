@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgrlhf_jax.data.alignment import Alignment, align
+from fgrlhf_jax.data.bucketing import pad_right
 from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse
 from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
 from fgrlhf_jax.errors import InputError
@@ -195,20 +196,20 @@ def pad_pairs(
     """
     size = len(pairs) if batch_size is None else batch_size
     assert 0 < len(pairs) <= size, f"{len(pairs)} pairs for {size} rows"
-    batch = {
-        "tokens_B2S": np.zeros((size, 2, bucket), np.int32),
-        "mask_B2S": np.zeros((size, 2, bucket), bool),
-        "response_B2S": np.zeros((size, 2, bucket), bool),
-        "changed_B2S": np.zeros((size, 2, bucket), bool),
-        "partner_BS": np.full((size, bucket), -1, np.int32),
+    rows = [*pairs, *[pairs[-1]] * (size - len(pairs))]
+    columns_S = np.arange(bucket)
+    start_B11 = np.array([pair.prompt_length for pair in rows])[:, None, None]
+    end_B21 = np.array([[len(pair.tokens_i), len(pair.tokens_j)] for pair in rows])[..., None]
+
+    def both_sides(name: str) -> np.ndarray:
+        sides = [getattr(pair, f"{name}_{side}") for pair in rows for side in "ij"]
+        return pad_right(sides, bucket).reshape(size, 2, bucket)
+
+    return {
+        "tokens_B2S": both_sides("tokens"),
+        "mask_B2S": columns_S < end_B21,
+        "response_B2S": (start_B11 <= columns_S) & (columns_S < end_B21),
+        "changed_B2S": both_sides("changed"),
+        "partner_BS": pad_right([pair.partner for pair in rows], bucket, -1),
         "weight_B": (np.arange(size) < len(pairs)).astype(np.float32),
     }
-    for b, pair in enumerate([*pairs, *[pairs[-1]] * (size - len(pairs))]):
-        sides = ((pair.tokens_i, pair.changed_i), (pair.tokens_j, pair.changed_j))
-        for side, (tokens, changed) in enumerate(sides):
-            batch["tokens_B2S"][b, side, : len(tokens)] = tokens
-            batch["mask_B2S"][b, side, : len(tokens)] = True
-            batch["response_B2S"][b, side, pair.prompt_length : len(tokens)] = True
-            batch["changed_B2S"][b, side, : len(tokens)] = changed
-        batch["partner_BS"][b, : len(pair.partner)] = pair.partner
-    return batch

@@ -177,19 +177,15 @@ def _parse(data: bytes, path: Path, line: int) -> Any:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise InputError(
-            f"{path}:{line}: invalid UTF-8 (byte 0x{data[error.start]:02x}); "
-            "save the file as UTF-8."
-        ) from error
+        byte = f"invalid UTF-8 (byte 0x{data[error.start]:02x})"
+        raise InputError(f"{path}:{line}: {byte}; save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{line + error.lineno - 1}: malformed JSON "
-            f"({error.msg} at column {error.colno}); correct this line."
-        ) from error
+        line += error.lineno - 1
+        reason = f"malformed JSON ({error.msg} at column {error.colno})"
+        raise InputError(f"{path}:{line}: {reason}; correct this line.") from error
     except (RecursionError, ValueError) as error:
-        raise InputError(
-            f"{path}:{line}: JSON that cannot be read ({error}); correct this line."
-        ) from error
+        reason = f"JSON that cannot be read ({error})"
+        raise InputError(f"{path}:{line}: {reason}; correct this line.") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -199,9 +195,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: a text is invalid UTF-8; write the file from UTF-8 strings."
-        ) from error
+        raise InputError(f"{path}: a text is invalid UTF-8; write UTF-8 strings.") from error
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: is not a readable Parquet file ({error}).") from error
     return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
@@ -269,7 +263,7 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
         )
     if not blank and not text.strip():
         raise InputError(
-            f"{where}: the response {name!r} is empty; drop the row or fill it in."
+            f"{where}: the response {name!r} is empty; fill it in or drop the row."
         )
     try:
         text.encode("utf-8")
@@ -283,9 +277,8 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
 
 def _differ(texts: dict[str, str], where: str) -> None:
     if len(set(texts.values())) == 1:
-        raise InputError(
-            f"{where}: {' and '.join(texts)} are equal and teach nothing; drop the row."
-        )
+        names = " and ".join(texts)
+        raise InputError(f"{where}: {names} are equal and teach nothing; drop the row.")
 
 
 def _id(row: dict) -> str:

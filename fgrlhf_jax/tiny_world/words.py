@@ -7,7 +7,9 @@ wrong everywhere but the rude ones and the fillers.
 import functools
 from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from fgrlhf_jax.data.tokenizers import wrap_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,21 +76,10 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
     (EOS), as in ``data.tokenizers.train_tokenizer``; there is no pad token. A "<" stands alone, so
     that no text can spell a control token.
     """
-    from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
-
     words = [blank + word for blank in (" ", "") for word in vocabulary()]
     ids = {token: n for n, token in enumerate(["<unk>", "<s>", "</s>", "\n", *words])}
     model = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    pieces = Regex(r" ?(?:[^ \n<]+|<)|\n| ")
-    model.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
+    tokens = Regex(r" ?(?:[^ \n<]+|<)|\n| ")
+    model.pre_tokenizer = pre_tokenizers.Split(tokens, behavior="isolated")
     model.decoder = decoders.Fuse()
-    model.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    )
+    return wrap_tokenizer(model)

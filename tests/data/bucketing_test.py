@@ -75,9 +75,9 @@ def test_plan_refuses(lengths, batch_size, message):
 
 
 def test_by_length():
-    lengths = [5, 3, 9, 3, 1, 9, 2]
+    lengths = [5, 3, 9, 3, 1, 9, 2, 9]
     batches = by_length(lengths, 3, (4, 8, 9))
     assert [batch.width for batch in batches] == [4, 9, 9]
-    assert [batch.rows.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5]]
-    assert [batch.filled.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 5, 5]]
+    assert [batch.rows.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 7]]
+    assert [batch.filled.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 7, 7]]
     assert by_length([], 3, (4,)) == []

@@ -88,6 +88,12 @@ def test_edits_by_hand():
     }
 
 
+def test_an_input_makes_another_prompt_but_not_another_text():
+    instructions = [Instruction("a", "b", "c"), Instruction("a", "", "c")]
+    statistics = describe_records(instructions)
+    assert (statistics["distinct_prompts"], statistics["duplicates"]) == (2, 0)
+
+
 def test_who_is_preferred():
     pairs = [Preference("a", "", "b", "c d", 1), Preference("a", "", "b", "c d", 2)]
     pairs += [Preference("a", "", "b", "c", 1), Preference("a", "", "b c d", "e", 1)]
