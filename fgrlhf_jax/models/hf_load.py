@@ -1,7 +1,7 @@
-"""Hugging Face folders, hub ids and GGUF files to parameters, and back with :func:`save`.
+"""Loading models: Hugging Face folders, hub ids and GGUF files to config, tokenizer, parameters.
 
-Reading goes tensor by tensor into arrays that are already sharded, so the host never holds a
-model. Torch is not needed for anything; GGUF needs the extra ``gguf``.
+Tensors are read one by one into arrays that are already sharded, so the host never holds a model.
+Torch is not needed for anything; GGUF needs the extra ``gguf``.
 """
 
 import functools
@@ -20,38 +20,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import gguf
 from fgrlhf_jax.models.hf_names import (
+    CONFIG_FIELDS,
+    ROPE_FIELDS,
     Stored,
     as_input_error,
     is_stacked,
     is_transposed,
+    read_fields,
     stored_names,
     stored_shape,
 )
-from fgrlhf_jax.models.hf_save import (
-    INDEX,
-    LANGUAGE_MODEL,
-    SEQUENCE_REWARD,
-    SIDECAR,
-    STATE_ACTION,
-    STATE_ACTION_TYPE,
-    TOKEN_REWARD,
-    digest,
-    save,
-)
+from fgrlhf_jax.models.hf_save import INDEX, SIDECAR, STATE_ACTION_TYPE, digest
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
-
-__all__ = [
-    "LANGUAGE_MODEL",
-    "SEQUENCE_REWARD",
-    "STATE_ACTION",
-    "TOKEN_REWARD",
-    "load_params",
-    "load_tokenizer",
-    "read_config",
-    "resolve",
-    "save",
-]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
@@ -116,30 +97,16 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
             raise InputError(
                 f"{file}: partial_rotary_factor is not supported; use a LLaMA model"
             )
-        heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+        fields = read_fields(config, CONFIG_FIELDS)
+        heads, width = fields["num_heads"], fields["hidden_size"]
         return LlamaConfig(
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=width,
-            intermediate_size=int(config["intermediate_size"]),
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=heads,
+            **fields,
             num_kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or width // heads),
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            rope_scaling=RopeScaling(
-                factor=float(rope["factor"]),
-                low_freq_factor=float(rope["low_freq_factor"]),
-                high_freq_factor=float(rope["high_freq_factor"]),
-                original_max_position=int(rope["original_max_position_embeddings"]),
-            )
+            rope_scaling=RopeScaling(**read_fields(rope, ROPE_FIELDS))
             if kind == "llama3"
             else None,
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            max_position=int(config.get("max_position_embeddings", 2048)),
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            initializer_range=float(config.get("initializer_range", 0.02)),
         )
 
 

@@ -1,4 +1,4 @@
-"""What a tensor is called: our parameters, Hugging Face's and GGUF's names in one table."""
+"""Names of tensors and config fields: ours, Hugging Face's and GGUF's, in one table each."""
 
 import contextlib
 import dataclasses
@@ -49,6 +49,41 @@ TABLE = (
     ),
 )
 HF_NAME = {ours: theirs for ours, theirs, _ in TABLE}
+
+# LlamaConfig's field: (config.json's, its type, what a missing one means; None must be there).
+CONFIG_FIELDS = {
+    "vocab_size": ("vocab_size", int, None),
+    "hidden_size": ("hidden_size", int, None),
+    "intermediate_size": ("intermediate_size", int, None),
+    "num_layers": ("num_hidden_layers", int, None),
+    "num_heads": ("num_attention_heads", int, None),
+    "norm_eps": ("rms_norm_eps", float, 1e-6),
+    "max_position": ("max_position_embeddings", int, 2048),
+    "tie_embeddings": ("tie_word_embeddings", bool, False),
+    "attention_bias": ("attention_bias", bool, False),
+    "mlp_bias": ("mlp_bias", bool, False),
+    "initializer_range": ("initializer_range", float, 0.02),
+}
+# RopeScaling's, likewise.
+ROPE_FIELDS = {
+    "factor": ("factor", float, None),
+    "low_freq_factor": ("low_freq_factor", float, None),
+    "high_freq_factor": ("high_freq_factor", float, None),
+    "original_max_position": ("original_max_position_embeddings", int, None),
+}
+
+
+def read_fields(config: dict, fields: dict) -> dict:
+    """Our fields from config.json's; KeyError, ValueError or TypeError where that cannot be."""
+    return {
+        ours: kind(config[theirs] if default is None else config.get(theirs, default))
+        for ours, (theirs, kind, default) in fields.items()
+    }
+
+
+def write_fields(source: object, fields: dict) -> dict:
+    """config.json's fields from ours."""
+    return {theirs: getattr(source, ours) for ours, (theirs, _, _) in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models.hf_names import HF_NAME, is_stacked, is_transposed, stored_names
+from fgrlhf_jax.models.hf_names import (
+    CONFIG_FIELDS,
+    HF_NAME,
+    ROPE_FIELDS,
+    is_stacked,
+    is_transposed,
+    stored_names,
+    write_fields,
+)
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
 
@@ -189,32 +197,15 @@ def digest(file: Path) -> str:
 def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:
     """config.json, and the tokenizer to go with it."""
     scaling = cfg.rope_scaling
-    config = {
+    config = write_fields(cfg, CONFIG_FIELDS) | {
         "architectures": [architecture],
         "model_type": STATE_ACTION_TYPE if architecture == STATE_ACTION else "llama",
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.intermediate_size,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
         "num_key_value_heads": cfg.num_kv_heads,
         "head_dim": cfg.head_dim,
         "hidden_act": "silu",
         "rope_theta": cfg.rope_theta,
         "rope_scaling": scaling
-        and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position,
-        },
-        "rms_norm_eps": cfg.norm_eps,
-        "max_position_embeddings": cfg.max_position,
-        "tie_word_embeddings": cfg.tie_embeddings,
-        "attention_bias": cfg.attention_bias,
-        "mlp_bias": cfg.mlp_bias,
-        "initializer_range": cfg.initializer_range,
+        and {"rope_type": "llama3"} | write_fields(scaling, ROPE_FIELDS),
     }
     if architecture != LANGUAGE_MODEL:
         # transformers scores the last token that is not the pad token, which must not be EOS.

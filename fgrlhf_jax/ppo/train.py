@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import policy_losses as po
-from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models import hf_load, hf_save
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo import rollout as rollouts
@@ -151,12 +151,12 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             params = checkpoints.restore(step, {"params": abstract.params})["params"]
         else:  # nothing was better than the policy before PPO
             params = ppo_models.initial_params(config, modules, mesh)
-    note = hf_load.save(
+    note = hf_save.save(
         folder / "export",
         params["policy"],
         modules.policy.cfg,
         tokenizer,
-        architecture=hf_load.LANGUAGE_MODEL,
+        architecture=hf_save.LANGUAGE_MODEL,
         extra={"data": {"template": rollouts.template(config, modules)}, "step": step},
     )
     if jax.process_index() == 0:

@@ -20,7 +20,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.token_rewards import (
     EncodedResponse,
@@ -95,18 +95,18 @@ class RewardModel:
     def save(self, folder: Path) -> str:
         """Writes a Hugging Face folder; returns a sentence on what transformers can load it as."""
         if self.meta.head == "state_action":
-            architecture = hf_load.STATE_ACTION
+            architecture = hf_save.STATE_ACTION
         elif self.meta.level == "token":
-            architecture = hf_load.TOKEN_REWARD
+            architecture = hf_save.TOKEN_REWARD
         else:
-            architecture = hf_load.SEQUENCE_REWARD
+            architecture = hf_save.SEQUENCE_REWARD
         extra = {
             "head": self.meta.head,
             "settings": self.meta.settings,
             "calibration": self.meta.normalization._asdict(),
             "data": self.meta.data,
         }
-        return hf_load.save(
+        return hf_save.save(
             folder,
             self.params,
             self.module.cfg,

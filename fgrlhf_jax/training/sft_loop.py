@@ -15,7 +15,7 @@ from fgrlhf_jax.data.demonstrations import (
     pad_demonstrations,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.runtime import multihost, run_dir, sharding
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.training import sft, supervised
@@ -81,12 +81,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
             "n": len(encoded["validation"]),
         }
     }
-    note = hf_load.save(
+    note = hf_save.save(
         folder / "export",
         params,
         cfg,
         tokenizer,
-        architecture=hf_load.LANGUAGE_MODEL,
+        architecture=hf_save.LANGUAGE_MODEL,
         extra={"data": data},
     )
     if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from bad_input_cases import fill, read_files
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_save, llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import sharding
@@ -57,7 +57,7 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
     """A Hugging Face folder of a language model with random weights."""
     folder = tmp_path_factory.mktemp("models") / "lm"
     params = tiny_cases.parameters(llama.CausalLM(CFG))
-    hf_load.save(folder, params, CFG, tokenizer, architecture=hf_load.LANGUAGE_MODEL)
+    hf_save.save(folder, params, CFG, tokenizer, architecture=hf_save.LANGUAGE_MODEL)
     return folder
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 pytestmark = pytest.mark.parity
@@ -93,7 +93,7 @@ def written(tmp_path, tokenizer):
             lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), abstract(cfg)
         )
         folder, file = tmp_path / "folder", tmp_path / "model.gguf"
-        hf_load.save(folder, params, cfg, tokenizer, architecture=hf_load.LANGUAGE_MODEL)
+        hf_save.save(folder, params, cfg, tokenizer, architecture=hf_save.LANGUAGE_MODEL)
         tensors = safetensors.numpy.load_file(folder / "model.safetensors")
         write_gguf(file, cfg, tensors, tokenizer, **how)
         return file, params, tensors

@@ -16,7 +16,7 @@ import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.runtime import sharding
 
 
@@ -54,7 +54,7 @@ def test_every_architecture_comes_back(saved, architecture):
 
 
 def test_shards_are_small_and_arrays_land_sharded(saved):
-    module = MODULES[hf_load.LANGUAGE_MODEL]
+    module = MODULES[hf_save.LANGUAGE_MODEL]
     folder, params = saved(max_shard_bytes=20_000)
     files = sorted(folder.glob("model-*.safetensors"))
     assert len(files) > 3
@@ -72,8 +72,8 @@ def test_shards_are_small_and_arrays_land_sharded(saved):
         x.nbytes for x in jax.tree.leaves(params)
     )
     # and what is sharded is saved whole
-    hf_load.save(
-        folder, loaded, CFG, hf_load.load_tokenizer(folder), architecture=hf_load.LANGUAGE_MODEL
+    hf_save.save(
+        folder, loaded, CFG, hf_load.load_tokenizer(folder), architecture=hf_save.LANGUAGE_MODEL
     )
     same(hf_load.load_params(folder, abstract(module)), params)
 
@@ -82,13 +82,13 @@ def test_shards_are_small_and_arrays_land_sharded(saved):
 def test_other_float_types_become_float32(saved, dtype):
     folder, params = saved()
     rewrite(folder, lambda tensors: {k: v.astype(dtype) for k, v in tensors.items()})
-    loaded = hf_load.load_params(folder, abstract(MODULES[hf_load.LANGUAGE_MODEL]))
+    loaded = hf_load.load_params(folder, abstract(MODULES[hf_save.LANGUAGE_MODEL]))
     same(loaded, jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params))
 
 
 def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
     folder, params = saved()
-    want = abstract(MODULES[hf_load.STATE_ACTION])
+    want = abstract(MODULES[hf_save.STATE_ACTION])
     backbone = hf_load.load_params(folder, {"backbone": want["backbone"]})
     same(backbone, {"backbone": params["backbone"]})
     part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
@@ -101,17 +101,17 @@ def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
 
 
 def test_spare_heads_and_rotary_buffers_are_no_surplus(saved):
-    folder, params = saved(hf_load.TOKEN_REWARD)
+    folder, params = saved(hf_save.TOKEN_REWARD)
     spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     rewrite(folder, lambda tensors: tensors | spare)
-    want = {"backbone": abstract(MODULES[hf_load.TOKEN_REWARD])["backbone"]}
+    want = {"backbone": abstract(MODULES[hf_save.TOKEN_REWARD])["backbone"]}
     same(hf_load.load_params(folder, want), {"backbone": params["backbone"]})
 
 
 def test_a_bare_backbone_checkpoint_is_read(saved):
-    folder, params = saved(hf_load.TOKEN_REWARD)
+    folder, params = saved(hf_save.TOKEN_REWARD)
     rewrite(folder, lambda old: {k.removeprefix("model."): v for k, v in old.items()})
-    same(hf_load.load_params(folder, abstract(MODULES[hf_load.TOKEN_REWARD])), params)
+    same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
 
 
 # --- Bad input ---
@@ -130,7 +130,7 @@ def configure(folder, **fields):
 
 
 def load(folder):
-    return hf_load.load_params(folder, abstract(MODULES[hf_load.LANGUAGE_MODEL]))
+    return hf_load.load_params(folder, abstract(MODULES[hf_save.LANGUAGE_MODEL]))
 
 
 def test_missing_surplus_and_misshapen_come_in_one_error(saved):
@@ -232,8 +232,8 @@ def flip(file, at):
 
 @pytest.mark.parametrize("at", [0, 7, 20, 200, 5000, -1])
 def test_one_flipped_bit_of_an_export_is_noticed(saved, at):
-    folder, _ = saved(hf_load.STATE_ACTION)
-    wanted = abstract(MODULES[hf_load.STATE_ACTION])
+    folder, _ = saved(hf_save.STATE_ACTION)
+    wanted = abstract(MODULES[hf_save.STATE_ACTION])
     for name in ("model.safetensors", "head.safetensors"):
         flip(folder / name, at)
         with pytest.raises(InputError, match=f"{name}: is damaged"):
@@ -318,8 +318,8 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
         import sys
         from pathlib import Path
         import jax, jax.numpy as jnp
-        from fgrlhf_jax.data import templates as prompts
-        from fgrlhf_jax.models import hf_load as hf, llama
+        from fgrlhf_jax.data.tokenizers import train_tokenizer
+        from fgrlhf_jax.models import hf_load, hf_save, llama
         from fgrlhf_jax.runtime import sharding
 
         cfg = llama.LlamaConfig(300, 512, 2048, 16, 8, 8, 64)
@@ -330,17 +330,17 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
         folder = Path(sys.argv[1])
         if sys.argv[2] == "save":
             params = jax.tree.map(lambda x: jnp.ones(x.shape), wanted)
-            tokenizer = prompts.train_tokenizer(["a"], 300)
-            hf.save(folder, params, cfg, tokenizer, architecture=hf.LANGUAGE_MODEL,
-                    max_shard_bytes=100_000_000)
+            tokenizer = train_tokenizer(["a"], 300)
+            hf_save.save(folder, params, cfg, tokenizer,
+                         architecture=hf_save.LANGUAGE_MODEL, max_shard_bytes=100_000_000)
         else:
             def memory(field):
                 lines = Path("/proc/self/status").read_text().splitlines()
                 return next(int(x.split()[1]) for x in lines if x.startswith(field)) * 1024
-            hf.load_params(folder, wanted)  # what compiling takes is not the question
+            hf_load.load_params(folder, wanted)  # what compiling takes is not the question
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak
             before = memory("VmRSS")
-            params = jax.block_until_ready(hf.load_params(folder, wanted))
+            params = jax.block_until_ready(hf_load.load_params(folder, wanted))
             size = sum(x.nbytes for x in jax.tree.leaves(params))
             print(size, memory("VmHWM") - before)
     """

@@ -11,7 +11,7 @@ from hf_cases import CFG, MODULES, SHAPES, abstract, random_params, same, save, 
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
     words.pad_token = words.eos_token if pad == "eos" else None
     texts = ["the cat sat on the mat", "a dog", "mat"]
     for architecture, auto in (
-        (hf_load.TOKEN_REWARD, transformers.AutoModelForTokenClassification),
-        (hf_load.SEQUENCE_REWARD, transformers.AutoModelForSequenceClassification),
+        (hf_save.TOKEN_REWARD, transformers.AutoModelForTokenClassification),
+        (hf_save.SEQUENCE_REWARD, transformers.AutoModelForSequenceClassification),
     ):
         module, folder = MODULES[architecture], tmp_path / architecture
         params = random_params(module)
-        hf_load.save(folder, params, CFG, words, architecture=architecture)
+        hf_save.save(folder, params, CFG, words, architecture=architecture)
         theirs, info = auto.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
@@ -58,7 +58,7 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
         assert (tokens[np.arange(3), last] == words.eos_token_id).all()
         args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
         ours = np.asarray(jax.jit(module.apply)({"params": params}, *args))
-        if architecture == hf_load.TOKEN_REWARD:
+        if architecture == hf_save.TOKEN_REWARD:
             np.testing.assert_allclose(got[..., 0][mask], ours[mask], rtol=1e-4, atol=1e-5)
         else:
             np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_torch_gives_our_logits(saved, shape):
 def test_transformers_refuses_the_state_action_head(saved):
     import transformers
 
-    folder, _ = saved(hf_load.STATE_ACTION)
+    folder, _ = saved(hf_save.STATE_ACTION)
     with pytest.raises(ValueError, match="fgrlhf_state_action_reward"):
         transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert "transformers has no class for it" in (folder / "README.md").read_text()
@@ -102,34 +102,34 @@ def test_transformers_refuses_the_state_action_head(saved):
 
 
 def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
-    folder, params = saved(hf_load.TOKEN_REWARD)
+    folder, params = saved(hf_save.TOKEN_REWARD)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
     with pytest.raises(InputError, match="No space left on device"):
-        saved(hf_load.TOKEN_REWARD)
+        saved(hf_save.TOKEN_REWARD)
     assert [child.name for child in folder.parent.iterdir()] == ["model"]
-    same(hf_load.load_params(folder, abstract(MODULES[hf_load.TOKEN_REWARD])), params)
+    same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
 
 
 def test_an_export_into_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    params = random_params(MODULES[hf_load.LANGUAGE_MODEL])
+    params = random_params(MODULES[hf_save.LANGUAGE_MODEL])
     with pytest.raises(InputError, match="could not be written"):
-        hf_load.save(
+        hf_save.save(
             tmp_path / "file" / "x",
             params,
             CFG,
             tokenizer(),
-            architecture=hf_load.LANGUAGE_MODEL,
+            architecture=hf_save.LANGUAGE_MODEL,
         )
 
 
 def test_parameters_of_another_architecture_are_not_written(tmp_path):
-    params = random_params(MODULES[hf_load.TOKEN_REWARD])
-    for architecture in (hf_load.LANGUAGE_MODEL, hf_load.SEQUENCE_REWARD, hf_load.STATE_ACTION):
+    params = random_params(MODULES[hf_save.TOKEN_REWARD])
+    for architecture in (hf_save.LANGUAGE_MODEL, hf_save.SEQUENCE_REWARD, hf_save.STATE_ACTION):
         with pytest.raises(ValueError, match=architecture):
-            hf_load.save(tmp_path / "x", params, CFG, tokenizer(), architecture=architecture)
+            hf_save.save(tmp_path / "x", params, CFG, tokenizer(), architecture=architecture)
     assert not list(tmp_path.iterdir())

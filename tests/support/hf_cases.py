@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_save, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
@@ -20,10 +20,10 @@ SHAPES = {
     "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
 }
 MODULES = {
-    hf_load.LANGUAGE_MODEL: llama.CausalLM(CFG),
-    hf_load.TOKEN_REWARD: llama.TokenValueModel(CFG),
-    hf_load.SEQUENCE_REWARD: llama.TokenValueModel(CFG, use_bias=False),
-    hf_load.STATE_ACTION: llama.TokenValueModel(CFG, "state_action"),
+    hf_save.LANGUAGE_MODEL: llama.CausalLM(CFG),
+    hf_save.TOKEN_REWARD: llama.TokenValueModel(CFG),
+    hf_save.SEQUENCE_REWARD: llama.TokenValueModel(CFG, use_bias=False),
+    hf_save.STATE_ACTION: llama.TokenValueModel(CFG, "state_action"),
 }
 
 
@@ -46,11 +46,11 @@ def tokenizer():
     return train_tokenizer(["the cat sat on the mat", "a dog ate the cat"], 300)
 
 
-def save(folder: Path, architecture=hf_load.LANGUAGE_MODEL, module=None, **how):
+def save(folder: Path, architecture=hf_save.LANGUAGE_MODEL, module=None, **how):
     """Saves random parameters of an architecture; returns the folder and the parameters."""
     params = random_params(module or MODULES[architecture])
     cfg = module.cfg if module else CFG
-    hf_load.save(folder, params, cfg, tokenizer(), architecture=architecture, **how)
+    hf_save.save(folder, params, cfg, tokenizer(), architecture=architecture, **how)
     return folder, params
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import tiny_cases
 
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_save, llama
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -46,12 +46,12 @@ def policy_params(seed: int = 0) -> dict:
 
 def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Path:
     """A language model; ``data`` is what a model of ours remembers of its fine-tuning."""
-    hf_load.save(
+    hf_save.save(
         folder,
         policy_params(seed),
         CFG,
         tokenizer,
-        architecture=hf_load.LANGUAGE_MODEL,
+        architecture=hf_save.LANGUAGE_MODEL,
         extra={"data": data} if data else None,
     )
     return folder
