@@ -96,8 +96,12 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> InputError:
-        whole = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
-        last = f"the last good one is step {whole[-1]}" if whole else "there is no earlier one"
+        complete = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+        last = (
+            f"the last good one is step {complete[-1]}"
+            if complete
+            else "there is no earlier one"
+        )
         return InputError(
             f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
             "space and run the same command again"
