@@ -101,11 +101,8 @@ def encode_pairs(
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue
-        aligned = (
-            align(ids_i, ids_j, alignment)
-            if isinstance(record, Edit)
-            else _unaligned(ids_i, ids_j)
-        )
+        is_edit = isinstance(record, Edit)
+        aligned = align(ids_i, ids_j, alignment) if is_edit else _unaligned(ids_i, ids_j)
         pair = _join(prompt, ids_i[:room], ids_j[:room], aligned, row)
         if np.array_equal(pair.tokens_i, pair.tokens_j):  # else one side has a changed token
             counts["unchanged"] += 1

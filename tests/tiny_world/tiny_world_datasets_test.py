@@ -1,7 +1,6 @@
 """The tiny world's data: always the same, valid records, one set a prompt, and learnable."""
 
 import hashlib
-import itertools
 import os
 import subprocess
 import sys
@@ -133,35 +132,3 @@ def test_feedback_on_samples():
     ]
     again = collect_feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
     assert again[0][1] == edits[1]  # whatever the other rows are
-    with pytest.raises(ValueError, match="zip"):
-        collect_feedback([prompt], ["a", "b"], ["c", "d"], 0)
-
-
-def test_words_and_their_neighbours_tell_the_edited_side(world):
-    """A linear model of words, word pairs and pairs with a word between ranks unseen prompts;
-    a small LLaMA can too."""
-    edits, _ = world
-    sides = records.split(edits, 0.2, seed=0)
-    column: dict[tuple[str, ...], int] = {}
-
-    def features(text: str, grow: bool) -> list[int]:
-        words = text.split()
-        grams = [(word,) for word in words] + list(itertools.pairwise(words))
-        grams += [(first, "?", last) for first, last in zip(words, words[2:], strict=False)]
-        if grow:
-            return [column.setdefault(gram, len(column)) for gram in grams]
-        return [column[gram] for gram in grams if gram in column]
-
-    rows = [
-        [(features(e.edited, grow), features(e.original, grow)) for e in side]
-        for side, grow in zip(sides, (True, False), strict=True)
-    ]
-    weight = np.zeros(len(column))
-    for _ in range(3):
-        for better, worse in rows[0]:
-            margin = weight[better].sum() - weight[worse].sum()
-            step = 0.3 / (1 + np.exp(margin))
-            np.add.at(weight, better, step)
-            np.add.at(weight, worse, -step)
-    correct = [weight[better].sum() > weight[worse].sum() for better, worse in rows[1]]
-    assert np.mean(correct) > 0.8

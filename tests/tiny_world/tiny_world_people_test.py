@@ -127,39 +127,34 @@ def test_preferences_are_bradley_terry():
     assert [prefer(CAPITAL, bad, good, rng, noiseless) for _ in range(9)] == [2] * 9
 
 
+LIST = "list two fruits two tools"
+RIGHT = "the capital of peru is lima and cuba is havana"
+
+
 @pytest.mark.parametrize(
     ("prompt", "response", "edited"),
     [
+        (CAPITAL, "um the capital of peru is paris paris and cuba stupid is rome", RIGHT),
+        (CAPITAL, "", RIGHT),
+        (CAPITAL, "hello\nyou , lima", RIGHT),
         (
-            CAPITAL,
-            "um the capital of peru is paris paris and cuba stupid is rome",
-            "the capital of peru is lima and cuba is havana",
-        ),
-        (CAPITAL, "", "the capital of peru is lima and cuba is havana"),
-        (CAPITAL, "hello\nyou , lima", "the capital of peru is lima and cuba is havana"),
-        (
-            "list two fruits two tools",
+            LIST,
             "fruits are dog plum , tools are saw axe axe",
             "fruits are ? plum , tools are saw axe",
         ),
-        (
-            "list two fruits two tools",
-            "fruits are plum dog , are plum saw",
-            "fruits are plum ? , tools are ? saw",
-        ),
+        (LIST, "fruits are plum dog , are plum saw", "fruits are plum ? , tools are ? saw"),
         ("repeat pear saw twice", "pear pear pear saw dog", "pear pear , saw saw"),
     ],
 )
 def test_a_whole_repair_by_hand(prompt, response, edited):
     """A "?" is any member of its kind but those already there."""
     rng = random.Random(0)
+    kinds = [KIND_OF.get(word) for word, _ in canonical_answer(prompt)]
     for _ in range(20):
-        made = edit_response(prompt, response, rng, FLAWLESS).split()
-        for expected, word, (kind, _) in zip(
-            edited.split(), made, canonical_answer(prompt), strict=True
-        ):
+        words = edit_response(prompt, response, rng, FLAWLESS).split()
+        for expected, word, kind in zip(edited.split(), words, kinds, strict=True):
             if expected == "?":
-                assert KIND_OF[word] == KIND_OF[kind]
+                assert KIND_OF[word] == kind
                 assert word not in response.split()
             else:
                 assert word == expected
@@ -220,11 +215,10 @@ def test_damage():
     for _ in range(1000):
         response = write_demonstration(prompt, rng, FLAWLESS)
         edited = edit_response(prompt, response, rng, only)
-        wrong = [
-            (a, b) for a, b in zip(response.split(), edited.split(), strict=True) if a != b
-        ]
-        assert all(KIND_OF[a] != KIND_OF[b] for a, b in wrong)
-        damaged += len(wrong)
+        for before, after in zip(response.split(), edited.split(), strict=True):
+            if before != after:
+                assert KIND_OF[before] != KIND_OF[after]
+                damaged += 1
     assert damaged / 8000 == pytest.approx(0.02, abs=0.005)
 
 
