@@ -129,7 +129,7 @@ class _Client:
         except ValueError as error:  # of json, and of _reply
             fault = f"the answer is not one of {self.provider}'s ({error})"
             fault = Transient(self._redacted(fault))
-        except _Broken as error:
+        except ConnectionError as error:
             fault = Transient(self._redacted(error))
         except self.errors.APITimeoutError:
             fault = Transient(f"no answer within {self.timeout:g} s")
@@ -155,9 +155,8 @@ class _Client:
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"not complete within {self.timeout:g} s")
             except Exception as error:  # the client no longer wraps what its transport raises
-                raise _Broken(
-                    f"the answer broke off ({error or type(error).__name__})"
-                ) from None
+                message = f"the answer broke off ({error or type(error).__name__})"
+                raise ConnectionError(message) from None
         return json.loads(b"".join(chunks))
 
     def _redacted(self, text: Any) -> str:
@@ -208,10 +207,6 @@ def check_url(base_url: str) -> str:
             "base_url holds a name, a password or a query; keys come from the environment only"
         )
     return base_url.rstrip("/")
-
-
-class _Broken(Exception):
-    """The connection ended, or the time, while the answer was being read."""
 
 
 def _open(provider: str, url: str, key: str, timeout: float, local: bool):

@@ -37,6 +37,7 @@ LOG = logging.getLogger(__name__)
 GIVE_UP = 10  # consecutive requests without a reply after all their tries: the server is gone
 LONGEST_PAUSE = 600.0  # seconds that a server may ask for; beyond, the run stops
 GRACE = 1.0  # seconds for requests in flight when a run is interrupted
+STORED = "replies that arrived are stored: run again to continue"
 POLL = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does not end it
 
 
@@ -82,9 +83,33 @@ class Usage:
     output_tokens: int = 0
     cached: int = 0
 
+    def __post_init__(self):
+        self._lock = threading.Lock()
+
     @property
     def tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+    def begin(self, limits: Limits, *, retry: bool = False, count: int = 1) -> int:
+        """Counts up to ``count`` attempts before they are made; raises InputError at a cap."""
+        with self._lock:
+            for name, value in (("max_requests", self.requests), ("max_tokens", self.tokens)):
+                cap = getattr(limits, name)
+                if 0 < cap <= value:
+                    raise InputError(
+                        f"stopped at {name}={cap} after {self}; {STORED}, with the same {name} "
+                        "once more to spend"
+                    )
+            if limits.max_requests:
+                count = min(count, limits.max_requests - self.requests)
+            self.requests += count
+            self.retries += retry
+            return count
+
+    def add(self, reply: Reply) -> None:
+        with self._lock:
+            self.input_tokens += reply.input_tokens
+            self.output_tokens += reply.output_tokens
 
     def __str__(self) -> str:
         return (
@@ -226,8 +251,7 @@ def send_concurrently(
             if unanswered == GIVE_UP < len(todo):
                 end = InputError(
                     f"{unanswered} requests in a row have no reply after {limits.retries + 1} "
-                    f"tries each ({outcome}); replies that arrived are stored: run again to "
-                    "continue"
+                    f"tries each ({outcome}); {STORED}"
                 )
                 break
         if end:
@@ -242,18 +266,10 @@ def send_concurrently(
 class _Workers:
     """Threads that send requests, with retries, and store each reply before they report it."""
 
-    def __init__(
-        self,
-        todo: dict[str, Request],
-        send: Send,
-        stored: Cache,
-        limits: Limits,
-        usage: Usage,
-    ):
-        self.send, self.stored = send, stored
+    def __init__(self, todo, send, stored, limits, usage):
+        self.send, self.stored, self.limits, self.usage = send, stored, limits, usage
         self.stop = threading.Event()
         self.rate = RateLimiter(limits.requests_per_minute, sleep=self.stop.wait)
-        self.budget = _Budget(limits, usage)
         self.retrying = _retrying(limits, self.stop)
         self.warned: set[str] = set()
         self.waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -312,7 +328,7 @@ class _Workers:
         self.rate.wait()
         if self.stop.is_set():
             raise Transient("the run was stopped")
-        self.budget.begin(retry)
+        self.usage.begin(self.limits, retry=retry)
         try:
             reply = self.send(request)
         except Transient as fault:
@@ -322,12 +338,11 @@ class _Workers:
             if fault.retry_after is not None:
                 if fault.retry_after > LONGEST_PAUSE:
                     raise InputError(
-                        f"the server wants a pause of {fault.retry_after:.0f} s ({fault}); "
-                        "replies that arrived are stored: run again later to continue"
+                        f"the server wants a pause of {fault.retry_after:.0f} s ({fault}); {STORED}"
                     ) from None
                 self.rate.pause(fault.retry_after)
             raise
-        self.budget.add(reply)
+        self.usage.add(reply)
         self.stored.put(key, reply)
         return reply
 
@@ -384,35 +399,6 @@ class RateLimiter:
             self.next = max(self.next, self.paused_until)
 
 
-class _Budget:
-    """Counts attempts and tokens from several threads, and stops at the caps."""
-
-    def __init__(self, limits: Limits, usage: Usage):
-        self.limits, self.usage, self.lock = limits, usage, threading.Lock()
-
-    def begin(self, retry: bool = False, count: int = 1) -> int:
-        """Counts up to ``count`` attempts before they are made; raises InputError at a cap."""
-        limits, usage = self.limits, self.usage
-        with self.lock:
-            for name, value in (("max_requests", usage.requests), ("max_tokens", usage.tokens)):
-                if 0 < getattr(limits, name) <= value:
-                    raise InputError(
-                        f"stopped at {name}={getattr(limits, name)} after {usage}; replies that "
-                        "arrived are stored: run again to continue, with the same "
-                        f"{name} once more to spend"
-                    )
-            if limits.max_requests:
-                count = min(count, limits.max_requests - usage.requests)
-            usage.requests += count
-            usage.retries += retry
-            return count
-
-    def add(self, reply: Reply) -> None:
-        with self.lock:
-            self.usage.input_tokens += reply.input_tokens
-            self.usage.output_tokens += reply.output_tokens
-
-
 def send_in_batches(
     todo: dict[str, Request],
     send: Callable[[Sequence[Request]], Sequence[Reply | Refused]],
@@ -422,14 +408,14 @@ def send_in_batches(
     batch_size: int,
 ) -> Iterator[tuple[str, Outcome]]:
     """Yields (key, outcome) as :func:`send_concurrently`, for a model on this machine."""
-    budget, items = _Budget(limits, usage), list(todo.items())
+    items = list(todo.items())
     while items:
-        count = budget.begin(count=min(batch_size, len(items)))
+        count = usage.begin(limits, count=min(batch_size, len(items)))
         batch, items = items[:count], items[count:]
         replies = send([request for _, request in batch])
         for (key, _), reply in zip(batch, replies, strict=True):
             if isinstance(reply, Reply):
-                budget.add(reply)
+                usage.add(reply)
                 stored.put(key, reply)
         for (key, _), reply in zip(batch, replies, strict=True):
             yield key, reply if isinstance(reply, Reply) else Rejected(str(reply))
@@ -454,8 +440,7 @@ def confirm_refusals(
                         raise InputError(
                             f"{limits.max_refusals} requests in a row are refused "
                             f"({outcome.reason}); correct the requests, or, if only these are "
-                            "wrong, set limits.max_refusals=0; replies that arrived are stored: "
-                            "run again to continue"
+                            f"wrong, set limits.max_refusals=0; {STORED}"
                         )
                     continue
                 if isinstance(outcome, Reply):
