@@ -62,13 +62,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, plan: Plan, answer: Callable[[str], str], stall: float, **checks):
+    def __init__(self, plan: Plan, answer: Callable[[str], str], **options):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.plan, self.answer, self.stall = plan, answer, stall
-        self.key, self.model = checks.get("key"), checks.get("model")
-        self.temperature, self.max_tokens = checks.get("temperature"), checks.get("max_tokens")
-        self.pause = checks.get("pause", "0.002")  # seconds, what retry-after says
-        self.work = checks.get("work", 0.0)  # seconds an answer takes
+        self.plan, self.answer = plan, answer
+        self.key, self.model = options.get("key"), options.get("model")
+        self.not_taken = [name for name, taken in options.items() if taken is False]
+        self.stall, self.work = options.get("stall", 30.0), options.get("work", 0.0)
+        self.pause = options.get("pause", "0.002")
         self.asked, self.delivered = Counter(), Counter()
         self.bodies, self.times, self.paths = [], [], []
         self.now = self.peak = 0
@@ -103,78 +103,73 @@ class Handler(BaseHTTPRequestHandler):
             server.peak = max(server.peak, server.now)
         try:
             server.ended.wait(server.work)
-            if not self.unwanted(body):
+            if fault := self.fault(body):
+                self.fail(*fault)
+            else:
                 self.act(server.plan(prompt, before), prompt, body)
         finally:
             with server.lock:
                 server.now -= 1
 
-    def unwanted(self, body: dict) -> bool:
-        """Whether the request as such was wrong, and was told so."""
+    def fault(self, body: dict) -> tuple[int, str] | None:
+        """What is wrong with the request as such."""
         server = self.server
         key = self.headers.get("x-api-key") or self.headers.get("authorization", "")
         if server.key and not key.endswith(server.key):
-            self.fail(401, f"invalid key {key}")  # a server that repeats what it was given
-        elif self.path not in ("/v1/messages", "/v1/chat/completions"):
-            self.fail(404, "not found")
-        elif server.model and body["model"] != server.model:
-            self.fail(404, f"model: {body['model']} does not exist")
-        elif server.temperature is False and "temperature" in body:
-            self.fail(400, "`temperature` is deprecated for this model.")
-        elif server.max_tokens is False and "max_tokens" in body:
-            said = "Unsupported parameter: 'max_tokens' is not supported with this model."
-            self.fail(400, f"{said} Use 'max_completion_tokens' instead.")
-        else:
-            return False
-        return True
+            return 401, f"invalid key {key}"  # a server that repeats what it was given
+        if self.path not in ("/v1/messages", "/v1/chat/completions"):
+            return 404, "not found"
+        if server.model and body["model"] != server.model:
+            return 404, f"model: {body['model']} does not exist"
+        messages = {
+            "temperature": "`temperature` is deprecated for this model.",
+            "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+        }
+        return next(((400, messages[name]) for name in server.not_taken if name in body), None)
 
-    def act(self, what: str, prompt: str, body: dict) -> None:
-        data = json.dumps(self.reply(what, prompt, body)).encode()
-        if what[0].isdigit():
-            code, _, rest = what.partition(" ")
+    def act(self, action: str, prompt: str, body: dict) -> None:
+        data = json.dumps(self.reply(action, prompt, body)).encode()
+        contents = {
+            "truncated": data[: len(data) // 2],
+            "empty": b"",
+            "html": b"<html>Please log in</html>",
+            "error 200": b'{"error": {"message": "upstream failed"}}',
+        }
+        self.close_connection = action in ("timeout", "drop", "reset", "cut")
+        if action[0].isdigit():
+            code, _, rest = action.partition(" ")
             after = {"retry-after": self.server.pause} if rest == "after" else {}
-            self.fail(int(code), rest or "fault by plan", after)
-        elif what == "timeout":
+            self.fail(int(code), rest or "fault by plan", **after)
+        elif action == "timeout":
             self.server.ended.wait(self.server.stall)
-            self.close_connection = True
-        elif what == "drip":  # forever, so that the client is the first to lose its patience
+        elif action == "drip":  # forever, so that the client is the first to lose its patience
             self.head(len(data) + 10**6)
             while not self.server.ended.wait(0.05):
                 self.wfile.write(b" ")
-        elif what == "drop":
-            self.close_connection = True
-        elif what == "reset":
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+        elif action == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
-            self.close_connection = True
-        elif what == "cut":
+        elif action == "cut":
             self.head(len(data))
             self.wfile.write(data[: len(data) // 2])
-            self.close_connection = True
-        elif what == "truncated":
-            self.send(data[: len(data) // 2])
-        elif what == "empty":
-            self.send(b"")
-        elif what == "html":
-            self.send(b"<html>Please log in</html>", "text/html")
-        elif what == "error 200":
-            self.send(b'{"error": {"message": "upstream failed"}}')
-        elif what == "slow":
+        elif action in contents:
+            kind = {"content-type": "text/html"} if action == "html" else {}
+            self.send(contents[action], **kind)
+        elif action == "slow":
             self.head(len(data))
             for start in range(0, len(data), 64):
                 time.sleep(0.002)
                 with self.counted(prompt, start + 64 >= len(data)):
                     self.wfile.write(data[start : start + 64])
-        else:
+        elif action != "drop":
             with self.counted(prompt):
                 self.send(data)
 
-    def reply(self, what: str, prompt: str, body: dict) -> dict:
-        text = "" if what == "blank" else self.server.answer(prompt)
-        stop = {"refusal": "refusal", "length": "max_tokens"}.get(what, "end_turn")
-        read, wrote = len(prompt), len(text)
+    def reply(self, action: str, prompt: str, body: dict) -> dict:
+        text = "" if action == "blank" else self.server.answer(prompt)
+        read, written = len(prompt), len(text)
         if self.path.endswith("messages"):
             return {
                 "id": "msg_1",
@@ -182,26 +177,27 @@ class Handler(BaseHTTPRequestHandler):
                 "role": "assistant",
                 "model": body["model"],
                 "content": [{"type": "text", "text": text}] if text else [],
-                "stop_reason": stop,
+                "stop_reason": {"length": "max_tokens", "refusal": "refusal"}.get(
+                    action, "end_turn"
+                ),
                 "stop_sequence": None,
-                "usage": {"input_tokens": read, "output_tokens": wrote},
+                "usage": {"input_tokens": read, "output_tokens": written},
             }
         message = {"role": "assistant", "content": text or None}
-        if what == "refusal":
-            message = {"role": "assistant", "content": None, "refusal": text}
-        stop = {"max_tokens": "length"}.get(stop, "stop")
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": wrote,
-            "total_tokens": read + wrote,
-        }
+        if action == "refusal":
+            message |= {"content": None, "refusal": text}
+        stop = "length" if action == "length" else "stop"
         return {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "created": 1,
             "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": stop}],
-            "usage": usage,
+            "usage": {
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "total_tokens": read + written,
+            },
         }
 
     @contextlib.contextmanager
@@ -216,45 +212,39 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.delivered[prompt] -= last
             raise
 
-    def head(
-        self, length: int, kind: str = "application/json", code: int = 200, **more
-    ) -> None:
+    def head(self, length: int, code: int = 200, **headers) -> None:
         self.send_response(code)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(length))
-        for name, value in more.items():
-            self.send_header(name, value)
+        headers = {"content-type": "application/json", "content-length": length} | headers
+        for name, value in headers.items():
+            self.send_header(name, str(value))
         self.end_headers()
 
-    def send(
-        self, data: bytes, kind: str = "application/json", code: int = 200, **more
-    ) -> None:
-        self.head(len(data), kind, code, **more)
+    def send(self, data: bytes, code: int = 200, **headers) -> None:
+        self.head(len(data), code, **headers)
         self.wfile.write(data)
 
-    def fail(self, code: int, message: str, headers: dict | None = None) -> None:
+    def fail(self, code: int, message: str, **headers) -> None:
         kinds = {429: "rate_limit_error", 404: "not_found_error", 529: "overloaded_error"}
         error = {"type": kinds.get(code, "invalid_request_error"), "message": message}
         if message == "insufficient_quota":
             error["code"] = message
-        data = json.dumps({"type": "error", "error": error}).encode()
-        self.send(data, code=code, **(headers or {}))
+        self.send(json.dumps({"type": "error", "error": error}).encode(), code, **headers)
 
 
 @contextlib.contextmanager
 def running(
-    plan: Plan = fine, answer: Callable[[str], str] = echo, stall: float = 30.0, **checks
+    plan: Plan = fine, answer: Callable[[str], str] = echo, **options
 ) -> Iterator[Server]:
     """A server at ``.url`` until the block ends.
 
     Args:
       plan: what becomes of an attempt, given the prompt and the attempts before.
       answer: what the model says to a prompt.
-      stall: seconds after which "timeout" hangs up.
-      checks: key, model; temperature=False, max_tokens=False: fields that are not taken; pause:
-        what "429 after" says; work: seconds an answer takes.
+      options: key, model: others are refused; temperature=False, max_tokens=False: fields that are
+        not taken; pause: what "429 after" says; in seconds work, which an answer takes, and stall,
+        after which "timeout" hangs up.
     """
-    server = Server(plan, answer, stall, **checks)
+    server = Server(plan, answer, **options)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
