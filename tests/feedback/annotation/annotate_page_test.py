@@ -24,14 +24,9 @@ pytestmark = pytest.mark.browser
 
 EVIL = "<script>evil = 1</script> ${evil = 2} {{value}} <img src=x onerror='evil = 3'>"
 ROWS = [
-    {
-        "id": f"r{k}",
-        "instruction": f"Name the number {k}.",
-        "input": "",
-        "output": f"It is {k}.",
-    }
+    {"id": f"r{k}", "instruction": f"Name the number {k}.", "input": "", "output": f"It is {k}."}
     for k in range(10)
-]
+]  # fmt: skip
 ROWS[1] |= {"instruction": EVIL, "input": EVIL, "output": EVIL}
 ROWS[2] |= {"output": "  one\r\ntwo\t \r\n\r\nthree 😀\r\n"}
 
@@ -116,9 +111,6 @@ class Person:
     def enter(self) -> None:
         self.page.fill("#name textarea, #name input", self.name)
         self.page.keyboard.press("Enter")
-        self.wait_for_work()
-
-    def wait_for_work(self) -> None:
         self.page.wait_for_selector("#undo")
 
     def row(self) -> str:
@@ -162,7 +154,7 @@ class Person:
         assert not self.faults
 
 
-def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
+def test_two_annotators_edit_ten_rows(chromium, start):
     server = start("--config.release_minutes=0.05")
     ann, bob = (Person(chromium, server.url, name) for name in ("Ann", "Bob"))
     ann.enter()
@@ -195,14 +187,13 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     assert (bob.row(), ann.row()) == ("r3", "r4")
     ann.type("It is fo", shown="fo")
     ann.page.reload()
-    ann.wait_for_work()
+    ann.page.wait_for_selector("#undo")
     assert (ann.row(), ann.text()) == ("r4", "It is fo")
     ann.page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
     ann.page.keyboard.press("Control+End")
     ann.page.keyboard.type("ur. ")
     ann.page.keyboard.press("Backspace")
     ann.page.wait_for_selector("#difference ins:has-text('four')")
-    ann.page.screenshot(path=tmp_path / "page.png")
     ann.press("Control+Enter", "Row r4 is saved")
     expected.append(("r4", "It is four.", "Ann"))
 
@@ -280,7 +271,7 @@ def test_two_annotators_edit_ten_rows(chromium, start, tmp_path):
     assert len(records.read(str(server.output))) == 9
 
 
-def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
+def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     server = start()
     ann = Person(chromium, server.url, "Ann")
     ann.enter()
@@ -303,10 +294,9 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start, tmp_path):
     ann.page.keyboard.press("Control+Enter")
     ann.page.wait_for_timeout(500)
     assert ann.text() == "It is two, I say."
-    ann.page.screenshot(path=tmp_path / "gone.png")
     server = start(port=int(server.url.rpartition(":")[2]))
     ann.page.wait_for_event("load")  # gradio loads the page again
-    ann.wait_for_work()
+    ann.page.wait_for_selector("#undo")
     assert (ann.row(), ann.text()) == ("r2", "It is two, I say.")
     ann.press("Control+Enter", "Row r2 is saved")
     ann.edit("It is three.")
@@ -328,7 +318,7 @@ def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, sta
     port = int(server.url.rpartition(":")[2])
     start(f"--config.input={tmp_path / 'other.json'}", port=port)
     ann.page.reload()
-    ann.wait_for_work()
+    ann.page.wait_for_selector("#undo")
     assert (ann.row(), ann.text()) == ("r0", "Nought.")
     ann.page.context.close()
 
@@ -349,7 +339,7 @@ def test_a_password_and_foreign_pages(chromium, start):
         if password == "sesame":
             ann.page.wait_for_selector("text=Incorrect")
             ann.faults.clear()
-    ann.wait_for_work()
+    ann.page.wait_for_selector("#undo")
     ann.edit("It is zero.")
     ann.leave()
     assert server.edits()[0]["annotator"] == "Ann Lee"

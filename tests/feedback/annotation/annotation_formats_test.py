@@ -202,10 +202,8 @@ def test_our_own_rows(read):
     assert read(as_lines, "rows.jsonl") == (items, [])
 
 
-def without(row: dict, *path: str) -> dict:
-    if len(path) == 1:
-        return {name: value for name, value in row.items() if name != path[0]}
-    return row | {path[0]: without(row[path[0]], *path[1:])}
+def without(row: dict, group: str, name: str) -> dict:
+    return row | {group: {key: value for key, value in row[group].items() if key != name}}
 
 
 PLAIN = {"instruction": "Say one.", "output": "One."}

@@ -1,5 +1,6 @@
 """Decisions are on the disk before the next row shows, and stay there whatever the machine does."""
 
+import itertools
 import os
 import random
 import resource
@@ -189,25 +190,23 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(output, limit, action):
     assert sorted(path.name for path in output.parent.iterdir()) == [output.name, state.name]
 
 
-def test_what_the_disk_does_not_confirm_does_not_count(output, monkeypatch):
+@pytest.mark.parametrize("failing", [1, 2])  # the log, the edits
+def test_what_the_disk_does_not_confirm_does_not_count(output, monkeypatch, failing):
     with Annotations(items(2), output) as store:
         store.take("Ann")
-        for failing in (1, 2):  # the log, the edits
-            calls = 0
+        calls, real = itertools.count(1), os.fsync
 
-            def fsync(file, failing=failing, real=os.fsync):
-                nonlocal calls
-                calls += 1
-                if calls == failing:
-                    raise OSError(5, "Input/output error")
-                real(file)
+        def fsync(file):
+            if next(calls) == failing:
+                raise OSError(5, "Input/output error")
+            real(file)
 
-            monkeypatch.setattr(os, "fsync", fsync)
-            with pytest.raises(InputError, match="not saved"):
-                store.accept("Ann", "r0", "Zero.")
-            assert output.read_bytes() == b""
-            assert store.decisions() == []
-            monkeypatch.undo()
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(InputError, match="not saved"):
+            store.accept("Ann", "r0", "Zero.")
+        assert output.read_bytes() == b""
+        assert store.decisions() == []
+        monkeypatch.undo()
         store.accept("Ann", "r0", "Zero.")
     assert len(lines(output)) == 1
 

@@ -156,36 +156,25 @@ def test_two_models_against_the_same_reference(capsys):
     with serve() as server:
         run_at(server, outputs="a.json,c.json")
     found = result()
-    a, c = expected("a", "b"), expected("c", "b")
-    assert found["win_rate"] == pytest.approx(100 * statistics.mean(a))
-    assert found["other"]["win_rate"] == pytest.approx(100 * statistics.mean(c))
+    a, c = (100 * statistics.mean(expected(model, "b")) for model in "ac")
+    assert (found["win_rate"], found["other"]["win_rate"]) == pytest.approx((a, c))
     paired = found["paired"]
-    assert paired["difference"] == pytest.approx(found["win_rate"] - found["other"]["win_rate"])
+    assert (paired["difference"], paired["n"]) == (pytest.approx(a - c), PROMPTS)
     assert paired["low"] < paired["difference"] < paired["high"]
-    assert paired["n"] == PROMPTS
     assert f"difference      {paired['difference']:+.4f} points" in capsys.readouterr().out
     run(annotations="eval.annotations.json,eval.annotations_2.json", output="again.json")
     assert result("again.json") == found
 
 
-def test_replies_that_are_no_verdict_are_counted(capsys):
+def test_replies_without_a_verdict_are_counted(capsys):
     def sulky(prompt: str) -> str:
         return "Who am I to say?" if "do 7\n" in prompt else judge(prompt)
 
-    def plan(prompt: str, before: int) -> str:
-        return "refusal" if "do 8\n" in prompt else "400" if "do 9\n" in prompt else "ok"
-
-    with serve(answer=sulky, plan=plan) as server:
+    with serve(answer=sulky) as server:
         run_at(server)
-    assert (result()["n"], result()["unparsed"]) == (PROMPTS - 3, 3)
-    reasons = [row["reason"] for row in result("eval.annotations.json") if "reason" in row]
-    assert reasons == [
-        "no verdict in 'Who am I to say?'",
-        "the judge refused",
-        "no reply: 400: fault by plan",
-    ]
+    assert (result()["n"], result()["unparsed"]) == (PROMPTS - 1, 1)
     out = capsys.readouterr().out
-    assert "3 unparsed" in out
+    assert "1 unparsed" in out
     assert "unparsed: 1 × no verdict in 'Who am I to say?'" in out
 
 
@@ -230,8 +219,10 @@ def test_only_common_prompts():
 
 @pytest.mark.parametrize("common", [False, True])
 def test_a_limit_keeps_the_same_prompts_of_two_models(common):
-    pair = {"output_1": "r", "output_2": "m"}
-    rows = [pair | {"instruction": str(n), "preference": 1 + n % 2} for n in range(8)]
+    rows = [
+        {"instruction": f"{n}", "output_1": "r", "output_2": "m", "preference": 1 + n % 2}
+        for n in range(8)
+    ]
     save("one.json", rows)
     save("two.json", rows[::-1])
     run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")

@@ -1,7 +1,6 @@
 """Judges: what is requested and in which order, and what follows from the replies."""
 
 import re
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import alpaca_eval, judge
+from fgrlhf_jax.feedback.judges import judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.feedback.llm.requests import Rejected
@@ -86,17 +85,6 @@ def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
         for a, b in zip(ours, theirs, strict=True)
     }
     assert sums == {None, 3}
-
-
-def test_a_judge_who_always_says_the_first_is_known_by_its_bias_and_wins_half():
-    results = []
-    for both_orders in (False, True):
-        asked = questions(MANY, both_orders=both_orders)
-        judged = judge.judge_by_replies(MANY, asked, [reply("A")] * len(asked), "me")
-        results.append(alpaca_eval.summarize(judged))
-    assert results[0]["first_shown"] == results[1]["first_shown"] == 100
-    assert 40 < results[0]["win_rate"] < 60
-    assert [results[1][k] for k in ("draws", "win_rate", "verdicts")] == [400, 50, 800]
 
 
 def test_both_orders_of_each_pair():
@@ -219,123 +207,88 @@ def test_draws_fall_to_either_side_by_their_texts():
 WHOLE = "{{ instruction }} {{ first }} {{ second }}"
 
 
-@pytest.fixture
-def load(tmp_path):
-    def load(text: str | bytes):
-        path = tmp_path / "judge.txt"
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return judge.load_template(str(path))
-
-    return load
+def load(folder, text: str):
+    (folder / "judge.txt").write_text(text)
+    return judge.load_template(str(folder / "judge.txt"))
 
 
-def test_a_template_from_a_file(load):
-    template = load(
-        "  {{ instruction|upper }}?{% if input %} ({{ input }}){% endif %}\n\n"
-        "1: {{ first }}\n2: {{ second }}\n",
-    )
-    a, b = questions([pair(0, input="now"), pair(1)], template)
-    assert a.request.prompt.startswith("DO 0? (now)\n1: ")
-    assert b.request.prompt.startswith("DO 1?\n1: ")
+def test_a_template_from_a_file(tmp_path):
+    text = "  {{ instruction|upper }}?{% if input %} ({{ input }}){% endif %}\n\n" + WHOLE
+    rows = [pair(0, input="now"), pair(1)]
+    prompts = [q.request.prompt for q in questions(rows, load(tmp_path, text))]
+    assert prompts[0].startswith("DO 0? (now)\n")
+    assert prompts[1].startswith("DO 1?\n")
+    template = load(tmp_path, WHOLE)
+    assert len(questions(rows[1:], template)) == 1
+    with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 1 rows have one"):
+        questions(rows, template)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Which is better?", "does not show {{ instruction }}"),
         ("{{ first }} {{ second }}", "does not show {{ instruction }}"),
         ("{{ instruction }} {{ first }}", "does not show {{ second }}"),
         ("{{ instruction }} {{ second }} {% set x = first %}", "does not show {{ first }}"),
-        (WHOLE + "{{ instrution }}", "no field {{ instrution }}; did you mean instruction?"),
         (WHOLE + "{{ xyz }}", "no field {{ xyz }}; there are instruction, input, first, sec"),
-        (WHOLE + "{% if %}", ":1: is no jinja2 template"),
-        (WHOLE + "{{ first.nothing.at.all }}", "judge.txt: cannot be filled ("),
-        (WHOLE + "{{ ''.__class__.mro() }}", "judge.txt: cannot be filled ("),
-        (b"\xff{{ instruction }}", "cannot be read (invalid UTF-8)"),
     ],
 )
-def test_refused_templates(load, text, message):
-    with pytest.raises(InputError, match=re.escape(message)) as error:
-        load(text)
-    assert "\n" not in str(error.value)
-
-
-def test_a_template_that_hides_the_input(load):
-    template = load(WHOLE)
-    assert len(questions([pair(0)], template)) == 1
-    with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 2 rows have one"):
-        questions([pair(0, input="a"), pair(1), pair(2, input="b")], template)
+def test_refused_templates(tmp_path, text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(tmp_path, text)
 
 
 # Judges in Python
 
 
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    """A user's module of judges, in the current folder."""
-    name = f"judges_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(
-        "def length(prompts, responses):\n"
-        "    return [len(response) for response in responses]\n"
-        "def whole(prompts, responses, finished):\n"
-        "    return list(finished)\n"
-        "def inputs(prompts, responses):\n"
-        "    return [response in prompt for prompt, response in zip(prompts, responses)]\n"
-        "def broken(prompts, responses):\n"
-        "    return [float('nan')] * len(responses)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
+def length(prompts, responses):
+    return [len(response) for response in responses]
+
+
+def whole(prompts, responses, finished):
+    return list(finished)
+
+
+def inputs(prompts, responses):
+    return [response in prompt for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def broken(prompts, responses):
+    return [float("nan")] * len(responses)
+
+
+HUNGARY = ("capital of hungary", "", "cairo", "the capital of hungary is budapest")
+FILM = ("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
 
 
 @pytest.mark.parametrize(
-    ("function", "rows", "preferences"),
+    ("name", "rows", "preferences"),
     [
-        ("length", [("x", "", "long", "longer"), ("x", "", "b", "a")], [2, 1.5]),
-        ("length", [("x", "", "longer", "long")], [1]),
-        ("inputs", [("do", "the input", "do", "do\n\nthe input")], [1.5]),
+        (f"{__name__}:length", [("x", "", "long", "longer"), ("x", "", "b", "a")], [2, 1.5]),
+        (f"{__name__}:length", [("x", "", "longer", "long")], [1]),
+        (f"{__name__}:inputs", [("do", "the input", "do", "do\n\nthe input")], [1.5]),
+        ("fgrlhf_jax.tiny_world.judge:judge", [HUNGARY], [2]),
+        ("fgrlhf_jax.feedback.judges.vader:judge", [FILM], [2]),
     ],
 )
-def test_a_function_as_judge(module, function, rows, preferences):
-    name = f"{module}:{function}"
+def test_a_function_as_judge(name, rows, preferences):
+    if "vader" in name:
+        pytest.importorskip("vaderSentiment")
     judged = judge.judge_by_function([Comparison(*row) for row in rows], name)
     assert [row.preference for row in judged] == preferences
     assert {row.annotator for row in judged} == {name}
 
 
-def test_a_function_knows_which_responses_are_finished(module):
+def test_a_function_knows_which_responses_are_finished():
     rows = [pair(0, finished_1=False), pair(1, finished_2=False), pair(2)]
-    judged = judge.judge_by_function(rows, f"{module}:whole")
+    judged = judge.judge_by_function(rows, f"{__name__}:whole")
     assert [row.preference for row in judged] == [2, 1, 1.5]
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [
-        ("broken", "response 1 of 1: returned NaN or infinity"),
-        ("none", "cannot be loaded"),
-    ],
+    [("broken", "response 1 of 1: returned NaN or infinity"), ("none", "cannot be loaded")],
 )
-def test_refused_functions(module, function, message):
+def test_refused_functions(function, message):
     with pytest.raises(InputError, match=message):
-        judge.judge_by_function([pair(0)], f"{module}:{function}")
-
-
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [
-        (
-            "fgrlhf_jax.tiny_world.judge:judge",
-            ("opposite of full", "", "it is red", "the opposite of full is empty"),
-        ),
-        (
-            "fgrlhf_jax.feedback.judges.vader:judge",
-            ("Write a review.", "", "A dull, awful film.", "A bright, superb film."),
-        ),
-    ],
-)
-def test_the_judges_that_are_included(name, row):
-    if "vader" in name:
-        pytest.importorskip("vaderSentiment")
-    assert judge.judge_by_function([Comparison(*row)], name)[0].preference == 2
+        judge.judge_by_function([pair(0)], f"{__name__}:{function}")
