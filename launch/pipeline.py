@@ -32,7 +32,7 @@ from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_text
-from launch.shared import cli
+from launch.shared import cli, config_files
 
 CONFIG = "configs/pipeline.py:tiny"
 
@@ -62,7 +62,7 @@ def check_commands(planned: Sequence[Stage]) -> None:
             continue
         module = importlib.import_module(stage.command[0])
         try:
-            config = cli.parse(stage.command, module.CONFIG)
+            config = config_files.parse(stage.command, module.CONFIG)
             if hasattr(module, "check"):
                 module.check(config)
         except InputError as error:

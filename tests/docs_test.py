@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.shared import cli
+from launch.shared import config_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +32,7 @@ def test_a_command_parses(page, words):
     flags = [re.sub(rf"=({'|'.join(numbers)})$", "=1", w) for w in flags]
     assert len(commands()) > 30
     module = importlib.import_module(words[0])
-    cli.parse(["", *flags], module.CONFIG, *getattr(module, "OTHERS", ()))
+    config_files.parse(["", *flags], module.CONFIG, *getattr(module, "OTHERS", ()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

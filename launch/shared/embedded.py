@@ -9,7 +9,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime import multihost
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
-from launch.shared import cli
+from launch.shared import config_files
 
 
 def instructions(folder: Path, seed: int) -> dict[str, list]:
@@ -50,7 +50,7 @@ def write_sets(folder: Path, sets: dict[str, list]) -> dict[str, list]:
 
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str) -> str:
     """The run folder of a config; ``main`` of its command is run now where it is not finished."""
-    config = cli.load(spec)
+    config = config_files.load(spec)
     if not (Path(config.run_dir) / "eval.json").exists():
         print(f"{config.run_dir} is made first, with --config={spec}")
         main(config)

@@ -17,7 +17,7 @@ from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import data
-from launch.shared import cli
+from launch.shared import config_files
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def run(monkeypatch, capsys):
     def run(**fields) -> str:
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
         monkeypatch.setattr(sys, "argv", ["data", *flags])
-        data.main(cli.parse(sys.argv, "configs/data.py"))
+        data.main(config_files.parse(sys.argv, "configs/data.py"))
         return capsys.readouterr().out
 
     return run

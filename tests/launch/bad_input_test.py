@@ -21,7 +21,7 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, score, train_rm
-from launch.shared import cli
+from launch.shared import cli, config_files
 
 CFG = llama.LlamaConfig(300, 16, 32, 1, 2, 1, 8, max_position=256)
 
@@ -174,7 +174,7 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
     run_dir = tmp_path / "run"
     (run_dir / trace).parent.mkdir(parents=True)
     (run_dir / trace).touch()
-    config = cli.parse(
+    config = config_files.parse(
         ["", f"--config.train={data / 'train.jsonl'}", "--config.optimizer.b1=0.5"],
         train_rm.CONFIG,
     )
@@ -193,7 +193,7 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
 def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints" / "5").mkdir(parents=True)
-    config = cli.parse(["", f"--config.train={data / 'train.jsonl'}"], train_rm.CONFIG)
+    config = config_files.parse(["", f"--config.train={data / 'train.jsonl'}"], train_rm.CONFIG)
     fields = json.loads(config.to_json())
     fields |= {"keep": fields.pop("max_to_keep"), "select": fields.pop("best_metric")}
     write_json(run_dir / "config.json", fields)

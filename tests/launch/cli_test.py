@@ -8,7 +8,7 @@ import pytest
 from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import evaluate_rm, generate, ppo, score, sft
-from launch.shared import cli
+from launch.shared import config_files
 
 ROWS = [{"instruction": f"say {n}", "dataset": "helpful_base"} for n in range(200)]
 
@@ -41,7 +41,7 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, fields):
     monkeypatch.setattr(ppo_loop, "run", reach)
     overrides = [f"--config.{each}" for each in fields.replace("ROWS", prompts).split()]
     with pytest.raises(ReachedError) as reached:
-        command.main(cli.parse(["", *overrides], command.CONFIG))
+        command.main(config_files.parse(["", *overrides], command.CONFIG))
     lists = [argument for argument in reached.value.args if isinstance(argument, list)]
     rows = [row for each in lists for row in each]
     assert {row.instruction for row in rows} == {row["instruction"] for row in ROWS}

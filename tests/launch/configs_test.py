@@ -18,7 +18,7 @@ from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from launch import train_rm
-from launch.shared import cli
+from launch.shared import config_files
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = list(itertools.product(rm.VARIANTS, rm.LOSSES))
@@ -26,7 +26,7 @@ PARAMETERS = {"tiny": 0.115e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 660
 
 
 def get(*arguments: str):
-    return cli.parse(["", *arguments], "configs/rm.py")
+    return config_files.parse(["", *arguments], "configs/rm.py")
 
 
 @pytest.mark.parametrize(("model", "loss"), VARIANTS)

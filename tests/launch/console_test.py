@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from launch.__main__ import list_commands, main
-from launch.shared import cli
+from launch.shared import config_files
 
 
 def fgrlhf(*arguments: str) -> subprocess.CompletedProcess:
     words = [sys.executable, "-m", "launch", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, cwd=cli.ROOT)
+    return subprocess.run(words, capture_output=True, text=True, cwd=config_files.ROOT)
 
 
 def test_it_is_installed():

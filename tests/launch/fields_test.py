@@ -13,19 +13,21 @@ from configs.fields import Field, check_values
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
 from launch.__main__ import list_commands
-from launch.shared import cli, explain
+from launch.shared import cli, config_files, explain
 
 MODULES = [importlib.import_module(f"launch.{name}") for name in list_commands()]
 SPECS = {module.__name__: (module.CONFIG, *getattr(module, "OTHERS", ())) for module in MODULES}
 FIELDS = {
-    spec.partition(":")[0]: cli.fields_of(spec) for specs in SPECS.values() for spec in specs
+    spec.partition(":")[0]: config_files.fields_of(spec)
+    for specs in SPECS.values()
+    for spec in specs
 }
 OWN_FIELDS = [command for command in SPECS if command != "launch.plan"]  # which has PPO's
 
 
 def refused(command: str, *arguments: str) -> str:
     with pytest.raises(InputError) as caught:
-        cli.parse([command, *arguments], *SPECS[command])
+        config_files.parse([command, *arguments], *SPECS[command])
     return str(caught.value)
 
 
@@ -171,7 +173,7 @@ def test_a_config_of_ones_own(tmp_path, statements, fault):
     if fault:
         assert fault in refused("launch.train_rm", *arguments)
     else:
-        assert cli.parse(["", *arguments], "configs/rm.py").seed == 9
+        assert config_files.parse(["", *arguments], "configs/rm.py").seed == 9
 
 
 def test_values_without_a_flag():
@@ -200,8 +202,8 @@ def test_help(monkeypatch, capsys, module):
     few = help_of(monkeypatch, capsys, module, "--help")
     everything = help_of(monkeypatch, capsys, module, "--help=all")
     assert few == help_of(monkeypatch, capsys, module, "-h")
-    values = flatten(cli.load(module.CONFIG).to_dict())
-    for name, field in cli.fields_of(module.CONFIG).items():
+    values = flatten(config_files.load(module.CONFIG).to_dict())
+    for name, field in config_files.fields_of(module.CONFIG).items():
         assert f"\n    {name}={values[name]!r}" in everything
         assert (f"\n    {name}=" in few) == field.first
         assert field.help.split()[-1] in everything
@@ -236,7 +238,7 @@ def test_variants_pass_their_own_checks():
     for file, fields in FIELDS.items():
         config = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         for variant in getattr(config, "VARIANTS", [""]):
-            values = flatten(cli.load(f"{file}:{variant}".rstrip(":")).to_dict())
+            values = flatten(config_files.load(f"{file}:{variant}".rstrip(":")).to_dict())
             assert values.keys() == fields.keys()
             check_values(values, fields)
     assert set(rm.VARIANTS) == {"tiny", "cad", "smollm2", "llama_7b"}

@@ -17,7 +17,7 @@ from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate
-from launch.shared import cli
+from launch.shared import config_files
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -247,7 +247,7 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
 
     def run(**changes):
         arguments = ["", *ppo_cases.flags(fields | changes)]
-        generate.main(cli.parse(arguments, "configs/generate.py"))
+        generate.main(config_files.parse(arguments, "configs/generate.py"))
         return capsys.readouterr()
 
     assert "5 responses in" in run().out

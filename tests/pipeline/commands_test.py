@@ -10,7 +10,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
 from launch import pipeline
-from launch.shared import cli
+from launch.shared import config_files
 
 RUN = Path("run")
 VARIANTS = {
@@ -25,7 +25,7 @@ def make_config(variant="tiny", **fields):
     """The config of a variant with fields such as ``ppo__flags``."""
     overrides = VARIANTS[variant] | {name.replace("__", "."): v for name, v in fields.items()}
     words = [f"--config.{name}={value}" for name, value in overrides.items()]
-    return cli.parse(["", *words], f"configs/pipeline.py:{variant}")
+    return config_files.parse(["", *words], f"configs/pipeline.py:{variant}")
 
 
 def fields_of(stage) -> dict[str, str]:

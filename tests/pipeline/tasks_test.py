@@ -18,13 +18,13 @@ from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
-from launch.shared import cli
+from launch.shared import config_files
 
 SIZES = {"sft": 40, "feedback": 60, "ppo": 20, "validation": 20, "test": 30}
 
 
 def make_config(variant="tiny", **fields):
-    config = cli.load(f"configs/pipeline.py:{variant}")
+    config = config_files.load(f"configs/pipeline.py:{variant}")
     with config.unlocked():
         config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return config

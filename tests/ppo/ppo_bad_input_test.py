@@ -19,7 +19,7 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft_loop
 from launch import generate, ppo, sft
-from launch.shared import cli
+from launch.shared import config_files
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_sft_knows_all_its_data(world, tmp_path, monkeypatch):
     rows = {name: records.read(str(getattr(world, name))) for name in ("prompts", "validation")}
     other = {"prompts": rows["prompts"][1:], "validation": rows["validation"][1:]}
     usual = {"run_dir": tmp_path / "run", "batch_size": 8, "model__vocab_size": 300}
-    config = cli.parse(["", *ppo_cases.flags(usual)], sft.CONFIG)
+    config = config_files.parse(["", *ppo_cases.flags(usual)], sft.CONFIG)
     for given in (rows, rows, rows | {"validation": other["validation"]}, rows | other):
         sets = {"train": given["prompts"], "validation": given["validation"]}
         with pytest.raises(KeyboardInterrupt):

@@ -24,7 +24,7 @@ from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.training import supervised
 from launch import ppo as command
-from launch.shared import cli
+from launch.shared import config_files
 
 pytest_plugins = ["ppo_runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -116,7 +116,7 @@ def test_the_coefficient_follows_the_kl(undisturbed):
 @pytest.mark.parametrize("overlong", ["drop", "truncate"])
 def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys, overlong):
     fields = ppo_cases.fields(world, tmp_path, data__overlong=overlong)
-    config = cli.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
+    config = config_files.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
     rows = records.read(str(world.prompts))
     rows += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
     modules = ppo_models.read_modules(config)
@@ -133,7 +133,7 @@ def test_a_template_that_the_policy_has_not_learned_is_said(world, tmp_path, cap
     given = {"reward_model": "", "reward_function": "fgrlhf_jax.tiny_world.judge:judge"}
     given |= {"data__template": template, "data__max_prompt_length": 1}
     fields = ppo_cases.fields(world, tmp_path, **given)
-    config = cli.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
+    config = config_files.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
     rows = records.read(str(world.prompts))
     with pytest.raises(InputError, match="longer than max_prompt_length 1"):
         ppo_loop.run(config, rows, rows)
@@ -305,7 +305,7 @@ def test_a_policy_that_is_no_number_is_not_saved(run, tmp_path):
 
 def test_frozen_parameters_of_either_part_stay_as_they_are():
     given = {"optimizer__freeze": "embed", "optimizer__warmup_steps": 0}
-    config = cli.parse(["", *ppo_cases.flags(given)], ppo_cases.DEFAULT)
+    config = config_files.parse(["", *ppo_cases.flags(given)], ppo_cases.DEFAULT)
     optimizer, _ = ppo_programs.make_optimizer(config)
     critic = tiny_cases.parameters(llama.TokenValueModel(ppo_cases.CFG, "after"))
     params = {"policy": ppo_cases.policy_params(), "critic": critic}

@@ -29,7 +29,7 @@ from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from fgrlhf_jax.training import supervised
 from launch import evaluate_rm, train_rm
-from launch.shared import cli
+from launch.shared import cli, config_files
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 32, 5, 8
 FIELDS = {
@@ -324,7 +324,7 @@ def test_early_stop_uses_the_best(files, tmp_path, monkeypatch, capsys):
     assert kernel(run_dir, EVAL_EVERY) == exported(run_dir)
     assert kernel(run_dir, 3 * EVAL_EVERY) != exported(run_dir)
     assert compilations(capsys.readouterr().out) == 0
-    assert len(shapes(cli.parse(["", *arguments], "configs/rm.py"))) == 2
+    assert len(shapes(config_files.parse(["", *arguments], "configs/rm.py"))) == 2
 
 
 def shapes(config) -> set[tuple]:

@@ -22,7 +22,7 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch import ppo, sft, train_rm
-from launch.shared import cli
+from launch.shared import config_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -164,7 +164,7 @@ def in_one_process(command: str, fields: dict) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:4]))
         try:
-            module.main(cli.parse(["", *ppo_cases.flags(fields)], default))
+            module.main(config_files.parse(["", *ppo_cases.flags(fields)], default))
         finally:
             run_folder.unlock()
     return Path(fields["run_dir"])

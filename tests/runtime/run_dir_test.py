@@ -20,7 +20,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline, ppo, sft, train_rm
-from launch.shared import cli, embedded
+from launch.shared import cli, config_files, embedded
 
 HOLDER = """
 import subprocess, sys
@@ -73,7 +73,7 @@ def hold():
 
 
 def config_of(run_dir: Path):
-    return cli.parse(["", f"--config.run_dir={run_dir}"], "configs/sft.py:tiny")
+    return config_files.parse(["", f"--config.run_dir={run_dir}"], "configs/sft.py:tiny")
 
 
 def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
@@ -176,7 +176,7 @@ def test_a_command_that_ends_gives_its_folder_back(hold, monkeypatch, tmp_path):
 
 
 def test_a_pipeline_does_not_refuse_its_own_stages(hold, tmp_path):
-    config = cli.load("configs/pipeline.py:tiny")
+    config = config_files.load("configs/pipeline.py:tiny")
     with config.unlocked():
         config.run_dir = str(tmp_path)
         for name in ("sft", "feedback", "ppo", "validation", "test"):
@@ -184,6 +184,6 @@ def test_a_pipeline_does_not_refuse_its_own_stages(hold, tmp_path):
     write_json(tmp_path / "config.json", json.loads(config.to_json()))
     hold(tmp_path)
     words = [f"--config.run_dir={tmp_path}", "--config.task=data"]
-    pipeline.main(cli.parse(["", *words], "configs/pipeline.py:tiny"))
+    pipeline.main(config_files.parse(["", *words], "configs/pipeline.py:tiny"))
     assert (tmp_path / "data" / "test.jsonl").exists()
     run_folder.open_run(config_of(tmp_path / "sft"))  # a folder below has its own lock

@@ -19,7 +19,7 @@ from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import write_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import ppo
-from launch.shared import cli
+from launch.shared import cli, config_files
 
 DEFAULT = "configs/ppo.py:tiny,token"
 TOKENIZER = make_tokenizer()
@@ -128,7 +128,7 @@ def flags(given: dict) -> list[str]:
 
 def run(given: dict) -> None:
     """launch.ppo within this process; what it raises is raised."""
-    ppo.main(cli.parse(["", *flags(given)], DEFAULT))
+    ppo.main(config_files.parse(["", *flags(given)], DEFAULT))
 
 
 def rows(run_dir: Path) -> list[dict]:

@@ -14,7 +14,7 @@ from fgrlhf_jax.feedback.annotation import formats, page, server
 from fgrlhf_jax.feedback.annotation.history import EDITED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from launch import annotate
-from launch.shared import cli
+from launch.shared import config_files
 
 ROW = '{"instruction": "Say one.", "output": "Won."}\n'
 
@@ -96,7 +96,7 @@ def refusal(monkeypatch, refused, tmp_path):
 
 
 def run(**fields) -> None:
-    config = cli.load(annotate.CONFIG)
+    config = config_files.load(annotate.CONFIG)
     config.update(fields)
     annotate.main(config)
 

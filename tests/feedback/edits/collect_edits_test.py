@@ -20,7 +20,7 @@ from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
-from launch.shared import asking, cli
+from launch.shared import asking, config_files
 
 CONFIG = collect_edits.CONFIG
 WORDS = "the quick brown fox jumps over a lazy dog while it rains on every old roof"
@@ -65,7 +65,7 @@ def flags(server, input, output, provider="openai", **fields) -> list[str]:
 
 
 def collect(*args, **fields) -> None:
-    collect_edits.main(cli.parse(["", *flags(*args, **fields)], CONFIG))
+    collect_edits.main(config_files.parse(["", *flags(*args, **fields)], CONFIG))
 
 
 def files(output) -> tuple[bytes, bytes]:
@@ -252,7 +252,9 @@ def test_a_dry_run_counts_cached_replies(responses, tmp_path, capsys):
     assert "29 requests to openai/m: about" in out
     assert "10 of 39 prompts are answered already" in out
     assert "prices" not in out
-    collect_edits.main(cli.parse(["", "--config.dry_run=True"], CONFIG))  # the embedded world
+    collect_edits.main(
+        config_files.parse(["", "--config.dry_run=True"], CONFIG)
+    )  # the embedded world
     assert "20 requests to anthropic/MODEL" in capsys.readouterr().out
 
 
@@ -266,7 +268,7 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     output = tmp_path / "edits.jsonl"
     fields = {"model": model, "output": output, "template_file": tmp_path / "t.txt"}
     fields |= {"provider": "local", "max_new_tokens": 8, "max_change_ratio": 1}
-    config = cli.parse(["", *(f"--config.{k}={v}" for k, v in fields.items())], CONFIG)
+    config = config_files.parse(["", *(f"--config.{k}={v}" for k, v in fields.items())], CONFIG)
     collect_edits.main(config)
     assert "20 requests (0 of them retries)" in capsys.readouterr().err
     rows, rejected = (
@@ -282,7 +284,7 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
 def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
     weights = tmp_path / "weights"
     weights.write_text("1")
-    config = cli.load(CONFIG)
+    config = config_files.load(CONFIG)
     config.update({"provider": "local", "model": str(tmp_path)})
     before = asking.model_identity(config)
     os.utime(weights, (1, 1))

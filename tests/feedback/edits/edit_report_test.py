@@ -21,7 +21,7 @@ from fgrlhf_jax.feedback.edits.report import (
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import edit_report
-from launch.shared import cli
+from launch.shared import config_files
 
 EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}\x1b[2J\u202e"
 EDITED = ["a b c x", "a b c", "a b c d e f g h i j k l", "w x y z", "a x c d e"]
@@ -179,7 +179,7 @@ def written(tmp_path):
 
 def launch(**fields) -> None:
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    edit_report.main(cli.parse(["", *flags], edit_report.CONFIG))
+    edit_report.main(config_files.parse(["", *flags], edit_report.CONFIG))
 
 
 def test_the_command(written, tmp_path, capsys):

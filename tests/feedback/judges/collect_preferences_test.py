@@ -8,7 +8,7 @@ import pytest
 
 from fgrlhf_jax.data import records
 from launch import collect_preferences
-from launch.shared import cli
+from launch.shared import config_files
 
 DEFAULT = "configs/collect_preferences.py"
 GOLD = "fgrlhf_jax.tiny_world.judge:judge"
@@ -34,7 +34,7 @@ def pair(first: str, second: str, **fields) -> dict:
 
 def run(**fields) -> None:
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    collect_preferences.main(cli.parse(["collect_preferences", *flags], DEFAULT))
+    collect_preferences.main(config_files.parse(["collect_preferences", *flags], DEFAULT))
 
 
 def labels(path: str = "labels.jsonl") -> list[int]:

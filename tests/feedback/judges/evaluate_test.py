@@ -17,7 +17,7 @@ from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.llm import client as llm
 from fgrlhf_jax.feedback.llm import local
 from launch import evaluate
-from launch.shared import asking, cli
+from launch.shared import asking, config_files
 
 DEFAULT = "configs/evaluate.py"
 PROMPTS = 40
@@ -64,7 +64,7 @@ def save(name: str, rows: list[dict]) -> None:
 
 def run(**fields) -> None:
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    evaluate.main(cli.parse(["evaluate", *flags], DEFAULT))
+    evaluate.main(config_files.parse(["evaluate", *flags], DEFAULT))
 
 
 def run_at(server, **fields) -> None:

@@ -1,0 +1,183 @@
+"""From a command line to a checked config: config files, overrides, and what is wrong with them."""
+
+import difflib
+import importlib
+import re
+import runpy
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import configs
+from configs.fields import KINDS, Field, check_values
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
+
+ROOT = Path(configs.__file__).parent.parent
+
+
+def parse(argv: Sequence[str], *specs: str) -> ConfigDict:
+    """The locked config of ``--config=FILE.py:ARGUMENT`` and its overrides, every value checked.
+
+    Args:
+      argv: a command line, the name of the command first.
+      specs: configs of the command as FILE.py[:ARGUMENT]; the first one is its default.
+
+    Raises:
+      InputError: for an unknown file, argument or field (naming the close match), a bad value, or
+        the config of another command.
+    """
+    return parse_described(argv, *specs)[0]
+
+
+def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[str, Field]]:
+    """As :func:`parse`, with the descriptions of the config's fields."""
+    spec, overrides = str(ROOT / specs[0]), []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            spec = value if equals else next(arguments, "")
+        else:
+            overrides.append(argument)
+    known = [fields_of(each) for each in specs]
+    config, own_fields = _load(spec, known)
+    fields = _matching_fields(spec, config, own_fields, dict(zip(specs, known, strict=True)))
+    names = list(flatten(config.to_dict()))
+    for argument in overrides:
+        name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if name and name[1] not in names:
+            raise InputError(f"--config.{name[1]}: {_no_field(name[1], names)}")
+    try:
+        _override(config, [argv[0], *overrides], fields)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_no_flag(error.flagvalue, names)) from error
+    check_values(flatten(config.to_dict()), fields)
+    return config, fields
+
+
+def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) -> None:
+    """Sets fields of ``config`` as command-line arguments say."""
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        flag = str(error).removeprefix("flag ").removesuffix(f": {error.__context__}")
+        field = fields.get(flag.partition("=")[0].partition(".")[2])
+        kind = KINDS[type(field.default)][1] if field else "a value of its type"
+        raise InputError(f"{flag}: give {kind}") from error
+    except flags.Error as error:
+        raise InputError(str(error).splitlines()[-1]) from error
+    if rest:
+        raise flags.UnrecognizedFlagError(rest[0].partition("=")[0], rest[0])
+
+
+def _no_field(name: str, names: Collection[str]) -> str:
+    """Why there is no field of that name, and which one is meant."""
+    if new := _new_name(name, names):
+        return f"is now {new}"
+    group = [each for each in names if each.startswith(f"{name}.")]
+    if group:
+        return f"is a group of fields: {', '.join(group)}"
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"--help=all shows all {len(names)}"
+    return f"there is no such field; {hint}"
+
+
+def _no_flag(argument: str, names: Collection[str]) -> str:
+    """Why a command has no such flag, and what to write."""
+    name, _, value = argument.lstrip("-").partition("=")
+    if field := name if name in names else _new_name(name, names):
+        hint = f"write --config.{field}={value or 'VALUE'}"
+    elif close := difflib.get_close_matches(name, ["config", *names], 1, 0.5):
+        hint = f"did you mean --{close[0] if close == ['config'] else f'config.{close[0]}'}?"
+    else:
+        hint = "write --config.FIELD=VALUE"
+    return f"{argument}: is not a flag; {hint}"
+
+
+def _new_name(name: str, names: Collection[str]) -> str:
+    """The present name of the field that was called ``name`` once, or ""."""
+    new = RENAMED_FIELDS.get(name, "")
+    return new if new in names and name not in names else ""
+
+
+def load(spec: str) -> ConfigDict:
+    """What ``get_config`` of FILE.py[:ARGUMENT] returns; FILE may be one of ours from anywhere.
+
+    Raises:
+      InputError: when there is no such file or it is no config.
+    """
+    return _load(spec, ())[0]
+
+
+def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, dict | None]:
+    """(the config, ``FIELDS`` of its file); ``known`` fields explain names that are no more."""
+    name, _, argument = spec.partition(":")
+    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
+    if not path:
+        raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
+    try:
+        module = runpy.run_path(str(path))
+        config = module["get_config"](*([argument] if argument else []))
+        return config.lock(), module.get("FIELDS")
+    except InputError:
+        raise
+    except Exception as error:  # the file may hold anything
+        # A ConfigDict quotes the name of a field that it does not have.
+        key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
+        for fields in known if key else ():
+            if key[1] or _new_name(key[2], fields):
+                fault = _no_field(key[2], fields)
+                raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
+        raise InputError(
+            f"--config={spec}: is no usable config ({type(error).__name__}: {error}); "
+            "its get_config() must return a ConfigDict"
+        ) from error
+
+
+def _matching_fields(
+    spec: str,
+    config: ConfigDict,
+    own_fields: Mapping[str, Field] | None,
+    known: Mapping[str, Mapping[str, Field]],
+) -> Mapping[str, Field]:
+    """The first of the ``known`` descriptions whose fields are all in ``config``.
+
+    Args:
+      own_fields: ``FIELDS`` of the config's file, if it has any.
+      known: of the command, by FILE.py[:ARGUMENT].
+
+    Raises:
+      InputError: for the config of another command, or one that lacks a field.
+    """
+    names = flatten(config.to_dict()).keys()
+    files = " or ".join(each.partition(":")[0] for each in known)
+    candidates = [
+        fields
+        for fields in known.values()
+        if own_fields is None or own_fields.keys() == fields.keys()
+    ]
+    if not candidates:
+        raise InputError(
+            f"--config={spec}: is a config of another command; give {files}, or a file of yours "
+            "that builds on it"
+        )
+    complete = [fields for fields in candidates if names >= fields.keys()]
+    if complete:
+        return complete[0]
+    missing = next(name for name in candidates[0] if name not in names)
+    old = next((old for old in names if _new_name(old, candidates[0]) == missing), "")
+    fault = f"{old} is now {missing}" if old else f"lacks the field {missing}"
+    raise InputError(f"--config={spec}: {fault}; build on {files}")
+
+
+def fields_of(spec: str) -> dict[str, Field]:
+    """The descriptions of the fields of one of our configs, given as FILE.py[:ARGUMENT]."""
+    module = spec.partition(":")[0].removesuffix(".py").replace("/", ".")
+    return importlib.import_module(module).FIELDS
