@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.ppo.train import run
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime.files import read_jsonl
 from launch import sft, train_rm
@@ -60,7 +60,7 @@ def main(config) -> None:
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)
         train, validation = sets["train"], sets["validation"]
-    folder = ppo_loop.run(config, train, validation)
+    folder = run(config, train, validation)
     print(summary(folder))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world.words import make_tokenizer
-from fgrlhf_jax.training import sft_loop
+from fgrlhf_jax.training import sft
 from launch.shared import cli, embedded
 
 CONFIG = "configs/sft.py:tiny"
@@ -33,12 +33,12 @@ def main(config) -> None:
         print(f"{config.run_dir} is finished; its figures again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = sft_loop.run(config, cli.read_sets(config))
+        result = sft.run(config, cli.read_sets(config))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.instructions(folder / "data", config.seed)
-        result = sft_loop.run(config, sets, make_tokenizer())
+        result = sft.run(config, sets, make_tokenizer())
     figures = result["validation"]
     print(
         f"validation: {figures['n']} demonstrations, loss {figures['loss']:.4f} nats a token, "

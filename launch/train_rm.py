@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model import train
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, embedded
@@ -34,12 +34,12 @@ def main(config) -> None:
         print(f"{config.run_dir} is finished; its table again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = reward_loop.run(config, cli.read_sets(config))
+        result = train.run(config, cli.read_sets(config))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.pairs(folder / "data", config.seed)
-        result = reward_loop.run(config, sets, make_tokenizer())
+        result = train.run(config, sets, make_tokenizer())
     print(pair_metrics.format_table(result))
 
 

@@ -9,13 +9,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fgrlhf_jax.functional.masking import last_token, masked_mean
+
 KL_ESTIMATORS = ("k1", "k3", "k1_clipped")
 MISSING_EOS = ("none", "replace", "subtract")
-
-
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of ``x`` (any shape) where ``mask``; 0 where nothing is."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
@@ -45,12 +42,6 @@ def kl_estimate(logprob_T: jax.Array, ref_logprob_T: jax.Array, estimator: str) 
     if estimator == "k1_clipped":
         return jnp.maximum(difference_T, 0.0)
     raise ValueError(f"KL estimator {estimator!r} is not one of {KL_ESTIMATORS}")
-
-
-def last_token(response_T: jax.Array) -> jax.Array:
-    """bool[T]: the last real token of a response, never a padding position."""
-    columns_T = jnp.arange(response_T.shape[-1])
-    return columns_T == jnp.max(jnp.where(response_T, columns_T, -1))
 
 
 def missing_eos(

@@ -12,16 +12,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fgrlhf_jax.functional.masking import last_token, masked_mean, masked_sum
+
 LOSSES = ("token_edit", "token_full", "sequence")
-
-
-def _masked_sum(x, mask):
-    """Sum of ``x`` where ``mask``; what stands elsewhere, even NaN, does not reach it."""
-    return jnp.sum(jnp.where(mask, x, 0.0))
-
-
-def _masked_mean(x, mask):
-    return _masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def token_logprobs(logits_SV: jax.Array, tokens_S: jax.Array) -> jax.Array:
@@ -49,8 +42,7 @@ def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
     """
     chex.assert_rank([reward_S, response_S], 1)
     chex.assert_type([reward_S, response_S], [float, bool])
-    columns = jnp.arange(response_S.shape[0])
-    return reward_S[jnp.argmax(jnp.where(response_S, columns, -1))]
+    return reward_S[jnp.argmax(last_token(response_S))]
 
 
 def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
@@ -62,7 +54,7 @@ def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
     """
     chex.assert_rank([reward_S, response_S], 1)
     chex.assert_type([reward_S, response_S], [float, bool])
-    return _masked_mean(reward_S, response_S)
+    return masked_mean(reward_S, response_S)
 
 
 def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array) -> jax.Array:
@@ -75,7 +67,7 @@ def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array)
     """
     chex.assert_rank([reward_S, changed_S, response_S], 1)
     chex.assert_type([reward_S, changed_S, response_S], [float, bool, bool])
-    return _masked_sum(reward_S, changed_S) / jnp.maximum(jnp.sum(response_S), 1)
+    return masked_sum(reward_S, changed_S) / jnp.maximum(jnp.sum(response_S), 1)
 
 
 def bradley_terry_loss(score_i: jax.Array, score_j: jax.Array) -> jax.Array:
@@ -95,7 +87,7 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
     matched_S = partner_S >= 0
     difference_S = reward_2S[0] - reward_2S[1][jnp.maximum(partner_S, 0)]
     # Masked before it is squared: the gradient of a square at NaN is NaN, masked or not.
-    return _masked_mean(jnp.square(jnp.where(matched_S, difference_S, 0.0)), matched_S)
+    return masked_mean(jnp.square(jnp.where(matched_S, difference_S, 0.0)), matched_S)
 
 
 def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
@@ -105,7 +97,7 @@ def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
     """
     chex.assert_equal_shape([reward_2S, unchanged_2S])
     chex.assert_type([reward_2S, unchanged_2S], [float, bool])
-    return _masked_mean(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), unchanged_2S)
+    return masked_mean(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), unchanged_2S)
 
 
 def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:

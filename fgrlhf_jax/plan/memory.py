@@ -117,17 +117,17 @@ def format_table(plan: dict) -> str:
     lines.append(f"{'together':32}{together / size:10.3f}")
     columns = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     head = "".join(f"{name:>12}" for name in columns)
-    lines += ["", f"{'step':12}{head}   fits {plan['memory'] / 1e9:g} GB"]
+    lines += ["", f"{'step':14}{head}   fits {plan['memory'] / 1e9:g} GB"]
     for name, step in steps.items():
         sizes = "".join(f"{step[column] / size:12.3f}" for column in columns)
-        lines.append(f"{name:12}{sizes}   {'yes' if step['fits'] else 'NO'}")
+        lines.append(f"{name:14}{sizes}   {'yes' if step['fits'] else 'NO'}")
     if plan["cache"]:
         lines.append(f"KV cache, among the temporaries of generate: {plan['cache'] / size:.3f}")
-    lines += ["", f"{flops_unit:12}{'model':>12}{'compiled':>12}{'share':>9}"]
+    lines += ["", f"{flops_unit:14}{'model':>12}{'compiled':>12}{'share':>9}"]
     for name, step in steps.items():
         model, compiled = step["model_flops"], step["compiled_flops"]
         lines.append(
-            f"{name:12}{model / flops:12.1f}{compiled / flops:12.1f}{model / compiled:9.1%}"
+            f"{name:14}{model / flops:12.1f}{compiled / flops:12.1f}{model / compiled:9.1%}"
         )
     notes = [f"{name}: {note}" for name, step in steps.items() for note in step["notes"]]
     return "\n".join([*lines, *notes])

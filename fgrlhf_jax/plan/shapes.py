@@ -19,14 +19,14 @@ from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs as ppo_programs
+from fgrlhf_jax.ppo.models import Architectures, make_critic
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import train as reward_loop
-from fgrlhf_jax.reward_model.evaluate import PairPredictor
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
+from fgrlhf_jax.reward_model.train import RewardModelTrainer
 from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.training import sft, sft_loop, supervised
+from fgrlhf_jax.training import sft, supervised
+from fgrlhf_jax.training.run import SupervisedTrainer, compile_step
 
 
 class Step(NamedTuple):
@@ -114,7 +114,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     Without ``policy`` and ``reward_model`` all models have ``config.size``.
     """
     mesh = sharding.make_mesh(config.mesh)
-    ppo_programs.check(config, mesh)
+    ppo_programs.check_sizes(config, mesh)
     B, P, T = (
         config.rollout_batch_size,
         config.data.max_prompt_length,
@@ -122,42 +122,41 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     )
     S, fields = P + T, config.model.to_dict()
     cfg = model_config(config.policy, config.size, fields, S)
-    scorer = meta = None
+    reward_model = meta = None
     if config.reward_model:
-        scorer, meta = read_module(config.reward_model, **fields)
+        reward_model, meta = read_module(config.reward_model, **fields)
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
-        scorer = make_module(cfg, loss, "after")
+        reward_model = make_module(cfg, loss, "after")
         meta = RewardMeta("after", {"loss": loss}, reward.Normalization(0.0, 1.0), {})
-    critic = None
-    if config.critic == "separate":
-        critic = llama.TokenValueModel(scorer.cfg if scorer else cfg, "after")
-    modules = ppo_models.Modules(llama.CausalLM(cfg), critic, scorer, meta)
+    policy = llama.CausalLM(cfg)
+    critic = make_critic(config, policy, reward_model)
+    architectures = Architectures(policy, critic, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
-    programs = ppo_programs.make(config, modules, mesh, optimizer, eos=0, prompt_width=P)
-    state = programs["learn"].arguments[0]
-    params, reference, scorer_params = programs["assess"].arguments[:3]
+    programs = ppo_programs.make(config, architectures, mesh, optimizer, eos=0, prompt_width=P)
+    state = programs["update"].arguments[0]
+    params, reference, reward_params = programs["score_rollout"].arguments[:3]
 
-    policy = rows_flops(cfg, B, S) + logits_flops(cfg, B * T)
+    forward = rows_flops(cfg, B, S) + logits_flops(cfg, B * T)
     value = rows_flops(critic.cfg, B, S) if critic else 0.0
-    score = rows_flops(scorer.cfg, B, S) if scorer_params else 0.0
+    score = rows_flops(reward_model.cfg, B, S) if reward_params else 0.0
     # The last token is sampled and not read again.
     decoding = forward_flops(cfg, B * (S - 1), B * (P * P + sum(range(P + 1, S))))
     flops = {
         "generate": decoding + logits_flops(cfg, B * T),
-        "assess": 2 * policy + value + score,
-        "learn": 3 * config.ppo_epochs * (policy + value),
+        "score_rollout": 2 * forward + value + score,
+        "update": 3 * config.ppo_epochs * (forward + value),
     }
     resident = {
         "generate": params["policy"],
-        "assess": (params, reference, scorer_params),
-        "learn": state,
+        "score_rollout": (params, reference, reward_params),
+        "update": state,
     }
     models = {
         "policy": params["policy"],
         "reference": reference,
         "critic": params["critic"],
-        "reward model": scorer_params,
+        "reward model": reward_params,
     }
     return RunShapes(
         mesh,
@@ -186,59 +185,36 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> 
 
 def reward_model_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows."""
-    mesh, micro = supervised.check(config)
+    mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
-    settings = {
-        "loss": config.loss,
-        "consistency_weight": config.consistency_weight,
-        "center_weight": config.center_weight,
-    }
     tokens = np.zeros(2, np.int32)
     pair = Pair(tokens, tokens, 1, tokens > 0, tokens > 0, tokens, 0)
-    recipe = reward_loop.make_recipe(config, [pair] * config.batch_size, (length,), micro)
-    state = reward_loop.abstract_state(model, recipe.optimizer, mesh)
-    step = reward_loop.train_step(model=model, optimizer=recipe.optimizer, **settings)
-    size = config.eval_batch_size or micro
-    predictor = PairPredictor(model, settings, mesh, (length,), size)
-    batch = on_mesh(pad_pairs([pair], length, predictor.batch_size), mesh)
+    pairs = {"edits": [pair] * config.batch_size}
+    trainer = RewardModelTrainer(config, mesh, model, pairs, pairs, (length,))
+    batch = on_mesh(pad_pairs([pair], length, trainer.eval_batch_size), mesh)
     return supervised_shapes(
-        config,
-        mesh,
-        state,
+        trainer,
         name="reward model",
-        train=(step, on_mesh(recipe.batch(0), mesh, axis=1)),
-        evaluate=lambda: predictor.step.lower(state.params, batch),
+        evaluate=lambda: trainer.predictor.step.lower(trainer.abstract.params, batch),
         row_flops=2 * rows_flops(cfg, 1, length),
-        eval_rows=predictor.batch_size,
     )
 
 
 def sft_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/sft.py``: an update and a batch of the evaluation, the longest rows."""
-    mesh, micro = supervised.check(config)
+    mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
-    model = llama.CausalLM(cfg)
-    row = Demonstration(np.zeros(2, np.int32), 1)
-    recipe = sft_loop.make_recipe(config, [row] * config.batch_size, (length,), micro)
-    state = supervised.abstract_state(
-        llama.abstract_params(model, mesh), recipe.optimizer, mesh
-    )
-    size = sharding.round_batch_size(config.eval_batch_size or micro, mesh)
-    eval_batch = on_mesh(pad_demonstrations([row], length, size), mesh)
-
-    def step(state, batch):
-        return sft.train_step(state, batch, model=model, optimizer=recipe.optimizer)
-
+    rows = [Demonstration(np.zeros(2, np.int32), 1)] * config.batch_size
+    trainer = sft.SFTTrainer(config, mesh, llama.CausalLM(cfg), rows, rows, (length,))
+    batch = on_mesh(pad_demonstrations(rows[:1], length, trainer.eval_batch_size), mesh)
     return supervised_shapes(
-        config,
-        mesh,
-        state,
+        trainer,
         name="policy",
-        train=(step, on_mesh(recipe.batch(0), mesh, axis=1)),
-        evaluate=lambda: sft.eval_step.lower(state.params, eval_batch, model=model),
+        evaluate=lambda: sft.eval_step.lower(
+            trainer.abstract.params, batch, model=trainer.model
+        ),
         row_flops=rows_flops(cfg, 1, length) + logits_flops(cfg, length),
-        eval_rows=size,
     )
 
 
@@ -247,26 +223,23 @@ def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]
     fields = {
         name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")
     }
-    if not config.model.path and config.model.size in supervised.RANDOM:
+    if not config.model.path and config.model.size in supervised.RANDOM_SIZES:
         fields["vocab_size"] = config.model.vocab_size
     length = config.data.max_length
     return model_config(config.model.path, config.model.size, fields, length), length
 
 
 def supervised_shapes(
-    config: ConfigDict,
-    mesh: Mesh,
-    state,
+    trainer: SupervisedTrainer,
     *,
     name: str,
-    train: tuple[Callable, dict],
     evaluate: Callable[[], jax.stages.Lowered],
     row_flops: float,
-    eval_rows: int,
 ) -> RunShapes:
     """Shapes of a run that updates one model and evaluates it."""
+    config, mesh, state = trainer.config, trainer.mesh, trainer.abstract
     supervised.check_freeze(config.optimizer.freeze, state.params)
-    step, batch = train
+    batch = on_mesh(trainer.batch(0)[1], mesh, axis=1)
 
     def compile_evaluation():
         with jax.set_mesh(mesh):
@@ -274,11 +247,11 @@ def supervised_shapes(
 
     steps = {
         "train": Step(
-            lambda: supervised.compile_step(step, state, batch, mesh),
+            lambda: compile_step(trainer.train_step, state, batch, mesh),
             state,
             3 * config.batch_size * row_flops,
         ),
-        "evaluate": Step(compile_evaluation, state.params, eval_rows * row_flops),
+        "evaluate": Step(compile_evaluation, state.params, trainer.eval_batch_size * row_flops),
     }
     return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)
 

@@ -15,102 +15,120 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
 
 
-class Modules(NamedTuple):
-    """What is static: everything that compiling needs to know of the models.
+class Architectures(NamedTuple):
+    """The modules of a run: all that compiling needs to know of the models.
 
     Attributes:
       policy: also the reference's.
-      critic: None where the value is a head on the policy's own trunk.
-      scorer: the reward model and its meta data, None where a function gives the rewards.
+      critic: None where the value is a head on the policy's own states.
+      reward_model, meta: None where a function gives the rewards.
     """
 
     policy: llama.CausalLM
     critic: llama.TokenValueModel | None
-    scorer: llama.TokenValueModel | None
+    reward_model: llama.TokenValueModel | None
     meta: RewardMeta | None
 
 
-def read_modules(config: ConfigDict) -> Modules:
+def read_architectures(config: ConfigDict) -> Architectures:
     """From the config files of the checkpoints; loads no weights.
 
     Raises:
       InputError: for checkpoints that cannot be used, and for a reward model of another level.
     """
-    how = config.model.to_dict()
-    policy = llama.CausalLM(dataclasses.replace(hf_load.read_config(config.policy), **how))
-    scorer = meta = None
+    options = config.model.to_dict()
+    policy = llama.CausalLM(dataclasses.replace(hf_load.read_config(config.policy), **options))
+    reward_model = meta = None
     if config.reward_model:
-        scorer, meta = read_module(config.reward_model, **how)
+        reward_model, meta = read_module(config.reward_model, **options)
         if meta.level != config.level and not config.reward_function:
             raise InputError(
                 f"level={config.level}: reward_model={config.reward_model} was trained with "
                 f"loss={meta.settings['loss']}, which rewards every {meta.level}; use "
                 f"--config=configs/ppo.py:MODEL,{meta.level} or another reward model"
             )
+    return Architectures(policy, make_critic(config, policy, reward_model), reward_model, meta)
+
+
+def make_critic(config: ConfigDict, policy, reward_model) -> llama.TokenValueModel | None:
+    """As large as the reward model, or else as the policy; None shares the policy's states."""
     if config.critic == "shared":
-        critic = None
-    else:
-        critic = llama.TokenValueModel(scorer.cfg if scorer else policy.cfg, "after")
-    return Modules(policy, critic, scorer, meta)
+        return None
+    return llama.TokenValueModel(reward_model.cfg if reward_model else policy.cfg, "after")
 
 
-def read_tokenizer(config: ConfigDict, modules: Modules):
+def read_tokenizer(config: ConfigDict, models: Architectures):
     """The policy's tokenizer, checked against the model's vocabulary and the reward model's.
 
     Raises:
       InputError: saying how they differ, when the reward model was made for other token ids.
     """
     tokenizer = hf_load.load_tokenizer(config.policy)
-    check_vocabulary(tokenizer, modules.policy.cfg.vocab_size)
-    if config.reward_model and (modules.critic or not config.reward_function):
+    check_vocabulary(tokenizer, models.policy.cfg.vocab_size)
+    if config.reward_model and (models.critic or not config.reward_function):
         other = hf_load.load_tokenizer(config.reward_model)
         check_same(tokenizer, other, config.policy, config.reward_model)
     return tokenizer
 
 
-def check_same(one, two, first: str, second: str) -> None:
+def check_same(policy_tokenizer, reward_tokenizer, policy: str, reward_model: str) -> None:
     """Raises InputError where two tokenizers give a text different ids, saying how they differ."""
-    a, b = one.get_vocab(), two.get_vocab()
-    differing = sorted(t for t in a.keys() | b.keys() if a.get(t) != b.get(t))
+    ours, theirs = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
+    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
     if differing:
         token = differing[0]
-        how = (
-            f"{len(a)} against {len(b)} tokens, {len(differing)} of them different, for example "
-            f"{token!r} is {a.get(token, 'missing')} and {b.get(token, 'missing')}"
+        difference = (
+            f"{len(ours)} against {len(theirs)} tokens, {len(differing)} of them different, for "
+            f"example {token!r} is {ours.get(token, 'missing')} and {theirs.get(token, 'missing')}"
         )
-    elif one.eos_token_id != two.eos_token_id:
-        how = f"the end of sequence is {one.eos_token!r} and {two.eos_token!r}"
+    elif policy_tokenizer.eos_token_id != reward_tokenizer.eos_token_id:
+        difference = (
+            f"the end of sequence is {policy_tokenizer.eos_token!r} and "
+            f"{reward_tokenizer.eos_token!r}"
+        )
     else:
         return
     raise InputError(
-        f"policy={first} and reward_model={second} have different tokenizers ({how}); rewards "
-        "belong to token ids, so train the reward model from this policy's checkpoint"
+        f"policy={policy} and reward_model={reward_model} have different tokenizers "
+        f"({difference}); rewards belong to token ids, so train the reward model from this "
+        "policy's checkpoint"
     )
 
 
-def abstract_params(modules: Modules, mesh: Mesh) -> dict:
+def abstract_params(models: Architectures, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
-    policy = llama.abstract_params(modules.policy, mesh)
-    if modules.critic is None:
-        whole = llama.TokenValueModel(modules.policy.cfg, "after")
+    policy = llama.abstract_params(models.policy, mesh)
+    if models.critic is None:
+        whole = llama.TokenValueModel(models.policy.cfg, "after")
         head = llama.abstract_params(whole, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
-    return {"policy": policy, "critic": llama.abstract_params(modules.critic, mesh)}
+    return {"policy": policy, "critic": llama.abstract_params(models.critic, mesh)}
 
 
-def abstract_frozen(model, mesh: Mesh, dtype: str) -> dict:
-    """Parameters of a model that is only read, in ``dtype``."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding),
-        llama.abstract_params(model, mesh),
-    )
+def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[dict, dict]:
+    """Shapes of what is only read: the reference's and the reward model's parameters.
 
-
-def initial_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> dict:
-    """The policy's checkpoint; and a critic with a zero head, on a copy of the reward model's
-    backbone (of the policy's, where a function gives the rewards), or on the policy's own trunk.
+    The latter are {} where a function gives the rewards.
     """
-    abstract = abstract_params(modules, mesh)
+
+    def abstract(model) -> dict:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
+            llama.abstract_params(model, mesh),
+        )
+
+    dtype = jnp.dtype(config.inference_dtype)
+    scored = models.reward_model is not None and not config.reward_function
+    return abstract(models.policy), abstract(models.reward_model) if scored else {}
+
+
+def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dict:
+    """The policy's checkpoint, and a critic with a head of zeros.
+
+    The critic's backbone is a copy of the reward model's (of the policy's, where a function gives
+    the rewards), or it has none of its own.
+    """
+    abstract = abstract_params(models, mesh)
 
     def zeros(leaf):
         make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
@@ -118,23 +136,20 @@ def initial_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> dict:
 
     params = {"policy": hf_load.load_params(config.policy, abstract["policy"])}
     params["critic"] = {"head": jax.tree.map(zeros, abstract["critic"]["head"])}
-    if modules.critic is not None:
+    if models.critic is not None:
         path = config.policy
-        if modules.scorer is not None:
+        if models.reward_model is not None:
             path = config.reward_model
         backbone = {"backbone": abstract["critic"]["backbone"]}
         params["critic"] |= hf_load.load_params(path, backbone)
     return params
 
 
-def frozen_params(config: ConfigDict, modules: Modules, mesh: Mesh) -> tuple[dict, dict]:
-    """The reference policy's parameters and the reward model's ({} where there is none)."""
+def frozen_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[dict, dict]:
+    """The parameters of :func:`abstract_frozen`, loaded."""
+    reference, reward_model = abstract_frozen(config, models, mesh)
     with jax.set_mesh(mesh):
-        dtype = config.inference_dtype
-        reference = hf_load.load_params(
-            config.policy, abstract_frozen(modules.policy, mesh, dtype)
-        )
-        if modules.scorer is None or config.reward_function:
-            return reference, {}
-        scorer = abstract_frozen(modules.scorer, mesh, dtype)
-        return reference, hf_load.load_params(config.reward_model, scorer)
+        reference = hf_load.load_params(config.policy, reference)
+        if reward_model:
+            reward_model = hf_load.load_params(config.reward_model, reward_model)
+    return reference, reward_model

@@ -1,4 +1,4 @@
-"""The three compiled programs of a PPO step: generate, assess, learn.
+"""The three compiled programs of a PPO step: generate, score_rollout, update.
 
 They are made ahead of time from shapes alone, so that a run cannot recompile and a plan can be
 made without any memory.
@@ -16,15 +16,17 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
-from fgrlhf_jax.ppo import algorithm as ppo
-from fgrlhf_jax.ppo import models as ppo_models
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.models.sampling import Sampled
+from fgrlhf_jax.ppo import algorithm
+from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
+from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params
+from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training import supervised
+from fgrlhf_jax.training.run import abstract_state
 
 
 class Program(NamedTuple):
-    """A pure function and what it is called with; ``donated`` are numbers of arguments."""
+    """A pure function and its abstract arguments; ``donated`` are positions of arguments."""
 
     function: Callable
     arguments: tuple
@@ -40,11 +42,11 @@ class Program(NamedTuple):
             return jitted.lower(*self.arguments)
 
 
-def make_optimizer(config: ConfigDict):
-    """One AdamW for the policy and one for the critic, and both rates of every PPO step.
+def make_optimizer(config: ConfigDict) -> tuple[object, np.ndarray]:
+    """One AdamW for the policy and one for the critic, and both learning rates of every PPO step.
 
     Returns:
-      The optax transformation, and float[steps, 2]: learning rates at each step's first update.
+      The optax transformation, and float[steps, 2]: the rates of each step's first update.
     """
     options = config.optimizer.to_dict()
     per_step = config.ppo_epochs * (config.rollout_batch_size // config.minibatch_size)
@@ -55,13 +57,13 @@ def make_optimizer(config: ConfigDict):
     freeze = options.pop("freeze")
     rates = [optim.schedule(name, p, updates, warmup) for p in (peak, critic_peak)]
     policy, critic = (optim.adamw(rate, freeze=freeze, **options) for rate in rates)
-    firsts = jnp.arange(config.steps) * per_step
-    table = np.stack([np.asarray(jax.vmap(rate)(firsts)) for rate in rates], axis=1)
-    return ppo.optimizer(policy, critic), table
+    first_updates = jnp.arange(config.steps) * per_step
+    table = np.stack([np.asarray(jax.vmap(rate)(first_updates)) for rate in rates], axis=1)
+    return algorithm.make_optimizer(policy, critic), table
 
 
-def check(config: ConfigDict, mesh: Mesh) -> int:
-    """The rows of a micro-batch; raises InputError where sizes do not divide one another."""
+def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError where sizes of batches do not divide one another, or not over the mesh."""
     micro = config.micro_batch_size or config.minibatch_size
     sharding.check_batch(mesh, micro)
     for whole, part in (
@@ -71,49 +73,77 @@ def check(config: ConfigDict, mesh: Mesh) -> int:
         size = config[part] or micro
         if config[whole] % size:
             raise InputError(f"{whole}={config[whole]} is not a multiple of {part}={size}")
-    return micro
 
 
 def make(
     config: ConfigDict,
-    modules: ppo_models.Modules,
+    models: Architectures,
     mesh: Mesh,
     optimizer,
     *,
     eos: int,
     prompt_width: int,
 ) -> dict[str, Program]:
-    """``generate``, ``assess`` and ``learn`` for the shapes of ``config``; nothing is computed.
+    """``generate``, ``score_rollout`` and ``update`` for the shapes of a run; nothing is computed.
 
     generate: (policy, prompt_BP, mask_BP, key_B) -> Sampled
-    assess: (params, reference, reward model, Normalization, prompt_BP, mask_BP, Sampled)
-            -> Rollout, raw_BT
-    learn: (state, Rollout, kl_coef, key) -> state, metrics
+    score_rollout: (params, reference, reward model, Normalization, prompt_BP, mask_BP, Sampled)
+                   -> Rollout
+    update: (state, Rollout, kl_coef, key) -> state, metrics
     """
-    micro = check(config, mesh)
-    B, P, T = config.rollout_batch_size, prompt_width, config.data.max_new_tokens
-    temperature = config.sampling.temperature
-    params = ppo_models.abstract_params(modules, mesh)
-    state = supervised.abstract_state(params, optimizer, mesh)
-    reference = ppo_models.abstract_frozen(modules.policy, mesh, config.inference_dtype)
-    scorer = {}
-    if modules.scorer is not None and not config.reward_function:
-        scorer = ppo_models.abstract_frozen(modules.scorer, mesh, config.inference_dtype)
-    rows = sharding.batch_sharding(mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
+    check_sizes(config, mesh)
+    settings = PPOSettings.from_config(config)
+    params = abstract_params(models, mesh)
+    state = abstract_state(params, optimizer, mesh)
+    reference, reward_model = abstract_frozen(config, models, mesh)
+    by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    prompt, keys, sampled, rollout = _abstract_arrays(
+        config.rollout_batch_size, prompt_width, settings.max_new_tokens, by_rows
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    generate = functools.partial(
+        sampling.generate,
+        model=models.policy,
+        eos=eos,
+        max_new=settings.max_new_tokens,
+        temperature=settings.temperature,
+        unroll=config.sampling.unroll,
+    )
+    static = {"models": models, "settings": settings}
+    normalization = Normalization(scalar, scalar)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return {
+        "generate": Program(generate, (params["policy"], *prompt, keys)),
+        "score_rollout": Program(
+            functools.partial(algorithm.score_rollout, **static),
+            (params, reference, reward_model, normalization, *prompt, sampled),
+            out_shardings=by_rows,
+        ),
+        "update": Program(
+            functools.partial(algorithm.update, optimizer=optimizer, **static),
+            (state, rollout, scalar, key),
+            donated=(0,),
+            out_shardings=(layout, replicated),
+        ),
+    }
 
-    def array(dtype, *shape, where=rows):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    prompt = array(jnp.int32, B, P), array(bool, B, P)
-    sampled = sampling.Sampled(
+def _abstract_arrays(B: int, P: int, T: int, by_rows: NamedSharding):
+    """Prompts, random keys, Sampled and Rollout as shapes whose rows are spread over the mesh."""
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+
+    keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), B))
+    sampled = Sampled(
         tokens_BT=array(jnp.int32, B, T),
         length_B=array(jnp.int32, B),
         finished_B=array(bool, B),
         logprob_BT=array(jnp.float32, B, T),
     )
     per_token = array(jnp.float32, B, T)
-    rollout = ppo.Rollout(
+    rollout = Rollout(
         tokens_BS=array(jnp.int32, B, P + T),
         mask_BS=array(bool, B, P + T),
         response_BT=array(bool, B, T),
@@ -121,83 +151,8 @@ def make(
         logprob_BT=per_token,
         ref_logprob_BT=per_token,
         value_BT=per_token,
+        raw_reward_BT=per_token,
         reward_BT=per_token,
     )
-    keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), B))
-    keys = array(keys.dtype, B)
-    one_key = jax.eval_shape(lambda: jax.random.key(0))
-    generate = functools.partial(
-        sampling.generate,
-        model=modules.policy,
-        eos=eos,
-        max_new=T,
-        temperature=temperature,
-        unroll=config.sampling.unroll,
-    )
-    models = {"policy": modules.policy, "critic": modules.critic, "temperature": temperature}
-
-    def assess(params, reference, scorer, normalization, prompt_BP, prompt_mask_BP, sampled):
-        tokens_BS, mask_BS, response_BT = ppo.join(prompt_BP, prompt_mask_BP, sampled)
-        logprob_BT, ref_logprob_BT, value_BT = ppo.assess(
-            params, reference, tokens_BS, mask_BS, micro=micro, length=T, **models
-        )
-        raw_BT = reward_BT = jnp.zeros((B, T), jnp.float32)
-        if scorer:
-            raw_BT, reward_BT = ppo.score(
-                scorer,
-                tokens_BS,
-                mask_BS,
-                response_BT,
-                micro=micro,
-                model=modules.scorer,
-                level=modules.meta.level,
-                normalization=normalization,
-            )
-        parts = (logprob_BT, ref_logprob_BT, value_BT, reward_BT)
-        return ppo.Rollout(tokens_BS, mask_BS, response_BT, sampled.finished_B, *parts), raw_BT
-
-    def learn(state, rollout, kl_coef, key):
-        experience, seen = ppo.advantages(
-            rollout,
-            kl_coef,
-            estimator=config.kl.estimator,
-            kl_in_reward=config.kl.in_reward,
-            missing_eos=config.missing_eos,
-            missing_eos_penalty=config.missing_eos_penalty,
-            gamma=config.gamma,
-            lam=config.gae_lambda,
-            whiten_rewards=config.whiten_rewards,
-            whiten_advantages=config.whiten_advantages,
-        )
-        state, learned = ppo.update(
-            state,
-            experience,
-            key,
-            optimizer=optimizer,
-            epochs=config.ppo_epochs,
-            minibatch=config.minibatch_size,
-            micro=micro,
-            clip=config.clip_ratio,
-            value_clip=config.value_clip_ratio,
-            value_coef=config.value_coef,
-            **models,
-        )
-        return state, seen | learned
-
-    laid_out = functools.partial(jax.tree.map, lambda x: x.sharding)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    normalization = reward.Normalization(scalar, scalar)
-    return {
-        "generate": Program(generate, (params["policy"], *prompt, keys)),
-        "assess": Program(
-            assess,
-            (params, reference, scorer, normalization, *prompt, sampled),
-            out_shardings=rows,
-        ),
-        "learn": Program(
-            learn,
-            (state, rollout, scalar, one_key),
-            donated=(0,),
-            out_shardings=(laid_out(state), whole),
-        ),
-    }
+    prompt = array(jnp.int32, B, P), array(bool, B, P)
+    return prompt, array(keys.dtype, B), sampled, rollout

@@ -1,6 +1,7 @@
-"""Rollouts: prompts to sampled, scored responses; for learning and for watching."""
+"""Rollouts: prompts to sampled, scored responses; to learn from and to evaluate."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,31 +14,65 @@ from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
-from fgrlhf_jax.ppo import algorithm as ppo
-from fgrlhf_jax.ppo import models as ppo_models
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.ppo.algorithm import Rollout
+from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
 
 SAMPLE, SHUFFLE, EVALUATE, NORMALIZE = range(4)  # purposes of random keys
 
 
 class Prompts(NamedTuple):
-    """Encoded prompts and their texts."""
+    """Encoded prompts, their texts and the records that they are of."""
 
     ids: list[list[int]]
     texts: list[str]
     records: list
 
+    def take(self, rows: Iterable[int]) -> "Prompts":
+        rows = list(rows)
+        return Prompts(*([column[row] for row in rows] for column in self))
 
-class Models(NamedTuple):
-    """What a run computes with."""
 
-    modules: ppo_models.Modules
+class PPOContext(NamedTuple):
+    """What rollouts are computed with.
+
+    Attributes:
+      prompt_width: columns that prompts are padded to.
+      reference, reward_model: frozen parameters.
+      programs: the compiled ``programs.make``.
+    """
+
+    config: ConfigDict
+    models: Architectures
     tokenizer: Any
     mesh: Mesh
+    prompt_width: int
     reference: dict
-    scorer: dict
-    compiled: dict
+    reward_model: dict
+    programs: dict
+
+
+class Responses(NamedTuple):
+    """Sampled and scored responses to prompts.
+
+    Attributes:
+      rollout: arrays on the mesh.
+      ids, texts, finished_B: of the responses, on the host; texts without the end of sequence.
+      raw_reward_BT: on the host, before normalization.
+      mismatch_kl: nats a token, from the distribution the responses were drawn from to the policy
+        that is updated: 0 but for rounding, or the sampler and the policy are not the same.
+      seconds: of both halves, ``rollout`` and ``scoring``.
+    """
+
+    prompts: Prompts
+    rollout: Rollout
+    ids: list[list[int]]
+    texts: list[str]
+    finished_B: np.ndarray
+    raw_reward_BT: np.ndarray
+    mismatch_kl: float
+    seconds: dict[str, float]
 
 
 def key_of(seed: int, purpose: int, step: int) -> jax.Array:
@@ -45,234 +80,235 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
-def template(config: ConfigDict, modules: ppo_models.Modules) -> str:
-    """The prompt template: the one that the config names, or the reward model's, or where there
-    is none, or a function pays, the one that the policy was fine-tuned with, or alpaca.
+def resolve_template(config: ConfigDict, models: Architectures) -> str:
+    """The prompt template of a run.
+
+    It is the one that the config names, or else the reward model's, or else the one that the policy
+    was fine-tuned with, or else alpaca. Where a function gives the rewards, the policy's comes
+    before the reward model's.
 
     Raises:
       InputError: when the reward model was trained with another one; and when it and the policy
         differ, and the config does not say that this is meant.
     """
-    learned = modules.meta.data["template"] if modules.meta else ""
-    named, own = config.data.template, hf_load.learned_template(config.policy)
-    if learned and own and learned != own and not named and not config.reward_function:
+    rewarded = models.meta.data["template"] if models.meta else ""
+    named, learned = config.data.template, hf_load.learned_template(config.policy)
+    if config.reward_function:
+        return named or learned or rewarded or "alpaca"
+    if rewarded and learned and rewarded != learned and not named:
         raise InputError(
-            f"the policy was fine-tuned with the template {own}, the reward model with {learned}; "
-            f"train both with the same, or give data.template={learned} if this is meant"
+            f"the policy was fine-tuned with the template {learned}, the reward model with "
+            f"{rewarded}; train both with the same, or give data.template={rewarded} if this is "
+            "meant"
         )
-    if named and learned and named != learned and not config.reward_function:
+    if named and rewarded and named != rewarded:
         raise InputError(
-            f"data.template={named}: the reward model was trained with {learned}; it scores the "
+            f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    paid_by = (own, learned) if config.reward_function else (learned, own)
-    return named or next(filter(None, paid_by), "alpaca")
+    return named or rewarded or learned or "alpaca"
 
 
-def encode(name: str, rows: list, config: ConfigDict, modules, tokenizer) -> Prompts:
-    """Prompts of records, saying how many were left out or cut; raises InputError when none is
-    left."""
+def encode(
+    name: str, rows: list, config: ConfigDict, models: Architectures, tokenizer, template: str
+) -> Prompts:
+    """Prompts of records; prints how many were left out or cut.
+
+    Raises:
+      InputError: when none is left, or they leave no room for responses.
+    """
     try:
-        ids, kept, counts = encode_prompts(
+        ids, numbers, counts = encode_prompts(
             rows,
             tokenizer,
-            template=template(config, modules),
+            template=template,
             max_prompt_length=config.data.max_prompt_length,
             overlong=config.data.overlong,
         )
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     longest = max(map(len, ids)) + config.data.max_new_tokens
-    limits = [modules.policy.cfg.max_position]
-    limits += [modules.scorer.cfg.max_position] if modules.scorer else []
-    if longest > min(limits):
+    modules = filter(None, (models.policy, models.reward_model))
+    limit = min(module.cfg.max_position for module in modules)
+    if longest > limit:
         raise InputError(
             f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
-            f"{min(limits)} positions; lower data.max_new_tokens or data.max_prompt_length"
+            f"{limit} positions; lower data.max_new_tokens or data.max_prompt_length"
         )
-    print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    records = [rows[number] for number in kept]
+    print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    records = [rows[number] for number in numbers]
     return Prompts(
         ids, [templates.plain_text(r.instruction, r.input) for r in records], records
     )
 
 
 def roll_out(
-    config: ConfigDict,
-    models: Models,
+    context: PPOContext,
     params: dict,
-    normalization: reward.Normalization,
-    some: Prompts,
+    normalization: Normalization,
+    prompts: Prompts,
     key: jax.Array,
-) -> tuple[ppo.Rollout, np.ndarray, dict[str, float], list[str], list[list[int]], float]:
-    """Sample a response to every prompt and have it scored.
+) -> Responses:
+    """Samples a response to every prompt and scores it.
 
-    Returns:
-      The rollout, raw rewards [B, T], seconds of both halves, the responses as texts and ids, and
-      the KL (nats a token) from the distribution they were drawn from to the policy that is
-      updated: 0 but for rounding, or the sampler and the policy are two.
+    Args:
+      params: of policy and critic.
+      normalization: of the reward model's rewards; a function's are taken as they are.
+      prompts: as many as ``rollout_batch_size``.
     """
     clock = time.perf_counter()
-    width = models.compiled["generate"].in_avals[0][1].shape[1]
-    arrays = pad_prompts(some.ids, width)
-    prompt_BP, mask_BP = sharding.put_batch(arrays, models.mesh)
-    with jax.set_mesh(models.mesh):
-        where = sharding.batch_sharding(models.mesh)
-        make = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=where)
-        keys = make(key, len(some.ids))
-        sampled = models.compiled["generate"](params["policy"], prompt_BP, mask_BP, keys)
+    config, mesh, programs = context.config, context.mesh, context.programs
+    arrays = pad_prompts(prompts.ids, context.prompt_width)
+    prompt_BP, mask_BP = sharding.put_batch(arrays, mesh)
+    with jax.set_mesh(mesh):
+        by_rows = sharding.batch_sharding(mesh)
+        make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
+        keys = make_keys(key, len(prompts.ids))
+        sampled = programs["generate"](params["policy"], prompt_BP, mask_BP, keys)
         tokens_BT, length_B, finished_B, drawn_BT = sharding.to_host(sampled)
         sampled_at = time.perf_counter()
-        rollout, raw_BT = models.compiled["assess"](
+        rollout = programs["score_rollout"](
             params,
-            models.reference,
-            models.scorer,
-            reward.Normalization(*map(np.float32, normalization)),
+            context.reference,
+            context.reward_model,
+            Normalization(*map(np.float32, normalization)),
             prompt_BP,
             mask_BP,
             sampled,
         )
         ids = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
         texts = [
-            models.tokenizer.decode(one[: len(one) - bool(ended)], skip_special_tokens=False)
-            for one, ended in zip(ids, finished_B, strict=True)
+            context.tokenizer.decode(row[: len(row) - bool(end)], skip_special_tokens=False)
+            for row, end in zip(ids, finished_B, strict=True)
         ]
         if config.reward_function:
-            values = call(
-                config.reward_function,
-                models,
-                some.texts,
-                texts,
-                ids,
-                finished_B,
-                lengths=length_B.tolist(),
+            values = call_function(
+                config.reward_function, context, prompts.texts, texts, ids, finished_B, length_B
             )
-            raw_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
-            rollout = rollout._replace(reward_BT=sharding.put_batch(raw_BT, models.mesh))
-        raw_BT = np.asarray(sharding.to_host(raw_BT))
-        logprob_BT, response_BT = sharding.to_host((rollout.logprob_BT, rollout.response_BT))
-        log_ratio = (logprob_BT - drawn_BT)[response_BT]
-        sampler_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
-    scored_at = time.perf_counter()
-    seconds = {"rollout": sampled_at - clock, "scoring": scored_at - sampled_at}
-    return rollout, raw_BT, seconds, texts, ids, sampler_kl
+            reward_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
+            on_mesh = sharding.put_batch(reward_BT, mesh)
+            rollout = rollout._replace(raw_reward_BT=on_mesh, reward_BT=on_mesh)
+        raw_BT, logprob_BT, response_BT = sharding.to_host(
+            (rollout.raw_reward_BT, rollout.logprob_BT, rollout.response_BT)
+        )
+    log_ratio = (logprob_BT - drawn_BT)[response_BT]
+    mismatch_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
+    seconds = {"rollout": sampled_at - clock, "scoring": time.perf_counter() - sampled_at}
+    return Responses(
+        prompts, rollout, ids, texts, finished_B, np.asarray(raw_BT), mismatch_kl, seconds
+    )
 
 
-def call(
-    name: str,
-    models: Models,
-    prompts_: list[str],
-    texts: list[str],
-    ids: list,
-    finished,
-    lengths: list[int] | None = None,
+def call_function(
+    path: str,
+    context: PPOContext,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    ids: Sequence[list[int]],
+    finished_B: np.ndarray,
+    length_B: np.ndarray | None = None,
 ) -> list:
-    """A user's function on responses, see reward_function; process 0 alone calls it."""
+    """The numbers that a user's ``module:function`` gives responses; process 0 alone calls it."""
 
-    def ask() -> list:
-        function = user_function.load(name)
-        tokens = None
+    def call() -> list:
+        function, tokens = user_function.load(path), None
         if user_function.takes(function, "tokens"):
-            tokens = [token_texts(models.tokenizer, one) for one in ids]
+            tokens = [token_texts(context.tokenizer, row) for row in ids]
         return user_function.score_responses(
             function,
-            name,
-            prompts_,
-            texts,
+            path,
+            prompts,
+            responses,
             tokens=tokens,
-            finished=[bool(f) for f in finished],
-            lengths=lengths,
+            finished=[bool(f) for f in finished_B],
+            lengths=None if length_B is None else length_B.tolist(),
         )
 
-    return multihost.from_first(ask)
+    return multihost.from_first(call)
 
 
-def watched(
-    config: ConfigDict,
-    models: Models,
+def roll_out_validation(
+    context: PPOContext,
     params: dict,
-    normalization: reward.Normalization,
-    some: Prompts,
+    normalization: Normalization,
+    prompts: Prompts,
     purpose: int,
-):
-    """(prompts, rollout, raw_BT, texts, ids, real) of batches that cover the validation prompts,
-    always drawn with the same keys; only the first ``real`` rows count."""
+) -> Iterator[tuple[Responses, int]]:
+    """Responses to the validation prompts in batches, always sampled with the same keys.
+
+    Yields:
+      Responses, and how many of them count: the last batch is filled with prompts of the first.
+    """
+    config = context.config
     B = config.rollout_batch_size
-    count = min(len(some.ids), config.validation_prompts)
+    count = min(len(prompts.ids), config.validation_prompts)
     for start in range(0, count, B):
-        rows = [r % count for r in range(start, start + B)]  # the last batch begins again
-        batch = Prompts(*([part[r] for r in rows] for part in some))
+        batch = prompts.take(row % count for row in range(start, start + B))
         key = key_of(config.seed, purpose, start)
-        rollout, raw_BT, _, texts, ids, _ = roll_out(
-            config, models, params, normalization, batch, key
-        )
-        yield batch, rollout, raw_BT, texts, ids, min(B, count - start)
+        responses = roll_out(context, params, normalization, batch, key)
+        yield responses, min(B, count - start)
 
 
-def fit_normalization(
-    config: ConfigDict, models: Models, params: dict, some: Prompts
-) -> reward.Normalization:
+def normalize_on_validation(
+    context: PPOContext, params: dict, prompts: Prompts
+) -> Normalization:
     """What makes the reward model's rewards about one unit a response of this policy."""
-    if (
-        config.reward_normalization == "none"
-        or models.modules.scorer is None
-        or config.reward_function
-    ):
-        return reward.Normalization(0.0, 1.0)
+    config, meta = context.config, context.models.meta
+    neutral = Normalization(0.0, 1.0)
+    if config.reward_normalization == "none" or not context.reward_model:
+        return neutral
     if config.reward_normalization == "reward_model":
-        return models.modules.meta.normalization
+        return meta.normalization
     rewards = []
-    nothing = reward.Normalization(0.0, 1.0)
-    for _, _, raw_BT, _, ids, real in watched(config, models, params, nothing, some, NORMALIZE):
-        pairs = zip(raw_BT[:real], ids[:real], strict=True)
-        rewards += [raw_T[: len(one)] for raw_T, one in pairs]
-    return reward.fit_normalization(rewards, level=models.modules.meta.level)
+    for responses, count in roll_out_validation(context, params, neutral, prompts, NORMALIZE):
+        rows = zip(responses.raw_reward_BT[:count], responses.ids[:count], strict=True)
+        rewards += [raw_T[: len(row)] for raw_T, row in rows]
+    return fit_normalization(rewards, level=meta.level)
 
 
 def evaluate(
-    config: ConfigDict,
-    models: Models,
+    context: PPOContext,
     params: dict,
-    normalization: reward.Normalization,
-    some: Prompts,
+    normalization: Normalization,
+    prompts: Prompts,
     step: int,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Figures of responses to validation prompts, and samples."""
-    found: dict[str, list] = {n: [] for n in ("reward", "kl", "length", "unfinished", "score")}
+    """Metrics of responses to the validation prompts, and some of them with their rewards."""
+    config = context.config
+    names = ("reward", "kl", "length", "unfinished", "score")
+    values: dict[str, list[float]] = {name: [] for name in names}
     samples = []
-    for batch, rollout, _, texts, ids, real in watched(
-        config, models, params, normalization, some, EVALUATE
+    for responses, count in roll_out_validation(
+        context, params, normalization, prompts, EVALUATE
     ):
-        finished = np.asarray(sharding.to_host(rollout.finished_B))
-        host = sharding.to_host(
+        rollout = responses.rollout
+        reward_BT, logprob_BT, ref_BT, response_BT = sharding.to_host(
             (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
         )
-        reward_BT, logprob_BT, ref_BT, response_BT = host
+        ids, texts, finished_B = (
+            column[:count] for column in (responses.ids, responses.texts, responses.finished_B)
+        )
         kl_B = np.where(response_BT, logprob_BT - ref_BT, 0.0).sum(axis=1)
-        found["reward"] += reward_BT.sum(axis=1)[:real].tolist()
-        found["kl"] += kl_B[:real].tolist()
-        found["length"] += [len(one) for one in ids[:real]]
-        found["unfinished"] += (~finished[:real]).astype(float).tolist()
+        values["reward"] += reward_BT.sum(axis=1)[:count].tolist()
+        values["kl"] += kl_B[:count].tolist()
+        values["length"] += [len(row) for row in ids]
+        values["unfinished"] += (~finished_B).astype(float).tolist()
         if config.judge:
-            found["score"] += call(
-                config.judge,
-                models,
-                batch.texts[:real],
-                texts[:real],
-                ids[:real],
-                finished[:real],
+            asked = responses.prompts.texts[:count]
+            values["score"] += call_function(
+                config.judge, context, asked, texts, ids, finished_B
             )
-        for b in range(min(real, config.logged_samples - len(samples))):
+        for b in range(min(count, config.logged_samples - len(samples))):
+            record = responses.prompts.records[b]
             samples.append(
                 {
                     "step": step,
-                    "instruction": batch.records[b].instruction,
-                    "input": batch.records[b].input,
+                    "instruction": record.instruction,
+                    "input": record.input,
                     "output": texts[b],
-                    "finished": bool(finished[b]),
-                    "tokens": token_texts(models.tokenizer, ids[b]),
+                    "finished": bool(finished_B[b]),
+                    "tokens": token_texts(context.tokenizer, ids[b]),
                     "rewards": reward_BT[b, : len(ids[b])].tolist(),
                 }
             )
-    figures = {f"validation/{n}": float(np.mean(v)) for n, v in found.items() if v}
-    return figures, samples
+    return {f"validation/{n}": float(np.mean(v)) for n, v in values.items() if v}, samples

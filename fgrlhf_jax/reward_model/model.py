@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
-from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
 
 class Normalization(NamedTuple):
@@ -59,11 +60,7 @@ def score_tokens(
     chex.assert_equal_shape([tokens_BS, mask_BS])
     chex.assert_type([tokens_BS, mask_BS], [int, bool])
     value_BS = token_values(params, tokens_BS, mask_BS, model=model)
-    if level == "sequence":
-        columns_1S = jnp.arange(mask_BS.shape[1])[None]
-        last_B1 = jnp.max(jnp.where(mask_BS, columns_1S, -1), axis=1, keepdims=True)
-        mask_BS = columns_1S == last_B1
-    return jnp.where(mask_BS, value_BS, 0.0)
+    return jnp.where(last_token(mask_BS) if level == "sequence" else mask_BS, value_BS, 0.0)
 
 
 def normalize_rewards(
@@ -78,9 +75,7 @@ def normalize_rewards(
       level: as for :func:`score_tokens`.
     """
     if level == "sequence":
-        columns_1T = jnp.arange(response_BT.shape[1])[None]
-        last_B1 = jnp.max(jnp.where(response_BT, columns_1T, -1), axis=1, keepdims=True)
-        response_BT = columns_1T == last_B1
+        response_BT = last_token(response_BT)
     return jnp.where(response_BT, (reward_BT - normalization.mean) / normalization.std, 0.0)
 
 
@@ -146,22 +141,14 @@ def train_step(
       The new state, and float32 scalars: loss, its parts, accuracy, grad_norm.
     """
 
-    def mean_loss(params, micro):
-        loss_B, metrics_B, _ = pair_losses(params, micro, **settings)
+    def mean_loss(params, micro_batch):
+        loss_B, metrics_B, _ = pair_losses(params, micro_batch, **settings)
         return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
 
-    def accumulate(total, micro):
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params, micro)
-        return jax.tree.map(jnp.add, total, grads), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total, metrics_A = jax.lax.scan(accumulate, zeros, batch)
+    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch)
     grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
-    metrics = jax.tree.map(jnp.mean, metrics_A)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(params, opt_state), metrics
+    metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
+    return apply_gradients(state, grads, optimizer), metrics
 
 
 def eval_step(params: dict, batch: dict, **settings):

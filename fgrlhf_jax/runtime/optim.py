@@ -1,9 +1,11 @@
-"""AdamW with learning-rate schedules, clipping and frozen parameters, built from optax."""
+"""AdamW with learning-rate schedules, clipping and frozen parameters; gradient accumulation."""
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fgrlhf_jax.errors import InputError
@@ -91,3 +93,29 @@ def adamw(
     if not freeze:
         return chain
     return optax.multi_transform({False: chain, True: optax.set_to_zero()}, _matches(freeze))
+
+
+def accumulate_gradients(loss: Callable, params: dict, micro_batches) -> tuple[dict, dict]:
+    """The sum of the gradients of micro-batches, computed one after the other.
+
+    Args:
+      loss: (params, micro-batch) -> (scalar, auxiliary values).
+      micro_batches: a tree of arrays [A, ...].
+
+    Returns:
+      The summed gradients, and the auxiliary values stacked to [A, ...].
+    """
+
+    def add(total, micro_batch):
+        grads, auxiliary = jax.grad(loss, has_aux=True)(params, micro_batch)
+        return jax.tree.map(jnp.add, total, grads), auxiliary
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro_batches)
+
+
+def apply_gradients(
+    state: TrainState, grads: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The train state after one step of ``optimizer``."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state)

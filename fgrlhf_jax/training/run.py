@@ -1,154 +1,443 @@
-"""The loop of supervised updates: log, evaluate, save, stop; and go on as if never interrupted."""
+"""One training loop for supervised fine-tuning, reward models and PPO.
 
+Read :func:`run` from top to bottom: restore, update, log the update before, evaluate, save, stop.
+What is trained, and on what, is a :class:`Trainer`: :class:`SupervisedTrainer`, below, draws
+batches from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
+"""
+
+import abc
+import contextlib
+import functools
+import hashlib
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime import multihost, optim, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.metric_log import Log, compilations, to_floats
+from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.runtime.run_dir import Interrupt
 
 
 class Progress(NamedTuple):
-    """What a loop remembers besides its state; saved with every checkpoint."""
+    """What a run remembers besides its train state; saved with every checkpoint, as JSON."""
 
-    best_step: int = 0  # 0: none was evaluated yet
-    best_value: float = math.inf
+    data: str  # digest of the data: a resume on others would not be one
+    memory: dict  # the trainer's own, see Trainer.memory
+    best_step: int = 0  # of the best evaluation so far; 0 is the start
+    best_value: float = -math.inf  # -inf: none was evaluated yet
     stale: int = 0  # evaluations since the best one
     done: bool = False
-    data: str = ""  # digest of the data: a resume on others would not be one
 
 
-def peak_memory() -> str:
-    """The most memory used so far: of one accelerator, or of this process on the CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB on a device"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB (process)"
+class Trainer(abc.ABC):
+    """What the loop asks of the algorithm.
+
+    Attributes:
+      mesh: where everything is computed.
+      optimizer: the optax transformation of the parameters.
+      abstract: shapes, dtypes and shardings of the train state.
+      steps: updates of the whole run.
+      data: digest of all rows that are learned from or evaluated on.
+      bar: what the progress bar shows, {metric: format}.
+      overlaps: whether :meth:`update` returns while the device is still computing. Then a row is
+        logged, and found to be finite or not, when the next update is under way.
+      eval_every: updates between evaluations; 0 never evaluates.
+      patience: evaluations without improvement before the run stops; 0 never stops it.
+      memory: what the trainer remembers besides the train state, as JSON.
+      problem: why the run must stop once its state is saved; "" while it need not.
+    """
+
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    steps: int
+    data: str
+    bar: dict[str, str]
+    overlaps = True
+    eval_every = 0
+    patience = 0
+    memory: dict[str, Any] = {}  # noqa: RUF012
+    problem = ""
+
+    @abc.abstractmethod
+    def initial_params(self) -> dict:
+        """The parameters to start from, on the mesh."""
+
+    @abc.abstractmethod
+    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
+        """Compiles and loads what updates need; returns metrics of step 0 ({}: no such row)."""
+
+    @abc.abstractmethod
+    def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        """One update after ``step`` of them: the new state, and metrics on the device or host.
+
+        The state is donated. Among the metrics is ``tokens``, how many were learned from.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, params: dict, step: int) -> dict[str, float]:
+        """Metrics of the validation set, named ``validation/…``."""
+
+    @abc.abstractmethod
+    def value(self, evaluation: dict[str, float]) -> float:
+        """What the best checkpoint has most of; -inf where none is to be preferred."""
 
 
-def run(
-    state: Any,
-    progress: Progress,
-    *,
-    start: int,
-    steps: int,
-    update: Callable[[Any, int], tuple[Any, dict, dict]],
-    evaluate: Callable[[Any], dict[str, float]],
-    select: Callable[[dict], float],
-    eval_every: int,
-    save_every: int,
-    patience: int,
-    checkpoints: Checkpoints,
-    log: Log,
-) -> Progress:
-    """Make updates ``start + 1`` to ``steps``; the last one made is always saved.
+def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
+    """Trains until all updates are made or the evaluations stop improving.
+
+    A run that was interrupted, killed or out of disk space goes on from its last checkpoint as if
+    nothing had happened.
 
     Args:
-      state: a NamedTuple of trees; donated to ``update``.
-      progress: as restored, or a fresh one.
-      update: (state, updates made so far) -> new state, device scalars ``loss``, ``accuracy``, …,
-        and host values for the same row, among them ``tokens``.
-      evaluate: state -> figures of the validation set.
-      select: those figures -> the value whose minimum marks the best checkpoint.
-      eval_every: updates between evaluations; 0 never evaluates.
-      save_every: updates between checkpoints; 0 saves at evaluations that improve and at the end.
-      patience: evaluations without improvement before stopping; 0 never stops.
+      config: its ``save_every``, ``max_to_keep`` and ``tensorboard`` are read here.
+      trainer: the algorithm.
+      folder: the run folder, see ``run_dir.open_run``.
 
     Returns:
-      The progress at the end, with ``done`` set.
+      The step and the parameters of the best evaluation; of the last update where there was none.
 
     Raises:
-      InputError: when the loss or its gradient is not finite; nothing is saved from there on.
-      KeyboardInterrupt: after a signal, with the state saved.
+      InputError: when a metric is not finite (nothing is saved from there on), when the trainer has
+        a problem (the state is saved), and when the data has changed since the last start.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
-    for part in state:  # compiled here, in the warm-up, rather than at the first save
-        sharding.fingerprint(part)
-    compiled, clock, seconds, tokens = compilations(), time.perf_counter(), 0.0, 0
-    pending = None
+    multihost.check_same(trainer.data, "training or validation data")
+    with contextlib.closing(
+        Checkpoints(folder / "checkpoints", config.max_to_keep)
+    ) as checkpoints:
+        start = checkpoints.latest or 0
+        progress = _restore_progress(trainer, checkpoints, start)
+        if progress.done:
+            return _best_params(trainer, progress, checkpoints)
+        state = _restore_state(trainer, checkpoints, start)
+        baseline = trainer.prepare(state, start)
+        multihost.wait_for_all()
+        log = Log(folder, step=start, steps=trainer.steps, tensorboard=config.tensorboard)
+        with contextlib.closing(log), Interrupt() as interrupt:
+            rows = Rows(log, checkpoints, trainer.bar)
+            if baseline:
+                rows.add(0, baseline)
+                rows.write()
+                progress = progress._replace(best_value=trainer.value(baseline))
+            for step in range(start, trainer.steps):
+                number, last = step + 1, step + 1 == trainer.steps
 
-    def settle(evaluation: dict | None = None) -> None:
-        """Write the row of the update before; its metrics are fetched only now."""
-        nonlocal pending, clock, seconds, tokens
-        number, device_metrics, extra = pending
-        row = {"step": number, **to_floats(device_metrics), **extra}
-        checked = {name: row[name] for name in ("loss", "grad_norm")} | (evaluation or {})
-        for name, value in checked.items():
-            if not math.isfinite(value):
-                checkpoints.wait()
-                last = checkpoints.latest
-                kept = (
-                    f"the last good checkpoint is step {last}" if last else "nothing was saved"
-                )
-                raise InputError(
-                    f"step {number}: {name} is {value}; stopped, {kept}; lower "
-                    "optimizer.learning_rate in a new run_dir, or look for what is wrong in the "
-                    "data of that batch"
-                )
-        now = time.perf_counter()
-        took, clock = now - clock, now
-        seconds, tokens = seconds + took, tokens + row["tokens"]
-        row |= {"time/step": took, "tokens_per_second": row["tokens"] / took}
-        log.write(row | (evaluation or {}))
-        log.progress(
-            number,
-            loss=f"{row['loss']:.4f}",
-            acc=f"{row['accuracy']:.2f}",
-            tok_s=f"{row['tokens_per_second']:.0f}",
-        )
-        pending = None
+                state, metrics = trainer.update(state, step)
+                rows.write()  # of the update before, while the device computes this one
+                rows.add(number, metrics)
 
-    with Interrupt() as interrupt:
-        for step in range(start, steps):
-            state, device_metrics, extra = update(state, step)
-            if pending:
-                settle()
-            number = step + 1
-            pending = (number, device_metrics, extra)
-            last = number == steps
-            evaluation = None
-            improved = False
-            if eval_every and (number % eval_every == 0 or last):
-                jax.block_until_ready(device_metrics)
-                pause = time.perf_counter()
-                evaluation = evaluate(state)
-                clock += time.perf_counter() - pause
-                value = select(evaluation)
-                improved = value < progress.best_value
-                progress = progress._replace(stale=progress.stale + 1)
-                if improved:
-                    progress = progress._replace(best_step=number, best_value=value, stale=0)
-            stop = last or (patience and progress.stale >= patience)
-            if evaluation:
-                settle(evaluation)
-                log.print(describe(number, evaluation, improved))
-            interrupted = interrupt.requested()
-            if interrupted or improved or stop or (save_every and number % save_every == 0):
-                if pending:
-                    settle()
-                progress = progress._replace(done=bool(stop))
-                checkpoints.save(number, state._asdict(), progress._asdict(), best=improved)
-                clock = time.perf_counter()
-            if stop:
-                break
-            if interrupted:
-                checkpoints.wait()
-                raise KeyboardInterrupt(f"interrupted; step {number} is saved")
-    checkpoints.wait()
-    if seconds:
-        log.print(
-            f"{tokens / seconds:.0f} tokens/s over {seconds:.0f} s of updates; "
-            f"peak memory {peak_memory()}; {compilations() - compiled} compilations after warm-up"
+                improved = False
+                if trainer.eval_every and (number % trainer.eval_every == 0 or last):
+                    with rows.paused():
+                        evaluation = trainer.evaluate(state.params, number)
+                    rows.write(evaluation)
+                    value = trainer.value(evaluation)
+                    improved = value > progress.best_value
+                    progress = progress._replace(stale=progress.stale + 1)
+                    if improved:
+                        progress = progress._replace(
+                            best_step=number, best_value=value, stale=0
+                        )
+                    log.print(describe(number, evaluation, improved))
+                if not trainer.overlaps:
+                    rows.write()
+
+                stop = last or (trainer.patience > 0 and progress.stale >= trainer.patience)
+                interrupted = interrupt.requested()
+                due = config.save_every and number % config.save_every == 0
+                if stop or improved or interrupted or due or trainer.problem:
+                    rows.write()
+                    done = stop and not trainer.problem
+                    progress = progress._replace(done=done, memory=trainer.memory)
+                    checkpoints.save(number, state._asdict(), progress._asdict(), best=improved)
+                    rows.restart_clock()
+                if trainer.problem or (interrupted and not stop):
+                    checkpoints.wait()
+                    if trainer.problem:
+                        raise InputError(trainer.problem)
+                    raise KeyboardInterrupt(f"interrupted; step {number} is saved")
+                if stop:
+                    break
+            checkpoints.wait()
+            log.print(rows.summary())
+        del state
+        return _best_params(trainer, progress, checkpoints)
+
+
+def _restore_progress(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Progress:
+    """Of the last checkpoint, or a fresh one; the trainer has its memory again."""
+    if not start:
+        return Progress(trainer.data, trainer.memory)
+    progress = Progress(**checkpoints.loop(start))
+    if progress.data != trainer.data:
+        raise InputError(
+            f"run_dir={checkpoints.folder.parent}: the training or validation data or the "
+            f"tokenizer has changed since step {start}; choose another run_dir, or put the old "
+            "data back"
         )
+    trainer.memory = progress.memory
+    if trainer.problem:
+        raise InputError(trainer.problem)
     return progress
 
 
-def describe(number: int, evaluation: dict[str, float], improved: bool) -> str:
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
-    return f"step {number}: {figures}{'  (best so far)' if improved else ''}"
+def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> TrainState:
+    """Of the last checkpoint, or the initial parameters and moments of zero."""
+    if start:
+        state = TrainState(**checkpoints.restore(start, trainer.abstract._asdict()))
+    else:
+        with jax.set_mesh(trainer.mesh):
+            params = trainer.initial_params()
+            layout = jax.tree.map(lambda x: x.sharding, trainer.abstract.opt_state)
+            init = jax.jit(trainer.optimizer.init, out_shardings=layout)
+            state = TrainState(params, init(params))
+    for part in state:  # compiled here rather than at the first save
+        sharding.fingerprint(part)
+    return state
+
+
+def _best_params(
+    trainer: Trainer, progress: Progress, checkpoints: Checkpoints
+) -> tuple[int, dict]:
+    step = checkpoints.latest if progress.best_value == -math.inf else progress.best_step
+    if step == 0:  # nothing was better than the start
+        return 0, trainer.initial_params()
+    if step not in checkpoints.steps:  # its folder was deleted by hand
+        print(f"the checkpoint of step {step}, the best one, is gone; using the last one")
+        step = checkpoints.latest
+    return step, checkpoints.restore(step, {"params": trainer.abstract.params})["params"]
+
+
+class Rows:
+    """Rows of ``metrics.jsonl``; the time of an update leaves out evaluations and saves."""
+
+    def __init__(self, log: Log, checkpoints: Checkpoints, bar: dict[str, str]):
+        self.log, self.checkpoints, self.bar = log, checkpoints, bar
+        self.pending: dict | None = None
+        self.compiled: int | None = None
+        self.seconds, self.tokens = 0.0, 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.clock = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """What happens within is not counted as time of the update, which is waited for before."""
+        jax.block_until_ready(self.pending)
+        pause = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - pause
+
+    def add(self, step: int, metrics: dict) -> None:
+        """The metrics of an update, which may still be on the device."""
+        self.pending = {"step": step} | metrics
+        if self.compiled is None and step:
+            self.compiled = compilations()
+
+    def write(self, evaluation: dict[str, float] | None = None) -> None:
+        """Writes the row that was added last, if it is not written yet; fetches its metrics.
+
+        Raises:
+          InputError: when one of them is not finite.
+        """
+        if self.pending is None:
+            return
+        arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
+        row = self.pending | (to_floats(arrays) if arrays else {})
+        self.pending = None
+        self._check_finite(row | (evaluation or {}))
+        if "tokens" in row:
+            now = time.perf_counter()
+            seconds, self.clock = now - self.clock, now
+            self.seconds, self.tokens = self.seconds + seconds, self.tokens + row["tokens"]
+            row |= {"time/step": seconds, "tokens_per_second": row["tokens"] / seconds}
+            shown = {name: format(row[name], spec) for name, spec in self.bar.items()}
+            self.log.progress(row["step"], **shown)
+        self.log.write(row | (evaluation or {}))
+
+    def _check_finite(self, row: dict) -> None:
+        wrong = [
+            f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)
+        ]
+        if wrong:
+            self.checkpoints.wait()
+            last = self.checkpoints.latest
+            saved = f"the last good checkpoint is step {last}" if last else "nothing was saved"
+            raise InputError(
+                f"step {row['step']}: {', '.join(wrong[:3])}; stopped, {saved}; lower "
+                "optimizer.learning_rate in a new run_dir, or look for what is wrong in the data "
+                "of that batch"
+            )
+
+    def summary(self) -> str:
+        """Speed, memory and compilations of the whole run."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            memory = f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB on a device"
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+            memory = f"{peak / 2**20:.2f} GiB (process)"
+        return (
+            f"{self.tokens / self.seconds:.0f} tokens/s over {self.seconds:.0f} s of updates; "
+            f"peak memory {memory}; {compilations() - self.compiled} compilations after the first "
+            "update"
+        )
+
+
+def describe(step: int, evaluation: dict[str, float], improved: bool) -> str:
+    """``step 50: validation/loss 0.6704  validation/accuracy 0.7865  (best so far)``."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    return f"step {step}: {values}{'  (best so far)' if improved else ''}"
+
+
+class SupervisedTrainer(Trainer):
+    """Updates on the rows of a data set: what SFT and reward models share.
+
+    Every update is a function of its number, so that a resume needs nothing but the train state.
+
+    Args:
+      config: ``configs/sft.py`` or ``configs/rm.py``.
+      mesh: see ``supervised.make_mesh``.
+      params: abstract parameters.
+      train, validation: encoded rows, dataclasses of arrays.
+      lengths: tokens of each training row.
+      buckets: numbers of columns that batches are padded to.
+
+    Raises:
+      InputError: for sizes of batches and numbers of updates that cannot be.
+    """
+
+    bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}  # noqa: RUF012
+    mask = "mask_BS"  # the array of a batch that is True on real tokens
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        params: dict,
+        train: list,
+        validation: list,
+        *,
+        lengths: Sequence[int],
+        buckets: Sequence[int],
+    ):
+        self.config, self.mesh, self.train, self.validation = config, mesh, train, validation
+        self.buckets = buckets
+        self.eval_every, self.patience = config.eval_every, config.patience
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        self.eval_batch_size = sharding.round_batch_size(
+            config.eval_batch_size or self.micro_batch_size, mesh
+        )
+
+        @functools.lru_cache(maxsize=2)
+        def plan(epoch: int):
+            return plan_epoch(
+                lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch
+            )
+
+        self.plan, self.updates_per_epoch = plan, len(plan(0))
+        self.steps = config.steps or config.epochs * self.updates_per_epoch
+        if self.steps < 1:
+            raise InputError(
+                f"steps={config.steps}, epochs={config.epochs}: there is nothing to do"
+            )
+        options = config.optimizer.to_dict()
+        warmup = min(round(options.pop("warmup_share") * self.steps), self.steps - 1)
+        rate = optim.schedule(
+            options.pop("schedule"), options.pop("learning_rate"), self.steps, warmup
+        )
+        self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
+        self.optimizer = optim.adamw(rate, **options)
+        self.abstract = abstract_state(params, self.optimizer, mesh)
+        self.data = _digest([train, validation])
+        self.compiled = {}
+
+    @abc.abstractmethod
+    def pad(self, rows: list, width: int) -> dict[str, np.ndarray]:
+        """Host arrays [B, ...] of rows."""
+
+    @abc.abstractmethod
+    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        """The pure train step, (state, micro-batches [A, B, ...]) -> (state, metrics)."""
+
+    def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
+        """The width and the host arrays [A, B, ...] of the update after ``step`` of them."""
+        epoch, index = divmod(step, self.updates_per_epoch)
+        width, rows = self.plan(epoch)[index]
+        padded = self.pad([self.train[row] for row in rows], width)
+        micro = self.micro_batch_size
+        return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
+
+    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
+        """Compiles the train step for every shape of batch in use."""
+        step_of_width = {
+            width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])
+        }
+        for step in step_of_width.values():
+            width, batch = self.batch(step)
+            batch = sharding.put_batch(batch, self.mesh, axis=1)
+            self.compiled[width] = compile_step(
+                self.train_step, self.abstract, batch, self.mesh
+            )
+        return {}
+
+    def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        width, batch = self.batch(step)
+        on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
+        state, metrics = self.compiled[width](state, on_mesh)
+        tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
+        return state, metrics | {"tokens": tokens, "learning_rate": rate}
+
+    def value(self, evaluation: dict[str, float]) -> float:
+        if self.config.best_metric == "loss":
+            return -evaluation["validation/loss"]
+        return evaluation["validation/accuracy"]
+
+
+def _digest(sets: list[list]) -> str:
+    """Of all arrays of all rows."""
+    digest = hashlib.sha256()
+    for rows in sets:
+        digest.update(np.array(len(rows)).tobytes())
+        for row in rows:
+            for value in vars(row).values():
+                digest.update(np.asarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the train state of abstract ``params``; allocates nothing."""
+    moments = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
+    return TrainState(params, moments)
+
+
+def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
+    """Compiles a train step ``(state, batch) -> (state, metrics)`` ahead of time.
+
+    The returned executable accepts exactly these shapes and never recompiles; the state is donated.
+
+    Args:
+      abstract: from :func:`abstract_state`.
+      batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated))
+    with jax.set_mesh(mesh):
+        return jitted.lower(abstract, batch).compile()

@@ -1,29 +1,152 @@
-"""Supervised fine-tuning: one pure train step, its loss on the response only."""
+"""Supervised fine-tuning on demonstrations, with the loss on the response only."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.demonstrations import (
+    Demonstration,
+    encode_demonstrations,
+    pad_demonstrations,
+)
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
-from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.runtime import multihost, run_dir, sharding
+from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
+from fgrlhf_jax.training import run as training
+from fgrlhf_jax.training import supervised
+
+
+def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
+    """Trains, evaluates and exports as ``config`` says; goes on where an earlier start stopped.
+
+    Args:
+      config: ``configs/sft.py``.
+      sets: instruction records by name: ``train`` and ``validation``.
+      tokenizer: for random weights; None trains one on the training records.
+
+    Returns:
+      The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}.
+
+    Raises:
+      InputError: for anything in the config, data, model or folder that cannot be used, and when
+        the loss stops being finite.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    mesh = supervised.make_mesh(config)
+    cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
+    data = config.data.to_dict()
+    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    encoded = {}
+    for name, records in sets.items():
+        try:
+            encoded[name], counts = encode_demonstrations(records, tokenizer, **data)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    trainer = SFTTrainer(
+        config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
+    )
+    supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
+    folder = run_dir.open_run(config)
+    step, params = training.run(config, trainer, folder)
+    evaluation = trainer.evaluate(params, step)
+    loss, accuracy = (evaluation[f"validation/{name}"] for name in ("loss", "accuracy"))
+    result = {
+        "validation": {
+            "loss": loss,
+            "accuracy": accuracy,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "n": len(encoded["validation"]),
+        }
+    }
+    note = hf_save.save(
+        folder / "export",
+        params,
+        cfg,
+        tokenizer,
+        architecture=hf_save.LANGUAGE_MODEL,
+        extra={"data": data},
+    )
+    if jax.process_index() == 0:
+        print(note)
+        write_json(folder / "eval.json", result)
+    multihost.wait_for_all()
+    return result
+
+
+class SFTTrainer(training.SupervisedTrainer):
+    """Fine-tuning of ``model`` on demonstrations, see :class:`SupervisedTrainer`."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        model: CausalLM,
+        train: list[Demonstration],
+        validation: list[Demonstration],
+        buckets: tuple[int, ...],
+    ):
+        self.model = model
+        params = llama.abstract_params(model, mesh)
+        lengths = [len(row.tokens) for row in train]
+        super().__init__(
+            config, mesh, params, train, validation, lengths=lengths, buckets=buckets
+        )
+
+    def initial_params(self) -> dict:
+        """Of the checkpoint in ``model.path``, or random."""
+        abstract = self.abstract.params
+        if self.config.model.path:
+            return hf_load.load_params(self.config.model.path, abstract)
+        key = jax.random.key(self.config.seed)
+        return supervised.random_params(self.model, key, abstract)
+
+    def pad(self, rows: list[Demonstration], width: int) -> dict:
+        return pad_demonstrations(rows, width)
+
+    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        return train_step(state, batch, model=self.model, optimizer=self.optimizer)
+
+    def evaluate(self, params: dict, step: int) -> dict[str, float]:
+        """Loss (nats a response token) and accuracy of greedy decoding on the validation set."""
+        total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
+        lengths = [len(row.tokens) for row in self.validation]
+        for width, numbers, _ in by_length(lengths, self.eval_batch_size, self.buckets):
+            rows = [self.validation[n] for n in numbers]
+            batch = pad_demonstrations(rows, width, self.eval_batch_size)
+            with jax.set_mesh(self.mesh):
+                on_mesh = sharding.put_batch(batch, self.mesh)
+                sums = sharding.to_host(eval_step(params, on_mesh, model=self.model))
+            total = {name: total[name] + float(sums[name]) for name in total}
+        return {
+            "validation/loss": total["loss"] / total["tokens"],
+            "validation/accuracy": total["accuracy"] / total["tokens"],
+        }
 
 
 def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:
     """Sums over the real response tokens of a batch: ``loss``, ``accuracy`` and ``tokens``.
 
     Args:
-      batch: the arrays of ``demonstrations.pad_demonstrations``.
+      batch: the arrays of ``pad_demonstrations``.
 
     Returns:
       float32 scalars: negative log-likelihood in nats, tokens that greedy decoding would have
       taken, and how many tokens there are. Rows of weight 0 count nothing.
     """
     tokens_BS = batch["tokens_BS"]
-    where = positions_and_mask(batch["mask_BS"])
-    logits_BSV = model.apply({"params": params}, tokens_BS, *where)
+    positions_BS, attention_BS = positions_and_mask(batch["mask_BS"])
+    logits_BSV = model.apply({"params": params}, tokens_BS, positions_BS, attention_BS)
     logprob_BS = jax.vmap(reward_losses.token_logprobs)(logits_BSV, tokens_BS)
     greedy_BS = jnp.pad(jnp.argmax(logits_BSV, axis=-1), ((0, 0), (1, 0)))[:, :-1]
     counted_BS = _counted(batch)
@@ -39,7 +162,7 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
 
 
 def _counted(batch: dict) -> jax.Array:
-    """bool[..., B, S]: the response tokens of rows that weigh anything."""
+    """bool[..., B, S]: the response tokens of rows whose weight is above 0."""
     return batch["response_BS"] & (batch["weight_B"] > 0)[..., None]
 
 
@@ -57,20 +180,14 @@ def train_step(
     """
     tokens = jnp.maximum(jnp.sum(_counted(batch)), 1)
 
-    def share(params, micro):
-        sums = token_sums(params, micro, model=model)
+    def loss(params, micro_batch):
+        sums = token_sums(params, micro_batch, model=model)
         return sums["loss"] / tokens, sums
 
-    def accumulate(total, micro):
-        grads, sums = jax.grad(share, has_aux=True)(state.params, micro)
-        return jax.tree.map(jnp.add, total, grads), sums
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, sums_A = jax.lax.scan(accumulate, zeros, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    grads, sums_A = accumulate_gradients(loss, state.params, batch)
     metrics = {name: jnp.sum(sums_A[name]) / tokens for name in ("loss", "accuracy")}
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+    return apply_gradients(state, grads, optimizer), metrics
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -15,6 +15,7 @@ import tiny_cases
 from policy_losses_cases import JUNK, draw, flat, oracle_mean, oracle_variance, pad
 
 from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.functional.masking import masked_mean
 
 
 def oracle_policy_loss(logprob, old, advantage, clip: float) -> float:
@@ -54,8 +55,8 @@ def test_losses_equal_the_loops(name, clip):
     expected = [oracle(*args, clip) for args in zip(*map(flat, rows), strict=True)]
     np.testing.assert_allclose(np.asarray(found)[mask_BT], expected, rtol=2e-5, atol=1e-6)
     assert clipped.dtype == bool
-    assert 0.05 < po.masked_mean(clipped, mask_BT) < 0.95
-    np.testing.assert_allclose(po.masked_mean(found, mask_BT), oracle_mean(expected), rtol=2e-5)
+    assert 0.05 < masked_mean(clipped, mask_BT) < 0.95
+    np.testing.assert_allclose(masked_mean(found, mask_BT), oracle_mean(expected), rtol=2e-5)
 
 
 def test_policy_loss_by_hand():
@@ -105,7 +106,7 @@ def test_gradients_equal_differences_of_the_loops(name, clip):
     new, old, signal = map(flat, rows)
     args = [tiny_cases.laid_out(x, "right", 1.0, 9)[0] for x in rows]
     mask_BT = tiny_cases.laid_out(rows[0], "right", 1.0, 9)[1]
-    gradient = jax.grad(lambda x: po.masked_mean(loss(x, *args[1:], clip)[0], mask_BT))
+    gradient = jax.grad(lambda x: masked_mean(loss(x, *args[1:], clip)[0], mask_BT))
     found = np.asarray(gradient(args[0]))
     assert found.dtype == np.float64
     expected = []
@@ -136,7 +137,7 @@ def test_padding_of_any_length_and_content_reaches_no_result(columns):
         )
         tokens = (advantage_BT, return_BT, vector_BT, po.whiten(reward_BT, mask_BT))
         scalars = (
-            po.masked_mean(reward_BT, mask_BT),
+            masked_mean(reward_BT, mask_BT),
             po.explained_variance(value_BT, reward_BT, mask_BT),
         )
         return [x_BT[:, :7] for x_BT in tokens], [x_BT[:, 7:] for x_BT in tokens], scalars
@@ -159,7 +160,7 @@ def test_padding_of_any_length_and_content_reaches_no_result(columns):
 def test_padding_reaches_no_gradient_of_a_mean():
     for junk in JUNK:
         x_BT, mask_BT = pad([[1.0, 2.0], [6.0]], junk=junk)
-        slope = jax.grad(po.masked_mean)(x_BT, mask_BT)
+        slope = jax.grad(masked_mean)(x_BT, mask_BT)
         np.testing.assert_allclose(slope, mask_BT / 3, rtol=1e-6)
 
 
@@ -177,7 +178,7 @@ def test_padding_reaches_no_loss_and_no_other_tokens_gradient(name):
     @jax.jit
     def run(*args):
         *args, mask_BT = args
-        mean = lambda *args: po.masked_mean(loss(*args)[0], mask_BT)  # noqa: E731
+        mean = lambda *args: masked_mean(loss(*args)[0], mask_BT)  # noqa: E731
         return jax.value_and_grad(mean, argnums=(0, 1, 2))(*args)
 
     reference, slopes = run(*[pad(x, junk=0.0)[0] for x in rows], pad(rows[0])[1])
@@ -198,9 +199,9 @@ def test_padding_reaches_no_loss_and_no_other_tokens_gradient(name):
 
 def test_masked_mean_by_hand():
     x_BT, mask_BT = pad([[1.0, 2.0], [6.0]])
-    assert po.masked_mean(x_BT, mask_BT) == 3.0  # 9 / 3: of tokens, not of rows (3.75)
-    assert po.masked_mean(x_BT, np.zeros_like(mask_BT)) == 0.0
-    assert po.masked_mean(mask_BT[:1], mask_BT[:1]) == 1.0  # a share of flags
+    assert masked_mean(x_BT, mask_BT) == 3.0  # 9 / 3: of tokens, not of rows (3.75)
+    assert masked_mean(x_BT, np.zeros_like(mask_BT)) == 0.0
+    assert masked_mean(mask_BT[:1], mask_BT[:1]) == 1.0  # a share of flags
 
 
 def test_entropy():

@@ -14,6 +14,7 @@ import pytest
 from policy_losses_cases import JUNK, LENGTHS, draw, flat, oracle_mean, oracle_variance, pad
 
 from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.runtime import sharding
 
 
@@ -96,8 +97,8 @@ def test_k3_is_never_negative_however_close_the_policies_are():
 def test_last_token():
     for length in (1, 3, 5):
         _, mask_BT = pad([[0.0] * length], columns=5)
-        assert np.flatnonzero(po.last_token(mask_BT[0])).tolist() == [length - 1]
-    assert not po.last_token(np.zeros(5, bool)).any()
+        assert np.flatnonzero(last_token(mask_BT[0])).tolist() == [length - 1]
+    assert not last_token(np.zeros(5, bool)).any()
 
 
 def rewards(rule: str, finished: bool, penalty: float = -10.0) -> list[float]:

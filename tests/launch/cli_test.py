@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from fgrlhf_jax.ppo import train as ppo_loop
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import evaluate_rm, generate, ppo, score, sft
 from launch.shared import config_files
@@ -38,7 +37,7 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, fields):
     monkeypatch.setattr(generate.hf_load, "learned_template", lambda path: "")
     monkeypatch.setattr(generate.LanguageModel, "load", lambda path, **_: None)
     monkeypatch.setattr(generate, "generate_responses", reach)
-    monkeypatch.setattr(ppo_loop, "run", reach)
+    monkeypatch.setattr(ppo, "run", reach)
     overrides = [f"--config.{each}" for each in fields.replace("ROWS", prompts).split()]
     with pytest.raises(ReachedError) as reached:
         command.main(config_files.parse(["", *overrides], command.CONFIG))

@@ -14,9 +14,9 @@ from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
-from fgrlhf_jax.reward_model import train as reward_loop
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.training.run import abstract_state
 from launch import train_rm
 from launch.shared import config_files
 
@@ -55,7 +55,7 @@ def test_train_step_of_a_variant(model, loss):
     )
     optimizer = optim.adamw(rate, **options)
     mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
-    state = reward_loop.abstract_state(reward_model, optimizer, mesh)
+    state = abstract_state(llama.abstract_params(reward_model, mesh), optimizer, mesh)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params["backbone"]))
     assert size == pytest.approx(PARAMETERS[model], rel=0.05)

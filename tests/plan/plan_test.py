@@ -92,16 +92,16 @@ def test_what_is_held_all_the_time(plan):
 
 def test_what_a_step_holds(plan):
     together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
-    generate, assess, learn = (plan["steps"][n] for n in ("generate", "assess", "learn"))
+    generate, score, update = plan["steps"].values()
     prompts = B // 8 * P * (4 + 1)
     assert generate["arguments"] == plan["models"]["policy"]["bytes"] + prompts + B // 8 * 8
     assert generate["beside"] == together - plan["models"]["policy"]["bytes"]
     assert generate["temporaries"] > plan["cache"]
-    assert assess["beside"] == plan["optimizer"]
+    assert score["beside"] == plan["optimizer"]
     frozen = plan["models"]["reference"]["bytes"] + plan["models"]["reward model"]["bytes"]
-    assert learn["beside"] == frozen
-    assert learn["reused"] == pytest.approx(together - frozen, abs=64)
-    for step in (generate, assess, learn):
+    assert update["beside"] == frozen
+    assert update["reused"] == pytest.approx(together - frozen, abs=64)
+    for step in (generate, score, update):
         parts = step["arguments"] + step["temporaries"] + step["outputs"] - step["reused"]
         assert step["total"] == parts + step["beside"]
         assert together < step["total"] < 1e9
@@ -113,8 +113,8 @@ def test_flops_of_the_model(plan):
     policy, value = row_flops(TINY, whole, T), row_flops(TINY, whole, 0)
     expected = {
         "generate": row_flops(TINY, decoding, T),
-        "assess": 2 * policy + 2 * value,
-        "learn": EPOCHS * 3 * (policy + value),
+        "score_rollout": 2 * policy + 2 * value,
+        "update": EPOCHS * 3 * (policy + value),
     }
     for name, flops in expected.items():
         assert plan["steps"][name]["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
@@ -122,12 +122,12 @@ def test_flops_of_the_model(plan):
 
 def test_flops_as_compiled(plan):
     """Nothing is recomputed without remat; decoding looks at columns that are still empty."""
-    for name, least in (("generate", 0.9), ("assess", 0.999), ("learn", 0.999)):
+    for name, least in (("generate", 0.9), ("score_rollout", 0.999), ("update", 0.999)):
         step = plan["steps"][name]
         assert least < step["model_flops"] / step["compiled_flops"] <= 1
     rounds = f"a loop that may end earlier is counted with its most rounds, {T - 1}"
     assert plan["steps"]["generate"]["notes"] == [rounds]
-    assert plan["steps"]["learn"]["notes"] == []
+    assert plan["steps"]["update"]["notes"] == []
 
 
 def test_whether_it_fits(shapes, plan):
@@ -150,9 +150,9 @@ def test_the_table(plan):
     policy = plan["models"]["policy"]
     millions, size, dtype = f"{policy['parameters'] / 1e6:.1f}", policy["bytes"], "float32"
     assert cells("policy") == [millions, "M", f"{size / 1e6:.3f}", dtype]
-    learn = plan["steps"]["learn"]
+    update = plan["steps"]["update"]
     names = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
-    assert cells("learn") == [*(f"{learn[name] / 1e6:.3f}" for name in names), "yes"]
+    assert cells("update") == [*(f"{update[name] / 1e6:.3f}" for name in names), "yes"]
     cache = f"KV cache, among the temporaries of generate: {plan['cache'] / 1e6:.3f}"
     assert cache in lines
     assert lines[-1] == "generate: " + plan["steps"]["generate"]["notes"][0]
@@ -171,7 +171,9 @@ def test_what_there_is_depends_on_the_config():
     assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
     own = ppo_shapes(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
-    assert own.steps["assess"].flops < ppo_shapes(ppo_config()).steps["assess"].flops
+    assert (
+        own.steps["score_rollout"].flops < ppo_shapes(ppo_config()).steps["score_rollout"].flops
+    )
     half = ppo_shapes(ppo_config(inference_dtype="bfloat16"))
     assert 2 * bytes_per_device(half.models["reference"]) == bytes_per_device(
         half.models["policy"]

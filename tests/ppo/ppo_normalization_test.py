@@ -10,7 +10,6 @@ from ppo_cases import contents, rows
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout as rollouts
-from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.runtime import sharding
 
 pytest_plugins = ["ppo_runs"]
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monkeypatch):
     """Watched on the very samples that calibrated it, the reward has mean 0; its deviation is 1."""
     totals = []
-    fit = reward.fit_normalization
+    fit = rollouts.fit_normalization
 
     def recorded(rewards, *, level):
         found = fit(rewards, level=level)
@@ -32,7 +31,7 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monk
         return found
 
     monkeypatch.setattr(rollouts, "NORMALIZE", rollouts.EVALUATE)
-    monkeypatch.setattr(reward, "fit_normalization", recorded)
+    monkeypatch.setattr(rollouts, "fit_normalization", recorded)
     changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
     first, step = rows(run(**changes))
     (total,) = totals
@@ -88,7 +87,7 @@ def test_validation_prompts_that_change_between_two_starts(run, world, tmp_path)
     validation.write_text("".join(lines))
     run_dir = run(validation=validation)
     validation.write_text("".join(lines[1:]))
-    with pytest.raises(InputError, match="prompts or their tokenizer have changed"):
+    with pytest.raises(InputError, match="data or the tokenizer has changed"):
         run(run_dir, validation=validation)
 
 

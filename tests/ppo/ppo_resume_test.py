@@ -76,7 +76,12 @@ def forget(part: str, name: str | None = None):
 
 def unlearned_coefficient():
     loop = Checkpoints.loop
-    return Checkpoints, "loop", lambda self, step: loop(self, step) | {"kl_coef": 0.1}
+
+    def changed(self, step):
+        progress = loop(self, step)
+        return progress | {"memory": progress["memory"] | {"kl_coef": 0.1}}
+
+    return Checkpoints, "loop", changed
 
 
 def from_the_start(module, name: str):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import types
 
 import bad_input_cases
 import jax
@@ -21,8 +22,8 @@ from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo import rollout as rollouts
 from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.training import supervised
 from launch import ppo as command
 from launch.shared import config_files
 
@@ -89,7 +90,7 @@ def test_every_step_has_its_row(undisturbed):
         assert (row.keys() >= WATCHED) == (row["step"] % 2 == 0)
         assert row["tokens"] == pytest.approx(16 * row["response/length"])
         parts = [row[f"time/{part}"] for part in ("rollout", "scoring", "update")]
-        assert row["time/step"] == pytest.approx(sum(parts))
+        assert sum(parts) <= row["time/step"] < sum(parts) + 1
         # Calibrated: less the mean a token, over the deviation of the sum.
         centred = (
             row["reward/raw"] - first["reward/normalization_mean"] * row["response/length"]
@@ -119,8 +120,8 @@ def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys, o
     config = config_files.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
     rows = records.read(str(world.prompts))
     rows += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
-    modules = ppo_models.read_modules(config)
-    rollouts.encode("train", rows, config, modules, ppo_cases.TOKENIZER)
+    models = ppo_models.read_architectures(config)
+    rollouts.encode("train", rows, config, models, ppo_cases.TOKENIZER, "plain")
     counts = {
         "drop": "40 kept, 2 dropped_overlong, 0 truncated",
         "truncate": "42 kept, 0 dropped_overlong, 2 truncated",
@@ -160,7 +161,7 @@ def test_the_export_is_the_last_policy(undisturbed):
     assert cfg == ppo_cases.CFG
     assert hf_load.load_tokenizer(export).get_vocab() == ppo_cases.TOKENIZER.get_vocab()
     assert hf_load.learned_template(str(export)) == "plain"
-    mesh = supervised.sharding.make_mesh("1,-1,1")
+    mesh = sharding.make_mesh("1,-1,1")
     abstract = llama.abstract_params(llama.CausalLM(cfg), mesh)
     ours = hf_load.load_params(export, abstract)
     checkpoints = Checkpoints(undisturbed / "checkpoints")
@@ -232,9 +233,10 @@ def recorded(monkeypatch):
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(run, recorded):
     run()
-    shuffles = recorded("learn")
+    shuffles = recorded("update")
     assert len(shuffles) == STEPS
-    orders = np.concatenate([ppo.minibatch_rows(key, 16, 2, 16) for key in shuffles])
+    settings = types.SimpleNamespace(ppo_epochs=2, minibatch_size=16)
+    orders = np.concatenate([ppo.minibatch_rows(key, 16, settings) for key in shuffles])
     assert len({tuple(order) for order in orders.tolist()}) == 2 * STEPS
     # Two batches of prompts to watch, for the calibration and at steps 0, 2 and 4; between these
     # those to learn from.

@@ -1,6 +1,8 @@
 """PPO's pure functions: a rollout's numbers, and one update against an independent one."""
 
+import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -10,10 +12,12 @@ import optax
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.functional.masking import masked_mean
 from fgrlhf_jax.models import llama, sampling
 from fgrlhf_jax.ppo import algorithm as ppo
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -27,18 +31,30 @@ PARAMS = {
 REF = tiny_cases.parameters(POLICY, 3)
 RM = tiny_cases.parameters(CRITIC, 4)
 B, P, T, EOS = 8, 4, 6, 2
-MODELS = {"policy": POLICY, "critic": CRITIC, "temperature": 0.8}
-PAY = {
-    "estimator": "k1",
-    "kl_in_reward": True,
-    "missing_eos": "subtract",
-    "missing_eos_penalty": -1.0,
-    "gamma": 1.0,
-    "lam": 0.95,
-    "whiten_rewards": False,
-    "whiten_advantages": True,
-}
-LEARN = {"epochs": 2, "minibatch": 4, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1}
+META = types.SimpleNamespace(level="token")
+MODELS = Architectures(POLICY, CRITIC, CRITIC, META)
+SETTINGS = PPOSettings(
+    max_new_tokens=T,
+    temperature=0.8,
+    micro_batch_size=4,
+    minibatch_size=4,
+    ppo_epochs=2,
+    kl_estimator="k1",
+    kl_in_reward=True,
+    missing_eos="subtract",
+    missing_eos_penalty=-1.0,
+    gamma=1.0,
+    gae_lambda=0.95,
+    clip_ratio=0.2,
+    value_clip_ratio=0.2,
+    value_coef=0.1,
+    whiten_rewards=False,
+    whiten_advantages=True,
+)
+
+
+def settings(**changes) -> PPOSettings:
+    return dataclasses.replace(SETTINGS, **changes)
 
 
 def sampled():
@@ -52,30 +68,27 @@ def sampled():
 
 
 @functools.cache
-def rollout(critic: bool = True):
+def rollout(critic: bool = True, micro_batch_size: int = 4):
     prompt, out = sampled()
-    tokens, mask, response = ppo.join(*prompt, out)
-    params = PARAMS
-    models = MODELS
+    params, models = PARAMS, MODELS
     if not critic:
         params = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
-        models = MODELS | {"critic": None}
-    found = ppo.assess(params, REF, tokens, mask, micro=4, length=T, **models)
-    raw, paid = ppo.score(
+        models = MODELS._replace(critic=None)
+    found = ppo.score_rollout(
+        params,
+        REF,
         RM,
-        tokens,
-        mask,
-        response,
-        micro=4,
-        model=CRITIC,
-        level="token",
-        normalization=reward.Normalization(0.1, 2.0),
+        Normalization(0.1, 2.0),
+        *prompt,
+        out,
+        models=models,
+        settings=settings(micro_batch_size=micro_batch_size),
     )
-    return ppo.Rollout(tokens, mask, response, out.finished_B, *found, paid), raw, out
+    return found, out
 
 
 def test_the_sampler_and_the_scorer_agree_at_a_temperature():
-    found, _, out = rollout()
+    found, out = rollout()
     mask = np.asarray(found.response_BT)
     np.testing.assert_allclose(
         np.where(mask, found.logprob_BT, 0), np.asarray(out.logprob_BT), atol=1e-5
@@ -83,7 +96,7 @@ def test_the_sampler_and_the_scorer_agree_at_a_temperature():
 
 
 def test_values_come_from_before_and_rewards_from_at_the_token():
-    found, raw, _ = rollout()
+    found, _ = rollout()
     for b in range(B):
         row = np.asarray(found.tokens_BS[b])[np.asarray(found.mask_BS[b])]
         tokens = jnp.array([row], jnp.int32)
@@ -94,7 +107,7 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
         np.testing.assert_allclose(
             found.value_BT[b, :length], value[-length - 1 : -1], atol=1e-5
         )
-        np.testing.assert_allclose(raw[b, :length], scores[-length:], atol=1e-5)
+        np.testing.assert_allclose(found.raw_reward_BT[b, :length], scores[-length:], atol=1e-5)
         np.testing.assert_allclose(
             found.reward_BT[b, :length], (scores[-length:] - 0.1) / 2.0, atol=1e-5
         )
@@ -102,28 +115,13 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
 
 
 def test_micro_batches_change_nothing():
-    prompt, out = sampled()
-    tokens, mask, _ = ppo.join(*prompt, out)
-    by = [ppo.assess(PARAMS, REF, tokens, mask, micro=m, length=T, **MODELS) for m in (2, 8)]
-    chex.assert_trees_all_close(*by, atol=1e-5)
-    experience, _ = ppo.advantages(rollout()[0], jnp.float32(0.1), **PAY)
-    state = fresh_state()
-    by = [
-        ppo.update(
-            state,
-            experience,
-            jax.random.key(1),
-            optimizer=OPTIMIZER,
-            micro=m,
-            **LEARN,
-            **MODELS,
-        )[0]
-        for m in (2, 4)
-    ]
-    chex.assert_trees_all_close(by[0].params, by[1].params, atol=2e-5)
+    chex.assert_trees_all_close(rollout(micro_batch_size=2)[0], rollout()[0], atol=1e-5)
+    found, _ = rollout()
+    states = [learn(found, micro_batch_size=size)[0] for size in (2, 4)]
+    chex.assert_trees_all_close(states[0].params, states[1].params, atol=2e-5)
 
 
-OPTIMIZER = ppo.optimizer(
+OPTIMIZER = ppo.make_optimizer(
     optim.adamw(1e-2, eps=1e-2, clip_norm=1.0), optim.adamw(3e-2, eps=1e-2, clip_norm=0.0)
 )
 
@@ -132,18 +130,22 @@ def fresh_state(params=PARAMS):
     return optim.TrainState(params, OPTIMIZER.init(params))
 
 
-def learn(state, found, key, **changes):
-    experience, seen = ppo.advantages(found, jnp.float32(0.1), **(PAY | changes))
-    state, metrics = ppo.update(
-        state, experience, key, optimizer=OPTIMIZER, micro=2, **LEARN, **MODELS
+def learn(found, key=None, state=None, **changes):
+    return ppo.update(
+        fresh_state() if state is None else state,
+        found,
+        jnp.float32(0.1),
+        jax.random.key(5) if key is None else key,
+        models=MODELS,
+        settings=settings(**changes),
+        optimizer=OPTIMIZER,
     )
-    return state, seen | metrics
 
 
 def test_one_rollout_of_updates_equals_a_plain_loop():
-    found, _, _ = rollout()
+    found, _ = rollout()
     key = jax.random.key(5)
-    state, metrics = learn(fresh_state(), found, key)
+    state, metrics = learn(found, key, micro_batch_size=2)
 
     # The same by hand: no scans, no micro-batches, each optimizer on its own.
     mask = np.asarray(found.response_BT)
@@ -188,7 +190,7 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
 
     mask, advantage, returns = map(jnp.array, (mask, advantage, returns))
     gradient = jax.jit(jax.grad(loss))
-    for rows in np.asarray(ppo.minibatch_rows(key, B, 2, 4)):
+    for rows in np.asarray(ppo.minibatch_rows(key, B, SETTINGS)):
         grads = gradient(params, rows)
         for name in each:
             change, moments[name] = each[name].update(grads[name], moments[name], params[name])
@@ -201,38 +203,40 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
 
 def test_every_epoch_and_every_step_has_its_own_order():
     orders = np.concatenate(
-        [ppo.minibatch_rows(jax.random.key(k), 16, 3, 16) for k in range(3)]
+        [
+            ppo.minibatch_rows(jax.random.key(k), 16, settings(ppo_epochs=3, minibatch_size=16))
+            for k in range(3)
+        ]
     )
     assert len({tuple(order) for order in orders.tolist()}) == 9
     assert (np.sort(orders, axis=1) == np.arange(16)).all()
 
 
 def test_kl_is_reported_but_not_paid_for_to_the_letter():
-    found, _, _ = rollout()
-    literal, seen = ppo.advantages(found, jnp.float32(9.0), **PAY | {"kl_in_reward": False})
-    free, _ = ppo.advantages(found, jnp.float32(0.0), **PAY)
+    found, _ = rollout()
+    literal, seen = ppo.make_experience(found, jnp.float32(9.0), settings(kl_in_reward=False))
+    free, _ = ppo.make_experience(found, jnp.float32(0.0), SETTINGS)
     chex.assert_trees_all_close(literal.advantage_BT, free.advantage_BT, atol=1e-6)
     assert abs(float(seen["policy/kl"])) > 0.1
 
 
 def test_a_value_head_on_the_policys_trunk_trains_both():
-    found, _, _ = rollout(critic=False)
+    found, _ = rollout(critic=False)
     params = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
-    experience, _ = ppo.advantages(found, jnp.float32(0.1), **PAY)
-    models = MODELS | {"critic": None}
+    experience, _ = ppo.make_experience(found, jnp.float32(0.1), SETTINGS)
+    models = MODELS._replace(critic=None)
     tokens = jnp.float32(found.response_BT.sum())
-    settings = {"clip": 0.2, "value_clip": 0.2, "value_coef": 1.0}
 
     def value_part(params):
-        return ppo.losses(params, experience, tokens, **settings, **models)[1]["value/loss"]
+        _, metrics = ppo.losses(params, experience, tokens, models=models, settings=SETTINGS)
+        return metrics["value/loss"]
 
     grads = jax.grad(value_part)(params)
     assert optax.tree.norm(grads["critic"]) > 1e-3
     assert optax.tree.norm(grads["policy"]["backbone"]) > 1e-3
-    prompt, out = sampled()
-    tokens_BS, mask_BS, _ = ppo.join(*prompt, out)
-    where = llama.positions_and_mask(mask_BS)
-    hidden = POLICY.apply({"params": params["policy"]}, tokens_BS, *where, method="states")
+    where = llama.positions_and_mask(found.mask_BS)
+    variables = {"params": params["policy"]}
+    hidden = POLICY.apply(variables, found.tokens_BS, *where, method="states")
     head = params["critic"]["head"]
     expected = hidden[:, P - 1 : -1] @ head["kernel"][:, 0] + head["bias"][0]
     np.testing.assert_allclose(found.value_BT, expected, atol=1e-5)
@@ -240,22 +244,17 @@ def test_a_value_head_on_the_policys_trunk_trains_both():
 
 @pytest.mark.parametrize("shape", ["8,1,1", "2,2,2"])
 def test_a_mesh_learns_what_one_device_does(shape):
-    found, _, _ = rollout()
-    key = jax.random.key(5)
-    options = {"optimizer": OPTIMIZER, "micro": 4, **LEARN, **MODELS}
-    options |= {"micro": 8, "minibatch": 8} if shape == "8,1,1" else {}
-
-    def step(state, found):
-        experience, seen = ppo.advantages(found, jnp.float32(0.1), **PAY)
-        state, metrics = ppo.update(state, experience, key, **options)
-        return state, seen | metrics
-
-    alone, seen = jax.jit(step)(fresh_state(), found)
+    found, _ = rollout()
+    sizes = {"micro_batch_size": 8, "minibatch_size": 8} if shape == "8,1,1" else {}
+    step = jax.jit(lambda state, found: learn(found, state=state, **sizes))
+    alone, seen = step(fresh_state(), found)
     mesh = sharding.make_mesh(shape)
     start = jax.device_put(fresh_state(), sharding.shardings(fresh_state(), mesh))
     with jax.set_mesh(mesh):
         placed = sharding.put_batch(jax.device_get(found), mesh)
-        spread, metrics = jax.jit(step)(start, placed)
+        spread, metrics = jax.jit(lambda state, found: learn(found, state=state, **sizes))(
+            start, placed
+        )
     chex.assert_trees_all_close(
         jax.device_get(spread.params), jax.device_get(alone.params), atol=5e-5
     )
@@ -263,11 +262,11 @@ def test_a_mesh_learns_what_one_device_does(shape):
 
 
 def test_whitening_is_over_the_whole_batch():
-    found, _, _ = rollout()
-    experience, _ = ppo.advantages(found, jnp.float32(0.1), **PAY)
+    found, _ = rollout()
+    experience, _ = ppo.make_experience(found, jnp.float32(0.1), SETTINGS)
     real = np.asarray(experience.advantage_BT)[np.asarray(found.response_BT)]
     assert real.mean() == pytest.approx(0, abs=1e-5)
     assert real.std() == pytest.approx(1, abs=1e-4)
-    spread, _ = ppo.advantages(found, jnp.float32(0.1), **PAY | {"whiten_rewards": True})
+    spread, _ = ppo.make_experience(found, jnp.float32(0.1), settings(whiten_rewards=True))
     assert not np.allclose(spread.return_BT, experience.return_BT)
-    assert po.masked_mean(spread.return_BT, found.response_BT) != 0
+    assert masked_mean(spread.return_BT, found.response_BT) != 0

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import train as reward_loop
+from fgrlhf_jax.reward_model.model import train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.training.run import abstract_state, compile_step
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
@@ -91,7 +92,7 @@ def two_steps(shape: str, loss: str) -> Run:
     mesh = one_device() if shape == "1" else sharding.make_mesh(shape)
     model = model_of(loss)
     optimizer = optim.adamw(optim.schedule("linear", 0.02, 4, 1), eps=1e-3, weight_decay=0.1)
-    abstract = reward_loop.abstract_state(model, optimizer, mesh)
+    abstract = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
     params = jax.tree.map(
         lambda x, like: jax.device_put(x, like.sharding),
         tiny_cases.parameters(model),
@@ -105,8 +106,9 @@ def two_steps(shape: str, loss: str) -> Run:
     for seed in (0, 1):
         batch = sharding.put_batch(tiny_cases.batch(seed, 2, 8), mesh, axis=1)
         if step is None:
-            step = reward_loop.compile_step(
-                abstract, batch, mesh, model=model, optimizer=optimizer, loss=loss, **WEIGHTS
+            settings = {"model": model, "optimizer": optimizer, "loss": loss, **WEIGHTS}
+            step = compile_step(
+                functools.partial(train_step, **settings), abstract, batch, mesh
             )
         state, metrics = step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})
@@ -186,7 +188,8 @@ def test_nothing_large_is_whole_on_a_device(size, shape):
     mesh = sharding.make_mesh(shape)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     model = llama.TokenValueModel(llama.SIZES[size], "state_action")
-    state = reward_loop.abstract_state(model, optim.adamw(optax.constant_schedule(1e-5)), mesh)
+    optimizer = optim.adamw(optax.constant_schedule(1e-5))
+    state = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
     held = whole = 0
     for path, leaf in tiny_cases.by_path(state).items():
         share = math.prod(leaf.sharding.shard_shape(leaf.shape))

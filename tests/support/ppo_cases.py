@@ -178,10 +178,6 @@ class Once:
     def compile(self):
         return self
 
-    @property
-    def in_avals(self):
-        return self.compiled.in_avals
-
     def __call__(self, *args):
         self.keys.append(args[-1])
         return self.compiled(*args)

@@ -1,0 +1,20 @@
+"""Sums, means and last positions under a mask. What stands outside it, even NaN, has no effect."""
+
+import jax
+import jax.numpy as jnp
+
+
+def masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Sum of ``x`` (any shape) where ``mask``."""
+    return jnp.sum(jnp.where(mask, x, 0.0))
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of ``x`` (any shape) where ``mask``; 0 where the mask is empty."""
+    return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def last_token(mask: jax.Array) -> jax.Array:
+    """bool[..., T]: only the last True of every row of ``mask``; an empty row has none."""
+    columns = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+    return columns == jnp.max(jnp.where(mask, columns, -1), axis=-1, keepdims=True)
