@@ -76,7 +76,7 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     """
     compiled = step.compile()
     sizes = compiled.memory_analysis()
-    count = hlo_flops.count(compiled.as_text())
+    count = hlo_flops.count(compiled.as_text(), step.max_iterations)
     parts = {
         "arguments": sizes.argument_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,

@@ -36,11 +36,13 @@ class Step(NamedTuple):
       compile: compiles it.
       resident: those of the run's models and optimizer state that are its arguments.
       flops: of the model, over all devices.
+      max_iterations: of its loop that may end earlier.
     """
 
     compile: Callable[[], jax.stages.Compiled]
     resident: object
     flops: float
+    max_iterations: int | None = None
 
 
 class RunShapes(NamedTuple):
@@ -168,6 +170,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
                 lambda program=program: program.lower(mesh).compile(),
                 resident[name],
                 flops[name],
+                T - 1 if name == "generate" else None,
             )
             for name, program in programs.items()
         },

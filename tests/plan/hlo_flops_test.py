@@ -89,42 +89,18 @@ def test_the_gradient_of_a_scan(remat, products):
     assert flops == 6 * 2 * products * 2 * M * K * K
 
 
-@pytest.mark.parametrize(
-    ("start", "stop", "step", "rounds"),
-    [(0, 12, 1, 12), (1, 12, 1, 11), (0, 12, 5, 3), (12, 3, -2, 5)],
-)
-def test_a_loop_that_counts_up_or_down(start, stop, step, rounds):
-    def loop(x, w):
-        def condition(carry):
-            return carry[0] < stop if step > 0 else carry[0] > stop
-
-        return jax.lax.while_loop(condition, lambda c: (c[0] + step, c[1] @ w), (start, x))
-
-    assert count(loop, array(M, K), array(K, K)) == (rounds * 2 * M * K * K, ())
-
-
-@pytest.mark.parametrize("start", [0, 3])
-def test_a_loop_that_may_end_earlier_has_its_most_rounds(start):
+def test_a_loop_with_an_unknown_number_of_rounds():
     def loop(x, w):
         def condition(carry):
             return (carry[0] < 20) & ~jnp.all(carry[1] > 1e3)
 
-        return jax.lax.while_loop(condition, lambda c: (c[0] + 1, c[1] @ w), (start, x))
+        return jax.lax.while_loop(condition, lambda c: (c[0] + 1, c[1] @ w), (0, x))
 
-    result = count(loop, array(M, K), array(K, K))
-    assert result.flops == (20 - start) * 2 * M * K * K
-    assert result.notes == (
-        f"a loop that may end earlier is counted with its most rounds, {20 - start}",
-    )
-
-
-def test_a_loop_without_a_bound_is_counted_once():
-    def loop(x, w):
-        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1e3, lambda x: x @ w, x)
-
-    result = count(loop, array(M, K), array(K, K))
-    assert result.flops == 2 * M * K * K
-    assert result.notes == ("a loop with an unknown number of rounds is counted once",)
+    text = jax.jit(loop).lower(array(M, K), array(K, K)).compile().as_text()
+    once = (2 * M * K * K, ("a loop with an unknown number of rounds is counted once",))
+    assert hlo_flops.count(text) == once
+    note = "a loop that may end earlier is counted with its most rounds, 20"
+    assert hlo_flops.count(text, max_iterations=20) == (20 * 2 * M * K * K, (note,))
 
 
 def test_the_dearest_branch_counts():
