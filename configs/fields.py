@@ -45,7 +45,7 @@ class Field:
     group: str = ""
 
     def fault(self, value) -> str:
-        """What is wrong with a value, to stand behind ``name=value``; "" where nothing is."""
+        """What is wrong with a value, to stand behind ``name=value: ``; "" where nothing is."""
         types, kind = KINDS[type(self.default)]
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             return f"must be {kind}"
@@ -79,8 +79,11 @@ def collect_fields(
       groups: fields by the title of their group; a later title may add to an earlier one.
       first: names of those on the first screen of ``--help``, separated by spaces.
       defaults: what replaces the default of some fields.
+
+    Raises:
+      ValueError: where ``first`` or ``defaults`` names no field.
     """
-    return {
+    fields = {
         name: dataclasses.replace(
             field,
             default=defaults.get(name, field.default),
@@ -91,6 +94,9 @@ def collect_fields(
         for title, members in each.items()
         for name, field in members.items()
     }
+    if unknown := {*first.split(), *defaults} - fields.keys():
+        raise ValueError(f"no such field: {', '.join(sorted(unknown))}")
+    return fields
 
 
 def make_config(fields: Mapping[str, Field]) -> ConfigDict:
@@ -107,7 +113,7 @@ def check_values(values: Mapping, fields: Mapping[str, Field]) -> None:
     """Raises InputError for the first of the ``values`` by dotted name that its field refuses."""
     for name, field in fields.items():
         if fault := field.fault(values[name]):
-            raise InputError(f"{name}={values[name]!r} {fault}")
+            raise InputError(f"{name}={values[name]!r}: {fault}")
 
 
 def check_argument(argument: str, value: str, choices: Iterable[str], part: str = "") -> None:

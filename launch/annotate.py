@@ -69,7 +69,7 @@ def check_export(config, output: str) -> Path:
     suffix = ".jsonl" if config.format == "edits" else ".json"
     path = cli.check_output(config.export, (suffix,), "export")
     files = [output, str(log.state_path(output))] if output else []
-    cli.check_kept([path], [config.input, *files], "export")
+    cli.check_not_overwritten([path], [config.input, *files], "export")
     if config.output and not Path(files[1]).exists():
         raise InputError(
             f"output={output}: nothing was annotated into it ({files[1]} is missing); correct it, "

@@ -26,7 +26,7 @@ CONFIG = "configs/collect_preferences.py"
 def main(config) -> None:
     output = cli.check_output(config.output, (".jsonl",))
     written = [output, judging.annotations_path(config.output)] if config.output else []
-    cli.check_kept(written, [config.input])
+    cli.check_not_overwritten(written, [config.input])
     judge = judging.check(config, has_files=bool(config.input))
     rows, left_out = read(config)
     judged = judging.judge_pairs(config, rows[: config.limit or None], judge)

@@ -26,7 +26,7 @@ EMBEDDED_ROWS = 300
 
 def main(config) -> None:
     output = cli.check_output(config.output, (".html", ".json"))
-    cli.check_kept([output] if config.output else [], [config.input])
+    cli.check_not_overwritten([output] if config.output else [], [config.input])
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
         edits, annotators = read_edits(config.input)

@@ -65,7 +65,7 @@ def check(config) -> str:
     written = [Path(config.output)] if config.output else []
     if config.output and not config.annotations:
         written += [judging.annotations_path(config.output, number) for number in (1, 2)]
-    cli.check_kept(written, [*files, config.reference])
+    cli.check_not_overwritten(written, [*files, config.reference])
     return "" if config.annotations else judging.check(config, has_files=bool(files))
 
 

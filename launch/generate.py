@@ -29,7 +29,7 @@ def main(config) -> None:
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
     output = cli.check_output(config.output, (".json",))
-    cli.check_kept([output] if config.output else [], [config.prompts])
+    cli.check_not_overwritten([output] if config.output else [], [config.prompts])
     if config.prompts:
         prompts = records.read(config.prompts, prompts=True)
     else:

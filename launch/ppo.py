@@ -34,7 +34,7 @@ def check(config) -> None:
 def main(config) -> None:
     check(config)
     if config.distributed:
-        cli.connect(config)
+        cli.join_processes(config)
     given = {name: config[name] for name in ("policy", "prompts")}
     given["reward_model"] = config.reward_model or config.reward_function
     if any(given.values()) and not all(given.values()):

@@ -25,7 +25,7 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     output = cli.check_output(config.output, (".jsonl", ".html", ".svg"))
-    cli.check_kept([output] if config.output else [], [config.input])
+    cli.check_not_overwritten([output] if config.output else [], [config.input])
     read = records.read_with_rows(config.input)
     read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
     rows = [record for record, _ in read]

@@ -27,7 +27,7 @@ def check(config) -> None:
 def main(config) -> None:
     check(config)
     if config.distributed:
-        cli.connect(config)
+        cli.join_processes(config)
     run_folder.check_run(config)
     finished = Path(config.run_dir) / "eval.json"
     if finished.exists():

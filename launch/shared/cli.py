@@ -18,7 +18,7 @@ from launch.shared import config_files, explain, process
 
 
 def check_run(config: ConfigDict) -> None:
-    """Raises InputError for what no run could use, whatever it trains."""
+    """Raises InputError for values that no training run can use, whatever it trains."""
     if not config.run_dir:
         raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
     try:
@@ -32,7 +32,7 @@ def check_run(config: ConfigDict) -> None:
 
 
 def check_embedded(config: ConfigDict) -> None:
-    """Raises InputError where a config without a training file asks for other than our own."""
+    """Raises InputError where a config has no training file, and the embedded data will not do."""
     if (
         config.model.path
         or config.validation
@@ -55,8 +55,8 @@ def read_sets(config: ConfigDict) -> dict[str, list]:
     return sets
 
 
-def connect(config: ConfigDict) -> None:
-    """Join the other processes; must come before anything else that uses devices."""
+def join_processes(config: ConfigDict) -> None:
+    """Joins the other processes of a run; must come before anything else that uses devices."""
     try:
         jax.distributed.initialize(
             config.coordinator or None,
@@ -71,7 +71,7 @@ def connect(config: ConfigDict) -> None:
 
 
 def check_output(output: str, suffixes: tuple[str, ...], field: str = "output") -> Path:
-    """The file to write later; raises InputError now where that could not work."""
+    """The file to write at the end; raises InputError now where that could not work."""
     path = Path(output)
     if output and path.suffix not in suffixes:
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
@@ -82,11 +82,21 @@ def check_output(output: str, suffixes: tuple[str, ...], field: str = "output") 
     return path
 
 
-def check_kept(written: Sequence[Path], read: Sequence[str], field: str = "output") -> None:
-    """Raises InputError where a file of the lists of files that are read would be written over."""
-    kept = {Path(source).resolve() for spec in read if spec for source in records.sources(spec)}
+def check_not_overwritten(
+    written: Sequence[Path], read: Sequence[str], field: str = "output"
+) -> None:
+    """Raises InputError where a file would be written over that is read.
+
+    Args:
+      written: files that the command writes.
+      read: what it reads: FILE, or several by commas; "" is none.
+      field: the config field that names ``written``, for the message.
+    """
+    sources = {
+        Path(source).resolve() for spec in read if spec for source in records.sources(spec)
+    }
     for path in written:
-        if path.resolve() in kept:
+        if path.resolve() in sources:
             raise InputError(f"{field}: would write over {path}, which is read; choose another")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import rm
-from configs.fields import Field, check_values
+from configs.fields import Field, check_values, collect_fields
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
 from launch.__main__ import list_commands
@@ -65,7 +65,7 @@ def test_bad_values_are_refused(command):
     for name, field in FIELDS[SPECS[command][0].partition(":")[0]].items():
         for value, fault in bad_values(field):
             message = refused(command, f"--config.{name}={value}")
-            assert re.match(rf"(--config\.)?{name}=", message)
+            assert re.match(rf"(--config\.)?{name}=[^:]+: ", message)
             assert fault in message, (name, value, message)
             assert "\n" not in message
 
@@ -153,10 +153,10 @@ OWN = {
     "config = sft.get_config()": "lacks the field loss; build on configs/rm.py",
     "config = 3": "is no usable config (AttributeError: ",
     "config = ConfigDict(rm.get_config().to_dict() | {'steps': '3'})": (
-        "steps='3' must be a whole number"
+        "steps='3': must be a whole number"
     ),
     "config = ConfigDict(rm.get_config().to_dict() | {'steps': True})": (
-        "steps=True must be a whole number"
+        "steps=True: must be a whole number"
     ),
 }
 
@@ -242,3 +242,9 @@ def test_variants_pass_their_own_checks():
             assert values.keys() == fields.keys()
             check_values(values, fields)
     assert set(rm.VARIANTS) == {"tiny", "cad", "smollm2", "llama_7b"}
+
+
+@pytest.mark.parametrize("names", [{"first": "a b"}, {"defaults": {"b": 1}}])
+def test_collected_fields_exist(names):
+    with pytest.raises(ValueError, match="no such field: b"):
+        collect_fields({"Group": {"a": Field(0, "")}}, **names)

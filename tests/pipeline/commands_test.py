@@ -171,7 +171,7 @@ REFUSED = [
     ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
     ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
-    ({"ppo__flags": "critic=1"}, "critic='1' is not one of separate, shared"),
+    ({"ppo__flags": "critic=1"}, "critic='1': is not one of separate, shared"),
     # Files, judges and arms that cannot be.
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
     ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
