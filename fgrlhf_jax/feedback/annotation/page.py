@@ -225,12 +225,14 @@ class _Page:
             return {self.message: html.message(f"{error}.", wrong=True)}
 
     def on_load(self, name: str, *typed) -> dict:
+        """Shows the annotator's row, or asks for a name."""
         updates = self.update(reopen, name, *typed) if name else {}
         if self.work not in updates:
             updates[self.entrance] = self.gr.Column(visible=True)
         return updates
 
     def on_typed(self, name: str, row: str, text: str, _) -> dict:
+        """Keeps the draft and shows its difference."""
         try:
             item = self.store.item(row)
             text = html.with_line_ends_of(item.original, text)
@@ -240,6 +242,7 @@ class _Page:
         return self.compare(item, text) if is_open else self.gr.skip()
 
     def on_timer(self, name: str) -> None:
+        """Notes that the tab is still open."""
         if name:
             self.store.touch(html.clean_name(name))
 
