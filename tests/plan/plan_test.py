@@ -239,13 +239,11 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
 
 BAD = {
     "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
-    "--mesh=3,1,1": "mesh='3,1,1' makes 3 devices and there are 8; choose sizes",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
     "--config.reward_model=nowhere": "nowhere: is not a reward model of launch.train_rm",
     "--devices=0": "--devices=0: give a whole number above 0",
-    "--devices=two": "--devices=two: give a whole number above 0",
     "--memory=nan": "--memory=nan: give a number above 0",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
