@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from fgrlhf_jax.feedback.edits.report import (
     KINDS,
     MEASURES,
-    QUANTILES,
+    annotator_rows,
     bin_labels,
-    format_number,
     has_integers,
+    measure_rows,
     notes,
     percent,
     printable,
@@ -16,27 +16,12 @@ from fgrlhf_jax.feedback.edits.report import (
 from fgrlhf_jax.report.html import page_template
 
 _WIDTH, _HEIGHT, _FOOT, _LEFT = 460, 170, 40, 40
+_HEADS = ["", "mean", "5 %", "25 %", "median", "75 %", "95 %"]
 _SORTS = {"least": "Least changed", "median": "In the middle", "most": "Most changed"}
 
 
 def render_page(statistics: Mapping, *, title: str, source: str) -> str:
     """HTML of what :func:`compute_statistics` returned; `source` is where the edits are from."""
-    columns = ["mean", *QUANTILES]
-    heads = ["mean", "5 %", "25 %", "median", "75 %", "95 %"]
-    measures = [
-        [name, *(_minus(format_number(statistics[measure][c], measure)) for c in columns)]
-        for measure, name in MEASURES.items()
-        if measure in statistics
-    ]
-    annotators = [
-        [
-            name,
-            str(summary["n"]),
-            format_number(summary["word_change_ratio"]["median"], "ratio"),
-            *map(percent, summary["shares"].values()),
-        ]
-        for name, summary in statistics["annotators"].items()
-    ]
     return _PAGE.render(
         title=printable(title),
         source=printable(source),
@@ -46,8 +31,11 @@ def render_page(statistics: Mapping, *, title: str, source: str) -> str:
             if statistics["kinds"][kind] or kind != "none"
         ],
         n=statistics["n"],
-        measures=(["", *heads], measures),
-        annotators=(["Annotator", "n", "Median ratio", *KINDS.values()], annotators),
+        measures=(_HEADS, measure_rows(statistics)),
+        annotators=(
+            ["Annotator", "n", "Median ratio", *KINDS.values()],
+            annotator_rows(statistics),
+        ),
         charts=[
             (MEASURES[measure], _bars(histogram))
             for measure, histogram in statistics["histograms"].items()
@@ -124,7 +112,7 @@ _BODY = """\
 <tbody>
 {% for row in rows %}
 <tr><th scope="row">{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{%- for cell in row[1:] %}<td>{{ cell.replace("-", "−") }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% endmacro %}

@@ -129,8 +129,7 @@ def histogram(measure: str, values: Sequence[float]) -> dict[str, list]:
         edges = [width * k for k in range(first, last + 1)]
     else:
         edges = [k / _RATIO_BINS for k in range(_RATIO_BINS + 1)]
-    # As floats, edges such as 0.15 are slightly above the ratios they stand for.
-    inside = np.clip(np.add(values, 1e-9), edges[0], np.nextafter(edges[-1], -np.inf))
+    inside = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
     counts, _ = np.histogram(inside, edges)
     return {"edges": edges, "counts": counts.tolist()}
 
@@ -177,7 +176,29 @@ def kinds_line(statistics: Mapping) -> str:
     )
 
 
-def format_number(value: float, measure: str) -> str:
+def measure_rows(statistics: Mapping) -> list[list[str]]:
+    """The cells of a table of `MEASURES`: name, mean, and `QUANTILES`."""
+    return [
+        [name, *(_number(statistics[measure][c], measure) for c in ("mean", *QUANTILES))]
+        for measure, name in MEASURES.items()
+        if measure in statistics
+    ]
+
+
+def annotator_rows(statistics: Mapping) -> list[list[str]]:
+    """The cells of a table of annotators: name, n, median ratio, the share of each kind."""
+    return [
+        [
+            name,
+            str(summary["n"]),
+            _number(summary["word_change_ratio"]["median"], "ratio"),
+            *map(percent, summary["shares"].values()),
+        ]
+        for name, summary in statistics["annotators"].items()
+    ]
+
+
+def _number(value: float, measure: str) -> str:
     return f"{value:.3f}" if measure.endswith("ratio") else f"{value:.1f}"
 
 
@@ -196,23 +217,17 @@ def notes(statistics: Mapping) -> list[str]:
 def format_report(statistics: Mapping, *, colour: bool) -> str:
     """The report for a terminal; without colours, changes are [-deleted-] and {+inserted+}."""
     lines = [f"{statistics['n']} edits: {kinds_line(statistics)}", ""]
-    columns = ["mean", *QUANTILES]
-    lines.append(f"{'':<24}" + "".join(f"{name:>9}" for name in columns))
-    for measure, name in MEASURES.items():
-        if measure in statistics:
-            cells = [format_number(statistics[measure][column], measure) for column in columns]
-            lines.append(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells))
+    for name, *cells in (["", "mean", *QUANTILES], *measure_rows(statistics)):
+        lines.append(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells))
     for measure, bins in statistics["histograms"].items():
         lines += ["", MEASURES[measure], *_bars(bins)]
     if statistics["annotators"]:
         width = max(10, *map(len, statistics["annotators"])) + 2
-        heads = [kind for kind in minimality.KINDS if kind != "none"]
-        lines += ["", f"{'annotator':<{width}}{'n':>7}{'median ratio':>14}"]
-        lines[-1] += "".join(f"{kind:>10}" for kind in heads)
-        for name, summary in statistics["annotators"].items():
-            median = format_number(summary["word_change_ratio"]["median"], "ratio")
-            cells = "".join(f"{percent(summary['shares'][kind]):>10}" for kind in heads)
-            lines.append(f"{name:<{width}}{summary['n']:>7}{median:>14}{cells}")
+        heads = ["annotator", "n", "median ratio", *minimality.KINDS]
+        lines.append("")
+        for name, n, median, *shares in (heads, *annotator_rows(statistics)):
+            cells = "".join(f"{share:>10}" for share in shares)
+            lines.append(f"{name:<{width}}{n:>7}{median:>14}{cells}")
     lines += ["", *notes(statistics)]
     for example in statistics["examples"]:
         lines += ["", *_example(example, colour)]

@@ -118,7 +118,7 @@ def test_the_terminals_report():
         r"word change ratio +0\.445 +0\.164 +0\.250 +0\.333 +0\.500 +0\.900\n",
         r"token change ratio +0\.\d",
         r"0\.10 – 0\.15  █{40} 1\n +0\.15 – 0\.20   0\n",
-        r"\nm +5 +0\.333 +20\.0 % +20\.0 % +40\.0 % +20\.0 %\n",
+        r"\nm +5 +0\.333 +20\.0 % +20\.0 % +40\.0 % +20\.0 % +0\.0 %\n",
         r"with max_change_ratio=0.5 would set aside: 1 rewritten\n",
         r"-- least changed: row 2 \(r2 m\), delete, 0.143\nprompt    Say it.\n",
         r"original  a b c \[-d-\]\nedited    a b c\n",
