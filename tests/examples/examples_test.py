@@ -72,12 +72,12 @@ def test_the_library_example_of_the_readme(quickstart, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook(tmp_path, monkeypatch):
-    """Every cell runs, the pictures are there, and what it says of the files is so."""
+def test_the_notebook(quickstart, monkeypatch):
+    """Every cell runs and the pictures are there; runs that quickstart.sh finished are read."""
     import nbclient
     import nbformat
 
-    for name, value in (ENV | {"FGRLHF_QUICK": "1", "FGRLHF_RUN": str(tmp_path)}).items():
+    for name, value in (ENV | {"FGRLHF_QUICK": "1", "FGRLHF_RUN": str(quickstart)}).items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "examples" / "colab.ipynb", as_version=4)
     nbclient.NotebookClient(
