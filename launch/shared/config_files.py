@@ -135,8 +135,9 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
             if key[1] or _new_name(key[2], fields):
                 fault = _no_field(key[2], fields)
                 raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"--config={spec}: is no usable config ({type(error).__name__}: {error}); "
+            f"--config={spec}: is no usable config ({reason}); "
             "its get_config() must return a ConfigDict"
         ) from error
 
