@@ -278,7 +278,7 @@ def test_loss_that_is_not_a_number(train, train_fields, data, tmp_path, monkeypa
     status, lines = bad_input_cases.run(monkeypatch, capsys, train_rm, **train_fields | same)
     assert status == 2
     assert re.fullmatch(
-        r"error: step 2: (loss|grad_norm) is (nan|inf); stopped, the last good checkpoint is "
+        r"error: step 2: .*loss is (nan|inf).*; stopped, the last good checkpoint is "
         r"step 1; lower optimizer.learning_rate in a new run_dir, or look .*",
         lines[-1],
     )
@@ -314,7 +314,7 @@ def test_evaluation_that_is_not_a_number(train_fields, tmp_path, monkeypatch, ca
     status, lines = bad_input_cases.run(monkeypatch, capsys, train_rm, **fields)
     assert status == 2
     assert re.match(
-        r"error: step 1: validation/loss is (nan|inf); stopped, nothing was saved; lower",
+        r"error: step 1: validation/loss is (nan|inf).*; stopped, nothing was saved; lower",
         lines[-1],
     )
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

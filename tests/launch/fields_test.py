@@ -71,13 +71,11 @@ def test_bad_values_are_refused(command):
 
 
 @pytest.mark.parametrize("command", OWN_FIELDS)
-def test_other_names_are_refused_with_the_right_one(command):
-    fields = FIELDS[SPECS[command][0].partition(":")[0]]
-    for name in fields:
-        assert refused(command, f"--{name}=3") == (
-            f"--{name}=3: is not a flag; write --config.{name}=3"
-        )
-    name = max(fields, key=len)
+def test_other_spellings_are_refused_with_the_right_one(command):
+    name = max(FIELDS[SPECS[command][0].partition(":")[0]], key=len)
+    assert refused(command, f"--{name}=3") == (
+        f"--{name}=3: is not a flag; write --config.{name}=3"
+    )
     assert refused(command, f"--config.{name[:-1]}=3") == (
         f"--config.{name[:-1]}: there is no such field; did you mean {name}?"
     )
