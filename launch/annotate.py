@@ -82,18 +82,18 @@ def drop_empty_responses(
     items: list[Item], decisions: list[Decision], source: str
 ) -> tuple[list[Item], list[Decision]]:
     """The rows that have a response to edit, and the decisions on them."""
-    kept = [item for item in items if item.original.strip()]
-    if not kept:
+    editable = [item for item in items if item.original.strip()]
+    if not editable:
         raise InputError(
             f"input={source}: none of its rows has a response to edit; "
             "launch.generate makes responses"
         )
-    if len(kept) < len(items):
+    if len(editable) < len(items):
         print(
-            f"{len(items) - len(kept)} rows of {source} are left out: their response is empty"
+            f"{len(items) - len(editable)} rows of {source} are left out: their response is empty"
         )
-    ids = {item.id for item in kept}
-    return kept, [decision for decision in decisions if decision.id in ids]
+    ids = {item.id for item in editable}
+    return editable, [decision for decision in decisions if decision.id in ids]
 
 
 def summarize(store: Annotations) -> str:

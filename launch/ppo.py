@@ -10,7 +10,6 @@ samples.jsonl, checkpoints/ and export/ (a Hugging Face folder) to run_dir.
 
 from pathlib import Path
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo.train import run
 from fgrlhf_jax.runtime import run_dir as run_folder
@@ -35,20 +34,16 @@ def main(config) -> None:
     check(config)
     if config.distributed:
         cli.join_processes(config)
-    given = {name: config[name] for name in ("policy", "prompts")}
-    given["reward_model"] = config.reward_model or config.reward_function
-    if any(given.values()) and not all(given.values()):
-        missing = [name for name, value in given.items() if not value]
+    paths = {name: config[name] for name in ("policy", "prompts")}
+    paths["reward_model"] = config.reward_model or config.reward_function
+    if any(paths.values()) and not all(paths.values()):
+        missing = [name for name, value in paths.items() if not value]
         raise InputError(
             f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (with none of "
-            f"{', '.join(given)} everything is of the embedded world)"
+            f"{', '.join(paths)} everything is of the embedded world)"
         )
-    if all(given.values()):
-        train = records.read(config.prompts, prompts=True)
-        if config.validation:
-            validation = records.read(config.validation, prompts=True)
-        else:
-            train, validation = records.split(train, config.validation_share, config.seed)
+    if all(paths.values()):
+        sets = cli.read_sets(config, config.prompts, prompts=True)
     else:
         check_embedded(config)
         loss = "sequence" if config.level == "sequence" else "token_edit"
@@ -59,8 +54,7 @@ def main(config) -> None:
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)
-        train, validation = sets["train"], sets["validation"]
-    folder = run(config, train, validation)
+    folder = run(config, sets["train"], sets["validation"])
     print(summary(folder))
 
 

@@ -64,8 +64,8 @@ def main(config) -> None:
     else:
         views = [view(row, sides) for row, sides in zip(rows, scored, strict=True)]
         limit = heatmap.colour_limit(views)
-        for one in views:
-            print(heatmap.to_terminal(one, colour=sys.stdout.isatty(), limit=limit))
+        for row in views:
+            print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
 
 
 def view(row, sides) -> dict:

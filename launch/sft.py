@@ -33,7 +33,7 @@ def main(config) -> None:
         print(f"{config.run_dir} is finished; its figures again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = sft.run(config, cli.read_sets(config))
+        result = sft.run(config, cli.read_sets(config, config.train))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)

@@ -34,7 +34,7 @@ def main(config) -> None:
         print(f"{config.run_dir} is finished; its table again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = train.run(config, cli.read_sets(config))
+        result = train.run(config, cli.read_sets(config, config.train))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)

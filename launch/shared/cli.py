@@ -42,16 +42,22 @@ def check_embedded(config: ConfigDict) -> None:
         raise InputError("train is empty; give --config.train=FILE (only tiny makes its data)")
 
 
-def read_sets(config: ConfigDict) -> dict[str, list]:
-    """Records of ``train``, ``validation`` (split off train where not given) and ``test``."""
-    train = records.read(config.train)
+def read_sets(config: ConfigDict, train: str, *, prompts: bool = False) -> dict[str, list]:
+    """Records of ``train``, ``validation`` and, where the config has it, ``test``.
+
+    Args:
+      train: FILE, or several by commas. Where ``config.validation`` is "", some of its prompts are
+        for validation.
+      prompts: whether rows without a response will do.
+    """
+    rows = records.read(train, prompts=prompts)
     if config.validation:
-        sets = {"train": train, "validation": records.read(config.validation)}
+        sets = {"train": rows, "validation": records.read(config.validation, prompts=prompts)}
     else:
-        train, validation = records.split(train, config.validation_share, config.seed)
-        sets = {"train": train, "validation": validation}
+        parts = records.split(rows, config.validation_share, config.seed)
+        sets = dict(zip(("train", "validation"), parts, strict=True))
     if config.get("test"):
-        sets["test"] = records.read(config.test)
+        sets["test"] = records.read(config.test, prompts=prompts)
     return sets
 
 

@@ -34,7 +34,7 @@ def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything
       values: by dotted name.
       everything: whether all fields are shown, or the few that people change first.
     """
-    width = min(shutil.get_terminal_size((100, 0)).columns, 120)
+    width = min(max(shutil.get_terminal_size((100, 0)).columns, 72), 120)
     groups: dict[str, list[str]] = {}
     described = {name: field for name, field in fields.items() if everything or field.first}
     yours = {name: Field("", "", group="Your own") for name in values if name not in fields}
