@@ -21,7 +21,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.models import Architectures, make_critic
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
 from fgrlhf_jax.reward_model.train import RewardModelTrainer
 from fgrlhf_jax.runtime import sharding
@@ -130,7 +130,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
         reward_model = make_module(cfg, loss, "after")
-        meta = RewardMeta("after", {"loss": loss}, reward.Normalization(0.0, 1.0), {})
+        meta = RewardMeta("after", {"loss": loss}, Normalization(0.0, 1.0), {})
     policy = llama.CausalLM(cfg)
     critic = make_critic(config, policy, reward_model)
     architectures = Architectures(policy, critic, reward_model, meta)
