@@ -39,18 +39,13 @@ def folder(tmp_path, monkeypatch, request):
 
 
 def test_every_set_of_alpaca_farm_by_its_id(folder):
-    for name, size in SIZES.items():
-        read = records.read_with_rows(f"{hub_cases.NAME}:{name}")
-        assert [row for _, row in read] == hub_cases.alpaca_farm()[name.replace(":", "/")]
-        assert len(read) == size
-    assert records.read(f"{hub_cases.NAME}:alpaca_instructions:val") == [
-        Instruction("val 0", "", "val 0: yes."),
-        Instruction("val 1", "", "val 1: yes."),
-    ]
-    assert records.read(f"{hub_cases.NAME}:alpaca_human_preference") == [
-        Preference("human 0", "", "One.", "Two.", 2),
-        Preference("human 1", "", "One.", "Two.", 2),
-    ]
+    for path, rows in hub_cases.alpaca_farm().items():
+        read = records.read_with_rows(f"{hub_cases.NAME}:{path.replace('/', ':')}")
+        assert [row for _, row in read] == rows
+    instructions = records.read(f"{hub_cases.NAME}:alpaca_instructions:val")
+    assert instructions[0] == Instruction("val 0", "", "val 0: yes.")
+    preferences = records.read(f"{hub_cases.NAME}:alpaca_human_preference")
+    assert preferences[1] == Preference("human 1", "", "One.", "Two.", 2)
 
 
 @pytest.mark.parametrize("folder", [40], indirect=True)
@@ -69,14 +64,14 @@ def test_the_papers_setting(folder, tmp_path):
     config.files.edits = "edits.jsonl"
     study.make_data(config, tmp_path)
 
-    def made(name: str) -> list:
+    def written(name: str) -> list:
         return records.read(str(tmp_path / "data" / f"{name}.jsonl"))
 
-    assert [row.instruction for row in made("sft")] == [f"sft {n}" for n in range(120)]
-    assert [row.instruction for row in made("ppo")] == [f"unlabeled {n}" for n in range(200)]
-    assert [row.instruction for row in made("test")] == ["eval"]
-    assert 40 < len(made("preferences_train")) < 80  # less the held-out prompts
-    assert 40 < len(made("edits_train")) < 60
+    assert [row.instruction for row in written("sft")] == [f"sft {n}" for n in range(120)]
+    assert [row.instruction for row in written("ppo")] == [f"unlabeled {n}" for n in range(200)]
+    assert [row.instruction for row in written("test")] == ["eval"]
+    assert 40 < len(written("preferences_train")) < 80  # less the held-out prompts
+    assert 40 < len(written("edits_train")) < 60
 
 
 def test_a_folder_is_named_as_an_id_is(folder):
@@ -158,7 +153,7 @@ def test_ids_of_the_hub_where_the_dataset_ships_a_script(tmp_path):
         "tatsu-lab/nothing:a:b": "datasets cannot load it (Dataset 'tatsu-lab/nothing' doesn't",
     }
     with hub_cases.serve() as server:
-        made = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", READ, *good, *bad],
             env=hub_cases.environment(server, tmp_path),
             cwd=Path(__file__).parents[2],
@@ -166,8 +161,8 @@ def test_ids_of_the_hub_where_the_dataset_ships_a_script(tmp_path):
             text=True,
             timeout=300,
         )
-    assert made.returncode == 0, made.stderr
-    found = [json.loads(line) for line in made.stdout.splitlines()]
-    assert found[: len(good)] == list(SIZES.values())
-    for spec, said in zip(bad, found[len(good) :], strict=True):
-        assert said.startswith(f"{spec}: {bad[spec]}"), said
+    assert process.returncode == 0, process.stderr
+    results = [json.loads(line) for line in process.stdout.splitlines()]
+    assert results[: len(good)] == list(SIZES.values())
+    for spec, message in zip(bad, results[len(good) :], strict=True):
+        assert message.startswith(f"{spec}: {bad[spec]}"), message

@@ -62,11 +62,11 @@ def test_edit_with_everything(tmp_path):
     assert [edit.original[start:end] for start, end in edit.error_spans] == ["It", "rains."]
 
 
-@pytest.mark.parametrize(("given", "meant"), [(1, 1), (2, 2), (1.0, 1), (2.0, 2)])
-def test_preference_as_number(tmp_path, given, meant):
-    (tmp_path / "a.jsonl").write_bytes(lines(changed(PREFERENCE, preference=given, input=...)))
+@pytest.mark.parametrize(("value", "expected"), [(1, 1), (2, 2), (1.0, 1), (2.0, 2)])
+def test_preference_as_number(tmp_path, value, expected):
+    (tmp_path / "a.jsonl").write_bytes(lines(changed(PREFERENCE, preference=value, input=...)))
     (record,) = read(str(tmp_path / "a.jsonl"))
-    assert record.preference == meant
+    assert record.preference == expected
     assert type(record.preference) is int
     assert record.input == ""
 
