@@ -1,6 +1,5 @@
 """Checkpoints come back as they were saved; bad ones get one clear sentence."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -34,8 +33,6 @@ def test_every_shape_comes_back(saved, shape):
     folder, params = saved(module=module)
     assert hf_load.read_config(folder) == SHAPES[shape]
     same(hf_load.load_params(folder, abstract(module)), params)
-    text = "the cat  sat\n"
-    assert hf_load.load_tokenizer(folder).encode(text) == tokenizer().encode(text)
 
 
 @pytest.mark.parametrize("architecture", MODULES)
@@ -44,8 +41,9 @@ def test_every_architecture_comes_back(saved, architecture):
     same(hf_load.load_params(folder, abstract(MODULES[architecture])), params)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [architecture]
-    assert config["fgrlhf"]["loss"] == "token_edit"
-    assert config["fgrlhf"]["head"] == {"a": 1}
+    assert config["fgrlhf"].items() >= {"loss": "token_edit", "head": {"a": 1}}.items()
+    text = "the cat  sat\n"
+    assert hf_load.load_tokenizer(folder).encode(text) == tokenizer().encode(text)
     assert hf_load.load_tokenizer(folder).eos_token == "</s>"
     assert hf_load.read_config(folder) == CFG
     # a second export replaces the first, and leaves nothing else behind
@@ -100,18 +98,15 @@ def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
     )
 
 
-def test_spare_heads_and_rotary_buffers_are_no_surplus(saved):
+def test_spare_heads_rotary_buffers_and_a_bare_backbone_are_read(saved):
     folder, params = saved(hf_save.TOKEN_REWARD)
     spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     rewrite(folder, lambda tensors: tensors | spare)
-    want = {"backbone": abstract(MODULES[hf_save.TOKEN_REWARD])["backbone"]}
-    same(hf_load.load_params(folder, want), {"backbone": params["backbone"]})
-
-
-def test_a_bare_backbone_checkpoint_is_read(saved):
-    folder, params = saved(hf_save.TOKEN_REWARD)
+    want = abstract(MODULES[hf_save.TOKEN_REWARD])
+    backbone = hf_load.load_params(folder, {"backbone": want["backbone"]})
+    same(backbone, {"backbone": params["backbone"]})
     rewrite(folder, lambda old: {k.removeprefix("model."): v for k, v in old.items()})
-    same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
+    same(hf_load.load_params(folder, want), params)
 
 
 # --- Bad input ---
@@ -164,30 +159,42 @@ def test_missing_surplus_and_misshapen_come_in_one_error(saved):
     )
 
 
-def test_another_vocabulary_is_named_as_such(saved):
-    folder, _ = saved()
-    other = llama.CausalLM(dataclasses.replace(CFG, vocab_size=310))
-    with pytest.raises(InputError, match="its vocabulary has 300 tokens and the model's 310"):
-        hf_load.load_params(folder, abstract(other))
-
-
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_weights_that_are_no_numbers(saved, number):
-    folder, _ = saved()
-
+def with_number(number):
     def change(tensors):
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = number
         return tensors
 
+    return change
+
+
+NO_NUMBER = r"infinite numbers in model.layers.1.mlp.up_proj.weight;"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_number(np.nan), NO_NUMBER),
+        (with_number(np.inf), NO_NUMBER),
+        (
+            lambda tensors: tensors | {"model.norm.weight": np.ones(32, np.int8)},
+            r"model\.norm\.weight is quantized as I8",
+        ),
+        (
+            lambda tensors: tensors | {"model.embed_tokens.weight": np.ones((310, 32), "f")},
+            "its vocabulary has 310 tokens and the model's 300",
+        ),
+    ],
+    ids=["nan", "inf", "int8", "vocabulary"],
+)
+def test_weights_that_cannot_be_used(saved, change, message):
+    folder, _ = saved()
     rewrite(folder, change)
-    with pytest.raises(
-        InputError, match=r"infinite numbers in model.layers.1.mlp.up_proj.weight;"
-    ):
+    with pytest.raises(InputError, match=message):
         load(folder)
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"model_type": "gpt_neox"}, "'gpt_neox'"),
         ({"model_type": "mistral"}, "sliding_window"),
@@ -203,25 +210,21 @@ def test_weights_that_are_no_numbers(saved, number):
     ],
     ids=str,
 )
-def test_other_architectures_are_refused(saved, fields, says):
+def test_other_architectures_are_refused(saved, fields, message):
     folder, _ = saved()
     configure(folder, **fields)
-    with pytest.raises(InputError, match=re.escape(says)):
+    with pytest.raises(InputError, match=re.escape(message)):
         hf_load.read_config(folder)
 
 
-def test_a_mistral_without_a_window_is_a_llama(saved):
+def test_a_mistral_without_a_window_is_a_llama_and_a_malformed_config_nothing(saved):
     folder, _ = saved()
     configure(folder, model_type="mistral", sliding_window=None)
     assert hf_load.read_config(folder) == CFG
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
-def test_malformed_config(saved, text):
-    folder, _ = saved()
-    (folder / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"config\.json: .*sound copy"):
-        hf_load.read_config(folder)
+    for text in ("", "{", "[]", "\x00\xff"):
+        (folder / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(InputError, match=r"config\.json: .*sound copy"):
+            hf_load.read_config(folder)
 
 
 def flip(file, at):
@@ -230,52 +233,41 @@ def flip(file, at):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("at", [0, 7, 20, 200, 5000, -1])
-def test_one_flipped_bit_of_an_export_is_noticed(saved, at):
+def test_one_flipped_bit_of_an_export_is_noticed(saved):
     folder, _ = saved(hf_save.STATE_ACTION)
     wanted = abstract(MODULES[hf_save.STATE_ACTION])
     for name in ("model.safetensors", "head.safetensors"):
-        flip(folder / name, at)
-        with pytest.raises(InputError, match=f"{name}: is damaged"):
-            hf_load.load_params(folder, wanted)
-        flip(folder / name, at)
+        for at in (0, 7, 20, 200, 5000, -1):
+            flip(folder / name, at)
+            with pytest.raises(InputError, match=f"{name}: is damaged"):
+                hf_load.load_params(folder, wanted)
+            flip(folder / name, at)
     hf_load.load_params(folder, wanted)
 
 
-@pytest.mark.parametrize("at", [0, 7, 8, 20])
-def test_a_damaged_header_of_anyones_file_is_noticed(saved, at):
-    folder, _ = saved()
-    rewrite(folder, dict)
-    flip(folder / "model.safetensors", at)
-    with pytest.raises(InputError, match=r"damaged|do not fit"):
-        load(folder)
-
-
-@pytest.mark.parametrize("length", [0, 4, 100, 50_000, -1])
-def test_a_file_cut_short(saved, length):
+def test_a_damaged_or_short_file_of_anyone_is_noticed(saved):
     folder, _ = saved()
     rewrite(folder, dict)
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"model\.safetensors: is damaged or cut short"):
-        load(folder)
+    for at in (0, 7, 8, 20):  # of its header
+        flip(file, at)
+        with pytest.raises(InputError, match=r"damaged|do not fit"):
+            load(folder)
+        flip(file, at)
+    whole = file.read_bytes()
+    for length in (0, 4, 100, 50_000, -1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors: is damaged or cut short"):
+            load(folder)
 
 
 def test_missing_weight_files(saved):
     folder, _ = saved(max_shard_bytes=20_000)
-    (folder / "model-00002-of-00010.safetensors").unlink(missing_ok=True)
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
     with pytest.raises(InputError, match=r"model-0000.*safetensors: is missing"):
         load(folder)
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(InputError, match="from safetensors files only"):
-        load(folder)
-
-
-def test_quantized_weights_are_refused(saved):
-    folder, _ = saved()
-    rewrite(folder, lambda t: t | {"model.norm.weight": np.ones(32, np.int8)})
-    with pytest.raises(InputError, match=r"model\.norm\.weight is quantized as I8"):
         load(folder)
 
 
@@ -293,10 +285,10 @@ def test_tokenizers_that_cannot_be_used(saved):
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    downloads = []
 
     def no_network(name, **_):
-        asked.append(name)
+        downloads.append(name)
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
@@ -304,12 +296,15 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     for path in (tmp_path / "nothing", tmp_path / "nothing.gguf", tmp_path / "file.bin"):
         with pytest.raises(InputError, match="no such model"):
             hf_load.read_config(path)
-    assert not asked
+    assert not downloads
     with pytest.raises(InputError, match="someone/model: neither a local folder nor"):
         hf_load.read_config("someone/model")
-    assert asked == ["someone/model"]
+    assert downloads == ["someone/model"]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     assert hf_load.resolve("someone/model") == tmp_path
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    for path in (tmp_path / "run", tmp_path / "run" / "export"):
+        assert hf_load.resolve(path) == tmp_path / "run" / "export"
 
 
 def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
@@ -353,9 +348,3 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
     assert size > 250e6
     assert len(list((tmp_path / "m").glob("*.safetensors"))) == 3
     assert 0.9 * size < growth < size + 10 * tensor, (size, growth)
-
-
-def test_a_run_folder_stands_for_its_export(tmp_path):
-    (tmp_path / "run" / "export").mkdir(parents=True)
-    assert hf_load.resolve(tmp_path / "run") == tmp_path / "run" / "export"
-    assert hf_load.resolve(tmp_path / "run" / "export") == tmp_path / "run" / "export"

@@ -114,22 +114,14 @@ def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
     same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
 
 
-def test_an_export_into_a_file_is_refused(tmp_path):
+def test_what_cannot_be_written_is_refused(tmp_path):
+    """A folder within a file; parameters of another architecture."""
     (tmp_path / "file").write_text("")
-    params = random_params(MODULES[hf_save.LANGUAGE_MODEL])
-    with pytest.raises(InputError, match="could not be written"):
-        hf_save.save(
-            tmp_path / "file" / "x",
-            params,
-            CFG,
-            tokenizer(),
-            architecture=hf_save.LANGUAGE_MODEL,
-        )
-
-
-def test_parameters_of_another_architecture_are_not_written(tmp_path):
     params = random_params(MODULES[hf_save.TOKEN_REWARD])
+    export = functools.partial(hf_save.save, params=params, cfg=CFG, tokenizer=tokenizer())
+    with pytest.raises(InputError, match="could not be written"):
+        export(tmp_path / "file" / "x", architecture=hf_save.TOKEN_REWARD)
     for architecture in (hf_save.LANGUAGE_MODEL, hf_save.SEQUENCE_REWARD, hf_save.STATE_ACTION):
         with pytest.raises(ValueError, match=architecture):
-            hf_save.save(tmp_path / "x", params, CFG, tokenizer(), architecture=architecture)
-    assert not list(tmp_path.iterdir())
+            export(tmp_path / "x", architecture=architecture)
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
