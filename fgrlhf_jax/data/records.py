@@ -22,12 +22,7 @@ from fgrlhf_jax.data import hub_datasets
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-KINDS = {  # kind -> the fields with responses
-    "edits": ("original", "edited"),
-    "preferences": ("output_1", "output_2"),
-    "instructions": ("output",),
-    "prompts": (),
-}
+KINDS = ("edits", "preferences", "instructions", "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +61,12 @@ class Instruction:
     output: str
 
 
+RESPONSES = {  # the fields with responses
+    Edit: ("original", "edited"),
+    Preference: ("output_1", "output_2"),
+    Instruction: ("output",),
+}
+
 Record = Edit | Preference | Instruction
 RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
 
@@ -80,8 +81,9 @@ def kind_of(record: Record) -> str:
 
 
 def responses_of(record: Record) -> dict[str, str]:
-    """The responses of a record by the names of their fields; none of a prompt."""
-    return {name: getattr(record, name) for name in KINDS[kind_of(record)]}
+    """The responses of a record by the names of their fields, without blank ones."""
+    responses = {name: getattr(record, name) for name in RESPONSES[type(record)]}
+    return {name: text for name, text in responses.items() if text.strip()}
 
 
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:

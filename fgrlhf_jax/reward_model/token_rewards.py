@@ -13,12 +13,6 @@ from fgrlhf_jax.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RESPONSES = {
-    records.Edit: ("original", "edited"),
-    records.Preference: ("output_1", "output_2"),
-    records.Instruction: ("output",),
-}
-
 
 @dataclasses.dataclass
 class ScoredResponse:
@@ -65,9 +59,8 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
 
 def first_response(row: records.Record) -> records.Instruction:
     """A record with its first response only."""
-    return records.Instruction(
-        row.instruction, row.input, getattr(row, RESPONSES[type(row)][0])
-    )
+    response = getattr(row, records.RESPONSES[type(row)][0])
+    return records.Instruction(row.instruction, row.input, response)
 
 
 def encode_responses(
@@ -90,7 +83,7 @@ def encode_responses(
         prompt, is_cut = templates.encode_prompt(
             tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
         )
-        texts = {name: getattr(row, name) for name in RESPONSES[type(row)]}
+        texts = {name: getattr(row, name) for name in records.RESPONSES[type(row)]}
         missing = [name for name, text in texts.items() if not text]
         if missing:
             raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")

@@ -12,12 +12,11 @@ import tiny_cases
 from configs import score as score_config
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.data.records import RESPONSES, Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
-from fgrlhf_jax.reward_model.token_rewards import RESPONSES
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import score

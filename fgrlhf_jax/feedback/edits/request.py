@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
+from fgrlhf_jax.data.records import Instruction, Preference, Record, better_and_worse
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.edits.parse import parse_edit, thought_tags
@@ -89,11 +89,8 @@ def make_tasks(
 def _response(record: Record, side: str) -> str:
     if isinstance(record, Instruction):
         return record.output
-    if isinstance(record, Edit):
-        return record.original
-    assert isinstance(record, Preference)
-    first = (record.preference == 1) == (side == "better")
-    return record.output_1 if first else record.output_2
+    better, worse = better_and_worse(record)
+    return better if side == "better" and isinstance(record, Preference) else worse
 
 
 def load_template(path: str = "") -> PromptTemplate:
