@@ -1,6 +1,6 @@
 """The fields of every command that asks a language model."""
 
-from configs.base import DTYPES, MESH, UNROLL
+from configs.common import DTYPES, MESH, UNROLL
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.feedback.llm.client import PROVIDERS

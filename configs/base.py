@@ -1,22 +1,10 @@
 """The fields that SFT, reward models and PPO share."""
 
+from configs.common import DTYPES, MESH, MODEL, OVERLONG, SOURCE
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.llama import SIZES
 from fgrlhf_jax.runtime.optim import SCHEDULES
-
-DTYPES = ("float32", "bfloat16")
-OVERLONG = ("truncate", "drop")
-MODEL = "FOLDER | HUB_ID | FILE.gguf"
-SOURCE = (
-    "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
-)
-
-MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
-DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
-UNROLL = Field(
-    True, "decode with unrolled layers: fastest; False needs no second copy of the weights"
-)
 
 RUN = {
     "Run": {

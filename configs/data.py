@@ -1,6 +1,6 @@
 """What ``launch.data`` shows or converts."""
 
-from configs.base import SOURCE
+from configs.common import SOURCE
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.convert import SIDES, TARGETS
 from fgrlhf_jax.data.templates import TEMPLATES

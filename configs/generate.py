@@ -1,6 +1,6 @@
 """Responses to a file of prompts: what ``launch.generate`` needs."""
 
-from configs.base import DTYPE, MESH, MODEL, OVERLONG, UNROLL
+from configs.common import DTYPE, MESH, MODEL, OVERLONG, UNROLL
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 

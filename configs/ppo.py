@@ -10,16 +10,8 @@ MODEL is one of
 and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
-from configs.base import (
-    CHECKPOINTS,
-    DEVICES,
-    DTYPES,
-    MODEL,
-    OPTIMIZER,
-    OVERLONG,
-    RUN,
-    UNROLL,
-)
+from configs.base import CHECKPOINTS, DEVICES, OPTIMIZER, RUN
+from configs.common import DTYPES, MODEL, OVERLONG, UNROLL
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS

@@ -1,6 +1,6 @@
 """Rewards of every token of given responses: what ``launch.score`` needs."""
 
-from configs.base import DTYPE, MESH
+from configs.common import DTYPE, MESH
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {

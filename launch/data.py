@@ -17,7 +17,6 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.convert import compared_predictions, convert_records
 from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import cli
@@ -50,6 +49,8 @@ def show(config) -> None:
     files, invalid = read(config) if config.input else (embedded(config.seed), {})
     limits = None
     if config.tokenizer:
+        from fgrlhf_jax.models import hf_load  # imports JAX
+
         limits = TokenLimits(
             hf_load.load_tokenizer(config.tokenizer),
             config.template,

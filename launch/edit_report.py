@@ -15,7 +15,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.page import render_page
 from fgrlhf_jax.feedback.edits.report import compute_statistics, format_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
-from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import cli
@@ -73,6 +72,8 @@ def make_encoder(tokenizer: str):
     """A function from text to token ids, or None without a tokenizer."""
     if not tokenizer:
         return None
+    from fgrlhf_jax.models import hf_load  # imports JAX
+
     loaded = hf_load.load_tokenizer(tokenizer)
     return lambda text: templates.encode_response(loaded, text, append_eos=False)
 

@@ -56,3 +56,23 @@ def test_an_import_changes_nothing():
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
     assert json.loads(result.stdout) == {}
+
+
+def test_commands_without_a_device_start_without_jax():
+    """JAX takes a second to import."""
+    code = (
+        "import importlib, sys\n"
+        "from launch.shared import config_files\n"
+        "for name in sys.argv[1:]:\n"
+        "    config_files.load(importlib.import_module(f'launch.{name}').CONFIG)\n"
+        "assert 'jax' not in sys.modules"
+    )
+    names = (
+        "annotate",
+        "collect_edits",
+        "collect_preferences",
+        "data",
+        "edit_report",
+        "evaluate",
+    )
+    subprocess.run([sys.executable, "-c", code, *names], check=True)

@@ -1,4 +1,7 @@
-"""The folder of a run: one config, one command, as often as it takes to finish."""
+"""The folder of a run: one config, one command, as often as it takes to finish.
+
+JAX is imported where it is used: commands that need no device read the names of this file too.
+"""
 
 import itertools
 import json
@@ -6,12 +9,10 @@ import os
 import signal
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import files, multihost
+from fgrlhf_jax.runtime import files
 
 # Fields that may differ between starts: they change how a run is watched, not what it computes.
 NOT_COMPARED = (
@@ -100,6 +101,8 @@ def lock(run_dir: str | Path) -> Path:
       InputError: when another process has it (a stage of a pipeline waits instead), or the folder
         cannot be written.
     """
+    import jax
+
     folder = Path(run_dir)
     if jax.process_index() != 0:
         return folder
@@ -142,6 +145,8 @@ def open_run(config: ConfigDict) -> Path:
       InputError: when the folder cannot be written, holds the work of another config, or another
         process is running there; and when the processes of the run have different configs.
     """
+    from fgrlhf_jax.runtime import multihost
+
     check_run(config)
     values = json.loads(config.to_json())
     local = ("run_dir", "coordinator", "process_id")  # may differ between processes
@@ -166,6 +171,8 @@ class Interrupt:
     calls = itertools.count(1)  # not a loop's own: for jax it must only grow
 
     def __enter__(self):
+        import jax
+
         self.flag = False
         self.several = jax.process_count() > 1
         signals = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
@@ -175,6 +182,8 @@ class Interrupt:
     def requested(self) -> bool:
         """Whether to save and stop; to be called once a step, by all processes."""
         if self.several:
+            from jax.experimental import multihost_utils
+
             return multihost_utils.reached_preemption_sync_point(next(self.calls))
         return self.flag
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
@@ -63,6 +62,8 @@ def read_sets(config: ConfigDict, train: str, *, prompts: bool = False) -> dict[
 
 def join_processes(config: ConfigDict) -> None:
     """Joins the other processes of a run; must come before anything else that uses devices."""
+    import jax  # not above: commands that need no device start a second faster
+
     try:
         jax.distributed.initialize(
             config.coordinator or None,

@@ -1,0 +1,16 @@
+"""The fields that commands share whether they train or not; imports no JAX."""
+
+from configs.fields import Field
+
+DTYPES = ("float32", "bfloat16")
+OVERLONG = ("truncate", "drop")
+MODEL = "FOLDER | HUB_ID | FILE.gguf"
+SOURCE = (
+    "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
+)
+
+MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
+DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
+UNROLL = Field(
+    True, "decode with unrolled layers: fastest; False needs no second copy of the weights"
+)
