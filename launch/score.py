@@ -16,6 +16,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.report import heatmap
 from fgrlhf_jax.reward_model.scorer import RewardModel
+from fgrlhf_jax.reward_model.token_rewards import ScoredResponse
 from fgrlhf_jax.runtime.files import write_jsonl, write_text
 from launch.shared import cli
 
@@ -26,9 +27,10 @@ TERMINAL_ROWS = 5
 def main(config) -> None:
     output = cli.check_output(config.output, (".jsonl", ".html", ".svg"))
     cli.check_not_overwritten([output] if config.output else [], [config.input])
-    read = records.read_with_rows(config.input)
-    read = read[: config.limit or (len(read) if config.output else TERMINAL_ROWS)]
-    rows = [record for record, _ in read]
+    records_and_rows = records.read_with_rows(config.input)
+    shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
+    rows = [row for _, row in records_and_rows[:shown]]
+    inputs = [record for record, _ in records_and_rows[:shown]]
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     max_length = reward_model.length_limit(config.max_length)
     longest_prompt = reward_model.meta.data["max_prompt_length"]
@@ -38,50 +40,48 @@ def main(config) -> None:
             "tokens; raise it"
         )
     scored = reward_model.score_all(
-        rows,
+        inputs,
         max_length=max_length,
         normalized=config.calibrated,
         batch_size=config.batch_size,
         progress=lambda batches: tqdm(batches, unit="batch"),
     )
-    truncated = sum(side.truncated for sides in scored for side in sides)
+    truncated = sum(response.truncated for responses in scored for response in responses)
     if truncated:
         print(
             f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr
         )
+    if output.suffix == ".jsonl":
+        write_jsonl(output, map(add_rewards, rows, scored))
+        return
+    views = [*map(view, inputs, scored)]
     if output.suffix == ".html":
-        page = heatmap.to_html(
-            [view(row, sides) for row, sides in zip(rows, scored, strict=True)],
-            title=f"Token rewards: {config.reward_model} on {config.input}",
-        )
-        write_text(output, page)
+        title = f"Token rewards: {config.reward_model} on {config.input}"
+        write_text(output, heatmap.to_html(views, title=title))
     elif output.suffix == ".svg":
-        pairs = zip(rows, scored, strict=True)
-        write_text(output, heatmap.to_svg([view(row, sides) for row, sides in pairs]))
-    elif config.output:
-        gain = (gained(row, sides) for (_, row), sides in zip(read, scored, strict=True))
-        write_jsonl(output, gain)
+        write_text(output, heatmap.to_svg(views))
     else:
-        views = [view(row, sides) for row, sides in zip(rows, scored, strict=True)]
         limit = heatmap.colour_limit(views)
         for row in views:
             print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
 
 
-def view(row, sides) -> dict:
+def view(record: records.Record, responses: list[ScoredResponse]) -> dict:
+    """A row of ``report.heatmap``."""
     return {
-        "instruction": row.instruction,
-        "input": row.input,
-        "sides": [dataclasses.asdict(side) for side in sides],
+        "instruction": record.instruction,
+        "input": record.input,
+        "sides": [dataclasses.asdict(response) for response in responses],
     }
 
 
-def gained(row: dict, sides) -> dict:
-    """The row as it was given, with its tokens and rewards."""
+def add_rewards(row: dict, responses: list[ScoredResponse]) -> dict:
+    """The row as it was read, with its tokens and rewards."""
     result = dict(row)
-    for number, side in enumerate(sides):
-        prefix = f"{side.label}_" if number else ""
-        result[f"{prefix}tokens"], result[f"{prefix}rewards"] = side.tokens, side.rewards
+    for number, response in enumerate(responses):
+        prefix = f"{response.label}_" if number else ""
+        result[f"{prefix}tokens"] = response.tokens
+        result[f"{prefix}rewards"] = response.rewards
     return result
 
 

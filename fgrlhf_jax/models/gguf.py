@@ -63,7 +63,7 @@ def read_config(file: Path) -> LlamaConfig:
         )
     if "rope_freqs.weight" not in tensors:
         return cfg
-    # The frequencies' divisors are stored, not what made them; Llama 3.1 and 3.2 are known.
+    # Stored are the divisors of the frequencies, not the scaling; Llama 3.1's and 3.2's are known.
     divisor = np.asarray(tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
     scaled = dataclasses.replace(cfg, rope_scaling=RopeScaling(factor=float(divisor.max())))
     ours = np.asarray(inverse_frequencies(cfg) / inverse_frequencies(scaled))
@@ -104,7 +104,7 @@ def load_tokenizer(file: Path):
     with as_input_error(file, "has no usable tokenizer"):
         tokens = field("tokenizer.ggml.tokens")
         vocabulary = {token: i for i, token in enumerate(tokens)}
-        how = {
+        options = {
             "add_bos_token": bool(field("tokenizer.ggml.add_bos_token", kind == "llama")),
             "model_max_length": field("llama.context_length"),
             "chat_template": field("tokenizer.chat_template"),
@@ -117,16 +117,16 @@ def load_tokenizer(file: Path):
             ("pad_token", "padding"),
         ):
             index = field(f"tokenizer.ggml.{theirs}_token_id")
-            how[name] = None if index is None else tokens[index]
+            options[name] = None if index is None else tokens[index]
         if kind == "gpt2":
             merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
             model = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
             model.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[cut])
             model.decoder = decoders.ByteLevel()
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **how)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **options)
         else:
             merges = _merges(vocabulary, field("tokenizer.ggml.scores"))
-            tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **how)
+            tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **options)
         types = field("tokenizer.ggml.token_type", [])
         control = [token for token, i in zip(tokens, types, strict=False) if i == _CONTROL]
         tokenizer.add_special_tokens({"additional_special_tokens": control})
@@ -154,8 +154,8 @@ def _read_tensor(tensor, shape: tuple[int, ...], heads: int) -> np.ndarray:
 
 
 def _field(reader, name: str, default: Any = None) -> Any:
-    found = reader.fields.get(name)
-    return default if found is None else found.contents()
+    field = reader.fields.get(name)
+    return default if field is None else field.contents()
 
 
 def _reader(file: Path):

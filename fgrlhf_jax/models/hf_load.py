@@ -220,8 +220,8 @@ def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
         if theirs != ours:
             parts.append(f"its vocabulary has {theirs} tokens and the model's {ours}")
     parts += [
-        f"{what}: {', '.join(names)}"
-        for what, names in (
+        f"{problem}: {', '.join(names)}"
+        for problem, names in (
             ("missing", missing),
             ("surplus", surplus),
             ("misshapen", misshapen),

@@ -117,12 +117,12 @@ def stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def as_input_error(file: Path, what: str):
-    """Other libraries' complaints about a file, which are of many types, in one sentence."""
+def as_input_error(file: Path, problem: str):
+    """Turns what other libraries raise about a file, of many types, into one InputError."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{file}: {what} ({detail}); use a sound copy") from error
+        raise InputError(f"{file}: {problem} ({detail}); use a sound copy") from error

@@ -134,22 +134,22 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@functools.partial(jax.jit, static_argnames=("transpose", "whole"))
-def _extract(leaf, layer, *, transpose: bool, whole):
+@functools.partial(jax.jit, static_argnames=("transpose", "target"))
+def _extract(leaf, layer, *, transpose: bool, target):
     value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, 0, False)
     value = value.T if transpose else value
-    return value if whole is None else jax.lax.with_sharding_constraint(value, whole)
+    return value if target is None else jax.lax.with_sharding_constraint(value, target)
 
 
 def _fetch(leaf, layer: int | None, ours: str) -> np.ndarray:
     """One tensor, gathered from all devices, as it is stored."""
     placed = getattr(leaf, "sharding", None)
-    whole = (
+    replicated = (
         NamedSharding(placed.mesh, PartitionSpec())
         if isinstance(placed, NamedSharding)
         else None
     )
-    value = _extract(leaf, layer, transpose=is_transposed(ours), whole=whole)
+    value = _extract(leaf, layer, transpose=is_transposed(ours), target=replicated)
     return np.ascontiguousarray(value)
 
 

@@ -191,13 +191,13 @@ class Attention(nn.Module):
         k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
         v_BSKH = self.v(hidden_BSD).reshape(heads)
         if cache is not None:
-            *kept, column = cache
-            kept = tuple(
+            *cached, column = cache
+            cached = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
-                for old, new in zip(kept, (k_BSKH, v_BSKH), strict=True)
+                for old, new in zip(cached, (k_BSKH, v_BSKH), strict=True)
             )
-            mixed_BSNH = cached_attention(q_BSNH, *kept, attend_BSS)
-            return self.o(mixed_BSNH.reshape(batch, length, -1)), kept
+            mixed_BSNH = cached_attention(q_BSNH, *cached, attend_BSS)
+            return self.o(mixed_BSNH.reshape(batch, length, -1)), cached
         mixed_BSNH = jax.nn.dot_product_attention(
             q_BSNH,
             k_BSKH,
@@ -237,10 +237,10 @@ class Block(nn.Module):
         dtype = hidden_BSD.dtype
         hidden_BSD = sharding.constrain(hidden_BSD)
         normed_BSD = self.attention_norm(hidden_BSD).astype(dtype)
-        mixed_BSD, kept = self.attention(normed_BSD, rope, attend_BSS, cache)
+        mixed_BSD, cached = self.attention(normed_BSD, rope, attend_BSS, cache)
         hidden_BSD += mixed_BSD
         hidden_BSD += self.mlp(self.mlp_norm(hidden_BSD).astype(dtype))
-        return hidden_BSD, kept
+        return hidden_BSD, cached
 
 
 class Llama(nn.Module):

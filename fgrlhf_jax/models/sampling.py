@@ -54,8 +54,8 @@ def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) 
         ordered_V = -jnp.sort(-logits_V)
         mass_V = jax.nn.softmax(ordered_V)
         before_V = jnp.cumsum(mass_V) - mass_V
-        kept_V = (before_V < top_p).at[0].set(True)
-        least = jnp.min(jnp.where(kept_V, ordered_V, jnp.inf))
+        nucleus_V = (before_V < top_p).at[0].set(True)
+        least = jnp.min(jnp.where(nucleus_V, ordered_V, jnp.inf))
         logits_V = jnp.where(logits_V >= least, logits_V, -jnp.inf)
     return logits_V
 

@@ -22,8 +22,6 @@ from fgrlhf_jax.runtime import sharding
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = {"edits": records.Edit, "preferences": records.Preference}
-
 
 def encode_by_kind(
     rows: Sequence[records.Record],
@@ -41,19 +39,20 @@ def encode_by_kind(
     Raises:
       InputError: for records that are neither, or when no pair is left.
     """
-    if any(not isinstance(row, tuple(KINDS.values())) for row in rows):
-        raise InputError(
-            f"{source}: holds instructions; a reward model needs edits (original, edited) or "
-            "preferences (output_1, output_2, preference)"
-        )
+    rows_of_kind: dict[str, list[int]] = {"edits": [], "preferences": []}
+    for number, row in enumerate(rows):
+        if records.kind_of(row) not in rows_of_kind:
+            raise InputError(
+                f"{source}: holds instructions; a reward model needs edits (original, edited) or "
+                "preferences (output_1, output_2, preference)"
+            )
+        rows_of_kind[records.kind_of(row)].append(number)
     pairs = {}
-    for kind, record in KINDS.items():
-        group = [(number, row) for number, row in enumerate(rows) if isinstance(row, record)]
-        if not group:
+    for kind, numbers in rows_of_kind.items():
+        if not numbers:
             continue
-        numbers, group = zip(*group, strict=True)
         try:
-            encoded, counts = encode_pairs(group, tokenizer, **data)
+            encoded, counts = encode_pairs([rows[n] for n in numbers], tokenizer, **data)
         except InputError as error:
             raise InputError(f"{source}: {kind}: {error}") from error
         # `row` counts within the kind; from here on it counts within the file.
