@@ -38,11 +38,7 @@ class Stage:
 
 
 def run(
-    stages: Sequence[Stage],
-    folder: Path,
-    *,
-    workers: int,
-    say: Callable[[str], None] = print,
+    stages: Sequence[Stage], folder: Path, *, workers: int, say: Callable[[str], None] = print
 ) -> None:
     """Run the stages that are not done, up to ``workers`` at a time, in order where that may be.
 

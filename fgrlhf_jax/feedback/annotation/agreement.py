@@ -31,11 +31,11 @@ def measure_agreement(
     if not pairs:
         return None
     originals = {item.id: item.original for item in items}
-    overlaps = [
-        _dice(*(_changed_places(originals[decision.id], decision.text) for decision in pair))
-        for pair in pairs
-        if all(decision.verdict == EDITED for decision in pair)
-    ]
+    overlaps = []
+    for first, second in pairs:
+        if first.verdict == second.verdict == EDITED:
+            a, b = (_changed_places(originals[d.id], d.text) for d in (first, second))
+            overlaps.append(2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0)
     return {
         "rows": len({first.id for first, _ in pairs}),
         "pairs": len(pairs),
@@ -70,7 +70,3 @@ def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
         else:
             last = partner
     return places
-
-
-def _dice(first: set, second: set) -> float:
-    return 2 * len(first & second) / (len(first) + len(second)) if first or second else 1.0

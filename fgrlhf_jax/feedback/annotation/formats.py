@@ -29,14 +29,8 @@ from typing import Any
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.history import (
-    EDITED,
-    FINE,
-    SKIPPED,
-    Decision,
-    Item,
-    edit_row,
-)
+from fgrlhf_jax.feedback.annotation import history
+from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 
 FORMATS = ("argilla", "label_studio", "edits")
@@ -65,16 +59,13 @@ def read(spec: str) -> tuple[list[Item], list[Decision]]:
     """
     rows = _rows_of_other_tool(spec)
     if rows is None:
-        items = [
-            _from_record(record, row, f"{spec}:row {number}", number)
-            for number, (record, row) in enumerate(records.read_with_rows(spec), 1)
-        ]
-        decisions: list[Decision] = []
+        rows = enumerate(records.read_with_rows(spec), 1)
+        pairs = [(_from_record(*pair, f"{spec}:row {n}", n), []) for n, pair in rows]
     else:
         convert = _from_argilla if "fields" in rows[0] else _from_label_studio
         pairs = [_checked(convert, row, f"{spec}:row {n}", n) for n, row in enumerate(rows, 1)]
-        items = [item for item, _ in pairs]
-        decisions = [decision for _, of_row in pairs for decision in of_row]
+    items = [item for item, _ in pairs]
+    decisions = [decision for _, of_row in pairs for decision in of_row]
     seen: dict[str, int] = {}
     for number, item in enumerate(items, 1):
         if item.id in seen:
@@ -90,7 +81,7 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
     """Writes one of ``FORMATS``, all or nothing, and returns the number of rows."""
     if format == "edits":
         by_id = {item.id: item for item in items}
-        rows = [edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
+        rows = [history.edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
         write_jsonl(path, rows)
         return len(rows)
     by_item = defaultdict(list)
@@ -187,23 +178,17 @@ def _annotator_id(name: str) -> str:
 
 
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    answers = [
-        {
-            "value": decision.text,
-            "user_id": _annotator_id(decision.annotator),
-            "status": "discarded" if decision.verdict == SKIPPED else "submitted",
-        }
-        for decision in decisions
-    ]
+    answers = []
+    for decision in decisions:
+        status = "discarded" if decision.verdict == SKIPPED else "submitted"
+        user = _annotator_id(decision.annotator)
+        answers.append({"value": decision.text, "user_id": user, "status": status})
     annotators = [decision.annotator for decision in decisions]
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
+    input = {"input": item.input} if item.input else {}
     return {
         "id": item.id,
-        "fields": {
-            "instruction": item.instruction,
-            **({"input": item.input} if item.input else {}),
-            "response": item.original,
-        },
+        "fields": {"instruction": item.instruction, **input, "response": item.original},
         "metadata": {"annotators": annotators} if annotators else {},
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
@@ -238,7 +223,7 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
 
 
 def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    data = {"id": item.id, "instruction": item.instruction, "input": item.input}
+    data = {"instruction": item.instruction, "input": item.input, "response": item.original}
     annotations = []
     for decision in decisions:
         annotation = {
@@ -251,7 +236,7 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
             annotation["completed_by"] = {"email": decision.annotator}
         annotations.append(annotation)
     return {
-        "data": {**data, "response": item.original},
+        "data": {"id": item.id, **data},
         "annotations": annotations,
         "predictions": [{"result": [_text_area(item.suggestion)]}] if item.suggestion else [],
     }

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import jinja2
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Levenshtein, Prefix
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.history import Item
@@ -18,7 +18,7 @@ from fgrlhf_jax.feedback.edits import minimality
 
 LONGEST_NAME = 60
 SAME, OUT, IN = "same", "out", "in"
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_LINE = re.compile(r"([^\r\n]*)(\r\n|\r|\n|\Z)")  # the text of a line, and its end
 
 
 def clean_name(text: str) -> str:
@@ -35,17 +35,11 @@ def with_line_ends_of(original: str, text: str) -> str:
     """`text`, in which a browser has ended all lines by \\n, with those of the original."""
     if "\r" not in original:
         return text
-    before, after = (
-        [_split_line_end(line) for line in _LINE.findall(side)] for side in (original, text)
-    )
+    before, after = (list(filter(any, _LINE.findall(side))) for side in (original, text))
     ends = [end for _, end in before if end]
     most_common = max(ends, key=ends.count)
-    number = {line: n for n, (line, _) in enumerate(itertools.chain(before, after))}
-    steps = Levenshtein.opcodes(
-        *([number[line] for line, _ in side] for side in (before, after))
-    )
     lines = []
-    for step in steps:
+    for step in Levenshtein.opcodes(*([line for line, _ in side] for side in (before, after))):
         for n in range(step.dest_start, step.dest_end):
             line, end = after[n]
             if end:
@@ -53,11 +47,6 @@ def with_line_ends_of(original: str, text: str) -> str:
                 end = same or most_common
             lines.append(line + end)
     return "".join(lines)
-
-
-def _split_line_end(line: str) -> tuple[str, str]:
-    text = line.rstrip("\r\n")
-    return text, line[len(text) :]
 
 
 def inline(original: str, edited: str) -> list[tuple[str, str]]:
@@ -82,10 +71,8 @@ def inline(original: str, edited: str) -> list[tuple[str, str]]:
 
 def _common_blanks(first: str, second: str) -> str:
     """The blanks that both begin with."""
-    common = itertools.takewhile(
-        lambda pair: pair[0] == pair[1] and pair[0].isspace(), zip(first, second, strict=False)
-    )
-    return "".join(blank for blank, _ in common)
+    common = first[: Prefix.similarity(first, second)]
+    return common[: len(common) - len(common.lstrip())]
 
 
 def _unchanged_words(spans: Sequence[minimality.Span]) -> list[tuple[int, int]]:

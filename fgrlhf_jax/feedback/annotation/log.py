@@ -71,10 +71,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        output: str | os.PathLike,
-        digest: str,
-        render: Callable[[Sequence[Event]], bytes],
+        self, output: str | os.PathLike, digest: str, render: Callable[[Sequence[Event]], bytes]
     ):
         self.output, self.path = Path(output).resolve(), state_path(output)
         try:
@@ -141,7 +138,13 @@ class Log:
                 files.replace(self.output, [edits])
                 self._edits_size = len(edits)
             elif added:
-                self._append_edits(added)
+                if self.output.stat().st_size != self._edits_size:
+                    raise OSError(None, "another program has changed it", str(self.output))
+                with contextlib.closing(
+                    files.JsonlFile(self.output, size=self._edits_size)
+                ) as file:
+                    file.append(added)
+                self._edits_size = file.size
         except OSError as error:
             self._file.cut(size)
             raise InputError(
@@ -149,11 +152,3 @@ class Log:
                 f"({error.strerror}); free some space and try again, your text is still here"
             ) from error
         self.events += events
-
-    def _append_edits(self, data: bytes) -> None:
-        if self.output.stat().st_size != self._edits_size:
-            raise OSError(None, "another program has changed it", str(self.output))
-        file = files.JsonlFile(self.output, size=self._edits_size)
-        with contextlib.closing(file):
-            file.append(data)
-        self._edits_size = file.size

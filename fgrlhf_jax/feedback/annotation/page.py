@@ -100,7 +100,7 @@ def skip(store: Annotations, name: str, row: str) -> View:
 
 
 def undo(store: Annotations, name: str, row: str) -> View:
-    if row != store.open_row(name) and not store.has_decided(name, row):  # pressed twice
+    if not store.may_undo(name, row):  # pressed twice
         return view(store, name)
     return view(store, name, f"Row {store.undo(name).id} is open again.")
 

@@ -11,7 +11,7 @@ import hmac
 import os
 import socket
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fgrlhf_jax.errors import InputError
@@ -124,27 +124,28 @@ def guard(app: Callable, hosts: tuple[str, ...]) -> Callable:
       hosts: names that a browser may use for this server; empty allows all.
     """
 
+    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.responses import PlainTextResponse
+
     async def serve(scope, receive, send):
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *added]}
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         if scope["type"] != "http":
             await app(scope, receive, send)
-        elif _is_allowed(scope["headers"], hosts):
+        elif _is_allowed(Headers(scope=scope), hosts):
             await app(scope, receive, send_with_headers)
         else:
-            await send_with_headers({"type": "http.response.start", "status": 403})
-            await send({"type": "http.response.body", "body": b"not served to this address"})
+            refusal = PlainTextResponse("not served to this address", status_code=403)
+            await refusal(scope, receive, send_with_headers)
 
     return serve
 
 
-def _is_allowed(headers: list[tuple[bytes, bytes]], hosts: tuple[str, ...]) -> bool:
-    values = {name.lower(): value.decode("latin-1") for name, value in headers}
-    host, origin = values.get(b"host", "").lower(), values.get(b"origin")
+def _is_allowed(headers: Mapping[str, str], hosts: tuple[str, ...]) -> bool:
+    host, origin = headers.get("host", "").lower(), headers.get("origin")
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname
         same_origin = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host

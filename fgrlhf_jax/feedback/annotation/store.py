@@ -13,18 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation import history
 from fgrlhf_jax.feedback.annotation.history import (
     EDITED,
     FINE,
-    OPEN,
     SKIPPED,
-    UNDO,
-    VERDICTS,
     Decision,
     History,
     Item,
-    input_digest,
-    make_event,
 )
 from fgrlhf_jax.feedback.annotation.log import Log
 
@@ -62,7 +58,7 @@ class Annotations:
         self._history = History(self.items)
         self._log = Log(
             output,
-            input_digest(items, imported),
+            history.input_digest(items, imported),
             lambda events: History(items, events).edit_lines(),
         )
         self.output = self._log.output
@@ -91,14 +87,11 @@ class Annotations:
             raise InputError(f"there is no row {id!r}; load the page again")
         return self.items[self._number[id]]
 
-    def open_row(self, name: str) -> str:
-        """The id of the row that the annotator has open, "" for none."""
+    def may_undo(self, name: str, id: str) -> bool:
+        """Whether a tab that shows this row, "" for none, is up to date or has decided it."""
         with self._lock:
-            return self._history.open.get(name, "")
-
-    def has_decided(self, name: str, id: str) -> bool:
-        with self._lock:
-            return name in self._history.verdicts.get(id, ())
+            is_open = self._history.open.get(name, "") == id
+            return is_open or name in self._history.verdicts.get(id, ())
 
     def text(self, name: str, id: str) -> str:
         """The response as the annotator has it so far."""
@@ -146,12 +139,12 @@ class Annotations:
             number = self._next_free(name)
             if number is None:
                 if open_id is not None:
-                    self._write([make_event(OPEN, name, None)])
+                    self._write([history.make_event(history.OPEN, name, None)])
                 return None
             item = self.items[number]
             if item.id != open_id:
                 self._release_silent(name, item.id)
-                self._write([make_event(OPEN, name, item.id)])
+                self._write([history.make_event(history.OPEN, name, item.id)])
             self._shown[name] = number
             return item
 
@@ -180,7 +173,7 @@ class Annotations:
             for decision in reversed(self._history.decisions):
                 if decision.annotator != name or not self._has_room(name, decision.id):
                     continue
-                undo = make_event(UNDO, name, decision.id)
+                undo = history.make_event(history.UNDO, name, decision.id)
                 after = History(self.items, [*self._log.events, undo])
                 edits = after.edit_lines() if decision.verdict == EDITED else None
                 self._write([undo], edits=edits)
@@ -198,15 +191,14 @@ class Annotations:
     def progress(self, name: str) -> dict[str, int]:
         """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
         with self._lock:
-            history = self._history
-            counts = Counter(decision.verdict for decision in history.decisions)
-            done = sum(self._deciders(item.id) >= self.overlap for item in self.items)
+            decisions = self._history.decisions
+            counts = Counter(decision.verdict for decision in decisions)
             return {
                 "rows": len(self.items),
-                "done": done,
-                "open_elsewhere": sum(other != name for other in history.open),
-                **{verdict: counts[verdict] for verdict in VERDICTS},
-                "mine": sum(decision.annotator == name for decision in history.decisions),
+                "done": sum(self._deciders(item.id) >= self.overlap for item in self.items),
+                "open_elsewhere": sum(other != name for other in self._history.open),
+                **{verdict: counts[verdict] for verdict in history.VERDICTS},
+                "mine": sum(decision.annotator == name for decision in decisions),
             }
 
     def _decide(self, decision: Decision) -> Decision:
@@ -260,10 +252,10 @@ class Annotations:
         """Makes room where silent annotators have the row open."""
         for other, held in list(self._history.open.items()):
             if held == id and not self._has_room(name, id) and not self._is_present(other):
-                self._write([make_event(OPEN, other, None)])
+                self._write([history.make_event(history.OPEN, other, None)])
 
     def _record(self, decisions: Sequence[Decision]) -> None:
-        events = [make_event(d.verdict, d.annotator, d.id, d.text) for d in decisions]
+        events = [history.make_event(d.verdict, d.annotator, d.id, d.text) for d in decisions]
         self._write(events, added=self._history.edit_lines(decisions))
 
     def _write(self, events: Sequence[dict], **edits) -> None:

@@ -113,18 +113,18 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
 
 
 def _verdicts(rows: Any, where: str) -> tuple[Verdict, ...]:
+    choices = {
+        (shown, choice) for shown in (1, 2) for choice in ("first", "second", "tie", None)
+    }
     try:
         verdicts = tuple(Verdict(row["shown_first"], row["said"], row["reply"]) for row in rows)
+        if choices.issuperset(verdict[:2] for verdict in verdicts):
+            return verdicts
     except (TypeError, KeyError):
-        verdicts = None
-    if verdicts is None or not all(
-        verdict.shown_first in (1, 2) and verdict.choice in ("first", "second", "tie", None)
-        for verdict in verdicts
-    ):
-        raise InputError(
-            f"{where}: verdicts is {rows!r:.60}, not what launch.evaluate writes; remove it"
-        )
-    return verdicts
+        pass
+    raise InputError(
+        f"{where}: verdicts is {rows!r:.60}, not what launch.evaluate writes; remove it"
+    )
 
 
 def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
@@ -136,14 +136,12 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
     unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True}
     rows = []
     for comparison in comparisons:
-        row = dataclasses.asdict(comparison)
-        row["verdicts"] = [
+        verdicts = [
             {"shown_first": verdict.shown_first, "said": verdict.choice, "reply": verdict.reply}
             for verdict in comparison.verdicts
         ]
-        rows.append(
-            {name: v for name, v in row.items() if name not in unset or v != unset[name]}
-        )
+        row = dataclasses.asdict(comparison) | {"verdicts": verdicts}
+        rows.append({name: v for name, v in row.items() if v != unset.get(name, ...)})
     write_json(path, rows)
 
 
@@ -173,13 +171,14 @@ def summarize(comparisons: Sequence[Comparison]) -> dict[str, float | int | str 
         raise InputError(
             f"none of {len(comparisons)} comparisons has a preference, so there is no win rate"
         )
-    mean, error = win_rate.mean_and_error(known)
     lengths = np.array([(len(c.output_1), len(c.output_2)) for c in comparisons])
     controlled = length_control.win_rate(lengths[:, 0] - lengths[:, 1], outcomes)
     first_shown, verdicts = position_bias(comparisons)
+    shares = *win_rate.mean_and_error(known), controlled.rate, controlled.se
+    rate, se, controlled_rate, controlled_se = (None if s is None else 100 * s for s in shares)
     return {
-        "win_rate": 100 * mean,
-        "se": _percent(error),
+        "win_rate": rate,
+        "se": se,
         "n": known.size,
         "wins": int((known > 0.5).sum()),
         "losses": int((known < 0.5).sum()),
@@ -187,8 +186,8 @@ def summarize(comparisons: Sequence[Comparison]) -> dict[str, float | int | str 
         "unparsed": len(comparisons) - known.size,
         "length": float(np.mean(lengths[:, 1])),
         "reference_length": float(np.mean(lengths[:, 0])),
-        "length_controlled_win_rate": _percent(controlled.rate),
-        "length_controlled_se": _percent(controlled.se),
+        "length_controlled_win_rate": controlled_rate,
+        "length_controlled_se": controlled_se,
         "length_controlled_reason": controlled.reason,
         "first_shown": first_shown,
         "verdicts": verdicts,
@@ -204,10 +203,6 @@ def position_bias(comparisons: Sequence[Comparison]) -> tuple[float | None, int]
     choices = [verdict.choice for c in comparisons for verdict in c.verdicts]
     first, second = choices.count("first"), choices.count("second")
     return (100 * first / (first + second) if first + second else None), first + second
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def paired_difference(

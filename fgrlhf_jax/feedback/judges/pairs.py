@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
@@ -17,6 +17,7 @@ from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 
 _SIDES = (("output_1", "output_2"), ("original", "edited"))
 _Rows = Sequence[tuple[str, Mapping[str, Any]]]  # (where, row)
+_Response = tuple[records.Instruction, Mapping[str, Any]]  # and its row
 
 
 def match_files(outputs: str, reference: str, common: bool = False) -> list[Comparison]:
@@ -44,33 +45,27 @@ def match_files(outputs: str, reference: str, common: bool = False) -> list[Comp
     prompts = [prompt for prompt in theirs if prompt in ours]
     if not prompts:
         raise InputError(f"{outputs} and {reference} have no prompt in common")
-    return [
-        Comparison(
-            *(a.instruction, a.input, a.output, b.output),
-            generator_1=a.generator,
-            generator_2=b.generator,
-            finished_1=a.finished,
-            finished_2=b.finished,
-        )
-        for a, b in ((theirs[prompt], ours[prompt]) for prompt in prompts)
-    ]
+    return [_comparison(theirs[prompt], ours[prompt]) for prompt in prompts]
 
 
-class _Response(NamedTuple):
-    instruction: str
-    input: str
-    output: str
-    generator: str
-    finished: bool  # whether it ended by itself
+def _comparison(response_1: _Response, response_2: _Response) -> Comparison:
+    (first, row_1), (second, row_2) = response_1, response_2
+    return Comparison(
+        *(first.instruction, first.input, first.output, second.output),
+        generator_1=str(row_1.get("generator") or ""),
+        generator_2=str(row_2.get("generator") or ""),
+        finished_1=row_1.get("finished") is not False,
+        finished_2=row_2.get("finished") is not False,
+    )
 
 
 def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
-    """The response to each prompt."""
+    """The response to each prompt, each with the name of a generator."""
     rows = records.read_with_rows(spec)
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
     stems = ", ".join(Path(source).stem for source in records.sources(spec))
     default = names.pop() if len(names) == 1 else stems
-    responses: dict[tuple[str, str], _Response] = {}
+    responses = {}
     for number, (record, row) in enumerate(rows, 1):
         if not isinstance(record, records.Instruction):
             raise InputError(
@@ -82,14 +77,8 @@ def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
                 f"{spec}:row {number}: an earlier row has the same prompt; give one response a "
                 "prompt"
             )
-        generator = row.get("generator") or default
-        texts = record.instruction, record.input, record.output
-        responses[prompt] = _Response(*texts, generator, _finished(row))
+        responses[prompt] = record, row | {"generator": row.get("generator") or default}
     return responses
-
-
-def _finished(row: Mapping[str, Any]) -> bool:
-    return row.get("finished") is not False
 
 
 def read_pairs(path: str) -> tuple[list[Comparison], Counter]:
@@ -139,7 +128,7 @@ def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> li
 def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
     pairs = []
     for prompt, group in groupby(rows, key=lambda item: records.prompt_of(*item[::-1])):
-        distinct: dict[str, Mapping] = {}
+        distinct: dict[str, _Response] = {}
         for where, row in group:
             text = records.text_of(row, "output", where, blank=True)
             if not text.strip():
@@ -147,19 +136,8 @@ def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
             elif text in distinct:
                 left_out["identical responses"] += 1
             else:
-                distinct[text] = row
-        samples = list(distinct.items())
+                distinct[text] = records.Instruction(*prompt, text), row
+        samples = list(distinct.values())
         left_out["responses without another"] += len(samples) % 2
-        for (first, row_1), (second, row_2) in zip(samples[::2], samples[1::2], strict=False):
-            pairs.append(
-                Comparison(
-                    *prompt,
-                    first,
-                    second,
-                    generator_1=str(row_1.get("generator") or ""),
-                    generator_2=str(row_2.get("generator") or ""),
-                    finished_1=_finished(row_1),
-                    finished_2=_finished(row_2),
-                )
-            )
+        pairs += map(_comparison, samples[::2], samples[1::2])
     return pairs

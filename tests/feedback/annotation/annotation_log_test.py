@@ -145,10 +145,7 @@ def test_one_process_a_file(output):
     finally:
         child.kill()
         child.communicate()
-    with (
-        Annotations(items(4000), output),
-        pytest.raises(InputError, match="another process"),
-    ):
+    with Annotations(items(4000), output), pytest.raises(InputError, match="another process"):
         Annotations(items(4000), output)
     Annotations(items(4000), output).close()
 
