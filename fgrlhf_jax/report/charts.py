@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
+from fgrlhf_jax.report.html import ENVIRONMENT
 
 _TOP, _BOTTOM, _LEFT, _RIGHT = 12, 44, 56, 14  # margins
 _CHARACTER, _LINE = 7.2, 15  # width and height of a label's text
@@ -103,20 +103,16 @@ def _curve_shape(line: Line, points: list, to_x, to_y, names: tuple[str, str]) -
     x, y = names
     band = [(to_x(a), to_y(b + e)) for a, b, e in points]
     band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
+    marks = []
+    for a, b, e in points:
+        title = f"{line.label}: {y} {_plus_minus(b, e)} at {x} {a:.4g}"
+        marks.append({"x": to_x(a), "y": to_y(b), "kind": "hit", "title": title})
     return {
         "label": line.label,
         "colour": line.colour,
-        "path": _path([(to_x(a), to_y(b)) for a, b, _ in points]),
+        "path": _path([(mark["x"], mark["y"]) for mark in marks]),
         "band": _path(band) if any(e for _, _, e in points) else "",
-        "points": [
-            {
-                "x": to_x(a),
-                "y": to_y(b),
-                "kind": "hit",
-                "title": f"{line.label}: {y} {_plus_minus(b, e)} at {x} {a:.4g}",
-            }
-            for a, b, e in points
-        ],
+        "points": marks,
     }
 
 
@@ -132,28 +128,28 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
         return ""
     values = [v for mean, e in pairs for v in (mean - (e or 0), mean + (e or 0))]
     low, high, _ = axis_limits([[*values, *(value for value, _ in marks)]])
-    width, inner = 940, len(rows) * _ROW
+    width, bottom = 940, len(rows) * _ROW + 30
     left = 16 + _label_width([row.label for row in rows], width)
     to_x = _scale(low, high, left, width - 24)
+
+    def dot(kind: str, label: str, mean: float, error: float | None) -> dict:
+        ends = {"from": to_x(mean - (error or 0)), "to": to_x(mean + (error or 0))}
+        title = f"{label}: {_plus_minus(mean, error)}"
+        return {"kind": kind, "x": to_x(mean), **ends, "title": title}
+
     return _TEMPLATE.module.dots(
         width=width,
-        height=inner + 30 + _BOTTOM,
+        height=bottom + _BOTTOM,
         left=left,
-        bottom=inner + 30,
+        bottom=bottom,
         rows=[
             {
                 "label": row.label,
                 "colour": "ink" if row.colour is None else f"c{row.colour}",
                 "y": 30 + (k + 0.5) * _ROW,
                 "dots": [
-                    {
-                        "kind": kind,
-                        "x": to_x(pair[0]),
-                        "from": to_x(pair[0] - (pair[1] or 0)),
-                        "to": to_x(pair[0] + (pair[1] or 0)),
-                        "title": f"{row.label}: {_plus_minus(*pair)}",
-                    }
-                    for pair, kind in ((row.filled, "filled"), (row.hollow, "hollow"))
+                    dot(kind, row.label, *pair)
+                    for kind, pair in (("filled", row.filled), ("hollow", row.hollow))
                     if pair
                 ],
             }
@@ -239,9 +235,7 @@ def _plus_minus(value: float, error: float | None) -> str:
     return f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
 
 
-_TEMPLATE = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-).from_string("""\
+_TEMPLATE = ENVIRONMENT.from_string("""\
 {% macro lines(size, left, top, inner, x_ticks, y_ticks, x_label, y_label, curves,
                labels, notes) %}
 <figure>

@@ -7,7 +7,7 @@ A token is of class ``low`` (red) or ``high`` (green); how strong its colour is,
 import jinja2
 
 CHART_COLOURS = 8
-_ENVIRONMENT = jinja2.Environment(
+ENVIRONMENT = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _HEAD = """\
@@ -56,4 +56,4 @@ def page_template(style: str, body: str, **names) -> jinja2.Template:
       names: what they know besides what they are rendered with.
     """
     source = f"{_HEAD}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    return _ENVIRONMENT.from_string(source, globals=names)
+    return ENVIRONMENT.from_string(source, globals=names)

@@ -34,11 +34,8 @@ def to_html(report: dict) -> str:
 
 def _figures(report: dict) -> dict[str, list]:
     """The charts of a section, by its key."""
-    score, kl, labels = (
-        f"{report['judge']} score",
-        "KL, nats a response",
-        report["labels"]["arms"],
-    )
+    score, kl = f"{report['judge']} score", "KL, nats a response"
+    labels = report["labels"]["arms"]
 
     def chart(x: str, y: str, x_name: str, y_name: str, **options):
         curves = [
@@ -47,44 +44,29 @@ def _figures(report: dict) -> dict[str, list]:
         ]
         return draw_lines(curves, x=x_name, y=y_name, **options)
 
-    over_steps = [
-        chart("step", field, "PPO step", name, size=(460, 260), cut_y=cut)
-        for field, name, cut in (
-            ("reward", "reward model's reward", ""),
-            ("kl", kl, "high"),
-            ("length", "length, tokens", ""),
-            ("unfinished", "share unfinished", ""),
-        )
+    wide = {"size": (940, 400), "cut_y": "low", "labels": True}
+    names = {"reward": "reward model's reward", "kl": kl, "length": "length, tokens"}
+    ends = [
+        chart("kl", "gold", kl, score, cut_x="high", cut_y="low", ends=True),
+        chart("length", "reward", names["length"], names["reward"], ends=True),
     ]
-    learning = chart(
-        "step", "gold", "PPO step", score, size=(940, 400), cut_y="low", labels=True
-    )
-    return {
-        "table1": [_win_rates(report)],
-        "curves": [learning],
-        "end": [
-            chart("kl", "gold", kl, score, cut_x="high", cut_y="low", ends=True),
-            chart("length", "reward", "length, tokens", "reward model's reward", ends=True),
-            *over_steps,
-        ],
-    }
+    for field, name in {**names, "unfinished": "share unfinished"}.items():
+        cut = "high" if field == "kl" else ""
+        ends.append(chart("step", field, "PPO step", name, size=(460, 260), cut_y=cut))
+    learning = chart("step", "gold", "PPO step", score, **wide)
+    return {"table1": [_win_rates(report)], "curves": [learning], "end": ends}
 
 
 def _win_rates(report: dict):
-    def in_percent(rate: float, error: float | None) -> tuple[float, float | None]:
-        return 100 * rate, None if error is None else 100 * error
-
     colours = {name: k % CHART_COLOURS for k, name in enumerate(report["curves"])}
-    rows = [
-        Dot(
-            report["labels"]["arms"][name],
-            colours.get(name),
-            in_percent(row["win_rate"], row["se"]),
-            in_percent(row["greedy_win_rate"], row["greedy_se"]),
-        )
-        for name, row in report["table1"].items()
-        if row["decoding"] == "sampled"
-    ]
+    rows = []
+    for name, row in report["table1"].items():
+        if row["decoding"] == "sampled":
+            pairs = [
+                (100 * row[f"{decoding}win_rate"], 100 * (row[f"{decoding}se"] or 0))
+                for decoding in ("", "greedy_")
+            ]
+            rows.append(Dot(report["labels"]["arms"][name], colours.get(name), *pairs))
     marks = [(50.0, "even")]
     if untouched := report["table1"].get("sft_greedy"):
         marks.append((100 * untouched["win_rate"], "SFT, greedy"))
@@ -99,6 +81,12 @@ def _heatmaps(report: dict) -> list[dict]:
             sides.setdefault(name, []).append({"rewards": [r or 0.0 for r in side["rewards"]]})
     limits = {name: colour_limit([{"sides": of_model}]) for name, of_model in sides.items()}
     labels = report["labels"]["reward_models"]
+
+    def token(text: str, reward: float | None, limit: float) -> dict:
+        share = min(1.0, abs(reward or 0) / limit) * 0.8
+        shown = {"text": _visible(text), "reward": number(reward, digits=2)}
+        return {**shown, "low": (reward or 0) < 0, "share": share}
+
     return [
         {
             "prompt": item["prompt"],
@@ -109,12 +97,7 @@ def _heatmaps(report: dict) -> list[dict]:
                     "limit": limits[name],
                     "numbered": len(side["tokens"]) <= _NUMBERED,
                     "tokens": [
-                        {
-                            "text": _visible(text),
-                            "reward": number(reward, digits=2),
-                            "low": (reward or 0) < 0,
-                            "share": min(1.0, abs(reward or 0) / limits[name]) * 0.8,
-                        }
+                        token(text, reward, limits[name])
                         for text, reward in zip(side["tokens"], side["rewards"], strict=True)
                     ],
                 }

@@ -6,9 +6,8 @@ A section is a title, a sentence or two on how to read it, and a table.
 import re
 from typing import NamedTuple
 
-from fgrlhf_jax.report.verdict import percent, points, win_verdict
+from fgrlhf_jax.report.verdict import NONE, percent, points, win_verdict
 
-NONE = "–"
 MAX_TOKENS = 40  # rows of a heat map in Markdown
 _CURVE_COLUMNS = 8
 _LEADS = {1: "better", 0: "not shown", -1: "worse"}
@@ -48,29 +47,22 @@ def number(value: float | None, error: float | None = None, digits: int = 3) -> 
     return text if error is None else f"{text} ± {error:.{digits}f}"
 
 
-def share(value: float | None, error: float | None = None) -> str:
-    """``value ± error`` in per cent, or a dash."""
-    return NONE if value is None else percent(value, error)
-
-
 def _table1(report: dict) -> Section:
     judge, labels = report["judge"], report["labels"]["arms"]
     rows = []
     for name, row in report["table1"].items():
-        sampled = row["decoding"] == "sampled"
+        cells = [
+            percent(row["win_rate"], row["se"]),
+            percent(row["greedy_win_rate"], row["greedy_se"]),
+            number(row["gold"], row["gold_se"]),
+            number(row["greedy_gold"], row["greedy_gold_se"]),
+            *(number(row["length"], digits=1), number(row["kl"], digits=2)),
+            percent(row["unfinished"]),
+        ]
+        if row["decoding"] == "greedy":
+            cells[0] = cells[2] = NONE
         label = labels[name] if name in labels else f"{labels['sft']}, greedy"
-        rows.append(
-            [
-                label,
-                share(row["win_rate"], row["se"]) if sampled else NONE,
-                share(row["greedy_win_rate"], row["greedy_se"]),
-                number(row["gold"], row["gold_se"]) if sampled else NONE,
-                number(row["greedy_gold"], row["greedy_gold_se"]),
-                number(row["length"], digits=1),
-                number(row["kl"], digits=2),
-                share(row["unfinished"]),
-            ]
-        )
+        rows.append([label, *cells])
     both = {row["se_over"] for row in report["table1"].values()} == {"seeds", "prompts"}
     note = " The ± of an arm with a single run is over prompts." if both else ""
     text = (
@@ -120,7 +112,7 @@ def _table2(report: dict) -> Section:
     rows = []
     for name, row in report["table2"].items():
         cells = [row.get(test_set, {"accuracy": None, "se": None}) for test_set in sizes]
-        accuracies = [share(cell["accuracy"], cell["se"]) for cell in cells]
+        accuracies = [percent(cell["accuracy"], cell["se"]) for cell in cells]
         auroc = number(report["auroc"][name]["mean"], report["auroc"][name]["se"])
         rows.append([report["labels"]["reward_models"][name], *accuracies, auroc])
     text = (
@@ -191,18 +183,11 @@ def _end(report: dict) -> Section:
         if not curve["step"]:
             continue
         last = {key: column[-1] for key, column in curve.items() if isinstance(column, list)}
-        rows.append(
-            [
-                report["labels"]["arms"][name],
-                str(last["step"]),
-                number(last["kl"], last["kl_se"], 2),
-                number(last["gold"], last["gold_se"]),
-                number(last["reward"], last["reward_se"], 2),
-                number(last["length"], last["length_se"], 1),
-                share(last["unfinished"]),
-                number(curve["reward_length_correlation"], digits=2),
-            ]
-        )
+        digits = {"kl": 2, "gold": 3, "reward": 2, "length": 1}
+        cells = [number(last[key], last[f"{key}_se"], d) for key, d in digits.items()]
+        correlation = number(curve["reward_length_correlation"], digits=2)
+        label, step = report["labels"]["arms"][name], str(last["step"])
+        rows.append([label, step, *cells, percent(last["unfinished"]), correlation])
     text = (
         f"What each arm paid for its {report['judge']} score in KL, and whether its reward grew "
         "with length: the figures of the last evaluation, and the correlation of mean reward and "

@@ -5,12 +5,9 @@
 has none, so it shows nothing). Everything else is "not shown"; "the opposite is shown" is possible.
 """
 
-TOKEN, EDITS, BASELINE, IMITATION = (
-    "fine_grained_token",
-    "fine_grained",
-    "ppo_rlhf",
-    "sft_edits",
-)
+TOKEN, EDITS = "fine_grained_token", "fine_grained"
+BASELINE, IMITATION = "ppo_rlhf", "sft_edits"
+NONE = "–"
 CRITERIA = {
     "steps_80": "to 80 % of its own gain",
     "steps_95": "to 95 %",
@@ -52,7 +49,10 @@ def step_verdict(report: dict, a: str, b: str, criterion: str) -> int:
     return -_sign(table[a], table[b], criterion, f"{criterion}_se")
 
 
-def percent(mean: float, error: float | None) -> str:
+def percent(mean: float | None, error: float | None = None) -> str:
+    """``mean ± error`` in per cent, or a dash."""
+    if mean is None:
+        return NONE
     return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
