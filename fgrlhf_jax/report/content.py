@@ -8,6 +8,7 @@ reward model; seconds and commands. It computes no more than means, errors, step
 Standard errors are over seeds where an arm has several runs, else over prompts ("se_over").
 """
 
+import functools
 import itertools
 import json
 import math
@@ -16,14 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.functional.win_rate import (
-    mean_and_error,
-    mean_over_seeds,
-    paired_bootstrap,
-    smooth,
-    steps_to_reach,
-)
+from fgrlhf_jax.functional import pair_metrics, win_rate
+from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds, steps_to_reach
 from fgrlhf_jax.report.verdict import answer_questions
 
 REFERENCE, BASELINE = "sft", "ppo_rlhf"
@@ -48,18 +43,14 @@ def build_report(study: dict) -> dict:
     """
     arms, models = study["arms"], study["reward_models"]
     _check(study)
-    trained = {name: _evaluations(arm["runs"]) for name, arm in arms.items()}
-    trained = {name: curves for name, curves in trained.items() if curves}
+    trained = {n: curves for n, arm in arms.items() if (curves := _evaluations(arm["runs"]))}
     # The first arm of PPO where the one that everything is measured by is missing.
     baseline = BASELINE if BASELINE in trained else next(iter(trained), None)
     target = study.get("gold_target")
     if target is None and baseline:
         target = gold_target(trained[baseline])
     report = {
-        "title": study["title"],
-        "judge": study["judge"],
-        "seeds": study["seeds"],
-        "test_prompts": study["test_prompts"],
+        **{key: study[key] for key in ("title", "judge", "seeds", "test_prompts")},
         "labels": {
             part: {name: item["label"] for name, item in study[part].items()}
             for part in ("arms", "reward_models")
@@ -67,20 +58,12 @@ def build_report(study: dict) -> dict:
         "table1": _table1(arms),
         "table2": {name: _accuracies(model["runs"]) for name, model in models.items()},
         "auroc": {name: _auroc(model["runs"]) for name, model in models.items()},
-        "table3": {
-            name: _times(
-                curves, [run["seconds_per_step"] for run in arms[name]["runs"]], target
-            )
-            for name, curves in trained.items()
-        },
+        "table3": {n: _times(curves, arms[n]["runs"], target) for n, curves in trained.items()},
         "gold_target": target,
         "gold_target_arm": baseline if study.get("gold_target") is None else None,
         "curves": {name: _mean_curve(curves) for name, curves in trained.items()},
         "comparisons": _comparisons(arms, study["bootstrap_seed"]),
-        "heatmaps": study["heatmaps"],
-        "seconds": study["seconds"],
-        "commands": study["commands"],
-        "config": study["config"],
+        **{key: study[key] for key in ("heatmaps", "seconds", "commands", "config")},
     }
     report["answer"] = answer_questions(report)
     return _plain(report)
@@ -97,7 +80,7 @@ def gold_target(curves: Sequence[list[dict]]) -> float | None:
     The best is the lowest of its seeds' bests, so that every seed of it gets there; the scores are
     smoothed as in ``win_rate.steps_to_reach``. None where a seed has no gain.
     """
-    scores = [smooth([point["gold"] for point in curve]) for curve in curves]
+    scores = [win_rate.smooth([point["gold"] for point in curve]) for curve in curves]
     start = float(np.mean([of_seed[0] for of_seed in scores]))
     best = float(min(of_seed.max() for of_seed in scores))
     return start + 0.8 * (best - start) if best > start else None
@@ -153,15 +136,12 @@ def _decoded(sets: list[dict]) -> dict:
     """Figures of one way of decoding; one set of responses a seed."""
     rate, se = _mean_of_seeds([s["outcome"] for s in sets])
     gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
-    return {
-        "win_rate": rate,
-        "se": se,
-        "gold": gold,
-        "gold_se": gold_se,
-        "length": _mean_of_seeds([s["lengths"] for s in sets])[0],
-        "kl": mean_over_seeds([s["kl"] for s in sets])["mean"],
-        "unfinished": mean_over_seeds([s["unfinished"] for s in sets])["mean"],
+    scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
+    length, _ = _mean_of_seeds([s["lengths"] for s in sets])
+    others = {
+        key: mean_over_seeds([s[key] for s in sets])["mean"] for key in ("kl", "unfinished")
     }
+    return {**scores, "length": length, **others}
 
 
 def _accuracies(runs: list[dict]) -> dict:
@@ -181,9 +161,10 @@ def _auroc(runs: list[dict]) -> dict:
     return mean_over_seeds([run.get("auroc") for run in runs])
 
 
-def _times(curves: list[list[dict]], seconds_per_step: list, target: float | None) -> dict:
+def _times(curves: list[list[dict]], runs: list[dict], target: float | None) -> dict:
     """Steps, their errors over seeds, and seconds; of a target: how many seeds reached it."""
-    per_step = mean_over_seeds([s for s in seconds_per_step if s is not None])["mean"]
+    seconds = [run["seconds_per_step"] for run in runs]
+    per_step = mean_over_seeds([s for s in seconds if s is not None])["mean"]
     steps = {name: [] for name in (*SHARES_OF_GAIN, "steps_to_gold")}
     for curve in curves:
         columns = [point["step"] for point in curve], [point["gold"] for point in curve]
@@ -235,9 +216,9 @@ def _comparisons(arms: dict, seed: int) -> list[dict]:
         for name in names
         for decoding in DECODINGS
     }
+    compare = functools.partial(win_rate.paired_bootstrap, seed=seed)
     return [
-        {"a": a, "b": b}
-        | {d: paired_bootstrap(outcomes[a, d], outcomes[b, d], seed) for d in DECODINGS}
+        {"a": a, "b": b, **{d: compare(outcomes[a, d], outcomes[b, d]) for d in DECODINGS}}
         for a, b in pairs
     ]
 

@@ -65,10 +65,10 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
         if colour:
             lines += ["".join(_ansi(token, side["style"]) for token in side["tokens"])]
         else:
-            lines += [
-                f"{t['reward']:+9.3f} {'*' if t['changed'] else ' '} {_quoted(t['text'])}"
-                for t in side["tokens"]
-            ]
+            for token in side["tokens"]:
+                text = token["text"].replace("\n", "").replace("\t", "")
+                mark = "*" if token["changed"] else " "
+                lines.append(f'{token["reward"]:+9.3f} {mark} "{text}"')
     scale = (
         f"red -{limit:.2f} ... 0 ... +{limit:.2f} green" if colour else "* changed by the edit"
     )
@@ -120,16 +120,12 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
 
 def _side(side: Mapping, limit: float) -> dict:
     """What both renderings of a side need; the same number of tokens, rewards and changed."""
-    rewards = side["rewards"]
-    tokens = [
-        {
-            "text": text.translate(_VISIBLE) or "⋯",
-            "reward": reward,
-            "strength": _strength(reward, limit),
-            "changed": changed,
-        }
-        for text, reward, changed in zip(side["tokens"], rewards, side["changed"], strict=True)
-    ]
+    tokens, rewards = [], side["rewards"]
+    for text, reward, changed in zip(side["tokens"], rewards, side["changed"], strict=True):
+        # -1 ... 1; 0 (no colour) for what is not a number.
+        strength = 0.0 if math.isnan(reward) else max(-1.0, min(1.0, reward / limit))
+        shown = {"text": text.translate(_VISIBLE) or "⋯", "changed": changed}
+        tokens.append({**shown, "reward": reward, "strength": strength})
     mean = sum(rewards) / len(rewards) if rewards else 0.0
     return {
         "label": side["label"].translate(_HARMLESS),
@@ -137,15 +133,6 @@ def _side(side: Mapping, limit: float) -> dict:
         "style": "removed" if side["label"] == REMOVED else "added",
         "tokens": tokens,
     }
-
-
-def _strength(reward: float, limit: float) -> float:
-    """-1 ... 1; 0 (no colour) for what is not a number."""
-    return max(-1.0, min(1.0, reward / limit)) if not math.isnan(reward) else 0.0
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\n", "").replace("\t", "") + '"'
 
 
 def _ground(strength: float) -> list[int]:
