@@ -124,13 +124,15 @@ def guard(app: Callable, hosts: tuple[str, ...]) -> Callable:
       hosts: names that a browser may use for this server; empty allows all.
     """
 
-    from starlette.datastructures import Headers, MutableHeaders
-    from starlette.responses import PlainTextResponse
+    from fastapi.datastructures import Headers
+    from fastapi.responses import PlainTextResponse
+
+    added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def serve(scope, receive, send):
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
 
         if scope["type"] != "http":
