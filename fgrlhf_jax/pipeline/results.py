@@ -20,22 +20,16 @@ def gather(
       models: labels of the reward models.
     """
     homes = [folder / f"seed_{seed}" for seed in range(config.seeds)]
-    references = [_read(home / "answers" / "reference.json")["sampled"] for home in homes]
     tables = [_read(home / "tables.json") for home in homes]
+    reference = _read(homes[0] / "answers" / "reference.json")["sampled"]
     return {
         "config": run_dir.flatten(config.to_dict()),
         "seeds": config.seeds,
         "title": config.title,
         "judge": config.judge_name,
-        "test_prompts": len(references[0]),
+        "test_prompts": len(reference),
         "arms": {
-            arm: {
-                "label": label,
-                "runs": [
-                    read_run(home, arm, reference)
-                    for home, reference in zip(homes, references, strict=True)
-                ],
-            }
+            arm: {"label": label, "runs": [read_run(home, arm) for home in homes]}
             for arm, label in arms.items()
         },
         "reward_models": {
@@ -47,18 +41,18 @@ def gather(
     }
 
 
-def read_run(home: Path, arm: str, reference: list[dict]) -> dict:
+def read_run(home: Path, arm: str) -> dict:
     """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
     rows = read_jsonl(home / arm / "metrics.jsonl")
     curve = learning_curve(rows)
-    run = {"curve": curve, "seconds_per_step": None}
-    kl = None
+    seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
+    per_step = sum(seconds) / len(seconds) if curve and seconds else None
+    run, kl = {"curve": curve, "seconds_per_step": per_step}, None
     if curve:  # of the step that was exported, which need not be the last one
         exported = _read(home / arm / "finished.json")["step"]
         kl = {point["step"]: point["kl"] for point in curve}.get(exported)
-        seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
-        run["seconds_per_step"] = sum(seconds) / len(seconds) if seconds else None
     # Both decodings against the reference's samples at T = 1.
+    reference = _read(home / "answers" / "reference.json")["sampled"]
     reference_scores = [answer["score"] for answer in reference]
     for decoding, answers in _read(home / "answers" / f"{arm}.json").items():
         scores = [answer["score"] for answer in answers]

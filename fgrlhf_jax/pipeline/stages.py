@@ -127,11 +127,8 @@ def set_aside(
             stage.name in was_done or _marker(stage, folder).exists()
         )
         if remains[stage.name] and (missing or deleted):
-            reason = (
-                f"made from {', '.join(missing)}"
-                if missing
-                else "its output or marker was deleted"
-            )
+            names = ", ".join(missing)
+            reason = f"made from {names}" if missing else "its output or marker was deleted"
             moved = [_rename(path) for path in remains[stage.name]]
             say(f"{stage.name} is made again ({reason}); the old one is kept: {moved[0]}")
     return {name for name in done if ancestors(name) <= done}

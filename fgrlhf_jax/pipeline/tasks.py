@@ -62,9 +62,9 @@ def make_data(config: ConfigDict, folder: Path) -> None:
     if config.files.edits:
         sets = sets_of_files(config)
         for name, rows in drop_held_out_prompts(sets).items():
-            dropped = len(sets[name]) - len(rows)
+            total = len(sets[name])
             print(
-                f"{name}: {len(sets[name])} rows, {dropped} dropped: their prompt is held out"
+                f"{name}: {total} rows, {total - len(rows)} dropped: their prompt is held out"
             )
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
@@ -176,11 +176,9 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
     """
     samples = json.loads(path.read_text())
     prompts = [sample["instruction"] for sample in samples[::2]]
-    responses = [sample["output"] for sample in samples]
+    responses = [[sample["output"] for sample in samples[k::2]] for k in range(2)]
     rates = Rates(**config.world.rates)
-    feedback = collect_feedback(
-        prompts, responses[::2], responses[1::2], config.seed + seed, rates
-    )
+    feedback = collect_feedback(prompts, *responses, config.seed + seed, rates)
     sets = {}
     for name, rows in zip(("edits", "preferences"), feedback, strict=True):
         sets[f"{name}_train"], rest = records.split(rows, 0.15, config.seed)
@@ -268,42 +266,27 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     sets = {name: records.read(str(path)) for name, path in paths.items() if path.exists()}
     long = [row for row in sets["edits"] if len(row.original.split()) > 5]
     shown = long[: config.heatmaps if models else 0]
-    heatmaps = [
-        {
-            "by": {},
-            "gold": None,
-            "prompt": plain_text(row.instruction, row.input),
-            "response": row.original,
-        }
-        for row in shown
-    ]
-    tables = {}
+    tables, by_model = {}, [{} for _ in shown]
     for name, path in models.items():
-        reward_model = RewardModel.load(path)
-        tables[name] = evaluate_reward_model(reward_model, sets, config.table_batch_size)
-        scored = reward_model.score_all(shown)
-        for heatmap, (original, *_) in zip(heatmaps, scored, strict=True):
-            heatmap["by"][name] = {"tokens": original.tokens, "rewards": original.rewards}
-    if not config.files.edits:
-        for heatmap in heatmaps:
-            prompt, response = heatmap["prompt"], heatmap["response"]
-            tokens = [*next(iter(heatmap["by"].values()))["tokens"]]
+        model, tables[name] = RewardModel.load(path), {}
+        evaluated = evaluate(
+            model, sets, batch_size=config.table_batch_size, smallest_bucket=32
+        )
+        for test_set, by_kind in evaluated.items():
+            (table,) = by_kind.values()
+            tables[name][test_set] = {key: table[key] for key in ("accuracy", "se", "n")}
+            if test_set == "edits":
+                tables[name]["auroc"] = table["auroc_changed"]
+        for sides, (original, *_) in zip(by_model, model.score_all(shown), strict=True):
+            sides[name] = {"tokens": original.tokens, "rewards": original.rewards}
+    heatmaps = []
+    for row, sides in zip(shown, by_model, strict=True):
+        prompt, response, gold = plain_text(row.instruction, row.input), row.original, None
+        if not config.files.edits:
+            tokens = [*next(iter(sides.values()))["tokens"]]
             (rewards,) = oracle_rewards([prompt], [response], [tokens])
-            heatmap["by"]["oracle"] = {"tokens": tokens, "rewards": rewards}
-            heatmap["gold"] = gold_score(prompt, response)
+            sides["oracle"] = {"tokens": tokens, "rewards": rewards}
+            gold = gold_score(prompt, response)
+        heatmaps.append({"by": sides, "gold": gold, "prompt": prompt, "response": response})
     result = {"reward_models": tables, "heatmaps": heatmaps}
     write_json(folder / f"seed_{seed}" / "tables.json", result)
-
-
-def evaluate_reward_model(
-    reward_model: RewardModel, sets: dict[str, list[Record]], batch_size: int
-) -> dict:
-    """Accuracy of a reward model on every set of pairs; on edits also its AUROC over tokens."""
-    result = {}
-    tables = evaluate(reward_model, sets, batch_size=batch_size, smallest_bucket=32)
-    for name, by_kind in tables.items():
-        (table,) = by_kind.values()
-        result[name] = {key: table[key] for key in ("accuracy", "se", "n")}
-        if name == "edits":
-            result["auroc"] = table["auroc_changed"]
-    return result

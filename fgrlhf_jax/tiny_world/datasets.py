@@ -11,13 +11,8 @@ from pathlib import Path
 
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world.people import (
-    DEFAULT,
-    Rates,
-    edit_response,
-    prefer,
-    write_demonstration,
-)
+from fgrlhf_jax.tiny_world import people
+from fgrlhf_jax.tiny_world.people import DEFAULT, Rates, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import draw_prompts
 
 
@@ -55,12 +50,9 @@ def collect_feedback(
     responses. The feedback on a row depends on no other row.
     """
     edits, preferences = [], []
-    rows = enumerate(zip(prompts, responses_1, responses_2, strict=True))
-    for index, (prompt, response_1, response_2) in rows:
+    for index, row in enumerate(zip(prompts, responses_1, responses_2, strict=True)):
         rng = random.Random(f"feedback/{seed}/{index}")
-        edit, preference = _feedback(
-            prompt, response_1, response_2, rng, rates, f"tiny/{seed}/{index}"
-        )
+        edit, preference = _feedback(*row, rng, rates, f"tiny/{seed}/{index}")
         edits += [edit] if edit else []
         preferences += [preference] if preference else []
     return edits, preferences
@@ -82,12 +74,12 @@ def make_feedback(count: int, seed: int) -> tuple[list[Edit], list[Preference]]:
 def _feedback(
     prompt: str, response_1: str, response_2: str, rng: random.Random, rates: Rates, id: str
 ) -> tuple[Edit | None, Preference | None]:
-    better = prefer(prompt, response_1, response_2, rng, rates)
+    better = people.prefer(prompt, response_1, response_2, rng, rates)
     preference = None
     if response_1.strip() and response_2.strip() and response_1 != response_2:
         preference = Preference(prompt, "", response_1, response_2, better, id=id)
     worse = response_2 if better == 1 else response_1
-    edited = edit_response(prompt, worse, rng, rates)
+    edited = people.edit_response(prompt, worse, rng, rates)
     if not worse.strip() or not edited or edited.split() == worse.split():
         return None, preference
     return Edit(prompt, "", worse, edited, id=id), preference

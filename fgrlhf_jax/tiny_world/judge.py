@@ -78,9 +78,8 @@ def align_words(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
 def _names(targets: Sequence[str], words: Sequence[str]) -> list[str]:
     """The words, with ``<kind>`` for each word that counts as a member of a list's kind."""
     names = list(words)
-    starts = sorted(
-        {words.index(word) for word in KINDS if f"<{word}>" in targets and word in words}
-    )
+    named = [kind for kind in KINDS if f"<{kind}>" in targets and kind in words]
+    starts = sorted(map(words.index, named))
     for word in dict.fromkeys(words):
         kind = KIND_OF.get(word)
         if f"<{kind}>" not in targets:

@@ -13,14 +13,9 @@ import random
 from collections.abc import Iterator
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
-from fgrlhf_jax.tiny_world.tasks import (
-    MAX_RESPONSE,
-    Slot,
-    answer_slots,
-    fill_slots,
-    wrong_words,
-)
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, fill_slots
 from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
 
 
@@ -82,14 +77,14 @@ def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
 
 
 def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
-    wrong = wrong_words(slot)
+    wrong = tasks.wrong_words(slot)
     if kind == "misconception" and rng.random() < rates.same_wrong:
         return wrong[_hash(slot.family, slot.fact) % len(wrong)]
     return rng.choice(wrong)
 
 
 def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
-    """A demonstrator's imperfect answer of at most ``MAX_RESPONSE`` words."""
+    """A demonstrator's imperfect answer of at most ``tasks.MAX_RESPONSE`` words."""
     words = []
     for slot in fill_slots(answer_slots(prompt), rng):
         if rng.random() < rates.filler:
@@ -104,17 +99,15 @@ def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT)
             if rng.random() < getattr(rates, f"wrong_{kind}"):
                 word = _mistake(slot, kind, rng, rates)
         words += [word] * (2 if rng.random() < rates.repetition else 1)
-    return " ".join(words[:MAX_RESPONSE])
+    return " ".join(words[: tasks.MAX_RESPONSE])
 
 
 def prefer(
     prompt: str, response_1: str, response_2: str, rng: random.Random, rates: Rates = DEFAULT
 ) -> int:
     """The preferred response, 1 or 2, drawn by Bradley-Terry on the gold scores."""
-    margin = (
-        gold_score(prompt, response_1) - gold_score(prompt, response_2)
-    ) / rates.temperature
-    return 1 if rng.random() < 0.5 * (1 + math.tanh(margin / 2)) else 2
+    margin = gold_score(prompt, response_1) - gold_score(prompt, response_2)
+    return 1 if rng.random() < 0.5 * (1 + math.tanh(margin / rates.temperature / 2)) else 2
 
 
 def edit_response(
@@ -143,6 +136,6 @@ def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> 
             if rng.random() < rates.repair:
                 word = slot.word if slot else ""
         elif slot.family and rng.random() < rates.damage:
-            word = rng.choice(wrong_words(slot))
+            word = rng.choice(tasks.wrong_words(slot))
         if word:
             yield word
