@@ -34,29 +34,31 @@ class Alignment(NamedTuple):
 
 
 def align(
-    edited_ids: Sequence[int], original_ids: Sequence[int], method: str = "levenshtein"
+    edited_ids: Sequence[int], original_ids: Sequence[int], method: str | None = "levenshtein"
 ) -> Alignment:
     """Aligns two token sequences of any lengths, zero included; deterministic.
 
     Args:
-      method: "levenshtein" (minimal edit script) or "positional" (the paper's letter: token t is
-        unchanged if and only if both sides hold the same id at position t).
+      method: "levenshtein" (minimal edit script), "positional" (the paper's letter: token t is
+        unchanged if and only if both sides hold the same id at position t), or None (responses that
+        are not versions of each other: every token is changed).
 
     Raises:
       InputError: for any other method.
     """
     edited, original = [int(x) for x in edited_ids], [int(x) for x in original_ids]
     if method == "levenshtein":
-        script = Levenshtein.opcodes(original, edited)
         matched = [
             (np.arange(op.dest_start, op.dest_end), np.arange(op.src_start, op.src_end))
-            for op in script
+            for op in Levenshtein.opcodes(original, edited)
             if op.tag == "equal"
         ]
     elif method == "positional":
         shared = min(len(edited), len(original))
         same = np.flatnonzero(np.equal(edited[:shared], original[:shared]))
         matched = [(same, same)]
+    elif method is None:
+        matched = []
     else:
         raise InputError(f"alignment: {method!r} is not one of {', '.join(METHODS)}.")
 

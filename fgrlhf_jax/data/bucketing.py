@@ -60,6 +60,17 @@ def pad_right(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarr
     return padded
 
 
+def fill_batch(rows: Sequence, batch_size: int | None) -> tuple[list, np.ndarray]:
+    """Rows for a whole batch (None: as many as there are) and their weights, float32 1 or 0.
+
+    The last row is repeated with weight 0: its numbers are real, not the NaN an empty row can make.
+    """
+    size = batch_size or len(rows)
+    assert 0 < len(rows) <= size, f"{len(rows)} rows for a batch of {size}"
+    weights = (np.arange(size) < len(rows)).astype(np.float32)
+    return [*rows, *[rows[-1]] * (size - len(rows))], weights
+
+
 def plan_epoch(
     lengths: Sequence[int], batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int
 ) -> list[tuple[int, np.ndarray]]:

@@ -5,17 +5,14 @@ Masks come from lengths, as in ``pairs``. B rows, S columns.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgrlhf_jax.data.bucketing import pad_right
+from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
+from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +25,7 @@ class Demonstration:
 
 def encode_demonstrations(
     records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Tokenizer,
     *,
     template: str,
     max_length: int,
@@ -65,15 +62,13 @@ def encode_demonstrations(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
         response = encode_response(tokenizer, record.output, append_eos)
-        room = max_length - len(prompt)
-        if truncated or len(response) > room:
-            if overlong == "drop":
-                counts["dropped_overlong"] += 1
-                continue
-            counts["truncated"] += 1
-        demonstrations.append(
-            Demonstration(np.array(prompt + response[:room], np.int32), len(prompt))
-        )
+        truncated = truncated or len(prompt) + len(response) > max_length
+        if truncated and overlong == "drop":
+            counts["dropped_overlong"] += 1
+            continue
+        counts["truncated"] += truncated
+        tokens = np.array((prompt + response)[:max_length], np.int32)
+        demonstrations.append(Demonstration(tokens, len(prompt)))
     counts["kept"] = len(demonstrations)
     if not demonstrations:
         raise InputError(
@@ -96,8 +91,7 @@ def pad_demonstrations(
       tokens_BS int32; mask_BS bool, real tokens; response_BS bool, the tokens to imitate; weight_B
       float32, 1 or 0.
     """
-    size = len(demonstrations) if batch_size is None else batch_size
-    rows = [*demonstrations, *[demonstrations[-1]] * (size - len(demonstrations))]
+    rows, weight_B = fill_batch(demonstrations, batch_size)
     columns_S = np.arange(bucket)
     start_B1 = np.array([row.prompt_length for row in rows])[:, None]
     end_B1 = np.array([len(row.tokens) for row in rows])[:, None]
@@ -105,5 +99,5 @@ def pad_demonstrations(
         "tokens_BS": pad_right([row.tokens for row in rows], bucket),
         "mask_BS": columns_S < end_B1,
         "response_BS": (start_B1 <= columns_S) & (columns_S < end_B1),
-        "weight_B": (np.arange(size) < len(demonstrations)).astype(np.float32),
+        "weight_B": weight_B,
     }

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,15 +25,13 @@ from fgrlhf_jax.data.records import (
     responses_of,
 )
 from fgrlhf_jax.data.templates import encode_prompt, encode_response, plain_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from fgrlhf_jax.data.tokenizers import Tokenizer
 
 
 class TokenLimits(NamedTuple):
     """How tokens are counted, and the limits that launch.sft, train_rm and ppo will set."""
 
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: Tokenizer
     template: str
     max_length: int
     max_prompt_length: int

@@ -9,18 +9,15 @@ tokens.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fgrlhf_jax.data.alignment import Alignment, align
-from fgrlhf_jax.data.bucketing import pad_right
+from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse
-from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
+from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response, encode_text
+from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +49,7 @@ class Pair:
 
 def encode_pairs(
     records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Tokenizer,
     *,
     template: str,
     max_length: int,
@@ -93,23 +90,20 @@ def encode_pairs(
         prompt, truncated = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
-        ids_i, ids_j = (
+        sides = [
             encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)
-        )
+        ]
         room = max_length - len(prompt)
-        truncated = truncated or max(len(ids_i), len(ids_j)) > room
+        truncated = truncated or max(map(len, sides)) > room
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
-            continue
-        is_edit = isinstance(record, Edit)
-        aligned = align(ids_i, ids_j, alignment) if is_edit else _unaligned(ids_i, ids_j)
-        pair = _join(prompt, ids_i[:room], ids_j[:room], aligned, row)
-        if np.array_equal(pair.tokens_i, pair.tokens_j):  # else one side has a changed token
+        elif sides[0][:room] == sides[1][:room]:  # else one side has a changed token
             counts["unchanged"] += 1
-            continue
-        pairs.append(pair)
-        counts["kept"] += 1
-        counts["truncated"] += truncated
+        else:
+            aligned = align(*sides, alignment if isinstance(record, Edit) else None)
+            pairs.append(_make_pair(prompt, *(ids[:room] for ids in sides), aligned, row))
+            counts["truncated"] += truncated
+    counts["kept"] = len(pairs)
     if not pairs:
         raise InputError(
             f"no pair is left of {counts['rows']} rows ({counts['dropped_overlong']} longer "
@@ -120,35 +114,27 @@ def encode_pairs(
     return pairs, counts
 
 
-def _unaligned(ids_i: list[int], ids_j: list[int]) -> Alignment:
-    """The alignment of two responses that are not versions of each other."""
-    return Alignment(
-        np.ones(len(ids_i), bool), np.ones(len(ids_j), bool), np.full(len(ids_i), -1, np.int32)
-    )
-
-
-def _join(
+def _make_pair(
     prompt: list[int], ids_i: list[int], ids_j: list[int], aligned: Alignment, row: int
 ) -> Pair:
     """The pair of a prompt and its responses, which may be shorter than what was aligned."""
     head = np.zeros(len(prompt), bool)
     partner = aligned.partner_i[: len(ids_i)]
-    matched = (partner >= 0) & (partner < len(ids_j))
+    visible = (partner >= 0) & (partner < len(ids_j))
+    partner = np.where(visible, partner + len(prompt), -1)
     return Pair(
         tokens_i=np.array(prompt + ids_i, np.int32),
         tokens_j=np.array(prompt + ids_j, np.int32),
         prompt_length=len(prompt),
         changed_i=np.concatenate([head, aligned.changed_i[: len(ids_i)]]),
         changed_j=np.concatenate([head, aligned.changed_j[: len(ids_j)]]),
-        partner=np.concatenate(
-            [np.full(len(prompt), -1), np.where(matched, partner + len(prompt), -1)]
-        ).astype(np.int32),
+        partner=np.concatenate([np.full(len(prompt), -1, np.int32), partner]),
         row=row,
     )
 
 
 def span_labels(
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Tokenizer,
     text: str,
     spans: Sequence[tuple[int, int]],
     append_eos: bool,
@@ -167,13 +153,7 @@ def span_labels(
         word = text[start:end]
         start += len(word) - len(word.lstrip())
         inside[start : start + len(word.strip())] = True
-    offsets = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        verbose=False,
-    )["offset_mapping"]
+    offsets = encode_text(tokenizer, text, return_offsets_mapping=True)["offset_mapping"]
     return np.array([inside[start:end].any() for start, end in offsets] + [False] * append_eos)
 
 
@@ -183,24 +163,21 @@ def pad_pairs(
     """One batch, padded on the right with zeros to ``bucket`` columns.
 
     Args:
-      batch_size: rows; beyond the pairs the last one is repeated with weight 0, whose numbers are
-        real rather than the NaN that an empty row can make.
+      batch_size: rows; beyond the pairs the last one is repeated with weight 0.
 
     Returns:
       tokens_B2S int32; mask_B2S bool, real tokens; response_B2S bool, response tokens; changed_B2S
       bool, U1; partner_BS int32, column of side 0 -> matched column of side 1, or -1; weight_B
       float32, 1 or 0.
     """
-    size = len(pairs) if batch_size is None else batch_size
-    assert 0 < len(pairs) <= size, f"{len(pairs)} pairs for {size} rows"
-    rows = [*pairs, *[pairs[-1]] * (size - len(pairs))]
+    rows, weight_B = fill_batch(pairs, batch_size)
     columns_S = np.arange(bucket)
     start_B11 = np.array([pair.prompt_length for pair in rows])[:, None, None]
     end_B21 = np.array([[len(pair.tokens_i), len(pair.tokens_j)] for pair in rows])[..., None]
 
     def both_sides(name: str) -> np.ndarray:
         sides = [getattr(pair, f"{name}_{side}") for pair in rows for side in "ij"]
-        return pad_right(sides, bucket).reshape(size, 2, bucket)
+        return pad_right(sides, bucket).reshape(len(rows), 2, bucket)
 
     return {
         "tokens_B2S": both_sides("tokens"),
@@ -208,5 +185,5 @@ def pad_pairs(
         "response_B2S": (start_B11 <= columns_S) & (columns_S < end_B21),
         "changed_B2S": both_sides("changed"),
         "partner_BS": pad_right([pair.partner for pair in rows], bucket, -1),
-        "weight_B": (np.arange(size) < len(pairs)).astype(np.float32),
+        "weight_B": weight_B,
     }

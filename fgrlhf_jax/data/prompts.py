@@ -4,21 +4,18 @@ B rows, P columns of a prompt.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.templates import check_limits, encode_prompt
+from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def encode_prompts(
     records: Sequence[Record],
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Tokenizer,
     *,
     template: str,
     max_prompt_length: int,

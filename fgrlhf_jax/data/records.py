@@ -104,8 +104,7 @@ def read(spec: str, *, prompts: bool = False) -> list[Record]:
       prompts: whether a row without a response is read as an Instruction without output.
 
     Raises:
-      InputError: ``file:line: …`` (Parquet, lists and datasets: ``file:row N: …``, from 1) for the
-        first thing that is wrong.
+      InputError: for the first fault, ``file:line: …`` (``file:row N: …`` of other forms).
     """
     return [record for record, _ in read_with_rows(spec, prompts=prompts)]
 
@@ -118,7 +117,7 @@ def read_with_rows(
     Args:
       refused: where given, wrong rows are left out and the messages about them are added to it.
     """
-    pairs: list[tuple[Record, dict[str, Any]]] = []
+    pairs = []
     for source in sources(spec):
         if not source:
             raise InputError(f"{spec!r}: names no file; give FILE.jsonl[,FILE.jsonl…].")
@@ -164,30 +163,25 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if path.suffix == ".json" and data.lstrip().startswith(b"["):
-        rows = _parse(data, path, 1)
+        rows = _parse_json(data, path, 1)
         return ((f"{path}:row {n}", row) for n, row in enumerate(rows, 1))
-    return (
-        (f"{path}:{n}", _parse(line, path, n))
-        for n, line in enumerate(data.split(b"\n"), 1)
-        if line.strip()
-    )
+    lines = enumerate(data.split(b"\n"), 1)
+    return ((f"{path}:{n}", _parse_json(line, path, n)) for n, line in lines if line.strip())
 
 
-def _parse(data: bytes, path: Path, line: int) -> Any:
+def _parse_json(data: bytes, path: Path, line: int) -> Any:
     """The JSON value in ``data``, which starts at ``line`` of the file."""
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        byte = f"invalid UTF-8 (byte 0x{data[error.start]:02x})"
-        raise InputError(f"{path}:{line}: {byte}; save the file as UTF-8.") from error
+        reason = f"invalid UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
     except json.JSONDecodeError as error:
         line += error.lineno - 1
-        reason = f"malformed JSON ({error.msg} at column {error.colno})"
-        raise InputError(f"{path}:{line}: {reason}; correct this line.") from error
+        reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"
     except (RecursionError, ValueError) as error:
-        reason = f"JSON that cannot be read ({error})"
-        raise InputError(f"{path}:{line}: {reason}; correct this line.") from error
+        reason = f"JSON that cannot be read ({error}); correct this line"
+    raise InputError(f"{path}:{line}: {reason}.")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -210,23 +204,28 @@ def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
     """
     prompt = prompt_of(row, where)
     if "edited" in row or "original" in row:
-        texts = {name: text_of(row, name, where) for name in ("original", "edited")}
-        _differ(texts, where)
-        spans = _spans(row.get("error_spans"), len(texts["original"]), where)
-        return Edit(*prompt, **texts, id=_id(row), error_spans=spans)
-    if "preference" in row or "output_1" in row:
-        texts = {name: text_of(row, name, where) for name in ("output_1", "output_2")}
-        _differ(texts, where)
-        preference = _field(row, "preference", where)
-        if isinstance(preference, bool) or preference not in (1, 2):
-            raise InputError(
-                f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
-                "it must be 1 or 2, the better output."
-            )
-        return Preference(*prompt, **texts, preference=int(preference), id=_id(row))
-    if prompts and row.get("output") is None:
+        kind = Edit
+    elif "preference" in row or "output_1" in row:
+        kind = Preference
+    elif prompts and row.get("output") is None:
         return Instruction(*prompt, output="")
-    return Instruction(*prompt, output=text_of(row, "output", where, blank=True))
+    else:
+        return Instruction(*prompt, output=text_of(row, "output", where, blank=True))
+    texts = {name: text_of(row, name, where) for name in RESPONSES[kind]}
+    if len(set(texts.values())) == 1:
+        names = " and ".join(texts)
+        raise InputError(f"{where}: {names} are equal and teach nothing; drop the row.")
+    id = "" if row.get("id") is None else str(row["id"])
+    if kind is Edit:
+        spans = _spans(row.get("error_spans"), len(texts["original"]), where)
+        return Edit(*prompt, **texts, id=id, error_spans=spans)
+    preference = _field(row, "preference", where)
+    if isinstance(preference, bool) or preference not in (1, 2):
+        raise InputError(
+            f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
+            "it must be 1 or 2, the better output."
+        )
+    return Preference(*prompt, **texts, preference=int(preference), id=id)
 
 
 def prompt_of(row: Any, where: str) -> tuple[str, str]:
@@ -277,34 +276,21 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
     return text
 
 
-def _differ(texts: dict[str, str], where: str) -> None:
-    if len(set(texts.values())) == 1:
-        names = " and ".join(texts)
-        raise InputError(f"{where}: {names} are equal and teach nothing; drop the row.")
-
-
-def _id(row: dict) -> str:
-    return "" if row.get("id") is None else str(row["id"])
-
-
 def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
     """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
-    checked = []
     if spans is not None and not isinstance(spans, list | tuple):
         raise InputError(f"{where}: error_spans is {spans!r}, not a list of spans.")
+    checked = []
     for span in spans or ():
         pair = (span.get("start"), span.get("end")) if isinstance(span, dict) else span
-        try:
-            start, end = pair
-            valid = type(start) is int and type(end) is int and 0 <= start < end <= length
-        except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise InputError(
-                f"{where}: error_spans holds {span!r}; give start and end as character offsets "
-                f"into the original (0 to {length})."
-            )
-        checked.append((start, end))
+        match pair:
+            case [start, end] if type(start) is type(end) is int and 0 <= start < end <= length:
+                checked.append((start, end))
+            case _:
+                raise InputError(
+                    f"{where}: error_spans holds {span!r}; give start and end as character "
+                    f"offsets into the original (0 to {length})."
+                )
     return tuple(checked)
 
 
@@ -313,8 +299,7 @@ def split(
 ) -> tuple[list[Record], list[Record]]:
     """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
-    A hash of (seed, instruction, input) decides, so all rows of a prompt are on one side, and
-    a row's side does not depend on the other rows.
+    A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.
 
     Raises:
       InputError: where a side is empty.

@@ -8,14 +8,11 @@ own control tokens do).
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jinja2
 
+from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 TEMPLATES = ("alpaca", "chat", "plain")
 
@@ -32,7 +29,7 @@ _ALPACA_INPUT = (
 )
 
 
-def check_template(template: str, tokenizer: "PreTrainedTokenizerFast | None") -> None:
+def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
     """Raises InputError for an unknown template, and for "chat" without a chat template."""
     if template not in TEMPLATES:
         raise InputError(f"template: {template!r} is not one of {', '.join(TEMPLATES)}.")
@@ -54,9 +51,7 @@ def check_limits(overlong: str, max_prompt_length: int, max_length: int | None =
         )
 
 
-def render(
-    template: str, instruction: str, input: str, tokenizer: "PreTrainedTokenizerFast | None"
-) -> str:
+def render(template: str, instruction: str, input: str, tokenizer: "Tokenizer | None") -> str:
     """The prompt's text; whether the input is empty decides the variant.
 
     Args:
@@ -75,14 +70,14 @@ def render(
         return text.format(instruction=instruction, input=input)
     if template == "plain":
         return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
-    return _render_chat([_user_turn(instruction, input)], tokenizer)
+    return _render_chat(_chat(instruction, input), tokenizer)
 
 
-def _user_turn(instruction: str, input: str) -> dict[str, str]:
-    return {"role": "user", "content": plain_text(instruction, input)}
+def _chat(instruction: str, input: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": plain_text(instruction, input)}]
 
 
-def _render_chat(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerFast") -> str:
+def _render_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
     return tokenizer.apply_chat_template(
         messages,
         tokenize=False,
@@ -96,38 +91,36 @@ def plain_text(instruction: str, input: str) -> str:
     return f"{instruction}\n\n{input}" if input else instruction
 
 
-def _text_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    """Ids of plain text: no special tokens added, none read out of the text."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
+def encode_text(
+    tokenizer: Tokenizer, text: str, *, control: bool = False, **options
+) -> Mapping:
+    """The tokenizer's output for ``text``, with no special tokens added.
+
+    Args:
+      control: whether control tokens that are written in the text are read as such.
+      **options: of the tokenizer.
+    """
+    return tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=not control,
+        verbose=False,
+        **options,
+    )
 
 
-def _template_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    """Ids of a chat template's own text, its control tokens among them; none added."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    # A letter rather than nothing: of a tokenizer that only appends an EOS equal to its BOS, ""
-    # would look the same.
-    ids = tokenizer("a", verbose=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def _prompt_ids(
-    tokenizer: "PreTrainedTokenizerFast", template: str, instruction: str, input: str
-) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, template: str, instruction: str, input: str) -> list[int]:
+    check_template(template, tokenizer)
     if template == "chat":
-        check_template(template, tokenizer)
-        return _chat_ids(tokenizer, [_user_turn(instruction, input)])
-    bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-    return bos + _text_ids(tokenizer, render(template, instruction, input, tokenizer))
+        return _chat_ids(tokenizer, _chat(instruction, input))
+    ids = encode_text(tokenizer, render(template, instruction, input, tokenizer))["input_ids"]
+    # A letter shows whether a BOS is put first. Of a tokenizer that only appends an EOS equal to
+    # its BOS, "" would look the same.
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    return first + ids if first == [tokenizer.bos_token_id] else ids
 
 
-def _chat_ids(
-    tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]]
-) -> list[int]:
+def _chat_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
     """The template's own text has control tokens (BOS included); the messages' contents have none.
 
     Private-use characters in the place of each content show where the template puts it. Contents of
@@ -143,14 +136,13 @@ def _chat_ids(
     else:
         parts[1::2] = [message["content"] for message in messages]
     ids = []
-    for number, text in enumerate(parts):
-        is_content = number % 2 == 1
-        ids += _text_ids(tokenizer, text) if is_content else _template_ids(tokenizer, text)
+    for number, text in enumerate(parts):  # the template's text and contents by turns
+        ids += encode_text(tokenizer, text, control=number % 2 == 0)["input_ids"]
     return ids
 
 
 def encode_messages(
-    tokenizer: "PreTrainedTokenizerFast", template: str, messages: Sequence[Mapping[str, str]]
+    tokenizer: Tokenizer, template: str, messages: Sequence[Mapping[str, str]]
 ) -> list[int]:
     """Token ids of a conversation, up to where the assistant's next turn begins.
 
@@ -163,21 +155,20 @@ def encode_messages(
     """
     check_template(template, tokenizer)
     for message in messages if isinstance(messages, Sequence) else [messages]:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise InputError(
-                f"messages: {str(message)[:80]} is not a message; give "
-                '{"role": "user", "content": "…"}.'
-            )
+        match message:
+            case {"role": str(), "content": str()}:
+                continue
+        raise InputError(
+            f"messages: {str(message)[:80]} is not a message; give "
+            '{"role": "user", "content": "…"}.'
+        )
     roles = [message["role"] for message in messages]
     if template == "chat" and roles:
         try:
             return _chat_ids(tokenizer, [dict(message) for message in messages])
         except jinja2.TemplateError as error:
-            raise InputError(
-                f"messages: the model's chat template refuses them ({error})."
-            ) from error
+            reason = f"the model's chat template refuses them ({error})"
+            raise InputError(f"messages: {reason}.") from error
     if roles not in (["user"], ["system", "user"]):
         raise InputError(
             f"messages: the template {template!r} takes one user message, perhaps behind a system "
@@ -188,7 +179,7 @@ def encode_messages(
 
 
 def encode_prompt(
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Tokenizer,
     template: str,
     instruction: str,
     input: str,
@@ -209,10 +200,8 @@ def encode_prompt(
         return ids, False
     if max_length < 1:
         raise InputError(f"max_prompt_length: {max_length} leaves no room for a prompt.")
-    encoding = tokenizer(
-        input, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    ends = [end for _, end in encoding["offset_mapping"]]
+    offsets = encode_text(tokenizer, input, return_offsets_mapping=True)["offset_mapping"]
+    ends = [end for _, end in offsets]
     keep = len(ends) - (len(ids) - max_length)
     # Tokens may merge differently once the tail is gone, hence a loop; it nearly always ends at
     # its first turn.
@@ -228,9 +217,7 @@ def encode_prompt(
     return ids, True
 
 
-def encode_response(
-    tokenizer: "PreTrainedTokenizerFast", text: str, append_eos: bool
-) -> list[int]:
+def encode_response(tokenizer: Tokenizer, text: str, append_eos: bool) -> list[int]:
     """Ids of a response, with the EOS id at the end if ``append_eos``; no other special token."""
-    ids = _text_ids(tokenizer, text)
+    ids = encode_text(tokenizer, text)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if append_eos else ids

@@ -1,17 +1,20 @@
 """Tokenizers: training a small one, the text of each token, and whether one fits a model."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from fgrlhf_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
+
+Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerFast"  # whose import takes seconds
 
 
-def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises InputError if the tokenizer can make an id beyond the model's embedding."""
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > vocab_size:
@@ -21,7 +24,7 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> N
         )
 
 
-def token_texts(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of each token, control tokens included; together they are what it decodes to.
 
     A character whose bytes are spread over several tokens belongs to the one that completes it;
@@ -45,7 +48,7 @@ def token_texts(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> lis
     return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens, a function of ``texts`` only.
 
     Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
@@ -56,12 +59,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     """
     special = ["<unk>", "<s>", "</s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(special) + len(alphabet):
+    smallest = len(special) + len(alphabet)
+    if vocab_size < smallest:
         raise InputError(
             f"vocab_size: {vocab_size} is too small for a byte-level tokenizer; "
-            f"use at least {len(special) + len(alphabet)}."
+            f"use at least {smallest}."
         )
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -74,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return wrap_tokenizer(tokenizer)
 
 
-def wrap_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
+def wrap_tokenizer(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
     """A tokenizer for transformers whose <s> opens a prompt and whose </s> ends a response."""
     from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
 

@@ -281,5 +281,5 @@ def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):
     # They hold a real row: an empty one would divide by its length of 0.
     assert batch["response_B2S"].any(axis=-1).all()
     for count, size in ((0, 2), (3, 2)):
-        with pytest.raises(AssertionError, match=f"{count} pairs for {size} rows"):
+        with pytest.raises(AssertionError, match=f"{count} rows for a batch of {size}"):
             pad_pairs(pairs[:count], 32, batch_size=size)
