@@ -55,11 +55,9 @@ def read(config) -> tuple[list[Comparison], Counter]:
     """The pairs, and how many rows were left out and why."""
     if config.input:
         return pairs.read_pairs(config.input)
-    _, preferences = make_feedback(judging.EMBEDDED_ROWS, config.seed)
-    return [
-        Comparison(row.instruction, row.input, row.output_1, row.output_2)
-        for row in preferences
-    ], Counter()
+    _, rows = make_feedback(judging.EMBEDDED_ROWS, config.seed)
+    texts = ((row.instruction, row.input, row.output_1, row.output_2) for row in rows)
+    return [Comparison(*row) for row in texts], Counter()
 
 
 def report(config, judged: list[Comparison], labels: Labels, left_out: Counter) -> None:

@@ -32,7 +32,11 @@ Models = list[list[Comparison]]  # the comparisons of one or two models
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",))
     judge = check(config)
-    models = read_annotations(config) if config.annotations else judge_models(config, judge)
+    if config.annotations:
+        paths = records.sources(config.annotations)
+        models = select(config, [alpaca_eval.read(path) for path in paths])
+    else:
+        models = judge_models(config, judge)
     if models is None:  # a dry run
         return
     result = summarize(models, config.seed)
@@ -59,7 +63,8 @@ def check(config) -> str:
         raise InputError(
             f"{field} is empty; give --config.outputs=FILE --config.reference=FILE"
         )
-    files = model_files(config.annotations or config.outputs)
+    spec = config.annotations or config.outputs
+    files = records.sources(spec) if spec else []
     if len(files) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
     written = [Path(config.output)] if config.output else []
@@ -69,32 +74,16 @@ def check(config) -> str:
     return "" if config.annotations else judging.check(config, has_files=bool(files))
 
 
-def model_files(spec: str) -> list[str]:
-    """One file for each model."""
-    return records.sources(spec) if spec else []
-
-
-def read_annotations(config) -> Models:
-    models = [alpaca_eval.read(path) for path in model_files(config.annotations)]
-    return select(config, models)
-
-
 def judge_models(config, judge: str) -> Models | None:
     """The pairs of each model with the judge's preferences; None after a dry run."""
     if config.outputs:
-        models = [
-            pairs.match_files(path, config.reference, config.common)
-            for path in model_files(config.outputs)
-        ]
+        paths = records.sources(config.outputs)
+        models = [pairs.match_files(path, config.reference, config.common) for path in paths]
     else:
         edits, _ = make_feedback(judging.EMBEDDED_ROWS, config.seed)
         names = {"generator_1": "the original", "generator_2": "the edit"}
-        models = [
-            [
-                Comparison(edit.instruction, edit.input, edit.original, edit.edited, **names)
-                for edit in edits
-            ]
-        ]
+        rows = ((edit.instruction, edit.input, edit.original, edit.edited) for edit in edits)
+        models = [[Comparison(*row, **names) for row in rows]]
     models = select(config, models)
     # One call for both models, so that the limits hold for the run and not for each model.
     judged = judging.judge_pairs(config, [row for rows in models for row in rows], judge)
@@ -133,15 +122,11 @@ def common_prompts(models: Models) -> Models:
 
 def summarize(models: Models, seed: int) -> dict:
     """Results of the first model; "other" has the second's, "paired" their difference."""
-    results = [
-        {
-            "model": rows[0].generator_2,
-            "reference": rows[0].generator_1,
-            "annotator": rows[0].annotator,
-            **alpaca_eval.summarize(rows),
-        }
-        for rows in models
-    ]
+    results = []
+    for rows in models:
+        names = {"model": rows[0].generator_2, "reference": rows[0].generator_1}
+        names["annotator"] = rows[0].annotator
+        results.append({**names, **alpaca_eval.summarize(rows)})
     if len(models) == 1:
         return results[0]
     paired = alpaca_eval.paired_difference(*models, seed)
@@ -166,17 +151,17 @@ def table(result: dict) -> str:
 def model_lines(result: dict) -> list[str]:
     title = f"{result['model'] or 'the model'} against {result['reference'] or 'the reference'}"
     controlled = result["length_controlled_win_rate"]
+    if controlled is None:
+        at_equal_length = f"not available: {result['length_controlled_reason']}"
+    else:
+        at_equal_length = percent(controlled, result["length_controlled_se"])
+        at_equal_length += " (length-controlled)"
     lines = [
         title + (f", judged by {result['annotator']}" if result["annotator"] else ""),
         f"win rate        {percent(result['win_rate'], result['se'])} over {result['n']}: "
         f"{result['wins']} won, {result['losses']} lost, {result['draws']} draws; "
         f"{result['unparsed']} unparsed",
-        "at equal length "
-        + (
-            f"not available: {result['length_controlled_reason']}"
-            if controlled is None
-            else f"{percent(controlled, result['length_controlled_se'])} (length-controlled)"
-        ),
+        f"at equal length {at_equal_length}",
         f"length          {result['length']:.1f} characters, the reference's "
         f"{result['reference_length']:.1f}",
     ]

@@ -97,13 +97,8 @@ def build_questions(
         outputs = {1: comparison.output_1, 2: comparison.output_2}
         first = _lesser_or_other(comparison, "order", seed)
         for shown in (first, 3 - first)[: 1 + both_orders]:
-            fields = {
-                "instruction": comparison.instruction,
-                "input": comparison.input,
-                "first": outputs[shown],
-                "second": outputs[3 - shown],
-            }
-            prompt = template.fill(fields).strip()
+            texts = comparison.instruction, comparison.input, outputs[shown], outputs[3 - shown]
+            prompt = template.fill(dict(zip(FIELDS, texts, strict=True))).strip()
             request = Request(prompt, max_tokens=max_tokens, temperature=temperature)
             questions.append(Question(number, shown, request))
     return questions
@@ -129,22 +124,15 @@ def judge_by_replies(
     annotator: str,
 ) -> list[Comparison]:
     """The comparisons with the preferences that follow from the replies to ``questions``."""
-    verdicts: dict[int, list[Verdict]] = {number: [] for number in range(len(comparisons))}
-    reasons: dict[int, str] = {}
+    judged = [dataclasses.replace(row, verdicts=(), annotator=annotator) for row in comparisons]
     for question, reply in zip(questions, replies, strict=True):
         choice, text, reason = _read_reply(reply)
-        verdicts[question.number].append(Verdict(question.shown_first, choice, text))
-        if choice is None:
-            reasons[question.number] = reason
+        row = judged[question.number]
+        verdicts = *row.verdicts, Verdict(question.shown_first, choice, text)
+        reason = reason if choice is None else row.reason
+        judged[question.number] = dataclasses.replace(row, verdicts=verdicts, reason=reason)
     return [
-        dataclasses.replace(
-            comparison,
-            preference=combine_verdicts(verdicts[number]),
-            verdicts=tuple(verdicts[number]),
-            reason=reasons.get(number, ""),
-            annotator=annotator,
-        )
-        for number, comparison in enumerate(comparisons)
+        dataclasses.replace(row, preference=combine_verdicts(row.verdicts)) for row in judged
     ]
 
 
@@ -180,22 +168,17 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
         a reward function does (``user_function``). Equal scores are a draw.
     """
     function = user_function.load(name)
-    prompts = [
-        plain_text(comparison.instruction, comparison.input) for comparison in comparisons
-    ]
-    scores = [
-        user_function.score_responses(
-            function,
-            name,
-            prompts,
-            [getattr(comparison, f"output_{side}") for comparison in comparisons],
-            finished=[getattr(comparison, f"finished_{side}") for comparison in comparisons],
+    prompts = [plain_text(row.instruction, row.input) for row in comparisons]
+    scores = []
+    for side in (2, 1):
+        responses = [getattr(row, f"output_{side}") for row in comparisons]
+        ended = [getattr(row, f"finished_{side}") for row in comparisons]
+        scores.append(
+            user_function.score_responses(function, name, prompts, responses, finished=ended)
         )
-        for side in (2, 1)
-    ]
     return [
-        dataclasses.replace(comparison, preference=float(1 + outcome), annotator=name)
-        for comparison, outcome in zip(comparisons, win_rate.outcomes(*scores), strict=True)
+        dataclasses.replace(row, preference=float(1 + outcome), annotator=name)
+        for row, outcome in zip(comparisons, win_rate.outcomes(*scores), strict=True)
     ]
 
 
