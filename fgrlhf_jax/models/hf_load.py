@@ -196,38 +196,29 @@ def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
         for ours, leaf in leaves
         for name in stored_names(ours, leaf.shape)
     }
-    missing = [name for name in wanted if name not in stored]
-    surplus = []
-    if any(name.startswith("model.") for name in wanted):
-        surplus = [
+    allowed = re.compile(rf"{_HEADS.pattern}|.*rotary_emb\.inv_freq$")
+    has_backbone = any(name.startswith("model.") for name in wanted)
+    problems = {
+        "missing": [name for name in wanted if name not in stored],
+        "surplus": [
             name
-            for name in stored
-            if not (
-                name in wanted or _HEADS.match(name) or name.endswith("rotary_emb.inv_freq")
-            )
-        ]
-    misshapen = [
-        f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
-        for name, shape in wanted.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    if not (missing or surplus or misshapen):
+            for name in (stored if has_backbone else ())
+            if not (name in wanted or allowed.match(name))
+        ],
+        "misshapen": [
+            f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
+            for name, shape in wanted.items()
+            if name in stored and stored[name].shape != shape
+        ],
+    }
+    parts = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
+    if not parts:
         return
-    parts = []
     embedding = "model.embed_tokens.weight"
     if embedding in wanted and embedding in stored:
         theirs, ours = stored[embedding].shape[0], wanted[embedding][0]
         if theirs != ours:
-            parts.append(f"its vocabulary has {theirs} tokens and the model's {ours}")
-    parts += [
-        f"{problem}: {', '.join(names)}"
-        for problem, names in (
-            ("missing", missing),
-            ("surplus", surplus),
-            ("misshapen", misshapen),
-        )
-        if names
-    ]
+            parts.insert(0, f"its vocabulary has {theirs} tokens and the model's {ours}")
     raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
 
 
