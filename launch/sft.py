@@ -39,10 +39,10 @@ def main(config) -> None:
         folder = run_folder.lock(config.run_dir)
         sets = embedded.instructions(folder / "data", config.seed)
         result = sft.run(config, sets, make_tokenizer())
-    figures = result["validation"]
+    metrics = result["validation"]
     print(
-        f"validation: {figures['n']} demonstrations, loss {figures['loss']:.4f} nats a token, "
-        f"perplexity {figures['perplexity']:.3f}, greedy token accuracy {figures['accuracy']:.4f}"
+        f"validation: {metrics['n']} demonstrations, loss {metrics['loss']:.4f} nats a token, "
+        f"perplexity {metrics['perplexity']:.3f}, greedy token accuracy {metrics['accuracy']:.4f}"
     )
 
 

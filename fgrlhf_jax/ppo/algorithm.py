@@ -364,10 +364,3 @@ def update(
         "debug/initial_kl": metrics["policy/approx_kl"][0],
     }
     return state, rollout_metrics | jax.tree.map(jnp.mean, metrics) | first
-
-
-def make_optimizer(policy, critic) -> optax.GradientTransformation:
-    """One transformation for both parts of the state, each with its own moments and clipping."""
-    return optax.multi_transform(
-        {"policy": policy, "critic": critic}, {"policy": "policy", "critic": "critic"}
-    )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -42,7 +43,7 @@ class Program(NamedTuple):
             return jitted.lower(*self.arguments)
 
 
-def make_optimizer(config: ConfigDict) -> tuple[object, np.ndarray]:
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, np.ndarray]:
     """One AdamW for the policy and one for the critic, and both learning rates of every PPO step.
 
     Returns:
@@ -57,9 +58,11 @@ def make_optimizer(config: ConfigDict) -> tuple[object, np.ndarray]:
     freeze = options.pop("freeze")
     rates = [optim.schedule(name, p, updates, warmup) for p in (peak, critic_peak)]
     policy, critic = (optim.adamw(rate, freeze=freeze, **options) for rate in rates)
+    parts = {"policy": policy, "critic": critic}
+    optimizer = optax.multi_transform(parts, {part: part for part in parts})
     first_updates = jnp.arange(config.steps) * per_step
     table = np.stack([np.asarray(jax.vmap(rate)(first_updates)) for rate in rates], axis=1)
-    return algorithm.make_optimizer(policy, critic), table
+    return optimizer, table
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:

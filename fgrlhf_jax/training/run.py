@@ -42,6 +42,12 @@ class Progress(NamedTuple):
     stale: int = 0  # evaluations since the best one
     done: bool = False
 
+    def evaluated(self, step: int, value: float) -> "Progress":
+        """The progress after an evaluation, whose step may be the best one now."""
+        if value > self.best_value:
+            return self._replace(best_step=step, best_value=value, stale=0)
+        return self._replace(stale=self.stale + 1)
+
 
 class Trainer(abc.ABC):
     """What the loop asks of the algorithm.
@@ -104,8 +110,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     nothing had happened.
 
     Args:
-      config: its ``save_every``, ``max_to_keep`` and ``tensorboard`` are read here.
-      trainer: the algorithm.
+      config: its ``save_every``, ``max_to_keep`` and ``tensorboard`` are used.
       folder: the run folder, see ``run_dir.open_run``.
 
     Returns:
@@ -117,9 +122,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
       KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
     multihost.check_same(trainer.data, "training or validation data")
-    with contextlib.closing(
-        Checkpoints(folder / "checkpoints", config.max_to_keep)
-    ) as checkpoints:
+    checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
+    with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
         progress = _restore_progress(trainer, checkpoints, start)
         if progress.done:
@@ -146,13 +150,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                     with rows.paused():
                         evaluation = trainer.evaluate(state.params, number)
                     rows.write(evaluation)
-                    value = trainer.value(evaluation)
-                    improved = value > progress.best_value
-                    progress = progress._replace(stale=progress.stale + 1)
-                    if improved:
-                        progress = progress._replace(
-                            best_step=number, best_value=value, stale=0
-                        )
+                    progress = progress.evaluated(number, trainer.value(evaluation))
+                    improved = progress.best_step == number
                     log.print(describe(number, evaluation, improved))
                 if not trainer.overlaps:
                     rows.write()
@@ -162,17 +161,16 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 due = config.save_every and number % config.save_every == 0
                 if stop or improved or interrupted or due or trainer.problem:
                     rows.write()
-                    done = stop and not trainer.problem
-                    progress = progress._replace(done=done, memory=trainer.memory)
+                    stop = stop and not trainer.problem
+                    progress = progress._replace(done=stop, memory=trainer.memory)
                     checkpoints.save(number, state._asdict(), progress._asdict(), best=improved)
                     rows.restart_clock()
-                if trainer.problem or (interrupted and not stop):
-                    checkpoints.wait()
-                    if trainer.problem:
-                        raise InputError(trainer.problem)
-                    raise KeyboardInterrupt(f"interrupted; step {number} is saved")
                 if stop:
                     break
+                if trainer.problem or interrupted:
+                    checkpoints.wait()
+                    message = trainer.problem or f"interrupted; step {number} is saved"
+                    raise (InputError if trainer.problem else KeyboardInterrupt)(message)
             checkpoints.wait()
             log.print(rows.summary())
         del state

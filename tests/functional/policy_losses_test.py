@@ -1,21 +1,50 @@
-"""The losses and figures of PPO against plain Python loops in float64, from the method's formulas.
+"""The functions of PPO against plain Python loops in float64, from the method's formulas.
 
 The oracles never see a mask or a padded row: they take each response as a list of its own tokens,
-so a mistake in masking cannot be made twice.
+so a mistake in masking cannot be made twice. Padded columns hold NaN unless a test says otherwise.
 """
 
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_cases
-from policy_losses_cases import JUNK, draw, flat, oracle_mean, oracle_variance, pad
+from absl.testing import parameterized
 
 from fgrlhf_jax.functional import policy_losses as po
-from fgrlhf_jax.functional.masking import masked_mean
+from fgrlhf_jax.functional.masking import last_token, masked_mean
+from fgrlhf_jax.runtime import sharding
+
+LENGTHS = (4, 1, 7, 2, 7, 5, 3, 6)
+JUNK = (0.0, 1e6, -3e38, np.inf, -np.inf, np.nan)
+
+
+def draw(seed: int, lengths=LENGTHS, scale: float = 1.0) -> list[list[float]]:
+    """Rows of numbers that float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0.3, scale, n).astype(np.float32).tolist() for n in lengths]
+
+
+def pad(rows, columns: int = 9, junk: float = np.nan) -> tuple[jax.Array, np.ndarray]:
+    x_BT, mask_BT = tiny_cases.laid_out(rows, "right", float(junk), columns)
+    return jnp.asarray(x_BT, jnp.float32), mask_BT
+
+
+def flat(rows) -> list[float]:
+    return [x for row in rows for x in row]
+
+
+def oracle_mean(values) -> float:
+    return math.fsum(values) / len(values)
+
+
+def oracle_variance(values) -> float:
+    mean = oracle_mean(values)
+    return oracle_mean([(x - mean) ** 2 for x in values])
 
 
 def oracle_policy_loss(logprob, old, advantage, clip: float) -> float:
@@ -28,13 +57,31 @@ def oracle_value_loss(value, old, target, clip: float) -> float:
     return 0.5 * max((value - target) ** 2, (near - target) ** 2)
 
 
+def oracle_kl(p: float, ref: float, estimator: str) -> float:
+    """Of log-probabilities; Schulman's k3 is (r - 1) - log r with r = p_ref / p."""
+    if estimator == "k3":
+        ratio = math.exp(ref) / math.exp(p)
+        return (ratio - 1) - math.log(ratio)
+    return p - ref if estimator == "k1" else max(p - ref, 0.0)
+
+
+def oracle_gae(reward, value, gamma: float, lam: float) -> list[float]:
+    """Equation 16 as it stands: the sum over l of (gamma lam)^l delta_{t+l}."""
+    value = [*value, 0.0]
+    advantages = []
+    for t in range(len(reward)):
+        total = 0.0
+        for k in range(t, len(reward)):
+            delta = reward[k] + gamma * value[k + 1] - value[k]
+            total += (gamma * lam) ** (k - t) * delta
+        advantages.append(total)
+    return advantages
+
+
 LOSSES = {
     "policy": (po.policy_loss, oracle_policy_loss),
     "value": (po.value_loss, oracle_value_loss),
 }
-
-
-# Losses
 
 
 def loss_inputs(seed: int) -> tuple[list, list, list]:
@@ -44,46 +91,94 @@ def loss_inputs(seed: int) -> tuple[list, list, list]:
     return new, old, signal
 
 
-@pytest.mark.parametrize("clip", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_equal_the_loops(name, clip):
-    loss, oracle = LOSSES[name]
-    rows = loss_inputs(8)
-    padded = [pad(x)[0] for x in rows]
-    mask_BT = pad(rows[0])[1]
-    found, clipped = jax.jit(functools.partial(loss, clip=clip))(*padded)
-    expected = [oracle(*args, clip) for args in zip(*map(flat, rows), strict=True)]
-    np.testing.assert_allclose(np.asarray(found)[mask_BT], expected, rtol=2e-5, atol=1e-6)
-    assert clipped.dtype == bool
-    assert 0.05 < masked_mean(clipped, mask_BT) < 0.95
-    np.testing.assert_allclose(masked_mean(found, mask_BT), oracle_mean(expected), rtol=2e-5)
+class LoopsTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(name=[*LOSSES], clip=[0.1, 0.5])
+    def test_losses(self, name, clip):
+        loss, oracle = LOSSES[name]
+        rows = loss_inputs(8)
+        mask_BT = pad(rows[0])[1]
+        apply = self.variant(jax.vmap(functools.partial(loss, clip=clip)))
+        loss_BT, clipped_BT = apply(*[pad(x)[0] for x in rows])
+        expected = [oracle(*args, clip) for args in zip(*map(flat, rows), strict=True)]
+        np.testing.assert_allclose(loss_BT[mask_BT], expected, rtol=2e-5, atol=1e-6)
+        chex.assert_type(clipped_BT, bool)
+        assert 0.05 < masked_mean(clipped_BT, mask_BT) < 0.95
+        mean = masked_mean(loss_BT, mask_BT)
+        np.testing.assert_allclose(mean, oracle_mean(expected), rtol=2e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters((1, 1), (1.0, 0.95), (0.9, 0.8), (0.9, 0), (0, 1))
+    def test_gae(self, gamma, lam):
+        rows, values = draw(6), draw(7)
+        reward_BT, mask_BT = pad(rows, 7)  # two of them fill it
+        gae = self.variant(jax.vmap(functools.partial(po.gae, gamma=gamma, lam=lam)))
+        advantage_BT, return_BT = gae(reward_BT, pad(values, 7)[0], mask_BT)
+        chex.assert_type([advantage_BT, return_BT], jnp.float32)
+        advantages = [oracle_gae(r, v, gamma, lam) for r, v in zip(rows, values, strict=True)]
+        returns = [np.add(a, v) for a, v in zip(advantages, values, strict=True)]
+        expected = pad(advantages, 7, 0.0)[0], pad(returns, 7, 0.0)[0]
+        chex.assert_trees_all_close((advantage_BT, return_BT), expected, atol=5e-6)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*po.KL_ESTIMATORS)
+    def test_kl(self, estimator):
+        p, ref = flat(draw(2, scale=2.0)), flat(draw(3, scale=2.0))
+        kl = self.variant(functools.partial(po.kl_estimate, estimator=estimator))
+        kl_T = kl(np.float32(p), np.float32(ref))
+        expected = [oracle_kl(a, b, estimator) for a, b in zip(p, ref, strict=True)]
+        chex.assert_type(kl_T, jnp.float32)
+        np.testing.assert_allclose(kl_T, expected, rtol=2e-6, atol=1e-6)
+        assert not kl(np.float32(p), np.float32(p)).any()
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(True, False)
+    def test_whitening(self, shift_mean):
+        """Over all tokens of the batch, not a row at a time."""
+        rows = draw(0, scale=5.0)
+        mean, variance = oracle_mean(flat(rows)), oracle_variance(flat(rows))
+        kept = 0.0 if shift_mean else mean
+        expected, _ = pad(
+            [[(x - mean) / math.sqrt(variance + 1e-8) + kept for x in row] for row in rows],
+            junk=0.0,
+        )
+        white = self.variant(functools.partial(po.whiten, shift_mean=shift_mean))(*pad(rows))
+        chex.assert_type(white, jnp.float32)
+        chex.assert_trees_all_close(white, expected, rtol=1e-5, atol=1e-6)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_explained_variance(self):
+        value, target = draw(20), draw(21, scale=3.0)
+        rest = [g - v for g, v in zip(flat(target), flat(value), strict=True)]
+        expected = 1 - oracle_variance(rest) / oracle_variance(flat(target))
+        explained = self.variant(po.explained_variance)(pad(value)[0], *pad(target))
+        np.testing.assert_allclose(explained, expected, rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_correlation(self):
+        rng, correlation = np.random.default_rng(23), self.variant(po.correlation)
+        for _ in range(10):
+            x, y = rng.normal(3, 2, (2, 17)).astype(np.float32)
+            y += rng.choice([-1, 1]) * x
+            assert correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
+            assert correlation(x, 2 * x - 5) == pytest.approx(1.0)
+        assert correlation(x, np.full(17, 2.0, np.float32)) == 0.0
+        assert correlation(x[:1], y[:1]) == 0.0
+        same = np.full(100, 1.7, np.float32)
+        assert correlation(same, same) == pytest.approx(0.0, abs=1e-3)
 
 
-def test_policy_loss_by_hand():
-    # Ratios 3/2 and 1/2, clipped to 5/4 and 3/4; columns: A = 2, A = -2 of each ratio.
-    #   -A rho:       -3    3   -1    1
-    #   -A clip(rho): -2.5  2.5 -1.5  1.5
+# Losses
+
+
+def test_the_gradients_where_a_branch_begins_and_where_it_is_clipped():
     logprob = np.log(np.float32([1.5, 1.5, 0.5, 0.5]))
-    advantage = np.float32([2, -2, 2, -2])
-    loss, clipped = po.policy_loss(logprob, np.zeros(4, np.float32), advantage, 0.25)
-    np.testing.assert_allclose(loss, [-2.5, 3.0, -1.0, 1.5], rtol=1e-6)
-    assert clipped.tolist() == [True, False, False, True]
-    slope = jax.grad(
-        lambda x: po.policy_loss(x, np.zeros(4, np.float32), advantage, 0.25)[0].sum()
-    )
+    advantage, old = np.float32([2, -2, 2, -2]), np.zeros(4, np.float32)
+    slope = jax.grad(lambda x: po.policy_loss(x, old, advantage, 0.25)[0].sum())
     np.testing.assert_allclose(slope(logprob), [0.0, 3.0, -1.0, 0.0], rtol=1e-6)
     # Where the two branches meet, at the old policy, the gradient is the policy gradient's.
-    assert slope(np.zeros(4, np.float32)).tolist() == (-advantage).tolist()
-
-
-def test_value_loss_by_hand():
-    # Old 1, clip 1/2.  V, V_clip, G:  2 1.5 0 | 2 1.5 3 | 0.25 0.5 1 | 1.25 1.25 1
-    #   (V - G)^2:       4     1     0.5625  0.0625
-    #   (V_clip - G)^2:  2.25  2.25  0.25    0.0625
+    assert slope(old).tolist() == (-advantage).tolist()
     value, target = np.float32([2, 2, 0.25, 1.25]), np.float32([0, 3, 1, 1])
-    loss, clipped = po.value_loss(value, np.ones(4, np.float32), target, 0.5)
-    assert loss.tolist() == [2.0, 1.125, 0.28125, 0.03125]
-    assert clipped.tolist() == [False, True, False, False]
     slope = jax.grad(lambda x: po.value_loss(x, np.ones(4, np.float32), target, 0.5)[0].sum())
     assert slope(value).tolist() == [2.0, 0.0, -0.75, 0.25]  # V - G, or 0 where it is clipped
     assert slope(np.ones(4, np.float32)).tolist() == [1.0, -2.0, 0.0, 0.0]
@@ -107,35 +202,35 @@ def test_gradients_equal_differences_of_the_loops(name, clip):
     args = [tiny_cases.laid_out(x, "right", 1.0, 9)[0] for x in rows]
     mask_BT = tiny_cases.laid_out(rows[0], "right", 1.0, 9)[1]
     gradient = jax.grad(lambda x: masked_mean(loss(x, *args[1:], clip)[0], mask_BT))
-    found = np.asarray(gradient(args[0]))
-    assert found.dtype == np.float64
+    slope_BT = np.asarray(gradient(args[0]))
+    assert slope_BT.dtype == np.float64
     expected = []
     for t in range(len(new)):
         ends = [oracle(new[t] + s, old[t], signal[t], clip) for s in (step, -step)]
         expected.append((ends[0] - ends[1]) / (2 * step) / len(new))
-    np.testing.assert_allclose(found[mask_BT], expected, atol=1e-8)
+    np.testing.assert_allclose(slope_BT[mask_BT], expected, atol=1e-8)
     assert np.count_nonzero(expected) > 2
     # The value's clipped branch is the larger only where it is flat, as is the policy's.
     assert 2 < expected.count(0.0) == np.sum(np.asarray(loss(*args, clip)[1])[mask_BT])
-    assert not found[~mask_BT].any()
+    assert not slope_BT[~mask_BT].any()
 
 
 # Padding
 
 
-@pytest.mark.parametrize("columns", [7, 9, 40])
+@pytest.mark.parametrize("columns", [7, 40])
 def test_padding_of_any_length_and_content_reaches_no_result(columns):
     """The same bits whatever stands there, and the same numbers however much of it there is."""
 
     @jax.jit
     def everything(reward_BT, value_BT, mask_BT):
-        advantage_BT, return_BT = jax.vmap(functools.partial(po.gae, gamma=0.9, lam=0.8))(
-            reward_BT, value_BT, mask_BT
+        gae = jax.vmap(functools.partial(po.gae, gamma=0.9, lam=0.8))
+        vector = jax.vmap(functools.partial(po.reward_vector, kl_coef=0.1))
+        tokens = (
+            *gae(reward_BT, value_BT, mask_BT),
+            vector(reward_BT, value_BT, mask_BT),
+            po.whiten(reward_BT, mask_BT),
         )
-        vector_BT = jax.vmap(po.reward_vector, (0, 0, 0, None))(
-            reward_BT, value_BT, mask_BT, 0.1
-        )
-        tokens = (advantage_BT, return_BT, vector_BT, po.whiten(reward_BT, mask_BT))
         scalars = (
             masked_mean(reward_BT, mask_BT),
             po.explained_variance(value_BT, reward_BT, mask_BT),
@@ -150,18 +245,10 @@ def test_padding_of_any_length_and_content_reaches_no_result(columns):
         for other in JUNK
     ]
     for other in results[1:]:
-        jax.tree.map(np.testing.assert_array_equal, other, results[0])
-    close = functools.partial(np.testing.assert_allclose, atol=2e-6)
-    jax.tree.map(close, results[0][0], reference)
-    jax.tree.map(close, results[0][2], scalars)
-    assert not any(x_BT.any() for x_BT in results[0][1])
-
-
-def test_padding_reaches_no_gradient_of_a_mean():
-    for junk in JUNK:
-        x_BT, mask_BT = pad([[1.0, 2.0], [6.0]], junk=junk)
-        slope = jax.grad(masked_mean)(x_BT, mask_BT)
-        np.testing.assert_allclose(slope, mask_BT / 3, rtol=1e-6)
+        chex.assert_trees_all_equal(other, results[0])
+    first, beyond, _ = results[0]
+    chex.assert_trees_all_close((first, results[0][2]), (reference, scalars), atol=2e-6)
+    assert not any(x_BT.any() for x_BT in beyond)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -173,20 +260,19 @@ def test_padding_reaches_no_loss_and_no_other_tokens_gradient(name):
     in their own column may be NaN, so whoever differentiates through it must not leave them there.
     """
     rows = loss_inputs(17)
+    mask_BT = pad(rows[0])[1]
     loss = functools.partial(LOSSES[name][0], clip=0.2)
 
     @jax.jit
     def run(*args):
-        *args, mask_BT = args
         mean = lambda *args: masked_mean(loss(*args)[0], mask_BT)  # noqa: E731
         return jax.value_and_grad(mean, argnums=(0, 1, 2))(*args)
 
-    reference, slopes = run(*[pad(x, junk=0.0)[0] for x in rows], pad(rows[0])[1])
-    mask_BT = pad(rows[0])[1]
+    reference, slopes = run(*[pad(x, junk=0.0)[0] for x in rows])
     for junk in (*JUNK, -2.0, 30.0):
         for place in range(3):
             args = [pad(x, junk=junk if i == place else 0.5)[0] for i, x in enumerate(rows)]
-            value, others = run(*args, mask_BT)
+            value, others = run(*args)
             assert value == reference
             for slope, other in zip(slopes, others, strict=True):
                 np.testing.assert_array_equal(slope[mask_BT], other[mask_BT])
@@ -194,73 +280,139 @@ def test_padding_reaches_no_loss_and_no_other_tokens_gradient(name):
                     assert not other[~mask_BT].any()
 
 
-# Figures
-
-
-def test_masked_mean_by_hand():
+def test_masked_mean_and_last_token():
     x_BT, mask_BT = pad([[1.0, 2.0], [6.0]])
     assert masked_mean(x_BT, mask_BT) == 3.0  # 9 / 3: of tokens, not of rows (3.75)
     assert masked_mean(x_BT, np.zeros_like(mask_BT)) == 0.0
     assert masked_mean(mask_BT[:1], mask_BT[:1]) == 1.0  # a share of flags
+    for junk in JUNK:
+        slope = jax.grad(masked_mean)(pad([[1.0, 2.0], [6.0]], junk=junk)[0], mask_BT)
+        np.testing.assert_allclose(slope, mask_BT / 3, rtol=1e-6)
+    mask_BT = np.array([[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]], bool)
+    expected = [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(last_token(mask_BT), expected)
+    np.testing.assert_array_equal(jax.vmap(last_token)(mask_BT), expected)
+
+
+# KL and rewards
+
+
+def test_kl_estimators_in_expectation():
+    """Over all that could be sampled: k1 and k3 give the divergence, k1_clipped more."""
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        p, ref = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
+        args = np.log(np.float32(p)), np.log(np.float32(ref))
+        mean = {e: float(p @ np.asarray(po.kl_estimate(*args, e))) for e in po.KL_ESTIMATORS}
+        divergence = sum(a * math.log(a / b) for a, b in zip(p, ref, strict=True))
+        assert mean["k1"] == pytest.approx(divergence, rel=1e-4)
+        assert mean["k3"] == pytest.approx(divergence, rel=1e-4)
+        assert mean["k1_clipped"] > divergence * 1.001
+    with pytest.raises(ValueError, match=r"'k2'.*k1_clipped"):
+        po.kl_estimate(*args, "k2")
+
+
+def test_k3_is_never_negative_however_close_the_policies_are():
+    rng = np.random.default_rng(5)
+    difference = 10.0 ** rng.uniform(-12, 1, 20000) * rng.choice([-1, 1], 20000)
+    difference = difference.astype(np.float32)
+    kl = np.asarray(po.kl_estimate(difference, np.zeros_like(difference), "k3"))
+    assert (kl >= 0).all()
+    # And not by being rounded to 0: close by it is d^2 / 2.
+    near = (np.abs(difference) > 1e-4) & (np.abs(difference) < 1e-3)
+    np.testing.assert_allclose(kl[near], difference[near] ** 2 / 2, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("none", [[1, 2, 0], [3, 0, 0], [4, 5, 6]]),
+        ("replace", [[0, -9, 0], [3, 0, 0], [0, 0, -9]]),
+        ("subtract", [[1, -7, 0], [3, 0, 0], [4, 5, -3]]),
+    ],
+)
+def test_missing_eos(rule, expected):
+    """The second response ended by itself and keeps its reward."""
+    reward_BT, mask_BT = pad([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], columns=3, junk=0.0)
+    apply = jax.vmap(functools.partial(po.missing_eos, rule=rule, penalty=-9.0))
+    found = apply(reward_BT, mask_BT, np.array([False, True, False]))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"'clip'.*replace"):
+        po.missing_eos(reward_BT[0], mask_BT[0], True, rule="clip", penalty=0.0)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        # A sequence score of 2: [-b KL_1, -b KL_2, 2 - b KL_3].
+        ([0.0, 0.0, 2.0], [-0.25, 0.125, 1.5]),
+        # A reward a token: [1 - 0.25, -1 + 0.125, 0.5 - 0.5].
+        ([1.0, -1.0, 0.5], [0.75, -0.875, 0.0]),
+    ],
+)
+def test_reward_vector_by_hand(reward, expected):
+    reward_BT, mask_BT = pad([reward], columns=5)
+    kl_BT, _ = pad([[0.5, -0.25, 1.0]], columns=5)
+    vector_T = po.reward_vector(reward_BT[0], kl_BT[0], mask_BT[0], 0.5)
+    chex.assert_type(vector_T, jnp.float32)
+    assert vector_T.tolist() == [*expected, 0.0, 0.0]
+
+
+def test_integer_rewards_are_refused():
+    """0.7 stored as an integer is 0: such an array is refused, and 0.7 comes out as 0.7."""
+    kl_T, real_T = jnp.zeros(3), jnp.ones(3, bool)
+    whole_T, part_T = jnp.array([0, 0, 1]), jnp.array([0.0, 0.0, 0.7])
+    for args in ((whole_T, kl_T), (part_T, whole_T)):
+        with pytest.raises(AssertionError, match="type"):
+            po.reward_vector(*args, real_T, 0.1)
+        with pytest.raises(AssertionError, match="type"):
+            po.gae(*args, real_T, 1.0, 1.0)
+    replaced_T = po.missing_eos(whole_T, real_T, jnp.array(False), rule="replace", penalty=-0.7)
+    assert replaced_T.tolist() == jnp.array([0, 0, -0.7]).tolist()
+    _, return_T = po.gae(po.reward_vector(part_T, kl_T, real_T, 0.1), kl_T, real_T, 1.0, 1.0)
+    np.testing.assert_allclose(return_T, [0.7] * 3)
+
+
+# Whitening and metrics
+
+
+def test_whitening_of_little_and_of_nothing():
+    # Mean 1e-4, variance 1e-8, and 1e-8 is added to it: 1e-4 / sqrt(2e-8) = sqrt(1/2).
+    tiny = po.whiten(np.float32([0.0, 2e-4]), np.ones(2, bool))
+    np.testing.assert_allclose(tiny, [-math.sqrt(0.5), math.sqrt(0.5)], rtol=1e-4)
+    assert not po.whiten(np.float32([2.0, 2.0]), np.ones(2, bool)).any()
+    assert not po.whiten(np.float32([2.0, np.nan]), np.zeros(2, bool)).any()
+
+
+def test_whitening_is_not_a_device_at_a_time():
+    x_BT, mask_BT = pad(draw(1))
+    whole = np.asarray(po.whiten(x_BT, mask_BT))
+    mesh = sharding.make_mesh("8,1,1")
+    with jax.set_mesh(mesh):
+        placed = sharding.put_batch((np.asarray(x_BT), mask_BT), mesh)
+        np.testing.assert_allclose(jax.jit(po.whiten)(*placed), whole, atol=1e-6)
 
 
 def test_entropy():
     assert po.entropy(np.zeros((1, 4), np.float32)) == pytest.approx(math.log(4))
     # p = (1/4, 3/4): log 4 - 3/4 log 3; whatever is added to all logits.
     for shift in (0.0, 1e4, -1e4):
-        found = po.entropy(np.float32([[shift, shift + math.log(3)]]))
-        assert found == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=2e-3)
+        entropy = po.entropy(np.float32([[shift, shift + math.log(3)]]))
+        assert entropy == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=2e-3)
     assert po.entropy(np.float32([[0.0, -1e9, -3e38]])) == 0.0  # certain
+    assert po.entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
     rounded = jnp.array([[0.1, 2.3]], jnp.bfloat16)
     assert po.entropy(rounded) == po.entropy(rounded.astype(jnp.float32))
 
 
-def test_entropy_of_logits_that_forbid_a_token():
-    assert po.entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
-
-
-def test_explained_variance_by_hand():
+def test_explained_variance_of_biases_and_of_what_does_not_vary():
     target_BT, mask_BT = pad([[1.0, 2.0, 3.0], [2.0]])  # variance 1/2
     explained = lambda rows: float(po.explained_variance(pad(rows)[0], target_BT, mask_BT))  # noqa: E731
-    assert explained([[1.0, 2.0, 3.0], [2.0]]) == 1.0
     assert explained([[6.0, 7.0, 8.0], [7.0]]) == 1.0  # variance, not error: no bias is seen
     assert explained([[5.0, 5.0, 5.0], [5.0]]) == 0.0
     assert explained([[-1.0, -2.0, -3.0], [-2.0]]) == -3.0  # G - V = 2 G: 1 - 4
-    assert po.explained_variance(target_BT, pad([[2.0] * 3, [2.0]])[0], mask_BT) == 0.0
-
-
-def test_explained_variance_equals_the_loops():
-    value, target = draw(20), draw(21, scale=3.0)
-    left = [g - v for g, v in zip(flat(target), flat(value), strict=True)]
-    expected = 1 - oracle_variance(left) / oracle_variance(flat(target))
-    found = po.explained_variance(pad(value)[0], *pad(target))
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_explained_variance_of_a_target_that_does_not_vary():
-    target_BT, mask_BT = pad([[0.1] * n for n in (4, 4, 2)])
-    assert po.explained_variance(pad(draw(22, (4, 4, 2)))[0], target_BT, mask_BT) == 0.0
-
-
-def test_correlation():
-    rng = np.random.default_rng(23)
-    for _ in range(10):
-        x, y = rng.normal(3, 2, (2, 17)).astype(np.float32)
-        y += rng.choice([-1, 1]) * x
-        assert po.correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
-        assert po.correlation(x, 2 * x - 5) == pytest.approx(1.0)
-        assert po.correlation(x, -x) == pytest.approx(-1.0)
-    assert po.correlation(x, np.full(17, 2.0, np.float32)) == 0.0
-    assert po.correlation(x[:1], y[:1]) == 0.0
-    # Totals of rewards and lengths: 1, 3, 2 against 10, 30, 20 tokens less one that is off.
-    # Deviations -1 1 0 and -10 20 -10: 30 / sqrt(2 * 600).
-    found = po.correlation(np.float32([1, 3, 2]), np.float32([10, 40, 10]))
-    assert found == pytest.approx(30 / math.sqrt(1200), rel=1e-5)
-
-
-def test_correlation_of_what_does_not_vary():
-    x = np.full(100, 1.7, np.float32)
-    assert po.correlation(x, x) == pytest.approx(0.0, abs=1e-3)
+    same_BT, mask_BT = pad([[0.1] * n for n in (4, 4, 2)])
+    assert po.explained_variance(pad(draw(22, (4, 4, 2)))[0], same_BT, mask_BT) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,242 @@
-"""The losses by hand, what must not change them, and what they refuse."""
+"""The reward model's losses against plain Python loops in float64, from the paper's formulas.
+
+The oracles never see a mask or a padded row: they take each side as a list of its own response
+tokens, so a mistake in masking cannot be made twice.
+"""
 
 import functools
 import math
+from typing import NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from reward_losses_cases import Pair, pad, pairs
+from absl.testing import parameterized
 
 from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
+
+WEIGHTS = [(0.0, 0.0), (0.0, 0.3), (0.7, 0.0), (0.4, 1.1)]
+BOTH = {"consistency_weight": 0.5, "center_weight": 0.3}
 
 
-def test_a_pair_that_only_deletes_still_trains():
-    pair = Pair(2, ([0.5, -1.0], [0.5, 2.0, -1.0]), [(0, 0), (1, 2)])
-    reward_2S, response_2S, changed_2S, partner_S = pad(pair, 8)
-    assert not changed_2S[0].any()
-    score = jax.vmap(reward_losses.edit_score)(reward_2S, changed_2S, response_2S)
-    np.testing.assert_allclose(score, [0.0, 2.0 / 3.0], rtol=1e-6)
-    loss, _ = reward_losses.reward_model_loss(
-        reward_2S, response_2S, changed_2S, partner_S, loss="token_edit", center_weight=0.0
-    )
-    np.testing.assert_allclose(loss, math.log(1 + math.exp(2 / 3)), rtol=1e-6)
+class Pair(NamedTuple):
+    """One pair without padding: side 0 is i, side 1 is j; ``matched`` holds (t, t')."""
+
+    prompt: int
+    reward: tuple[list[float], list[float]]
+    matched: list[tuple[int, int]]
+
+    def changed(self, side: int) -> list[bool]:
+        kept = {match[side] for match in self.matched}
+        return [t not in kept for t in range(len(self.reward[side]))]
 
 
-@pytest.mark.parametrize("loss", reward_losses.LOSSES)
+def draw_pair(rng: np.random.Generator, kept: int, inserted: int, deleted: int) -> Pair:
+    """A random monotone matching of ``kept`` tokens; values are multiples of 1/64.
+
+    Sums of such values and of their squares are exact in float32 whatever the order of the
+    additions, which makes exact comparisons across paddings possible.
+    """
+    lengths = (kept + inserted, kept + deleted)
+    places = [sorted(rng.choice(n, kept, replace=False).tolist()) for n in lengths]
+    rewards = tuple((rng.integers(-128, 129, n) / 64).tolist() for n in lengths)
+    return Pair(int(rng.integers(0, 4)), rewards, list(zip(*places, strict=True)))
+
+
+def pad(pair: Pair, columns: int, *, left: tuple[int, int] = (0, 0), junk: float = 1e6):
+    """(reward_2S, response_2S, changed_2S, partner_S) with ``left`` columns before each side.
+
+    The reward of every column that is no response token, the prompt's too, is ``junk``.
+    """
+    reward_2S = np.full((2, columns), junk)
+    response_2S = np.zeros((2, columns), bool)
+    changed_2S = np.zeros((2, columns), bool)
+    start = [left[side] + pair.prompt for side in (0, 1)]
+    for side in (0, 1):
+        for t, r in enumerate(pair.reward[side]):
+            reward_2S[side, start[side] + t] = r
+            response_2S[side, start[side] + t] = True
+            changed_2S[side, start[side] + t] = pair.changed(side)[t]
+    partner_S = np.full(columns, -1, np.int32)
+    for t, other in pair.matched:
+        partner_S[start[0] + t] = start[1] + other
+    return reward_2S, response_2S, changed_2S, partner_S
+
+
+def pairs(count: int) -> list[Pair]:
+    """Pairs that only delete, that only insert, that share nothing, and any others, in turn."""
+    rng = np.random.default_rng(7)
+    drawn = []
+    for k in range(count):
+        kept, inserted, deleted = rng.integers(1, 6, 3).tolist()
+        shape = [
+            (kept, 0, deleted),
+            (kept, inserted, 0),
+            (0, inserted, deleted),
+            (kept, inserted, deleted),
+        ]
+        drawn.append(draw_pair(rng, *shape[k % 4]))
+    return drawn
+
+
+def oracle_minus_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x)) if x >= 0 else -x + math.log1p(math.exp(x))
+
+
+def oracle_score(rewards: list[float], changed: list[bool], loss: str) -> float:
+    if loss == "sequence":
+        return rewards[-1]
+    total = 0.0
+    for r, is_changed in zip(rewards, changed, strict=True):
+        if loss == "token_full" or is_changed:
+            total += r
+    return total / len(rewards)
+
+
+def oracle_consistency(pair: Pair) -> float:
+    total = 0.0
+    for t, other in pair.matched:
+        total += (pair.reward[0][t] - pair.reward[1][other]) ** 2
+    return total / len(pair.matched) if pair.matched else 0.0
+
+
+def oracle_center(pair: Pair) -> float:
+    total, count = 0.0, 0
+    for side in (0, 1):
+        for r, is_changed in zip(pair.reward[side], pair.changed(side), strict=True):
+            if not is_changed:
+                total, count = total + r * r, count + 1
+    return total / count if count else 0.0
+
+
+def oracle_loss(
+    pair: Pair, loss: str, consistency_weight: float, center_weight: float
+) -> float:
+    scores = [oracle_score(pair.reward[side], pair.changed(side), loss) for side in (0, 1)]
+    total = oracle_minus_log_sigmoid(scores[0] - scores[1])
+    if loss != "sequence":
+        total += consistency_weight * oracle_consistency(pair)
+        total += center_weight * oracle_center(pair)
+    return total
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("consistency_weight", "center_weight"), WEIGHTS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
+    weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
+    compute = jax.jit(functools.partial(reward_model_loss, loss=loss, **weights))
+    for pair in pairs(24):
+        value, metrics = compute(*pad(pair, 24, left=(2, 5)))
+        score = [oracle_score(pair.reward[s], pair.changed(s), loss) for s in (0, 1)]
+        expected = {
+            "preference_loss": oracle_minus_log_sigmoid(score[0] - score[1]),
+            "reward/margin": score[0] - score[1],
+            "accuracy": 0.5 if score[0] == score[1] else float(score[0] > score[1]),
+        }
+        if loss != "sequence":
+            expected["reward/consistency_penalty"] = oracle_consistency(pair)
+            expected["reward/center_penalty"] = oracle_center(pair)
+        assert value.dtype == jnp.float64
+        expected_loss = oracle_loss(pair, loss, consistency_weight, center_weight)
+        np.testing.assert_allclose(value, expected_loss, rtol=1e-13)
+        chex.assert_trees_all_close(
+            metrics, jax.tree.map(np.float64, expected), rtol=1e-13, atol=1e-14
+        )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("consistency_weight", "center_weight"), [WEIGHTS[0], WEIGHTS[3]])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_equals_differences_of_the_loops(loss, consistency_weight, center_weight):
+    weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
+    gradient = jax.jit(jax.grad(lambda *p: reward_model_loss(*p, loss=loss, **weights)[0]))
+    step = 1e-5
+    for pair in pairs(12):
+        reward_2S, response_2S, *rest = pad(pair, 24, left=(2, 5))
+        slope_2S = np.array(gradient(reward_2S, response_2S, *rest))
+        expected_2S = np.zeros_like(slope_2S)
+        for side in (0, 1):
+            for t in range(len(pair.reward[side])):
+                ends = []
+                for sign in (1, -1):
+                    moved = [list(r) for r in pair.reward]
+                    moved[side][t] += sign * step
+                    moved = pair._replace(reward=tuple(moved))
+                    ends.append(oracle_loss(moved, loss, consistency_weight, center_weight))
+                column = np.flatnonzero(response_2S[side])[t]
+                expected_2S[side, column] = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(slope_2S, expected_2S, atol=1e-9)
+        # Not merely small: a prompt, a padding token gets no gradient at all.
+        assert not slope_2S[~response_2S].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_which_tokens_a_loss_trains(loss):
+    """The letter of each equation: gradient on its own tokens, down on side i, up on side j."""
+
+    weights = {"consistency_weight": 0.0, "center_weight": 0.0}
+    gradient = jax.jit(jax.grad(lambda *p: reward_model_loss(*p, loss=loss, **weights)[0]))
+    for pair in pairs(20):
+        _, response_2S, changed_2S, _ = padded = pad(pair, 24, left=(3, 0), junk=0.25)
+        trained_2S = {"token_full": response_2S, "token_edit": changed_2S}.get(loss)
+        if trained_2S is None:
+            last_2 = [np.flatnonzero(side)[-1] for side in response_2S]
+            trained_2S = np.arange(24) == np.array(last_2)[:, None]
+        slope_2S = np.array(gradient(padded[0].astype(np.float32), *padded[1:]))
+        np.testing.assert_array_equal(slope_2S[0] < 0, trained_2S[0])
+        np.testing.assert_array_equal(slope_2S[1] > 0, trained_2S[1])
+        assert not slope_2S[~trained_2S].any()
+
+
+def oracle_logprobs(logits: np.ndarray, tokens: np.ndarray) -> list[float]:
+    found = [0.0]
+    for s in range(1, len(tokens)):
+        row = logits[s - 1].astype(np.float64)
+        top = max(row)
+        total = 0.0
+        for logit in row:
+            total += math.exp(logit - top)
+        found.append(row[tokens[s]] - top - math.log(total))
+    return found
+
+
+class VariantsTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*LOSSES)
+    def test_a_batch_is_its_pairs(self, loss):
+        compute = functools.partial(reward_model_loss, loss=loss, **BOTH)
+        padded = [pad(pair, 24) for pair in pairs(6)]
+        padded = [(reward_2S.astype(np.float32), *masks) for reward_2S, *masks in padded]
+        batch = jax.tree.map(lambda *rows: np.stack(rows), *padded)
+        together = self.variant(jax.vmap(compute))(*batch)
+        alone = [self.variant(compute)(*pair) for pair in padded]
+        chex.assert_trees_all_close(
+            together, jax.tree.map(lambda *x: jnp.stack(x), *alone), rtol=2e-6
+        )
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(columns=[1, 2, 9], dtype=["float32", "bfloat16"], scale=[1.0, 1e4])
+    def test_token_logprobs(self, columns, dtype, scale):
+        rng = np.random.default_rng(columns)
+        logits_SV = jnp.asarray(rng.normal(size=(columns, 13)) * scale, dtype)
+        tokens_S = rng.integers(0, 13, columns).astype(np.int32)
+        logprobs_S = self.variant(reward_losses.token_logprobs)(logits_SV, tokens_S)
+        chex.assert_type(logprobs_S, jnp.float32)
+        expected = oracle_logprobs(np.asarray(logits_SV, np.float64), tokens_S)
+        np.testing.assert_allclose(logprobs_S, expected, rtol=1e-6, atol=1e-6)
+        # The last column of logits predicts what nobody has sampled.
+        other = reward_losses.token_logprobs(logits_SV.at[-1].set(np.nan), tokens_S)
+        np.testing.assert_array_equal(other, reward_losses.token_logprobs(logits_SV, tokens_S))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_padding_of_any_length_changes_nothing(loss):
     """Bit for bit, wherever the padding stands and whatever the model said there."""
-    compute = jax.jit(
-        functools.partial(
-            reward_losses.reward_model_loss,
-            loss=loss,
-            consistency_weight=0.5,
-            center_weight=0.3,
-        )
-    )
+    compute = jax.jit(functools.partial(reward_model_loss, loss=loss, **BOTH))
     layouts = [(14, (0, 0)), (17, (3, 0)), (64, (41, 50))]
     for pair in pairs(8):
         results = []
@@ -42,34 +245,15 @@ def test_padding_of_any_length_changes_nothing(loss):
                 reward_2S, *masks = pad(pair, columns, left=left, junk=junk)
                 results.append(compute(reward_2S.astype(np.float32), *masks))
         for other in results[1:]:
-            jax.tree.map(np.testing.assert_array_equal, other, results[0])
-
-
-@pytest.mark.parametrize("loss", reward_losses.LOSSES)
-def test_vmap_and_jit_agree_with_one_pair(loss):
-    compute = functools.partial(
-        reward_losses.reward_model_loss, loss=loss, consistency_weight=0.5, center_weight=0.3
-    )
-    padded = [pad(pair, 24) for pair in pairs(6)]
-    padded = [(p[0].astype(np.float32), *p[1:]) for p in padded]
-    together = jax.jit(jax.vmap(compute))(*map(np.stack, zip(*padded, strict=True)))
-    for row, one in enumerate(padded):
-        alone = compute(*one)
-        jax.tree.map(
-            lambda a, b, row=row: np.testing.assert_allclose(a[row], b, rtol=2e-6),
-            together,
-            alone,
-        )
+            chex.assert_trees_all_equal(other, results[0])
 
 
 def test_swapping_the_sides_negates_the_margin():
     for pair in pairs(10):
         swapped = Pair(pair.prompt, pair.reward[::-1], [match[::-1] for match in pair.matched])
-        for loss in reward_losses.LOSSES:
-            value, metrics = reward_losses.reward_model_loss(*pad(pair, 16), loss=loss)
-            other, swapped_metrics = reward_losses.reward_model_loss(
-                *pad(swapped, 16), loss=loss
-            )
+        for loss in LOSSES:
+            value, metrics = reward_model_loss(*pad(pair, 16), loss=loss)
+            other, swapped_metrics = reward_model_loss(*pad(swapped, 16), loss=loss)
             assert metrics["reward/margin"] == -swapped_metrics["reward/margin"]
             assert metrics["accuracy"] == 1 - swapped_metrics["accuracy"]
             # -log s(x) - (-log s(-x)) = -x, and the regularisers know no order.
@@ -79,8 +263,8 @@ def test_swapping_the_sides_negates_the_margin():
 def test_a_preference_pair_makes_equation_4_equation_3():
     for pair in pairs(8):
         pair = pair._replace(matched=[])
-        full, _ = reward_losses.reward_model_loss(*pad(pair, 16), loss="token_full")
-        edit, metrics = reward_losses.reward_model_loss(*pad(pair, 16), loss="token_edit")
+        full, _ = reward_model_loss(*pad(pair, 16), loss="token_full")
+        edit, metrics = reward_model_loss(*pad(pair, 16), loss="token_edit")
         assert full == edit
         assert metrics["reward/center_penalty"] == metrics["reward/consistency_penalty"] == 0.0
 
@@ -108,7 +292,7 @@ def test_by_hand():
     np.testing.assert_allclose(
         reward_losses.bradley_terry_loss(0.25, 2.0), math.log(1 + math.exp(1.75)), rtol=1e-6
     )
-    loss, metrics = reward_losses.reward_model_loss(
+    loss, metrics = reward_model_loss(
         reward_2S,
         response_2S,
         changed_2S,
@@ -122,10 +306,10 @@ def test_by_hand():
     assert metrics["accuracy"] == 0.0
 
 
-@pytest.mark.parametrize("loss", reward_losses.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_tie_counts_one_half(loss):
     padded = pad(Pair(1, ([0.5, 0.5], [0.5, 0.5]), [(0, 0)]), 4)
-    value, metrics = reward_losses.reward_model_loss(*padded, loss=loss, center_weight=0.0)
+    value, metrics = reward_model_loss(*padded, loss=loss, center_weight=0.0)
     np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
     assert metrics["accuracy"] == 0.5
 
@@ -143,11 +327,11 @@ def test_huge_scores(difference, loss, slope):
     assert value == loss
     assert gradient == slope
     padded = pad(Pair(1, ([difference], [0.0]), []), 4)
-    for name in reward_losses.LOSSES:
-        assert reward_losses.reward_model_loss(*padded, loss=name)[0] == loss
+    for name in LOSSES:
+        assert reward_model_loss(*padded, loss=name)[0] == loss
 
 
-def test_integer_rewards_are_refused():
+def test_integer_rewards_and_masks_are_refused():
     """0.7 stored as an integer is 0: such an array never gets as far as a sum."""
     reward_2S, response_2S, changed_2S, partner_S = pad(HAND, 10)
     reward_2S = reward_2S.astype(np.int32)
@@ -161,34 +345,16 @@ def test_integer_rewards_are_refused():
     for call in calls:
         with pytest.raises(AssertionError, match="type"):
             call()
-    for loss in reward_losses.LOSSES:
-        with pytest.raises(AssertionError, match="type"):
-            reward_losses.reward_model_loss(
-                reward_2S, response_2S, changed_2S, partner_S, loss=loss
-            )
-
-
-def test_masks_that_are_not_boolean_are_refused():
-    """~1 is -2: an integer mask would make every token unchanged."""
-    reward_2S, response_2S, changed_2S, partner_S = pad(HAND, 10)
-    for loss in reward_losses.LOSSES:
-        with pytest.raises(AssertionError, match="type"):
-            reward_losses.reward_model_loss(
-                reward_2S, response_2S.astype(int), changed_2S.astype(int), partner_S, loss=loss
-            )
+    masks = (response_2S.astype(int), changed_2S.astype(int))  # ~1 is -2: all are unchanged
+    for loss in LOSSES:
+        for arrays in ((reward_2S, response_2S, changed_2S), (reward_2S + 0.5, *masks)):
+            with pytest.raises(AssertionError, match="type"):
+                reward_model_loss(*arrays, partner_S, loss=loss)
 
 
 def test_an_unknown_loss_is_named():
     with pytest.raises(ValueError, match=r"'pairwise'.*token_edit"):
-        reward_losses.reward_model_loss(*pad(HAND, 10), loss="pairwise")
-
-
-def test_token_logprobs_ignores_the_last_column_of_logits():
-    logits_SV = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    tokens_S = np.array([1, 2, 3, 4, 5], np.int32)
-    before = reward_losses.token_logprobs(logits_SV, tokens_S)
-    logits_SV[-1] = np.nan
-    np.testing.assert_array_equal(reward_losses.token_logprobs(logits_SV, tokens_S), before)
+        reward_model_loss(*pad(HAND, 10), loss="pairwise")
 
 
 def test_gradient_ignores_junk_outside_the_masks():
@@ -201,15 +367,8 @@ def test_gradient_ignores_junk_outside_the_masks():
     partner_S = np.array([-1, 1, -1, 3, -1, -1], np.int32)
 
     def loss(reward_2S):
-        return reward_losses.reward_model_loss(
-            reward_2S,
-            response_2S,
-            changed_2S,
-            partner_S,
-            loss="token_edit",
-            consistency_weight=0.5,
-            center_weight=0.3,
-        )[0]
+        masks = (response_2S, changed_2S, partner_S)
+        return reward_model_loss(reward_2S, *masks, loss="token_edit", **BOTH)[0]
 
     value, gradient_2S = jax.value_and_grad(loss)(reward_2S)
     assert np.isfinite(value)

@@ -19,10 +19,7 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate, ppo, sft
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> ppo_cases.World:
-    return ppo_cases.world(tmp_path_factory.mktemp("world"))
+pytest_plugins = ["runs"]
 
 
 @pytest.fixture(scope="module")
@@ -267,36 +264,32 @@ FUNCTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def quick(quick_compilation):
-    with pytest.MonkeyPatch.context() as patch:
-        ppo_cases.one_device(patch)
-        ppo_cases.compile_once(patch)
-        yield
+@pytest.fixture
+def fields(in_process, world, tmp_path) -> dict:
+    functions = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
+    return ppo_cases.fields(world, tmp_path / "run", **functions)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.fixture
+def mine(monkeypatch):
+    """A module of the user's, by the name "mine"."""
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
+
+
 @pytest.mark.parametrize(("function", "says"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_reward_functions(launch, world, tmp_path, monkeypatch, function, says):
-    mine = types.ModuleType("mine")
+def test_reward_functions(launch, fields, mine, tmp_path, function, says):
     mine.pay = lambda prompts, responses: function(responses)
-    monkeypatch.setitem(sys.modules, "mine", mine)
-    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-    fields = ppo_cases.fields(world, tmp_path / "run", **given)
     sentence, _ = launch(ppo, fields, says)
     assert sentence.startswith("mine:pay: ")
     assert says in sentence
     assert nothing_written(tmp_path)
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_judge_that_scores_every_token(launch, world, tmp_path, monkeypatch):
-    mine = types.ModuleType("mine")
+def test_a_judge_that_scores_every_token(launch, fields, mine, tmp_path):
     mine.pay = lambda prompts, responses: [1.0] * len(responses)
-    mine.judge = lambda prompts, responses, tokens: [[1.0] * len(some) for some in tokens]
-    monkeypatch.setitem(sys.modules, "mine", mine)
-    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-    fields = ppo_cases.fields(world, tmp_path / "run", **given) | {"judge": "mine:judge"}
-    sentence, _ = launch(ppo, fields, "")
+    mine.judge = lambda prompts, responses, tokens: [[1.0] * len(row) for row in tokens]
+    sentence, _ = launch(ppo, fields | {"judge": "mine:judge"}, "")
     assert sentence == "mine:judge: response 1 of 16: returned a list; return one number"
     assert nothing_written(tmp_path)

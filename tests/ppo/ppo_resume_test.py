@@ -14,67 +14,64 @@ import pytest
 from ppo_cases import rows, same_run, saved, without_clock
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.ppo import rollout as rollouts
-from fgrlhf_jax.ppo import train as ppo_loop
+from fgrlhf_jax.ppo import rollout, train
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
-pytest_plugins = ["ppo_runs"]
+pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-# --- Asked to stop; peer fault 10: a resume that forgets ---
+# Asked to stop; peer fault 10: a resume that forgets
 
 
 @pytest.fixture(scope="module")
-def interrupted(world, tmp_path_factory, undisturbed) -> Path:
+def interrupted(in_process, world, tmp_path_factory) -> Path:
     """A run that was asked to stop during its second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    learned = metric_log.to_floats
+    to_floats, calls = metric_log.to_floats, []
 
-    def asked(found):
-        asked.step += 1
-        if asked.step == 2:
+    def signalled(tree):
+        calls.append(tree)
+        if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return learned(found)
+        return to_floats(tree)
 
-    asked.step = 0
     fields = ppo_cases.fields(world, run_dir, save_every=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_log, "to_floats", asked)
+        patch.setattr(metric_log, "to_floats", signalled)
         with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
             ppo_cases.run(fields)
     return run_dir
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    interrupted, undisturbed, run, tmp_path
+    interrupted, ppo_run, run, tmp_path
 ):
     assert saved(interrupted) == [2]
-    assert without_clock(interrupted) == without_clock(undisturbed)[:3]
+    assert without_clock(interrupted) == without_clock(ppo_run)[:3]
     assert not (interrupted / "export").exists()
-    same_run(run(shutil.copytree(interrupted, tmp_path / "run")), undisturbed)
+    same_run(run(shutil.copytree(interrupted, tmp_path / "run")), ppo_run)
 
 
-def forget(part: str, name: str | None = None):
+def forget(part: str, name: str):
     """A restore that finds this part as it is at the start of a run."""
     restore = Checkpoints.restore
 
     def changed(self, step, abstract):
-        found = restore(self, step, abstract)
-        if part not in found or (part == "params" and "critic" not in found["params"]):
-            return found
-        zeros = jax.tree.map(lambda x: x * 0, found[part])
+        parts = restore(self, step, abstract)
+        if part not in parts or (part == "params" and "critic" not in parts["params"]):
+            return parts
+        zeros = jax.tree.map(lambda x: x * 0, parts[part])
         if part == "params":
-            return found | {"params": found["params"] | {name: zeros[name]}}
-        inner = found[part].inner_states
-        kept = type(found[part])(inner | {name: zeros.inner_states[name]})
-        return found | {part: kept}
+            return parts | {"params": parts["params"] | {name: zeros[name]}}
+        inner = parts[part].inner_states | {name: zeros.inner_states[name]}
+        return parts | {part: type(parts[part])(inner)}
 
     return Checkpoints, "restore", changed
 
 
-def unlearned_coefficient():
+def forget_coefficient():
     loop = Checkpoints.loop
 
     def changed(self, step):
@@ -88,11 +85,11 @@ def from_the_start(module, name: str):
     """The step of a data position or a random key counted from the start of the process."""
     function = getattr(module, name)
 
-    def changed(*args, **how):
-        if "step" in how:
-            return function(*args, **how | {"step": how["step"] - 2})
+    def changed(*args, **options):
+        if "step" in options:
+            return function(*args, **options | {"step": options["step"] - 2})
         seed, purpose, step = args
-        return function(seed, purpose, step - 2 if purpose != rollouts.EVALUATE else step)
+        return function(seed, purpose, step - 2 if purpose != rollout.EVALUATE else step)
 
     return module, name, changed
 
@@ -101,37 +98,39 @@ FORGOTTEN = {
     "critic": lambda: forget("params", "critic"),
     "policy's moments": lambda: forget("opt_state", "policy"),
     "critic's moments": lambda: forget("opt_state", "critic"),
-    "KL coefficient": unlearned_coefficient,
-    "data position": lambda: from_the_start(ppo_loop, "rows_of_step"),
-    "random keys": lambda: from_the_start(rollouts, "key_of"),
+    "KL coefficient": forget_coefficient,
+    "data position": lambda: from_the_start(train, "rows_of_step"),
+    "random keys": lambda: from_the_start(rollout, "key_of"),
 }
 
 
 @pytest.mark.parametrize("fault", FORGOTTEN.values(), ids=FORGOTTEN)
 def test_fault_10_put_in_shows_in_the_metrics(
-    fault, interrupted, undisturbed, run, tmp_path, monkeypatch
+    fault, interrupted, ppo_run, run, tmp_path, monkeypatch
 ):
     """That the run above ended the same says that it forgot none of these."""
     monkeypatch.setattr(*fault())
-    gone_on = run(shutil.copytree(interrupted, tmp_path / "run"))
-    ours, theirs = (without_clock(folder) for folder in (gone_on, undisturbed))
+    resumed = run(shutil.copytree(interrupted, tmp_path / "run"))
+    ours, theirs = (without_clock(folder) for folder in (resumed, ppo_run))
     assert ours[:3] == theirs[:3]
     assert ours[3:] != theirs[3:]
 
 
-# --- Killed, or out of disk space ---
+# Killed, or out of disk space
 
 
-def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
+def test_killed_and_resumed(ppo_run, world, run, tmp_path):
     """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
-    run_dir = tmp_path / "run"
-    given = ppo_cases.fields(world, run_dir)
+    run_dir, log = tmp_path / "run", tmp_path / "log"
     cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
-    with (tmp_path / "said").open("w") as said:
+    with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, ppo_cases.__file__, *ppo_cases.flags(given)],
-            stdout=said,
-            stderr=said,
+            [
+                *(sys.executable, ppo_cases.__file__),
+                *ppo_cases.flags(ppo_cases.fields(world, run_dir)),
+            ],
+            stdout=file,
+            stderr=file,
             env=os.environ
             | {
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -141,7 +140,7 @@ def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
         )
     deadline = time.monotonic() + 240
     while len(rows(run_dir)) < 3 or not saved(run_dir):
-        assert process.poll() is None, (tmp_path / "said").read_text()
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, process.kill()
         time.sleep(0.002)
     process.kill()
@@ -150,20 +149,19 @@ def test_killed_and_gone_on_with(undisturbed, world, run, tmp_path):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "reward/mean": 0.6')
     with (run_dir / "samples.jsonl").open("a") as file:
-        file.write('{"step": 99, "output": "never said"}\n{"step": 1')
-    same_run(run(run_dir), undisturbed)
+        file.write('{"step": 99, "output": "never sampled"}\n{"step": 1')
+    same_run(run(run_dir), ppo_run)
 
 
-def test_out_of_disk_space_for_the_samples(run, undisturbed, monkeypatch, tmp_path):
+def test_out_of_disk_space_for_the_samples(run, ppo_run, monkeypatch, tmp_path):
     """As for the rows and the checkpoints, which run_test.py holds."""
     samples = tmp_path / "run" / "samples.jsonl"
     samples.parent.mkdir()
     samples.symlink_to("/dev/full")
     with monkeypatch.context() as patch:
         patch.setattr(metric_log, "cut_rows", lambda path, step: None)
-        with pytest.raises(
-            InputError, match=r"samples.jsonl: cannot be written \(No space left"
-        ):
+        message = r"samples.jsonl: cannot be written \(No space left"
+        with pytest.raises(InputError, match=message):
             run()
     samples.unlink()
-    same_run(run(), undisturbed)
+    same_run(run(), ppo_run)

@@ -1,16 +1,23 @@
-"""A run of PPO with rewards of every kind: a function of one's own, a model of sequences."""
+"""PPO with rewards of every kind: a user's function, a model of sequences; their normalization."""
 
+import json
+import shutil
 import sys
 import types
 
 import numpy as np
+import ppo_cases
 import pytest
-from ppo_cases import kept_samples, rows, same_run, without_clock
+from ppo_cases import contents, kept_samples, rows, same_run, without_clock
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.ppo import rollout
+from fgrlhf_jax.runtime import sharding
 
-pytest_plugins = ["ppo_runs"]
+pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
+
+FUNCTION = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
 
 
 @pytest.fixture
@@ -21,33 +28,32 @@ def mine(monkeypatch):
     return module
 
 
-def test_a_function_of_ones_own_with_a_head_on_the_policy_and_after_a_fault_in_it(
+def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(
     run, mine, tmp_path
 ):
     """One number a response; a run that it stops goes on when it is repaired."""
-    given = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-    said, paid = [], []
+    calls, paid = [], []
 
     def pay(prompts, responses, finished):
-        said.append((prompts, responses, finished))
+        calls.append((prompts, responses, finished))
         paid.append(
             [len(r.split()) - 2.0 * f for r, f in zip(responses, finished, strict=True)]
         )
-        if len(said) == mine.fails_at:
+        if len(calls) == mine.fails_at:
             raise ValueError("out of\nmoney")
         return paid[-1]
 
     mine.pay, mine.fails_at = pay, 0
-    whole = run(tmp_path / "whole", **given)
-    for prompts, responses, finished in said:
+    whole = run(tmp_path / "whole", **FUNCTION)
+    for prompts, responses, finished in calls:
         assert len(prompts) == len(responses) == len(finished) == 16
         assert not any("</s>" in r for r, f in zip(responses, finished, strict=True) if f)
     steps = rows(whole)[1:]
-    # Calls 1, 2, then 5, 6, then 9, 10 watch; the others are of steps 1 to 4.
+    # Calls 1, 2, then 5, 6, then 9, 10 evaluate; the others are of steps 1 to 4.
     for row, call in zip(steps, (2, 3, 6, 7), strict=True):
         assert row["reward/mean"] == row["reward/raw"] == pytest.approx(np.mean(paid[call]))
         assert row["reward/std"] == pytest.approx(np.std(paid[call]), abs=1e-5)
-        assert row["response/unfinished"] == 1 - np.mean(said[call][2])
+        assert row["response/unfinished"] == 1 - np.mean(calls[call][2])
     assert steps[-1]["value/mean"] != 0
     assert steps[-1]["value/grad_norm"] > 0
     for sample in kept_samples(whole):
@@ -55,32 +61,24 @@ def test_a_function_of_ones_own_with_a_head_on_the_policy_and_after_a_fault_in_i
         assert not any(before)
         assert last == len(sample["output"].split()) - 2.0 * sample["finished"]
 
-    said.clear()
+    calls.clear()
     mine.fails_at = 7
-    with pytest.raises(
-        InputError,
-        match=r"mine:pay: raised ValueError: out of money at .*ppo_rewards_test.py:\d+$",
-    ):
-        run(tmp_path / "stopped", **given)
     stopped = tmp_path / "stopped"
+    message = r"mine:pay: raised ValueError: out of money at .*ppo_rewards_test.py:\d+$"
+    with pytest.raises(InputError, match=message):
+        run(stopped, **FUNCTION)
     assert without_clock(stopped) == without_clock(whole)[:3]
     assert not (stopped / "export").exists()
     mine.fails_at = 0
-    same_run(run(stopped, **given), whole)
+    same_run(run(stopped, **FUNCTION), whole)
 
 
 def test_a_function_that_pays_every_token(run, mine):
-    def pay(prompts, responses, tokens):
-        return [[0.5] * len(some) for some in tokens]
-
-    mine.pay = pay
-    run_dir = run(reward_model="", reward_function="mine:pay", critic="shared", steps=4)
+    mine.pay = lambda prompts, responses, tokens: [[0.5] * len(row) for row in tokens]
+    run_dir = run(**FUNCTION)
     for row in rows(run_dir)[1:]:
-        assert (
-            row["reward/mean"]
-            == row["reward/raw"]
-            == pytest.approx(0.5 * row["response/length"])
-        )
+        assert row["reward/mean"] == row["reward/raw"]
+        assert row["reward/mean"] == pytest.approx(0.5 * row["response/length"])
         varies = row["reward/std"] > 0
         assert row["reward/length_correlation"] == pytest.approx(float(varies), abs=1e-4)
     for sample in kept_samples(run_dir):
@@ -98,3 +96,84 @@ def test_a_reward_model_of_sequences_pays_at_the_last_token(run, world):
         *before, last = sample["rewards"]
         assert not any(before)
         assert last != 0
+
+
+# Normalization
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monkeypatch):
+    """Evaluated on the very samples that it is fitted to: mean 0 and deviation 1."""
+    fit, scores = rollout.fit_normalization, []
+
+    def recorded(rewards, *, level):
+        normalization = fit(rewards, level=level)
+        part = -1 if level == "sequence" else slice(None)
+        totals = [(row - normalization.mean)[part].sum() for row in rewards]
+        scores.append(np.array(totals, np.float64) / normalization.std)
+        return normalization
+
+    monkeypatch.setattr(rollout, "NORMALIZE", rollout.EVALUATE)
+    monkeypatch.setattr(rollout, "fit_normalization", recorded)
+    changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
+    first, _ = rows(run(**changes, eval_every=0))
+    (totals,) = scores
+    assert totals.size == 20  # the validation prompts, none twice
+    assert totals.std() == pytest.approx(1, rel=1e-5)
+    assert first["validation/reward"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reward_normalization", "mean", "std"), [("reward_model", 0.1, 2.0), ("none", 0.0, 1.0)]
+)
+def test_the_normalization_of_the_reward_model_or_none(run, reward_normalization, mean, std):
+    first, step = rows(run(reward_normalization=reward_normalization, steps=1, eval_every=0))
+    assert first["reward/normalization_mean"] == mean
+    assert first["reward/normalization_std"] == std
+    normalized = (step["reward/raw"] - mean * step["response/length"]) / std
+    assert step["reward/mean"] == pytest.approx(normalized, abs=1e-5)
+
+
+# What a run remembers of the models it started with
+
+
+def test_the_best_score_exports_the_start_where_nothing_is_better(run, world):
+    """A policy that is frozen gives the same responses at every evaluation."""
+    run_dir = run(best_metric="score", optimizer__freeze="policy/.*")
+    assert json.loads((run_dir / "finished.json").read_text()) == {"step": 0}
+    exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
+    assert exported["model.safetensors"] == start["model.safetensors"]
+
+
+@pytest.mark.parametrize("changed", ["policy", "reward_model"])
+def test_weights_that_change_between_two_starts(run, world, tmp_path, changed):
+    folder = tmp_path / "models"
+    shutil.copytree(world.policy.parent, folder)
+    models = {"policy": folder / "policy", "reward_model": folder / "token"}
+    run_dir = run(max_to_keep=2, **models)
+    if changed == "policy":
+        ppo_cases.save_policy(models["policy"], seed=5, template="plain")
+    else:
+        ppo_cases.save_reward_model(models["reward_model"], "token_edit", seed=5)
+    shutil.rmtree(run_dir / "checkpoints" / "4")
+    with pytest.raises(
+        InputError, match=f"the weights in {changed}=.* have changed since step 3"
+    ):
+        run(run_dir, max_to_keep=2, **models)
+
+
+def test_validation_prompts_that_change_between_two_starts(run, world, tmp_path):
+    validation = tmp_path / "validation.jsonl"
+    lines = world.validation.read_text().splitlines(keepends=True)
+    validation.write_text("".join(lines))
+    run_dir = run(validation=validation)
+    validation.write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match="data or the tokenizer has changed"):
+        run(run_dir, validation=validation)
+
+
+def test_a_frozen_model_of_two_bytes_has_a_fingerprint():
+    one = {"a": np.ones((3, 5), np.float32).astype("bfloat16")}
+    two = {"a": np.array(one["a"])}
+    two["a"].view(np.uint16)[1, 2] ^= 1
+    assert int(sharding.fingerprint(one)) != int(sharding.fingerprint(two))

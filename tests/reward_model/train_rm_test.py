@@ -2,146 +2,38 @@
 
 import json
 import math
-import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from rm_cases import (
+    EVAL_EVERY,
+    SAVE_EVERY,
+    STEPS,
+    Command,
+    contents,
+    flags,
+    rows,
+    saved,
+    without_clock,
+)
 
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.reward_model.train import RewardModelTrainer
-from fgrlhf_jax.runtime import metric_log, sharding
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
-from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
-STEPS, SAVE_EVERY, EVAL_EVERY = 32, 5, 8
-FIELDS = {
-    "steps": STEPS,
-    "save_every": SAVE_EVERY,
-    "eval_every": EVAL_EVERY,
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "model.vocab_size": 300,
-    "data.smallest_bucket": 128,
-    "optimizer.learning_rate": 1e-3,
-}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    """What to train on, edits; and what to validate on, both kinds."""
-    folder = tmp_path_factory.mktemp("data")
-    edits, _ = make_feedback(60, 0)
-    write_jsonl(folder / "train.jsonl", edits)
-    edits, preferences = make_feedback(12, 1)
-    write_jsonl(folder / "validation.jsonl", edits + preferences)
-    return {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
-
-
-def flags(files, run_dir: Path, **fields) -> list[str]:
-    fields = FIELDS | files | {"run_dir": run_dir} | fields
-    return ["--config=configs/rm.py:tiny,token_edit"] + [
-        f"--config.{name}={value}" for name, value in fields.items()
-    ]
-
-
-class Command:
-    """``launch.train_rm`` in a process of its own, with one device."""
-
-    def __init__(self, files, run_dir: Path):
-        self.run_dir = run_dir
-        self.found = self.inode()  # left by the start before this one
-        self.streams = [run_dir.with_suffix(f".{name}") for name in ("stdout", "stderr")]
-        cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
-        out, err = (stream.open("w") for stream in self.streams)
-        with out, err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch.train_rm", *flags(files, run_dir)],
-                stdout=out,
-                stderr=err,
-                cwd=Path(__file__).parents[2],
-                env=os.environ
-                | {
-                    "XLA_FLAGS": "",
-                    "JAX_COMPILATION_CACHE_DIR": str(cache),
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                    "COLUMNS": "120",
-                },
-            )
-
-    def inode(self) -> int:
-        """Of metrics.jsonl, which every start writes anew up to where it goes on."""
-        path = self.run_dir / "metrics.jsonl"
-        return path.stat().st_ino if path.exists() else 0
-
-    def made(self, step: int) -> bool:
-        """Whether this start has come to that step."""
-        return self.inode() != self.found and len(rows(self.run_dir)) >= step
-
-    def until(self, condition) -> "Command":
-        """Wait for it, while the process runs."""
-        deadline = time.monotonic() + 240
-        while not condition():
-            assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline, self.end(signal.SIGKILL)
-            time.sleep(0.002)
-        return self
-
-    def end(self, number: int | None = None) -> tuple[int, str, list[str]]:
-        """Send the signal, and wait: exit status, stdout, and the lines of stderr."""
-        if number:
-            self.process.send_signal(number)
-        status = self.process.wait(240)
-        out, err = (stream.read_text() for stream in self.streams)
-        return status, out, [line.strip() for line in re.split(r"[\r\n]+", err) if line.strip()]
-
-
-def rows(run_dir: Path) -> list[dict]:
-    return read_jsonl(run_dir / "metrics.jsonl")
-
-
-def without_clock(run_dir: Path) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if k.split("/")[0] not in metric_log.Log.CLOCK}
-        for row in rows(run_dir)
-    ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def saved(run_dir: Path) -> list[int]:
-    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(files, tmp_path_factory) -> Command:
-    command = Command(files, tmp_path_factory.mktemp("runs") / "undisturbed")
-    status, _, stderr = command.end()
-    assert status == 0, stderr
-    return command
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """For runs within this process."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+pytest_plugins = ["runs"]
 
 
 def launch(monkeypatch, module, default: str, *arguments: str) -> None:
@@ -157,8 +49,8 @@ def train(monkeypatch, *arguments: str) -> None:
     launch(monkeypatch, train_rm, "configs/rm.py", *arguments)
 
 
-def test_what_a_person_sees(undisturbed):
-    status, out, err = undisturbed.end()
+def test_what_a_person_sees(rm_run):
+    status, out, err = rm_run.end()
     assert status == 0
     assert "train: edits: 60 rows, 60 kept, 0 dropped_overlong, 0 truncated, 0 unchanged" in out
     last = next(line for line in reversed(err) if line.startswith("100%"))
@@ -171,8 +63,8 @@ def test_what_a_person_sees(undisturbed):
     assert compilations(out) == 0
 
 
-def test_what_a_run_leaves(undisturbed):
-    run_dir = undisturbed.run_dir
+def test_what_a_run_leaves(rm_run):
+    run_dir = rm_run.run_dir
     found = rows(run_dir)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     always = {"loss", "accuracy", "grad_norm", "learning_rate", "tokens", "tokens_per_second"}
@@ -188,8 +80,8 @@ def test_what_a_run_leaves(undisturbed):
     assert (config["steps"], config["model"]["vocab_size"]) == (STEPS, 300)
 
 
-def test_the_best_checkpoint_is_kept_and_exported(undisturbed):
-    run_dir = undisturbed.run_dir
+def test_the_best_checkpoint_is_kept_and_exported(rm_run):
+    run_dir = rm_run.run_dir
     losses = {r["step"]: r["validation/loss"] for r in rows(run_dir) if "validation/loss" in r}
     best = min(losses, key=losses.get)
     assert saved(run_dir) == sorted({best, STEPS})
@@ -213,24 +105,24 @@ def exported(run_dir: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, files, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_the_same(rm_run, rm_files, tmp_path):
     """Killed, killed while saving, out of disk space, and stopped politely."""
     run_dir = tmp_path / "killed"
 
-    run = Command(files, run_dir)
-    run.until(lambda: run.made(SAVE_EVERY + 1) and saved(run_dir)).end(signal.SIGKILL)
+    run = Command(rm_files, run_dir)
+    run.until(lambda: run.reached(SAVE_EVERY + 1) and saved(run_dir)).end(signal.SIGKILL)
 
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "loss": 0.6')  # torn by the kill
     saving = "checkpoints/*.orbax-checkpoint-tmp"
-    run = Command(files, run_dir)
-    run.until(lambda: run.made(SAVE_EVERY + 1) and any(run_dir.glob(saving)))
+    run = Command(rm_files, run_dir)
+    run.until(lambda: run.reached(SAVE_EVERY + 1) and any(run_dir.glob(saving)))
     run.end(signal.SIGKILL)
     assert len(rows(run_dir)) < STEPS
 
     before = saved(run_dir)[-1]
-    run = Command(files, run_dir)
-    run.until(lambda: run.made(before + 1))
+    run = Command(rm_files, run_dir)
+    run.until(lambda: run.reached(before + 1))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (30_000, hard))
     status, _, err = run.end()
@@ -243,8 +135,8 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, files, 
     )
     assert not [line for line in err if "Traceback" in line or "ERROR" in line], err
 
-    run = Command(files, run_dir)
-    run.until(lambda: run.made(good + 1))
+    run = Command(rm_files, run_dir)
+    run.until(lambda: run.reached(good + 1))
     status, _, err = run.end(signal.SIGINT)
     step = rows(run_dir)[-1]["step"]
     assert (status, err[-1]) == (
@@ -255,21 +147,21 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(undisturbed, files, 
     assert saved(run_dir)[-1] == step
     assert not (run_dir / "eval.json").exists()
 
-    status, _, err = Command(files, run_dir).end()
+    status, _, err = Command(rm_files, run_dir).end()
     assert status == 0, err
-    assert without_clock(run_dir) == without_clock(undisturbed.run_dir)
+    assert without_clock(run_dir) == without_clock(rm_run.run_dir)
     for name in ("export", "eval.json"):
-        for folder in (run_dir, undisturbed.run_dir):
+        for folder in (run_dir, rm_run.run_dir):
             assert (folder / name).exists()
-    assert contents(run_dir / "export") == contents(undisturbed.run_dir / "export")
-    ours, theirs = ((d / "eval.json").read_bytes() for d in (run_dir, undisturbed.run_dir))
+    assert contents(run_dir / "export") == contents(rm_run.run_dir / "export")
+    ours, theirs = ((d / "eval.json").read_bytes() for d in (run_dir, rm_run.run_dir))
     assert ours == theirs
-    assert saved(run_dir) == saved(undisturbed.run_dir)
+    assert saved(run_dir) == saved(rm_run.run_dir)
 
 
-def test_stopped_before_the_first_step(files, tmp_path):
+def test_stopped_before_the_first_step(rm_files, tmp_path):
     run_dir = tmp_path / "early"
-    run = Command(files, run_dir).until((run_dir / "config.json").exists)
+    run = Command(rm_files, run_dir).until((run_dir / "config.json").exists)
     status, _, err = run.end(signal.SIGTERM)
     assert err[-1] == "interrupted; run the same command to go on"
     # Where the signal meets Python within code that it is compiling, it insists on its own status.
@@ -277,36 +169,36 @@ def test_stopped_before_the_first_step(files, tmp_path):
     assert rows(run_dir) == []
 
 
-def test_a_finished_run_only_prints_its_table(undisturbed, files, monkeypatch, capsys):
-    before = contents(undisturbed.run_dir)
-    train(monkeypatch, *flags(files, undisturbed.run_dir))
+def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, capsys):
+    before = contents(rm_run.run_dir)
+    train(monkeypatch, *flags(rm_files, rm_run.run_dir))
     out = capsys.readouterr().out
     first, _, table = out.partition("\n")
-    assert first == f"{undisturbed.run_dir} is finished; its table again:"
-    assert undisturbed.end()[1].endswith(table)
-    assert contents(undisturbed.run_dir) == before
+    assert first == f"{rm_run.run_dir} is finished; its table again:"
+    assert rm_run.end()[1].endswith(table)
+    assert contents(rm_run.run_dir) == before
 
 
 @pytest.mark.usefixtures("one_device")
-def test_killed_after_the_last_step(undisturbed, files, tmp_path, monkeypatch, capsys):
+def test_killed_after_the_last_step(rm_run, rm_files, tmp_path, monkeypatch, capsys):
     """What comes after training is done again, and nothing else."""
     run_dir = tmp_path / "copy"
-    shutil.copytree(undisturbed.run_dir, run_dir)
+    shutil.copytree(rm_run.run_dir, run_dir)
     shutil.rmtree(run_dir / "export")
     (run_dir / "eval.json").unlink()
-    train(monkeypatch, *flags(files, run_dir))
+    train(monkeypatch, *flags(rm_files, run_dir))
     assert "compilations" not in capsys.readouterr().out
-    assert rows(run_dir) == rows(undisturbed.run_dir)
-    assert exported(run_dir) == exported(undisturbed.run_dir)
+    assert rows(run_dir) == rows(rm_run.run_dir)
+    assert exported(run_dir) == exported(rm_run.run_dir)
     ours, theirs = (
         json.loads((d / "eval.json").read_text())["validation"]["edits"]
-        for d in (run_dir, undisturbed.run_dir)
+        for d in (run_dir, rm_run.run_dir)
     )
     assert ours["accuracy"] == theirs["accuracy"]
 
 
 @pytest.mark.usefixtures("one_device")
-def test_early_stop_uses_the_best(files, tmp_path, monkeypatch, capsys):
+def test_early_stop_uses_the_best(rm_files, tmp_path, monkeypatch, capsys):
     """At a rate too low to change an accuracy, no evaluation improves on the first one.
 
     With batches of two shapes, and nothing is compiled after the warm-up.
@@ -320,7 +212,7 @@ def test_early_stop_uses_the_best(files, tmp_path, monkeypatch, capsys):
         return update(self, state, step)
 
     monkeypatch.setattr(RewardModelTrainer, "update", recorded)
-    arguments = flags(files, run_dir, **fields, **{"optimizer.learning_rate": 1e-7})
+    arguments = flags(rm_files, run_dir, **fields, **{"optimizer.learning_rate": 1e-7})
     train(monkeypatch, *arguments)
     assert rows(run_dir)[-1]["step"] == 3 * EVAL_EVERY
     assert saved(run_dir) == [EVAL_EVERY, 3 * EVAL_EVERY]
@@ -345,11 +237,11 @@ def compilations(out: str) -> int:
 
 
 @pytest.mark.usefixtures("one_device")
-def test_evaluate_gives_the_table_of_the_run(undisturbed, files, tmp_path, monkeypatch):
+def test_evaluate_gives_the_table_of_the_run(rm_run, rm_files, tmp_path, monkeypatch):
     output = tmp_path / "table.json"
     arguments = {
-        "reward_model": undisturbed.run_dir,
-        "test": files["validation"],
+        "reward_model": rm_run.run_dir,
+        "test": rm_files["validation"],
         "output": output,
         "batch_size": 2,  # as in the run before, so that nothing new is compiled
     }
@@ -360,7 +252,7 @@ def test_evaluate_gives_the_table_of_the_run(undisturbed, files, tmp_path, monke
         *(f"--config.{name}={value}" for name, value in arguments.items()),
     )
     ours = json.loads(output.read_text())["test"]
-    theirs = json.loads((undisturbed.run_dir / "eval.json").read_text())["validation"]
+    theirs = json.loads((rm_run.run_dir / "eval.json").read_text())["validation"]
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for kind in theirs:
         for name in ("n", "loss", "accuracy", "length_correlation"):

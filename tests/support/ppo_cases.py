@@ -3,11 +3,14 @@
 As a script it is launch.ppo under the same conditions as in a test, to be killed.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import pytest
 import tiny_cases
 
 from fgrlhf_jax.models import hf_save, llama
@@ -191,34 +194,30 @@ FREE = (
 programs: dict[str, dict[str, Once]] = {}
 
 
-def compile_once(monkeypatch) -> None:
-    """Runs whose programs are the same share them: compiling is most of a quick run's time."""
-    make = ppo_programs.make
+@contextlib.contextmanager
+def conditions() -> Iterator[None]:
+    """One device, quick compilation, and runs whose programs are the same share them."""
+    make, make_mesh = ppo_programs.make, sharding.make_mesh
 
-    def make_once(config, modules, mesh, optimizer, **how):
-        given = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
+    def make_once(config, models, mesh, optimizer, **options):
+        fields = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
         for name in ("coef", "target", "horizon", "limit"):
-            given["kl"].pop(name)
-        given["reward_function"] = bool(given["reward_function"])
-        key = json.dumps([given, repr(modules), repr(mesh), how], sort_keys=True)
+            fields["kl"].pop(name)
+        fields["reward_function"] = bool(fields["reward_function"])
+        key = json.dumps([fields, repr(models), repr(mesh), options], sort_keys=True)
         if key not in programs:
-            made = make(config, modules, mesh, optimizer, **how)
-            programs[key] = {name: Once(program) for name, program in made.items()}
+            parts = make(config, models, mesh, optimizer, **options)
+            programs[key] = {name: Once(program) for name, program in parts.items()}
         return programs[key]
-
-    monkeypatch.setattr(ppo_programs, "make", make_once)
-
-
-def one_device(monkeypatch) -> None:
-    """What has to be compiled is so faster for one device than for eight."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
-
-
-if __name__ == "__main__":
-    import pytest
 
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        one_device(patch)
+        patch.setattr(ppo_programs, "make", make_once)
+        patch.setattr(sharding, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+if __name__ == "__main__":
+    with conditions():
         cli.command(ppo.main, DEFAULT, ppo.__doc__)

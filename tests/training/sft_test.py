@@ -1,24 +1,32 @@
-"""Supervised fine-tuning: the loss of the response alone, and nothing but real tokens in it."""
+"""Supervised fine-tuning: the loss of the response alone; what a run leaves, and its resume."""
 
 import functools
+import json
+import math
+import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import ppo_cases
 import pytest
 import tiny_cases
+from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
+from launch import sft as command
+from launch.shared import config_files
 
 MODEL = llama.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
 OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
 
+pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -80,8 +88,8 @@ def sums(batch) -> dict[str, float]:
 @jax.grad
 def gradient(params, batch):
     """Of the mean over all response tokens."""
-    found = sft.token_sums(params, batch, model=MODEL)
-    return found["loss"] / found["tokens"]
+    total = sft.token_sums(params, batch, model=MODEL)
+    return total["loss"] / total["tokens"]
 
 
 @functools.partial(jax.jit, static_argnames="optimizer")
@@ -102,12 +110,11 @@ def stacked(some, parts: int, rows: int = 8) -> dict:
 
 
 def test_loss_and_accuracy_equal_a_loop_over_single_texts():
-    found = sums(pad_demonstrations(TEXTS, 12))
+    total = sums(pad_demonstrations(TEXTS, 12))
     loss, hits, tokens = by_hand(TEXTS)
     assert 0 < hits < tokens == 36
-    assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    assert found["accuracy"] == hits
-    assert found["tokens"] == tokens
+    assert total["loss"] == pytest.approx(loss, rel=1e-5)
+    assert (total["accuracy"], total["tokens"]) == (hits, tokens)
 
 
 @pytest.mark.parametrize("fill", [0, 2, 63])
@@ -175,3 +182,39 @@ def test_a_mesh_learns_what_one_device_does():
         spread, same = step(state, sharding.put_batch(batch, mesh, axis=1), optimizer)
     chex.assert_trees_all_close(jax.device_get(spread.params), alone.params, atol=2e-5)
     chex.assert_trees_all_close(jax.device_get(same), figures, rtol=1e-4)
+
+
+# A run
+
+
+def test_what_a_run_leaves(sft_run):
+    metrics, result = rows(sft_run), json.loads((sft_run / "eval.json").read_text())
+    assert [row["step"] for row in metrics] == list(range(1, 7))
+    always = "step loss accuracy grad_norm learning_rate tokens tokens_per_second time/step"
+    for row in metrics:
+        evaluated = (
+            {"validation/loss", "validation/accuracy"} if row["step"] % 2 == 0 else set()
+        )
+        assert row.keys() == {*always.split()} | evaluated
+        assert all(math.isfinite(value) for value in row.values())
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    best = min(row["validation/loss"] for row in metrics if "validation/loss" in row)
+    assert result["validation"]["loss"] == pytest.approx(best)
+    assert result["validation"]["perplexity"] == pytest.approx(math.exp(best))
+    assert (result["validation"]["n"], saved(sft_run)) == (20, [1, 2, 3, 4, 5, 6])
+    assert (sft_run / "export" / "model.safetensors").exists()
+
+
+def test_a_run_that_lost_its_last_steps_ends_the_same(
+    sft_run, sft_fields, in_process, tmp_path
+):
+    run_dir = shutil.copytree(sft_run, tmp_path / "run")
+    for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
+        shutil.rmtree(run_dir / name)
+    (run_dir / "eval.json").unlink()
+    flags = ppo_cases.flags(sft_fields | {"run_dir": run_dir})
+    command.main(config_files.parse(["", *flags], command.CONFIG))
+    assert without_clock(run_dir) == without_clock(sft_run)
+    assert contents(run_dir / "export") == contents(sft_run / "export")
+    assert (run_dir / "eval.json").read_bytes() == (sft_run / "eval.json").read_bytes()
+    assert saved(run_dir) == saved(sft_run)

@@ -1,0 +1,114 @@
+"""Runs of launch.train_rm in processes of their own, with one device."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from fgrlhf_jax.runtime import metric_log
+from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
+from fgrlhf_jax.tiny_world.datasets import make_feedback
+
+STEPS, SAVE_EVERY, EVAL_EVERY = 32, 5, 8
+FIELDS = {
+    "steps": STEPS,
+    "save_every": SAVE_EVERY,
+    "eval_every": EVAL_EVERY,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "model.vocab_size": 300,
+    "data.smallest_bucket": 128,
+    "optimizer.learning_rate": 1e-3,
+}
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    """What to train on, edits; and what to validate on, both kinds."""
+    edits, _ = make_feedback(60, 0)
+    write_jsonl(folder / "train.jsonl", edits)
+    edits, preferences = make_feedback(12, 1)
+    write_jsonl(folder / "validation.jsonl", edits + preferences)
+    return {name: folder / f"{name}.jsonl" for name in ("train", "validation")}
+
+
+def flags(files, run_dir: Path, **fields) -> list[str]:
+    fields = FIELDS | files | {"run_dir": run_dir} | fields
+    return ["--config=configs/rm.py:tiny,token_edit"] + [
+        f"--config.{name}={value}" for name, value in fields.items()
+    ]
+
+
+class Command:
+    """``launch.train_rm`` in a process of its own, with one device."""
+
+    def __init__(self, files, run_dir: Path):
+        self.run_dir = run_dir
+        self.inode_before = self.inode()  # left by the start before this one
+        self.streams = [run_dir.with_suffix(f".{name}") for name in ("stdout", "stderr")]
+        cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
+        out, err = (stream.open("w") for stream in self.streams)
+        with out, err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "launch.train_rm", *flags(files, run_dir)],
+                stdout=out,
+                stderr=err,
+                cwd=Path(__file__).parents[2],
+                env=os.environ
+                | {
+                    "XLA_FLAGS": "",
+                    "JAX_COMPILATION_CACHE_DIR": str(cache),
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                    "COLUMNS": "120",
+                },
+            )
+
+    def inode(self) -> int:
+        """Of metrics.jsonl, which every start writes anew up to where it goes on."""
+        path = self.run_dir / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else 0
+
+    def reached(self, step: int) -> bool:
+        """Whether this start has come to that step."""
+        return self.inode() != self.inode_before and len(rows(self.run_dir)) >= step
+
+    def until(self, condition) -> "Command":
+        """Wait for it, while the process runs."""
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < deadline, self.end(signal.SIGKILL)
+            time.sleep(0.002)
+        return self
+
+    def end(self, number: int | None = None) -> tuple[int, str, list[str]]:
+        """Send the signal, and wait: exit status, stdout, and the lines of stderr."""
+        if number:
+            self.process.send_signal(number)
+        status = self.process.wait(240)
+        out, err = (stream.read_text() for stream in self.streams)
+        return status, out, [line.strip() for line in re.split(r"[\r\n]+", err) if line.strip()]
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return read_jsonl(run_dir / "metrics.jsonl")
+
+
+def without_clock(run_dir: Path) -> list[dict]:
+    return [
+        {k: v for k, v in row.items() if k.split("/")[0] not in metric_log.Log.CLOCK}
+        for row in rows(run_dir)
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def saved(run_dir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())

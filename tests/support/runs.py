@@ -1,0 +1,95 @@
+"""One tiny run of every trainer, made once a session: `pytest_plugins = ["runs"]`."""
+
+from pathlib import Path
+
+import jax
+import ppo_cases
+import pytest
+import rm_cases
+
+from fgrlhf_jax.runtime import sharding
+from launch import sft
+from launch.shared import config_files
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """For runs within this process."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    """The conditions of the PPO runs: one device, each program compiled once and quickly."""
+    with ppo_cases.conditions():
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> ppo_cases.World:
+    with ppo_cases.conditions():
+        return ppo_cases.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def ppo_run(world, tmp_path_factory) -> Path:
+    """The run folder of four steps of PPO."""
+    run_dir = tmp_path_factory.mktemp("runs") / "ppo"
+    with ppo_cases.conditions():
+        ppo_cases.run(ppo_cases.fields(world, run_dir))
+    return run_dir
+
+
+@pytest.fixture
+def run(world, tmp_path):
+    """Run launch.ppo in a folder of its own, or go on in it; returns the folder."""
+
+    def run(run_dir: Path = tmp_path / "run", **changes) -> Path:
+        ppo_cases.run(ppo_cases.fields(world, run_dir, **changes))
+        return run_dir
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sft_fields(world) -> dict:
+    """Fields of a quick run of launch.sft; the rate changes from update to update."""
+    return {
+        "train": world.prompts,
+        "validation": world.validation,
+        "steps": 6,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "eval_every": 2,
+        "save_every": 1,
+        "max_to_keep": 6,
+        "model__vocab_size": 300,
+        "data__max_length": 48,
+        "data__max_prompt_length": 24,
+        "optimizer__learning_rate": 1e-2,
+    }
+
+
+@pytest.fixture(scope="session")
+def sft_run(sft_fields, tmp_path_factory) -> Path:
+    """The run folder of six updates of SFT."""
+    run_dir = tmp_path_factory.mktemp("runs") / "sft"
+    fields = ppo_cases.flags(sft_fields | {"run_dir": run_dir})
+    with ppo_cases.conditions():
+        sft.main(config_files.parse(["", *fields], sft.CONFIG))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def rm_files(tmp_path_factory) -> dict[str, Path]:
+    return rm_cases.write_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def rm_run(rm_files, tmp_path_factory) -> rm_cases.Command:
+    """launch.train_rm, ended, in a process of its own."""
+    command = rm_cases.Command(rm_files, tmp_path_factory.mktemp("runs") / "rm")
+    status, _, stderr = command.end()
+    assert status == 0, stderr
+    return command
