@@ -10,28 +10,21 @@ position is the better one. A row that keeps its kind keeps its further fields; 
 id.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgrlhf_jax.data.records import (
-    KINDS,
-    Edit,
-    Instruction,
-    Preference,
-    Record,
-    RecordAndRow,
-    better_and_worse,
-    kind_of,
-    responses_of,
-)
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 
-TARGETS = (*KINDS, "alpaca_farm", "alpaca_eval")
+TARGETS = (*records.KINDS, "alpaca_farm", "alpaca_eval")
 SIDES = ("better", "worse")
 
 Row = dict[str, Any]
@@ -91,12 +84,10 @@ def _check_predictions(row: Mapping[str, Any], number: int) -> tuple[list[str], 
     """The predictions, which may be a JSON text, and the labels of a row."""
     texts, labels = row.get("predictions"), row.get("preference")
     if isinstance(texts, str):
-        try:
+        with contextlib.suppress(ValueError):
             texts = json.loads(texts)
-        except ValueError:
-            texts = None
     valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
-    pairs = len(texts) * (len(texts) - 1) // 2 if valid else 0
+    pairs = math.comb(len(texts), 2) if valid else 0
     if not pairs or not isinstance(labels, list) or len(labels) != pairs:
         raise InputError(
             f"row {number}: has no comparison of predictions; it must have a list `predictions` of "
@@ -136,22 +127,14 @@ def convert_records(
         raise InputError(f"to: {to!r} is not one of {', '.join(TARGETS)}.")
     if side not in SIDES:
         raise InputError(f"side: {side!r} is not one of {', '.join(SIDES)}.")
-    converters: dict[str, Callable[[Record, Mapping], Row]] = {
-        "instructions": lambda record, row: _instruction(record, row, side),
-        "preferences": lambda record, row: _preference(record, row, seed),
-        "alpaca_farm": lambda record, row: _alpaca_farm(record, row, seed),
-        "alpaca_eval": lambda record, row: _alpaca_eval(record, row, generator),
-        "prompts": lambda record, row: {**_prompt(record, row), "output": ""},
-        "edits": _edit,
-    }
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):
-        if kind_of(record) == "prompts" and to in ("instructions", "alpaca_eval"):
+        if records.kind_of(record) == "prompts" and to in ("instructions", "alpaca_eval"):
             counts["without_output"] += 1
             continue
         try:
-            fields = converters[to](record, row)
+            fields = _convert(record, row, to, side, generator, seed)
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
         if distinct or to == "prompts":
@@ -162,13 +145,11 @@ def convert_records(
             seen.add(key)
         converted.append(fields)
     if to.startswith("alpaca") and len({"output" in fields for fields in converted}) > 1:
-        raise InputError(
-            f"to={to}: the rows are both pairs and single responses; convert them one at a time."
-        )
+        reason = "the rows are both pairs and single responses; convert them one at a time"
+        raise InputError(f"to={to}: {reason}.")
     if not converted:
-        raise InputError(
-            f"to={to}: none of the {len(rows)} rows has an output; choose prompts."
-        )
+        reason = f"none of the {len(rows)} rows has an output; choose prompts"
+        raise InputError(f"to={to}: {reason}.")
     return converted, dict(counts) | {"kept": len(converted)}
 
 
@@ -176,62 +157,56 @@ def _id(row: Mapping[str, Any]) -> Row:
     return {} if row.get("id") in (None, "") else {"id": str(row["id"])}
 
 
-def _prompt(record: Record, row: Mapping[str, Any]) -> Row:
-    return {**_id(row), "instruction": record.instruction, "input": record.input}
-
-
-def _same(record: Record, row: Mapping[str, Any]) -> Row:
-    """The row itself with every further field; the fields of the record come from the record."""
+def _convert(
+    record: Record, row: Mapping[str, Any], to: str, side: str, generator: str, seed: int
+) -> Row:
+    if to == "alpaca_eval":
+        return _alpaca_eval(record, row, generator)
     prompt = {"instruction": record.instruction, "input": record.input}
-    return {**json_fields(row), **prompt, **responses_of(record)}
-
-
-def _edit(record: Record, row: Mapping[str, Any]) -> Row:
-    if not isinstance(record, Edit):
-        raise InputError(
-            f"{kind_of(record)} hold no edits; have responses edited by launch.collect_edits or "
-            "launch.annotate, whose input to=instructions makes."
-        )
-    return _same(record, row)
-
-
-def _instruction(record: Record, row: Mapping[str, Any], side: str) -> Row:
-    if not isinstance(record, Instruction):
-        return {**_prompt(record, row), "output": better_and_worse(record)[SIDES.index(side)]}
-    if side == "worse":
-        raise InputError("an instruction has one response, no worse one; choose side=better.")
-    return _same(record, row)
-
-
-def _preference(record: Record, row: Mapping[str, Any], seed: int) -> Row:
-    if isinstance(record, Instruction):
-        raise InputError("a single response is no preference; give edits or preferences.")
-    if isinstance(record, Edit):
-        pair = edit_as_preference(record, seed)
-        return {**_prompt(pair, row), **responses_of(pair), "preference": pair.preference}
-    return {**_same(record, row), "preference": record.preference}
-
-
-def _alpaca_farm(record: Record, row: Mapping[str, Any], seed: int) -> Row:
-    if isinstance(record, Instruction):
-        return {**_prompt(record, row), "output": record.output}
-    fields = _preference(record, row, seed)
-    names = ("output_1", "output_2", "preference", "raw_preference")
-    return {**_prompt(record, row), **{name: fields[name] for name in names if name in fields}}
+    new = _id(row) | prompt
+    match to, record:
+        case ("prompts", _):
+            return new | {"output": ""}
+        case ("edits", Preference() | Instruction()):
+            raise InputError(
+                f"{records.kind_of(record)} hold no edits; have responses edited by "
+                "launch.collect_edits or launch.annotate, whose input to=instructions makes."
+            )
+        case ("preferences", Instruction()):
+            raise InputError("a single response is no preference; give edits or preferences.")
+        case ("preferences" | "alpaca_farm", Edit()):
+            pair = edit_as_preference(record, seed)
+            return new | records.responses_of(pair) | {"preference": pair.preference}
+        case ("alpaca_farm", Instruction()):
+            return new | {"output": record.output}
+        case ("instructions", Edit() | Preference()):
+            return new | {"output": records.better_and_worse(record)[SIDES.index(side)]}
+        case ("instructions", Instruction()) if side == "worse":
+            raise InputError(
+                "an instruction has one response, no worse one; choose side=better."
+            )
+    same = json_fields(row) | prompt | records.responses_of(record)
+    if isinstance(record, Preference):
+        same["preference"] = record.preference
+    if to == "alpaca_farm":
+        names = ("output_1", "output_2", "preference", "raw_preference")
+        return new | {name: same[name] for name in names if name in same}
+    return same
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
     prompt = {"instruction": plain_text(record.instruction, record.input)}
+    unnamed = generator or "unnamed"
     if isinstance(record, Instruction):
-        name = row.get("generator") or generator or "unnamed"
-        return {**prompt, "output": record.output, "generator": name}
-    (name_1, text_1), (name_2, text_2) = responses_of(record).items()
+        name = row.get("generator") or unnamed
+        return prompt | {"output": record.output, "generator": name}
+    (name_1, text_1), (name_2, text_2) = records.responses_of(record).items()
     return {
         **prompt,
         "output_1": text_1,
         "generator_1": row.get("generator_1") or name_1,
         "output_2": text_2,
         "generator_2": row.get("generator_2") or name_2,
-        "annotator": row.get("annotator") or generator or "unnamed",
+        "annotator": row.get("annotator") or unnamed,
         "preference": float(record.preference if isinstance(record, Preference) else 2),
     }

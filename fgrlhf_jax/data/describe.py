@@ -79,29 +79,32 @@ def describe_records(
     records: Sequence[Record], limits: TokenLimits | None = None
 ) -> dict[str, Any]:
     """The statistics of one file's records."""
-    kinds = Counter(map(kind_of, records))
-    texts: dict[str, list[str]] = {}
+    kinds, words = Counter(map(kind_of, records)), {}
     for record in records:
         prompt = {"prompt": plain_text(record.instruction, record.input)}
         for name, text in (prompt | responses_of(record)).items():
-            texts.setdefault(name, []).append(text)
+            words.setdefault(name, []).append(len(text.split()))
     spans = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]
+    unlike = ("id", "error_spans")  # of two rows that are the same
+    contents = {tuple(i for i in vars(r).items() if i[0] not in unlike) for r in records}
     statistics = {
         "rows": len(records),
         "kinds": {name: kinds[name] for name in KINDS},
         "distinct_prompts": len({prompt_key(record) for record in records}),
         "with_input": sum(bool(record.input.strip()) for record in records),
-        "duplicates": len(records) - len(set(map(_content, records))),
+        "duplicates": len(records) - len(contents),
         "error_spans": {"rows": len(spans), "spans": sum(spans)},
-        "words": {
-            name: length_quantiles([len(text.split()) for text in column])
-            for name, column in texts.items()
-        },
+        "words": {name: length_quantiles(counts) for name, counts in words.items()},
     }
-    if kinds["preferences"]:
-        statistics["preferred"] = _preferred([r for r in records if isinstance(r, Preference)])
+    if pairs := [record for record in records if isinstance(record, Preference)]:
+        lengths = [[len(text.split()) for text in better_and_worse(pair)] for pair in pairs]
+        longer = [0.5 * (1 + np.sign(better - worse)) for better, worse in lengths]  # ties ½
+        statistics["preferred"] = {
+            "first": float(np.mean([pair.preference == 1 for pair in pairs])),
+            "longer": float(np.mean(longer)),
+        }
     if limits:
-        statistics["tokens"] = _tokens(records, limits)
+        statistics["tokens"] = _token_statistics(records, limits)
     return statistics
 
 
@@ -111,37 +114,20 @@ def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
     return dict(zip(("median", "p90", "max"), map(int, values), strict=True))
 
 
-def _content(record: Record) -> tuple:
-    """Everything but the id and the spans."""
-    preference = record.preference if isinstance(record, Preference) else 0
-    responses = responses_of(record).values()
-    return kind_of(record), record.instruction, record.input, *responses, preference
-
-
-def _preferred(pairs: Sequence[Preference]) -> dict[str, float]:
-    """Shares of pairs whose first, and whose longer, response is preferred (in words, ties ½)."""
-    lengths = [[len(text.split()) for text in better_and_worse(pair)] for pair in pairs]
-    longer = [0.5 * (1 + np.sign(better - worse)) for better, worse in lengths]
-    return {
-        "first": float(np.mean([pair.preference == 1 for pair in pairs])),
-        "longer": float(np.mean(longer)),
-    }
-
-
-def _tokens(records: Sequence[Record], limits: TokenLimits) -> dict[str, Any]:
+def _token_statistics(records: Sequence[Record], limits: TokenLimits) -> dict[str, Any]:
     """Lengths in tokens, and the rows that are too long for the limits; an EOS ends a response."""
     tokenizer, template, max_length, max_prompt_length = limits
     lengths: dict[str, list[int]] = {}
     overlong = overlong_prompts = 0
     for record in records:
         prompt, _ = encode_prompt(tokenizer, template, record.instruction, record.input, None)
-        row = {"prompt": len(prompt)}
-        for name, text in responses_of(record).items():
-            row[name] = len(encode_response(tokenizer, text, append_eos=True))
-        for name, length in row.items():
+        responses = {
+            name: len(encode_response(tokenizer, text, append_eos=True))
+            for name, text in responses_of(record).items()
+        }
+        for name, length in ({"prompt": len(prompt)} | responses).items():
             lengths.setdefault(name, []).append(length)
-        longest = max((row[name] for name in row if name != "prompt"), default=0)
-        overlong += len(prompt) + longest > max_length
+        overlong += len(prompt) + max(responses.values(), default=0) > max_length
         overlong_prompts += len(prompt) > max_prompt_length
     return {
         "template": template,
@@ -155,28 +141,22 @@ def _tokens(records: Sequence[Record], limits: TokenLimits) -> dict[str, Any]:
 
 def format_table(statistics: Mapping[str, Any]) -> str:
     """The statistics of :func:`describe_files` as text, without the samples."""
-    return "\n".join(_table_lines(statistics))
-
-
-def _table_lines(statistics: Mapping[str, Any]) -> Iterator[str]:
     heads = ("rows", *KINDS, "distinct prompts", "with input", "duplicates")
     widths = {head: max(7, len(head)) + 2 for head in heads}
-    yield "".join(f"{head:>{widths[head]}}" for head in heads) + "  file"
+    lines = ["".join(f"{head:>{width}}" for head, width in widths.items()) + "  file"]
     for file in statistics["files"]:
-        counts = {
-            name.replace("_", " "): count for name, count in (file | file["kinds"]).items()
-        }
-        cells = "".join(f"{counts[head]:>{widths[head]},}" for head in heads)
-        yield f"{cells}  {file['file']}"
+        counts = file | file["kinds"]
+        cells = (
+            f"{counts[head.replace(' ', '_')]:>{width},}" for head, width in widths.items()
+        )
+        lines.append(f"{''.join(cells)}  {file['file']}")
     for file in statistics["files"]:
-        yield ""
-        yield from _file_lines(file)
+        lines += ["", *_file_lines(file)]
     shared = [pair for pair in statistics["shared_prompts"] if pair["prompts"]]
     if statistics["shared_prompts"]:
-        yield ""
-        yield "prompts in two files:" if shared else "No prompt is in two files."
-    for pair in shared:
-        yield f"{pair['prompts']:>9}  {pair['files'][0]}  and  {pair['files'][1]}"
+        lines += ["", "prompts in two files:" if shared else "No prompt is in two files."]
+    lines += [f"{pair['prompts']:>9}  {'  and  '.join(pair['files'])}" for pair in shared]
+    return "\n".join(lines)
 
 
 def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
@@ -185,10 +165,9 @@ def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
     heads = "".join(f"{f'{unit}: median':>15}{'90 %':>7}{'max':>8}" for unit in units)
     yield f"{'':<12}{heads}  {file['file']}"
     for name in file["words"]:
-        yield f"{name:<12}" + "".join(
-            f"{q['median']:>15,}{q['p90']:>7,}{q['max']:>8,}"
-            for q in (lengths[name] for lengths in units.values())
-        )
+        columns = [lengths[name].values() for lengths in units.values()]
+        cells = (f"{median:>15,}{p90:>7,}{longest:>8,}" for median, p90, longest in columns)
+        yield f"{name:<12}{''.join(cells)}"
     if tokens:
         yield (
             f"over max_length {tokens['max_length']}: {tokens['rows_over_max_length']:,} rows; "
@@ -198,9 +177,7 @@ def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
     if spans := file["error_spans"]["spans"]:
         yield f"error spans: {spans:,} in {file['error_spans']['rows']:,} rows"
     if pairs := file.get("preferred"):
-        yield (
-            f"preferred: the first in {pairs['first']:.1%}, the longer in {pairs['longer']:.1%}"
-        )
+        yield f"preferred: the first in {pairs['first']:.1%}, the longer in {pairs['longer']:.1%}"
     if invalid := file.get("invalid"):
         yield f"left out: {invalid['rows']:,} rows that cannot be read, the first being"
         yield f"  {invalid['first']}"
@@ -208,13 +185,10 @@ def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
 
 def format_fields(fields: Mapping[str, Any]) -> str:
     """Every field of a row in full; control characters cannot steer the terminal."""
-    lines = []
-    for name, value in fields.items():
-        text = "".join(
-            c
-            if c in "\n\t" or unicodedata.category(c)[0] != "C"
-            else "\N{REPLACEMENT CHARACTER}"
-            for c in str(value)
-        )
-        lines.append(f"{name}: {text}".rstrip().replace("\n", "\n    "))
-    return "\n".join(lines)
+
+    def escape(c: str) -> str:
+        printable = c in "\n\t" or unicodedata.category(c)[0] != "C"
+        return c if printable else "\N{REPLACEMENT CHARACTER}"
+
+    lines = (f"{name}: {''.join(map(escape, str(value)))}" for name, value in fields.items())
+    return "\n".join(line.rstrip().replace("\n", "\n    ") for line in lines)

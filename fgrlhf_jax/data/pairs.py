@@ -134,10 +134,7 @@ def _make_pair(
 
 
 def span_labels(
-    tokenizer: Tokenizer,
-    text: str,
-    spans: Sequence[tuple[int, int]],
-    append_eos: bool,
+    tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]], append_eos: bool
 ) -> np.ndarray:
     """Which tokens of a response touch a marked span of its text: bool[T].
 

@@ -179,11 +179,7 @@ def encode_messages(
 
 
 def encode_prompt(
-    tokenizer: Tokenizer,
-    template: str,
-    instruction: str,
-    input: str,
-    max_length: int | None,
+    tokenizer: Tokenizer, template: str, instruction: str, input: str, max_length: int | None
 ) -> tuple[list[int], bool]:
     """(ids, truncated) of a prompt of at most ``max_length`` tokens (None: any), BOS included.
 

@@ -55,11 +55,7 @@ def test_kinds(record, kind, names):
 
 @pytest.mark.parametrize(
     ("record", "better", "worse"),
-    [
-        (EDIT, "It rains.", "It rain."),
-        (FIRST, "Pear.", "Brick."),
-        (SECOND, "Pear.", "Brick."),
-    ],
+    [(EDIT, "It rains.", "It rain."), (FIRST, "Pear.", "Brick."), (SECOND, "Pear.", "Brick.")],
 )
 def test_one_side_of_a_pair(record, better, worse):
     prompt = {"instruction": record.instruction, "input": record.input}

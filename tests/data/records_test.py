@@ -8,14 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fgrlhf_jax.data.records import (
-    Edit,
-    Instruction,
-    Preference,
-    read,
-    read_with_rows,
-    split,
-)
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, read, read_with_rows, split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 

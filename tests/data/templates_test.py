@@ -4,12 +4,7 @@ import pytest
 from data_cases import TEXTS
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.templates import (
-    encode_messages,
-    encode_prompt,
-    encode_response,
-    render,
-)
+from fgrlhf_jax.data.templates import encode_messages, encode_prompt, encode_response, render
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 
