@@ -1,6 +1,5 @@
 """A language model in use: a response depends on its prompt and key, not on its company."""
 
-import dataclasses
 import json
 
 import jax
@@ -170,46 +169,30 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
             [{"role": role, "content": "x"} for role in ("user", "assistant", "user")],
             "'plain' takes one user message, .* not user, assistant, user",
         ),
+        ("apple " * 59, r"max_new_tokens=6 are more than the model's 64 positions"),
     ],
 )
-def test_what_is_no_prompt_is_refused(model, prompt, message):
+def test_what_cannot_be_answered_is_refused(model, prompt, message):
     with pytest.raises(InputError, match=message):
-        model.encode(prompt)
+        model.generate([TEXTS[0], prompt], GREEDY)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -1.0),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
+def test_other_refused_arguments(model):
+    for field, value in (
+        *(("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)),
         ("max_new_tokens", 0),
-    ],
-)
-def test_sampling_params_out_of_range_are_refused(field, value):
-    with pytest.raises(InputError, match=f"{field}={value} must be"):
-        SamplingParams(**{field: value})
-
-
-def test_what_cannot_be_answered_is_refused(model):
-    long = dataclasses.replace(GREEDY, max_new_tokens=60)
-    with pytest.raises(
-        InputError, match=r"max_new_tokens=60 are more than the model's 64 posi"
     ):
-        model.generate(TEXTS, long)
+        with pytest.raises(InputError, match=f"{field}={value} must be"):
+            SamplingParams(**{field: value})
     options = OPTIONS | {"max_prompt_length": 1, "overlong": "drop"}
     with pytest.raises(InputError, match="all 7 prompts are longer than"):
         generate_responses(model, PROMPTS, GREEDY, **options)
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [("", "model is empty"), ("nowhere/at-all/x", "nowhere/at-all/x: no such")],
-)
-def test_a_model_that_is_none_is_refused(path, message):
-    with pytest.raises(InputError, match=message):
-        LanguageModel.load(path)
+    for path, message in (
+        ("", "model is empty"),
+        ("nowhere/at-all/x", "nowhere/at-all/x: no such"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LanguageModel.load(path)
 
 
 def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(tmp_path, model):
