@@ -12,6 +12,7 @@ leaves this file holds one.
 import dataclasses
 import datetime
 import email.utils
+import importlib
 import json
 import os
 import re
@@ -30,7 +31,6 @@ PROVIDERS = {
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com"),
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
 }
-_LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _STOPS = {
     **dict.fromkeys(("max_tokens", "model_context_window_exceeded", "length"), LENGTH),
     **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
@@ -90,52 +90,57 @@ def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 6
     later requests go without it.
 
     Raises:
-      InputError: for an unknown provider, no model, no key, an unusable address, or a client
-        library that is not installed.
+      InputError: for no key, an unusable address, or a client library that is not installed.
     """
-    if provider not in PROVIDERS:
-        raise InputError(f"provider={provider!r} is none of {', '.join(PROVIDERS)}, local")
-    if not model:
-        raise InputError(f"model is empty; give the name of a model of {provider}")
-    if not timeout > 0:
-        raise InputError(f"timeout={timeout} must be above 0 seconds")
     variable, url = PROVIDERS[provider]
     url = check_url(base_url) or url
-    local = urllib.parse.urlsplit(url).hostname in _LOCAL
     key = os.environ.get(variable, "").strip()
-    if not (key or local):
+    if not (key or _is_local(url)):
         raise InputError(f"{provider} needs a key; set the environment variable {variable}")
     if not key.isascii() or not key.isprintable():
         raise InputError(f"{variable} holds characters that no key has; set it again")
-    return _Client(provider, model, url, key, timeout, local)
+    return _Client(provider, model, url, key, timeout)
 
 
 class _Client:
     """What :func:`connect` returns; the connections are closed with the object."""
 
-    def __init__(
-        self, provider: str, model: str, url: str, key: str, timeout: float, local: bool
-    ):
+    def __init__(self, provider: str, model: str, url: str, key: str, timeout: float):
         self.provider, self.model, self.url = provider, model, url
         self.key, self.timeout = key, timeout
-        self.errors, self.create, close = _open(provider, url, key or "none", timeout, local)
         self.without: set[str] = set()  # fields that this model turned out not to take
-        weakref.finalize(self, close).atexit = False
+        try:
+            self.errors = importlib.import_module(provider)
+        except ImportError as error:
+            raise InputError(
+                f"provider={provider} needs a library; pip install 'fgrlhf_jax[collect]'"
+            ) from error
+        # By no proxy to this machine.
+        direct = {
+            "trust_env": False,
+            "mounts": dict.fromkeys(("http://", "https://", "all://")),
+        }
+        http = self.errors.DefaultHttpxClient(**direct if _is_local(url) else {})
+        options = {"api_key": key or "none", "timeout": timeout, "http_client": http}
+        if provider == "anthropic":
+            url = url.removesuffix("/v1")
+            api = self.errors.Anthropic(base_url=url, max_retries=0, **options).messages
+        else:
+            api = self.errors.OpenAI(base_url=url, max_retries=0, **options).chat.completions
+        self.create = api.with_streaming_response.create
+        weakref.finalize(self, http.close).atexit = False
 
     def __call__(self, request: Request) -> Reply:
         body = _body(self.provider, self.model, request, self.without)
         try:
             return _reply(self.provider, request, self._fetch(body))
-        except ValueError as error:  # of json, and of _reply
-            fault = f"the answer is not one of {self.provider}'s ({error})"
-            fault = Transient(self._redacted(fault))
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:  # of _fetch and of _reply
             fault = Transient(self._redacted(error))
         except self.errors.APITimeoutError:
             fault = Transient(f"no answer within {self.timeout:g} s")
         except self.errors.APIConnectionError as error:
-            cause = error.__cause__ or error
-            fault = Transient(self._redacted(f"no connection to {self.url} ({cause})"))
+            message = f"no connection to {self.url} ({error.__cause__ or error})"
+            fault = Transient(self._redacted(message))
         except self.errors.APIStatusError as error:
             message = self._redacted(f"{error.status_code}: {_message(error)}")
             fault = self._classified(error, message)
@@ -144,10 +149,9 @@ class _Client:
                 fault = Transient(f"{self.model} takes no {field}")
         raise fault  # outside the handlers: no exception of the client's hangs on it
 
-    def _fetch(self, body: dict) -> Any:
-        """The JSON value of one answer, which must be complete within the timeout."""
-        deadline = time.monotonic() + self.timeout
-        chunks = []
+    def _fetch(self, body: dict) -> bytes:
+        """One answer, which must be complete within the timeout."""
+        deadline, chunks = time.monotonic() + self.timeout, []
         with self.create(**body) as response:
             try:
                 for chunk in response.iter_bytes():
@@ -157,7 +161,7 @@ class _Client:
             except Exception as error:  # the client no longer wraps what its transport raises
                 message = f"the answer broke off ({error or type(error).__name__})"
                 raise ConnectionError(message) from None
-        return json.loads(b"".join(chunks))
+        return b"".join(chunks)
 
     def _redacted(self, text: Any) -> str:
         """A message of a server or a library as one short line without the key."""
@@ -168,7 +172,7 @@ class _Client:
 
     def _classified(self, error, message: str) -> Exception:
         """A status error as one of the three kinds."""
-        status, variable = error.status_code, PROVIDERS[self.provider][0]
+        status = error.status_code
         if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
             return InputError(
                 f"{self.provider}'s account is empty ({message}); top it up and run again"
@@ -177,59 +181,37 @@ class _Client:
             return Transient(message, _retry_after(error.response.headers))
         if status in (400, 413, 422):
             return Refused(message)
+        fault, advice = f"does not speak {self.provider}'s protocol", "check base_url"
         if status in (401, 403):
-            return InputError(
-                f"{self.url} does not accept the key in {variable} ({message}); correct it"
-            )
+            fault = f"does not accept the key in {PROVIDERS[self.provider][0]}"
+            advice = "correct it"
         if status == 404:
-            return InputError(
-                f"{self.url} does not know the model {self.model!r} ({message}); check model and "
-                "base_url"
+            fault, advice = (
+                f"does not know the model {self.model!r}",
+                "check model and base_url",
             )
-        return InputError(
-            f"{self.url} does not speak {self.provider}'s protocol ({message}); check base_url"
-        )
+        return InputError(f"{self.url} {fault} ({message}); {advice}")
 
 
 def check_url(base_url: str) -> str:
     """``base_url`` without its last slash; raises InputError if it is no plain address."""
     try:
         parts = urllib.parse.urlsplit(base_url)
+        _ = parts.port  # raises for one that is no number
         usable = not base_url or (parts.scheme in ("http", "https") and parts.hostname)
-        secret = parts.username or parts.password or parts.query
-        _ = parts.port
     except ValueError:
-        usable = secret = False
+        usable = False
     if not usable:
         raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
-    if secret:
+    if parts.username or parts.password or parts.query:
         raise InputError(
             "base_url holds a name, a password or a query; keys come from the environment only"
         )
     return base_url.rstrip("/")
 
 
-def _open(provider: str, url: str, key: str, timeout: float, local: bool):
-    """The client's module, its function that opens one answer, and what closes it all."""
-    options = {"api_key": key, "timeout": timeout, "max_retries": 0}
-    try:
-        if provider == "anthropic":
-            import anthropic as module
-        else:
-            import openai as module
-    except ImportError as error:
-        raise InputError(
-            f"provider={provider} needs a library; pip install 'fgrlhf_jax[collect]'"
-        ) from error
-    direct = {"trust_env": False, "mounts": dict.fromkeys(("http://", "https://", "all://"))}
-    http = module.DefaultHttpxClient(**direct if local else {})  # by no proxy to this machine
-    if provider == "anthropic":
-        client = module.Anthropic(
-            **options, base_url=url.removesuffix("/v1"), http_client=http
-        ).messages
-    else:
-        client = module.OpenAI(**options, base_url=url, http_client=http).chat.completions
-    return module, client.with_streaming_response.create, http.close
+def _is_local(url: str) -> bool:
+    return urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 def _body(provider: str, model: str, request: Request, without: set[str]) -> dict:
@@ -241,8 +223,8 @@ def _body(provider: str, model: str, request: Request, without: set[str]) -> dic
     else:
         if request.system:
             messages.insert(0, {"role": "system", "content": request.system})
-        newer = "max_tokens" in without
-        body["max_completion_tokens" if newer else "max_tokens"] = request.max_tokens
+        field = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
+        body[field] = request.max_tokens
     if "temperature" not in without:  # not every release of the clients has the argument
         body["extra_body"] = {"temperature": request.temperature}
     return body
@@ -253,9 +235,7 @@ def _unsupported_field(status: int, message: str, body: dict) -> str:
 
     Newer models take no temperature, and max_completion_tokens in place of max_tokens.
     """
-    if status == 400 and re.search(
-        "deprecated|support|removed|instead", message, re.IGNORECASE
-    ):
+    if status == 400 and re.search("(?i)deprecated|support|removed|instead", message):
         if "max_completion_tokens" in message and "max_tokens" in body:
             return "max_tokens"
         if "temperature" in message and "extra_body" in body:
@@ -263,9 +243,11 @@ def _unsupported_field(status: int, message: str, body: dict) -> str:
     return ""
 
 
-def _reply(provider: str, request: Request, data: Any) -> Reply:
-    """The reply in an answer's JSON; raises ValueError when it has another form."""
+def _reply(provider: str, request: Request, content: bytes) -> Reply:
+    """The reply in an answer; raises ValueError when it has another form."""
+    data = None
     try:
+        data = json.loads(content)
         usage = data.get("usage") or {}
         if provider == "anthropic":
             text = "".join(b["text"] for b in data["content"] if b["type"] == "text")
@@ -279,15 +261,16 @@ def _reply(provider: str, request: Request, data: Any) -> Reply:
             text = refusal or choice["message"].get("content") or ""
             stop = REFUSAL if refusal else choice["finish_reason"]
             read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        read = estimate_tokens(request.system + request.prompt) if not read else int(read)
+        read = int(read or estimate_tokens(request.system + request.prompt))
         written = estimate_tokens(text) if written is None else int(written)
         if not isinstance(text, str):
             raise TypeError("its text is no string")
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        message = data.get("error") if isinstance(data, Mapping) else None
-        raise ValueError(message or f"{type(error).__name__}: {error}") from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        message = isinstance(data, dict) and data.get("error")
+        message = message or f"{type(error).__name__}: {error}"
+        raise ValueError(f"the answer is not one of {provider}'s ({message})") from None
     return Reply(text, _STOPS.get(stop, END), read, written)
 
 
