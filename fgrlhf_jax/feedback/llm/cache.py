@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -37,15 +37,14 @@ class Cache:
         try:
             with self._reported_errors():
                 version = self._prepare()
+            if version != SCHEMA:
+                raise InputError(
+                    f"{path}: is no cache of this version (its version is {version}, not "
+                    f"{SCHEMA}); name another cache, or move this file away"
+                )
         except InputError:
             self.close()
             raise
-        if version != SCHEMA:
-            self.close()
-            raise InputError(
-                f"{path}: is no cache of this version (its version is {version}, not {SCHEMA}); "
-                "name another cache, or move this file away"
-            )
 
     def _prepare(self) -> int:
         """:meth:`_create`, again while another process does the same.
@@ -117,9 +116,7 @@ def rejected_path(output: Path) -> Path:
 
 
 def append_rows(
-    output: Path,
-    keys: Sequence[str],
-    rows: Callable[[int], Iterable[tuple[dict, bool]]],
+    output: Path, keys: Sequence[str], rows: Callable[[int], Generator[tuple[dict, bool]]]
 ) -> tuple[int, int]:
     """Appends one row for each key, in order, to ``output`` or to the file of rejected rows.
 
@@ -138,6 +135,7 @@ def append_rows(
         cannot be written.
     """
     paths = (Path(output), rejected_path(Path(output)))
+    advice = "free some space and run again to continue: replies that arrived are stored"
     with contextlib.ExitStack() as stack:
         try:
             lock = Lock(paths[0].with_name(f".{paths[0].name}.lock"))
@@ -147,19 +145,13 @@ def append_rows(
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        written = [_row_keys(file) for file in files]
-        done = _count_written(written, keys, paths)
+        counts = _count_written(files, keys)
+        done = sum(counts)
         for file in files:
             file.cut(file.size)
-        counts = [len(row_keys) for row_keys in written]
-        remaining = iter(rows(done))
-        if hasattr(remaining, "close"):
-            stack.callback(remaining.close)
+        remaining = stack.enter_context(contextlib.closing(rows(done)))
         for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
             number = 0 if accepted else 1
-            advice = (
-                "free some space and run again to continue: replies that arrived are stored"
-            )
             with as_input_error(paths[number], advice):
                 files[number].append(json_line({**row, KEY: key[:16]}))
             counts[number] += 1
@@ -182,23 +174,26 @@ def _row_keys(file: JsonlFile) -> list[str]:
     return keys
 
 
-def _count_written(written: list[list[str]], keys: Sequence[str], paths: Sequence[Path]) -> int:
-    """How many of ``keys`` have rows; raises InputError if there are rows of anything else."""
-    matched = [0, 0]
+def _count_written(files: Sequence[JsonlFile], keys: Sequence[str]) -> list[int]:
+    """How many rows each file has, which together are of the first of ``keys``, in their order.
+
+    Raises:
+      InputError: if there are rows of anything else.
+    """
+    written = [_row_keys(file) for file in files]
+    counts = [0] * len(files)
     for key in keys:
         for number, row_keys in enumerate(written):
-            at = matched[number]
-            if at < len(row_keys) and row_keys[at] == key[:16]:
-                matched[number] += 1
+            if key[:16] in row_keys[counts[number] : counts[number] + 1]:
+                counts[number] += 1
                 break
         else:
             break
-    done = sum(matched)
-    for path, row_keys, count in zip(paths, written, matched, strict=True):
+    for file, row_keys, count in zip(files, written, counts, strict=True):
         if count < len(row_keys):
             raise InputError(
-                f"{path}:{count + 1}: answers another request than row {done + 1} of the input "
-                "makes now: the input or what is asked with it has changed; choose another "
-                "output, or move this one away"
+                f"{file.path}:{count + 1}: answers another request than row {sum(counts) + 1} of "
+                "the input makes now: the input or what is asked with it has changed; choose "
+                "another output, or move this one away"
             )
-    return done
+    return counts

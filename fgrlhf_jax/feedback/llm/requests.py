@@ -66,12 +66,6 @@ class Limits:
     back_off: float = 1.0
     longest_wait: float = 60.0
 
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            least = 1 if name == "concurrency" else 0
-            if not value >= least:
-                raise InputError(f"{name}={value} must be at least {least}")
-
 
 @dataclasses.dataclass
 class Usage:
@@ -189,7 +183,7 @@ def collect_replies(
     keys = [request_key(identity, request) for request in requests]
     with contextlib.closing(Cache(cache)) as stored:
         # What has arrived, by key; None stands for a reply that is in the cache.
-        arrived: dict[str, Rejected | None] = {key: None for key in keys if key in stored}
+        arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.__contains__, keys))
         usage.cached += sum(key in arrived for key in keys)
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
         failed: dict[str, str] = {}
@@ -203,10 +197,9 @@ def collect_replies(
 
         yield from ready()
         if todo:
+            run = (todo, send, stored, limits, usage)
             outcomes = (
-                send_in_batches(todo, send, stored, limits, usage, batch_size)
-                if batch_size
-                else send_concurrently(todo, send, stored, limits, usage)
+                send_in_batches(*run, batch_size) if batch_size else send_concurrently(*run)
             )
             with contextlib.closing(confirm_refusals(outcomes, limits)) as outcomes:
                 bar = progress(range(len(todo)))
@@ -217,18 +210,14 @@ def collect_replies(
                         arrived[key] = outcome if isinstance(outcome, Rejected) else None
                         yield from ready()
     if failed:
-        raise InputError(
-            f"{len(failed)} of {len(requests)} requests have no reply after "
-            f"{limits.retries + 1} tries each ({_most_frequent(failed.values())}); the other "
-            "replies are stored: run again to send these only; if they fail again, raise timeout "
-            "or remove their rows"
+        reasons = "; ".join(
+            f"{n} × {why}" for why, n in Counter(failed.values()).most_common(3)
         )
-
-
-def _most_frequent(reasons: Iterable[str]) -> str:
-    """The most frequent reasons, with their counts where they differ."""
-    common = Counter(reasons).most_common(3)
-    return common[0][0] if len(common) == 1 else "; ".join(f"{n} × {why}" for why, n in common)
+        raise InputError(
+            f"{len(failed)} of {len(requests)} requests have no reply after {limits.retries + 1} "
+            f"tries each ({reasons}); the other replies are stored: run again to send these only; "
+            "if they fail again, raise timeout or remove their rows"
+        )
 
 
 def send_concurrently(
@@ -348,20 +337,17 @@ class _Workers:
 
 
 def _retrying(limits: Limits, stop: threading.Event):
+    """Tenacity's loop over the tries of one request, which ends when ``stop`` is set."""
     try:
         import tenacity
     except ImportError as error:
         raise InputError("tenacity is missing; pip install 'fgrlhf_jax[collect]'") from error
     back_off = tenacity.wait_random_exponential(limits.back_off, limits.longest_wait)
-
-    def wait(state) -> float:
-        return max(state.outcome.exception().retry_after or 0.0, back_off(state))
-
+    last = tenacity.stop_after_attempt(limits.retries + 1)
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Transient),
-        wait=wait,
-        stop=tenacity.stop_after_attempt(limits.retries + 1)
-        | tenacity.stop_when_event_set(stop),
+        wait=lambda state: max(state.outcome.exception().retry_after or 0.0, back_off(state)),
+        stop=last | tenacity.stop_when_event_set(stop),
         sleep=tenacity.sleep_using_event(stop),
         reraise=True,
     )
@@ -370,12 +356,7 @@ def _retrying(limits: Limits, stop: threading.Event):
 class RateLimiter:
     """Says when attempts may start: evenly spread, and not within a server's pause."""
 
-    def __init__(
-        self,
-        per_minute: float,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
-    ):
+    def __init__(self, per_minute: float, now=time.monotonic, sleep=time.sleep):
         self.gap = 60 / per_minute if per_minute else 0.0
         self.now, self.sleep = now, sleep
         self.lock, self.next, self.paused_until = threading.Lock(), now(), now()
@@ -412,13 +393,13 @@ def send_in_batches(
     while items:
         count = usage.begin(limits, count=min(batch_size, len(items)))
         batch, items = items[:count], items[count:]
-        replies = send([request for _, request in batch])
-        for (key, _), reply in zip(batch, replies, strict=True):
+        outcomes: dict[str, Outcome] = {}
+        for (key, _), reply in zip(batch, send([r for _, r in batch]), strict=True):
             if isinstance(reply, Reply):
                 usage.add(reply)
                 stored.put(key, reply)
-        for (key, _), reply in zip(batch, replies, strict=True):
-            yield key, reply if isinstance(reply, Reply) else Rejected(str(reply))
+            outcomes[key] = reply if isinstance(reply, Reply) else Rejected(str(reply))
+        yield from outcomes.items()  # only when all of them are stored
 
 
 def confirm_refusals(
