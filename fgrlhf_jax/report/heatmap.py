@@ -13,16 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.report.html import page_template
+from fgrlhf_jax.report.html import HARMLESS, page_template
 
 REMOVED = "original"
 
 _RED, _GREEN, _PAPER = (225, 75, 65), (60, 170, 85), (244, 244, 244)
 
-# What would steer a terminal or turn text round does not get through; line ends can be seen.
-_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-_HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
-_VISIBLE = _HARMLESS | {9: "⇥\t", 10: "↵\n"}
+_VISIBLE = HARMLESS | {9: "⇥\t", 10: "↵\n"}
 
 
 def colour_limit(rows: Iterable[Mapping]) -> float:
@@ -40,8 +37,8 @@ def to_html(rows: Sequence[Mapping], *, title: str) -> str:
         limit=limit,
         rows=[
             {
-                "instruction": row["instruction"].translate(_HARMLESS),
-                "input": row["input"].translate(_HARMLESS),
+                "instruction": row["instruction"].translate(HARMLESS),
+                "input": row["input"].translate(HARMLESS),
                 "sides": [_side(side, limit) for side in row["sides"]],
             }
             for row in rows
@@ -58,7 +55,7 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
       limit: reward with the strongest colour; by default the row's own ``colour_limit``.
     """
     limit = limit or colour_limit([row])
-    lines = [row[name].translate(_HARMLESS) for name in ("instruction", "input") if row[name]]
+    lines = [row[name].translate(HARMLESS) for name in ("instruction", "input") if row[name]]
     for side in row["sides"]:
         side = _side(side, limit)
         lines += ["", f"{side['label']}: {side['summary']}"]
@@ -87,7 +84,7 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
         )
 
     for row in rows:
-        prompt = " ".join(f"{row['instruction']} {row['input']}".translate(_HARMLESS).split())
+        prompt = " ".join(f"{row['instruction']} {row['input']}".translate(HARMLESS).split())
         for text in textwrap.wrap(prompt, columns):
             write(text, 0, 'font-weight="bold"')
             lines += 1
@@ -128,7 +125,7 @@ def _side(side: Mapping, limit: float) -> dict:
         tokens.append({**shown, "reward": reward, "strength": strength})
     mean = sum(rewards) / len(rewards) if rewards else 0.0
     return {
-        "label": side["label"].translate(_HARMLESS),
+        "label": side["label"].translate(HARMLESS),
         "summary": f"{len(tokens)} tokens, sum {sum(rewards):+.3f}, mean {mean:+.4f}",
         "style": "removed" if side["label"] == REMOVED else "added",
         "tokens": tokens,

@@ -7,6 +7,9 @@ A token is of class ``low`` (red) or ``high`` (green); how strong its colour is,
 import jinja2
 
 CHART_COLOURS = 8
+# For str.translate: what would steer a terminal or turn text round does not get through.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
 ENVIRONMENT = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )

@@ -27,9 +27,8 @@ from fgrlhf_jax.data.alignment import Alignment, align
 KINDS = ("insert", "delete", "replace", "mixed", "none")
 FAULTS = ("empty", "unchanged", "refusal", "rewritten")
 
-_ALONE = (
-    "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Thai … Han
-)
+# Thai … Han
+_ALONE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _MARKS = "".join(
     chr(n)
     for n in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # there are none elsewhere
@@ -88,11 +87,16 @@ def measure(
     before, after = split_words(original), split_words(edited)
     aligned = _aligned(before, after)
     changes = _changes(aligned)
-    tokens = change_ratio(align(encode(edited), encode(original))) if encode else None
+    kinds = {
+        "delete" if not inserted else "replace" if deleted else "insert"
+        for deleted, inserted in changes
+    }
     return EditMetrics(
-        kind=_kind(changes),
-        word_change_ratio=change_ratio(aligned),
-        token_change_ratio=tokens,
+        kind="mixed" if len(kinds) > 1 else "".join(kinds) or "none",
+        word_change_ratio=_change_ratio(aligned),
+        token_change_ratio=(
+            _change_ratio(align(encode(edited), encode(original))) if encode else None
+        ),
         length_change=len(after) - len(before),
         words_original=len(before),
         words_edited=len(after),
@@ -100,7 +104,7 @@ def measure(
     )
 
 
-def change_ratio(aligned: Alignment) -> float:
+def _change_ratio(aligned: Alignment) -> float:
     """Changed positions of both sides as a share of all; 0 where both sides are empty."""
     sides = (aligned.changed_i, aligned.changed_j)
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
@@ -147,25 +151,12 @@ def _changes(aligned: Alignment) -> list[tuple[int, int]]:
     return [gap for gap in gaps if any(gap)]
 
 
-def _kind(changes: list[tuple[int, int]]) -> str:
-    kinds = {
-        "replace" if deleted and inserted else "delete" if deleted else "insert"
-        for deleted, inserted in changes
-    }
-    return "mixed" if len(kinds) > 1 else kinds.pop() if kinds else "none"
-
-
 def _spans(text: str, changed: Sequence[bool]) -> list[Span]:
     """Blanks between two changed words count as changed, all others do not."""
     spans, end, before = [], 0, False
     for match, now in zip(_WORD.finditer(text), map(bool, changed), strict=True):
-        if match.start() > end:
-            spans.append(Span(text[end : match.start()], before and now))
-        spans.append(Span(match[0], now))
+        spans += [(before and now, text[end : match.start()]), (now, match[0])]
         end, before = match.end(), now
-    if end < len(text):
-        spans.append(Span(text[end:], False))
-    return [
-        Span("".join(span.text for span in group), changed)
-        for changed, group in itertools.groupby(spans, key=lambda span: span.changed)
-    ]
+    spans.append((False, text[end:]))
+    groups = itertools.groupby(filter(lambda span: span[1], spans), key=lambda span: span[0])
+    return [Span("".join(part for _, part in group), changed) for changed, group in groups]

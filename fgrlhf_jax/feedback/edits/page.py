@@ -8,9 +8,9 @@ from fgrlhf_jax.feedback.edits.report import (
     annotator_rows,
     bin_labels,
     has_integers,
+    kind_rows,
     measure_rows,
     notes,
-    percent,
     printable,
 )
 from fgrlhf_jax.report.html import page_template
@@ -25,11 +25,7 @@ def render_page(statistics: Mapping, *, title: str, source: str) -> str:
     return _PAGE.render(
         title=printable(title),
         source=printable(source),
-        kinds=[
-            (text, statistics["kinds"][kind], percent(statistics["shares"][kind]))
-            for kind, text in KINDS.items()
-            if statistics["kinds"][kind] or kind != "none"
-        ],
+        kinds=kind_rows(statistics),
         n=statistics["n"],
         measures=(_HEADS, measure_rows(statistics)),
         annotators=(
@@ -42,7 +38,7 @@ def render_page(statistics: Mapping, *, title: str, source: str) -> str:
         ],
         notes=notes(statistics),
         examples=[
-            {**example, "sort": _SORTS[example["sort"]]} for example in statistics["examples"]
+            example | {"sort": _SORTS[example["sort"]]} for example in statistics["examples"]
         ],
         size=(_WIDTH, _HEIGHT, _FOOT, _LEFT),
     )
@@ -66,14 +62,10 @@ def _bars(histogram: Mapping) -> dict:
     integers = has_integers(histogram)  # their ticks are below the middle of a bar
     zero = edges.index(0) if 0 in edges else 0
     ticks = [
-        (round(_LEFT + (k + 0.5 * integers) * step, 1), _minus(f"{edges[k]:g}"))
+        (round(_LEFT + (k + 0.5 * integers) * step, 1), f"{edges[k]:g}".replace("-", "−"))
         for k in range(zero % every, len(counts) + (not integers), every)
     ]
     return {"bars": bars, "ticks": ticks, "most": most}
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
 
 
 _STYLE = """\

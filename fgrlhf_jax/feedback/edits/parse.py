@@ -15,7 +15,8 @@ prompt where the reply repeats it before the response.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from fgrlhf_jax.feedback.edits import minimality
 
@@ -103,17 +104,11 @@ def parse_edit(reply: str, original: str, *prompts: str) -> str:
     text = _in_tags(remove_thoughts(reply, original).strip(), original)
     for repeated in (original, *reversed(prompts)):
         text = _after_repetition(text, repeated, original)
-    excess = _layers(text)
-    excess.subtract(_layers(original.strip()))
-    while True:
-        for name, strip in _STRIP.items():
-            inner = strip(text) if excess[name] > 0 else None
-            if inner is not None and (name not in _FITS or _FITS[name](text, inner, original)):
-                text = inner.strip()
-                excess[name] -= 1
-                break
-        else:
-            break
+    excess = _count_layers(text)
+    excess.subtract(_count_layers(original.strip()))
+    while layer := next(_outer_layers(text, excess, original), None):
+        name, text = layer
+        excess[name] -= 1
     bare = original.strip()
     before, _, after = original.partition(bare) if bare else ("", "", "")
     return before + text + after if text else ""
@@ -122,12 +117,10 @@ def parse_edit(reply: str, original: str, *prompts: str) -> str:
 def remove_thoughts(reply: str, original: str = "") -> str:
     """The text behind the last tag that ends thoughts and is not in the original."""
     original_tags = thought_tags(original)
-    ends = [
-        tag.end()
-        for tag in _THOUGHT_TAG.finditer(reply)
-        if tag[0].startswith("</") and tag[0].lower() not in original_tags
-    ]
-    return reply[max(ends, default=0) :]
+    for tag in reversed([*_THOUGHT_TAG.finditer(reply)]):
+        if tag[0].startswith("</") and tag[0].lower() not in original_tags:
+            return reply[tag.end() :]
+    return reply
 
 
 def thought_tags(text: str) -> set[str]:
@@ -135,18 +128,29 @@ def thought_tags(text: str) -> set[str]:
     return {tag.lower() for tag in _THOUGHT_TAG.findall(text)}
 
 
-def _layers(text: str) -> Counter:
+def _outer_layers(
+    text: str, excess: Mapping[str, int] | None = None, original: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Each kind of layer that is around a text, with what is in it.
+
+    Args:
+      excess: how many layers of each kind may come off, where ``original`` has others.
+    """
+    for name, strip in _STRIP.items():
+        if excess is None or excess[name] > 0:
+            inner = strip(text)
+            fits = _FITS.get(name) if excess is not None else None
+            if inner is not None and (not fits or fits(text, inner, original)):
+                yield name, inner.strip()
+
+
+def _count_layers(text: str) -> Counter:
     """The number of layers of each kind around a text."""
     layers: Counter = Counter()
-    while True:
-        for name, strip in _STRIP.items():
-            inner = strip(text)
-            if inner is not None:
-                text = inner.strip()
-                layers[name] += 1
-                break
-        else:
-            return layers
+    while layer := next(_outer_layers(text), None):
+        name, text = layer
+        layers[name] += 1
+    return layers
 
 
 def _in_tags(text: str, original: str) -> str:
@@ -169,11 +173,10 @@ def _after_repetition(text: str, repeated: str, original: str) -> str:
 def _repetitions(text: str, repeated: str) -> Iterator[str]:
     """What follows each lead-in that stands directly behind the repeated text."""
     words = _bare_words(repeated)
-    for start in re.finditer(r"(?<=\n)(?=\S)", text) if words else ():
-        lead_in = _LEAD_INS[0].match(text, start.start()) or _LEAD_INS[2].match(
-            text, start.start()
-        )
-        if lead_in and _bare_words(text[: start.start()])[-len(words) :] == words:
+    for line in re.finditer(r"(?<=\n)(?=\S)", text) if words else ():
+        start = line.start()
+        lead_in = _LEAD_INS[0].match(text, start) or _LEAD_INS[2].match(text, start)
+        if lead_in and _bare_words(text[:start])[-len(words) :] == words:
             yield text[lead_in.end() :].strip()
 
 
@@ -185,8 +188,9 @@ def _bare_words(text: str) -> list[str]:
     return [word for word in minimality.split_words(text) if word not in '"“”`*']
 
 
-def _lead_in(text: str) -> str | None:
-    match = next(filter(None, (pattern.match(text) for pattern in _LEAD_INS)), None)
+def _behind(patterns: Iterable[re.Pattern], text: str) -> str | None:
+    """What follows the first of the patterns that the text begins with."""
+    match = next(filter(None, (pattern.match(text) for pattern in patterns)), None)
     return text[match.end() :] if match else None
 
 
@@ -197,19 +201,12 @@ def _note(text: str) -> str | None:
         lines = text[start:end].rstrip().splitlines(keepends=True)
         for number in range(len(lines) - 1, -1, -1):
             at = start + sum(map(len, lines[:number]))
-            alone = number in (0, len(lines) - 1) or all(
-                map(_BULLET.match, lines[number + 1 :])
-            )
-            if at and alone and _NOTE.match(lines[number]):
+            behind = lines[number + 1 :] if number else []
+            if at and all(map(_BULLET.match, behind)) and _NOTE.match(lines[number]):
                 return text[:at]
         if not all(map(_BULLET.match, lines)):
             return None
     return None
-
-
-def _rule(text: str) -> str | None:
-    match = _RULE.search(text)
-    return text[: match.start()] if match else None
 
 
 def _fence(text: str) -> str | None:
@@ -217,11 +214,6 @@ def _fence(text: str) -> str | None:
     if len(lines) < 2 or lines[0].start() or lines[-1].end() < len(text):
         return None
     return text[lines[0].end() : lines[-1].start()]
-
-
-def _thought(text: str) -> str | None:
-    match = _THOUGHT.match(text)
-    return text[match.end() :] if match else None
 
 
 def _quotes(text: str) -> str | None:
@@ -249,17 +241,15 @@ def _quotes_fit(text: str, inner: str, original: str) -> bool:
                 return False
         return depth == 0
     between = re.search(rf"(?<!\w){re.escape(opening)}|{re.escape(opening)}(?!\w)", inner)
-    return not between or bool(
-        re.match(r"(?:^|.*[\s(\[])\Z", inner[: between.start()], re.DOTALL)
-    )
+    return not between or bool(re.match(r"(?s)(?:^|.*[\s(\[])\Z", inner[: between.start()]))
 
 
 _STRIP: dict[str, Callable[[str], str | None]] = {
-    "thought": _thought,
-    "lead-in": _lead_in,
+    "thought": partial(_behind, [_THOUGHT]),
+    "lead-in": partial(_behind, _LEAD_INS),
     "fence": _fence,
     "quotes": _quotes,
     "note": _note,
-    "rule": _rule,
+    "rule": lambda text: text[: rule.start()] if (rule := _RULE.search(text)) else None,
 }
 _FITS = {"fence": _fence_fits, "quotes": _quotes_fit}

@@ -13,6 +13,7 @@ import numpy as np
 
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.feedback.edits import minimality
+from fgrlhf_jax.report.html import HARMLESS
 
 # The metrics of an edit and their names for people.
 MEASURES = {
@@ -34,10 +35,6 @@ HISTOGRAMS = ("word_change_ratio", "token_change_ratio", "length_change")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _RATIO_BINS, _NUMBER_BINS = 20, 30
 _BAR_WIDTH = 40  # characters of the longest bar in a terminal
-
-# Characters that would steer a terminal or reverse text are replaced.
-_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-_REPLACEMENTS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
 
 
 def compute_statistics(
@@ -71,6 +68,8 @@ def compute_statistics(
     by_name: dict[str, list[minimality.EditMetrics]] = {}
     for name, edit in zip(names, metrics, strict=True):
         by_name.setdefault(name, []).append(edit)
+    by_annotator = {name or "unknown": _summary(by_name[name]) for name in sorted(by_name)}
+    zipped = enumerate(zip(rows, names, metrics, faults, strict=True), 1)
     return {
         **_summary(metrics),
         "histograms": {
@@ -81,24 +80,18 @@ def compute_statistics(
         "max_change_ratio": max_change_ratio,
         "faults": {fault: faults.count(fault) for fault in minimality.FAULTS},
         "aside": dict(rejected or {}),
-        "annotators": (
-            {name or "unknown": _summary(edits) for name, edits in sorted(by_name.items())}
-            if any(names)
-            else {}
-        ),
+        "annotators": by_annotator if any(names) else {},
         "examples": _examples(rows, names, metrics, examples),
         "rows": [
             {"row": n, "id": row.id, "annotator": name, **edit._asdict(), "fault": fault}
-            for n, (row, name, edit, fault) in enumerate(
-                zip(rows, names, metrics, faults, strict=True), 1
-            )
+            for n, (row, name, edit, fault) in zipped
         ],
     }
 
 
 def printable(text: str) -> str:
     """Text that is safe to write to a terminal or a page."""
-    return text.translate(_REPLACEMENTS)
+    return text.translate(HARMLESS)
 
 
 def _summary(metrics: Sequence[minimality.EditMetrics]) -> dict:
@@ -144,22 +137,14 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         chosen = [k for k in candidates if k not in taken][:count]
         taken |= set(chosen)
         for rank, k in enumerate(chosen, 1):
-            original, edited = minimality.mark_changes(rows[k].original, rows[k].edited)
-            examples.append(
-                {
-                    "sort": sort,
-                    "rank": rank,
-                    "row": k + 1,
-                    "id": printable(rows[k].id),
-                    "annotator": names[k],
-                    "instruction": printable(rows[k].instruction),
-                    "input": printable(rows[k].input),
-                    "original": [(printable(text), changed) for text, changed in original],
-                    "edited": [(printable(text), changed) for text, changed in edited],
-                    "kind": metrics[k].kind,
-                    "word_change_ratio": metrics[k].word_change_ratio,
-                }
-            )
+            row, edit = rows[k], metrics[k]
+            example = {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
+            example |= {f: printable(getattr(row, f)) for f in ("id", "instruction", "input")}
+            example |= {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
+            sides = minimality.mark_changes(row.original, row.edited)
+            for side, spans in zip(("original", "edited"), sides, strict=True):
+                example[side] = [(printable(text), changed) for text, changed in spans]
+            examples.append(example)
     return examples
 
 
@@ -167,19 +152,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def kinds_line(statistics: Mapping) -> str:
-    """The number of edits of each kind, in words."""
-    return ", ".join(
-        f"{n} {KINDS[kind]} ({percent(statistics['shares'][kind])})"
+def kind_rows(statistics: Mapping) -> list[tuple[str, int, str]]:
+    """The kinds of edits in words, with their number and share."""
+    return [
+        (KINDS[kind], n, percent(statistics["shares"][kind]))
         for kind, n in statistics["kinds"].items()
         if n or kind != "none"
-    )
+    ]
 
 
 def measure_rows(statistics: Mapping) -> list[list[str]]:
     """The cells of a table of `MEASURES`: name, mean, and `QUANTILES`."""
     return [
-        [name, *(_number(statistics[measure][c], measure) for c in ("mean", *QUANTILES))]
+        [name] + [f"{n:.{3 if 'ratio' in name else 1}f}" for n in statistics[measure].values()]
         for measure, name in MEASURES.items()
         if measure in statistics
     ]
@@ -188,18 +173,10 @@ def measure_rows(statistics: Mapping) -> list[list[str]]:
 def annotator_rows(statistics: Mapping) -> list[list[str]]:
     """The cells of a table of annotators: name, n, median ratio, the share of each kind."""
     return [
-        [
-            name,
-            str(summary["n"]),
-            _number(summary["word_change_ratio"]["median"], "ratio"),
-            *map(percent, summary["shares"].values()),
-        ]
-        for name, summary in statistics["annotators"].items()
+        [name, f"{each['n']}", f"{each['word_change_ratio']['median']:.3f}"]
+        + [percent(share) for share in each["shares"].values()]
+        for name, each in statistics["annotators"].items()
     ]
-
-
-def _number(value: float, measure: str) -> str:
-    return f"{value:.3f}" if measure.endswith("ratio") else f"{value:.1f}"
 
 
 def notes(statistics: Mapping) -> list[str]:
@@ -216,7 +193,8 @@ def notes(statistics: Mapping) -> list[str]:
 
 def format_report(statistics: Mapping, *, colour: bool) -> str:
     """The report for a terminal; without colours, changes are [-deleted-] and {+inserted+}."""
-    lines = [f"{statistics['n']} edits: {kinds_line(statistics)}", ""]
+    kinds = ", ".join(f"{n} {kind} ({share})" for kind, n, share in kind_rows(statistics))
+    lines = [f"{statistics['n']} edits: {kinds}", ""]
     for name, *cells in (["", "mean", *QUANTILES], *measure_rows(statistics)):
         lines.append(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells))
     for measure, bins in statistics["histograms"].items():
@@ -236,15 +214,12 @@ def format_report(statistics: Mapping, *, colour: bool) -> str:
 
 def _bars(histogram: Mapping) -> list[str]:
     """A line for each bin from the first to the last that is not empty."""
-    counts, labels = histogram["counts"], bin_labels(histogram)
-    filled = [k for k, count in enumerate(counts) if count]
-    if not filled:
-        return []
-    lines = []
-    for k in range(filled[0], filled[-1] + 1):
-        bar = "█" * max(round(_BAR_WIDTH * counts[k] / max(counts)), bool(counts[k]))
-        lines.append(f"{labels[k]:>16}  {bar} {counts[k]}")
-    return lines
+    counts, most = histogram["counts"], max(histogram["counts"])
+    bars = ["█" * max(round(_BAR_WIDTH * n / max(most, 1)), bool(n)) for n in counts]
+    filled = np.flatnonzero(counts)
+    rows = list(zip(bin_labels(histogram), bars, counts, strict=True))
+    rows = rows[filled[0] : filled[-1] + 1] if most else []
+    return [f"{label:>16}  {bar} {count}" for label, bar, count in rows]
 
 
 def has_integers(histogram: Mapping) -> bool:
@@ -278,8 +253,5 @@ def _example(example: Mapping, colour: bool) -> list[str]:
         for side, (start, end) in marks.items()
     ]
     prompt = f"{example['instruction']}\n{example['input']}".strip()
-    return [head, f"{'prompt':<9} {_short(prompt)}", *sides]
-
-
-def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    prompt = prompt if len(prompt) <= 200 else f"{prompt[:199]}…"
+    return [head, f"{'prompt':<9} {prompt}", *sides]
