@@ -39,14 +39,13 @@ _SEVERAL = re.compile(
     r"^[\W_]*(?:option|version|alternative|edit)\s*#?(?:[1-9]|[A-C])\b", re.I | re.M
 )
 _NO_CHANGES = re.compile(
-    r"[\W_]*(?:there (?:are|is) )?(?:no (?:changes?|edits?|improvements?)\b[^.\n]{0,40}"
+    r"(?i)[\W_]*(?:there (?:are|is) )?(?:no (?:changes?|edits?|improvements?)\b[^.\n]{0,40}"
     r"\b(?:needed|necessary|required|made)"
     r"|the (?:original )?response (?:is|was) (?:already|fine)\b"
-    r"|i (?:would not|wouldn['’]t) change)",
-    re.IGNORECASE,
+    r"|i (?:would not|wouldn['’]t) change)"
 )
 _QUESTION = re.compile(
-    r"[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:", re.IGNORECASE
+    r"(?i)[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:"
 )
 _NGRAM = 8  # words that are not repeated by chance
 
@@ -75,22 +74,16 @@ def make_tasks(
     Args:
       rows: records and the fields of their rows; a row without an id gets its number, from 1.
     """
-    return [
-        EditTask(
-            str(n) if fields.get("id") in (None, "") else str(fields["id"]),
-            record.instruction,
-            record.input,
-            _response(record, side),
-        )
-        for n, (record, fields) in enumerate(rows, 1)
-    ]
-
-
-def _response(record: Record, side: str) -> str:
-    if isinstance(record, Instruction):
-        return record.output
-    better, worse = better_and_worse(record)
-    return better if side == "better" and isinstance(record, Preference) else worse
+    tasks = []
+    for n, (record, fields) in enumerate(rows, 1):
+        if isinstance(record, Instruction):
+            response = record.output
+        else:
+            better, worse = better_and_worse(record)
+            response = better if side == "better" and isinstance(record, Preference) else worse
+        identifier = n if fields.get("id") in (None, "") else fields["id"]
+        tasks.append(EditTask(str(identifier), record.instruction, record.input, response))
+    return tasks
 
 
 def load_template(path: str = "") -> PromptTemplate:
@@ -115,10 +108,8 @@ def parse_reply(
       template_text: what every prompt says, so that a reply which repeats it is recognised.
     """
     original = task.response
-    if reply.stop == REFUSAL:
-        return ParsedEdit("", "refusal")
-    if reply.stop == LENGTH:
-        return ParsedEdit("", "cut")
+    if reply.stop in (REFUSAL, LENGTH):
+        return ParsedEdit("", "refusal" if reply.stop == REFUSAL else "cut")
     edited = parse_edit(reply.text, original, task.instruction, task.input)
     several = len(_SEVERAL.findall(edited)) > 1 > len(_SEVERAL.findall(original))
     thinks = thought_tags(edited) - thought_tags(original)
@@ -136,9 +127,8 @@ def _begins_with_prompt(text: str, task: EditTask) -> bool:
     """Whether a text begins with the instruction or the input behind a label."""
     label = _QUESTION.match(text)
     labelled = _normalized(text[label.end() :]) if label else ""
-    return any(
-        map(labelled.startswith, filter(None, map(_normalized, (task.instruction, task.input))))
-    )
+    prompts = map(_normalized, (task.instruction, task.input))
+    return any(prompt and labelled.startswith(prompt) for prompt in prompts)
 
 
 def _normalized(text: str) -> str:

@@ -49,9 +49,8 @@ class PromptTemplate:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}"
             raise InputError(f"{self.where}: there is no field {{{{ {name} }}}}; {hint}")
         self._template = _ENVIRONMENT.from_string(source)
-        self.literal_text = "\n".join(
-            node.data for node in tree.find_all(jinja2.nodes.TemplateData)
-        )
+        data = tree.find_all(jinja2.nodes.TemplateData)
+        self.literal_text = "\n".join(node.data for node in data)
         for name in required:
             if not self.shows(name):
                 needed = ", ".join(f"{{{{ {field} }}}}" for field in required)
