@@ -11,12 +11,8 @@ import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.tiny_world.datasets import (
-    collect_feedback,
-    make_feedback,
-    make_instructions,
-    write_instructions,
-)
+from fgrlhf_jax.tiny_world import datasets
+from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score, judge
 from fgrlhf_jax.tiny_world.people import Rates
 from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SETS, set_of
@@ -37,14 +33,9 @@ def world():
 def test_a_function_of_the_seed():
     """In another process too, where Python's own hashes are others."""
     rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
-    other_process = subprocess.run(
-        [sys.executable, "-c", DIGEST],
-        env=os.environ | {"PYTHONHASHSEED": "12345"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert other_process.stdout.strip() == hashlib.sha256(repr(rows).encode()).hexdigest()
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    output = subprocess.check_output([sys.executable, "-c", DIGEST], env=environment, text=True)
+    assert output.strip() == hashlib.sha256(repr(rows).encode()).hexdigest()
     assert make_feedback(20, 7) == tuple(kind[:20] for kind in rows[0])
     assert make_instructions(20, "ppo", 7) == rows[1][:20]
     texts = [[edit.original for edit in make_feedback(50, seed)[0]] for seed in (7, 8)]
@@ -71,25 +62,6 @@ def test_edits_and_preferences(world):
     assert max(map(len, words)) <= MAX_RESPONSE + 3  # what is missing is put in
 
 
-def test_edits_are_better_and_preferences_agree(world):
-    edits, preferences = world
-    prompts = [edit.instruction for edit in edits]
-    before, after = (
-        np.array(judge(prompts, [getattr(edit, side) for edit in edits]))
-        for side in ("original", "edited")
-    )
-    assert np.mean(after > before) > 0.965
-    assert np.mean(after) > np.mean(before) + 0.4
-    margin = np.subtract(
-        judge(prompts, [pair.output_1 for pair in preferences]),
-        judge(prompts, [pair.output_2 for pair in preferences]),
-    )
-    first = np.array([pair.preference == 1 for pair in preferences])
-    assert 0.45 < np.mean(first) < 0.55
-    differ = margin != 0
-    assert 0.65 < np.mean((margin > 0)[differ] == first[differ]) < 0.78
-
-
 def test_rows_are_valid_records(world, tmp_path):
     edits, preferences = world
     write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
@@ -98,7 +70,7 @@ def test_rows_are_valid_records(world, tmp_path):
 
 def test_files_for_the_stages(tmp_path):
     sizes = dict(zip(SETS, (140, 70, 70, 35, 35), strict=True))
-    paths = write_instructions(tmp_path / "data", sizes, 3)
+    paths = datasets.write_instructions(tmp_path / "data", sizes, 3)
     assert {path.stem for path in (tmp_path / "data").iterdir()} == set(SETS)
     for name, path in paths.items():
         rows = records.read(str(path))
@@ -123,12 +95,12 @@ def test_feedback_on_samples():
     ]
     ones, twos = zip(*pairs, strict=True)
     careful = Rates(temperature=1e-6, repair=1.0, damage=0.0)
-    edits, preferences = collect_feedback([prompt] * 5, ones, twos, 4, careful)
+    edits, preferences = datasets.collect_feedback([prompt] * 5, ones, twos, 4, careful)
     assert [(p.id, p.preference) for p in preferences] == [("tiny/4/0", 1), ("tiny/4/4", 2)]
     assert [(e.id, e.original, e.edited) for e in edits] == [
         ("tiny/4/0", "um giraffe", right),
         ("tiny/4/1", "lima", right),
         ("tiny/4/4", "stupid", right),
     ]
-    again = collect_feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
+    again = datasets.collect_feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
     assert again[0][1] == edits[1]  # whatever the other rows are

@@ -111,10 +111,8 @@ def test_alignment_has_the_greatest_weight():
     weights = Counter()
     for _ in range(3000):
         letters = "abcd"[: rng.randint(1, 4)]
-        answer = [
-            Slot(rng.choice(letters), rng.choice(["", "count"]))
-            for _ in range(rng.randint(0, 6))
-        ]
+        families = rng.choices(["", "count"], k=rng.randint(0, 6))
+        answer = [Slot(rng.choice(letters), family) for family in families]
         words = rng.choices([*letters, "um", "x"], k=rng.randint(0, 7))
         weight = matched_weight(answer, words)
         assert weight == brute_force(answer, words)
@@ -170,7 +168,6 @@ def test_word_rewards_add_up_to_the_score(drafts):
             assert score <= 1
             assert (parts[-1] < 0) == (not finished)
     prompts, responses = zip(*drafts, strict=True)
-    assert judge(prompts, responses) == [gold_score(*row) for row in drafts]
     ended = [n % 2 == 0 for n in range(len(drafts))]
     expected = [gold_score(*row, end) for row, end in zip(drafts, ended, strict=True)]
     assert judge(prompts, responses, finished=ended) == expected

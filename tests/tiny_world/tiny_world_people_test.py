@@ -11,21 +11,10 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.tiny_world import people, tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
-from fgrlhf_jax.tiny_world.people import (
-    Rates,
-    difficulty,
-    edit_response,
-    prefer,
-    write_demonstration,
-)
-from fgrlhf_jax.tiny_world.tasks import (
-    MAX_RESPONSE,
-    Slot,
-    answer_slots,
-    canonical_answer,
-    draw_prompts,
-)
+from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer
 from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE, vocabulary
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
@@ -34,7 +23,7 @@ CAPITAL = "capital of peru and cuba"
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    return draw_prompts({"sft": 2100}, 0)["sft"]
+    return tasks.draw_prompts({"sft": 2100}, 0)["sft"]
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +46,30 @@ def test_facts_have_a_fixed_difficulty():
     facts = [Slot(answer, f, thing) for f in FACTS for thing, answer in FACTS[f].items()]
     facts += [Slot(thing, "list", thing) for thing in KIND_OF]
     for family in (*FACTS, "list"):
-        kinds = Counter(difficulty(slot) for slot in facts if slot.family == family)
+        kinds = Counter(people.difficulty(slot) for slot in facts if slot.family == family)
         for name, share in {"easy": 0.35, "medium": 0.35, "misconception": 0.3}.items():
             assert abs(kinds[name] - share * kinds.total()) <= 1
     # By a hash, so on every machine the same.
     known = {"peru": "easy", "cuba": "medium", "kenya": "misconception", "egypt": "medium"}
-    assert {thing: difficulty(Slot("", "capital", thing)) for thing in known} == known
+    assert {thing: people.difficulty(Slot("", "capital", thing)) for thing in known} == known
     slots = [slot for slot in answer_slots("repeat pear saw twice") if slot.family]
-    assert {difficulty(slot) for slot in slots} == {"algorithmic"}
-    assert {difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
+    assert {people.difficulty(slot) for slot in slots} == {"algorithmic"}
+    assert {people.difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
 
 
 def test_errors_come_at_their_rates():
     """Counted where there is one kind of error at a time."""
     rng = random.Random(0)
     only_wrong = Rates(**dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0))
-    answers: dict[tuple[str, str], Counter] = {}  # (difficulty, fact) -> what was put
-    for pair in itertools.permutations(FACTS["capital"], 2):
+    answers = {fact: Counter() for fact in FACTS["capital"]}  # what was put for each
+    for pair in itertools.permutations(answers, 2):
         for _ in range(3):
             words = write_demonstration(f"capital of {' and '.join(pair)}", rng, only_wrong)
             for fact, word in zip(pair, words.split()[5:10:4], strict=True):
-                kind = difficulty(Slot("", "capital", fact))
-                answers.setdefault((kind, fact), Counter())[word] += 1
+                answers[fact][word] += 1
     total, wrong = Counter(), Counter()
-    for (kind, fact), words in answers.items():
+    for fact, words in answers.items():
+        kind = people.difficulty(Slot("", "capital", fact))
         total[kind] += words.total()
         del words[FACTS["capital"][fact]]
         wrong[kind] += words.total()
@@ -89,21 +78,20 @@ def test_errors_come_at_their_rates():
         assert (most / words.total() > 0.75) == (kind == "misconception"), fact
     for kind, rate in {"easy": 0.2, "medium": 0.4, "misconception": 0.62}.items():
         assert wrong[kind] / total[kind] == pytest.approx(rate, abs=0.05)
-    prompt = "repeat pear saw plum dog twice"
-    answer = [word for word, _ in canonical_answer(prompt)]
+    prompt, answer = (
+        "repeat pear saw plum dog twice",
+        "pear pear , saw saw , plum plum , dog dog",
+    )
     only_omitted = dataclasses.replace(only_wrong, omission=0.04, wrong_algorithmic=0.0)
-    changed, lengths = [], []
-    for _ in range(1000):
-        words = write_demonstration(prompt, rng, only_wrong).split()
-        changed.append(np.mean([a != b for a, b in zip(words, answer, strict=True)]))
-        lengths.append(len(write_demonstration(prompt, rng, only_omitted).split()))
-    assert np.mean(changed) == pytest.approx(0.3 * 8 / 11, abs=0.02)
-    assert np.mean(lengths) == pytest.approx(0.96 * 11, abs=0.1)
+    drafts = [write_demonstration(prompt, rng, only_wrong).split() for _ in range(1000)]
+    assert np.mean(np.array(drafts) != answer.split()) == pytest.approx(0.3 * 8 / 11, abs=0.02)
+    drafts = [write_demonstration(prompt, rng, only_omitted).split() for _ in range(1000)]
+    assert np.mean([len(words) for words in drafts]) == pytest.approx(0.96 * 11, abs=0.1)
 
 
 def test_demonstrations(prompts, demonstrations):
     words = [text.split() for text in demonstrations]
-    assert all(0 < len(text) <= MAX_RESPONSE for text in words)
+    assert all(0 < len(text) <= tasks.MAX_RESPONSE for text in words)
     assert {word for text in words for word in text} <= set(vocabulary())
     slot_count = sum(len(canonical_answer(prompt)) for prompt in prompts)
     for bad, rate in ((RUDE, 0.03), (FILLERS, 0.04)):
@@ -112,8 +100,6 @@ def test_demonstrations(prompts, demonstrations):
     scores = [gold_score(*row) for row in zip(prompts, demonstrations, strict=True)]
     assert 0.42 < np.mean(scores) < 0.52
     assert 0.01 < np.mean([score == 1 for score in scores]) < 0.1
-    by_family = [np.mean(scores[n::7]) for n in range(7)]
-    assert max(by_family) - min(by_family) < 0.2
 
 
 def test_preferences_are_bradley_terry():
@@ -121,10 +107,10 @@ def test_preferences_are_bradley_terry():
     margin = gold_score(CAPITAL, good) - gold_score(CAPITAL, bad)
     for one, two, sign in ((good, bad, 1), (bad, good, -1)):
         rng = random.Random(0)
-        first = np.mean([prefer(CAPITAL, one, two, rng) == 1 for _ in range(1500)])
+        first = np.mean([people.prefer(CAPITAL, one, two, rng) == 1 for _ in range(1500)])
         assert first == pytest.approx(1 / (1 + math.exp(-sign * margin / 0.35)), abs=0.05)
     noiseless = Rates(temperature=1e-6)
-    assert [prefer(CAPITAL, bad, good, rng, noiseless) for _ in range(9)] == [2] * 9
+    assert [people.prefer(CAPITAL, bad, good, rng, noiseless) for _ in range(9)] == [2] * 9
 
 
 LIST = "list two fruits two tools"
@@ -192,15 +178,13 @@ def test_imperfect_edits(prompts, demonstrations):
     """What the pilot measured: 97.5 % of the changed ones are better, a modest share changes."""
     rng = random.Random(3)
     rows = [
-        (prompt, response, edit_response(prompt, response, rng))
-        for prompt, response in zip(prompts, demonstrations, strict=True)
+        (*row, edit_response(*row, rng)) for row in zip(prompts, demonstrations, strict=True)
     ]
     changed = [row for row in rows if row[1] != row[2]]
     assert 0.9 < len(changed) / len(rows) < 0.99
-    better = np.mean(
-        [gold_score(p, after) > gold_score(p, before) for p, before, after in changed]
-    )
-    assert 0.965 < better < 0.995
+    gains = [gold_score(p, after) - gold_score(p, before) for p, before, after in changed]
+    assert 0.965 < np.mean(np.array(gains) > 0) < 0.995
+    assert np.mean(gains) > 0.4
     words = sum(len(before.split()) for _, before, _ in changed)
     assert 0.12 < sum(changes(before, after) for _, before, after in changed) / words < 0.26
     bad = [sum(w in RUDE for row in rows for w in row[side].split()) for side in (1, 2)]
@@ -208,17 +192,15 @@ def test_imperfect_edits(prompts, demonstrations):
 
 
 def test_damage():
-    rng = random.Random(4)
+    rng, damaged = random.Random(4), 0
     only = dataclasses.replace(FLAWLESS, damage=0.02)
-    prompt = "list four fruits four tools"
-    damaged = 0
     for _ in range(1000):
-        response = write_demonstration(prompt, rng, FLAWLESS)
-        edited = edit_response(prompt, response, rng, only)
-        for before, after in zip(response.split(), edited.split(), strict=True):
-            if before != after:
-                assert KIND_OF[before] != KIND_OF[after]
-                damaged += 1
+        response = write_demonstration("list four fruits four tools", rng, FLAWLESS)
+        edited = edit_response("list four fruits four tools", response, rng, only)
+        pairs = zip(response.split(), edited.split(), strict=True)
+        changed = [(before, after) for before, after in pairs if before != after]
+        assert all(KIND_OF[before] != KIND_OF[after] for before, after in changed)
+        damaged += len(changed)
     assert damaged / 8000 == pytest.approx(0.02, abs=0.005)
 
 
@@ -244,6 +226,6 @@ def test_every_rate_may_be_extreme():
         fields = dict.fromkeys(names, value) | {"temperature": 1e-9 if value == 0 else 1e9}
         rates = Rates(**fields)
         text = write_demonstration(CAPITAL, rng, rates)
-        assert len(text.split()) <= MAX_RESPONSE
+        assert len(text.split()) <= tasks.MAX_RESPONSE
         edit_response(CAPITAL, text, rng, rates)
-        assert prefer(CAPITAL, text, "", rng, rates) in (1, 2)
+        assert people.prefer(CAPITAL, text, "", rng, rates) in (1, 2)

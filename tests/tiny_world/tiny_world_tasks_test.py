@@ -7,20 +7,8 @@ from collections import Counter
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world.tasks import (
-    CONTENT,
-    MAX_PROMPT,
-    MAX_RESPONSE,
-    SETS,
-    TEMPLATE,
-    Slot,
-    answer_slots,
-    canonical_answer,
-    draw_prompts,
-    fill_slots,
-    set_of,
-    wrong_words,
-)
+from fgrlhf_jax.tiny_world import tasks
+from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, canonical_answer, draw_prompts
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
 
 # More of each set than any stage takes.
@@ -35,15 +23,12 @@ def drawn():
 @pytest.mark.parametrize(
     ("prompt", "answer"),  # with content in capitals
     [
-        (
-            "opposite of hot , big and slow",
-            "the opposite of hot is COLD , big is SMALL and slow is FAST",
-        ),
+        ("opposite of big and slow", "the opposite of big is SMALL and slow is FAST"),
         ("opposite of cold and hot", "the opposite of cold is HOT and hot is COLD"),
         ("capital of peru and cuba", "the capital of peru is LIMA and cuba is HAVANA"),
         (
-            "colour of snow , pear and sea",
-            "the colour of snow is WHITE , pear is GREEN and sea is BLUE",
+            "colour of tea , pear and sea",
+            "the colour of tea is BROWN , pear is GREEN and sea is BLUE",
         ),
         ("list two fruits three tools", "fruits are APPLE PEAR , tools are HAMMER SAW AXE"),
         ("count three to five and nine to seven", "THREE FOUR FIVE , NINE EIGHT SEVEN"),
@@ -54,8 +39,8 @@ def drawn():
 )
 def test_right_answers_by_hand(prompt, answer):
     words = canonical_answer(prompt)
-    assert {weight for _, weight in words} == {CONTENT, TEMPLATE} == {10, 1}
-    texts = (word.upper() if weight == CONTENT else word for word, weight in words)
+    assert {weight for _, weight in words} == {tasks.CONTENT, tasks.TEMPLATE} == {10, 1}
+    texts = (word.upper() if weight == tasks.CONTENT else word for word, weight in words)
     assert " ".join(texts) == answer
 
 
@@ -63,7 +48,7 @@ def test_right_answers_of_drawn_prompts(drawn):
     """What the content words have in common with the prompt, family by family."""
     for prompt in drawn["test"]:
         family, *rest = prompt.split()
-        content = [word for word, weight in canonical_answer(prompt) if weight == CONTENT]
+        content = [word for word, weight in canonical_answer(prompt) if weight == tasks.CONTENT]
         if family in FACTS:
             facts = [word for word in rest if word in FACTS[family]]
             assert [FACTS[family][word] for word in facts] == content
@@ -74,10 +59,9 @@ def test_right_answers_of_drawn_prompts(drawn):
             assert Counter(map(KIND_OF.get, content)) == expected
             assert len(set(content)) == len(content)
         elif family == "count":
-            steps = [
-                NUMBERS.index(b) - NUMBERS.index(a) for a, b in itertools.pairwise(content)
-            ]
-            assert sum(abs(step) != 1 for step in steps) <= 1  # between the two runs
+            places = map(NUMBERS.index, content)
+            jumps = sum(abs(b - a) != 1 for a, b in itertools.pairwise(places))
+            assert jumps <= 1  # between the two runs
             assert {rest[0], rest[2], rest[4], rest[6]} <= {*content}
         elif family == "reverse":
             assert content == rest[::-1]
@@ -104,7 +88,7 @@ def test_sets_are_disjoint_and_large(drawn):
     assert len(set(everything)) == len(everything) > 30_000
     other = draw_prompts(dict.fromkeys(SETS, 700), seed=1)
     for name in SETS:
-        assert {set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
+        assert {tasks.set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
         assert other[name] != drawn[name][:700]
         families = Counter(prompt.split()[0] for prompt in other[name])
         assert families == dict.fromkeys(FAMILIES, 100)
@@ -115,12 +99,12 @@ def test_sets_are_disjoint_and_large(drawn):
 def test_a_set_is_a_hash_of_the_text_alone():
     """Other machines and later versions must agree on it."""
     texts = [f"reverse {a} {b}" for a, b in itertools.permutations(KIND_OF, 2)]
-    shares = Counter(map(set_of, texts))
+    shares = Counter(map(tasks.set_of, texts))
     for name, share in SETS.items():
         assert abs(shares[name] / len(texts) - share) < 0.03
     assert sum(SETS.values()) == pytest.approx(1)
     known = "sft feedback ppo feedback feedback test sft validation"
-    assert " ".join(map(set_of, texts[:8])) == known
+    assert " ".join(map(tasks.set_of, texts[:8])) == known
 
 
 def test_prompts_and_answers_fit(drawn):
@@ -128,8 +112,8 @@ def test_prompts_and_answers_fit(drawn):
     for prompt in drawn["feedback"]:
         answer = [word for word, _ in canonical_answer(prompt)]
         assert {*prompt.split(), *answer} <= words
-        assert len(prompt.split()) <= MAX_PROMPT
-        assert 5 <= len(answer) <= MAX_RESPONSE - 5  # room for what is too much
+        assert len(prompt.split()) <= tasks.MAX_PROMPT
+        assert 5 <= len(answer) <= tasks.MAX_RESPONSE - 5  # room for what is too much
 
 
 def test_prompts_that_cannot_be_had():
@@ -141,22 +125,19 @@ def test_prompts_that_cannot_be_had():
 
 def test_fill_takes_each_member_once():
     answer = answer_slots("list four fruits two tools")
-    assert [slot.word for slot in fill_slots(answer) if slot.family][:4] == [
-        *KINDS["fruits"][:4]
-    ]
     answer[4] = Slot("apple", "list", "apple")  # as an editor does with what is right already
-    words = [slot.word for slot in fill_slots(answer) if slot.family]
+    words = [slot.word for slot in tasks.fill_slots(answer) if slot.family]
     assert words == ["pear", "plum", "apple", "lemon", "hammer", "saw"]
-    drawn = {tuple(fill_slots(answer, random.Random(seed))) for seed in range(50)}
+    drawn = {tuple(tasks.fill_slots(answer, random.Random(seed))) for seed in range(50)}
     assert len(drawn) > 30
     assert all(len({slot.word for slot in row if slot.family}) == 6 for row in drawn)
 
 
 def test_a_wrong_word_is_wrong():
     for prompt in ("opposite of hot and big", "colour of sea and snow", "list two tools"):
-        for slot in fill_slots(answer_slots(prompt)):
+        for slot in tasks.fill_slots(answer_slots(prompt)):
             if slot.family:
-                wrong = wrong_words(slot)
+                wrong = tasks.wrong_words(slot)
                 assert slot.word not in wrong
                 assert len(set(wrong)) == len(wrong) >= 9
-    assert not set(wrong_words(Slot("saw", "list", "saw"))) & set(KINDS["tools"])
+    assert not set(tasks.wrong_words(Slot("saw", "list", "saw"))) & set(KINDS["tools"])

@@ -6,34 +6,25 @@ import pytest
 from transformers import AutoTokenizer
 
 from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.tiny_world import words
 from fgrlhf_jax.tiny_world.tasks import MAX_PROMPT, SETS, draw_prompts
-from fgrlhf_jax.tiny_world.words import (
-    FACTS,
-    FILLERS,
-    KIND_OF,
-    KINDS,
-    RUDE,
-    make_tokenizer,
-    vocabulary,
-)
 
-WORDS = vocabulary()
+WORDS = words.vocabulary()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make_tokenizer()
+    return words.make_tokenizer()
 
 
 def test_vocabulary():
     assert 180 <= len(WORDS) == len(set(WORDS)) <= 220
     assert all(word == word.lower() and word.split() == [word] for word in WORDS)
-    assert not {*RUDE} & {*FILLERS}
+    assert not {*words.RUDE} & {*words.FILLERS}
     # Each thing is of one kind, and a rude word or a filler is never part of an answer.
-    assert len(KIND_OF) == sum(map(len, KINDS.values()))
-    for family, known in FACTS.items():
-        answers = {*known.values()}
-        assert not answers & {*RUDE, *FILLERS}, family
+    assert len(words.KIND_OF) == sum(map(len, words.KINDS.values()))
+    for family, facts in words.FACTS.items():
+        assert not {*facts.values()} & {*words.RUDE, *words.FILLERS}, family
 
 
 def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
@@ -41,7 +32,6 @@ def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
     for _ in range(200):
         text = " ".join(rng.choices(WORDS, k=rng.randint(0, 20)))
         ids = encode_response(tokenizer, text, append_eos=False)
-        assert len(ids) == len(text.split())
         assert tokenizer.decode(ids) == "".join(tokenizer.decode([i]) for i in ids) == text
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         parts = [text[start:end] for start, end in offsets["offset_mapping"]]
@@ -52,17 +42,14 @@ def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
     assert tokenizer.decode(ids) == " ishot\n ,is"
 
 
-def test_prompts_and_responses(tokenizer):
-    prompt = "opposite of hot , big and slow"
-    ids, cut = encode_prompt(tokenizer, "plain", prompt, "", None)
-    assert ids[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
-    assert (len(ids), cut) == (9, False)
-    assert encode_response(tokenizer, "cold", append_eos=True)[-1] == 2
+def test_prompts(tokenizer):
     for drawn in draw_prompts(dict.fromkeys(SETS, 70), 0).values():
-        encoded = [encode_prompt(tokenizer, "plain", text, "", None)[0] for text in drawn]
-        assert not any(0 in ids for ids in encoded)
-        assert max(map(len, encoded)) <= MAX_PROMPT + 2  # BOS and the newline
+        for prompt in drawn:
+            ids, cut = encode_prompt(tokenizer, "plain", prompt, "", None)
+            assert ids[0] == tokenizer.bos_token_id
+            assert 0 not in ids
+            assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
+            assert (len(ids) <= MAX_PROMPT + 2, cut) == (True, False)  # BOS and the newline
 
 
 def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
@@ -75,7 +62,8 @@ def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokeniz
 def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
-    assert make_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    again = words.make_tokenizer()
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for each in (tokenizer, loaded):
@@ -84,4 +72,5 @@ def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
     for text in ("reverse pear saw\n", "the reverse is saw pear", "</s> giraffe"):
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
         ids = encode_response(tokenizer, text, append_eos=True)
+        assert ids[-1] == 2
         assert loaded.decode(ids) == tokenizer.decode(ids)
