@@ -78,9 +78,9 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
     column, line, lines, shapes = 8.0, 26, 1, []
 
     def write(text: str, at: int, style: str) -> None:
-        escaped = html.escape(text.replace("\n", "").replace("\t", ""))
+        text = text.replace("\n", "").replace("\t", "").replace(" ", "\N{NO-BREAK SPACE}")
         shapes.append(
-            f'<text x="{20 + at * column:g}" y="{lines * line}" {style}>{escaped}</text>'
+            f'<text x="{20 + at * column:g}" y="{lines * line}" {style}>{html.escape(text)}</text>'
         )
 
     for row in rows:
@@ -108,10 +108,8 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
     width, height = 40 + columns * column, lines * line
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height}" '
-        f'viewBox="0 0 {width:g} {height}" font-family="monospace" font-size="13.3" '
-        'xml:space="preserve"><rect width="100%" height="100%" fill="white"/>\n'
-        + "\n".join(shapes)
-        + "\n</svg>\n"
+        f'viewBox="0 0 {width:g} {height}" font-family="monospace" font-size="13.3">'
+        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(shapes) + "\n</svg>\n"
     )
 
 

@@ -125,7 +125,9 @@ def test_a_picture_is_xml_and_shows_every_token():
     row = make_row(original, make_side(), instruction="a & b")
     picture = xml.etree.ElementTree.fromstring(to_svg([row], columns=60))
     texts = [
-        (t.text, t.get("text-decoration")) for t in picture.iter() if t.tag.endswith("text")
+        (t.text.replace("\xa0", " "), t.get("text-decoration"))
+        for t in picture.iter()
+        if t.tag.endswith("text")
     ]
     assert texts == [
         ("a & b", None),
