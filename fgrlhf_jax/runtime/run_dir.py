@@ -3,7 +3,6 @@
 JAX is imported where it is used: commands that need no device read the names of this file too.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -168,8 +167,6 @@ class Interrupt:
     SIGTERM, tells the others, and finds a step that none of them has passed.
     """
 
-    calls = itertools.count(1)  # not a loop's own: for jax it must only grow
-
     def __enter__(self):
         import jax
 
@@ -179,12 +176,13 @@ class Interrupt:
         self.before = {s: signal.signal(s, self._record) for s in signals}
         return self
 
-    def requested(self) -> bool:
-        """Whether to save and stop; to be called once a step, by all processes."""
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop; to be called after every step, by all processes."""
         if self.several:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(next(self.calls))
+            # By the step's number, as orbax does at every save.
+            return multihost_utils.reached_preemption_sync_point(step)
         return self.flag
 
     def _record(self, number, frame):

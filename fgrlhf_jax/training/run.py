@@ -157,7 +157,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                     rows.write()
 
                 stop = last or (trainer.patience > 0 and progress.stale >= trainer.patience)
-                interrupted = interrupt.requested()
+                interrupted = interrupt.requested(number)
                 due = config.save_every and number % config.save_every == 0
                 if stop or improved or interrupted or due or trainer.problem:
                     rows.write()

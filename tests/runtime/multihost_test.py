@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -50,15 +53,19 @@ def judge(prompts, responses):
         calls.write(f"{jax.process_index()} of {jax.process_count()}\\n")
     return [len(response.split()) / 7 for response in responses]
 """
-PRIMITIVES = """
-import os, sys
+# What each process of a pair does: the primitives, then command after command.
+WORKER = """
+import json, sys
 import jax
 import numpy as np
 from fgrlhf_jax.runtime import multihost, sharding
 from fgrlhf_jax.errors import InputError
+from launch import ppo, sft, train_rm
+from launch.shared import cli, process
 
-number = int(sys.argv[2])
-jax.distributed.initialize(sys.argv[1], 2, number)
+address, number, commands = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+process.prepare()
+jax.distributed.initialize(address, 2, number)
 
 def result(call, *args):
     try:
@@ -79,56 +86,50 @@ rows = np.arange(8.0).reshape(4, 2)
 batch = sharding.put_batch(rows, sharding.make_mesh("1,-1,1"))
 print(len(batch.addressable_shards), np.array_equal(sharding.to_host(batch), rows))
 print(np.array_equal(sharding.to_host(rows), rows))  # what every process has already
+
+process.prepare = cli.join_processes = lambda *_: None  # done
+for command, config, *flags in commands:
+    print(f"== {command}", flush=True)
+    sys.argv = [command, *flags]
+    cli.command({"ppo": ppo, "sft": sft, "train_rm": train_rm}[command].main, config, "")
 """
 
 
 class Pair:
     """Two processes that find each other, each with two devices and an output of its own."""
 
-    def __init__(self, arguments: list[str], output: Path, path: Path = Path()):
+    def __init__(self, arguments: list[str], folder: Path):
         """``PORT`` and ``NUMBER`` in the arguments are the coordinator's and the process's."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         root = Path(__file__).parents[2]
-        cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
         environment = os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}/commands",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONPATH": os.pathsep.join(map(str, (root, path))),
+            "PYTHONPATH": os.pathsep.join(map(str, (root, folder))),
         }
-        self.outputs = [output.with_name(f"{output.name}.{number}") for number in "01"]
+        self.outputs = [folder / f"output.{number}" for number in "01"]
         self.processes = []
         for number, file in enumerate(self.outputs):
             words = [a.replace("PORT", port).replace("NUMBER", str(number)) for a in arguments]
-            with file.open("w") as stream:
-                command = [sys.executable, *words]
-                self.processes.append(
-                    subprocess.Popen(
-                        command, stdout=stream, stderr=stream, cwd=root, env=environment
-                    )
+            with file.open("w") as output:
+                process = subprocess.Popen(
+                    [sys.executable, *words],
+                    stdout=output,
+                    stderr=output,
+                    cwd=root,
+                    env=environment,
                 )
+            self.processes.append(process)
 
-    def until(self, condition) -> "Pair":
-        """Wait for it, while both run."""
-        deadline = time.monotonic() + 240
-        while not condition():
-            running = all(process.poll() is None for process in self.processes)
-            if not running or time.monotonic() > deadline:
-                self.kill()
-                pytest.fail("\n".join(self.texts()))
+    def stop(self, file: Path) -> None:
+        """Sends a signal to one of them as soon as ``file`` exists."""
+        while not file.exists() and self.processes[1].poll() is None:
             time.sleep(0.002)
-        return self
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait(60)
-
-    def texts(self) -> list[str]:
-        return [file.read_text() for file in self.outputs]
+        self.processes[1].send_signal(signal.SIGTERM)
 
     def end(self, status: int = 0) -> list[str]:
         """Waits for both, which must end with this status; returns their outputs."""
@@ -136,25 +137,12 @@ class Pair:
         try:
             codes = [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
         finally:
-            self.kill()
-        assert codes == [status, status], "\n".join(self.texts())
-        return self.texts()
-
-
-def in_two_processes(command: str, fields: dict) -> Pair:
-    """A command in two processes; ``fields`` with "__" for the dots."""
-    joined = {
-        "distributed": True,
-        "coordinator": "127.0.0.1:PORT",
-        "num_processes": 2,
-        "process_id": "NUMBER",
-    }
-    flags = ppo_cases.flags({**fields, **joined})
-    _, default = COMMANDS[command]
-    run_dir = Path(fields["run_dir"])
-    return Pair(
-        ["-m", f"launch.{command}", f"--config={default}", *flags], run_dir, run_dir.parent
-    )
+            for process in self.processes:
+                process.kill()
+                process.wait(60)
+        texts = [file.read_text() for file in self.outputs]
+        assert codes == [status, status], "\n".join(texts)
+        return texts
 
 
 def in_one_process(command: str, fields: dict) -> Path:
@@ -170,10 +158,8 @@ def in_one_process(command: str, fields: dict) -> Path:
     return Path(fields["run_dir"])
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
+def make_files(folder: Path) -> Path:
     """A small policy and reward model, and data of every kind."""
-    folder = tmp_path_factory.mktemp("files")
     ppo_cases.world(folder)
     for name, seed in (("train", 0), ("held_out", 1)):
         edits, preferences = make_feedback(16, seed)
@@ -183,14 +169,14 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def supervised(files: Path, kind: str, run_dir: Path, **changes) -> dict:
-    fields = {
+def supervised(files: Path, kind: str, **changes) -> dict:
+    return {
+        **SUPERVISED,
         "train": files / f"train_{kind}.jsonl",
         "validation": files / f"held_out_{kind}.jsonl",
         "model__path": files / "policy",
-        "run_dir": run_dir,
+        **changes,
     }
-    return {**SUPERVISED, **fields, **changes}
 
 
 def assert_close(ours, theirs) -> None:
@@ -239,70 +225,57 @@ def check_output(texts: list[str]) -> None:
     assert ["100%|" in text for text in texts] == [True, False], texts
 
 
-def test_train_rm(files, tmp_path):
-    """Replicas in two processes, tensors split within each."""
-    mesh = {"mesh": "2,1,2"}
-    pair = in_two_processes("train_rm", supervised(files, "pairs", tmp_path / "two", **mesh))
-    one = in_one_process("train_rm", supervised(files, "pairs", tmp_path / "one", **mesh))
-    texts = pair.end()
-    assert_same_run(tmp_path / "two", one)
-    check_output(texts)
-    assert all("validation  preferences" in text for text in texts)
+class Runs(NamedTuple):
+    """Of every command, the folder of two processes, and that of one; what the two printed."""
+
+    fields: dict[str, dict]
+    two: dict[str, Path]
+    one: dict[str, Path]
+    texts: dict[str, list[str]]
 
 
-def test_sft_stopped_and_gone_on_with(files, tmp_path):
-    """A signal to one process stops both after the same step, however early it comes."""
-    changes = {"steps": 12, "eval_every": 6, "save_every": 0}
-    fields = supervised(files, "texts", tmp_path / "two", **changes)
-    pair = in_two_processes("sft", fields)
-    pair.until((tmp_path / "two" / "config.json").exists)
-    pair.processes[1].send_signal(signal.SIGTERM)
-    texts = pair.end(130)
-    step = saved(tmp_path / "two")[-1]
-    assert step < 12
-    for text in texts:
-        last = f"interrupted; step {step} is saved; run the same command to go on"
-        assert text.splitlines()[-1] == last
-    assert not (tmp_path / "two" / "export").exists()
-
-    pair = in_two_processes("sft", fields)
-    one = in_one_process("sft", fields | {"run_dir": tmp_path / "one"})
-    check_output(pair.end())
-    assert_same_run(tmp_path / "two", one)
-
-    # What they saved, one process can read.
-    copy = shutil.copytree(tmp_path / "two", tmp_path / "copy")
-    shutil.rmtree(copy / "export")
-    (copy / "eval.json").unlink()
-    in_one_process("sft", fields | {"run_dir": copy})
-    again, before = (d / "export/model.safetensors" for d in (copy, tmp_path / "two"))
-    assert again.read_bytes() == before.read_bytes()
-
-
-def test_ppo(files, tmp_path, monkeypatch):
-    """Parameters split over both processes; only process 0 calls the judge."""
-    (tmp_path / "our_judge.py").write_text(JUDGE)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    """All commands in one pair of processes, the last one interrupted; meanwhile each in one."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "our_judge.py").write_text(JUDGE)
+    (folder / "worker.py").write_text(WORKER)
+    files = make_files(folder)
     world = ppo_cases.World(
         *(files / name for name in ("policy", "token", "sequence")),
         *(files / f"{name}.jsonl" for name in ("ppo", "validation")),
     )
-    changes = {"judge": "our_judge:judge", "validation_prompts": 16}
-    fields = ppo_cases.fields(world, tmp_path / "two", **changes)
-    pair = in_two_processes("ppo", fields)
-    monkeypatch.syspath_prepend(tmp_path)
-    one = in_one_process("ppo", fields | {"run_dir": tmp_path / "one"})
-    check_output(pair.end())
-    assert_same_run(tmp_path / "two", one)
-    assert_close(*(ppo_cases.kept_samples(d) for d in (tmp_path / "two", one)))
-    calls = (tmp_path / "our_judge.py.calls").read_text().splitlines()
-    assert sorted(calls) == ["0 of 1"] * 3 + ["0 of 2"] * 3
+    judge = {"judge": "our_judge:judge", "validation_prompts": 16, "steps": 2}
+    fields = {
+        # Replicas in two processes, tensors split within each.
+        "train_rm": supervised(files, "pairs", mesh="2,1,2"),
+        # Parameters split over both processes.
+        "ppo": ppo_cases.fields(world, Path(), **judge),
+        "sft": supervised(files, "texts", steps=12, eval_every=6, save_every=0),
+    }
+    two, one = ({name: folder / side / name for name in fields} for side in ("two", "one"))
+    commands = [
+        [
+            *(name, COMMANDS[name][1], "--config.distributed=True"),
+            *ppo_cases.flags(fields[name] | {"run_dir": str(two[name])}),
+        ]
+        for name in fields
+    ]
+    arguments = [str(folder / "worker.py"), "127.0.0.1:PORT", "NUMBER", json.dumps(commands)]
+    pair = Pair(arguments, folder)
+    stopping = threading.Thread(target=pair.stop, args=[two["sft"] / "config.json"])
+    stopping.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for name in fields:
+            in_one_process(name, fields[name] | {"run_dir": one[name]})
+    texts = zip(*(re.split("== .*\n", text) for text in pair.end(130)), strict=True)
+    stopping.join()
+    return Runs(fields, two, one, dict(zip(("primitives", *fields), texts, strict=True)))
 
 
-def test_primitives(tmp_path):
-    script = tmp_path / "primitives.py"
-    script.write_text(PRIMITIVES)
-    outputs = Pair([str(script), "127.0.0.1:PORT", "NUMBER"], tmp_path / "output").end()
-    for text in outputs:
+def test_primitives(runs):
+    for text in runs.texts["primitives"]:
         lines = [line for line in text.splitlines() if "Gloo" not in line]
         assert lines == [
             "0 True 3.0 1000",
@@ -314,3 +287,40 @@ def test_primitives(tmp_path):
             "2 True",
             "True",
         ]
+
+
+@pytest.mark.parametrize("command", ["train_rm", "ppo"])
+def test_two_processes_do_what_one_does(runs, command):
+    two, one = runs.two[command], runs.one[command]
+    assert_same_run(two, one)
+    check_output(runs.texts[command])
+    if command == "train_rm":
+        assert all("validation  preferences" in text for text in runs.texts[command])
+    else:  # only process 0 calls the judge
+        assert_close(*(ppo_cases.kept_samples(folder) for folder in (two, one)))
+        calls = (two.parents[1] / "our_judge.py.calls").read_text().splitlines()
+        assert sorted(calls) == ["0 of 1"] * 2 + ["0 of 2"] * 2
+
+
+def test_sft_stopped_and_gone_on_with(runs, tmp_path):
+    """A signal to one process stops both after the same step, however early it comes."""
+    two, fields = runs.two["sft"], runs.fields["sft"]
+    step = saved(two)[-1]
+    assert step < 12
+    for text in runs.texts["sft"]:
+        last = f"interrupted; step {step} is saved; run the same command to go on"
+        assert text.splitlines()[-1] == last
+    assert not (two / "export").exists()
+
+    joined = {"distributed": True, "coordinator": "127.0.0.1:PORT", "num_processes": 2}
+    flags = ppo_cases.flags({**fields, **joined, "process_id": "NUMBER", "run_dir": two})
+    check_output(Pair(["-m", "launch.sft", *flags], tmp_path).end())
+    assert_same_run(two, runs.one["sft"])
+
+    # What they saved, one process can read.
+    copy = shutil.copytree(two, tmp_path / "copy")
+    shutil.rmtree(copy / "export")
+    (copy / "eval.json").unlink()
+    in_one_process("sft", fields | {"run_dir": copy})
+    again, before = (d / "export/model.safetensors" for d in (copy, two))
+    assert again.read_bytes() == before.read_bytes()
