@@ -12,11 +12,8 @@ from fgrlhf_jax.errors import InputError
 @pytest.mark.parametrize(
     ("max_length", "smallest", "buckets"),
     [
-        (512, 64, (64, 128, 256, 512)),
-        (300, 64, (64, 128, 256, 300)),
-        (64, 64, (64,)),
-        (40, 64, (40,)),
-        (65, 16, (16, 32, 64, 65)),
+        *((512, 64, (64, 128, 256, 512)), (300, 64, (64, 128, 256, 300))),
+        *((64, 64, (64,)), (40, 64, (40,)), (65, 16, (16, 32, 64, 65))),
     ],
 )
 def test_buckets(max_length, smallest, buckets):
@@ -39,8 +36,7 @@ def test_plan(rows, batch_size):
         for bucket, batch in plan:
             assert batch.shape == (batch_size,)
             assert lengths[batch].max() <= bucket
-            smaller = {16: 0, 32: 16, 64: 32, 100: 64}[bucket]
-            moved += (lengths[batch] <= smaller).sum()
+            moved += (lengths[batch] <= {16: 0, 32: 16, 64: 32, 100: 64}[bucket]).sum()
         # Only what filled no batch of its own moves up, and that at most once a bucket.
         assert moved <= (batch_size - 1) * (len(buckets) - 1)
     assert len(seen) == rows  # no row is left over in every epoch
@@ -75,8 +71,7 @@ def test_plan_refuses(lengths, batch_size, message):
 
 
 def test_by_length():
-    lengths = [5, 3, 9, 3, 1, 9, 2, 9]
-    batches = by_length(lengths, 3, (4, 8, 9))
+    batches = by_length([5, 3, 9, 3, 1, 9, 2, 9], 3, (4, 8, 9))
     assert [batch.width for batch in batches] == [4, 9, 9]
     assert [batch.rows.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 7]]
     assert [batch.filled.tolist() for batch in batches] == [[4, 6, 1], [3, 0, 2], [5, 7, 7]]

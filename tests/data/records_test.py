@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import re
 
 import pyarrow
 import pyarrow.parquet
@@ -13,14 +12,9 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
 EDIT = {"instruction": "Sum up.", "input": "A text.", "original": "It rains.", "edited": "Sun."}
-PREFERENCE = {
-    "instruction": "Name a fruit.",
-    "input": "",
-    "output_1": "Pear.",
-    "output_2": "Brick.",
-    "preference": 1,
-}
-INSTRUCTION = {"instruction": "Name a fruit.", "input": "", "output": "Fig."}
+FRUIT = {"instruction": "Name a fruit.", "input": ""}
+PREFERENCE = FRUIT | {"output_1": "Pear.", "output_2": "Brick.", "preference": 1}
+INSTRUCTION = FRUIT | {"output": "Fig."}
 
 
 def lines(*rows) -> bytes:
@@ -32,35 +26,46 @@ def changed(row: dict, **fields) -> dict:
     return {name: value for name, value in (row | fields).items() if value is not ...}
 
 
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file of rows, or of bytes, here, and returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*rows: dict, data: bytes | None = None, name: str = "a.jsonl") -> str:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        elif name.endswith(".parquet"):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(lines(*rows))
+        return name
+
+    return write
+
+
 # --- what is read ----------------------------------------------------------------------------
 
 
-def test_three_kinds_in_one_file(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines(EDIT, PREFERENCE, INSTRUCTION))
-    assert read(str(tmp_path / "a.jsonl")) == [
+def test_three_kinds_in_one_file(write):
+    assert read(write(EDIT, PREFERENCE, INSTRUCTION)) == [
         Edit("Sum up.", "A text.", "It rains.", "Sun."),
         Preference("Name a fruit.", "", "Pear.", "Brick.", 1),
         Instruction("Name a fruit.", "", "Fig."),
     ]
 
 
-def test_edit_with_everything(tmp_path):
-    row = {
-        **changed(EDIT, input=None, id=7, annotator="human", preference=[1, 0], output_1="x"),
-        "error_spans": [{"start": 0, "end": 2, "type": "Wrong"}, [3, 9]],
-    }
-    (tmp_path / "a.jsonl").write_bytes(lines(row))
-    (edit,) = read(str(tmp_path / "a.jsonl"))
+def test_edit_with_everything(write):
+    row = changed(EDIT, input=None, id=7, annotator="human", preference=[1, 0], output_1="x")
+    row["error_spans"] = [{"start": 0, "end": 2, "type": "Wrong"}, [3, 9]]
+    (edit,) = read(write(row))
     assert edit == Edit("Sum up.", "", "It rains.", "Sun.", "7", ((0, 2), (3, 9)))
     assert [edit.original[start:end] for start, end in edit.error_spans] == ["It", "rains."]
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1, 1), (2, 2), (1.0, 1), (2.0, 2)])
-def test_preference_as_number(tmp_path, value, expected):
-    (tmp_path / "a.jsonl").write_bytes(lines(changed(PREFERENCE, preference=value, input=...)))
-    (record,) = read(str(tmp_path / "a.jsonl"))
-    assert record.preference == expected
-    assert type(record.preference) is int
+def test_preference_as_number(write, value, expected):
+    (record,) = read(write(changed(PREFERENCE, preference=value, input=...)))
+    assert (record.preference, type(record.preference)) == (expected, int)
     assert record.input == ""
 
 
@@ -72,31 +77,14 @@ def test_preference_as_number(tmp_path, value, expected):
         {"instruction": "Name a fruit.", "dataset": "helpful_base"},  # alpaca_eval's
     ],
 )
-def test_a_prompt_needs_no_output(tmp_path, row):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(lines(INSTRUCTION, row, EDIT))
+def test_a_prompt_needs_no_output(write, row):
+    path = write(INSTRUCTION, row, EDIT)
     prompt = Instruction("Name a fruit.", "", "")
-    assert read(str(path), prompts=True) == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
-    assert read_with_rows(str(path), prompts=True)[1] == (prompt, row)
+    assert read(path, prompts=True) == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
+    assert read_with_rows(path, prompts=True)[1] == (prompt, row)
     with pytest.raises(InputError, match=r"a\.jsonl:2: .*'output'"):
-        read(str(path))
-    path.write_bytes(lines(changed(INSTRUCTION, output="")))
-    assert read(str(path)) == [prompt]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (changed(INSTRUCTION, instruction=...), "misses the field 'instruction'"),
-        (changed(INSTRUCTION, output=5), "'output' is 5, not a string"),
-        (changed(EDIT, edited=...), "misses the field 'edited'"),
-        (changed(PREFERENCE, preference=...), "misses the field 'preference'"),
-    ],
-)
-def test_what_is_wrong_with_a_prompt(tmp_path, row, message):
-    (tmp_path / "a.jsonl").write_bytes(lines(INSTRUCTION, row))
-    with pytest.raises(InputError, match=rf"a\.jsonl:2: .*{message}"):
-        read(str(tmp_path / "a.jsonl"), prompts=True)
+        read(path)
+    assert read(write(changed(INSTRUCTION, output=""))) == [prompt]
 
 
 @pytest.mark.parametrize(
@@ -108,34 +96,28 @@ def test_what_is_wrong_with_a_prompt(tmp_path, row, message):
         pytest.param(lines(EDIT, EDIT).rstrip(), id="no last line end"),
     ],
 )
-def test_forms_of_jsonl(tmp_path, data):
+def test_forms_of_jsonl(write, data):
     for name in ("a.jsonl", "a.json"):
-        (tmp_path / name).write_bytes(data)
-        assert read(str(tmp_path / name)) == [Edit(**EDIT)] * 2
+        assert read(write(data=data, name=name)) == [Edit(**EDIT)] * 2
 
 
-def test_a_line_separator_inside_a_text_is_text(tmp_path):
+def test_a_line_separator_inside_a_text_is_text(write):
     row = changed(EDIT, edited="one\u2028two\x85three")
-    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    assert read(str(tmp_path / "a.jsonl")) == [Edit(**row)]
+    assert read(write(data=json.dumps(row, ensure_ascii=False).encode())) == [Edit(**row)]
 
 
-def test_json_list_and_parquet(tmp_path):
+def test_json_list_and_parquet(write):
     rows = [changed(PREFERENCE, input=None), PREFERENCE]
-    (tmp_path / "a.json").write_text("\ufeff\n" + json.dumps(rows, indent=1), encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name in ("a.json", "a.parquet"):
-        assert read(str(tmp_path / name)) == [Preference(**PREFERENCE)] * 2
+    write(data=("\ufeff\n" + json.dumps(rows, indent=1)).encode(), name="a.json")
+    for name in ("a.json", write(*rows, name="a.parquet")):
+        assert read(name) == [Preference(**PREFERENCE)] * 2
 
 
-def test_several_sources_in_order(tmp_path):
+def test_several_sources_in_order(write):
     for name, row in (("a", EDIT), ("b, c", PREFERENCE), ("d", INSTRUCTION)):
-        (tmp_path / f"{name}.jsonl").write_bytes(lines(row))
-    kinds = [type(r) for r in read(f"{tmp_path / 'd.jsonl'}, {tmp_path / 'a.jsonl'}")]
-    assert kinds == [Instruction, Edit]
-    assert len(read(str(tmp_path / "b, c.jsonl"))) == 1  # a comma in the name of a file
-    with pytest.raises(InputError, match=r"a\.jsonl,': names no file"):
-        read(f"{tmp_path / 'a.jsonl'},")
+        write(row, name=f"{name}.jsonl")
+    assert [type(record) for record in read("d.jsonl, a.jsonl")] == [Instruction, Edit]
+    assert len(read("b, c.jsonl")) == 1  # a comma in the name of a file
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -154,13 +136,12 @@ BAD_LINES = [
     (b'{"prompt": "a", "answer": "b"}', "has prompt, answer"),
 ]
 BAD_FIELDS = [
-    (EDIT, "instruction", ..., "misses the field 'instruction'"),
-    (EDIT, "original", ..., "misses the field 'original'"),
-    (EDIT, "edited", ..., "misses the field 'edited'"),
-    (INSTRUCTION, "output", ..., "misses the field 'output'"),
-    (PREFERENCE, "output_1", ..., "misses the field 'output_1'"),
-    (PREFERENCE, "output_2", ..., "misses the field 'output_2'"),
-    (PREFERENCE, "preference", ..., "misses the field 'preference'"),
+    *(
+        (row, name, ..., f"misses the field '{name}'")
+        for row in (EDIT, INSTRUCTION, PREFERENCE)
+        for name in row
+        if name != "input"
+    ),
     (EDIT, "edited", "\ud83d", "invalid Unicode"),
     (EDIT, "edited", 5, "'edited' is 5, not a string"),
     (EDIT, "original", None, "'original' is null, not a str"),
@@ -177,52 +158,62 @@ BAD_FIELDS = [
         (PREFERENCE, "preference", value, f"preference is {json.dumps(value)}; it must be 1 or")
         for value in (0, 3, 1.5, "1", True, None, float("nan"))
     ),
+    (EDIT, "error_spans", "It", "error_spans is 'It', not a list of spans"),
     *(
         (EDIT, "error_spans", [span], "error_spans holds .* offsets into the original .0 to 9")
-        for span in ([0, 10], {"start": 3, "end": 1}, "It", {"start": 3})
+        for span in ([0, 10], {"start": 3, "end": 1}, "It", {"start": 3}, [False, 3], [0, 1, 2])
     ),
 ]
 BAD_LINES += [(lines(changed(row, **{name: x})), says) for row, name, x, says in BAD_FIELDS]
 
 
 @pytest.mark.parametrize(("data", "message"), BAD_LINES, ids=[m for _, m in BAD_LINES])
-def test_bad_line_is_named(tmp_path, data, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(lines(EDIT) + b"\n" + data.strip() + b"\n" + lines(EDIT))
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))}:3: .*({message})") as caught:
-        read(str(path))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < len(str(path)) + 320
+def test_bad_line_is_named(write, data, message):
+    path = write(data=lines(EDIT) + b"\n" + data.strip() + b"\n" + lines(EDIT))
+    no_prompts = "misses the field 'output'" in message  # which a prompt may
+    for prompts in {False, not no_prompts}:
+        with pytest.raises(InputError, match=f"^a.jsonl:3: .*({message})") as caught:
+            read(path, prompts=prompts)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 330
 
 
-def test_bad_row_of_a_list_or_table_is_named(tmp_path):
+def test_bad_row_of_a_list_or_table_is_named(write):
     rows = [EDIT, EDIT, changed(EDIT, edited=None)]
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name in ("a.json", "a.parquet"):
+    write(data=json.dumps(rows).encode(), name="a.json")
+    for name in ("a.json", write(*rows, name="a.parquet")):
         with pytest.raises(InputError, match=rf"{name}:row 3: the field 'edited' is null"):
-            read(str(tmp_path / name))
+            read(name)
 
 
-def test_bad_parquet_files(tmp_path):
-    path = tmp_path / "a.parquet"
-    path.write_bytes(lines(EDIT))
-    with pytest.raises(InputError, match=r"a\.parquet: is not a readable Parquet file"):
-        read(str(path))
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.parquet", lines(EDIT), "a.parquet: is not a readable Parquet file"),
+        ("a.json", b'\n[{"a": 1},\n {"a" 2}]\n', "a.json:3: malformed JSON .*column 7"),
+        ("a.json", b'[{"a": "x"},\n{"a": "\xff"}]', "a.json:2: invalid UTF-8"),
+        *(
+            ("a.json", data, "a.json: holds no rows")
+            for data in (b"", b"\n \n", b"\xef\xbb\xbf", b"[]")
+        ),
+        ("a.csv", b"instruction,output\n", "a.csv: is none of .jsonl, .json, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read(write, name, data, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        read(write(data=data, name=name))
+    write(EDIT, name="good.jsonl")
+    with pytest.raises(InputError, match=f"^{message}"):
+        read(f"good.jsonl,{name}")
+
+
+def test_a_text_of_parquet_that_is_no_utf8(write):
     texts = pyarrow.array([b"caf\xe9"]).cast(pyarrow.string(), safe=False)
-    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["a"]}), path)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"instruction": texts, "output": ["a"]}), "a.parquet"
+    )
     with pytest.raises(InputError, match=r"a\.parquet: .*UTF-8"):
-        read(str(path))
-
-
-def test_malformed_list_names_the_line(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_bytes(b'\n[{"a": 1},\n {"a" 2}]\n')
-    with pytest.raises(InputError, match=r"a\.json:3: malformed JSON .*column 7"):
-        read(str(path))
-    path.write_bytes(b'[{"a": "x"},\n{"a": "\xff"}]')
-    with pytest.raises(InputError, match=r"a\.json:2: invalid UTF-8"):
-        read(str(path))
+        read("a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -237,31 +228,12 @@ def test_missing_file_and_impossible_path(spec):
         read(spec)
 
 
-@pytest.mark.parametrize("data", [b"", b"\n \n", b"\xef\xbb\xbf", b"[]"])
-def test_empty_file(tmp_path, data):
-    (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.json: holds no rows"):
-        read(str(tmp_path / "a.json"))
-
-
-def test_one_empty_file_of_two(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines(EDIT))
-    table = pyarrow.Table.from_pylist([EDIT])[:0]
-    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: holds no rows"):
-        read(f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.parquet'}")
-
-
-def test_folder_and_foreign_file(tmp_path):
+def test_no_file_folder_and_unreadable_file(write, monkeypatch):
+    path = write(EDIT)
+    with pytest.raises(InputError, match=r"a\.jsonl,': names no file"):
+        read(f"{path},")
     with pytest.raises(InputError, match="is a folder; name the files in it"):
-        read(str(tmp_path))
-    (tmp_path / "a.csv").write_text("instruction,output\n")
-    with pytest.raises(InputError, match=r"a\.csv: is none of \.jsonl, \.json, \.parquet"):
-        read(str(tmp_path / "a.csv"))
-
-
-def test_unreadable_file(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_bytes(lines(EDIT))
+        read(".")
 
     def refuse(self):
         raise PermissionError(13, "Permission denied")
@@ -269,7 +241,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     # By hand, since permissions do not bind root.
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
-        read(str(tmp_path / "a.jsonl"))
+        read(path)
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -283,18 +255,15 @@ def test_what_is_written_is_read(tmp_path):
     ]
     write_jsonl(tmp_path / "new/folder/a.jsonl", records)
     assert read(str(tmp_path / "new/folder/a.jsonl")) == records
-    write_jsonl(tmp_path / "rows.jsonl", [EDIT | {"rewards": [0.5, -1.0]}])
-    assert json.loads((tmp_path / "rows.jsonl").read_text())["rewards"] == [0.5, -1.0]
 
 
-def test_what_json_cannot_say_is_written_as_text(tmp_path):
+def test_what_json_cannot_say_is_written_as_text(write):
     """A field of a Parquet file that a row keeps."""
     when = datetime.datetime(2024, 5, 1, 12, 30)
-    rows = pyarrow.Table.from_pylist([EDIT | {"when": when, "raw": b"x"}])
-    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
-    ((record, row),) = read_with_rows(str(tmp_path / "a.parquet"))
-    write_jsonl(tmp_path / "a.jsonl", [row | {"rewards": [0.5]}])
-    ((again, written),) = read_with_rows(str(tmp_path / "a.jsonl"))
+    path = write(EDIT | {"when": when, "raw": b"x"}, name="a.parquet")
+    ((record, row),) = read_with_rows(path)
+    write_jsonl("a.jsonl", [row | {"rewards": [0.5]}])
+    ((again, written),) = read_with_rows("a.jsonl")
     assert again == record
     assert written == EDIT | {"when": str(when), "raw": "b'x'", "rewards": [0.5]}
 
@@ -330,13 +299,8 @@ def test_split_is_a_function_of_seed_and_prompt():
     assert set(split(records, 0.1, seed=0)[1]) < set(validation)
     spaced = [Instruction(f" {r.instruction}\n", r.input, r.output) for r in records]
     assert [r.output for r in split(spaced, 0.2, seed=0)[1]] == [r.output for r in validation]
-
-
-def test_split_looks_at_the_input_too():
-    """One instruction for every row, as in a file of summaries."""
-    train, validation = split([Instruction("Sum up.", f"{n}", "") for n in range(200)], 0.5, 0)
-    assert 70 < len(train) < 130
-    assert len(train) + len(validation) == 200
+    # One instruction for every row, as in a file of summaries: an empty side would be refused.
+    split([Instruction("Sum up.", f"{n}", "") for n in range(200)], 0.5, seed=0)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
