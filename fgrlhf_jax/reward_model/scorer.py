@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
-from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.reward_model import model as reward
@@ -179,28 +178,15 @@ class RewardModel:
             as_records(records), self.tokenizer, self.meta.data, max_length
         )
         flat = [response for row in encoded for response in row]
-        buckets, rewards = make_buckets(max_length), [np.zeros(0)] * len(flat)
-        lengths = [len(each.prompt) + len(each.response) for each in flat]
+        lengths = [len(response.ids) for response in flat]
         batch_size = sharding.round_batch_size(batch_size, self.mesh)
-        for batch in progress(by_length(lengths, batch_size, buckets)):
-            chunk = [flat[row] for row in batch.rows]
-            reward_BS = self._batch_rewards(chunk, batch.width, batch_size, normalized)
-            for b, row in enumerate(batch.rows):
-                rewards[row] = reward_BS[b, len(flat[row].prompt) : lengths[row]]
-        in_order = iter(rewards)
-        return [
-            [
-                ScoredResponse(
-                    each.label,
-                    token_texts(self.tokenizer, each.response),
-                    next(in_order).tolist(),
-                    each.changed,
-                    each.truncated,
-                )
-                for each in row
-            ]
-            for row in encoded
-        ]
+        for batch in progress(by_length(lengths, batch_size, make_buckets(max_length))):
+            responses = [flat[row] for row in batch.rows]
+            reward_BS = self._batch_rewards(responses, batch.width, batch_size, normalized)
+            for response, reward_S in zip(responses, reward_BS, strict=False):
+                columns = slice(response.prompt_length, len(response.ids))
+                response.scored.rewards.extend(reward_S[columns].tolist())
+        return [[response.scored for response in row] for row in encoded]
 
     def _batch_rewards(
         self, responses: list[EncodedResponse], width: int, batch_size: int, normalized: bool
@@ -209,11 +195,10 @@ class RewardModel:
         tokens_BS = np.zeros((batch_size, width), np.int32)
         mask_BS, response_BS = np.zeros((2, batch_size, width), bool)
         mask_BS[:, 0] = True  # rows that only fill the batch
-        for b, each in enumerate(responses):
-            start, end = len(each.prompt), len(each.prompt) + len(each.response)
-            tokens_BS[b, :end] = each.prompt + each.response
-            mask_BS[b, :end] = True
-            response_BS[b, start:end] = True
+        for b, (_, ids, prompt_length) in enumerate(responses):
+            tokens_BS[b, : len(ids)] = ids
+            mask_BS[b, : len(ids)] = True
+            response_BS[b, prompt_length : len(ids)] = True
         batch = sharding.put_batch((tokens_BS, mask_BS), self.mesh)
         reward_BS = sharding.to_host(self.score_tokens(*batch))
         if normalized:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,15 +37,12 @@ class ScoredResponse:
         return zip(self.tokens, self.rewards, strict=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedResponse:
-    """A response behind its prompt, as token ids; the other fields as in ScoredResponse."""
+class EncodedResponse(NamedTuple):
+    """A response whose rewards are still missing, and its token ids behind those of its prompt."""
 
-    label: str
-    prompt: list[int]
-    response: list[int]
-    changed: list[bool]
-    truncated: bool
+    scored: ScoredResponse
+    ids: list[int]
+    prompt_length: int
 
 
 def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
@@ -78,7 +76,7 @@ def encode_responses(
     Raises:
       InputError: for a record without a response, or whose prompt leaves no room for one.
     """
-    encoded = []
+    encoded: list[list[EncodedResponse]] = []
     for number, row in enumerate(rows, 1):
         prompt, is_cut = templates.encode_prompt(
             tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
@@ -101,16 +99,10 @@ def encode_responses(
         if isinstance(row, records.Edit):
             alignment = align(ids[1], ids[0], data["alignment"])
             changed = [alignment.changed_j, alignment.changed_i]
-        encoded.append(
-            [
-                EncodedResponse(
-                    name,
-                    prompt,
-                    response[:room],
-                    changed_T[:room].tolist(),
-                    is_cut or len(response) > room,
-                )
-                for name, response, changed_T in zip(texts, ids, changed, strict=True)
-            ]
-        )
+        encoded.append([])
+        for name, response, changed_T in zip(texts, ids, changed, strict=True):
+            is_truncated, response = is_cut or len(response) > room, response[:room]
+            tokens = token_texts(tokenizer, response)
+            scored = ScoredResponse(name, tokens, [], changed_T[:room].tolist(), is_truncated)
+            encoded[-1].append(EncodedResponse(scored, prompt + response, len(prompt)))
     return encoded
