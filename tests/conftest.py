@@ -36,6 +36,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One process for the files of a command line; for all tests as many as there are cores."""
+    return None if config.args_source is config.ArgsSource.TESTPATHS else 0
+
+
 def pytest_sessionstart(session):
     """What commands set too; after pytest's own hook for exceptions that nobody catches."""
     process.keep_freed_memory()
