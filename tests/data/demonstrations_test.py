@@ -26,12 +26,9 @@ def ids(text: str) -> list[int]:
 
 def encode(rows, **changes):
     options = {"template": "plain", "max_length": 12, "max_prompt_length": 6}
-    return encode_demonstrations(rows, TOKENIZER, **(options | changes))
-
-
-def counts_of(*numbers: int) -> dict[str, int]:
+    rows, counts = encode_demonstrations(rows, TOKENIZER, **(options | changes))
     names = ("rows", "kept", "dropped_empty", "dropped_overlong", "truncated")
-    return dict(zip(names, numbers, strict=True))
+    return rows, tuple(counts[name] for name in names)
 
 
 def test_a_demonstration_is_the_prompt_and_then_the_response_with_its_end():
@@ -40,7 +37,7 @@ def test_a_demonstration_is_the_prompt_and_then_the_response_with_its_end():
     assert row.tokens.tolist() == [*prompt, *ids(SHORT.output), EOS]
     assert row.tokens.dtype == np.int32
     assert row.prompt_length == len(prompt)
-    assert counts == counts_of(1, 1, 0, 0, 0)
+    assert counts == (1, 1, 0, 0, 0)
     (open_ended,), _ = encode([SHORT], append_eos=False)
     assert open_ended.tokens.tolist() == row.tokens.tolist()[:-1]
 
@@ -51,10 +48,10 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted():
     fits = Instruction(SHORT.instruction, "", " ".join([C] * 7))  # with BOS, newline and EOS 12
     rows = [long_response, SHORT, long_prompt, fits]
     kept, counts = encode(rows, overlong="drop")
-    assert counts == counts_of(4, 2, 0, 2, 0)
+    assert counts == (4, 2, 0, 2, 0)
     assert [len(row.tokens) for row in kept] == [8, 12]
     cut, counts = encode(rows)
-    assert counts == counts_of(4, 4, 0, 0, 2)
+    assert counts == (4, 4, 0, 0, 2)
     for row, same in zip((cut[1], cut[3]), kept, strict=True):
         np.testing.assert_array_equal(row.tokens, same.tokens)
         assert row.tokens[-1] == EOS
@@ -92,19 +89,15 @@ def test_demonstrations_are_padded_on_the_right_and_masks_come_from_lengths():
     batch = pad_demonstrations(rows, 6, batch_size=4)
     last = [7, EOS, 0, 0, 0, 0]
     assert batch["tokens_BS"].tolist() == [[0, 5, 0, EOS, 0, 0], last, last, last]
-    real, response = (
-        [np.flatnonzero(row).tolist() for row in batch[name]]
+    columns = {
+        name: [np.flatnonzero(row).tolist() for row in batch[name]]
         for name in ("mask_BS", "response_BS")
-    )
-    assert real == [[0, 1, 2, 3], *[[0, 1, 2]] * 3]
-    assert response == [[2, 3], *[[1, 2]] * 3]
+    }
+    assert columns["mask_BS"] == [[0, 1, 2, 3], *[[0, 1, 2]] * 3]
+    assert columns["response_BS"] == [[2, 3], *[[1, 2]] * 3]
     assert batch["weight_B"].tolist() == [1, 1, 0, 0]
-    assert [array.dtype.name for array in batch.values()] == [
-        "int32",
-        "bool",
-        "bool",
-        "float32",
-    ]
+    types = [array.dtype.name for array in batch.values()]
+    assert types == ["int32", "bool", "bool", "float32"]
     for name, array in pad_demonstrations(rows, 6).items():
         np.testing.assert_array_equal(array, batch[name][:2])
 
@@ -112,28 +105,21 @@ def test_demonstrations_are_padded_on_the_right_and_masks_come_from_lengths():
 @pytest.mark.parametrize("overlong", ["drop", "truncate"])
 def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
     records = [Edit(f"{A} {B}", "", C, D), Instruction(f"{A} {B} " * 9, "", ""), SHORT]
-    prompts, numbers, counts = encode_prompts(
-        records, TOKENIZER, template="plain", max_prompt_length=6, overlong=overlong
-    )
+    options = {"template": "plain", "max_prompt_length": 6, "overlong": overlong}
+    prompts, numbers, counts = encode_prompts(records, TOKENIZER, **options)
     expected = [encode_prompt(TOKENIZER, "plain", r.instruction, "", 6)[0] for r in records]
     dropped = overlong == "drop"
     assert numbers == ([0, 2] if dropped else [0, 1, 2])
     assert prompts == [expected[number] for number in numbers]
     left_out = {"dropped_overlong": dropped, "truncated": not dropped}
     assert counts == {"prompts": 3, "kept": len(prompts), **left_out}
-
-
-@pytest.mark.parametrize(
-    ("overlong", "message"),
-    [
-        ("drop", "all 2 prompts are longer than max_prompt_length 1; raise it, or set"),
-        ("leave", "overlong: 'leave' is neither 'drop' nor 'truncate'"),
-    ],
-)
-def test_prompts_that_cannot_be_used_are_refused(overlong, message):
-    options = {"template": "plain", "max_prompt_length": 1, "overlong": overlong}
-    with pytest.raises(InputError, match=message):
-        encode_prompts([SHORT, SHORT], TOKENIZER, **options)
+    with pytest.raises(InputError, match="overlong: 'leave' is neither 'drop' nor 'truncate'"):
+        encode_prompts(records, TOKENIZER, **options | {"overlong": "leave"})
+    if dropped:
+        with pytest.raises(
+            InputError, match="all 3 prompts are longer than max_prompt_length 1"
+        ):
+            encode_prompts(records, TOKENIZER, **options | {"max_prompt_length": 1})
 
 
 def test_prompts_are_padded_on_the_left():

@@ -24,89 +24,7 @@ PREFERENCES = [
     Preference("write a review", "", "bad", "the film was really bright", 2),
 ]
 SETTINGS = {"template": "plain", "max_length": 64, "max_prompt_length": 32}
-CUT = SETTINGS | {"max_length": 24, "max_prompt_length": 12, "overlong": "truncate"}
-
-
-def response(pair: Pair, side: str) -> list[int]:
-    return getattr(pair, f"tokens_{side}")[pair.prompt_length :].tolist()
-
-
-def changed(pair: Pair, side: str) -> np.ndarray:
-    return getattr(pair, f"changed_{side}")[pair.prompt_length :]
-
-
-def counts_of(*numbers: int) -> dict[str, int]:
-    names = ("rows", "kept", "dropped_overlong", "truncated", "unchanged")
-    return dict(zip(names, numbers, strict=True))
-
-
-def changed_words(tokenizer, pair: Pair) -> tuple[str, str]:
-    ids = [np.array(response(pair, side))[changed(pair, side)] for side in "ij"]
-    return tuple(tokenizer.decode(side).strip() for side in ids)
-
-
-# --- encode_pairs -----------------------------------------------------------------------------
-
-
-def test_edits(either):
-    """Any tokenizer: EOS is a response token, matched on both sides, whatever the pad token."""
-    pairs, counts = encode_pairs(EDITS, either, **SETTINGS)
-    assert counts == counts_of(4, 4, 0, 0, 0)
-    assert [pair.row for pair in pairs] == [0, 1, 2, 3]
-    for pair, edit in zip(pairs, EDITS, strict=True):
-        prompt, _ = encode_prompt(either, "plain", edit.instruction, edit.input, None)
-        assert pair.prompt_length == len(prompt)
-        assert response(pair, "i") == [*encode_response(either, edit.edited, False), 2]
-        assert response(pair, "j") == [*encode_response(either, edit.original, False), 2]
-        for side in "ij":
-            tokens, mask = getattr(pair, f"tokens_{side}"), getattr(pair, f"changed_{side}")
-            assert (tokens.dtype, mask.dtype, mask.shape) == (np.int32, bool, tokens.shape)
-            assert tokens[: len(prompt)].tolist() == prompt
-            assert not mask[: len(prompt)].any()
-            assert not mask[-1]  # the EOS
-        assert pair.partner.dtype == np.int32
-        assert pair.partner[-1] == len(pair.tokens_j) - 1
-        assert (pair.partner[: len(prompt)] == -1).all()
-        np.testing.assert_array_equal(pair.partner[len(prompt) :] == -1, changed(pair, "i"))
-        matched = pair.partner >= 0
-        partners = pair.tokens_j[pair.partner[matched]]
-        np.testing.assert_array_equal(pair.tokens_i[matched], partners)
-        assert pair.length == max(len(pair.tokens_i), len(pair.tokens_j))
-    words = [changed_words(either, pair) for pair in pairs]
-    assert words == [("really good", "dull"), ("", "was"), ("short", ""), ("good", "bad")]
-
-
-def test_without_eos(tokenizer):
-    pairs, _ = encode_pairs(EDITS, tokenizer, append_eos=False, **SETTINGS)
-    with_eos, _ = encode_pairs(EDITS, tokenizer, **SETTINGS)
-    for pair, longer in zip(pairs, with_eos, strict=True):
-        for name in ("tokens_i", "tokens_j", "changed_i", "changed_j", "partner"):
-            np.testing.assert_array_equal(getattr(pair, name), getattr(longer, name)[:-1])
-
-
-def test_positional_alignment(tokenizer):
-    (pair,), _ = encode_pairs(EDITS[2:3], tokenizer, alignment="positional", **SETTINGS)
-    ids = [encode_response(tokenizer, text, True) for text in better_and_worse(EDITS[2])]
-    expected = align(*ids, method="positional")
-    np.testing.assert_array_equal(changed(pair, "i"), expected.changed_i)
-    np.testing.assert_array_equal(changed(pair, "j"), expected.changed_j)
-    assert changed_words(tokenizer, pair)[0] == "short town</s>"
-
-
-def test_preferences_beside_edits(tokenizer):
-    """The preferred output is side i, and every response token counts: Eq. 4 is Eq. 3."""
-    pairs, counts = encode_pairs([EDITS[0], *PREFERENCES], tokenizer, **SETTINGS)
-    assert counts == counts_of(3, 3, 0, 0, 0)
-    assert [pair.row for pair in pairs] == [0, 1, 2]
-    assert (pairs[0].partner >= 0).any()
-    for pair, record in zip(pairs[1:], PREFERENCES, strict=True):
-        for side, text in zip("ij", better_and_worse(record), strict=True):
-            assert response(pair, side) == encode_response(tokenizer, text, True)
-            assert changed(pair, side).all()
-            assert not getattr(pair, f"changed_{side}")[: pair.prompt_length].any()
-        assert (pair.partner == -1).all()
-
-
+CUT = {"max_length": 24, "max_prompt_length": 12, "overlong": "truncate"}
 TAIL = " and the actors were really good" * 4
 LONG = [  # they fit, do not fit, or lose every changed token when cut at 24 columns
     EDITS[0],
@@ -118,36 +36,90 @@ LONG = [  # they fit, do not fit, or lose every changed token when cut at 24 col
 ]
 
 
-def test_overlong_rows_are_dropped_and_counted(tokenizer):
-    pairs, counts = encode_pairs(LONG, tokenizer, **CUT | {"overlong": "drop"})
-    assert [pair.row for pair in pairs] == [0]
-    assert counts == counts_of(6, 1, 5, 0, 0)
+def encode(records, tokenizer, **changes):
+    """Pairs, and counts of rows, kept, dropped_overlong, truncated, unchanged."""
+    pairs, counts = encode_pairs(records, tokenizer, **SETTINGS | changes)
+    names = ("rows", "kept", "dropped_overlong", "truncated", "unchanged")
+    return pairs, tuple(counts[name] for name in names)
 
 
-def test_overlong_rows_are_truncated_and_counted(tokenizer):
-    pairs, counts = encode_pairs(LONG, tokenizer, **CUT)
-    assert [pair.row for pair in pairs] == [0, 1, 3, 4, 5]
-    assert counts == counts_of(6, 5, 0, 4, 1)
+def check(
+    pair: Pair, record, tokenizer, method="levenshtein", limits=SETTINGS, append_eos=True
+):
+    """The pair is the prompt, and the alignment of the whole responses seen through a window."""
+    prompt, _ = encode_prompt(
+        tokenizer, "plain", record.instruction, record.input, limits["max_prompt_length"]
+    )
+    ids = [encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)]
+    whole, start, room = align(*ids, method), len(prompt), limits["max_length"] - len(prompt)
+    partner, end_j = whole.partner_i[:room], len(ids[1][:room])
+    visible = np.where((partner >= 0) & (partner < end_j), partner + start, -1)
+    assert pair.prompt_length == start
+    for name, dtype, part in (
+        ("tokens_i", np.int32, prompt + ids[0][:room]),
+        ("tokens_j", np.int32, prompt + ids[1][:room]),
+        ("changed_i", bool, [*[False] * start, *whole.changed_i[:room]]),
+        ("changed_j", bool, [*[False] * start, *whole.changed_j[:room]]),
+        ("partner", np.int32, [*[-1] * start, *visible]),
+    ):
+        assert getattr(pair, name).dtype == dtype
+        np.testing.assert_array_equal(getattr(pair, name), part)
+    assert pair.length == max(len(pair.tokens_i), len(pair.tokens_j)) <= limits["max_length"]
+
+
+def changed_words(tokenizer, pair: Pair) -> tuple[str, str]:
+    sides = ((pair.tokens_i, pair.changed_i), (pair.tokens_j, pair.changed_j))
+    return tuple(tokenizer.decode(tokens[changed]).strip() for tokens, changed in sides)
+
+
+# --- encode_pairs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_edits(either, append_eos):
+    """Any tokenizer: EOS is a response token, matched on both sides, whatever the pad token."""
+    pairs, counts = encode(EDITS, either, append_eos=append_eos)
+    assert counts == (4, 4, 0, 0, 0)
+    assert [pair.row for pair in pairs] == [0, 1, 2, 3]
+    for pair, edit in zip(pairs, EDITS, strict=True):
+        check(pair, edit, either, append_eos=append_eos)
+        if append_eos:
+            assert pair.tokens_i[-1] == pair.tokens_j[-1] == 2
+            assert pair.partner[-1] == len(pair.tokens_j) - 1
+    words = [changed_words(either, pair) for pair in pairs]
+    assert words == [("really good", "dull"), ("", "was"), ("short", ""), ("good", "bad")]
+
+
+def test_positional_alignment(tokenizer):
+    (pair,), _ = encode(EDITS[2:3], tokenizer, alignment="positional")
+    check(pair, EDITS[2], tokenizer, "positional")
+    assert changed_words(tokenizer, pair)[0] == "short town</s>"
+
+
+def test_preferences_beside_edits(tokenizer):
+    """The preferred output is side i, and every response token counts: Eq. 4 is Eq. 3."""
+    pairs, counts = encode([EDITS[0], *PREFERENCES], tokenizer)
+    assert ([pair.row for pair in pairs], counts) == ([0, 1, 2], (3, 3, 0, 0, 0))
+    check(pairs[0], EDITS[0], tokenizer)
+    for pair, record in zip(pairs[1:], PREFERENCES, strict=True):
+        check(pair, record, tokenizer, None)
+        assert pair.changed_i[pair.prompt_length :].all()
+        assert pair.changed_j[pair.prompt_length :].all()
+        assert (pair.partner == -1).all()
+
+
+def test_overlong_rows_are_dropped_or_truncated_and_counted(tokenizer):
+    pairs, counts = encode(LONG, tokenizer, **CUT | {"overlong": "drop"})
+    assert ([pair.row for pair in pairs], counts) == ([0], (6, 1, 5, 0, 0))
+    pairs, counts = encode(LONG, tokenizer, **CUT)
+    assert ([pair.row for pair in pairs], counts) == ([0, 1, 3, 4, 5], (6, 5, 0, 4, 1))
     for pair in pairs:
-        edit = LONG[pair.row]
-        assert pair.length <= 24
-        prompt, _ = encode_prompt(tokenizer, "plain", edit.instruction, edit.input, 12)
-        assert pair.tokens_i[: pair.prompt_length].tolist() == prompt
-        # The alignment is that of the whole responses, seen through the window.
-        ids = [encode_response(tokenizer, text, True) for text in better_and_worse(edit)]
-        whole, room = align(*ids), 24 - len(prompt)
-        for side, full, mask in zip("ij", ids, (whole.changed_i, whole.changed_j), strict=True):
-            assert response(pair, side) == full[:room]
-            np.testing.assert_array_equal(changed(pair, side), mask[:room])
+        check(pair, LONG[pair.row], tokenizer, limits=CUT)
         assert pair.changed_i.any() or pair.changed_j.any()
-        partner = whole.partner_i[:room]
-        visible = np.where((partner >= 0) & (partner < room), partner + len(prompt), -1)
-        np.testing.assert_array_equal(pair.partner[len(prompt) :], visible)
     # A response that was cut has no EOS, the other side of the same pair keeps its own.
     long_pair, _, one_sided, deleted = pairs[1:]
-    assert 2 not in response(long_pair, "i") + response(long_pair, "j")
+    assert 2 not in [*long_pair.tokens_i, *long_pair.tokens_j, *one_sided.tokens_i]
     assert one_sided.tokens_j[-1] == 2
-    assert 2 not in one_sided.tokens_i
     # Where the partner was cut away: unchanged, and alone.
     assert not deleted.changed_i[-1]
     assert deleted.partner[-1] == -1
@@ -157,16 +129,15 @@ def test_overlong_rows_are_truncated_and_counted(tokenizer):
 
 
 def test_exact_fit_is_not_overlong(tokenizer):
-    (whole,), _ = encode_pairs(EDITS[:1], tokenizer, **SETTINGS)
+    (whole,), _ = encode(EDITS[:1], tokenizer)
     fits = {"max_length": whole.length, "max_prompt_length": whole.prompt_length}
     for overlong in ("drop", "truncate"):
-        options = SETTINGS | fits | {"overlong": overlong}
-        (pair,), counts = encode_pairs(EDITS[:1], tokenizer, **options)
-        assert counts == counts_of(1, 1, 0, 0, 0)
-        np.testing.assert_array_equal(pair.tokens_i, whole.tokens_i)
+        (pair,), counts = encode(EDITS[:1], tokenizer, **fits, overlong=overlong)
+        assert counts == (1, 1, 0, 0, 0)
+        check(pair, EDITS[0], tokenizer)
     for name in fits:
         with pytest.raises(InputError, match="1 longer than"):
-            encode_pairs(EDITS[:1], tokenizer, **SETTINGS | fits | {name: fits[name] - 1})
+            encode(EDITS[:1], tokenizer, **fits | {name: fits[name] - 1})
 
 
 def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
@@ -179,9 +150,8 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
         Edit("write", "", end + "bad", end + "good"),
         Preference("write", "", end + "bad", end + "good", 1),
     ]
-    pairs, counts = encode_pairs(rows, smol, **CUT)
-    assert [pair.row for pair in pairs] == [0]
-    assert counts == counts_of(4, 1, 0, 0, 3)
+    pairs, counts = encode(rows, smol, **CUT)
+    assert ([pair.row for pair in pairs], counts) == ([0], (4, 1, 0, 0, 3))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +160,8 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
         (Instruction("a", "", "b"), {}, "not from Instruction rows; give a file with original"),
         (
             EDITS[0],
-            {"template": "alpaca", "max_length": 9, "max_prompt_length": 8},
-            r"no pair is left of 1 rows \(1 longer than",
+            {"max_length": 9, "max_prompt_length": 8},
+            r"left of 1 rows \(1 longer",
         ),
         (EDITS[0], {"overlong": "keep"}, "overlong: 'keep' is neither 'drop' nor 'truncate'"),
         *(
@@ -202,7 +172,7 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
 )
 def test_unusable_records_and_settings(tokenizer, record, changes, message):
     with pytest.raises(InputError, match=message):
-        encode_pairs([record], tokenizer, **SETTINGS | changes)
+        encode([record], tokenizer, **changes)
 
 
 def test_vocabulary(tokenizer):
@@ -245,35 +215,36 @@ def test_span_labels(either, append_eos):
 @pytest.mark.parametrize("bucket", [32, 61])
 def test_padding(either, bucket):
     """Every array, cell by cell; also where pad and EOS are one id and 0 is a token."""
-    pairs, _ = encode_pairs([*EDITS, *PREFERENCES], either, **SETTINGS)
+    pairs, _ = encode([*EDITS, *PREFERENCES], either)
     pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0)
     batch = pad_pairs(pairs, bucket)
     sides = (6, 2, bucket)
-    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
+    booleans = dict.fromkeys(("mask_B2S", "response_B2S", "changed_B2S"), (sides, "bool"))
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == booleans | {
         "tokens_B2S": (sides, "int32"),
-        "mask_B2S": (sides, "bool"),
-        "response_B2S": (sides, "bool"),
-        "changed_B2S": (sides, "bool"),
         "partner_BS": ((6, bucket), "int32"),
         "weight_B": ((6,), "float32"),
     }
     assert batch["weight_B"].tolist() == [1] * 6
+
+    def padded(row, fill=0):
+        return [*row, *[fill] * (bucket - len(row))]
+
     for b, pair in enumerate(pairs):
         for side, letter in enumerate("ij"):
             tokens, mask = getattr(pair, f"tokens_{letter}"), getattr(pair, f"changed_{letter}")
-            for s in range(bucket):
-                real = s < len(tokens)
-                assert batch["tokens_B2S"][b, side, s] == (tokens[s] if real else 0)
-                assert batch["mask_B2S"][b, side, s] == real
-                in_response = real and s >= pair.prompt_length
-                assert batch["response_B2S"][b, side, s] == in_response
-                assert batch["changed_B2S"][b, side, s] == (real and mask[s])
-        padded = [*pair.partner, *[-1] * (bucket - len(pair.partner))]
-        assert batch["partner_BS"][b].tolist() == padded
+            for name, row in {
+                "tokens_B2S": tokens,
+                "mask_B2S": [True] * len(tokens),
+                "response_B2S": np.arange(len(tokens)) >= pair.prompt_length,
+                "changed_B2S": mask,
+            }.items():
+                assert batch[name][b, side].tolist() == padded(row)
+        assert batch["partner_BS"][b].tolist() == padded(pair.partner, -1)
 
 
 def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):
-    pairs, _ = encode_pairs(EDITS, tokenizer, **SETTINGS)
+    pairs, _ = encode(EDITS, tokenizer)
     batch = pad_pairs(pairs[:3], 32, batch_size=5)
     assert batch["weight_B"].tolist() == [1, 1, 1, 0, 0]
     for name, array in pad_pairs(pairs[:3], 32).items():

@@ -47,12 +47,8 @@ def test_texts_add_up(make_tokenizer):
             row, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         assert (len(texts), "".join(texts)) == (len(row), decoded)
-
-
-def test_text_comes_back_whole():
-    tokenizer = byte_level()
-    for text in TEXTS:
-        assert "".join(token_texts(tokenizer, encode(tokenizer, text))) == text
+    if make_tokenizer is byte_level:  # no text is lost
+        assert ["".join(token_texts(tokenizer, row[:-1])) for row in ids[:4]] == TEXTS
 
 
 def test_a_character_belongs_to_the_token_that_completes_it():
