@@ -17,7 +17,6 @@ from absl.testing import parameterized
 
 from fgrlhf_jax.functional import policy_losses as po
 from fgrlhf_jax.functional.masking import last_token, masked_mean
-from fgrlhf_jax.runtime import sharding
 
 LENGTHS = (4, 1, 7, 2, 7, 5, 3, 6)
 JUNK = (0.0, 1e6, -3e38, np.inf, -np.inf, np.nan)
@@ -182,13 +181,6 @@ def test_the_gradients_where_a_branch_begins_and_where_it_is_clipped():
     slope = jax.grad(lambda x: po.value_loss(x, np.ones(4, np.float32), target, 0.5)[0].sum())
     assert slope(value).tolist() == [2.0, 0.0, -0.75, 0.25]  # V - G, or 0 where it is clipped
     assert slope(np.ones(4, np.float32)).tolist() == [1.0, -2.0, 0.0, 0.0]
-
-
-def test_no_value_within_the_clip_counts_as_clipped():
-    rng = np.random.default_rng(11)
-    value, target = rng.normal(size=(2, 10000)).astype(np.float32)
-    old = value + rng.uniform(-0.19, 0.19, 10000).astype(np.float32)
-    assert not po.value_loss(value, old, target, 0.2)[1].any()
 
 
 @pytest.mark.usefixtures("float64")
@@ -382,15 +374,6 @@ def test_whitening_of_little_and_of_nothing():
     np.testing.assert_allclose(tiny, [-math.sqrt(0.5), math.sqrt(0.5)], rtol=1e-4)
     assert not po.whiten(np.float32([2.0, 2.0]), np.ones(2, bool)).any()
     assert not po.whiten(np.float32([2.0, np.nan]), np.zeros(2, bool)).any()
-
-
-def test_whitening_is_not_a_device_at_a_time():
-    x_BT, mask_BT = pad(draw(1))
-    whole = np.asarray(po.whiten(x_BT, mask_BT))
-    mesh = sharding.make_mesh("8,1,1")
-    with jax.set_mesh(mesh):
-        placed = sharding.put_batch((np.asarray(x_BT), mask_BT), mesh)
-        np.testing.assert_allclose(jax.jit(po.whiten)(*placed), whole, atol=1e-6)
 
 
 def test_entropy():

@@ -19,7 +19,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.reward_model.train import RewardModelTrainer
-from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
 EOS = 2
@@ -91,17 +91,6 @@ def test_padding_of_any_side_length_and_content_changes_no_reward(name):
             np.testing.assert_allclose(got[b][mask[b]], want, atol=2e-5)
         other, _ = tiny_cases.laid_out(rows, side, EOS, width)  # the same shape: the same bits
         np.testing.assert_array_equal(scores(name, other, mask), got)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_score_does_not_depend_on_its_batch_mates(name):
-    rows, others = rows_of((7, 4, 1)), rows_of((7, 2, 5), seed=1)
-    tokens, mask = tiny_cases.laid_out(rows, "right", 0, 7)
-    other_tokens, other_mask = tiny_cases.laid_out([rows[0], *others[1:]], "right", 0, 7)
-    got, other = scores(name, tokens, mask), scores(name, other_tokens, other_mask)
-    np.testing.assert_allclose(other[0], got[0], atol=1e-6)
-    np.testing.assert_allclose(scores(name, tokens[::-1], mask[::-1])[::-1], got, atol=1e-6)
-    assert np.abs(other[1:] - got[1:]).max() > 0.1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -278,61 +267,29 @@ def test_gradients_are_finite_differences():
                 assert (abs(slope) < 1e-7) == (loss in unseen), (loss, path)
 
 
-def test_frozen_parameters_stay_bit_for_bit():
-    optimizer = optim.adamw(
-        optax.constant_schedule(1e-2), weight_decay=0.1, freeze=r"^backbone/(embed|layers/att)"
-    )
-    settings = {"model": MODELS["token"], "loss": "token_full", **WEIGHTS}
-    step = jax.jit(functools.partial(reward.train_step, optimizer=optimizer, **settings))
-    params = params_of("token")
-    state = TrainState(params, optimizer.init(params))
-    for seed in (7, 8):
-        state, _ = step(state, tiny_cases.batch(seed, 1, 4))
-    before = tiny_cases.by_path(params)
-    frozen = {n for n in before if "embed" in n or "/attention" in n}
-    assert len(frozen) == 6
-    for name, value in tiny_cases.by_path(state.params).items():
-        assert np.array_equal(value, before[name]) == (name in frozen), name
-
-
 @pytest.mark.parametrize("loss", reward_losses.LOSSES)
-def test_the_loss_falls(loss):
+def test_the_loss_falls_and_is_the_sum_of_its_parts(loss):
     history = trained(loss, 0.0, 0.0)
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     assert history[-1]["accuracy"] == 1.0 > history[0]["accuracy"]
     assert all(row["grad_norm"] > 0 for row in history)
-    assert set(history[0]) >= {
-        "loss",
-        "preference_loss",
-        "reward/margin",
-        "accuracy",
-        "grad_norm",
-    }
-
-
-@pytest.mark.parametrize("loss", reward_losses.LOSSES)
-def test_the_loss_is_the_sum_of_its_weighted_parts(loss):
     for weights in ((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)):
         first = trained(loss, *weights)[0]
-        parts = first["preference_loss"]
-        if loss != "sequence":
-            parts += (
-                weights[0] * first["reward/consistency_penalty"]
-                + weights[1] * first["reward/center_penalty"]
-            )
-        assert first["loss"] == pytest.approx(parts, rel=1e-6)
+        parts = (first.get(f"reward/{name}_penalty", 0) for name in ("consistency", "center"))
+        total = first["preference_loss"] + np.dot(weights, [*parts])
+        assert first["loss"] == pytest.approx(total, rel=1e-6)
 
 
 def test_the_weights_hold_down_what_they_weigh():
-    letter = trained("token_edit", 0.0, 0.0)[-1]
-    consistent = trained("token_edit", 2.0, 0.0)[-1]
-    centred = trained("token_edit", 0.0, 2.0)[-1]
-    assert letter["reward/consistency_penalty"] > 0
-    assert consistent["reward/consistency_penalty"] < 0.5 * letter["reward/consistency_penalty"]
-    assert centred["reward/center_penalty"] < 0.5 * letter["reward/center_penalty"]
-    assert (
-        consistent["reward/center_penalty"] > 2 * centred["reward/center_penalty"]
-    )  # not one and the same thing
+    """Each its own: they are not one and the same thing."""
+    literal, consistent, centred = (
+        {name: trained("token_edit", *weights)[-1][f"reward/{name}_penalty"] for name in names}
+        for names in [("consistency", "center")]
+        for weights in ((0.0, 0.0), (2.0, 0.0), (0.0, 2.0))
+    )
+    assert consistent["consistency"] < 0.5 * literal["consistency"]
+    assert centred["center"] < 0.5 * literal["center"]
+    assert consistent["center"] > 2 * centred["center"]
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():
