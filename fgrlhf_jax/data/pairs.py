@@ -8,13 +8,13 @@ tokens.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fgrlhf_jax.data.alignment import Alignment, align
 from fgrlhf_jax.data.bucketing import fill_batch, pad_right
-from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse
+from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse, kind_of
 from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response, encode_text
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
@@ -45,6 +45,44 @@ class Pair:
     def length(self) -> int:
         """Columns of the longer side: what the bucket must hold."""
         return max(len(self.tokens_i), len(self.tokens_j))
+
+
+def encode_by_kind(
+    rows: Sequence[Record],
+    source: str,
+    tokenizer: Tokenizer,
+    data: dict,
+    log: Callable[[str], None] = print,
+) -> dict[str, list[Pair]]:
+    """Pairs by kind ("edits", "preferences"); logs how many records were left out, and why.
+
+    Args:
+      source: what messages call the records.
+      data: the arguments of ``encode_pairs``.
+
+    Raises:
+      InputError: for records that are neither, or when no pair is left.
+    """
+    rows_of_kind: dict[str, list[int]] = {"edits": [], "preferences": []}
+    for number, row in enumerate(rows):
+        if kind_of(row) not in rows_of_kind:
+            raise InputError(
+                f"{source}: holds instructions; a reward model needs edits (original, edited) or "
+                "preferences (output_1, output_2, preference)"
+            )
+        rows_of_kind[kind_of(row)].append(number)
+    pairs = {}
+    for kind, numbers in rows_of_kind.items():
+        if not numbers:
+            continue
+        try:
+            encoded, counts = encode_pairs([rows[n] for n in numbers], tokenizer, **data)
+        except InputError as error:
+            raise InputError(f"{source}: {kind}: {error}") from error
+        # `row` counts within the kind; from here on it counts within the file.
+        pairs[kind] = [dataclasses.replace(pair, row=numbers[pair.row]) for pair in encoded]
+        log(f"{source}: {kind}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return pairs
 
 
 def encode_pairs(

@@ -1,9 +1,7 @@
 """Evaluating a reward model on pairs: their values, and the table of what it gets right."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,54 +9,12 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
-from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
-from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, span_labels
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
-def encode_by_kind(
-    rows: Sequence[records.Record],
-    source: str,
-    tokenizer: "PreTrainedTokenizerFast",
-    data: dict,
-    log: Callable[[str], None] = print,
-) -> dict[str, list[Pair]]:
-    """Pairs by kind ("edits", "preferences"); logs how many records were left out, and why.
-
-    Args:
-      source: what messages call the records.
-      data: the arguments of ``encode_pairs``.
-
-    Raises:
-      InputError: for records that are neither, or when no pair is left.
-    """
-    rows_of_kind: dict[str, list[int]] = {"edits": [], "preferences": []}
-    for number, row in enumerate(rows):
-        if records.kind_of(row) not in rows_of_kind:
-            raise InputError(
-                f"{source}: holds instructions; a reward model needs edits (original, edited) or "
-                "preferences (output_1, output_2, preference)"
-            )
-        rows_of_kind[records.kind_of(row)].append(number)
-    pairs = {}
-    for kind, numbers in rows_of_kind.items():
-        if not numbers:
-            continue
-        try:
-            encoded, counts = encode_pairs([rows[n] for n in numbers], tokenizer, **data)
-        except InputError as error:
-            raise InputError(f"{source}: {kind}: {error}") from error
-        # `row` counts within the kind; from here on it counts within the file.
-        pairs[kind] = [dataclasses.replace(pair, row=numbers[pair.row]) for pair in encoded]
-        log(f"{source}: {kind}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    return pairs
 
 
 class PairPredictor:

@@ -8,14 +8,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import make_buckets
-from fgrlhf_jax.data.pairs import Pair, pad_pairs
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.reward_model.evaluate import (
-    PairPredictor,
-    encode_by_kind,
-    fit_normalization,
-    make_tables,
-)
+from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import multihost, run_dir

@@ -1,6 +1,5 @@
 """What a user may get wrong in PPO, SFT and generation: one sentence, exit status 2."""
 
-import json
 import math
 import shutil
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import bad_input_cases
 import ppo_cases
 import pytest
-from bad_input_cases import error_sentence, fill, read_files
+from bad_input_cases import error_sentence, fill
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
@@ -170,19 +169,6 @@ def test_a_policy_and_a_reward_model_of_different_templates(launch, world, tmp_p
     assert "fine-tuned with the template alpaca, the reward model with plain; train" in sentence
     assert "give data.template=plain if this is meant" in sentence
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_dir_of_other_prompts_or_another_config(launch, world, tmp_path):
-    """Whoever comes back with other data or another reward does not go on with the old run."""
-    run_dir = tmp_path / "run"
-    usual = ppo_cases.fields(world, run_dir)
-    (run_dir / "checkpoints" / "1").mkdir(parents=True)
-    (run_dir / "config.json").write_text(json.dumps({"run_dir": "x", "seed": 3}))
-    before = read_files(run_dir)
-    sentence, _ = launch(ppo, usual | {"micro_batch_size": 8}, "")
-    assert f"run_dir={run_dir} holds a run of another config: " in sentence
-    assert "seed (saved 3, now 0)" in sentence
-    assert read_files(run_dir) == before
 
 
 SFT = [
