@@ -142,9 +142,8 @@ def test_flags_are_added_to_the_defaults_and_win():
     ],
 )
 def test_a_misspelt_field_of_flags(field, close):
-    with pytest.raises(
-        InputError, match=f"{field}: there is no such field; did you .* {close}"
-    ):
+    message = f"{field}: there is no such field; did you .* {close}"
+    with pytest.raises(InputError, match=message):
         make_config(**{field: 1})
 
 
@@ -165,7 +164,7 @@ REFUSED = [
     # Flags that their command refuses.
     (
         {"ppo__flags": "kl.coeff=1"},
-        "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such field; did you mean kl.coef?",
+        "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such",
     ),
     ({"arms__oracle__flags": "stepps=1"}, "stage seed_0/oracle: --config.stepps: there is"),
     ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),

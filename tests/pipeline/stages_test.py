@@ -1,6 +1,7 @@
 """Stages run once, in their order, and say what failed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import runpy
@@ -72,9 +73,7 @@ def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
     a = make_stage("a", tmp_path / "a")
     wrong = make_stage("wrong", tmp_path / "wrong", a)
     b = make_stage("b", tmp_path / "b", wrong)
-    message = (
-        r"stage wrong failed with status 1: a\.jsonl:3: is not what .* \(see .*wrong\.log\)"
-    )
+    message = r"stage wrong failed with status 1: a\.jsonl:3: is not .* \(see .*wrong\.log\)"
     with pytest.raises(InputError, match=message):
         run(tmp_path, a, wrong, b)
     assert a.output.exists()
@@ -93,13 +92,8 @@ def test_the_command_is_shown_as_it_is_typed():
 
 # --- deleted, interrupted and killed -----------------------------------------------------------
 
-MADE_FROM = {
-    "a": "a({})",
-    "b": "b(a({}))",
-    "c": "c(b(a({})))",
-    "d": "d({})",
-    "e": "e(b(a({})),d({}))",
-}
+MADE_FROM = {"a": "a({})", "b": "b(a({}))", "c": "c(b(a({})))", "d": "d({})"}
+MADE_FROM["e"] = "e(b(a({})),d({}))"
 
 
 class InThisProcess:
@@ -129,10 +123,7 @@ def study(make_stage, tmp_path, monkeypatch):
     d = make_stage("d", folder / "d" / "out", source)
     c = make_stage("c", folder / "home" / "c" / "out", b)
     e = make_stage("e", folder / "home" / "e" / "out", b, d)
-    made = [
-        Stage(s.name, s.command, s.output, tuple({*s.needs} - {"source"}))
-        for s in (a, b, d, c, e)
-    ]
+    made = [dataclasses.replace(a, needs=()), b, dataclasses.replace(d, needs=()), c, e]
     outputs = {stage.name: stage.output for stage in made}
     return tmp_path, outputs, lambda: run(folder, *made, workers=2)
 

@@ -44,12 +44,8 @@ def test_standard_errors_over_seeds_and_over_prompts():
     assert table["a"]["se"] == pytest.approx(0.25 / math.sqrt(3))
     assert table["b"]["win_rate"] == pytest.approx(0.75)
     assert table["b"]["se"] == pytest.approx(0.5 / 2)  # of 1, 1, 1, 0
-    assert [table["a"][n] for n in ("kl", "unfinished", "length", "gold")] == [
-        1.5,
-        0.25,
-        10,
-        0.5,
-    ]
+    figures = {"kl": 1.5, "unfinished": 0.25, "length": 10, "gold": 0.5}
+    assert figures.items() <= table["a"].items()
 
 
 def test_greedy_and_sampled_are_kept_apart():
@@ -95,17 +91,14 @@ def test_table_3_by_hand():
     assert fast["seconds_per_step"] == 0.5
 
 
-def test_a_seed_that_never_gets_there_leaves_no_mean():
+def test_a_fixed_score_that_a_seed_never_gets_to_or_that_there_is_none_of():
     report = build_report(make_study(3) | {"gold_target": 0.405})
     slow = report["table3"]["ppo_rlhf"]
     assert (slow["steps_to_gold"], slow["seconds_to_gold"]) == (None, None)
     assert slow["steps_to_gold_reached"] == 2
     assert report["table3"]["fine_grained_token"]["steps_to_gold"] == 10
     assert "2 of 3 seeds" in to_markdown(report)
-
-
-def test_the_fixed_score_where_the_baseline_gains_nothing():
-    study = make_study(1)
+    study = make_study(1)  # the baseline gains nothing
     study["arms"]["ppo_rlhf"]["runs"][0]["curve"] = make_curve([0.5, 0.4, 0.3])
     report = build_report(study)
     assert report["gold_target"] is None
@@ -124,10 +117,7 @@ def test_curves_are_means_at_common_steps():
     assert curve["gold_se"] == pytest.approx([0.1, 0.05])
     assert curve["length"] == [10, 12]
     assert curve["reward_length_correlation"] == pytest.approx(1)
-
-
-def test_one_seed_may_bring_errors_of_its_curve():
-    study = make_study(1)
+    study = make_study(1)  # one seed may bring errors of its curve
     for point in study["arms"]["ppo_rlhf"]["runs"][0]["curve"]:
         point["gold_se"] = 0.02
     curves = build_report(study)["curves"]

@@ -31,20 +31,15 @@ def evil_report():
     return build_report(study)
 
 
-def test_text_cannot_become_markup(evil_report):
+def test_text_cannot_become_markup_and_nothing_is_loaded(evil_report):
     source = to_html(evil_report)
     page = Page(source)
     assert page.count("script") == page.count("img") == page.count("link") == 0
-    assert "<script" not in source
     assert page.text.count("<script>alert('1')</script>\"&amp;{{ 7*7 }}") > 10
     assert not set(source) & set("\x1b\u202e")
-
-
-def test_the_page_loads_nothing(report, evil_report):
     outside = r"https?:|//|url\(|@import|\ssrc=|\shref=|<script|<iframe|xmlns"
-    for source in (to_html(report), to_html(evil_report)):
-        assert not re.search(outside, source)
-        assert "default-src 'none'" in source
+    assert not re.search(outside, source)
+    assert "default-src 'none'" in source
 
 
 def test_the_page_is_for_light_and_dark(report):
@@ -58,9 +53,8 @@ def test_the_page_is_for_light_and_dark(report):
 def test_the_pages_show_the_same_tables(report):
     page, text = Page(to_html(report)), to_markdown(report)
     tables = sections(report)
-    assert [table.key for table in tables] == [
-        *("table1", "comparisons", "curves", "table3", "end", "table2", "stages")
-    ]
+    keys = ["table1", "comparisons", "curves", "table3", "end", "table2", "stages"]
+    assert [table.key for table in tables] == keys
     assert page.cells == [cell for t in tables for row in (t.head, *t.rows) for cell in row]
     cells = [
         re.sub(r"\\(.)", r"\1", cell)

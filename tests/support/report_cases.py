@@ -16,15 +16,8 @@ def make_decoding(outcome):
 def make_curve(gold):
     """An evaluation every 10 steps whose other figures follow from its step."""
     return [
-        {
-            "step": 10 * k,
-            "gold": score,
-            "reward": 0.1 * k,
-            "kl": 0.5 * k,
-            "length": 10 + k,
-            "unfinished": 0.0,
-            "seconds": 2.0 * k,
-        }
+        {"step": 10 * k, "gold": score, "reward": 0.1 * k, "kl": 0.5 * k, "length": 10 + k}
+        | {"unfinished": 0.0, "seconds": 2.0 * k}
         for k, score in enumerate(gold)
     ]
 

@@ -55,17 +55,9 @@ def test_a_response_that_was_not_touched_comes_back_to_the_letter():
 @pytest.mark.parametrize(
     ("original", "edited", "shown"),
     [
-        (
-            "one two three four",
-            "one 2 three five four!",
-            "one [-two][+2] three [+five ]four[+!]",
-        ),
+        ("one two four", "one 2 five four!", "one [-two][+2 five] four[+!]"),
         ("Jimmy Carr as head.", "Jimmy Carr.", "Jimmy Carr[- as head]."),
-        (
-            "the Grand Oil Corp (GOC) said",
-            "the GOC said",
-            "the [-Grand Oil Corp (]GOC[-)] said",
-        ),
+        ("the Oil Corp (OC) said", "the OC said", "the [-Oil Corp (]OC[-)] said"),
         ("gone", "", "[-gone]"),
         ("same", "same", "same"),
         ("", "", ""),

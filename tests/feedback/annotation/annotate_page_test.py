@@ -50,17 +50,11 @@ class Server:
     def __init__(self, folder: Path, *flags: str, port: int = 0, **environment: str):
         (folder / "rows.json").write_text(json.dumps(ROWS))
         self.output = folder / "edits.jsonl"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "launch.annotate", f"--config.port={port}"),
-                *(f"--config.input={folder / 'rows.json'}", f"--config.output={self.output}"),
-                *flags,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
+        command = [sys.executable, "-m", "launch.annotate", f"--config.port={port}"]
+        command += [f"--config.input={folder / 'rows.json'}", f"--config.output={self.output}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | environment
+        self.process = subprocess.Popen([*command, *flags], env=environment, **pipes)
         line = self.process.stdout.readline()
         assert line.startswith("Open http"), self.process.communicate()
         self.url = re.search(r"http://\S+", line)[0]
@@ -146,11 +140,9 @@ class Person:
 
     def leave(self) -> None:
         self.context.close()
-        outside = [
-            url for url in self.requests if not url.startswith((self.url, "data:", "blob:"))
-        ]
+        own = (self.url, "data:", "blob:")
         assert self.requests
-        assert not outside
+        assert not [url for url in self.requests if not url.startswith(own)]
         assert not self.faults
 
 
@@ -159,11 +151,19 @@ def test_two_annotators_edit_ten_rows(chromium, start):
     ann, bob = (Person(chromium, server.url, name) for name in ("Ann", "Bob"))
     ann.enter()
     bob.enter()
-    assert (ann.row(), bob.row()) == ("r0", "r1")
-    assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
     expected = []
 
+    def edit(person: Person, row: str, text: str, saved: str = "") -> None:
+        assert person.row() == row
+        person.edit(text)
+        record = next(record for record in ROWS if record["id"] == row)
+        prompt = {name: record[name] for name in ("id", "instruction", "input")}
+        texts = {"original": record["output"], "edited": saved or text}
+        expected.append({**prompt, **texts, "annotator": person.name})
+        assert server.edits() == expected  # before the next row is worked on
+
     # Ann edits, with a look at what she sees; Bob's response is text and nothing but text.
+    assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
     ann.type("It is zero.", shown="zero")
     assert ann.page.inner_text("#difference del") == "0"
     assert "25 % of the words changed" in ann.page.inner_text("#difference")
@@ -174,16 +174,12 @@ def test_two_annotators_edit_ten_rows(chromium, start):
     assert bob.page.inner_text("#prompt").count(EVIL) == 2
     assert bob.page.evaluate("window.evil") is None
     assert bob.page.locator("#prompt img, #difference img, #prompt script").count() == 0
-    ann.edit("It is zero.")
-    expected.append(("r0", "It is zero.", "Ann"))
-    assert server.edits()[-1]["edited"] == "It is zero."  # before the next row is worked on
-    bob.edit(EVIL + " Yes.")
-    expected.append(("r1", EVIL + " Yes.", "Bob"))
+    edit(ann, "r0", "It is zero.")
+    edit(bob, "r1", EVIL + " Yes.")
 
     # Ann has the row with odd blanks: all of them come back; then a reload in the middle of a row.
-    assert ann.row() == "r2"
-    ann.edit("  one\ntwo\t \n\nthree 😀\nfour")
-    expected.append(("r2", "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour", "Ann"))
+    text = "  one\ntwo\t \n\nthree 😀\nfour"
+    edit(ann, "r2", text, "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour")
     assert (bob.row(), ann.row()) == ("r3", "r4")
     ann.type("It is fo", shown="fo")
     ann.page.reload()
@@ -194,8 +190,7 @@ def test_two_annotators_edit_ten_rows(chromium, start):
     ann.page.keyboard.type("ur. ")
     ann.page.keyboard.press("Backspace")
     ann.page.wait_for_selector("#difference ins:has-text('four')")
-    ann.press("Control+Enter", "Row r4 is saved")
-    expected.append(("r4", "It is four.", "Ann"))
+    edit(ann, "r4", "It is four.")
 
     # A tab that is only open lets the others know.
     with ann.page.expect_request("**/run/predict"):
@@ -207,68 +202,42 @@ def test_two_annotators_edit_ten_rows(chromium, start):
     second.click("#start")
     second.wait_for_selector("#undo")
     ann.page = second
-    assert ann.row() == "r5"
-    ann.edit("It is five.")
-    expected.append(("r5", "It is five.", "Ann"))
+    edit(ann, "r5", "It is five.")
     ann.page = first
-    assert ann.row() == "r5"
     ann.type("It is the fifth.")
     ann.press("Control+Enter", "not saved: you decided this row before")
-    assert ann.text() == "It is the fifth."
+    assert (ann.row(), ann.text()) == ("r5", "It is the fifth.")
     second.close()
 
     # Undo, fine as it is, skip, decide later.
     ann.press("Alt+u", "Row r5 is open again")
-    assert ann.text() == "It is five."
-    ann.edit("It is 5!")
-    expected[-1] = ("r5", "It is 5!", "Ann")
-    assert ann.row() == "r6"
+    assert ann.text() == expected.pop()["edited"]
+    edit(ann, "r5", "It is 5!")
     ann.press("Control+Enter", "Row r6 is fine as it is")
     ann.page.keyboard.press("Alt+n")
     ann.page.wait_for_selector("#prompt:has-text('row r8')")
     ann.press("Alt+s", "Row r8 is skipped")
-    assert ann.row() == "r9"
-    ann.edit("It is nine.")
-    expected.append(("r9", "It is nine.", "Ann"))
-    assert ann.row() == "r7"
+    edit(ann, "r9", "It is nine.")
+    edit(ann, "r7", "It is seven.")
 
     # Bob closes the browser with r3 open and half an edit; Ann ends up with it.
     bob.type("It is thr")
     bob.leave()
-    ann.edit("It is seven.")
-    expected.append(("r7", "It is seven.", "Ann"))
     while ann.row() != "r3":
         ann.page.wait_for_timeout(200)
         ann.page.keyboard.press("Alt+n")
     assert ann.text() == "It is 3."
-    ann.edit("It is three.")
-    expected.append(("r3", "It is three.", "Ann"))
+    edit(ann, "r3", "It is three.")
     assert "No row is free for you now" in ann.page.inner_text("#prompt")
-    assert "9 of 10 rows done: 8 edited, 1 fine as they were, 1 skipped" in (
-        ann.page.inner_text("#progress")
-    )
-
-    # Bob comes back for the row that Ann skipped.
-    bob = Person(chromium, server.url, "Bob")
-    bob.enter()
-    assert bob.row() == "r8"
-    bob.edit("It is eight.")
-    expected.append(("r8", "It is eight.", "Bob"))
-    assert "All rows are done" in bob.page.inner_text("#prompt")
-    bob.leave()
+    progress = ann.page.inner_text("#progress")
+    assert "9 of 10 rows done: 8 edited, 1 fine as they were, 1 skipped" in progress
     ann.leave()
 
     status, out, err = server.stop()
     assert status == 130
-    assert out.startswith(f"9 edits in {server.output}; 1 rows were fine, 1 skipped; 10 of 10")
+    assert out.startswith(f"8 edits in {server.output}; 1 rows were fine, 1 skipped; 9 of 10")
     assert err == "interrupted; run the same command to go on\n"
-    expected_rows = []
-    for id, edited, name in expected:
-        row = dict(next(row for row in ROWS if row["id"] == id))
-        texts = {"original": row.pop("output"), "edited": edited}
-        expected_rows.append(row | texts | {"annotator": name})
-    assert server.edits() == expected_rows
-    assert len(records.read(str(server.output))) == 9
+    assert len(records.read(str(server.output))) == 8
 
 
 def test_a_full_disk_and_a_server_that_comes_back(chromium, start):

@@ -55,6 +55,7 @@ def test_edits_are_what_reward_models_are_trained_on(tmp_path):
 
 
 # As `dataset.records.to_json` of Argilla 2 writes it.
+USERS = [f"{digit * 8}-2222-3333-4444-555555555555" for digit in "19"]
 ARGILLA = {
     "id": "a",
     "fields": {"prompt": "Where is Paris?", "response": "In Germany."},
@@ -62,8 +63,8 @@ ARGILLA = {
     "suggestions": {"better": {"value": "In France.", "score": 0.9, "agent": "gpt"}},
     "responses": {
         "better": [
-            {"value": "In France!", "user_id": "11111111-2222-3333-4444-555555555555"},
-            {"value": "In Germany.", "user_id": "99999999-2222-3333-4444-555555555555"},
+            {"value": "In France!", "user_id": USERS[0]},
+            {"value": "In Germany.", "user_id": USERS[1]},
         ]
     },
     "vectors": {},
@@ -71,58 +72,35 @@ ARGILLA = {
 }
 
 # As Label Studio exports it as "JSON".
+TEXT_AREA = {"id": "qd1jIVAq1h", "type": "textarea", "origin": "manual"}
+TEXT_AREA |= {"to_name": "response", "from_name": "answer", "value": {"text": ["In France!"]}}
+ANN = {"id": 3, "email": "ann@example.org", "first_name": "Ann"}
+ANNOTATION = {"id": 22, "completed_by": ANN, "result": [TEXT_AREA], "was_cancelled": False}
+PREDICTION = {
+    "model_version": "gpt",
+    "result": [TEXT_AREA | {"value": {"text": ["In France."]}}],
+}
 LABEL_STUDIO = {
     "id": 87,
     "data": {"instruction": "Where is Paris?", "response": "In Germany."},
     "annotations": [
-        {
-            "id": 22,
-            "completed_by": {"id": 3, "email": "ann@example.org", "first_name": "Ann"},
-            "result": [
-                {
-                    "id": "qd1jIVAq1h",
-                    "type": "textarea",
-                    "origin": "manual",
-                    "to_name": "response",
-                    "from_name": "answer",
-                    "value": {"text": ["In France!"]},
-                }
-            ],
-            "was_cancelled": False,
-            "ground_truth": False,
-            "lead_time": 8.65,
-            "task": 87,
-            "created_at": "2024-01-30T02:40:43.893565Z",
-        },
+        ANNOTATION | {"ground_truth": False, "lead_time": 8.65, "task": 87},
         {"id": 23, "completed_by": 4, "result": [], "was_cancelled": True},
         {"id": 24, "completed_by": 5, "result": [], "was_cancelled": False},
     ],
-    "predictions": [
-        {
-            "model_version": "gpt",
-            "result": [
-                {
-                    "from_name": "answer",
-                    "to_name": "response",
-                    "type": "textarea",
-                    "value": {"text": "In France."},
-                }
-            ],
-        }
-    ],
+    "predictions": [PREDICTION],
     "drafts": [],
     "meta": {},
     "project": 29,
 }
-TEXT_AREA = LABEL_STUDIO["annotations"][0]["result"][0]
 
 
 def test_an_export_of_argilla(read):
     items, decisions = read([ARGILLA])
     assert items == [Item("a", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
-        Decision("a", "11111111-2222-3333-4444-555555555555", EDITED, "In France!"),
-        Decision("a", "99999999-2222-3333-4444-555555555555", FINE, "In Germany."),
+        Decision("a", USERS[0], EDITED, "In France!"),
+        Decision("a", USERS[1], FINE, "In Germany."),
     ]
     first, second = ARGILLA["responses"]["better"]
     answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
@@ -172,15 +150,9 @@ def test_a_row_for_label_studio():
     data = {"id": "a", "instruction": "Where is Paris?", "input": ""}
     assert row["data"] == {**data, "response": "In Germany, <b>I</b> think."}
     first, second = row["annotations"]
-    assert first["result"] == [
-        {
-            "from_name": "edited",
-            "to_name": "response",
-            "type": "textarea",
-            "value": {"text": ["In France."]},
-            "meta": {"text": ["Ann"]},
-        }
-    ]
+    names = {"from_name": "edited", "to_name": "response", "type": "textarea"}
+    texts = {"value": {"text": ["In France."]}, "meta": {"text": ["Ann"]}}
+    assert first["result"] == [names | texts]
     # Label Studio refuses a file that names a user by anything but an address or a number.
     assert "completed_by" not in first
     assert second["completed_by"] == {"email": "bob@example.org"}
@@ -206,6 +178,10 @@ def without(row: dict, group: str, name: str) -> dict:
     return row | {group: {key: value for key, value in row[group].items() if key != name}}
 
 
+def answered(*areas: dict) -> list[dict]:
+    return [LABEL_STUDIO | {"annotations": [{"result": areas}]}]
+
+
 PLAIN = {"instruction": "Say one.", "output": "One."}
 
 
@@ -217,12 +193,9 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         ([PLAIN | {"id": "x"}, PLAIN | {"id": "x"}], "row 2: has the id 'x' of row 1"),
         ([PLAIN | {"id": 2}, PLAIN], "row 2: has the id '2' of row 1"),
         ([PLAIN, 3], "row 2: is not an object"),
-        ([], "holds no rows"),
         ("[{", "malformed JSON"),
-        ([{"some": "thing"}], "misses the field"),
         ([ARGILLA, 3], "row 2: is not in the form"),
         ([ARGILLA, LABEL_STUDIO], "row 2: is not in the form"),
-        ([ARGILLA, ARGILLA], "row 2: has the id 'a'"),
         ([without(ARGILLA, "fields", "prompt")],
          "row 1: has no instruction (it has response); name one instruction or prompt or question"),
         ([ARGILLA | {"fields": {"prompt": "x", "response": 3}}], "row 1: has no response"),
@@ -235,14 +208,10 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         ([ARGILLA | {"responses": {"better": 2 * ARGILLA["responses"]["better"][:1]}}],
          "row 1: has two answers of 11111111"),
         ([without(LABEL_STUDIO, "data", "response")], "row 1: has no response"),
-        ([LABEL_STUDIO | {"annotations": [{"result": [{"type": "textarea"}]}]}],
-         "row 1: is not in the form"),
-        ([LABEL_STUDIO | {"annotations": [
-            {"result": [TEXT_AREA, TEXT_AREA | {"from_name": "remarks"}]}]}],
+        (answered({"type": "textarea"}), "row 1: is not in the form"),
+        (answered(TEXT_AREA, TEXT_AREA | {"from_name": "remarks"}),
          "answers the questions answer, remarks"),
-        ([LABEL_STUDIO | {"annotations": [
-            {"result": [TEXT_AREA | {"value": {"text": [""]}}]}]}],
-         "the answer of label_studio is empty"),
+        (answered(TEXT_AREA | {"value": {"text": [""]}}), "the answer of label_studio is empty"),
     ],
 )  # fmt: skip
 def test_refused_rows(read, rows, message):

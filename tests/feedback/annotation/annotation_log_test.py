@@ -1,5 +1,7 @@
 """Decisions are on the disk before the next row shows, and stay there whatever the machine does."""
 
+import contextlib
+import functools
 import itertools
 import os
 import random
@@ -13,14 +15,8 @@ import pytest
 from annotations_cases import IMPORTED, edits, items, lines
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import log
-from fgrlhf_jax.feedback.annotation.history import (
-    EDITED,
-    History,
-    Item,
-    input_digest,
-    read_decisions,
-)
+from fgrlhf_jax.feedback.annotation import history, log
+from fgrlhf_jax.feedback.annotation.history import EDITED, History, Item, read_decisions
 from fgrlhf_jax.feedback.annotation.store import Annotations
 
 
@@ -34,12 +30,10 @@ class Killed(BaseException):
 
 
 def record_every_kind_of_event(store: Annotations) -> None:
-    store.take("Ann")
-    store.take("Bob")
-    store.accept("Ann", "r0", "Zero, é.")
-    store.take("Ann")
-    store.accept("Bob", "r1", "One.")
-    store.skip("Ann", "r2")
+    for name, id, text in (("Ann", "r0", "Zero, é."), ("Bob", "r1", "One.")):
+        assert store.take(name).id == id
+        store.accept(name, id, text)
+    store.skip("Ann", store.take("Ann").id)
     store.undo("Bob")
     store.accept("Bob", "r1", "Won.")
     store.undo("Ann")
@@ -52,7 +46,7 @@ def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
     with Annotations(rows, tmp_path / "whole.jsonl") as store:
         record_every_kind_of_event(store)
         end = store.decisions()
-    events = log.read(tmp_path / "whole.jsonl", input_digest(rows, []))
+    events = log.read(tmp_path / "whole.jsonl", history.input_digest(rows, []))
     states = [History(rows, events[:n]).decisions for n in range(len(events) + 1)]
     calls = {name: getattr(os, name) for name in ("pwrite", "fsync", "replace", "ftruncate")}
     for deadly in range(1, 200):
@@ -62,26 +56,20 @@ def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
         def step(name, *args, deadly=deadly):
             nonlocal count
             count += 1
-            if count > deadly:  # nothing more happens: the process is dead
-                raise Killed
-            if count == deadly:
-                if name == "pwrite":
-                    file, data, offset = args
-                    calls[name](file, data[: len(data) // 2], offset)
-                raise Killed
-            return calls[name](*args)
+            if count < deadly:
+                return calls[name](*args)
+            if count == deadly and name == "pwrite":
+                file, data, offset = args
+                calls[name](file, data[: len(data) // 2], offset)
+            raise Killed  # and nothing more happens: the process is dead
 
         for name in calls:
-            monkeypatch.setattr(os, name, lambda *args, name=name: step(name, *args))
-        store = None
-        try:
+            monkeypatch.setattr(os, name, functools.partial(step, name))
+        store, acknowledged = None, []
+        with contextlib.suppress(Killed):
             store = Annotations(rows, output)
             record_every_kind_of_event(store)
-            alive = True
-        except Killed:
-            alive = False
         monkeypatch.undo()
-        acknowledged = []
         if store is not None:
             acknowledged = store.decisions()
             store.close()
@@ -89,7 +77,7 @@ def test_killed_at_every_write_it_goes_on(tmp_path, monkeypatch):
             assert store.decisions() in states[states.index(acknowledged) :]
             edited = [d for d in store.decisions() if d.verdict == EDITED]
             assert edits(output) == [(d.text, d.annotator) for d in edited]
-        if alive:
+        if count < deadly:
             assert store.decisions() == end
             break
     assert 30 < deadly < 199

@@ -76,10 +76,8 @@ def test_samples_get_labels():
 def test_noise_is_that_share_of_the_labels(capsys):
     rows = [pair(f"{RIGHT} {'is ' * n}", WRONG + f" {'dumb ' * n}") for n in range(200)]
     path = save("pairs.jsonl", rows)
-    run(input=path, output="labels.jsonl", judge=GOLD)
-    assert set(labels()) == {1}
     run(input=path, output="noisy.jsonl", judge=GOLD, label_noise=0.25)
-    flipped = labels("noisy.jsonl").count(2)
+    flipped = labels("noisy.jsonl").count(2)  # all are 1 without noise
     assert 30 < flipped < 70
     assert f"{flipped} labels flipped (label_noise=0.25)" in capsys.readouterr().out
     with open("noisy.annotations.json") as file:  # the judge's preferences are kept
@@ -88,9 +86,7 @@ def test_noise_is_that_share_of_the_labels(capsys):
 
 def test_a_language_model_labels(capsys):
     def prefer_longer(prompt: str) -> str:
-        first, second = re.findall(
-            r"<response_[ab]>\n(.*?)\n</response_[ab]>", prompt, re.DOTALL
-        )
+        first, second = re.findall(r"<response_[ab]>\n(.*?)\n</response", prompt, re.DOTALL)
         return "Not sure" if "odd" in first + second else "AB"[len(second) > len(first)]
 
     rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(12)]
@@ -123,10 +119,7 @@ BAD = [
     (PAIRS | {"model": "m"}, "output is empty; give --config.provider="),
     ({"judge": "gold"}, "judge='gold' is neither llm nor a Python function MODULE:"),
     ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
-    (
-        PAIRS | {"output": "pairs.jsonl", "judge": GOLD},
-        "would write over pairs.jsonl, which is",
-    ),
+    (PAIRS | {"output": "pairs.jsonl", "judge": GOLD}, "would write over pairs.jsonl, which"),
     ({"input": "draws.jsonl", "judge": GOLD}, "none of 1 pairs has a label; set draws=random"),
 ]
 

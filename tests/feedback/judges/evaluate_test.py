@@ -95,18 +95,10 @@ def test_a_model_against_a_reference(capsys, provider):
     outcomes, found = expected("a", "b"), result()
     assert found["win_rate"] == pytest.approx(100 * statistics.mean(outcomes))
     assert found["se"] == pytest.approx(100 * statistics.stdev(outcomes) / PROMPTS**0.5)
-    assert (
-        found.items()
-        >= {
-            "n": PROMPTS,
-            "unparsed": 0,
-            "draws": outcomes.count(0.5),
-            "model": "a",
-            "reference": "b",
-            "annotator": f"{provider}/m",
-            "length": statistics.mean(len(row["output"]) for row in responses("a")),
-        }.items()
-    )
+    names = {"model": "a", "reference": "b", "annotator": f"{provider}/m"}
+    counts = {"n": PROMPTS, "unparsed": 0, "draws": outcomes.count(0.5)}
+    assert found.items() >= {**names, **counts}.items()
+    assert found["length"] == statistics.mean(len(row["output"]) for row in responses("a"))
     out = capsys.readouterr().out
     assert out.splitlines()[1] == f"a against b, judged by {provider}/m"
     assert f"{found['win_rate']:.4f} ± {found['se']:.4f} % over {PROMPTS}" in out
@@ -160,7 +152,9 @@ def test_two_models_against_the_same_reference(capsys):
     paired = found["paired"]
     assert (paired["difference"], paired["n"]) == (pytest.approx(a - c), PROMPTS)
     assert paired["low"] < paired["difference"] < paired["high"]
-    assert f"difference      {paired['difference']:+.4f} points" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "c against b" in out
+    assert f"difference      {paired['difference']:+.4f} points" in out
     run(annotations="eval.annotations.json,eval.annotations_2.json", output="again.json")
     assert result("again.json") == found
 
@@ -181,10 +175,8 @@ def test_a_judge_with_a_position_bias(capsys):
     with serve(answer=lambda prompt: "A") as server:
         run_at(server)
         assert result()["first_shown"] == 100
-        first = server.asked.copy()
         run_at(server, seed=1)  # another order
         assert PROMPTS < len(server.asked) < 2 * PROMPTS
-        assert all(server.asked[prompt] == 1 for prompt in first)
         run_at(server, both_orders=True)
     assert (result()["win_rate"], result()["draws"]) == (50, PROMPTS)
     assert "won 100.0 % of 80 verdicts" in capsys.readouterr().out
@@ -198,14 +190,11 @@ def score(prompts, responses):
 FUNCTION = FILES | {"judge": f"{__name__}:score", "output": "eval.json"}
 
 
-def test_a_function_as_judge(capsys):
+def test_a_function_as_judge_and_only_common_prompts(capsys):
     run(**FUNCTION)
     assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
     assert (result()["annotator"], result()["first_shown"]) == (FUNCTION["judge"], None)
     assert "shown first" not in capsys.readouterr().out
-
-
-def test_only_common_prompts():
     save("a.json", responses("a")[5:])
     save("c.json", responses("c")[:30])
     with pytest.raises(InputError, match="lacks 5 that it has"):
@@ -218,10 +207,8 @@ def test_only_common_prompts():
 
 @pytest.mark.parametrize("common", [False, True])
 def test_a_limit_keeps_the_same_prompts_of_two_models(common):
-    rows = [
-        {"instruction": f"{n}", "output_1": "r", "output_2": "m", "preference": 1 + n % 2}
-        for n in range(8)
-    ]
+    texts = {"output_1": "r", "output_2": "m"}
+    rows = [{"instruction": f"{n}", **texts, "preference": 1 + n % 2} for n in range(8)]
     save("one.json", rows)
     save("two.json", rows[::-1])
     run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")
@@ -249,7 +236,7 @@ def test_without_a_flag_it_is_the_embedded_world(capsys):
     run()
     out = capsys.readouterr().out
     assert out.startswith(
-        "the edit against the original, judged by fgrlhf_jax.tiny_world.judge:judge"
+        "the edit against the original, judged by fgrlhf_jax.tiny_world.judge"
     )
     assert float(re.search(r"win rate +([\d.]+)", out)[1]) > 90
 

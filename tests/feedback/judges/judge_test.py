@@ -75,24 +75,15 @@ def test_the_order_is_a_fair_coin_that_falls_the_same_way_again():
 def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
     swapped = [swap(row) for row in MANY]
     asked, back = (questions(rows, both_orders=both_orders) for rows in (MANY, swapped))
+    counts = Counter((question.number, question.shown_first) for question in asked)
+    assert counts.total() == len(counts) == 400 * (1 + both_orders)
     assert [q.request for q in asked] == [q.request for q in back]
     assert all(a.shown_first == 3 - b.shown_first for a, b in zip(asked, back, strict=True))
     replies = [reply(("A", "B", "?", "tie")[number % 4]) for number in range(len(asked))]
     ours = judge.judge_by_replies(MANY, asked, replies, "me")
     theirs = judge.judge_by_replies(swapped, back, replies, "me")
-    sums = {
-        a.preference and b.preference and a.preference + b.preference
-        for a, b in zip(ours, theirs, strict=True)
-    }
-    assert sums == {None, 3}
-
-
-def test_both_orders_of_each_pair():
-    asked = questions(MANY[:3], both_orders=True)
-    assert [question.number for question in asked] == [0, 0, 1, 1, 2, 2]
-    for a, b in zip(asked[::2], asked[1::2], strict=True):
-        assert {a.shown_first, b.shown_first} == {1, 2}
-        assert a.request != b.request
+    both = ((a.preference, b.preference) for a, b in zip(ours, theirs, strict=True))
+    assert {a and b and a + b for a, b in both} == {None, 3}
 
 
 @pytest.mark.parametrize(
@@ -158,14 +149,8 @@ def labels(rows, noise=0.0, draws="drop", seed=0) -> judge.Labels:
 def test_labels_by_hand(tmp_path):
     made = labels(judged([1.0, 2.0, 1.5, None]))
     assert made.counts == Counter(unparsed=1, draws=1, flipped=0)
-    assert made.rows[1] == {
-        "instruction": "do 1",
-        "input": "",
-        "output_1": "reference 1",
-        "output_2": "model 1",
-        "preference": 2,
-        "annotator": "me",
-    }
+    texts = {"instruction": "do 1", "input": "", "output_1": "reference 1"}
+    assert made.rows[1] == {**texts, "output_2": "model 1", "preference": 2, "annotator": "me"}
     write_jsonl(tmp_path / "preferences.jsonl", made.rows)
     assert records.read(str(tmp_path / "preferences.jsonl")) == [
         records.Preference(f"do {n}", "", f"reference {n}", f"model {n}", n + 1) for n in (0, 1)
@@ -195,9 +180,8 @@ def test_draws_fall_to_either_side_by_their_texts():
     assert made.counts["draws"] == len(made.rows) == 1000
     assert 430 < sum(row["preference"] == 1 for row in made.rows) < 570
     swapped = labels([replace(swap(row), preference=1.5) for row in rows], draws="random")
-    assert [row["preference"] for row in swapped.rows] == [
-        3 - row["preference"] for row in made.rows
-    ]
+    both = zip(made.rows, swapped.rows, strict=True)
+    assert {a["preference"] + b["preference"] for a, b in both} == {3}
     identical = [Comparison("do", "", "a", "a", 1.5)]
     assert labels(identical, draws="random").rows == []
 
@@ -228,7 +212,6 @@ def test_a_template_from_a_file(tmp_path):
     ("text", "message"),
     [
         ("{{ first }} {{ second }}", "does not show {{ instruction }}"),
-        ("{{ instruction }} {{ first }}", "does not show {{ second }}"),
         ("{{ instruction }} {{ second }} {% set x = first %}", "does not show {{ first }}"),
         (WHOLE + "{{ xyz }}", "no field {{ xyz }}; there are instruction, input, first, sec"),
     ],
