@@ -8,15 +8,13 @@ import hub_cases
 import pytest
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.convert import compared_predictions, convert_records, edit_as_preference
-from fgrlhf_jax.data.records import (
-    Edit,
-    Instruction,
-    Preference,
-    better_and_worse,
-    kind_of,
-    responses_of,
+from fgrlhf_jax.data.convert import (
+    SIDES,
+    compared_predictions,
+    convert_records,
+    edit_as_preference,
 )
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -40,29 +38,14 @@ def converted(*records, to, further=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("record", "kind", "names"),
-    [
-        (EDIT, "edits", ["original", "edited"]),
-        (FIRST, "preferences", ["output_1", "output_2"]),
-        (ANSWER, "instructions", ["output"]),
-        (PROMPT, "prompts", []),
-    ],
-)
-def test_kinds(record, kind, names):
-    assert kind_of(record) == kind
-    assert list(responses_of(record)) == names
-
-
-@pytest.mark.parametrize(
     ("record", "better", "worse"),
     [(EDIT, "It rains.", "It rain."), (FIRST, "Pear.", "Brick."), (SECOND, "Pear.", "Brick.")],
 )
 def test_one_side_of_a_pair(record, better, worse):
-    prompt = {"instruction": record.instruction, "input": record.input}
-    prompt |= {"id": record.id} if record.id else {}
-    for side, text in (("better", better), ("worse", worse)):
-        (row,) = converted(record, to="instructions", side=side)
-        assert row == prompt | {"output": text}
+    rows = {side: converted(record, to="instructions", side=side) for side in SIDES}
+    new = {"instruction": record.instruction, "input": record.input}
+    new |= {"id": record.id} if record.id else {}
+    assert rows == {"better": [new | {"output": better}], "worse": [new | {"output": worse}]}
 
 
 def test_an_edit_as_a_preference():
@@ -85,13 +68,6 @@ def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     assert 400 < sum(a != b for a, b in zip(first, other_seed, strict=True)) < 600
 
 
-def test_prompts_once_each():
-    rows, counts = convert_records(with_rows(FIRST, ANSWER, EDIT, PROMPT), "prompts")
-    assert [row["instruction"] for row in rows] == ["Name a fruit.", "Sum up."]
-    assert rows[0] == {"id": "p/1", "instruction": "Name a fruit.", "input": "", "output": ""}
-    assert counts == {"rows": 4, "kept": 2, "repeated": 2}
-
-
 def test_a_row_that_keeps_its_kind_keeps_its_fields():
     further = {"annotator": "human", "a set": {1}, "surrogate": "\ud83d"}
     for record, to in ((EDIT, "edits"), (FIRST, "preferences"), (ANSWER, "instructions")):
@@ -100,13 +76,16 @@ def test_a_row_that_keeps_its_kind_keeps_its_fields():
         assert row == {**fields, "annotator": "human", "a set": "{1}", "surrogate": "?"}
 
 
-def test_rows_without_an_output_are_counted():
+def test_rows_that_are_left_out_are_counted():
+    rows, counts = convert_records(with_rows(FIRST, ANSWER, EDIT, PROMPT), "prompts")
+    assert rows == [
+        {"id": "p/1", "instruction": "Name a fruit.", "input": "", "output": ""},
+        {"id": "e/1", "instruction": "Sum up.", "input": "A text.", "output": ""},
+    ]
+    assert counts == {"rows": 4, "kept": 2, "repeated": 2}
     rows, counts = convert_records(with_rows(PROMPT, ANSWER), "instructions")
     assert [row["output"] for row in rows] == ["Fig."]
     assert counts == {"rows": 2, "kept": 1, "without_output": 1}
-
-
-def test_distinct_rows():
     again = dataclasses.replace(FIRST, id="another")
     for distinct, expected in ((False, 2), (True, 1)):
         assert len(converted(FIRST, again, to="preferences", distinct=distinct)) == expected
@@ -136,25 +115,18 @@ def random_text(rng: random.Random, first: str = "") -> str:
     return first + "".join(rng.choice(letters) for _ in range(rng.randrange(12)))
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_preferences_to_alpaca_farm_and_back(tmp_path, suffix):
-    rng = random.Random(0)
-    pairs = [
-        Preference(
-            *(random_text(rng, first) for first in ("x", "", "y", "z")),
-            preference=rng.choice((1, 2)),
-            id=rng.choice(("", "id/7")),
-        )
-        for _ in range(300)
-    ]
-    rows = converted(*pairs, to="alpaca_farm")
-    path = tmp_path / f"farm.{suffix}"
-    if suffix == "json":
-        path.write_text(json.dumps(rows))
-    else:
-        write_jsonl(path, rows)
+def test_to_preferences_and_back(tmp_path):
+    """AlpacaFarm's rows have all of a preference; both sides of an edit survive the shuffling."""
+    rng, path = random.Random(0), tmp_path / "pairs.jsonl"
+    texts = [[random_text(rng, first) for first in ("x", "", "y", "z")] for _ in range(300)]
+    pairs = [Preference(*t, rng.choice((1, 2)), rng.choice(("", "id/7"))) for t in texts]
+    write_jsonl(path, converted(*pairs, to="alpaca_farm"))
     assert records.read(str(path)) == pairs
-    assert {"instruction", "input", "output_1", "output_2", "preference"} <= set(rows[0])
+    edits = [Edit(*t) for t in texts]
+    write_jsonl(path, converted(*edits, to="preferences"))
+    assert list(map(better_and_worse, records.read(str(path)))) == [
+        (edit.edited, edit.original) for edit in edits
+    ]
 
 
 def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
@@ -166,15 +138,6 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
             columns = ("instruction", "input", "output")
             rows = [{column: row[column] for column in columns} for row in rows]
         assert back == rows
-
-
-def test_edits_to_preferences_and_back(tmp_path):
-    """Both sides and which is better survive the shuffling."""
-    rng = random.Random(1)
-    edits = [Edit("a", "", random_text(rng, "y"), random_text(rng, "z")) for _ in range(100)]
-    write_jsonl(tmp_path / "p.jsonl", converted(*edits, to="preferences"))
-    pairs = map(better_and_worse, records.read(str(tmp_path / "p.jsonl")))
-    assert list(pairs) == list(map(better_and_worse, edits))
 
 
 # --- the labels of all pairs of four predictions -------------------------------------------------
@@ -189,9 +152,8 @@ def compared(labels=(0, 1, 2, 1, 1, 2), texts=("a", "b", "c", "d"), **fields):
 def test_labels_of_predictions(predictions):
     pairs, counts = compared_predictions(compared(predictions=predictions))
     assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 0}
-    assert [pair.id for pair, _ in pairs] == [
-        f"e/1/{n}" for n in ("1-3", "1-4", "2-3", "2-4", "3-4")
-    ]
+    ids = [f"e/1/{n}" for n in ("1-3", "1-4", "2-3", "2-4", "3-4")]
+    assert [pair.id for pair, _ in pairs] == ids
     texts = [better_and_worse(pair) for pair, _ in pairs]
     assert texts == [("a", "c"), ("d", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
     rows, _ = convert_records(pairs, "preferences")
@@ -200,12 +162,10 @@ def test_labels_of_predictions(predictions):
 
 
 def test_sides_of_predictions_are_shuffled():
-    """In the data the first is better in 60 % of the pairs."""
-    rng = random.Random(0)
-    rows = []
-    for n in range(200):
-        labels = [1 if rng.random() < 0.6 else 2 for _ in range(6)]
-        rows += compared(labels, [f"{side} {n}" for side in "abcd"])
+    """Where the first is always the better one."""
+    rows = [
+        row for n in range(200) for row in compared([1] * 6, [f"{side} {n}" for side in "abcd"])
+    ]
     pairs, _ = compared_predictions(rows)
     assert 0.46 < sum(pair.preference == 1 for pair, _ in pairs) / 1200 < 0.54
 
@@ -221,12 +181,14 @@ def test_ids_of_pairs_and_equal_predictions():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"predictions": None}, "row 1: has no comparison of predictions"),
-        ({"predictions": "no JSON"}, "row 1: has no comparison of predictions"),
-        ({"predictions": ["a"]}, "row 1: has no comparison of predictions"),
-        ({"predictions": ["a", "b", "c", " "]}, "row 1: has no comparison of predictions"),
-        ({"preference": 1}, "row 1: has no comparison of predictions"),
-        ({"preference": [1, 2]}, "row 1: has no comparison of predictions"),
+        *(
+            ({"predictions": value}, "row 1: has no comparison of predictions")
+            for value in (None, "no JSON", ["a"], ["a", "b", "c", " "])
+        ),
+        *(
+            ({"preference": value}, "row 1: has no comparison of predictions")
+            for value in (1, [1, 2])
+        ),
         ({"preference": [1, 2, 0, 1, 2, 3]}, "each label must be 1 .*, 2 .* or 0"),
         ({"preference": [1, 2, 0, 1, 2, "1"]}, "each label must be 1"),
         ({"preference": [0] * 6}, "all 6 pairs are ties"),

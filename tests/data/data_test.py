@@ -88,13 +88,10 @@ def test_edits_by_hand():
     }
 
 
-def test_an_input_makes_another_prompt_but_not_another_text():
-    instructions = [Instruction("a", "b", "c"), Instruction("a", "", "c")]
-    statistics = describe_records(instructions)
+def test_prompts_and_preferences_by_hand():
+    """An input makes another prompt, though not another text."""
+    statistics = describe_records([Instruction("a", "b", "c"), Instruction("a", "", "c")])
     assert (statistics["distinct_prompts"], statistics["duplicates"]) == (2, 0)
-
-
-def test_who_is_preferred():
     pairs = [Preference("a", "", "b", "c d", 1), Preference("a", "", "b", "c d", 2)]
     pairs += [Preference("a", "", "b", "c", 1), Preference("a", "", "b c d", "e", 1)]
     preferred = describe_records(pairs)["preferred"]
@@ -150,26 +147,22 @@ def test_samples_are_whole_and_seeded(folder, run):
     write_jsonl(folder / "long.jsonl", rows)
     fields = {"input": "long.jsonl", "samples": 2}
     out = run(**fields)
-    assert out.count("-- row ") == 2
+    assert out.count("-- row ") == out.count("source: seeds") == 2
     assert out.count("word " * 2000 + "end\n    next \N{REPLACEMENT CHARACTER}[31m line") == 2
-    assert out.count("source: seeds") == 2
-    assert out == run(**fields)
-    assert out != run(**fields, seed=1)
+    assert out == run(**fields) != run(**fields, seed=1)
     for sample in statistics(run, **fields)["files"][0]["samples"]:
         assert sample["fields"] == rows[sample["row"] - 1]
+    # What JSON cannot hold is shown as text.
+    table = pyarrow.Table.from_pylist([ANSWER | {"seen": b"\xff"}])
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    (sample,) = statistics(run, input="a.parquet")["files"][0]["samples"]
+    assert sample["fields"]["seen"] == "b'\\xff'"
 
 
 def test_rows_that_cannot_be_read(run):
     out = run(input="annotations.json", invalid="drop", samples=0)
     assert "left out: 3 rows that cannot be read, the first being\n" in out
     assert "  annotations.json:row 3: output_1 and output_2 are equal" in out
-
-
-def test_a_row_of_parquet_that_json_cannot_hold(folder, run):
-    table = pyarrow.Table.from_pylist([ANSWER | {"seen": b"\xff"}])
-    pyarrow.parquet.write_table(table, folder / "a.parquet")
-    (sample,) = statistics(run, input="a.parquet")["files"][0]["samples"]
-    assert sample["fields"]["seen"] == "b'\\xff'"
 
 
 def test_no_flag_shows_the_embedded_world(run):
@@ -181,24 +174,16 @@ def test_no_flag_shows_the_embedded_world(run):
 # --- conversions -------------------------------------------------------------------------------
 
 
-def test_responses_that_an_editor_edits(run):
+def test_what_a_conversion_says_and_writes(run):
     fields = {"to": "instructions", "side": "worse", "output": "worse.jsonl"}
     assert run(input="pairs.jsonl", **fields) == "2 rows in worse.jsonl\n"
-    assert records.read("worse.jsonl") == [
-        Instruction("Name a fruit.", "", "A brick, I think."),
-        Instruction("Name a fruit.", "", "Fig"),
-    ]
-
-
-def test_comparisons_of_predictions(run):
+    texts = [row.output for row in records.read("worse.jsonl")]  # that an editor edits
+    assert texts == ["A brick, I think.", "Fig"]
     fields = {"input": "compared.jsonl", "to": "preferences", "predictions": True}
     assert run(output="p.jsonl", **fields) == "5 rows in p.jsonl\nleft out: 1 ties\n"
     pairs = records.read("p.jsonl")
     assert {type(pair) for pair in pairs} == {Preference}
     assert pairs[0].id == "dev/0/1-2"
-
-
-def test_several_files_at_once_and_what_is_left_out(run):
     fields = {"input": "annotations.json,answers.jsonl,edits.jsonl", "invalid": "drop"}
     assert run(to="instructions", output="all.jsonl", distinct=True, **fields) == (
         "4 rows in all.jsonl\nleft out: 3 that cannot be read\n"
@@ -209,12 +194,9 @@ def test_several_files_at_once_and_what_is_left_out(run):
 @pytest.mark.parametrize(
     ("source", "to"),
     [
-        ("edits.jsonl", "edits"),
-        ("edits.jsonl", "preferences"),
-        ("edits.jsonl", "prompts"),
-        ("pairs.jsonl", "alpaca_farm"),
+        *(("edits.jsonl", to) for to in ("edits", "preferences", "prompts")),
+        *(("pairs.jsonl", to) for to in ("alpaca_farm", "alpaca_eval")),
         ("answers.jsonl", "alpaca_farm"),
-        ("pairs.jsonl", "alpaca_eval"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
@@ -229,10 +211,7 @@ def test_what_is_written_can_be_read(run, source, to, suffix):
 CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
 BAD = [
     ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
-    (
-        {"input": "annotations.json"},
-        "annotations.json:row 3: output_1 and output_2 are equal and teach nothing; drop the row",
-    ),
+    ({"input": "annotations.json"}, "annotations.json:row 3: output_1 and output_2 are equal"),
     (
         {"input": "none.jsonl", "invalid": "drop"},
         "none.jsonl: no row of it can be read; the last one: none.jsonl:2: misses the field",
@@ -243,10 +222,7 @@ BAD = [
     ),
     (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
     (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
-    (
-        CONVERT | {"output": "edits.jsonl"},
-        "output=edits.jsonl: is what is read; give another file",
-    ),
+    (CONVERT | {"output": "edits.jsonl"}, "output=edits.jsonl: is what is read; give another"),
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
     (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),

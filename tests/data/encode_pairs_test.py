@@ -158,11 +158,7 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
     ("record", "changes", "message"),
     [
         (Instruction("a", "", "b"), {}, "not from Instruction rows; give a file with original"),
-        (
-            EDITS[0],
-            {"max_length": 9, "max_prompt_length": 8},
-            r"left of 1 rows \(1 longer",
-        ),
+        (EDITS[0], {"max_length": 9, "max_prompt_length": 8}, r"left of 1 rows \(1 longer"),
         (EDITS[0], {"overlong": "keep"}, "overlong: 'keep' is neither 'drop' nor 'truncate'"),
         *(
             (EDITS[0], {"max_prompt_length": length}, f"max_prompt_length: {length} must be")
