@@ -48,10 +48,7 @@ def outcomes(
 
 
 def paired_bootstrap(
-    outcomes_a: Sequence[float],
-    outcomes_b: Sequence[float],
-    seed: int,
-    rounds: int = 2000,
+    outcomes_a: Sequence[float], outcomes_b: Sequence[float], seed: int, rounds: int = 2000
 ) -> dict[str, float]:
     """Bootstrap over prompts of the difference between two policies' outcomes.
 

@@ -13,15 +13,10 @@ from typing import NamedTuple
 
 
 class Count(NamedTuple):
-    """FLOPs of a program.
-
-    Attributes:
-      flops: of one run, on one device.
-      notes: assumptions that were made where the text is not enough.
-    """
+    """FLOPs of one run of a program on one device."""
 
     flops: float
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # assumptions that were made where the text is not enough
 
 
 class Instruction(NamedTuple):
@@ -50,18 +45,14 @@ def count(text: str, max_iterations: int | None = None) -> Count:
     """FLOPs of a program. Of branches the most expensive one is counted.
 
     Args:
-      text: the program's ``compiled.as_text()``.
+      text: the program's ``compiled.as_text()``; raises ValueError when it is no HLO module.
       max_iterations: of a loop whose number of iterations the compiler does not know.
-
-    Raises:
-      ValueError: when this is no HLO module.
     """
     computations, entry = parse(text)
     notes = dict.fromkeys(())  # an ordered set
 
     @functools.cache
     def total(name: str) -> float:
-        """FLOPs of a computation."""
         instructions = computations[name]
         return sum(flops(instruction, instructions) for instruction in instructions.values())
 
@@ -125,11 +116,7 @@ def branches(conditional: Instruction) -> list[str]:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """The instructions of every computation of a module, and the name of its entry.
-
-    Raises:
-      ValueError: when there is no entry.
-    """
+    """The instructions of every computation of a module, and the name of its entry."""
     computations, entry, name = {}, "", ""
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)

@@ -37,14 +37,11 @@ def measure(
       A dict for JSON: bytes of ``models``, ``optimizer`` and ``cache``, and for each of the
       ``steps`` its bytes, whether it ``fits``, and FLOPs, all of one device.
     """
-    models = {
-        name: {
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)),
-            "dtype": str(jax.tree.leaves(tree)[0].dtype),
-            "bytes": bytes_per_device(tree),
-        }
-        for name, tree in shapes.models.items()
-    }
+    models = {}
+    for name, tree in shapes.models.items():
+        leaves = jax.tree.leaves(tree)
+        numbers, dtype = sum(leaf.size for leaf in leaves), str(leaves[0].dtype)
+        models[name] = {"parameters": numbers, "dtype": dtype, "bytes": bytes_per_device(tree)}
     optimizer, devices = bytes_per_device(shapes.optimizer), shapes.mesh.size
     resident = optimizer + sum(model["bytes"] for model in models.values())
     steps = {}
@@ -97,12 +94,10 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
 def format_table(plan: dict) -> str:
     """The result of :func:`measure` as text."""
     steps = plan["steps"]
-    size, unit = choose_unit(
-        max(step["total"] for step in steps.values()), {"GB": 1e9, "MB": 1e6}
-    )
-    flops, flops_unit = choose_unit(
-        max(step["model_flops"] for step in steps.values()), {"TFLOP": 1e12, "GFLOP": 1e9}
-    )
+    largest = {n: max(step[n] for step in steps.values()) for n in ("total", "model_flops")}
+    size, unit = (1e9, "GB") if largest["total"] >= 1e9 else (1e6, "MB")
+    large = largest["model_flops"] >= 1e12
+    flops, flops_unit = (1e12, "TFLOP") if large else (1e9, "GFLOP")
     axes = " x ".join(f"{name} {n}" for name, n in plan["mesh"].items())
     lines = [
         f"{plan['devices']} devices ({axes}); for one of them, in {unit}:",
@@ -131,9 +126,3 @@ def format_table(plan: dict) -> str:
         )
     notes = [f"{name}: {note}" for name, step in steps.items() for note in step["notes"]]
     return "\n".join([*lines, *notes])
-
-
-def choose_unit(largest: float, units: dict[str, float]) -> tuple[float, str]:
-    """Size and name of the first unit of which ``largest`` is at least one, or of the last."""
-    name = next((name for name, size in units.items() if largest >= size), [*units][-1])
-    return units[name], name

@@ -28,6 +28,8 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import sft, supervised
 from fgrlhf_jax.training.run import SupervisedTrainer, compile_step
 
+MODELS = ("policy", "reference", "critic", "reward model")  # of PPO, in the order of the table
+
 
 class Step(NamedTuple):
     """One compiled program of a run.
@@ -89,12 +91,7 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
 
 
 def forward_flops(cfg: llama.LlamaConfig, tokens: int, pairs: int) -> float:
-    """FLOPs of all layers, forward.
-
-    Args:
-      tokens: that go through the layers.
-      pairs: of a query and a key that it attends to.
-    """
+    """FLOPs of all layers, forward; ``pairs`` are of a query and a key that it attends to."""
     attention = 2 * cfg.hidden_size * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
     weights = cfg.num_layers * (attention + 3 * cfg.hidden_size * cfg.intermediate_size)
     return 2.0 * weights * tokens + 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * pairs
@@ -144,37 +141,18 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     score = rows_flops(reward_model.cfg, B, S) if reward_params else 0.0
     # The last token is sampled and not read again.
     decoding = forward_flops(cfg, B * (S - 1), B * (P * P + sum(range(P + 1, S))))
-    flops = {
-        "generate": decoding + logits_flops(cfg, B * T),
-        "score_rollout": 2 * forward + value + score,
-        "update": 3 * config.ppo_epochs * (forward + value),
+    resident_and_flops = {
+        "generate": (params["policy"], decoding + logits_flops(cfg, B * T), T - 1),
+        "score_rollout": ((params, reference, reward_params), 2 * forward + value + score),
+        "update": (state, 3 * config.ppo_epochs * (forward + value)),
     }
-    resident = {
-        "generate": params["policy"],
-        "score_rollout": (params, reference, reward_params),
-        "update": state,
+    steps = {
+        name: Step(lambda name=name: programs[name].lower(mesh).compile(), *values)
+        for name, values in resident_and_flops.items()
     }
-    models = {
-        "policy": params["policy"],
-        "reference": reference,
-        "critic": params["critic"],
-        "reward model": reward_params,
-    }
-    return RunShapes(
-        mesh,
-        {name: tree for name, tree in models.items() if tree},
-        state.opt_state,
-        cache_bytes(cfg, mesh, B, S),
-        {
-            name: Step(
-                lambda program=program: program.lower(mesh).compile(),
-                resident[name],
-                flops[name],
-                T - 1 if name == "generate" else None,
-            )
-            for name, program in programs.items()
-        },
-    )
+    models = {**params, "reference": reference, "reward model": reward_params}
+    models = {name: models[name] for name in MODELS if models[name]}
+    return RunShapes(mesh, models, state.opt_state, cache_bytes(cfg, mesh, B, S), steps)
 
 
 def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> int:
@@ -198,9 +176,9 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     batch = on_mesh(pad_pairs([pair], length, trainer.eval_batch_size), mesh)
     return supervised_shapes(
         trainer,
-        name="reward model",
-        evaluate=lambda: trainer.predictor.step.lower(trainer.abstract.params, batch),
-        row_flops=2 * rows_flops(cfg, 1, length),
+        "reward model",
+        lambda: trainer.predictor.step.lower(trainer.abstract.params, batch),
+        2 * rows_flops(cfg, 1, length),
     )
 
 
@@ -213,19 +191,16 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     batch = on_mesh(pad_demonstrations(rows[:1], length, trainer.eval_batch_size), mesh)
     return supervised_shapes(
         trainer,
-        name="policy",
-        evaluate=lambda: sft.eval_step.lower(
-            trainer.abstract.params, batch, model=trainer.model
-        ),
-        row_flops=rows_flops(cfg, 1, length) + logits_flops(cfg, length),
+        "policy",
+        lambda: sft.eval_step.lower(trainer.abstract.params, batch, model=trainer.model),
+        rows_flops(cfg, 1, length) + logits_flops(cfg, length),
     )
 
 
 def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
     """The model's configuration, and the length of the longest rows."""
-    fields = {
-        name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")
-    }
+    names = ("dtype", "remat", "scan_layers", "attention")
+    fields = {name: config.model[name] for name in names}
     if not config.model.path and config.model.size in supervised.RANDOM_SIZES:
         fields["vocab_size"] = config.model.vocab_size
     length = config.data.max_length
@@ -233,28 +208,23 @@ def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]
 
 
 def supervised_shapes(
-    trainer: SupervisedTrainer,
-    *,
-    name: str,
-    evaluate: Callable[[], jax.stages.Lowered],
-    row_flops: float,
+    trainer: SupervisedTrainer, name: str, lower: Callable[[], jax.stages.Lowered], flops: float
 ) -> RunShapes:
-    """Shapes of a run that updates one model and evaluates it."""
+    """Shapes of a run that updates the model ``name`` and evaluates it; ``flops`` of one row."""
     config, mesh, state = trainer.config, trainer.mesh, trainer.abstract
     supervised.check_freeze(config.optimizer.freeze, state.params)
     batch = on_mesh(trainer.batch(0)[1], mesh, axis=1)
 
     def compile_evaluation():
         with jax.set_mesh(mesh):
-            return evaluate().compile()
+            return lower().compile()
+
+    def compile_update():
+        return compile_step(trainer.train_step, state, batch, mesh)
 
     steps = {
-        "train": Step(
-            lambda: compile_step(trainer.train_step, state, batch, mesh),
-            state,
-            3 * config.batch_size * row_flops,
-        ),
-        "evaluate": Step(compile_evaluation, state.params, trainer.eval_batch_size * row_flops),
+        "train": Step(compile_update, state, 3 * config.batch_size * flops),
+        "evaluate": Step(compile_evaluation, state.params, trainer.eval_batch_size * flops),
     }
     return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)
 

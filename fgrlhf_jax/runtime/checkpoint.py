@@ -1,7 +1,9 @@
 """Checkpoints of a run: asynchronous, atomic, verified. The only file that knows orbax."""
 
+import contextlib
 import hashlib
 import json
+import operator
 import os
 import re
 from pathlib import Path
@@ -33,24 +35,17 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = Path(folder).absolute()
-
-        def order(metrics):
-            return metrics["order"]
-
+        order = operator.itemgetter("order")
         best = policies.BestN(n=1, get_metric_fn=order, keep_checkpoints_without_metrics=False)
-        try:
-            self.manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(
-                        [policies.LatestN(n=keep), best]
-                    ),
-                    best_fn=order,  # without it the metrics are not on disk for the next start
-                    cleanup_tmp_directories=True,
-                ),
-            )
-        except OSError as error:
-            raise self._failed(error) from error
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(n=keep), best]
+            ),
+            best_fn=order,  # without it the metrics are not on disk for the next start
+            cleanup_tmp_directories=True,
+        )
+        with self._saving():
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def latest(self) -> int | None:
@@ -72,40 +67,33 @@ class Checkpoints:
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
         }
-        try:
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    loop=ocp.args.JsonSave(metadata | {"digest": _digest(metadata)}),
-                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
-                ),
-                metrics={"order": step} if best else None,
-            )
-        except Exception as error:  # orbax raises what its storage layer raises: any type
-            raise self._failed(error) from error
+        args = ocp.args.Composite(
+            loop=ocp.args.JsonSave(metadata | {"digest": _digest(metadata)}),
+            **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+        )
+        with self._saving():
+            self.manager.save(step, args=args, metrics={"order": step} if best else None)
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete.
-
-        Raises:
-          InputError: when it failed.
-        """
-        try:
+        """Blocks until the save under way is complete; raises InputError when it failed."""
+        with self._saving():
             self.manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> InputError:
-        complete = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
-        last = (
-            f"the last good one is step {complete[-1]}"
-            if complete
-            else "there is no earlier one"
-        )
-        return InputError(
-            f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
-            "space and run the same command again"
-        )
+    @contextlib.contextmanager
+    def _saving(self):
+        try:
+            yield
+        except Exception as error:  # orbax raises what its storage layer raises: any type
+            steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
+            last = (
+                f"the last good one is step {max(steps)}"
+                if steps
+                else "there is no earlier one"
+            )
+            raise InputError(
+                f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
+                "space and run the same command again"
+            ) from error
 
     def loop(self, step: int) -> dict:
         """The JSON saved with ``step``; raises InputError as :meth:`restore`."""
@@ -142,12 +130,8 @@ class Checkpoints:
                     f"differ in {', '.join(differing)}; go on with that model, or start in a new "
                     "run_dir"
                 )
-        parts = self._restore(
-            step,
-            ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
-            ),
-        )
+        args = {name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
+        parts = self._restore(step, ocp.args.Composite(**args))
         for name in abstract:
             if int(sharding.fingerprint(parts[name])) != metadata["fingerprints"][name]:
                 raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
@@ -168,18 +152,15 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way; raises InputError when it failed."""
-        try:
+        with self._saving():
             self.manager.close()
-        except Exception as error:
-            raise self._failed(error) from error
 
 
 def layout(part) -> dict[str, str]:
     """Types and shapes of a tree of arrays: ``{"backbone/norm/scale": "float32[64]", …}``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(part)
     return {
         sharding.path_name(path): f"{leaf.dtype.name}{list(leaf.shape)}"
-        for path, leaf in leaves
+        for path, leaf in jax.tree.leaves_with_path(part)
     }
 
 

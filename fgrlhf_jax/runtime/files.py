@@ -31,8 +31,7 @@ def as_input_error(
 def replace(path: Path, chunks: Iterable[bytes]) -> None:
     """Writes a file atomically: it is as before until all ``chunks`` are on the disk.
 
-    Raises:
-      OSError: when it cannot be written; the file is then as before.
+    Raises OSError when it cannot be written; the file is then as before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -69,8 +68,7 @@ def _write(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file atomically and makes its folder.
 
-    Raises:
-      InputError: when it cannot be written; the file is then as before.
+    Raises InputError when it cannot be written; the file is then as before.
     """
     _write(path, [text.encode(errors="backslashreplace")])
 
@@ -91,10 +89,8 @@ def json_line(row: Any) -> bytes:
     def convert(value):
         return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
 
-    text = json.dumps(row, ensure_ascii=False, default=convert)
-    return (
-        text.encode(errors="backslashreplace") + b"\n"
-    )  # half of a surrogate pair as JSON does
+    text = json.dumps(row, ensure_ascii=False, default=convert) + "\n"
+    return text.encode(errors="backslashreplace")  # half of a surrogate pair as JSON does
 
 
 def parse_jsonl(data: bytes) -> tuple[list, int]:
@@ -110,11 +106,7 @@ def parse_jsonl(data: bytes) -> tuple[list, int]:
 
 
 def read_jsonl(path: str | os.PathLike) -> list:
-    """The rows of a file that a process writes line by line, without a torn last line.
-
-    Returns:
-      [] where there is no such file.
-    """
+    """The rows of a file, without a torn last line; [] where there is no such file."""
     path = Path(path)
     return parse_jsonl(path.read_bytes())[0] if path.exists() else []
 
@@ -132,19 +124,14 @@ class JsonlFile:
     """
 
     def __init__(self, path: Path, *, size: int | None = None, durable: bool = True):
-        self.path, self.durable = path, durable
-        self.size = size
+        self.path, self.size, self.durable = path, size, durable
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if size is None:
             data = os.pread(self._file, os.fstat(self._file).st_size, 0)
             self.size = data.rfind(b"\n") + 1
 
     def append(self, lines: bytes) -> None:
-        """Adds whole lines.
-
-        Raises:
-          OSError: when they cannot be written; the file is then as before.
-        """
+        """Adds whole lines; raises OSError when that fails, and the file is then as before."""
         try:
             if os.fstat(self._file).st_size > self.size:
                 os.ftruncate(self._file, self.size)

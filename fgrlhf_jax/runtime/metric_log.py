@@ -9,23 +9,22 @@ from tqdm import tqdm
 
 from fgrlhf_jax.runtime import files
 
-_compilations = 0
-
-
-def _count(event: str, duration: float, **_) -> None:
-    global _compilations
-    _compilations += event == "/jax/core/compile/backend_compile_duration"
-
 
 @functools.cache
-def _start_counting() -> None:
-    jax.monitoring.register_event_duration_secs_listener(_count)
+def _compilation_times() -> list[float]:
+    times = []
+
+    def record(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            times.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(record)
+    return times
 
 
 def compilations() -> int:
     """How many programs XLA has compiled (or taken from its cache) since the first call."""
-    _start_counting()
-    return _compilations
+    return len(_compilation_times())
 
 
 def cut_rows(path: Path, step: int) -> None:
@@ -36,11 +35,6 @@ def cut_rows(path: Path, step: int) -> None:
 def to_floats(tree) -> dict[str, float]:
     """Device scalars as Python floats, in one transfer."""
     return {name: float(value) for name, value in jax.device_get(tree).items()}
-
-
-def _json_value(value):
-    """None for NaN and infinities, which JSON has not."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Log:
@@ -54,17 +48,10 @@ class Log:
     CLOCK = ("time", "tokens_per_second")  # and what is named CLOCK/…
 
     def __init__(self, folder: Path, *, step: int, steps: int, tensorboard: bool = False):
-        self.path = folder / "metrics.jsonl"
+        self.path, self.board = folder / "metrics.jsonl", None
         self.writes = jax.process_index() == 0
-        self.board = None
-        self.bar = tqdm(
-            total=steps,
-            initial=step,
-            unit="step",
-            disable=not self.writes,
-            dynamic_ncols=True,
-            smoothing=0.1,
-        )
+        options = {"disable": not self.writes, "dynamic_ncols": True, "smoothing": 0.1}
+        self.bar = tqdm(total=steps, initial=step, unit="step", **options)
         if not self.writes:
             return
         cut_rows(self.path, step or -1)
@@ -76,14 +63,13 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict) -> None:
-        """Writes one row; it must have ``step``.
-
-        Raises:
-          InputError: when the file cannot be written, the disk being full, say.
-        """
+        """Writes one row, which must have ``step``; raises InputError where the disk is full."""
         if not self.writes:
             return
-        line = files.json_line({name: _json_value(value) for name, value in row.items()})
+        none = {
+            name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)
+        }
+        line = files.json_line(row | dict.fromkeys(none))  # JSON has no NaN and no infinity
         with files.as_input_error(self.path):
             self.file.append(line)
         if self.board:

@@ -22,14 +22,9 @@ class TrainState(NamedTuple):
 
 
 def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """A learning rate that warms up linearly and then decays.
+    """A learning rate that warms up to ``peak`` and then stays, or decays to 0 at ``steps``.
 
-    Args:
-      name: of SCHEDULES: constant, or a decay to 0 at ``steps``.
-      peak: the rate after ``warmup_steps``.
-
-    Raises:
-      InputError: for an unknown name or a warm-up as long as the run.
+    Raises InputError for a name that is not of SCHEDULES, or a warm-up as long as the run.
     """
     if name not in SCHEDULES:
         raise InputError(f"schedule={name!r} is not one of {', '.join(SCHEDULES)}")
@@ -74,21 +69,14 @@ def adamw(
     """AdamW after clipping by the global norm; weight decay on matrices only.
 
     Args:
-      learning_rate: optax schedule.
       clip_norm: the largest global gradient norm; 0 clips nothing.
       freeze: regular expression over parameter paths; parameters that it matches are not trained
         and have no moments. Empty freezes nothing.
     """
+    matrices = _matches(r"(kernel|embedding|unembed)$")
     chain = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(
-            learning_rate,
-            b1,
-            b2,
-            eps,
-            weight_decay=weight_decay,
-            mask=_matches(r"(kernel|embedding|unembed)$"),
-        ),
+        optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrices),
     )
     if not freeze:
         return chain

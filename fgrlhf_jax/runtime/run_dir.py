@@ -45,10 +45,8 @@ def flatten(config: dict, prefix: str = "") -> dict:
     """Nested dicts as one dict with dotted names, such as ``model.path``."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
+        nested = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 

@@ -32,8 +32,7 @@ TABLE = (
 def make_mesh(shape: str, devices=None) -> Mesh:
     """A ("data", "fsdp", "tensor") mesh from three comma-separated sizes, one of which may be -1.
 
-    Raises:
-      InputError: when the sizes are malformed or do not multiply to the number of devices.
+    Raises InputError when the sizes are malformed or do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     try:
@@ -97,8 +96,7 @@ def abstract(tree, mesh: Mesh):
     """The same tree as ShapeDtypeStructs that carry their shardings."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        tree,
-        shardings(tree, mesh),
+        *(tree, shardings(tree, mesh)),
     )
 
 
@@ -165,8 +163,7 @@ def fingerprint(tree) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         weight = jnp.ones((), jnp.uint32)
         for axis, size in enumerate(bits.shape):
-            shape = [1] * bits.ndim
-            shape[axis] = size
+            shape = [size if a == axis else 1 for a in range(bits.ndim)]
             odd = 2 * jnp.arange(size, dtype=jnp.uint32) + 1
             weight = weight * jnp.reshape(odd * jnp.uint32(2 * axis + 3), shape)
         total += jnp.uint32(2 * number + 1) * jnp.sum(bits * weight, dtype=jnp.uint32)

@@ -35,8 +35,7 @@ MOVED = {
 def load(name: str) -> Callable:
     """The function ``module:function``; modules are also looked for in the current folder.
 
-    Raises:
-      InputError: when there is no such module or function, naming what went wrong.
+    Raises InputError when there is no such module or function, naming what went wrong.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -97,10 +96,10 @@ def score_responses(
       InputError: naming the function and the response, when it raises, or returns too few or too
         many values, something that is no number, or NaN or infinity.
     """
-    arguments = {"tokens": tokens, "finished": finished}
-    arguments = {key: value for key, value in arguments.items() if takes(function, key)}
+    optional = {"tokens": tokens, "finished": finished}
+    optional = {name: value for name, value in optional.items() if takes(function, name)}
     try:
-        values = list(function(list(prompts), list(responses), **arguments))
+        values = list(function(list(prompts), list(responses), **optional))
     except Exception as error:  # the user's code may raise anything
         raise InputError(f"{name}: raised {_describe(error)}") from error
     if len(values) != len(responses):
