@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ppo_cases
 import pytest
 import tiny_cases
 
@@ -32,7 +31,7 @@ OPTIONS = {"seed": 0, "streams": [(n, 0) for n in range(8)], "batch_size": 8}
 def model(smollm2) -> LanguageModel:
     """On one device; samples to the last token, whatever is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        ppo_cases.one_device(patch)
+        tiny_cases.one_device(patch)
         return dataclasses.replace(LanguageModel.load(smollm2), end_id=-1)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import ppo_cases
 import pytest
+import tiny_cases
 
 from fgrlhf_jax.data.records import Instruction, Preference
 from fgrlhf_jax.errors import InputError
@@ -38,7 +39,7 @@ def folder(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def model(folder, quick_compilation) -> LanguageModel:
     with pytest.MonkeyPatch.context() as patch:
-        ppo_cases.one_device(patch)
+        tiny_cases.one_device(patch)
         return LanguageModel.load(folder)
 
 

@@ -197,7 +197,7 @@ programs: dict[str, dict[str, Once]] = {}
 @contextlib.contextmanager
 def conditions() -> Iterator[None]:
     """One device, quick compilation, and runs whose programs are the same share them."""
-    make, make_mesh = ppo_programs.make, sharding.make_mesh
+    make = ppo_programs.make
 
     def make_once(config, models, mesh, optimizer, **options):
         fields = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
@@ -213,7 +213,7 @@ def conditions() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_programs, "make", make_once)
-        patch.setattr(sharding, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+        tiny_cases.one_device(patch)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import jax
 import ppo_cases
 import pytest
 import rm_cases
+import tiny_cases
 
-from fgrlhf_jax.runtime import sharding
 from launch import sft
 from launch.shared import config_files
 
@@ -15,8 +14,7 @@ from launch.shared import config_files
 @pytest.fixture
 def one_device(monkeypatch):
     """For runs within this process."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    tiny_cases.one_device(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,9 @@ def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
     """``pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
     padded = pad_pairs(pairs(seed, int(np.prod(shape))), columns)
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in padded.items()}
+
+
+def one_device(monkeypatch) -> None:
+    """Meshes of one device: what has to be compiled is so faster than for eight."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))

@@ -12,6 +12,7 @@ import bad_input_cases
 import llm_server
 import ppo_cases
 import pytest
+import tiny_cases
 from request_cases import read
 
 from fgrlhf_jax.data import records
@@ -262,7 +263,7 @@ def test_a_dry_run_counts_cached_replies(responses, tmp_path, capsys):
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     """A tiny one, whose edits are none."""
-    ppo_cases.one_device(monkeypatch)
+    tiny_cases.one_device(monkeypatch)
     model = ppo_cases.save_policy(tmp_path / "model", template="plain")
     (tmp_path / "t.txt").write_text("{{ response }}")
     output = tmp_path / "edits.jsonl"

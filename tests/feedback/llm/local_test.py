@@ -2,6 +2,7 @@
 
 import ppo_cases
 import pytest
+import tiny_cases
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
@@ -21,7 +22,7 @@ LONG = Request(" ".join(["apple"] * 40), max_tokens=6, temperature=1.0)
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        ppo_cases.one_device(patch)
+        tiny_cases.one_device(patch)
         yield
 
 
