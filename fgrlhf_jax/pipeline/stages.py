@@ -179,7 +179,7 @@ def _marker(stage: Stage, folder: Path) -> Path:
 
 
 def _log(stage: Stage, folder: Path) -> Path:
-    return folder / "logs" / f"{stage.name.replace('/', '.')}.log"
+    return folder / "logs" / f"{_marker(stage, folder).stem}.log"
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:

@@ -221,24 +221,17 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge)
 
-    def sample_and_score(
-        model: LanguageModel, arm: str, temperature: float, seed: int
-    ) -> list[dict]:
-        rows = generate_responses(
-            model,
-            prompts,
-            SamplingParams(temperature, max_new_tokens=config.max_new_tokens),
-            generator=arm,
-            max_prompt_length=config.max_prompt_length,
-            seed=config.seed + seed,
-            batch_size=config.answer_batch_size,
-        )
+    texts = [plain_text(row.instruction, row.input) for row in prompts]
+    options = {"max_prompt_length": config.max_prompt_length}
+    options |= {"batch_size": config.answer_batch_size}
+
+    def sample_and_score(temperature: float, seed: int, model: LanguageModel, arm: str) -> list:
+        sampling = SamplingParams(temperature, max_new_tokens=config.max_new_tokens)
+        seed += config.seed
+        rows = generate_responses(model, prompts, sampling, generator=arm, seed=seed, **options)
+        responses, ended = ([row[key] for row in rows] for key in ("output", "finished"))
         scores = user_function.score_responses(
-            judge,
-            config.judge,
-            [plain_text(row.instruction, row.input) for row in prompts],
-            [row["output"] for row in rows],
-            finished=[row["finished"] for row in rows],
+            judge, config.judge, texts, responses, finished=ended
         )
         return [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
 
@@ -246,12 +239,10 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     for arm, path in policies.items():
         model = LanguageModel.load(path, template=config.template)
         if arm == "sft":
-            reference = sample_and_score(model, "reference", 1.0, seed + REFERENCE_SEED)
+            reference = sample_and_score(1.0, seed + REFERENCE_SEED, model, "reference")
             write_json(out / "reference.json", {"sampled": reference})
-        answers = {
-            "sampled": sample_and_score(model, arm, 1.0, seed),
-            "greedy": sample_and_score(model, arm, 0.0, seed),
-        }
+        decodings = {"sampled": 1.0, "greedy": 0.0}
+        answers = {name: sample_and_score(t, seed, model, arm) for name, t in decodings.items()}
         write_json(out / f"{arm}.json", answers)
 
 

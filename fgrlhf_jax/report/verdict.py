@@ -81,10 +81,10 @@ def _answer_better(report: dict) -> dict:
     table, label = report["table1"], report["labels"]["arms"]
     bootstrap = _bootstrap(report, TOKEN, BASELINE)
     won = {name: percent(row["win_rate"], row["se"]) for name, row in table.items()}
+    difference, low, high = (points(bootstrap[key]) for key in ("difference", "low", "high"))
     text = [
         f"At T = 1, “{label[TOKEN]}” wins {won[TOKEN]} against the reference and "
-        f"“{label[BASELINE]}” {won[BASELINE]}: {points(bootstrap['difference'])} "
-        f"points, 95 % interval {points(bootstrap['low'])} to {points(bootstrap['high'])}."
+        f"“{label[BASELINE]}” {won[BASELINE]}: {difference} points, 95 % interval {low} to {high}."
     ]
     if EDITS in table:
         text.append(

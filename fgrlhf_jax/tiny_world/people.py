@@ -10,7 +10,6 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Iterator
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
@@ -119,11 +118,7 @@ def edit_response(
     one too many taken out. Right content is damaged with probability ``damage``, and all else
     stays. What a list lacks is a random member of the kind that is not there yet.
     """
-    return " ".join(_edited(prompt, response.split(), rng, rates))
-
-
-def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> Iterator[str]:
-    answer = answer_slots(prompt)
+    words, edited, answer = response.split(), [], answer_slots(prompt)
     script = align_words(answer, words)
     for step in script:
         if step.right and answer[step.slot].is_open:
@@ -137,5 +132,5 @@ def _edited(prompt: str, words: list[str], rng: random.Random, rates: Rates) -> 
                 word = slot.word if slot else ""
         elif slot.family and rng.random() < rates.damage:
             word = rng.choice(tasks.wrong_words(slot))
-        if word:
-            yield word
+        edited += [word] if word else []
+    return " ".join(edited)

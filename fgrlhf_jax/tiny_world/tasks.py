@@ -61,9 +61,8 @@ def set_of(prompt: str) -> str:
     digest = hashlib.sha256(prompt.encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     bounds = itertools.accumulate(SETS.values())
-    return next(
-        (name for name, bound in zip(SETS, bounds, strict=True) if place < bound), "test"
-    )
+    names = (name for name, bound in zip(SETS, bounds, strict=True) if place < bound)
+    return next(names, "test")
 
 
 def draw_prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
@@ -120,24 +119,24 @@ def answer_slots(prompt: str) -> list[Slot]:
     family, *rest = prompt.split() or [""]
     try:
         if family in FACTS:
-            return _fact_slots(family, [word for word in rest[1:] if word not in (",", "and")])
+            things = [word for word in rest[1:] if word not in (",", "and")]
+            parts = [[Slot(x), Slot("is"), Slot(FACTS[family][x], family, x)] for x in things]
+            return [*map(Slot, ("the", family, "of")), *_joined(parts, "and")]
         if family == "list":
             return _list_slots(rest[::2], rest[1::2])
         if family == "count":
-            return _count_slots(*rest[0:3:2], *rest[4:7:2])
+            a, b, c, d = map(NUMBERS.index, (*rest[0:3:2], *rest[4:7:2]))
+            runs = (NUMBERS[x : y + 1] or NUMBERS[y : x + 1][::-1] for x, y in ((a, b), (c, d)))
+            return _joined([[Slot(number, "count") for number in run] for run in runs])
         if family == "reverse":
             things = [Slot(_THINGS[_THINGS.index(w)], family) for w in reversed(rest)]
-            return [*_template("the reverse is"), *things]
+            return [*map(Slot, ("the", "reverse", "is")), *things]
         if family == "repeat" and rest[-1] == "twice":
             twice = [[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]]
             return _joined(twice)
     except (KeyError, ValueError, IndexError, TypeError):
         pass
     raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world.")
-
-
-def _template(text: str) -> list[Slot]:
-    return [Slot(word) for word in text.split()]
 
 
 def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
@@ -148,27 +147,14 @@ def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
     return joined
 
 
-def _fact_slots(family: str, things: list[str]) -> list[Slot]:
-    parts = [[*_template(f"{x} is"), Slot(FACTS[family][x], family, x)] for x in things]
-    return [*_template(f"the {family} of"), *_joined(parts, "and")]
-
-
 def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
     parts = []
     for size, kind in zip(sizes, kinds, strict=True):
         n = NUMBERS.index(size) + 1
         if n > len(KINDS[kind]):
             raise ValueError
-        parts.append([*_template(f"{kind} are"), *[Slot(_OPEN, "list", kind)] * n])
+        parts.append([Slot(kind), Slot("are"), *[Slot(_OPEN, "list", kind)] * n])
     return _joined(parts)
-
-
-def _count_slots(*ends: str) -> list[Slot]:
-    a, b, c, d = map(NUMBERS.index, ends)
-    runs = (
-        NUMBERS[x : y + 1] if x < y else NUMBERS[y : x + 1][::-1] for x, y in [(a, b), (c, d)]
-    )
-    return _joined([[Slot(number, "count") for number in run] for run in runs])
 
 
 def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:

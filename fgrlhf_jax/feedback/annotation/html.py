@@ -98,6 +98,7 @@ def _printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+_NOTE = _ENVIRONMENT.from_string('<div class="prompt"><p>{{ text }}</p></div>')
 _PROMPT = _ENVIRONMENT.from_string("""\
 <div class="prompt"><small>Prompt, row {{ id }}</small><p>{{ instruction }}</p>
 {% if input %}<p class="input">{{ input }}</p>{% endif %}</div>
@@ -111,9 +112,7 @@ def prompt(item: Item) -> str:
 
 def note(text: str) -> str:
     """A text in the place of the prompt."""
-    return _ENVIRONMENT.from_string('<div class="prompt"><p>{{ text }}</p></div>').render(
-        text=text
-    )
+    return _NOTE.render(text=text)
 
 
 _DIFFERENCE = _ENVIRONMENT.from_string("""\

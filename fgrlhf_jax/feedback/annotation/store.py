@@ -6,6 +6,7 @@ or that annotator's browser has been silent for `release_after` seconds and no o
 log.py keeps every event on disk, history.py replays them.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ from fgrlhf_jax.feedback.annotation.history import (
 from fgrlhf_jax.feedback.annotation.log import Log
 
 
-class Annotations:
+class Annotations(contextlib.AbstractContextManager):
     """The rows, who has them open, and the decisions. Any method may be called from any thread.
 
     Args:
@@ -74,9 +75,6 @@ class Annotations:
         """Gives the files back to other processes."""
         with self._lock:
             self._log.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
