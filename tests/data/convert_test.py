@@ -34,9 +34,6 @@ def converted(*records, to, further=None, **options):
     return convert_records(with_rows(*records, **(further or {})), to, **options)[0]
 
 
-# --- by hand ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("record", "better", "worse"),
     [(EDIT, "It rains.", "It rain."), (FIRST, "Pear.", "Brick."), (SECOND, "Pear.", "Brick.")],
@@ -107,9 +104,6 @@ def test_alpaca_eval_annotations():
     assert row["generator"] == "mine"
 
 
-# --- there and back ----------------------------------------------------------------------------
-
-
 def random_text(rng: random.Random, first: str = "") -> str:
     letters = 'a "\\{}<>&\n\r\t,é字😀\u2028\x00\x7f'
     return first + "".join(rng.choice(letters) for _ in range(rng.randrange(12)))
@@ -138,9 +132,6 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
             columns = ("instruction", "input", "output")
             rows = [{column: row[column] for column in columns} for row in rows]
         assert back == rows
-
-
-# --- the labels of all pairs of four predictions -------------------------------------------------
 
 
 def compared(labels=(0, 1, 2, 1, 1, 2), texts=("a", "b", "c", "d"), **fields):
@@ -197,9 +188,6 @@ def test_ids_of_pairs_and_equal_predictions():
 def test_bad_comparisons(fields, message):
     with pytest.raises(InputError, match=message):
         compared_predictions(compared(**fields))
-
-
-# --- what is refused ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

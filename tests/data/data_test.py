@@ -45,9 +45,6 @@ def statistics(run, **fields) -> dict:
     return json.loads(Path("statistics.json").read_text(encoding="utf-8"))
 
 
-# --- statistics ------------------------------------------------------------------------------
-
-
 def test_every_form_is_read_whole(run):
     """Rows that are read and rows that are not are the rows there are."""
     files = statistics(run, input=",".join(FILES), invalid="drop")["files"]
@@ -171,9 +168,6 @@ def test_no_flag_shows_the_embedded_world(run):
         assert f"embedded {name}\n" in out
 
 
-# --- conversions -------------------------------------------------------------------------------
-
-
 def test_what_a_conversion_says_and_writes(run):
     fields = {"to": "instructions", "side": "worse", "output": "worse.jsonl"}
     assert run(input="pairs.jsonl", **fields) == "2 rows in worse.jsonl\n"
@@ -205,8 +199,6 @@ def test_what_is_written_can_be_read(run, source, to, suffix):
     run(input=source, to=to, output=output)
     assert len(records.read(output)) == (1 if to == "prompts" else 2)
 
-
-# --- what is refused: one sentence, and no file is written ------------------------------------
 
 CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
 BAD = [

@@ -72,9 +72,6 @@ def changed_words(tokenizer, pair: Pair) -> tuple[str, str]:
     return tuple(tokenizer.decode(tokens[changed]).strip() for tokens, changed in sides)
 
 
-# --- encode_pairs -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("append_eos", [True, False])
 def test_edits(either, append_eos):
     """Any tokenizer: EOS is a response token, matched on both sides, whatever the pad token."""
@@ -177,9 +174,6 @@ def test_vocabulary(tokenizer):
         check_vocabulary(tokenizer, 300)
 
 
-# --- span_labels ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("append_eos", [True, False])
 def test_span_labels(either, append_eos):
     text = "the film was dull, a naïve 漢字 and the actors </s> were bad"
@@ -203,9 +197,6 @@ def test_span_labels(either, append_eos):
     inside = marked("ctor")  # part of a token marks it
     assert "ctor" in inside
     assert "the" not in inside
-
-
-# --- pad_pairs --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bucket", [32, 61])

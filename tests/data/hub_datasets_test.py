@@ -13,7 +13,7 @@ from configs import pipeline
 from fgrlhf_jax.data import hub_datasets, records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline import tasks as study
+from fgrlhf_jax.pipeline.tasks import make_data
 from fgrlhf_jax.runtime.files import write_jsonl
 
 SIZES = {path.replace("/", ":"): len(rows) for path, rows in hub_cases.alpaca_farm().items()}
@@ -54,36 +54,36 @@ def test_the_papers_setting(folder, tmp_path):
     edits = [Edit(f"human {n}", "", "Two.", "Two, three.") for n in range(60)]
     write_jsonl(tmp_path / "edits.jsonl", edits)
     config = pipeline.get_config("llama_7b")
-    farm = {
+    sets = {
         "sft": "alpaca_instructions:sft",
         "preferences": "alpaca_human_preference:preference",
         "prompts": "alpaca_instructions:unlabeled",
         "test": "alpaca_farm_evaluation:eval",
     }
-    config.files.update({name: f"{hub_cases.NAME}:{spec}" for name, spec in farm.items()})
+    config.files.update({name: f"{hub_cases.NAME}:{spec}" for name, spec in sets.items()})
     config.files.edits = "edits.jsonl"
-    study.make_data(config, tmp_path)
-
-    def written(name: str) -> list:
-        return records.read(str(tmp_path / "data" / f"{name}.jsonl"))
-
-    assert [row.instruction for row in written("sft")] == [f"sft {n}" for n in range(120)]
-    assert [row.instruction for row in written("ppo")] == [f"unlabeled {n}" for n in range(200)]
-    assert [row.instruction for row in written("test")] == ["eval"]
-    assert 40 < len(written("preferences_train")) < 80  # less the held-out prompts
-    assert 40 < len(written("edits_train")) < 60
+    make_data(config, tmp_path)
+    rows = {path.stem: records.read(str(path)) for path in (tmp_path / "data").glob("*.jsonl")}
+    instructions = {name: [row.instruction for row in rows[name]] for name in rows}
+    assert instructions["sft"] == [f"sft {n}" for n in range(120)]
+    assert instructions["ppo"] == [f"unlabeled {n}" for n in range(200)]
+    assert instructions["test"] == ["eval"]
+    assert 40 < len(rows["preferences_train"]) < 80  # less the held-out prompts
+    assert 40 < len(rows["edits_train"]) < 60
 
 
 def test_a_folder_is_named_as_an_id_is(folder):
     assert len(records.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
-    with pytest.raises(
-        InputError, match="has the splits preference, sft, unlabeled, val; choo"
+    for spec, message in (
+        (
+            ":alpaca_instructions",
+            "has the splits preference, sft, unlabeled, val; choose one: ",
+        ),
+        (":alpaca_instructions:gold", "datasets cannot load it .*gold.*; give ORG/NAME"),
+        ("", "is a folder; name the files in it"),
     ):
-        records.read(f"{folder}:alpaca_instructions")
-    with pytest.raises(InputError, match=r"datasets cannot load it .*gold.*; give ORG/NAME"):
-        records.read(f"{folder}:alpaca_instructions:gold")
-    with pytest.raises(InputError, match="is a folder; name the files in it"):
-        records.read(str(folder))
+        with pytest.raises(InputError, match=message):
+            records.read(f"{folder}{spec}")
 
 
 def test_files_of_a_folder_without_a_card(folder):
@@ -94,16 +94,15 @@ def test_files_of_a_folder_without_a_card(folder):
         write_jsonl(folder.parent / f"{path}.jsonl", rows[:count])
     name = folder.parent.name
     assert len(records.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
-    with pytest.raises(InputError, match=f"{name}/y:default:row 2: preference is 3"):
-        records.read(f"{name}/y:default")
-    with pytest.raises(
-        InputError, match=r"no_such/thing: datasets cannot load it .*; give ORG"
-    ):
-        records.read("no_such/thing")
     (folder.parent / "z").mkdir()
     (folder.parent / "z/z.py").write_text("import datasets\n")
-    with pytest.raises(InputError, match=r"script.*give its data files"):
-        records.read(f"{name}/z::")
+    for spec, message in (
+        (f"{name}/y:default", f"{name}/y:default:row 2: preference is 3"),
+        ("no_such/thing", r"no_such/thing: datasets cannot load it .*; give ORG"),
+        (f"{name}/z::", r"script.*give its data files"),
+    ):
+        with pytest.raises(InputError, match=message):
+            records.read(spec)
 
 
 def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
@@ -114,20 +113,11 @@ def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
     assert records.read("json:default:train") == [Instruction("a", "", "a: yes.")]
 
 
-@pytest.mark.parametrize(
-    ("source", "is_dataset"),
-    [
-        ("org/name", True),
-        ("org/name:config:split", True),
-        (".:", True),
-        ("nowhere:config", False),
-        ("org/name:a:b:c", False),
-        ("a/b/c:config", False),
-        ("", False),
-    ],
-)
-def test_what_names_a_dataset(source, is_dataset):
-    assert hub_datasets.is_dataset(source) is is_dataset
+def test_what_names_a_dataset():
+    for source in ("org/name", "org/name:config:split", ".:"):
+        assert hub_datasets.is_dataset(source)
+    for source in ("nowhere:config", "org/name:a:b:c", "a/b/c:config", ""):
+        assert not hub_datasets.is_dataset(source)
 
 
 READ = """

@@ -43,9 +43,6 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-# --- what is read ----------------------------------------------------------------------------
-
-
 def test_three_kinds_in_one_file(write):
     assert read(write(EDIT, PREFERENCE, INSTRUCTION)) == [
         Edit("Sum up.", "A text.", "It rains.", "Sun."),
@@ -119,8 +116,6 @@ def test_several_sources_in_order(write):
     assert [type(record) for record in read("d.jsonl, a.jsonl")] == [Instruction, Edit]
     assert len(read("b, c.jsonl")) == 1  # a comma in the name of a file
 
-
-# --- what is refused --------------------------------------------------------------------------
 
 BAD_LINES = [
     (b'{"instruction": "a",}', "malformed JSON"),
@@ -244,9 +239,6 @@ def test_no_file_folder_and_unreadable_file(write, monkeypatch):
         read(path)
 
 
-# --- writing ----------------------------------------------------------------------------------
-
-
 def test_what_is_written_is_read(tmp_path):
     records = [
         Edit("Übe.", "a\nb", "漢字 \u2028", 'quote " \\', "x/1", ((0, 2), (1, 3))),
@@ -266,9 +258,6 @@ def test_what_json_cannot_say_is_written_as_text(write):
     ((again, written),) = read_with_rows("a.jsonl")
     assert again == record
     assert written == EDIT | {"when": str(when), "raw": "b'x'", "rewards": [0.5]}
-
-
-# --- train and validation ---------------------------------------------------------------------
 
 
 def many(count: int) -> list[Instruction]:
