@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import ppo, rm, sft
-from fgrlhf_jax.plan.memory import format_table, measure
+from fgrlhf_jax.plan.memory import measure
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def check_supervised_flops(plan: dict, rows: int) -> None:
     assert evaluate["model_flops"] == pytest.approx(evaluate["compiled_flops"], rel=1e-3)
 
 
-def test_reward_model(uncached, capsys):
+def test_reward_model(uncached):
     """As the run itself would compile it, so that temporaries are those of the run."""
     shapes = reward_model_shapes(rm.get_config("llama_7b"))
     params = jax.tree.leaves(shapes.models)
@@ -49,8 +49,6 @@ def test_reward_model(uncached, capsys):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plan = measure(shapes, 80e9)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    with capsys.disabled():
-        print(f"\n{format_table(plan)}\nthis process grew by {grown / 1e9:.2f} GB")
     assert plan["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     # Parameters and two moments, an eighth each; donated, so that the outputs reuse them.
     state = 3 * 4 * sum(math.prod(leaf.shape) for leaf in params)
@@ -70,14 +68,12 @@ def test_supervised_fine_tuning(quick_compilation):
     check_supervised_flops(plan, rows=128)
 
 
-def test_ppo(quick_compilation, capsys):
+def test_ppo(quick_compilation):
     """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
     config = ppo.get_config("llama_7b")
     assert (config.rollout_batch_size, config.minibatch_size) == (512, 256)
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     plan = measure(ppo_shapes(config), 80e9)
-    with capsys.disabled():
-        print("\n" + format_table(plan))
     assert plan["fits"]
     assert max(step["total"] for step in plan["steps"].values()) < 60e9
     # An eighth of four models of about 6.7e9 parameters, two in half precision, and moments.

@@ -50,17 +50,13 @@ def numbers(cfg: llama.LlamaConfig, vocabularies: int) -> int:
 
 def row_flops(cfg: llama.LlamaConfig, keys: list[int], logits: int) -> float:
     """Of a row: a token for every entry of ``keys``, the keys it may look at; and some logits."""
-    D, F, N, K, H = (
-        *(cfg.hidden_size, cfg.intermediate_size),
-        *(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim),
-    )
-    total = 0
-    for _ in range(cfg.num_layers):
-        for seen in keys:
-            total += 2 * D * (N * H) + 2 * 2 * D * (K * H) + 2 * (N * H) * D  # q, k and v, o
-            total += 3 * 2 * D * F  # gate, up, down
-            total += N * (2 * H * seen + 2 * seen * H)  # scores, and what they mix
-    return total + logits * 2 * D * cfg.vocab_size
+    D, N, K, H = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    layer = 0
+    for seen in keys:
+        layer += 2 * D * (N * H) + 2 * 2 * D * (K * H) + 2 * (N * H) * D  # q, k and v, o
+        layer += 3 * 2 * D * cfg.intermediate_size  # gate, up, down
+        layer += N * (2 * H * seen + 2 * seen * H)  # scores, and what they mix
+    return cfg.num_layers * layer + logits * 2 * D * cfg.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +129,10 @@ def test_flops_as_compiled(plan):
 def test_whether_it_fits(shapes, plan):
     assert plan["fits"]
     largest = max(step["total"] for step in plan["steps"].values())
-    for memory, fits in ((largest, True), (largest - 1, False)):
+    for memory, count in ((largest, 3), (largest - 1, 2)):
         again = measure(shapes, memory)
-        assert again["fits"] == fits
-        assert sum(step["fits"] for step in again["steps"].values()) == (3 if fits else 2)
-        assert ("   NO\n" in format_table(again)) != fits
+        assert sum(step["fits"] for step in again["steps"].values()) == count
+        assert again["fits"] == ("   NO\n" not in format_table(again)) == (count == 3)
 
 
 def test_the_table(plan):
@@ -171,13 +166,10 @@ def test_what_there_is_depends_on_the_config():
     assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
     own = ppo_shapes(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
-    assert (
-        own.steps["score_rollout"].flops < ppo_shapes(ppo_config()).steps["score_rollout"].flops
-    )
-    half = ppo_shapes(ppo_config(inference_dtype="bfloat16"))
-    assert 2 * bytes_per_device(half.models["reference"]) == bytes_per_device(
-        half.models["policy"]
-    )
+    flops = [x.steps["score_rollout"].flops for x in (own, ppo_shapes(ppo_config()))]
+    assert flops[0] < flops[1]
+    half = ppo_shapes(ppo_config(inference_dtype="bfloat16")).models
+    assert 2 * bytes_per_device(half["reference"]) == bytes_per_device(half["policy"])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +267,12 @@ def test_the_command(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "launch.plan", *arguments],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "",
+            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -51,15 +51,14 @@ def by_name(tree) -> dict[str, np.ndarray]:
 def gradients(count: int) -> list:
     """Of norms far below and far above 1, in turn."""
     rng = np.random.default_rng(1)
-    return [
-        jax.tree.map(
-            lambda x, size=10.0 ** (-2 + 3 * (number % 2)): (
-                size * rng.standard_normal(x.shape)
-            ).astype(np.float32),
+
+    def draw(size: float) -> dict:
+        return jax.tree.map(
+            lambda x: (size * rng.standard_normal(x.shape)).astype(np.float32),
             every_parameter(),
         )
-        for number in range(count)
-    ]
+
+    return [draw(10.0 if number % 2 else 0.01) for number in range(count)]
 
 
 def walk(optimizer, params, grads):
@@ -133,13 +132,8 @@ def test_schedules_that_cannot_be(arguments, message):
 @pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (1.5, 0.2)])
 def test_adamw_is_the_plain_loop(clip_norm, weight_decay):
     grads = gradients(5)
-    options = {
-        "b1": 0.8,
-        "b2": 0.95,
-        "eps": 1e-3,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-    }
+    options = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
+    options |= {"weight_decay": weight_decay, "clip_norm": clip_norm}
     optimizer = optim.adamw(optim.schedule("cosine", 0.1, 8, 3), **options)
     params, _ = walk(optimizer, every_parameter(), grads)
     rates = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.05 * (1 + math.cos(math.pi / 5))]
@@ -163,10 +157,8 @@ def pulled_by_decay(params) -> set[str]:
 
 def test_decay_pulls_on_matrices_and_on_nothing_else():
     params = every_parameter()
-    ranks = {name: value.ndim for name, value in by_name(params).items()}
-    assert ranks["backbone/layers/attention_norm/scale"] == 2  # stacked: no matrix all the same
-    assert ranks["backbone/layers/attention/q/bias"] == 2
-    assert set(ranks) > MATRICES == pulled_by_decay(params)
+    assert by_name(params)["backbone/layers/attention_norm/scale"].ndim == 2  # yet no matrix
+    assert set(by_name(params)) > MATRICES == pulled_by_decay(params)
     # A tied model without biases needs no other rules.
     cfg = dataclasses.replace(CFG, tie_embeddings=True, attention_bias=False, mlp_bias=False)
     row = jnp.zeros((1, 2), jnp.int32)
@@ -195,15 +187,7 @@ def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
         if name in frozen:
             np.testing.assert_array_equal(value, by_name(params)[name], err_msg=name)
         else:
-            np.testing.assert_allclose(
-                value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name
-            )
+            np.testing.assert_allclose(value, expected[name], 1e-5, 1e-6, err_msg=name)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     trained = [value.size for name, value in by_name(params).items() if name not in frozen]
     assert sum(leaf.size for leaf in moments) == 2 * sum(trained)
-
-
-def test_freezing_everything_leaves_nothing_to_store():
-    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=".")
-    state = jax.eval_shape(optimizer.init, every_parameter())
-    assert all(not leaf.ndim for leaf in jax.tree.leaves(state))
