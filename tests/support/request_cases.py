@@ -67,6 +67,6 @@ class FakeModel:
         return echo(request)
 
 
-def cached_prompts(folder: Path, requests) -> set[str]:
-    with contextlib.closing(Cache(folder / "cache.sqlite")) as stored:
-        return {r.prompt for r in requests if request_key(IDENTITY, r) in stored}
+def cached_prompts(folder: Path, requests, name="cache.sqlite", identity=IDENTITY) -> set[str]:
+    with contextlib.closing(Cache(folder / name)) as stored:
+        return {r.prompt for r in requests if request_key(identity, r) in stored}

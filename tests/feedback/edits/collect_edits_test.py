@@ -1,7 +1,9 @@
 """Edits by a language model, from the command line to the file, against one that misbehaves."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -13,12 +15,13 @@ import llm_server
 import ppo_cases
 import pytest
 import tiny_cases
-from request_cases import read
+from request_cases import cached_prompts, read
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.llm.cache import rejected_path
+from fgrlhf_jax.feedback.llm.client import Request
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
 from launch.shared import asking, config_files
@@ -49,24 +52,32 @@ def editor(prompt: str) -> str:
     return replies.get(n % 10, edit)
 
 
+def write_responses(folder, count):
+    """A file of responses, one of them blank."""
+    rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(count)]
+    rows[17]["output"] = " "
+    write_jsonl(folder / "responses.jsonl", rows)
+    return folder / "responses.jsonl"
+
+
 @pytest.fixture
 def responses(tmp_path):
-    """A file of 40 responses, one of them blank."""
-    rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(40)]
-    rows[17]["output"] = " "
-    write_jsonl(tmp_path / "responses.jsonl", rows)
-    return tmp_path / "responses.jsonl"
+    return write_responses(tmp_path, 40)
 
 
 def flags(server, input, output, provider="openai", **fields) -> list[str]:
     path = "/v1" if provider == "openai" else ""
     fields = {"provider": provider, "model": "m", "base_url": server.url + path} | fields
     fields |= {"input": input, "output": output}
-    return [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def parse(*args, **fields):
+    return config_files.parse(["", *flags(*args, **fields)], CONFIG)
 
 
 def collect(*args, **fields) -> None:
-    collect_edits.main(config_files.parse(["", *flags(*args, **fields)], CONFIG))
+    collect_edits.main(parse(*args, **fields))
 
 
 def files(output) -> tuple[bytes, bytes]:
@@ -86,33 +97,39 @@ def settings(monkeypatch):
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
 def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys):
+    def plan(prompt, before):
+        refused = "Response 21:" in prompt
+        return (
+            "400 the prompt is too long" if refused else llm_server.shaky(0.2)(prompt, before)
+        )
+
     output = tmp_path / "edits.jsonl"
     key = llm_server.KEY if provider == "anthropic" else None
-    with llm_server.running(llm_server.shaky(0.2), editor, key=key) as server:
+    with llm_server.running(plan, editor, key=key) as server:
         collect(server, responses, output, provider)
         first, printed = files(output), capsys.readouterr()
         collect(server, responses, output, provider)
         assert files(output) == first
         assert set(server.delivered.values()) == {1}
-        assert len(server.delivered) == 39
+        assert len(server.delivered) == 38
 
     rows, rejected = read(output), read(rejected_path(output))
-    accepted = [n for n in range(40) if n % 10 not in REASONS and n != 17]
+    reasons = {n: REASONS[n % 10] for n in range(40) if n % 10 in REASONS}
+    reasons |= {17: "no response", 21: "rejected: 400: the prompt is too long"}
+    accepted = [n for n in range(40) if n not in reasons]
     assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
     assert {row["annotator"] for row in rows} == {f"{provider}/m"}
     for n, edit in zip(accepted, records.read(str(output)), strict=True):
         assert isinstance(edit, records.Edit)
         assert edit.instruction == f"Question {n}?"
         assert (edit.original, edit.edited) == (original(n), edited(n))
-    assert [row["reason"] for row in rejected] == [
-        REASONS.get(n % 10, "no response") for n in range(40) if n not in accepted
-    ]
+    assert [row["reason"] for row in rejected] == [reasons[n] for n in sorted(reasons)]
     assert rejected[0]["reply"] == "I'm sorry, but I can't help with that."
     assert rejected[1]["reply"].startswith("Here is the edited response:\n\nResponse 6")
     for text in (
-        "13 rows set aside in",
-        "4 refusal, 4 unchanged, 4 rewritten, 1 no response",
-        f"27 edits in {output}, median word change ratio 0.",
+        "14 rows set aside in",
+        "4 refusal, 4 unchanged, 4 rewritten, 1 no response, 1 rejected",
+        f"26 edits in {output}, median word change ratio 0.",
         f"python -m launch.edit_report --config.input={output}\n",
         f"--config.train={output}",
     ):
@@ -122,54 +139,89 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
     assert llm_server.KEY not in printed.out + printed.err
 
 
+# The command, whose attempts follow each other at once.
+COMMAND = """
+import functools
+from launch import collect_edits
+from launch.shared import asking
+
+asking.Limits = functools.partial(asking.Limits, back_off=0.001, longest_wait=0.01)
+asking.command(collect_edits.main, collect_edits.CONFIG, "")
+"""
+
+
+@contextlib.contextmanager
+def started(*args, **fields):
+    """The command in a process of its own."""
+    command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop(process, signal_number, condition) -> bytes:
+    """Sends a signal when the condition holds; what the process then wrote to stderr."""
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    process.send_signal(signal_number)
+    _, error = process.communicate(timeout=50)
+    assert process.returncode == {signal.SIGINT: 130}.get(signal_number, -signal_number), error
+    return error
+
+
 @pytest.mark.slow
-def test_stopped_again_and_again(responses, tmp_path):
-    """Killed, then interrupted: nothing is lost, doubled or asked for again."""
+def test_stopped_again_and_again(tmp_path):
+    """Killed three times, then interrupted: nothing is lost, doubled or asked for again."""
+    count, concurrency, rng, known = 200, 4, random.Random(4), []
     complete, stopped = tmp_path / "complete.jsonl", tmp_path / "stopped.jsonl"
-
-    def command() -> subprocess.Popen:
-        arguments = flags(server, responses, stopped, limits__concurrency=2)
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.collect_edits", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    with llm_server.running(answer=editor, work=0.05) as server:
-        collect(server, responses, complete, limits__concurrency=16)
-        before = sum(server.delivered.values())
-        for until, how in ((10, signal.SIGKILL), (20, signal.SIGINT)):
-            process = command()
-            while sum(server.delivered.values()) < before + until:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.002)
-            process.send_signal(how)
-            _, error = process.communicate(timeout=60)
-            assert process.returncode == (130 if how == signal.SIGINT else -how), error
-            if how == signal.SIGINT:
-                assert error.decode().endswith("interrupted; run the same command to go on\n")
-        written = stopped.read_bytes()
-        assert 0 < len(written) < len(complete.read_bytes())
-        last = command()
-        out, error = last.communicate(timeout=120)
-        assert last.returncode == 0, error
+    responses = write_responses(tmp_path, count)
+    with llm_server.running(llm_server.shaky(0.2), editor) as server:
+        collect(server, responses, complete)
+        server.work, before = 0.01, server.delivered.total()
+        command = (server, responses, stopped, "openai")
+        fields = {"limits.concurrency": concurrency}
+        identity = asking.model_identity(parse(*command, **fields))
+        for number in (*[signal.SIGKILL] * 3, signal.SIGINT):
+            until = server.delivered.total() + rng.randint(5, 30)
+            with started(*command, **fields) as process:
+                error = stop(process, number, lambda: server.delivered.total() >= until)  # noqa: B023
+            assert files(complete)[0].startswith(files(stopped)[0])
+            assert files(complete)[1].startswith(files(stopped)[1])
+            requests = [Request(prompt) for prompt in server.asked]
+            cached = cached_prompts(tmp_path, requests, "stopped.cache.sqlite", identity)
+            known.append({prompt: server.asked[prompt] for prompt in cached})
+        assert error.decode().endswith("interrupted; run the same command to go on\n")
+        with started(*command, **fields) as process:
+            out, error = process.communicate(timeout=100)
+            assert process.returncode == 0, error
+        for prompts in known:  # what was cached at a stop was never sent again
+            assert all(server.asked[prompt] == asked for prompt, asked in prompts.items())
         # Besides, what a killed program had been sent and had not yet written.
-        assert sum(server.delivered.values()) <= before + 39 + 2 * 2
-    assert stopped.read_bytes().startswith(written)
+        assert server.delivered.total() <= before + count - 1 + 3 * concurrency
+        assert 0 < len(known[0]) < len(known[-1]) < count - 1
     assert files(stopped) == files(complete)
-    assert b"27 edits in" in out
+    assert b"139 edits in" in out
 
 
-def test_a_cap_stops_it_and_the_next_run_continues(responses, tmp_path):
-    output, cap = tmp_path / "edits.jsonl", {"limits__max_requests": 12}
-    with llm_server.running(answer=editor) as server:
-        for _ in range(3):
-            message = "stopped at max_requests=12 after 12 requests"
-            with pytest.raises(InputError, match=message):
-                collect(server, responses, output, **cap)
-        collect(server, responses, output, **cap)
-        assert set(server.delivered.values()) == {1}
-    assert len(read(output)) == 27
+@pytest.mark.slow
+def test_interrupted(responses, tmp_path):
+    """While all threads wait for a server that says nothing."""
+
+    def plan(prompt, before):
+        return "ok" if re.search("Response [02]:", prompt) else "timeout"
+
+    output = tmp_path / "edits.jsonl"
+    with llm_server.running(plan, editor, stall=60) as server:
+        with started(server, responses, output) as process:
+            began = time.monotonic()
+            error = stop(process, signal.SIGINT, lambda: server.now == 8)
+        assert time.monotonic() - began < 30  # the server is silent for 60
+    assert error.decode().endswith("interrupted; run the same command to go on\n")
+    assert [row["id"] for row in read(output)] == ["1"]
 
 
 def test_an_output_of_something_else_is_refused(responses, tmp_path):
@@ -203,18 +255,6 @@ def test_preferences_and_edits_are_edited_too(tmp_path):
             assert [edit.id for edit in edits] == ["1", "e/1", "3"]
             assert not rejected_path(output).exists()
         assert any("Input: i\n" in prompt for prompt in server.asked)
-
-
-def test_one_refused_request_does_not_stop_the_others(responses, tmp_path):
-    def plan(prompt, before):
-        return "400 the prompt is too long: 9 > 8" if "Response 5:" in prompt else "ok"
-
-    output = tmp_path / "edits.jsonl"
-    with llm_server.running(plan, editor) as server:
-        collect(server, responses, output, limit=8)
-    (refused,) = [row for row in read(rejected_path(output)) if row["id"] == "6"]
-    assert refused["reason"].startswith("rejected: 400: ")
-    assert [row["id"] for row in read(output)] == ["1", "2", "3", "5", "8"]
 
 
 def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
@@ -301,7 +341,6 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
         ({"output": ""}, "output is empty; give --config.provider="),
         ({"provider": "openai", "base_url": ""}, "openai needs a key; set the environment"),
         ({"base_url": "nowhere"}, "base_url is no address; give http://HOST:PORT/v1"),
-        ({"base_url": "http://me:secret@h/v1"}, "keys come from the environment"),
         ({"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
         ({"input": "DATA/blank.jsonl"}, "none of its rows has a response to edit"),
         ({"input": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
@@ -309,7 +348,6 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
         ({"output": "DATA/no/e.jsonl"}, "no does not exist; make it"),
         ({"output": "DATA/blank.jsonl"}, "blank.jsonl:1: is no row of ours"),
         ({"cache": "DATA/blank.jsonl"}, "cache DATA/blank.jsonl: cannot be used"),
-        ({"template_file": "DATA/t.txt"}, "t.txt: cannot be read (No such file"),
         ({"template_file": "DATA/bad.txt"}, "there is no field {{ answer }}; there are"),
         ({"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give a "),
     ],

@@ -1,18 +1,13 @@
 """Many requests: each is answered, in order, once, within the limits, whatever happens."""
 
 import _thread
-import random
-import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import llm_server
 import pytest
-import request_cases
 from llm_server import KEY
 from request_cases import (
     QUICK,
@@ -31,8 +26,6 @@ from fgrlhf_jax.feedback.llm import requests as llm_requests
 from fgrlhf_jax.feedback.llm.client import PROVIDERS, Refused, Request, Transient, connect
 from fgrlhf_jax.feedback.llm.requests import Limits, RateLimiter, Rejected, Usage
 
-ONE = Limits(concurrency=1)
-
 
 @pytest.fixture(autouse=True)
 def keys(monkeypatch):
@@ -50,7 +43,7 @@ def connected(server, provider: str = "openai", timeout: float = 30.0):
 @pytest.mark.slow
 def test_rows_of_which_a_fifth_meet_faults(tmp_path):
     """Every other one by the other protocol."""
-    count, usage = 600, Usage()
+    count, usage = 200, Usage()
     requests = questions(count)
     with llm_server.running(llm_server.shaky(0.2, slow=0.05)) as server:
         senders = [connected(server, provider) for provider in PROVIDERS]
@@ -65,7 +58,7 @@ def test_rows_of_which_a_fifth_meet_faults(tmp_path):
     assert len(server.delivered) == count
     assert usage.requests == sum(server.asked.values())
     assert usage.retries == usage.requests - count
-    assert 0.15 * count < usage.retries < 0.35 * count
+    assert 0.1 * count < usage.retries < 0.4 * count
 
 
 def test_a_refused_or_empty_reply_is_rejected(tmp_path):
@@ -143,114 +136,18 @@ def test_where_all_are_refused_nothing_is_rejected(tmp_path, batch_size):
 
 
 def test_refusals_with_replies_between_them_are_rejected(tmp_path):
+    """And those before a cap are not sent again."""
     send = FakeModel(lambda prompt, _: None if prompt.endswith("0") else Refused("too long"))
-    assert save(questions(40), send, tmp_path, ONE) == (4, 36)
+    with pytest.raises(InputError, match="max_requests=37"):
+        save(questions(40), send, tmp_path, Limits(concurrency=1, max_requests=37))
+    assert save(questions(40), send, tmp_path, Limits(concurrency=1)) == (4, 36)
     assert [row["prompt"] for row in read(tmp_path / "out.rejected.jsonl")] == [
         request.prompt for n, request in enumerate(questions(40)) if n % 10
     ]
+    assert len(send.prompts) == 40
 
 
-def test_refusals_before_a_cap_are_not_sent_again(tmp_path):
-    send = FakeModel(lambda prompt, before: Refused("too long"))
-    with pytest.raises(InputError, match="max_requests=3"):
-        save(questions(5), send, tmp_path, Limits(concurrency=1, max_requests=3))
-    assert save(questions(5), send, tmp_path) == (0, 5)
-    assert len(send.prompts) == 5
-
-
-# --- killed and interrupted
-
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-import request_cases
-from fgrlhf_jax.feedback.llm.client import connect
-from launch.shared import cli
-url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
-def main(config):
-    send = connect("openai", "m", base_url=url + "/v1", timeout=60)
-    request_cases.save(request_cases.questions(count), send, folder)
-"""
-KILLED = CHILD.replace("from launch.shared import cli\n", "") + "main(None)"
-INTERRUPTED = CHILD + 'del sys.argv[1:]\ncli.command(main, "configs/generate.py", "")'
-
-
-def child(code: str, server, folder: Path, count: int) -> subprocess.Popen:
-    here = str(Path(request_cases.__file__).parent)
-    return subprocess.Popen(
-        [sys.executable, "-c", code, server.url, str(folder), here, str(count)],
-        stderr=subprocess.PIPE,
-    )
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(tmp_path):
-    count, rng = 200, random.Random(4)
-    requests = questions(count)
-
-    def plan(prompt, before):
-        action = llm_server.shaky(0.2)(prompt, before)
-        return "blank" if action == "ok" and prompt.endswith("7") else action
-
-    complete, killed = tmp_path / "complete", tmp_path / "killed"
-    complete.mkdir()
-    killed.mkdir()
-    with llm_server.running(plan, work=0.002) as server:
-        save(requests, connected(server), complete)
-
-    with llm_server.running(plan, work=0.004) as server:
-        known = []
-        for _ in range(3):
-            process = child(KILLED, server, killed, count)
-            until = sum(server.delivered.values()) + rng.randint(5, 30)
-            while sum(server.delivered.values()) < until:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.01))
-            process.kill()
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-            cached = cached_prompts(killed, requests)
-            known.append({prompt: server.asked[prompt] for prompt in cached})
-            written = (killed / "out.jsonl").read_bytes()
-            assert (complete / "out.jsonl").read_bytes().startswith(written)
-        last = child(KILLED, server, killed, count)
-        _, error = last.communicate()
-        assert last.returncode == 0, error
-        for prompts in known:  # what was cached at a kill was never sent again
-            assert all(server.asked[prompt] == before for prompt, before in prompts.items())
-        # What the kernel had and the program had not yet: at most what was in flight.
-        assert sum(server.delivered.values()) <= count + 3 * Limits().concurrency
-        assert len(known[0]) < len(known[-1]) < count
-    for name in ("out.jsonl", "out.rejected.jsonl"):
-        assert (killed / name).read_bytes() == (complete / name).read_bytes()
-    assert len(read(complete / "out.rejected.jsonl")) == count // 10
-
-
-@pytest.mark.slow
-def test_interrupted(tmp_path):
-    """While all threads wait for a server that says nothing."""
-
-    def plan(prompt, before):
-        return "ok" if prompt in ("question 0", "question 2") else "timeout"
-
-    with llm_server.running(plan, stall=60) as server:
-        process = child(INTERRUPTED, server, tmp_path, 20)
-        while server.now < Limits().concurrency:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        sent = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        try:
-            _, error = process.communicate(timeout=50)
-        finally:
-            process.kill()
-        assert time.monotonic() - sent < 25  # the server is silent for 60
-    assert process.returncode == 130
-    assert error.decode().strip() == "interrupted; run the same command to go on"
-    assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == ["question 0"]
-    assert cached_prompts(tmp_path, questions(20)) == {"question 0", "question 2"}
+# --- interrupted
 
 
 def test_interrupted_just_before_it_waits(tmp_path, monkeypatch):
@@ -274,29 +171,22 @@ def test_interrupted_just_before_it_waits(tmp_path, monkeypatch):
 
 
 def test_a_row_without_a_reply_does_not_stop_the_others(tmp_path, caplog):
-    def plan(prompt, before):
-        broken = prompt in ("question 4", "question 7") and not healed
-        return Transient("500: broken") if broken else None
-
-    healed, send = False, FakeModel(plan)
+    faults = {
+        f"question {n}": Transient(reason) for n, reason in {4: "500", 7: "a", 8: "a"}.items()
+    }
+    send = FakeModel(lambda prompt, before: faults.get(prompt))
     limits = Limits(retries=2, back_off=0.001)
-    message = r"2 of 20 requests have no reply after 3 tries each \(2 × 500: broken\).*timeout"
+    message = r"3 of 20 requests have no reply after 3 tries each \(2 × a; 1 × 500\).*timeout"
     with pytest.raises(InputError, match=message):
         save(questions(20), send, tmp_path, limits)
-    assert caplog.messages == ["500: broken; trying again"]  # once
+    assert sorted(caplog.messages) == ["500; trying again", "a; trying again"]  # once
     assert len(read(tmp_path / "out.jsonl")) == 4
-    assert len(cached_prompts(tmp_path, questions(20))) == 18
-    assert len(send.prompts) == 18 + 2 * 3
-    healed, before = True, len(send.prompts)
+    assert len(cached_prompts(tmp_path, questions(20))) == 17
+    assert len(send.prompts) == 17 + 3 * 3
+    before = len(send.prompts)
+    faults.clear()
     assert save(questions(20), send, tmp_path, limits) == (20, 0)
-    assert sorted(send.prompts[before:]) == ["question 4", "question 7"]
-
-
-def test_reasons_are_counted(tmp_path):
-    faults = {f"question {n}": Transient(reason) for n, reason in enumerate("aabcccd")}
-    send = FakeModel(lambda prompt, before: faults[prompt])
-    with pytest.raises(InputError, match=r"7 of 7 .*1 tries each \(3 × c; 2 × a; 1 × b\)"):
-        list(collect(questions(7), send, tmp_path, Limits(retries=0, concurrency=1)))
+    assert sorted(send.prompts[before:]) == ["question 4", "question 7", "question 8"]
 
 
 def test_an_error_of_the_program_is_not_hidden(tmp_path, monkeypatch):
@@ -310,11 +200,6 @@ def test_an_error_of_the_program_is_not_hidden(tmp_path, monkeypatch):
 
 
 # --- order, progress, batches
-
-
-def test_nothing_to_send(tmp_path):
-    assert list(collect([], echo, tmp_path)) == []
-    assert save([], echo, tmp_path) == (0, 0)
 
 
 def test_replies_come_as_soon_as_all_before_them_are_known(tmp_path):
@@ -350,8 +235,9 @@ def test_progress_is_over_what_is_still_to_be_sent(tmp_path):
         totals.append(len(items))
         yield from items
 
-    for count in (3, 10, 10):
-        list(collect(questions(count), echo, tmp_path, progress=progress))
+    for count in (0, 3, 10, 10):
+        replies = list(collect(questions(count), echo, tmp_path, progress=progress))
+        assert replies == [echo(request) for request in questions(count)]
     assert totals == [3, 7]
 
 
@@ -364,14 +250,16 @@ def test_batches_for_a_model_on_this_machine(tmp_path):
         return [Refused("too long") if number_of(r) == 5 else echo(r) for r in requests]
 
     usage, requests = Usage(), [*questions(11), *questions(2)]
+    capped = Limits(max_requests=7)
+    with pytest.raises(InputError, match="max_requests=7"):
+        save(requests, send, tmp_path, capped, usage=usage, batch_size=4)
+    assert (usage.requests, usage.tokens) == (7, 30)
     replies = list(collect(requests, send, tmp_path, usage=usage, batch_size=4))
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6], [5, 7, 8, 9], [10]]
     expected = [echo(request) for request in requests]
     expected[5] = Rejected("too long")
     assert replies == expected
-    assert (usage.requests, usage.tokens) == (11, 50)
-    list(collect(requests, send, tmp_path, batch_size=4))
-    assert batches[3:] == [[5]]
+    assert (usage.requests, usage.tokens) == (12, 50)
 
 
 # --- limits
@@ -389,21 +277,6 @@ def test_a_cap_stops_and_a_later_run_continues(tmp_path, cap):
         assert len(read(tmp_path / "out.jsonl")) == 7 * run_number
     assert save(questions(22), send, tmp_path, capped) == (22, 0)
     assert sorted(send.prompts) == sorted(request.prompt for request in questions(22))
-
-
-def test_batches_end_at_a_cap(tmp_path):
-    sizes = []
-
-    def send(requests):
-        sizes.append(len(requests))
-        return [echo(request) for request in requests]
-
-    limits = Limits(max_requests=7)
-    with pytest.raises(InputError, match="max_requests=7"):
-        save(questions(9), send, tmp_path, limits, batch_size=4)
-    assert sizes == [4, 3]
-    assert save(questions(9), send, tmp_path, limits, batch_size=4) == (9, 0)
-    assert sizes == [4, 3, 2]
 
 
 def test_requests_in_flight_at_a_cap_are_waited_for(tmp_path, monkeypatch):
