@@ -218,7 +218,11 @@ def test_interrupted(responses, tmp_path):
     with llm_server.running(plan, editor, stall=60) as server:
         with started(server, responses, output) as process:
             began = time.monotonic()
-            error = stop(process, signal.SIGINT, lambda: server.now == 8)
+            error = stop(
+                process,
+                signal.SIGINT,
+                lambda: server.now == 8 and output.exists() and output.stat().st_size,
+            )
         assert time.monotonic() - began < 30  # the server is silent for 60
     assert error.decode().endswith("interrupted; run the same command to go on\n")
     assert [row["id"] for row in read(output)] == ["1"]
