@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.masking import masked_mean
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.sampling import Sampled
@@ -132,7 +132,7 @@ def predict(
     logprobs_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
     chosen_BT1 = tokens_BS[:, -T:, None]
     logprob_BT = jnp.take_along_axis(logprobs_BTV, chosen_BT1, axis=-1)[..., 0]
-    entropy_BT = jax.vmap(po.entropy)(logits_BTV)
+    entropy_BT = jax.vmap(policy_losses.entropy)(logits_BTV)
     if "critic" not in params:
         value_BT = jnp.zeros_like(logprob_BT)
     elif models.critic is None:
@@ -226,24 +226,26 @@ def make_experience(
     mean. With ``kl_in_reward=False``, as the paper has it, the KL is reported but no penalty.
     """
     mask_BT = rollout.response_BT
-    kl_BT = jax.vmap(functools.partial(po.kl_estimate, estimator=settings.kl_estimator))(
-        rollout.logprob_BT, rollout.ref_logprob_BT
-    )
+    kl_BT = jax.vmap(
+        functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator)
+    )(rollout.logprob_BT, rollout.ref_logprob_BT)
     rule = functools.partial(
-        po.missing_eos, rule=settings.missing_eos, penalty=settings.missing_eos_penalty
+        policy_losses.missing_eos,
+        rule=settings.missing_eos,
+        penalty=settings.missing_eos_penalty,
     )
     reward_BT = jax.vmap(rule)(rollout.reward_BT, mask_BT, rollout.finished_B)
-    reward_BT = jax.vmap(po.reward_vector, (0, 0, 0, None))(
+    reward_BT = jax.vmap(policy_losses.reward_vector, (0, 0, 0, None))(
         reward_BT, kl_BT, mask_BT, kl_coef if settings.kl_in_reward else 0.0
     )
     if settings.whiten_rewards:
-        reward_BT = po.whiten(reward_BT, mask_BT, shift_mean=False)
-    advantage_BT, return_BT = jax.vmap(po.gae, (0, 0, 0, None, None))(
+        reward_BT = policy_losses.whiten(reward_BT, mask_BT, shift_mean=False)
+    advantage_BT, return_BT = jax.vmap(policy_losses.gae, (0, 0, 0, None, None))(
         reward_BT, rollout.value_BT, mask_BT, settings.gamma, settings.gae_lambda
     )
     raw_advantage_BT = advantage_BT
     if settings.whiten_advantages:
-        advantage_BT = po.whiten(advantage_BT, mask_BT)
+        advantage_BT = policy_losses.whiten(advantage_BT, mask_BT)
     length_B = jnp.sum(mask_BT, axis=1).astype(jnp.float32)
     total_B = jnp.sum(rollout.reward_BT, axis=1)
     # k1 whatever the penalty's estimator: unbiased, and comparable between runs.
@@ -252,7 +254,7 @@ def make_experience(
         "reward/mean": jnp.mean(total_B),
         "reward/std": jnp.std(total_B),
         "reward/with_kl_penalty": jnp.mean(jnp.sum(reward_BT, axis=1)),
-        "reward/length_correlation": po.correlation(total_B, length_B),
+        "reward/length_correlation": policy_losses.correlation(total_B, length_B),
         "policy/kl": jnp.mean(jnp.sum(log_ratio_BT, axis=1)),
         "policy/kl_per_token": masked_mean(log_ratio_BT, mask_BT),
         "policy/advantage_rms": jnp.sqrt(
@@ -262,7 +264,9 @@ def make_experience(
         "response/unfinished": jnp.mean(1.0 - rollout.finished_B),
         "value/mean": masked_mean(rollout.value_BT, mask_BT),
         "value/return": masked_mean(return_BT, mask_BT),
-        "value/explained_variance": po.explained_variance(rollout.value_BT, return_BT, mask_BT),
+        "value/explained_variance": policy_losses.explained_variance(
+            rollout.value_BT, return_BT, mask_BT
+        ),
     }
     names = set(Experience._fields) & set(rollout._fields)
     arrays = {name: getattr(rollout, name) for name in names}
@@ -296,10 +300,10 @@ def losses(
         params, batch.tokens_BS, batch.mask_BS, models=models, settings=settings
     )
     logprob_BT = jnp.where(mask_BT, logprob_BT, batch.logprob_BT)
-    policy_loss_BT, clipped_BT = jax.vmap(po.policy_loss, (0, 0, 0, None))(
+    policy_loss_BT, clipped_BT = jax.vmap(policy_losses.policy_loss, (0, 0, 0, None))(
         logprob_BT, batch.logprob_BT, batch.advantage_BT, settings.clip_ratio
     )
-    value_loss_BT, value_clipped_BT = jax.vmap(po.value_loss, (0, 0, 0, None))(
+    value_loss_BT, value_clipped_BT = jax.vmap(policy_losses.value_loss, (0, 0, 0, None))(
         value_BT, batch.value_BT, batch.return_BT, settings.value_clip_ratio
     )
 

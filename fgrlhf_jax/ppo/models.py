@@ -99,8 +99,8 @@ def abstract_params(models: Architectures, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
     policy = llama.abstract_params(models.policy, mesh)
     if models.critic is None:
-        whole = llama.TokenValueModel(models.policy.cfg, "after")
-        head = llama.abstract_params(whole, mesh)["head"]
+        model = llama.TokenValueModel(models.policy.cfg, "after")
+        head = llama.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
     return {"policy": policy, "critic": llama.abstract_params(models.critic, mesh)}
 

@@ -5,6 +5,7 @@ made without any memory.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -69,13 +70,11 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     """Raises InputError where sizes of batches do not divide one another, or not over the mesh."""
     micro = config.micro_batch_size or config.minibatch_size
     sharding.check_batch(mesh, micro)
-    for whole, part in (
-        ("rollout_batch_size", "minibatch_size"),
-        ("minibatch_size", "micro_batch_size"),
-    ):
-        size = config[part] or micro
-        if config[whole] % size:
-            raise InputError(f"{whole}={config[whole]} is not a multiple of {part}={size}")
+    names = ("rollout_batch_size", "minibatch_size", "micro_batch_size")
+    for name, divisor in itertools.pairwise(names):
+        size = config[divisor] or micro
+        if config[name] % size:
+            raise InputError(f"{name}={config[name]} is not a multiple of {divisor}={size}")
 
 
 def make(

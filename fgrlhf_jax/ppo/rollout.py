@@ -294,9 +294,9 @@ def evaluate(
         values["length"] += [len(row) for row in ids]
         values["unfinished"] += (~finished_B).astype(float).tolist()
         if config.judge:
-            asked = responses.prompts.texts[:count]
+            prompt_texts = responses.prompts.texts[:count]
             values["score"] += call_function(
-                config.judge, context, asked, texts, ids, finished_B
+                config.judge, context, prompt_texts, texts, ids, finished_B
             )
         for b in range(min(count, config.logged_samples - len(samples))):
             record = responses.prompts.records[b]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.functional.masking import last_token
+from fgrlhf_jax.functional.reward_losses import reward_model_loss
 from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
@@ -110,17 +110,15 @@ def pair_losses(
       batch: the arrays of ``pairs.pad_pairs``.
     """
     B, _, S = batch["tokens_B2S"].shape
-    rows = lambda x: x.reshape(2 * B, S)  # noqa: E731
-    value_B2S = token_values(
-        params, rows(batch["tokens_B2S"]), rows(batch["mask_B2S"]), model=model
-    ).reshape(B, 2, S)
-    one_pair = functools.partial(
-        reward_losses.reward_model_loss,
+    rows = (batch[name].reshape(2 * B, S) for name in ("tokens_B2S", "mask_B2S"))
+    value_B2S = token_values(params, *rows, model=model).reshape(B, 2, S)
+    pair_loss = functools.partial(
+        reward_model_loss,
         loss=loss,
         consistency_weight=consistency_weight,
         center_weight=center_weight,
     )
-    loss_B, metrics_B = jax.vmap(one_pair)(
+    loss_B, metrics_B = jax.vmap(pair_loss)(
         value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
     )
     return loss_B, {"loss": loss_B, **metrics_B}, value_B2S
