@@ -135,17 +135,16 @@ def summarize(models: Models, seed: int) -> dict:
 
 def table(result: dict) -> str:
     """The results as lines of text."""
-    lines = [*model_lines(result), ""]
+    lines = model_lines(result)
     if "other" in result:
         paired = result["paired"]
-        lines += [
-            *model_lines(result["other"]),
-            "",
+        lines += ["", *model_lines(result["other"]), ""]
+        lines.append(
             f"difference      {paired['difference']:+.4f} points, 95 % interval "
             f"{paired['low']:+.4f} to {paired['high']:+.4f} (paired bootstrap, {paired['n']} "
-            f"prompts); not better in {100 * paired['not_better']:.1f} % of its rounds",
-        ]
-    return "\n".join(lines).rstrip()
+            f"prompts); not better in {100 * paired['not_better']:.1f} % of its rounds"
+        )
+    return "\n".join(lines)
 
 
 def model_lines(result: dict) -> list[str]:

@@ -41,14 +41,6 @@ def win_verdict(report: dict, a: str, b: str, decoding: str = "sampled") -> int:
     return _sign(table[a], table[b], f"{prefix}win_rate", f"{prefix}se") if certain else 0
 
 
-def step_verdict(report: dict, a: str, b: str, criterion: str) -> int:
-    """1 where a needs fewer steps than b, -1 where more, 0 where that is not shown."""
-    table = report["table3"]
-    if a not in table or b not in table:
-        return 0
-    return -_sign(table[a], table[b], criterion, f"{criterion}_se")
-
-
 def percent(mean: float | None, error: float | None = None) -> str:
     """``mean ± error`` in per cent, or a dash."""
     if mean is None:
@@ -119,7 +111,7 @@ def _answer_faster(report: dict) -> dict:
     for criterion, words in CRITERIA.items():
         if criterion == "steps_to_gold" and target is None:
             continue
-        verdicts.append(step_verdict(report, TOKEN, BASELINE, criterion))
+        verdicts.append(-_sign(*arms, criterion, f"{criterion}_se"))  # fewer steps are better
         if target is not None:
             words = words.format(judge=report["judge"], target=f"{target:.3f}")
         steps = " against ".join(_steps(row, criterion) for row in arms)

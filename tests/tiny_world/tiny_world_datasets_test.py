@@ -42,7 +42,7 @@ def test_a_function_of_the_seed():
     assert texts[0] != texts[1]  # texts only, since an id names its seed
 
 
-def test_edits_and_preferences(world):
+def test_edits_and_preferences(world, tmp_path):
     edits, preferences = world
     assert len(edits) == len(preferences) == len({edit.id for edit in edits}) == 2000
     for edit, preference in zip(edits, preferences, strict=True):
@@ -61,9 +61,7 @@ def test_edits_and_preferences(world):
     assert 10 < np.mean([len(text) for text in words[1::3]]) < 14
     assert max(map(len, words)) <= MAX_RESPONSE + 3  # what is missing is put in
 
-
-def test_rows_are_valid_records(world, tmp_path):
-    edits, preferences = world
+    # And they are valid records.
     write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
     assert records.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
 

@@ -9,7 +9,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
 from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, canonical_answer, draw_prompts
-from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
+from fgrlhf_jax.tiny_world.words import FAMILIES, KIND_OF, KINDS, vocabulary
 
 # More of each set than any stage takes.
 SIZES = {"sft": 16000, "feedback": 6000, "ppo": 5600, "validation": 1050, "test": 2100}
@@ -23,7 +23,6 @@ def drawn():
 @pytest.mark.parametrize(
     ("prompt", "answer"),  # with content in capitals
     [
-        ("opposite of big and slow", "the opposite of big is SMALL and slow is FAST"),
         ("opposite of cold and hot", "the opposite of cold is HOT and hot is COLD"),
         ("capital of peru and cuba", "the capital of peru is LIMA and cuba is HAVANA"),
         (
@@ -42,31 +41,6 @@ def test_right_answers_by_hand(prompt, answer):
     assert {weight for _, weight in words} == {tasks.CONTENT, tasks.TEMPLATE} == {10, 1}
     texts = (word.upper() if weight == tasks.CONTENT else word for word, weight in words)
     assert " ".join(texts) == answer
-
-
-def test_right_answers_of_drawn_prompts(drawn):
-    """What the content words have in common with the prompt, family by family."""
-    for prompt in drawn["test"]:
-        family, *rest = prompt.split()
-        content = [word for word, weight in canonical_answer(prompt) if weight == tasks.CONTENT]
-        if family in FACTS:
-            facts = [word for word in rest if word in FACTS[family]]
-            assert [FACTS[family][word] for word in facts] == content
-            assert len(facts) in (2, 3)
-        elif family == "list":
-            sizes = [NUMBERS.index(number) + 1 for number in rest[::2]]
-            expected = Counter(dict(zip(rest[1::2], sizes, strict=True)))
-            assert Counter(map(KIND_OF.get, content)) == expected
-            assert len(set(content)) == len(content)
-        elif family == "count":
-            places = map(NUMBERS.index, content)
-            jumps = sum(abs(b - a) != 1 for a, b in itertools.pairwise(places))
-            assert jumps <= 1  # between the two runs
-            assert {rest[0], rest[2], rest[4], rest[6]} <= {*content}
-        elif family == "reverse":
-            assert content == rest[::-1]
-        else:
-            assert content[::2] == content[1::2] == rest[:-1]
 
 
 @pytest.mark.parametrize(

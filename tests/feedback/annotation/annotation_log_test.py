@@ -122,17 +122,14 @@ def test_nothing_that_was_accepted_is_lost_when_killed(output):
 
 
 def test_one_process_a_file(output):
-    child = start(output)
     linked = output.with_name("link.jsonl")
     linked.symlink_to(output)
-    try:
+    with start(output) as child:
         child.stdout.readline()
         for path in (output, linked):
             with pytest.raises(InputError, match="another process is annotating into it"):
                 Annotations(items(4000), path)
-    finally:
         child.kill()
-        child.communicate()
     with Annotations(items(4000), output), pytest.raises(InputError, match="another process"):
         Annotations(items(4000), output)
     Annotations(items(4000), output).close()

@@ -39,15 +39,11 @@ def worth(name: str, number: int) -> int:
 
 
 def responses(name: str) -> list[dict]:
-    return [
-        {
-            "instruction": f"do {number}",
-            "input": "fast" if number % 3 == 0 else "",
-            "output": f"worth {worth(name, number)}, says {name}",
-            "generator": name,
-        }
-        for number in range(PROMPTS)
-    ]
+    rows = []
+    for n in range(PROMPTS):
+        row = {"instruction": f"do {n}", "input": "" if n % 3 else "fast", "generator": name}
+        rows.append(row | {"output": f"worth {worth(name, n)}, says {name}"})
+    return rows
 
 
 def judge(prompt: str) -> str:
