@@ -23,10 +23,6 @@ LOOP = {"best_step": 2, "best_value": math.inf, "stale": 1, "done": False}
 SPECS = {"a": P("fsdp", "tensor"), "b": P("data"), "n": P(), "s": P(None, ("data", "fsdp"))}
 
 
-def mesh(shape: str = "2,2,2"):
-    return sharding.make_mesh(shape)
-
-
 def parts(seed: int = 0, shape: str = "2,2,2") -> dict:
     """Two parts of several leaves, each placed in its own way, with awkward floats among them."""
     rng = np.random.default_rng(seed)
@@ -36,8 +32,9 @@ def parts(seed: int = 0, shape: str = "2,2,2") -> dict:
         "n": np.int32(seed),
         "s": rng.standard_normal((3, 8, 2)).astype(np.float32),
     }
-    where = {name: jax.NamedSharding(mesh(shape), spec) for name, spec in SPECS.items()}
-    tree = {name: jax.device_put(leaf, where[name]) for name, leaf in leaves.items()}
+    mesh = sharding.make_mesh(shape)
+    where = {name: jax.NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    tree = jax.device_put(leaves, where)
     return {"params": {"x": tree, "y": {"a": tree["a"] + 1}}, "opt_state": [tree, tree["n"]]}
 
 
@@ -106,13 +103,12 @@ def test_what_was_saved_may_be_donated_at_once(tmp_path):
         assert bits(checkpoints.restore(1, shapes)) == before
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_newest_and_the_best_are_kept(tmp_path, keep):
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
     """Also after a restart, which must know the best from the files alone."""
     small = {"params": {"w": jnp.zeros(2)}}
     best, done = None, []
     for group in ((1, 2, 3), (4,), (5, 6, 7, 8)):
-        with opened(tmp_path, keep=keep) as checkpoints:
+        with opened(tmp_path, keep=2) as checkpoints:
             assert checkpoints.latest == (done[-1] if done else None)
             for step in group:
                 is_best = step in (2, 6)
@@ -120,7 +116,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep):
                 checkpoints.save(step, small, LOOP, best=is_best)
                 checkpoints.wait()
                 done.append(step)
-                expected = {*done[-keep:], *([best] if best else [])}
+                expected = {*done[-2:], *([best] if best else [])}
                 assert steps(tmp_path) == {str(step) for step in expected}, (group, step)
 
 
@@ -194,46 +190,39 @@ def test_another_architecture(original):
         for leaves, message in (
             (
                 {"a": like((16, 12), jnp.float32)},
-                r"x/a \(saved float32\[8, 12\], now float32\[16, 12\]\)",
+                "x/a (saved float32[8, 12], now float32[16, 12])",
             ),
             (
                 {"a": like((8, 12), jnp.bfloat16)},
-                r"x/a \(saved float32\[8, 12\], now bfloat16\[8, 12\]\)",
+                "x/a (saved float32[8, 12], now bfloat16[8, 12])",
             ),
-            ({"z": leaf}, r"x/z \(saved missing, now float32\[8, 12\]\)"),
-            ({"a": None}, r"x/a \(saved float32\[8, 12\], now missing\)"),
-            (dict.fromkeys("abns"), r"x/a .*, x/b .*, x/n .*, 1 more"),
+            ({"z": leaf}, "x/z (saved missing, now float32[8, 12])"),
+            ({"a": None}, "x/a (saved float32[8, 12], now missing)"),
+            (dict.fromkeys("abns"), "now missing), 1 more; go on with that model"),
         ):
             tree = abstract(parts())
             changed = tree["params"]["x"] | leaves
             tree["params"]["x"] = {k: v for k, v in changed.items() if v is not None}
-            with pytest.raises(
-                InputError, match=f"3: this checkpoint is of another.*{message}"
-            ):
+            with pytest.raises(InputError, match="3: this checkpoint is of another") as error:
                 checkpoints.restore(3, tree)
+            assert message in str(error.value)
 
 
 def test_a_partly_written_checkpoint_is_not_seen(saved):
     """What a kill leaves: a temporary folder of a save, half of a folder being deleted."""
-    (saved / "3").rename(saved / "7.orbax-checkpoint-tmp")
-    with opened(saved, keep=1) as checkpoints:
-        checkpoints.save(4, parts(4), LOOP)
-    assert steps(saved) == {"1", "4"}
-
-    (saved / "8.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp").mkdir(parents=True)
+    (saved / "7.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp").mkdir(parents=True)
     (saved / "2").mkdir()
     with opened(saved, keep=1) as checkpoints:
-        assert checkpoints.latest == 4
-        assert bits(checkpoints.restore(4, abstract(parts()))) == bits(parts(4))
-        checkpoints.save(5, parts(5), LOOP)
-    assert steps(saved) == {"1", "5"}
+        assert checkpoints.latest == 3
+        assert bits(checkpoints.restore(3, abstract(parts()))) == bits(parts(3))
+        checkpoints.save(4, parts(4), LOOP)
+    assert steps(saved) == {"1", "4"}
 
 
 def test_the_folder_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        InputError, match=r"file/c: saving a checkpoint failed \(Not a directory"
-    ):
+    message = r"file/c: saving a checkpoint failed \(Not a directory"
+    with pytest.raises(InputError, match=message):
         Checkpoints(tmp_path / "file" / "c")
 
 
