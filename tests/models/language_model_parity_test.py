@@ -55,11 +55,11 @@ def our_logits(model):
     """float32[B, S, V] of padded rows; one program for all rows of one shape."""
 
     @jax.jit
-    def logits_of(tokens_BS, mask_BS):
+    def logits_of(params, tokens_BS, mask_BS):
         positions_and_mask = llama.positions_and_mask(mask_BS)
-        return model.module.apply({"params": model.params}, tokens_BS, *positions_and_mask)
+        return model.module.apply({"params": params}, tokens_BS, *positions_and_mask)
 
-    return lambda *rows: np.asarray(logits_of(*map(jnp.asarray, rows)))
+    return lambda *rows: np.asarray(logits_of(model.params, *map(jnp.asarray, rows)))
 
 
 def their_logits(theirs, ids) -> np.ndarray:
