@@ -12,7 +12,7 @@ import pytest
 from data_cases import ANSWER, FILES
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.describe import TokenLimits, describe_records, length_quantiles
+from fgrlhf_jax.data.describe import TokenLimits, describe_records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -51,9 +51,8 @@ def test_every_form_is_read_whole(run):
     for file, rows in zip(files, FILES.values(), strict=True):
         assert file["rows"] + file.get("invalid", {"rows": 0})["rows"] == len(rows)
         assert sum(file["kinds"].values()) == file["rows"]
-    assert {
-        file["file"]: {kind: n for kind, n in file["kinds"].items() if n} for file in files
-    } == {
+    kinds = [{kind: n for kind, n in file["kinds"].items() if n} for file in files]
+    assert dict(zip(FILES, kinds, strict=True)) == {
         "edits.jsonl": {"edits": 2},
         "compared.jsonl": {"edits": 1},
         "pairs.jsonl": {"preferences": 2},
@@ -95,14 +94,6 @@ def test_prompts_and_preferences_by_hand():
     assert preferred == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
 
 
-@pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [([7], (7, 7, 7)), ([2, 1], (1, 2, 2)), (list(range(100, 0, -1)), (50, 90, 100))],
-)
-def test_length_quantiles(lengths, expected):
-    assert tuple(length_quantiles(lengths).values()) == expected
-
-
 def test_tokens(run, folder):
     """A letter or a line end is a token, <s> opens a prompt and </s> ends a response."""
     tokenizer = train_tokenizer(["Name a fruit.", "Fig"], 300)
@@ -110,12 +101,11 @@ def test_tokens(run, folder):
     answers = [Instruction(prompt, "", output) for prompt, output in rows]
     for max_length, over in ((9, 0), (8, 1), (6, 2), (2, 3)):
         limits = TokenLimits(tokenizer, "plain", max_length, 3)
+        lengths = {"prompt": (4, 5, 5), "output": (2, 5, 5)}
+        names = ("median", "p90", "max")
         assert describe_records(answers, limits)["tokens"] == {
             "template": "plain",
-            "lengths": {
-                "prompt": {"median": 4, "p90": 5, "max": 5},
-                "output": {"median": 2, "p90": 5, "max": 5},
-            },
+            "lengths": {k: dict(zip(names, v, strict=True)) for k, v in lengths.items()},
             "max_length": max_length,
             "rows_over_max_length": over,
             "max_prompt_length": 3,
@@ -128,11 +118,13 @@ def test_tokens(run, folder):
 
 
 def test_prompts_that_files_share(run):
-    files = {"input": "pairs.jsonl,answers.jsonl,edits.jsonl"}
-    assert statistics(run, **files)["shared_prompts"] == [
-        {"files": ["pairs.jsonl", "answers.jsonl"], "prompts": 1},
-        {"files": ["pairs.jsonl", "edits.jsonl"], "prompts": 0},
-        {"files": ["answers.jsonl", "edits.jsonl"], "prompts": 0},
+    names = ["pairs.jsonl", "answers.jsonl", "edits.jsonl"]
+    files = {"input": ",".join(names)}
+    shared = statistics(run, **files)["shared_prompts"]
+    assert [(*pair["files"], pair["prompts"]) for pair in shared] == [
+        (*names[:2], 1),
+        (names[0], names[2], 0),
+        (*names[1:], 0),
     ]
     assert "prompts in two files:\n        1  pairs.jsonl  and  answers.jsonl" in run(**files)
     assert "No prompt is in two files." in run(input="pairs.jsonl,edits.jsonl")

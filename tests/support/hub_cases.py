@@ -26,28 +26,24 @@ def instruction(text: str) -> dict:
 
 
 def pair(text: str, **fields) -> dict:
-    one = {"instruction": text, "input": "", "output_1": "One.", "output_2": "Two."}
-    return {**one, "preference": 2, **fields}
+    texts = {"instruction": text, "input": "", "output_1": "One.", "output_2": "Two."}
+    return {**texts, "preference": 2, **fields}
 
 
 def alpaca_farm(times: int = 1) -> dict[str, list[dict]]:
     """CONFIG/SPLIT of every set, with its fields as they are on the hub, and few rows."""
-    sizes = {
-        "sft": 3 * times,
-        "preference": 4 * times,
-        "unlabeled": 5 * times,
-        "val": 2 * times,
-    }
+    sizes = {"sft": 3, "preference": 4, "unlabeled": 5, "val": 2}
     sets = {
-        f"alpaca_instructions/{split}": [instruction(f"{split} {n}") for n in range(size)]
+        f"alpaca_instructions/{split}": [
+            instruction(f"{split} {n}") for n in range(size * times)
+        ]
         for split, size in sizes.items()
     }
-    told = {"generator": "text_davinci_003", "dataset": "helpful_base", "datasplit": "eval"}
+    source = {"generator": "text_davinci_003", "dataset": "helpful_base", "datasplit": "eval"}
+    humans = [pair(f"human {n}", raw_preference=3) for n in range(2 * times)]
     return sets | {
-        "alpaca_farm_evaluation/eval": [{**instruction("eval"), **told}],
-        "alpaca_human_preference/preference": [
-            pair(f"human {n}", raw_preference=3) for n in range(2 * times)
-        ],
+        "alpaca_farm_evaluation/eval": [instruction("eval") | source],
+        "alpaca_human_preference/preference": humans,
         "alpaca_gpt4_preference/preference": [pair("gpt4")],
         "alpaca_noisy_multi_preference/preference": [pair("noisy")],
     }
@@ -62,10 +58,8 @@ def parquet(rows: list[dict]) -> bytes:
 def revisions() -> dict[str, dict[str, bytes]]:
     """Branch -> path -> content."""
     files = {f"{path}/0000.parquet": parquet(rows) for path, rows in alpaca_farm().items()}
-    script = {
-        "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n",
-        "alpaca_farm.py": b"import x\n",
-    }
+    card = b"---\nlicense: cc-by-nc-4.0\n---\n"
+    script = {"README.md": card, "alpaca_farm.py": b"import x\n"}
     return {"main": script, "refs/convert/parquet": files}
 
 
@@ -100,31 +94,31 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urlsplit(self.path).path
-        if found := re.fullmatch(rf"/datasets/{NAME}/resolve/([^/]+)/(.+)", path):
-            self.file(self.branch(found[1]), unquote(found[2]))
-        elif found := re.fullmatch(rf"/api/datasets/{NAME}(?:/revision/(.+))?", path):
-            branch = self.branch(found[1] or "main")
+        if match := re.fullmatch(rf"/datasets/{NAME}/resolve/([^/]+)/(.+)", path):
+            self.file(self.branch(match[1]), unquote(match[2]))
+        elif match := re.fullmatch(rf"/api/datasets/{NAME}(?:/revision/(.+))?", path):
+            branch = self.branch(match[1] or "main")
             siblings = [{"rfilename": name} for name in self.server.revisions[branch]]
             self.json({"id": NAME, "sha": sha(branch), "siblings": siblings})
-        elif found := re.fullmatch(rf"/api/datasets/{NAME}/tree/([^/]+)(?:/(.+))?", path):
-            self.json(self.listed(self.branch(found[1]), unquote(found[2] or "")))
+        elif match := re.fullmatch(rf"/api/datasets/{NAME}/tree/([^/]+)(?:/(.+))?", path):
+            self.json(self.items(self.branch(match[1]), unquote(match[2] or "")))
         else:
             self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
 
     def branch(self, revision: str) -> str:
-        named = {sha(branch): branch for branch in self.server.revisions}
-        return named.get(revision, unquote(revision))
+        branches = {sha(branch): branch for branch in self.server.revisions}
+        return branches.get(revision, unquote(revision))
 
-    def listed(self, branch: str, folder: str) -> list[dict]:
+    def items(self, branch: str, folder: str) -> list[dict]:
         """What is directly in a folder."""
-        found, start = {}, f"{folder}/" if folder else ""
+        items, start = {}, f"{folder}/" if folder else ""
         for path, data in self.server.revisions[branch].items():
             if path.startswith(start):
                 name, *deeper = path.removeprefix(start).split("/")
-                size = 0 if deeper else len(data)
-                item = {"type": "directory" if deeper else "file", "size": size}
-                found[name] = item | {"path": start + name, "oid": sha(start + name)}
-        return list(found.values())
+                kind, size = ("directory", 0) if deeper else ("file", len(data))
+                item = {"type": kind, "size": size, "oid": sha(start + name)}
+                items[name] = item | {"path": start + name}
+        return list(items.values())
 
     def file(self, branch: str, path: str) -> None:
         data = self.server.revisions[branch].get(path)
