@@ -32,9 +32,10 @@ Row = dict[str, Any]
 
 def edit_as_preference(edit: Edit, seed: int = 0) -> Preference:
     """The same pair with its sides shuffled; the edited one is preferred."""
-    swap = _coin(seed, edit.instruction, edit.input, edit.original, edit.edited)
-    texts = (edit.edited, edit.original) if swap else (edit.original, edit.edited)
-    return Preference(edit.instruction, edit.input, *texts, 1 if swap else 2, id=edit.id)
+    prompt, texts, better = (edit.instruction, edit.input), (edit.original, edit.edited), 2
+    if _coin(seed, *prompt, *texts):
+        texts, better = texts[::-1], 1
+    return Preference(*prompt, *texts, better, id=edit.id)
 
 
 def _coin(seed: int, *texts: str) -> bool:
@@ -195,14 +196,14 @@ def _convert(
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
-    prompt = {"instruction": plain_text(record.instruction, record.input)}
+    prompt = plain_text(record.instruction, record.input)
     unnamed = generator or "unnamed"
     if isinstance(record, Instruction):
         name = row.get("generator") or unnamed
-        return prompt | {"output": record.output, "generator": name}
+        return {"instruction": prompt, "output": record.output, "generator": name}
     (name_1, text_1), (name_2, text_2) = records.responses_of(record).items()
     return {
-        **prompt,
+        "instruction": prompt,
         "output_1": text_1,
         "generator_1": row.get("generator_1") or name_1,
         "output_2": text_2,

@@ -150,14 +150,14 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
         if path.suffix not in SUFFIXES and hub_datasets.is_dataset(source):
             return hub_datasets.read_rows(source)
         raise InputError(f"{source}: there is no such file; check the path.")
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{source}: is none of {', '.join(SUFFIXES)}; convert it to one of them."
+        )
     try:
-        if path.suffix == ".parquet":
-            return _parquet_rows(path)
-        if path.suffix in SUFFIXES:
-            return _json_rows(path)
+        return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}).") from error
-    raise InputError(f"{source}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -221,9 +221,9 @@ def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
         return Edit(*prompt, **texts, id=id, error_spans=spans)
     preference = _field(row, "preference", where)
     if isinstance(preference, bool) or preference not in (1, 2):
+        value = json.dumps(preference, default=str)[:40]
         raise InputError(
-            f"{where}: preference is {json.dumps(preference, default=str)[:40]}; "
-            "it must be 1 or 2, the better output."
+            f"{where}: preference is {value}; it must be 1 or 2, the better output."
         )
     return Preference(*prompt, **texts, preference=int(preference), id=id)
 
@@ -253,14 +253,13 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
     """The text in a field of a row; raises InputError where there is none.
 
     Args:
-      where: the place of the row, which opens the message.
       blank: whether the text may be empty.
     """
     text = _field(row, name, where)
     if not isinstance(text, str):
+        value = json.dumps(text, default=str)[:40]
         raise InputError(
-            f"{where}: the field {name!r} is {json.dumps(text, default=str)[:40]}, "
-            "not a string; put a text there."
+            f"{where}: the field {name!r} is {value}, not a string; put a text there."
         )
     if not blank and not text.strip():
         raise InputError(
@@ -269,10 +268,8 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: the field {name!r} is invalid Unicode (half of a surrogate pair at "
-            f"character {error.start}); remove it."
-        ) from error
+        reason = f"invalid Unicode (half of a surrogate pair at character {error.start})"
+        raise InputError(f"{where}: the field {name!r} is {reason}; remove it.") from error
     return text
 
 

@@ -94,12 +94,7 @@ def plain_text(instruction: str, input: str) -> str:
 def encode_text(
     tokenizer: Tokenizer, text: str, *, control: bool = False, **options
 ) -> Mapping:
-    """The tokenizer's output for ``text``, with no special tokens added.
-
-    Args:
-      control: whether control tokens that are written in the text are read as such.
-      **options: of the tokenizer.
-    """
+    """The tokenizer's output for ``text``; ``control``: control tokens in it are read as such."""
     return tokenizer(
         text,
         add_special_tokens=False,
@@ -114,8 +109,7 @@ def _prompt_ids(tokenizer: Tokenizer, template: str, instruction: str, input: st
     if template == "chat":
         return _chat_ids(tokenizer, _chat(instruction, input))
     ids = encode_text(tokenizer, render(template, instruction, input, tokenizer))["input_ids"]
-    # A letter shows whether a BOS is put first. Of a tokenizer that only appends an EOS equal to
-    # its BOS, "" would look the same.
+    # A letter, since "" would look the same if only an EOS equal to the BOS was appended.
     first = tokenizer("a", verbose=False)["input_ids"][:1]
     return first + ids if first == [tokenizer.bos_token_id] else ids
 
@@ -197,12 +191,11 @@ def encode_prompt(
     if max_length < 1:
         raise InputError(f"max_prompt_length: {max_length} leaves no room for a prompt.")
     offsets = encode_text(tokenizer, input, return_offsets_mapping=True)["offset_mapping"]
-    ends = [end for _, end in offsets]
-    keep = len(ends) - (len(ids) - max_length)
-    # Tokens may merge differently once the tail is gone, hence a loop; it nearly always ends at
-    # its first turn.
-    while keep > 0:
-        ids = _prompt_ids(tokenizer, template, instruction, input[: ends[keep - 1]])
+    keep = len(offsets) - (len(ids) - max_length)
+    while (
+        keep > 0
+    ):  # nearly always once, but tokens may merge differently once the tail is gone
+        ids = _prompt_ids(tokenizer, template, instruction, input[: offsets[keep - 1][1]])
         if len(ids) <= max_length:
             return ids, True
         keep -= len(ids) - max_length
