@@ -11,7 +11,6 @@ tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedde
 """
 
 import dataclasses
-import os
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.convert import compared_predictions, convert_records
@@ -45,7 +44,7 @@ def show(config) -> None:
         raise InputError(
             f"output={config.output}: say which rows, --config.to=…, or give a .json"
         )
-    output = cli.check_output(config.output, (".json",))
+    output = cli.check_output(config.output, (".json",), read=[config.input])
     files, invalid = read(config) if config.input else (embedded(config.seed), {})
     limits = None
     if config.tokenizer:
@@ -74,7 +73,7 @@ def convert(config) -> None:
     for name, example in (("input", "FILE"), ("output", "FILE.jsonl")):
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
-    output = cli.check_output(config.output, (".jsonl", ".json"))
+    output = cli.check_output(config.output, (".jsonl", ".json"), read=[config.input])
     files, invalid = read(config)
     rows = [pair for pairs in files.values() for pair in pairs]
     counts = {"invalid": sum(map(len, invalid.values()))}
@@ -98,9 +97,6 @@ def read(config) -> tuple[dict, dict]:
     """Records with their rows by file, and messages about wrong rows by file."""
     files, invalid = {}, {}
     for source in records.sources(config.input):
-        exist = os.path.exists(source) and os.path.exists(config.output)
-        if exist and os.path.samefile(source, config.output):
-            raise InputError(f"output={config.output}: is what is read; give another file")
         messages = [] if config.invalid == "drop" else None
         pairs = records.read_with_rows(source, prompts=True, refused=messages)
         files[source] = pairs[: config.limit or None]

@@ -24,8 +24,7 @@ EMBEDDED_ROWS = 300
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".html", ".json"))
-    cli.check_not_overwritten([output] if config.output else [], [config.input])
+    output = cli.check_output(config.output, (".html", ".json"), read=[config.input])
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
         edits, annotators = read_edits(config.input)

@@ -15,8 +15,7 @@ CONFIG = "configs/evaluate_rm.py"
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".json",))
-    cli.check_not_overwritten([output] if config.output else [], [config.test])
+    output = cli.check_output(config.output, (".json",), read=[config.test])
     rows = records.read(config.test)
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     tables = evaluate(

@@ -28,8 +28,7 @@ def main(config) -> None:
     sampling_params = SamplingParams(
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
-    output = cli.check_output(config.output, (".json",))
-    cli.check_not_overwritten([output] if config.output else [], [config.prompts])
+    output = cli.check_output(config.output, (".json",), read=[config.prompts])
     if config.prompts:
         prompts = records.read(config.prompts, prompts=True)
     else:

@@ -25,8 +25,7 @@ TERMINAL_ROWS = 5
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".jsonl", ".html", ".svg"))
-    cli.check_not_overwritten([output] if config.output else [], [config.input])
+    output = cli.check_output(config.output, (".jsonl", ".html", ".svg"), read=[config.input])
     records_and_rows = records.read_with_rows(config.input)
     shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
     rows = [row for _, row in records_and_rows[:shown]]

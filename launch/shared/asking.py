@@ -32,19 +32,15 @@ def check(config) -> None:
 
 def model_identity(config) -> dict:
     """What determines a reply besides its request."""
-    identity = {
-        "provider": config.provider,
-        "model": config.model,
-        "base_url": client.check_url(config.base_url),
-    }
+    identity = {"provider": config.provider, "model": config.model}
+    identity["base_url"] = client.check_url(config.base_url)
     if config.provider == "local":
         identity |= {name: config.local[name] for name in LOCAL_IDENTITY}
         path = Path(config.model)  # weights may be trained again under the same name
         path = path / "export" if (path / "export").is_dir() else path
         files = sorted(path.glob("*")) if path.is_dir() else [path]
-        identity["files"] = [
-            [f.name, _sha256(f, f.stat().st_mtime_ns)] for f in files if f.is_file()
-        ]
+        files = filter(Path.is_file, files)
+        identity["files"] = [[f.name, _sha256(f, f.stat().st_mtime_ns)] for f in files]
     return identity
 
 
@@ -79,6 +75,7 @@ def collect_replies(
     config, prompts: Sequence[Request], send: Callable | None, usage: Usage
 ) -> Iterator[Reply | Rejected]:
     """Yields the replies in order, with a progress bar; ``send`` may be None if all are cached."""
+    local = config.provider == "local"
     return requests.collect_replies(
         prompts,
         send,
@@ -87,9 +84,7 @@ def collect_replies(
         limits=Limits(**config.limits),
         usage=usage,
         progress=lambda todo: tqdm(todo, unit="reply"),
-        batch_size=BATCHES_STORED * config.local.batch_size
-        if config.provider == "local"
-        else 0,
+        batch_size=BATCHES_STORED * config.local.batch_size if local else 0,
     )
 
 

@@ -32,12 +32,8 @@ def check_run(config: ConfigDict) -> None:
 
 def check_embedded(config: ConfigDict) -> None:
     """Raises InputError where a config has no training file, and the embedded data will not do."""
-    if (
-        config.model.path
-        or config.validation
-        or config.get("test")
-        or config.model.size != "tiny"
-    ):
+    files = (config.model.path, config.validation, config.get("test"))
+    if any(files) or config.model.size != "tiny":
         raise InputError("train is empty; give --config.train=FILE (only tiny makes its data)")
 
 
@@ -50,14 +46,12 @@ def read_sets(config: ConfigDict, train: str, *, prompts: bool = False) -> dict[
       prompts: whether rows without a response will do.
     """
     rows = records.read(train, prompts=prompts)
+    files = {name: config.get(name) for name in ("validation", "test") if config.get(name)}
+    sets = {name: records.read(file, prompts=prompts) for name, file in files.items()}
     if config.validation:
-        sets = {"train": rows, "validation": records.read(config.validation, prompts=prompts)}
-    else:
-        parts = records.split(rows, config.validation_share, config.seed)
-        sets = dict(zip(("train", "validation"), parts, strict=True))
-    if config.get("test"):
-        sets["test"] = records.read(config.test, prompts=prompts)
-    return sets
+        return {"train": rows, **sets}
+    parts = records.split(rows, config.validation_share, config.seed)
+    return dict(zip(("train", "validation"), parts, strict=True)) | sets
 
 
 def join_processes(config: ConfigDict) -> None:
@@ -77,15 +71,26 @@ def join_processes(config: ConfigDict) -> None:
         ) from error
 
 
-def check_output(output: str, suffixes: tuple[str, ...], field: str = "output") -> Path:
-    """The file to write at the end; raises InputError now where that could not work."""
+def check_output(
+    output: str, suffixes: tuple[str, ...], field: str = "output", read: Sequence[str] = ()
+) -> Path:
+    """The file to write at the end; raises InputError now where that could not work.
+
+    Args:
+      field: the config field that names it, for the message.
+      read: as for :func:`check_not_overwritten`.
+    """
     path = Path(output)
-    if output and path.suffix not in suffixes:
-        raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
-    if output and not path.parent.is_dir():
-        raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
-    if output and path.is_dir():
-        raise InputError(f"{field}={path}: is a folder; give the name of a file")
+    if output:
+        if path.suffix not in suffixes:
+            raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{field}={path}: the folder {path.parent} does not exist; make it"
+            )
+        if path.is_dir():
+            raise InputError(f"{field}={path}: is a folder; give the name of a file")
+        check_not_overwritten([path], read, field)
     return path
 
 
@@ -95,13 +100,10 @@ def check_not_overwritten(
     """Raises InputError where a file would be written over that is read.
 
     Args:
-      written: files that the command writes.
-      read: what it reads: FILE, or several by commas; "" is none.
+      read: what the command reads: FILE, or several by commas; "" is none.
       field: the config field that names ``written``, for the message.
     """
-    sources = {
-        Path(source).resolve() for spec in read if spec for source in records.sources(spec)
-    }
+    sources = {Path(file).resolve() for spec in read if spec for file in records.sources(spec)}
     for path in written:
         if path.resolve() in sources:
             raise InputError(f"{field}: would write over {path}, which is read; choose another")

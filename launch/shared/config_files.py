@@ -143,10 +143,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
 
 
 def _matching_fields(
-    spec: str,
-    config: ConfigDict,
-    own_fields: Mapping[str, Field] | None,
-    known: Mapping[str, Mapping[str, Field]],
+    spec: str, config: ConfigDict, own_fields: Mapping | None, known: Mapping[str, Mapping]
 ) -> Mapping[str, Field]:
     """The first of the ``known`` descriptions whose fields are all in ``config``.
 
@@ -159,11 +156,8 @@ def _matching_fields(
     """
     names = flatten(config.to_dict()).keys()
     files = " or ".join(each.partition(":")[0] for each in known)
-    candidates = [
-        fields
-        for fields in known.values()
-        if own_fields is None or own_fields.keys() == fields.keys()
-    ]
+    keys = own_fields and own_fields.keys()
+    candidates = [fields for fields in known.values() if keys in (None, fields.keys())]
     if not candidates:
         raise InputError(
             f"--config={spec}: is a config of another command; give {files}, or a file of yours "

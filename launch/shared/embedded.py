@@ -14,11 +14,8 @@ from launch.shared import config_files
 
 def instructions(folder: Path, seed: int) -> dict[str, list]:
     """Demonstrations to imitate and to validate on; written to ``folder`` too."""
-    sets = {
-        "train": make_instructions(16000, "sft", seed),
-        "validation": make_instructions(500, "validation", seed),
-    }
-    return write_sets(folder, sets)
+    train = make_instructions(16000, "sft", seed)
+    return _write(folder, train=train, validation=make_instructions(500, "validation", seed))
 
 
 def pairs(folder: Path, seed: int) -> dict[str, list]:
@@ -26,20 +23,16 @@ def pairs(folder: Path, seed: int) -> dict[str, list]:
     edits, preferences = make_feedback(3000, seed)
     train, rest = records.split(edits, 0.25, seed)
     _, held_out = records.split(preferences, 0.25, seed)
-    sets = {"train": train, "validation": rest[::2], "test": rest[1::2] + held_out}
-    return write_sets(folder, sets)
+    return _write(folder, train=train, validation=rest[::2], test=rest[1::2] + held_out)
 
 
 def prompts(folder: Path, seed: int) -> dict[str, list]:
     """Prompts to learn from and to evaluate on; written to ``folder`` too."""
-    sets = {
-        "train": make_instructions(4000, "ppo", seed),
-        "validation": make_instructions(256, "validation", seed),
-    }
-    return write_sets(folder, sets)
+    train = make_instructions(4000, "ppo", seed)
+    return _write(folder, train=train, validation=make_instructions(256, "validation", seed))
 
 
-def write_sets(folder: Path, sets: dict[str, list]) -> dict[str, list]:
+def _write(folder: Path, **sets: list) -> dict[str, list]:
     def write() -> None:
         for name, rows in sets.items():
             write_jsonl(folder / f"{name}.jsonl", rows)

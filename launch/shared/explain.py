@@ -97,12 +97,8 @@ def _variants(config: ModuleType) -> list[str]:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    cells = [
-        head,
-        ("---",) * len(head),
-        *([c.replace("|", "\\|") for c in row] for row in rows),
-    ]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
 
 
 if __name__ == "__main__":

@@ -206,7 +206,10 @@ BAD = [
     ),
     (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
     (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
-    (CONVERT | {"output": "edits.jsonl"}, "output=edits.jsonl: is what is read; give another"),
+    (
+        CONVERT | {"output": "edits.jsonl"},
+        "output: would write over edits.jsonl, which is read",
+    ),
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
     (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
