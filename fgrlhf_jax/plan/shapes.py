@@ -32,36 +32,22 @@ MODELS = ("policy", "reference", "critic", "reward model")  # of PPO, in the ord
 
 
 class Step(NamedTuple):
-    """One compiled program of a run.
-
-    Attributes:
-      compile: compiles it.
-      resident: those of the run's models and optimizer state that are its arguments.
-      flops: of the model, over all devices.
-      max_iterations: of its loop that may end earlier.
-    """
+    """One program of a run, still to be compiled."""
 
     compile: Callable[[], jax.stages.Compiled]
-    resident: object
-    flops: float
-    max_iterations: int | None = None
+    resident: object  # those of the run's models and optimizer state that are its arguments
+    flops: float  # of the model, over all devices
+    max_iterations: int | None = None  # of its loop that may end earlier
 
 
 class RunShapes(NamedTuple):
-    """What a run holds and compiles.
-
-    Attributes:
-      models: abstract parameters by name.
-      optimizer: the abstract state of the optimizer.
-      cache: bytes of the KV cache on one device, part of the temporaries of "generate".
-      steps: by name, in the order in which they run.
-    """
+    """What a run holds and compiles."""
 
     mesh: Mesh
-    models: dict[str, dict]
-    optimizer: object
-    cache: int
-    steps: dict[str, Step]
+    models: dict[str, dict]  # abstract parameters
+    optimizer: object  # its abstract state
+    cache: int  # bytes of the KV cache on one device, among the temporaries of "generate"
+    steps: dict[str, Step]  # in the order in which they run
 
 
 def model_config(path: str, size: str, fields: dict, length: int) -> llama.LlamaConfig:

@@ -19,14 +19,12 @@ from fgrlhf_jax.runtime import sharding
 class Checkpoints:
     """Saves and restores a train state in ``folder/STEP/``.
 
-    A checkpoint has the named parts of the state and a small JSON ``loop``. Parts are separate, so
-    that the parameters can be read without the optimizer. A save runs in the background and gets
-    its final name when it is complete; a restore never sees an interrupted one. With the ``loop``
-    are saved the names and shapes of every part, a fingerprint of its bits, and a checksum of all
-    these.
+    A checkpoint has the parts of the state (separate, so that parameters can be read without the
+    optimizer) and a small JSON ``loop``, with which are saved the names and shapes of every part,
+    a fingerprint of its bits, and a checksum of all these. A save runs in the background and gets
+    its final name when it is complete; a restore never sees an interrupted one.
 
     Args:
-      folder: of all checkpoints of a run.
       keep: how many of the newest are kept, beside the last one saved with ``best=True``.
 
     Raises:
@@ -100,7 +98,7 @@ class Checkpoints:
         return self._metadata(step)["loop"]
 
     def _metadata(self, step: int) -> dict:
-        metadata = self._restore(step, ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        metadata = self._restore(step, loop=ocp.args.JsonRestore())["loop"]
         digest = metadata.pop("digest", None) if isinstance(metadata, dict) else None
         if digest is None or digest != _digest(metadata):
             raise InputError(self._corrupted(step, "its loop/metadata has changed"))
@@ -131,15 +129,17 @@ class Checkpoints:
                     "run_dir"
                 )
         args = {name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
-        parts = self._restore(step, ocp.args.Composite(**args))
-        for name in abstract:
-            if int(sharding.fingerprint(parts[name])) != metadata["fingerprints"][name]:
+        parts = {
+            name: part for name, part in self._restore(step, **args).items() if name in args
+        }
+        for name, part in parts.items():
+            if int(sharding.fingerprint(part)) != metadata["fingerprints"][name]:
                 raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
-        return {name: parts[name] for name in abstract}
+        return parts
 
-    def _restore(self, step: int, args):
+    def _restore(self, step: int, **args):
         try:
-            return self.manager.restore(step, args=args)
+            return self.manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
             raise InputError(self._corrupted(step, _reason(error))) from error
 

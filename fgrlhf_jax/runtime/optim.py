@@ -45,15 +45,11 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
     return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
 
 
-def _matches(pattern: str):
+def _matches(pattern: str) -> Callable:
     """A function that marks the leaves of a parameter tree whose path the pattern matches."""
-
-    def mask(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(re.search(pattern, path_name(path))), params
-        )
-
-    return mask
+    return lambda params: jax.tree.map_with_path(
+        lambda path, _: bool(re.search(pattern, path_name(path))), params
+    )
 
 
 def adamw(

@@ -106,10 +106,10 @@ def lock(run_dir: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder.resolve() / ".lock"
-        if path in _locks and _locks[path].valid:
-            return folder
-        if path in _locks:  # the folder was deleted since
-            _locks.pop(path).close()
+        if path in _locks:
+            if _locks[path].valid:
+                return folder
+            _locks.pop(path).close()  # the folder was deleted since
         try:
             _locks[path] = files.Lock(path)
         except BlockingIOError as error:

@@ -4,6 +4,7 @@ Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split t
 (heads, hidden width and vocabulary split). Models only call ``constrain``.
 """
 
+import collections
 import re
 
 import jax
@@ -87,7 +88,7 @@ def _spec(path, leaf, mesh: Mesh) -> P:
 
 def shardings(tree, mesh: Mesh):
     """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments)."""
-    return jax.tree_util.tree_map_with_path(
+    return jax.tree.map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh)), tree
     )
 
@@ -144,10 +145,10 @@ def to_host(tree):
 
 def bytes_per_device(tree) -> int:
     """The largest number of bytes of ``tree`` on any local device."""
-    held: dict = {}
+    held = collections.Counter()
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
-            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+            held[shard.device] += shard.data.nbytes
     return max(held.values(), default=0)
 
 

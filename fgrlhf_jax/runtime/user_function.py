@@ -144,8 +144,6 @@ def scatter_rewards(
     """
     reward_BT = np.zeros((len(values), width), np.float32)
     for b, (value, length) in enumerate(zip(values, lengths, strict=True)):
-        if isinstance(value, float):
-            reward_BT[b, length - 1] = value
-        else:
-            reward_BT[b, :length] = value
+        start = length - 1 if isinstance(value, float) else 0
+        reward_BT[b, start:length] = value
     return reward_BT
