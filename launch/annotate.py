@@ -89,9 +89,8 @@ def drop_empty_responses(
             "launch.generate makes responses"
         )
     if len(editable) < len(items):
-        print(
-            f"{len(items) - len(editable)} rows of {source} are left out: their response is empty"
-        )
+        empty = len(items) - len(editable)
+        print(f"{empty} rows of {source} are left out: their response is empty")
     ids = {item.id for item in editable}
     return editable, [decision for decision in decisions if decision.id in ids]
 

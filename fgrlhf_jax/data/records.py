@@ -291,6 +291,11 @@ def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
     return tuple(checked)
 
 
+def prompt_key(record: Record) -> tuple[str, str]:
+    """What prompts are told apart by: instruction and input without outer blanks."""
+    return record.instruction.strip(), record.input.strip()
+
+
 def split(
     records: Sequence[Record], share: float, seed: int
 ) -> tuple[list[Record], list[Record]]:
@@ -303,7 +308,7 @@ def split(
     """
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:
-        key = json.dumps([seed, record.instruction.strip(), record.input.strip()])
+        key = json.dumps([seed, *prompt_key(record)])
         digest = hashlib.sha256(key.encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(record)
     for name, side in zip(("training", "validation"), sides, strict=True):

@@ -44,7 +44,6 @@ ARMS = {
     "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", "missing_eos=none"),
     "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action"),
 }
-ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
 
 
 def select_arms(config: ConfigDict) -> dict[str, Arm]:

@@ -14,13 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.arms import (
-    ORACLE,
-    REWARD_MODELS,
-    Arm,
-    select_arms,
-    select_reward_models,
-)
+from fgrlhf_jax.pipeline.arms import REWARD_MODELS, Arm, select_arms, select_reward_models
 from fgrlhf_jax.pipeline.stages import Stage
 
 # Flags of commands that follow from a field of the pipeline, and that field.
@@ -28,6 +22,7 @@ FIELD_OF_FLAG = {
     **{name: name for name in ("seed", "judge", "run_dir")},
     **{f"data.{name}": name for name in ("template", "max_prompt_length", "max_new_tokens")},
 }
+ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
 _NAME = r"[A-Za-z_][\w.]*"
 
 
@@ -158,10 +153,8 @@ def _sample_stage(config: ConfigDict, folder: Path, seed: int) -> Stage:
         "samples": 2,
         "temperature": 1.0,
         "seed": config.seed + seed,
-        "template": config.template,
-        "max_prompt_length": config.max_prompt_length,
-        "max_new_tokens": config.max_new_tokens,
         "batch_size": config.answer_batch_size,
+        **{name: config[name] for name in ("template", "max_prompt_length", "max_new_tokens")},
     }
     words = command_line("launch.generate", "configs/generate.py", {}, settings)
     return Stage(f"seed_{seed}/samples", words, output, ("sft",))

@@ -7,6 +7,7 @@
 Seed S has its own samples, feedback, reward models and policies.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,13 +115,13 @@ def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Recor
 
     def prompts_of(*parts: str) -> set[tuple[str, str]]:
         names = [name for name in sets if any(part in name for part in parts)]
-        return {prompt_key(row) for name in names for row in sets[name]}
+        return {records.prompt_key(row) for name in names for row in sets[name]}
 
     test, held_out = prompts_of("test"), prompts_of("validation", "test")
     allowed = {}
     for name, rows in sets.items():
         barred = set() if "test" in name else test if "validation" in name else held_out
-        allowed[name] = [row for row in rows if prompt_key(row) not in barred]
+        allowed[name] = [row for row in rows if records.prompt_key(row) not in barred]
     return allowed
 
 
@@ -138,16 +139,11 @@ def read_kind(kind: type, spec: str) -> list[Record]:
     return rows
 
 
-def prompt_key(row: Record) -> tuple[str, str]:
-    """The prompt of a record, as ``records.split`` tells prompts apart."""
-    return row.instruction.strip(), row.input.strip()
-
-
 def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
     """The prompts of records, each once, in order."""
     first: dict = {}
     for row in rows:
-        first.setdefault(prompt_key(row), Instruction(row.instruction, row.input, ""))
+        first.setdefault(records.prompt_key(row), Instruction(row.instruction, row.input, ""))
     return [*first.values()]
 
 
@@ -160,10 +156,8 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
     else:
         sets = feedback_on_samples(config, out.parent / "samples.json", seed)
     for part in ("train", "validation"):
-        sets[f"imitate_{part}"] = [
-            Instruction(edit.instruction, edit.input, edit.edited)
-            for edit in sets[f"edits_{part}"]
-        ]
+        edits = sets[f"edits_{part}"]
+        sets[f"imitate_{part}"] = [Instruction(e.instruction, e.input, e.edited) for e in edits]
     for name, rows in sets.items():
         write_jsonl(out / f"{name}.jsonl", rows)
     write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
@@ -220,6 +214,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             )
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge)
+    score = functools.partial(user_function.score_responses, judge, config.judge)
 
     texts = [plain_text(row.instruction, row.input) for row in prompts]
     options = {"max_prompt_length": config.max_prompt_length}
@@ -230,10 +225,8 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         seed += config.seed
         rows = generate_responses(model, prompts, sampling, generator=arm, seed=seed, **options)
         responses, ended = ([row[key] for row in rows] for key in ("output", "finished"))
-        scores = user_function.score_responses(
-            judge, config.judge, texts, responses, finished=ended
-        )
-        return [row | {"score": score} for row, score in zip(rows, scores, strict=True)]
+        scores = score(texts, responses, finished=ended)
+        return [row | {"score": s} for row, s in zip(rows, scores, strict=True)]
 
     out = folder / f"seed_{seed}" / "answers"
     for arm, path in policies.items():

@@ -120,11 +120,9 @@ def _table1(arms: dict) -> dict:
     table = {}
     for name, arm in arms.items():
         sampled, greedy = (_decoded([run[d] for run in arm["runs"]]) for d in DECODINGS)
-        common = {
-            "n": len(arm["runs"][0]["sampled"]["outcome"]),
-            "seeds": len(arm["runs"]),
-            "se_over": "seeds" if len(arm["runs"]) > 1 else "prompts",
-        }
+        prompts, seeds = len(arm["runs"][0]["sampled"]["outcome"]), len(arm["runs"])
+        over = "seeds" if seeds > 1 else "prompts"
+        common = {"n": prompts, "seeds": seeds, "se_over": over}
         prefixed = {f"greedy_{key}": value for key, value in greedy.items()}
         table[name] = {**sampled, **prefixed, **common, "decoding": "sampled"}
         if name == REFERENCE and f"{name}_greedy" not in arms:
@@ -138,10 +136,10 @@ def _decoded(sets: list[dict]) -> dict:
     gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
     scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
     length, _ = _mean_of_seeds([s["lengths"] for s in sets])
-    others = {
-        key: mean_over_seeds([s[key] for s in sets])["mean"] for key in ("kl", "unfinished")
-    }
-    return {**scores, "length": length, **others}
+    kl, unfinished = (
+        mean_over_seeds([s[k] for s in sets])["mean"] for k in ("kl", "unfinished")
+    )
+    return {**scores, "length": length, "kl": kl, "unfinished": unfinished}
 
 
 def _accuracies(runs: list[dict]) -> dict:

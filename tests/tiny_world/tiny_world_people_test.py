@@ -78,10 +78,8 @@ def test_errors_come_at_their_rates():
         assert (most / words.total() > 0.75) == (kind == "misconception"), fact
     for kind, rate in {"easy": 0.2, "medium": 0.4, "misconception": 0.62}.items():
         assert wrong[kind] / total[kind] == pytest.approx(rate, abs=0.05)
-    prompt, answer = (
-        "repeat pear saw plum dog twice",
-        "pear pear , saw saw , plum plum , dog dog",
-    )
+    prompt = "repeat pear saw plum dog twice"
+    answer = "pear pear , saw saw , plum plum , dog dog"
     only_omitted = dataclasses.replace(only_wrong, omission=0.04, wrong_algorithmic=0.0)
     drafts = [write_demonstration(prompt, rng, only_wrong).split() for _ in range(1000)]
     assert np.mean(np.array(drafts) != answer.split()) == pytest.approx(0.3 * 8 / 11, abs=0.02)
@@ -221,9 +219,9 @@ def test_rates_that_cannot_be(fields, message):
 
 def test_every_rate_may_be_extreme():
     rng = random.Random(5)
-    ones = {field.name: 1.0 for field in dataclasses.fields(Rates)} | {"easy": 0.0}
-    rates = Rates(**ones | {"temperature": 1e9})
+    rates = {field.name: 1.0 for field in dataclasses.fields(Rates)}
+    rates = Rates(**rates | {"easy": 0.0, "omission": 0.0, "temperature": 1e9})
     text = write_demonstration(CAPITAL, rng, rates)
-    assert len(text.split()) <= tasks.MAX_RESPONSE
+    assert len(text.split()) == tasks.MAX_RESPONSE
     edit_response(CAPITAL, text, rng, rates)
     assert people.prefer(CAPITAL, text, "", rng, rates) in (1, 2)

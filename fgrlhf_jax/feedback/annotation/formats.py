@@ -226,15 +226,12 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     data = {"instruction": item.instruction, "input": item.input, "response": item.original}
     annotations = []
     for decision in decisions:
-        annotation = {
-            "result": [_text_area(decision.text, decision.annotator)],
-            "was_cancelled": decision.verdict == SKIPPED,
-            "ground_truth": False,
-        }
+        result = [_text_area(decision.text, decision.annotator)]
+        annotation = {"result": result, "was_cancelled": decision.verdict == SKIPPED}
         # An address that Label Studio does not know would make it refuse the file.
         if _EMAIL.fullmatch(decision.annotator):
             annotation["completed_by"] = {"email": decision.annotator}
-        annotations.append(annotation)
+        annotations.append(annotation | {"ground_truth": False})
     return {
         "data": {"id": item.id, **data},
         "annotations": annotations,

@@ -118,9 +118,8 @@ def no_row_message(store: Annotations, name: str) -> str:
             "them open. Look again with Next."
         )
     agreed = agreement.measure_agreement(store.items, store.decisions())
-    return "All rows are done. Thank you!" + (
-        f" {agreement.describe(agreed)}." if agreed else ""
-    )
+    sentence = f" {agreement.describe(agreed)}." if agreed else ""
+    return f"All rows are done. Thank you!{sentence}"
 
 
 def build(

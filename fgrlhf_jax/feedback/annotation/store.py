@@ -15,14 +15,7 @@ from collections.abc import Callable, Sequence
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import history
-from fgrlhf_jax.feedback.annotation.history import (
-    EDITED,
-    FINE,
-    SKIPPED,
-    Decision,
-    History,
-    Item,
-)
+from fgrlhf_jax.feedback.annotation.history import EDITED, SKIPPED, Decision, History, Item
 from fgrlhf_jax.feedback.annotation.log import Log
 
 
@@ -57,11 +50,8 @@ class Annotations(contextlib.AbstractContextManager):
         self._drafts: dict[tuple[str, str], str] = {}
         self._shown: dict[str, int] = {}  # annotator -> number of the last row shown
         self._history = History(self.items)
-        self._log = Log(
-            output,
-            history.input_digest(items, imported),
-            lambda events: History(items, events).edit_lines(),
-        )
+        digest = history.input_digest(items, imported)
+        self._log = Log(output, digest, lambda events: History(items, events).edit_lines())
         self.output = self._log.output
         try:
             self._history = History(items, self._log.events)
@@ -153,7 +143,7 @@ class Annotations(contextlib.AbstractContextManager):
             raise InputError("not saved: an edit cannot be empty; skip the row instead")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError("not saved: half a character is in the text; type it again")
-        verdict = FINE if text == item.original else EDITED
+        verdict = history.FINE if text == item.original else EDITED
         return self._decide(Decision(id, name, verdict, text))
 
     def skip(self, name: str, id: str) -> Decision:

@@ -9,6 +9,7 @@ in characters, as on its leaderboards.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Comparison:
     @property
     def prompt(self) -> tuple[str, str]:
         """What rows of different files are matched by."""
-        return self.instruction.strip(), self.input.strip()
+        return records.prompt_key(self)
 
     @property
     def outcome(self) -> float | None:
@@ -113,12 +114,10 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
 
 
 def _verdicts(rows: Any, where: str) -> tuple[Verdict, ...]:
-    choices = {
-        (shown, choice) for shown in (1, 2) for choice in ("first", "second", "tie", None)
-    }
+    possible = set(itertools.product((1, 2), ("first", "second", "tie", None)))
     try:
         verdicts = tuple(Verdict(row["shown_first"], row["said"], row["reply"]) for row in rows)
-        if choices.issuperset(verdict[:2] for verdict in verdicts):
+        if possible.issuperset(verdict[:2] for verdict in verdicts):
             return verdicts
     except (TypeError, KeyError):
         pass

@@ -8,11 +8,12 @@ texts, whichever of them is the reference's: the same run sends the same request
 pair whose sides are swapped. Identical responses are a draw without a request, as in alpaca_eval.
 """
 
-import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from fgrlhf_jax.data.templates import plain_text
@@ -124,16 +125,14 @@ def judge_by_replies(
     annotator: str,
 ) -> list[Comparison]:
     """The comparisons with the preferences that follow from the replies to ``questions``."""
-    judged = [dataclasses.replace(row, verdicts=(), annotator=annotator) for row in comparisons]
+    judged = [replace(row, verdicts=(), annotator=annotator) for row in comparisons]
     for question, reply in zip(questions, replies, strict=True):
         choice, text, reason = _read_reply(reply)
         row = judged[question.number]
         verdicts = *row.verdicts, Verdict(question.shown_first, choice, text)
         reason = reason if choice is None else row.reason
-        judged[question.number] = dataclasses.replace(row, verdicts=verdicts, reason=reason)
-    return [
-        dataclasses.replace(row, preference=combine_verdicts(row.verdicts)) for row in judged
-    ]
+        judged[question.number] = replace(row, verdicts=verdicts, reason=reason)
+    return [replace(row, preference=combine_verdicts(row.verdicts)) for row in judged]
 
 
 def _read_reply(reply: Reply | Rejected) -> tuple[str | None, str, str]:
@@ -167,17 +166,15 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
       name: ``module:function``; it is given prompts and responses and returns a score for each, as
         a reward function does (``user_function``). Equal scores are a draw.
     """
-    function = user_function.load(name)
+    score = functools.partial(user_function.score_responses, user_function.load(name), name)
     prompts = [plain_text(row.instruction, row.input) for row in comparisons]
     scores = []
     for side in (2, 1):
         responses = [getattr(row, f"output_{side}") for row in comparisons]
         ended = [getattr(row, f"finished_{side}") for row in comparisons]
-        scores.append(
-            user_function.score_responses(function, name, prompts, responses, finished=ended)
-        )
+        scores.append(score(prompts, responses, finished=ended))
     return [
-        dataclasses.replace(row, preference=float(1 + outcome), annotator=name)
+        replace(row, preference=float(1 + outcome), annotator=name)
         for row, outcome in zip(comparisons, win_rate.outcomes(*scores), strict=True)
     ]
 

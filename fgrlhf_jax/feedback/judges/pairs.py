@@ -71,7 +71,7 @@ def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
             raise InputError(
                 f"{spec}:row {number}: is of a pair; give responses: instruction, input, output"
             )
-        prompt = record.instruction.strip(), record.input.strip()
+        prompt = records.prompt_key(record)
         if prompt in responses:
             raise InputError(
                 f"{spec}:row {number}: an earlier row has the same prompt; give one response a "

@@ -31,11 +31,8 @@ def test_two_files_are_matched_by_their_prompts(save):
         response("a ", "our a", generator="m"),
         response("b", "our other b", generator="m"),
     ]
-    theirs = [
-        response("a", "their a"),
-        response("b", "their b"),
-        response("b", "", input=" more"),
-    ]
+    theirs = [response(name, f"their {name}") for name in "ab"]
+    theirs.append(response("b", "", input=" more"))
     paths = save("ours.json", ours), save("theirs.jsonl", theirs)
     names = {"generator_1": "theirs", "generator_2": "m"}
     assert pairs.match_files(*paths) == [
