@@ -90,18 +90,17 @@ def test_rows_that_are_left_out_are_counted():
 
 def test_alpaca_eval_annotations():
     names = {"generator_1": "davinci", "generator_2": "mine", "annotator": "judge"}
-    prompt = {"instruction": "Name a fruit."}
     (row,) = converted(FIRST, to="alpaca_eval", further=names)
     texts = {"output_1": "Pear.", "output_2": "Brick.", "preference": 1.0}
-    assert row == prompt | texts | names
+    assert row == {"instruction": "Name a fruit."} | texts | names
     (row,) = converted(EDIT, to="alpaca_eval", generator="people")
-    assert row["instruction"] == "Sum up.\n\nA text."
-    assert (row["output_1"], row["generator_1"]) == ("It rain.", "original")
-    assert (row["preference"], row["annotator"]) == (2.0, "people")
-    (row,) = converted(ANSWER, to="alpaca_eval", generator="mine")
-    assert row == prompt | {"output": "Fig.", "generator": "mine"}
-    (row,) = converted(ANSWER, to="alpaca_eval", generator="no", further={"generator": "mine"})
-    assert row["generator"] == "mine"
+    names = {"generator_1": "original", "generator_2": "edited", "annotator": "people"}
+    texts = {"output_1": "It rain.", "output_2": "It rains.", "preference": 2.0}
+    assert row == {"instruction": "Sum up.\n\nA text."} | texts | names
+    for further, generator in (({}, "mine"), ({"generator": "other"}, "other")):
+        (row,) = converted(ANSWER, to="alpaca_eval", generator="mine", further=further)
+        expected = {"instruction": "Name a fruit.", "output": "Fig.", "generator": generator}
+        assert row == expected
 
 
 def random_text(rng: random.Random, first: str = "") -> str:

@@ -105,11 +105,9 @@ def test_files_of_a_folder_without_a_card(folder):
             records.read(spec)
 
 
-def test_a_folder_with_the_name_of_a_format(folder, monkeypatch):
+def test_a_folder_with_the_name_of_a_format(folder):
     """`datasets` has formats called json and parquet."""
-    (folder / "json").mkdir()
-    (folder / "json/train.jsonl").write_text(json.dumps(hub_cases.instruction("a")) + "\n")
-    monkeypatch.chdir(folder)
+    write_jsonl(Path("json/train.jsonl"), [hub_cases.instruction("a")])
     assert records.read("json:default:train") == [Instruction("a", "", "a: yes.")]
 
 

@@ -58,19 +58,15 @@ def test_contents_of_a_conversation_cannot_write_control_tokens(chat):
     assert alone == encode_prompt(chat, "chat", messages[1]["content"], "", None)[0]
 
 
-def test_a_chat_template_may_refuse_a_conversation(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('must alternate') }}")
+def test_a_chat_template_may_refuse_a_conversation_and_cannot_read_the_clock(chat):
+    chat.chat_template = "{{ raise_exception('must alternate') }}"
     with pytest.raises(InputError, match=r"chat template refuses them .*must alternate"):
-        encode_messages(tokenizer, "chat", [{"role": "user", "content": "x"}])
-
-
-def test_a_chat_template_cannot_read_the_clock(tokenizer, monkeypatch):
-    clock = (
+        encode_messages(chat, "chat", [{"role": "user", "content": "x"}])
+    chat.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%S') %}{% endif %}"
         "{{ date_string }} {{ messages[0]['content'] }}"
     )
-    monkeypatch.setattr(tokenizer, "chat_template", clock)
-    assert render("chat", "write", "", tokenizer) == "26 Jul 2024 write"
+    assert render("chat", "write", "", chat) == "26 Jul 2024 write"
 
 
 @pytest.mark.parametrize(
