@@ -130,12 +130,8 @@ def _prompt_settings(config: ConfigDict) -> dict:
 
 def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
     """The policy that everything starts from."""
-    settings = {
-        "train": folder / "data" / "sft.jsonl",
-        "run_dir": folder / "sft",
-        "seed": config.seed,
-        **_prompt_settings(config),
-    }
+    settings = {"train": folder / "data" / "sft.jsonl", "run_dir": folder / "sft"}
+    settings |= {"seed": config.seed, **_prompt_settings(config)}
     if config.embedded:
         settings["model.tokenizer"] = folder / "data" / "tokenizer"
     words = command_line("launch.sft", config.sft.config, read_flags(config, "sft"), settings)

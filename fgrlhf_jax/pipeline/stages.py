@@ -123,9 +123,8 @@ def set_aside(
     for stage in stages:
         missing = sorted(ancestors(stage.name) - done)
         # An interrupted stage has no marker, and nothing was made from it: it goes on.
-        deleted = stage.name not in done and (
-            stage.name in was_done or _marker(stage, folder).exists()
-        )
+        finished = stage.name in was_done or _marker(stage, folder).exists()
+        deleted = stage.name not in done and finished
         if remains[stage.name] and (missing or deleted):
             names = ", ".join(missing)
             reason = f"made from {names}" if missing else "its output or marker was deleted"

@@ -25,7 +25,9 @@ def to_html(report: dict) -> str:
         sections=sections(report),
         figures=_figures(report),
         legend=[(k % CHART_COLOURS, labels[name]) for k, name in enumerate(report["curves"])],
-        heatmaps=_heatmaps(report),
+        heatmaps=report["heatmaps"],
+        limits=_colour_limits(report["heatmaps"]),
+        reward_models=report["labels"]["reward_models"],
         commands=report["commands"],
         config=report["config"],
         judge=report["judge"],
@@ -73,39 +75,13 @@ def _win_rates(report: dict):
     return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=marks)
 
 
-def _heatmaps(report: dict) -> list[dict]:
-    """Each response's lines of tokens; a reward model has one colour scale for the page."""
+def _colour_limits(heatmaps: list[dict]) -> dict[str, float]:
+    """The strongest colour of each reward model: one scale for the page."""
     sides: dict[str, list] = {}
-    for item in report["heatmaps"]:
+    for item in heatmaps:
         for name, side in item["by"].items():
             sides.setdefault(name, []).append({"rewards": [r or 0.0 for r in side["rewards"]]})
-    limits = {name: colour_limit([{"sides": of_model}]) for name, of_model in sides.items()}
-    labels = report["labels"]["reward_models"]
-
-    def token(text: str, reward: float | None, limit: float) -> dict:
-        share = min(1.0, abs(reward or 0) / limit) * 0.8
-        shown = {"text": _visible(text), "reward": number(reward, digits=2)}
-        return {**shown, "low": (reward or 0) < 0, "share": share}
-
-    return [
-        {
-            "prompt": item["prompt"],
-            "gold": number(item["gold"]),
-            "sides": [
-                {
-                    "label": labels.get(name, name),
-                    "limit": limits[name],
-                    "numbered": len(side["tokens"]) <= _NUMBERED,
-                    "tokens": [
-                        token(text, reward, limits[name])
-                        for text, reward in zip(side["tokens"], side["rewards"], strict=True)
-                    ],
-                }
-                for name, side in item["by"].items()
-            ],
-        }
-        for item in report["heatmaps"]
-    ]
+    return {name: colour_limit([{"sides": of_model}]) for name, of_model in sides.items()}
 
 
 def _visible(text: str) -> str:
@@ -209,14 +185,18 @@ none to green; each model has its own scale, its 98th percentile beside it.</p>
 {% for item in heatmaps %}
 <article>
 <h3>{{ item.prompt }}</h3>
-<p class="soft">{{ judge }} score of the response: {{ item.gold }}</p>
-{% for side in item.sides %}
-<div class="side"><span>{{ side.label }}<small>± {{ "%.2f"|format(side.limit) }}</small></span>
-<div class="tokens{{ '' if side.numbered else ' plain' }}">
-{% for t in side.tokens %}
-<span class="{{ 'low' if t.low else 'high' }}" style="--share:{{ '%.2f'|format(t.share) }}"
-{%- if not side.numbered %} title="{{ t.reward }}"{% endif %}>{{ t.text }}
-{%- if side.numbered %}<small>{{ t.reward }}</small>{% endif %}</span>
+<p class="soft">{{ judge }} score of the response: {{ number(item.gold) }}</p>
+{% for name, side in item.by.items() %}
+{% set label, limit = reward_models.get(name, name), limits[name] %}
+{% set numbered = side.tokens|length <= most_numbered %}
+<div class="side"><span>{{ label }}<small>± {{ "%.2f"|format(limit) }}</small></span>
+<div class="tokens{{ '' if numbered else ' plain' }}">
+{% for text, reward in zip(side.tokens, side.rewards, strict=True) %}
+{% set size = reward or 0 %}
+{% set share = [1, size|abs / limit]|min * 0.8 %}
+<span class="{{ 'low' if size < 0 else 'high' }}" style="--share:{{ '%.2f'|format(share) }}"
+{%- if not numbered %} title="{{ number(reward, digits=2) }}"{% endif %}>{{ visible(text) }}
+{%- if numbered %}<small>{{ number(reward, digits=2) }}</small>{% endif %}</span>
 {% endfor %}
 </div></div>
 {% endfor %}
@@ -254,4 +234,6 @@ none to green; each model has its own scale, its 98th percentile beside it.</p>
 </section>
 {% endfor %}
 """
-_PAGE = page_template(_STYLE, _BODY, unbroken=_unbroken, colours=CHART_COLOURS)
+_FUNCTIONS = {"unbroken": _unbroken, "visible": _visible, "number": number, "zip": zip}
+_NUMBERS = {"colours": CHART_COLOURS, "most_numbered": _NUMBERED}
+_PAGE = page_template(_STYLE, _BODY, **_FUNCTIONS, **_NUMBERS)

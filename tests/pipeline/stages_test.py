@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_what_comes_before_a_deleted_stage_stays(study):
     assert not outputs["e"].with_name("checkpoint").exists()
 
 
-def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study, monkeypatch):
+def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study):
     path, outputs, run_study = study
     run_study()
     checkpoint, marker = outputs["e"].with_name("checkpoint"), path / "run/stages/e.json"
@@ -185,14 +186,9 @@ def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study, mo
     # Also where it is interrupted while it is made again.
     outputs["e"].unlink()
     checkpoint.touch()
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stages.subprocess, "Popen", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run_study()
+    interrupted = mock.patch.object(stages.subprocess, "Popen", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        run_study()
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.touch()
     run_study()

@@ -66,9 +66,7 @@ def test_pairs_get_labels(capsys):
 
 
 def test_samples_get_labels():
-    fields = {"instruction": "capital of hungary", "input": "", "generator": "m"}
-    rows = [fields | {"output": text, "finished": True} for text in (WRONG, RIGHT)]
-    rows += [fields | {"instruction": "capital of egypt", "output": "cairo"}]
+    rows = [{"instruction": "capital of hungary", "output": text} for text in (WRONG, RIGHT)]
     run(input=save("samples.jsonl", rows), output="labels.jsonl", judge=GOLD)
     assert labels() == [2]
 

@@ -236,10 +236,6 @@ def inputs(prompts, responses):
     return [response in prompt for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def broken(prompts, responses):
-    return [float("nan")] * len(responses)
-
-
 HUNGARY = ("capital of hungary", "", "cairo", "the capital of hungary is budapest")
 FILM = ("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
 
@@ -266,12 +262,3 @@ def test_a_function_knows_which_responses_are_finished():
     rows = [pair(0, finished_1=False), pair(1, finished_2=False), pair(2)]
     judged = judge.judge_by_function(rows, f"{__name__}:whole")
     assert [row.preference for row in judged] == [2, 1, 1.5]
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [("broken", "response 1 of 1: returned NaN or infinity"), ("none", "cannot be loaded")],
-)
-def test_refused_functions(function, message):
-    with pytest.raises(InputError, match=message):
-        judge.judge_by_function([pair(0)], f"{__name__}:{function}")
