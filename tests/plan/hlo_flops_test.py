@@ -63,8 +63,6 @@ def scanned(x, weights):
 def test_a_scan_counts_as_often_as_it_runs():
     assert count(scanned, array(M, K), array(9, K, K)) == (9 * 2 * M * K * K, ())
 
-
-def test_a_scan_in_a_scan():
     def twice(x, weights):
         return jax.lax.scan(lambda x, w: (scanned(x, w), x[:2] @ w[0]), x, weights)
 

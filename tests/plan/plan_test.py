@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,11 @@ import pytest
 
 from configs import ppo, rm, sft
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import llama
 from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
 from fgrlhf_jax.plan.shapes import RunShapes, ppo_shapes, reward_model_shapes, sft_shapes
 from launch import plan as command
+from launch.shared import process
 
 TINY = llama.SIZES["tiny"]
 B, P, T, EPOCHS = 16, 8, 12, 2
@@ -138,18 +138,13 @@ def test_whether_it_fits(shapes, plan):
 def test_the_table(plan):
     lines = format_table(plan).splitlines()
     assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for one of them, in MB:"
-
-    def cells(first: str) -> list[str]:
-        return next(line.split() for line in lines if line.startswith(first))[1:]
-
-    policy = plan["models"]["policy"]
-    millions, size, dtype = f"{policy['parameters'] / 1e6:.1f}", policy["bytes"], "float32"
-    assert cells("policy") == [millions, "M", f"{size / 1e6:.3f}", dtype]
-    update = plan["steps"]["update"]
+    cells = [line.split() for line in lines]
+    policy, update = plan["models"]["policy"], plan["steps"]["update"]
+    millions, size = f"{policy['parameters'] / 1e6:.1f}", f"{policy['bytes'] / 1e6:.3f}"
+    assert ["policy", millions, "M", size, "float32"] in cells
     names = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
-    assert cells("update") == [*(f"{update[name] / 1e6:.3f}" for name in names), "yes"]
-    cache = f"KV cache, among the temporaries of generate: {plan['cache'] / 1e6:.3f}"
-    assert cache in lines
+    assert ["update", *(f"{update[name] / 1e6:.3f}" for name in names), "yes"] in cells
+    assert f"KV cache, among the temporaries of generate: {plan['cache'] / 1e6:.3f}" in lines
     assert lines[-1] == "generate: " + plan["steps"]["generate"]["notes"][0]
 
 
@@ -207,18 +202,10 @@ def test_supervised(config, make_shapes, model, tokens):
 def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
     """Its config.json is all that is read."""
     cfg = dataclasses.replace(TINY, num_layers=3, vocab_size=96)
-    fields = {
-        "model_type": "llama",
-        "vocab_size": 96,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.intermediate_size,
-        "num_hidden_layers": 3,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "max_position_embeddings": 64,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert hf_load.read_config(tmp_path).num_layers == 3
+    shapes = {"max_position_embeddings": 64, "num_hidden_layers": 3, "vocab_size": 96}
+    shapes |= {"hidden_size": cfg.hidden_size, "intermediate_size": cfg.intermediate_size}
+    shapes |= {"num_attention_heads": cfg.num_heads, "num_key_value_heads": cfg.num_kv_heads}
+    (tmp_path / "config.json").write_text(json.dumps(shapes | {"model_type": "llama"}))
     policy = ppo_shapes(ppo_config(policy=str(tmp_path))).models["policy"]
     assert bytes_per_device(policy) == 4 * numbers(cfg, 2)
     config = sft.get_config("tiny")
@@ -245,14 +232,11 @@ BAD = {
 @pytest.mark.parametrize("argument", BAD)
 def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
     monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
+    monkeypatch.setattr(process, "prepare", lambda: None)
     arguments = ["--config=configs/ppo.py:tiny", *argument.split()]
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            command.command()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as stopped:
+        command.command()
     err = capsys.readouterr().err
     assert stopped.value.code == 2
     assert re.fullmatch(r"error: [^\n]+\n", err)

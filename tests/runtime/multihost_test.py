@@ -199,21 +199,14 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     """What two runs left, but for the clock and rounding."""
     assert_close(without_clock(ours), without_clock(theirs))
     assert saved(ours) == saved(theirs)
-    names = [
-        {p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()}
-        for d in (ours / "export", theirs / "export")
-    ]
-    assert names[0] == names[1]
-    for name in ("export/tokenizer.json", "export/tokenizer_config.json"):
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
-    weights = [
-        safetensors.numpy.load_file(d / "export/model.safetensors") for d in (ours, theirs)
-    ]
+    exports = [ppo_cases.contents(folder / "export") for folder in (ours, theirs)]
+    weights = [safetensors.numpy.load(export.pop("model.safetensors")) for export in exports]
     assert_close(*weights)
-    configs = [json.loads((d / "export/config.json").read_text()) for d in (ours, theirs)]
+    configs = [json.loads(export.pop("config.json")) for export in exports]
     for config in configs:
         config["fgrlhf"].pop("sha256")
     assert_close(*configs)
+    assert exports[0] == exports[1]
     for name in ("eval.json", "finished.json"):
         if (theirs / name).exists():
             assert_close(*(json.loads((d / name).read_text()) for d in (ours, theirs)))
