@@ -1,11 +1,14 @@
 """What commands share: prompts, which need no responses, and demonstrations, which do."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from fgrlhf_jax.runtime.files import write_jsonl
+from fgrlhf_jax.runtime.run_dir import PARENT
 from launch import evaluate_rm, generate, ppo, score, sft
 from launch.shared import config_files
 
@@ -74,3 +77,17 @@ def test_what_is_read_is_not_written_over(refused, tmp_path, command, field):
     path.write_text("[]")
     assert "would write over" in refused(command, **{field: path, "output": path})
     assert path.read_text() == "[]"
+
+
+def test_a_stage_whose_pipeline_has_ended_does_not_begin():
+    """It may have ended before the kernel was asked to report it."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    result = subprocess.run(
+        [sys.executable, "-c", "from launch.shared import process; process.prepare()"],
+        env=os.environ | {PARENT: str(ended.pid)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr.splitlines()[-1] == "KeyboardInterrupt"

@@ -92,14 +92,6 @@ def test_train_step_of_a_variant(model, loss):
     assert all((leaf.shape, leaf.dtype) == ((), jnp.float32) for leaf in metrics.values())
 
 
-def test_llama_7b_is_alpacafarms_setting():
-    config = get("--config=configs/rm.py:llama_7b,token_full")
-    assert (config.batch_size, config.epochs, config.steps) == (16, 1, 0)
-    assert config.optimizer.learning_rate == 3e-6
-    assert (config.data.max_length, config.data.template) == (512, "alpaca")
-    assert config.model.dtype == "bfloat16"
-
-
 def test_loss_may_be_left_out():
     assert get("--config=configs/rm.py:cad").loss == "token_edit"
     assert get().run_dir == "runs/rm_tiny_token_edit"

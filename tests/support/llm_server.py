@@ -34,21 +34,12 @@ def echo(prompt: str) -> str:
     return f"{prompt[::-1]} — ünïcode 🙂"
 
 
-def fine(prompt: str, before: int) -> str:
-    return "ok"
-
-
-def number(*parts) -> float:
-    """In [0, 1), a hash."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
-
-
 def shaky(share: float, faults: tuple[str, ...] = QUICK, slow: float = 0.0) -> Plan:
     """``share`` of the attempts meet one of ``faults``; ``slow`` of them a slow answer."""
 
     def plan(prompt: str, before: int) -> str:
-        x = number(prompt, before)
+        digest = hashlib.sha256(repr((prompt, before)).encode()).digest()
+        x = int.from_bytes(digest[:7], "big") / 2**56
         if x < share:
             return faults[int(x / share * len(faults))]
         return "slow" if x > 1 - slow else "ok"
@@ -106,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault := self.fault(body):
                 self.fail(*fault)
             else:
-                self.act(server.plan(prompt, before), prompt, body)
+                self.act(server.plan(prompt, before), prompt)
         finally:
             with server.lock:
                 server.now -= 1
@@ -128,8 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         return next(((400, messages[name]) for name in server.not_taken if name in body), None)
 
-    def act(self, action: str, prompt: str, body: dict) -> None:
-        data = json.dumps(self.reply(action, prompt, body)).encode()
+    def act(self, action: str, prompt: str) -> None:
+        data = json.dumps(self.reply(action, prompt)).encode()
         contents = {
             "truncated": data[: len(data) // 2],
             "empty": b"",
@@ -167,20 +158,14 @@ class Handler(BaseHTTPRequestHandler):
             with self.counted(prompt):
                 self.send(data)
 
-    def reply(self, action: str, prompt: str, body: dict) -> dict:
+    def reply(self, action: str, prompt: str) -> dict:
         text = "" if action == "blank" else self.server.answer(prompt)
         read, written = len(prompt), len(text)
         if self.path.endswith("messages"):
+            stops = {"length": "max_tokens", "refusal": "refusal"}
             return {
-                "id": "msg_1",
-                "type": "message",
-                "role": "assistant",
-                "model": body["model"],
                 "content": [{"type": "text", "text": text}] if text else [],
-                "stop_reason": {"length": "max_tokens", "refusal": "refusal"}.get(
-                    action, "end_turn"
-                ),
-                "stop_sequence": None,
+                "stop_reason": stops.get(action, "end_turn"),
                 "usage": {"input_tokens": read, "output_tokens": written},
             }
         message = {"role": "assistant", "content": text or None}
@@ -188,16 +173,8 @@ class Handler(BaseHTTPRequestHandler):
             message |= {"content": None, "refusal": text}
         stop = "length" if action == "length" else "stop"
         return {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": stop}],
-            "usage": {
-                "prompt_tokens": read,
-                "completion_tokens": written,
-                "total_tokens": read + written,
-            },
+            "usage": {"prompt_tokens": read, "completion_tokens": written},
         }
 
     @contextlib.contextmanager
@@ -233,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running(
-    plan: Plan = fine, answer: Callable[[str], str] = echo, **options
+    plan: Plan = lambda prompt, before: "ok", answer: Callable[[str], str] = echo, **options
 ) -> Iterator[Server]:
     """A server at ``.url`` until the block ends.
 

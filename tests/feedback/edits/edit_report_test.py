@@ -224,7 +224,6 @@ def test_without_a_flag_it_shows_the_embedded_world(capsys):
             {"input": "DATA/edits.jsonl, DATA/more.json", "output": "DATA/more.json"},
             "more.json, which is read; choose another",
         ),
-        ({"output": "DATA/no/x.html"}, "no does not exist; make it"),
         ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all: no such model"),
     ],
 )

@@ -14,7 +14,6 @@ from fgrlhf_jax.feedback.edits.minimality import (
     measure,
     split_words,
 )
-from fgrlhf_jax.tiny_world.datasets import make_feedback
 
 
 @pytest.mark.parametrize(
@@ -144,13 +143,6 @@ def test_spans_add_up_and_mark_what_changed():
     )
 
 
-def test_the_embedded_worlds_editor_is_minimal():
-    edits, _ = make_feedback(200, 0)
-    kinds = {measure(edit.original, edit.edited).kind for edit in edits}
-    assert kinds >= {"insert", "delete", "replace", "mixed"}
-    assert not any(find_fault(edit.original, edit.edited) for edit in edits)
-
-
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
     "I’m sorry, but I can’t assist with that request.",
@@ -180,14 +172,11 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("text", REFUSALS)
-def test_a_refusal(text):
-    assert is_refusal(text)
-    assert is_refusal(f"\n  {text.upper()}")
-    assert find_fault("The capital of France is Lyon.", text) == "refusal"
-
-
-def test_no_refusal():
+def test_refusals():
+    for text in REFUSALS:
+        assert is_refusal(text), text
+        assert is_refusal(f"\n  {text.upper()}"), text
+        assert find_fault("The capital of France is Lyon.", text) == "refusal", text
     assert not list(filter(is_refusal, ANSWERS))
 
 
