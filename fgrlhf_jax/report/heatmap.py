@@ -32,18 +32,8 @@ def colour_limit(rows: Iterable[Mapping]) -> float:
 def to_html(rows: Sequence[Mapping], *, title: str) -> str:
     """A page that loads nothing: no script, no font, no network. One scale for all its rows."""
     limit = colour_limit(rows)
-    return _PAGE.render(
-        title=title,
-        limit=limit,
-        rows=[
-            {
-                "instruction": row["instruction"].translate(HARMLESS),
-                "input": row["input"].translate(HARMLESS),
-                "sides": [_side(side, limit) for side in row["sides"]],
-            }
-            for row in rows
-        ],
-    )
+    rows = [{**row, "sides": [_side(side, limit) for side in row["sides"]]} for row in rows]
+    return _PAGE.render(title=title, limit=limit, rows=rows)
 
 
 def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> str:
@@ -66,9 +56,8 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
                 text = token["text"].replace("\n", "").replace("\t", "")
                 mark = "*" if token["changed"] else " "
                 lines.append(f'{token["reward"]:+9.3f} {mark} "{text}"')
-    scale = (
-        f"red -{limit:.2f} ... 0 ... +{limit:.2f} green" if colour else "* changed by the edit"
-    )
+    colours = f"red -{limit:.2f} ... 0 ... +{limit:.2f} green"
+    scale = colours if colour else "* changed by the edit"
     return "\n".join([*lines, "", scale, ""])
 
 
@@ -170,8 +159,8 @@ _BODY = """\
 <b class="added">put in by the edit</b> <b class="removed">taken out</b></div>
 {% for row in rows %}
 <article>
-<p class="prompt">{{ row.instruction }}</p>
-{% if row.input %}<p class="prompt">{{ row.input }}</p>{% endif %}
+<p class="prompt">{{ row.instruction.translate(harmless) }}</p>
+{% if row.input %}<p class="prompt">{{ row.input.translate(harmless) }}</p>{% endif %}
 {% for side in row.sides %}
 <h2>{{ side.label }}<small>{{ side.summary }}</small></h2>
 <p class="response">
@@ -185,4 +174,4 @@ _BODY = """\
 </article>
 {% endfor %}
 """
-_PAGE = page_template(_STYLE, _BODY)
+_PAGE = page_template(_STYLE, _BODY, harmless=HARMLESS)

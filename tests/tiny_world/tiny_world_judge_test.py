@@ -10,14 +10,8 @@ import pytest
 from fgrlhf_jax.data.templates import encode_response
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world.judge import (
-    END,
-    align_words,
-    gold_score,
-    judge,
-    oracle_rewards,
-    word_rewards,
-)
+from fgrlhf_jax.tiny_world import judge as gold
+from fgrlhf_jax.tiny_world.judge import END, align_words, gold_score, judge, word_rewards
 from fgrlhf_jax.tiny_world.people import write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer, draw_prompts
 from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer, vocabulary
@@ -201,7 +195,7 @@ def test_oracle_rewards(drafts, whole_words, ended):
         [tokenizer.decode([i]) for i in encode_response(tokenizer, text, append_eos=ended)]
         for text in responses
     ]
-    rewards = oracle_rewards(prompts, responses, tokens)
+    rewards = gold.oracle_rewards(prompts, responses, tokens)
     assert [len(row) for row in rewards] == [len(row) for row in tokens]
     assert (sum(map(len, tokens)) > 1.5 * sum(len(t.split()) for t in responses)) != whole_words
     for row, texts, (prompt, response) in zip(rewards, tokens, drafts, strict=True):
@@ -218,7 +212,7 @@ def test_oracle_rewards(drafts, whole_words, ended):
 def test_oracle_rewards_by_hand():
     rows = [[], [END], ["the"], ["lima", "<s>", END], [END, "lima"], ["\n"]]
     rows += [["th", "e cap", "ital", " of", " pe", "ru is ", "", "lima", "\n", END]]
-    rewards = oracle_rewards([CAPITAL] * 7, [""] * 7, rows)
+    rewards = gold.oracle_rewards([CAPITAL] * 7, [""] * 7, rows)
     expected = [[], [0], [1 - 10], [0, -3, 0], [0, -3 - 10], [-10]]
     expected += [[0, 1, 1, 1, 0, 2, 0, 10, 0, 0]]
     assert rewards == [[p / 28 for p in row] for row in expected]

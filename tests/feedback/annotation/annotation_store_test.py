@@ -146,12 +146,10 @@ def test_sent_twice_counts_once_and_something_else_is_refused(output):
         store.take("Ann")
         for _ in range(2):
             store.accept("Ann", "r0", "Zero.")
-        for refused in (
-            lambda: store.accept("Ann", "r0", "0"),
-            lambda: store.skip("Ann", "r0"),
-        ):
-            with pytest.raises(InputError, match="decided this row before"):
-                refused()
+        with pytest.raises(InputError, match="decided this row before"):
+            store.accept("Ann", "r0", "Null.")
+        with pytest.raises(InputError, match="decided this row before"):
+            store.skip("Ann", "r0")
         assert len(lines(output)) == 1
 
 

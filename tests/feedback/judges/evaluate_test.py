@@ -12,7 +12,6 @@ import llm_server
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.llm import client as llm
 from fgrlhf_jax.feedback.llm import local
 from launch import evaluate
@@ -113,8 +112,6 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
     run(annotations="eval.annotations.json", output="again.json")
     assert result("again.json") == results
     assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[1:-1]
-    summary = alpaca_eval.summarize(alpaca_eval.read("eval.annotations.json"))
-    assert summary.items() <= results.items()
 
 
 def test_a_run_goes_on_where_it_was_stopped(monkeypatch):
@@ -231,9 +228,7 @@ def test_a_dry_run_sends_nothing(monkeypatch, capsys):
 def test_without_a_flag_it_is_the_embedded_world(capsys):
     run()
     out = capsys.readouterr().out
-    assert out.startswith(
-        "the edit against the original, judged by fgrlhf_jax.tiny_world.judge"
-    )
+    assert out.startswith("the edit against the original, judged by fgrlhf_jax.tiny_world.")
     assert float(re.search(r"win rate +([\d.]+)", out)[1]) > 90
 
 
