@@ -10,6 +10,7 @@ KV cache and of each step, whether that fits --memory (GB a device), and FLOPs o
 compiled.
 """
 
+import argparse
 import math
 import os
 import sys
@@ -47,15 +48,11 @@ def main(config, options: dict[str, str]) -> None:
 
 def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """The options of this command, and the other arguments."""
-    options, others = dict(OPTIONS), [argv[0]]
-    rest = iter(argv[1:])
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name.startswith("-") and name.lstrip("-") in OPTIONS:
-            options[name.lstrip("-")] = value if equals else next(rest, "")
-        else:
-            others.append(arg)
-    return options, others
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, default in OPTIONS.items():
+        parser.add_argument(f"-{name}", f"--{name}", nargs="?", const="", default=default)
+    options, others = parser.parse_known_args(argv[1:])
+    return vars(options), [argv[0], *others]
 
 
 def number(options: dict[str, str], name: str, kind: type):

@@ -121,21 +121,6 @@ def test_what_is_spread_is_shared(left, right, share):
     assert count(jnp.matmul, *shapes).flops == ONE / share
 
 
-def test_a_scan_and_its_gradient_over_two_axes():
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    rows = array(M, K, spec=("x", None), mesh=mesh)
-    up = array(5, K, 64, spec=(None, None, "y"), mesh=mesh)
-    down = array(5, 64, K, spec=(None, "y", None), mesh=mesh)
-
-    def loss(x, weights):
-        last, _ = jax.lax.scan(lambda x, w: (x @ w[0] @ w[1], None), x, weights)
-        return jnp.sum(last**2)
-
-    grads = jax.grad(loss, argnums=(0, 1))
-    one = 2 * (M // 4) * K * (64 // 2)
-    assert count(grads, rows, (up, down)).flops == 5 * 6 * one
-
-
 def test_other_spellings_are_read():
     """Operands with their shapes, tiled layouts, the older form of a trip count, a named gemm."""
     text = """HloModule old, entry_computation_layout={(f32[8,4]{1,0:T(8,128)})->f32[8,4]{1,0}}

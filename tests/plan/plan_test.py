@@ -224,6 +224,8 @@ BAD = {
     "--config.reward_model=nowhere": "nowhere: is not a reward model of launch.train_rm",
     "--devices=0": "--devices=0: give a whole number above 0",
     "--memory=nan": "--memory=nan: give a number above 0",
+    "--memory": "--memory=: give a number above 0",
+    "-memory -5": "--memory=-5: give a number above 0",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }
