@@ -149,8 +149,8 @@ def _sample_stage(config: ConfigDict, folder: Path, seed: int) -> Stage:
         "samples": 2,
         "temperature": 1.0,
         "seed": config.seed + seed,
-        "batch_size": config.answer_batch_size,
         **{name: config[name] for name in ("template", "max_prompt_length", "max_new_tokens")},
+        "batch_size": config.answer_batch_size,
     }
     words = command_line("launch.generate", "configs/generate.py", {}, settings)
     return Stage(f"seed_{seed}/samples", words, output, ("sft",))
