@@ -23,10 +23,10 @@ from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.models import Architectures, make_critic
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
-from fgrlhf_jax.reward_model.train import RewardModelTrainer
+from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import sft, supervised
-from fgrlhf_jax.training.run import SupervisedTrainer, compile_step
+from fgrlhf_jax.training.run import SupervisedTrainer
 
 MODELS = ("policy", "reference", "critic", "reward model")  # of PPO, in the order of the table
 
@@ -158,12 +158,12 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     tokens = np.zeros(2, np.int32)
     pair = Pair(tokens, tokens, 1, tokens > 0, tokens > 0, tokens, 0)
     pairs = {"edits": [pair] * config.batch_size}
-    trainer = RewardModelTrainer(config, mesh, model, pairs, pairs, (length,))
-    batch = on_mesh(pad_pairs([pair], length, trainer.eval_batch_size), mesh)
+    trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, (length,))
+    batch = on_mesh(pad_pairs([pair], length, predictor.batch_size), mesh)
     return supervised_shapes(
         trainer,
         "reward model",
-        lambda: trainer.predictor.step.lower(trainer.abstract.params, batch),
+        lambda: predictor.step.lower(trainer.abstract.params, batch),
         2 * rows_flops(cfg, 1, length),
     )
 
@@ -173,12 +173,14 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     rows = [Demonstration(np.zeros(2, np.int32), 1)] * config.batch_size
-    trainer = sft.SFTTrainer(config, mesh, llama.CausalLM(cfg), rows, rows, (length,))
-    batch = on_mesh(pad_demonstrations(rows[:1], length, trainer.eval_batch_size), mesh)
+    model = llama.CausalLM(cfg)
+    trainer = sft.make_trainer(config, mesh, model, rows, rows, (length,))
+    batch_size = supervised.eval_batch_size(config, mesh)
+    batch = on_mesh(pad_demonstrations(rows[:1], length, batch_size), mesh)
     return supervised_shapes(
         trainer,
         "policy",
-        lambda: sft.eval_step.lower(trainer.abstract.params, batch, model=trainer.model),
+        lambda: sft.eval_step.lower(trainer.abstract.params, batch, model=model),
         rows_flops(cfg, 1, length) + logits_flops(cfg, length),
     )
 
@@ -205,12 +207,11 @@ def supervised_shapes(
         with jax.set_mesh(mesh):
             return lower().compile()
 
-    def compile_update():
-        return compile_step(trainer.train_step, state, batch, mesh)
-
     steps = {
-        "train": Step(compile_update, state, 3 * config.batch_size * flops),
-        "evaluate": Step(compile_evaluation, state.params, trainer.eval_batch_size * flops),
+        "train": Step(lambda: trainer.compile(batch), state, 3 * config.batch_size * flops),
+        "evaluate": Step(
+            compile_evaluation, state.params, supervised.eval_batch_size(config, mesh) * flops
+        ),
     }
     return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)
 

@@ -85,16 +85,13 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     return trainer.folder
 
 
-class PPOTrainer(training.Trainer):
-    """Updates on the policy's own responses, see :class:`Trainer`.
+class PPOTrainer:
+    """A ``training.run.Trainer`` on the policy's own responses.
 
     Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
     ``frozen``, fingerprints of reference and reward model; ``stopped_at``, the step and KL that
     stopped the run, or None.
     """
-
-    overlaps = False  # the next rollout needs the updated policy
-    bar = {"reward/mean": ".3f", "policy/kl": ".2f"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -106,7 +103,9 @@ class PPOTrainer(training.Trainer):
     ):
         self.config, self.mesh, self.models, self.tokenizer = config, mesh, models, tokenizer
         self.prompts, self.steps = prompts, config.steps
-        self.eval_every = config.eval_every or config.steps
+        self.eval_every, self.patience = config.eval_every or config.steps, 0
+        self.overlaps = False  # the next rollout needs the updated policy
+        self.bar = {"reward/mean": ".3f", "policy/kl": ".2f"}
         self.prompt_width = max(len(ids) for part in prompts.values() for ids in part.ids)
         self.optimizer, self.learning_rates = programs.make_optimizer(config)
         self.programs = programs.make(

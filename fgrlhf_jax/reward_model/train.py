@@ -1,5 +1,6 @@
 """Training a reward model: records in; an exported model, its evaluation and its log out."""
 
+import functools
 import itertools
 
 import jax
@@ -15,7 +16,6 @@ from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import multihost, run_dir
 from fgrlhf_jax.runtime.files import write_json
-from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import supervised
 
@@ -42,24 +42,25 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     data = config.data.to_dict()
     buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
-    trainer = RewardModelTrainer(
+    trainer, predictor = make_trainer(
         config, mesh, model, pairs["train"], pairs["validation"], buckets
     )
     supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
     folder = run_dir.open_run(config)
+    predictor.warm_up(pairs["validation"])
     _, params = training.run(config, trainer, folder)
     # On the validation set: the rejected responses of training pairs have been learned by heart.
     normalization = fit_normalization(
-        trainer.predictor,
+        predictor,
         params,
         pairs["validation"],
         level_of(config.loss),
         config.normalization_pairs,
     )
-    meta = RewardMeta(config.model.head, trainer.settings, normalization, data)
+    meta = RewardMeta(config.model.head, loss_settings(config), normalization, data)
     reward_model = RewardModel(model, params, tokenizer, meta, mesh)
     result = {
-        name: make_tables(trainer.predictor, reward_model, pairs[name], rows)
+        name: make_tables(predictor, reward_model, pairs[name], rows)
         for name, rows in sets.items()
         if name != "train"
     }
@@ -71,61 +72,51 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     return result
 
 
-class RewardModelTrainer(training.SupervisedTrainer):
-    """Training of ``model`` on pairs, given by kind, see :class:`SupervisedTrainer`."""
+def make_trainer(
+    config: ConfigDict,
+    mesh: Mesh,
+    model: llama.TokenValueModel,
+    train: dict[str, list[Pair]],
+    validation: dict[str, list[Pair]],
+    buckets: tuple[int, ...],
+) -> tuple[training.SupervisedTrainer, PairPredictor]:
+    """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
+    settings, abstract = loss_settings(config), llama.abstract_params(model, mesh)
+    batch_size = supervised.eval_batch_size(config, mesh)
+    predictor = PairPredictor(model, settings, mesh, buckets, batch_size)
+    rows, held_out = (list(itertools.chain(*groups.values())) for groups in (train, validation))
+    trainer = training.SupervisedTrainer(
+        config,
+        mesh,
+        abstract,
+        rows,
+        held_out,
+        lengths=[pair.length for pair in rows],
+        buckets=buckets,
+        mask="mask_B2S",
+        pad=pad_pairs,
+        train_step=functools.partial(train_step, model=model, **settings),
+        initial_params=functools.partial(initial_params, config, model, abstract),
+        evaluate=lambda params, step: predictor.validation_metrics(params, validation),
+    )
+    return trainer, predictor
 
-    mask = "mask_B2S"
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        mesh: Mesh,
-        model: llama.TokenValueModel,
-        train: dict[str, list[Pair]],
-        validation: dict[str, list[Pair]],
-        buckets: tuple[int, ...],
-    ):
-        names = ("loss", "consistency_weight", "center_weight")
-        self.settings = {name: config[name] for name in names}
-        self.model, self.validation_by_kind = model, validation
-        train, held_out = (
-            list(itertools.chain(*groups.values())) for groups in (train, validation)
-        )
-        params = llama.abstract_params(model, mesh)
-        lengths = [pair.length for pair in train]
-        super().__init__(
-            config, mesh, params, train, held_out, lengths=lengths, buckets=buckets
-        )
-        self.predictor = PairPredictor(
-            model, self.settings, mesh, buckets, self.eval_batch_size
-        )
+def loss_settings(config: ConfigDict) -> dict:
+    """The loss and the weights of its parts."""
+    return {name: config[name] for name in ("loss", "consistency_weight", "center_weight")}
 
-    def initial_params(self) -> dict:
-        """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``."""
-        abstract, path = self.abstract.params, self.config.model.path
-        random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
-        params = supervised.random_params(self.model, jax.random.key(self.config.seed), random)
-        if self.config.model.head_init == "zero":
-            params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
-        if path:
-            params |= hf_load.load_params(path, {"backbone": abstract["backbone"]})
-            if "unembed" in params["head"]:
-                unembed = {"unembed": abstract["head"]["unembed"]}
-                params["head"] |= hf_load.load_params(path, {"head": unembed})["head"]
-        return params
 
-    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
-        self.predictor.warm_up(self.validation_by_kind)
-        return super().prepare(state, start)
-
-    def pad(self, rows: list[Pair], width: int) -> dict:
-        return pad_pairs(rows, width)
-
-    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        return train_step(
-            state, batch, model=self.model, optimizer=self.optimizer, **self.settings
-        )
-
-    def evaluate(self, params: dict, step: int) -> dict[str, float]:
-        """Mean loss and accuracy of the validation pairs."""
-        return self.predictor.validation_metrics(params, self.validation_by_kind)
+def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: dict) -> dict:
+    """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``."""
+    path = config.model.path
+    random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
+    params = supervised.random_params(model, jax.random.key(config.seed), random)
+    if config.model.head_init == "zero":
+        params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
+    if path:
+        params |= hf_load.load_params(path, {"backbone": abstract["backbone"]})
+        if "unembed" in params["head"]:
+            unembed = {"unembed": abstract["head"]["unembed"]}
+            params["head"] |= hf_load.load_params(path, {"head": unembed})["head"]
+    return params

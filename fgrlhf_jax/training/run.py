@@ -5,8 +5,8 @@ What is trained, and on what, is a :class:`Trainer`: :class:`SupervisedTrainer`,
 batches from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
 """
 
-import abc
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import math
@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ class Progress(NamedTuple):
         return self._replace(stale=self.stale + 1)
 
 
-class Trainer(abc.ABC):
-    """What the loop asks of the algorithm.
+class Trainer(Protocol):
+    """What :func:`run` asks of the algorithm.
 
     Attributes:
       mesh: where everything is computed.
@@ -63,7 +63,7 @@ class Trainer(abc.ABC):
         logged, and found to be finite or not, when the next update is under way.
       eval_every: updates between evaluations; 0 never evaluates.
       patience: evaluations without improvement before the run stops; 0 never stops it.
-      memory: what the trainer remembers besides the train state, as JSON.
+      memory: what the trainer remembers besides the train state, as JSON; set anew by a resume.
       problem: why the run must stop once its state is saved; "" while it need not.
     """
 
@@ -73,32 +73,27 @@ class Trainer(abc.ABC):
     steps: int
     data: str
     bar: dict[str, str]
-    overlaps = True
-    eval_every = 0
-    patience = 0
-    memory: dict[str, Any] = {}  # noqa: RUF012
-    problem = ""
+    overlaps: bool
+    eval_every: int
+    patience: int
+    memory: dict[str, Any]
+    problem: str
 
-    @abc.abstractmethod
     def initial_params(self) -> dict:
         """The parameters to start from, on the mesh."""
 
-    @abc.abstractmethod
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Compiles and loads what updates need; returns metrics of step 0 ({}: no such row)."""
 
-    @abc.abstractmethod
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         """One update after ``step`` of them: the new state, and metrics on the device or host.
 
         The state is donated. Among the metrics is ``tokens``, how many were learned from.
         """
 
-    @abc.abstractmethod
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
         """Metrics of the validation set, named ``validation/…``."""
 
-    @abc.abstractmethod
     def value(self, evaluation: dict[str, float]) -> float:
         """What the best checkpoint has most of; -inf where none is to be preferred."""
 
@@ -304,8 +299,9 @@ def describe(step: int, evaluation: dict[str, float], improved: bool) -> str:
     return f"step {step}: {values}{'  (best so far)' if improved else ''}"
 
 
-class SupervisedTrainer(Trainer):
-    """Updates on the rows of a data set: what SFT and reward models share.
+@dataclasses.dataclass(eq=False)
+class SupervisedTrainer:
+    """A :class:`Trainer` on the rows of a data set: what SFT and reward models share.
 
     Every update is a function of its number, so that a resume needs nothing but the train state.
 
@@ -316,32 +312,35 @@ class SupervisedTrainer(Trainer):
       train, validation: encoded rows, dataclasses of arrays.
       lengths: tokens of each training row.
       buckets: numbers of columns that batches are padded to.
+      mask: the array of a batch that is True on real tokens.
+      pad: ``(rows, columns)`` -> host arrays [B, ...].
+      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…)`` -> ``(state, metrics)``.
+      initial_params, evaluate: see :class:`Trainer`.
 
     Raises:
       InputError: for sizes of batches and numbers of updates that cannot be.
     """
 
-    bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}  # noqa: RUF012
-    mask = "mask_BS"  # the array of a batch that is True on real tokens
+    config: ConfigDict
+    mesh: Mesh
+    params: dict
+    train: list
+    validation: list
+    _: dataclasses.KW_ONLY
+    lengths: Sequence[int]
+    buckets: Sequence[int]
+    mask: str
+    pad: Callable[[list, int], dict[str, np.ndarray]]
+    train_step: Callable[..., tuple[TrainState, dict]]
+    initial_params: Callable[[], dict]
+    evaluate: Callable[[dict, int], dict[str, float]]
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        mesh: Mesh,
-        params: dict,
-        train: list,
-        validation: list,
-        *,
-        lengths: Sequence[int],
-        buckets: Sequence[int],
-    ):
-        self.config, self.mesh, self.train, self.validation = config, mesh, train, validation
-        self.buckets = buckets
+    def __post_init__(self):
+        config, lengths, buckets = self.config, self.lengths, self.buckets
         self.eval_every, self.patience = config.eval_every, config.patience
+        self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
+        self.overlaps, self.memory, self.problem = True, {}, ""
         self.micro_batch_size = config.micro_batch_size or config.batch_size
-        self.eval_batch_size = sharding.round_batch_size(
-            config.eval_batch_size or self.micro_batch_size, mesh
-        )
 
         @functools.lru_cache(maxsize=2)
         def plan(epoch: int):
@@ -362,17 +361,9 @@ class SupervisedTrainer(Trainer):
         )
         self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
         self.optimizer = optim.adamw(rate, **options)
-        self.abstract = abstract_state(params, self.optimizer, mesh)
-        self.data = _digest([train, validation])
+        self.abstract = abstract_state(self.params, self.optimizer, self.mesh)
+        self.data = _digest([self.train, self.validation])
         self.compiled = {}
-
-    @abc.abstractmethod
-    def pad(self, rows: list, width: int) -> dict[str, np.ndarray]:
-        """Host arrays [B, ...] of rows."""
-
-    @abc.abstractmethod
-    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        """The pure train step, (state, micro-batches [A, B, ...]) -> (state, metrics)."""
 
     def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
         """The width and the host arrays [A, B, ...] of the update after ``step`` of them."""
@@ -389,11 +380,13 @@ class SupervisedTrainer(Trainer):
         }
         for step in step_of_width.values():
             width, batch = self.batch(step)
-            batch = sharding.put_batch(batch, self.mesh, axis=1)
-            self.compiled[width] = compile_step(
-                self.train_step, self.abstract, batch, self.mesh
-            )
+            self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))
         return {}
+
+    def compile(self, batch: dict):
+        """The train step for batches of one shape, see :func:`compile_step`."""
+        step = functools.partial(self.train_step, optimizer=self.optimizer)
+        return compile_step(step, self.abstract, batch, self.mesh)
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         width, batch = self.batch(step)

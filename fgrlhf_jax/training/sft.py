@@ -53,7 +53,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
-    trainer = SFTTrainer(
+    trainer = make_trainer(
         config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
     )
     supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
@@ -84,54 +84,53 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     return result
 
 
-class SFTTrainer(training.SupervisedTrainer):
-    """Fine-tuning of ``model`` on demonstrations, see :class:`SupervisedTrainer`."""
+def make_trainer(
+    config: ConfigDict,
+    mesh: Mesh,
+    model: CausalLM,
+    train: list[Demonstration],
+    validation: list[Demonstration],
+    buckets: tuple[int, ...],
+) -> training.SupervisedTrainer:
+    """Fine-tuning of ``model`` on demonstrations."""
+    abstract, path = llama.abstract_params(model, mesh), config.model.path
+    batch_size = supervised.eval_batch_size(config, mesh)
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        mesh: Mesh,
-        model: CausalLM,
-        train: list[Demonstration],
-        validation: list[Demonstration],
-        buckets: tuple[int, ...],
-    ):
-        self.model = model
-        params = llama.abstract_params(model, mesh)
-        lengths = [len(row.tokens) for row in train]
-        super().__init__(
-            config, mesh, params, train, validation, lengths=lengths, buckets=buckets
-        )
-
-    def initial_params(self) -> dict:
+    def initial_params() -> dict:
         """Of the checkpoint in ``model.path``, or random."""
-        abstract = self.abstract.params
-        if self.config.model.path:
-            return hf_load.load_params(self.config.model.path, abstract)
-        key = jax.random.key(self.config.seed)
-        return supervised.random_params(self.model, key, abstract)
+        if path:
+            return hf_load.load_params(path, abstract)
+        return supervised.random_params(model, jax.random.key(config.seed), abstract)
 
-    def pad(self, rows: list[Demonstration], width: int) -> dict:
-        return pad_demonstrations(rows, width)
-
-    def train_step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        return train_step(state, batch, model=self.model, optimizer=self.optimizer)
-
-    def evaluate(self, params: dict, step: int) -> dict[str, float]:
+    def evaluate(params: dict, step: int) -> dict[str, float]:
         """Loss (nats a response token) and accuracy of greedy decoding on the validation set."""
         total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
-        lengths = [len(row.tokens) for row in self.validation]
-        for width, numbers, _ in by_length(lengths, self.eval_batch_size, self.buckets):
-            rows = [self.validation[n] for n in numbers]
-            batch = pad_demonstrations(rows, width, self.eval_batch_size)
-            with jax.set_mesh(self.mesh):
-                on_mesh = sharding.put_batch(batch, self.mesh)
-                sums = sharding.to_host(eval_step(params, on_mesh, model=self.model))
+        lengths = [len(row.tokens) for row in validation]
+        for width, numbers, _ in by_length(lengths, batch_size, buckets):
+            batch = pad_demonstrations([validation[n] for n in numbers], width, batch_size)
+            with jax.set_mesh(mesh):
+                on_mesh = sharding.put_batch(batch, mesh)
+                sums = sharding.to_host(eval_step(params, on_mesh, model=model))
             total = {name: total[name] + float(sums[name]) for name in total}
         return {
             "validation/loss": total["loss"] / total["tokens"],
             "validation/accuracy": total["accuracy"] / total["tokens"],
         }
+
+    return training.SupervisedTrainer(
+        config,
+        mesh,
+        abstract,
+        train,
+        validation,
+        lengths=[len(row.tokens) for row in train],
+        buckets=buckets,
+        mask="mask_BS",
+        pad=pad_demonstrations,
+        train_step=functools.partial(train_step, model=model),
+        initial_params=initial_params,
+        evaluate=evaluate,
+    )
 
 
 def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:

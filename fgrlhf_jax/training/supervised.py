@@ -29,6 +29,12 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return mesh
 
 
+def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
+    """Rows of an evaluation at a time: those of a micro-batch unless the config says otherwise."""
+    size = config.eval_batch_size or config.micro_batch_size or config.batch_size
+    return sharding.round_batch_size(size, mesh)
+
+
 def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
     """The configuration of the model, and its tokenizer.
 

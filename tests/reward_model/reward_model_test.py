@@ -18,7 +18,7 @@ from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import make_module
-from fgrlhf_jax.reward_model.train import RewardModelTrainer
+from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -144,9 +144,8 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     pair = tiny_cases.pairs(0, 1)[0]
     config = rm.get_config("tiny")
     pairs = {"edits": [pair] * config.batch_size}
-    head = RewardModelTrainer(config, mesh, model, pairs, pairs, (128,)).initial_params()[
-        "head"
-    ]
+    trainer, _ = make_trainer(config, mesh, model, pairs, pairs, (128,))
+    head = trainer.initial_params()["head"]
     assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
     assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5

@@ -27,9 +27,9 @@ from rm_cases import (
 
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model.scorer import make_module
-from fgrlhf_jax.reward_model.train import RewardModelTrainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.training.run import SupervisedTrainer
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
@@ -205,13 +205,13 @@ def test_early_stop_uses_the_best(rm_files, tmp_path, monkeypatch, capsys):
     """
     run_dir = tmp_path / "stopped"
     fields = {"best_metric": "accuracy", "patience": 2, "data.smallest_bucket": 64}
-    widths, update = set(), RewardModelTrainer.update
+    widths, update = set(), SupervisedTrainer.update
 
     def recorded(self, state, step):
         widths.add(self.batch(step)[0])
         return update(self, state, step)
 
-    monkeypatch.setattr(RewardModelTrainer, "update", recorded)
+    monkeypatch.setattr(SupervisedTrainer, "update", recorded)
     arguments = flags(rm_files, run_dir, **fields, **{"optimizer.learning_rate": 1e-7})
     train(monkeypatch, *arguments)
     assert rows(run_dir)[-1]["step"] == 3 * EVAL_EVERY

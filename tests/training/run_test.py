@@ -37,10 +37,11 @@ def improve(state: TrainState, step) -> tuple[TrainState, dict]:
     return apply_gradients(state, grads, OPTIMIZER), metrics
 
 
-class Toy(training.Trainer):
+class Toy:
     """``spy`` is told of everything that happens before it does."""
 
-    data, optimizer, bar = "digest", OPTIMIZER, {"loss": ".4f"}
+    steps, eval_every, patience, overlaps, problem = STEPS, 4, 0, True, ""
+    data, optimizer = "digest", OPTIMIZER
 
     def __init__(self, spy=lambda event, step: None, **changes):
         self.spy = spy
@@ -48,7 +49,7 @@ class Toy(training.Trainer):
         params = jax.eval_shape(self.initial_params)
         params = sharding.abstract(params, self.mesh)
         self.abstract = training.abstract_state(params, OPTIMIZER, self.mesh)
-        self.steps, self.eval_every, self.memory = STEPS, 4, {"updates": 0}
+        self.bar, self.memory = {"loss": ".4f"}, {"updates": 0}
         vars(self).update(changes)
 
     def initial_params(self) -> dict:
