@@ -42,6 +42,7 @@ def main(config) -> None:
         dtype=config.dtype,
         template=config.template or learned or "alpaca",
         unroll=config.unroll,
+        max_new_tokens=config.max_new_tokens,
     )
     rows = generate_responses(
         model,

@@ -110,14 +110,14 @@ def load_tokenizer(file: Path):
             "chat_template": field("tokenizer.chat_template"),
             "clean_up_tokenization_spaces": False,
         }
-        for name, theirs in (
-            ("bos_token", "bos"),
-            ("eos_token", "eos"),
-            ("unk_token", "unknown"),
-            ("pad_token", "padding"),
-        ):
-            index = field(f"tokenizer.ggml.{theirs}_token_id")
-            options[name] = None if index is None else tokens[index]
+        for ours, name in {
+            "bos": "bos",
+            "eos": "eos",
+            "unk": "unknown",
+            "pad": "padding",
+        }.items():
+            index = field(f"tokenizer.ggml.{name}_token_id")
+            options[f"{ours}_token"] = None if index is None else tokens[index]
         if kind == "gpt2":
             merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
             model = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))

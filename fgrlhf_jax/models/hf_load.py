@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +19,7 @@ import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import gguf
-from fgrlhf_jax.models.hf_names import (
-    CONFIG_FIELDS,
-    ROPE_FIELDS,
-    Stored,
-    as_input_error,
-    is_stacked,
-    is_transposed,
-    read_fields,
-    stored_names,
-    stored_shape,
-)
+from fgrlhf_jax.models import gguf, hf_names
 from fgrlhf_jax.models.hf_save import INDEX, SIDECAR, STATE_ACTION_TYPE, digest
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
@@ -55,8 +45,6 @@ def resolve(path: str | os.PathLike) -> Path:
         raise InputError(
             f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
         )
-    import huggingface_hub
-
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
@@ -82,46 +70,34 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
     if kind not in ("llama", "mistral", STATE_ACTION_TYPE):
         raise InputError(f"{file}: model_type is {kind!r}; only LLaMA-like models can be read")
     if kind == "mistral" and config.get("sliding_window", 4096) is not None:
-        raise InputError(
-            f"{file}: sliding_window attention is not supported; use a LLaMA model"
-        )
+        raise InputError(f"{file}: sliding_window is not supported; use a LLaMA model")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"{file}: hidden_act is {config['hidden_act']!r}, not 'silu'")
     # transformers 5 writes rope_parameters, everyone before it rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    with as_input_error(file, "has a missing or malformed field"):
+    with hf_names.as_input_error(file, "has a missing or malformed field"):
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise InputError(f"{file}: rotary scaling {kind!r} is not supported, only 'llama3'")
         if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-            raise InputError(
-                f"{file}: partial_rotary_factor is not supported; use a LLaMA model"
-            )
-        fields = read_fields(config, CONFIG_FIELDS)
+            raise InputError(f"{file}: partial_rotary_factor must be 1; use a LLaMA model")
+        fields = hf_names.read_fields(config, hf_names.CONFIG_FIELDS)
+        scaling = hf_names.read_fields(rope, hf_names.ROPE_FIELDS) if kind == "llama3" else {}
         heads, width = fields["num_heads"], fields["hidden_size"]
         return LlamaConfig(
             **fields,
             num_kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or width // heads),
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            rope_scaling=RopeScaling(**read_fields(rope, ROPE_FIELDS))
-            if kind == "llama3"
-            else None,
+            rope_scaling=RopeScaling(**scaling) if scaling else None,
         )
 
 
 def learned_template(path: str) -> str:
     """The prompt template that a model of ours was fine-tuned with; "" for any other."""
     folder = resolve(path)
-    if folder.is_dir():
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            return config["fgrlhf"]["data"]["template"]
-        except KeyError:
-            pass
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: has no readable config.json ({error})") from error
-    return ""
+    extra = _read_json(folder / "config.json").get("fgrlhf", {}) if folder.is_dir() else {}
+    return extra.get("data", {}).get("template", "")
 
 
 def load_tokenizer(path: str | os.PathLike):
@@ -136,7 +112,7 @@ def load_tokenizer(path: str | os.PathLike):
     else:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        with as_input_error(path, "has no usable tokenizer"):
+        with hf_names.as_input_error(path, "has no usable tokenizer"):
             # AutoTokenizer would ask config.json for a model type that it knows. A folder with a
             # tokenizer only has none.
             config = path / "config.json"
@@ -175,36 +151,32 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]
     _check_fit(path, stored, leaves)
-    bad: list[str] = []
-    filled = []
+    bad, filled = [], []
     for ours, leaf in leaves:
         array = None
-        for number, name in enumerate(stored_names(ours, leaf.shape)):
+        for number, name in enumerate(hf_names.stored_names(ours, leaf.shape)):
             array, finite = _place(array, number, stored[name], ours, leaf)
             bad += [] if finite else [name]
         filled.append(array)
     if bad:
-        raise InputError(
-            f"{path}: NaN or infinite numbers in {', '.join(bad)}; use a sound copy"
-        )
+        names = ", ".join(bad)
+        raise InputError(f"{path}: NaN or infinite numbers in {names}; use a sound copy")
     return jax.tree_util.tree_unflatten(tree, filled)
 
 
-def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
+def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:
+    """Raises an InputError that names all missing, surplus and misshapen tensors."""
     wanted = {
-        name: stored_shape(ours, leaf.shape)
+        name: hf_names.stored_shape(ours, leaf.shape)
         for ours, leaf in leaves
-        for name in stored_names(ours, leaf.shape)
+        for name in hf_names.stored_names(ours, leaf.shape)
     }
     allowed = re.compile(rf"{_HEADS.pattern}|.*rotary_emb\.inv_freq$")
+    surplus = [name for name in stored if name not in wanted and not allowed.match(name)]
     has_backbone = any(name.startswith("model.") for name in wanted)
     problems = {
         "missing": [name for name in wanted if name not in stored],
-        "surplus": [
-            name
-            for name in (stored if has_backbone else ())
-            if not (name in wanted or allowed.match(name))
-        ],
+        "surplus": surplus if has_backbone else [],
         "misshapen": [
             f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
             for name, shape in wanted.items()
@@ -214,11 +186,10 @@ def _check_fit(path: Path, stored: dict[str, Stored], leaves: list) -> None:
     parts = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
     if not parts:
         return
-    embedding = "model.embed_tokens.weight"
-    if embedding in wanted and embedding in stored:
-        theirs, ours = stored[embedding].shape[0], wanted[embedding][0]
-        if theirs != ours:
-            parts.insert(0, f"its vocabulary has {theirs} tokens and the model's {ours}")
+    name = "model.embed_tokens.weight"
+    if name in wanted and name in stored and stored[name].shape[0] != wanted[name][0]:
+        sizes = f"{stored[name].shape[0]} tokens and the model's {wanted[name][0]}"
+        parts.insert(0, f"its vocabulary has {sizes}")
     raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
 
 
@@ -235,9 +206,9 @@ def _inserter(transpose: bool, dtype, target):
     return jax.jit(insert, donate_argnums=0, out_shardings=(target, None))
 
 
-def _place(array, layer: int, tensor: Stored, ours: str, leaf) -> tuple[jax.Array, bool]:
+def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[jax.Array, bool]:
     """Put one stored tensor where it belongs; also whether all of it is finite."""
-    stacked, transpose = is_stacked(ours), is_transposed(ours)
+    stacked, transpose = hf_names.is_stacked(ours), hf_names.is_transposed(ours)
     raw, target = tensor.read(), getattr(leaf, "sharding", None)
     if isinstance(target, NamedSharding):  # the tensor as stored, split the way it will be
         spec = [*target.spec, *[None] * (len(leaf.shape) - len(target.spec))][stacked:]
@@ -247,15 +218,14 @@ def _place(array, layer: int, tensor: Stored, ours: str, leaf) -> tuple[jax.Arra
     else:
         value = jax.device_put(raw, target)
     if stacked and layer == 0:
-        array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)(
-            leaf.shape, leaf.dtype
-        )
+        zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)
+        array = zeros(leaf.shape, leaf.dtype)
     array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
     return array, bool(finite)
 
 
 def _read_json(file: Path) -> dict:
-    with as_input_error(file, "is not readable JSON"):
+    with hf_names.as_input_error(file, "is not readable JSON"):
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise InputError(f"{file}: a JSON object is expected here; use a sound copy")
@@ -269,7 +239,7 @@ def _read_safetensor(file: Path, name: str) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == np.float64 else value
 
 
-def _folder_tensors(folder: Path) -> dict[str, Stored]:
+def _folder_tensors(folder: Path) -> dict[str, hf_names.Stored]:
     """What a folder's safetensors files hold, none of it read yet."""
     if (folder / INDEX).exists():
         weight_map = _read_json(folder / INDEX).get("weight_map")
@@ -280,7 +250,7 @@ def _folder_tensors(folder: Path) -> dict[str, Stored]:
         files = ["model.safetensors"]
     files += [SIDECAR] if (folder / SIDECAR).exists() else []
     digests = _read_json(folder / "config.json").get("fgrlhf", {}).get("sha256", {})
-    stored: dict[str, Stored] = {}
+    stored: dict[str, hf_names.Stored] = {}
     for file in (folder / name for name in files):
         if not file.is_file():
             raise InputError(
@@ -291,17 +261,15 @@ def _folder_tensors(folder: Path) -> dict[str, Stored]:
                 f"{file}: is damaged (its checksum is not config.json's); copy it again"
             )
         with (
-            as_input_error(file, "is damaged or cut short"),
+            hf_names.as_input_error(file, "is damaged or cut short"),
             safetensors.safe_open(file, framework="numpy") as stream,
         ):
             for name in stream.keys():  # noqa: SIM118 - not a dict
                 part = stream.get_slice(name)
-                if part.get_dtype() not in _FLOATS:
-                    raise InputError(
-                        f"{file}: {name} is quantized as {part.get_dtype()}; use floats"
-                    )
+                if (dtype := part.get_dtype()) not in _FLOATS:
+                    raise InputError(f"{file}: {name} is quantized as {dtype}; use floats")
                 read = functools.partial(_read_safetensor, file, name)
-                stored[name] = Stored(tuple(part.get_shape()), read)
+                stored[name] = hf_names.Stored(tuple(part.get_shape()), read)
     if "embed_tokens.weight" in stored:  # a bare LlamaModel
         return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
     return stored

@@ -9,6 +9,7 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 
+_SCALE, _DENSE = [("scale", "weight")], [("kernel", "weight"), ("bias", "bias")]
 # Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in both of them; a
 # row with {} is one tensor a layer there and one stacked array here.
 TABLE = (
@@ -21,31 +22,22 @@ TABLE = (
     ("head/unembed", "head.unembed", ""),
     *(
         (
-            f"backbone/layers/{ours}",
-            f"model.layers.{{}}.{theirs}.weight",
-            f"blk.{{}}.{gguf}.weight",
-        )
-        for ours, theirs, gguf in (
-            ("attention_norm/scale", "input_layernorm", "attn_norm"),
-            ("mlp_norm/scale", "post_attention_layernorm", "ffn_norm"),
-        )
-    ),
-    *(
-        (
             f"backbone/layers/{ours}/{leaf}",
-            f"model.layers.{{}}.{theirs}_proj.{part}",
+            f"model.layers.{{}}.{theirs}.{part}",
             f"blk.{{}}.{gguf}.{part}",
         )
-        for ours, theirs, gguf in (
-            ("attention/q", "self_attn.q", "attn_q"),
-            ("attention/k", "self_attn.k", "attn_k"),
-            ("attention/v", "self_attn.v", "attn_v"),
-            ("attention/o", "self_attn.o", "attn_output"),
-            ("mlp/gate", "mlp.gate", "ffn_gate"),
-            ("mlp/up", "mlp.up", "ffn_up"),
-            ("mlp/down", "mlp.down", "ffn_down"),
+        for ours, theirs, gguf, parts in (
+            ("attention_norm", "input_layernorm", "attn_norm", _SCALE),
+            ("mlp_norm", "post_attention_layernorm", "ffn_norm", _SCALE),
+            ("attention/q", "self_attn.q_proj", "attn_q", _DENSE),
+            ("attention/k", "self_attn.k_proj", "attn_k", _DENSE),
+            ("attention/v", "self_attn.v_proj", "attn_v", _DENSE),
+            ("attention/o", "self_attn.o_proj", "attn_output", _DENSE),
+            ("mlp/gate", "mlp.gate_proj", "ffn_gate", _DENSE),
+            ("mlp/up", "mlp.up_proj", "ffn_up", _DENSE),
+            ("mlp/down", "mlp.down_proj", "ffn_down", _DENSE),
         )
-        for leaf, part in (("kernel", "weight"), ("bias", "bias"))
+        for leaf, part in parts
     ),
 )
 HF_NAME = {ours: theirs for ours, theirs, _ in TABLE}
@@ -66,9 +58,7 @@ CONFIG_FIELDS = {
 }
 # RopeScaling's, likewise.
 ROPE_FIELDS = {
-    "factor": ("factor", float, None),
-    "low_freq_factor": ("low_freq_factor", float, None),
-    "high_freq_factor": ("high_freq_factor", float, None),
+    **{name: (name, float, None) for name in ("factor", "low_freq_factor", "high_freq_factor")},
     "original_max_position": ("original_max_position_embeddings", int, None),
 }
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import numpy as np
 import safetensors.numpy
@@ -17,15 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models.hf_names import (
-    CONFIG_FIELDS,
-    HF_NAME,
-    ROPE_FIELDS,
-    is_stacked,
-    is_transposed,
-    stored_names,
-    write_fields,
-)
+from fgrlhf_jax.models import hf_names
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
 
@@ -49,7 +41,7 @@ def save(
     extra: dict | None = None,
     max_shard_bytes: int = 2 << 30,
 ) -> str:
-    """Write a Hugging Face folder, whole or not at all; an existing one is replaced.
+    """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
 
     Args:
       params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture.
@@ -65,23 +57,21 @@ def save(
       ValueError: when the parameters do not belong to the architecture.
     """
     folder = Path(folder)
-    tensors = list(_tensors(params))
-    names = {name for name, *_ in tensors}
+    tensors = _tensors(params)
+    heads = {name for name in tensors if not name.startswith("model.")}
+    bias = heads & {"score.bias"}
     wanted = {
         LANGUAGE_MODEL: set() if cfg.tie_embeddings else {"lm_head.weight"},
-        TOKEN_REWARD: {"score.weight", "score.bias"} & (names | {"score.weight"}),
+        TOKEN_REWARD: {"score.weight"} | bias,
         SEQUENCE_REWARD: {"score.weight"},
-        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | names & {"score.bias"},
-    }
-    heads = {name for name in names if not name.startswith("model.")}
-    if heads != wanted[architecture]:
-        raise ValueError(
-            f"{architecture} has {sorted(wanted[architecture])}, not {sorted(heads)}"
-        )
+        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | bias,
+    }[architecture]
+    if heads != wanted:
+        raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
 
     config, tokenizer = _config(cfg, tokenizer, architecture)
-    config["torch_dtype"] = str(tensors[0][1].dtype)
-    config["token_classification_bias"] = "score.bias" in names
+    config["torch_dtype"] = str(next(iter(tensors.values()))[0].dtype)
+    config["token_classification_bias"] = bool(bias)
     note = _note(folder, architecture, config)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -106,26 +96,36 @@ def save(
     return note
 
 
-def _write_weights(folder: Path, tensors: list, limit: int) -> dict[str, str]:
-    """Weight files and their index; returns the files' checksums."""
-    digests, where, total = {}, {}, 0
-    for file, group in _shards(tensors, limit):
+def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> dict[str, str]:
+    """Weight files of about ``limit`` bytes at most, and their index; returns their checksums."""
+    plan = huggingface_hub.split_state_dict_into_shards_factory(
+        {name: value for name, value in tensors.items() if not name.startswith("head.")},
+        get_storage_size=_size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
+    sidecar = [name for name in tensors if name.startswith("head.")]
+    files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
+    digests = {}
+    for file, names in files.items():
         # Every process takes part in gathering a tensor; one of them writes.
-        arrays = {name: _fetch(leaf, layer, ours) for name, leaf, layer, ours in group}
-        if jax.process_index() > 0:
-            continue
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-        digests[file] = digest(folder / file)
-        if file != SIDECAR:
-            where |= dict.fromkeys(arrays, file)
-            total += sum(array.nbytes for array in arrays.values())
-    if len(set(where.values())) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        arrays = {name: _fetch(*tensors[name]) for name in names}
+        if jax.process_index() == 0:
+            safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+            digests[file] = digest(folder / file)
+    if plan.is_sharded and jax.process_index() == 0:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
     return digests
 
 
+def _size(tensor: tuple) -> int:
+    leaf, layer, _ = tensor
+    return leaf.dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
+
+
 def _replace(folder: Path, new: Path) -> None:
+    """Puts the folder ``new`` in the place of ``folder``."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():  # a folder that is not empty cannot be renamed over
@@ -143,50 +143,25 @@ def _extract(leaf, layer, *, transpose: bool, target):
 
 def _fetch(leaf, layer: int | None, ours: str) -> np.ndarray:
     """One tensor, gathered from all devices, as it is stored."""
-    placed = getattr(leaf, "sharding", None)
-    replicated = (
-        NamedSharding(placed.mesh, PartitionSpec())
-        if isinstance(placed, NamedSharding)
-        else None
-    )
-    value = _extract(leaf, layer, transpose=is_transposed(ours), target=replicated)
+    target = getattr(leaf, "sharding", None)
+    is_placed = isinstance(target, NamedSharding)
+    target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
+    value = _extract(leaf, layer, transpose=hf_names.is_transposed(ours), target=target)
     return np.ascontiguousarray(value)
 
 
-def _tensors(params) -> Iterator[tuple[str, Any, int | None, str]]:
-    """(stored name, array it is in, layer or None, our name) in the table's order."""
-    leaves = {
-        sharding.path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
-    if unknown := set(leaves) - set(HF_NAME):
+def _tensors(params) -> dict[str, tuple[Any, int | None, str]]:
+    """Stored name: (array it is in, its layer or None, our name), in the table's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = {sharding.path_name(path): leaf for path, leaf in leaves}
+    if unknown := set(leaves) - set(hf_names.HF_NAME):
         raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
-    for ours in HF_NAME:
-        if ours in leaves:
-            leaf = leaves[ours]
-            for i, name in enumerate(stored_names(ours, leaf.shape)):
-                yield name, leaf, i if is_stacked(ours) else None, ours
-
-
-def _shards(tensors: list, limit: int) -> list[tuple[str, list]]:
-    """(file name, its tensors): as few files of at most ``limit`` bytes as the order allows."""
-    sidecar = [tensor for tensor in tensors if tensor[0].startswith("head.")]
-    groups: list[list] = [[]]
-    room = limit
-    for tensor in tensors:
-        name, leaf, layer, _ = tensor
-        if name.startswith("head."):
-            continue
-        size = leaf.dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
-        if groups[-1] and size > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(tensor)
-        room -= size
-    count = len(groups)
-    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    files = files if count > 1 else ["model.safetensors"]
-    return [*zip(files, groups, strict=True), *([(SIDECAR, sidecar)] if sidecar else [])]
+    return {
+        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours)
+        for ours in hf_names.HF_NAME
+        if ours in leaves
+        for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))
+    }
 
 
 def digest(file: Path) -> str:
@@ -196,27 +171,25 @@ def digest(file: Path) -> str:
 
 def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:
     """config.json, and the tokenizer to go with it."""
-    scaling = cfg.rope_scaling
-    config = write_fields(cfg, CONFIG_FIELDS) | {
+    if scaling := cfg.rope_scaling:
+        scaling = {"rope_type": "llama3"} | hf_names.write_fields(scaling, hf_names.ROPE_FIELDS)
+    config = hf_names.write_fields(cfg, hf_names.CONFIG_FIELDS) | {
         "architectures": [architecture],
         "model_type": STATE_ACTION_TYPE if architecture == STATE_ACTION else "llama",
         "num_key_value_heads": cfg.num_kv_heads,
         "head_dim": cfg.head_dim,
         "hidden_act": "silu",
         "rope_theta": cfg.rope_theta,
-        "rope_scaling": scaling
-        and {"rope_type": "llama3"} | write_fields(scaling, ROPE_FIELDS),
+        "rope_scaling": scaling,
     }
     if architecture != LANGUAGE_MODEL:
         # transformers scores the last token that is not the pad token, which must not be EOS.
         tokenizer = copy.deepcopy(tokenizer)
         ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
         if tokenizer.pad_token_id in ends:
-            spare = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
-            spare = [
-                i for i in [*spare, *sorted(tokenizer.added_tokens_decoder)] if i not in ends
-            ]
-            if spare:
+            special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
+            special += sorted(tokenizer.added_tokens_decoder)
+            if spare := [i for i in special if i not in ends]:
                 tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
         config |= {
             "id2label": {"0": "reward"},

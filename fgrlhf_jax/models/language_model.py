@@ -107,6 +107,7 @@ class LanguageModel:
         dtype: str = "float32",
         template: str = "",
         unroll: bool = True,
+        max_new_tokens: int = 0,
     ) -> "LanguageModel":
         """Opens a checkpoint.
 
@@ -116,17 +117,18 @@ class LanguageModel:
           dtype: what is computed in, float32 or bfloat16.
           template: alpaca | chat | plain; "" is what a model of ours was fine-tuned with, or else
             "chat" where the tokenizer has a chat template, or else "alpaca".
+          max_new_tokens: the longest response that will be asked for, if known: one that leaves no
+            room for a prompt is refused before the weights are read.
 
         Raises:
           InputError: for a model, tokenizer or template that cannot be used.
         """
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
+        check_max_new_tokens(max_new_tokens, cfg)
         module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
         check_vocabulary(tokenizer, cfg.vocab_size)
-        has_chat = getattr(tokenizer, "chat_template", None)
-        template = (
-            template or hf_load.learned_template(path) or ("chat" if has_chat else "alpaca")
-        )
+        fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
+        template = template or hf_load.learned_template(path) or fallback
         templates.check_template(template, tokenizer)
         devices = sharding.make_mesh(mesh)
         with jax.set_mesh(devices):
@@ -149,11 +151,8 @@ class LanguageModel:
             prompt = parse_record(prompt, "prompt", prompts=True)
         elif not isinstance(prompt, Record):
             return templates.encode_messages(self.tokenizer, self.template, prompt)
-        instruction, input = prompt.instruction, prompt.input
-        ids, _ = templates.encode_prompt(
-            self.tokenizer, self.template, instruction, input, None
-        )
-        return ids
+        fields = prompt.instruction, prompt.input
+        return templates.encode_prompt(self.tokenizer, self.template, *fields, None)[0]
 
     def generate(
         self,
@@ -243,6 +242,15 @@ class LanguageModel:
         return Generations(texts, ids, logprobs, finished)
 
 
+def check_max_new_tokens(max_new_tokens: int, cfg: llama.LlamaConfig) -> None:
+    """Raises InputError when a response of that many tokens leaves no position for a prompt."""
+    if max_new_tokens >= cfg.max_position:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's "
+            f"{cfg.max_position} positions; lower it"
+        )
+
+
 def generate_responses(
     model: LanguageModel,
     records: Sequence[Record],
@@ -275,12 +283,9 @@ def generate_responses(
     Raises:
       InputError: when no prompt is left, or one leaves no room for a response.
     """
+    lengths = {"max_prompt_length": max_prompt_length, "overlong": overlong}
     prompts, numbers, counts = encode_prompts(
-        records,
-        model.tokenizer,
-        template=model.template,
-        max_prompt_length=max_prompt_length,
-        overlong=overlong,
+        records, model.tokenizer, template=model.template, **lengths
     )
     if counts["truncated"] or counts["dropped_overlong"]:
         log(", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -297,18 +302,11 @@ def generate_responses(
         {
             "instruction": records[number].instruction,
             "input": records[number].input,
-            "output": text,
+            "output": responses.texts[row],
             "generator": generator,
-            "length": len(ids),
-            "finished": finished,
-            "logprob": float(logprob_T.sum()),
+            "length": len(responses.ids[row]),
+            "finished": responses.finished[row],
+            "logprob": float(responses.logprobs[row].sum()),
         }
-        for (number, _), text, ids, logprob_T, finished in zip(
-            streams,
-            responses.texts,
-            responses.ids,
-            responses.logprobs,
-            responses.finished,
-            strict=True,
-        )
+        for row, (number, _) in enumerate(streams)
     ]

@@ -142,9 +142,9 @@ def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BSNH.dtype)
 
 
-def _dense(cfg: LlamaConfig, width: int, use_bias: bool) -> nn.Dense:
+def _dense(cfg: LlamaConfig, width: int, use_bias: bool, dtype=None) -> nn.Dense:
     init = nn.initializers.normal(cfg.initializer_range)
-    return nn.Dense(width, use_bias=use_bias, dtype=cfg.dtype, kernel_init=init)
+    return nn.Dense(width, use_bias=use_bias, dtype=dtype or cfg.dtype, kernel_init=init)
 
 
 def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
@@ -190,22 +190,19 @@ class Attention(nn.Module):
         q_BSNH = rotate(self.q(hidden_BSD).reshape(heads), rope)
         k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
         v_BSKH = self.v(hidden_BSD).reshape(heads)
-        if cache is not None:
+        if cache is None:
+            cached, kernel = None, None if self.cfg.attention == "auto" else self.cfg.attention
+            mixed_BSNH = jax.nn.dot_product_attention(
+                q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], implementation=kernel
+            )
+        else:
             *cached, column = cache
             cached = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
                 for old, new in zip(cached, (k_BSKH, v_BSKH), strict=True)
             )
             mixed_BSNH = cached_attention(q_BSNH, *cached, attend_BSS)
-            return self.o(mixed_BSNH.reshape(batch, length, -1)), cached
-        mixed_BSNH = jax.nn.dot_product_attention(
-            q_BSNH,
-            k_BSKH,
-            v_BSKH,
-            mask=attend_BSS[:, None],
-            implementation=None if self.cfg.attention == "auto" else self.cfg.attention,
-        )
-        return self.o(mixed_BSNH.reshape(batch, length, -1)), None
+        return self.o(mixed_BSNH.reshape(batch, length, -1)), cached
 
 
 class MLP(nn.Module):
@@ -266,9 +263,7 @@ class Llama(nn.Module):
         )(cfg)
         self.norm = _norm(cfg)
 
-    def __call__(
-        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
-    ) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
         """hidden_BSD in the compute dtype; the arguments as from :func:`positions_and_mask`."""
         hidden_BSD = self.embed(tokens_BS)
         rope = rotary_tables(self.cfg, positions_BS)
@@ -285,19 +280,12 @@ class CausalLM(nn.Module):
         cfg = self.cfg
         self.backbone = Llama(cfg)
         if not cfg.tie_embeddings:
-            init = nn.initializers.normal(cfg.initializer_range)
-            self.lm_head = nn.Dense(
-                cfg.vocab_size, use_bias=False, dtype=jnp.float32, kernel_init=init
-            )
+            self.lm_head = _dense(cfg, cfg.vocab_size, False, jnp.float32)
 
-    def __call__(
-        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
-    ) -> jax.Array:
-        return self.unembed(self.backbone(tokens_BS, positions_BS, attend_BSS))
+    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
+        return self.unembed(self.states(tokens_BS, positions_BS, attend_BSS))
 
-    def states(
-        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
-    ) -> jax.Array:
+    def states(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
         """hidden_BSD, for callers that need logits of some columns only."""
         return self.backbone(tokens_BS, positions_BS, attend_BSS)
 
@@ -366,9 +354,7 @@ class TokenValueModel(nn.Module):
         self.backbone = Llama(self.cfg)
         self.head = ScalarHead(self.cfg, self.kind == "state_action", self.use_bias)
 
-    def __call__(
-        self, tokens_BS: jax.Array, positions_BS: jax.Array, attend_BSS: jax.Array
-    ) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
         hidden_BSD = self.backbone(tokens_BS, positions_BS, attend_BSS)
         return self.head(hidden_BSD, tokens_BS, positions_BS)
 

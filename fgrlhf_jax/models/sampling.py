@@ -129,13 +129,14 @@ def generate(
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
-    P = prompt_BP.shape[1]
+    B, P = prompt_BP.shape
     prompt_BP, mask_BP = align_right(prompt_BP, mask_BP)
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     columns_1S = jnp.arange(P + max_new)[None]
     # Padding in front, then the prompt, then the response so far.
-    real_BS = jnp.concatenate([mask_BP, jnp.ones((len(mask_BP), max_new), bool)], axis=1)
+    real_BS = jnp.concatenate([mask_BP, jnp.ones((B, max_new), bool)], axis=1)
     layers, cache = _layers_and_cache(model.cfg, params, mask_BP.shape, max_new, unroll)
+    forward = functools.partial(_forward, model, params, layers)
     append = functools.partial(
         _append, key_B=key_B, eos=eos, temperature=temperature, top_k=top_k, top_p=top_p
     )
@@ -144,19 +145,17 @@ def generate(
         column = P + state.step - 1
         attend_B1S = (real_BS & (columns_1S <= column))[:, None]
         positions_B1 = (length_B + state.step - 1)[:, None]
-        tokens_B1 = state.last_B[:, None]
-        logits_BV, cache = _forward(
-            model, params, layers, tokens_B1, positions_B1, attend_B1S, state.cache, column
-        )
+        row_args = state.last_B[:, None], positions_B1, attend_B1S
+        logits_BV, cache = forward(*row_args, state.cache, column)
         last_B, sampled = append(state.sampled, state.step, logits_BV)
         return _DecodeState(state.step + 1, last_B, cache, sampled)
 
     positions_BP, attend_BPP = llama.positions_and_mask(mask_BP)
     attend_BPS = jnp.pad(attend_BPP, ((0, 0), (0, 0), (0, max_new)))
-    logits_BV, cache = _forward(
-        model, params, layers, prompt_BP, positions_BP, attend_BPS, cache, 0
-    )
-    last_B, sampled = append(_no_tokens(len(prompt_BP), max_new), 0, logits_BV)
+    logits_BV, cache = forward(prompt_BP, positions_BP, attend_BPS, cache, 0)
+    empty_BT = jnp.zeros((B, max_new), jnp.int32)
+    empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
+    last_B, sampled = append(empty, 0, logits_BV)
     return jax.lax.while_loop(
         lambda state: (state.step < max_new) & ~jnp.all(state.sampled.finished_B),
         decode,
@@ -167,10 +166,8 @@ def generate(
 def _layers_and_cache(cfg, params, prompt_shape, max_new: int, unroll: bool):
     """Weights and an empty cache: a list of each, one entry a layer, or both stacked."""
     B, P = prompt_shape
-    layers, shape = (
-        params["backbone"]["layers"],
-        (B, cfg.num_kv_heads, P + max_new, cfg.head_dim),
-    )
+    layers = params["backbone"]["layers"]
+    shape = (B, cfg.num_kv_heads, P + max_new, cfg.head_dim)
 
     def empty(shape):
         return tuple(sharding.constrain_cache(jnp.zeros(shape, cfg.dtype)) for _ in "kv")
@@ -218,16 +215,6 @@ def _forward(model, params, layers, tokens_BQ, positions_BQ, attend_BQS, cache, 
         )
     logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
     return logits_BQV[:, 0], cache
-
-
-def _no_tokens(B: int, T: int) -> Sampled:
-    """Responses before their first token."""
-    return Sampled(
-        tokens_BT=jnp.zeros((B, T), jnp.int32),
-        length_B=jnp.zeros(B, jnp.int32),
-        finished_B=jnp.zeros(B, bool),
-        logprob_BT=jnp.zeros((B, T), jnp.float32),
-    )
 
 
 def _append(

@@ -43,8 +43,7 @@ class PairPredictor:
 
     def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[float, list]:
         """Mean loss, and the ``pair_metrics.PairValues`` of each pair, in order."""
-        loss = 0.0
-        scored: list = [None] * len(pairs)
+        loss, scored = 0.0, [None] * len(pairs)
         for rows, batch in self._batches(pairs):
             sums, value_B2S = self._run(params, batch)
             loss += float(sums["loss"])
@@ -83,7 +82,6 @@ class PairPredictor:
         return self._executable(batch)(params, batch)
 
     def _executable(self, batch: dict):
-        """The executable of this batch's shape, compiled at first use."""
         bucket = batch["tokens_B2S"].shape[-1]
         if bucket not in self._compiled:
             with jax.set_mesh(self.mesh):
@@ -139,14 +137,10 @@ def evaluate(
     Raises:
       InputError: as :func:`encode_by_kind`.
     """
-    data = reward_model.meta.data | data
-    predictor = PairPredictor(
-        reward_model.module,
-        reward_model.meta.settings,
-        reward_model.mesh,
-        make_buckets(data["max_length"], smallest_bucket),
-        batch_size,
-    )
+    data, settings = reward_model.meta.data | data, reward_model.meta.settings
+    buckets = make_buckets(data["max_length"], smallest_bucket)
+    model = reward_model.module, settings, reward_model.mesh
+    predictor = PairPredictor(*model, buckets, batch_size)
     tables = {}
     for name, rows in sets.items():
         pairs = encode_by_kind(rows, name, reward_model.tokenizer, data)
@@ -166,8 +160,7 @@ def fit_normalization(
     These are the originals of edits and both sides of preferences: samples of the policy that the
     feedback was given to.
     """
-    values = []
-    total = sum(len(group) for group in pairs.values())
+    values, total = [], sum(len(group) for group in pairs.values())
     for kind, group in pairs.items():
         count = max(1, round(len(group) * min(1.0, limit / total)))
         chosen = [group[i] for i in np.linspace(0, len(group) - 1, count).astype(int)]

@@ -93,26 +93,14 @@ class RewardModel:
 
     def save(self, folder: Path) -> str:
         """Writes a Hugging Face folder; returns a sentence on what transformers can load it as."""
+        is_token = self.meta.level == "token"
+        architecture = hf_save.TOKEN_REWARD if is_token else hf_save.SEQUENCE_REWARD
         if self.meta.head == "state_action":
             architecture = hf_save.STATE_ACTION
-        elif self.meta.level == "token":
-            architecture = hf_save.TOKEN_REWARD
-        else:
-            architecture = hf_save.SEQUENCE_REWARD
-        extra = {
-            "head": self.meta.head,
-            "settings": self.meta.settings,
-            "calibration": self.meta.normalization._asdict(),
-            "data": self.meta.data,
-        }
-        return hf_save.save(
-            folder,
-            self.params,
-            self.module.cfg,
-            self.tokenizer,
-            architecture=architecture,
-            extra=extra,
-        )
+        extra = {name: getattr(self.meta, name) for name in ("head", "settings", "data")}
+        extra["calibration"] = self.meta.normalization._asdict()
+        model = self.params, self.module.cfg, self.tokenizer
+        return hf_save.save(folder, *model, architecture=architecture, extra=extra)
 
     def length_limit(self, max_length: int) -> int:
         """``max_length``, or where that is 0 the one of the training run.
@@ -123,33 +111,21 @@ class RewardModel:
         positions = self.module.cfg.max_position
         if max_length > positions:
             raise InputError(
-                f"max_length={max_length} is more than the model's {positions} positions; "
-                "lower it"
+                f"max_length={max_length} is more than the model's {positions} positions; lower it"
             )
         return max_length or self.meta.data["max_length"]
 
     def score(
         self,
         records: Sequence[Record | Mapping[str, Any]],
-        *,
-        max_length: int = 0,
-        normalized: bool = True,
-        batch_size: int = 16,
+        **options,
     ) -> list[ScoredResponse]:
         """The rewards of one response a record: its ``output``, ``original`` or ``output_1``.
 
-        Args:
-          records: records, or mappings with their fields.
-          max_length, normalized, batch_size: as for :meth:`score_all`.
-
-        Raises:
-          InputError: as :meth:`score_all`.
+        Takes the arguments of :meth:`score_all` and raises what it does.
         """
         rows = [first_response(row) for row in as_records(records)]
-        scored = self.score_all(
-            rows, max_length=max_length, normalized=normalized, batch_size=batch_size
-        )
-        return [response for (response,) in scored]
+        return [response for (response,) in self.score_all(rows, **options)]
 
     def score_all(
         self,
@@ -174,9 +150,8 @@ class RewardModel:
           InputError: for a record without a response, or whose prompt leaves no room for one.
         """
         max_length = self.length_limit(max_length)
-        encoded = encode_responses(
-            as_records(records), self.tokenizer, self.meta.data, max_length
-        )
+        rows = as_records(records)
+        encoded = encode_responses(rows, self.tokenizer, self.meta.data, max_length)
         flat = [response for row in encoded for response in row]
         lengths = [len(response.ids) for response in flat]
         batch_size = sharding.round_batch_size(batch_size, self.mesh)
@@ -209,10 +184,9 @@ class RewardModel:
 
     def score_tokens(self, tokens_BS, mask_BS) -> jax.Array:
         """``model.score_tokens`` with this model's parameters: arrays in, arrays out."""
+        options = {"model": self.module, "level": self.meta.level}
         with jax.set_mesh(self.mesh):
-            return reward.score_tokens(
-                self.params, tokens_BS, mask_BS, model=self.module, level=self.meta.level
-            )
+            return reward.score_tokens(self.params, tokens_BS, mask_BS, **options)
 
 
 def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValueModel:
@@ -241,12 +215,8 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueMod
         folder /= "export"
     try:
         extra = json.loads((folder / "config.json").read_text())["fgrlhf"]
-        meta = RewardMeta(
-            head=extra["head"],
-            settings=extra["settings"],
-            normalization=reward.Normalization(**extra["calibration"]),
-            data=extra["data"],
-        )
+        normalization = reward.Normalization(**extra["calibration"])
+        meta = RewardMeta(extra["head"], extra["settings"], normalization, extra["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "

@@ -82,8 +82,7 @@ def encode_responses(
             tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
         )
         texts = {name: getattr(row, name) for name in records.RESPONSES[type(row)]}
-        missing = [name for name, text in texts.items() if not text]
-        if missing:
+        if missing := [name for name, text in texts.items() if not text]:
             raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")
         room = max_length - len(prompt)
         if room < 1:
@@ -91,10 +90,8 @@ def encode_responses(
                 f"row {number}: its prompt of {len(prompt)} tokens leaves no room for a response "
                 f"within max_length={max_length}; raise it"
             )
-        ids = [
-            templates.encode_response(tokenizer, text, data["append_eos"])
-            for text in texts.values()
-        ]
+        encode = templates.encode_response
+        ids = [encode(tokenizer, text, data["append_eos"]) for text in texts.values()]
         changed = [np.zeros(len(response), bool) for response in ids]
         if isinstance(row, records.Edit):
             alignment = align(ids[1], ids[0], data["alignment"])

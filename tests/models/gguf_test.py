@@ -20,11 +20,9 @@ pytestmark = pytest.mark.parity
 
 CFG = LlamaConfig(300, 32, 64, 2, 4, 2, 8, norm_eps=1e-6, rope_theta=5e5, max_position=64)
 SHAPES = {
-    "plain": CFG,
     "tied": dataclasses.replace(CFG, tie_embeddings=True),
     "biases": dataclasses.replace(CFG, attention_bias=True, mlp_bias=True),
 }
-WIDER = dataclasses.replace(CFG, vocab_size=301)
 
 
 def abstract(cfg):
@@ -122,11 +120,12 @@ def test_quantized_tensors(written, kind):
     file, params, tensors = written(types={name: kind}.items())
     kind = gguf.GGMLQuantizationType[kind]
     want = gguf.quants.dequantize(gguf.quants.quantize(tensors[name], kind), kind)
-    got = hf_load.load_params(file, abstract(CFG))["backbone"]["layers"]["mlp"]["down"][
-        "kernel"
-    ]
+    read = hf_load.load_params(file, abstract(CFG))
+    got, exact = (
+        each["backbone"]["layers"]["mlp"]["down"]["kernel"] for each in (read, params)
+    )
     np.testing.assert_array_equal(got[1].T, want)
-    assert np.abs(got - params["backbone"]["layers"]["mlp"]["down"]["kernel"]).max() > 0
+    assert np.abs(got - exact).max() > 0
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -176,46 +175,32 @@ def test_a_sentencepiece_vocabulary(written):
 
 
 @pytest.mark.parametrize(
-    ("read", "options", "message"),
+    ("read", "field", "message"),
     [
-        (hf_load.read_config, {"arch": "gemma"}, "architecture is 'gemma'"),
-        (
-            hf_load.read_config,
-            {"fields": [("add_string", "llama.rope.scaling.type", "yarn")]},
-            "'yarn'",
-        ),
-        (hf_load.read_config, {"fields": [("add_expert_count", 4)]}, "experts"),
-        *(
-            (
-                hf_load.load_tokenizer,
-                {"fields": [(field, "rwkv")]},
-                r"its tokenizer \(.*rwkv.*\) is unknown",
-            )
-            for field in ("add_tokenizer_model", "add_tokenizer_pre")
-        ),
-        (
-            lambda file: hf_load.load_params(file, abstract(WIDER)),
-            {},
-            "its vocabulary has 300 tokens and the model's 301",
-        ),
+        (hf_load.read_config, ("add_string", "llama.rope.scaling.type", "yarn"), "'yarn'"),
+        (hf_load.read_config, ("add_expert_count", 4), "experts"),
+        (hf_load.load_tokenizer, ("add_tokenizer_model", "rwkv"), r"\(.*rwkv.*\) is unknown"),
+        (hf_load.load_tokenizer, ("add_tokenizer_pre", "rwkv"), r"\(.*rwkv.*\) is unknown"),
     ],
 )
-def test_what_cannot_be_read_is_refused(written, read, options, message):
-    file, _, _ = written(**options)
+def test_what_cannot_be_read_is_refused(written, read, field, message):
+    file, _, _ = written(fields=[field])
     with pytest.raises(InputError, match=message):
         read(file)
+    file, _, _ = written(arch="gemma")
+    with pytest.raises(InputError, match="architecture is 'gemma'"):
+        hf_load.read_config(file)
 
 
 def test_damaged_files(written):
     file, _, _ = written()
     whole = file.read_bytes()
     load = functools.partial(hf_load.load_params, file, abstract(CFG))
-    for length in (0, 3, 40, 2000, len(whole) // 2, len(whole) - 400):
-        file.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="is no GGUF file, damaged or cut short"):
-            load()
+    damaged = [whole[:n] for n in (0, 3, 40, 2000, len(whole) // 2, len(whole) - 400)]
     for at in (0, 5, 24):  # magic, version, length of the first key
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        damaged.append(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    for content in damaged:
+        file.write_bytes(content)
         with pytest.raises(InputError, match="is no GGUF file, damaged or cut short"):
             load()
     file.write_bytes(whole)
@@ -235,6 +220,5 @@ def test_smollm2_tokenizer(smollm2):
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.eos_token_id) == 2
-    assert tokenizer.decode(ids).endswith(
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    end = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids).endswith(end)

@@ -66,13 +66,10 @@ def test_shards_are_small_and_arrays_land_sharded(saved):
     same(loaded, params)
     for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True):
         assert got.sharding == want.sharding
-    assert sharding.bytes_per_device(loaded) < 0.5 * sum(
-        x.nbytes for x in jax.tree.leaves(params)
-    )
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert sharding.bytes_per_device(loaded) < 0.5 * size
     # and what is sharded is saved whole
-    hf_save.save(
-        folder, loaded, CFG, hf_load.load_tokenizer(folder), architecture=hf_save.LANGUAGE_MODEL
-    )
+    hf_save.save(folder, loaded, CFG, tokenizer(), architecture=hf_save.LANGUAGE_MODEL)
     same(hf_load.load_params(folder, abstract(module)), params)
 
 
@@ -93,9 +90,8 @@ def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
     np.testing.assert_array_equal(part["head"]["unembed"], params["lm_head"]["kernel"].T)
     folder, params = saved(module=llama.CausalLM(SHAPES["tied"]))
     part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
-    np.testing.assert_array_equal(
-        part["head"]["unembed"], params["backbone"]["embed"]["embedding"]
-    )
+    embedding = params["backbone"]["embed"]["embedding"]
+    np.testing.assert_array_equal(part["head"]["unembed"], embedding)
 
 
 def test_spare_heads_rotary_buffers_and_a_bare_backbone_are_read(saved):
@@ -142,53 +138,36 @@ def test_missing_surplus_and_misshapen_come_in_one_error(saved):
     rewrite(folder, change)
     with pytest.raises(InputError) as error:
         load(folder)
-    message = str(error.value)
-    missing, surplus, misshapen = re.fullmatch(
-        r".* do not fit the model; missing: (.*); surplus: (.*); misshapen: (.*)", message
-    ).groups()
-    assert set(missing.split(", ")) == {
-        "model.norm.weight",
-        "model.layers.1.mlp.up_proj.weight",
+    path, *problems = str(error.value).split("; ")
+    assert path.endswith("these weights do not fit the model")
+    problems = dict(problem.split(": model.") for problem in problems)
+    assert {problem: set(names.split(", model.")) for problem, names in problems.items()} == {
+        "missing": {"norm.weight", "layers.1.mlp.up_proj.weight"},
+        "surplus": {"layers.0.self_attn.q_proj.bias", "layers.2.mlp.up_proj.weight"},
+        "misshapen": {"layers.0.mlp.down_proj.weight is [48, 32] where [32, 48] is expected"},
     }
-    assert set(surplus.split(", ")) == {
-        "model.layers.0.self_attn.q_proj.bias",
-        "model.layers.2.mlp.up_proj.weight",
-    }
-    assert misshapen == (
-        "model.layers.0.mlp.down_proj.weight is [48, 32] where [32, 48] is expected"
-    )
 
 
-def with_number(number):
-    def change(tensors):
-        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = number
-        return tensors
-
-    return change
-
-
-NO_NUMBER = r"infinite numbers in model.layers.1.mlp.up_proj.weight;"
+BAD_NORM = np.where(np.arange(32) == 3, np.nan, 1).astype("f")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "value", "message"),
     [
-        (with_number(np.nan), NO_NUMBER),
-        (with_number(np.inf), NO_NUMBER),
+        ("model.norm.weight", BAD_NORM, "infinite numbers in model.norm.weight;"),
+        ("model.layers.1.mlp.up_proj.weight", np.full((48, 32), np.inf), "infinite .*1.mlp.up"),
+        ("model.norm.weight", np.ones(32, np.int8), r"model\.norm\.weight is quantized as I8"),
         (
-            lambda tensors: tensors | {"model.norm.weight": np.ones(32, np.int8)},
-            r"model\.norm\.weight is quantized as I8",
-        ),
-        (
-            lambda tensors: tensors | {"model.embed_tokens.weight": np.ones((310, 32), "f")},
-            "its vocabulary has 310 tokens and the model's 300",
+            "model.embed_tokens.weight",
+            np.ones((310, 32), "f"),
+            "310 tokens and the model's 300",
         ),
     ],
     ids=["nan", "inf", "int8", "vocabulary"],
 )
-def test_weights_that_cannot_be_used(saved, change, message):
+def test_weights_that_cannot_be_used(saved, name, value, message):
     folder, _ = saved()
-    rewrite(folder, change)
+    rewrite(folder, lambda tensors: tensors | {name: value})
     with pytest.raises(InputError, match=message):
         load(folder)
 
@@ -198,7 +177,6 @@ def test_weights_that_cannot_be_used(saved, change, message):
     [
         ({"model_type": "gpt_neox"}, "'gpt_neox'"),
         ({"model_type": "mistral"}, "sliding_window"),
-        ({"model_type": "mistral", "sliding_window": 1024}, "sliding_window"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
@@ -261,7 +239,7 @@ def test_a_damaged_or_short_file_of_anyone_is_noticed(saved):
             load(folder)
 
 
-def test_missing_weight_files(saved):
+def test_missing_weight_files_and_tokenizers_that_cannot_be_used(saved):
     folder, _ = saved(max_shard_bytes=20_000)
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
     with pytest.raises(InputError, match=r"model-0000.*safetensors: is missing"):
@@ -269,10 +247,6 @@ def test_missing_weight_files(saved):
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(InputError, match="from safetensors files only"):
         load(folder)
-
-
-def test_tokenizers_that_cannot_be_used(saved):
-    folder, _ = saved()
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
     with pytest.raises(InputError, match="no EOS token"):
@@ -293,7 +267,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     (tmp_path / "file.bin").write_bytes(b"")
-    for path in (tmp_path / "nothing", tmp_path / "nothing.gguf", tmp_path / "file.bin"):
+    for path in (tmp_path / "nothing.gguf", tmp_path / "file.bin"):
         with pytest.raises(InputError, match="no such model"):
             hf_load.read_config(path)
     assert not downloads
@@ -341,8 +315,7 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
     """
     for task in ("save", "load"):
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m"), task]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     size, growth = map(int, done.stdout.split())
     tensor = 512 * 2048 * 4
     assert size > 250e6

@@ -61,9 +61,8 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
         if architecture == hf_save.TOKEN_REWARD:
             np.testing.assert_allclose(got[..., 0][mask], ours[mask], rtol=1e-4, atol=1e-5)
         else:
-            np.testing.assert_allclose(
-                got[:, 0], ours[np.arange(3), last], rtol=1e-4, atol=1e-5
-            )
+            ours = ours[np.arange(3), last]
+            np.testing.assert_allclose(got[:, 0], ours, rtol=1e-4, atol=1e-5)
     assert words.pad_token == (words.eos_token if pad == "eos" else None)
 
 

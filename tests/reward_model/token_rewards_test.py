@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -131,9 +132,8 @@ def test_raw_rewards_are_those_of_the_response_alone(head):
 
 def test_normalized_rewards_are_centred_and_scaled():
     for raw, normalized in zip(flat(scored()), flat(scored(normalized=True)), strict=True):
-        np.testing.assert_allclose(
-            normalized.rewards, (np.array(raw.rewards) - 0.3) / 2, atol=1e-6
-        )
+        want = (np.array(raw.rewards) - 0.3) / 2
+        np.testing.assert_allclose(normalized.rewards, want, atol=1e-6)
 
 
 def test_a_sequence_model_scores_the_last_token():
@@ -148,12 +148,12 @@ def test_a_sequence_model_scores_the_last_token():
 
 def test_changed_tokens_are_the_alignments():
     for row, responses in zip(ROWS, scored(), strict=True):
-        if not isinstance(row, Edit):
+        if isinstance(row, Edit):
+            edit = align(ids_of(row, row.edited)[1], ids_of(row, row.original)[1])
+            assert responses[0].changed == edit.changed_j.tolist()
+            assert responses[1].changed == edit.changed_i.tolist()
+        else:
             assert not any(any(each.changed) for each in responses)
-            continue
-        edit = align(ids_of(row, row.edited)[1], ids_of(row, row.original)[1])
-        assert responses[0].changed == edit.changed_j.tolist()
-        assert responses[1].changed == edit.changed_i.tolist()
     replaced, inserted = scored()[0], scored()[3]
     assert [any(each.changed) for each in replaced] == [True, True]
     assert [any(each.changed) for each in inserted] == [False, True]
@@ -166,19 +166,16 @@ def test_score_gives_the_first_response_of_records_or_mappings():
         assert each.tokens == want.tokens
         np.testing.assert_allclose(each.rewards, want.rewards, atol=2e-5)
         assert list(each) == [*zip(each.tokens, each.rewards, strict=True)]
+    assert reward_model().score([]) == []
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (3, 8)])
-def test_rows_keep_their_order_in_batches_of_any_size_on_any_mesh(batch_size, devices):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_keep_their_order_in_batches_of_any_size_on_any_mesh(devices):
     batches = []
-    rows = reward_model(devices=devices).score_all(
-        ROWS,
-        normalized=False,
-        batch_size=batch_size,
-        progress=lambda planned: batches.extend(planned) or batches,
-    )
-    same(rows, scored())
-    assert len(batches) == -(-8 // max(batch_size, devices))
+    options = {"progress": lambda planned: batches.extend(planned) or batches}
+    model = reward_model(devices=devices)
+    same(model.score_all(ROWS, normalized=False, batch_size=3, **options), scored())
+    assert len(batches) == -(-8 // max(3, devices))
 
 
 def test_long_responses_lose_their_tail():
@@ -187,14 +184,13 @@ def test_long_responses_lose_their_tail():
     edited = ids_of(row, row.edited)[1]
     room = min(len(original), len(edited)) - 2
     assert room > 2
-    (cut,) = reward_model().score_all([row], max_length=len(prompt) + room, normalized=False)
+    options = {"max_length": len(prompt) + room, "normalized": False}
+    (cut,) = reward_model().score_all([row], **options)
     for a, b in zip(cut, scored()[0], strict=True):
         assert a.tokens == b.tokens[:room]
         assert a.changed == b.changed[:room]  # of the whole responses' alignment
         np.testing.assert_allclose(a.rewards, b.rewards[:room], atol=2e-5)
-    (cut,) = reward_model("sequence").score_all(
-        [row], max_length=len(prompt) + room, normalized=False
-    )
+    (cut,) = reward_model("sequence").score_all([row], **options)
     for each, response in zip(cut, (original, edited), strict=True):
         want = values_of(prompt, response[:room], loss="sequence")[-1]
         assert each.rewards[-1] == pytest.approx(want, abs=2e-5)
@@ -203,11 +199,9 @@ def test_long_responses_lose_their_tail():
 @pytest.mark.parametrize(
     ("row", "room", "message"),
     [
-        (ROWS[0], 0, r"row 2: its prompt of .*max_length"),
         (ROWS[0], -3, r"row 2: its prompt of .*max_length"),
         (Instruction("Count.", "", ""), 50, r"row 2: .*'output'"),
         (Preference("Which?", "", "one", "", 1), 50, r"row 2: .*'output_2'"),
-        (Preference("Which?", "", "", "two", 2), 50, r"row 2: .*'output_1'"),
         ({"instruction": "Count."}, 50, r"row 2: .*'output'"),
         (ROWS[0], 1000, r"more than the model's 96 positions"),
     ],
@@ -218,22 +212,16 @@ def test_what_cannot_be_scored_is_refused(row, room, message):
         reward_model().score_all([ROWS[2], row], max_length=len(prompt) + room)
 
 
-def test_no_rows_no_scores():
-    assert reward_model().score([]) == []
-
-
 @pytest.mark.parametrize(
-    ("loss", "head"),
-    [("token_full", "state_action"), ("sequence", "after")],
+    ("loss", "head"), [("token_full", "state_action"), ("sequence", "after")]
 )
 def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss, head):
     """Saving and loading in between: the calibration and the meaning of the numbers survive."""
     reward_model(loss, head).save(tmp_path / "run" / "export")
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     config = score_config.get_config()
-    config.reward_model = str(tmp_path / "run")
-    config.input = str(tmp_path / "rows.jsonl")
-    config.output = str(tmp_path / "scored.jsonl")
+    files = {"reward_model": "run", "input": "rows.jsonl", "output": "scored.jsonl"}
+    config.update({field: str(tmp_path / name) for field, name in files.items()})
     score.main(config)
     lines = (tmp_path / "scored.jsonl").read_text(encoding="utf-8").splitlines()
     want = scored(loss, head, normalized=True)
@@ -255,12 +243,7 @@ def test_a_reward_model_survives_its_folder(tmp_path):
     assert again.meta == model.meta
     assert again.meta.level == "token"
     assert again.module.cfg == model.module.cfg
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(model.params),
-        jax.tree.leaves(again.params),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b, err_msg=sharding.path_name(path))
+    chex.assert_trees_all_equal(jax.device_get(model.params), jax.device_get(again.params))
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path):

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import END, LENGTH, Refused, Reply, Request
-from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, check_max_new_tokens
 
 
 def connect(
@@ -42,9 +41,8 @@ def connect(
       InputError: for a model or a template that cannot be used. The function raises it where
         max_tokens leaves no room for any prompt.
     """
-    language_model = LanguageModel.load(
-        model, mesh=mesh, dtype=dtype, template=template, unroll=unroll
-    )
+    options = {"mesh": mesh, "dtype": dtype, "template": template, "unroll": unroll}
+    language_model = LanguageModel.load(model, **options)
 
     def send(requests: Sequence[Request]) -> list[Reply | Refused]:
         replies: list = [_encode(language_model, r, max_prompt_length) for r in requests]
@@ -73,24 +71,16 @@ def connect(
 
 def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] | Refused:
     """The prompt's token ids, or why the request is refused."""
-    positions = model.module.cfg.max_position
-    if request.max_tokens >= positions:
-        raise InputError(
-            f"max_new_tokens={request.max_tokens} leaves no room for a prompt in the model's "
-            f"{positions} positions; lower it"
-        )
+    check_max_new_tokens(request.max_tokens, model.module.cfg)
     system = f"{request.system}\n\n" if request.system else ""
     ids = model.encode(system + request.prompt)
-    room = min(longest, positions - request.max_tokens)
-    return (
-        ids
-        if len(ids) <= room
-        else Refused(f"the prompt has {len(ids)} tokens, more than {room}")
-    )
+    room = min(longest, model.module.cfg.max_position - request.max_tokens)
+    if len(ids) > room:
+        return Refused(f"the prompt has {len(ids)} tokens, more than {room}")
+    return ids
 
 
 def _digest_words(request: Request) -> tuple[int, int]:
     """Two 32-bit words of the request's digest."""
     digest = hashlib.sha256(json.dumps(dataclasses.astuple(request)).encode()).digest()
-    first, second = np.frombuffer(digest[:8], np.uint32).tolist()
-    return first, second
+    return tuple(np.frombuffer(digest[:8], np.uint32).tolist())
