@@ -43,7 +43,7 @@ CHECKPOINTS = {
     "Evaluation and checkpoints": {
         "eval_every": Field(50, "steps between evaluations; 0: at the end only", at_least=0),
         "save_every": Field(
-            100, "steps between checkpoints; 0: at evaluations only", at_least=0
+            100, "steps between checkpoints; 0: at a new best and at the end only", at_least=0
         ),
         "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),

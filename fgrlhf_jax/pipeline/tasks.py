@@ -237,6 +237,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         decodings = {"sampled": 1.0, "greedy": 0.0}
         answers = {name: sample_and_score(t, seed, model, arm) for name, t in decodings.items()}
         write_json(out / f"{arm}.json", answers)
+        del model  # else its weights would stay until those of the next one are loaded
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:

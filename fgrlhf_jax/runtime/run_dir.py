@@ -71,6 +71,9 @@ def check_run(config: ConfigDict) -> None:
         for old, new in RENAMED_FIELDS.items()
         if old in saved and old not in now and new in now
     ]
+    # Flags of a pipeline's commands, once a field each, are one text now.
+    groups = {name for name in now for old in saved if old.startswith(f"{name}.")}
+    renamed += [f"{name} is now text, NAME=VALUE,…" for name in sorted(groups)]
     if renamed:
         raise InputError(
             f"run_dir={folder} holds a run of an earlier version, whose config fields and metrics "

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import weakref
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_a_policy_of_another_template_is_not_measured(tmp_path):
     write_json(tmp_path / "config.json", learned)
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
         tasks.make_answers(make_config(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
+
+
+def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
+    loaded, config = [], make_config()
+    write_jsonl(tmp_path / "data" / "test.jsonl", make_instructions(1, "test", 0))
+
+    class Model:
+        def __init__(self, path, template):
+            assert not any(model() for model in loaded)
+            loaded.append(weakref.ref(self))
+
+    def respond(model, prompts, sampling_params, **options):
+        return [{"output": "b", "finished": True} for _ in prompts]
+
+    monkeypatch.setattr(tasks.LanguageModel, "load", Model)
+    monkeypatch.setattr(tasks, "generate_responses", respond)
+    monkeypatch.setattr(tasks.hf_load, "learned_template", lambda path: "")
+    tasks.make_answers(config, tmp_path, 0, {"oracle": "a", "ppo_rlhf": "b", "sft": "c"})
+    answers = sorted(path.stem for path in (tmp_path / "seed_0" / "answers").iterdir())
+    assert answers == ["oracle", "ppo_rlhf", "reference", "sft"]
 
 
 # --- the embedded world ------------------------------------------------------------------------

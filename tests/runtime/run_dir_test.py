@@ -134,6 +134,28 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("spec", "saved", "message"),
+    [
+        ("configs/rm.py:tiny", {"calibration_pairs": 9}, "calibration_pairs is now norm"),
+        (
+            "configs/ppo.py:tiny",
+            {"lam": 1.0, "clip": 0.2},
+            "lam is now gae_lambda, clip is now",
+        ),
+        ("configs/pipeline.py:tiny", {"rm": {"flags": {"steps": 9}}}, "rm.flags is now text"),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(
+    spec, saved, message, tmp_path
+):
+    write_json(tmp_path / "config.json", {"run_dir": str(tmp_path)} | saved)
+    (tmp_path / "metrics.jsonl").touch()
+    config = config_files.parse(["", f"--config.run_dir={tmp_path}"], spec)
+    with pytest.raises(InputError, match=rf"of an earlier version, .*\({message}"):
+        run_folder.check_run(config)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/run cannot be written .*; choose another"):

@@ -43,7 +43,7 @@ POLL = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does n
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of rate, retries and budget; 0 is no limit.
+    """Limits of rate, retries and budget; 0 is no limit (but of concurrency).
 
     Attributes:
       concurrency: requests in flight at once.
@@ -65,6 +65,10 @@ class Limits:
     max_tokens: int = 0
     back_off: float = 1.0
     longest_wait: float = 60.0
+
+    def __post_init__(self):
+        if self.concurrency < 1:
+            raise InputError(f"concurrency={self.concurrency} must be at least 1")
 
 
 @dataclasses.dataclass

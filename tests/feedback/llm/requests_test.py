@@ -382,3 +382,8 @@ def test_a_pause_that_is_too_long_stops_the_run(tmp_path):
     send = FakeModel(lambda prompt, before: Transient("429: daily quota", 7200.0))
     with pytest.raises(InputError, match=r"wants a pause of 7200 s \(429: daily quota\)"):
         list(collect(questions(3), send, tmp_path))
+
+
+def test_nothing_to_send_with_is_refused_rather_than_waited_for():
+    with pytest.raises(InputError, match="concurrency=0 must be at least 1"):
+        Limits(concurrency=0)
