@@ -54,14 +54,16 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
-        """Starts saving; returns when ``parts`` may be donated again.
+        """Starts saving; returns when ``parts`` may be donated and ``loop`` changed again.
 
         Raises:
           InputError: when this or the save before it failed (on a full disk, for example). Earlier
             checkpoints stay.
         """
         metadata = {
-            "loop": loop,
+            "loop": json.loads(
+                json.dumps(loop)
+            ),  # it is written later, the caller's may change
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
         }

@@ -103,6 +103,21 @@ def test_what_was_saved_may_be_donated_at_once(tmp_path):
         assert bits(checkpoints.restore(1, shapes)) == before
 
 
+def test_the_loop_that_was_saved_may_change_at_once(tmp_path, monkeypatch):
+    loop = LOOP | {"memory": {"kl_coef": 0.1}}
+    with opened(tmp_path) as checkpoints:
+        write = checkpoints.manager.save
+
+        def write_later(*args, **options):  # in the background, on a slow disk
+            loop["memory"]["kl_coef"] = 0.2
+            return write(*args, **options)
+
+        monkeypatch.setattr(checkpoints.manager, "save", write_later)
+        checkpoints.save(1, {"params": {"w": jnp.ones(4)}}, loop)
+        checkpoints.wait()
+        assert checkpoints.loop(1) == LOOP | {"memory": {"kl_coef": 0.1}}
+
+
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
     """Also after a restart, which must know the best from the files alone."""
     small = {"params": {"w": jnp.zeros(2)}}
