@@ -79,7 +79,6 @@ TOKENIZERS = "have different tokenizers (366 against 300 tokens, "
 JUDGE = "fgrlhf_jax.tiny_world.judge:judge"
 PPO = [
     ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-    ({"validation": "no.jsonl"}, "no.jsonl: there is no such file"),
     ({"prompts": "DATA/malformed.jsonl"}, "malformed.jsonl:3: malformed"),
     (
         {"data__max_prompt_length": 1},
@@ -118,7 +117,6 @@ PPO = [
         "policy and reward_model must be given too: --config.",
     ),
     # functions
-    ({"reward_function": "mine"}, "'mine': give a function as module:function"),
     ({"reward_function": "nowhere:f"}, "nowhere:f: cannot be loaded (ModuleNotFoundError: "),
     ({"judge": JUDGE[:-1]}, "judge:judg: cannot be loaded (AttributeError: "),
     # sizes
@@ -127,14 +125,10 @@ PPO = [
         {"minibatch_size": 16, "micro_batch_size": 32, "rollout_batch_size": 32},
         "minibatch_size=16 is not a multiple of micro_batch_size=32",
     ),
-    *(
-        (
-            {"rollout_batch_size": size, "minibatch_size": 16, "micro_batch_size": 8},
-            f"rollout_batch_size={size} is not a multiple of minibatch_size=16",
-        )
-        for size in (8, 24)
+    (
+        {"rollout_batch_size": 24, "minibatch_size": 16, "micro_batch_size": 8},
+        "rollout_batch_size=24 is not a multiple of minibatch_size=16",
     ),
-    ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
     (
         {"kl__target": 2.0, "kl__horizon": 15},
         "kl.horizon=15 is less than the rollout_batch_size=16 responses of one step; raise it",
@@ -205,9 +199,7 @@ def test_sft(launch, world, tmp_path, given, says):
 
 
 GENERATE = [
-    ({"model": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     ({"model": "TOKEN"}, "do not fit the model; missing: lm_head.weight"),
-    ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     (
         {"max_prompt_length": 1, "overlong": "drop"},
         "all 20 prompts are longer than max_prompt_length 1; raise it, or set overlong=",
@@ -216,7 +208,6 @@ GENERATE = [
     ({"output": "OUT/none/x.json"}, "none does not exist; make it"),
     ({"output": "OUT/x.csv"}, "x.csv: give a FILE.json"),
     ({"template": "chat"}, "the tokenizer has no chat template"),
-    ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
 ]
 
 

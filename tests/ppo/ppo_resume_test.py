@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import ppo_cases
 import pytest
-from ppo_cases import rows, same_run, saved, without_clock
+from ppo_cases import same_run
+from rm_cases import rows, saved, without_clock
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout, train
@@ -114,6 +115,36 @@ def test_fault_10_put_in_shows_in_the_metrics(
     ours, theirs = (without_clock(folder) for folder in (resumed, ppo_run))
     assert ours[:3] == theirs[:3]
     assert ours[3:] != theirs[3:]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("policy", "the weights in policy=.* have changed since step 2"),
+        ("token", "the weights in reward_model=.* have changed since step 2"),
+        ("validation", "data or the tokenizer has changed since step 2"),
+    ],
+)
+def test_what_may_not_change_between_two_starts(
+    interrupted, world, run, tmp_path, changed, message
+):
+    path, other = getattr(world, changed), tmp_path / "other"
+    if changed == "policy":
+        ppo_cases.save_policy(other, seed=5, template="plain")
+    elif changed == "token":
+        ppo_cases.save_reward_model(other, "token_edit", seed=5)
+    else:
+        other.write_bytes(path.read_bytes().partition(b"\n")[2])
+    run_dir = shutil.copytree(interrupted, tmp_path / "run")
+    path.rename(tmp_path / "before")
+    try:
+        other.rename(path)
+        with pytest.raises(InputError, match=message):
+            run(run_dir, save_every=0)
+    finally:
+        path.rename(other)
+        (tmp_path / "before").rename(path)
+    assert saved(run_dir) == [2]
 
 
 # Killed, or out of disk space

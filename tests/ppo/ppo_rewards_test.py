@@ -1,14 +1,13 @@
 """PPO with rewards of every kind: a user's function, a model of sequences; their normalization."""
 
 import json
-import shutil
 import sys
 import types
 
 import numpy as np
-import ppo_cases
 import pytest
-from ppo_cases import contents, kept_samples, rows, same_run, without_clock
+from ppo_cases import kept_samples, same_run
+from rm_cases import contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout
@@ -85,25 +84,12 @@ def test_a_function_that_pays_every_token(run, mine):
         assert sample["rewards"] == [0.5] * len(sample["tokens"])
 
 
-def test_a_reward_model_of_sequences_pays_at_the_last_token(run, world):
-    run_dir = run(level="sequence", reward_model=world.sequence, steps=1, eval_every=0)
-    first, row = rows(run_dir)
-    mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
-    assert row["reward/mean"] == pytest.approx((row["reward/raw"] - mean) / std, abs=1e-5)
-    samples = kept_samples(run_dir)
-    assert any(len(sample["rewards"]) > 1 for sample in samples)
-    for sample in samples:
-        *before, last = sample["rewards"]
-        assert not any(before)
-        assert last != 0
-
-
 # Normalization
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monkeypatch):
-    """Evaluated on the very samples that it is fitted to: mean 0 and deviation 1."""
+@pytest.fixture
+def normalized(run, world, monkeypatch):
+    """One step whose first evaluation is of the very samples that the rewards are fitted to."""
     fit, scores = rollout.fit_normalization, []
 
     def recorded(rewards, *, level):
@@ -113,14 +99,36 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, level, monk
         scores.append(np.array(totals, np.float64) / normalization.std)
         return normalization
 
-    monkeypatch.setattr(rollout, "NORMALIZE", rollout.EVALUATE)
-    monkeypatch.setattr(rollout, "fit_normalization", recorded)
-    changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
-    first, _ = rows(run(**changes, eval_every=0))
-    (totals,) = scores
-    assert totals.size == 20  # the validation prompts, none twice
-    assert totals.std() == pytest.approx(1, rel=1e-5)
-    assert first["validation/reward"] == pytest.approx(0, abs=1e-5)
+    def normalized(level: str):
+        monkeypatch.setattr(rollout, "NORMALIZE", rollout.EVALUATE)
+        monkeypatch.setattr(rollout, "fit_normalization", recorded)
+        changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
+        run_dir = run(**changes, eval_every=0)
+        # A response is worth 0 give or take 1.
+        (totals,) = scores
+        assert totals.size == 20  # the validation prompts, none twice
+        assert totals.std() == pytest.approx(1, rel=1e-5)
+        assert rows(run_dir)[0]["validation/reward"] == pytest.approx(0, abs=1e-5)
+        return run_dir
+
+    return normalized
+
+
+def test_before_ppo_a_response_is_worth_0_give_or_take_1(normalized):
+    normalized("token")
+
+
+def test_a_reward_model_of_sequences_pays_at_the_last_token(normalized):
+    run_dir = normalized("sequence")
+    first, row = rows(run_dir)
+    mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
+    assert row["reward/mean"] == pytest.approx((row["reward/raw"] - mean) / std, abs=1e-5)
+    samples = kept_samples(run_dir)
+    assert any(len(sample["rewards"]) > 1 for sample in samples)
+    for sample in samples:
+        *before, last = sample["rewards"]
+        assert not any(before)
+        assert last != 0
 
 
 @pytest.mark.parametrize(
@@ -134,42 +142,15 @@ def test_the_normalization_of_the_reward_model_or_none(run, reward_normalization
     assert step["reward/mean"] == pytest.approx(normalized, abs=1e-5)
 
 
-# What a run remembers of the models it started with
+# Models that are frozen
 
 
 def test_the_best_score_exports_the_start_where_nothing_is_better(run, world):
     """A policy that is frozen gives the same responses at every evaluation."""
-    run_dir = run(best_metric="score", optimizer__freeze="policy/.*")
+    run_dir = run(best_metric="score", optimizer__freeze="policy/.*", steps=1)
     assert json.loads((run_dir / "finished.json").read_text()) == {"step": 0}
     exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
     assert exported["model.safetensors"] == start["model.safetensors"]
-
-
-@pytest.mark.parametrize("changed", ["policy", "reward_model"])
-def test_weights_that_change_between_two_starts(run, world, tmp_path, changed):
-    folder = tmp_path / "models"
-    shutil.copytree(world.policy.parent, folder)
-    models = {"policy": folder / "policy", "reward_model": folder / "token"}
-    run_dir = run(max_to_keep=2, **models)
-    if changed == "policy":
-        ppo_cases.save_policy(models["policy"], seed=5, template="plain")
-    else:
-        ppo_cases.save_reward_model(models["reward_model"], "token_edit", seed=5)
-    shutil.rmtree(run_dir / "checkpoints" / "4")
-    with pytest.raises(
-        InputError, match=f"the weights in {changed}=.* have changed since step 3"
-    ):
-        run(run_dir, max_to_keep=2, **models)
-
-
-def test_validation_prompts_that_change_between_two_starts(run, world, tmp_path):
-    validation = tmp_path / "validation.jsonl"
-    lines = world.validation.read_text().splitlines(keepends=True)
-    validation.write_text("".join(lines))
-    run_dir = run(validation=validation)
-    validation.write_text("".join(lines[1:]))
-    with pytest.raises(InputError, match="data or the tokenizer has changed"):
-        run(run_dir, validation=validation)
 
 
 def test_a_frozen_model_of_two_bytes_has_a_fingerprint():

@@ -11,7 +11,8 @@ import numpy as np
 import ppo_cases
 import pytest
 import tiny_cases
-from ppo_cases import contents, kept_samples, rows, same_run, saved, without_clock
+from ppo_cases import kept_samples, same_run
+from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
@@ -187,15 +188,18 @@ def test_fault_6_put_in_stops_the_run(run, monkeypatch):
         run(steps=1)
 
 
-def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(run):
-    """The same shuffle key at every update."""
-    parts = [part for parts in ppo_cases.programs.values() for part in parts.items()]
-    before = [len(program.keys) for _, program in parts]
-    run()
+def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
+    ppo_run, run, capsys
+):
+    """The same shuffle key at every update. And a KL above half of the limit warns."""
+    before = {key: len(program.keys) for key, program in ppo_cases.programs.items()}
+    kls = [row["policy/kl"] for row in rows(ppo_run)[1:]]
+    limit = 1.5 * max(kls)
+    same_run(run(kl__limit=limit), ppo_run)
     keys = {
-        name: program.keys[start:]
-        for (name, program), start in zip(parts, before, strict=True)
-        if len(program.keys) > start
+        json.loads(key)[0]: program.keys[before[key] :]
+        for key, program in ppo_cases.programs.items()
+        if len(program.keys) > before[key]
     }
     settings = types.SimpleNamespace(ppo_epochs=2, minibatch_size=16)
     assert len(keys["update"]) == STEPS
@@ -211,6 +215,12 @@ def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(r
     learning = [*sampling[4:6], *sampling[8:10]]
     assert len({*sampling[:2], *validation[0], *learning}) == 4 + STEPS
     assert len(sampling) == 8 + STEPS
+
+    out = capsys.readouterr().out
+    for number, kl in enumerate(kls, 1):
+        warning = f"step {number}: warning: KL is {kl:.1f}, above {limit / 2:g} nats"
+        assert (warning in out) == (kl > limit / 2)
+    assert out.count("warning") == sum(kl > limit / 2 for kl in kls) > 0
 
 
 # A KL that explodes, a policy that is no number
@@ -238,18 +248,6 @@ def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
         assert not (run_dir / "export").exists()
 
 
-def test_a_kl_above_half_of_the_limit_warns(ppo_run, run, capsys):
-    kls = [row["policy/kl"] for row in rows(ppo_run)[1:]]
-    limit = 1.5 * max(kls)
-    run_dir = run(kl__limit=limit)
-    out = capsys.readouterr().out
-    for number, kl in enumerate(kls, 1):
-        warning = f"step {number}: warning: KL is {kl:.1f}, above {limit / 2:g} nats"
-        assert (warning in out) == (kl > limit / 2)
-    assert out.count("warning") == sum(kl > limit / 2 for kl in kls) > 0
-    same_run(run_dir, ppo_run)
-
-
 def test_a_policy_that_is_no_number_is_not_saved(run, tmp_path):
     """One update a step, at a rate far too high: the metrics of that step are still numbers."""
     much = {"optimizer__learning_rate": 1e30, "optimizer__schedule": "constant"}
@@ -266,6 +264,6 @@ def test_frozen_parameters_of_either_part_stay_as_they_are():
     optimizer, _ = programs.make_optimizer(config)
     critic = tiny_cases.parameters(llama.TokenValueModel(ppo_cases.CFG, "after"))
     params = {"policy": ppo_cases.policy_params(), "critic": critic}
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p))(params)
     for path, update in tiny_cases.by_path(updates).items():
         assert bool(np.any(update)) == ("embed" not in path), path

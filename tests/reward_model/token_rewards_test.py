@@ -199,7 +199,7 @@ def test_long_responses_lose_their_tail():
 @pytest.mark.parametrize(
     ("row", "room", "message"),
     [
-        (ROWS[0], -3, r"row 2: its prompt of .*max_length"),
+        (ROWS[0], 0, r"row 2: its prompt of .*max_length"),
         (Instruction("Count.", "", ""), 50, r"row 2: .*'output'"),
         (Preference("Which?", "", "one", "", 1), 50, r"row 2: .*'output_2'"),
         ({"instruction": "Count."}, 50, r"row 2: .*'output'"),

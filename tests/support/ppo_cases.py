@@ -12,12 +12,13 @@ from typing import NamedTuple
 import jax
 import pytest
 import tiny_cases
+from rm_cases import contents, saved, without_clock
 
 from fgrlhf_jax.models import hf_save, llama
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
-from fgrlhf_jax.runtime import metric_log, sharding
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import write_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -134,29 +135,8 @@ def run(given: dict) -> None:
     ppo.main(config_files.parse(["", *flags(given)], DEFAULT))
 
 
-def rows(run_dir: Path) -> list[dict]:
-    return read_jsonl(run_dir / "metrics.jsonl")
-
-
-def without_clock(run_dir: Path) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if k.split("/")[0] not in metric_log.Log.CLOCK}
-        for row in rows(run_dir)
-    ]
-
-
 def kept_samples(run_dir: Path) -> list[dict]:
     return read_jsonl(run_dir / "samples.jsonl")
-
-
-def saved(run_dir: Path) -> list[int]:
-    """The steps of its checkpoints."""
-    return sorted(int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def same_run(one: Path, two: Path) -> None:
@@ -190,8 +170,11 @@ class Once:
 FREE = (
     *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "best_metric"),
     *("max_to_keep", "save_every", "eval_every", "validation_prompts", "logged_samples"),
+    "reward_normalization",
 )
-programs: dict[str, dict[str, Once]] = {}
+# What only the update depends on, where micro_batch_size is given.
+OF_UPDATES = ("steps", "optimizer", "ppo_epochs", "minibatch_size")
+programs: dict[str, Once] = {}
 
 
 @contextlib.contextmanager
@@ -204,11 +187,13 @@ def conditions() -> Iterator[None]:
         for name in ("coef", "target", "horizon", "limit"):
             fields["kl"].pop(name)
         fields["reward_function"] = bool(fields["reward_function"])
-        key = json.dumps([fields, repr(models), repr(mesh), options], sort_keys=True)
-        if key not in programs:
-            parts = make(config, models, mesh, optimizer, **options)
-            programs[key] = {name: Once(program) for name, program in parts.items()}
-        return programs[key]
+        made = {}
+        for name, program in make(config, models, mesh, optimizer, **options).items():
+            free = OF_UPDATES if name != "update" and config.micro_batch_size else ()
+            fixed = {k: v for k, v in fields.items() if k not in free}
+            key = json.dumps([name, fixed, repr(models), repr(mesh), options], sort_keys=True)
+            made[name] = programs.setdefault(key, Once(program))
+        return made
 
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:

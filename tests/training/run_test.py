@@ -38,13 +38,13 @@ def improve(state: TrainState, step) -> tuple[TrainState, dict]:
 
 
 class Toy:
-    """``spy`` is told of everything that happens before it does."""
+    """``spy`` is told of everything that happens before it does; ``losses`` are of evaluations."""
 
     steps, eval_every, patience, overlaps, problem = STEPS, 4, 0, True, ""
     data, optimizer = "digest", OPTIMIZER
 
-    def __init__(self, spy=lambda event, step: None, **changes):
-        self.spy = spy
+    def __init__(self, spy=lambda event, step: None, losses=None, **changes):
+        self.spy, self.losses = spy, losses and iter(losses)
         self.mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
         params = jax.eval_shape(self.initial_params)
         params = sharding.abstract(params, self.mesh)
@@ -66,25 +66,15 @@ class Toy:
 
     def evaluate(self, params, step) -> dict:
         self.spy("evaluate", step)
-        return {"validation/loss": float(jnp.sin(7 * params["w"]).mean())}
+        computed = float(jnp.sin(7 * params["w"]).mean())
+        return {"validation/loss": next(self.losses) if self.losses else computed}
 
     def value(self, evaluation) -> float:
         return -evaluation["validation/loss"]
 
 
-class Judged(Toy):
-    """Evaluations as given."""
-
-    def __init__(self, values, **changes):
-        super().__init__(**changes)
-        self.values = iter(values)
-
-    def evaluate(self, params, step) -> dict:
-        return {"validation/loss": next(self.values)}
-
-
-@pytest.fixture
-def go(monkeypatch):
+@pytest.fixture(scope="module")
+def go():
     """Start or go on in a folder; returns what ``run`` does."""
     save, write = Checkpoints.save, metric_log.Log.write
     spies = []
@@ -96,9 +86,6 @@ def go(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(Checkpoints, "save", spied("save", save, lambda step: step))
-    monkeypatch.setattr(metric_log.Log, "write", spied("row", write, lambda row: row["step"]))
-
     def go(folder: Path, trainer: Toy, save_every: int = 5):
         spies.append(trainer.spy)
         config = training.ConfigDict(
@@ -106,7 +93,10 @@ def go(monkeypatch):
         )
         return training.run(config, trainer, folder)
 
-    return go
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", spied("save", save, lambda step: step))
+        patch.setattr(metric_log.Log, "write", spied("row", write, lambda row: row["step"]))
+        yield go
 
 
 def rows(folder: Path) -> list[dict]:
@@ -127,10 +117,10 @@ def outcome(folder: Path) -> tuple:
     return rows(folder), saved
 
 
-@pytest.fixture
-def undisturbed(go, tmp_path):
-    result = go(tmp_path / "undisturbed", Toy())
-    return result, *outcome(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(go, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return go(folder, Toy()), *outcome(folder)
 
 
 def test_undisturbed(undisturbed):
@@ -205,11 +195,11 @@ def test_a_second_signal_stops_at_once(go, tmp_path):
 
 def test_patience(go, tmp_path):
     """The third evaluation is the best, the first of equals; two without improvement follow."""
-    step, _ = go(tmp_path, Judged([3.0, 2.0, 1.0, 1.0, 1.5, 0.0], patience=2))
+    step, _ = go(tmp_path, Toy(losses=[3.0, 2.0, 1.0, 1.0, 1.5, 0.0], patience=2))
     metrics, saved = outcome(tmp_path)
     assert saved[20][1][2:] == (12, -1.0, 2, True)
     assert (step, metrics[-1]["step"], saved.keys()) == (12, 20, {12, 20})
-    assert go(tmp_path, Judged([]))[0] == 12  # it is done
+    assert go(tmp_path, Toy())[0] == 12  # it is done
 
 
 @pytest.mark.parametrize(
@@ -226,12 +216,11 @@ def test_saves(go, tmp_path, save_every, eval_every, values, saved):
     def spy(event, step):
         steps.append(step) if event == "save" else None
 
-    go(tmp_path, Judged(values, spy=spy, eval_every=eval_every), save_every)
+    go(tmp_path, Toy(spy, values, eval_every=eval_every), save_every)
     assert steps == saved
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("grad_norm", math.inf)])
 def test_a_metric_that_is_not_finite(go, tmp_path, name, value):
     class Failing(Toy):
         def update(self, state, step):
@@ -252,7 +241,7 @@ def test_an_evaluation_that_is_not_finite(go, tmp_path):
     with pytest.raises(
         InputError, match=r"step 8: validation/loss is nan; .* checkpoint is step 5"
     ):
-        go(tmp_path, Judged([0.5, math.nan]))
+        go(tmp_path, Toy(losses=[0.5, math.nan]))
     assert rows(tmp_path)[-1]["step"] == 7
 
 
