@@ -204,7 +204,7 @@ GENERATE = [
         {"max_prompt_length": 1, "overlong": "drop"},
         "all 20 prompts are longer than max_prompt_length 1; raise it, or set overlong=",
     ),
-    ({"max_new_tokens": 64}, "are more than the model's 64 positions"),
+    ({"max_new_tokens": 64}, "leaves no room for a prompt in the model's 64 positions"),
     ({"output": "OUT/none/x.json"}, "none does not exist; make it"),
     ({"output": "OUT/x.csv"}, "x.csv: give a FILE.json"),
     ({"template": "chat"}, "the tokenizer has no chat template"),
