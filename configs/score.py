@@ -12,7 +12,7 @@ GROUPS = {
         ),
         "output": Field("", 'FILE.jsonl | FILE.html | FILE.svg; "" prints to the terminal'),
         "limit": Field(0, "rows; 0: all (the terminal shows 5)", at_least=0),
-        "calibrated": Field(True, "about one unit a response; False: the raw rewards"),
+        "normalized": Field(True, "about one unit a response; False: the raw rewards"),
         "batch_size": Field(16, "responses at a time", at_least=1),
         "max_length": Field(0, "tokens of prompt and response; 0: as trained", at_least=0),
         "mesh": MESH,

@@ -41,7 +41,7 @@ def main(config) -> None:
     scored = reward_model.score_all(
         inputs,
         max_length=max_length,
-        normalized=config.calibrated,
+        normalized=config.normalized,
         batch_size=config.batch_size,
         progress=lambda batches: tqdm(batches, unit="batch"),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 
@@ -269,7 +270,9 @@ def check_first(metrics: dict, step: int, dtype: str) -> None:
     """
     tolerance = 1e-3 if dtype == "float32" else 0.2
     names = ("debug/initial_log_ratio", "debug/initial_kl", "debug/sampler_mismatch_kl")
-    if any(metrics[name] > tolerance for name in names):
+    if any(
+        tolerance < metrics[name] < math.inf for name in names
+    ):  # not finite: the loop says it
         values = ", ".join(f"{name} {metrics[name]}" for name in names)
         raise RuntimeError(
             f"step {step}: the policy is not the one that sampled, or the first minibatch "

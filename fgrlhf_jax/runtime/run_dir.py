@@ -3,6 +3,7 @@
 JAX is imported where it is used: commands that need no device read the names of this file too.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ RENAMED_FIELDS = {
     "samples": "logged_samples",
     "calibration": "reward_normalization",
     "frozen_dtype": "inference_dtype",
+    "calibrated": "normalized",
 }
 
 PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
@@ -116,7 +118,10 @@ def lock(run_dir: str | Path) -> Path:
         try:
             _locks[path] = files.Lock(path)
         except BlockingIOError as error:
-            owner = path.read_text() or "unknown"
+            owner = ""
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                owner = path.read_text()
+            owner = owner or "unknown"
             # Of a pipeline that was killed and started again: the old stage saves, and ends.
             if not os.environ.get(PARENT):
                 raise InputError(

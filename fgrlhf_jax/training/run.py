@@ -232,7 +232,7 @@ class Rows:
     @contextlib.contextmanager
     def paused(self):
         """What happens within is not counted as time of the update, which is waited for before."""
-        jax.block_until_ready(self.pending)
+        self._fetch()
         pause = time.perf_counter()
         yield
         self.clock += time.perf_counter() - pause
@@ -251,10 +251,9 @@ class Rows:
         """
         if self.pending is None:
             return
-        arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
-        row = self.pending | (to_floats(arrays) if arrays else {})
-        self.pending = None
-        self._check_finite(row | (evaluation or {}))
+        self._fetch()
+        row, self.pending = self.pending, None
+        self._check_finite({"step": row["step"]} | (evaluation or {}))
         if "tokens" in row:
             now = time.perf_counter()
             seconds, self.clock = now - self.clock, now
@@ -263,6 +262,12 @@ class Rows:
             shown = {name: format(row[name], spec) for name, spec in self.bar.items()}
             self.log.progress(row["step"], **shown)
         self.log.write(row | (evaluation or {}))
+
+    def _fetch(self) -> None:
+        """Waits for the update that was added last; stops where its metrics are not finite."""
+        arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
+        self.pending |= to_floats(arrays) if arrays else {}
+        self._check_finite(self.pending)
 
     def _check_finite(self, row: dict) -> None:
         wrong = [

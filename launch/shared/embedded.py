@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
@@ -46,5 +47,11 @@ def ensure_trained(main: Callable[[ConfigDict], None], spec: str) -> str:
     config = config_files.load(spec)
     if not (Path(config.run_dir) / "eval.json").exists():
         print(f"{config.run_dir} is made first, with --config={spec}")
-        main(config)
+        try:
+            main(config)
+        except InputError as error:
+            raise InputError(
+                f"{error} (this is about {config.run_dir}, made with --config={spec}: move the "
+                "folder away to have it made anew)"
+            ) from error
     return config.run_dir
