@@ -3,25 +3,26 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
 def test_a_reward_of_ones_own():
-    from examples.own_reward import reward
+    reward = runpy.run_path(str(ROOT / "examples" / "own_reward.py"))["reward"]
 
     tokens = [["the", " well", " is", "</s>"], ["basically"]]
     assert reward(["", ""], ["", ""], tokens, [True, False]) == [[0, -1, 0, 1], [-1]]
 
 
 def test_a_judge_of_ones_own():
-    from examples.vader_judge import judge
+    judge = runpy.run_path(str(ROOT / "examples" / "vader_judge.py"))["judge"]
 
     good, bad, praise = judge([""] * 3, ["a good film", "a bad film", "good " * 20])
     assert bad < 0 < praise < good
