@@ -48,6 +48,7 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
     """
     from scipy.stats import rankdata  # a second to import, and most commands never rank
 
+    label = np.asarray(label, bool)
     positives = int(label.sum())
     negatives = label.size - positives
     if not positives or not negatives:

@@ -172,6 +172,8 @@ class LanguageModel:
           InputError: for prompts that cannot be encoded, or that leave no room for
             ``max_new_tokens`` among the model's positions.
         """
+        if isinstance(prompts, str | Mapping | Record):
+            raise InputError(f"prompts={prompts!r:.60}: is one prompt; give a list of prompts")
         return self.generate_from_ids(
             [self.encode(prompt) for prompt in prompts],
             sampling_params,

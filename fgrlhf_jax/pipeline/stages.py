@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -57,33 +57,57 @@ def run(
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
+    with _collected_signals() as signals:
+        try:
+            while waiting or running:
+                for stage in list(waiting):
+                    if len(running) < workers and done.issuperset(stage.needs):
+                        waiting.remove(stage)
+                        running[stage.name] = (
+                            stage,
+                            _start(stage, folder),
+                            time.perf_counter(),
+                        )
+                if not running:
+                    missing = sorted({n for stage in waiting for n in stage.needs} - done)
+                    raise ValueError(f"stages need {missing}, which nothing makes")
+                time.sleep(0.05)
+                if signals:
+                    raise KeyboardInterrupt
+                for name, (stage, process, started) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    seconds = time.perf_counter() - started
+                    if process.returncode or not stage.output.exists():
+                        raise InputError(_failure(stage, process.returncode, folder))
+                    marker = {"command": stage.command, "seconds": round(seconds, 1)}
+                    write_json(_marker(stage, folder), marker)
+                    done.add(name)
+                    say(f"[{len(done)}/{len(stages)}] {name}: {seconds:.0f} s")
+        finally:
+            processes = [process for _, process, _ in running.values()]
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+            while any(process.poll() is None for process in processes) and len(signals) < 3:
+                time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _collected_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM as a list to look at: raised just anywhere, they would leave the lock of
+    a process that is polled locked for ever."""
+    signals: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        while waiting or running:
-            for stage in list(waiting):
-                if len(running) < workers and done.issuperset(stage.needs):
-                    waiting.remove(stage)
-                    running[stage.name] = (stage, _start(stage, folder), time.perf_counter())
-            if not running:
-                missing = sorted({n for stage in waiting for n in stage.needs} - done)
-                raise ValueError(f"stages need {missing}, which nothing makes")
-            time.sleep(0.05)
-            for name, (stage, process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                seconds = time.perf_counter() - started
-                if process.returncode or not stage.output.exists():
-                    raise InputError(_failure(stage, process.returncode, folder))
-                marker = {"command": stage.command, "seconds": round(seconds, 1)}
-                write_json(_marker(stage, folder), marker)
-                done.add(name)
-                say(f"[{len(done)}/{len(stages)}] {name}: {seconds:.0f} s")
+        yield signals
     finally:
-        for _, process, _ in running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for _, process, _ in running.values():
-            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_done(stage: Stage, folder: Path) -> bool:

@@ -47,6 +47,8 @@ class EncodedResponse(NamedTuple):
 
 def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
     """Mappings with the fields of a record as records, checked; records as they are."""
+    if isinstance(rows, Mapping | records.Record):
+        raise InputError(f"records={rows!r:.60}: is one record; give a list of records")
     return [
         records.parse_record(row, f"row {number}", prompts=True)
         if isinstance(row, Mapping)

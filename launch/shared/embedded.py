@@ -45,7 +45,9 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str) -> str:
     """The run folder of a config; ``main`` of its command is run now where it is not finished."""
     config = config_files.load(spec)
-    if not (Path(config.run_dir) / "eval.json").exists():
+    if (Path(config.run_dir) / "eval.json").exists():
+        print(f"{config.run_dir} is there already, and used as it is")
+    else:
         print(f"{config.run_dir} is made first, with --config={spec}")
         try:
             main(config)

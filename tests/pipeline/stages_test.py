@@ -5,7 +5,11 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -17,11 +21,13 @@ from fgrlhf_jax.pipeline.stages import Stage
 
 # Like our commands: what is finished is not made again. Its text says what it was made from.
 COMMAND = """
-import pathlib, sys
+import pathlib, sys, time
 name, output, *needs = sys.argv[1:]
 output = pathlib.Path(output)
 if name == "wrong":
     sys.exit("noise\\nerror: a.jsonl:3: is not what it should be")
+if name == "slow":
+    time.sleep(60)
 if name != "silent" and not output.exists():
     made_from = [pathlib.Path(need).read_text() for need in needs]
     output.write_text(f"{name}({','.join(made_from)})")
@@ -213,3 +219,30 @@ def test_killed_while_setting_aside(study, monkeypatch, renames):
         run_study()
     run_study()
     assert_made_from(outputs, 2)
+
+
+def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monkeypatch):
+    """As `timeout` sends them, to the process and then to its group."""
+
+    def send():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    slow = [make_stage(name, tmp_path / "run" / name, argument="slow") for name in "ab"]
+    processes, popen = [], subprocess.Popen
+
+    def start(*args, **options):
+        processes.append(popen(*args, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(stages.subprocess, "Popen", start)
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(0.7, send)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *slow, workers=2)
+    timer.join()
+    assert time.monotonic() - started < 20
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
