@@ -21,7 +21,7 @@ setup(
         "absl-py>=2.3.1",
         "chex>=0.1.91",
         "datasets>=5.0",
-        "filelock>=4.3",
+        "filelock>=4.3.1",
         "flax>=0.12.7",
         "huggingface_hub>=1.31",
         "jax>=0.10",
