@@ -73,9 +73,7 @@ _SUPERVISED = {
     },
     "Updates": {
         "batch_size": Field(16, "rows an update", at_least=1),
-        "micro_batch_size": Field(
-            0, "rows at a time, gradients summed; 0: batch_size", at_least=0
-        ),
+        "micro_batch_size": Field(0, "rows at a time, gradients summed; 0: batch_size", at_least=0),
         "epochs": Field(1, "passes over the training data", at_least=0),
         "steps": Field(0, "updates; 0 follows from epochs", at_least=0),
     },

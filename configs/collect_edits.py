@@ -14,17 +14,14 @@ GROUPS = {
         ),
         "output": Field(
             "",
-            "FILE.jsonl of edits; beside it FILE.rejected.jsonl: replies that are none, "
-            "and why",
+            "FILE.jsonl of edits; beside it FILE.rejected.jsonl: replies that are none, and why",
         ),
         "side": Field("worse", "which response of a preference is edited", choices=SIDES),
         "limit": Field(0, "rows; 0: all", at_least=0),
         "max_change_ratio": Field(
             0.5, "share of the words; an edit beyond it is set aside; 1 keeps all", at_least=0
         ),
-        "template_file": Field(
-            "", "FILE (jinja2): {{ response }}, {{ instruction }}, {{ input }}"
-        ),
+        "template_file": Field("", "FILE (jinja2): {{ response }}, {{ instruction }}, {{ input }}"),
     },
 }
 FIELDS = collect_fields(

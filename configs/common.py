@@ -5,9 +5,7 @@ from configs.fields import Field
 DTYPES = ("float32", "bfloat16")
 OVERLONG = ("truncate", "drop")
 MODEL = "FOLDER | HUB_ID | FILE.gguf"
-SOURCE = (
-    "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
-)
+SOURCE = "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
 
 MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
 DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)

@@ -38,8 +38,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
-    first="model prompts output limit temperature "
-    "samples seed max_new_tokens template batch_size",
+    first="model prompts output limit temperature samples seed max_new_tokens template batch_size",
 )
 
 

@@ -7,8 +7,7 @@ JUDGE_FIELDS = {
     "Judge": {
         "judge": Field(
             "llm",
-            "llm, or a Python function MODULE:FUNCTION as "
-            "fgrlhf_jax.feedback.judges.vader:judge",
+            "llm, or a Python function MODULE:FUNCTION as fgrlhf_jax.feedback.judges.vader:judge",
         ),
         "seed": Field(0, "of the order in which responses are shown", at_least=0),
         "limit": Field(0, "pairs; 0: all", at_least=0),

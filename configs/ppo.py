@@ -37,9 +37,7 @@ GROUPS = {
             "what is stored with the reward model | nothing",
             choices=("samples", "reward_model", "none"),
         ),
-        "size": Field(
-            "tiny", "architecture in launch.plan without paths", choices=tuple(SIZES)
-        ),
+        "size": Field("tiny", "architecture in launch.plan without paths", choices=tuple(SIZES)),
     },
     "Data": {
         "prompts": Field("", "FILE of prompts, as train of SFT; responses are not read"),
@@ -86,9 +84,7 @@ GROUPS = {
         "missing_eos_penalty": Field(-1.0, "a reward, usually negative"),
     },
     "Optimizer (AdamW)": {
-        "optimizer.critic_learning_rate": Field(
-            0.0, "of the critic; 0: learning_rate", at_least=0
-        ),
+        "optimizer.critic_learning_rate": Field(0.0, "of the critic; 0: learning_rate", at_least=0),
         "optimizer.warmup_steps": Field(5, "steps of warm-up", at_least=0),
     },
     "Evaluation and checkpoints": {

@@ -40,9 +40,7 @@ GROUPS = {
             "AlpacaFarm's N(0, 1/sqrt(D + 1)), or no noise to unlearn",
             choices=("normal", "zero"),
         ),
-        "data.alignment": Field(
-            "levenshtein", "what finds the changed tokens", choices=METHODS
-        ),
+        "data.alignment": Field("levenshtein", "what finds the changed tokens", choices=METHODS),
         "normalization_pairs": Field(
             512, "validation pairs, at most, that set the scale of the rewards", at_least=1
         ),

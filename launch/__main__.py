@@ -10,9 +10,7 @@ from pathlib import Path
 def list_commands() -> dict[str, str]:
     """The first sentence on each command, by its name; imports none of them."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    documentation = {
-        file.stem: ast.get_docstring(ast.parse(file.read_text())) for file in files
-    }
+    documentation = {file.stem: ast.get_docstring(ast.parse(file.read_text())) for file in files}
     return {name: text.partition("\n")[0] for name, text in documentation.items()}
 
 

@@ -132,8 +132,7 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
         print(f"no edits in {output}")
         return
     ratios = [
-        measure(edit.original, edit.edited).word_change_ratio
-        for edit in records.read(str(output))
+        measure(edit.original, edit.edited).word_change_ratio for edit in records.read(str(output))
     ]
     print(f"{edits} edits in {output}, median word change ratio {median(ratios):.3f}")
     print(

@@ -41,9 +41,7 @@ def main(config) -> None:
 def show(config) -> None:
     """Prints the statistics of every file, and samples."""
     if config.output.endswith(".jsonl"):
-        raise InputError(
-            f"output={config.output}: say which rows, --config.to=…, or give a .json"
-        )
+        raise InputError(f"output={config.output}: say which rows, --config.to=…, or give a .json")
     output = cli.check_output(config.output, (".json",), read=[config.input])
     files, invalid = read(config) if config.input else (embedded(config.seed), {})
     limits = None

@@ -60,9 +60,7 @@ def check(config) -> str:
             raise InputError("dry_run sends no requests, and annotations need none; drop it")
     elif bool(config.outputs) != bool(config.reference):
         field = "reference" if config.outputs else "outputs"
-        raise InputError(
-            f"{field} is empty; give --config.outputs=FILE --config.reference=FILE"
-        )
+        raise InputError(f"{field} is empty; give --config.outputs=FILE --config.reference=FILE")
     spec = config.annotations or config.outputs
     files = records.sources(spec) if spec else []
     if len(files) > 2:

@@ -48,9 +48,7 @@ def main(config) -> None:
         check_embedded(config)
         loss = "sequence" if config.level == "sequence" else "token_edit"
         config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
-        config.reward_model = embedded.ensure_trained(
-            train_rm.main, f"configs/rm.py:tiny,{loss}"
-        )
+        config.reward_model = embedded.ensure_trained(train_rm.main, f"configs/rm.py:tiny,{loss}")
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)

@@ -47,9 +47,7 @@ def main(config) -> None:
     )
     truncated = sum(response.truncated for responses in scored for response in responses)
     if truncated:
-        print(
-            f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr
-        )
+        print(f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr)
     if output.suffix == ".jsonl":
         write_jsonl(output, map(add_rewards, rows, scored))
         return

@@ -57,9 +57,7 @@ def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
 
 @pytest.mark.slow
 def test_the_library_example_of_the_readme(quickstart, tmp_path):
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
-    )
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     (tmp_path / "runs").mkdir()
     for name, folder in {"ppo_tiny_token": "ppo", "rm_tiny_token_edit": "rm"}.items():
         (tmp_path / "runs" / name).symlink_to(quickstart / folder)

@@ -97,9 +97,7 @@ def within(module: str, folders: str) -> bool:
 def faults(path: str, source: str) -> list[str]:
     """What is wrong with the imports of the file at ``path`` (relative to the repository)."""
     names = imported(path, source)
-    found = [
-        f"{path}: imports private {n}" for n in names if any(map(is_private, n.split(".")))
-    ]
+    found = [f"{path}: imports private {n}" for n in names if any(map(is_private, n.split(".")))]
     found += [f"{path}: uses private {n}" for n in private_attributes(source)]
     if not path.startswith("fgrlhf_jax/"):
         return found + [f"{path}: imports {n}" for n in names if n.split(".")[0] == "torch"]

@@ -92,8 +92,7 @@ def plan_epoch(
         )
     if lengths.max() > buckets[-1]:
         raise InputError(
-            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; "
-            "raise max_length."
+            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; raise max_length."
         )
     rng = np.random.default_rng((seed, epoch))
     bucket_of_row = np.searchsorted(buckets, lengths)

@@ -183,9 +183,7 @@ def _convert(
         case ("instructions", Edit() | Preference()):
             return new | {"output": records.better_and_worse(record)[SIDES.index(side)]}
         case ("instructions", Instruction()) if side == "worse":
-            raise InputError(
-                "an instruction has one response, no worse one; choose side=better."
-            )
+            raise InputError("an instruction has one response, no worse one; choose side=better.")
     same = json_fields(row) | prompt | records.responses_of(record)
     if isinstance(record, Preference):
         same["preference"] = record.preference

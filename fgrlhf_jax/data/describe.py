@@ -64,9 +64,7 @@ def describe_files(
         if messages:
             statistics["invalid"] = {"rows": len(messages), "first": messages[0]}
         drawn = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
-        statistics["samples"] = [
-            {"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn
-        ]
+        statistics["samples"] = [{"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn]
         described.append(statistics)
     keys = {name: {prompt_key(record) for record, _ in rows} for name, rows in files.items()}
     shared = [
@@ -146,9 +144,7 @@ def format_table(statistics: Mapping[str, Any]) -> str:
     lines = ["".join(f"{head:>{width}}" for head, width in widths.items()) + "  file"]
     for file in statistics["files"]:
         counts = file | file["kinds"]
-        cells = (
-            f"{counts[head.replace(' ', '_')]:>{width},}" for head, width in widths.items()
-        )
+        cells = (f"{counts[head.replace(' ', '_')]:>{width},}" for head, width in widths.items())
         lines.append(f"{''.join(cells)}  {file['file']}")
     for file in statistics["files"]:
         lines += ["", *_file_lines(file)]

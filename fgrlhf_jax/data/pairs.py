@@ -128,9 +128,7 @@ def encode_pairs(
         prompt, truncated = encode_prompt(
             tokenizer, template, record.instruction, record.input, max_prompt_length
         )
-        sides = [
-            encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)
-        ]
+        sides = [encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)]
         room = max_length - len(prompt)
         truncated = truncated or max(map(len, sides)) > room
         if truncated and overlong == "drop":

@@ -151,9 +151,7 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
             return hub_datasets.read_rows(source)
         raise InputError(f"{source}: there is no such file; check the path.")
     if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"{source}: is none of {', '.join(SUFFIXES)}; convert it to one of them."
-        )
+        raise InputError(f"{source}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
     try:
         return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     except OSError as error:
@@ -222,9 +220,7 @@ def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
     preference = _field(row, "preference", where)
     if isinstance(preference, bool) or preference not in (1, 2):
         value = json.dumps(preference, default=str)[:40]
-        raise InputError(
-            f"{where}: preference is {value}; it must be 1 or 2, the better output."
-        )
+        raise InputError(f"{where}: preference is {value}; it must be 1 or 2, the better output.")
     return Preference(*prompt, **texts, preference=int(preference), id=id)
 
 
@@ -258,13 +254,9 @@ def text_of(row: dict, name: str, where: str, blank: bool = False) -> str:
     text = _field(row, name, where)
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
-        raise InputError(
-            f"{where}: the field {name!r} is {value}, not a string; put a text there."
-        )
+        raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
     if not blank and not text.strip():
-        raise InputError(
-            f"{where}: the response {name!r} is empty; fill it in or drop the row."
-        )
+        raise InputError(f"{where}: the response {name!r} is empty; fill it in or drop the row.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -296,9 +288,7 @@ def prompt_key(record: Record) -> tuple[str, str]:
     return record.instruction.strip(), record.input.strip()
 
 
-def split(
-    records: Sequence[Record], share: float, seed: int
-) -> tuple[list[Record], list[Record]]:
+def split(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
     A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.

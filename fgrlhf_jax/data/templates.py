@@ -91,9 +91,7 @@ def plain_text(instruction: str, input: str) -> str:
     return f"{instruction}\n\n{input}" if input else instruction
 
 
-def encode_text(
-    tokenizer: Tokenizer, text: str, *, control: bool = False, **options
-) -> Mapping:
+def encode_text(tokenizer: Tokenizer, text: str, *, control: bool = False, **options) -> Mapping:
     """The tokenizer's output for ``text``; ``control``: control tokens in it are read as such."""
     return tokenizer(
         text,
@@ -121,9 +119,7 @@ def _chat_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]
     a template that does not put each of them once, in order, are read with its own text.
     """
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
-    marked = [
-        message | {"content": mark} for message, mark in zip(messages, marks, strict=True)
-    ]
+    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
     parts = re.split("(\ue000[0-9]+\ue001)", _render_chat(marked, tokenizer))
     if parts[1::2] != marks:
         parts = [_render_chat(messages, tokenizer)]
@@ -192,9 +188,7 @@ def encode_prompt(
         raise InputError(f"max_prompt_length: {max_length} leaves no room for a prompt.")
     offsets = encode_text(tokenizer, input, return_offsets_mapping=True)["offset_mapping"]
     keep = len(offsets) - (len(ids) - max_length)
-    while (
-        keep > 0
-    ):  # nearly always once, but tokens may merge differently once the tail is gone
+    while keep > 0:  # nearly always once, but tokens may merge differently once the tail is gone
         ids = _prompt_ids(tokenizer, template, instruction, input[: offsets[keep - 1][1]])
         if len(ids) <= max_length:
             return ids, True

@@ -171,9 +171,7 @@ def correlation(x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     return jnp.sum(unit(x_B) * unit(y_B))
 
 
-def adapt_kl_coef(
-    kl_coef: float, kl: float, *, target: float, horizon: float, rows: int
-) -> float:
+def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float, rows: int) -> float:
     """The next coefficient of an adaptive controller (Ziegler et al. 2019, arXiv:1909.08593).
 
     beta * (1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon)

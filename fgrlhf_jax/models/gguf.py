@@ -36,9 +36,7 @@ def read_config(file: Path) -> LlamaConfig:
     reader = _reader(file)
     kind = _field(reader, "general.architecture")
     if kind != "llama":
-        raise InputError(
-            f"{file}: architecture is {kind!r}; only LLaMA-like models can be read"
-        )
+        raise InputError(f"{file}: architecture is {kind!r}; only LLaMA-like models can be read")
     scaling = _field(reader, "llama.rope.scaling.type", "none")
     if scaling != "none" or _field(reader, "llama.expert_count", 0):
         raise InputError(f"{file}: rotary scaling of type {scaling!r} or experts not supported")
@@ -98,9 +96,7 @@ def load_tokenizer(file: Path):
     field = functools.partial(_field, _reader(file))
     kind, cut = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre", "default")
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and cut not in _PRE_TOKENIZERS):
-        raise InputError(
-            f"{file}: its tokenizer ({kind}, {cut}) is unknown; give a folder instead"
-        )
+        raise InputError(f"{file}: its tokenizer ({kind}, {cut}) is unknown; give a folder instead")
     with as_input_error(file, "has no usable tokenizer"):
         tokens = field("tokenizer.ggml.tokens")
         vocabulary = {token: i for i, token in enumerate(tokens)}

@@ -253,9 +253,7 @@ def _folder_tensors(folder: Path) -> dict[str, hf_names.Stored]:
     stored: dict[str, hf_names.Stored] = {}
     for file in (folder / name for name in files):
         if not file.is_file():
-            raise InputError(
-                f"{file}: is missing; weights are read from safetensors files only"
-            )
+            raise InputError(f"{file}: is missing; weights are read from safetensors files only")
         if digests.get(file.name, "") and digest(file) != digests[file.name]:
             raise InputError(
                 f"{file}: is damaged (its checksum is not config.json's); copy it again"

@@ -248,9 +248,7 @@ class Llama(nn.Module):
     def setup(self):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.initializer_range)
-        self.embed = nn.Embed(
-            cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init
-        )
+        self.embed = nn.Embed(cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init)
         # Inside a scan the recomputation cannot be merged away, so it needs no guard.
         block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
         self.layers = nn.scan(

@@ -210,9 +210,7 @@ def _forward(model, params, layers, tokens_BQ, positions_BQ, attend_BQS, cache, 
             updated.append(kv)
         cache = tuple(updated)
     else:
-        hidden_BQD, cache = jax.lax.fori_loop(
-            0, cfg.num_layers, stacked_block, (hidden_BQD, cache)
-        )
+        hidden_BQD, cache = jax.lax.fori_loop(0, cfg.num_layers, stacked_block, (hidden_BQD, cache))
     logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
     return logits_BQV[:, 0], cache
 

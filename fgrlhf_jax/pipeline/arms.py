@@ -59,9 +59,7 @@ def select_arms(config: ConfigDict) -> dict[str, Arm]:
         if ARMS[name].start != "sft" and ARMS[name].start not in names:
             raise InputError(f"run_arms: {name} starts from {ARMS[name].start}; add it")
         if name == "ppo_rlhf" and not config.embedded and not config.files.preferences:
-            raise InputError(
-                "run_arms: ppo_rlhf needs files.preferences; give it or drop the arm"
-            )
+            raise InputError("run_arms: ppo_rlhf needs files.preferences; give it or drop the arm")
         if name == "oracle" and not config.embedded:
             raise InputError("run_arms: the oracle exists in the embedded world only; drop it")
     return {name: ARMS[name] for name in names}

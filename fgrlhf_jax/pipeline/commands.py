@@ -41,9 +41,7 @@ def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
     for flag in re.split(rf",\s*(?={_NAME}=)", text.strip()) if text.strip() else ():
         name, _, value = flag.partition("=")
         if not re.fullmatch(f"{_NAME}=.*", flag, re.DOTALL):
-            raise InputError(
-                f"{field}={text}: {flag!r} is no flag; write NAME=VALUE,NAME=VALUE"
-            )
+            raise InputError(f"{field}={text}: {flag!r} is no flag; write NAME=VALUE,NAME=VALUE")
         flags[name] = value
     return flags
 

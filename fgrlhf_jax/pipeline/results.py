@@ -10,9 +10,7 @@ from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_jsonl
 
 
-def gather(
-    config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]
-) -> dict:
+def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]) -> dict:
     """The ``study`` that ``report.content`` takes, but for seconds and commands.
 
     Args:

@@ -64,9 +64,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         sets = sets_of_files(config)
         for name, rows in drop_held_out_prompts(sets).items():
             total = len(sets[name])
-            print(
-                f"{name}: {total} rows, {total - len(rows)} dropped: their prompt is held out"
-            )
+            print(f"{name}: {total} rows, {total - len(rows)} dropped: their prompt is held out")
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
         rates = Rates(**config.world.rates)
@@ -254,9 +252,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     tables, by_model = {}, [{} for _ in shown]
     for name, path in models.items():
         model, tables[name] = RewardModel.load(path), {}
-        evaluated = evaluate(
-            model, sets, batch_size=config.table_batch_size, smallest_bucket=32
-        )
+        evaluated = evaluate(model, sets, batch_size=config.table_batch_size, smallest_bucket=32)
         for test_set, by_kind in evaluated.items():
             (table,) = by_kind.values()
             tables[name][test_set] = {key: table[key] for key in ("accuracy", "se", "n")}

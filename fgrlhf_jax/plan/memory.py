@@ -24,9 +24,7 @@ def bytes_per_device(tree) -> int:
     )
 
 
-def measure(
-    shapes: RunShapes, memory: float, report: Callable[[str], None] | None = None
-) -> dict:
+def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | None = None) -> dict:
     """Compiles every step of a run and measures it.
 
     Args:

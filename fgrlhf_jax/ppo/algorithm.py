@@ -226,9 +226,9 @@ def make_experience(
     mean. With ``kl_in_reward=False``, as the paper has it, the KL is reported but no penalty.
     """
     mask_BT = rollout.response_BT
-    kl_BT = jax.vmap(
-        functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator)
-    )(rollout.logprob_BT, rollout.ref_logprob_BT)
+    kl_BT = jax.vmap(functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator))(
+        rollout.logprob_BT, rollout.ref_logprob_BT
+    )
     rule = functools.partial(
         policy_losses.missing_eos,
         rule=settings.missing_eos,

@@ -137,9 +137,7 @@ def encode(
         )
     print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
     records = [rows[number] for number in numbers]
-    return Prompts(
-        ids, [templates.plain_text(r.instruction, r.input) for r in records], records
-    )
+    return Prompts(ids, [templates.plain_text(r.instruction, r.input) for r in records], records)
 
 
 def roll_out(
@@ -249,9 +247,7 @@ def roll_out_validation(
         yield responses, min(B, count - start)
 
 
-def normalize_on_validation(
-    context: PPOContext, params: dict, prompts: Prompts
-) -> Normalization:
+def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts) -> Normalization:
     """What makes the reward model's rewards about one unit a response of this policy."""
     config, meta = context.config, context.models.meta
     neutral = Normalization(0.0, 1.0)
@@ -278,9 +274,7 @@ def evaluate(
     names = ("reward", "kl", "length", "unfinished", "score")
     values: dict[str, list[float]] = {name: [] for name in names}
     samples = []
-    for responses, count in roll_out_validation(
-        context, params, normalization, prompts, EVALUATE
-    ):
+    for responses, count in roll_out_validation(context, params, normalization, prompts, EVALUATE):
         rollout = responses.rollout
         reward_BT, logprob_BT, ref_BT, response_BT = sharding.to_host(
             (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)

@@ -161,8 +161,7 @@ class PPOTrainer:
         memory["normalization"] = normalization._asdict()
         evaluation = self.evaluate(state.params, 0)
         return evaluation | {
-            f"reward/normalization_{name}": value
-            for name, value in memory["normalization"].items()
+            f"reward/normalization_{name}": value for name, value in memory["normalization"].items()
         }
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
@@ -270,9 +269,7 @@ def check_first(metrics: dict, step: int, dtype: str) -> None:
     """
     tolerance = 1e-3 if dtype == "float32" else 0.2
     names = ("debug/initial_log_ratio", "debug/initial_kl", "debug/sampler_mismatch_kl")
-    if any(
-        tolerance < metrics[name] < math.inf for name in names
-    ):  # not finite: the loop says it
+    if any(tolerance < metrics[name] < math.inf for name in names):  # not finite: the loop says it
         values = ", ".join(f"{name} {metrics[name]}" for name in names)
         raise RuntimeError(
             f"step {step}: the policy is not the one that sampled, or the first minibatch "

@@ -92,9 +92,7 @@ def draw_lines(
         y_label=y,
         curves=shapes,
         labels=labels,
-        notes=[
-            f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in beyond.items()
-        ],
+        notes=[f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in beyond.items()],
     )
 
 

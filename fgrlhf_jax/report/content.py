@@ -136,9 +136,7 @@ def _decoded(sets: list[dict]) -> dict:
     gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
     scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
     length, _ = _mean_of_seeds([s["lengths"] for s in sets])
-    kl, unfinished = (
-        mean_over_seeds([s[k] for s in sets])["mean"] for k in ("kl", "unfinished")
-    )
+    kl, unfinished = (mean_over_seeds([s[k] for s in sets])["mean"] for k in ("kl", "unfinished"))
     return {**scores, "length": length, "kl": kl, "unfinished": unfinished}
 
 
@@ -186,9 +184,7 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
     steps = sorted(set.intersection(*map(set, by_step)))
     columns = {"seeds": len(curves), "step": steps}
     for field in CURVES:
-        over = [
-            mean_over_seeds([points[step].get(field) for points in by_step]) for step in steps
-        ]
+        over = [mean_over_seeds([points[step].get(field) for points in by_step]) for step in steps]
         columns[field] = [o["mean"] for o in over]
         columns[f"{field}_se"] = [
             o["se"] if len(curves) > 1 else by_step[0][step].get(f"{field}_se")

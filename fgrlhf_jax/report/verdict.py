@@ -117,8 +117,7 @@ def _answer_faster(report: dict) -> dict:
         steps = " against ".join(_steps(row, criterion) for row in arms)
         parts.append(f"{words}, {steps} ({WORDS[verdicts[-1]]})")
     text = (
-        f"Steps of PPO that “{label[TOKEN]}” needs against “{label[BASELINE]}”: "
-        f"{'; '.join(parts)}."
+        f"Steps of PPO that “{label[TOKEN]}” needs against “{label[BASELINE]}”: {'; '.join(parts)}."
     )
     seconds = [row["seconds_per_step"] for row in arms]
     if None not in seconds:

@@ -36,9 +36,7 @@ class Checkpoints:
         order = operator.itemgetter("order")
         best = policies.BestN(n=1, get_metric_fn=order, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(n=keep), best]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep), best]),
             best_fn=order,  # without it the metrics are not on disk for the next start
             cleanup_tmp_directories=True,
         )
@@ -61,9 +59,7 @@ class Checkpoints:
             checkpoints stay.
         """
         metadata = {
-            "loop": json.loads(
-                json.dumps(loop)
-            ),  # it is written later, the caller's may change
+            "loop": json.loads(json.dumps(loop)),  # it is written later, the caller's may change
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
         }
@@ -85,11 +81,7 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax raises what its storage layer raises: any type
             steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
-            last = (
-                f"the last good one is step {max(steps)}"
-                if steps
-                else "there is no earlier one"
-            )
+            last = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
             raise InputError(
                 f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
                 "space and run the same command again"
@@ -131,9 +123,7 @@ class Checkpoints:
                     "run_dir"
                 )
         args = {name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
-        parts = {
-            name: part for name, part in self._restore(step, **args).items() if name in args
-        }
+        parts = {name: part for name, part in self._restore(step, **args).items() if name in args}
         for name, part in parts.items():
             if int(sharding.fingerprint(part)) != metadata["fingerprints"][name]:
                 raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))

@@ -66,9 +66,7 @@ class Log:
         """Writes one row, which must have ``step``; raises InputError where the disk is full."""
         if not self.writes:
             return
-        none = {
-            name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)
-        }
+        none = {name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)}
         line = files.json_line(row | dict.fromkeys(none))  # JSON has no NaN and no infinity
         with files.as_input_error(self.path):
             self.file.append(line)

@@ -29,9 +29,7 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
     if name not in SCHEDULES:
         raise InputError(f"schedule={name!r} is not one of {', '.join(SCHEDULES)}")
     if not 0 <= warmup_steps < steps:
-        raise InputError(
-            f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
-        )
+        raise InputError(f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}")
     decay_steps = steps - warmup_steps
     decay = {
         "constant": optax.constant_schedule(peak),

@@ -41,9 +41,7 @@ def make_mesh(shape: str, devices=None) -> Mesh:
     except ValueError:
         sizes = []
     if len(sizes) != 3 or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise InputError(
-            f"mesh={shape!r}: give data,fsdp,tensor as three sizes, at most one -1"
-        )
+        raise InputError(f"mesh={shape!r}: give data,fsdp,tensor as three sizes, at most one -1")
     known = int(np.prod([s for s in sizes if s != -1]))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -81,9 +79,7 @@ def _spec(path, leaf, mesh: Mesh) -> P:
     if len(spec) > leaf.ndim:  # scalars of an optimizer state
         return P()
     # An axis that does not divide its dimension (a tiny model on a large mesh) stays whole.
-    return P(
-        *(a if a and leaf.shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec))
-    )
+    return P(*(a if a and leaf.shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec)))
 
 
 def shardings(tree, mesh: Mesh):

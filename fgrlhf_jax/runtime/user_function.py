@@ -101,9 +101,7 @@ def score_responses(
     try:
         values = list(function(list(prompts), list(responses), **optional))
     except Exception as error:  # the user's code may raise anything
-        form = (
-            "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
-        )
+        form = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
         raise InputError(f"{name}: raised {_describe(error)}{form}") from error
     if len(values) != len(responses):
         raise InputError(

@@ -22,9 +22,7 @@ def make_instructions(
     """``count`` distinct prompts of a set, each with a demonstration."""
     rng = random.Random(f"demonstrations/{set_name}/{seed}")
     prompts = draw_prompts({set_name: count}, seed)[set_name]
-    return [
-        Instruction(prompt, "", write_demonstration(prompt, rng, rates)) for prompt in prompts
-    ]
+    return [Instruction(prompt, "", write_demonstration(prompt, rng, rates)) for prompt in prompts]
 
 
 def write_instructions(

@@ -109,9 +109,7 @@ def prefer(
     return 1 if rng.random() < 0.5 * (1 + math.tanh(margin / rates.temperature / 2)) else 2
 
 
-def edit_response(
-    prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT
-) -> str:
+def edit_response(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """The response, any text at all, after an imperfect minimal edit, which may change nothing.
 
     Each flaw is repaired with probability ``repair``: a wrong word replaced, a missing one put in,

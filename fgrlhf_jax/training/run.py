@@ -270,9 +270,7 @@ class Rows:
         self._check_finite(self.pending)
 
     def _check_finite(self, row: dict) -> None:
-        wrong = [
-            f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)
-        ]
+        wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             self.checkpoints.wait()
             last = self.checkpoints.latest
@@ -349,9 +347,7 @@ class SupervisedTrainer:
 
         @functools.lru_cache(maxsize=2)
         def plan(epoch: int):
-            return plan_epoch(
-                lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch
-            )
+            return plan_epoch(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
 
         self.plan, self.updates_per_epoch = plan, len(plan(0))
         self.steps = config.steps or config.epochs * self.updates_per_epoch
@@ -380,9 +376,7 @@ class SupervisedTrainer:
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Compiles the train step for every shape of batch in use."""
-        step_of_width = {
-            width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])
-        }
+        step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
         for step in step_of_width.values():
             width, batch = self.batch(step)
             self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))

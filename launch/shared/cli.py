@@ -85,9 +85,7 @@ def check_output(
         if path.suffix not in suffixes:
             raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
         if not path.parent.is_dir():
-            raise InputError(
-                f"{field}={path}: the folder {path.parent} does not exist; make it"
-            )
+            raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
         if path.is_dir():
             raise InputError(f"{field}={path}: is a folder; give the name of a file")
         check_not_overwritten([path], read, field)

@@ -54,9 +54,7 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
     usage = Usage()
     annotator = f"{config.provider}/{config.model}"
     try:
-        with contextlib.closing(
-            asking.collect_replies(config, requests, send, usage)
-        ) as replies:
+        with contextlib.closing(asking.collect_replies(config, requests, send, usage)) as replies:
             return judge.judge_by_replies(pairs, questions, replies, annotator)
     finally:
         if usage.requests:

@@ -116,9 +116,7 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
     with pytest.raises(InputError, match="overlong: 'leave' is neither 'drop' nor 'truncate'"):
         encode_prompts(records, TOKENIZER, **options | {"overlong": "leave"})
     if dropped:
-        with pytest.raises(
-            InputError, match="all 3 prompts are longer than max_prompt_length 1"
-        ):
+        with pytest.raises(InputError, match="all 3 prompts are longer than max_prompt_length 1"):
             encode_prompts(records, TOKENIZER, **options | {"max_prompt_length": 1})
 
 

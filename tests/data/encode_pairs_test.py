@@ -43,9 +43,7 @@ def encode(records, tokenizer, **changes):
     return pairs, tuple(counts[name] for name in names)
 
 
-def check(
-    pair: Pair, record, tokenizer, method="levenshtein", limits=SETTINGS, append_eos=True
-):
+def check(pair: Pair, record, tokenizer, method="levenshtein", limits=SETTINGS, append_eos=True):
     """The pair is the prompt, and the alignment of the whole responses seen through a window."""
     prompt, _ = encode_prompt(
         tokenizer, "plain", record.instruction, record.input, limits["max_prompt_length"]

@@ -204,9 +204,7 @@ def test_a_file_that_cannot_be_read(write, name, data, message):
 
 def test_a_text_of_parquet_that_is_no_utf8(write):
     texts = pyarrow.array([b"caf\xe9"]).cast(pyarrow.string(), safe=False)
-    pyarrow.parquet.write_table(
-        pyarrow.table({"instruction": texts, "output": ["a"]}), "a.parquet"
-    )
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": texts, "output": ["a"]}), "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: .*UTF-8"):
         read("a.parquet")
 
@@ -282,9 +280,7 @@ def test_split_is_a_function_of_seed_and_prompt():
     assert split(records, 0.2, seed=0)[1] == validation
     assert split(records, 0.2, seed=1)[1] != validation
     # A row's side does not depend on the others, and a smaller share is a part of a larger.
-    assert split(records[500:], 0.2, seed=0)[1] == [
-        r for r in validation if int(r.output) >= 500
-    ]
+    assert split(records[500:], 0.2, seed=0)[1] == [r for r in validation if int(r.output) >= 500]
     assert set(split(records, 0.1, seed=0)[1]) < set(validation)
     spaced = [Instruction(f" {r.instruction}\n", r.input, r.output) for r in records]
     assert [r.output for r in split(spaced, 0.2, seed=0)[1]] == [r.output for r in validation]

@@ -38,8 +38,7 @@ EDITS = [
 def brute_force_auroc(score, label):
     positive, negative = score[label], score[~label]
     won = sum(
-        1.0 if p > n else 0.5 if p == n else 0.0
-        for p, n in itertools.product(positive, negative)
+        1.0 if p > n else 0.5 if p == n else 0.0 for p, n in itertools.product(positive, negative)
     )
     return won / (positive.size * negative.size)
 

@@ -112,9 +112,7 @@ def oracle_center(pair: Pair) -> float:
     return total / count if count else 0.0
 
 
-def oracle_loss(
-    pair: Pair, loss: str, consistency_weight: float, center_weight: float
-) -> float:
+def oracle_loss(pair: Pair, loss: str, consistency_weight: float, center_weight: float) -> float:
     scores = [oracle_score(pair.reward[side], pair.changed(side), loss) for side in (0, 1)]
     total = oracle_minus_log_sigmoid(scores[0] - scores[1])
     if loss != "sequence":

@@ -39,9 +39,7 @@ def test_train_step_of_a_variant(model, loss):
     with pytest.raises(AttributeError):
         config.optimizer.rate = 1.0
     train_rm.check(config)
-    settings = {
-        name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")
-    }
+    settings = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
     cfg = dataclasses.replace(llama.SIZES[config.model.size], **settings)
     assert config.data.max_prompt_length < config.data.max_length <= cfg.max_position
     reward_model = make_module(cfg, loss, config.model.head)

@@ -45,6 +45,4 @@ def test_an_unknown_command(name, hint):
 def test_flags_and_status_are_the_commands_own():
     run = fgrlhf("sft", "--config.setps=1")
     assert run.returncode == 2
-    assert run.stderr.startswith(
-        "error: --config.setps: there is no such field; did you mean s"
-    )
+    assert run.stderr.startswith("error: --config.setps: there is no such field; did you mean s")

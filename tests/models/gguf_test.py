@@ -121,9 +121,7 @@ def test_quantized_tensors(written, kind):
     kind = gguf.GGMLQuantizationType[kind]
     want = gguf.quants.dequantize(gguf.quants.quantize(tensors[name], kind), kind)
     read = hf_load.load_params(file, abstract(CFG))
-    got, exact = (
-        each["backbone"]["layers"]["mlp"]["down"]["kernel"] for each in (read, params)
-    )
+    got, exact = (each["backbone"]["layers"]["mlp"]["down"]["kernel"] for each in (read, params))
     np.testing.assert_array_equal(got[1].T, want)
     assert np.abs(got - exact).max() > 0
 

@@ -117,9 +117,7 @@ def test_greedy_generation_is_transformers(model, prompts, theirs):
             assert logits[best[0]] - logits[best[1]] < 1e-3
 
 
-def test_log_probabilities_of_samples_are_those_of_a_full_pass(
-    model, prompts, theirs, our_logits
-):
+def test_log_probabilities_of_samples_are_those_of_a_full_pass(model, prompts, theirs, our_logits):
     looped = dataclasses.replace(model, unroll=False)
     params = SamplingParams(temperature=0.8, max_new_tokens=16)
     samples = looped.generate_from_ids(prompts, params, **OPTIONS)

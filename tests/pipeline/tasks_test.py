@@ -114,9 +114,7 @@ def write_runs(path, arms) -> None:
         if arm in ARMS and ARMS[arm].reward:
             figures = {"validation/reward": 0.2, "validation/length": 5.0}
             figures |= {"validation/unfinished": 0.0, "time/step": 2.0}
-            by_step = (
-                {"validation/kl": 0.1 * n, "validation/score": 0.1 * n} for n in range(4)
-            )
+            by_step = ({"validation/kl": 0.1 * n, "validation/score": 0.1 * n} for n in range(4))
             rows = [{"step": n, **row, **figures} for n, row in enumerate(by_step)]
             write_jsonl(home / arm / "metrics.jsonl", rows)
             write_json(home / arm / "finished.json", {"step": 2})

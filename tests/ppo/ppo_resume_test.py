@@ -46,9 +46,7 @@ def interrupted(in_process, world, tmp_path_factory) -> Path:
     return run_dir
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    interrupted, ppo_run, run, tmp_path
-):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(interrupted, ppo_run, run, tmp_path):
     assert saved(interrupted) == [2]
     assert without_clock(interrupted) == without_clock(ppo_run)[:3]
     assert not (interrupted / "export").exists()

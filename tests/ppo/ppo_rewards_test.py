@@ -27,17 +27,13 @@ def mine(monkeypatch):
     return module
 
 
-def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(
-    run, mine, tmp_path
-):
+def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(run, mine, tmp_path):
     """One number a response; a run that it stops goes on when it is repaired."""
     calls, paid = [], []
 
     def pay(prompts, responses, finished):
         calls.append((prompts, responses, finished))
-        paid.append(
-            [len(r.split()) - 2.0 * f for r, f in zip(responses, finished, strict=True)]
-        )
+        paid.append([len(r.split()) - 2.0 * f for r, f in zip(responses, finished, strict=True)])
         if len(calls) == mine.fails_at:
             raise ValueError("out of\nmoney")
         return paid[-1]

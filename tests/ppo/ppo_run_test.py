@@ -138,9 +138,7 @@ def test_a_finished_run_makes_no_step(ppo_run, run):
         ("truncate", "42 kept, 0 dropped_overlong, 2 truncated"),
     ],
 )
-def test_prompts_that_are_left_out_or_cut_are_counted(
-    world, tmp_path, capsys, overlong, counts
-):
+def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys, overlong, counts):
     config = parse(ppo_cases.fields(world, tmp_path, data__overlong=overlong))
     prompts = records.read(str(world.prompts))
     prompts += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
@@ -150,9 +148,7 @@ def test_prompts_that_are_left_out_or_cut_are_counted(
 
 
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
-def test_a_template_that_the_policy_has_not_learned_is_reported(
-    world, tmp_path, capsys, template
-):
+def test_a_template_that_the_policy_has_not_learned_is_reported(world, tmp_path, capsys, template):
     changes = {"reward_model": "", "reward_function": "fgrlhf_jax.tiny_world.judge:judge"}
     changes |= {"data__template": template, "data__max_prompt_length": 1}
     config = parse(ppo_cases.fields(world, tmp_path, **changes))
@@ -204,9 +200,7 @@ def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
     }
     settings = types.SimpleNamespace(ppo_epochs=2, minibatch_size=16)
     assert len(keys["update"]) == STEPS
-    orders = np.concatenate(
-        [algorithm.minibatch_rows(key, 16, settings) for key in keys["update"]]
-    )
+    orders = np.concatenate([algorithm.minibatch_rows(key, 16, settings) for key in keys["update"]])
     assert len({tuple(order) for order in orders.tolist()}) == 2 * STEPS
     # Two batches of validation prompts, for the normalization and at steps 0, 2 and 4; between
     # these those to learn from.

@@ -131,8 +131,7 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
         row = np.asarray(rollout.tokens_BS[b])[np.asarray(rollout.mask_BS[b])]
         arrays = tiny_cases.laid_out([row], "right", fill=0, width=P + T)
         value, score = (
-            values_of(params, *arrays)[: len(row)]
-            for params in (PARAMS["critic"], REWARD_MODEL)
+            values_of(params, *arrays)[: len(row)] for params in (PARAMS["critic"], REWARD_MODEL)
         )
         length = int(rollout.response_BT[b].sum())
         close(rollout.value_BT[b, :length], value[-length - 1 : -1])
@@ -149,9 +148,7 @@ def test_micro_batches_change_nothing():
 
 def test_other_rollouts_compile_nothing_new():
     traced = chex.assert_max_traces(algorithm.update, n=1)
-    step = jax.jit(
-        functools.partial(traced, models=MODELS, settings=SETTINGS, optimizer=OPTIMIZER)
-    )
+    step = jax.jit(functools.partial(traced, models=MODELS, settings=SETTINGS, optimizer=OPTIMIZER))
     state = fresh_state()
     for seed, kl_coef in ((0, 0.1), (1, 0.3)):
         rollout = rolled_out(seed=seed)

@@ -49,9 +49,7 @@ def test_normalized_responses_pay_one_unit(level, side):
     for b, row in enumerate(rewards):
         reward_BT[b, response_BT[b]] = row
     normalization = reward.fit_normalization(rewards, level=level)
-    got = np.asarray(
-        reward.normalize_rewards(reward_BT, response_BT, normalization, level=level)
-    )
+    got = np.asarray(reward.normalize_rewards(reward_BT, response_BT, normalization, level=level))
     assert not got[~response_BT].any()
     sums = got.sum(axis=1, dtype=np.float64)
     assert sums.std() == pytest.approx(1, abs=1e-5)

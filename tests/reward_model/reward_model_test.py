@@ -126,9 +126,7 @@ def test_the_state_action_head_adds_its_formula(side):
     without = params | {"head": head | {"gate": np.zeros_like(head["gate"])}}
     added = scores("state_action", tokens, mask)
     added = added - scores("state_action", tokens, mask, params=without)
-    hidden_BSD = np.asarray(
-        states(params, *tiny_cases.laid_out(rows, "right", 0, 7)), np.float64
-    )
+    hidden_BSD = np.asarray(states(params, *tiny_cases.laid_out(rows, "right", 0, 7)), np.float64)
     for b, row in enumerate(rows):
         want = [0.0]
         for t in range(1, row.size):
@@ -230,9 +228,7 @@ def test_gradients_are_finite_differences():
     In float64 but for what the model fixes to float32: norms, softmax and head. Hence a wide
     step and the five-point stencil, whose own error is of the fourth order.
     """
-    model = MODELS["state_action"].clone(
-        cfg=dataclasses.replace(tiny_cases.CFG, dtype="float64")
-    )
+    model = MODELS["state_action"].clone(cfg=dataclasses.replace(tiny_cases.CFG, dtype="float64"))
     with jax.enable_x64(True):
         batch = tiny_cases.batch(5, 4)
 

@@ -28,9 +28,7 @@ ROWS = [
     Instruction("Count.", "", "one two three"),
     Edit("Say it.", "", "bad", "bad, but short"),
 ]
-TEXTS = [
-    text for row in ROWS for text in dataclasses.asdict(row).values() if isinstance(text, str)
-]
+TEXTS = [text for row in ROWS for text in dataclasses.asdict(row).values() if isinstance(text, str)]
 # Letters that the tokenizer never saw together, so a token each: wider than the first bucket.
 ROWS.append(Instruction("Count.", "", "QXZ" * 22))
 NORMALIZATION = reward.Normalization(mean=0.3, std=2.0)
@@ -212,9 +210,7 @@ def test_what_cannot_be_scored_is_refused(row, room, message):
         reward_model().score_all([ROWS[2], row], max_length=len(prompt) + room)
 
 
-@pytest.mark.parametrize(
-    ("loss", "head"), [("token_full", "state_action"), ("sequence", "after")]
-)
+@pytest.mark.parametrize(("loss", "head"), [("token_full", "state_action"), ("sequence", "after")])
 def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss, head):
     """Saving and loading in between: the calibration and the meaning of the numbers survive."""
     reward_model(loss, head).save(tmp_path / "run" / "export")

@@ -39,9 +39,7 @@ def parts(seed: int = 0, shape: str = "2,2,2") -> dict:
 
 
 def abstract(tree):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def bits(tree) -> list[bytes]:

@@ -146,9 +146,7 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
         ("configs/pipeline.py:tiny", {"rm": {"flags": {"steps": 9}}}, "rm.flags is now text"),
     ],
 )
-def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(
-    spec, saved, message, tmp_path
-):
+def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(spec, saved, message, tmp_path):
     write_json(tmp_path / "config.json", {"run_dir": str(tmp_path)} | saved)
     (tmp_path / "metrics.jsonl").touch()
     config = config_files.parse(["", f"--config.run_dir={tmp_path}"], spec)

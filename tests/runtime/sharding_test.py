@@ -147,9 +147,7 @@ def test_parameters_and_moments_are_really_split(shape, parts):
             for shard in leaf.addressable_shards if leaf.ndim else ():
                 held[shard.device] += shard.data.nbytes
         assert set(held.values()) == {copies * share}
-    for leaf, like in zip(
-        jax.tree.leaves(run.state), jax.tree.leaves(run.abstract), strict=True
-    ):
+    for leaf, like in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.abstract), strict=True):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 

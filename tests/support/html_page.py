@@ -47,9 +47,7 @@ class Page(html.parser.HTMLParser):
             self.spans[-1]["text"] += data
 
     def count(self, tag: str, **attributes) -> int:
-        return sum(
-            name == tag and attributes.items() <= found.items() for name, found in self.tags
-        )
+        return sum(name == tag and attributes.items() <= found.items() for name, found in self.tags)
 
     def shares(self) -> list[float]:
         """How strong the colour of each span is."""

@@ -34,9 +34,7 @@ def alpaca_farm(times: int = 1) -> dict[str, list[dict]]:
     """CONFIG/SPLIT of every set, with its fields as they are on the hub, and few rows."""
     sizes = {"sft": 3, "preference": 4, "unlabeled": 5, "val": 2}
     sets = {
-        f"alpaca_instructions/{split}": [
-            instruction(f"{split} {n}") for n in range(size * times)
-        ]
+        f"alpaca_instructions/{split}": [instruction(f"{split} {n}") for n in range(size * times)]
         for split, size in sizes.items()
     }
     source = {"generator": "text_davinci_003", "dataset": "helpful_base", "datasplit": "eval"}

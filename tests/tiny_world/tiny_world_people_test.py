@@ -175,9 +175,7 @@ def test_edits_are_minimal(prompts, demonstrations):
 def test_imperfect_edits(prompts, demonstrations):
     """What the pilot measured: 97.5 % of the changed ones are better, a modest share changes."""
     rng = random.Random(3)
-    rows = [
-        (*row, edit_response(*row, rng)) for row in zip(prompts, demonstrations, strict=True)
-    ]
+    rows = [(*row, edit_response(*row, rng)) for row in zip(prompts, demonstrations, strict=True)]
     changed = [row for row in rows if row[1] != row[2]]
     assert 0.9 < len(changed) / len(rows) < 0.99
     gains = [gold_score(p, after) - gold_score(p, before) for p, before, after in changed]

@@ -98,9 +98,7 @@ def step(state, batch, optimizer=OPTIMIZER):
 
 
 def learn(batch, optimizer=OPTIMIZER):
-    return jax.device_get(
-        step(optim.TrainState(PARAMS, optimizer.init(PARAMS)), batch, optimizer)
-    )
+    return jax.device_get(step(optim.TrainState(PARAMS, optimizer.init(PARAMS)), batch, optimizer))
 
 
 def stacked(some, parts: int, rows: int = 8) -> dict:
@@ -192,9 +190,7 @@ def test_what_a_run_leaves(sft_run):
     assert [row["step"] for row in metrics] == list(range(1, 7))
     always = "step loss accuracy grad_norm learning_rate tokens tokens_per_second time/step"
     for row in metrics:
-        evaluated = (
-            {"validation/loss", "validation/accuracy"} if row["step"] % 2 == 0 else set()
-        )
+        evaluated = {"validation/loss", "validation/accuracy"} if row["step"] % 2 == 0 else set()
         assert row.keys() == {*always.split()} | evaluated
         assert all(math.isfinite(value) for value in row.values())
     assert metrics[-1]["loss"] < metrics[0]["loss"]
@@ -205,9 +201,7 @@ def test_what_a_run_leaves(sft_run):
     assert (sft_run / "export" / "model.safetensors").exists()
 
 
-def test_a_run_that_lost_its_last_steps_ends_the_same(
-    sft_run, sft_fields, in_process, tmp_path
-):
+def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_process, tmp_path):
     run_dir = shutil.copytree(sft_run, tmp_path / "run")
     for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
         shutil.rmtree(run_dir / name)

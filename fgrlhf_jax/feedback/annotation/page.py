@@ -164,9 +164,7 @@ class _Page:
             with gr.Row(visible=False) as self.sides:
                 label = "Response: change as little as makes it right"
                 wide = {"min_width": 360}  # or one below the other
-                self.edit = gr.Textbox(
-                    label=label, elem_id="edit", lines=10, max_lines=28, **wide
-                )
+                self.edit = gr.Textbox(label=label, elem_id="edit", lines=10, max_lines=28, **wide)
                 self.difference = gr.HTML(elem_id="difference", **wide)
             with gr.Row():
                 self.accept = gr.Button(elem_id="accept", variant="primary")
@@ -186,9 +184,7 @@ class _Page:
             handler(self.on_load), [*tab, self.digest], everything, js=RESTORE_TYPED, **hidden
         ).then(js=FOCUS)
         for enter in (self.start.click, self.name_field.submit):
-            entered = enter(
-                handler(partial(update, view)), [self.name_field], everything, **hidden
-            )
+            entered = enter(handler(partial(update, view)), [self.name_field], everything, **hidden)
             entered.then(inputs=[self.name], js=KEEP_NAME).then(js=FOCUS)
         # Not edit.input: gradio tells of keys only, not of what is pasted, cut or deleted.
         drawn = {"js": KEEP_TYPED, "trigger_mode": "always_last", **hidden}
@@ -203,9 +199,7 @@ class _Page:
         ):
             # Not "once": while an event is about to end, gradio would drop the next silently.
             often = {"js": js, "trigger_mode": "multiple", **hidden}
-            clicked = button.click(
-                handler(partial(update, action)), inputs, everything, **often
-            )
+            clicked = button.click(handler(partial(update, action)), inputs, everything, **often)
             clicked.then(js=FOCUS)
 
     def handler(self, method: Callable) -> Callable:

@@ -27,9 +27,7 @@ _REVISED = (
 _RESPONSE = "(?:response|answer|version|reply|text|output|edit|revision|rewrite|draft|attempt)"
 _CHANGES = "(?:change|edit|modification|revision|correction|improvement|adjustment)s?"
 _I = "i(?:['’]ve| have)?(?: (?:only|just|mainly|also|simply|then))*"
-_SURE = (
-    "(?:sure(?: thing)?|certainly|absolutely|of course|okay|ok|got it|no problem|understood)"
-)
+_SURE = "(?:sure(?: thing)?|certainly|absolutely|of course|okay|ok|got it|no problem|understood)"
 _GLAD = r"(?:i['’]d be|i would be|i['’]m|i am) (?:happy|glad) to (?:help|assist)[^.!\n]{0,80}"
 _OPENING = rf"[*_]*(?:{_SURE}[,:]?\s+)?"
 _DID = "(?:changed|edited|revised|modified|corrected|reworded|rephrased|clarified|replaced|tweaked)"

@@ -44,9 +44,7 @@ _NO_CHANGES = re.compile(
     r"|the (?:original )?response (?:is|was) (?:already|fine)\b"
     r"|i (?:would not|wouldn['’]t) change)"
 )
-_QUESTION = re.compile(
-    r"(?i)[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:"
-)
+_QUESTION = re.compile(r"(?i)[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:")
 _NGRAM = 8  # words that are not repeated by chance
 
 

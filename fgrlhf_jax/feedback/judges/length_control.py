@@ -58,9 +58,7 @@ def win_rate(delta: Sequence[float], outcomes: Sequence[float | None]) -> Contro
     try:
         return Controlled(*_regress(np.stack(columns, axis=1), won_N[known]), None)
     except ImportError:
-        return Controlled(
-            None, None, "it needs scikit-learn: pip install 'fgrlhf_jax[collect]'"
-        )
+        return Controlled(None, None, "it needs scikit-learn: pip install 'fgrlhf_jax[collect]'")
 
 
 def _why_undetermined(delta_N: np.ndarray, won_N: np.ndarray) -> str | None:

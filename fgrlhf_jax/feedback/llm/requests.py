@@ -202,9 +202,7 @@ def collect_replies(
         yield from ready()
         if todo:
             run = (todo, send, stored, limits, usage)
-            outcomes = (
-                send_in_batches(*run, batch_size) if batch_size else send_concurrently(*run)
-            )
+            outcomes = send_in_batches(*run, batch_size) if batch_size else send_concurrently(*run)
             with contextlib.closing(confirm_refusals(outcomes, limits)) as outcomes:
                 bar = progress(range(len(todo)))
                 for _, (key, outcome) in zip(bar, outcomes, strict=False):
@@ -214,9 +212,7 @@ def collect_replies(
                         arrived[key] = outcome if isinstance(outcome, Rejected) else None
                         yield from ready()
     if failed:
-        reasons = "; ".join(
-            f"{n} × {why}" for why, n in Counter(failed.values()).most_common(3)
-        )
+        reasons = "; ".join(f"{n} × {why}" for why, n in Counter(failed.values()).most_common(3))
         raise InputError(
             f"{len(failed)} of {len(requests)} requests have no reply after {limits.retries + 1} "
             f"tries each ({reasons}); the other replies are stored: run again to send these only; "

@@ -98,9 +98,7 @@ def settings(monkeypatch):
 def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys):
     def plan(prompt, before):
         refused = "Response 21:" in prompt
-        return (
-            "400 the prompt is too long" if refused else llm_server.shaky(0.2)(prompt, before)
-        )
+        return "400 the prompt is too long" if refused else llm_server.shaky(0.2)(prompt, before)
 
     output = tmp_path / "edits.jsonl"
     key = llm_server.KEY if provider == "anthropic" else None
@@ -261,9 +259,7 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
     cached = capsys.readouterr().out
     assert out.count("== prompt ") == 3
     assert "== prompt 1 of 39\nQuestion: Question 0?\n\nResponse: Response 0: the quick" in out
-    match = re.search(
-        r"39 requests to anthropic/m: about (.+) tokens to read, about (.+), ", out
-    )
+    match = re.search(r"39 requests to anthropic/m: about (.+) tokens to read, about (.+), ", out)
     tokens, written = (int(number.replace(",", "")) for number in match.groups())
     assert 39 * 100 < tokens < 39 * 200
     assert 39 * 12 < written < 39 * 25

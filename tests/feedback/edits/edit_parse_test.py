@@ -176,9 +176,7 @@ NASTY = [text.replace(r"\n", "\n") for text in re.split(r"[|\n]", NASTY)]
 
 def nasty(rng: random.Random) -> str:
     pieces = [rng.choice(NASTY) for _ in range(rng.randrange(1, 7))]
-    pieces.insert(
-        rng.randrange(len(pieces) + 1), "The river runs slowly through the old town. "
-    )
+    pieces.insert(rng.randrange(len(pieces) + 1), "The river runs slowly through the old town. ")
     return "".join(pieces)
 
 

@@ -27,8 +27,7 @@ EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}\x1b[2J\u202e"
 EDITED = ["a b c x", "a b c", "a b c d e f g h i j k l", "w x y z", "a x c d e"]
 RATIOS = [2 / 8, 1 / 7, 8 / 16, 1.0, 3 / 9]  # of "a b c d" to these
 ROWS = [
-    records.Edit("Say it.", "", "a b c d", edited, id=f"r{n}")
-    for n, edited in enumerate(EDITED, 1)
+    records.Edit("Say it.", "", "a b c d", edited, id=f"r{n}") for n, edited in enumerate(EDITED, 1)
 ]
 
 

@@ -56,9 +56,7 @@ def test_replies(received, reason):
 
 def test_a_reply_that_repeats_the_template_is_no_edit():
     fixed = load_template().literal_text
-    repeated = (
-        f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
-    )
+    repeated = f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
     assert parse_reply(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
     assert parse_reply(reply(repeated), TASK, 0.9).reason == ""
 
@@ -105,9 +103,7 @@ def filled(task: EditTask, path: str = "") -> str:
 def test_the_default_template_shows_the_fields_as_they_are():
     task = EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
     prompt = filled(task)
-    assert prompt.startswith(
-        "Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n"
-    )
+    assert prompt.startswith("Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n")
     assert "Input" not in prompt
     assert "2?\n\nInput: the input\n\nResponse: " in filled(task._replace(input="the input"))
 

@@ -112,9 +112,7 @@ def test_text_and_stop(provider, action, answer, reply):
 )
 def test_a_server_that_does_not_count_tokens(monkeypatch, usage, counted):
     reply = llm_server.Handler.reply
-    monkeypatch.setattr(
-        llm_server.Handler, "reply", lambda *args: reply(*args) | {"usage": usage}
-    )
+    monkeypatch.setattr(llm_server.Handler, "reply", lambda *args: reply(*args) | {"usage": usage})
     with serve() as server:
         received = connected("openai", server)(REQUEST)
     assert (received.input_tokens, received.output_tokens) == counted
