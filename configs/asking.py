@@ -17,6 +17,12 @@ MODEL_FIELDS = {
         "base_url": Field("", "http://HOST:PORT/v1 of another server: vLLM, Ollama, …"),
         "max_new_tokens": Field(0, "tokens of a reply; a longer one is cut", at_least=1),
         "temperature": Field(0.0, "of sampling; 0: the likeliest reply", at_least=0),
+        "reply_format": Field(
+            "auto",
+            "json_schema: the server holds replies to a form; text: the prompt asks for it; "
+            "auto: json_schema at the providers' own addresses, text elsewhere",
+            choices=("auto", "json_schema", "text"),
+        ),
         "dry_run": Field(
             False,
             "or --dry-run: show three prompts and an estimate of tokens and cost; ask nothing",

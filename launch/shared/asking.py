@@ -22,6 +22,8 @@ BATCHES_STORED = 2  # batches of a local model from one time that replies are st
 def check(config) -> None:
     """Raises InputError for what is wrong before anything is read."""
     client.check_url(config.base_url)
+    if config.provider == "local" and config.reply_format == "json_schema":
+        raise InputError("reply_format=json_schema: a local model takes no schema; use text")
     for field in ("model", "output"):
         if not (config[field] or config.dry_run):
             raise InputError(
@@ -49,6 +51,13 @@ def _sha256(path: Path, modified: int) -> str:
     """The hash of a file's content; ``modified``, its time, is part of the memo's key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reply_format(config) -> str:
+    """How replies are asked for: "json_schema" (``Request.schema``) or "text" (by the prompt)."""
+    if config.reply_format != "auto":
+        return config.reply_format
+    return "text" if config.provider == "local" or config.base_url.strip() else "json_schema"
 
 
 def cache_path(config) -> Path:

@@ -37,14 +37,24 @@ _STOPS = {
 }
 
 
+# How servers name the schema that they do not take.
+_SCHEMA_REFUSED = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows."""
+    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows.
+
+    Attributes:
+      schema: a JSON schema that the server holds the reply to, whose text is then one JSON object;
+        strict: every property is required and ``additionalProperties`` false. None asks for text.
+    """
 
     prompt: str
     system: str = ""
     max_tokens: int = 1024
     temperature: float = 0.0
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +153,7 @@ class _Client:
             fault = Transient(self._redacted(message))
         except self.errors.APIStatusError as error:
             message = self._redacted(f"{error.status_code}: {_message(error)}")
-            fault = self._classified(error, message)
+            fault = self._classified(error, message, request.schema is not None)
             if field := _unsupported_field(error.status_code, message, body):
                 self.without.add(field)  # the next try, which is counted as one, goes without
                 fault = Transient(f"{self.model} takes no {field}")
@@ -170,7 +180,7 @@ class _Client:
             text = text.replace(self.key, "[key]")
         return " ".join(text.split())[:300]
 
-    def _classified(self, error, message: str) -> Exception:
+    def _classified(self, error, message: str, with_schema: bool) -> Exception:
         """A status error as one of the three kinds."""
         status = error.status_code
         if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
@@ -179,6 +189,10 @@ class _Client:
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return Transient(message, _retry_after(error.response.headers))
+        if status in (400, 422) and with_schema and _SCHEMA_REFUSED.search(message):
+            return InputError(
+                f"{self.model} takes no JSON schema ({message}); set --config.reply_format=text"
+            )
         if status in (400, 413, 422):
             return Refused(message)
         fault, advice = f"does not speak {self.provider}'s protocol", "check base_url"
@@ -220,11 +234,17 @@ def _body(provider: str, model: str, request: Request, without: set[str]) -> dic
     if provider == "anthropic":
         body |= {"system": request.system} if request.system else {}
         body["max_tokens"] = request.max_tokens
+        if request.schema is not None:
+            output_format = {"type": "json_schema", "schema": request.schema}
+            body["output_config"] = {"format": output_format}
     else:
         if request.system:
             messages.insert(0, {"role": "system", "content": request.system})
         field = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
         body[field] = request.max_tokens
+        if request.schema is not None:
+            schema = {"name": "reply", "strict": True, "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if "temperature" not in without:  # not every release of the clients has the argument
         body["extra_body"] = {"temperature": request.temperature}
     return body

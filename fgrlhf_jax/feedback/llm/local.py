@@ -7,7 +7,6 @@ Requests are sampled together, each with the random key of its own digest, so th
 neither on what else is asked nor on when.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -82,5 +81,6 @@ def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] |
 
 def _digest_words(request: Request) -> tuple[int, int]:
     """Two 32-bit words of the request's digest."""
-    digest = hashlib.sha256(json.dumps(dataclasses.astuple(request)).encode()).digest()
+    parts = [request.prompt, request.system, request.max_tokens, request.temperature]
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return tuple(np.frombuffer(digest[:8], np.uint32).tolist())

@@ -136,7 +136,10 @@ class Estimate(NamedTuple):
 
 def request_key(identity: dict, request: Request) -> str:
     """The key of a reply in the cache: sha256 of everything that determines it."""
-    parts = [identity, dataclasses.asdict(request)]
+    fields = dataclasses.asdict(request)
+    if request.schema is None:
+        del fields["schema"]  # the keys of caches from before there was one
+    parts = [identity, fields]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

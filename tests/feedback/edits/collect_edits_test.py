@@ -301,6 +301,23 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     assert "requests" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"provider": "openai"}, "json_schema"),
+        ({"provider": "anthropic"}, "json_schema"),
+        ({"provider": "openai", "base_url": "http://127.0.0.1:9/v1"}, "text"),
+        ({"provider": "openai", "base_url": "u", "reply_format": "json_schema"}, "json_schema"),
+        ({"provider": "openai", "reply_format": "text"}, "text"),
+        ({"provider": "local"}, "text"),
+    ],
+)
+def test_the_format_of_replies(fields, expected):
+    config = config_files.load(CONFIG)
+    config.update(fields)
+    assert asking.reply_format(config) == expected
+
+
 def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
     weights = tmp_path / "weights"
     weights.write_text("1")

@@ -38,7 +38,11 @@ def test_nothing_is_sent_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "x"}, {"system": "x"}, {"max_tokens": 9}, {"temperature": 1.0}]
+    "change",
+    [
+        *({"prompt": "x"}, {"system": "x"}, {"max_tokens": 9}, {"temperature": 1.0}),
+        {"schema": {"type": "object"}},
+    ],
 )
 def test_everything_that_determines_a_reply_is_in_its_key(change):
     request = Request("a", "b", 1, 0.0)

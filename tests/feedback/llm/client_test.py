@@ -89,6 +89,44 @@ def test_a_reply(provider):
     assert without_system["messages"] == [user]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"better": {"type": "string", "enum": ["A", "B", "tie"]}},
+    "required": ["better"],
+    "additionalProperties": False,
+}
+
+
+def test_a_reply_that_is_held_to_a_schema(provider):
+    with serve(answer=lambda prompt: '{"better": "A"}') as server:
+        reply = connected(provider, server)(Request("Why?", schema=SCHEMA))
+        (body,) = server.bodies
+    assert reply.text == '{"better": "A"}'
+    strict = {"name": "reply", "strict": True, "schema": SCHEMA}
+    assert (body.get("output_config"), body.get("response_format")) == {
+        "anthropic": ({"format": {"type": "json_schema", "schema": SCHEMA}}, None),
+        "openai": (None, {"type": "json_schema", "json_schema": strict}),
+    }[provider]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This response_format type is unavailable now",
+        "output_config: Extra inputs are not permitted",
+        "Invalid schema for response_format 'reply'",
+        "m does not support structured outputs",
+    ],
+)
+def test_a_model_that_takes_no_schema(provider, message):
+    with serve(f"400 {message}") as server:
+        send = connected(provider, server)
+        with pytest.raises(InputError, match=r"no JSON schema .*--config.reply_format=text"):
+            send(Request("Why?", schema=SCHEMA))
+        with pytest.raises(Refused):
+            send(Request("Why?"))
+
+
 @pytest.mark.parametrize(
     ("action", "answer", "reply"),
     [
