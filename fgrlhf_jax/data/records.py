@@ -22,13 +22,24 @@ from fgrlhf_jax.data import hub_datasets
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+ROLES = ("system", "user", "assistant")
 KINDS = ("edits", "preferences", "instructions", "prompts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A turn of a conversation; ``role`` is one of ROLES."""
+
+    role: str
+    content: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
     """A response and its minimal edit.
 
+    The prompt of any record is either ``instruction`` (with ``input`` or not) or ``messages``, the
+    turns before the response, of which the last is the user's; the other fields are empty then.
     ``error_spans`` are (start, end) characters of ``original`` that somebody marked as wrong.
     """
 
@@ -38,6 +49,7 @@ class Edit:
     edited: str
     id: str = ""
     error_spans: tuple[tuple[int, int], ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Preference:
     output_2: str
     preference: int
     id: str = ""
+    messages: tuple[Message, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Instruction:
     instruction: str
     input: str
     output: str
+    messages: tuple[Message, ...] = ()
 
 
 RESPONSES = {  # the fields with responses
@@ -84,6 +98,16 @@ def responses_of(record: Record) -> dict[str, str]:
     """The responses of a record by the names of their fields, without blank ones."""
     responses = {name: getattr(record, name) for name in RESPONSES[type(record)]}
     return {name: text for name, text in responses.items() if text.strip()}
+
+
+def shown_prompt(record: Record) -> tuple[str, str]:
+    """(instruction, input) as people and judges read them; of several turns (transcript, "")."""
+    if not record.messages:
+        return record.instruction, record.input
+    if len(record.messages) == 1:
+        return record.messages[0].content, ""
+    turns = (f"{turn.role.capitalize()}: {turn.content}" for turn in record.messages)
+    return "\n\n".join(turns), ""
 
 
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:
@@ -285,7 +309,8 @@ def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
 
 def prompt_key(record: Record) -> tuple[str, str]:
     """What prompts are told apart by: instruction and input without outer blanks."""
-    return record.instruction.strip(), record.input.strip()
+    instruction, input = shown_prompt(record)
+    return instruction.strip(), input.strip()
 
 
 def split(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
