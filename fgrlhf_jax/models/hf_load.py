@@ -19,8 +19,8 @@ import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import gguf, hf_names
-from fgrlhf_jax.models.hf_save import INDEX, SIDECAR, STATE_ACTION_TYPE, digest
+from fgrlhf_jax.models import checksums, gguf, hf_names
+from fgrlhf_jax.models.hf_save import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
 
@@ -31,9 +31,17 @@ _HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of th
 def resolve(path: str | os.PathLike) -> Path:
     """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
 
-    Of a run folder it is the export. Raises InputError when it is none of the three or the hub
-    cannot be reached.
+    Of a run folder it is the export. Raises InputError when it is none of the three, the hub
+    cannot be reached, or an export of ours is not as it was written (but for its weights, which
+    :func:`load_params` checks).
     """
+    local = _locate(path)
+    if (local / checksums.CONFIG).is_file():
+        checksums.check(local, read_json(local / checksums.CONFIG), weights=False)
+    return local
+
+
+def _locate(path: str | os.PathLike) -> Path:
     if not str(path):
         raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
     local = Path(path)
@@ -46,7 +54,7 @@ def resolve(path: str | os.PathLike) -> Path:
             f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
         )
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        wanted = list(checksums.PATTERNS)
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
     except (OSError, ValueError) as error:  # what the hub's own errors derive from
         raise InputError(
@@ -64,8 +72,8 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
     path = resolve(path)
     if path.suffix == ".gguf":
         return gguf.read_config(path)
-    file = path / "config.json"
-    config = _read_json(file)
+    file = path / checksums.CONFIG
+    config = read_json(file)
     kind = config.get("model_type")
     if kind not in ("llama", "mistral", STATE_ACTION_TYPE):
         raise InputError(f"{file}: model_type is {kind!r}; only LLaMA-like models can be read")
@@ -96,7 +104,7 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
 def learned_template(path: str) -> str:
     """The prompt template that a model of ours was fine-tuned with; "" for any other."""
     folder = resolve(path)
-    extra = _read_json(folder / "config.json").get("fgrlhf", {}) if folder.is_dir() else {}
+    extra = read_json(folder / checksums.CONFIG).get("fgrlhf", {}) if folder.is_dir() else {}
     return extra.get("data", {}).get("template", "")
 
 
@@ -117,7 +125,7 @@ def load_tokenizer(path: str | os.PathLike):
             # tokenizer only has none.
             config = path / "config.json"
             alone = not config.exists() and (path / "tokenizer.json").exists()
-            ours = alone or _read_json(config).get("model_type") == STATE_ACTION_TYPE
+            ours = alone or read_json(config).get("model_type") == STATE_ACTION_TYPE
             kind = PreTrainedTokenizerFast if ours else AutoTokenizer
             tokenizer = kind.from_pretrained(str(path))
     if tokenizer.eos_token_id is None:
@@ -224,7 +232,8 @@ def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[jax.Array, bool]
     return array, bool(finite)
 
 
-def _read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
+    """The JSON object in a file; raises InputError where there is none."""
     with hf_names.as_input_error(file, "is not readable JSON"):
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -242,22 +251,18 @@ def _read_safetensor(file: Path, name: str) -> np.ndarray:
 def _folder_tensors(folder: Path) -> dict[str, hf_names.Stored]:
     """What a folder's safetensors files hold, none of it read yet."""
     if (folder / INDEX).exists():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise InputError(f"{folder / INDEX}: has no weight_map; use a sound copy")
         files = sorted(set(weight_map.values()))
     else:
         files = ["model.safetensors"]
     files += [SIDECAR] if (folder / SIDECAR).exists() else []
-    digests = _read_json(folder / "config.json").get("fgrlhf", {}).get("sha256", {})
+    checksums.check(folder, read_json(folder / checksums.CONFIG), weights=True)
     stored: dict[str, hf_names.Stored] = {}
     for file in (folder / name for name in files):
         if not file.is_file():
             raise InputError(f"{file}: is missing; weights are read from safetensors files only")
-        if digests.get(file.name, "") and digest(file) != digests[file.name]:
-            raise InputError(
-                f"{file}: is damaged (its checksum is not config.json's); copy it again"
-            )
         with (
             hf_names.as_input_error(file, "is damaged or cut short"),
             safetensors.safe_open(file, framework="numpy") as stream,

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_names
+from fgrlhf_jax.models import checksums, hf_names
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
 
@@ -78,14 +77,13 @@ def save(
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        digests = _write_weights(temporary, tensors, max_shard_bytes)
-        config["fgrlhf"] = (extra or {}) | {"sha256": digests}
+        files = _write_weights(temporary, tensors, max_shard_bytes)
         if jax.process_index() == 0:
-            (temporary / "config.json").write_text(json.dumps(config, indent=2))
             (temporary / "README.md").write_text(note.replace(str(folder), folder.name))
             tokenizer.save_pretrained(temporary)
-            for file in digests:  # the library makes them private, whatever the umask
-                shutil.copymode(temporary / "config.json", temporary / file)
+            checksums.write_config(temporary, config | {"fgrlhf": extra or {}})
+            for file in files:  # the library makes them private, whatever the umask
+                shutil.copymode(temporary / checksums.CONFIG, temporary / file)
             _replace(folder, temporary)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -96,8 +94,8 @@ def save(
     return note
 
 
-def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> dict[str, str]:
-    """Weight files of about ``limit`` bytes at most, and their index; returns their checksums."""
+def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> list[str]:
+    """Weight files of about ``limit`` bytes at most, and their index; returns their names."""
     plan = huggingface_hub.split_state_dict_into_shards_factory(
         {name: value for name, value in tensors.items() if not name.startswith("head.")},
         get_storage_size=_size,
@@ -106,17 +104,15 @@ def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> dict[
     )
     sidecar = [name for name in tensors if name.startswith("head.")]
     files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
-    digests = {}
     for file, names in files.items():
         # Every process takes part in gathering a tensor; one of them writes.
         arrays = {name: _fetch(*tensors[name]) for name in names}
         if jax.process_index() == 0:
             safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-            digests[file] = digest(folder / file)
     if plan.is_sharded and jax.process_index() == 0:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
-    return digests
+    return list(files)
 
 
 def _size(tensor: tuple) -> int:
@@ -162,11 +158,6 @@ def _tensors(params) -> dict[str, tuple[Any, int | None, str]]:
         if ours in leaves
         for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))
     }
-
-
-def digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:

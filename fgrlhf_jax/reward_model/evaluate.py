@@ -12,7 +12,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, span_labels
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model import model
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
 
@@ -36,7 +36,7 @@ class PairPredictor:
         self.mesh, self.buckets = mesh, buckets
         self.batch_size = sharding.round_batch_size(batch_size, mesh)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        step = functools.partial(reward.eval_step, model=module, **settings)
+        step = functools.partial(model.eval_step, model=module, **settings)
         self.step = jax.jit(step, out_shardings=replicated)
         self._params = llama.abstract_params(module, mesh)
         self._compiled: dict = {}
@@ -139,8 +139,7 @@ def evaluate(
     """
     data, settings = reward_model.meta.data | data, reward_model.meta.settings
     buckets = make_buckets(data["max_length"], smallest_bucket)
-    model = reward_model.module, settings, reward_model.mesh
-    predictor = PairPredictor(*model, buckets, batch_size)
+    predictor = PairPredictor(reward_model.module, settings, reward_model.mesh, buckets, batch_size)
     tables = {}
     for name, rows in sets.items():
         pairs = encode_by_kind(rows, name, reward_model.tokenizer, data)
@@ -154,7 +153,7 @@ def fit_normalization(
     pairs: Mapping[str, Sequence[Pair]],
     level: str,
     limit: int,
-) -> reward.Normalization:
+) -> model.Normalization:
     """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
 
     These are the originals of edits and both sides of preferences: samples of the policy that the
@@ -167,4 +166,4 @@ def fit_normalization(
         _, scored = predictor.predict(params, chosen)
         values += [pair.value_j for pair in scored]
         values += [pair.value_i for pair in scored] if kind == "preferences" else []
-    return reward.fit_normalization(values, level=level)
+    return model.fit_normalization(values, level=level)

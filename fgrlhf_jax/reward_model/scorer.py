@@ -6,7 +6,7 @@ for token, reward in reward_model.score([{"instruction": "…", "output": "…"}
 """
 
 import dataclasses
-import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.reward_losses import LOSSES
 from fgrlhf_jax.models import hf_load, hf_save, llama
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import (
+    Normalization,
+    level_of,
+    normalize_rewards,
+    score_tokens,
+)
 from fgrlhf_jax.reward_model.token_rewards import (
     EncodedResponse,
     ScoredResponse,
@@ -32,6 +40,20 @@ from fgrlhf_jax.runtime import sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+# What an export must say of its training, and whether a value can be right.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "head": lambda value: value in ("after", "state_action"),
+    "loss": lambda value: value in LOSSES,
+    "template": lambda value: value in templates.TEMPLATES,
+    "alignment": lambda value: value in METHODS,
+    "overlong": lambda value: value in ("truncate", "drop"),
+    "append_eos": lambda value: isinstance(value, bool),
+    "max_length": lambda value: type(value) is int,
+    "max_prompt_length": lambda value: type(value) is int and value > 0,
+    "mean": lambda value: isinstance(value, int | float) and math.isfinite(value),
+    "std": lambda value: isinstance(value, int | float) and 0 < value < math.inf,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +69,13 @@ class RewardMeta:
 
     head: str
     settings: dict
-    normalization: reward.Normalization
+    normalization: Normalization
     data: dict
 
     @property
     def level(self) -> str:
         """What is rewarded: "token" or "sequence"."""
-        return reward.level_of(self.settings["loss"])
+        return level_of(self.settings["loss"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +199,7 @@ class RewardModel:
         batch = sharding.put_batch((tokens_BS, mask_BS), self.mesh)
         reward_BS = sharding.to_host(self.score_tokens(*batch))
         if normalized:
-            reward_BS = reward.normalize_rewards(
+            reward_BS = normalize_rewards(
                 reward_BS, response_BS, self.meta.normalization, level=self.meta.level
             )
         return np.asarray(reward_BS, np.float64)
@@ -186,7 +208,7 @@ class RewardModel:
         """``model.score_tokens`` with this model's parameters: arrays in, arrays out."""
         options = {"model": self.module, "level": self.meta.level}
         with jax.set_mesh(self.mesh):
-            return reward.score_tokens(self.params, tokens_BS, mask_BS, **options)
+            return score_tokens(self.params, tokens_BS, mask_BS, **options)
 
 
 def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValueModel:
@@ -195,32 +217,42 @@ def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValu
     Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
     what Adam would follow: the sequence variant has none.
     """
-    level = reward.level_of(loss)
+    level = level_of(loss)
     if head == "state_action" and level == "sequence":
         raise InputError("model.head=state_action needs a token loss; use head=after")
     return llama.TokenValueModel(cfg, kind=head, use_bias=level == "token")
 
 
 def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueModel, RewardMeta]:
-    """Module and meta data of a reward model in a run folder or its ``export``; no weights.
+    """Module and meta data of a reward model in a run folder, its ``export``, or on the hub.
 
     Args:
       **compute: fields of LlamaConfig on how to compute, such as ``dtype``.
 
     Raises:
-      InputError: when the folder is missing or is no reward model of ours.
+      InputError: when the folder is missing, is no reward model of ours, or was changed.
     """
-    folder = Path(path)
-    if (folder / "export").is_dir():
-        folder /= "export"
-    try:
-        extra = json.loads((folder / "config.json").read_text())["fgrlhf"]
-        normalization = reward.Normalization(**extra["calibration"])
-        meta = RewardMeta(extra["head"], extra["settings"], normalization, extra["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    folder = hf_load.resolve(path)
+    file = folder / "config.json"
+    match hf_load.read_json(file).get("fgrlhf") if file.is_file() else None:
+        case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
+            values = {"head": head, **settings, **scale, **data}
+        case _:
+            raise InputError(
+                f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "
+                "give the run_dir of a finished run"
+            )
+    faults = [
+        f"{name}={values.get(name)!r:.60}"
+        for name, is_valid in _CHECKS.items()
+        if not is_valid(values.get(name))
+    ]
+    if not faults and values["max_prompt_length"] >= values["max_length"]:
+        faults = ["max_prompt_length is not below max_length"]
+    if faults:
         raise InputError(
-            f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "
-            "give the run_dir of a finished run"
-        ) from error
+            f"{file}: no reward model was trained with {', '.join(faults)}; use a sound copy"
+        )
     cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
-    return make_module(cfg, meta.settings["loss"], meta.head), meta
+    normalization = Normalization(scale["mean"], scale["std"])
+    return make_module(cfg, values["loss"], head), RewardMeta(head, settings, normalization, data)

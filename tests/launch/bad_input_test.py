@@ -191,7 +191,11 @@ def set_keys(**values):
 
 
 MODELS = [
-    ("config.json", set_keys(model_type="gpt2"), "'gpt2'; only LLaMA-like models can be read"),
+    (
+        "config.json",
+        set_keys(model_type="gpt2", fgrlhf={}),
+        "'gpt2'; only LLaMA-like models can be read",
+    ),
     ("config.json", half, "config.json: is not readable JSON"),
     ("model.safetensors", flip, "model.safetensors: is damaged"),
 ]

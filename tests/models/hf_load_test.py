@@ -112,12 +112,12 @@ def rewrite(folder, change):
     """Replace the weights, as another program would: without our checksums."""
     file = folder / "model.safetensors"
     safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
-    configure(folder, fgrlhf={})
+    configure(folder)
 
 
 def configure(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
+    (folder / "config.json").write_text(json.dumps(config | {"fgrlhf": {}} | fields))
 
 
 def load(folder):
@@ -245,6 +245,7 @@ def test_missing_weight_files_and_tokenizers_that_cannot_be_used(saved):
     with pytest.raises(InputError, match=r"model-0000.*safetensors: is missing"):
         load(folder)
     (folder / "model.safetensors.index.json").unlink()
+    configure(folder)
     with pytest.raises(InputError, match="from safetensors files only"):
         load(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -221,7 +221,7 @@ BAD = {
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
-    "--config.reward_model=nowhere": "nowhere: is not a reward model of launch.train_rm",
+    "--config.reward_model=nowhere": "nowhere: no such model; give a ",
     "--devices=0": "--devices=0: give a whole number above 0",
     "--memory=nan": "--memory=nan: give a number above 0",
     "--memory": "--memory=: give a number above 0",

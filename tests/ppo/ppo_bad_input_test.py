@@ -94,7 +94,7 @@ PPO = [
     ({"policy": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     ({"policy": "DATA/damaged"}, "model.safetensors: is damaged"),
     ({"policy": "TOKEN/export"}, "weights do not fit the model; missing: lm_head.weight"),
-    ({"reward_model": "nowhere"}, f"nowhere: {RM}"),
+    ({"reward_model": "nowhere"}, "nowhere: no such model; give a "),
     ({"reward_model": "POLICY"}, f"policy: {RM}"),
     ({"reward_model": "DATA"}, f"{RM} (no usable export/config.json)"),
     ({"reward_model": "DATA/rm"}, "model.safetensors: is damaged"),

@@ -243,7 +243,7 @@ def test_a_reward_model_survives_its_folder(tmp_path):
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="run_dir"):
+    with pytest.raises(InputError, match="no such model"):
         RewardModel.load(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match="not a reward model"):

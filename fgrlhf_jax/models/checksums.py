@@ -1,0 +1,71 @@
+"""Checksums of an export: what gives its weights their meaning is still what was written."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from fgrlhf_jax.errors import InputError
+
+CONFIG = "config.json"
+PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that make up a model
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """Writes config.json, with the checksums of it and of all other files under "fgrlhf"."""
+    sums = {name: _digest(folder / name) for name in _files(folder)}
+    config["fgrlhf"]["sha256"] = sums | {CONFIG: _config_digest(config)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2))
+
+
+def check(folder: Path, config: dict, *, weights: bool) -> None:
+    """Raises InputError, naming the file, where an export of ours is not what was written.
+
+    Other checkpoints have no checksums, and those of earlier versions have them of weights only.
+
+    Args:
+      config: content of the folder's config.json.
+      weights: whether to check the weights, or all the small files.
+    """
+    ours = config.get("fgrlhf", {})
+    sums = ours.get("sha256", {}) if isinstance(ours, dict) else None
+    if not isinstance(sums, dict) or not isinstance(ours.get("data", {}), dict):
+        raise InputError(
+            f'{folder / CONFIG}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
+            "they were exported; use a sound copy"
+        )
+    files = {*sums, *_files(folder)} if CONFIG in sums else {*sums}
+    for name in sorted(files):
+        if name.endswith(".safetensors") != weights:
+            continue
+        file = folder / name
+        if not file.is_file():
+            fault = "is missing"
+        elif name not in sums:
+            fault = "is no file of this export"
+        elif sums[name] == (_config_digest(config) if name == CONFIG else _digest(file)):
+            continue
+        else:
+            fault = f"is damaged or was changed (its checksum is not {CONFIG}'s)"
+        raise InputError(
+            f'{file}: {fault}; copy the folder again, or delete "sha256" in {CONFIG} if the change '
+            "is meant"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """The other files that make up the model in a folder, by their paths in it."""
+    files = {file for pattern in PATTERNS for file in folder.rglob(pattern) if file.is_file()}
+    names = {file.relative_to(folder).as_posix() for file in files}
+    return sorted(name for name in names - {CONFIG} if not name.startswith("."))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _config_digest(config: dict) -> str:
+    """Of everything in config.json but the checksums, however it is laid out."""
+    ours = {name: value for name, value in config["fgrlhf"].items() if name != "sha256"}
+    text = json.dumps(config | {"fgrlhf": ours}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
