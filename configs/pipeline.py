@@ -58,6 +58,7 @@ GROUPS = {
         "answer_batch_size": Field(128, "prompts at a time", at_least=1),
         "table_batch_size": Field(64, "pairs at a time", at_least=1),
         "heatmaps": Field(3, "responses with coloured tokens in the report", at_least=0),
+        "report_samples": Field(30, "test prompts whose responses it shows", at_least=0),
     },
     "Of every command": {
         "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),

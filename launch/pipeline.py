@@ -14,6 +14,8 @@ At the end: report.json, report.md and report.html.
 """
 
 import importlib
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ from fgrlhf_jax.report.content import build_report, to_json
 from fgrlhf_jax.report.page import to_html
 from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
-from fgrlhf_jax.runtime import user_function
+from fgrlhf_jax.runtime import user_function, versions
 from fgrlhf_jax.runtime.files import write_text
 from launch.shared import cli, config_files
 
@@ -69,7 +71,7 @@ def check_commands(planned: Sequence[Stage]) -> None:
             raise InputError(f"stage {stage.name}: {error}") from error
 
 
-def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> str:
+def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:
     """Write report.json, report.md and report.html; returns the text of report.md."""
     arms = select_arms(config)
     labels = {"sft": "SFT"} | {name: arm.label for name, arm in arms.items()}
@@ -77,6 +79,12 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     study = gather(config, folder, labels, models)
     study["seconds"] = stages.seconds(planned, folder)
     study["commands"] = {stage.name: stage.shown() for stage in planned}
+    study["about"] |= {
+        "Command": shlex.join(["python", "-m", "launch.pipeline", *sys.argv[1:]]),
+        "Duration": f"{seconds:.0f} s, of this start",
+        "Versions": versions.describe_versions(),
+        "Commit": versions.describe_commit() or "not a checkout",
+    }
     report = build_report(study)
     text = to_markdown(report)
     write_text(folder / "report.json", to_json(report))
@@ -96,8 +104,9 @@ def main(config: ConfigDict) -> None:
     check_commands(planned)
     folder = run_folder.open_run(config)
     stages.run(planned, folder, workers=config.workers)
-    print(write_report(config, folder, planned).split("\n## Learning")[0])
-    print(f"{time.perf_counter() - started:.0f} s; the report is in {folder / 'report.html'}")
+    seconds = time.perf_counter() - started
+    print(write_report(config, folder, planned, seconds).split("\n## Learning")[0])
+    print(f"{seconds:.0f} s; the report is in {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

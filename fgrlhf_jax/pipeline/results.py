@@ -1,10 +1,14 @@
 """The results of a study: the files of all its stages, as what the report is made from."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import shown_prompt
+from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_jsonl
@@ -35,7 +39,9 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
             for name, label in models.items()
         },
         "heatmaps": tables[0]["heatmaps"],
+        "samples": read_samples(folder, homes[0] / "answers", arms, config.report_samples),
         "bootstrap_seed": config.seed,
+        "about": {"Hardware": tables[0].get("devices", "not recorded")},
     }
 
 
@@ -62,6 +68,24 @@ def read_run(home: Path, arm: str) -> dict:
             "kl": kl if decoding == "sampled" else None,
         }
     return run
+
+
+def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -> list[dict]:
+    """The arms' responses at T = 1 to the first ``count`` test prompts, and the reference's."""
+    reference = _read(answers / "reference.json")["sampled"][:count]
+    prompts = records.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
+    samples = [{"prompt": plain_text(*shown_prompt(prompt)), "by": {}} for prompt in prompts]
+    for name in ("reference", *arms):
+        answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]
+        scores = ([a["score"] for a in rows] for rows in (answers_of_arm, reference))
+        outcomes = win_rate.outcomes(*scores)
+        for sample, answer, outcome in zip(samples, answers_of_arm, outcomes, strict=True):
+            sample["by"][name] = {
+                "text": answer["output"],
+                "score": answer["score"],
+                "outcome": None if name == "reference" else float(outcome),
+            }
+    return samples
 
 
 def learning_curve(rows: list[dict]) -> list[dict]:

@@ -25,6 +25,7 @@ from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
+from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards
 from fgrlhf_jax.tiny_world.people import Rates
@@ -269,5 +270,5 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
             sides["oracle"] = {"tokens": tokens, "rewards": rewards}
             gold = gold_score(prompt, response)
         heatmaps.append({"by": sides, "gold": gold, "prompt": prompt, "response": response})
-    result = {"reward_models": tables, "heatmaps": heatmaps}
+    result = {"reward_models": tables, "heatmaps": heatmaps, "devices": describe_devices()}
     write_json(folder / f"seed_{seed}" / "tables.json", result)

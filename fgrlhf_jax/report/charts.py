@@ -1,20 +1,18 @@
-"""Charts as inline SVG: lines with bands, and dots with whiskers.
+"""Charts as HTML: curves with bands, and a dot plot with whiskers.
 
-Colours, fonts and the dark mode are those of the page's style: an arm's line is of class ``c0``,
-``c1`` …; what colour tells is also told by a label, or by a title under the pointer.
+Everything is placed in per cent of its box, so that a chart is as wide as the page allows and its
+text stays as large as the page's: only lines and bands are SVG, stretched to the box. An arm's line
+is of class ``c0``, ``c1`` …; every point says its numbers in a title, and the tables of the page,
+or the row of a dot plot, say them to those who print or touch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.report.html import ENVIRONMENT
 
-_TOP, _BOTTOM, _LEFT, _RIGHT = 12, 44, 56, 14  # margins
-_CHARACTER, _LINE = 7.2, 15  # width and height of a label's text
-_TICK = 52  # between two of them, about
 _CUT = 2.5
-_ROW = 32  # of a dot chart
 
 
 class Line(NamedTuple):
@@ -28,12 +26,12 @@ class Line(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """A row of a dot chart: (mean, standard error) filled, and hollow; either may be missing."""
+    """A row of a dot plot: (mean, standard error) filled, and hollow."""
 
     label: str
     colour: int | None
-    filled: tuple[float, float | None] | None
-    hollow: tuple[float, float | None] | None
+    filled: tuple[float, float | None]
+    hollow: tuple[float, float | None]
 
 
 def draw_lines(
@@ -41,10 +39,8 @@ def draw_lines(
     *,
     x: str,
     y: str,
-    size: tuple[int, int] = (460, 300),
     cut_x: str = "",
     cut_y: str = "",
-    labels: bool = False,
     ends: bool = False,
 ) -> str:
     """Curves over a common pair of axes, or an empty string where no curve has a point.
@@ -54,9 +50,7 @@ def draw_lines(
 
     Args:
       x, y: names of the axes.
-      size: width and height in pixels.
       cut_x, cut_y: on which side, "low" or "high", a collapse may run out; nowhere by default.
-      labels: write each label at the end of its curve.
       ends: mark where a curve starts (hollow) and ends (filled): it is a path, not a function.
     """
     drawn = [(line, points) for line in curves if (points := _points(line))]
@@ -65,14 +59,12 @@ def draw_lines(
     x_low, x_high, x_out = axis_limits([[p[0] for p in points] for _, points in drawn], cut_x)
     bands = [[v for _, b, e in points for v in (b - e, b + e)] for _, points in drawn]
     y_low, y_high, y_out = axis_limits(bands, cut_y)
-    width, height = size[0] - _LEFT - _RIGHT, size[1] - _TOP - _BOTTOM
-    width -= _label_width([line.label for line, _ in drawn], size[0]) if labels else 0
-    to_x, to_y = _scale(x_low, x_high, 0, width), _scale(y_low, y_high, height, 0)
-    shapes = [_curve_shape(line, points, to_x, to_y, (x, y)) for line, points in drawn]
-    ends_y = place_labels([shape["points"][-1]["y"] for shape in shapes], height)
-    for shape, label_y in zip(shapes, ends_y, strict=True):
-        shape["label_y"] = label_y
-        if ends:
+    to_x, to_y = _percent(x_low, x_high), _percent(y_high, y_low)
+    shapes = [
+        _shape(line, points, to_x, to_y, f"{y} {{}} at {x} {{:.4g}}") for line, points in drawn
+    ]
+    if ends:
+        for shape in shapes:
             shape["points"][0]["kind"], shape["points"][-1]["kind"] = "start", "end"
     beyond: dict[str, list] = {}
     for out, axis, name, cut in ((x_out, 0, x, cut_x), (y_out, 1, y, cut_y)):
@@ -82,78 +74,47 @@ def draw_lines(
             text = f"{name.split(',')[0]} {_text(farthest, 3)}"
             beyond.setdefault(line.label, []).append(text)
     return _TEMPLATE.module.lines(
-        size=size,
-        left=_LEFT,
-        top=_TOP,
-        inner=(width, height),
         x_ticks=[(to_x(tick), _text(tick)) for tick in ticks(x_low, x_high)],
-        y_ticks=[(to_y(tick), _text(tick)) for tick in ticks(y_low, y_high, height / _TICK)],
+        y_ticks=[(to_y(tick), _text(tick)) for tick in ticks(y_low, y_high)],
         x_label=x,
         y_label=y,
         curves=shapes,
-        labels=labels,
         notes=[f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in beyond.items()],
     )
 
 
-def _curve_shape(line: Line, points: list, to_x, to_y, names: tuple[str, str]) -> dict:
-    """What the template draws of one curve: its path, its band, and points with a title each."""
-    x, y = names
-    band = [(to_x(a), to_y(b + e)) for a, b, e in points]
-    band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
-    marks = []
-    for a, b, e in points:
-        title = f"{line.label}: {y} {_plus_minus(b, e)} at {x} {a:.4g}"
-        marks.append({"x": to_x(a), "y": to_y(b), "kind": "hit", "title": title})
-    return {
-        "label": line.label,
-        "colour": line.colour,
-        "path": _path([(mark["x"], mark["y"]) for mark in marks]),
-        "band": _path(band) if any(e for _, _, e in points) else "",
-        "points": marks,
-    }
-
-
 def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """A row an arm: its two means with whiskers of one standard error.
+    """A row an arm: its two means with whiskers of one standard error, and their numbers.
 
     Args:
       x: name of the axis.
       marks: vertical lines, (value, label).
     """
-    pairs = [pair for row in rows for pair in (row.filled, row.hollow) if pair]
-    if not pairs:
+    if not rows:
         return ""
+    pairs = [pair for row in rows for pair in (row.filled, row.hollow)]
     values = [v for mean, e in pairs for v in (mean - (e or 0), mean + (e or 0))]
     low, high, _ = axis_limits([[*values, *(value for value, _ in marks)]])
-    width, bottom = 940, len(rows) * _ROW + 30
-    left = 16 + _label_width([row.label for row in rows], width)
-    to_x = _scale(low, high, left, width - 24)
+    to_x = _percent(low, high)
 
-    def dot(kind: str, label: str, mean: float, error: float | None) -> dict:
-        ends = {"from": to_x(mean - (error or 0)), "to": to_x(mean + (error or 0))}
-        title = f"{label}: {_plus_minus(mean, error)}"
-        return {"kind": kind, "x": to_x(mean), **ends, "title": title}
+    def dot(kind: str, mean: float, error: float | None) -> dict:
+        left, right = to_x(mean - (error or 0)), to_x(mean + (error or 0))
+        text = f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"
+        return {"kind": kind, "x": to_x(mean), "text": text} | {
+            "left": left,
+            "right": round(100 - right, 2),
+        }
 
     return _TEMPLATE.module.dots(
-        width=width,
-        height=bottom + _BOTTOM,
-        left=left,
-        bottom=bottom,
         rows=[
             {
                 "label": row.label,
                 "colour": "ink" if row.colour is None else f"c{row.colour}",
-                "y": 30 + (k + 0.5) * _ROW,
-                "dots": [
-                    dot(kind, row.label, *pair)
-                    for kind, pair in (("filled", row.filled), ("hollow", row.hollow))
-                    if pair
-                ],
+                "dots": [dot("filled", *row.filled), dot("hollow", *row.hollow)],
             }
-            for k, row in enumerate(rows)
+            for row in rows
         ],
-        ticks=[(to_x(tick), _text(tick)) for tick in ticks(low, high, 8)],
+        ticks=[(to_x(tick), _text(tick)) for tick in ticks(low, high)],
         marks=[(to_x(value), label) for value, label in marks],
         x_label=x,
     )
@@ -193,32 +154,33 @@ def axis_limits(
     return (low if low == 0 else low - margin), high + margin, out
 
 
-def place_labels(heights: Sequence[float], bottom: float) -> list[float]:
-    """Where labels stand so that none covers another, near ``heights`` and within the picture."""
-    order = sorted(range(len(heights)), key=lambda k: heights[k])
-    placed = [min(max(heights[k], 0), bottom) for k in order]
-    for k in range(1, len(placed)):
-        placed[k] = max(placed[k], placed[k - 1] + _LINE)
-    floor = bottom
-    for k in reversed(range(len(placed))):
-        placed[k] = min(placed[k], floor)
-        floor = placed[k] - _LINE
-    return [at for _, at in sorted(zip(order, placed, strict=True))]
-
-
 def _points(line: Line) -> list[tuple[float, float, float]]:
     """(x, y, error) where there are both; without an error, 0."""
     rows = zip(line.x, line.y, line.error, strict=True)
     return [(a, b, e or 0.0) for a, b, e in rows if a is not None and b is not None]
 
 
-def _label_width(labels: Sequence[str], width: float) -> float:
-    """What the longest one needs, but no more than 45 % of the picture."""
-    return min(_CHARACTER * max(map(len, labels)), 0.45 * width)
+def _shape(line: Line, points: list, to_x: Callable, to_y: Callable, title: str) -> dict:
+    """What the template draws of one curve: its path, its band, and points with a title each."""
+    band = [(to_x(a), to_y(b + e)) for a, b, e in points]
+    band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
+    marks = [
+        {"x": to_x(a), "y": to_y(b), "kind": "hit"}
+        | {"title": f"{line.label}: {title.format(_plus_minus(b, e), a)}"}
+        for a, b, e in points
+    ]
+    return {
+        "label": line.label,
+        "colour": line.colour,
+        "path": _path([(mark["x"], mark["y"]) for mark in marks]),
+        "band": _path(band) if any(e for _, _, e in points) else "",
+        "points": marks,
+    }
 
 
-def _scale(low: float, high: float, start: float, end: float):
-    return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
+def _percent(start: float, end: float) -> Callable[[float], float]:
+    """Maps ``start`` to 0 and ``end`` to 100."""
+    return lambda value: round((value - start) / (end - start) * 100, 2)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
@@ -233,27 +195,52 @@ def _plus_minus(value: float, error: float | None) -> str:
     return f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
 
 
+STYLE = """\
+figure { margin: 1rem 0; }
+.box { position: relative; }
+.plot .box { height: 15rem; margin: .2rem .6rem 1.3rem 3.2rem; border-left: 1px solid var(--edge);
+  border-bottom: 1px solid var(--soft); }
+.tall .box { height: 22rem; }
+.box svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden; }
+.box svg * { vector-effect: non-scaling-stroke; }
+.box > *, .track > * { position: absolute; }
+.tick, .axis-name { color: var(--soft); font-size: .75rem; line-height: 1; white-space: nowrap; }
+.axis-name { font-weight: 600; }
+.dots .axis-name { white-space: normal; }
+.y.tick { right: calc(100% + .4rem); transform: translateY(-50%); }
+.x.tick { top: calc(100% + .35rem); transform: translateX(-50%); }
+.plot > .x { text-align: center; }
+.grid { stroke: var(--edge); }
+.line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+.band { fill: var(--c); opacity: .16; }
+.point { width: .6rem; height: .6rem; border-radius: 50%; translate: -50% -50%; }
+.hit:hover, .end, .filled.point { background: var(--c); }
+.start, .hollow.point { background: var(--paper); border: 2px solid var(--c); }
+.dots { display: grid; grid: auto-flow dense / max-content 1fr max-content; gap: 0 1rem;
+  align-items: center; font-size: .86rem; padding-top: 1rem; }
+.track { position: relative; height: 1.9rem; border-bottom: 1px solid var(--edge); }
+.track .point { top: 50%; }
+.whisker { top: 50%; height: 2px; background: var(--c); translate: 0 -50%; }
+.mark { top: 0; bottom: 0; border-left: 1px dashed var(--soft); }
+.scale { border: 0; height: 1.2rem; }
+.scale .tick { top: .3rem; translate: -50%; }
+.above .tick { top: auto; bottom: 0; }
+.numbers { font-variant-numeric: tabular-nums; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .86rem; margin: .4rem 0; }
+.legend i { display: inline-block; width: 1.4em; height: 3px; border-radius: 2px;
+  background: var(--c); vertical-align: middle; margin-right: .45em; }
+@media (max-width: 40rem) { .dots { grid-template-columns: minmax(0, 1fr) max-content; }
+  .dots .track { grid-column: 1 / 3; } .dots .empty { display: none; } }
+"""
 _TEMPLATE = ENVIRONMENT.from_string("""\
-{% macro lines(size, left, top, inner, x_ticks, y_ticks, x_label, y_label, curves,
-               labels, notes) %}
-<figure>
-<svg class="chart{{ ' wide' if size[0] > 600 }}" viewBox="0 0 {{ size[0] }} {{ size[1] }}"
- role="img" aria-label="{{ y_label }} against {{ x_label }}">
-<g transform="translate({{ left }} {{ top }})">
-{% for at, text in y_ticks %}
-<line class="grid" x1="0" x2="{{ inner[0] }}" y1="{{ at }}" y2="{{ at }}"/>
-<text class="tick" x="-8" y="{{ at }}" dy=".35em" text-anchor="end">{{ text }}</text>
+{% macro lines(x_ticks, y_ticks, x_label, y_label, curves, notes) %}
+<figure class="plot">
+<div class="axis-name">{{ y_label }}</div>
+<div class="box" role="img" aria-label="{{ y_label }} against {{ x_label }}">
+<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">
+{% for at, _ in y_ticks %}
+<path class="grid" d="M0 {{ at }}H100"/>
 {% endfor %}
-{% for at, text in x_ticks %}
-<line class="axis" x1="{{ at }}" x2="{{ at }}" y1="{{ inner[1] }}" y2="{{ inner[1] + 4 }}"/>
-<text class="tick" x="{{ at }}" y="{{ inner[1] + 17 }}" text-anchor="middle">{{ text }}</text>
-{% endfor %}
-<line class="axis" x1="0" x2="{{ inner[0] }}" y1="{{ inner[1] }}" y2="{{ inner[1] }}"/>
-<text class="name" x="{{ inner[0] / 2 }}" y="{{ inner[1] + 36 }}"
- text-anchor="middle">{{ x_label }}</text>
-<text class="name" transform="translate(-42 {{ inner[1] / 2 }}) rotate(-90)"
- text-anchor="middle">{{ y_label }}</text>
-<svg x="0" y="0" width="{{ inner[0] }}" height="{{ inner[1] }}" overflow="hidden">
 {% for curve in curves if curve.band %}
 <path class="band c{{ curve.colour }}" d="{{ curve.band }}Z"/>
 {% endfor %}
@@ -261,47 +248,50 @@ _TEMPLATE = ENVIRONMENT.from_string("""\
 <path class="line c{{ curve.colour }}" d="{{ curve.path }}"/>
 {% endfor %}
 </svg>
+{% for at, text in y_ticks %}<span class="y tick" style="top:{{ at }}%">{{ text }}</span>
+{% endfor %}
+{% for at, text in x_ticks %}<span class="x tick" style="left:{{ at }}%">{{ text }}</span>
+{% endfor %}
 {% for curve in curves %}
-{% for point in curve.points if 0 <= point.y <= inner[1] and 0 <= point.x <= inner[0] %}
-<circle class="{{ point.kind }} c{{ curve.colour }}" cx="{{ point.x }}" cy="{{ point.y }}" r="4"
-><title>{{ point.title }}</title></circle>
+{% for point in curve.points if 0 <= point.y <= 100 and 0 <= point.x <= 100 %}
+<i class="point {{ point.kind }} c{{ curve.colour }}" title="{{ point.title }}"
+ style="left:{{ point.x }}%;top:{{ point.y }}%"></i>
 {% endfor %}
-{% if labels %}
-<text class="label c{{ curve.colour }}" x="{{ inner[0] + 8 }}" y="{{ curve.label_y }}"
- dy=".35em">{{ curve.label }}</text>
-{% endif %}
 {% endfor %}
-</g>
-</svg>
+</div>
+<div class="x axis-name">{{ x_label }}</div>
+<div class="legend">
+{% for curve in curves %}<span class="c{{ curve.colour }}"><i></i>{{ curve.label }}</span>
+{% endfor %}
+</div>
 {% for note in notes %}
 <figcaption>{{ note }}</figcaption>
 {% endfor %}
 </figure>
 {% endmacro %}
-{% macro dots(width, height, left, bottom, rows, ticks, marks, x_label) %}
-<figure>
-<svg class="chart wide" viewBox="0 0 {{ width }} {{ height }}" role="img"
- aria-label="{{ x_label }} of every arm">
-{% for at, text in ticks %}
-<line class="grid" x1="{{ at }}" x2="{{ at }}" y1="30" y2="{{ bottom }}"/>
-<text class="tick" x="{{ at }}" y="{{ bottom + 17 }}" text-anchor="middle">{{ text }}</text>
+{% macro dots(rows, ticks, marks, x_label) %}
+<figure class="dots" aria-label="{{ x_label }} of every arm">
+<span class="empty"></span><div class="track scale above">
+{% for at, label in marks %}<span class="tick" style="left:{{ at }}%">{{ label }}</span>
 {% endfor %}
-{% for at, label in marks %}
-<line class="mark" x1="{{ at }}" x2="{{ at }}" y1="24" y2="{{ bottom }}"/>
-<text class="tick" x="{{ at }}" y="16" text-anchor="middle">{{ label }}</text>
-{% endfor %}
+</div><span class="empty"></span>
 {% for row in rows %}
-<text class="row" x="{{ left - 16 }}" y="{{ row.y }}" dy=".35em"
- text-anchor="end">{{ row.label }}</text>
+<span>{{ row.label }}</span>
+<div class="track {{ row.colour }}">
+{% for at, _ in marks %}<i class="mark" style="left:{{ at }}%"></i>
+{% endfor %}
 {% for dot in row.dots %}
-<g class="{{ dot.kind }} {{ row.colour }}"><title>{{ dot.title }}</title>
-<line x1="{{ dot.from }}" x2="{{ dot.to }}" y1="{{ row.y }}" y2="{{ row.y }}"/>
-<circle cx="{{ dot.x }}" cy="{{ row.y }}" r="5"/></g>
+<i class="whisker" style="left:{{ dot.left }}%;right:{{ dot.right }}%"></i>
+<i class="{{ dot.kind }} point" style="left:{{ dot.x }}%" title="{{ dot.text }}"></i>
 {% endfor %}
+</div>
+<span class="numbers">{{ row.dots|map(attribute="text")|join(" · ") }}</span>
 {% endfor %}
-<text class="name" x="{{ (left + width - 24) / 2 }}" y="{{ bottom + 36 }}"
- text-anchor="middle">{{ x_label }}</text>
-</svg>
+<span class="empty"></span><div class="track scale">
+{% for at, text in ticks %}<span class="tick" style="left:{{ at }}%">{{ text }}</span>
+{% endfor %}
+</div><span class="empty"></span>
+<span class="empty"></span><span class="axis-name">{{ x_label }}</span><span class="empty"></span>
 </figure>
 {% endmacro %}
 """)

@@ -63,7 +63,8 @@ def build_report(study: dict) -> dict:
         "gold_target_arm": baseline if study.get("gold_target") is None else None,
         "curves": {name: _mean_curve(curves) for name, curves in trained.items()},
         "comparisons": _comparisons(arms, study["bootstrap_seed"]),
-        **{key: study[key] for key in ("heatmaps", "seconds", "commands", "config")},
+        **{key: study[key] for key in ("heatmaps", "samples", "seconds", "commands", "config")},
+        "about": study["about"],
     }
     report["answer"] = answer_questions(report)
     return _plain(report)

@@ -33,7 +33,7 @@ _HEAD = """\
     --low: 235 80 72; --high: 46 168 92;
     --c0: #5cb2ee; --c1: #ff9450; --c2: #35c99b; --c3: #ec86c2; --c4: #dfb43c; --c5: #a9a3ff;
     --c6: #6fd3f2; --c7: #c4b29e; } }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 body { margin: 0 auto; padding: 3rem 1.25rem 5rem; max-width: 62rem; color: var(--ink);
   background: var(--paper); font: 16px/1.6 system-ui, "Segoe UI", Roboto, "Liberation Sans",
   sans-serif; -webkit-text-size-adjust: 100%; }

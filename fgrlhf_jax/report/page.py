@@ -1,17 +1,18 @@
 """A report's content as one page that loads nothing: no script, no font, no network.
 
 Pure rendering of what ``report.json`` holds; text is escaped, colours follow the reader's light or
-dark mode.
+dark mode, charts and tables fit a phone, and what is folded or under the pointer is printed.
 """
 
 import re
 
+from fgrlhf_jax.report import charts, heatmap
 from fgrlhf_jax.report.charts import Dot, Line, draw_dots, draw_lines
-from fgrlhf_jax.report.heatmap import colour_limit
-from fgrlhf_jax.report.html import CHART_COLOURS, page_template
+from fgrlhf_jax.report.html import CHART_COLOURS, HARMLESS, page_template
 from fgrlhf_jax.report.tables import number, sections, subtitle
 
-_NUMBERED = 40  # tokens; a longer response has its rewards under the pointer only
+_NUMBERED = 40  # tokens; a longer response has its rewards under the pointer, and in print
+_OPEN_SAMPLES = 2
 _UNBROKEN = re.compile(r"(?<=[\d±=]) (?=[\d±%(])|(?<=T) (?==)|(?<=,) (?=[+−])")
 
 
@@ -21,13 +22,13 @@ def to_html(report: dict) -> str:
     return _PAGE.render(
         title=report["title"],
         subtitle=subtitle(report),
+        about=report["about"],
         answer=report["answer"].values(),
         sections=sections(report),
         figures=_figures(report),
-        legend=[(k % CHART_COLOURS, labels[name]) for k, name in enumerate(report["curves"])],
-        heatmaps=report["heatmaps"],
-        limits=_colour_limits(report["heatmaps"]),
-        reward_models=report["labels"]["reward_models"],
+        heatmaps=_heatmaps(report),
+        samples=report["samples"],
+        labels=labels,
         commands=report["commands"],
         config=report["config"],
         judge=report["judge"],
@@ -46,16 +47,14 @@ def _figures(report: dict) -> dict[str, list]:
         ]
         return draw_lines(curves, x=x_name, y=y_name, **options)
 
-    wide = {"size": (940, 400), "cut_y": "low", "labels": True}
     names = {"reward": "reward model's reward", "kl": kl, "length": "length, tokens"}
     ends = [
         chart("kl", "gold", kl, score, cut_x="high", cut_y="low", ends=True),
         chart("length", "reward", names["length"], names["reward"], ends=True),
     ]
     for field, name in {**names, "unfinished": "share unfinished"}.items():
-        cut = "high" if field == "kl" else ""
-        ends.append(chart("step", field, "PPO step", name, size=(460, 260), cut_y=cut))
-    learning = chart("step", "gold", "PPO step", score, **wide)
+        ends.append(chart("step", field, "PPO step", name, cut_y="high" if field == "kl" else ""))
+    learning = chart("step", "gold", "PPO step", score, cut_y="low")
     return {"table1": [_win_rates(report)], "curves": [learning], "end": ends}
 
 
@@ -75,19 +74,28 @@ def _win_rates(report: dict):
     return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=marks)
 
 
-def _colour_limits(heatmaps: list[dict]) -> dict[str, float]:
-    """The strongest colour of each reward model: one scale for the page."""
-    sides: dict[str, list] = {}
-    for item in heatmaps:
+def _heatmaps(report: dict) -> list[dict]:
+    """Responses with their tokens coloured; each reward model has one scale for the page."""
+    limits, rendered = {}, []
+    models = {name for item in report["heatmaps"] for name in item["by"]}
+    for name in models:
+        sides = [item["by"][name] for item in report["heatmaps"] if name in item["by"]]
+        rewards = [{"rewards": [r or 0.0 for r in side["rewards"]]} for side in sides]
+        limits[name] = heatmap.colour_limit([{"sides": rewards}])
+    for item in report["heatmaps"]:
+        sides = []
         for name, side in item["by"].items():
-            sides.setdefault(name, []).append({"rewards": [r or 0.0 for r in side["rewards"]]})
-    return {name: colour_limit([{"sides": of_model}]) for name, of_model in sides.items()}
-
-
-def _visible(text: str) -> str:
-    """A token in its box: outer blanks gone, line ends to be seen, nothing that steers text."""
-    text = text.replace("\n", "↵").replace("\t", "⇥").strip() or "␣"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+            shown = {
+                "label": report["labels"]["reward_models"].get(name, name),
+                "tokens": side["tokens"],
+                "rewards": [float("nan") if r is None else r for r in side["rewards"]],
+                "changed": [False] * len(side["tokens"]),
+            }
+            numbered = len(side["tokens"]) <= _NUMBERED
+            rendered_side = heatmap.render_side(shown, limits[name], numbered=numbered)
+            sides.append(rendered_side | {"limit": limits[name]})
+        rendered.append({"prompt": item["prompt"], "gold": item["gold"], "sides": sides})
+    return rendered
 
 
 def _unbroken(text: str) -> str:
@@ -101,57 +109,38 @@ h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .4r
 h2 { font-size: 1.25rem; letter-spacing: -.005em; margin: 3.5rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 0 0 .3rem; }
 p { margin: .4rem 0 1rem; max-width: 46rem; }
+.about { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 1rem 0 0;
+  font-size: .8rem; color: var(--soft); }
+.about dd { margin: 0; overflow-wrap: anywhere; }
 .answers { display: grid; gap: 1rem; margin: 1.8rem 0 0; }
-.answer { background: var(--tint); border-left: 4px solid var(--c2); border-radius: 4px;
-  padding: 1rem 1.2rem; }
-.answer p { margin: 0; max-width: 52rem; }
-.verdict { color: var(--c2); }
-.open { border-color: var(--soft); }
-.open .verdict { color: var(--soft); }
+.answer { background: var(--tint); border-radius: 4px; padding: 1rem 1.2rem; }
+.answer p, .answer ul { margin: 0; padding: 0; list-style: none; max-width: 52rem; }
+.answer li { border-left: 4px solid var(--soft); padding-left: .8rem; margin: .5rem 0; }
+.answer .yes { border-color: var(--c2); }
+.answer .no { border-color: var(--c1); }
+.answer small { display: block; color: var(--soft); font-size: .84rem; }
 .wide-table { overflow-x: auto; margin: .8rem 0; }
 tbody th { font-weight: 500; min-width: 11rem; }
 tbody tr:hover { background: var(--tint); }
-figure { margin: .8rem 0; overflow-x: auto; }
 .grid-of-charts { display: grid; gap: .5rem 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
-.chart { width: 100%; height: auto; display: block; overflow: visible; font-size: 12px; }
-.wide { min-width: 42rem; }
-.chart text { fill: var(--soft); }
-.chart .name { font-weight: 600; }
-.chart .row { fill: var(--ink); font-size: 13px; }
-.chart .label { fill: var(--c); font-weight: 600; }
-.grid, .axis { stroke: var(--edge); }
-.axis { stroke: var(--soft); }
-.mark { stroke: var(--soft); stroke-dasharray: 3 3; }
-.line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
-.band { fill: var(--c); opacity: .16; }
-.hit { fill: transparent; }
-.hit:hover, .end, .filled circle { fill: var(--c); }
-.start, .hollow circle { fill: var(--paper); stroke: var(--c); stroke-width: 1.8; }
-.filled line, .hollow line { stroke: var(--c); stroke-width: 2; }
 {% for k in range(colours) %}
 .c{{ k }} { --c: var(--c{{ k }}); }
 {% endfor %}
 .ink { --c: var(--ink); }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .86rem; margin: .8rem 0; }
-.legend i { display: inline-block; width: 1.4em; height: 3px; border-radius: 2px;
-  background: var(--c); vertical-align: middle; margin-right: .45em; }
 .side { display: grid; grid-template-columns: 11rem 1fr; gap: 0 1rem; align-items: start;
   margin: .5rem 0; }
 .side > span { font-size: .8rem; line-height: 1.35; color: var(--soft); padding-top: .2rem; }
 .side small { display: block; }
-.tokens { display: flex; flex-wrap: wrap; gap: 3px; font-size: .9rem; line-height: 1.35; }
-.tokens > span { padding: .1rem .35rem; border-radius: 4px; text-align: center;
-  box-shadow: inset 0 0 0 1px rgb(128 128 128 / .2); min-width: 3.1em; }
-.tokens.plain > span { min-width: 0; padding: 0 .2rem; }
-.tokens small { display: block; font-size: .68rem; opacity: .75;
-  font-variant-numeric: tabular-nums; }
+.side p { margin: 0; max-width: none; }
+.sample p { white-space: break-spaces; overflow-wrap: anywhere; }
+details { margin: .6rem 0; }
 pre { background: var(--tint); border-radius: 4px; padding: .9rem 1.1rem; overflow-x: auto;
   font: .8rem/1.55 ui-monospace, "Liberation Mono", Menlo, monospace; margin: .8rem 0; }
-code { font: .8rem ui-monospace, "Liberation Mono", Menlo, monospace; }
 @media (max-width: 40rem) { .side { grid-template-columns: 1fr; } }
 @media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, article { break-inside: avoid; } }
+  figure, article { break-inside: avoid; } pre { white-space: pre-wrap; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
 """
 _BODY = """\
 <header>
@@ -159,12 +148,23 @@ _BODY = """\
 <p class="soft">{{ subtitle }}</p>
 <div class="answers">
 {% for part in answer %}
-<div class="answer{{ '' if part.verdict.startswith('shown') else ' open' }}">
-<h3>{{ part.question }} <span class="verdict">{{ part.verdict|capitalize }}.</span></h3>
-<p>{{ unbroken(part.text) }}</p>
+<div class="answer">
+<h3>{{ part.question }}</h3>
+<ul>
+{% for line in part.lines %}
+<li{% if line.verdict in ("yes", "no") %} class="{{ line.verdict }}"{% endif %}>{{ line.than }}:
+<b>{{ line.verdict }}</b>
+<small>{{ unbroken(line.text) }}</small></li>
+{% endfor %}
+</ul>
+{% if part.text %}<p>{{ unbroken(part.text) }}</p>{% endif %}
 </div>
 {% endfor %}
 </div>
+<dl class="about">
+{% for name, value in about.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>
+{% endfor %}
+</dl>
 </header>
 {% macro table(section) %}
 <div class="wide-table"><table>
@@ -186,38 +186,42 @@ none to green; each model has its own scale, its 98th percentile beside it.</p>
 <article>
 <h3>{{ item.prompt }}</h3>
 <p class="soft">{{ judge }} score of the response: {{ number(item.gold) }}</p>
-{% for name, side in item.by.items() %}
-{% set label, limit = reward_models.get(name, name), limits[name] %}
-{% set numbered = side.tokens|length <= most_numbered %}
-<div class="side"><span>{{ label }}<small>± {{ "%.2f"|format(limit) }}</small></span>
-<div class="tokens{{ '' if numbered else ' plain' }}">
-{% for text, reward in zip(side.tokens, side.rewards, strict=True) %}
-{% set size = reward or 0 %}
-{% set share = [1, size|abs / limit]|min * 0.8 %}
-<span class="{{ 'low' if size < 0 else 'high' }}" style="--share:{{ '%.2f'|format(share) }}"
-{%- if not numbered %} title="{{ number(reward, digits=2) }}"{% endif %}>{{ visible(text) }}
-{%- if numbered %}<small>{{ number(reward, digits=2) }}</small>{% endif %}</span>
-{% endfor %}
-</div></div>
+{% for side in item.sides %}
+<div class="side"><span>{{ side.label }}<small>± {{ "%.2f"|format(side.limit) }}</small></span>
+{{ side.html }}</div>
 {% endfor %}
 </article>
 {% endfor %}
 </section>
 {% endmacro %}
+{% macro responses() %}
+<section id="samples">
+<h2>Responses side by side</h2>
+<p class="soft">The first {{ samples|length }} test prompts, unselected: every arm's response at
+T = 1 with its {{ judge }} score, and whether it wins against the reference's.</p>
+{% for item in samples %}
+<details class="sample"{{ " open" if loop.index <= opened }}>
+<summary>{{ item.prompt.translate(harmless) }}</summary>
+{% for name, response in item.by.items() %}
+<div class="side"><span>{{ labels.get(name, name) }}<small>{{ number(response.score) }}
+{%- if response.outcome is not none %}, {{ outcomes[response.outcome] }}{% endif %}</small></span>
+<p dir="auto">{{ response.text.translate(harmless) or "(empty)" }}</p></div>
+{% endfor %}
+</details>
+{% endfor %}
+</section>
+{% endmacro %}
 {% for section in sections %}
-{% if section.key == "stages" and heatmaps %}{{ token_rewards() }}{% endif %}
+{% if section.key == "stages" %}
+{% if heatmaps %}{{ token_rewards() }}{% endif %}
+{% if samples %}{{ responses() }}{% endif %}
+{% endif %}
 <section id="{{ section.key }}">
 <h2>{{ section.title }}</h2>
 <p class="soft">{{ section.text }}</p>
-{% if section.key == "end" and legend %}
-<div class="legend">
-{% for k, label in legend %}<span class="c{{ k }}"><i></i>{{ label }}</span>
-{% endfor %}
-</div>
-{% endif %}
 {% set charts = figures.get(section.key, []) %}
 {% if charts|length > 1 %}<div class="grid-of-charts">{{ charts|join }}</div>
-{% else %}{{ charts|join }}{% endif %}
+{% else %}<div class="tall">{{ charts|join }}</div>{% endif %}
 {% if section.key == "curves" %}<details><summary>The numbers</summary>
 {{- table(section) }}</details>
 {% elif section.rows %}{{ table(section) }}{% endif %}
@@ -234,6 +238,13 @@ none to green; each model has its own scale, its 98th percentile beside it.</p>
 </section>
 {% endfor %}
 """
-_FUNCTIONS = {"unbroken": _unbroken, "visible": _visible, "number": number, "zip": zip}
-_NUMBERS = {"colours": CHART_COLOURS, "most_numbered": _NUMBERED}
-_PAGE = page_template(_STYLE, _BODY, **_FUNCTIONS, **_NUMBERS)
+_PAGE = page_template(
+    charts.STYLE + heatmap.STYLE + _STYLE,
+    _BODY,
+    unbroken=_unbroken,
+    number=number,
+    harmless=HARMLESS,
+    outcomes={1.0: "wins", 0.5: "draws", 0.0: "loses"},
+    colours=CHART_COLOURS,
+    opened=_OPEN_SAMPLES,
+)

@@ -6,7 +6,7 @@ A section is a title, a sentence or two on how to read it, and a table.
 import re
 from typing import NamedTuple
 
-from fgrlhf_jax.report.verdict import NONE, percent, points, win_verdict
+from fgrlhf_jax.report.verdict import NONE, points, win_verdict
 
 MAX_TOKENS = 40  # rows of a heat map in Markdown
 _CURVE_COLUMNS = 8
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 def sections(report: dict) -> list[Section]:
     """All tables in the order to show them; those without rows are left out."""
-    tables = (_table1, _comparisons, _curves, _table3, _end, _table2, _stages)
+    tables = (_table1, _comparisons, _table2, _curves, _table3, _end, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
@@ -45,6 +45,13 @@ def number(value: float | None, error: float | None = None, digits: int = 3) -> 
         return NONE
     text = f"{value:z.{digits}f}".replace("-", "−")
     return text if error is None else f"{text} ± {error:.{digits}f}"
+
+
+def percent(mean: float | None, error: float | None = None) -> str:
+    """``mean ± error`` in per cent, or a dash."""
+    if mean is None:
+        return NONE
+    return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
 def _table1(report: dict) -> Section:
@@ -215,8 +222,14 @@ def to_markdown(report: dict) -> str:
     """The text of ``report.md``."""
     lines = [f"# {_escape(report['title'])}", "", _escape(subtitle(report)), ""]
     for part in report["answer"].values():
-        verdict = f"**{part['question']} {_capitalise(part['verdict'])}.**"
-        lines += [f"{verdict} {_escape(part['text'])}", ""]
+        lines += [f"**{part['question']}**", ""]
+        lines += [
+            f"- {_escape(line['than'])}: **{line['verdict']}**; {_escape(line['text'])}"
+            for line in part["lines"]
+        ]
+        lines += ["", _escape(part["text"]), ""] if part["text"] else [""]
+    lines += [f"{_escape(name)}: {_escape(value)}  " for name, value in report["about"].items()]
+    lines += [""]
     for section in sections(report):
         if section.key == "stages":
             lines += _heatmaps(report)

@@ -1,35 +1,48 @@
-"""Does fine-grained supervision align better, and faster? Answered by rule from a report's numbers.
+"""Does fine-grained supervision align better, and faster? Answered by rule, a line a comparison.
 
-"Shown" is a win rate only if the two standard-error bars do not overlap and the paired bootstrap's
+"Yes" is a win rate only if the two standard-error bars do not overlap and the paired bootstrap's
 95 % interval excludes zero; a number of steps only if the bars over seeds do not overlap (one seed
-has none, so it shows nothing). Everything else is "not shown"; "the opposite is shown" is possible.
+has none, so it shows nothing). "No" is the same with the sign turned; all else is "not shown".
 """
 
 TOKEN, EDITS = "fine_grained_token", "fine_grained"
 BASELINE, IMITATION = "ppo_rlhf", "sft_edits"
 NONE = "–"
+# What the token-level arm is compared with, in words.
+RIVALS = {
+    BASELINE: "than PPO on preferences",
+    EDITS: "than one reward a response, from the same edits",
+    IMITATION: "than SFT on the same edits",
+}
 CRITERIA = {
     "steps_80": "to 80 % of its own gain",
     "steps_95": "to 95 %",
     "steps_to_gold": "to the fixed {judge} score {target}",
 }
-WORDS = {1: "shown", 0: "not shown", -1: "the opposite is shown"}
+WORDS = {1: "yes", 0: "not shown", -1: "no"}
 
 
 def answer_questions(report: dict) -> dict:
-    """``better`` and ``faster``: each its question, a verdict and sentences.
+    """``better`` and ``faster``: each its question, a verdict, lines and a text.
+
+    A line is one comparison: what ``than``, its ``verdict`` (yes, no or not shown) and numbers as
+    ``text``. The verdict of a question is those of all its lines.
 
     Args:
       report: the content of a report, without the answer.
     """
-    if {TOKEN, BASELINE} <= set(report["table1"]):
-        better, faster = _answer_better(report), _answer_faster(report)
+    rivals = {arm: words for arm, words in RIVALS.items() if arm in report["table1"]}
+    if TOKEN in report["table1"] and rivals:
+        better = [_compare_wins(report, arm, words) for arm, words in rivals.items()]
+        remark = _sharpening(report)
     else:
-        text = f"This study has not both arms, {TOKEN} and {BASELINE}."
-        better = faster = {"verdict": "not asked", "text": text}
+        better, remark = [], f"This study has not {TOKEN} and an arm to compare it with."
+    arms = [arm for arm in rivals if {TOKEN, arm} <= set(report["table3"])]
+    faster = [_compare_steps(report, arm, rivals[arm]) for arm in arms]
+    without_curves = "" if faster else "There are no learning curves of two arms to compare."
     return {
-        "better": {"question": "Does fine-grained supervision align better?", **better},
-        "faster": {"question": "And faster?", **faster},
+        "better": _answer("Does fine-grained supervision align better?", better, remark),
+        "faster": _answer("And faster?", faster, without_curves),
     }
 
 
@@ -41,15 +54,14 @@ def win_verdict(report: dict, a: str, b: str, decoding: str = "sampled") -> int:
     return _sign(table[a], table[b], f"{prefix}win_rate", f"{prefix}se") if certain else 0
 
 
-def percent(mean: float | None, error: float | None = None) -> str:
-    """``mean ± error`` in per cent, or a dash."""
-    if mean is None:
-        return NONE
-    return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
-
-
 def points(difference: float) -> str:
+    """A difference of two rates in percentage points, with its sign."""
     return f"{100 * difference:+z.1f}".replace("-", "−")
+
+
+def _answer(question: str, lines: list[dict], text: str) -> dict:
+    verdict = "; ".join(f"{line['than']}: {line['verdict']}" for line in lines) or "not asked"
+    return {"question": question, "verdict": verdict, "lines": lines, "text": text}
 
 
 def _sign(a: dict, b: dict, field: str, error: str) -> int:
@@ -64,82 +76,63 @@ def _bootstrap(report: dict, a: str, b: str, decoding: str = "sampled") -> dict:
     return next(c[decoding] for c in report["comparisons"] if (c["a"], c["b"]) == (a, b))
 
 
-def _lead(report: dict, a: str, b: str, decoding: str = "sampled") -> str:
-    difference = _bootstrap(report, a, b, decoding)["difference"]
-    return f"{points(difference)} points ({WORDS[win_verdict(report, a, b, decoding)]})"
-
-
-def _answer_better(report: dict) -> dict:
-    table, label = report["table1"], report["labels"]["arms"]
-    bootstrap = _bootstrap(report, TOKEN, BASELINE)
-    won = {name: percent(row["win_rate"], row["se"]) for name, row in table.items()}
-    difference, low, high = (points(bootstrap[key]) for key in ("difference", "low", "high"))
-    text = [
-        f"At T = 1, “{label[TOKEN]}” wins {won[TOKEN]} against the reference and "
-        f"“{label[BASELINE]}” {won[BASELINE]}: {difference} points, 95 % interval {low} to {high}."
-    ]
-    if EDITS in table:
-        text.append(
-            f"Edits instead of preferences, still one reward a response, make "
-            f"{_lead(report, EDITS, BASELINE)} of it; a reward a token instead of one a response "
-            f"makes {_lead(report, TOKEN, EDITS)}."
-        )
-    text.append(
-        f"Decoded greedily, the two arms differ by {_lead(report, TOKEN, BASELINE, 'greedy')}."
+def _compare_wins(report: dict, rival: str, than: str) -> dict:
+    """The line of one win-rate comparison of the token-level arm."""
+    sampled, greedy = (_bootstrap(report, TOKEN, rival, d) for d in ("sampled", "greedy"))
+    interval = " to ".join(points(sampled[end]) for end in ("low", "high"))
+    verdicts = [WORDS[win_verdict(report, TOKEN, rival, d)] for d in ("sampled", "greedy")]
+    text = (
+        f"{points(sampled['difference'])} points of win rate at T = 1 (95 % interval {interval}); "
+        f"decoded greedily {points(greedy['difference'])} ({verdicts[1]})"
     )
+    return {"than": than, "verdict": verdicts[0], "text": text}
+
+
+def _sharpening(report: dict) -> str:
+    """A remark where decoding the untouched model greedily is a gain of its own."""
+    table = report["table1"]
     untouched = table.get("sft_greedy")
-    if untouched and untouched["win_rate"] - (untouched["se"] or 0) > 0.5:
-        than = "more" if untouched["win_rate"] > table[TOKEN]["win_rate"] else "less"
-        text.append(
-            f"The untouched SFT model decoded greedily wins {won['sft_greedy']}, {than} "
-            f"than “{label[TOKEN]}” does at T = 1; so part of a gain at T = 1 may be sharpening."
-        )
-    if IMITATION in table:
-        text.append(
-            f"Imitating the edits by SFT alone wins {won[IMITATION]} at T = 1; the lead of "
-            f"“{label[TOKEN]}” over it is {_lead(report, TOKEN, IMITATION)}."
-        )
-    return {"verdict": WORDS[win_verdict(report, TOKEN, BASELINE)], "text": " ".join(text)}
+    if not untouched or untouched["win_rate"] - (untouched["se"] or 0) <= 0.5:
+        return ""
+    than = "more" if untouched["win_rate"] > table[TOKEN]["win_rate"] else "less"
+    return (
+        f"The untouched SFT model decoded greedily wins {100 * untouched['win_rate']:.1f} %, "
+        f"{than} than “{report['labels']['arms'][TOKEN]}” at T = 1: part of a gain at T = 1 may be "
+        "sharpening."
+    )
 
 
-def _answer_faster(report: dict) -> dict:
-    label, table, target = report["labels"]["arms"], report["table3"], report["gold_target"]
-    if not {TOKEN, BASELINE} <= set(table):
-        return {"verdict": "not asked", "text": "There is no learning curve of both arms."}
-    arms = [table[TOKEN], table[BASELINE]]
-    verdicts, parts = [], []
+def _compare_steps(report: dict, rival: str, than: str) -> dict:
+    """The line of one comparison of PPO steps, by all criteria."""
+    table, target = report["table3"], report["gold_target"]
+    arms = [table[TOKEN], table[rival]]
+    signs, parts = [], []
     for criterion, words in CRITERIA.items():
         if criterion == "steps_to_gold" and target is None:
             continue
-        verdicts.append(-_sign(*arms, criterion, f"{criterion}_se"))  # fewer steps are better
-        if target is not None:
+        signs.append(-_sign(*arms, criterion, f"{criterion}_se"))  # fewer steps are better
+        if criterion == "steps_to_gold":
             words = words.format(judge=report["judge"], target=f"{target:.3f}")
         steps = " against ".join(_steps(row, criterion) for row in arms)
-        parts.append(f"{words}, {steps} ({WORDS[verdicts[-1]]})")
-    text = (
-        f"Steps of PPO that “{label[TOKEN]}” needs against “{label[BASELINE]}”: {'; '.join(parts)}."
-    )
+        parts.append(f"{words}: {steps} ({WORDS[signs[-1]]})")
+    text = f"steps {'; '.join(parts)}"
     seconds = [row["seconds_per_step"] for row in arms]
     if None not in seconds:
-        text += f" A step takes {seconds[0]:.3g} s against {seconds[1]:.3g} s"
-        seconds = [row["seconds_80"] for row in arms]
-        if None not in seconds:
-            text += f", the way to 80 % takes {seconds[0]:.3g} s against {seconds[1]:.3g} s"
-        text += "."
+        text += f"; a step takes {seconds[0]:.3g} s against {seconds[1]:.3g} s"
     if min(row["seeds"] for row in arms) < 2:
-        text += " Of one seed, steps have no standard error, so nothing about speed is shown."
-    return {"verdict": _combine(verdicts), "text": text}
+        text += "; of one seed, steps have no standard error"
+    return {"than": than, "verdict": _combine(signs), "text": text}
 
 
-def _combine(verdicts: list[int]) -> str:
+def _combine(signs: list[int]) -> str:
     """One verdict of those of all criteria."""
-    shown, opposite = verdicts.count(1), verdicts.count(-1)
-    if not shown:
-        return WORDS[-1 if opposite else 0]
-    if shown == len(verdicts):
+    yes, no = signs.count(1), signs.count(-1)
+    if not yes:
+        return WORDS[-1 if no else 0]
+    if yes == len(signs):
         return WORDS[1]
-    text = f"shown by {shown} of {len(verdicts)} criteria"
-    return f"{text}, the opposite by {opposite}" if opposite else text
+    parts = [f"{word} by {count}" for word, count in (("yes", yes), ("no", no)) if count]
+    return f"{', '.join(parts)} of {len(signs)} criteria"
 
 
 def _steps(row: dict, criterion: str) -> str:

@@ -108,7 +108,10 @@ def write_runs(path, arms) -> None:
     """Answers of every arm and seed, and the curves of those that are PPO, exported at step 2."""
     for seed, arm in itertools.product(range(2), [*arms, "reference"]):
         scores = [(n % 7) / 7 + (arm == "ppo_rlhf") for n in range(30)]
-        answers = [{"length": 5, "finished": n != 3, "score": s} for n, s in enumerate(scores)]
+        answers = [
+            {"output": f"{arm} {n}", "length": 5, "finished": n != 3, "score": score}
+            for n, score in enumerate(scores)
+        ]
         home = path / f"seed_{seed}"
         write_json(home / "answers" / f"{arm}.json", {"sampled": answers, "greedy": answers})
         if arm in ARMS and ARMS[arm].reward:
@@ -137,6 +140,11 @@ def test_the_report_is_of_what_the_stages_left(folder):
     assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
     assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
     assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])
+    assert len(content["samples"]) == 30
+    prompt = records.read(str(path / "data" / "test.jsonl"))[1].instruction
+    won = {"text": "ppo_rlhf 1", "score": pytest.approx(8 / 7), "outcome": 1.0}
+    assert content["samples"][1]["prompt"] == prompt
+    assert content["samples"][1]["by"]["ppo_rlhf"] == won
     json.loads(to_json(content))
 
 

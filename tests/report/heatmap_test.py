@@ -26,12 +26,12 @@ def test_page_shows_every_token():
     original = make_side("original", ["Bad", " film", "</s>"], [-1.0, 0.1, 0.0], [1, 0, 0])
     page = Page(to_html([make_row(original, make_side())], title="Rewards"))
     assert page.paragraphs == ["Say it.", "Bad film</s>", "Good film"]
-    assert [(t["text"], t["title"], t["class"]) for t in page.spans] == [
-        ("Bad", "-1.0000, changed", "low removed"),
-        (" film", "+0.1000", "high"),
-        ("</s>", "+0.0000", "high"),
-        ("Good", "+0.5000, changed", "high added"),
-        (" film", "-0.2500", "low"),
+    assert [(t["text"], t["data-reward"], t["class"]) for t in page.spans] == [
+        ("Bad", "−1.00", "low removed"),
+        (" film", "+0.10", "high"),
+        ("</s>", "+0.00", "high"),
+        ("Good", "+0.50", "high added"),
+        (" film", "−0.25", "low"),
     ]
     assert "3 tokens, sum -0.900, mean -0.3000" in page.text
     assert page.count("title") == 1

@@ -24,6 +24,10 @@ def evil_report():
     study = make_study(3, **{EVIL: make_arm(EVIL, make_outcomes(0.5, 3), [SLOW] * 3)})
     study |= {"title": EVIL, "judge": EVIL, "config": {EVIL: EVIL}}
     study |= {"seconds": {EVIL: 1.0}, "commands": {EVIL: EVIL}}
+    study["about"] = {EVIL: EVIL}
+    study["samples"] = [
+        {"prompt": EVIL, "by": {EVIL: {"text": EVIL, "score": 1.0, "outcome": 0.0}}}
+    ]
     study["reward_models"][EVIL] = make_reward_model(EVIL, [0.5] * 3)
     (heatmap,) = study["heatmaps"]
     heatmap |= {"prompt": EVIL, "response": EVIL}
@@ -53,7 +57,7 @@ def test_the_page_is_for_light_and_dark(report):
 def test_the_pages_show_the_same_tables(report):
     page, text = Page(to_html(report)), to_markdown(report)
     tables = sections(report)
-    keys = ["table1", "comparisons", "curves", "table3", "end", "table2", "stages"]
+    keys = ["table1", "comparisons", "table2", "curves", "table3", "end", "stages"]
     assert [table.key for table in tables] == keys
     assert page.cells == [cell for t in tables for row in (t.head, *t.rows) for cell in row]
     cells = [
@@ -67,8 +71,9 @@ def test_the_pages_show_the_same_tables(report):
     assert row["Arm"] == "PPO on tokens"
     assert row["Win rate, T = 1"].startswith(f"{100 * np.mean(make_outcomes(0.8, 3)):.1f} ± ")
     assert row["KL"] == "1.50"
-    answers = [part["text"] for part in report["answer"].values()]
-    for shown in (*answers, *report["commands"].values()):
+    lines = [line for part in report["answer"].values() for line in part["lines"]]
+    answers = [line[key] for line in lines for key in ("than", "verdict", "text")]
+    for shown in (*answers, *report["commands"].values(), "Hardware", "2 CPU cores"):
         assert shown in page.text
         assert shown in text
 
@@ -90,7 +95,7 @@ def test_heat_maps(report):
     assert [span["class"] for span in page.spans] == ["high", "low", "high"] * 2
     # One scale a reward model: its 98th percentile, about its largest.
     assert page.shares() == pytest.approx([0.41, 0.8, 0.2, 0.0, 0.8, 0.16], abs=0.011)
-    assert "−1.00" in page.text
+    assert page.count("span", **{"data-reward": "−1.00"}) == 1
     text = to_markdown(report)
     assert "| Token | tokens | oracle |" in text
     assert "| carrot | −1.00 | −0.50 |" in text
@@ -109,8 +114,8 @@ def test_long_responses():
     assert "| word39 | 0.04 |" in text
     assert "word40" not in text
     assert "| Token | oracle |" in text
-    assert page.count("div", **{"class": "tokens plain"}) == 1
-    assert page.count("span", title="0.10") == 5  # 0.095 to 0.099
+    assert page.count("p", **{"class": "tokens"}) == page.count("p", **{"class": "tokens numbered"})
+    assert page.count("span", **{"data-reward": "+0.098"}) == 1
 
 
 def test_without_reward_models_heat_maps_and_arms_of_ppo():
@@ -121,7 +126,16 @@ def test_without_reward_models_heat_maps_and_arms_of_ppo():
     assert "Table 2" not in page.text
     assert "Token rewards" not in page.text + to_markdown(report)
     assert report["comparisons"] == []
-    assert page.count("svg") == 1  # win rates, no curves
+    assert page.count("figure") == 1  # win rates, no curves
+
+
+def test_responses_side_by_side(report):
+    page = Page(to_html(report))
+    assert "name a fruitreference0.500a pearPPO on tokens1.000, winsan apple" in re.sub(
+        r"\n", "", page.text
+    )
+    without = to_html(build_report(make_study(1) | {"samples": []}))
+    assert "side by side" not in without
 
 
 def test_the_judge_gives_the_word():

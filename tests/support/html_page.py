@@ -6,7 +6,7 @@ import html.parser
 class Page(html.parser.HTMLParser):
     """Every tag with its attributes, and the text of the page, of cells, paragraphs and spans.
 
-    Tags must be balanced. ``spans`` are those with a style, each with its attributes and text.
+    Tags must be balanced. ``spans`` are tokens, each with its attributes and text.
     """
 
     def __init__(self, source: str):
@@ -25,7 +25,7 @@ class Page(html.parser.HTMLParser):
             self.cells.append("")
         if tag == "p":
             self.paragraphs.append("")
-        if tag == "span" and "style" in attributes:
+        if tag == "span" and "--share" in attributes.get("style", ""):
             self.spans.append({**attributes, "text": ""})
 
     def handle_startendtag(self, tag, attrs):

@@ -88,6 +88,16 @@ def make_study(seeds=3, token=0.8, preferences=0.4, **arms):
             "sequence": make_reward_model("sequence", [0.7] * seeds, auroc=None),
         },
         "heatmaps": [heatmap],
+        "samples": [
+            {
+                "prompt": "name a fruit",
+                "by": {
+                    "reference": {"text": "a pear", "score": 0.5, "outcome": None},
+                    "fine_grained_token": {"text": "an apple", "score": 1.0, "outcome": 1.0},
+                },
+            }
+        ],
+        "about": {"Hardware": "2 CPU cores"},
         "seconds": {"sft": 84.25, "ppo": 31.5},
         "commands": {"sft": "python -m launch.sft", "ppo": "python -m launch.ppo"},
         "bootstrap_seed": 0,

@@ -1,0 +1,46 @@
+"""What a result was made with: versions, the commit of a checkout, the hardware."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+
+
+def describe_versions() -> str:
+    """Such as ``fgrlhf_jax 0.3.0, jax 0.10.2, flax 0.12.7, Python 3.11.9``."""
+    packages = []
+    for name in ("fgrlhf_jax", "jax", "flax"):
+        try:
+            packages.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
+            packages.append(name)
+    return ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
+def describe_commit() -> str:
+    """The Git commit of the package's checkout, "(modified)" where it differs; "" where none is."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of another user
+        return ""
+    return f"{commit} (modified)" if status else commit
+
+
+def describe_devices() -> str:
+    """Such as ``2 CPU cores`` or ``8 × NVIDIA H200``: the devices of all processes."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{cores} CPU core{'' if cores == 1 else 's'}"
+    return f"{len(devices)} × {devices[0].device_kind}"
