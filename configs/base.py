@@ -1,6 +1,6 @@
 """The fields that SFT, reward models and PPO share."""
 
-from configs.common import DTYPES, MESH, MODEL, OVERLONG, SOURCE
+from configs.common import DTYPES, EXPORT_DTYPES, MESH, MODEL, OVERLONG, SOURCE
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.llama import SIZES
@@ -25,6 +25,7 @@ DEVICES = {
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
         "model.attention": Field("auto", "implementation", choices=("auto", "xla", "cudnn")),
+        "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
     },
 }
 OPTIMIZER = {

@@ -3,6 +3,7 @@
 from configs.fields import Field
 
 DTYPES = ("float32", "bfloat16")
+EXPORT_DTYPES = (*DTYPES, "float16")
 OVERLONG = ("truncate", "drop")
 MODEL = "FOLDER | HUB_ID | FILE.gguf"
 SOURCE = "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
@@ -38,6 +39,7 @@ def save(
     *,
     architecture: str,
     extra: dict | None = None,
+    dtype: str = "float32",
     max_shard_bytes: int = 2 << 30,
 ) -> str:
     """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
@@ -46,7 +48,8 @@ def save(
       params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture.
       architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (its head has no bias, since
         transformers' has none) or STATE_ACTION, a form of our own.
-      extra: goes into config.json under "fgrlhf", along with a checksum of each weight file.
+      extra: goes into config.json under "fgrlhf", along with the checksum of each file.
+      dtype: float32 | bfloat16 | float16, what the weights are rounded to.
 
     Returns:
       A sentence on what was written and what can load it; it is also the folder's README.
@@ -69,7 +72,7 @@ def save(
         raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
 
     config, tokenizer = _config(cfg, tokenizer, architecture)
-    config["torch_dtype"] = str(next(iter(tensors.values()))[0].dtype)
+    config["torch_dtype"] = dtype
     config["token_classification_bias"] = bool(bias)
     note = _note(folder, architecture, config)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -77,7 +80,7 @@ def save(
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        files = _write_weights(temporary, tensors, max_shard_bytes)
+        files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype))
         if jax.process_index() == 0:
             (temporary / "README.md").write_text(note.replace(str(folder), folder.name))
             tokenizer.save_pretrained(temporary)
@@ -86,19 +89,21 @@ def save(
                 shutil.copymode(temporary / checksums.CONFIG, temporary / file)
             _replace(folder, temporary)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
             f"{folder}: the model could not be written ({error}); free some space or choose "
             "another folder"
         ) from error
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
     return note
 
 
-def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> list[str]:
+def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int, dtype) -> list[str]:
     """Weight files of about ``limit`` bytes at most, and their index; returns their names."""
     plan = huggingface_hub.split_state_dict_into_shards_factory(
         {name: value for name, value in tensors.items() if not name.startswith("head.")},
-        get_storage_size=_size,
+        get_storage_size=functools.partial(_size, dtype=dtype),
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=limit,
     )
@@ -106,7 +111,11 @@ def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> list[
     files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
     for file, names in files.items():
         # Every process takes part in gathering a tensor; one of them writes.
-        arrays = {name: _fetch(*tensors[name]) for name in names}
+        arrays = {name: _fetch(*tensors[name], dtype) for name in names}
+        if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
+            raise InputError(
+                f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
+            )
         if jax.process_index() == 0:
             safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
     if plan.is_sharded and jax.process_index() == 0:
@@ -115,9 +124,9 @@ def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int) -> list[
     return list(files)
 
 
-def _size(tensor: tuple) -> int:
+def _size(tensor: tuple, dtype) -> int:
     leaf, layer, _ = tensor
-    return leaf.dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
+    return dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
 
 
 def _replace(folder: Path, new: Path) -> None:
@@ -130,19 +139,20 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@functools.partial(jax.jit, static_argnames=("transpose", "target"))
-def _extract(leaf, layer, *, transpose: bool, target):
+@functools.partial(jax.jit, static_argnames=("transpose", "dtype", "target"))
+def _extract(leaf, layer, *, transpose: bool, dtype, target):
     value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, 0, False)
-    value = value.T if transpose else value
+    value = (value.T if transpose else value).astype(dtype)
     return value if target is None else jax.lax.with_sharding_constraint(value, target)
 
 
-def _fetch(leaf, layer: int | None, ours: str) -> np.ndarray:
+def _fetch(leaf, layer: int | None, ours: str, dtype) -> np.ndarray:
     """One tensor, gathered from all devices, as it is stored."""
     target = getattr(leaf, "sharding", None)
     is_placed = isinstance(target, NamedSharding)
     target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
-    value = _extract(leaf, layer, transpose=hf_names.is_transposed(ours), target=target)
+    transpose = hf_names.is_transposed(ours)
+    value = _extract(leaf, layer, transpose=transpose, dtype=dtype, target=target)
     return np.ascontiguousarray(value)
 
 

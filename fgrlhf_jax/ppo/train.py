@@ -77,6 +77,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         models.policy.cfg,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
+        dtype=config.export.dtype,
         extra={"data": {"template": template}, "step": step},
     )
     if jax.process_index() == 0:

@@ -113,8 +113,12 @@ class RewardModel:
             params = hf_load.load_params(path, llama.abstract_params(module, devices))
         return cls(module, params, hf_load.load_tokenizer(path), meta, devices)
 
-    def save(self, folder: Path) -> str:
-        """Writes a Hugging Face folder; returns a sentence on what transformers can load it as."""
+    def save(self, folder: Path, **options) -> str:
+        """Writes a Hugging Face folder; returns a sentence on what transformers can load it as.
+
+        Args:
+          **options: further arguments of ``hf_save.save``.
+        """
         is_token = self.meta.level == "token"
         architecture = hf_save.TOKEN_REWARD if is_token else hf_save.SEQUENCE_REWARD
         if self.meta.head == "state_action":
@@ -122,7 +126,7 @@ class RewardModel:
         extra = {name: getattr(self.meta, name) for name in ("head", "settings", "data")}
         extra["calibration"] = self.meta.normalization._asdict()
         model = self.params, self.module.cfg, self.tokenizer
-        return hf_save.save(folder, *model, architecture=architecture, extra=extra)
+        return hf_save.save(folder, *model, architecture=architecture, extra=extra, **options)
 
     def length_limit(self, max_length: int) -> int:
         """``max_length``, or where that is 0 the one of the training run.

@@ -64,7 +64,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         for name, rows in sets.items()
         if name != "train"
     }
-    note = reward_model.save(folder / "export")
+    note = reward_model.save(folder / "export", dtype=config.export.dtype)
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)

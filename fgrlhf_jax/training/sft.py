@@ -75,6 +75,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         cfg,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
+        dtype=config.export.dtype,
         extra={"data": data},
     )
     if jax.process_index() == 0:

@@ -1,6 +1,7 @@
 """Exports: torch reads them and gets our numbers, and they are written whole or not at all."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,28 @@ def test_transformers_refuses_the_state_action_head(saved):
     assert "transformers has no class for it" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_rounded_to_the_dtype_and_half_as_large(saved, dtype):
+    folder, params = saved(dtype=dtype)
+    file = folder / "model.safetensors"
+    assert {str(tensor.dtype) for tensor in safetensors.numpy.load_file(file).values()} == {dtype}
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == dtype
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params)
+    same(hf_load.load_params(folder, abstract(MODULES[hf_save.LANGUAGE_MODEL])), rounded)
+
+
 # --- Whole or not at all ---
+
+
+def test_numbers_beyond_the_dtype_leave_the_last_export(saved):
+    folder, params = saved()
+    before = (folder / "model.safetensors").read_bytes()
+    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[3, 3].set(1e6)
+    options = {"architecture": hf_save.LANGUAGE_MODEL, "dtype": "float16"}
+    with pytest.raises(InputError, match=r"export\.dtype=float16: lm_head\.weight has numbers"):
+        hf_save.save(folder, params, CFG, tokenizer(), **options)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [child.name for child in folder.parent.iterdir()] == ["model"]
 
 
 def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
