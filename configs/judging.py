@@ -13,8 +13,12 @@ JUDGE_FIELDS = {
         "limit": Field(0, "pairs; 0: all", at_least=0),
         "both_orders": Field(False, "ask twice; a draw unless the verdicts agree"),
         "template_file": Field(
-            "", "FILE of jinja2 with {{ instruction }}, {{ input }}, {{ first }}, {{ second }}"
+            "",
+            "FILE of jinja2 with {{ instruction }}, {{ input }}, {{ first }}, {{ second }} and "
+            "{{ reply_form }}, which asks for the verdict; without it the reply must be a label "
+            "and nothing else",
         ),
+        "labels": Field("A,B,tie", "of a verdict: the first, the second, a draw"),
     },
     **MODEL_FIELDS,
 }

@@ -36,6 +36,7 @@ def main(config) -> None:
         path = judging.annotations_path(config.output)
         alpaca_eval.write(path, judged)
         print(f"annotations: {path}")
+    judging.print_unparsed(judged)
     labels = make_labels(judged, noise=config.label_noise, draws=config.draws, seed=config.seed)
     report(config, judged, labels, left_out)
     if not labels.rows:

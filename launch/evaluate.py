@@ -13,7 +13,6 @@ that arrived is lost or requested again. With no flag it compares the embedded w
 their originals.
 """
 
-from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -39,11 +38,9 @@ def main(config) -> None:
         models = judge_models(config, judge)
     if models is None:  # a dry run
         return
+    judging.print_unparsed([row for rows in models for row in rows])
     result = summarize(models, config.seed)
     print(table(result))
-    reasons = Counter(row.reason for rows in models for row in rows if row.reason)
-    for reason, count in reasons.most_common(3):
-        print(f"unparsed: {count} × {reason}")
     if config.output:
         write_json(output, result)
         print(output)

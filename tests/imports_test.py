@@ -29,7 +29,7 @@ ALLOWED = {
     "ppo": "errors functional runtime data models training reward_model",
     "feedback.llm": "errors runtime data models",
     "feedback.edits": "errors runtime data feedback.llm report.html",
-    "feedback.judges": "errors functional runtime data feedback.llm feedback.edits.parse",
+    "feedback.judges": "errors functional runtime data feedback.llm",
     "feedback.annotation": "errors runtime data feedback.edits",
     "report": "errors functional runtime",
     "tiny_world": "errors runtime.files data",

@@ -2,10 +2,12 @@
 
 import contextlib
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import judge
+from fgrlhf_jax.feedback.judges import judge, verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.feedback.llm.requests import Usage
 from launch.shared import asking
@@ -24,6 +26,7 @@ def check(config, *, has_files: bool) -> str:
         if not (has_files or config.model or config.dry_run):
             return EMBEDDED_JUDGE
         asking.check(config)
+        verdicts.parse_labels(config.labels)
     elif ":" not in config.judge:
         raise InputError(
             f"judge={config.judge!r} is neither llm nor a Python function MODULE:FUNCTION"
@@ -38,6 +41,7 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
             print(f"{len(pairs)} pairs for {name}; no requests would be sent")
             return None
         return judge.judge_by_function(pairs, name)
+    labels = verdicts.parse_labels(config.labels)
     questions = judge.build_questions(
         pairs,
         judge.load_template(config.template_file),
@@ -45,6 +49,8 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
         both_orders=config.both_orders,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        labels=labels,
+        as_json=asking.reply_format(config) == "json_schema",
     )
     requests = [question.request for question in questions]
     if config.dry_run:
@@ -55,10 +61,31 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
     annotator = f"{config.provider}/{config.model}"
     try:
         with contextlib.closing(asking.collect_replies(config, requests, send, usage)) as replies:
-            return judge.judge_by_replies(pairs, questions, replies, annotator)
+            return judge.judge_by_replies(pairs, questions, replies, annotator, labels)
     finally:
         if usage.requests:
             print(usage, file=sys.stderr)
+
+
+def print_unparsed(judged: Sequence[Comparison]) -> None:
+    """Prints why there is no verdict, with an example of each reason.
+
+    Raises:
+      InputError: where there is not one verdict among all replies.
+    """
+    examples, counts = {}, Counter(row.reason for row in judged if row.reason)
+    for row in judged:
+        replies = [verdict.reply for verdict in row.verdicts if verdict.choice is None]
+        examples.setdefault(row.reason, " ".join("".join(replies[-1:]).split())[-120:])
+    lines = [
+        f"{count} × {reason}" + (f", such as {examples[reason]!r}" if examples[reason] else "")
+        for reason, count in counts.most_common(3)
+    ]
+    choices = {verdict.choice for row in judged for verdict in row.verdicts}
+    if choices == {None}:
+        raise InputError(f"no reply of the judge has a verdict: {lines[0]}")
+    for line in lines:
+        print(f"unparsed: {line}")
 
 
 def annotations_path(output: str, number: int = 1) -> Path:

@@ -50,6 +50,7 @@ class Comparison:
     reason: str = ""  # why there is no preference
     finished_1: bool = True  # whether the response ended by itself
     finished_2: bool = True
+    messages: tuple[records.Message, ...] = ()  # the turns before, in place of an instruction
 
     @property
     def prompt(self) -> tuple[str, str]:
@@ -132,7 +133,7 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
     Raises:
       InputError: when the file cannot be written.
     """
-    unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True}
+    unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True, "messages": ()}
     rows = []
     for comparison in comparisons:
         verdicts = [

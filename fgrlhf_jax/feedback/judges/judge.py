@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from fgrlhf_jax.data import records
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import verdicts as reply_verdicts
+from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Rejected
@@ -26,7 +27,8 @@ from fgrlhf_jax.feedback.llm.template import PromptTemplate
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import user_function
 
-FIELDS = ("instruction", "input", "first", "second")
+FIELDS = ("instruction", "input", "first", "second", "reply_form")
+LABELS = ("A", "B", "tie")
 TEMPLATE = """\
 Two responses to the same instruction are below. Say which of them is better.
 
@@ -51,16 +53,19 @@ says true, is it of use, is it clear? Being longer is no merit, and neither is b
 {{ second }}
 </response_b>
 
-Which response is better? Answer with one word and nothing else: A, B or tie.
+Which response is better: A, B, or is it a tie?
+
+{{ reply_form }}
 """
 
 
 class Question(NamedTuple):
-    """A request about one comparison, and which of its two outputs the request shows first."""
+    """A request about one comparison: which output it shows first, how its reply is to be read."""
 
     number: int  # of the comparison, from 0
     shown_first: int  # 1 | 2
     request: Request
+    marker: str | None  # as for verdicts.parse
 
 
 def load_template(path: str = "") -> PromptTemplate:
@@ -80,8 +85,15 @@ def build_questions(
     both_orders: bool,
     max_tokens: int,
     temperature: float = 0.0,
+    labels: Sequence[str] = LABELS,
+    as_json: bool = False,
 ) -> list[Question]:
     """The requests to send, in the order of the comparisons; none for identical outputs.
+
+    Args:
+      labels: what a verdict for the first, the second, and for neither is called.
+      as_json: whether the server holds replies to a schema. If not, and the template shows no
+        ``reply_form`` (it asks for a label and nothing else), the label is the whole reply.
 
     Raises:
       InputError: when the template shows no input though rows have one, or fails on a row.
@@ -91,17 +103,20 @@ def build_questions(
         raise InputError(
             f"the template shows no {{{{ input }}}}, and {with_input} rows have one; add it"
         )
-    questions = []
+    marked = template.shows("reply_form")
+    questions, schema = [], verdicts.schema(labels) if as_json else None
     for number, comparison in enumerate(comparisons):
         if comparison.output_1 == comparison.output_2:
             continue
         outputs = {1: comparison.output_1, 2: comparison.output_2}
         first = _lesser_or_other(comparison, "order", seed)
         for shown in (first, 3 - first)[: 1 + both_orders]:
-            texts = comparison.instruction, comparison.input, outputs[shown], outputs[3 - shown]
+            texts = [*records.shown_prompt(comparison), outputs[shown], outputs[3 - shown]]
+            marker = None if as_json else verdicts.choose_marker(texts) if marked else ""
+            texts.append(verdicts.describe(labels, marker))
             prompt = template.fill(dict(zip(FIELDS, texts, strict=True))).strip()
-            request = Request(prompt, max_tokens=max_tokens, temperature=temperature)
-            questions.append(Question(number, shown, request))
+            request = Request(prompt, max_tokens=max_tokens, temperature=temperature, schema=schema)
+            questions.append(Question(number, shown, request, marker))
     return questions
 
 
@@ -123,39 +138,41 @@ def judge_by_replies(
     questions: Sequence[Question],
     replies: Iterable[Reply | Rejected],
     annotator: str,
+    labels: Sequence[str] = LABELS,
 ) -> list[Comparison]:
     """The comparisons with the preferences that follow from the replies to ``questions``."""
     judged = [replace(row, verdicts=(), annotator=annotator) for row in comparisons]
     for question, reply in zip(questions, replies, strict=True):
-        choice, text, reason = _read_reply(reply)
-        row = judged[question.number]
-        verdicts = *row.verdicts, Verdict(question.shown_first, choice, text)
-        reason = reason if choice is None else row.reason
-        judged[question.number] = replace(row, verdicts=verdicts, reason=reason)
+        choice, reason = _read_reply(reply, labels, question.marker)
+        row, text = judged[question.number], "" if isinstance(reply, Rejected) else reply.text
+        read = *row.verdicts, Verdict(question.shown_first, choice, text)
+        judged[question.number] = replace(row, verdicts=read, reason=reason or row.reason)
     return [replace(row, preference=combine_verdicts(row.verdicts)) for row in judged]
 
 
-def _read_reply(reply: Reply | Rejected) -> tuple[str | None, str, str]:
-    """The choice in a reply (None without one), its text, and why there is no choice."""
+def _read_reply(
+    reply: Reply | Rejected, labels: Sequence[str], marker: str | None
+) -> tuple[str | None, str]:
+    """The choice in a reply, or None and why there is none."""
     if isinstance(reply, Rejected):
-        return None, "", f"no reply: {reply.reason}"
+        return None, f"no reply: {reply.reason}"
     if reply.stop == REFUSAL:
-        return None, reply.text, "the judge refused"
+        return None, "the judge refused"
     if reply.stop == LENGTH:
-        choice = reply_verdicts.parse_line(reply.text)
-        return choice, reply.text, "the judge's reply was cut; raise max_new_tokens"
-    reason = f"no verdict in {' '.join(reply.text.split())[:80]!r}"
-    return reply_verdicts.parse(reply.text), reply.text, reason
+        return None, "the judge's reply was cut; raise max_new_tokens"
+    choice = verdicts.parse(reply.text, labels, marker)
+    form = {None: "its JSON object is", "": "the whole reply is"}.get(marker, "the last line is")
+    return choice, "" if choice else f"{form} none of those that were asked for"
 
 
-def combine_verdicts(verdicts: Sequence[Verdict]) -> float | None:
+def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
     """The preference from one order or both: a draw if they differ, None if one is no verdict."""
-    if any(verdict.choice is None for verdict in verdicts):
+    if any(verdict.choice is None for verdict in of_row):
         return None
     preferences = set()
-    for shown_first, choice, _ in verdicts:
-        chosen = shown_first if choice == reply_verdicts.FIRST else 3 - shown_first
-        preferences.add(1.5 if choice == reply_verdicts.TIE else float(chosen))
+    for shown_first, choice, _ in of_row:
+        chosen = shown_first if choice == verdicts.FIRST else 3 - shown_first
+        preferences.add(1.5 if choice == verdicts.TIE else float(chosen))
     return preferences.pop() if len(preferences) == 1 else 1.5
 
 
@@ -167,7 +184,7 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
         a reward function does (``user_function``). Equal scores are a draw.
     """
     score = functools.partial(user_function.score_responses, user_function.load(name), name)
-    prompts = [plain_text(row.instruction, row.input) for row in comparisons]
+    prompts = [plain_text(*records.shown_prompt(row)) for row in comparisons]
     scores = []
     for side in (2, 1):
         responses = [getattr(row, f"output_{side}") for row in comparisons]

@@ -1,77 +1,86 @@
-"""Finds the verdict in a judge's reply by rules; nothing is guessed.
+"""The form in which a judge is asked for its verdict, and the strict reading of that form.
 
-A verdict is a line that says nothing else ("B", "**Response A**", "Verdict: tie", "[[B]]", "The
-first response is better.") or begins with the bare label ("A. It is right about the date."). The
-last line counts, or the first if the last is no verdict; if both are and differ, or neither is, a
-[[label]] anywhere counts. Any other reply is unparsed. Text before the last </think> is ignored,
-and after a <think> without its end the whole reply is.
+A server that holds replies to a JSON schema answers {"verdict": LABEL} and nothing else. Elsewhere
+the last line of the reply is MARKER LABEL, where no text that is shown to the judge has the marker;
+a template that asks for nothing but the label (alpaca_eval's "m" or "M") has it as the whole reply.
+A reply in any other form has no verdict: nothing is guessed from headings, labels or words.
 """
 
-import re
+import itertools
+import json
+from collections.abc import Sequence
 
-from fgrlhf_jax.feedback.edits.parse import remove_thoughts
+from fgrlhf_jax.errors import InputError
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 
-_LABELS = {
-    **dict.fromkeys(("a", "1", "one", "first"), FIRST),
-    **dict.fromkeys(("b", "2", "two", "second"), SECOND),
-    **dict.fromkeys(("c", "tie", "tied", "draw", "equal", "equally good", "neither"), TIE),
-    **dict.fromkeys(("neither is better", "both", "the same"), TIE),
-}
-_LABEL = "|".join(sorted(map(re.escape, _LABELS), key=len, reverse=True))
-_THING = r"(?:response|output|answer|reply|option|assistant|candidate|model|one)"
-_WORD = r"(?:verdict|answer|choice|decision|judge?ment|winner|preference|evaluation|conclusion)"
-_LINE = re.compile(
-    rf"""(?:(?:my\ |the\ )?(?:final\ |overall\ )?(?:better\ )?(?:{_WORD}|better\ {_THING}|better)
-            (?:\ is:?|:|\ =)\ *)?
-    (?:i\ (?:would\ )?(?:prefer|choose|pick|select)\ )?
-    (?:(?:it\ is|it['’]s|this\ is|they\ are|both\ are|both\ {_THING}s\ are)\ (?:an?\ )?)?
-    (?:the\ |an?\ (?=tie|draw))?(?:{_THING}[\ _]?)?
-    [(\[]*(?P<label>{_LABEL})[)\]]*(?:\ {_THING})?
-    (?:\ (?:is\ (?:the\ )?(?:clearly\ |slightly\ |much\ )?better(?:\ {_THING})?|wins)
-       (?:\ than\ (?:the\ )?(?:{_THING}[\ _]?)?(?:other|{_LABEL})(?:\ {_THING})?)?)?""",
-    re.VERBOSE,
-)
-_FIRST_WORD = re.compile(
-    r"\W*\b(A|B|Tie|TIE|tie|Draw)\b[*_\])]*(?:[.,;]| [-–—]| because\b)[*_]*\s"
-    r"(?!(?:\W|\b(?:A|B|[Tt]ie|TIE|[Dd]raw|and|or)\b)*$)"  # "A, B" is both
-)
-_BRACKETS = re.compile(rf"\[\[\s*(?:{_THING}\s*)?({_LABEL})\s*\]\]", re.IGNORECASE)
-_AROUND = " \t*_#>\"'`“”‘’[](){}<>.!,"  # not the colon: "Response A:" is a heading
+_CHOICES = (FIRST, SECOND, TIE)
+_MARKER = "VERDICT"
 
 
-def parse(reply: str) -> str | None:
-    """ "first", "second" or "tie"; None where the reply has no verdict, or more than one."""
-    reply = remove_thoughts(reply)
-    if reply.lstrip().startswith("<think"):
-        return None
-    lines = [line for line in map(_plain, reply.splitlines()) if line.strip(_AROUND)]
-    if not lines:
-        return None
-    verdicts = {_verdict_at_start(lines[0]), _verdict_at_start(lines[-1])} - {None}
-    if len(verdicts) != 1:
-        verdicts = {_LABELS[label.lower()] for label in _BRACKETS.findall(reply)}
-    return verdicts.pop() if len(verdicts) == 1 else None
+def parse_labels(spec: str) -> tuple[str, ...]:
+    """The labels of a list by commas: of the first response, of the second, of a draw if there is.
+
+    Raises:
+      InputError: unless there are two or three different ones.
+    """
+    labels = tuple(label.strip() for label in spec.split(","))
+    if "" in labels or len(set(labels)) != len(labels) or len(labels) not in (2, 3):
+        raise InputError(
+            f"labels={spec}: give two or three different ones by commas, of the first response, "
+            "the second and a draw: A,B,tie"
+        )
+    return labels
 
 
-def parse_line(reply: str) -> str | None:
-    """The verdict of a reply that may have been cut: only one line that is nothing else."""
-    line, *more = reply.strip().splitlines() or [""]
-    return None if more else _verdict(_plain(line))
+def schema(labels: Sequence[str]) -> dict:
+    """The JSON schema of {"verdict": LABEL}."""
+    verdict = {"type": "string", "enum": list(labels)}
+    return {
+        "type": "object",
+        "properties": {"verdict": verdict},
+        "required": ["verdict"],
+        "additionalProperties": False,
+    }
 
 
-def _plain(line: str) -> str:
-    return " ".join(re.sub(r"</?\w+>|[*`]", "", line).split())
+def choose_marker(texts: Sequence[str]) -> str:
+    """A marker that none of the texts has, in any case of its letters."""
+    shown = "\n".join(texts).casefold()
+    numbered = (f"{_MARKER}-{number}:" for number in itertools.count(2))
+    markers = itertools.chain([f"{_MARKER}:"], numbered)
+    return next(marker for marker in markers if marker.casefold() not in shown)
 
 
-def _verdict_at_start(line: str) -> str | None:
-    """The verdict that a line is, or begins with."""
-    label = _FIRST_WORD.match(line)
-    return _verdict(line) or (_LABELS[label[1].lower()] if label else None)
+def describe(labels: Sequence[str], marker: str | None) -> str:
+    """The sentence that asks for the form; without a marker it is JSON."""
+    if marker is None:
+        *most, last = (json.dumps({"verdict": label}) for label in labels)
+        return f"Reply with one JSON object and nothing else: {', '.join(most)} or {last}."
+    lines = "\n".join(f"{marker} {label}" for label in labels)
+    return (
+        "You may explain yourself first. The last line of your reply must be one of these, exactly "
+        f"as it stands here, without quotes or asterisks:\n\n{lines}"
+    )
 
 
-def _verdict(line: str) -> str | None:
-    """The verdict that the whole line is."""
-    match = _LINE.fullmatch(line.strip(_AROUND).lower())
-    return _LABELS[match["label"]] if match else None
+def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
+    """The verdict of a complete reply; None where it is not in the form.
+
+    Args:
+      marker: what opens the last line; "" where the label is the whole reply, None for JSON.
+
+    Returns:
+      "first", "second" or "tie".
+    """
+    text = reply.strip()
+    if marker is None:
+        try:  # pairs, so that a second "verdict" is seen
+            found = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError):
+            return None
+        forms = [[("verdict", label)] for label in labels]
+    else:
+        found = text.split("\n")[-1] if marker else text
+        forms = [f"{marker} {label}".strip() for label in labels]
+    return next((c for form, c in zip(forms, _CHOICES, strict=False) if form == found), None)

@@ -85,7 +85,8 @@ def test_noise_is_that_share_of_the_labels(capsys):
 def test_a_language_model_labels(capsys):
     def prefer_longer(prompt: str) -> str:
         first, second = re.findall(r"<response_[ab]>\n(.*?)\n</response", prompt, re.DOTALL)
-        return "Not sure" if "odd" in first + second else "AB"[len(second) > len(first)]
+        better = "AB"[len(second) > len(first)]
+        return "Not sure" if "odd" in first + second else f"VERDICT: {better}"
 
     rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(12)]
     fields = {"input": save("pairs.jsonl", [*rows, pair("odd", "odder")]), "model": "m"}

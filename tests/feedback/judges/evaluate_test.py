@@ -48,7 +48,7 @@ def responses(name: str) -> list[dict]:
 def judge(prompt: str) -> str:
     """The better response by what they are worth."""
     first, second = map(int, re.findall(r"worth (\d)", prompt))
-    return "tie" if first == second else "AB"[second > first]
+    return f"They differ.\nVERDICT: {'tie' if first == second else 'AB'[second > first]}"
 
 
 def save(name: str, rows: list[dict]) -> None:
@@ -161,11 +161,50 @@ def test_replies_without_a_verdict_are_counted(capsys):
     assert (result()["n"], result()["unparsed"]) == (PROMPTS - 1, 1)
     out = capsys.readouterr().out
     assert "1 unparsed" in out
-    assert "unparsed: 1 × no verdict in 'Who am I to say?'" in out
+    reason = "the last line is none of those that were asked for"
+    assert f"unparsed: 1 × {reason}, such as 'Who am I to say?'" in out
+
+
+def discursive(prompt: str) -> str:
+    """Prefers the model, in words and under headings."""
+    better = "A" if re.search(r"says (\w)", prompt)[1] == "a" else "B"
+    return f"### Response A\nWrong.\n\n### Response B\nRight.\n\nResponse {better} is better."
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+def test_only_replies_without_a_verdict(both_orders):
+    message = (
+        "no reply of the judge has a verdict: 40 × the last line is none of those that were asked "
+        "for, such as '### Response A Wrong."
+    )
+    with serve(answer=discursive) as server, pytest.raises(InputError, match=message):
+        run_at(server, both_orders=both_orders)
+    assert {row["preference"] for row in result("eval.annotations.json")} == {None}
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+def test_a_server_that_holds_replies_to_a_schema(provider):
+    def answer(prompt: str) -> str:
+        return json.dumps({"verdict": judge(prompt).split(": ")[1]})
+
+    with serve(answer=answer) as server:
+        url = server.url + ("/v1" if provider == "openai" else "")
+        run_at(server, provider=provider, base_url=url, reply_format="json_schema")
+        assert '"enum": ["A", "B", "tie"]' in json.dumps(server.bodies[0])
+        assert "VERDICT" not in json.dumps(server.bodies)
+    assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
+
+
+def test_alpaca_evals_own_labels(folder):
+    """A template that asks for m or M and nothing else."""
+    (folder / "clf.txt").write_text("{{ instruction }}{{ input }}\nm: {{ first }}\nM: {{ second }}")
+    with serve(answer=lambda prompt: "mM"["tie" in judge(prompt) or judge(prompt)[-1] == "B"]) as s:
+        run_at(s, template_file="clf.txt", labels="m,M")
+    assert (result()["draws"], result()["unparsed"]) == (0, 0)
 
 
 def test_a_judge_with_a_position_bias(capsys):
-    with serve(answer=lambda prompt: "A") as server:
+    with serve(answer=lambda prompt: "VERDICT: A") as server:
         run_at(server)
         assert result()["first_shown"] == 100
         run_at(server, seed=1)  # another order
@@ -271,6 +310,7 @@ BAD = [
     ({"annotations": "x.json", "output": "x.json"}, "would write over x.json, which is read"),
     ({"annotations": "a.json"}, "a.json:row 1: misses output_1, output_2, pre"),
     (LLM | {"template_file": "bad.txt"}, "template_file=bad.txt: does not show {{ second }}"),
+    (LLM | {"labels": "A"}, "labels=A: give two or three different ones by commas"),
     (LLM | {"cache": "a.json"}, "cache a.json: cannot be used"),
     ({"annotations": "x.json,z.json", "limit": 1}, "the two models have no prompt in common"),
     ({"annotations": "x.json,y.json"}, "output_1 differs at 1 of 1 prompts; compare both mo"),

@@ -1,82 +1,70 @@
-"""Verdicts in replies; what is not clearly one is none."""
+"""Verdicts in replies: read in the form that was asked for, and in no other."""
 
-import re
+import json
 
 import pytest
 
-from fgrlhf_jax.feedback.judges.verdicts import parse, parse_line
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.judges import verdicts
 
-FIRST = """\
-A / a. / **A** / (A) / "A" / [[A]] / 1 / Output (1) / output_1 / first / Response A / Model A wins
-Response A is better. / Response A is clearly better / A is better than B / Verdict: A
-The first response is better than the second one. / **Verdict:** Response A / Final answer: **A**
-The winner is Response A / Better: A / I prefer response A. / A. It is right about the date.
-A, because it answers the question / A - it is clear / A because it is clear / Winner: Response 1
-<verdict>A<\\verdict> / It is long, and [[A]] all the same"""
-TIE = """\
-tie / Tie. / A tie / It's a tie. / draw / C / [[C]] / neither / Neither is better. / Verdict: tie
-Both are equally good. / Tie. Both say the same. / The same"""
-NONE = """\
-I cannot compare these. / Both are good in their way. / [[A]] or [[B]] / Response A: / AB / A>B
-A response that is good / A good answer / Answer: A, since it is right / As an AI / 3 / D / ...
-The first response is right about the date, the second is not."""
+LABELS = ("A", "B", "tie")
+# (reply, marker, verdict)
+READ = [
+    ("VERDICT: A", "VERDICT:", "first"),
+    ("  It is right.\n\n### Response B\nIt is wrong.\n\nVERDICT: B \n", "VERDICT:", "second"),
+    ("VERDICT: A\nNo, wait.\r\nVERDICT-2: tie", "VERDICT-2:", "tie"),
+    ("<think>\nVERDICT: B\n</think>\nVERDICT: A", "VERDICT:", "first"),
+    ("B\n", "", "second"),
+    ('{"verdict": "A"}', None, "first"),
+    ('\n{\n  "verdict":\t"tie"\n}\n', None, "tie"),
+]
+# What states, seems to state or quotes a verdict in another form.
+WORDS = """\
+A / B. / tie / **B** / [[A]] / Verdict: B / VERDICT: a / VERDICT: Tie / VERDICT:A / VERDICT: A or B
+VERDICT: A. / **VERDICT: A** / VERDICT: C / My VERDICT: A / VERDICT: / VERDICT A / `VERDICT: A`
+Response A is better. / The winner is B / A, because B is wrong / {"verdict": "A"} / VERDICT-2: A"""
+REST = [
+    *WORDS.replace("\n", " / ").split(" / "),
+    "### Response A\nWrong.\n\n### Response B\nRight.\n\nSo Response B is better since it is.",
+    "**Assistant A**\nWrong.\n\nSo my final verdict is [[B]] since it is accurate.",
+    "VERDICT: A\n\nThat is final.",
+    "",
+]
+JSON = [
+    '{"verdict": "C"}',
+    '{"verdict": ["A"]}',
+    '{"verdict": "A", "reason": ""}',
+    '{"verdict": "A", "verdict": "B"}',
+    '[["verdict", "A"]]',
+    '```json\n{"verdict": "A"}\n```',
+    '{"verdict": "A"} {"verdict": "A"}',
+    "VERDICT: A",
+    "A",
+    "[" * 100_000,
+]
 
 
-def listed(table: str) -> list[str]:
-    return [reply.replace("\\", "/") for reply in re.split(r" / |\n", table)]
-
-
-@pytest.mark.parametrize("reply", listed(FIRST))
-def test_second_is_the_mirror_of_first(reply):
-    assert parse(reply) == parse(f"  {reply}\n\n") == "first"
-    names = {"A": "B", "B": "A", "a": "b", "1": "2", "first": "second", "second": "first"}
-    label = rf"(?<![A-Za-z])({'|'.join(names)})(?![A-Za-z])"
-    mirrored = re.sub(label, lambda match: names[match[1]], reply)
-    assert mirrored != reply
-    assert parse(mirrored) == "second"
-
-
-@pytest.mark.parametrize(
-    ("reply", "verdict"),
-    [
-        *((reply, "tie") for reply in listed(TIE)),
-        *((reply, None) for reply in ["", " \n ", *listed(NONE)]),
-        ("A\n\nIt is right, and B is not.", "first"),
-        ("B says it, A does not.\n\nB", "second"),
-        ("Response A:\nIt is good.\nResponse B:\nIt is better.\n\nVerdict: B", "second"),
-        ("Response A:\nIt is good.\nResponse B:\nIt is bad.", None),
-        ("A\nB", None),
-        ("A, B", None),
-        ("B. A.", None),
-        ("A, B or tie", None),
-        ("A, B is worse", "first"),
-        ("A. It is good.\nB. It is better.", None),
-        ("A\n\nSo, all in all: [[A]] it is.", "first"),
-        ("One may say [[B]]\nor even [[B]], who knows", "second"),
-        ("<think>\nB\n</think>\n\nA", "first"),
-        ("<think>\nB or A?\n", None),
-        ("<think>\nA\n", None),
-        ("<thinking>B</thinking>A", "first"),
-        ("B is shorter.\nB\n</think>\n\nA", "first"),
-        ("B\n</think>\n", None),
-        ("<think>B</think>A\n</think>\ntie", "tie"),
-    ],
-)
-def test_ties_none_and_several_lines(reply, verdict):
-    assert parse(reply) == verdict
+@pytest.mark.parametrize(("reply", "marker", "verdict"), READ)
+def test_verdicts(reply, marker, verdict):
+    assert verdicts.parse(reply, LABELS, marker) == verdict
 
 
 @pytest.mark.parametrize(
-    ("reply", "verdict"),
-    [
-        ("**Verdict: B**\n", "second"),
-        ("A", "first"),
-        ("A. It is right about", None),
-        ("A\n\nIt is", None),
-        ("A\nB", None),
-        ("<think>\nA", None),
-        ("", None),
-    ],
+    ("replies", "marker"), [(REST, "VERDICT:"), (JSON, None), ([*JSON[:-2], "A\nB", "A B"], "")]
 )
-def test_a_reply_that_was_cut(reply, verdict):
-    assert parse_line(reply) == verdict
+def test_every_other_form_is_none(replies, marker):
+    assert {verdicts.parse(reply, LABELS, marker) for reply in replies} == {None}
+
+
+def test_the_form_is_asked_for():
+    assert verdicts.describe(("m", "M"), "VERDICT:").endswith("VERDICT: m\nVERDICT: M")
+    assert '{"verdict": "B"} or {"verdict": "tie"}' in verdicts.describe(LABELS, None)
+    for label, verdict in zip(LABELS, ("first", "second", "tie"), strict=True):
+        assert verdicts.parse(json.dumps({"verdict": label}), LABELS, None) == verdict
+
+
+def test_labels():
+    assert verdicts.parse_labels("Output (a), Output (b)") == ("Output (a)", "Output (b)")
+    for spec in ("", "A", "A,", "A,A", "A,B,C,D"):
+        with pytest.raises(InputError, match=r"labels=.*: give two or three different ones"):
+            verdicts.parse_labels(spec)
