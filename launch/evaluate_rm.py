@@ -17,6 +17,7 @@ CONFIG = "configs/evaluate_rm.py"
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",), read=[config.test])
     rows = records.read(config.test)
+    cli.use_devices()
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     tables = evaluate(
         reward_model,
