@@ -1,6 +1,6 @@
 """The fields that SFT, reward models and PPO share."""
 
-from configs.common import DTYPES, EXPORT_DTYPES, MESH, MODEL, OVERLONG, SOURCE
+from configs.common import DTYPES, EXPORT_DTYPES, MESH, MODEL, OVERLONG, READING, SOURCE
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.llama import SIZES
@@ -95,7 +95,7 @@ _SUPERVISED = {
         ),
     },
 }
-SUPERVISED = (RUN, _SUPERVISED, OPTIMIZER, CHECKPOINTS, DEVICES)
+SUPERVISED = (RUN, _SUPERVISED, READING, OPTIMIZER, CHECKPOINTS, DEVICES)
 SUPERVISED_FIRST = (
     "run_dir train validation data.template data.max_length model.path batch_size "
     "micro_batch_size epochs steps optimizer.learning_rate eval_every seed"

@@ -1,6 +1,7 @@
 """A language model edits responses minimally: what ``launch.collect_edits`` needs."""
 
 from configs.asking import MODEL_FIELDS
+from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.feedback.edits.request import SIDES
 
@@ -26,6 +27,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     MODEL_FIELDS,
     defaults={"max_new_tokens": 1024},
     first="input output limit provider model max_new_tokens dry_run",

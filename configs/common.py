@@ -6,10 +6,20 @@ DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = (*DTYPES, "float16")
 OVERLONG = ("truncate", "drop")
 MODEL = "FOLDER | HUB_ID | FILE.gguf"
-SOURCE = "FILE.jsonl|.json|.parquet or a datasets id ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
+SOURCE = "FILE.jsonl|.json|.csv|.parquet or a dataset ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
 
 MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
 DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
+READING = {
+    "Rows": {
+        "columns": Field("", "the file's names of fields: prompt=question,chosen=best,…"),
+        "invalid": Field(
+            "stop",
+            "rows that cannot be used: stop, or drop and count",
+            choices=("stop", "drop"),
+        ),
+    }
+}
 UNROLL = Field(
     True, "decode with unrolled layers: fastest; False needs no second copy of the weights"
 )

@@ -1,5 +1,6 @@
 """How minimal the edits of a file are: what ``launch.edit_report`` needs."""
 
+from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
@@ -18,6 +19,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     first="input output tokenizer max_change_ratio examples",
 )
 

@@ -1,6 +1,6 @@
 """The table of a reward model for any file of pairs: what ``launch.evaluate_rm`` needs."""
 
-from configs.common import DTYPE, MESH, OVERLONG
+from configs.common import DTYPE, MESH, OVERLONG, READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
@@ -17,6 +17,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     first="reward_model test output",
 )
 

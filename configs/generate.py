@@ -1,6 +1,6 @@
 """Responses to a file of prompts: what ``launch.generate`` needs."""
 
-from configs.common import DTYPE, MESH, MODEL, OVERLONG, UNROLL
+from configs.common import DTYPE, MESH, MODEL, OVERLONG, READING, UNROLL
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 
@@ -38,6 +38,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     first="model prompts output limit temperature samples seed max_new_tokens template batch_size",
 )
 

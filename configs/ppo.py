@@ -11,7 +11,7 @@ and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
 from configs.base import CHECKPOINTS, DEVICES, OPTIMIZER, RUN
-from configs.common import DTYPES, MODEL, OVERLONG, UNROLL
+from configs.common import DTYPES, MODEL, OVERLONG, READING, UNROLL
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
@@ -106,6 +106,7 @@ GROUPS = {
 FIELDS = collect_fields(
     RUN,
     GROUPS,
+    READING,
     OPTIMIZER,
     CHECKPOINTS,
     DEVICES,

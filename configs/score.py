@@ -1,6 +1,6 @@
 """Rewards of every token of given responses: what ``launch.score`` needs."""
 
-from configs.common import DTYPE, MESH
+from configs.common import DTYPE, MESH, READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
@@ -21,6 +21,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     first="reward_model input output limit",
 )
 

@@ -34,7 +34,7 @@ from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
 from fgrlhf_jax.tiny_world.datasets import make_instructions
-from launch.shared import asking, cli
+from launch.shared import asking, cli, reading
 
 CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
@@ -90,7 +90,7 @@ def main(config) -> None:
 def read_tasks(config) -> list[EditTask]:
     """The responses to edit."""
     if config.input:
-        rows = records.read_with_rows(config.input)
+        rows = reading.read_with_rows(config, config.input)
     else:
         instructions = make_instructions(EMBEDDED_ROWS, "feedback", 0)
         rows = [(record, {}) for record in instructions]

@@ -3,7 +3,7 @@ r"""Shows what is in files of records, or converts them to another kind.
 python -m launch.data --config.input=FILE|ID[,…] [--config.samples=3] [--config.tokenizer=FOLDER]
                       [--config.output=FILE.json]
 python -m launch.data --config.input=FILE|ID[,…] --config.output=FILE.jsonl \
-    --config.to=edits|preferences|instructions|prompts|alpaca_farm|alpaca_eval
+    --config.to=edits|preferences|instructions|prompts|trl|messages|alpaca_farm|alpaca_eval
 
 The first shows rows of each kind, prompts, lengths, repetitions, prompts that files share, and some
 rows in full; the second converts. An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, as in
@@ -13,7 +13,7 @@ tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedde
 import dataclasses
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.convert import compared_predictions, convert_records
+from fgrlhf_jax.data.convert import convert_records
 from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
@@ -24,8 +24,6 @@ CONFIG = "configs/data.py"
 EMBEDDED_ROWS = 500
 LEFT_OUT = {
     "invalid": "that cannot be read",
-    "ties": "ties",
-    "equal": "equal predictions",
     "without_output": "without an output",
     "repeated": "repeated",
 }
@@ -75,9 +73,6 @@ def convert(config) -> None:
     files, invalid = read(config)
     rows = [pair for pairs in files.values() for pair in pairs]
     counts = {"invalid": sum(map(len, invalid.values()))}
-    if config.predictions:
-        rows, compared = compared_predictions(rows, config.seed)
-        counts |= compared
     options = {name: config[name] for name in ("side", "distinct", "generator", "seed")}
     converted, left_out = convert_records(rows, config.to, **options)
     counts |= left_out
@@ -96,7 +91,9 @@ def read(config) -> tuple[dict, dict]:
     files, invalid = {}, {}
     for source in records.sources(config.input):
         messages = [] if config.invalid == "drop" else None
-        pairs = records.read_with_rows(source, prompts=True, refused=messages)
+        pairs = records.read_with_rows(
+            source, need="prompts", columns=config.columns, refused=messages
+        )
         files[source] = pairs[: config.limit or None]
         invalid[source] = messages or []
     return files, invalid

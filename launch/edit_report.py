@@ -17,7 +17,7 @@ from fgrlhf_jax.feedback.edits.report import compute_statistics, format_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch.shared import cli
+from launch.shared import cli, reading
 
 CONFIG = "configs/edit_report.py"
 EMBEDDED_ROWS = 300
@@ -27,7 +27,7 @@ def main(config) -> None:
     output = cli.check_output(config.output, (".html", ".json"), read=[config.input])
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
-        edits, annotators = read_edits(config.input)
+        edits, annotators = read_edits(config)
         rejected = count_rejected(sources)
     else:
         edits, _ = make_feedback(EMBEDDED_ROWS, config.seed)
@@ -53,13 +53,13 @@ def main(config) -> None:
         print(f"\nwritten to {output}")
 
 
-def read_edits(spec: str) -> tuple[list[records.Edit], list[str]]:
+def read_edits(config) -> tuple[list[records.Edit], list[str]]:
     """The edits of files and the annotator of each, "" where the row has none."""
     edits, annotators = [], []
-    for n, (row, fields) in enumerate(records.read_with_rows(spec), 1):
+    for n, (row, fields) in enumerate(reading.read_with_rows(config, config.input, "pairs"), 1):
         if not isinstance(row, records.Edit):
             raise InputError(
-                f"{spec}: row {n} is no edit (instruction, original, edited); "
+                f"{config.input}: row {n} is no edit (instruction, original, edited); "
                 "launch.collect_edits makes edits of responses"
             )
         edits.append(row)

@@ -4,20 +4,18 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
                              [--config.output=FILE.json]
 """
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime.files import write_json
-from launch.shared import cli
+from launch.shared import cli, reading
 
 CONFIG = "configs/evaluate_rm.py"
 
 
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",), read=[config.test])
-    rows = records.read(config.test)
-    cli.use_devices()
+    rows = reading.read(config, config.test, "pairs")
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     tables = evaluate(
         reward_model,

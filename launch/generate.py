@@ -12,13 +12,12 @@ import sys
 
 from tqdm import tqdm
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import sft
-from launch.shared import cli, embedded
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/generate.py"
 TERMINAL_ROWS = 5
@@ -30,11 +29,10 @@ def main(config) -> None:
     )
     output = cli.check_output(config.output, (".json",), read=[config.prompts])
     if config.prompts:
-        prompts = records.read(config.prompts, prompts=True)
+        prompts = reading.read(config, config.prompts, "prompts")
     else:
         prompts = make_instructions(64, "test", config.seed)
     prompts = prompts[: config.limit or (len(prompts) if config.output else TERMINAL_ROWS)]
-    cli.use_devices()
     path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
     learned = hf_load.learned_template(path)
     model = LanguageModel.load(

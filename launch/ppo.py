@@ -15,7 +15,7 @@ from fgrlhf_jax.ppo.train import run
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime.files import read_jsonl
 from launch import sft, train_rm
-from launch.shared import cli, embedded
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/ppo.py:tiny,token"
 
@@ -32,7 +32,8 @@ def check(config) -> None:
 
 def main(config) -> None:
     check(config)
-    cli.use_devices(config)
+    if config.distributed:
+        cli.join_processes(config)
     paths = {name: config[name] for name in ("policy", "prompts")}
     paths["reward_model"] = config.reward_model or config.reward_function
     if any(paths.values()) and not all(paths.values()):
@@ -42,7 +43,7 @@ def main(config) -> None:
             f"{', '.join(paths)} everything is of the embedded world)"
         )
     if all(paths.values()):
-        sets = cli.read_sets(config, config.prompts, prompts=True)
+        sets = reading.read_sets(config, config.prompts, "prompts")
     else:
         check_embedded(config)
         loss = "sequence" if config.level == "sequence" else "token_edit"

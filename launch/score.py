@@ -18,7 +18,7 @@ from fgrlhf_jax.report import heatmap
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.reward_model.token_rewards import ScoredResponse
 from fgrlhf_jax.runtime.files import write_jsonl, write_text
-from launch.shared import cli
+from launch.shared import cli, reading
 
 CONFIG = "configs/score.py"
 TERMINAL_ROWS = 5
@@ -26,11 +26,10 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     output = cli.check_output(config.output, (".jsonl", ".html", ".svg"), read=[config.input])
-    records_and_rows = records.read_with_rows(config.input)
+    records_and_rows = reading.read_with_rows(config, config.input)
     shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
     rows = [row for _, row in records_and_rows[:shown]]
     inputs = [record for record, _ in records_and_rows[:shown]]
-    cli.use_devices()
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     max_length = reward_model.length_limit(config.max_length)
     longest_prompt = reward_model.meta.data["max_prompt_length"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft
-from launch.shared import cli, embedded
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/sft.py:tiny"
 
@@ -25,14 +25,15 @@ def check(config) -> None:
 
 def main(config) -> None:
     check(config)
-    cli.use_devices(config)
+    if config.distributed:
+        cli.join_processes(config)
     run_folder.check_run(config)
     finished = Path(config.run_dir) / "eval.json"
     if finished.exists():
         print(f"{config.run_dir} is finished; its figures again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = sft.run(config, cli.read_sets(config, config.train))
+        result = sft.run(config, reading.read_sets(config, config.train, "responses"))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)

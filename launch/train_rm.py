@@ -14,7 +14,7 @@ from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model import train
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.tiny_world.words import make_tokenizer
-from launch.shared import cli, embedded
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/rm.py:tiny,token_edit"
 
@@ -26,14 +26,15 @@ def check(config) -> None:
 
 def main(config) -> None:
     check(config)
-    cli.use_devices(config)
+    if config.distributed:
+        cli.join_processes(config)
     run_folder.check_run(config)
     finished = Path(config.run_dir) / "eval.json"
     if finished.exists():
         print(f"{config.run_dir} is finished; its table again:")
         result = json.loads(finished.read_text())
     elif config.train:
-        result = train.run(config, cli.read_sets(config, config.train))
+        result = train.run(config, reading.read_sets(config, config.train, "pairs"))
     else:
         cli.check_embedded(config)
         folder = run_folder.lock(config.run_dir)

@@ -1,105 +1,52 @@
-"""Converts records of one kind to rows of another: what editors, judges or AlpacaFarm's code read.
+"""Converts records of one kind to rows of another: what editors, judges, TRL or AlpacaFarm read.
 
     edits         original, edited                    instructions  output: one side of a pair
     preferences   output_1, output_2, preference      prompts       the prompt alone, each once
+    trl           prompt with chosen and rejected, or with completion; texts or messages
+    messages      the conversation, one side of a pair at its end
     alpaca_farm   preferences or instructions, with AlpacaFarm's columns only
     alpaca_eval   annotated pairs or one model's outputs; ``input`` joins the instruction
 
-An edit's sides become output_1 and output_2 in an order that a hash decides, so that neither
-position is the better one. A row that keeps its kind keeps its further fields; any row keeps its
-id.
+The sides of an edit, or of chosen and rejected, become output_1 and output_2 in an order that a
+hash decides, so that neither position is the better one. A row that keeps its kind keeps its
+further fields; any row keeps its id.
 """
 
-import contextlib
+import dataclasses
 import hashlib
-import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow
+from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow, kind_of
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 
-TARGETS = (*records.KINDS, "alpaca_farm", "alpaca_eval")
+TARGETS = (*records.KINDS, "trl", "messages", "alpaca_farm", "alpaca_eval")
 SIDES = ("better", "worse")
 
 Row = dict[str, Any]
 
-
-def edit_as_preference(edit: Edit, seed: int = 0) -> Preference:
-    """The same pair with its sides shuffled; the edited one is preferred."""
-    prompt, texts, better = (edit.instruction, edit.input), (edit.original, edit.edited), 2
-    if _coin(seed, *prompt, *texts):
-        texts, better = texts[::-1], 1
-    return Preference(*prompt, *texts, better, id=edit.id)
+# What a converted row has under the names of its target.
+_REPLACED = {name for layout in formats.LAYOUTS for name in layout[:2]} | {"input", "system"}
+_REPLACED = _REPLACED.union(formats.PROMPTS) - {"predictions", "preference"}
 
 
-def _coin(seed: int, *texts: str) -> bool:
-    """A fair coin, tossed by a hash of the texts."""
-    return bool(hashlib.sha256(json.dumps([seed, *texts]).encode()).digest()[0] & 1)
+def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
+    """The same pair with its sides in an order that a hash of its texts decides."""
+    texts, better = records.better_and_worse(pair), 1
+    coin = json.dumps([seed, *records.shown_prompt(pair), *texts]).encode()
+    if hashlib.sha256(coin).digest()[0] & 1:
+        texts, better = texts[::-1], 2
+    prompt = pair.instruction, pair.input
+    return Preference(*prompt, *texts, better, id=pair.id, messages=pair.messages)
 
 
 def json_fields(row: Mapping[str, Any]) -> Row:
     """The row with text for what JSON cannot hold, such as the dates of a Parquet file."""
-    text = json.dumps(dict(row), default=str, ensure_ascii=False)
-    return json.loads(text.encode("utf-8", "replace"))
-
-
-def compared_predictions(
-    rows: Sequence[RecordAndRow], seed: int = 0
-) -> tuple[list[RecordAndRow], dict[str, int]]:
-    """Preferences from rows that compare all pairs of their ``predictions``, as qa_feedback's do.
-
-    ``preference`` of such a row has a label for (1, 2), (1, 3), … in this order: 1 the first is
-    better, 2 the second, 0 a tie. Ties and equal predictions are left out and counted. Sides are
-    shuffled.
-
-    Raises:
-      InputError: for a row with other fields, and where all pairs are ties.
-    """
-    counts: Counter[str] = Counter(rows=len(rows), pairs=0, ties=0, equal=0)
-    preferences: list[RecordAndRow] = []
-    for number, (record, row) in enumerate(rows, 1):
-        texts, labels = _check_predictions(row, number)
-        pairs = itertools.combinations(enumerate(texts, 1), 2)
-        for ((i, text_1), (j, text_2)), label in zip(pairs, labels, strict=True):
-            counts["pairs"] += 1
-            if label == 0 or text_1 == text_2:
-                counts["equal" if label else "ties"] += 1
-                continue
-            if _coin(seed, record.instruction, record.input, text_1, text_2):
-                text_1, text_2, label = text_2, text_1, 3 - label
-            id = {key: f"{value}/{i}-{j}" for key, value in _id(row).items()}
-            pair = Preference(record.instruction, record.input, text_1, text_2, label, **id)
-            preferences.append((pair, id))
-    if not preferences:
-        raise InputError(f"predictions: all {counts['pairs']} pairs are ties; nothing is left.")
-    return preferences, dict(counts)
-
-
-def _check_predictions(row: Mapping[str, Any], number: int) -> tuple[list[str], list[int]]:
-    """The predictions, which may be a JSON text, and the labels of a row."""
-    texts, labels = row.get("predictions"), row.get("preference")
-    if isinstance(texts, str):
-        with contextlib.suppress(ValueError):
-            texts = json.loads(texts)
-    valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
-    pairs = math.comb(len(texts), 2) if valid else 0
-    if not pairs or not isinstance(labels, list) or len(labels) != pairs:
-        raise InputError(
-            f"row {number}: has no comparison of predictions; it must have a list `predictions` of "
-            "at least two responses and a list `preference` with a label for each pair of them."
-        )
-    if any(type(label) is not int or label not in (0, 1, 2) for label in labels):
-        raise InputError(
-            f"row {number}: preference is {json.dumps(labels, default=str)[:40]}; each label must "
-            "be 1 (the first is better), 2 (the second) or 0 (a tie)."
-        )
-    return texts, labels
+    return json.loads(json.dumps(dict(row), default=str))
 
 
 def convert_records(
@@ -131,7 +78,7 @@ def convert_records(
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):
-        if records.kind_of(record) == "prompts" and to in ("instructions", "alpaca_eval"):
+        if kind_of(record) == "prompts" and to in ("instructions", "messages", "alpaca_eval"):
             counts["without_output"] += 1
             continue
         try:
@@ -154,47 +101,80 @@ def convert_records(
     return converted, dict(counts) | {"kept": len(converted)}
 
 
-def _id(row: Mapping[str, Any]) -> Row:
-    return {} if row.get("id") in (None, "") else {"id": str(row["id"])}
-
-
 def _convert(
     record: Record, row: Mapping[str, Any], to: str, side: str, generator: str, seed: int
 ) -> Row:
     if to == "alpaca_eval":
         return _alpaca_eval(record, row, generator)
-    prompt = {"instruction": record.instruction, "input": record.input}
-    new = _id(row) | prompt
-    match to, record:
-        case ("prompts", _):
-            return new | {"output": ""}
-        case ("edits", Preference() | Instruction()):
-            raise InputError(
-                f"{records.kind_of(record)} hold no edits; have responses edited by "
-                "launch.collect_edits or launch.annotate, whose input to=instructions makes."
-            )
-        case ("preferences", Instruction()):
-            raise InputError("a single response is no preference; give edits or preferences.")
-        case ("preferences" | "alpaca_farm", Edit()):
-            pair = edit_as_preference(record, seed)
-            return new | records.responses_of(pair) | {"preference": pair.preference}
-        case ("alpaca_farm", Instruction()):
-            return new | {"output": record.output}
-        case ("instructions", Edit() | Preference()):
-            return new | {"output": records.better_and_worse(record)[SIDES.index(side)]}
-        case ("instructions", Instruction()) if side == "worse":
-            raise InputError("an instruction has one response, no worse one; choose side=better.")
-    same = json_fields(row) | prompt | records.responses_of(record)
-    if isinstance(record, Preference):
-        same["preference"] = record.preference
+    id = getattr(record, "id", "") or row.get("id")
+    id = {} if id in (None, "") else {"id": str(id)}
+    turns = [dataclasses.asdict(turn) for turn in record.messages]
+    prompt = {"messages": turns} if turns else _instruction(record)
+    further = {name: v for name, v in json_fields(row).items() if name not in _REPLACED}
+    is_pair, has_own_kind = not isinstance(record, Instruction), to == kind_of(record)
     if to == "alpaca_farm":
-        names = ("output_1", "output_2", "preference", "raw_preference")
-        return new | {name: same[name] for name in names if name in same}
-    return same
+        if len(turns) > 1:
+            raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl.")
+        prompt = {"instruction": turns[0]["content"], "input": ""} if turns else prompt
+        raw = ("raw_preference",) if isinstance(record, Preference) else ()
+        further = {name: further[name] for name in raw if name in further}
+        to = "preferences" if is_pair else "instructions"
+        has_own_kind = True
+    match to:
+        case "prompts":
+            return id | prompt | {"output": ""}
+        case "edits" if not isinstance(record, Edit):
+            raise InputError(
+                f"{kind_of(record)} hold no edits; have responses edited by "
+                "launch.collect_edits or launch.annotate, whose input to=instructions makes, or "
+                "read chosen as the edit of rejected: columns=original=rejected,edited=chosen."
+            )
+        case "preferences" if not is_pair:
+            raise InputError("a single response is no preference; give edits or preferences.")
+        case "instructions" | "messages" if side == "worse" and not is_pair:
+            raise InputError("an instruction has one response, no worse one; choose side=better.")
+        case "trl" | "messages":
+            chat = turns or [_message("user", plain_text(record.instruction, record.input))]
+            if to == "messages":
+                answer = _message("assistant", _side(record, side))
+                return further | id | _input(record) | {"messages": [*chat, answer]}
+            names = ("chosen", "rejected") if is_pair else ("completion",)
+            texts = records.better_and_worse(record) if is_pair else [record.output]
+            new = {"prompt": turns or chat[0]["content"]} | _input(record)
+            for name, text in zip(names, texts, strict=True):
+                new |= {name: [_message("assistant", text)] if turns else text} if text else {}
+            return further | id | new
+        case "preferences" if isinstance(record, Edit) or "output_1" not in row:
+            record = as_preference(record, seed)
+        case "instructions" if is_pair:
+            return id | prompt | {"output": _side(record, side)}
+    fields = prompt | {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
+    if isinstance(record, Preference):
+        fields["preference"] = record.preference
+    return (further if has_own_kind else {}) | id | fields
+
+
+def _instruction(record: Record) -> Row:
+    return {"instruction": record.instruction, "input": record.input}
+
+
+def _input(record: Record) -> Row:
+    """What a prompt of one text does not say: which part of it is the input."""
+    return _instruction(record) if record.input else {}
+
+
+def _message(role: str, content: str) -> Row:
+    return {"role": role, "content": content}
+
+
+def _side(record: Record, side: str) -> str:
+    if isinstance(record, Instruction):
+        return record.output
+    return records.better_and_worse(record)[SIDES.index(side)]
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
-    prompt = plain_text(record.instruction, record.input)
+    prompt = plain_text(*records.shown_prompt(record))
     unnamed = generator or "unnamed"
     if isinstance(record, Instruction):
         name = row.get("generator") or unnamed

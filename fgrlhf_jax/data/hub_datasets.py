@@ -14,6 +14,8 @@ from fgrlhf_jax.errors import InputError
 
 PARQUET_BRANCH = "refs/convert/parquet"
 
+SOURCE_BYTES = 2 * 10**9
+
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -22,6 +24,13 @@ def is_dataset(source: str) -> bool:
     name, *choices = source.split(":")
     folder = bool(choices) and os.path.isdir(name)
     return len(choices) < 3 and (folder or bool(_ID.fullmatch(name)))
+
+
+def check_size(source: str, size: int) -> None:
+    """Raises InputError for a source of too many bytes."""
+    if size > SOURCE_BYTES:
+        reason = f"holds more than {SOURCE_BYTES / 1e9:g} GB of text"
+        raise InputError(f"{source:.300}: {reason}; give a part of it.")
 
 
 def read_rows(source: str) -> Iterator[tuple[str, Any]]:
@@ -46,7 +55,9 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
     except InputError:
         raise
     except Exception as error:  # of the library, the hub or the network
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        while error.__cause__:
+            error = error.__cause__
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         advice = (
             "give its data files (JSON, JSONL or Parquet) instead"
             if "script" in reason
@@ -55,6 +66,7 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}.") from error
     if isinstance(loaded, Mapping):
         loaded = loaded[_choice("", loaded, source, f"{name}:{config}:", "split")]
+    check_size(source, loaded.data.nbytes)
     return ((f"{source}:row {n}", row) for n, row in enumerate(loaded, 1))
 
 

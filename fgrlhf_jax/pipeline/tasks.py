@@ -88,10 +88,10 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
         for edit in edits
         for response in (edit.original, edit.edited)
     ]
-    prompts = records.read(files.prompts, prompts=True) if files.prompts else edits
+    prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
     # Another seed than that of the split before, whose hash these rows have in common.
     validation, test = records.split(held_out, 0.5, config.seed + 1)
-    test_prompts = records.read(files.test, prompts=True) if files.test else test
+    test_prompts = records.read(files.test, need="prompts") if files.test else test
     sets = {
         "sft": sft,
         "ppo": distinct_prompts(prompts),

@@ -8,12 +8,7 @@ import hub_cases
 import pytest
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.convert import (
-    SIDES,
-    compared_predictions,
-    convert_records,
-    edit_as_preference,
-)
+from fgrlhf_jax.data.convert import SIDES, as_preference, convert_records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -57,7 +52,7 @@ def test_an_edit_as_a_preference():
 def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     edits = [Edit("a", "", f"old {n}", f"new {n}") for n in range(1000)]
     first, backwards, other_seed = (
-        [edit_as_preference(edit, seed).preference for edit in rows]
+        [as_preference(edit, seed).preference for edit in rows]
         for rows, seed in ((edits, 3), (edits[::-1], 3), (edits, 4))
     )
     assert 450 < first.count(1) < 550  # 500 ± 3.2 standard errors
@@ -66,11 +61,12 @@ def test_sides_are_shuffled_fairly_and_by_the_row_alone():
 
 
 def test_a_row_that_keeps_its_kind_keeps_its_fields():
-    further = {"annotator": "human", "a set": {1}, "surrogate": "\ud83d"}
+    further = {"annotator": "human", "a set": {1}}
     for record, to in ((EDIT, "edits"), (FIRST, "preferences"), (ANSWER, "instructions")):
         (row,) = converted(record, to=to, further=further)
         fields = json.loads(json.dumps(dataclasses.asdict(record)))
-        assert row == {**fields, "annotator": "human", "a set": "{1}", "surrogate": "?"}
+        del fields["messages"]
+        assert row == {**fields, "annotator": "human", "a set": "{1}"}
 
 
 def test_rows_that_are_left_out_are_counted():
@@ -131,62 +127,6 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
             columns = ("instruction", "input", "output")
             rows = [{column: row[column] for column in columns} for row in rows]
         assert back == rows
-
-
-def compared(labels=(0, 1, 2, 1, 1, 2), texts=("a", "b", "c", "d"), **fields):
-    row = dataclasses.asdict(EDIT) | {"predictions": list(texts), "preference": list(labels)}
-    return [(EDIT, row | fields)]
-
-
-@pytest.mark.parametrize("predictions", [["a", "b", "c", "d"], '["a", "b", "c", "d"]'])
-def test_labels_of_predictions(predictions):
-    pairs, counts = compared_predictions(compared(predictions=predictions))
-    assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 0}
-    ids = [f"e/1/{n}" for n in ("1-3", "1-4", "2-3", "2-4", "3-4")]
-    assert [pair.id for pair, _ in pairs] == ids
-    texts = [better_and_worse(pair) for pair, _ in pairs]
-    assert texts == [("a", "c"), ("d", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
-    rows, _ = convert_records(pairs, "preferences")
-    assert [row["preference"] for row in rows] == [pair.preference for pair, _ in pairs]
-    assert rows[0]["id"] == "e/1/1-3"
-
-
-def test_sides_of_predictions_are_shuffled():
-    """Where the first is always the better one."""
-    rows = [
-        row for n in range(200) for row in compared([1] * 6, [f"{side} {n}" for side in "abcd"])
-    ]
-    pairs, _ = compared_predictions(rows)
-    assert 0.46 < sum(pair.preference == 1 for pair, _ in pairs) / 1200 < 0.54
-
-
-def test_ids_of_pairs_and_equal_predictions():
-    for id, expected in ((0, "0/1-2"), ("", None), (None, None)):
-        ((_, row),), _ = compared_predictions(compared(texts="ab", labels=[1], id=id))
-        assert row.get("id") == expected
-    _, counts = compared_predictions(compared(texts=("a", "b", "a", "d")))
-    assert counts == {"rows": 1, "pairs": 6, "ties": 1, "equal": 1}
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        *(
-            ({"predictions": value}, "row 1: has no comparison of predictions")
-            for value in (None, "no JSON", ["a"], ["a", "b", "c", " "])
-        ),
-        *(
-            ({"preference": value}, "row 1: has no comparison of predictions")
-            for value in (1, [1, 2])
-        ),
-        ({"preference": [1, 2, 0, 1, 2, 3]}, "each label must be 1 .*, 2 .* or 0"),
-        ({"preference": [1, 2, 0, 1, 2, "1"]}, "each label must be 1"),
-        ({"preference": [0] * 6}, "all 6 pairs are ties"),
-    ],
-)
-def test_bad_comparisons(fields, message):
-    with pytest.raises(InputError, match=message):
-        compared_predictions(compared(**fields))
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,8 @@ def test_what_a_conversion_says_and_writes(run):
     assert run(input="pairs.jsonl", **fields) == "2 rows in worse.jsonl\n"
     texts = [row.output for row in records.read("worse.jsonl")]  # that an editor edits
     assert texts == ["A brick, I think.", "Fig"]
-    fields = {"input": "compared.jsonl", "to": "preferences", "predictions": True}
-    assert run(output="p.jsonl", **fields) == "5 rows in p.jsonl\nleft out: 1 ties\n"
+    fields = {"input": "compared.jsonl", "to": "preferences", "columns": "predictions,preference"}
+    assert run(output="p.jsonl", **fields) == "5 rows in p.jsonl\n"
     pairs = records.read("p.jsonl")
     assert {type(pair) for pair in pairs} == {Preference}
     assert pairs[0].id == "dev/0/1-2"
@@ -213,7 +213,7 @@ BAD = [
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
     (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
-    (CONVERT | {"predictions": True}, "row 1: has no comparison of predictions"),
+    (CONVERT | {"columns": "predictions"}, "edits.jsonl:1: misses the field 'predictions'"),
     ({"tokenizer": "nowhere"}, "nowhere: no such model"),
     ({"tokenizer": "tokenizer", "template": "chat"}, "has no chat template"),
 ]

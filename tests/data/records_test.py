@@ -77,8 +77,8 @@ def test_preference_as_number(write, value, expected):
 def test_a_prompt_needs_no_output(write, row):
     path = write(INSTRUCTION, row, EDIT)
     prompt = Instruction("Name a fruit.", "", "")
-    assert read(path, prompts=True) == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
-    assert read_with_rows(path, prompts=True)[1] == (prompt, row)
+    assert read(path, need="prompts") == [Instruction(**INSTRUCTION), prompt, Edit(**EDIT)]
+    assert read_with_rows(path, need="prompts")[1] == (prompt, row)
     with pytest.raises(InputError, match=r"a\.jsonl:2: .*'output'"):
         read(path)
     assert read(write(changed(INSTRUCTION, output=""))) == [prompt]
@@ -128,7 +128,7 @@ BAD_LINES = [
     (b"null", "is not an object"),
     (lines(EDIT).strip().replace(b"rains", b"r\xe9gne"), "invalid UTF-8 .byte 0xe9.; save the"),
     (b"{}", "misses the field 'instruction'"),
-    (b'{"prompt": "a", "answer": "b"}', "has prompt, answer"),
+    (b'{"question": "a", "answer": "b"}', "has question, answer"),
 ]
 BAD_FIELDS = [
     *(
@@ -140,7 +140,7 @@ BAD_FIELDS = [
     (EDIT, "edited", "\ud83d", "invalid Unicode"),
     (EDIT, "edited", 5, "'edited' is 5, not a string"),
     (EDIT, "original", None, "'original' is null, not a str"),
-    (INSTRUCTION, "output", ["a"], "is ..a.., not a string"),
+    (INSTRUCTION, "output", ["a"], "output: {} is no message with a role"),
     (EDIT, "input", 0, "'input' is 0, not a string"),
     (EDIT, "instruction", {}, "'instruction' is {}, not"),
     (EDIT | {"input": ""}, "instruction", " ", "are both empty"),
@@ -151,7 +151,7 @@ BAD_FIELDS = [
     (PREFERENCE, "output_1", "", "the response 'output_1' is empty"),
     *(
         (PREFERENCE, "preference", value, f"preference is {json.dumps(value)}; it must be 1 or")
-        for value in (0, 3, 1.5, "1", True, None, float("nan"))
+        for value in (0, 3, 1.5, "3", True, None, float("nan"))
     ),
     (EDIT, "error_spans", "It", "error_spans is 'It', not a list of spans"),
     *(
@@ -168,7 +168,7 @@ def test_bad_line_is_named(write, data, message):
     no_prompts = "misses the field 'output'" in message  # which a prompt may
     for prompts in {False, not no_prompts}:
         with pytest.raises(InputError, match=f"^a.jsonl:3: .*({message})") as caught:
-            read(path, prompts=prompts)
+            read(path, need="prompts" if prompts else "any")
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 330
 
@@ -191,7 +191,7 @@ def test_bad_row_of_a_list_or_table_is_named(write):
             ("a.json", data, "a.json: holds no rows")
             for data in (b"", b"\n \n", b"\xef\xbb\xbf", b"[]")
         ),
-        ("a.csv", b"instruction,output\n", "a.csv: is none of .jsonl, .json, .parquet"),
+        ("a.txt", b"instruction,output\n", "a.txt: is none of .jsonl, .json, .csv, .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read(write, name, data, message):
@@ -228,11 +228,11 @@ def test_no_file_folder_and_unreadable_file(write, monkeypatch):
     with pytest.raises(InputError, match="is a folder; name the files in it"):
         read(".")
 
-    def refuse(self):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     # By hand, since permissions do not bind root.
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
         read(path)
 

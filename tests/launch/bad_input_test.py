@@ -74,8 +74,8 @@ def train(refused, train_fields):
 TRAIN = [
     ({"train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     ({"train": "DATA/malformed.jsonl"}, "malformed.jsonl:3: malformed JSON"),
-    ({"train": "DATA/instructions.jsonl"}, "train: holds instructions"),
-    ({"validation": "DATA/instructions.jsonl"}, "validation: holds instructions"),
+    ({"train": "DATA/instructions.jsonl"}, "instructions.jsonl:1: has one response"),
+    ({"validation": "DATA/instructions.jsonl"}, "instructions.jsonl:1: has one response"),
     ({"batch_size": 64}, "batch_size: 64 is more than the 48 rows there are"),
     ({"train": ""}, "train is empty; give --config.train=FILE"),
     ({"validation": "", "validation_share": 0.0}, "none is left for validation"),
@@ -301,7 +301,7 @@ def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, 
 
 
 def test_nothing_to_evaluate_or_to_score(refused, data, reward_model):
-    assert "instructions.jsonl: holds instructions" in refused(
+    assert "instructions.jsonl:1: has one response; a reward model needs" in refused(
         evaluate_rm, reward_model=reward_model, test=data / "instructions.jsonl"
     )
     assert "no response in 'output'" in refused(

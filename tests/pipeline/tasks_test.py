@@ -184,7 +184,7 @@ def make_sets(tmp_path):
         tasks.make_data(config, tmp_path)
         tasks.make_feedback(config, tmp_path, 0)
         paths = [*(tmp_path / "data").iterdir(), *tmp_path.glob("seed_0/feedback/*.jsonl")]
-        return {path.stem: records.read(str(path), prompts=True) for path in paths}
+        return {path.stem: records.read(str(path), need="prompts") for path in paths}
 
     return make_sets
 

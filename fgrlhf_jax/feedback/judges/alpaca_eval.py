@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import length_control
 from fgrlhf_jax.functional import win_rate
@@ -82,8 +82,7 @@ def read_rows(path: str) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
     for where, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+        formats.check_row(row, where)
     return rows
 
 
@@ -95,7 +94,7 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
             "instruction, output_1 (the reference's), output_2 (the model's) and preference"
         )
     names = [*_TEXTS, *(name for name in _NAMES if row.get(name) is not None)]
-    texts = {name: records.text_of(row, name, where, blank=True) for name in names}
+    texts = {name: formats.text_of(row, name, where, blank=True) for name in names}
     value = row["preference"]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise InputError(

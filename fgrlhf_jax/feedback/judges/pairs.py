@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
@@ -114,7 +114,7 @@ def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> li
     pairs = []
     for where, row in rows:
         prompt = records.prompt_of(row, where)
-        first, second = (records.text_of(row, name, where, blank=True) for name in sides)
+        first, second = (formats.text_of(row, name, where, blank=True) for name in sides)
         if not (first.strip() and second.strip()):
             left_out["empty responses"] += 1
         elif first == second:
@@ -130,7 +130,7 @@ def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
     for prompt, group in groupby(rows, key=lambda item: records.prompt_of(*item[::-1])):
         distinct: dict[str, _Response] = {}
         for where, row in group:
-            text = records.text_of(row, "output", where, blank=True)
+            text = formats.text_of(row, "output", where, blank=True)
             if not text.strip():
                 left_out["empty responses"] += 1
             elif text in distinct:

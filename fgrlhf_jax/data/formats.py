@@ -1,0 +1,411 @@
+"""The layouts that rows of people's data sets have, and the record in each of them.
+
+A row is a prompt and what answers it. :data:`LAYOUTS` names the fields of the answers and
+:data:`PROMPTS` those of the prompt; both are recognised apart, so that any prompt goes with any
+answers. A prompt is a text or a conversation, an answer a text, a message, or a conversation that
+ends with it. Of two layouts that fit one row none is taken: ``columns`` decides.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fgrlhf_jax.errors import InputError
+
+EDIT, PREFERENCE, COMPARISONS, RESPONSE = "edit", "preference", "comparisons", "response"
+LAYOUTS = {
+    ("original", "edited"): EDIT,
+    ("original_response", "edited_response"): EDIT,  # HelpSteer3's edit
+    ("output_1", "output_2", "preference"): PREFERENCE,  # AlpacaFarm, alpaca_eval
+    ("chosen", "rejected"): PREFERENCE,  # TRL, UltraFeedback, HH-RLHF
+    ("response1", "response2", "overall_preference"): PREFERENCE,  # HelpSteer3's preference
+    ("good_edited_response", "bad_edited_response"): PREFERENCE,  # HelpSteer3's edit_quality
+    ("predictions", "preference"): COMPARISONS,  # qa_feedback; only where columns names them
+    ("output",): RESPONSE,
+    ("completion",): RESPONSE,  # TRL
+    ("response",): RESPONSE,  # Dolly
+}
+PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
+ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
+FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans")
+ROLES = {"system": "system"}
+ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
+ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
+ROW_BYTES = 2_000_000
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+Row = Mapping[str, Any]
+Turns = list[dict[str, str]]
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """{field: column} of "prompt=question,chosen"; a field without "=" is a column of that name.
+
+    Raises:
+      InputError: for what is no field of :data:`FIELDS`.
+    """
+    columns = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        field, _, column = part.partition("=")
+        if field not in FIELDS:
+            raise InputError(
+                f"columns={text:.200}: {field!r:.60} is no field; write field=column[,…] with "
+                f"fields of {', '.join(FIELDS)}."
+            )
+        columns[field] = column or field
+    return columns
+
+
+def normalize(
+    row: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS, *, prompts: bool = False
+) -> list[tuple[str, dict[str, Any]]]:
+    """(EDIT, PREFERENCE or RESPONSE, the record's fields) of each record in a row, checked.
+
+    Args:
+      where: the row's place, which opens every message.
+      columns: the row's name of a field where that is another; what it names is preferred.
+      prompts: whether a row without an answer is a RESPONSE whose output is "".
+    """
+    check_row(row, where)
+    row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
+    layout = _layout(row, columns.keys(), where)
+    kind = LAYOUTS.get(layout, RESPONSE)
+    if kind == COMPARISONS:
+        return _comparisons(row, columns, where)
+    names, answers, before = layout[:2], [], {}
+    for name in names:
+        turns, text = _answer(row, name, where, blank=kind == RESPONSE)
+        answers.append(text)
+        if turns:
+            before[name] = turns
+    if len(before) == 2 and before[names[0]] != before[names[1]]:
+        reason = f"{' and '.join(names)} end different conversations"
+        raise InputError(f"{where}: {reason}; only the last answer may differ, drop the row.")
+    if len(set(answers)) == 1 and len(names) > 1:
+        reason = f"{' and '.join(names)} are equal and teach nothing"
+        raise InputError(f"{where}: {reason}; drop the row.")
+    prompt, last = _prompt(row, columns.keys(), before, answers, where)
+    if not prompt:
+        prompt, answers = _common_beginning(row, names, answers, where)
+    if last is not None and not answers:
+        answers = [last]
+    if _is_transcript(row.get("prompt")):
+        answers = [text.removeprefix(" ") for text in answers]
+    if kind == EDIT:
+        spans = _spans(row.get("error_spans"), len(answers[0]), where)
+        fields = {"original": answers[0], "edited": answers[1], "error_spans": spans}
+    elif kind == PREFERENCE:
+        preference = _preference(row, layout[2], where) if len(layout) > 2 else 1
+        fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
+    else:
+        if row.get("label") is False:
+            raise InputError(f"{where}: label is false, a response not to learn; drop the row.")
+        output = answers or [""] if prompts else answers or [text_of(row, "output", where)]
+        return [(kind, prompt | {"output": output[0]})]
+    return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
+
+
+def check_row(row: Any, where: str) -> None:
+    """Raises InputError for what is no object, is too large, or holds invalid Unicode."""
+    if isinstance(row, InputError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+    try:
+        size = len(json.dumps(dict(row), ensure_ascii=False, default=str).encode())
+    except UnicodeEncodeError:
+        name = next(name for name in row if not _is_unicode([name, row[name]]))
+        reason = f"the field {name!a:.60} holds invalid Unicode (half of a surrogate pair)"
+        raise InputError(f"{where}: {reason}; remove it.") from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read ({error}); correct this row.") from error
+    if size > ROW_BYTES:
+        reason = f"has {size:,} bytes, more than the {ROW_BYTES:,} that a row may have"
+        raise InputError(f"{where}: {reason}; shorten it or drop the row.")
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, ensure_ascii=False, default=str).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _names(names: Iterable[str]) -> str:
+    names = [f"{name:.40}" for name in names]
+    return ", ".join([*names[:12], *(["…"] if len(names) > 12 else [])]) or "none"
+
+
+def _field(row: Row, name: str, where: str) -> Any:
+    if name not in row:
+        raise InputError(
+            f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
+            "(instruction, prompt or messages) and original and edited, chosen and rejected, "
+            "output_1, output_2 and preference, or output; columns=field=column takes other names."
+        )
+    return row[name]
+
+
+def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
+    """The text in a field of a row; raises InputError where there is none.
+
+    Args:
+      blank: whether the text may be empty.
+    """
+    text = _field(row, name, where)
+    if not isinstance(text, str):
+        value = json.dumps(text, default=str)[:40]
+        raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
+    if not blank and not text.strip():
+        raise InputError(f"{where}: the response {name!r} is empty; fill it in or drop the row.")
+    return text
+
+
+def _layout(row: Row, named: Iterable[str], where: str) -> tuple[str, ...]:
+    """The fields of the answers; () where there are none, some missing where a pair is torn."""
+    wanted = set(named) & set(ANSWERS)
+    layouts = [names for names in LAYOUTS if wanted.issubset(names)]
+    if not wanted:
+        layouts.remove(("predictions", "preference"))
+    present = {name for name in ANSWERS if row.get(name) is not None}
+    complete = [names for names in layouts if present.issuperset(names)]
+    pairs = [names for names in complete if len(names) > 1]
+    if pairs:  # full-hh-rlhf repeats the chosen text as the response
+        answers = [row[name] for name in pairs[0]]
+        complete = pairs + [n for n in complete if len(n) == 1 and row[n[0]] not in answers]
+    if len(complete) > 1:
+        choices = [" and ".join(names) for names in complete[:2]]
+        raise InputError(
+            f"{where}: fits two layouts, {' or '.join(choices)}; choose one with "
+            f"--config.columns={','.join(complete[0])} or {','.join(complete[1])}."
+        )
+    torn = [names for names in layouts if len(names) > 1 and present & set(names)]
+    if torn and not pairs:
+        return max(torn, key=lambda names: len(present & set(names)))
+    return complete[0] if complete else ()
+
+
+def _answer(row: Row, name: str, where: str, blank: bool) -> tuple[Turns, str]:
+    """The conversation before an answer, where the field holds it, and the answer's text."""
+    value = row.get(name)
+    if isinstance(value, str) and not _is_transcript(value):
+        return [], text_of(row, name, where, blank)
+    if not value or not isinstance(value, str | list | tuple | Mapping):
+        text_of(row, name, where)
+    turns = _turns(value, f"{where}: {name}")
+    if turns[-1]["role"] != "assistant":
+        raise InputError(f"{where}: {name} does not end with an answer of the assistant; drop it.")
+    return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
+
+
+def _is_transcript(value: Any) -> bool:
+    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def _turns(value: Any, where: str) -> Turns:
+    """Messages of OpenAI's, ShareGPT's or Anthropic's form as {"role", "content"}."""
+    if _is_transcript(value):
+        parts = _TURN.split(value)[1:]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        value = [{"role": role.lower(), "content": text.removeprefix(" ")} for role, text in pairs]
+    value = _parsed(value)
+    if isinstance(value, Mapping):  # one message, or a list of them column by column
+        by_column = all(isinstance(column, list | tuple) for column in value.values())
+        rows = zip(*value.values(), strict=False) if by_column else [value.values()]
+        value = [dict(zip(value, row, strict=True)) for row in rows]
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(f"{where}: is no list of messages; give role and content of each.")
+    turns = []
+    for message in value:
+        message = message if isinstance(message, Mapping) else {}
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list | tuple):  # of parts
+            texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+            content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+            raise InputError(
+                f"{where}: {json.dumps(message, default=str)[:80]} is no message with a role "
+                "(system, user or assistant) and a text as content; correct it or drop the row."
+            )
+        if ROLES[role] == "system" and turns:
+            raise InputError(f"{where}: a system message stands behind others; drop the row.")
+        if content.strip() or ROLES[role] != "system":
+            turns.append({"role": ROLES[role], "content": content})
+    return turns or _turns([], where)
+
+
+def _parsed(value: Any) -> Any:
+    """The list in a text that is one in JSON, as a cell of a table; else the value."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _prompt(
+    row: Row, named: Iterable[str], before: Mapping[str, Turns], answers: list[str], where: str
+) -> tuple[dict[str, Any], str | None]:
+    """Fields of a record's prompt ({}: there is none), and the answer that ends its conversation.
+
+    Args:
+      before: the conversation that a field of the answers holds, if any.
+    """
+    names = set(named) & set(PROMPTS) or PROMPTS
+    conversations, texts, last = dict(before), {}, None
+    for name in PROMPTS:
+        value = row.get(name)
+        if name not in names or value is None or value == []:
+            continue
+        if not isinstance(value, str) or name in PROMPTS[:2] or _is_transcript(value):
+            if name == "instruction":
+                text_of(row, name, where)
+            turns = _turns(value, f"{where}: {name}")
+            *rest, end = turns
+            is_open = _is_transcript(value) and not end["content"]  # it ends in "Assistant:"
+            may_end = is_open or end["content"] in answers or (not answers and name != "context")
+            if end["role"] == "assistant" and may_end:
+                last, turns = (None if is_open else end["content"]), rest
+            conversations[name] = turns
+        elif name != "context":
+            texts[name] = text_of(row, name, where, blank=True)
+    input = row.get("input", row.get("context") if isinstance(row.get("context"), str) else None)
+    input = "" if input is None else text_of({"input": input}, "input", where, blank=True)
+    if not conversations:
+        return (_text_prompt(row, texts, input, where) if texts else {}), last
+    (first, turns), *_ = conversations.items()
+    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        reason = "the messages before the response do not end with one of the user's"
+        raise InputError(f"{where}: {first}: {reason}; correct it or drop the row.")
+    known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
+    known |= {"", transcript(turns).strip()}
+    other = [name for name, others in conversations.items() if others != turns]
+    other += [name for name, text in texts.items() if joined(text, input).strip() not in known]
+    if other:
+        _refuse_two_prompts([first, other[0]], where)
+    if len(turns) == 1 and input and joined(texts.get("instruction", ""), input) in known:
+        return {"instruction": texts["instruction"], "input": input}, last
+    return {"messages": _with_system(row, turns, where)}, last
+
+
+def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> dict[str, Any]:
+    text = next((text for text in reversed(texts.values()) if text.strip()), "")
+    if not (text.strip() or input.strip()):
+        names = "instruction and input are both" if "instruction" in texts else "prompt is"
+        raise InputError(f"{where}: {names} empty; give a prompt.")
+    if texts.get("prompt", text).strip() not in ("", text.strip(), joined(text, input).strip()):
+        _refuse_two_prompts(["prompt", "instruction"], where)
+    turns = _with_system(row, [{"role": "user", "content": joined(text, input)}], where)
+    return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
+
+
+def _with_system(row: Row, turns: Turns, where: str) -> Turns:
+    """The turns behind the message of a column "system"."""
+    system = row.get("system")
+    text = "" if system is None else text_of(row, "system", where, blank=True)
+    if not text.strip() or turns[0] == {"role": "system", "content": text}:
+        return turns
+    return _turns([{"role": "system", "content": text}, *turns], where)
+
+
+def _refuse_two_prompts(names: list[str], where: str) -> None:
+    raise InputError(
+        f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
+        f"--config.columns={names[1]}, or drop the row."
+    )
+
+
+def joined(instruction: str, input: str) -> str:
+    """Instruction, blank line, input."""
+    return f"{instruction}\n\n{input}" if input else instruction
+
+
+def transcript(turns: Turns) -> str:
+    """A conversation as people read it."""
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+
+
+def _common_beginning(
+    row: Row, names: tuple[str, ...], answers: list[str], where: str
+) -> tuple[dict[str, str], list[str]]:
+    """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
+    others = [n for n, value in row.items() if isinstance(value, str) and n not in (*names, "id")]
+    begin = ""
+    if names == ("chosen", "rejected"):
+        pairs = zip(*answers, strict=False)
+        begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+        begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
+    if others or not begin:
+        _field({n: 0 for n in row if n != "instruction"}, "instruction", where)
+    rests = {name: text[len(begin) :] for name, text in zip(names, answers, strict=True)}
+    return {"instruction": begin, "input": ""}, [text_of(rests, name, where) for name in names]
+
+
+def _preference(row: Row, name: str, where: str) -> int:
+    """Which answer is better, 1 or 2."""
+    value = _field(row, name, where)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "overall_preference":
+        if is_number and 1 <= abs(value) <= 3:
+            return 1 if value < 0 else 2
+        allowed = "-3 to -1 (response1 is better) or 1 to 3; drop ties"
+    else:
+        if value in ("1", "2") or (is_number and value in (1, 2)):
+            return int(value)
+        allowed = "1 or 2, the better output"
+    shown = json.dumps(value, default=str)[:40]
+    raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
+
+
+def _comparisons(
+    row: Row, columns: Mapping[str, str], where: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """A preference for each two predictions; labels are of (1, 2), (1, 3), …, 0 a tie."""
+    texts, labels = _parsed(row.get("predictions")), row.get("preference")
+    valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
+    pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []
+    if not pairs or not isinstance(labels, list) or len(labels) != len(pairs):
+        raise InputError(
+            f"{where}: has no comparison of predictions; it must have a list `predictions` of "
+            "at least two responses and a list `preference` with a label for each pair of them."
+        )
+    if any(type(label) is not int or label not in (0, 1, 2) for label in labels):
+        raise InputError(
+            f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must "
+            "be 1 (the first is better), 2 (the second) or 0 (a tie)."
+        )
+    prompt, _ = _prompt(row, columns.keys(), {}, texts, where)
+    if not prompt:
+        _field(row, "instruction", where)
+    id = "" if row.get("id") in (None, "") else f"{row['id']}/"
+    return [
+        (PREFERENCE, prompt | {"output_1": a, "output_2": b, "preference": label, "id": name})
+        for ((i, a), (j, b)), label in zip(pairs, labels, strict=True)
+        if label and a != b
+        for name in [f"{id}{i}-{j}" if id else ""]
+    ]
+
+
+def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
+    if spans is not None and not isinstance(spans, list | tuple):
+        raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans.")
+    checked = []
+    for span in spans or ():
+        pair = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
+        match pair:
+            case [start, end] if type(start) is type(end) is int and 0 <= start < end <= length:
+                checked.append((start, end))
+            case _:
+                raise InputError(
+                    f"{where}: error_spans holds {span!r:.60}; give start and end as character "
+                    f"offsets into the original (0 to {length})."
+                )
+    return tuple(checked)

@@ -1,0 +1,147 @@
+"""Rows of files and datasets, each with its place: JSON, JSONL, CSV, Parquet, Hub ids."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fgrlhf_jax.data import hub_datasets
+from fgrlhf_jax.data.formats import ROW_BYTES
+from fgrlhf_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+Rows = Iterator[tuple[str, Any]]
+
+
+def sources(spec: str) -> list[str]:
+    """The sources of a comma-separated list; a file that has commas in its name is one."""
+    return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
+
+
+def read_rows(source: str) -> Rows:
+    """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
+
+    A line that is no JSON, or of another number of cells, is there as the InputError about it.
+
+    Raises:
+      InputError: for what cannot be read, and for more than ``hub_datasets.SOURCE_BYTES``.
+    """
+    shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
+    if os.path.isdir(source):
+        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas.")
+    if not os.path.exists(source):
+        if not is_known and hub_datasets.is_dataset(source):
+            return hub_datasets.read_rows(source)
+        raise InputError(f"{shown}: there is no such file; check the path.")
+    if not is_known:
+        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
+    if source.endswith(".parquet"):
+        return _parquet_rows(source)
+    try:
+        with gzip.open(source) if source.endswith(".gz") else open(source, "rb") as file:
+            data = file.read(hub_datasets.SOURCE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown}: cannot be read ({reason}).") from error
+    hub_datasets.check_size(source, len(data))
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    return _csv_rows(data, source) if ".csv" in Path(source).suffixes else _json_rows(data, source)
+
+
+def _json_rows(data: bytes, source: str) -> Rows:
+    """Objects a line, one list of objects, such a list under "data", or one object."""
+    start = data.strip()
+    first, _, rest = start.partition(b"\n")
+    if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
+        value = _json(data, source, 1)
+        if isinstance(value, dict) and isinstance(value.get("data"), list):
+            value = value["data"]
+        elif isinstance(value, dict) and rest:
+            value = [value]
+        if isinstance(value, list):
+            return ((f"{source}:row {n}", row) for n, row in enumerate(value, 1))
+        if first.strip() in (b"{", b"[") or first.startswith(b"["):
+            raise value
+    lines = enumerate(data.split(b"\n"), 1)
+    return ((f"{source}:{n}", _json(line, source, n)) for n, line in lines if line.strip())
+
+
+def _json(data: bytes, source: str, line: int) -> Any:
+    """The JSON value in ``data``, which starts at ``line`` of the file, or what is wrong."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _invalid_utf8(error, source, line)
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"
+    except (RecursionError, ValueError) as error:
+        reason = f"JSON that cannot be read ({error}); correct this line"
+    return InputError(f"{source}:{line}: {reason}.")
+
+
+def _invalid_utf8(error: UnicodeDecodeError, source: str, line: int) -> InputError:
+    line += error.object.count(b"\n", 0, error.start)
+    byte = error.object[error.start]
+    return InputError(
+        f"{source}:{line}: invalid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8."
+    )
+
+
+def _csv_rows(data: bytes, source: str) -> Rows:
+    """Rows of texts below a line of names."""
+    csv.field_size_limit(ROW_BYTES)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _invalid_utf8(error, source, 1) from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            if not names:
+                names = cells
+            elif len(cells) == len(names):
+                yield f"{source}:{reader.line_num}", dict(zip(names, cells, strict=True))
+            elif cells:
+                reason = f"has {len(cells)} cells, the first line {len(names)} names"
+                where = f"{source}:{reader.line_num}"
+                yield where, InputError(f"{where}: {reason}; correct this line.")
+    except csv.Error as error:
+        reason = f"malformed CSV ({error}); correct this line"
+        raise InputError(f"{source}:{reader.line_num}: {reason}.") from error
+
+
+def _parquet_rows(source: str) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    count = size = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(source)
+        groups = range(file.metadata.num_row_groups)
+        hub_datasets.check_size(
+            source, sum(file.metadata.row_group(n).total_byte_size for n in groups)
+        )
+        for batch in file.iter_batches(batch_size=16):  # few: a cell may be large
+            size += batch.nbytes
+            hub_datasets.check_size(source, size)
+            for row in batch.to_pylist():
+                count += 1
+                yield f"{source}:row {count}", row
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: a text is invalid UTF-8; write UTF-8 strings.") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = f"is not a readable Parquet file ({error})"
+        raise InputError(f"{source}: {reason:.300}; write it again.") from error
+    except (ValueError, OverflowError) as error:  # such as a date beyond the year 9999
+        reason = f"row {count + 1} or one after it holds what Python cannot ({error})"
+        raise InputError(f"{source}: {reason:.300}; write that column as text.") from error

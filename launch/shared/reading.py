@@ -1,0 +1,53 @@
+"""How every command reads its data: any layout of rows, and what is left out is said."""
+
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Instruction, Record, RecordAndRow
+
+NAMED = 3  # messages about rows that are left out
+
+
+def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[RecordAndRow]:
+    """Records of files and the rows that they stand in; ``columns`` and ``invalid`` are heeded.
+
+    Args:
+      need: as for ``records.read_with_rows``.
+    """
+    refused = [] if config.invalid == "drop" else None
+    pairs = records.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
+    if refused:
+        print(
+            f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr
+        )
+    return pairs
+
+
+def read(config: ConfigDict, spec: str, need: str = "any") -> list[Record]:
+    """The records of files, as :func:`read_with_rows`; "responses" are of Instructions only."""
+    rows = [record for record, _ in read_with_rows(config, spec, need)]
+    if need != "responses":
+        return rows
+    better = [record for record in rows if not isinstance(record, Instruction)]
+    if better:
+        print(f"{spec}: {len(better)} pairs, of which the better response is imitated")
+    return [*map(records.better_response, rows)]
+
+
+def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Sequence[Record]]:
+    """Records of ``train``, ``validation`` and, where the config has it, ``test``.
+
+    Args:
+      train: FILE, or several by commas. Where ``config.validation`` is "", some of its prompts are
+        for validation.
+    """
+    rows = read(config, train, need)
+    files = {name: config.get(name) for name in ("validation", "test") if config.get(name)}
+    sets = {name: read(config, file, need) for name, file in files.items()}
+    if config.validation:
+        return {"train": rows, **sets}
+    parts = records.split(rows, config.validation_share, config.seed)
+    return dict(zip(("train", "validation"), parts, strict=True)) | sets
