@@ -12,6 +12,11 @@ GROUPS = {
         ),
         "reference": Field("", "FILE of the responses that they are compared with"),
         "annotations": Field("", "or FILE[,FILE] in alpaca_eval's format, judged already"),
+        "difficulty": Field(
+            "",
+            "FILE.csv of alpaca_eval's instructions (its df_gamed.csv), for the length-controlled "
+            "win rate of its leaderboard",
+        ),
         "output": Field("", "FILE.json; FILE.annotations.json beside it has every verdict"),
         "common": Field(False, "compare the prompts that all have; False refuses others"),
     },

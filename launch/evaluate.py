@@ -20,6 +20,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.feedback.judges.length_control import MINIMAL, Difficulty, read_difficulty
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging
@@ -31,6 +32,7 @@ Models = list[list[Comparison]]  # the comparisons of one or two models
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",))
     judge = check(config)
+    difficulty = read_difficulty(config.difficulty) if config.difficulty else None
     if config.annotations:
         paths = records.sources(config.annotations)
         models = select(config, [alpaca_eval.read(path) for path in paths])
@@ -39,7 +41,7 @@ def main(config) -> None:
     if models is None:  # a dry run
         return
     judging.print_unparsed([row for rows in models for row in rows])
-    result = summarize(models, config.seed)
+    result = summarize(models, config.seed, difficulty)
     print(table(result))
     if config.output:
         write_json(output, result)
@@ -115,13 +117,13 @@ def common_prompts(models: Models) -> Models:
     return [[row for row in rows if row.prompt in prompts] for rows in models]
 
 
-def summarize(models: Models, seed: int) -> dict:
+def summarize(models: Models, seed: int, difficulty: Difficulty | None) -> dict:
     """Results of the first model; "other" has the second's, "paired" their difference."""
     results = []
     for rows in models:
         names = {"model": rows[0].generator_2, "reference": rows[0].generator_1}
         names["annotator"] = rows[0].annotator
-        results.append({**names, **alpaca_eval.summarize(rows)})
+        results.append({**names, **alpaca_eval.summarize(rows, difficulty)})
     if len(models) == 1:
         return results[0]
     paired = alpaca_eval.paired_difference(*models, seed)
@@ -149,10 +151,14 @@ def model_lines(result: dict) -> list[str]:
         at_equal_length = f"not available: {result['length_controlled_reason']}"
     else:
         at_equal_length = percent(controlled, result["length_controlled_se"])
-        at_equal_length += " (length-controlled)"
+        at_equal_length += f" (alpaca_eval's {result['length_controlled_name']}"
+        if result["length_controlled_name"] == MINIMAL:
+            at_equal_length += "; a leaderboard's takes --config.difficulty=FILE"
+        at_equal_length += ")"
     lines = [
         title + (f", judged by {result['annotator']}" if result["annotator"] else ""),
-        f"win rate        {percent(result['win_rate'], result['se'])} over {result['n']}: "
+        f"win rate        {percent(result['win_rate'], result['se'])}, 95 % interval "
+        f"{result['win_rate_low']:.2f} to {result['win_rate_high']:.2f}, over {result['n']}: "
         f"{result['wins']} won, {result['losses']} lost, {result['draws']} draws; "
         f"{result['unparsed']} unparsed",
         f"at equal length {at_equal_length}",

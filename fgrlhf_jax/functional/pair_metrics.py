@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fgrlhf_jax.functional.win_rate import wilson_interval
+
 
 class PairValues(NamedTuple):
     """A reward model's values of the response tokens of one pair, without prompt and padding.
@@ -147,8 +149,11 @@ def _cell(value) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _share(value, error) -> str:
-    return "-" if value is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+def _share(value, error, n) -> str:
+    if value is None:
+        return "-"
+    low, high = wilson_interval(value, n)
+    return f"{100 * value:.1f} ± {100 * error:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def format_table(tables: dict) -> str:
@@ -158,19 +163,21 @@ def format_table(tables: dict) -> str:
       tables: set name -> kind of pairs -> metrics.
 
     Returns:
-      A line for every set and kind, then the rewards of unchanged and changed tokens.
+      A line for every set and kind, then the rewards of unchanged and changed tokens. Shares are
+      ± one standard error, with Wilson's 95 % interval.
     """
     lines = [
-        f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy':>16}{'changed only':>16}"
+        f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy (95 %)':>24}{'changed only':>24}"
         f"{'AUROC':>8}{'spans':>8}{'r(length)':>11}"
     ]
     rewards = []
     for name, kinds in tables.items():
         for kind, table in kinds.items():
-            changed = _share(table.get("accuracy_changed_only"), table.get("se_changed_only"))
+            n, names = table["n"], ("accuracy_changed_only", "se_changed_only")
+            changed = _share(*map(table.get, names), n)
             lines.append(
-                f"{name:<12}{kind:<12}{table['n']:>6}{_cell(table.get('loss')):>8}"
-                f"{_share(table['accuracy'], table['se']):>16}{changed:>16}"
+                f"{name:<12}{kind:<12}{n:>6}{_cell(table.get('loss')):>8}"
+                f"{_share(table['accuracy'], table['se'], n):>24}{changed:>24}"
                 f"{_cell(table.get('auroc_changed')):>8}{_cell(table.get('auroc_spans')):>8}"
                 f"{_cell(table['length_correlation']):>11}"
             )

@@ -13,6 +13,7 @@ from fgrlhf_jax.functional.win_rate import (
     paired_bootstrap,
     smooth,
     steps_to_reach,
+    wilson_interval,
 )
 
 SCORES = [0, 1, 2, 3, 4, 3]  # smoothed: 0, 1, 2, 3, 10/3, 3.5
@@ -33,6 +34,20 @@ def test_a_published_win_rate():
     scores = np.repeat([1.0, 0.0, -1.0], [112, 20, 672])
     mean, error = mean_and_error(outcomes(scores, np.zeros(804)))
     assert (round(100 * mean, 4), round(100 * error, 4)) == (15.1741, 1.2351)
+
+
+@pytest.mark.parametrize(("share", "n"), [(1.0, 20), (0.0, 20), (0.5, 1), (0.75, 40), (0.15, 804)])
+def test_intervals_of_shares(share, n):
+    """Their ends are the shares p that lie z √(p (1 - p) / n) from the observed one."""
+    ends = wilson_interval(share, n)
+    for end, bound in zip(ends, (0, 1), strict=True):
+        if share == bound:
+            assert end == bound
+        else:
+            error = math.sqrt(end * (1 - end) / n)
+            assert abs(share - end) == pytest.approx(1.959964 * error)
+    if n == 20:
+        assert abs(sum(ends) - 1) == pytest.approx(20 / (20 + 1.959964**2))
 
 
 @pytest.mark.parametrize(

@@ -144,15 +144,21 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
     write_json(path, rows)
 
 
-def summarize(comparisons: Sequence[Comparison]) -> dict[str, float | int | str | None]:
+def summarize(
+    comparisons: Sequence[Comparison], difficulty: length_control.Difficulty | None = None
+) -> dict[str, float | int | str | None]:
     """The results of one model against one reference; shares and errors in percent.
 
+    Args:
+      difficulty: of the comparisons' prompts, as for ``length_control.win_rate``.
+
     Returns:
-      win_rate and ``se`` over the ``n`` rows with a preference; wins, losses, draws; ``unparsed``,
+      win_rate, ``se`` and Wilson's 95 % interval (``win_rate_low``, ``win_rate_high``) over the
+      ``n`` rows with a preference; wins, losses, draws; ``unparsed``,
       the rows without one; ``length`` and ``reference_length``, mean characters over all rows;
       length_controlled_win_rate, length_controlled_se and, where they are None,
-      length_controlled_reason (``length_control``); ``first_shown`` and ``verdicts``
-      (:func:`position_bias`).
+      length_controlled_reason; length_controlled_name, alpaca_eval's of its form; ``first_shown``
+      and ``verdicts`` (:func:`position_bias`).
 
     Raises:
       InputError: without one preference, or with responses of several models on one side.
@@ -171,13 +177,14 @@ def summarize(comparisons: Sequence[Comparison]) -> dict[str, float | int | str 
             f"none of {len(comparisons)} comparisons has a preference, so there is no win rate"
         )
     lengths = np.array([(len(c.output_1), len(c.output_2)) for c in comparisons])
-    controlled = length_control.win_rate(lengths[:, 0] - lengths[:, 1], outcomes)
+    controlled = length_control.win_rate(lengths[:, 0] - lengths[:, 1], outcomes, difficulty)
     first_shown, verdicts = position_bias(comparisons)
-    shares = *win_rate.mean_and_error(known), controlled.rate, controlled.se
-    rate, se, controlled_rate, controlled_se = (None if s is None else 100 * s for s in shares)
+    share, error = win_rate.mean_and_error(known)
+    shares = {"win_rate": share, "se": error}
+    shares["win_rate_low"], shares["win_rate_high"] = win_rate.wilson_interval(share, known.size)
+    shares |= {"length_controlled_win_rate": controlled.rate, "length_controlled_se": controlled.se}
     return {
-        "win_rate": rate,
-        "se": se,
+        **{name: None if value is None else 100 * value for name, value in shares.items()},
         "n": known.size,
         "wins": int((known > 0.5).sum()),
         "losses": int((known < 0.5).sum()),
@@ -185,9 +192,8 @@ def summarize(comparisons: Sequence[Comparison]) -> dict[str, float | int | str 
         "unparsed": len(comparisons) - known.size,
         "length": float(np.mean(lengths[:, 1])),
         "reference_length": float(np.mean(lengths[:, 0])),
-        "length_controlled_win_rate": controlled_rate,
-        "length_controlled_se": controlled_se,
         "length_controlled_reason": controlled.reason,
+        "length_controlled_name": controlled.name,
         "first_shown": first_shown,
         "verdicts": verdicts,
     }

@@ -96,7 +96,8 @@ def test_a_model_against_a_reference(capsys, provider):
     assert found["length"] == statistics.mean(len(row["output"]) for row in responses("a"))
     out = capsys.readouterr().out
     assert out.splitlines()[1] == f"a against b, judged by {provider}/m"
-    assert f"{found['win_rate']:.4f} ± {found['se']:.4f} % over {PROMPTS}" in out
+    assert f"{found['win_rate']:.4f} ± {found['se']:.4f} %, 95 % interval " in out
+    assert f"{found['win_rate_low']:.2f} to {found['win_rate_high']:.2f}, over {PROMPTS}: " in out
     assert f"{found['draws']} draws; 0 unparsed" in out
     assert llm_server.KEY not in out
 
@@ -134,6 +135,22 @@ def test_a_run_goes_on_where_it_was_stopped(monkeypatch):
     with serve() as server:
         run_at(server, output="calm.json")
     assert result("calm.annotations.json") == rows
+
+
+def test_twenty_of_twenty_and_a_difficulty(capsys, refused):
+    texts = {"output_1": "r", "output_2": "m"}
+    save("x.json", [{"instruction": f"{n}", **texts, "preference": 2} for n in range(20)])
+    run(annotations="x.json")
+    out = capsys.readouterr().out
+    assert "100.0000 ± 0.0000 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
+    save("y.json", [{"instruction": f"{n}", **texts, "preference": 1 + n % 2} for n in range(20)])
+    with open("difficulty.csv", "w") as file:
+        file.writelines([",difficulty\n", *(f"{n},{n / 10}\n" for n in range(20))])
+    run(annotations="y.json", difficulty="difficulty.csv", output="eval.json")
+    assert result()["length_controlled_name"] == "length_controlled_noreg"
+    assert "% (alpaca_eval's length_controlled_noreg)" in capsys.readouterr().out
+    message = refused(evaluate, annotations="y.json", difficulty="difficulty.csv", limit=19)
+    assert "difficulty.csv: is of 20 instructions, and 19 are compared" in message
 
 
 def test_two_models_against_the_same_reference(capsys):
