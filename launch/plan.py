@@ -7,7 +7,8 @@ For configs/ppo.py, configs/rm.py and configs/sft.py. The devices are virtual on
 computer's CPU, and no weights are needed: without the path of a checkpoint the models have
 config.size (config.model.size). It prints, for one device, the bytes of models, optimizer state,
 KV cache and of each step, whether that fits --memory (GB a device), and FLOPs of the model and as
-compiled.
+compiled. Where a step does not fit, it looks for the smallest change of micro-batch, mesh, dtypes
+and remat that does.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 import jax
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.plan.memory import format_table, measure
+from fgrlhf_jax.plan.fit import format_change, smallest_change
+from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.files import write_json
 from launch import ppo
@@ -39,11 +41,20 @@ def main(config, options: dict[str, str]) -> None:
     if options["mesh"]:
         config.mesh = options["mesh"]
     use_virtual_devices(devices)
-    shapes = SHAPES[kind](config)
-    plan = measure(shapes, memory * 1e9, lambda line: print(line, file=sys.stderr))
+    memory *= 1e9
+    plan = measure(SHAPES[kind](config), memory, report)
     print(format_table(plan))
+    if not plan["fits"]:
+        plan["change"] = smallest_change(config, SHAPES[kind], memory, report)
+        change = plan["change"]
+        print(format_advice(change and format_change(change), memory))
     if options["json"]:
         write_json(options["json"], plan)
+
+
+def report(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -124,3 +124,18 @@ def format_table(plan: dict) -> str:
         )
     notes = [f"{name}: {note}" for name, step in steps.items() for note in step["notes"]]
     return "\n".join([*lines, *notes])
+
+
+def format_advice(change: str | None, memory: float) -> str:
+    """What to do about a run that does not fit: the flags of a change that does, or that none is.
+
+    Args:
+      memory: bytes that a device has.
+    """
+    size = f"{memory / 1e9:g} GB"
+    if change is None:
+        return (
+            f"It does not fit {size}, whatever the micro-batch, mesh, dtypes and remat; use more "
+            "or larger devices, shorter rows, or a smaller model"
+        )
+    return f"It does not fit {size}; the smallest change that does: {change}"

@@ -14,7 +14,12 @@ import pytest
 from configs import ppo, rm, sft
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
+from fgrlhf_jax.plan.memory import (
+    bytes_per_device,
+    format_advice,
+    format_table,
+    measure,
+)
 from fgrlhf_jax.plan.shapes import RunShapes, ppo_shapes, reward_model_shapes, sft_shapes
 from launch import plan as command
 from launch.shared import process
@@ -249,7 +254,7 @@ def test_the_command(tmp_path):
     """As many devices as asked for, whatever the environment says."""
     output = tmp_path / "plan.json"
     arguments = ["--config", "configs/rm.py:tiny", "--devices", "4", "--mesh=1,-1,2"]
-    arguments += ["--memory=0.001", f"--json={output}", "--config.data.max_length=64"]
+    arguments += ["--memory=0.0001", f"--json={output}", "--config.data.max_length=64"]
     done = subprocess.run(
         [sys.executable, "-m", "launch.plan", *arguments],
         cwd=Path(__file__).parents[2],
@@ -264,9 +269,10 @@ def test_the_command(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "compiling train …\ncompiling evaluate …\n"
+    assert done.stderr.startswith("compiling train …\ncompiling evaluate …\ntrying --config.")
     plan = json.loads(output.read_text())
-    assert done.stdout == format_table(plan) + "\n"
+    assert plan["change"] is None
+    assert done.stdout == f"{format_table(plan)}\n{format_advice(None, 1e5)}\n"
     assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
     assert plan["devices"] == 4
     assert not plan["fits"]

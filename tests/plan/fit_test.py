@@ -1,0 +1,77 @@
+"""The smallest change that fits, against a made-up rule of what a run needs, and compiled."""
+
+import types
+
+import pytest
+
+from configs import rm
+from fgrlhf_jax.plan import fit
+from fgrlhf_jax.plan.memory import format_advice, measure
+from fgrlhf_jax.plan.shapes import reward_model_shapes
+from fgrlhf_jax.runtime import sharding
+
+
+def make_config(**fields):
+    config = rm.get_config("tiny")
+    config.update_from_flattened_dict({"batch_size": 16, "mesh": "1,8,1"} | fields)
+    return config
+
+
+@pytest.fixture
+def needs(monkeypatch):
+    """A run of 100 bytes, 10 a row of a device, half of these with remat, 64 less with tensor 4."""
+
+    def make_shapes(config):
+        mesh = sharding.make_mesh(config.mesh)
+        micro = config.micro_batch_size or config.batch_size
+        sharding.check_batch(mesh, micro)
+        rows = 10 * micro / (mesh.size / mesh.shape["tensor"])
+        total = 100 + rows * (0.5 if config.model.remat else 1)
+        total -= 64 if mesh.shape["tensor"] == 4 else 0
+        return types.SimpleNamespace(models={}, optimizer={}, mesh=mesh, steps={"train": total})
+
+    monkeypatch.setattr(fit, "measure_step", lambda need, _, memory, __: {"fits": need <= memory})
+    return make_shapes
+
+
+@pytest.mark.parametrize(
+    ("memory", "fields", "expected"),
+    [
+        (110, {}, {"micro_batch_size": 8}),  # of 120
+        (105, {"micro_batch_size": 8}, {"model.remat": True}),  # of 110
+        (90, {"micro_batch_size": 8}, {"mesh": "1,2,4"}),  # 36 + 40
+        (110, {"model.remat": True, "batch_size": 32}, {"micro_batch_size": 16}),
+        (60, {}, {"mesh": "1,2,4", "micro_batch_size": 4}),
+        (56, {}, {"mesh": "1,2,4", "micro_batch_size": 4}),
+        (41, {}, {"model.remat": True, "mesh": "1,2,4", "micro_batch_size": 2}),
+        (40, {}, None),
+    ],
+)
+def test_the_fewest_fields_and_the_largest_micro_batch(needs, memory, fields, expected):
+    config = make_config(**fields)
+    assert fit.smallest_change(config, needs, memory, lambda line: None) == expected
+
+
+def test_a_compiled_run(quick_compilation):
+    """The memory of 16 rows at a time is enough for no more."""
+    config = make_config(batch_size=32, **{"data.max_length": 24, "model.remat": True})
+
+    def total(**fields):
+        shapes = reward_model_shapes(fit.changed(config, fields))
+        return max(step["total"] for step in measure(shapes, 1e9)["steps"].values())
+
+    memory = total(micro_batch_size=16)
+    lines = []
+    change = fit.smallest_change(config, reward_model_shapes, memory, lines.append)
+    assert change == {"micro_batch_size": 16}
+    assert lines[0] == "trying --config.micro_batch_size=8 …"
+
+
+def test_the_advice():
+    change = fit.format_change({"model.remat": True, "micro_batch_size": 2})
+    text = "It does not fit 24 GB; the smallest change that does: "
+    assert (
+        format_advice(change, 24e9)
+        == f"{text}--config.model.remat=True --config.micro_batch_size=2"
+    )
+    assert "whatever the micro-batch, mesh" in format_advice(None, 24e9)
