@@ -6,6 +6,7 @@ A section is a title, a sentence or two on how to read it, and a table.
 import re
 from typing import NamedTuple
 
+from fgrlhf_jax.functional.win_rate import wilson_interval
 from fgrlhf_jax.report.verdict import NONE, points, win_verdict
 
 MAX_TOKENS = 40  # rows of a heat map in Markdown
@@ -47,10 +48,16 @@ def number(value: float | None, error: float | None = None, digits: int = 3) -> 
     return text if error is None else f"{text} ± {error:.{digits}f}"
 
 
-def percent(mean: float | None, error: float | None = None) -> str:
-    """``mean ± error`` in per cent, or a dash."""
+def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
+    """``mean ± error`` in per cent, or a dash.
+
+    Of ``n`` comparisons that all ended alike the error would be 0; Wilson's interval is shown.
+    """
     if mean is None:
         return NONE
+    if n and mean in (0, 1):
+        low, high = wilson_interval(mean, n)
+        return f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
@@ -59,8 +66,8 @@ def _table1(report: dict) -> Section:
     rows = []
     for name, row in report["table1"].items():
         cells = [
-            percent(row["win_rate"], row["se"]),
-            percent(row["greedy_win_rate"], row["greedy_se"]),
+            percent(row["win_rate"], row["se"], row["n"]),
+            percent(row["greedy_win_rate"], row["greedy_se"], row["n"]),
             number(row["gold"], row["gold_se"]),
             number(row["greedy_gold"], row["greedy_gold_se"]),
             *(number(row["length"], digits=1), number(row["kl"], digits=2)),
@@ -119,7 +126,7 @@ def _table2(report: dict) -> Section:
     rows = []
     for name, row in report["table2"].items():
         cells = [row.get(test_set, {"accuracy": None, "se": None}) for test_set in sizes]
-        accuracies = [percent(cell["accuracy"], cell["se"]) for cell in cells]
+        accuracies = [percent(c["accuracy"], c["se"], c.get("n", 0)) for c in cells]
         auroc = number(report["auroc"][name]["mean"], report["auroc"][name]["se"])
         rows.append([report["labels"]["reward_models"][name], *accuracies, auroc])
     text = (

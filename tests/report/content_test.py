@@ -11,7 +11,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.win_rate import paired_bootstrap
 from fgrlhf_jax.report.content import build_report, to_json
 from fgrlhf_jax.report.page import to_html
-from fgrlhf_jax.report.tables import sections, to_markdown
+from fgrlhf_jax.report.tables import percent, sections, to_markdown
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -59,6 +59,12 @@ def test_greedy_and_sampled_are_kept_apart():
     names = ("win_rate", "greedy_win_rate", "gold", "greedy_gold")
     assert [table["sft"][n] for n in names] == pytest.approx([0.5, 0.75, 0.5, 0.8])
     assert [table["sft_greedy"][n] for n in names[:3]] == pytest.approx([0.75, 0.75, 0.8])
+
+
+def test_all_of_twenty_is_not_certain():
+    assert percent(1.0, 0.0, 20) == "100.0 % [83.9, 100.0]"
+    assert percent(0.0, 0.0, 20) == "0.0 % [0.0, 16.1]"
+    assert percent(0.95, 0.05, 20) == "95.0 ± 5.0 %"
 
 
 def test_table_2_is_a_cross_table():
