@@ -1,1 +1,8 @@
-"""The commands: ``fgrlhf NAME``, or ``python -m launch.NAME``; what they do is in fgrlhf_jax."""
+"""The commands: ``python -m launch.NAME``."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # of `python -m launch.NAME`, whose imports take seconds
+    from launch.shared import process
+
+    process.begin()

@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from launch.shared import process
+
 
 def list_commands() -> dict[str, str]:
     """The first sentence on each command, by its name; imports none of them."""
@@ -16,6 +18,7 @@ def list_commands() -> dict[str, str]:
 
 def main() -> None:
     """Run the command that the first argument names; exit status 2 where there is no such one."""
+    process.begin()
     commands, (program, *arguments) = list_commands(), sys.argv
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, commands))

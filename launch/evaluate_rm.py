@@ -16,6 +16,7 @@ CONFIG = "configs/evaluate_rm.py"
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",), read=[config.test])
     rows = reading.read(config, config.test, "pairs")
+    cli.use_devices()
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     tables = evaluate(
         reward_model,

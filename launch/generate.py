@@ -33,6 +33,7 @@ def main(config) -> None:
     else:
         prompts = make_instructions(64, "test", config.seed)
     prompts = prompts[: config.limit or (len(prompts) if config.output else TERMINAL_ROWS)]
+    cli.use_devices()
     path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
     learned = hf_load.learned_template(path)
     model = LanguageModel.load(

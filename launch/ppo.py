@@ -32,8 +32,7 @@ def check(config) -> None:
 
 def main(config) -> None:
     check(config)
-    if config.distributed:
-        cli.join_processes(config)
+    cli.use_devices(config)
     paths = {name: config[name] for name in ("policy", "prompts")}
     paths["reward_model"] = config.reward_model or config.reward_function
     if any(paths.values()) and not all(paths.values()):

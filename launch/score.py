@@ -30,6 +30,7 @@ def main(config) -> None:
     shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
     rows = [row for _, row in records_and_rows[:shown]]
     inputs = [record for record, _ in records_and_rows[:shown]]
+    cli.use_devices()
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
     max_length = reward_model.length_limit(config.max_length)
     longest_prompt = reward_model.meta.data["max_prompt_length"]

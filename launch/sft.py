@@ -25,8 +25,7 @@ def check(config) -> None:
 
 def main(config) -> None:
     check(config)
-    if config.distributed:
-        cli.join_processes(config)
+    cli.use_devices(config)
     run_folder.check_run(config)
     finished = Path(config.run_dir) / "eval.json"
     if finished.exists():

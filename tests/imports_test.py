@@ -78,7 +78,7 @@ def private_attributes(source: str) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and is_private(node.attr)
     }
-    return {name for name in attributes if name.split(".")[0] in bound}
+    return {name for name in attributes if name.split(".")[0] in bound} - {"os._exit"}
 
 
 def is_private(name: str) -> bool:

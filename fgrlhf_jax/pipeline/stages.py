@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_json
-from fgrlhf_jax.runtime.run_dir import PARENT
+from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
-    with _collected_signals() as signals:
+    with Interrupt() as interrupt:
         try:
             while waiting or running:
                 for stage in list(waiting):
@@ -72,7 +72,7 @@ def run(
                     missing = sorted({n for stage in waiting for n in stage.needs} - done)
                     raise ValueError(f"stages need {missing}, which nothing makes")
                 time.sleep(0.05)
-                if signals:
+                if interrupt.flag:
                     raise KeyboardInterrupt
                 for name, (stage, process, started) in list(running.items()):
                     if process.poll() is None:
@@ -90,24 +90,8 @@ def run(
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
-            while any(process.poll() is None for process in processes) and len(signals) < 3:
+            while any(process.poll() is None for process in processes):
                 time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM as a list to look at: raised just anywhere, they would leave the lock of
-    a process that is polled locked for ever."""
-    signals: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: signals.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def is_done(stage: Stage, folder: Path) -> bool:

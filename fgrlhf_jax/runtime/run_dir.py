@@ -6,13 +6,12 @@ JAX is imported where it is used: commands that need no device read the names of
 import contextlib
 import json
 import os
-import signal
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime import files, interrupt
 
 # Fields that may differ between starts: they change how a run is watched, not what it computes.
 NOT_COMPARED = (
@@ -37,8 +36,6 @@ RENAMED_FIELDS = {
     "frozen_dtype": "inference_dtype",
     "calibrated": "normalized",
 }
-
-PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
 
 _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
 
@@ -123,7 +120,7 @@ def lock(run_dir: str | Path) -> Path:
                 owner = path.read_text()
             owner = owner or "unknown"
             # Of a pipeline that was killed and started again: the old stage saves, and ends.
-            if not os.environ.get(PARENT):
+            if not os.environ.get(interrupt.PARENT):
                 raise InputError(
                     f"run_dir={folder}: another process (PID {owner}) is running there; wait for "
                     "it or choose another run_dir"
@@ -164,40 +161,3 @@ def open_run(config: ConfigDict) -> Path:
         return folder
 
     return multihost.from_first(make)
-
-
-class Interrupt:
-    """Records Ctrl-C and SIGTERM, so that a run saves after the step before it stops.
-
-    With several processes a signal to any of them stops all, after the same step: jax catches
-    SIGTERM, tells the others, and finds a step that none of them has passed.
-    """
-
-    def __enter__(self):
-        import jax
-
-        self.flag = False
-        self.several = jax.process_count() > 1
-        signals = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
-        self.before = {s: signal.signal(s, self._record) for s in signals}
-        return self
-
-    def requested(self, step: int) -> bool:
-        """Whether to save and stop; to be called after every step, by all processes."""
-        if self.several:
-            from jax.experimental import multihost_utils
-
-            # By the step's number, as orbax does at every save.
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.flag
-
-    def _record(self, number, frame):
-        if self.flag:  # a second time means now
-            raise KeyboardInterrupt
-        self.flag = True
-        if self.several:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

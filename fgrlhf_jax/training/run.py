@@ -27,9 +27,9 @@ from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost, optim, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.interrupt import Interrupt
 from fgrlhf_jax.runtime.metric_log import Log, compilations, to_floats
 from fgrlhf_jax.runtime.optim import TrainState
-from fgrlhf_jax.runtime.run_dir import Interrupt
 
 
 class Progress(NamedTuple):
@@ -127,7 +127,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
         log = Log(folder, step=start, steps=trainer.steps, tensorboard=config.tensorboard)
-        with contextlib.closing(log), Interrupt() as interrupt:
+        several = jax.process_count() > 1
+        with contextlib.closing(log), Interrupt(several=several) as interrupt:
             rows = Rows(log, checkpoints, trainer.bar)
             if baseline:
                 rows.add(0, baseline)

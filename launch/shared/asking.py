@@ -74,6 +74,7 @@ def connect(config) -> Callable:
     if config.provider == "local":
         from fgrlhf_jax.feedback.llm import local  # seconds to import
 
+        cli.use_devices()
         return local.connect(config.model, **config.local)
     return client.connect(
         config.provider, config.model, base_url=config.base_url, timeout=config.timeout

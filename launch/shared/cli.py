@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import interrupt
 from fgrlhf_jax.runtime.run_dir import flatten, unlock
-from launch.shared import config_files, explain, process
+from launch.shared import config_files, explain, process, terminal
 
 
 def check_run(config: ConfigDict) -> None:
@@ -37,21 +38,50 @@ def check_embedded(config: ConfigDict) -> None:
         raise InputError("train is empty; give --config.train=FILE (only tiny makes its data)")
 
 
-def join_processes(config: ConfigDict) -> None:
-    """Joins the other processes of a run; must come before anything else that uses devices."""
+def use_devices(config: ConfigDict | None = None) -> None:
+    """Prints which devices there are; must come before anything else that uses them.
+
+    Args:
+      config: with its ``distributed``, joins the other processes of a run first.
+
+    Raises:
+      InputError: when they cannot be joined, or there are no devices of JAX_PLATFORMS.
+    """
     import jax  # not above: commands that need no device start a second faster
 
+    if config and config.distributed:
+        try:
+            jax.distributed.initialize(
+                config.coordinator or None,
+                config.num_processes or None,
+                config.process_id if config.process_id >= 0 else None,
+                shutdown_timeout_seconds=30,  # from an error in one process to the others' end
+            )
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"distributed=True: {error}; give coordinator, num_processes and process_id"
+            ) from error
     try:
-        jax.distributed.initialize(
-            config.coordinator or None,
-            config.num_processes or None,
-            config.process_id if config.process_id >= 0 else None,
-            shutdown_timeout_seconds=30,  # from an error in one process to the end of the others
-        )
-    except (ValueError, RuntimeError) as error:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter of jax.devices() itself
+        platforms = jax.config.jax_platforms
         raise InputError(
-            f"distributed=True: {error}; give coordinator, num_processes and process_id"
+            f"JAX_PLATFORMS={platforms}: there is no such device, or no jaxlib for it; unset "
+            f"JAX_PLATFORMS to use what there is, or see the installation of JAX ({error})"
         ) from error
+    if jax.process_index() == 0:
+        print(describe_devices(devices))
+
+
+def describe_devices(devices: Sequence) -> str:
+    """``2 CPU cores`` or ``8 × NVIDIA H200 in 2 processes``."""
+    processes = len({device.process_index for device in devices})
+    where = f" in {processes} processes" if processes > 1 else ""
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} × {devices[0].device_kind}{where}"
+    cores = len(os.sched_getaffinity(0))
+    parts = f" as {len(devices)} devices" if len(devices) > 1 else ""
+    return f"{cores} CPU core{'s' * (cores > 1)}{parts}{where}"
 
 
 def check_output(
@@ -110,13 +140,15 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
             main(config)
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(terminal.as_sentence(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # of `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt as error:
-        print(f"{str(error) or 'interrupted'}; run the same command to go on", file=sys.stderr)
-        sys.exit(130)
+        unlock()
+        advice = "; run the same command to go on"
+        interrupt.end_command(f"{error}{advice}" if str(error) else interrupt.MESSAGE)
     finally:
         unlock()
+    if fault := getattr(sys.stdout, "fault", None):
+        if isinstance(fault, BrokenPipeError):  # of `| head`, that read enough
+            sys.exit(128 + signal.SIGPIPE)
+        print(f"not all could be shown: {fault.strerror}", file=sys.stderr)

@@ -9,18 +9,24 @@ import signal
 import sys
 from pathlib import Path
 
-from fgrlhf_jax.runtime.run_dir import PARENT
+from fgrlhf_jax.runtime import interrupt
+from launch.shared import terminal
 
 # Of glibc's mallopt and of Linux's prctl.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 PR_SET_PDEATHSIG = 1
 
 
+@functools.cache
+def begin() -> None:
+    """Sets signals, the streams and the environment; to be called before the slow imports."""
+    interrupt.begin_command()
+    terminal.protect()
+
+
 def prepare() -> None:
-    """Sets signals, memory allocation and logging; to be called before JAX uses a device."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # transformers is used for tokenizers only; its advice to install torch would confuse.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    """Sets memory allocation and logging; to be called before JAX uses a device."""
+    interrupt.begin_main()
     keep_freed_memory()
     quieten_orbax()
     end_with_parent()
@@ -46,7 +52,10 @@ def quieten_orbax() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def report_unraisable(report, hook=sys.unraisablehook) -> None:
-        """Leaves out other reads and writes of orbax after one that failed."""
+        """Leaves out other reads and writes of orbax after one that failed, and a Ctrl-C."""
+        if isinstance(report.exc_value, KeyboardInterrupt):  # it was raised in a callback
+            interrupt.raise_again()
+            return
         code = getattr(report.object, "cr_code", None)
         from_orbax = code and "orbax" in Path(code.co_filename).parts
         if not (from_orbax or str(report.exc_value) == "Event loop is closed"):
@@ -57,7 +66,7 @@ def quieten_orbax() -> None:
 
 def end_with_parent() -> None:
     """Lets a stage of a pipeline that is killed save and stop too. Linux only."""
-    parent = os.environ.get(PARENT)
+    parent = os.environ.get(interrupt.PARENT)
     if not parent:
         return
     with contextlib.suppress(OSError, AttributeError):

@@ -87,7 +87,7 @@ batch = sharding.put_batch(rows, sharding.make_mesh("1,-1,1"))
 print(len(batch.addressable_shards), np.array_equal(sharding.to_host(batch), rows))
 print(np.array_equal(sharding.to_host(rows), rows))  # what every process has already
 
-process.prepare = cli.join_processes = lambda *_: None  # done
+process.prepare = cli.use_devices = lambda *_: None  # done
 for command, config, *flags in commands:
     print(f"== {command}", flush=True)
     sys.argv = [command, *flags]

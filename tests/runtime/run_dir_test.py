@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import interrupt
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline, ppo, sft, train_rm
@@ -94,7 +95,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
 def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     holder = hold(run_dir)
-    monkeypatch.setenv(run_folder.PARENT, "1")
+    monkeypatch.setenv(interrupt.PARENT, "1")
     timer = threading.Timer(0.3, holder.kill)
     timer.start()
     run_folder.lock(run_dir)

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import metric_log, sharding
+from fgrlhf_jax.runtime import interrupt, metric_log, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
@@ -185,6 +185,7 @@ def test_a_second_signal_stops_at_once(go, tmp_path):
     def spy(event, step):
         if (event, step) == ("update", 6):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(interrupt.SAME)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("not stopped")
 

@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM: a flag that whatever has something to save looks at between its steps.
+
+Elsewhere a signal raises KeyboardInterrupt, and again until the command has ended: where it happens
+to be raised in a callback or in ``__del__``, Python reports it and goes on.
+"""
+
+import os
+import signal
+import sys
+import time
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
+SAME = 0.3  # seconds: `timeout` sends a signal to a process, and then to its group
+AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
+MESSAGE = "interrupted; run the same command to go on"
+
+
+class _Process:
+    """What this process does at a signal."""
+
+    is_command = False  # it belongs to a command, not to a program that uses the package
+    is_importing = False  # nothing has begun that an exception could end in order
+    watchers: tuple["Interrupt", ...] = ()  # those that look at their flag, the innermost last
+    received = 0.0  # the time of the first signal
+
+
+def begin_command() -> None:
+    """Handles signals for the rest of this process; until :func:`begin_main` they end it."""
+    _Process.is_command = _Process.is_importing = True
+    for number in (*SIGNALS, signal.SIGALRM):
+        signal.signal(number, _receive)
+
+
+def begin_main() -> None:
+    """From now on a signal that nobody looks at raises KeyboardInterrupt."""
+    _Process.is_importing = False
+
+
+def raise_again() -> None:
+    """Raises the KeyboardInterrupt that was swallowed once more, outside of what swallowed it."""
+    if _Process.is_command:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, AGAIN)
+
+
+def end_command(message: str) -> None:
+    """Ends the process with status 130, as a KeyboardInterrupt has arrived in its main function."""
+    print(message, file=sys.stderr)
+    jax = sys.modules.get("jax")
+    if not _Process.is_command or (jax and jax.distributed.is_initialized()):
+        sys.exit(130)
+    sys.stdout.flush()
+    os._exit(130)  # at once: XLA, stopped in a compilation, may crash while Python shuts down
+
+
+def _receive(number: int, frame) -> None:
+    now, watcher = time.monotonic(), _Process.watchers[-1:]
+    if number == signal.SIGALRM:
+        if not watcher:
+            raise KeyboardInterrupt
+        return
+    if _Process.received and now - _Process.received < SAME:
+        return
+    second, _Process.received = bool(_Process.received), now
+    if _Process.is_command and (second or _Process.is_importing):
+        os.write(2, f"{MESSAGE}\n".encode())
+        os._exit(130)
+    if second or not watcher:
+        if _Process.is_command:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        raise KeyboardInterrupt
+    watcher[0].flag = True
+    if watcher[0].several:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Interrupt:
+    """Within it, the first Ctrl-C or SIGTERM only sets a flag; a second one ends the process.
+
+    With several processes a signal to any of them stops all, after the same step: jax catches
+    SIGTERM, tells the others, and finds a step that none of them has passed.
+
+    Args:
+      several: whether the processes of ``jax.distributed`` stop together.
+    """
+
+    def __init__(self, *, several: bool = False):
+        self.several, self.flag = several, False
+
+    def __enter__(self):
+        if _Process.is_command:
+            self.flag, self.before = bool(_Process.received), {}
+        else:
+            signals = SIGNALS[:1] if self.several else SIGNALS
+            self.before = {number: signal.signal(number, _receive) for number in signals}
+        _Process.watchers += (self,)
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop; to be called after every step, by all processes."""
+        if self.several:
+            from jax.experimental import multihost_utils
+
+            # By the step's number, as orbax does at every save.
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.flag
+
+    def __exit__(self, *_):
+        _Process.watchers = _Process.watchers[:-1]
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.before:
+            _Process.received = 0.0

@@ -1,0 +1,80 @@
+"""What a command shows: stdout and stderr that clean, shorten and never stop the work."""
+
+import io
+import os
+import re
+import sys
+
+LONGEST_LINE = 10_000  # characters
+LONGEST_ERROR = 1_000
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# Control characters, those that change the direction of text, other line ends, half characters.
+STEERING = (
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+COLOUR = r"\x1b\[[\d;]*m"  # which reports and heat maps print to a terminal
+
+
+class Stream(io.TextIOWrapper):
+    """stdout or stderr of a command.
+
+    What steers a terminal or has no place in the encoding is replaced, lines are shortened. Once
+    the stream cannot be written (a full disk, a reader that has gone), the rest is thrown away.
+
+    Attributes:
+      fault: why the rest was thrown away, if it was.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper, keep: str):
+        self.fault: OSError | None = None
+        names = ("encoding", "line_buffering", "write_through")
+        options = {name: getattr(stream, name) for name in names}
+        super().__init__(stream.detach(), errors="backslashreplace", **options)
+        self._pattern = re.compile(f"({keep})|{STEERING}")
+
+    def write(self, text: str) -> int:
+        cleaned = self._pattern.sub(lambda match: match[1] or REPLACEMENT, text)
+        lines = (shorten(line, LONGEST_LINE) for line in cleaned.split("\n"))
+        self._attempt(super().write, "\n".join(lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(super().flush)
+
+    def _attempt(self, function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except OSError as error:
+            self.fault = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
+def protect() -> None:
+    """Makes stdout and stderr a :class:`Stream` each, where they are missing to nowhere."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; left alone, it would be the number of the next file
+            os.open(os.devnull, os.O_RDWR)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        kept = [r"\r" if name == "stderr" else r"\r\n", *[COLOUR] * stream.isatty()]
+        setattr(sys, name, Stream(stream, "|".join(kept)))
+        setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+def shorten(text: str, longest: int) -> str:
+    """At most ``longest`` characters of a text: its beginning and its end."""
+    if len(text) <= longest:
+        return text
+    gap = f" … ({len(text):,} characters) … "
+    begin, end = longest * 2 // 3, longest // 3 - len(gap)
+    return f"{text[:begin]}{gap}{text[-end:]}"
+
+
+def as_sentence(text: object) -> str:
+    """A message on one line, cleaned and shortened."""
+    return shorten(re.sub(STEERING, REPLACEMENT, " ".join(str(text).split())), LONGEST_ERROR)

@@ -1,0 +1,180 @@
+"""What commands show: cleaned, shortened, and never a reason to stop; signals at any time."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fgrlhf_jax.runtime import interrupt
+from launch.shared import cli, terminal
+
+DATA = [sys.executable, "-m", "launch.data", "--config.samples=1"]
+STEERING = "a\x1b]0;title\x07b\x1b[2Jc\u202ed\u2066e\x9bf\rg"
+
+
+def show(text: str, **options) -> subprocess.CompletedProcess:
+    """Prints a text as a command does."""
+    code = f"from launch.shared import terminal\nterminal.protect()\nprint({text!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, **options
+    )
+
+
+def test_nothing_steers_the_terminal():
+    shown = show(STEERING + "\n\tnext \u200d\u0301\n").stdout
+    mark = terminal.REPLACEMENT
+    text = f"a{mark}]0;title{mark}b{mark}[2Jc{mark}d{mark}e{mark}f{mark}g\n\tnext \u200d\u0301"
+    assert shown == text + "\n\n"
+
+
+def test_colours_are_for_terminals():
+    text = "\x1b[31;9mred\x1b[0m\x1b[2J"
+    assert "\x1b" not in show(text).stdout
+    parent, child = pty.openpty()
+    code = f"from launch.shared import terminal\nterminal.protect()\nprint({text!r})"
+    subprocess.run([sys.executable, "-c", code], stdout=child, timeout=60, check=True)
+    assert os.read(parent, 100).decode() == f"\x1b[31;9mred\x1b[0m{terminal.REPLACEMENT}[2J\r\n"
+
+
+def test_long_lines_are_shortened():
+    shown = show("x" * 50_000 + "end\nshort").stdout
+    assert len(shown) < 10_100
+    assert shown.endswith("xend\nshort\n")
+    assert "(50,003 characters)" in shown
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-", ">&- 2>&-", "> /dev/full 2>&1"])
+def test_a_stdout_that_takes_nothing(tmp_path, redirection):
+    """The work counts."""
+    output = tmp_path / "statistics.json"
+    command = f"{' '.join(DATA)} --config.output={output} {redirection}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True)
+    full = "not all could be shown: No space left on device\n"
+    assert (run.returncode, run.stdout) == (0, "")
+    assert run.stderr == (full if redirection == "> /dev/full" else "")
+    assert output.stat().st_size > 1000
+
+
+def test_another_encoding():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert show("a → b é", env=environment).stdout == "a \\u2192 b \\xe9\n"
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone && rmdir ../gone && {' '.join(DATA)}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_output_that_nobody_reads():
+    """As with `| head`: no traceback."""
+    run = subprocess.Popen(DATA, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    with run.stderr:
+        errors = run.stderr.read().decode()
+    assert (run.wait(), errors) == (141, "")
+
+
+def test_an_error_is_one_short_line():
+    sentence = terminal.as_sentence("error: " + STEERING + "\nx" * 10**6 + "; choose another")
+    assert len(sentence) <= terminal.LONGEST_ERROR
+    assert sentence.startswith("error: a")
+    assert sentence.endswith("x; choose another")
+    assert sentence.replace("…", "").replace(terminal.REPLACEMENT, "").isascii()
+
+
+WAITS = """
+import sys, time
+from launch.shared import process
+process.begin()
+{before}
+from launch.shared import cli
+def main(config):
+    {main}
+    print("ready", flush=True)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        pass
+cli.command(main, "configs/data.py", "")
+"""
+
+
+def interrupted(number: int, before: str = "pass", main: str = "pass", signals: int = 1):
+    """A command that gets signals once it says that it is ready: (status, stderr)."""
+    code = WAITS.format(before=before, main=main)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as run:
+        assert run.stdout.readline() == "ready\n"
+        for _ in range(signals):
+            run.send_signal(number)
+            time.sleep(0.35)
+        _, errors = run.communicate(timeout=20)
+    return run.returncode, errors
+
+
+# What a callback raises is reported, and lost.
+IN_CALLBACK = (
+    "import gc; gc.callbacks.append(lambda *_: print('ready', flush=True) or time.sleep(1)); "
+    "gc.collect()"
+)
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+@pytest.mark.parametrize(
+    ("before", "main"),
+    [
+        ("print('ready', flush=True); time.sleep(20)", "pass"),
+        ("pass", "pass"),
+        ("pass", IN_CALLBACK),
+    ],
+    ids=["importing", "working", "in a callback"],
+)
+def test_one_signal_ends_a_command(number, before, main):
+    assert interrupted(number, before, main) == (130, f"{interrupt.MESSAGE}\n")
+
+
+def test_the_second_signal_ends_at_once():
+    """Whatever catches the exception of the first."""
+    main = "interrupt.Interrupt().__enter__()"
+    before = "from fgrlhf_jax.runtime import interrupt"
+    assert interrupted(signal.SIGTERM, before, main, 2) == (130, f"{interrupt.MESSAGE}\n")
+
+
+def test_imports_of_a_command():
+    run = subprocess.Popen([sys.executable, "-m", "launch.sft"], stderr=subprocess.PIPE, text=True)
+    time.sleep(0.7)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=20)
+    assert (run.returncode, errors) == (130, f"{interrupt.MESSAGE}\n")
+
+
+class Device:
+    process_index = 0
+
+    def __init__(self, platform, kind):
+        self.platform, self.device_kind = platform, kind
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ([Device("gpu", "NVIDIA H200")], "1 × NVIDIA H200"),
+        ([Device("tpu", "TPU v4")] * 8, "8 × TPU v4"),
+    ],
+)
+def test_devices(devices, says):
+    assert cli.describe_devices(devices) == says
+
+
+def test_a_platform_that_is_missing():
+    command = [sys.executable, "-m", "launch.sft", "--config.run_dir=/nowhere"]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device")
+    assert run.stderr.count("\n") == 1
