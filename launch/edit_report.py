@@ -74,7 +74,7 @@ def make_encoder(tokenizer: str):
     from fgrlhf_jax.models import hf_load  # imports JAX
 
     loaded = hf_load.load_tokenizer(tokenizer)
-    return lambda text: templates.encode_response(loaded, text, append_eos=False)
+    return lambda text: templates.encode_text(loaded, text)
 
 
 if __name__ == "__main__":

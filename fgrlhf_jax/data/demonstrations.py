@@ -10,7 +10,7 @@ import numpy as np
 
 from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Instruction, Record
-from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response
+from fgrlhf_jax.data.templates import check_limits, encode_response, fit_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -40,7 +40,7 @@ def encode_demonstrations(
     Args:
       max_length: tokens of prompt and response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (:func:`encode_prompt`) and cuts the responses' tails, their EOS with them.
+        (:func:`fit_prompt`) and cuts the responses' tails, their EOS with them.
 
     Raises:
       InputError: for records that are no instructions, limits that leave no room for a response,
@@ -58,17 +58,15 @@ def encode_demonstrations(
         if not record.output.strip():
             counts["dropped_empty"] += 1
             continue
-        prompt, truncated = encode_prompt(
-            tokenizer, template, record.instruction, record.input, max_prompt_length
-        )
-        response = encode_response(tokenizer, record.output, append_eos)
-        truncated = truncated or len(prompt) + len(response) > max_length
+        fitted, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
+        encoded = encode_response(tokenizer, template, fitted, record.output, append_eos)
+        truncated = truncated or len(encoded.ids) > max_length
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue
         counts["truncated"] += truncated
-        tokens = np.array((prompt + response)[:max_length], np.int32)
-        demonstrations.append(Demonstration(tokens, len(prompt)))
+        tokens = np.array(encoded.ids[:max_length], np.int32)
+        demonstrations.append(Demonstration(tokens, encoded.start))
     counts["kept"] = len(demonstrations)
     if not demonstrations:
         raise InputError(

@@ -118,14 +118,15 @@ def _token_statistics(records: Sequence[Record], limits: TokenLimits) -> dict[st
     lengths: dict[str, list[int]] = {}
     overlong = overlong_prompts = 0
     for record in records:
-        prompt, _ = encode_prompt(tokenizer, template, record.instruction, record.input, None)
+        prompt, _ = encode_prompt(tokenizer, template, record)
         responses = {
-            name: len(encode_response(tokenizer, text, append_eos=True))
+            name: encode_response(tokenizer, template, record, text)
             for name, text in responses_of(record).items()
         }
-        for name, length in ({"prompt": len(prompt)} | responses).items():
+        counts = {name: len(side.ids) - side.start for name, side in responses.items()}
+        for name, length in ({"prompt": len(prompt)} | counts).items():
             lengths.setdefault(name, []).append(length)
-        overlong += len(prompt) + max(responses.values(), default=0) > max_length
+        overlong += max([len(prompt), *(len(s.ids) for s in responses.values())]) > max_length
         overlong_prompts += len(prompt) > max_prompt_length
     return {
         "template": template,

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.data.alignment import Alignment, align
+from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse, kind_of
-from fgrlhf_jax.data.templates import check_limits, encode_prompt, encode_response, encode_text
+from fgrlhf_jax.data.templates import Encoded, check_limits, encode_response, fit_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -26,18 +26,22 @@ class Pair:
 
     Attributes:
       tokens_i, tokens_j: int32[Si], int32[Sj], the same prompt, then the response.
-      prompt_length: columns of the prompt.
+      start_i, start_j: the first column of the response. They differ where one response and the end
+        of the prompt share a token.
       changed_i, changed_j: bool[Si], bool[Sj], the response tokens without an equal partner.
       partner: int32[Si], the column of j matched with a column of i; -1 on the prompt, where
         changed, and where the partner was truncated away.
       row: number of the record.
+      marked_j: bool[Sj], the response tokens that touch a span which somebody marked as wrong.
     """
 
     tokens_i: np.ndarray
     tokens_j: np.ndarray
-    prompt_length: int
+    start_i: int
+    start_j: int
     changed_i: np.ndarray
     changed_j: np.ndarray
+    marked_j: np.ndarray
     partner: np.ndarray
     row: int
 
@@ -105,7 +109,7 @@ def encode_pairs(
     Args:
       max_length: tokens of the prompt and either response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (:func:`encode_prompt`) and cuts the responses' tails, their EOS with them.
+        (:func:`fit_prompt`) and cuts the responses' tails, their EOS with them.
       alignment: a method of :func:`align`.
 
     Returns:
@@ -125,19 +129,19 @@ def encode_pairs(
                 "a reward model learns from edits and preferences, not from Instruction rows; "
                 "give a file with original and edited, or output_1, output_2 and preference."
             )
-        prompt, truncated = encode_prompt(
-            tokenizer, template, record.instruction, record.input, max_prompt_length
-        )
-        sides = [encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)]
-        room = max_length - len(prompt)
-        truncated = truncated or max(map(len, sides)) > room
+        fitted, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
+        sides = [
+            encode_response(tokenizer, template, fitted, text, append_eos)
+            for text in better_and_worse(record)
+        ]
+        truncated = truncated or any(len(side.ids) > max_length for side in sides)
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
-        elif sides[0][:room] == sides[1][:room]:  # else one side has a changed token
-            counts["unchanged"] += 1
+        elif sides[0].ids[:max_length] == sides[1].ids[:max_length]:
+            counts["unchanged"] += 1  # else one side has a changed token
         else:
-            aligned = align(*sides, alignment if isinstance(record, Edit) else None)
-            pairs.append(_make_pair(prompt, *(ids[:room] for ids in sides), aligned, row))
+            method = alignment if isinstance(record, Edit) else None
+            pairs.append(_make_pair(*sides, record, row, method, max_length))
             counts["truncated"] += truncated
     counts["kept"] = len(pairs)
     if not pairs:
@@ -151,43 +155,49 @@ def encode_pairs(
 
 
 def _make_pair(
-    prompt: list[int], ids_i: list[int], ids_j: list[int], aligned: Alignment, row: int
+    edited: Encoded, original: Encoded, record: Record, row: int, method: str | None, length: int
 ) -> Pair:
-    """The pair of a prompt and its responses, which may be shorter than what was aligned."""
-    head = np.zeros(len(prompt), bool)
-    partner = aligned.partner_i[: len(ids_i)]
-    visible = (partner >= 0) & (partner < len(ids_j))
-    partner = np.where(visible, partner + len(prompt), -1)
+    """The pair of two responses, aligned as wholes and seen through a window of ``length``."""
+    starts = edited.start, original.start
+    aligned = align(edited.ids[starts[0] :], original.ids[starts[1] :], method)
+
+    def columns(response_T: np.ndarray, start: int, head=False) -> np.ndarray:
+        return np.concatenate([np.full(start, head, response_T.dtype), response_T])[:length]
+
+    partner = columns(
+        np.where(aligned.partner_i < 0, -1, aligned.partner_i + starts[1]), starts[0], -1
+    )
+    text, spans = better_and_worse(record)[1], getattr(record, "error_spans", ())
     return Pair(
-        tokens_i=np.array(prompt + ids_i, np.int32),
-        tokens_j=np.array(prompt + ids_j, np.int32),
-        prompt_length=len(prompt),
-        changed_i=np.concatenate([head, aligned.changed_i[: len(ids_i)]]),
-        changed_j=np.concatenate([head, aligned.changed_j[: len(ids_j)]]),
-        partner=np.concatenate([np.full(len(prompt), -1, np.int32), partner]),
+        tokens_i=np.array(edited.ids[:length], np.int32),
+        tokens_j=np.array(original.ids[:length], np.int32),
+        start_i=starts[0],
+        start_j=starts[1],
+        changed_i=columns(aligned.changed_i, starts[0]),
+        changed_j=columns(aligned.changed_j, starts[1]),
+        marked_j=columns(span_labels(original.spans, text, spans), starts[1]),
+        partner=np.where(partner < length, partner, -1).astype(np.int32),
         row=row,
     )
 
 
 def span_labels(
-    tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]], append_eos: bool
+    tokens: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """Which tokens of a response touch a marked span of its text: bool[T].
 
     Blanks at a span's ends do not count, since many tokens begin with the blank before their word.
-    The EOS is never in a span.
 
     Args:
+      tokens: (start, end) characters of each token, as in ``Encoded.spans``.
       spans: (start, end) characters of ``text``.
-      append_eos: whether the ids of :func:`encode_response` end with an EOS.
     """
-    inside = np.zeros(len(text) + 1, bool)
+    inside = np.zeros(len(text), bool)
     for start, end in spans:
         word = text[start:end]
         start += len(word) - len(word.lstrip())
         inside[start : start + len(word.strip())] = True
-    offsets = encode_text(tokenizer, text, return_offsets_mapping=True)["offset_mapping"]
-    return np.array([inside[start:end].any() for start, end in offsets] + [False] * append_eos)
+    return np.array([inside[start:end].any() for start, end in tokens], bool)
 
 
 def pad_pairs(
@@ -205,7 +215,7 @@ def pad_pairs(
     """
     rows, weight_B = fill_batch(pairs, batch_size)
     columns_S = np.arange(bucket)
-    start_B11 = np.array([pair.prompt_length for pair in rows])[:, None, None]
+    start_B21 = np.array([[pair.start_i, pair.start_j] for pair in rows])[..., None]
     end_B21 = np.array([[len(pair.tokens_i), len(pair.tokens_j)] for pair in rows])[..., None]
 
     def both_sides(name: str) -> np.ndarray:
@@ -215,7 +225,7 @@ def pad_pairs(
     return {
         "tokens_B2S": both_sides("tokens"),
         "mask_B2S": columns_S < end_B21,
-        "response_B2S": (start_B11 <= columns_S) & (columns_S < end_B21),
+        "response_B2S": (start_B21 <= columns_S) & (columns_S < end_B21),
         "changed_B2S": both_sides("changed"),
         "partner_BS": pad_right([pair.partner for pair in rows], bucket, -1),
         "weight_B": weight_B,

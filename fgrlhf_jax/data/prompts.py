@@ -35,9 +35,7 @@ def encode_prompts(
     prompts, rows = [], []
     counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
     for row, record in enumerate(records):
-        ids, truncated = encode_prompt(
-            tokenizer, template, record.instruction, record.input, max_prompt_length
-        )
+        ids, truncated = encode_prompt(tokenizer, template, record, max_prompt_length)
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import Instruction, Record, parse_record
+from fgrlhf_jax.data.records import ROLES, Instruction, Message, Record, parse_record
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
@@ -150,9 +150,8 @@ class LanguageModel:
         elif isinstance(prompt, Mapping):
             prompt = parse_record(prompt, "prompt", prompts=True)
         elif not isinstance(prompt, Record):
-            return templates.encode_messages(self.tokenizer, self.template, prompt)
-        fields = prompt.instruction, prompt.input
-        return templates.encode_prompt(self.tokenizer, self.template, *fields, None)[0]
+            prompt = Instruction("", "", "", messages=_parse_messages(prompt))
+        return templates.encode_prompt(self.tokenizer, self.template, prompt)[0]
 
     def generate(
         self,
@@ -242,6 +241,20 @@ class LanguageModel:
             for response, ended in zip(ids, finished, strict=True)
         ]
         return Generations(texts, ids, logprobs, finished)
+
+
+def _parse_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    for message in messages if isinstance(messages, Sequence) else [messages]:
+        match message:
+            case {"role": role, "content": str()} if role in ROLES:
+                continue
+        raise InputError(
+            f"messages: {str(message)[:80]} is not a message; give "
+            '{"role": "user", "content": "…"} (or system, assistant)'
+        )
+    if not messages:
+        raise InputError("messages: there is none; give at least one of the user")
+    return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
 def check_max_new_tokens(max_new_tokens: int, cfg: llama.LlamaConfig) -> None:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
-from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, span_labels
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model
@@ -93,7 +93,6 @@ def make_tables(
     predictor: PairPredictor,
     reward_model: RewardModel,
     pairs: Mapping[str, Sequence[Pair]],
-    rows: Sequence[records.Record],
 ) -> dict[str, dict]:
     """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
     meta, tables = reward_model.meta, {}
@@ -105,11 +104,9 @@ def make_tables(
         tables[kind]["loss"] = loss
         values, labels = [], []
         for pair_values, pair in zip(scored, group, strict=True):
-            if spans := getattr(rows[pair.row], "error_spans", ()):
-                text, append_eos = rows[pair.row].original, meta.data["append_eos"]
-                label = span_labels(reward_model.tokenizer, text, spans, append_eos)
+            if pair.marked_j.any():
                 values.append(pair_values.value_j)
-                labels.append(label[: pair_values.value_j.size])
+                labels.append(pair.marked_j[pair.start_j :])
         if values:
             tables[kind]["auroc_spans"] = pair_metrics.span_auroc(values, labels)
     return tables
@@ -143,7 +140,7 @@ def evaluate(
     tables = {}
     for name, rows in sets.items():
         pairs = encode_by_kind(rows, name, reward_model.tokenizer, data)
-        tables[name] = make_tables(predictor, reward_model, pairs, rows)
+        tables[name] = make_tables(predictor, reward_model, pairs)
     return tables
 
 

@@ -60,7 +60,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
 def first_response(row: records.Record) -> records.Instruction:
     """A record with its first response only."""
     response = getattr(row, records.RESPONSES[type(row)][0])
-    return records.Instruction(row.instruction, row.input, response)
+    return records.Instruction(row.instruction, row.input, response, row.messages)
 
 
 def encode_responses(
@@ -80,28 +80,31 @@ def encode_responses(
     """
     encoded: list[list[EncodedResponse]] = []
     for number, row in enumerate(rows, 1):
-        prompt, is_cut = templates.encode_prompt(
-            tokenizer, data["template"], row.instruction, row.input, data["max_prompt_length"]
+        template = data["template"]
+        fitted, prompt, is_cut = templates.fit_prompt(
+            tokenizer, template, row, data["max_prompt_length"]
         )
         texts = {name: getattr(row, name) for name in records.RESPONSES[type(row)]}
         if missing := [name for name, text in texts.items() if not text]:
             raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")
-        room = max_length - len(prompt)
-        if room < 1:
+        if len(prompt) >= max_length:
             raise InputError(
                 f"row {number}: its prompt of {len(prompt)} tokens leaves no room for a response "
                 f"within max_length={max_length}; raise it"
             )
-        encode = templates.encode_response
-        ids = [encode(tokenizer, text, data["append_eos"]) for text in texts.values()]
-        changed = [np.zeros(len(response), bool) for response in ids]
+        sides = [
+            templates.encode_response(tokenizer, template, fitted, text, data["append_eos"])
+            for text in texts.values()
+        ]
+        changed = [np.zeros(len(side.ids) - side.start, bool) for side in sides]
         if isinstance(row, records.Edit):
-            alignment = align(ids[1], ids[0], data["alignment"])
+            responses = (side.ids[side.start :] for side in reversed(sides))
+            alignment = align(*responses, data["alignment"])
             changed = [alignment.changed_j, alignment.changed_i]
         encoded.append([])
-        for name, response, changed_T in zip(texts, ids, changed, strict=True):
-            is_truncated, response = is_cut or len(response) > room, response[:room]
-            tokens = token_texts(tokenizer, response)
-            scored = ScoredResponse(name, tokens, [], changed_T[:room].tolist(), is_truncated)
-            encoded[-1].append(EncodedResponse(scored, prompt + response, len(prompt)))
+        for name, (ids, start, _), changed_T in zip(texts, sides, changed, strict=True):
+            tokens = token_texts(tokenizer, ids[start:max_length])
+            changed_T = changed_T[: len(tokens)].tolist()
+            scored = ScoredResponse(name, tokens, [], changed_T, is_cut or len(ids) > max_length)
+            encoded[-1].append(EncodedResponse(scored, ids[:max_length], start))
     return encoded

@@ -33,7 +33,7 @@ def encode(rows, **changes):
 
 def test_a_demonstration_is_the_prompt_and_then_the_response_with_its_end():
     (row,), counts = encode([SHORT])
-    prompt, _ = encode_prompt(TOKENIZER, "plain", SHORT.instruction, "", None)
+    prompt, _ = encode_prompt(TOKENIZER, "plain", SHORT)
     assert row.tokens.tolist() == [*prompt, *ids(SHORT.output), EOS]
     assert row.tokens.dtype == np.int32
     assert row.prompt_length == len(prompt)
@@ -72,7 +72,7 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted():
         ([], {}, "no demonstration is left of 0"),
         ([SHORT], {"max_prompt_length": 12}, "must be above 0 and below max_length 12"),
         ([SHORT], {"overlong": "cut"}, "overlong: 'cut' is neither 'drop' nor 'truncate'"),
-        ([SHORT], {"template": "fancy"}, "template: 'fancy' is not one of alpaca, chat"),
+        ([SHORT], {"template": "fancy"}, "template=fancy: is not one of alpaca, chat"),
     ],
 )
 def test_what_cannot_be_used_is_refused(rows, changes, message):
@@ -107,7 +107,7 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
     records = [Edit(f"{A} {B}", "", C, D), Instruction(f"{A} {B} " * 9, "", ""), SHORT]
     options = {"template": "plain", "max_prompt_length": 6, "overlong": overlong}
     prompts, numbers, counts = encode_prompts(records, TOKENIZER, **options)
-    expected = [encode_prompt(TOKENIZER, "plain", r.instruction, "", 6)[0] for r in records]
+    expected = [encode_prompt(TOKENIZER, "plain", r, 6)[0] for r in records]
     dropped = overlong == "drop"
     assert numbers == ([0, 2] if dropped else [0, 1, 2])
     assert prompts == [expected[number] for number in numbers]
@@ -116,8 +116,8 @@ def test_prompts_of_any_record_and_the_numbers_of_those_kept(overlong):
     with pytest.raises(InputError, match="overlong: 'leave' is neither 'drop' nor 'truncate'"):
         encode_prompts(records, TOKENIZER, **options | {"overlong": "leave"})
     if dropped:
-        with pytest.raises(InputError, match="all 3 prompts are longer than max_prompt_length 1"):
-            encode_prompts(records, TOKENIZER, **options | {"max_prompt_length": 1})
+        with pytest.raises(InputError, match="all 3 prompts are longer than max_prompt_length 2"):
+            encode_prompts(records, TOKENIZER, **options | {"max_prompt_length": 2})
 
 
 def test_prompts_are_padded_on_the_left():

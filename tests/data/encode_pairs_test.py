@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from layout_cases import layouts
 from tokenizers.normalizers import Lowercase
 
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
-from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.data.templates import encode_prompt, encode_response, encode_text
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 
@@ -45,14 +46,12 @@ def encode(records, tokenizer, **changes):
 
 def check(pair: Pair, record, tokenizer, method="levenshtein", limits=SETTINGS, append_eos=True):
     """The pair is the prompt, and the alignment of the whole responses seen through a window."""
-    prompt, _ = encode_prompt(
-        tokenizer, "plain", record.instruction, record.input, limits["max_prompt_length"]
-    )
-    ids = [encode_response(tokenizer, text, append_eos) for text in better_and_worse(record)]
+    prompt, _ = encode_prompt(tokenizer, "plain", record, limits["max_prompt_length"])
+    ids = [encode_text(tokenizer, text) + [2] * append_eos for text in better_and_worse(record)]
     whole, start, room = align(*ids, method), len(prompt), limits["max_length"] - len(prompt)
     partner, end_j = whole.partner_i[:room], len(ids[1][:room])
     visible = np.where((partner >= 0) & (partner < end_j), partner + start, -1)
-    assert pair.prompt_length == start
+    assert pair.start_i == pair.start_j == start
     for name, dtype, part in (
         ("tokens_i", np.int32, prompt + ids[0][:room]),
         ("tokens_j", np.int32, prompt + ids[1][:room]),
@@ -98,8 +97,8 @@ def test_preferences_beside_edits(tokenizer):
     check(pairs[0], EDITS[0], tokenizer)
     for pair, record in zip(pairs[1:], PREFERENCES, strict=True):
         check(pair, record, tokenizer, None)
-        assert pair.changed_i[pair.prompt_length :].all()
-        assert pair.changed_j[pair.prompt_length :].all()
+        assert pair.changed_i[pair.start_i :].all()
+        assert pair.changed_j[pair.start_j :].all()
         assert (pair.partner == -1).all()
 
 
@@ -125,7 +124,7 @@ def test_overlong_rows_are_dropped_or_truncated_and_counted(tokenizer):
 
 def test_exact_fit_is_not_overlong(tokenizer):
     (whole,), _ = encode(EDITS[:1], tokenizer)
-    fits = {"max_length": whole.length, "max_prompt_length": whole.prompt_length}
+    fits = {"max_length": whole.length, "max_prompt_length": whole.start_i}
     for overlong in ("drop", "truncate"):
         (pair,), counts = encode(EDITS[:1], tokenizer, **fits, overlong=overlong)
         assert counts == (1, 1, 0, 0, 0)
@@ -175,7 +174,8 @@ def test_vocabulary(tokenizer):
 @pytest.mark.parametrize("append_eos", [True, False])
 def test_span_labels(either, append_eos):
     text = "the film was dull, a naïve 漢字 and the actors </s> were bad"
-    ids = encode_response(either, text, append_eos)
+    encoded = encode_response(either, "plain", EDITS[0], text, append_eos)
+    ids = encoded.ids[encoded.start :]
 
     def marked(*parts: str, margin: int = 0) -> str:
         starts = [text.index(part) for part in parts]
@@ -183,7 +183,7 @@ def test_span_labels(either, append_eos):
             (max(start - margin, 0), start + len(part) + margin)
             for start, part in zip(starts, parts, strict=True)
         ]
-        labels = span_labels(either, text, spans, append_eos)
+        labels = span_labels(encoded.spans, text, spans)
         assert (labels.dtype, labels.shape) == (bool, (len(ids),))
         return either.decode(np.array(ids, int)[labels]).strip()
 
@@ -197,11 +197,28 @@ def test_span_labels(either, append_eos):
     assert "the" not in inside
 
 
+@pytest.mark.parametrize("name", ["Zephyr", "Llama-3"])
+def test_sides_may_share_tokens_with_the_prompt_and_error_spans_are_marked(name):
+    """One response begins with a line end, as its prompt ends; columns are each side's own."""
+    tokenizer, _ = layouts()[name]
+    tokenizer.backend_tokenizer.add_tokens(["\n\n\n", "\n\nIt"])
+    row = Edit("write", "", "\nIt was dull.", "It was good.", error_spans=((8, 12),))
+    (pair,), _ = encode([row], tokenizer, template="chat", max_length=200, max_prompt_length=150)
+    for side, text in (("i", "It was good."), ("j", "It was dull.")):
+        tokens, start = getattr(pair, f"tokens_{side}"), getattr(pair, f"start_{side}")
+        assert tokenizer.decode(tokens[start:-1]).strip() == text
+    matched = np.flatnonzero(pair.partner >= 0)
+    assert (pair.tokens_i[matched] == pair.tokens_j[pair.partner[matched]]).all()
+    assert matched[-1] == len(pair.tokens_i) - 1
+    assert tokenizer.decode(pair.tokens_j[pair.marked_j]).strip() == "dull"
+    assert not encode([EDITS[0]], tokenizer)[0][0].marked_j.any()
+
+
 @pytest.mark.parametrize("bucket", [32, 61])
 def test_padding(either, bucket):
     """Every array, cell by cell; also where pad and EOS are one id and 0 is a token."""
     pairs, _ = encode([*EDITS, *PREFERENCES], either)
-    pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0)
+    pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0, start_i=1)
     batch = pad_pairs(pairs, bucket)
     sides = (6, 2, bucket)
     booleans = dict.fromkeys(("mask_B2S", "response_B2S", "changed_B2S"), (sides, "bool"))
@@ -221,7 +238,7 @@ def test_padding(either, bucket):
             for name, row in {
                 "tokens_B2S": tokens,
                 "mask_B2S": [True] * len(tokens),
-                "response_B2S": np.arange(len(tokens)) >= pair.prompt_length,
+                "response_B2S": np.arange(len(tokens)) >= getattr(pair, f"start_{letter}"),
                 "changed_B2S": mask,
             }.items():
                 assert batch[name][b, side].tolist() == padded(row)

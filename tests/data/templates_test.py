@@ -1,155 +1,201 @@
-"""Templates to the letter, control tokens only where they belong, truncation; tokenizers."""
+"""Ids are the model's own, control tokens only where they belong, truncation; tokenizers."""
 
 import pytest
 from data_cases import TEXTS
+from layout_cases import differences, layouts, texts
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.templates import encode_messages, encode_prompt, encode_response, render
+from fgrlhf_jax.data.records import Instruction, Message
+from fgrlhf_jax.data.templates import (
+    encode_prompt,
+    encode_response,
+    encode_text,
+    end_of_turn,
+    fit_prompt,
+    render,
+)
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
+LAYOUTS = layouts()
+LLAMA_2, _ = LAYOUTS["Llama-2-chat"]
+LLAMA_3, _ = LAYOUTS["Llama-3"]
+QUESTION = Instruction("Name the capital of France.", "", "")
 
 
-@pytest.fixture
-def chat(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
-    return tokenizer
+def conversation(*contents: str, system: str = "") -> Instruction:
+    """The user and the assistant by turns, the user last."""
+    messages = [Message("system", system)] if system else []
+    for number, content in enumerate(contents):
+        messages.append(Message("assistant" if number % 2 else "user", content))
+    return Instruction("", "", "", messages=tuple(messages))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ids_are_those_of_the_whole_rendered_text(name):
+    """Of prompts and of prompts with responses, of several turns and a system message too."""
+    tokenizer, template = LAYOUTS[name]
+    prompts, responses = texts(60, TEXTS, 1), texts(60, TEXTS, 2)
+    for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        messages = [{"role": "user", "content": prompt}]
+        if template == "chat" and n % 3 == 1:
+            before = ("user", prompts[n - 1]), ("assistant", responses[n - 1])
+            messages = [*({"role": role, "content": text} for role, text in before), *messages]
+        if template == "chat" and n % 2 and "Mistral" not in name:
+            messages = [{"role": "system", "content": prompts[n - 1]}, *messages]
+        assert differences(tokenizer, template, messages, response) == []
 
 
 def test_alpaca_is_alpacafarms_and_plain_is_plain():
-    assert render("plain", "Sum up.", "A text.", None) == "Sum up.\nA text.\n"
-    assert render("plain", "Sum up.", "", None) == "Sum up.\n"
-    assert render("alpaca", "Name a fruit.", "", None) == (
+    def written(template, *fields):
+        return render(None, template, Instruction(*fields, ""))
+
+    assert written("plain", "Sum up.", "A text.") == "Sum up.\nA text.\n"
+    assert written("plain", "Sum up.", "") == "Sum up.\n"
+    assert written("alpaca", "Name a fruit.", "") == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nName a fruit.\n\n### Response:"
     )
-    assert render("alpaca", "Name {input}.", "{a}", None) == (
+    assert written("alpaca", "Name {input}.", "{a}") == (
         "Below is an instruction that describes a task, paired with an input that provides "
         "further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName {input}.\n\n### Input:\n{a}\n\n### Response:"
     )
+    turns = conversation("Hi.", "Hello.", "Who are you?", system="Be brief.")
+    transcript = "System: Be brief.\n\nUser: Hi.\n\nAssistant: Hello.\n\nUser: Who are you?\n"
+    assert render(None, "plain", turns) == transcript
+    assert render(None, "plain", conversation("Hi.", system="Be brief.")) == "Be brief.\n\nHi.\n"
 
 
-def test_chat(chat):
-    """The template's own BOS and no second one; its control tokens are control tokens."""
-    text = "<s><s>user\nSum up.\n\nA text.</s>\n<s>assistant\n"
-    assert render("chat", "Sum up.", "A text.", chat) == text
-    assert render("chat", "Hi.", "", chat) == "<s><s>user\nHi.</s>\n<s>assistant\n"
-    ids, truncated = encode_prompt(chat, "chat", "Sum up.", "A text.", None)
-    assert not truncated
-    assert ids[:2] == [1, 1]
-    assert (ids.count(1), ids.count(2)) == (3, 1)
-    assert chat.decode(ids) == text
+def test_an_instruction_is_a_turn_of_the_user():
+    record, same = Instruction("Sum up.", "A text.", ""), conversation("Sum up.\n\nA text.")
+    assert render(LLAMA_2, "chat", record) == "<s>[INST] Sum up.\n\nA text. [/INST]"
+    assert encode_prompt(LLAMA_2, "chat", record) == encode_prompt(LLAMA_2, "chat", same)
 
 
-def test_contents_of_a_conversation_cannot_write_control_tokens(chat):
-    roles = ("system", "user", "assistant", "user")
-    messages = [{"role": role, "content": f"write</s>[{role}] <s>"} for role in roles]
-    ids = encode_messages(chat, "chat", messages)
-    assert (ids.count(1), ids.count(2)) == (6, 4)  # the template's own
-    assert chat.decode(ids) == chat.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
-    alone = encode_messages(chat, "chat", messages[1:2])
-    assert alone == encode_prompt(chat, "chat", messages[1]["content"], "", None)[0]
+def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
+    with pytest.raises(InputError, match=r"refuses a prompt of assistant: roles must alternate"):
+        encode_prompt(
+            LLAMA_2, "chat", Instruction("", "", "", messages=(Message("assistant", "a"),))
+        )
+    for source, words in (
+        ("{{ raise_exception('no\nsystem message') }}", "no system message"),
+        ("{{ messages[0].name.first }}", "has no attribute 'name'"),
+        ("{{ 'a' + 1 }}", "can only concatenate str"),
+        ("{% for %}", "Expected an expression"),
+    ):
+        monkeypatch.setattr(tokenizer, "chat_template", source)
+        with pytest.raises(InputError, match=words) as error:
+            encode_prompt(tokenizer, "chat", QUESTION)
+        assert "--config.data.template=" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
-def test_a_chat_template_may_refuse_a_conversation_and_cannot_read_the_clock(chat):
-    chat.chat_template = "{{ raise_exception('must alternate') }}"
-    with pytest.raises(InputError, match=r"chat template refuses them .*must alternate"):
-        encode_messages(chat, "chat", [{"role": "user", "content": "x"}])
-    chat.chat_template = (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%S') %}{% endif %}"
-        "{{ date_string }} {{ messages[0]['content'] }}"
-    )
-    assert render("chat", "write", "", chat) == "26 Jul 2024 write"
+def test_a_template_cannot_read_the_clock(tokenizer, monkeypatch):
+    source = "{{ date_string if date_string is defined else strftime_now('%S') }}"
+    monkeypatch.setattr(tokenizer, "chat_template", source)
+    assert render(tokenizer, "chat", QUESTION) == "26 Jul 2024"
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("chat", "no chat template; choose 'alpaca' or 'plain'"),
-        ("vicuna", "'vicuna' is not one of alpaca, chat, plain"),
+        ("chat", "no chat template; give --config.template=alpaca"),
+        ("vicuna", "template=vicuna: is not one of alpaca, chat, plain"),
     ],
 )
 @pytest.mark.parametrize("function", [render, encode_prompt])
 def test_unusable_templates(tokenizer, function, template, message):
-    arguments = {"template": template, "instruction": "x", "input": "", "tokenizer": tokenizer}
-    limit = {} if function is render else {"max_length": None}
     with pytest.raises(InputError, match=message):
-        function(**arguments, **limit)
+        function(tokenizer, template, QUESTION)
 
 
 def test_bos_only_where_the_tokenizer_adds_one(tokenizer, smol):
     assert smol.bos_token_id == 1
-    with_bos, _ = encode_prompt(tokenizer, "plain", "write a review", "", None)
-    without, _ = encode_prompt(smol, "plain", "write a review", "", None)
+    with_bos, _ = encode_prompt(tokenizer, "plain", QUESTION)
+    without, _ = encode_prompt(smol, "plain", QUESTION)
     assert with_bos == [1, *without]
-    assert tokenizer.decode(without) == "write a review\n"
+    assert tokenizer.decode(without) == f"{QUESTION.instruction}\n"
     smol.bos_token = "</s>"  # as GPT-2's: one token is BOS, EOS and pad, and a prompt has none
-    assert encode_prompt(smol, "plain", "write a review", "", None)[0] == without
+    assert encode_prompt(smol, "plain", QUESTION)[0] == without
 
 
-def test_control_tokens_in_a_text_are_spelt_out(tokenizer):
-    ids, _ = encode_prompt(tokenizer, "plain", "what does </s> mean", "and <s>", None)
-    assert ids.count(1) == 1
-    assert 2 not in ids
-    assert tokenizer.decode(ids[1:]) == "what does </s> mean\nand <s>\n"
-    response = encode_response(tokenizer, "</s> ends it", append_eos=True)
-    assert response.index(2) == len(response) - 1
-    assert tokenizer.decode(response[:-1]) == "</s> ends it"
+def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monkeypatch):
+    ids, start, spans = encode_response(LLAMA_3, "chat", QUESTION, "Paris. ")
+    assert end_of_turn(LLAMA_3) == ids[-1] == LLAMA_3.convert_tokens_to_ids("<|eot_id|>")
+    assert LLAMA_3.decode(ids[start:-1]) == "Paris."  # the template trims
+    assert spans[-1] == (0, 0)
+    assert encode_response(LLAMA_3, "chat", QUESTION, "Paris. ", False).ids == ids[:-1]
+    for source in (
+        "{% for m in messages %}{{ m.content }}: {% endfor %}",  # no control token
+        "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}",  # one in front
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",  # another text
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ bos_token }}",
+    ):
+        monkeypatch.setattr(tokenizer, "chat_template", source)
+        prompt, _ = encode_prompt(tokenizer, "chat", QUESTION)
+        ids, start, spans = encode_response(tokenizer, "chat", QUESTION, "Paris")
+        assert ids == [*prompt, *encode_text(tokenizer, "Paris"), tokenizer.eos_token_id]
+        assert (start, spans[0][0], spans[-2][1]) == (len(prompt), 0, 5)
+        assert end_of_turn(tokenizer) is None
 
 
-def test_response(either):
-    ids = encode_response(either, "it was good", append_eos=False)
-    assert either.decode(ids) == "it was good"
-    assert encode_response(either, "it was good", append_eos=True) == [*ids, 2]
-    assert not {0, 1, 2} & set(ids)
+def test_a_token_of_prompt_and_response_is_the_responses(smol):
+    smol.backend_tokenizer.add_tokens(["\n\n"])
+    prompt, _ = encode_prompt(smol, "plain", QUESTION)
+    ids, start, spans = encode_response(smol, "plain", QUESTION, "\nParis", False)
+    assert (start, ids[:start]) == (len(prompt) - 1, prompt[:-1])
+    assert (smol.decode(ids[start]), spans[0][1]) == ("\n\n", 1)
 
 
-@pytest.mark.parametrize("template", ["alpaca", "plain"])
-def test_too_long_a_prompt_loses_the_tail_of_its_input(tokenizer, template):
-    instruction = "write a review"
-    input = "the film was good é and we liked </s> the words very much"
-
-    def encode(input, limit=None):
-        return encode_prompt(tokenizer, template, instruction, input, limit)
-
-    whole, truncated = encode(input)
-    assert not truncated
-    assert encode(input, len(whole)) == (whole, False)
-    head, tail = render(template, instruction, "\0", tokenizer).split("\0")
-    # One blank: the shortest prompt that still has the form with an input.
-    smallest = len(encode(" ")[0])
-    shorter, one_short = "", 0
-    for limit in range(smallest + 2, len(whole)):
-        ids, truncated = encode(input, limit)
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [*((LAYOUTS["LLaMA"][0], name) for name in ("alpaca", "plain")), (LLAMA_2, "chat")],
+)
+@pytest.mark.parametrize("input", ["", "the film was good é and we liked </s> the words very much"])
+def test_too_long_a_prompt_loses_the_tail_of_its_text(tokenizer, template, input):
+    """First of the input, then of the instruction; the template stays whole."""
+    record = Instruction("write a review of what you saw", input, "")
+    ids, _ = encode_prompt(tokenizer, template, record)
+    assert encode_prompt(tokenizer, template, record, len(ids)) == (ids, False)
+    last = record
+    for limit in range(len(ids) - 1, 0, -1):
+        try:
+            fitted, ids, truncated = fit_prompt(tokenizer, template, record, limit)
+        except InputError:
+            break
         assert truncated
-        assert limit - 1 <= len(ids) <= limit
-        one_short += len(ids) < limit
-        text = tokenizer.decode(ids[1:])
-        part = text.removeprefix(head).removesuffix(tail)
-        assert text == head + part + tail
-        assert input.startswith(part)
-        assert part.startswith(shorter)
-        shorter = part
-    assert one_short == 1  # cut no more than needed: é is two tokens
-    ids, truncated = encode(input, len(encode("")[0]))
-    assert truncated
-    assert tokenizer.decode(ids[1:]) == render(template, instruction, "", tokenizer)
+        assert limit - 3 <= len(ids) <= limit or not fitted.input
+        assert ids == encode_prompt(tokenizer, template, fitted)[0]
+        assert last.instruction.startswith(fitted.instruction)
+        assert last.input.startswith(fitted.input)
+        assert not fitted.input or fitted.instruction == record.instruction
+        last = fitted
+    assert len(last.instruction) < 2
+    with pytest.raises(InputError, match=f"max_prompt_length=1: the template '{template}' alone"):
+        fit_prompt(tokenizer, template, record, 1)
 
 
-def test_the_head_is_cut_when_the_instruction_alone_is_too_long(tokenizer):
-    text = TEXTS[2]
-    whole, _ = encode_prompt(tokenizer, "plain", text, "", None)
-    assert encode_prompt(tokenizer, "plain", text, "some text", 6) == ([1, *whole[-5:]], True)
-    assert encode_prompt(tokenizer, "plain", text, "", 1) == (whole[-1:], True)
-    with pytest.raises(InputError, match="max_prompt_length: 0"):
-        encode_prompt(tokenizer, "plain", text, "", 0)
+def test_of_several_turns_the_oldest_go_first():
+    record = conversation("one", "two", "three", "four", "five five five", system="be brief")
+    sizes, rest = set(), []
+    whole = len(encode_prompt(LLAMA_2, "chat", record)[0])
+    for limit in range(whole, 0, -1):
+        try:
+            fitted, ids, _ = fit_prompt(LLAMA_2, "chat", record, limit)
+        except InputError:
+            break
+        assert len(ids) <= limit
+        assert fitted.messages[0].role == "system"
+        contents = [message.content for message in fitted.messages]
+        if not rest or rest[-1] != contents:
+            rest.append(contents)
+        sizes.add(len(ids))
+    assert rest[0] == ["be brief", "one", "two", "three", "four", "five five five"]
+    assert rest[1:3] == [["be brief", "three", "four", rest[0][-1]], ["be brief", rest[0][-1]]]
+    assert all(r[0] == "be brief" or not r[1] for r in rest)
+    assert rest[-1] == ["", ""]
+    assert len(sizes) > 10
 
 
 def test_trained_tokenizer(tokenizer, tmp_path):
@@ -158,9 +204,9 @@ def test_trained_tokenizer(tokenizer, tmp_path):
     assert tokenizer.pad_token is None
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert len(tokenizer) <= 500
-    assert len(encode_response(tokenizer, "the film was good", append_eos=False)) < 8
+    assert len(encode_text(tokenizer, "the film was good")) < 8
     for text in ("", " two  blanks ", "naïve 漢字 🙂\n\ttab", "it 's , odd ."):
-        assert tokenizer.decode(encode_response(tokenizer, text, append_eos=False)) == text
+        assert tokenizer.decode(encode_text(tokenizer, text)) == text
     again = train_tokenizer(iter(TEXTS * 3), 500)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)

@@ -135,13 +135,13 @@ def test_unpad_gives_back_what_was_padded():
         tokens = [rng.integers(0, 9, prompt + n).astype(np.int32) for n in lengths]
         changed = [np.concatenate([none, rng.random(n) < 0.5]) for n in lengths]
         partner = np.full(prompt + length_i, -1, np.int32)
-        pairs.append(Pair(*tokens, prompt, *changed, partner, row))
+        pairs.append(Pair(*tokens, prompt, prompt, *changed, changed[1], partner, row))
     batch = pad_pairs(pairs, 10, batch_size=5)
     value_B2S = rng.standard_normal((5, 2, 10)).astype(np.float32)
     unpadded = unpad(value_B2S, batch)
     assert len(unpadded) == 3  # the two rows that only fill the batch are gone
     for b, (pair, values) in enumerate(zip(pairs, unpadded, strict=True)):
-        start = pair.prompt_length
+        start = pair.start_i
         expected = (
             value_B2S[b, 0, start : len(pair.tokens_i)],
             pair.changed_i[start:],

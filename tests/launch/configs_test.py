@@ -60,7 +60,7 @@ def test_train_step_of_a_variant(model, loss):
 
     micro = config.micro_batch_size or config.batch_size
     tokens = np.arange(3, dtype=np.int32)
-    pair = Pair(tokens, tokens, 1, tokens > 1, tokens > 1, tokens - 1, 0)
+    pair = Pair(tokens, tokens, 1, 1, *[tokens > 1] * 3, tokens - 1, 0)
     padded = pad_pairs([pair], config.data.max_length)
     batch = {
         name: jax.ShapeDtypeStruct(

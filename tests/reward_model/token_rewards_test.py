@@ -71,8 +71,8 @@ def texts_of(row) -> list[str]:
 
 
 def ids_of(row, text, append_eos=True) -> tuple[list[int], list[int]]:
-    prompt, _ = templates.encode_prompt(tokenizer(), "plain", row.instruction, row.input, 40)
-    return prompt, templates.encode_response(tokenizer(), text, append_eos)
+    ids, start, _ = templates.encode_response(tokenizer(), "plain", row, text, append_eos)
+    return ids[:start], ids[start:]
 
 
 @functools.cache

@@ -60,9 +60,11 @@ def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
             Pair(
                 tokens_i=np.concatenate([prompt, edited]).astype(np.int32),
                 tokens_j=np.concatenate([prompt, original]).astype(np.int32),
-                prompt_length=prompt.size,
+                start_i=prompt.size,
+                start_j=prompt.size,
                 changed_i=np.concatenate([none, edit.changed_i]),
                 changed_j=np.concatenate([none, edit.changed_j]),
+                marked_j=np.zeros(prompt.size + original.size, bool),
                 partner=np.concatenate([np.full(prompt.size, -1), partner]).astype(np.int32),
                 row=len(made),
             )

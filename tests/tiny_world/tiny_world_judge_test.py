@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fgrlhf_jax.data.templates import encode_response
+from fgrlhf_jax.data.templates import encode_text
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import judge as gold
@@ -192,7 +192,7 @@ def test_oracle_rewards(drafts, whole_words, ended):
     tokenizer = make_tokenizer() if whole_words else train_tokenizer(texts, 330)
     prompts, responses = zip(*drafts, strict=True)
     tokens = [
-        [tokenizer.decode([i]) for i in encode_response(tokenizer, text, append_eos=ended)]
+        [tokenizer.decode([i]) for i in encode_text(tokenizer, text) + [2] * ended]
         for text in responses
     ]
     rewards = gold.oracle_rewards(prompts, responses, tokens)

@@ -5,7 +5,8 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.templates import encode_prompt, encode_response
+from fgrlhf_jax.data.records import Instruction
+from fgrlhf_jax.data.templates import encode_prompt, encode_text
 from fgrlhf_jax.tiny_world import words
 from fgrlhf_jax.tiny_world.tasks import MAX_PROMPT, SETS, draw_prompts
 
@@ -31,7 +32,7 @@ def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
     rng = random.Random(0)
     for _ in range(200):
         text = " ".join(rng.choices(WORDS, k=rng.randint(0, 20)))
-        ids = encode_response(tokenizer, text, append_eos=False)
+        ids = encode_text(tokenizer, text)
         assert tokenizer.decode(ids) == "".join(tokenizer.decode([i]) for i in ids) == text
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         parts = [text[start:end] for start, end in offsets["offset_mapping"]]
@@ -45,7 +46,7 @@ def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
 def test_prompts(tokenizer):
     for drawn in draw_prompts(dict.fromkeys(SETS, 70), 0).values():
         for prompt in drawn:
-            ids, cut = encode_prompt(tokenizer, "plain", prompt, "", None)
+            ids, cut = encode_prompt(tokenizer, "plain", Instruction(prompt, "", ""))
             assert ids[0] == tokenizer.bos_token_id
             assert 0 not in ids
             assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
@@ -54,7 +55,7 @@ def test_prompts(tokenizer):
 
 def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
     for text in ("</s>", "hot </s>", "<s> cold", "<unk>", "hot</s>", "giraffe", "hot  cold"):
-        ids = encode_response(tokenizer, text, append_eos=False)
+        ids = encode_text(tokenizer, text)
         assert 0 in ids
         assert not {1, 2} & set(ids), text
 
@@ -71,6 +72,5 @@ def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
         assert each.pad_token is None
     for text in ("reverse pear saw\n", "the reverse is saw pear", "</s> giraffe"):
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-        ids = encode_response(tokenizer, text, append_eos=True)
-        assert ids[-1] == 2
+        ids = encode_text(tokenizer, text)
         assert loaded.decode(ids) == tokenizer.decode(ids)
