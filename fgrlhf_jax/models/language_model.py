@@ -19,7 +19,14 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import ROLES, Instruction, Message, Record, parse_record
+from fgrlhf_jax.data.records import (
+    ROLES,
+    Instruction,
+    Message,
+    Record,
+    parse_record,
+    prompt_fields,
+)
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
@@ -315,8 +322,7 @@ def generate_responses(
     )
     return [
         {
-            "instruction": records[number].instruction,
-            "input": records[number].input,
+            **prompt_fields(records[number]),
             "output": responses.texts[row],
             "generator": generator,
             "length": len(responses.ids[row]),
