@@ -34,7 +34,7 @@ from fgrlhf_jax.feedback.edits.request import (
 )
 from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
-from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
+from fgrlhf_jax.feedback.llm.requests import Rejected, request_key
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli, reading
@@ -64,8 +64,8 @@ def main(config) -> None:
         written = sum(estimate_tokens(q.task.response) for q in questions if not q.unasked)
         asking.print_dry_run(config, to_send, written)
         return
-    send = asking.connect(config) if asking.estimate(config, to_send).requests else None
-    usage, identity = Usage(), asking.model_identity(config)
+    send, usage = asking.connect(config, to_send)
+    identity = asking.model_identity(config)
     keys = [
         row_key(request_key(identity, question.request), question.task, config.max_change_ratio)
         for question in questions

@@ -15,7 +15,7 @@ import llm_server
 import ppo_cases
 import pytest
 import tiny_cases
-from request_cases import cached_prompts, read
+from request_cases import cached_prompts, read, shorten_pauses
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
@@ -87,10 +87,7 @@ def files(output) -> tuple[bytes, bytes]:
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     """Keys, and no test that waits for seconds between two attempts."""
-    limits = asking.Limits
-    monkeypatch.setattr(
-        asking, "Limits", lambda **fields: limits(back_off=0.001, longest_wait=0.01, **fields)
-    )
+    shorten_pauses(monkeypatch.setattr)
     monkeypatch.setenv("ANTHROPIC_API_KEY", llm_server.KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
@@ -141,11 +138,11 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
 
 # The command, whose attempts follow each other at once.
 COMMAND = """
-import functools
+import request_cases
 from launch import collect_edits
 from launch.shared import asking
 
-asking.Limits = functools.partial(asking.Limits, back_off=0.001, longest_wait=0.01)
+request_cases.shorten_pauses()
 asking.command(collect_edits.main, collect_edits.CONFIG, "")
 """
 
@@ -154,7 +151,10 @@ asking.command(collect_edits.main, collect_edits.CONFIG, "")
 def started(*args, **fields):
     """The command in a process of its own."""
     command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
     try:
         yield process
     finally:
