@@ -66,8 +66,11 @@ def main(config) -> None:
 
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:
     """A row of ``report.heatmap``."""
-    sides = [dataclasses.asdict(response) for response in responses]
-    return records.prompt_fields(record) | {"sides": sides}
+    return {
+        "instruction": record.instruction,
+        "input": record.input,
+        "sides": [dataclasses.asdict(response) for response in responses],
+    }
 
 
 def add_rewards(row: dict, responses: list[ScoredResponse]) -> dict:

@@ -44,7 +44,7 @@ OPTIONAL = {
     "tensorboardX": "runtime.metric_log",
     "vaderSentiment": "feedback.judges.vader",
 } | dict.fromkeys(
-    ["anthropic", "openai", "httpx2", "sklearn", "gradio", "fastapi", "uvicorn"], "feedback"
+    ["anthropic", "openai", "tenacity", "sklearn", "gradio", "fastapi", "uvicorn"], "feedback"
 )
 
 OUTSIDE = ("launch", "configs", "tests", "torch")

@@ -12,7 +12,7 @@ PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that m
 
 def write_config(folder: Path, config: dict) -> None:
     """Writes config.json, with the checksums of it and of all other files under "fgrlhf"."""
-    sums = {name: _digest(folder / name) for name in _files(folder)}
+    sums = {name: _digest(folder / name) for name in files(folder)}
     config["fgrlhf"]["sha256"] = sums | {CONFIG: _config_digest(config)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
@@ -33,8 +33,7 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
             f'{folder / CONFIG}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
             "they were exported; use a sound copy"
         )
-    files = {*sums, *_files(folder)} if CONFIG in sums else {*sums}
-    for name in sorted(files):
+    for name in sorted({*sums, *files(folder)} if CONFIG in sums else sums):
         if name.endswith(".safetensors") != weights:
             continue
         file = folder / name
@@ -52,11 +51,11 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
         )
 
 
-def _files(folder: Path) -> list[str]:
-    """The other files that make up the model in a folder, by their paths in it."""
-    files = {file for pattern in PATTERNS for file in folder.rglob(pattern) if file.is_file()}
-    names = {file.relative_to(folder).as_posix() for file in files}
-    return sorted(name for name in names - {CONFIG} if not name.startswith("."))
+def files(folder: Path) -> list[str]:
+    """The files that make up the model in a folder, by their paths in it."""
+    paths = {file for pattern in PATTERNS for file in folder.rglob(pattern) if file.is_file()}
+    names = {file.relative_to(folder).as_posix() for file in paths}
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _digest(file: Path) -> str:

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, gguf, hf_names
-from fgrlhf_jax.models.hf_save import INDEX, SIDECAR, STATE_ACTION_TYPE
+from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
 
@@ -106,6 +106,12 @@ def learned_template(path: str) -> str:
     folder = resolve(path)
     extra = read_json(folder / checksums.CONFIG).get("fgrlhf", {}) if folder.is_dir() else {}
     return extra.get("data", {}).get("template", "")
+
+
+def read_generation_config(path: str | os.PathLike) -> dict:
+    """How a model is meant to generate: its generation_config.json, {} where it has none."""
+    file = resolve(path) / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def load_tokenizer(path: str | os.PathLike):

@@ -9,6 +9,10 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 
+INDEX = "model.safetensors.index.json"
+SIDECAR = "head.safetensors"  # what transformers' classes have no place for
+# A model type that transformers does not know: it would load the rest and give wrong rewards.
+STATE_ACTION_TYPE = "fgrlhf_state_action_reward"
 _SCALE, _DENSE = [("scale", "weight")], [("kernel", "weight"), ("bias", "bias")]
 # Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in both of them; a
 # row with {} is one tensor a layer there and one stacked array here.

@@ -17,7 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_names
+from fgrlhf_jax.models import checksums, hf_load, hf_names
+from fgrlhf_jax.models.cards import Origin, model_card
+from fgrlhf_jax.models.chat_template import add_chat_template, response_text
+from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
 
@@ -25,10 +28,9 @@ LANGUAGE_MODEL = "LlamaForCausalLM"
 TOKEN_REWARD = "LlamaForTokenClassification"
 SEQUENCE_REWARD = "LlamaForSequenceClassification"
 STATE_ACTION = "FgrlhfStateActionRewardModel"  # transformers has no class for it
-# A model type that transformers does not know: it would load the rest and give wrong rewards.
-STATE_ACTION_TYPE = "fgrlhf_state_action_reward"
-SIDECAR = "head.safetensors"
-INDEX = "model.safetensors.index.json"
+NO_ORIGIN = Origin()
+# Of the only output: what transformers' pipeline calls each token beside the "score" that it makes.
+LABEL = "reward (the logit; its softmax, the score here, is always 1)"
 
 
 def save(
@@ -40,6 +42,7 @@ def save(
     architecture: str,
     extra: dict | None = None,
     dtype: str = "float32",
+    origin: Origin = NO_ORIGIN,
     max_shard_bytes: int = 2 << 30,
 ) -> str:
     """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
@@ -49,10 +52,12 @@ def save(
       architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (its head has no bias, since
         transformers' has none) or STATE_ACTION, a form of our own.
       extra: goes into config.json under "fgrlhf", along with the checksum of each file.
+        Its "data" says how prompts are written and responses end.
       dtype: float32 | bfloat16 | float16, what the weights are rounded to.
+      origin: what the card says; a language model keeps the generation_config.json of its base.
 
     Returns:
-      A sentence on what was written and what can load it; it is also the folder's README.
+      A sentence on what was written and what can load it.
 
     Raises:
       InputError: when the folder cannot be written or the disk is full; what was there stays.
@@ -71,10 +76,17 @@ def save(
     if heads != wanted:
         raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
 
-    config, tokenizer = _config(cfg, tokenizer, architecture)
-    config["torch_dtype"] = dtype
-    config["token_classification_bias"] = bool(bias)
-    note = _note(folder, architecture, config)
+    data, is_text = (extra or {}).get("data", {}), architecture == LANGUAGE_MODEL
+    template, append_eos = data.get("template", ""), data.get("append_eos", True)
+    tokenizer = _padded(tokenizer, cfg.vocab_size, is_text)
+    exported = template and add_chat_template(tokenizer, template)
+    response = response_text(exported, template, append_eos) if exported else ""
+    tokenizer = exported or tokenizer
+    config = _config(cfg, tokenizer, architecture) | {"torch_dtype": dtype}
+    config |= {"token_classification_bias": bool(bias), "fgrlhf": extra or {}}
+    generation = _generation_config(origin.base, tokenizer)
+    config |= {"eos_token_id": generation["eos_token_id"]} if is_text else {}
+    note = _note(folder, architecture, config, not template or bool(response))
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if jax.process_index() == 0:
@@ -82,9 +94,13 @@ def save(
             temporary.mkdir(parents=True)
         files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype))
         if jax.process_index() == 0:
-            (temporary / "README.md").write_text(note.replace(str(folder), folder.name))
+            card = model_card(architecture.removeprefix("LlamaFor"), template, response, origin)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
-            checksums.write_config(temporary, config | {"fgrlhf": extra or {}})
+            if is_text:
+                text = json.dumps(generation, indent=2)
+                (temporary / "generation_config.json").write_text(text)
+            checksums.write_config(temporary, config)
             for file in files:  # the library makes them private, whatever the umask
                 shutil.copymode(temporary / checksums.CONFIG, temporary / file)
             _replace(folder, temporary)
@@ -170,8 +186,8 @@ def _tensors(params) -> dict[str, tuple[Any, int | None, str]]:
     }
 
 
-def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:
-    """config.json, and the tokenizer to go with it."""
+def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> dict:
+    """config.json."""
     if scaling := cfg.rope_scaling:
         scaling = {"rope_type": "llama3"} | hf_names.write_fields(scaling, hf_names.ROPE_FIELDS)
     config = hf_names.write_fields(cfg, hf_names.CONFIG_FIELDS) | {
@@ -182,34 +198,55 @@ def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> tuple[dict, Any]:
         "hidden_act": "silu",
         "rope_theta": cfg.rope_theta,
         "rope_scaling": scaling,
+        **{
+            name: getattr(tokenizer, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        },
     }
     if architecture != LANGUAGE_MODEL:
-        # transformers scores the last token that is not the pad token, which must not be EOS.
-        tokenizer = copy.deepcopy(tokenizer)
-        ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-        if tokenizer.pad_token_id in ends:
-            special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
-            special += sorted(tokenizer.added_tokens_decoder)
-            if spare := [i for i in special if i not in ends]:
-                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
         config |= {
-            "id2label": {"0": "reward"},
-            "label2id": {"reward": 0},
+            "id2label": {"0": LABEL},
+            "label2id": {LABEL: 0},
             "problem_type": "regression",
             "classifier_dropout": 0.0,
         }
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return config | {name: getattr(tokenizer, name) for name in ids}, tokenizer
+    return config
 
 
-def _note(folder: Path, architecture: str, config: dict) -> str:
+def _padded(tokenizer, vocab_size: int, is_text: bool):
+    """A copy that pads with a token that the model has a row for, or with none."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if (tokenizer.pad_token_id or 0) >= vocab_size:
+        tokenizer.pad_token = None
+    # transformers scores the last token that is not the pad token, which must not be EOS.
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
+    if tokenizer.pad_token_id in ends and not is_text:
+        special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
+        special += sorted(tokenizer.added_tokens_decoder)
+        if spare := [i for i in special if i not in ends and i < vocab_size]:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+    return tokenizer
+
+
+def _generation_config(base: str, tokenizer) -> dict:
+    """generation_config.json: what the model that was trained said, and all ids that end a text."""
+    config = hf_load.read_generation_config(base) if base else {}
+    ends = config.get("eos_token_id") or []
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id")}
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return own | ids | {"eos_token_id": sorted(ends)}
+
+
+def _note(folder: Path, architecture: str, config: dict, has_template: bool) -> str:
     if architecture == STATE_ACTION:
         return (
             f"{folder}: token rewards with a state-action head, in a form of our own; "
             "transformers has no class for it and refuses to load it, so use fgrlhf_jax"
         )
-    kind = architecture.removeprefix("Llama")
-    note = f"{folder}: loads in transformers as AutoModel{kind}"
+    note = f"{folder}: loads in transformers as AutoModel{architecture.removeprefix('Llama')}"
+    if not has_template:
+        note += "; no chat template gives the ids of its prompts, so use fgrlhf_jax for them"
     if architecture == SEQUENCE_REWARD and config["pad_token_id"] is None:
         note += "; its tokenizer has no token to pad with, so give it one sequence at a time"
     return note

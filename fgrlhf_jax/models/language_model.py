@@ -19,14 +19,7 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import (
-    ROLES,
-    Instruction,
-    Message,
-    Record,
-    parse_record,
-    prompt_fields,
-)
+from fgrlhf_jax.data.records import ROLES, Instruction, Message, Record, parse_record
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
@@ -322,7 +315,8 @@ def generate_responses(
     )
     return [
         {
-            **prompt_fields(records[number]),
+            "instruction": records[number].instruction,
+            "input": records[number].input,
             "output": responses.texts[row],
             "generator": generator,
             "length": len(responses.ids[row]),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import hf_load, hf_save
+from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs, rollout
 from fgrlhf_jax.ppo.models import Architectures
@@ -78,6 +79,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
+        origin=Origin(config.policy, config.prompts, read_figures(trainer.folder, step)),
         extra={"data": {"template": template}, "step": step},
     )
     if jax.process_index() == 0:
@@ -85,6 +87,14 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         files.write_json(trainer.folder / "finished.json", {"step": step})
     multihost.wait_for_all()
     return trainer.folder
+
+
+def read_figures(folder: Path, step: int) -> str:
+    """The last evaluation up to a step, from the log of the run."""
+    rows = files.read_jsonl(folder / "metrics.jsonl")
+    evaluated = [row for row in rows if "validation/kl" in row and row["step"] <= step]
+    names = [name for name in evaluated[-1] if name.startswith("validation/")]
+    return format_figures({name: evaluated[-1][name] for name in ("step", *names)})
 
 
 class PPOTrainer:

@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
+from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -62,7 +64,11 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     result = {
         name: make_tables(predictor, reward_model, pairs[name]) for name in sets if name != "train"
     }
-    note = reward_model.save(folder / "export", dtype=config.export.dtype)
+    note = reward_model.save(
+        folder / "export",
+        dtype=config.export.dtype,
+        origin=Origin(config.model.path, config.train, pair_metrics.format_table(result)),
+    )
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)

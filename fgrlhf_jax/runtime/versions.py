@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +20,18 @@ def describe_versions() -> str:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
             packages.append(name)
     return ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
+def describe_command() -> str:
+    """The command of this process, without the folder of the run and the host's part in it."""
+    program, local = Path(sys.argv[0]), ("run_dir", "coordinator", "num_processes", "process_id")
+    start = ["-m", f"launch.{program.stem}"] if program.parent.name == "launch" else [program.name]
+    flags = [
+        word
+        for word in sys.argv[1:]
+        if not word.startswith(tuple(f"--config.{name}=" for name in local))
+    ]
+    return shlex.join(["python", *start, *flags])
 
 
 def describe_commit() -> str:

@@ -18,6 +18,7 @@ from fgrlhf_jax.data.demonstrations import (
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
 from fgrlhf_jax.runtime import multihost, run_dir, sharding
 from fgrlhf_jax.runtime.files import write_json
@@ -76,6 +77,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
+        origin=Origin(config.model.path, config.train, format_figures(result["validation"])),
         extra={"data": data},
     )
     if jax.process_index() == 0:

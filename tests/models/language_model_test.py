@@ -146,7 +146,7 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
     ("prompt", "message"),
     [
         (7, "messages: 7 is not a message"),
-        ({"question": "x"}, "prompt: misses the field 'instruction'"),
+        ({"prompt": "x"}, "prompt: misses the field 'instruction'"),
         (["x"], "messages: x is not a message"),
         ([], "messages: there is none"),
         ([{"role": "tool", "content": "x"}], "'tool'.* is not a message"),

@@ -203,6 +203,8 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     weights = [safetensors.numpy.load(export.pop("model.safetensors")) for export in exports]
     assert_close(*weights)
     configs = [json.loads(export.pop("config.json")) for export in exports]
+    for export in exports:
+        export.pop("README.md")  # the figures are rounded
     for config in configs:
         config["fgrlhf"].pop("sha256")
     assert_close(*configs)

@@ -1,9 +1,10 @@
-"""A hub on this machine: what `datasets` and `huggingface_hub` ask of the real one.
+"""A hub on this machine: what `datasets` and `huggingface_hub` ask of the real one, and tell it.
 
 A process with `environment(server, home)` reads tatsu-lab/alpaca_farm from it. As there, the main
 branch has a loading script, and the Parquet files are in a branch of their own.
 """
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -68,10 +69,12 @@ def environment(server, home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve():
+def serve(token: str = ""):
+    """The hub; with a ``token`` it has no repository yet, and takes what comes with that token."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.revisions = revisions()
-    thread = threading.Thread(target=server.serve_forever)
+    server.token, server.private, server.blobs, server.faults = token, set(), {}, {}
+    server.repos = {} if token else {f"datasets/{NAME}": revisions()}
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
         yield server
@@ -82,6 +85,8 @@ def serve():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
+    """``server.faults`` maps a part of a path to the status that requests of it get."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -92,42 +97,113 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urlsplit(self.path).path
-        if match := re.fullmatch(rf"/datasets/{NAME}/resolve/([^/]+)/(.+)", path):
-            self.file(self.branch(match[1]), unquote(match[2]))
-        elif match := re.fullmatch(rf"/api/datasets/{NAME}(?:/revision/(.+))?", path):
-            branch = self.branch(match[1] or "main")
-            siblings = [{"rfilename": name} for name in self.server.revisions[branch]]
-            self.json({"id": NAME, "sha": sha(branch), "siblings": siblings})
-        elif match := re.fullmatch(rf"/api/datasets/{NAME}/tree/([^/]+)(?:/(.+))?", path):
-            self.json(self.items(self.branch(match[1]), unquote(match[2] or "")))
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            files = self.repo(f"{match[1] or 'models/'}{match[2]}")
+            self.file(files, self.branch(files, match[3]), unquote(match[4]))
+        elif match := re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)(?:/revision/(.+))?", path):
+            files = self.repo(match[1])
+            branch = self.branch(files, match[2] or "main")
+            siblings = [{"rfilename": name} for name in files.get(branch, ())]
+            info = {"id": match[1].partition("/")[2], "private": match[1] in self.server.private}
+            known = branch in files
+            self.json(info | {"sha": sha(branch), "siblings": siblings}) if known else self.refuse()
+        elif match := re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
+            files = self.repo(match[1])
+            branch = self.branch(files, match[2])
+            deep = "recursive=true" in self.path.lower()
+            self.json(self.items(files[branch], unquote(match[3] or ""), deep))
         else:
-            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+            self.refuse()
 
-    def branch(self, revision: str) -> str:
-        branches = {sha(branch): branch for branch in self.server.revisions}
+    def do_POST(self):
+        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers["Content-Length"]))
+        fault = next((s for part, s in self.server.faults.items() if part in path), None)
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            fault = 401
+        if fault:
+            self.answer(fault, b"", {})
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('type') or 'model'}s/{asked['organization']}/{asked['name']}"
+            address = f"http://{self.headers['Host']}/{asked['organization']}/{asked['name']}"
+            exists = name in self.server.repos
+            if not exists and (asked.get("private") or asked.get("visibility") == "private"):
+                self.server.private.add(name)
+            self.server.repos.setdefault(name, {"main": {}})
+            self.json({"url": address}, 409 if exists else 200)
+        elif path == "/api/validate-yaml":
+            self.json({"errors": [], "warnings": []})
+        elif path.endswith("/objects/batch"):
+            missing = [o for o in json.loads(body)["objects"] if o["oid"] not in self.server.blobs]
+            here = f"http://{self.headers['Host']}/blobs"
+            actions = [{"actions": {"upload": {"href": f"{here}/{o['oid']}"}}} for o in missing]
+            pairs = zip(missing, actions, strict=True)
+            self.json({"transfer": "basic", "objects": [o | action for o, action in pairs]})
+        elif match := re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)/(\w+)/(.+)", path):
+            self.change(match[1], match[2], unquote(match[3]), body)
+
+    def change(self, repo: str, action: str, branch: str, body: bytes) -> None:
+        """A new branch, how files are to be sent, or a commit."""
+        files = self.server.repos[repo]
+        if action == "branch":
+            files.setdefault(branch, dict(files["main"]))
+        elif action == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {True: "lfs", False: "regular"}
+            sent = [{"path": n, "uploadMode": modes[n.endswith(".safetensors")]} for n in names]
+            self.json({"files": [file | {"shouldIgnore": False} for file in sent]})
+            return
+        else:
+            for line in map(json.loads, body.splitlines()):
+                key, value = line["key"], line["value"]
+                if key == "deletedFile":
+                    del files[branch][value["path"]]
+                elif key == "lfsFile":
+                    files[branch][value["path"]] = self.server.blobs[value["oid"]]
+                elif key == "file":
+                    files[branch][value["path"]] = base64.b64decode(value["content"])
+        url = f"http://{self.headers['Host']}/{repo.removeprefix('models/')}/commit/{sha(branch)}"
+        self.json({"commitUrl": url, "commitOid": sha(branch)})
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.blobs[self.path.rpartition("/")[2]] = data
+        self.answer(200, b"", {})
+
+    def repo(self, name: str) -> dict:
+        return self.server.repos.get(name, {})
+
+    def branch(self, files: dict, revision: str) -> str:
+        branches = {sha(branch): branch for branch in files}
         return branches.get(revision, unquote(revision))
 
-    def items(self, branch: str, folder: str) -> list[dict]:
-        """What is directly in a folder."""
+    def items(self, files: dict[str, bytes], folder: str, deep: bool = False) -> list[dict]:
+        """What is directly in a folder, or in all below it."""
         items, start = {}, f"{folder}/" if folder else ""
-        for path, data in self.server.revisions[branch].items():
+        for path, data in files.items():
             if path.startswith(start):
                 name, *deeper = path.removeprefix(start).split("/")
+                name, deeper = (path, []) if deep else (name, deeper)
                 kind, size = ("directory", 0) if deeper else ("file", len(data))
                 item = {"type": kind, "size": size, "oid": sha(start + name)}
-                items[name] = item | {"path": start + name}
+                items[name] = item | {"path": name if deep else start + name}
         return list(items.values())
 
-    def file(self, branch: str, path: str) -> None:
-        data = self.server.revisions[branch].get(path)
+    def file(self, files: dict, branch: str, path: str) -> None:
+        data = files.get(branch, {}).get(path)
         head = {"X-Repo-Commit": sha(branch)}
-        if data is None:
+        if not files:
+            self.refuse()
+        elif data is None:
             self.answer(404, b"", head | {"X-Error-Code": "EntryNotFound"})
         else:
             self.answer(200, data, head | {"ETag": f'"{sha(path)}"'})
 
-    def json(self, value) -> None:
-        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def refuse(self) -> None:
+        self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+
+    def json(self, value, status: int = 200) -> None:
+        self.answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

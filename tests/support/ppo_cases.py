@@ -15,6 +15,7 @@ import tiny_cases
 from rm_cases import contents, saved, without_clock
 
 from fgrlhf_jax.models import hf_save, llama
+from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -48,7 +49,7 @@ def policy_params(seed: int = 0) -> dict:
     return params
 
 
-def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Path:
+def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, *, origin=None, **data) -> Path:
     """A language model; ``data`` is what a model of ours remembers of its fine-tuning."""
     hf_save.save(
         folder,
@@ -57,6 +58,7 @@ def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, **data) -> Pat
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         extra={"data": data} if data else None,
+        origin=origin or Origin(),
     )
     return folder
 

@@ -65,6 +65,7 @@ def sft_fields(world) -> dict:
         "model__vocab_size": 300,
         "data__max_length": 48,
         "data__max_prompt_length": 24,
+        "export__dtype": "bfloat16",
         "optimizer__learning_rate": 1e-2,
     }
 

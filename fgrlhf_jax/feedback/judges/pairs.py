@@ -1,6 +1,7 @@
 """Builds the pairs of responses that a judge compares: from two files of responses, or from one.
 
-Two files of responses, as `launch.generate` and alpaca_eval write them, are matched by prompt.
+Responses are rows of instruction, input and output, as `launch.generate` and alpaca_eval write
+them; two files are matched by instruction and input.
 """
 
 from collections import Counter
@@ -9,10 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 
+_SIDES = (("output_1", "output_2"), ("original", "edited"))
+_Rows = Sequence[tuple[str, Mapping[str, Any]]]  # (where, row)
 _Response = tuple[records.Instruction, Mapping[str, Any]]  # and its row
 
 
@@ -52,7 +56,6 @@ def _comparison(response_1: _Response, response_2: _Response) -> Comparison:
         generator_2=str(row_2.get("generator") or ""),
         finished_1=row_1.get("finished") is not False,
         finished_2=row_2.get("finished") is not False,
-        messages=first.messages,
     )
 
 
@@ -78,56 +81,63 @@ def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
     return responses
 
 
-def read_pairs(
-    rows: Sequence[records.RecordAndRow], source: str
-) -> tuple[list[Comparison], Counter]:
-    """Pairs to be labelled, and how many rows were left out and why.
+def read_pairs(path: str) -> tuple[list[Comparison], Counter]:
+    """Pairs of one file to be labelled, and how many rows were left out and why.
 
-    Rows have two responses (a label is ignored), or one, the rows of a prompt following one another
-    (`launch.generate` with samples=2): of these the distinct ones make pairs, first with second,
-    third with fourth. Empty and identical responses teach nothing and are left out.
-
-    Args:
-      rows: what ``records.read_with_rows`` reads with need="candidates".
-      source: what a message calls them.
+    Rows have two responses (output_1 and output_2, or original and edited; a label is ignored), or
+    one, the rows of a prompt following one another (`launch.generate` with samples=2): of these the
+    distinct ones make pairs, first with second, third with fourth. Empty and identical responses
+    teach nothing and are left out.
 
     Raises:
-      InputError: when no pair is left.
+      InputError: for other rows, or when no pair is left.
     """
-    pairs, left_out = [], Counter()
-    for (is_single, _), group in groupby(rows, key=_group):
-        distinct: dict[str, _Response] = {}
-        for response, row in (each for item in group for each in _responses(*item)):
-            if not response.output.strip():
-                left_out["empty responses"] += 1
-            elif response.output in distinct:
-                left_out["identical responses"] += 1
-            else:
-                distinct[response.output] = response, row
-        samples = list(distinct.values())
-        left_out["responses without another"] += is_single and len(samples) % 2
-        pairs += map(_comparison, samples[::2], samples[1::2])
-    left_out = +left_out
+    rows, left_out = alpaca_eval.read_rows(path), Counter()
+    where, first_row = rows[0]
+    sides = next((names for names in _SIDES if first_row.keys() >= set(names)), None)
+    if sides:
+        pairs = _pairs_in_rows(rows, sides, left_out)
+    elif "output" in first_row:
+        pairs = _pairs_of_samples(rows, left_out)
+    else:
+        raise InputError(
+            f"{where}: has neither output_1 and output_2 (or original and edited) nor output; "
+            "give two responses a row, or several rows a prompt"
+        )
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise InputError(f"{source}: holds no pair of two different responses ({reasons})")
+        raise InputError(f"{path}: holds no pair of two different responses ({reasons})")
     return pairs, left_out
 
 
-def _group(item: records.RecordAndRow) -> tuple[bool, Any]:
-    """What rows have in common whose responses are compared; a row of two is alone."""
-    is_single = isinstance(item[0], records.Instruction)
-    return is_single, records.prompt_key(item[0]) if is_single else id(item)
+def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> list[Comparison]:
+    pairs = []
+    for where, row in rows:
+        prompt = records.prompt_of(row, where)
+        first, second = (formats.text_of(row, name, where, blank=True) for name in sides)
+        if not (first.strip() and second.strip()):
+            left_out["empty responses"] += 1
+        elif first == second:
+            left_out["identical responses"] += 1
+        else:
+            generators = (str(row.get(f"generator_{side}") or "") for side in (1, 2))
+            pairs.append(Comparison(*prompt, first, second, None, *generators))
+    return pairs
 
 
-def _responses(record: records.Record, row: Mapping[str, Any]) -> list[_Response]:
-    if isinstance(record, records.Instruction):
-        return [(record, row)]
-    texts = (getattr(record, name) for name in records.RESPONSES[type(record)])
-    return [
-        (
-            records.Instruction(record.instruction, record.input, text, record.messages),
-            {"generator": row.get(f"generator_{number}")},
-        )
-        for number, text in enumerate(texts, 1)
-    ]
+def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
+    pairs = []
+    for prompt, group in groupby(rows, key=lambda item: records.prompt_of(*item[::-1])):
+        distinct: dict[str, _Response] = {}
+        for where, row in group:
+            text = formats.text_of(row, "output", where, blank=True)
+            if not text.strip():
+                left_out["empty responses"] += 1
+            elif text in distinct:
+                left_out["identical responses"] += 1
+            else:
+                distinct[text] = records.Instruction(*prompt, text), row
+        samples = list(distinct.values())
+        left_out["responses without another"] += len(samples) % 2
+        pairs += map(_comparison, samples[::2], samples[1::2])
+    return pairs

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
@@ -20,10 +19,6 @@ def save(tmp_path):
         return str(tmp_path / name)
 
     return write
-
-
-def read_pairs(path: str):
-    return pairs.read_pairs(records.read_with_rows(path, need="candidates"), path)
 
 
 def response(instruction: str, output: str, **more) -> dict:
@@ -90,13 +85,13 @@ def test_pairs_of_one_file(save):
         {"instruction": "c", "input": "d", "output_1": "x", "output_2": "y"}
         | {"generator_1": "one", "generator_2": None},
     ]
-    comparisons, left_out = read_pairs(save("pairs.jsonl", rows))
+    comparisons, left_out = pairs.read_pairs(save("pairs.jsonl", rows))
     assert comparisons == [
         Comparison("a", "", "x", "y"),
         Comparison("c", "d", "x", "y", generator_1="one"),
     ]
     assert left_out == Counter({"empty responses": 1, "identical responses": 1})
-    comparisons, _ = read_pairs(save("edits.jsonl", [EDIT]))
+    comparisons, _ = pairs.read_pairs(save("edits.jsonl", [EDIT]))
     assert comparisons == [Comparison("a", "", "bad", "good")]
 
 
@@ -109,7 +104,7 @@ def test_samples_of_a_prompt_make_pairs(save):
         response("c", "11", finished=False),
         response("c", "12", finished=True),
     ]
-    comparisons, left_out = read_pairs(save("samples.json", rows))
+    comparisons, left_out = pairs.read_pairs(save("samples.json", rows))
     assert [(pair.instruction, pair.output_1, pair.output_2) for pair in comparisons] == [
         *(("a", "1", "2"), ("a", "3", "4"), ("b", "6", "7")),
         *(("a", "9", "10"), ("c", "11", "12")),
@@ -127,7 +122,7 @@ SAME = {"instruction": "a", "output_1": "x", "output_2": "x"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"instruction": "a", "answer": "x"}], "row 1: misses the field 'output'"),
+        ([{"instruction": "a", "answer": "x"}], "row 1: has neither output_1 and output_2"),
         ([response("a", "x"), response("b", "y")], "two different responses (2 responses wi"),
         ([SAME], "no pair of two different responses (1 identical responses)"),
         ([response("a", "x"), {"instruction": "a"}], "row 2: misses the field 'output'"),
@@ -138,5 +133,5 @@ SAME = {"instruction": "a", "output_1": "x", "output_2": "x"}
 def test_files_without_pairs(save, rows, message):
     path = save("file.json", rows)
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        read_pairs(path)
+        pairs.read_pairs(path)
     assert str(error.value).startswith(path)

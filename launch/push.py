@@ -1,0 +1,131 @@
+r"""Put a model, or a file of edits, preferences or instructions, with its card on the hub.
+
+python -m launch.push --config.path=RUN_DIR|FILE --config.repo=ORG/NAME --config.license=LICENSE \
+                      [--config.private=False] [--config.made="…"]
+
+The token is huggingface_hub's: `hf auth login`, or HF_TOKEN. A push that stopped goes on with the
+same command: files that the hub has are not sent again.
+"""
+
+import fnmatch
+import re
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import HfHubHTTPError
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.rows import SUFFIXES
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.edits.minimality import measure
+from fgrlhf_jax.models import cards, checksums, hf_load
+from launch.shared import cli, reading
+
+CONFIG = "configs/push.py"
+ADVICE = {
+    401: "the hub does not accept the token; run `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there; make one with write access to that name",
+    404: "there is no such user, organization or branch; check the name",
+}
+
+
+def main(config) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.repo):
+        raise InputError(f"repo={config.repo!r}: is no name on the hub; give ORG/NAME")
+    is_data = config.path.endswith(SUFFIXES) and not Path(config.path).is_dir()
+    card, files = read_rows(config) if is_data else read_model(config)
+    card.data.license = config.license or card.data.license
+    if not card.data.license:
+        raise InputError(
+            "license is empty; say on which terms others may use it: --config.license=apache-2.0, "
+            "cc-by-4.0, … (of a model: what its base model and its data allow)"
+        )
+    print(f"{config.repo}: {upload(config, 'dataset' if is_data else 'model', card, files)}")
+
+
+def read_model(config) -> tuple[huggingface_hub.ModelCard, dict[str, Path]]:
+    """The card and the files of an export, all of them as they were written."""
+    if not Path(config.path).is_dir():
+        raise InputError(f"path={config.path!r}: is no run folder, export or file of rows")
+    folder = hf_load.resolve(config.path)
+    checksums.check(folder, hf_load.read_json(folder / checksums.CONFIG), weights=True)
+    if not (folder / "README.md").is_file():
+        raise InputError(f"path={config.path}: {folder} has no README.md; give an export of ours")
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    card.text = card.text.replace(f'"{cards.FOLDER}"', f'"{config.repo}"')
+    return card, {name: folder / name for name in checksums.files(folder)}
+
+
+def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
+    """The card of a file of rows, every one of which can be read, and the file."""
+    if not config.made.strip():
+        raise InputError("made is empty; say how the rows came about: --config.made='…'")
+    rows = reading.read_with_rows(config, config.path)
+    kinds = Counter(records.kind_of(record) for record, _ in rows)
+    figures = {kind: f"{count} rows" for kind, count in kinds.items()}
+    edits = [record for record, _ in rows if isinstance(record, records.Edit)]
+    if edits:
+        ratios = [measure(edit.original, edit.edited).word_change_ratio for edit in edits]
+        figures["median word change ratio"] = f"{statistics.median(ratios):.3f}"
+    columns = Counter(
+        (name, type(value).__name__) for _, row in rows for name, value in row.items()
+    )
+    held = {name: "" for name, _ in columns}
+    for (name, kind), count in columns.items():
+        held[name] += f"{', ' * bool(held[name])}{kind} in {count} rows"
+    file = Path(config.path)
+    text = cards.dataset_card(config.repo, file.name, held, figures, config.made)
+    return huggingface_hub.DatasetCard(text), {file.name: file}
+
+
+def upload(config, kind: str, card, files: dict[str, Path]) -> str:
+    """One commit with the card and the files; returns its address.
+
+    Raises:
+      InputError: where the hub refuses it or cannot be reached, and where a public repository
+        would get what is meant to be private.
+    """
+    api, options = huggingface_hub.HfApi(), {"repo_id": config.repo, "repo_type": kind}
+    try:
+        api.create_repo(**options, private=config.private, exist_ok=True)
+        if config.private and not api.repo_info(**options).private:
+            raise InputError(
+                f"repo={config.repo}: is there already, and everybody may read it; choose another "
+                "name, or --config.private=False to publish"
+            )
+        if config.revision:
+            api.create_branch(**options, branch=config.revision, exist_ok=True)
+        options["revision"] = config.revision or None
+        there = api.list_repo_files(**options) if kind == "model" else []
+        gone = [
+            name
+            for name in set(there) - set(files)
+            if any(fnmatch.fnmatch(name, pattern) for pattern in checksums.PATTERNS)
+        ]
+        operations = [CommitOperationDelete(name) for name in sorted(gone)]
+        operations += [CommitOperationAdd("README.md", str(card).encode())]
+        operations += [CommitOperationAdd(name, file) for name, file in files.items()]
+        message = f"Upload {Path(config.path).name} with fgrlhf_jax"
+        return api.create_commit(
+            **options, operations=operations, commit_message=message
+        ).commit_url
+    except InputError:
+        raise
+    except Exception as error:  # of the library, the hub or the network
+        raise InputError(f"repo={config.repo}: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """What to do about a fault of the library, the hub or the network, and what it was."""
+    while error.__cause__ and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    advice = ADVICE.get(status, "the hub cannot be used; try the same command again, it goes on")
+    return f"{advice} ({type(error).__name__}: {' '.join(str(error).split()):.300})"
+
+
+if __name__ == "__main__":
+    cli.command(main, CONFIG, __doc__)
