@@ -1,5 +1,6 @@
 """Which of two responses is better, as data: what ``launch.collect_preferences`` needs."""
 
+from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
 from configs.judging import JUDGE_FIELDS
 
@@ -22,8 +23,9 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     JUDGE_FIELDS,
-    defaults={"max_new_tokens": 512},
+    defaults={"max_new_tokens": 512, "invalid": "drop"},
     first="input output judge limit both_orders provider model max_new_tokens dry_run",
 )
 

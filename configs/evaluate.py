@@ -1,5 +1,6 @@
 """One or two models against a reference: what ``launch.evaluate`` needs."""
 
+from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
 from configs.judging import JUDGE_FIELDS
 
@@ -23,6 +24,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     JUDGE_FIELDS,
     defaults={"max_new_tokens": 512},
     first="outputs reference annotations output judge "

@@ -9,6 +9,7 @@ GROUPS = {
         "model": Field("", f'{MODEL}; "": the embedded world\'s, trained if missing'),
         "prompts": Field("", 'FILE; "": prompts of the embedded world'),
         "output": Field("", 'FILE.json in the format of alpaca_eval; "" prints'),
+        "overwrite": Field(False, "write over an output that exists"),
         "generator": Field("", 'the model\'s name in the file; "" is model'),
         "limit": Field(0, "prompts; 0: all", at_least=0),
     },

@@ -29,7 +29,8 @@ python -m launch.ppo --config.policy="$RUN/sft/export" --config.reward_model="$R
 # 5. Before and after, on prompts that no update has seen.
 for model in sft ppo; do
   python -m launch.generate --config.model="$RUN/$model" --config.temperature=1 \
-    --config.prompts="$RUN/sft/data/validation.jsonl" --config.output="$RUN/$model.json"
+    --config.prompts="$RUN/sft/data/validation.jsonl" --config.output="$RUN/$model.json" \
+    --config.overwrite
 done
 python -m launch.evaluate --config.outputs="$RUN/ppo.json" --config.reference="$RUN/sft.json" \
   --config.judge="$JUDGE" --config.output="$RUN/win_rate.json"

@@ -18,7 +18,7 @@ from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.feedback.judges.judge import Labels, make_labels
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch.shared import asking, cli, judging
+from launch.shared import asking, cli, judging, reading
 
 CONFIG = "configs/collect_preferences.py"
 
@@ -55,7 +55,8 @@ def main(config) -> None:
 def read(config) -> tuple[list[Comparison], Counter]:
     """The pairs, and how many rows were left out and why."""
     if config.input:
-        return pairs.read_pairs(config.input)
+        rows = reading.read_with_rows(config, config.input, "comparisons")
+        return pairs.pair_responses(pairs.Responses(config.input, rows))
     _, rows = make_feedback(judging.EMBEDDED_ROWS, config.seed)
     texts = ((row.instruction, row.input, row.output_1, row.output_2) for row in rows)
     return [Comparison(*row) for row in texts], Counter()

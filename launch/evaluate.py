@@ -23,7 +23,7 @@ from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.feedback.judges.length_control import MINIMAL, Difficulty, read_difficulty
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch.shared import asking, cli, judging
+from launch.shared import asking, cli, judging, reading
 
 CONFIG = "configs/evaluate.py"
 Models = list[list[Comparison]]  # the comparisons of one or two models
@@ -75,7 +75,15 @@ def judge_models(config, judge: str) -> Models | None:
     """The pairs of each model with the judge's preferences; None after a dry run."""
     if config.outputs:
         paths = records.sources(config.outputs)
-        models = [pairs.match_files(path, config.reference, config.common) for path in paths]
+        reference = reading.read_with_rows(config, config.reference)
+        models = [
+            pairs.match_files(
+                pairs.Responses(path, reading.read_with_rows(config, path)),
+                pairs.Responses(config.reference, reference),
+                config.common,
+            )
+            for path in paths
+        ]
     else:
         edits, _ = make_feedback(judging.EMBEDDED_ROWS, config.seed)
         names = {"generator_1": "the original", "generator_2": "the edit"}

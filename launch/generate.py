@@ -3,15 +3,18 @@
 python -m launch.generate --config.model=FOLDER --config.prompts=FILE --config.output=FILE.json
                           [--config.temperature=0] [--config.FIELD=VALUE …]
 
-Writes a JSON list in the output format of alpaca_eval: instruction, output, generator, and beside
-them input, length (tokens), finished and logprob. With no flag at all it answers prompts of the
-embedded world, after training a policy there.
+Writes a JSON list in the output format of alpaca_eval: instruction (with the input joined to it),
+output, generator, and beside them input, raw_instruction or messages, length (tokens), finished
+and, unless greedy, logprob (under the distribution drawn from). A file that exists is written over
+only with --config.overwrite. With no flag at all it answers prompts of the embedded world, after
+training a policy there.
 """
 
 import sys
 
 from tqdm import tqdm
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.runtime.files import write_json
@@ -28,6 +31,10 @@ def main(config) -> None:
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
     output = cli.check_output(config.output, (".json",), read=[config.prompts])
+    if config.output and output.exists() and not config.overwrite:
+        raise InputError(
+            f"output={output}: exists; choose another, or write over it with --config.overwrite"
+        )
     if config.prompts:
         prompts = reading.read(config, config.prompts, "prompts")
     else:
@@ -64,7 +71,7 @@ def main(config) -> None:
         print(f"{len(rows)} responses in {output}")
         return
     for row in rows:
-        print(f"\n{row['instruction']}\n{row['input']}".rstrip())
+        print(f"\n{row['instruction']}".rstrip())
         print(f"> {row['output']}{'' if row['finished'] else ' …'}")
 
 

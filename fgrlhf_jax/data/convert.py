@@ -174,14 +174,13 @@ def _side(record: Record, side: str) -> str:
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
-    prompt = plain_text(*records.shown_prompt(record))
+    prompt = records.alpaca_eval_prompt(record)
     unnamed = generator or "unnamed"
     if isinstance(record, Instruction):
         name = row.get("generator") or unnamed
-        return {"instruction": prompt, "output": record.output, "generator": name}
+        return prompt | {"output": record.output, "generator": name}
     (name_1, text_1), (name_2, text_2) = records.responses_of(record).items()
-    return {
-        "instruction": prompt,
+    return prompt | {
         "output_1": text_1,
         "generator_1": row.get("generator_1") or name_1,
         "output_2": text_2,

@@ -61,7 +61,12 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def normalize(
-    row: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS, *, prompts: bool = False
+    row: Any,
+    where: str,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    *,
+    prompts: bool = False,
+    labelled: bool = True,
 ) -> list[tuple[str, dict[str, Any]]]:
     """(EDIT, PREFERENCE or RESPONSE, the record's fields) of each record in a row, checked.
 
@@ -69,9 +74,18 @@ def normalize(
       where: the row's place, which opens every message.
       columns: the row's name of a field where that is another; what it names is preferred.
       prompts: whether a row without an answer is a RESPONSE whose output is "".
+      labelled: whether a preference is read; otherwise the first answer counts as the better one.
     """
     check_row(row, where)
     row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
+    if "raw_instruction" in row:  # of a file for alpaca_eval
+        raw, input = (text_of(row, name, where) for name in ("raw_instruction", "input"))
+        if joined(raw, input) != row.get("instruction"):
+            _refuse_two_prompts(["raw_instruction and input", "instruction"], where)
+        row["instruction"] = raw
+    if not labelled:
+        pairs = [names for names in LAYOUTS if len(names) == 3 and row.keys() >= {*names[:2]}]
+        row |= {label: 1 for *_, label in pairs}
     layout = _layout(row, columns.keys(), where)
     kind = LAYOUTS.get(layout, RESPONSE)
     if kind == COMPARISONS:

@@ -78,7 +78,7 @@ RESPONSES = {  # the fields with responses
 }
 
 _TYPES = {formats.EDIT: Edit, formats.PREFERENCE: Preference, formats.RESPONSE: Instruction}
-NEEDS = ("any", "pairs", "responses", "prompts")
+NEEDS = ("any", "pairs", "comparisons", "responses", "prompts")
 
 Record = Edit | Preference | Instruction
 RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
@@ -104,6 +104,17 @@ def shown_prompt(record: Record) -> tuple[str, str]:
     if not record.messages:
         return record.instruction, record.input
     return formats.transcript([dataclasses.asdict(turn) for turn in record.messages]), ""
+
+
+def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
+    """A prompt as alpaca_eval reads it, all of it in the instruction, with its parts beside."""
+    instruction, input = shown_prompt(record)
+    fields = {"instruction": formats.joined(instruction, input)}
+    if record.messages:
+        fields["messages"] = [dataclasses.asdict(turn) for turn in record.messages]
+    elif input:
+        fields |= {"input": input, "raw_instruction": instruction}
+    return fields
 
 
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:
@@ -138,7 +149,8 @@ def read_with_rows(
     """As :func:`read`, each record with all fields of the row that it was read from.
 
     Args:
-      need: one of NEEDS: "pairs" refuses single responses, "prompts" takes rows without a response;
+      need: one of NEEDS: "pairs" refuses single responses, "comparisons" takes pairs whatever
+        their label is, "prompts" rows without a response;
         of message trees each takes what it can use.
       columns: other names of fields, as ``formats.parse_columns`` reads them.
       refused: where given, wrong rows are left out and the messages about them are added to it.
@@ -170,7 +182,8 @@ def parse_row(
 ) -> list[Record]:
     """The records in a row, checked; ``where`` opens every message about it."""
     records = []
-    fields = formats.normalize(row, where, columns, prompts=need == "prompts")
+    options = {"prompts": need == "prompts", "labelled": need != "comparisons"}
+    fields = formats.normalize(row, where, columns, **options)
     for kind, values in fields:
         messages = tuple(Message(**turn) for turn in values.pop("messages", ()))
         prompt = {"instruction": "", "input": "", "messages": messages} if messages else {}

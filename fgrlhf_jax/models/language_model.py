@@ -19,7 +19,14 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import ROLES, Instruction, Message, Record, parse_record
+from fgrlhf_jax.data.records import (
+    ROLES,
+    Instruction,
+    Message,
+    Record,
+    alpaca_eval_prompt,
+    parse_record,
+)
 from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
@@ -292,8 +299,9 @@ def generate_responses(
       log: gets a line on how many prompts were cut or left out, where any were.
 
     Returns:
-      {"instruction", "input", "output", "generator", "length" (tokens, end included), "finished",
-      "logprob" (summed over the response)} each.
+      The fields of ``alpaca_eval_prompt``, "output", "generator", "length" (tokens, end included),
+      "finished" and, unless greedy, "logprob" (of the response under the distribution that it was
+      drawn from).
 
     Raises:
       InputError: when no prompt is left, or one leaves no room for a response.
@@ -313,15 +321,16 @@ def generate_responses(
         batch_size=batch_size,
         progress=progress,
     )
+    sampled = sampling_params.temperature > 0  # greedily a token has no other to be drawn
     return [
         {
-            "instruction": records[number].instruction,
+            **alpaca_eval_prompt(records[number]),
             "input": records[number].input,
             "output": responses.texts[row],
             "generator": generator,
             "length": len(responses.ids[row]),
             "finished": responses.finished[row],
-            "logprob": float(responses.logprobs[row].sum()),
+            **({"logprob": float(responses.logprobs[row].sum())} if sampled else {}),
         }
         for row, (number, _) in enumerate(streams)
     ]

@@ -92,7 +92,8 @@ def test_alpaca_eval_annotations():
     (row,) = converted(EDIT, to="alpaca_eval", generator="people")
     names = {"generator_1": "original", "generator_2": "edited", "annotator": "people"}
     texts = {"output_1": "It rain.", "output_2": "It rains.", "preference": 2.0}
-    assert row == {"instruction": "Sum up.\n\nA text."} | texts | names
+    parts = {"input": "A text.", "raw_instruction": "Sum up."}
+    assert row == {"instruction": "Sum up.\n\nA text.", **parts, **texts, **names}
     for further, generator in (({}, "mine"), ({"generator": "other"}, "other")):
         (row,) = converted(ANSWER, to="alpaca_eval", generator="mine", further=further)
         expected = {"instruction": "Name a fruit.", "output": "Fig.", "generator": generator}

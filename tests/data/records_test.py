@@ -7,7 +7,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fgrlhf_jax.data.records import Edit, Instruction, Preference, read, read_with_rows, split
+from fgrlhf_jax.data.records import (
+    Edit,
+    Instruction,
+    Message,
+    Preference,
+    alpaca_eval_prompt,
+    read,
+    read_with_rows,
+    split,
+)
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -57,6 +66,18 @@ def test_edit_with_everything(write):
     (edit,) = read(write(row))
     assert edit == Edit("Sum up.", "", "It rains.", "Sun.", "7", ((0, 2), (3, 9)))
     assert [edit.original[start:end] for start, end in edit.error_spans] == ["It", "rains."]
+
+
+def test_a_file_for_alpaca_eval_is_read_again(write):
+    """There the instruction is the whole prompt, and its parts stand beside it."""
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    prompts = [Instruction("a", "b", ""), Instruction("a", "", ""), Instruction("", "", "", turns)]
+    rows = [alpaca_eval_prompt(prompt) for prompt in prompts]
+    texts = ["a\n\nb", "a", "User: a\n\nAssistant: b\n\nUser: c"]
+    assert [row["instruction"] for row in rows] == texts
+    assert read(write(*rows), need="prompts") == prompts
+    with pytest.raises(InputError, match="raw_instruction and input and instruction hold two diff"):
+        read(write(rows[0] | {"input": "c"}), need="prompts")
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1, 1), (2, 2), (1.0, 1), (2.0, 2)])

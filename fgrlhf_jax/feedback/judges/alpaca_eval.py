@@ -23,7 +23,7 @@ from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime.files import write_json
 
 _TEXTS = ("instruction", "output_1", "output_2")
-_NAMES = ("input", "generator_1", "generator_2", "annotator", "reason")
+_NAMES = ("generator_1", "generator_2", "annotator", "reason")
 
 
 class Verdict(NamedTuple):
@@ -53,14 +53,19 @@ class Comparison:
     messages: tuple[records.Message, ...] = ()  # the turns before, in place of an instruction
 
     @property
-    def prompt(self) -> tuple[str, str]:
+    def prompt(self) -> str:
         """What rows of different files are matched by."""
-        return records.prompt_key(self)
+        return prompt_key(self)
 
     @property
     def outcome(self) -> float | None:
         """1 where the model's response is better, 0 where the reference's is, or between."""
         return None if self.preference is None else self.preference - 1
+
+
+def prompt_key(record: records.Record | Comparison) -> str:
+    """The prompt in one text, so that rows match whether their input is joined to it or not."""
+    return formats.joined(*records.prompt_key(record))
 
 
 def read(path: str) -> list[Comparison]:
@@ -69,31 +74,23 @@ def read(path: str) -> list[Comparison]:
     Raises:
       InputError: ``file:row N: …`` for the first row that is not in the format.
     """
-    return [_comparison(row, where) for where, row in read_rows(path)]
-
-
-def read_rows(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """Every object of a file, whatever its fields, with its place ``file:row N``.
-
-    Raises:
-      InputError: when there are none, or the file cannot be read.
-    """
-    rows = list(records.read_rows(path))
+    rows = [_comparison(row, where) for where, row in records.read_rows(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
-    for where, row in rows:
-        formats.check_row(row, where)
     return rows
 
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
+    formats.check_row(row, where)
     missing = [name for name in (*_TEXTS, "preference") if name not in row]
     if missing:
         raise InputError(
             f"{where}: misses {', '.join(missing)}; an annotation of alpaca_eval has "
             "instruction, output_1 (the reference's), output_2 (the model's) and preference"
         )
-    names = [*_TEXTS, *(name for name in _NAMES if row.get(name) is not None)]
+    prompt = {name: value for name, value in row.items() if name not in formats.ANSWERS}
+    prompt = records.parse_record(prompt, where, prompts=True)
+    names = [*_TEXTS[1:], *(name for name in _NAMES if row.get(name) is not None)]
     texts = {name: formats.text_of(row, name, where, blank=True) for name in names}
     value = row["preference"]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -107,7 +104,11 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
         value = None
     finished = {name: row.get(name, True) is not False for name in ("finished_1", "finished_2")}
     return Comparison(
-        **{"input": "", **texts, **finished},
+        instruction=prompt.instruction,
+        input=prompt.input,
+        messages=prompt.messages,
+        **texts,
+        **finished,
         preference=None if value is None else float(value),
         verdicts=_verdicts(row.get("verdicts") or (), where),
     )
@@ -140,6 +141,7 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
             for verdict in comparison.verdicts
         ]
         row = dataclasses.asdict(comparison) | {"verdicts": verdicts}
+        row |= records.alpaca_eval_prompt(comparison)
         rows.append({name: v for name, v in row.items() if v != unset.get(name, ...)})
     write_json(path, rows)
 

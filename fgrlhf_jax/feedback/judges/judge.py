@@ -8,6 +8,7 @@ texts, whichever of them is the reference's: the same run sends the same request
 pair whose sides are swapped. Identical responses are a draw without a request, as in alpaca_eval.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -123,7 +124,7 @@ def build_questions(
 def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
     """In [0, 1), for one purpose: of the seed, the prompt and the two outputs in no order."""
     outputs = sorted((comparison.output_1, comparison.output_2))
-    digest = hashlib.sha256(json.dumps([purpose, seed, *comparison.prompt, *outputs]).encode())
+    digest = hashlib.sha256(json.dumps([purpose, seed, comparison.prompt, *outputs]).encode())
     return int.from_bytes(digest.digest()[:7], "big") / 2**56
 
 
@@ -228,7 +229,8 @@ def make_labels(
         if _hash_of_pair(comparison, "noise", seed) < noise:
             counts["flipped"] += 1
             better = 3 - better
-        names = ("instruction", "input", "output_1", "output_2")
-        row = {name: getattr(comparison, name) for name in names} | {"preference": better}
-        rows.append(row | ({"annotator": comparison.annotator} if comparison.annotator else {}))
+        fields = dataclasses.asdict(comparison)
+        prompt = ("messages",) if comparison.messages else ("instruction", "input")
+        names = *prompt, "output_1", "output_2", *(["annotator"] if comparison.annotator else [])
+        rows.append({name: fields[name] for name in names} | {"preference": better})
     return Labels(rows, counts)

@@ -1,30 +1,29 @@
-"""Builds the pairs of responses that a judge compares: from two files of responses, or from one.
-
-Responses are rows of instruction, input and output, as `launch.generate` and alpaca_eval write
-them; two files are matched by instruction and input.
-"""
+"""Builds the pairs of responses that a judge compares: from two files of responses, or from one."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Instruction, RecordAndRow
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import alpaca_eval
-from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-
-_SIDES = (("output_1", "output_2"), ("original", "edited"))
-_Rows = Sequence[tuple[str, Mapping[str, Any]]]  # (where, row)
-_Response = tuple[records.Instruction, Mapping[str, Any]]  # and its row
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, prompt_key
 
 
-def match_files(outputs: str, reference: str, common: bool = False) -> list[Comparison]:
+class Responses(NamedTuple):
+    """The rows of one or several files of responses, and what the files are called."""
+
+    spec: str
+    rows: Sequence[RecordAndRow]
+
+
+def match_files(outputs: Responses, reference: Responses, common: bool = False) -> list[Comparison]:
     """Pairs a model's responses (`output_2`) with a reference's (`output_1`) to the same prompts.
 
     Args:
-      outputs, reference: sources for ``records.read``, one response a prompt.
+      outputs, reference: one response a prompt.
       common: compare only the prompts that both have, in place of refusing the others.
 
     Returns:
@@ -33,22 +32,22 @@ def match_files(outputs: str, reference: str, common: bool = False) -> list[Comp
     Raises:
       InputError: for a prompt that stands twice in a file or in only one of them.
     """
-    ours, theirs = _read_responses(outputs), _read_responses(reference)
+    ours, theirs = _by_prompt(outputs), _by_prompt(reference)
     missing = [prompt for prompt in ours if prompt not in theirs]
     unanswered = [prompt for prompt in theirs if prompt not in ours]
     if (missing or unanswered) and not common:
         raise InputError(
-            f"{outputs} has {len(missing)} prompts that {reference} lacks, and lacks "
-            f"{len(unanswered)} that it has (the first: {(missing + unanswered)[0][0]!r:.60}); "
+            f"{outputs.spec} has {len(missing)} prompts that {reference.spec} lacks, and lacks "
+            f"{len(unanswered)} that it has (the first: {(missing + unanswered)[0]!r:.60}); "
             "answer the same prompts with both, or set common=True"
         )
     prompts = [prompt for prompt in theirs if prompt in ours]
     if not prompts:
-        raise InputError(f"{outputs} and {reference} have no prompt in common")
+        raise InputError(f"{outputs.spec} and {reference.spec} have no prompt in common")
     return [_comparison(theirs[prompt], ours[prompt]) for prompt in prompts]
 
 
-def _comparison(response_1: _Response, response_2: _Response) -> Comparison:
+def _comparison(response_1: RecordAndRow, response_2: RecordAndRow) -> Comparison:
     (first, row_1), (second, row_2) = response_1, response_2
     return Comparison(
         *(first.instruction, first.input, first.output, second.output),
@@ -56,88 +55,61 @@ def _comparison(response_1: _Response, response_2: _Response) -> Comparison:
         generator_2=str(row_2.get("generator") or ""),
         finished_1=row_1.get("finished") is not False,
         finished_2=row_2.get("finished") is not False,
+        messages=first.messages,
     )
 
 
-def _read_responses(spec: str) -> dict[tuple[str, str], _Response]:
+def _by_prompt(responses: Responses) -> dict[str, RecordAndRow]:
     """The response to each prompt, each with the name of a generator."""
-    rows = records.read_with_rows(spec)
+    spec, rows = responses
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
     stems = ", ".join(Path(source).stem for source in records.sources(spec))
     default = names.pop() if len(names) == 1 else stems
-    responses = {}
+    by_prompt = {}
     for number, (record, row) in enumerate(rows, 1):
-        if not isinstance(record, records.Instruction):
+        if not isinstance(record, Instruction):
             raise InputError(
                 f"{spec}:row {number}: is of a pair; give responses: instruction, input, output"
             )
-        prompt = records.prompt_key(record)
-        if prompt in responses:
+        prompt = prompt_key(record)
+        if prompt in by_prompt:
             raise InputError(
                 f"{spec}:row {number}: an earlier row has the same prompt; give one response a "
                 "prompt"
             )
-        responses[prompt] = record, row | {"generator": row.get("generator") or default}
-    return responses
+        by_prompt[prompt] = record, row | {"generator": row.get("generator") or default}
+    return by_prompt
 
 
-def read_pairs(path: str) -> tuple[list[Comparison], Counter]:
-    """Pairs of one file to be labelled, and how many rows were left out and why.
+def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
+    """Pairs to be labelled, and how many single responses were left out and why.
 
-    Rows have two responses (output_1 and output_2, or original and edited; a label is ignored), or
-    one, the rows of a prompt following one another (`launch.generate` with samples=2): of these the
-    distinct ones make pairs, first with second, third with fourth. Empty and identical responses
-    teach nothing and are left out.
+    Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2),
+    those to a prompt following one another: of these the distinct ones make pairs, first with
+    second, third with fourth, and empty ones are left out.
 
     Raises:
-      InputError: for other rows, or when no pair is left.
+      InputError: when there is no pair.
     """
-    rows, left_out = alpaca_eval.read_rows(path), Counter()
-    where, first_row = rows[0]
-    sides = next((names for names in _SIDES if first_row.keys() >= set(names)), None)
-    if sides:
-        pairs = _pairs_in_rows(rows, sides, left_out)
-    elif "output" in first_row:
-        pairs = _pairs_of_samples(rows, left_out)
-    else:
-        raise InputError(
-            f"{where}: has neither output_1 and output_2 (or original and edited) nor output; "
-            "give two responses a row, or several rows a prompt"
-        )
-    if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise InputError(f"{path}: holds no pair of two different responses ({reasons})")
-    return pairs, left_out
-
-
-def _pairs_in_rows(rows: _Rows, sides: tuple[str, str], left_out: Counter) -> list[Comparison]:
-    pairs = []
-    for where, row in rows:
-        prompt = records.prompt_of(row, where)
-        first, second = (formats.text_of(row, name, where, blank=True) for name in sides)
-        if not (first.strip() and second.strip()):
-            left_out["empty responses"] += 1
-        elif first == second:
-            left_out["identical responses"] += 1
-        else:
-            generators = (str(row.get(f"generator_{side}") or "") for side in (1, 2))
-            pairs.append(Comparison(*prompt, first, second, None, *generators))
-    return pairs
-
-
-def _pairs_of_samples(rows: _Rows, left_out: Counter) -> list[Comparison]:
-    pairs = []
-    for prompt, group in groupby(rows, key=lambda item: records.prompt_of(*item[::-1])):
-        distinct: dict[str, _Response] = {}
-        for where, row in group:
-            text = formats.text_of(row, "output", where, blank=True)
-            if not text.strip():
+    pairs, left_out = [], Counter()
+    for _, group in groupby(responses.rows, key=lambda item: prompt_key(item[0])):
+        distinct: dict[str, RecordAndRow] = {}
+        for record, row in group:
+            if not isinstance(record, Instruction):
+                texts = (getattr(record, name) for name in records.RESPONSES[type(record)])
+                names = [str(row.get(f"generator_{side}") or "") for side in (1, 2)]
+                pair = record.instruction, record.input, *texts, None, *names
+                pairs.append(Comparison(*pair, messages=record.messages))
+            elif not record.output.strip():
                 left_out["empty responses"] += 1
-            elif text in distinct:
+            elif record.output in distinct:
                 left_out["identical responses"] += 1
             else:
-                distinct[text] = records.Instruction(*prompt, text), row
+                distinct[record.output] = record, row
         samples = list(distinct.values())
         left_out["responses without another"] += len(samples) % 2
         pairs += map(_comparison, samples[::2], samples[1::2])
-    return pairs
+    if not pairs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise InputError(f"{responses.spec}: holds no two different responses ({reasons})")
+    return pairs, left_out

@@ -54,9 +54,9 @@ def test_pairs_get_labels(capsys):
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
     ]
-    out = capsys.readouterr().out
-    assert "left out: 1 identical responses" in out
-    assert "left out: 1 empty responses" in out
+    out, err = capsys.readouterr()
+    assert "pairs.jsonl: 2 rows left out\n  pairs.jsonl:3: output_1 and output_2 are equal" in err
+    assert "pairs.jsonl:5: the response 'output_2' is empty" in err
     assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
     assert "the judge prefers the second response in 50.0 % of 2" in out
     assert "launch.train_rm" in out
@@ -113,7 +113,10 @@ PAIRS = {"input": "pairs.jsonl"}
 BAD = [
     ({"input": "none.jsonl", "judge": GOLD}, "none.jsonl: there is no such file"),
     ({"input": "empty.jsonl", "judge": GOLD}, "empty.jsonl: holds no rows"),
-    ({"input": "alone.jsonl", "judge": GOLD}, "holds no pair of two different resp"),
+    (
+        {"input": "alone.jsonl", "judge": GOLD},
+        "holds no two different responses (1 responses without another)",
+    ),
     (PAIRS, "model is empty; give --config.provider="),
     (PAIRS | {"model": "m"}, "output is empty; give --config.provider="),
     ({"judge": "gold"}, "judge='gold' is neither llm nor a Python function MODULE:"),

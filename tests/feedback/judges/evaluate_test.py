@@ -169,6 +169,46 @@ def test_two_models_against_the_same_reference(capsys):
     assert result("again.json") == found
 
 
+def score(prompts, responses):
+    """A judge in Python."""
+    return [int(text.split()[1][0]) for text in responses]
+
+
+FUNCTION = FILES | {"judge": f"{__name__}:score", "output": "eval.json"}
+
+
+def test_conversations_and_joined_inputs(folder):
+    """The judge is shown all turns; the file for alpaca_eval has the whole prompt in one text."""
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
+    prompts = [{"messages": [*turns, {"role": "user", "content": f"do {n}"}]} for n in range(2)]
+    prompts += [{"instruction": "do", "input": f"it {n}"} for n in range(2)]
+    for name in "ab":
+        rows = [prompt | {"output": f"worth {n} {name}"} for n, prompt in enumerate(prompts)]
+        save(f"{name}.json", rows)
+    with serve(answer=lambda prompt: "VERDICT: tie") as server:
+        run_at(server)
+        assert "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1\n" in "".join(server.asked)
+    rows = result("eval.annotations.json")
+    assert [row["instruction"] for row in rows[1:3]] == [
+        "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1",
+        "do\n\nit 0",
+    ]
+    run(annotations="eval.annotations.json", output="again.json")
+    assert result("again.json") == result()
+
+
+def test_a_response_that_is_null(refused, capsys):
+    save(
+        "a.json",
+        [row | ({"output": None} if n == 3 else {}) for n, row in enumerate(responses("a"))],
+    )
+    message = refused(evaluate, **FUNCTION)
+    assert "a.json:row 4: the field 'output' is null, not a string" in message
+    run(**FUNCTION, invalid="drop", common=True)
+    assert result()["n"] == PROMPTS - 1
+    assert "a.json: 1 rows left out\n  a.json:row 4: " in capsys.readouterr().err
+
+
 def test_replies_without_a_verdict_are_counted(capsys):
     def sulky(prompt: str) -> str:
         return "Who am I to say?" if "do 7\n" in prompt else judge(prompt)
@@ -229,14 +269,6 @@ def test_a_judge_with_a_position_bias(capsys):
         run_at(server, both_orders=True)
     assert (result()["win_rate"], result()["draws"]) == (50, PROMPTS)
     assert "won 100.0 % of 80 verdicts" in capsys.readouterr().out
-
-
-def score(prompts, responses):
-    """A judge in Python."""
-    return [int(text.split()[1][0]) for text in responses]
-
-
-FUNCTION = FILES | {"judge": f"{__name__}:score", "output": "eval.json"}
 
 
 def test_a_function_as_judge_and_only_common_prompts(capsys):
