@@ -27,15 +27,15 @@ def main(config) -> None:
     check(config)
     cli.use_devices(config)
     run_folder.check_run(config)
-    finished = Path(config.run_dir) / "eval.json"
-    if finished.exists():
+    folder = Path(config.run_dir)
+    if run_folder.read_finished(folder):
         print(f"{config.run_dir} is finished; its figures again:")
-        result = json.loads(finished.read_text())
+        result = json.loads((folder / "eval.json").read_bytes())
     elif config.train:
         result = sft.run(config, reading.read_sets(config, config.train, "responses"))
     else:
         cli.check_embedded(config)
-        folder = run_folder.lock(config.run_dir)
+        run_folder.lock(config.run_dir)
         sets = embedded.instructions(folder / "data", config.seed)
         result = sft.run(config, sets, make_tokenizer())
     metrics = result["validation"]

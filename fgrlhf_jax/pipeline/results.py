@@ -1,6 +1,5 @@
 """The results of a study: the files of all its stages, as what the report is made from."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fgrlhf_jax.data.records import shown_prompt
 from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import run_dir
-from fgrlhf_jax.runtime.files import read_jsonl
+from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
 
 def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]) -> dict:
@@ -105,4 +104,4 @@ def learning_curve(rows: list[dict]) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return read_json(path, {}, "delete it and run the same command, which makes it again")

@@ -7,7 +7,6 @@ not, is set aside as NAME.old-1 and made again too.
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime import files
 from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
 
 
@@ -51,7 +50,7 @@ def run(
     """
     for name in ("stages", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    done = {stage.name for stage in stages if is_done(stage, folder)}
+    done = {stage.name for stage in stages if is_done(stage, stages, folder)}
     done = set_aside(stages, done, folder, say)
     if done:
         say(f"{len(done)} of {len(stages)} stages are there already")
@@ -81,8 +80,12 @@ def run(
                     seconds = time.perf_counter() - started
                     if process.returncode or not stage.output.exists():
                         raise InputError(_failure(stage, process.returncode, folder))
-                    marker = {"command": stage.command, "seconds": round(seconds, 1)}
-                    write_json(_marker(stage, folder), marker)
+                    marker = {
+                        "command": stage.command,
+                        "seconds": round(seconds, 1),
+                        "sha256": _digests(stage, stages, folder),
+                    }
+                    files.write_json(_marker(stage, folder), marker)
                     done.add(name)
                     say(f"[{len(done)}/{len(stages)}] {name}: {seconds:.0f} s")
         finally:
@@ -94,23 +97,44 @@ def run(
                 time.sleep(0.05)
 
 
-def is_done(stage: Stage, folder: Path) -> bool:
+def is_done(stage: Stage, stages: Sequence[Stage], folder: Path) -> bool:
     """Whether an earlier start finished this stage.
 
     Raises:
-      InputError: when it did so with another command, naming the flags that differ.
+      InputError: when it did so with another command, naming the flags that differ; and when what
+        it left has changed since.
     """
-    marker = _marker(stage, folder)
-    if not marker.exists() or not stage.output.exists():
+    if not _marker(stage, folder).exists() or not stage.output.exists():
         return False
-    earlier = json.loads(marker.read_text())["command"]
-    if differing := sorted(set(earlier) ^ set(stage.command)):
+    marker = _read_marker(stage, folder)
+    again = f"delete {stage.output}: then it and what was made from it are made again"
+    if differing := sorted(set(marker["command"]) ^ set(stage.command)):
         raise InputError(
             f"{folder}: stage {stage.name} was made with another config ({', '.join(differing)}); "
-            f"choose another run_dir, or delete {stage.output}: then it and what was made from it "
-            "are made again"
+            f"choose another run_dir, or {again}"
         )
+    now = _digests(stage, stages, folder)
+    for name, digest in marker["sha256"].items():
+        if now.get(name) != digest:
+            raise InputError(
+                f"{stage.output.with_name(name)}: is not as stage {stage.name} left it; put back "
+                f"a copy, or {again}"
+            )
     return True
+
+
+def _read_marker(stage: Stage, folder: Path) -> dict:
+    like = {"command": [""], "seconds": 0.0, "sha256": {}}
+    to_do = f"delete it, and stage {stage.name} is made again"
+    return files.read_json(_marker(stage, folder), like, to_do)
+
+
+def _digests(stage: Stage, stages: Sequence[Stage], folder: Path) -> dict[str, str]:
+    """Digests of the JSON that a stage leaves, by the names of the files beside its output."""
+    paths = (
+        [stage.output] if _is_shared(stage, stages, folder) else stage.output.parent.glob("*.json*")
+    )
+    return {path.name: files.digest(path) for path in paths if path.name != "config.json"}
 
 
 def set_aside(
@@ -143,8 +167,8 @@ def set_aside(
 
 def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """Seconds that each finished stage took, by its name."""
-    markers = {stage.name: _marker(stage, folder) for stage in stages}
-    return {n: json.loads(m.read_text())["seconds"] for n, m in markers.items() if m.exists()}
+    done = [stage for stage in stages if _marker(stage, folder).exists()]
+    return {stage.name: _read_marker(stage, folder)["seconds"] for stage in done}
 
 
 def _start(stage: Stage, folder: Path) -> subprocess.Popen:
@@ -168,11 +192,15 @@ def _start(stage: Stage, folder: Path) -> subprocess.Popen:
 def _remains(stage: Stage, stages: Sequence[Stage], folder: Path) -> list[Path]:
     """What there is of a stage: the folder of its output, or in a folder of several stages the
     output alone; and the marker."""
-    home = stage.output.parent
-    others = (other.output for other in stages if other is not stage)
-    shared = home == folder or any(home in output.parents for output in others)
-    paths = (stage.output if shared else home, _marker(stage, folder))
+    output = stage.output if _is_shared(stage, stages, folder) else stage.output.parent
+    paths = (output, _marker(stage, folder))
     return [path for path in paths if path.exists()]
+
+
+def _is_shared(stage: Stage, stages: Sequence[Stage], folder: Path) -> bool:
+    """Whether the folder of a stage's output is that of other stages, too."""
+    home, others = stage.output.parent, (other.output for other in stages if other is not stage)
+    return home == folder or any(home in output.parents for output in others)
 
 
 def _rename(path: Path) -> Path:
@@ -192,7 +220,16 @@ def _log(stage: Stage, folder: Path) -> Path:
 def _failure(stage: Stage, status: int, folder: Path) -> str:
     """The last error of a stage's log, or else its last line."""
     path = _log(stage, folder)
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
     message = errors[-1].removeprefix("error: ") if errors else "it said nothing"
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"failed with status {status}\n")
+    except OSError as error:  # why there may be no message
+        message = f"its log cannot be written ({error.strerror}); {files.advice(error)}"
     return f"stage {stage.name} failed with status {status}: {message} (see {path})"

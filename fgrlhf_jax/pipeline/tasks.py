@@ -8,7 +8,6 @@ Seed S has its own samples, feedback, reward models and policies.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
 from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import user_function
-from fgrlhf_jax.runtime.files import write_json, write_jsonl
+from fgrlhf_jax.runtime.files import read_json, write_json, write_jsonl
 from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards
@@ -43,7 +42,7 @@ def run_task(config: ConfigDict) -> None:
     name, _, seed = config.task.partition(":")
     if name not in TASKS:
         raise InputError(f"task={config.task!r}: is not one of {', '.join(TASKS)}")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = ConfigDict(read_json(folder / "config.json", {}, "start the pipeline again"))
     arms, home = select_arms(config), folder / f"seed_{seed}"
     if name == "data":
         make_data(config, folder)
@@ -167,7 +166,8 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
 
     ``gold_test`` are the same pairs as ``preferences_test``, labelled without noise.
     """
-    samples = json.loads(path.read_text())
+    to_do = "delete it and run the pipeline again"
+    samples = read_json(path, [{"instruction": "", "output": ""}], to_do)
     prompts = [sample["instruction"] for sample in samples[::2]]
     responses = [[sample["output"] for sample in samples[k::2]] for k in range(2)]
     rates = Rates(**config.world.rates)

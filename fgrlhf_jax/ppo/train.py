@@ -1,6 +1,5 @@
 """PPO as a run: prompts, a policy and a source of rewards in; an aligned policy out."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -84,7 +83,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     )
     if jax.process_index() == 0:
         print(note)
-        files.write_json(trainer.folder / "finished.json", {"step": step})
+        run_dir.finish(trainer.folder, step)
     multihost.wait_for_all()
     return trainer.folder
 
@@ -101,7 +100,8 @@ class PPOTrainer:
     """A ``training.run.Trainer`` on the policy's own responses.
 
     Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
-    ``frozen``, fingerprints of reference and reward model; ``stopped_at``, the step and KL that
+    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of reference and reward model;
+    ``stopped_at``, the step and KL that
     stopped the run, or None.
     """
 
@@ -131,7 +131,7 @@ class PPOTrainer:
         self.abstract = self.programs["update"].arguments[0]
         ids = json.dumps([part.ids for part in prompts.values()])
         self.data = hashlib.sha256(ids.encode()).hexdigest()[:16]
-        self.memory = {"kl_coef": config.kl.coef, "stopped_at": None}
+        self.memory = {"kl_coef": config.kl.coef, "stopped_at": None, "samples": {}}
         self.checked = False
 
     def initial_params(self) -> dict:
@@ -162,8 +162,11 @@ class PPOTrainer:
             reward_model,
             compiled,
         )
+        path = self.folder / "samples.jsonl"
+        multihost.from_first(lambda: metric_log.check_rows(path, memory["samples"]))
+        self.samples = None
         if jax.process_index() == 0:
-            metric_log.cut_rows(self.folder / "samples.jsonl", start or -1)
+            self.samples = metric_log.RowFile(path, memory["samples"])
         if start:
             return {}
         normalization = rollout.normalize_on_validation(
@@ -249,13 +252,9 @@ class PPOTrainer:
         metrics, samples = rollout.evaluate(
             self.context, params, normalization, self.prompts["validation"], step
         )
-        if jax.process_index() == 0:
-            path = self.folder / "samples.jsonl"
-            with (
-                files.as_input_error(path),
-                contextlib.closing(files.JsonlFile(path, durable=False)) as file,
-            ):
-                file.append(b"".join(map(files.json_line, samples)))
+        if self.samples:
+            self.samples.append(*samples)
+            self.memory["samples"] = self.samples.state
         return metrics
 
     def value(self, evaluation: dict[str, float]) -> float:

@@ -50,7 +50,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
     folder = run_dir.open_run(config)
     predictor.warm_up(pairs["validation"])
-    _, params = training.run(config, trainer, folder)
+    step, params = training.run(config, trainer, folder)
     # On the validation set: the rejected responses of training pairs have been learned by heart.
     normalization = fit_normalization(
         predictor,
@@ -72,6 +72,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)
+        run_dir.finish(folder, step)
     multihost.wait_for_all()
     return result
 

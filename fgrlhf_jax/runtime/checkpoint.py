@@ -3,17 +3,16 @@
 import contextlib
 import hashlib
 import json
-import operator
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime import files, sharding
 
 
 class Checkpoints:
@@ -25,23 +24,27 @@ class Checkpoints:
     its final name when it is complete; a restore never sees an interrupted one.
 
     Args:
-      keep: how many of the newest are kept, beside the last one saved with ``best=True``.
+      keep: how many of the newest are kept, beside the one of step ``best``.
+
+    Attributes:
+      best: the step of the best checkpoint; of a run that goes on, its ``loop`` knows.
 
     Raises:
       InputError: when the folder cannot be made.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        self.folder = Path(folder).absolute()
-        order = operator.itemgetter("order")
-        best = policies.BestN(n=1, get_metric_fn=order, keep_checkpoints_without_metrics=False)
+        self.folder, self.keep, self.best = Path(folder).absolute(), keep, 0
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep), best]),
-            best_fn=order,  # without it the metrics are not on disk for the next start
-            cleanup_tmp_directories=True,
+            preservation_policy=self, cleanup_tmp_directories=True
         )
         with self._saving():
             self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        """As orbax asks its policies: which of the checkpoints, oldest first, stay."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        return [step in (*steps[-self.keep :], self.best) for step in steps]
 
     @property
     def latest(self) -> int | None:
@@ -51,7 +54,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, parts: dict, loop: dict, *, best: bool = False) -> None:
+    def save(self, step: int, parts: dict, loop: dict) -> None:
         """Starts saving; returns when ``parts`` may be donated and ``loop`` changed again.
 
         Raises:
@@ -59,6 +62,7 @@ class Checkpoints:
             checkpoints stay.
         """
         metadata = {
+            "step": step,
             "loop": json.loads(json.dumps(loop)),  # it is written later, the caller's may change
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
@@ -68,7 +72,7 @@ class Checkpoints:
             **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
         )
         with self._saving():
-            self.manager.save(step, args=args, metrics={"order": step} if best else None)
+            self.manager.save(step, args=args)
 
     def wait(self) -> None:
         """Blocks until the save under way is complete; raises InputError when it failed."""
@@ -82,9 +86,10 @@ class Checkpoints:
         except Exception as error:  # orbax raises what its storage layer raises: any type
             steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
             last = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
+            code = _error_code(error)
             raise InputError(
-                f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; free some "
-                "space and run the same command again"
+                f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; "
+                f"{files.advice(OSError(code, ''))}"
             ) from error
 
     def loop(self, step: int) -> dict:
@@ -94,7 +99,7 @@ class Checkpoints:
     def _metadata(self, step: int) -> dict:
         metadata = self._restore(step, loop=ocp.args.JsonRestore())["loop"]
         digest = metadata.pop("digest", None) if isinstance(metadata, dict) else None
-        if digest is None or digest != _digest(metadata):
+        if digest is None or digest != _digest(metadata) or metadata["step"] != step:
             raise InputError(self._corrupted(step, "its loop/metadata has changed"))
         return metadata
 
@@ -156,12 +161,17 @@ def layout(part) -> dict[str, str]:
     }
 
 
+def _error_code(error: Exception) -> int:
+    """The system's number of an error that a storage layer wraps; 0 for none."""
+    if match := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(match[1])
+    return getattr(error, "errno", None) or 0
+
+
 def _reason(error: Exception) -> str:
     """The system's own message, taken out of the long one of a storage layer."""
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if code := _error_code(error):
+        return os.strerror(code)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:100]
 

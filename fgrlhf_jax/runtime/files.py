@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -17,15 +18,22 @@ from fgrlhf_jax.errors import InputError
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
+def advice(error: OSError, otherwise: str = "mend that and run the same command again") -> str:
+    """What to do about a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run the same command again"
+    return otherwise
+
+
 @contextlib.contextmanager
-def as_input_error(
-    path: Path, advice: str = "free some space and run the same command again"
-) -> Iterator[None]:
+def as_input_error(path: Path, otherwise: str = "") -> Iterator[None]:
     """Turns an OSError into the InputError ``path: cannot be written (reason); advice``."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
+        reason = error.strerror or error
+        to_do = advice(error, *filter(None, [otherwise]))
+        raise InputError(f"{path}: cannot be written ({reason}); {to_do}") from error
 
 
 def replace(path: Path, chunks: Iterable[bytes]) -> None:
@@ -34,6 +42,7 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
     Raises OSError when it cannot be written; the file is then as before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_partial_files(path.parent)
     try:
         with partial.open("wb") as file:
             file.writelines(chunks)
@@ -44,6 +53,19 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
     sync_folder(path.parent)
+
+
+def _remove_partial_files(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote to ``folder`` have left there."""
+    for partial in folder.glob(".*.partial"):
+        number = partial.name.split(".")[-2]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        except (ValueError, OSError, OverflowError):  # not one of ours; another user's process
+            continue
 
 
 def sync_folder(path: Path) -> None:
@@ -60,7 +82,7 @@ def sync_folder(path: Path) -> None:
 
 def _write(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
     path = Path(path)
-    with as_input_error(path, "choose another folder or free some space"):
+    with as_input_error(path, "choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, chunks)
 
@@ -93,22 +115,72 @@ def json_line(row: Any) -> bytes:
     return text.encode(errors="backslashreplace")  # half of a surrogate pair as JSON does
 
 
-def parse_jsonl(data: bytes) -> tuple[list, int]:
-    """The rows of ``data`` before the first line that is torn or no JSON, and their bytes."""
-    rows, size = [], 0
-    for line in data.split(b"\n")[:-1]:
+def read_json(path: str | os.PathLike, like: Any, to_do: str) -> Any:
+    """The content of a JSON file that this package wrote.
+
+    Args:
+      like: a value of its form: a dict with some of its keys, a list with an element, a number, ….
+      to_do: what to do where the file is damaged, for the message.
+
+    Raises:
+      InputError: when it is missing, empty, cut short or of another form.
+    """
+    try:
+        text = Path(path).read_bytes()
+        value = json.loads(text)
+    except OSError as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else f"({error.strerror})"
+    except (ValueError, RecursionError):
+        fault = "is damaged or cut short" if text.strip() else "is empty"
+    else:
+        if not (fault := _difference(value, like)):
+            return value
+        fault = f"is damaged: {fault}"
+    raise InputError(f"{path}: {fault}; {to_do}")
+
+
+def _difference(value: Any, like: Any, name: str = "") -> str:
+    """How ``value`` has another form than ``like``; "" where it has not."""
+    if isinstance(like, float) and type(value) is int:
+        return ""
+    if type(value) is not type(like):
+        return f"{name or 'the content'} is no {type(like).__name__}"
+    if isinstance(like, dict):
+        parts = [(value.get(key), part, key) for key, part in like.items()]
+    else:
+        parts = [(each, like[0], name) for each in value] if isinstance(like, list) and like else []
+    return next(filter(None, (_difference(*part) for part in parts)), "")
+
+
+def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a copy") -> list:
+    """The rows of JSON lines; a last line without its line end, torn by a kill, is left out.
+
+    Raises InputError for any other line that is no JSON, naming ``path`` and the line.
+    """
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
-            break
-        size += len(line) + 1
-    return rows, size
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: this row is damaged (it is no JSON); {to_do}"
+            ) from error
+    return rows
 
 
 def read_jsonl(path: str | os.PathLike) -> list:
-    """The rows of a file, without a torn last line; [] where there is no such file."""
+    """The rows of a file, see :func:`parse_jsonl`; [] where there is no such file."""
     path = Path(path)
-    return parse_jsonl(path.read_bytes())[0] if path.exists() else []
+    return parse_jsonl(path.read_bytes(), path) if path.exists() else []
+
+
+def digest(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, "" where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 class JsonlFile:
@@ -174,6 +246,8 @@ class Lock:
     def __init__(self, path: Path, *, wait: bool = False):
         self.path = path
         path.parent.stat()  # filelock would make the folder
+        if path.is_symlink():  # whose target would be written over
+            raise OSError(errno.ELOOP, "the lock file is a link; remove it", str(path))
         self._lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire(blocking=wait)
@@ -183,7 +257,7 @@ class Lock:
             if error.errno not in UNSUPPORTED:
                 raise
         with contextlib.suppress(OSError):  # a full disk: the next file says so
-            path.write_text(str(os.getpid()))
+            path.write_text(str(os.getpid()), encoding="ascii")
         self._status = path.stat()
 
     @property

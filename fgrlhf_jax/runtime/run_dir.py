@@ -49,22 +49,30 @@ def flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
+def values_of(config: ConfigDict) -> dict:
+    """The values of a config as JSON has them, by dotted name."""
+    return flatten(json.loads(config.to_json()))
+
+
 def check_run(config: ConfigDict) -> None:
     """Raises InputError when ``run_dir`` has the work of another config, naming the fields."""
     folder = Path(config.run_dir)
     path = folder / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = flatten(json.loads(path.read_text()))
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error}); choose another run_dir") from error
+    finished = [*folder.glob("finished.json"), *folder.glob("stages/*.json")]
+    if not path.exists() and not finished:
+        return  # a checkpoint knows its config too
+    saved = files.read_json(path, {}, "put back a copy of it, or choose another run_dir")
     if "run_dir" not in saved:
         raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
-    work = ("metrics.jsonl", "checkpoints/*", "stages/*.json")
-    if not any(True for pattern in work for _ in folder.glob(pattern)):
+    work = ("metrics.jsonl", "checkpoints/*")
+    if not finished and not any(True for pattern in work for _ in folder.glob(pattern)):
         return  # a start that came to nothing
-    now = flatten(json.loads(config.to_json()))
+    check_config(folder, flatten(saved), config)
+
+
+def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
+    """Raises InputError where a config computes other than ``saved``, the values of a run."""
+    now = values_of(config)
     renamed = [
         f"{old} is now {new}"
         for old, new in RENAMED_FIELDS.items()
@@ -89,6 +97,38 @@ def check_run(config: ConfigDict) -> None:
             f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
             "choose another run_dir or use the same values"
         )
+
+
+RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")
+
+
+def finish(folder: Path, step: int) -> None:
+    """Writes ``finished.json``: the step of the model that was exported, digests of the results."""
+    digests = {name: files.digest(folder / name) for name in RESULTS if (folder / name).exists()}
+    files.write_json(folder / "finished.json", {"step": step, "sha256": digests})
+
+
+def read_finished(folder: Path) -> dict | None:
+    """The content of ``finished.json``; None where the run, or its ``eval.json``, is to be made.
+
+    Raises:
+      InputError: when it or one of the results is damaged, or is of another run.
+    """
+    path = folder / "finished.json"
+    if not path.exists():
+        return None
+    again = "delete it and run the same command, which makes it again"
+    finished = files.read_json(path, {"step": 0, "sha256": {}}, again)
+    for name, digest in finished["sha256"].items():
+        result = folder / name
+        if files.digest(result) == digest:
+            continue
+        if name == "eval.json" and not result.exists():
+            return None
+        fault = "is not as the run left it" if result.exists() else "is missing"
+        copy = "put back a copy of the file, or start in a new run_dir"
+        raise InputError(f"{result}: {fault}; {again if name == 'eval.json' else copy}")
+    return finished
 
 
 def lock(run_dir: str | Path) -> Path:

@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import multihost, optim, sharding
+from fgrlhf_jax.runtime import multihost, optim, run_dir, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.interrupt import Interrupt
-from fgrlhf_jax.runtime.metric_log import Log, compilations, to_floats
+from fgrlhf_jax.runtime.metric_log import Log, check_rows, compilations, to_floats
 from fgrlhf_jax.runtime.optim import TrainState
 
 
@@ -37,6 +37,8 @@ class Progress(NamedTuple):
 
     data: str  # digest of the data: a resume on others would not be one
     memory: dict  # the trainer's own, see Trainer.memory
+    config: dict  # see run_dir.values_of
+    log: dict  # see metric_log.RowFile.state
     best_step: int = 0  # of the best evaluation so far; 0 is the start
     best_value: float = -math.inf  # -inf: none was evaluated yet
     stale: int = 0  # evaluations since the best one
@@ -120,13 +122,19 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
-        progress = _restore_progress(trainer, checkpoints, start)
+        progress = _restore_progress(config, trainer, checkpoints, start)
         if progress.done:
             return _best_params(trainer, progress, checkpoints)
         state = _restore_state(trainer, checkpoints, start)
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
-        log = Log(folder, step=start, steps=trainer.steps, tensorboard=config.tensorboard)
+        log = Log(
+            folder,
+            step=start,
+            steps=trainer.steps,
+            saved=progress.log,
+            tensorboard=config.tensorboard,
+        )
         several = jax.process_count() > 1
         with contextlib.closing(log), Interrupt(several=several) as interrupt:
             rows = Rows(log, checkpoints, trainer.bar)
@@ -158,8 +166,9 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 if stop or improved or interrupted or due or trainer.problem:
                     rows.write()
                     stop = stop and not trainer.problem
-                    progress = progress._replace(done=stop, memory=trainer.memory)
-                    checkpoints.save(number, state._asdict(), progress._asdict(), best=improved)
+                    progress = progress._replace(done=stop, memory=trainer.memory, log=log.state)
+                    checkpoints.best = progress.best_step
+                    checkpoints.save(number, state._asdict(), progress._asdict())
                     rows.restart_clock()
                 if stop:
                     break
@@ -173,18 +182,27 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         return _best_params(trainer, progress, checkpoints)
 
 
-def _restore_progress(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Progress:
+def _restore_progress(
+    config: ConfigDict, trainer: Trainer, checkpoints: Checkpoints, start: int
+) -> Progress:
     """Of the last checkpoint, or a fresh one; the trainer has its memory again."""
     if not start:
-        return Progress(trainer.data, trainer.memory)
-    progress = Progress(**checkpoints.loop(start))
+        return Progress(trainer.data, trainer.memory, run_dir.values_of(config), {})
+    loop, folder = checkpoints.loop(start), checkpoints.folder.parent
+    if loop.keys() != set(Progress._fields):
+        raise InputError(
+            f"run_dir={folder}: is a run of another version; finish it with that version, or "
+            "choose another run_dir"
+        )
+    progress = Progress(**loop)
+    run_dir.check_config(folder, progress.config, config)
     if progress.data != trainer.data:
         raise InputError(
-            f"run_dir={checkpoints.folder.parent}: the training or validation data or the "
-            f"tokenizer has changed since step {start}; choose another run_dir, or put the old "
-            "data back"
+            f"run_dir={folder}: the training or validation data or the tokenizer has changed "
+            f"since step {start}; choose another run_dir, or put the old data back"
         )
-    trainer.memory = progress.memory
+    multihost.from_first(lambda: check_rows(folder / "metrics.jsonl", progress.log))
+    checkpoints.best, trainer.memory = progress.best_step, progress.memory
     if trainer.problem:
         raise InputError(trainer.problem)
     return progress
@@ -211,9 +229,11 @@ def _best_params(
     step = checkpoints.latest if progress.best_value == -math.inf else progress.best_step
     if step == 0:  # nothing was better than the start
         return 0, trainer.initial_params()
-    if step not in checkpoints.steps:  # its folder was deleted by hand
-        print(f"the checkpoint of step {step}, the best one, is gone; using the last one")
-        step = checkpoints.latest
+    if step not in checkpoints.steps:
+        raise InputError(
+            f"{checkpoints.folder / str(step)}: the checkpoint of the best step is missing; put "
+            "it back, or start in a new run_dir"
+        )
     return step, checkpoints.restore(step, {"params": trainer.abstract.params})["params"]
 
 

@@ -83,6 +83,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if jax.process_index() == 0:
         print(note)
         write_json(folder / "eval.json", result)
+        run_dir.finish(folder, step)
     multihost.wait_for_all()
     return result
 

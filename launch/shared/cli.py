@@ -1,7 +1,6 @@
 """What commands share: errors become one sentence and an exit status; checks of files and runs."""
 
 import importlib.util
-import os
 import re
 import signal
 import sys
@@ -61,8 +60,10 @@ def use_devices(config: ConfigDict | None = None) -> None:
             raise InputError(
                 f"distributed=True: {error}; give coordinator, num_processes and process_id"
             ) from error
+    from fgrlhf_jax.runtime import versions
+
     try:
-        devices = jax.devices()
+        devices = versions.describe_devices()
     except (RuntimeError, AssertionError) as error:  # the latter of jax.devices() itself
         platforms = jax.config.jax_platforms
         raise InputError(
@@ -70,18 +71,7 @@ def use_devices(config: ConfigDict | None = None) -> None:
             f"JAX_PLATFORMS to use what there is, or see the installation of JAX ({error})"
         ) from error
     if jax.process_index() == 0:
-        print(describe_devices(devices))
-
-
-def describe_devices(devices: Sequence) -> str:
-    """``2 CPU cores`` or ``8 × NVIDIA H200 in 2 processes``."""
-    processes = len({device.process_index for device in devices})
-    where = f" in {processes} processes" if processes > 1 else ""
-    if devices[0].platform != "cpu":
-        return f"{len(devices)} × {devices[0].device_kind}{where}"
-    cores = len(os.sched_getaffinity(0))
-    parts = f" as {len(devices)} devices" if len(devices) > 1 else ""
-    return f"{cores} CPU core{'s' * (cores > 1)}{parts}{where}"
+        print(devices)
 
 
 def check_output(

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import multihost
+from fgrlhf_jax.runtime import multihost, run_dir
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch.shared import config_files
@@ -45,7 +45,7 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str) -> str:
     """The run folder of a config; ``main`` of its command is run now where it is not finished."""
     config = config_files.load(spec)
-    if (Path(config.run_dir) / "eval.json").exists():
+    if run_dir.read_finished(Path(config.run_dir)):
         print(f"{config.run_dir} is there already, and used as it is")
     else:
         print(f"{config.run_dir} is made first, with --config={spec}")

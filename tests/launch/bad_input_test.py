@@ -160,7 +160,7 @@ def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", r"run/config.json: is not JSON \(.*\); choose another run_dir"),
+        ("{", r"run/config.json: is damaged or cut short; put back .* or choose another run_dir"),
         ('{"vocab_size": 3}', "run/config.json: is not of a run of ours; choose another"),
     ],
 )

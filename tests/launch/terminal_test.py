@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fgrlhf_jax.runtime import interrupt
-from launch.shared import cli, terminal
+from launch.shared import terminal
 
 DATA = [sys.executable, "-m", "launch.data", "--config.samples=1"]
 STEERING = "a\x1b]0;title\x07b\x1b[2Jc\u202ed\u2066e\x9bf\rg"
@@ -151,24 +151,6 @@ def test_imports_of_a_command():
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=20)
     assert (run.returncode, errors) == (130, f"{interrupt.MESSAGE}\n")
-
-
-class Device:
-    process_index = 0
-
-    def __init__(self, platform, kind):
-        self.platform, self.device_kind = platform, kind
-
-
-@pytest.mark.parametrize(
-    ("devices", "says"),
-    [
-        ([Device("gpu", "NVIDIA H200")], "1 × NVIDIA H200"),
-        ([Device("tpu", "TPU v4")] * 8, "8 × TPU v4"),
-    ],
-)
-def test_devices(devices, says):
-    assert cli.describe_devices(devices) == says
 
 
 def test_a_platform_that_is_missing():

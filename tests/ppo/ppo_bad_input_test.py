@@ -166,7 +166,6 @@ def test_a_policy_and_a_reward_model_of_different_templates(launch, world, tmp_p
 
 
 SFT = [
-    ({"train": "DATA/edits.jsonl"}, "row 1: has no demonstration; give rows with instruction"),
     ({"train": "DATA/asked.jsonl"}, "train: no demonstration is left of "),
     ({"batch_size": 64}, "batch_size: 64 is more than the 40 rows there are; lower it or give"),
     (

@@ -180,17 +180,3 @@ def test_killed_and_resumed(ppo_run, world, run, tmp_path):
     with (run_dir / "samples.jsonl").open("a") as file:
         file.write('{"step": 99, "output": "never sampled"}\n{"step": 1')
     same_run(run(run_dir), ppo_run)
-
-
-def test_out_of_disk_space_for_the_samples(run, ppo_run, monkeypatch, tmp_path):
-    """As for the rows and the checkpoints, which run_test.py holds."""
-    samples = tmp_path / "run" / "samples.jsonl"
-    samples.parent.mkdir()
-    samples.symlink_to("/dev/full")
-    with monkeypatch.context() as patch:
-        patch.setattr(metric_log, "cut_rows", lambda path, step: None)
-        message = r"samples.jsonl: cannot be written \(No space left"
-        with pytest.raises(InputError, match=message):
-            run()
-    samples.unlink()
-    same_run(run(), ppo_run)

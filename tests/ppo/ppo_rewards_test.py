@@ -1,6 +1,5 @@
 """PPO with rewards of every kind: a user's function, a model of sequences; their normalization."""
 
-import json
 import sys
 import types
 
@@ -12,6 +11,7 @@ from rm_cases import contents, rows, without_clock
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.run_dir import read_finished
 
 pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -144,7 +144,7 @@ def test_the_normalization_of_the_reward_model_or_none(run, reward_normalization
 def test_the_best_score_exports_the_start_where_nothing_is_better(run, world):
     """A policy that is frozen gives the same responses at every evaluation."""
     run_dir = run(best_metric="score", optimizer__freeze="policy/.*", steps=1)
-    assert json.loads((run_dir / "finished.json").read_text()) == {"step": 0}
+    assert read_finished(run_dir)["step"] == 0
     exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
     assert exported["model.safetensors"] == start["model.safetensors"]
 

@@ -21,6 +21,7 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.ppo import algorithm, models, programs, rollout, train
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.run_dir import read_finished
 from launch import ppo as command
 from launch.shared import config_files
 
@@ -118,7 +119,7 @@ def test_the_export_is_the_last_policy(ppo_run):
     )
     assert all(jax.tree.leaves(moved))
     assert saved(ppo_run) == [STEPS]
-    assert json.loads((ppo_run / "finished.json").read_text()) == {"step": STEPS}
+    assert read_finished(ppo_run)["step"] == STEPS
 
 
 def test_a_finished_run_makes_no_step(ppo_run, run):

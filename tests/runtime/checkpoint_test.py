@@ -62,7 +62,8 @@ def opened(folder: Path, **options):
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     with opened(folder, keep=1) as checkpoints:
-        checkpoints.save(1, parts(1), LOOP, best=True)
+        checkpoints.best = 1
+        checkpoints.save(1, parts(1), LOOP)
         checkpoints.save(3, parts(3), LOOP)
     return folder
 
@@ -117,16 +118,15 @@ def test_the_loop_that_was_saved_may_change_at_once(tmp_path, monkeypatch):
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
-    """Also after a restart, which must know the best from the files alone."""
     small = {"params": {"w": jnp.zeros(2)}}
-    best, done = None, []
+    best, done = 0, []
     for group in ((1, 2, 3), (4,), (5, 6, 7, 8)):
         with opened(tmp_path, keep=2) as checkpoints:
+            checkpoints.best = best
             assert checkpoints.latest == (done[-1] if done else None)
             for step in group:
-                is_best = step in (2, 6)
-                best = step if is_best else best
-                checkpoints.save(step, small, LOOP, best=is_best)
+                best = checkpoints.best = step if step in (2, 6) else best
+                checkpoints.save(step, small, LOOP)
                 checkpoints.wait()
                 done.append(step)
                 expected = {*done[-2:], *([best] if best else [])}
@@ -226,6 +226,7 @@ def test_a_partly_written_checkpoint_is_not_seen(saved):
     (saved / "7.orbax-checkpoint-tmp" / "params.orbax-checkpoint-tmp").mkdir(parents=True)
     (saved / "2").mkdir()
     with opened(saved, keep=1) as checkpoints:
+        checkpoints.best = 1
         assert checkpoints.latest == 3
         assert bits(checkpoints.restore(3, abstract(parts()))) == bits(parts(3))
         checkpoints.save(4, parts(4), LOOP)
@@ -286,7 +287,7 @@ def test_disk_full_while_saving(tmp_path, limit, second):
     assert (run.returncode, run.stdout) == (2, ""), run.stderr
     assert run.stderr == (
         f"error: {folder}: saving a checkpoint failed (File too large); the last good one is "
-        "step 1; free some space and run the same command again\n"
+        "step 1; mend that and run the same command again\n"
     )
     tree = {"params": {"w": jax.random.normal(jax.random.key(1), (50_000,))}}
     with opened(folder, keep=1) as checkpoints:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import subprocess
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(InputError, match=r"value.json: cannot be written \(No space left"):
+    with pytest.raises(InputError, match=r"value.json: cannot be written \(No space .*; free some"):
         files.write_json(path, {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -61,6 +62,50 @@ def test_lines_are_split_at_newlines_only(tmp_path):
     files.write_jsonl(tmp_path / "rows.jsonl", rows)
     assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
     assert files.read_jsonl(tmp_path / "nothing.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty"),
+        ('{"command": ["a', "is damaged or cut short"),
+        ("\ud83d", "is damaged or cut short"),
+        ("[" * 99_999, "is damaged or cut short"),
+        ("[]", "is damaged: the content is no dict"),
+        ('{"command": "a", "seconds": 1}', "is damaged: command is no list"),
+        ('{"command": ["a", 1], "seconds": 1}', "is damaged: command is no str"),
+        ('{"command": []}', "is damaged: seconds is no float"),
+        (None, "is missing"),
+    ],
+)
+def test_a_file_of_ours_that_is_damaged(tmp_path, text, fault):
+    path, like = tmp_path / "marker.json", {"command": [""], "seconds": 0.0}
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(InputError) as error:
+        files.read_json(path, like, "delete it")
+    assert str(error.value) == f"{path}: {fault}; delete it"
+    files.write_json(path, {"command": ["a"], "seconds": 1, "more": None})
+    assert files.read_json(path, like, "delete it")["seconds"] == 1
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    """Only a last line without its end, torn by a kill, may go."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a" 2}\n{"a": 3}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl:2: this row is damaged"):
+        files.read_jsonl(path)
+
+
+def test_what_a_kill_leaves_goes_with_the_next_write(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    running = tmp_path / f".b.json.{os.getppid()}.partial"
+    for path in (tmp_path / f".a.json.{ended.pid}.partial", running, tmp_path / ".mine.partial"):
+        path.touch()
+    files.write_json(tmp_path / "b.json", 1)
+    left = {".mine.partial", running.name, "b.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_a_lock_is_of_one_at_a_time(tmp_path):
@@ -74,3 +119,8 @@ def test_a_lock_is_of_one_at_a_time(tmp_path):
     files.Lock(path).close()
     with pytest.raises(FileNotFoundError):
         files.Lock(tmp_path / "nowhere" / "lock")
+    (tmp_path / "mine").write_text("mine")
+    path.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="the lock file is a link; remove it"):
+        files.Lock(path)
+    assert (tmp_path / "mine").read_text() == "mine"

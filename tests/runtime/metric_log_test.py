@@ -1,13 +1,16 @@
 """The log of a run: rows are JSON, TensorBoard gets them too."""
 
+import errno
 import json
 import math
+import os
 import sys
 import types
 from contextlib import closing
 
 import pytest
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import metric_log
 
 
@@ -26,13 +29,13 @@ def test_tensorboard_gets_the_rows(tmp_path, monkeypatch):
 
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    with closing(metric_log.Log(tmp_path, step=2, steps=4, tensorboard=True)) as log:
+    with closing(metric_log.Log(tmp_path, step=2, steps=4, saved={}, tensorboard=True)) as log:
         log.write({"step": 3, "loss": 0.5, "seconds": 0.1})
     assert written == [("loss", 0.5, 3), ("seconds", 0.1, 3), "closed"]
 
 
 def test_rows_are_json(tmp_path):
-    with closing(metric_log.Log(tmp_path, step=0, steps=2)) as log:
+    with closing(metric_log.Log(tmp_path, step=0, steps=2, saved={})) as log:
         log.write({"step": 1, "loss": 0.5, "extra": math.inf})
         log.write({"step": 2, "loss": math.nan, "extra": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -40,3 +43,46 @@ def test_rows_are_json(tmp_path):
         {"step": 1, "loss": 0.5, "extra": None},
         {"step": 2, "loss": None, "extra": 1},
     ]
+
+
+def test_rows_are_those_that_a_checkpoint_vouches_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    file = metric_log.RowFile(path, {})
+    file.append({"step": 1}, {"step": 2})
+    saved = file.state
+    file.append({"step": 3})
+    good = path.read_bytes()
+    path.write_bytes(good + b'{"st')  # a kill cuts only what the run makes again
+    assert metric_log.RowFile(path, saved).state == saved
+    assert path.read_bytes() == good[: saved["bytes"]]
+    for damaged, fault in (
+        (b'{"step": 1}\n{"step" 2}\n', ":2: this row is damaged (it is no JSON)"),
+        (b'{"step": 1}\n{"step": 4}\n', ": is not as the run left it"),
+        (b'{"step": 1}\n', ": the rows after line 1 are missing"),
+        (b"", ": the rows after line 0 are missing"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError) as error:
+            metric_log.RowFile(path, saved)
+        to_do = "put back a copy of the file, or start in a new run_dir"
+        assert str(error.value) == f"{path}{fault}; {to_do}"
+        assert path.read_bytes() == damaged
+    path.unlink()
+    with pytest.raises(InputError, match=r"rows.jsonl: is missing; put back"):
+        metric_log.RowFile(path, saved)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    file = metric_log.RowFile(tmp_path / "rows.jsonl", {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(
+            InputError, match=r"cannot be written \(No space left .*\); free some sp"
+        ):
+            file.append({"step": 1})
+    file.append({"step": 1})
+    assert (tmp_path / "rows.jsonl").read_bytes() == b'{"step": 1}\n'

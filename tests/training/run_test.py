@@ -1,7 +1,9 @@
 """The loop with a toy in the place of a model: every moment of a stop, cheaply."""
 
 import math
+import os
 import random
+import shutil
 import signal
 import time
 from contextlib import closing
@@ -21,6 +23,7 @@ from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
 from fgrlhf_jax.training import run as training
 
 STEPS = 24
+DAMAGES = int(os.environ.get("FGRLHF_DAMAGES", "10"))
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 
 
@@ -86,10 +89,10 @@ def go():
 
         return call
 
-    def go(folder: Path, trainer: Toy, save_every: int = 5):
+    def go(folder: Path, trainer: Toy, save_every: int = 5, rate: float = 0.1):
         spies.append(trainer.spy)
         config = training.ConfigDict(
-            {"save_every": save_every, "max_to_keep": 1, "tensorboard": False}
+            {"save_every": save_every, "max_to_keep": 1, "tensorboard": False, "rate": rate}
         )
         return training.run(config, trainer, folder)
 
@@ -113,7 +116,8 @@ def outcome(folder: Path) -> tuple:
         for step in checkpoints.steps:
             parts = checkpoints.restore(step, abstract)
             bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(parts)]
-            saved[step] = bits, training.Progress(**checkpoints.loop(step))
+            # The log has a clock.
+            saved[step] = bits, training.Progress(**checkpoints.loop(step))._replace(log={})
     return rows(folder), saved
 
 
@@ -133,8 +137,8 @@ def test_undisturbed(undisturbed):
     assert best != STEPS  # else the test says little
     assert saved.keys() == {best, STEPS}
     stale = list(values)[::-1].index(best)
-    progress = ("digest", {"updates": STEPS}, best, -values[best], stale, True)
-    assert saved[STEPS][1] == progress
+    progress = training.Progress("digest", {"updates": STEPS}, {}, {}, best, -values[best], stale)
+    assert saved[STEPS][1]._replace(config={}) == progress._replace(done=True)
     assert step == best
     assert np.asarray(params["w"]).tobytes() in saved[best][0]
 
@@ -198,7 +202,7 @@ def test_patience(go, tmp_path):
     """The third evaluation is the best, the first of equals; two without improvement follow."""
     step, _ = go(tmp_path, Toy(losses=[3.0, 2.0, 1.0, 1.0, 1.5, 0.0], patience=2))
     metrics, saved = outcome(tmp_path)
-    assert saved[20][1][2:] == (12, -1.0, 2, True)
+    assert saved[20][1][4:] == (12, -1.0, 2, True)
     assert (step, metrics[-1]["step"], saved.keys()) == (12, 20, {12, 20})
     assert go(tmp_path, Toy())[0] == 12  # it is done
 
@@ -259,10 +263,63 @@ def test_a_problem_stops_the_run_with_its_state_saved(go, tmp_path):
         assert (metrics[-1]["step"], max(saved)) == (7, 7)
 
 
-def test_other_data_are_refused(go, tmp_path):
+def test_other_data_and_another_config_are_refused(go, tmp_path):
+    """The checkpoint knows both, whatever became of config.json."""
     go(tmp_path, Toy())
     with pytest.raises(InputError, match="data or the tokenizer has changed since step 24"):
         go(tmp_path, Toy(data="other"))
+    with pytest.raises(InputError, match=r"of another config: rate \(saved 0.1, now 0.2\); choose"):
+        go(tmp_path, Toy(), rate=0.2)
+
+
+def damage(path: Path, how: str, rng: random.Random, other: Path) -> None:
+    """Changes a file as a disk, a person or a copy of the folder may."""
+    content = path.read_bytes()
+    place = rng.randrange(max(1, len(content)))
+    if how == "delete":
+        path.unlink()
+    elif how == "swap":
+        path.write_bytes(other.read_bytes() if other.exists() else b"")
+    else:
+        flipped = content[:place] + bytes(b ^ 1 << rng.randrange(8) for b in content[place:][:1])
+        changed = {"empty": b"", "cut": content[:place], "flip": flipped + content[place + 1 :]}
+        path.write_bytes(changed[how])
+
+
+@pytest.fixture(scope="module")
+def halves(go, tmp_path_factory) -> list[Path]:
+    """Two runs that were interrupted, the second one with other data."""
+
+    def spy(event, step):
+        if (event, step) == ("update", 13):
+            signal.raise_signal(signal.SIGINT)
+
+    folders = [tmp_path_factory.mktemp("half") for _ in range(2)]
+    for folder, data in zip(folders, ("digest", "other"), strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            go(folder, Toy(spy, data=data))
+    return folders
+
+
+@pytest.mark.parametrize("seed", range(DAMAGES))
+def test_no_damage_changes_a_number(undisturbed, halves, go, tmp_path, seed):
+    """A run whose folder was damaged ends as if nothing had happened, or in one sentence."""
+    rng = random.Random(seed)
+    folder = shutil.copytree(halves[0], tmp_path / "run")
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    how = rng.choice(["delete", "swap", "empty", "cut", "flip"])
+    damage(path, how, rng, halves[1] / path.relative_to(folder))
+    sentence = ""
+    try:
+        go(folder, Toy())
+    except InputError as error:
+        sentence = str(error)
+    if sentence:
+        assert sentence.startswith((str(tmp_path), "run_dir="))
+        assert "\n" not in sentence
+        assert len(sentence) < 1000
+    else:
+        assert outcome(folder) == undisturbed[1:]
 
 
 def test_the_clock_does_not_count_evaluations(go, tmp_path, capsys):

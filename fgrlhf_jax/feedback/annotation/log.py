@@ -39,11 +39,7 @@ def read(output: str | os.PathLike, digest: str) -> list[Event]:
 
 
 def _parse(path: Path, data: bytes, digest: str) -> list[Event]:
-    rows, size = files.parse_jsonl(data)
-    if b"\n" in data[size:]:
-        raise InputError(
-            f"{path}: is damaged (line {len(rows) + 1} is no JSON); put back a copy of it"
-        )
+    rows = files.parse_jsonl(data, path)
     if not rows:
         return []
     head, *events = rows
