@@ -7,6 +7,7 @@ a reload of this tab (gradio reloads it when the server was restarted) and that 
 see. What is saved is read from the text field itself, not from gradio's copy, which may lag behind.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -135,10 +136,18 @@ def build(
     Raises:
       InputError: where gradio is not installed.
     """
+    # gradio prepares connections when it is imported, and fails with proxies or certificates that
+    # are unusable; the page makes none.
+    unneeded = ("all_proxy", "http_proxy", "https_proxy", "ssl_cert_file", "ssl_cert_dir")
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in unneeded}
     try:
         import gradio
-    except ImportError as error:
-        raise InputError("the page needs gradio: pip install 'fgrlhf_jax[annotate]'") from error
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the page needs gradio ({error}): pip install 'fgrlhf_jax[annotate]'"
+        ) from error
+    finally:
+        os.environ.update(hidden)
     with gradio.Blocks(title="Minimal edits", analytics_enabled=False) as blocks:
         page = _Page(gradio, store, max_change_ratio, logged_in)
         page.connect(blocks)
