@@ -16,6 +16,7 @@ setup(
     packages=find_packages(
         include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
     ),
+    package_data={"fgrlhf_jax.models": ["*.md", "*.jinja"]},
     entry_points={"console_scripts": ["fgrlhf = launch.__main__:main"]},
     install_requires=[
         "absl-py>=2.3.1",

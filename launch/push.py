@@ -77,7 +77,9 @@ def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
     for (name, kind), count in columns.items():
         held[name] += f"{', ' * bool(held[name])}{kind} in {count} rows"
     file = Path(config.path)
-    text = cards.dataset_card(config.repo, file.name, held, figures, config.made)
+    text = cards.dataset_card(
+        config.repo, file.name, columns=held, figures=figures, made=config.made
+    )
     return huggingface_hub.DatasetCard(text), {file.name: file}
 
 

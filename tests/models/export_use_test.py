@@ -83,11 +83,15 @@ def test_the_exported_chat_template_gives_our_ids(layout, template):
             assert tokenizer.apply_chat_template([message, answer], **options) == whole.ids
 
 
-def test_a_template_that_no_chat_template_can_be_is_said(tmp_path, monkeypatch):
+def test_a_card_without_a_usable_chat_template_names_our_own_class(tmp_path, monkeypatch):
+    raising = copy.deepcopy(ppo_cases.TOKENIZER)
+    raising.chat_template = "{{ raise_exception('no') }}"
+    chat = ppo_cases.save_policy(tmp_path / "chat", raising, template="chat")
     monkeypatch.setattr(chat_template, "_agrees", lambda *_: False)
-    policy = ppo_cases.save_policy(tmp_path, template="alpaca")
-    assert hf_load.load_tokenizer(policy).chat_template is None
-    assert "LanguageModel.load" in (policy / "README.md").read_text()
+    alpaca = ppo_cases.save_policy(tmp_path / "alpaca", template="alpaca")
+    assert hf_load.load_tokenizer(alpaca).chat_template is None
+    for policy in (chat, alpaca):
+        assert 'LanguageModel.load("export")' in (policy / "README.md").read_text()
 
 
 def test_generation_keeps_the_defaults_of_the_base_and_all_ends(tmp_path):
