@@ -7,37 +7,17 @@ run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoi
 Hugging Face folder with its tokenizer) and eval.json to run_dir.
 """
 
-import json
-from pathlib import Path
-
-from fgrlhf_jax.runtime import run_dir as run_folder
-from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import sft
-from launch.shared import cli, embedded, reading
+from launch.shared import cli, embedded
 
 CONFIG = "configs/sft.py:tiny"
 
 
-def check(config) -> None:
-    """Raises InputError for a value that no data or model could make right."""
-    cli.check_run(config)
+check = cli.check_run
 
 
 def main(config) -> None:
-    check(config)
-    cli.use_devices(config)
-    run_folder.check_run(config)
-    folder = Path(config.run_dir)
-    if run_folder.read_finished(folder):
-        print(f"{config.run_dir} is finished; its figures again:")
-        result = json.loads((folder / "eval.json").read_bytes())
-    elif config.train:
-        result = sft.run(config, reading.read_sets(config, config.train, "responses"))
-    else:
-        cli.check_embedded(config)
-        run_folder.lock(config.run_dir)
-        sets = embedded.instructions(folder / "data", config.seed)
-        result = sft.run(config, sets, make_tokenizer())
+    result = embedded.train(config, sft.run, "responses", embedded.instructions)
     metrics = result["validation"]
     print(
         f"validation: {metrics['n']} demonstrations, loss {metrics['loss']:.4f} nats a token, "

@@ -1,6 +1,9 @@
 """Tokenizers: training a small one, the text of each token, and whether one fits a model."""
 
+import importlib
+import os
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 import tokenizers
@@ -75,14 +78,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return wrap_tokenizer(tokenizer)
 
 
+def import_transformers() -> ModuleType:
+    """The library, which is slow to import; without its advice to install torch.
+
+    Its models are never used, only its tokenizers.
+    """
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        return importlib.import_module("transformers")
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def wrap_tokenizer(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
     """A tokenizer for transformers whose <s> opens a prompt and whose </s> ends a response."""
-    from transformers import PreTrainedTokenizerFast  # slow to import, seldom needed here
-
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    return import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fgrlhf_jax.data.tokenizers import import_transformers
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, gguf, hf_names
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
@@ -121,6 +122,7 @@ def load_tokenizer(path: str | os.PathLike):
     one equal to the end of sequence, is fine: masks never come from token ids.
     """
     path = resolve(path)
+    import_transformers()
     if path.suffix == ".gguf":
         tokenizer = gguf.load_tokenizer(path)
     else:

@@ -26,7 +26,7 @@ from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import sft, supervised
-from fgrlhf_jax.training.run import SupervisedTrainer
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 MODELS = ("policy", "reference", "critic", "reward model")  # of PPO, in the order of the table
 

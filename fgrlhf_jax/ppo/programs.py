@@ -24,7 +24,7 @@ from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
 from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training.run import abstract_state
+from fgrlhf_jax.runtime.optim import abstract_state
 
 
 class Program(NamedTuple):

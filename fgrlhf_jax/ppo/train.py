@@ -81,10 +81,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         origin=Origin(config.policy, config.prompts, read_figures(trainer.folder, step)),
         extra={"data": {"template": template}, "step": step},
     )
-    if jax.process_index() == 0:
-        print(note)
-        run_dir.finish(trainer.folder, step)
-    multihost.wait_for_all()
+    run_dir.finish(trainer.folder, step, note)
     return trainer.folder
 
 
@@ -101,8 +98,7 @@ class PPOTrainer:
 
     Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
     ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of reference and reward model;
-    ``stopped_at``, the step and KL that
-    stopped the run, or None.
+    ``stopped_at``, the step and KL that stopped the run, or None.
     """
 
     def __init__(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import make_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
@@ -16,10 +15,10 @@ from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
-from fgrlhf_jax.runtime import multihost, run_dir
-from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import supervised
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -38,16 +37,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         the loss stops being finite.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    mesh = supervised.make_mesh(config)
-    cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
+    mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
-    data = config.data.to_dict()
-    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     trainer, predictor = make_trainer(
         config, mesh, model, pairs["train"], pairs["validation"], buckets
     )
-    supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
     folder = run_dir.open_run(config)
     predictor.warm_up(pairs["validation"])
     step, params = training.run(config, trainer, folder)
@@ -69,11 +64,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         dtype=config.export.dtype,
         origin=Origin(config.model.path, config.train, pair_metrics.format_table(result)),
     )
-    if jax.process_index() == 0:
-        print(note)
-        write_json(folder / "eval.json", result)
-        run_dir.finish(folder, step)
-    multihost.wait_for_all()
+    run_dir.finish(folder, step, note, result)
     return result
 
 
@@ -84,13 +75,13 @@ def make_trainer(
     train: dict[str, list[Pair]],
     validation: dict[str, list[Pair]],
     buckets: tuple[int, ...],
-) -> tuple[training.SupervisedTrainer, PairPredictor]:
+) -> tuple[SupervisedTrainer, PairPredictor]:
     """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
     settings, abstract = loss_settings(config), llama.abstract_params(model, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     predictor = PairPredictor(model, settings, mesh, buckets, batch_size)
     rows, held_out = (list(itertools.chain(*groups.values())) for groups in (train, validation))
-    trainer = training.SupervisedTrainer(
+    trainer = SupervisedTrainer(
         config,
         mesh,
         abstract,

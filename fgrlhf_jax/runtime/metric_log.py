@@ -97,14 +97,14 @@ class Log:
     differ between two runs of one configuration on one device.
 
     Args:
-      step: updates that are made already.
+      steps, step: updates of the whole run, and those that are made already.
       saved: see :class:`RowFile`.
     """
 
     CLOCK = ("time", "tokens_per_second")  # and what is named CLOCK/…
 
     def __init__(
-        self, folder: Path, *, step: int, steps: int, saved: dict, tensorboard: bool = False
+        self, folder: Path, steps: int, step: int, saved: dict, *, tensorboard: bool = False
     ):
         self.board = self.file = None
         writes = jax.process_index() == 0

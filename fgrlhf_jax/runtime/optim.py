@@ -1,4 +1,4 @@
-"""AdamW with learning-rate schedules, clipping and frozen parameters; gradient accumulation."""
+"""AdamW with learning-rate schedules, clipping and frozen parameters; compiled train steps."""
 
 import re
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime.sharding import path_name
+from fgrlhf_jax.runtime import sharding
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -46,7 +47,7 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
 def _matches(pattern: str) -> Callable:
     """A function that marks the leaves of a parameter tree whose path the pattern matches."""
     return lambda params: jax.tree.map_with_path(
-        lambda path, _: bool(re.search(pattern, path_name(path))), params
+        lambda path, _: bool(re.search(pattern, sharding.path_name(path))), params
     )
 
 
@@ -101,3 +102,25 @@ def apply_gradients(
     """The train state after one step of ``optimizer``."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state)
+
+
+def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the train state of abstract ``params``; allocates nothing."""
+    moments = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
+    return TrainState(params, moments)
+
+
+def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
+    """Compiles a train step ``(state, batch) -> (state, metrics)`` ahead of time.
+
+    The returned executable accepts exactly these shapes and never recompiles; the state is donated.
+
+    Args:
+      abstract: from :func:`abstract_state`.
+      batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated))
+    with jax.set_mesh(mesh):
+        return jitted.lower(abstract, batch).compile()

@@ -102,10 +102,26 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
 RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")
 
 
-def finish(folder: Path, step: int) -> None:
-    """Writes ``finished.json``: the step of the model that was exported, digests of the results."""
-    digests = {name: files.digest(folder / name) for name in RESULTS if (folder / name).exists()}
-    files.write_json(folder / "finished.json", {"step": step, "sha256": digests})
+def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:
+    """Writes ``finished.json`` with digests of the results; to be called by all processes.
+
+    Args:
+      step: of the model that was exported.
+      note: to print.
+      result: the content of ``eval.json``.
+    """
+    import jax
+
+    from fgrlhf_jax.runtime import multihost
+
+    if jax.process_index() == 0:
+        print(note)
+        if result is not None:
+            files.write_json(folder / "eval.json", result)
+        paths = [folder / name for name in RESULTS]
+        digests = {path.name: files.digest(path) for path in paths if path.exists()}
+        files.write_json(folder / "finished.json", {"step": step, "sha256": digests})
+    multihost.wait_for_all()
 
 
 def read_finished(folder: Path) -> dict | None:

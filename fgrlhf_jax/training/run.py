@@ -1,31 +1,24 @@
 """One training loop for supervised fine-tuning, reward models and PPO.
 
 Read :func:`run` from top to bottom: restore, update, log the update before, evaluate, save, stop.
-What is trained, and on what, is a :class:`Trainer`: :class:`SupervisedTrainer`, below, draws
-batches from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
+What is trained, and on what, is a :class:`Trainer`: ``supervised.SupervisedTrainer`` draws batches
+from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
 """
 
 import contextlib
-import dataclasses
-import functools
-import hashlib
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import multihost, optim, run_dir, sharding
+from fgrlhf_jax.runtime import multihost, run_dir, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.interrupt import Interrupt
 from fgrlhf_jax.runtime.metric_log import Log, check_rows, compilations, to_floats
@@ -128,19 +121,11 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         state = _restore_state(trainer, checkpoints, start)
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
-        log = Log(
-            folder,
-            step=start,
-            steps=trainer.steps,
-            saved=progress.log,
-            tensorboard=config.tensorboard,
-        )
-        several = jax.process_count() > 1
-        with contextlib.closing(log), Interrupt(several=several) as interrupt:
+        log = Log(folder, trainer.steps, start, progress.log, tensorboard=config.tensorboard)
+        with contextlib.closing(log), Interrupt(several=jax.process_count() > 1) as interrupt:
             rows = Rows(log, checkpoints, trainer.bar)
             if baseline:
-                rows.add(0, baseline)
-                rows.write()
+                rows.write_baseline(baseline)
                 progress = progress._replace(best_value=trainer.value(baseline))
             for step in range(start, trainer.steps):
                 number, last = step + 1, step + 1 == trainer.steps
@@ -170,13 +155,13 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                     checkpoints.best = progress.best_step
                     checkpoints.save(number, state._asdict(), progress._asdict())
                     rows.restart_clock()
-                if stop:
+                if stop or trainer.problem or interrupted:
                     break
-                if trainer.problem or interrupted:
-                    checkpoints.wait()
-                    message = trainer.problem or f"interrupted; step {number} is saved"
-                    raise (InputError if trainer.problem else KeyboardInterrupt)(message)
             checkpoints.wait()
+            if trainer.problem:
+                raise InputError(trainer.problem)
+            if not progress.done:
+                raise KeyboardInterrupt(f"interrupted; step {number} is saved")
             log.print(rows.summary())
         del state
         return _best_params(trainer, progress, checkpoints)
@@ -261,8 +246,13 @@ class Rows:
     def add(self, step: int, metrics: dict) -> None:
         """The metrics of an update, which may still be on the device."""
         self.pending = {"step": step} | metrics
-        if self.compiled is None and step:
+        if self.compiled is None:
             self.compiled = compilations()
+
+    def write_baseline(self, metrics: dict[str, float]) -> None:
+        """Writes the row of step 0, before any update."""
+        self.pending = {"step": 0} | metrics
+        self.write()
 
     def write(self, evaluation: dict[str, float] | None = None) -> None:
         """Writes the row that was added last, if it is not written yet; fetches its metrics.
@@ -321,134 +311,3 @@ def describe(step: int, evaluation: dict[str, float], improved: bool) -> str:
     """``step 50: validation/loss 0.6704  validation/accuracy 0.7865  (best so far)``."""
     values = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
     return f"step {step}: {values}{'  (best so far)' if improved else ''}"
-
-
-@dataclasses.dataclass(eq=False)
-class SupervisedTrainer:
-    """A :class:`Trainer` on the rows of a data set: what SFT and reward models share.
-
-    Every update is a function of its number, so that a resume needs nothing but the train state.
-
-    Args:
-      config: ``configs/sft.py`` or ``configs/rm.py``.
-      mesh: see ``supervised.make_mesh``.
-      params: abstract parameters.
-      train, validation: encoded rows, dataclasses of arrays.
-      lengths: tokens of each training row.
-      buckets: numbers of columns that batches are padded to.
-      mask: the array of a batch that is True on real tokens.
-      pad: ``(rows, columns)`` -> host arrays [B, ...].
-      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…)`` -> ``(state, metrics)``.
-      initial_params, evaluate: see :class:`Trainer`.
-
-    Raises:
-      InputError: for sizes of batches and numbers of updates that cannot be.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    params: dict
-    train: list
-    validation: list
-    _: dataclasses.KW_ONLY
-    lengths: Sequence[int]
-    buckets: Sequence[int]
-    mask: str
-    pad: Callable[[list, int], dict[str, np.ndarray]]
-    train_step: Callable[..., tuple[TrainState, dict]]
-    initial_params: Callable[[], dict]
-    evaluate: Callable[[dict, int], dict[str, float]]
-
-    def __post_init__(self):
-        config, lengths, buckets = self.config, self.lengths, self.buckets
-        self.eval_every, self.patience = config.eval_every, config.patience
-        self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
-        self.overlaps, self.memory, self.problem = True, {}, ""
-        self.micro_batch_size = config.micro_batch_size or config.batch_size
-
-        @functools.lru_cache(maxsize=2)
-        def plan(epoch: int):
-            return plan_epoch(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
-
-        self.plan, self.updates_per_epoch = plan, len(plan(0))
-        self.steps = config.steps or config.epochs * self.updates_per_epoch
-        if self.steps < 1:
-            raise InputError(
-                f"steps={config.steps}, epochs={config.epochs}: there is nothing to do"
-            )
-        options = config.optimizer.to_dict()
-        warmup = min(round(options.pop("warmup_share") * self.steps), self.steps - 1)
-        rate = optim.schedule(
-            options.pop("schedule"), options.pop("learning_rate"), self.steps, warmup
-        )
-        self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
-        self.optimizer = optim.adamw(rate, **options)
-        self.abstract = abstract_state(self.params, self.optimizer, self.mesh)
-        self.data = _digest([self.train, self.validation])
-        self.compiled = {}
-
-    def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
-        """The width and the host arrays [A, B, ...] of the update after ``step`` of them."""
-        epoch, index = divmod(step, self.updates_per_epoch)
-        width, rows = self.plan(epoch)[index]
-        padded = self.pad([self.train[row] for row in rows], width)
-        micro = self.micro_batch_size
-        return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
-
-    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
-        """Compiles the train step for every shape of batch in use."""
-        step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
-        for step in step_of_width.values():
-            width, batch = self.batch(step)
-            self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))
-        return {}
-
-    def compile(self, batch: dict):
-        """The train step for batches of one shape, see :func:`compile_step`."""
-        step = functools.partial(self.train_step, optimizer=self.optimizer)
-        return compile_step(step, self.abstract, batch, self.mesh)
-
-    def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
-        width, batch = self.batch(step)
-        on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
-        state, metrics = self.compiled[width](state, on_mesh)
-        tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
-        return state, metrics | {"tokens": tokens, "learning_rate": rate}
-
-    def value(self, evaluation: dict[str, float]) -> float:
-        if self.config.best_metric == "loss":
-            return -evaluation["validation/loss"]
-        return evaluation["validation/accuracy"]
-
-
-def _digest(sets: list[list]) -> str:
-    """Of all arrays of all rows."""
-    digest = hashlib.sha256()
-    for rows in sets:
-        digest.update(np.array(len(rows)).tobytes())
-        for row in rows:
-            for value in vars(row).values():
-                digest.update(np.asarray(value).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the train state of abstract ``params``; allocates nothing."""
-    moments = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
-    return TrainState(params, moments)
-
-
-def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
-    """Compiles a train step ``(state, batch) -> (state, metrics)`` ahead of time.
-
-    The returned executable accepts exactly these shapes and never recompiles; the state is donated.
-
-    Args:
-      abstract: from :func:`abstract_state`.
-      batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
-    """
-    layout = jax.tree.map(lambda x: x.sharding, abstract)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated))
-    with jax.set_mesh(mesh):
-        return jitted.lower(abstract, batch).compile()

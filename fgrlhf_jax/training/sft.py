@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.bucketing import by_length
 from fgrlhf_jax.data.demonstrations import (
     Demonstration,
     encode_demonstrations,
@@ -20,11 +20,11 @@ from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
-from fgrlhf_jax.runtime import multihost, run_dir, sharding
-from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import supervised
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -43,10 +43,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         the loss stops being finite.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    mesh = supervised.make_mesh(config)
-    cfg, tokenizer = supervised.model_and_tokenizer(config, sets["train"], tokenizer)
-    data = config.data.to_dict()
-    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
     encoded = {}
     for name, records in sets.items():
         try:
@@ -57,7 +54,6 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     trainer = make_trainer(
         config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
     )
-    supervised.check_freeze(config.optimizer.freeze, trainer.abstract.params)
     folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, folder)
     evaluation = trainer.evaluate(params, step)
@@ -80,11 +76,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         origin=Origin(config.model.path, config.train, format_figures(result["validation"])),
         extra={"data": data},
     )
-    if jax.process_index() == 0:
-        print(note)
-        write_json(folder / "eval.json", result)
-        run_dir.finish(folder, step)
-    multihost.wait_for_all()
+    run_dir.finish(folder, step, note, result)
     return result
 
 
@@ -95,7 +87,7 @@ def make_trainer(
     train: list[Demonstration],
     validation: list[Demonstration],
     buckets: tuple[int, ...],
-) -> training.SupervisedTrainer:
+) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
     abstract, path = llama.abstract_params(model, mesh), config.model.path
     batch_size = supervised.eval_batch_size(config, mesh)
@@ -121,7 +113,7 @@ def make_trainer(
             "validation/accuracy": total["accuracy"] / total["tokens"],
         }
 
-    return training.SupervisedTrainer(
+    return SupervisedTrainer(
         config,
         mesh,
         abstract,

@@ -1,19 +1,51 @@
-"""What SFT and reward models set up alike: mesh, model and tokenizer, random weights, checks."""
+"""Training on the rows of a data set: what SFT and reward models share."""
 
 import dataclasses
+import functools
+import hashlib
 import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fgrlhf_jax.data.bucketing import make_buckets, plan_epoch
 from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.runtime.optim import TrainState
 
 RANDOM_SIZES = ("tiny", "small")  # that can learn something from random weights
+
+
+class Setup(NamedTuple):
+    """What a run is made with before its rows are encoded.
+
+    Attributes:
+      cfg: of the model.
+      data: the fields of ``config.data`` that encode rows.
+      buckets: numbers of columns that batches are padded to.
+    """
+
+    mesh: Mesh
+    cfg: llama.LlamaConfig
+    tokenizer: Any
+    data: dict
+    buckets: tuple[int, ...]
+
+
+def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
+    """The mesh, model and tokenizer of a config; see :func:`model_and_tokenizer`."""
+    mesh = make_mesh(config)
+    cfg, tokenizer = model_and_tokenizer(config, rows, tokenizer)
+    data = config.data.to_dict()
+    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
+    return Setup(mesh, cfg, tokenizer, data, buckets)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
@@ -94,3 +126,113 @@ def random_params(model, key: jax.Array, abstract: dict) -> dict:
         return {part: params[part] for part in abstract}
 
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
+
+
+@dataclasses.dataclass(eq=False)
+class SupervisedTrainer:
+    """A ``run.Trainer`` on the rows of a data set.
+
+    Every update is a function of its number, so that a resume needs nothing but the train state.
+
+    Args:
+      config: ``configs/sft.py`` or ``configs/rm.py``.
+      mesh: see :func:`make_mesh`.
+      params: abstract parameters.
+      train, validation: encoded rows, dataclasses of arrays.
+      lengths: tokens of each training row.
+      buckets: numbers of columns that batches are padded to.
+      mask: the array of a batch that is True on real tokens.
+      pad: ``(rows, columns)`` -> host arrays [B, ...].
+      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…)`` -> ``(state, metrics)``.
+      initial_params, evaluate: see ``run.Trainer``.
+
+    Raises:
+      InputError: for sizes of batches and numbers of updates that cannot be.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    params: dict
+    train: list
+    validation: list
+    _: dataclasses.KW_ONLY
+    lengths: Sequence[int]
+    buckets: Sequence[int]
+    mask: str
+    pad: Callable[[list, int], dict[str, np.ndarray]]
+    train_step: Callable[..., tuple[TrainState, dict]]
+    initial_params: Callable[[], dict]
+    evaluate: Callable[[dict, int], dict[str, float]]
+
+    def __post_init__(self):
+        config, lengths, buckets = self.config, self.lengths, self.buckets
+        check_freeze(config.optimizer.freeze, self.params)
+        self.eval_every, self.patience = config.eval_every, config.patience
+        self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
+        self.overlaps, self.memory, self.problem = True, {}, ""
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+
+        @functools.lru_cache(maxsize=2)
+        def plan(epoch: int):
+            return plan_epoch(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
+
+        self.plan, self.updates_per_epoch = plan, len(plan(0))
+        self.steps = config.steps or config.epochs * self.updates_per_epoch
+        if self.steps < 1:
+            raise InputError(
+                f"steps={config.steps}, epochs={config.epochs}: there is nothing to do"
+            )
+        options = config.optimizer.to_dict()
+        warmup = min(round(options.pop("warmup_share") * self.steps), self.steps - 1)
+        rate = optim.schedule(
+            options.pop("schedule"), options.pop("learning_rate"), self.steps, warmup
+        )
+        self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
+        self.optimizer = optim.adamw(rate, **options)
+        self.abstract = optim.abstract_state(self.params, self.optimizer, self.mesh)
+        self.data = _digest([self.train, self.validation])
+        self.compiled = {}
+
+    def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
+        """The width and the host arrays [A, B, ...] of the update after ``step`` of them."""
+        epoch, index = divmod(step, self.updates_per_epoch)
+        width, rows = self.plan(epoch)[index]
+        padded = self.pad([self.train[row] for row in rows], width)
+        micro = self.micro_batch_size
+        return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
+
+    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
+        """Compiles the train step for every shape of batch in use."""
+        step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
+        for step in step_of_width.values():
+            width, batch = self.batch(step)
+            self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))
+        return {}
+
+    def compile(self, batch: dict):
+        """The train step for batches of one shape, see ``optim.compile_step``."""
+        step = functools.partial(self.train_step, optimizer=self.optimizer)
+        return optim.compile_step(step, self.abstract, batch, self.mesh)
+
+    def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        width, batch = self.batch(step)
+        on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
+        state, metrics = self.compiled[width](state, on_mesh)
+        tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
+        return state, metrics | {"tokens": tokens, "learning_rate": rate}
+
+    def value(self, evaluation: dict[str, float]) -> float:
+        if self.config.best_metric == "loss":
+            return -evaluation["validation/loss"]
+        return evaluation["validation/accuracy"]
+
+
+def _digest(sets: list[list]) -> str:
+    """Of all arrays of all rows."""
+    digest = hashlib.sha256()
+    for rows in sets:
+        digest.update(np.array(len(rows)).tobytes())
+        for row in rows:
+            for value in vars(row).values():
+                digest.update(np.asarray(value).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """What commands use where no file is given: the embedded world, and models trained on it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost, run_dir
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
-from launch.shared import config_files
+from fgrlhf_jax.tiny_world.words import make_tokenizer
+from launch.shared import cli, config_files, reading
 
 
 def instructions(folder: Path, seed: int) -> dict[str, list]:
@@ -31,6 +33,30 @@ def prompts(folder: Path, seed: int) -> dict[str, list]:
     """Prompts to learn from and to evaluate on; written to ``folder`` too."""
     train = make_instructions(4000, "ppo", seed)
     return _write(folder, train=train, validation=make_instructions(256, "validation", seed))
+
+
+def train(
+    config: ConfigDict, run: Callable[..., dict], need: str, make: Callable[[Path, int], dict]
+) -> dict:
+    """The content of ``eval.json`` of a run: made now, gone on with, or of a finished one.
+
+    Args:
+      run: ``training.sft.run`` or ``reward_model.train.run``.
+      need: the rows that it learns from, as for ``reading.read_sets``.
+      make: the embedded data where the config names no file.
+    """
+    cli.check_run(config)
+    cli.use_devices(config)
+    run_dir.check_run(config)
+    folder = Path(config.run_dir)
+    if run_dir.read_finished(folder):
+        print(f"{folder} is finished; its figures again:")
+        return json.loads((folder / "eval.json").read_bytes())
+    if config.train:
+        return run(config, reading.read_sets(config, config.train, need))
+    cli.check_embedded(config)
+    run_dir.lock(folder)
+    return run(config, make(folder / "data", config.seed), make_tokenizer())
 
 
 def _write(folder: Path, **sets: list) -> dict[str, list]:

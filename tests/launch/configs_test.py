@@ -16,7 +16,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model import model as reward
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training.run import abstract_state
+from fgrlhf_jax.runtime.optim import abstract_state
 from launch import train_rm
 from launch.shared import config_files
 

@@ -29,7 +29,7 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.training.run import SupervisedTrainer
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
@@ -172,7 +172,7 @@ def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, cap
     train(monkeypatch, *flags(rm_files, rm_run.run_dir))
     out = capsys.readouterr().out
     _, first, table = out.split("\n", 2)
-    assert first == f"{rm_run.run_dir} is finished; its table again:"
+    assert first == f"{rm_run.run_dir} is finished; its figures again:"
     assert rm_run.end()[1].endswith(table)
     assert contents(rm_run.run_dir) == before
 

@@ -29,13 +29,13 @@ def test_tensorboard_gets_the_rows(tmp_path, monkeypatch):
 
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    with closing(metric_log.Log(tmp_path, step=2, steps=4, saved={}, tensorboard=True)) as log:
+    with closing(metric_log.Log(tmp_path, 4, 2, {}, tensorboard=True)) as log:
         log.write({"step": 3, "loss": 0.5, "seconds": 0.1})
     assert written == [("loss", 0.5, 3), ("seconds", 0.1, 3), "closed"]
 
 
 def test_rows_are_json(tmp_path):
-    with closing(metric_log.Log(tmp_path, step=0, steps=2, saved={})) as log:
+    with closing(metric_log.Log(tmp_path, 2, 0, {})) as log:
         log.write({"step": 1, "loss": 0.5, "extra": math.inf})
         log.write({"step": 2, "loss": math.nan, "extra": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

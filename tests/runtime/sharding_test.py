@@ -19,7 +19,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.reward_model.model import train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training.run import abstract_state, compile_step
+from fgrlhf_jax.runtime.optim import abstract_state, compile_step
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}

@@ -19,7 +19,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import interrupt, metric_log, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import read_jsonl
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
+from fgrlhf_jax.runtime.optim import TrainState, abstract_state, apply_gradients
 from fgrlhf_jax.training import run as training
 
 STEPS = 24
@@ -51,7 +51,7 @@ class Toy:
         self.mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
         params = jax.eval_shape(self.initial_params)
         params = sharding.abstract(params, self.mesh)
-        self.abstract = training.abstract_state(params, OPTIMIZER, self.mesh)
+        self.abstract = abstract_state(params, OPTIMIZER, self.mesh)
         self.bar, self.memory = {"loss": ".4f"}, {"updates": 0}
         vars(self).update(changes)
 
