@@ -41,45 +41,38 @@ class PairPredictor:
         self._params = llama.abstract_params(module, mesh)
         self._compiled: dict = {}
 
-    def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[float, list]:
-        """Mean loss, and the ``pair_metrics.PairValues`` of each pair, in order."""
-        loss, scored = 0.0, [None] * len(pairs)
-        for rows, batch in self._batches(pairs):
-            sums, value_B2S = self._run(params, batch)
-            loss += float(sums["loss"])
+    def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[dict[str, float], list]:
+        """Sums of loss and accuracy, and the ``PairValues`` of each pair, in order."""
+        total, scored = {"loss": 0.0, "accuracy": 0.0}, [None] * len(pairs)
+        for rows, batch, on_mesh in self._batches(pairs):
+            sums, value_B2S = self._executable(on_mesh)(params, on_mesh)
+            total = {name: total[name] + float(sums[name]) for name in total}
             unpadded = pair_metrics.unpad(np.asarray(value_B2S), batch)
             for row, values in zip(rows, unpadded, strict=True):
                 scored[row] = values
-        return loss / len(pairs), scored
+        return total, scored
 
     def validation_metrics(
         self, params: dict, pairs: Mapping[str, Sequence[Pair]]
     ) -> dict[str, float]:
         """Mean loss and accuracy (of the score that the loss trains) over all kinds of pairs."""
-        total = sum(len(group) for group in pairs.values())
-        metrics = {"validation/loss": 0.0, "validation/accuracy": 0.0}
-        for group in pairs.values():
-            for _, batch in self._batches(group):
-                sums, _ = self._run(params, batch)
-                for name in metrics:
-                    metrics[name] += float(sums[name.removeprefix("validation/")]) / total
-        return metrics
+        sums = [self.predict(params, group)[0] for group in pairs.values()]
+        count = sum(map(len, pairs.values()))
+        names = ("loss", "accuracy")
+        return {f"validation/{name}": sum(part[name] for part in sums) / count for name in names}
 
     def warm_up(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Compiles every shape that ``pairs`` (by kind) need."""
         for group in pairs.values():
-            for _, batch in self._batches(group):
-                self._executable(sharding.put_batch(batch, self.mesh))
+            for *_, on_mesh in self._batches(group):
+                self._executable(on_mesh)
 
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, dict]]:
-        """(rows, host batch) of batches of similar length, in a fixed order."""
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, dict, dict]]:
+        """(rows, host batch, the same on the mesh) of similar length, in a fixed order."""
         lengths = [pair.length for pair in pairs]
         for bucket, rows, _ in by_length(lengths, self.batch_size, self.buckets):
-            yield rows, pad_pairs([pairs[r] for r in rows], bucket, self.batch_size)
-
-    def _run(self, params: dict, batch: dict):
-        batch = sharding.put_batch(batch, self.mesh)
-        return self._executable(batch)(params, batch)
+            batch = pad_pairs([pairs[row] for row in rows], bucket, self.batch_size)
+            yield rows, batch, sharding.put_batch(batch, self.mesh)
 
     def _executable(self, batch: dict):
         bucket = batch["tokens_B2S"].shape[-1]
@@ -97,17 +90,14 @@ def make_tables(
     """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
     meta, tables = reward_model.meta, {}
     for kind, group in pairs.items():
-        loss, scored = predictor.predict(reward_model.params, group)
+        sums, scored = predictor.predict(reward_model.params, group)
         tables[kind] = pair_metrics.compute_pair_metrics(
             scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
         )
-        tables[kind]["loss"] = loss
-        values, labels = [], []
-        for pair_values, pair in zip(scored, group, strict=True):
-            if pair.marked_j.any():
-                values.append(pair_values.value_j)
-                labels.append(pair.marked_j[pair.start_j :])
-        if values:
+        tables[kind]["loss"] = sums["loss"] / len(group)
+        if marked := [k for k, pair in enumerate(group) if pair.marked_j.any()]:
+            values = [scored[k].value_j for k in marked]
+            labels = [group[k].marked_j[group[k].start_j :] for k in marked]
             tables[kind]["auroc_spans"] = pair_metrics.span_auroc(values, labels)
     return tables
 

@@ -7,8 +7,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.reward_model import evaluate
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model import evaluate, model
 from fgrlhf_jax.reward_model.model import Normalization
 
 
@@ -20,19 +19,19 @@ def scored(value_i, value_j):
 def test_normalization_by_hand():
     rewards = [np.array([1.0, 2.0, 3.0]), np.array([5.0])]
     # Mean 11/4; centred sums 6 - 33/4 and 5 - 11/4, that is -9/4 and 9/4.
-    assert reward.fit_normalization(rewards, level="token") == Normalization(2.75, 2.25)
-    assert reward.fit_normalization(rewards, level="sequence") == Normalization(4.0, 1.0)
-    assert reward.fit_normalization(rewards[:1], level="token") == Normalization(2.0, 1.0)
-    assert reward.fit_normalization(rewards[:1], level="sequence") == Normalization(3.0, 1.0)
+    assert model.fit_normalization(rewards, level="token") == Normalization(2.75, 2.25)
+    assert model.fit_normalization(rewards, level="sequence") == Normalization(4.0, 1.0)
+    assert model.fit_normalization(rewards[:1], level="token") == Normalization(2.0, 1.0)
+    assert model.fit_normalization(rewards[:1], level="sequence") == Normalization(3.0, 1.0)
 
     reward_BT = np.array([[9, 1, 2, 3, 9], [9, 9, 5, 9, 9]], np.float32)
     response_BT = np.array([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
-    token = reward.normalize_rewards(
+    token = model.normalize_rewards(
         reward_BT, response_BT, Normalization(2.75, 2.25), level="token"
     )
     want = [[0, -1.75 / 2.25, -0.75 / 2.25, 0.25 / 2.25, 0], [0, 0, 1, 0, 0]]
     np.testing.assert_allclose(token, want, rtol=1e-6)
-    last = reward.normalize_rewards(
+    last = model.normalize_rewards(
         reward_BT, response_BT, Normalization(4.0, 2.0), level="sequence"
     )
     np.testing.assert_allclose(last, [[0, 0, 0, -0.5, 0], [0, 0, 0.5, 0, 0]])
@@ -48,8 +47,8 @@ def test_normalized_responses_pay_one_unit(level, side):
     reward_BT = np.zeros(response_BT.shape, np.float32)
     for b, row in enumerate(rewards):
         reward_BT[b, response_BT[b]] = row
-    normalization = reward.fit_normalization(rewards, level=level)
-    got = np.asarray(reward.normalize_rewards(reward_BT, response_BT, normalization, level=level))
+    normalization = model.fit_normalization(rewards, level=level)
+    got = np.asarray(model.normalize_rewards(reward_BT, response_BT, normalization, level=level))
     assert not got[~response_BT].any()
     sums = got.sum(axis=1, dtype=np.float64)
     assert sums.std() == pytest.approx(1, abs=1e-5)
@@ -68,7 +67,7 @@ def test_normalization_reads_the_responses_that_nobody_edited():
     pairs = {"edits": edits, "preferences": preferences}
 
     def found(limit):
-        predictor = types.SimpleNamespace(predict=lambda params, group: (0.0, group))
+        predictor = types.SimpleNamespace(predict=lambda params, group: ({}, group))
         return evaluate.fit_normalization(predictor, None, pairs, "sequence", limit)
 
     def of(*values):
