@@ -41,6 +41,13 @@ def pytest_xdist_auto_num_workers(config):
     return None if config.args_source is config.ArgsSource.TESTPATHS else 0
 
 
+def pytest_addoption(parser):
+    options = {"--fuzz-records": 4000, "--fuzz-commands": 16}
+    for name, count in options.items():
+        help = f"mutations that a test tries; {count} where not said"
+        parser.addoption(name, type=int, default=count, help=help)
+
+
 def pytest_sessionstart(session):
     """What commands set too; after pytest's own hook for exceptions that nobody catches."""
     process.keep_freed_memory()

@@ -29,9 +29,9 @@ SIDES = ("better", "worse")
 
 Row = dict[str, Any]
 
-# What a converted row has under the names of its target.
-_REPLACED = {name for layout in formats.LAYOUTS for name in layout[:2]} | {"input", "system"}
-_REPLACED = _REPLACED.union(formats.PROMPTS) - {"predictions", "preference"}
+# What a converted row has under the names of its target; a pair may keep labels and predictions.
+_REPLACED = {*formats.PROMPTS, *formats.ANSWERS, "input", "system"}
+_LABELS = {"predictions", "preference", "overall_preference"}
 
 
 def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
@@ -110,8 +110,9 @@ def _convert(
     id = {} if id in (None, "") else {"id": str(id)}
     turns = [dataclasses.asdict(turn) for turn in record.messages]
     prompt = {"messages": turns} if turns else _instruction(record)
-    further = {name: v for name, v in json_fields(row).items() if name not in _REPLACED}
     is_pair, has_own_kind = not isinstance(record, Instruction), to == kind_of(record)
+    replaced = _REPLACED - _LABELS if is_pair else _REPLACED
+    further = {name: value for name, value in json_fields(row).items() if name not in replaced}
     if to == "alpaca_farm":
         if len(turns) > 1:
             raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl.")

@@ -92,7 +92,8 @@ def normalize(
         return _comparisons(row, columns, where)
     names, answers, before = layout[:2], [], {}
     for name in names:
-        turns, text = _answer(row, name, where, blank=kind == RESPONSE)
+        whole = name in columns or name in ("chosen", "rejected")  # may be a transcript
+        turns, text = _answer(row, name, where, whole, kind == RESPONSE)
         answers.append(text)
         if turns:
             before[name] = turns
@@ -203,10 +204,10 @@ def _layout(row: Row, named: Iterable[str], where: str) -> tuple[str, ...]:
     return complete[0] if complete else ()
 
 
-def _answer(row: Row, name: str, where: str, blank: bool) -> tuple[Turns, str]:
+def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[Turns, str]:
     """The conversation before an answer, where the field holds it, and the answer's text."""
     value = row.get(name)
-    if isinstance(value, str) and not _is_transcript(value):
+    if isinstance(value, str) and not (whole and _is_transcript(value)):
         return [], text_of(row, name, where, blank)
     if not value or not isinstance(value, str | list | tuple | Mapping):
         text_of(row, name, where)

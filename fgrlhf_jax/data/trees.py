@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
-_ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
 def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple[str, Any]]:
@@ -88,8 +87,7 @@ def _path(nodes: Mapping[str, tuple[str, Row]], id: str) -> list[Row] | None:
     while id not in seen and id in nodes:
         seen.add(id)
         message = nodes[id][1]
-        role = _ROLES.get(message.get("role"), message.get("role"))
-        path.append({"role": role, "content": message["text"]})
+        path.append({"role": message.get("role"), "content": message["text"]})
         if message.get("parent_id") is None:
             return path[::-1]
         id = str(message["parent_id"])

@@ -132,6 +132,12 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
     except InputError as error:
         print(terminal.as_sentence(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if not error.filename:
+            raise
+        sentence = f"{error.filename}: cannot be used ({error.strerror}); give another path"
+        print(terminal.as_sentence(f"error: {sentence}"), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as error:
         unlock()
         advice = "; run the same command to go on"
