@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 COLLECT = ["anthropic>=2.13", "openai>=3.57", "tenacity>=9.2.1", "scikit-learn>=1.8"]
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.10", "nbclient>=0.10"]
-ANNOTATE = ["gradio>=6.24", "fastapi>=0.133", "uvicorn>=0.30"]
+ANNOTATE = ["markdown-it-py>=3.0", "starlette>=1.0", "uvicorn>=0.30"]
 
 setup(
     name="fgrlhf_jax",
@@ -16,7 +16,10 @@ setup(
     packages=find_packages(
         include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
     ),
-    package_data={"fgrlhf_jax.models": ["*.md", "*.jinja"]},
+    package_data={
+        "fgrlhf_jax.feedback.annotation": ["assets/*"],
+        "fgrlhf_jax.models": ["*.md", "*.jinja"],
+    },
     entry_points={"console_scripts": ["fgrlhf = launch.__main__:main"]},
     install_requires=[
         "absl-py>=2.3.1",

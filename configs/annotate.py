@@ -10,11 +10,20 @@ GROUPS = {
             "FILE of responses or edits, or of Argilla or Label Studio; "
             '"": responses of the embedded world',
         ),
-        "output": Field("", "FILE.jsonl of edits; beside it FILE.jsonl.state.jsonl"),
+        "output": Field("", "FILE.jsonl of edits; beside it FILE.jsonl.sqlite, which has all"),
+        "invalid": Field(
+            "stop", "rows that cannot be read: stop, or drop and count", choices=("stop", "drop")
+        ),
+        "guidelines": Field("", "FILE.md for annotators, on the start page, before any password"),
         "host": Field("127.0.0.1", "address of the page; 0.0.0.0: all, with a password"),
         "port": Field(7860, "port of the page; 0: any that is free", at_least=0, at_most=65535),
+        "root_path": Field(
+            "", "https://HOST/PATH that browsers show, where a proxy passes the page on"
+        ),
         "overlap": Field(1, "people that edit each row", at_least=1),
-        "max_change_ratio": Field(0.5, "share of words; above it the page warns", at_least=0),
+        "max_change_ratio": Field(
+            0.5, "share of words; above it an edit is confirmed and marked", at_least=0
+        ),
         "release_minutes": Field(
             5.0,
             "minutes of a browser's silence after which its row goes to others, once no other is "
@@ -27,7 +36,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
-    first="input output overlap",
+    first="input output overlap guidelines",
 )
 
 

@@ -11,88 +11,131 @@ command goes on where it stopped. Set FGRLHF_ANNOTATE_PASSWORD to have the page 
 With no flag at all, responses of the embedded world are edited, to try it.
 """
 
+import importlib.util
+import re
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import agreement, formats, log, page, server
-from fgrlhf_jax.feedback.annotation.history import Decision, Item, read_decisions
-from fgrlhf_jax.feedback.annotation.store import Annotations
+from fgrlhf_jax.feedback.annotation import agreement, formats, old_log, server
+from fgrlhf_jax.feedback.annotation.items import Decision, Item
+from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
+from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import cli
 
 CONFIG = "configs/annotate.py"
 EMBEDDED = "runs/annotate_tiny/edits.jsonl"
+NEEDED = ("starlette", "uvicorn", "markdown_it")
 
 
 def main(config) -> None:
     output = config.output or ("" if config.input else EMBEDDED)
     export = check_export(config, output) if config.export else None
-    if config.input:
-        items, imported = drop_empty_responses(*formats.read(config.input), config.input)
-    else:
-        rows = make_instructions(20, "feedback", 0)
-        items = [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)]
-        imported = []
-    if export:
-        decisions = read_decisions(items, output, imported) if output else imported
-        count = formats.write(export, config.format, items, decisions)
-        print(f"{count} rows in {export}")
+    items, imported = read_items(config)
+    if export and not output:
+        print(f"{formats.write(export, config.format, items, imported)} rows in {export}")
         return
     if Path(output).suffix != ".jsonl":
         raise InputError(f"output={output}: give --config.output=FILE.jsonl")
-    password = server.password()
-    if config.host not in server.LOCAL and not password:
-        raise InputError(
-            f"host={config.host}: can be reached from elsewhere; set a password in the "
-            f"environment variable {server.PASSWORD}"
-        )
+    if not export:
+        check_server(config)
+        guidelines = server.read_guidelines(config.guidelines)
     release = 60 * config.release_minutes
+    options = {"overlap": config.overlap, "release_after": release, "imported": imported}
+    if export:
+        with Annotations(items, output, **options) as store:
+            report_import(store)
+            count = formats.write(export, config.format, items, store.decisions())
+        print(f"{count} rows in {export}")
+        return
     with (
         server.listen(config.host, config.port) as bound,
-        Annotations(
-            items, output, overlap=config.overlap, release_after=release, imported=imported
-        ) as store,
+        Annotations(items, output, **options) as store,
     ):
-        blocks = page.build(
-            store, max_change_ratio=config.max_change_ratio, logged_in=bool(password)
+        report_import(store)
+        app = server.App(
+            Page(store, config.max_change_ratio),
+            host=config.host,
+            root_path=config.root_path,
+            password=server.password(),
+            guidelines=guidelines,
         )
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"Open http://{host}:{bound.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         try:
-            server.serve(blocks, bound, host=config.host, password=password)
+            server.serve(app, bound)
         finally:
+            store.write_edits()
             print(summarize(store), flush=True)
+
+
+def read_items(config) -> tuple[list[Item], list[Decision]]:
+    """What is annotated, and decisions of another tool."""
+    if not config.input:
+        rows = make_instructions(20, "feedback", 0)
+        return [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)], []
+    refused = [] if config.invalid == "drop" else None
+    items, decisions = formats.read(config.input, refused)
+    if refused:
+        print(f"{len(refused)} rows are left out; the first: {refused[0]}")
+    return drop_unusable_responses(items, decisions, config.input)
+
+
+def check_server(config) -> None:
+    """Raises InputError for settings with which the page cannot be served."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise InputError(
+            f"the page needs {' and '.join(missing)}: pip install 'fgrlhf_jax[annotate]'"
+        )
+    if config.root_path and not re.match(r"https?://[^/]|/", config.root_path):
+        raise InputError(
+            f"root_path={config.root_path}: give the address that browsers show, https://HOST/PATH"
+        )
+    if config.host not in server.LOCAL and not server.password():
+        raise InputError(
+            f"host={config.host}: can be reached from elsewhere; set a password in the "
+            f"environment variable {server.PASSWORD}"
+        )
 
 
 def check_export(config, output: str) -> Path:
     """The file to export to; raises InputError where it cannot be, or nothing was annotated."""
     suffix = ".jsonl" if config.format == "edits" else ".json"
     path = cli.check_output(config.export, (suffix,), "export")
-    files = [output, str(log.state_path(output))] if output else []
+    database, log = database_path(output), old_log.path_of(Path(output).resolve())
+    files = [output, str(database), str(log)] if output else []
     cli.check_not_overwritten([path], [config.input, *files], "export")
-    if config.output and not Path(files[1]).exists():
+    if config.output and not (database.exists() or log.exists()):
         raise InputError(
-            f"output={output}: nothing was annotated into it ({files[1]} is missing); correct it, "
+            f"output={output}: nothing was annotated into it ({database} is missing); correct it, "
             "or leave it out to export what input holds"
         )
     return path
 
 
-def drop_empty_responses(
+def drop_unusable_responses(
     items: list[Item], decisions: list[Decision], source: str
 ) -> tuple[list[Item], list[Decision]]:
     """The rows that have a response to edit, and the decisions on them."""
-    editable = [item for item in items if item.original.strip()]
+    too_long = {item.id for item in items if len(item.original) > LONGEST}
+    editable = [item for item in items if item.original.strip() and item.id not in too_long]
     if not editable:
         raise InputError(
-            f"input={source}: none of its rows has a response to edit; "
-            "launch.generate makes responses"
+            f"input={source}: none of its rows has a response to edit (of at most {LONGEST} "
+            "characters); launch.generate makes responses"
         )
-    if len(editable) < len(items):
-        empty = len(items) - len(editable)
+    if empty := len(items) - len(editable) - len(too_long):
         print(f"{empty} rows of {source} are left out: their response is empty")
+    if too_long:
+        print(f"{len(too_long)} rows of {source} are left out: longer than {LONGEST} characters")
     ids = {item.id for item in editable}
     return editable, [decision for decision in decisions if decision.id in ids]
+
+
+def report_import(store: Annotations) -> None:
+    if store.imported_log:
+        count = len(store.decisions())
+        print(f"{count} decisions of an earlier version were taken over from {store.imported_log}")
 
 
 def summarize(store: Annotations) -> str:

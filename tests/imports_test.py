@@ -44,7 +44,8 @@ OPTIONAL = {
     "tensorboardX": "runtime.metric_log",
     "vaderSentiment": "feedback.judges.vader",
 } | dict.fromkeys(
-    ["anthropic", "openai", "tenacity", "sklearn", "gradio", "fastapi", "uvicorn"], "feedback"
+    ["anthropic", "openai", "tenacity", "sklearn", "starlette", "uvicorn", "markdown_it"],
+    "feedback",
 )
 
 OUTSIDE = ("launch", "configs", "tests", "torch")

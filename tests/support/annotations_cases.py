@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.store import Annotations
 
 IMPORTED = [
     Decision("r1", "Ann", EDITED, "One."),
@@ -24,3 +25,19 @@ def lines(path: Path) -> list[dict]:
 def edits(path: Path) -> list[tuple[str, str]]:
     """(edited, annotator) of every row of a file of edits."""
     return [(row["edited"], row["annotator"]) for row in lines(path)]
+
+
+def accept(store: Annotations, name: str, id: str, text: str, **details) -> Decision:
+    return store.decide(Decision(id, name, EDITED, text, **details))
+
+
+def accept_next(store: Annotations, name: str, text: str) -> Decision:
+    return accept(store, name, store.take(name).id, text)
+
+
+def skip(store: Annotations, name: str, id: str) -> Decision:
+    return store.decide(Decision(id, name, SKIPPED, ""))
+
+
+def draft(store: Annotations, name: str, id: str, text: str, **details) -> bool:
+    return store.draft(Decision(id, name, "draft", text, **details))

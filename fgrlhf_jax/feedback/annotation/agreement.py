@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.feedback.annotation.history import EDITED, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.edits import minimality
 
 

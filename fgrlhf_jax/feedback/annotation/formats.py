@@ -14,74 +14,88 @@ text question edited, and the terms metadata annotators. Those for Label Studio 
                 editable="true"/>
     </View>
 
+with a conversation as the instruction: a chat field, and <Paragraphs name="instruction"
+value="$instruction" nameKey="role" textKey="content"/>.
+
 An answer equal to the response means that it is fine; a discarded or cancelled one was skipped
-(Argilla's own exports do not say which were discarded).
+(Argilla's own exports do not say which were discarded). Seconds, tags and a comment are JSON, in
+Argilla's metadata and behind the name in Label Studio's meta.
 """
 
 import dataclasses
 import json
 import re
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import history
-from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 
 FORMATS = ("argilla", "label_studio", "edits")
 QUESTION = "edited"
 # The fields of other tools that may hold each text.
 FIELD_NAMES = {
-    "instruction": ("instruction", "prompt", "question"),
+    "instruction": ("instruction", "prompt", "question", "messages", "chat"),
     "input": ("input", "context"),
     "response": ("response", "original", "output", "completion", "answer", "text"),
 }
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 Row = dict[str, Any]
+ItemAndDecisions = tuple[Item, list[Decision]]
 
 
-def read(spec: str) -> tuple[list[Item], list[Decision]]:
+def read(spec: str, refused: list[str] | None = None) -> tuple[list[Item], list[Decision]]:
     """The responses of a source, and the decisions that it holds already.
 
     Args:
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
-        ``records.read``, where edits are responses with an edit to begin from. Rows without an id
-        get their number; a response may be empty.
+        ``records.read``, where edits are responses with an edit to begin from, several edits of a
+        row one response. Rows without an id get their number; a response may be empty.
+      refused: where given, wrong rows are left out and the messages about them are added to it.
 
     Raises:
-      InputError: for the first row that is wrong.
+      InputError: for the first row that is wrong, or where none is left.
     """
     rows = _rows_of_other_tool(spec)
     if rows is None:
-        rows = enumerate(records.read_with_rows(spec), 1)
-        pairs = [(_from_record(*pair, f"{spec}:row {n}", n), []) for n, pair in rows]
+        numbered = enumerate(records.read_with_rows(spec, refused=refused), 1)
+        convert: Callable[..., ItemAndDecisions] = _from_record
     else:
+        numbered = enumerate(rows, 1)
         convert = _from_argilla if "fields" in rows[0] else _from_label_studio
-        pairs = [_checked(convert, row, f"{spec}:row {n}", n) for n, row in enumerate(rows, 1)]
-    items = [item for item, _ in pairs]
-    decisions = [decision for _, of_row in pairs for decision in of_row]
-    seen: dict[str, int] = {}
-    for number, item in enumerate(items, 1):
-        if item.id in seen:
-            raise InputError(
-                f"{spec}:row {number}: has the id {item.id!r} of row {seen[item.id]}; give every "
-                "row an id of its own, or none"
-            )
-        seen[item.id] = number
-    return items, decisions
+    items: dict[str, Item] = {}
+    first: dict[str, int] = {}
+    decisions: list[Decision] = []
+    for number, row in numbered:
+        where = f"{spec}:row {number}"
+        try:
+            item, answers = _checked(convert, row, where, number)
+            if item.id in items:
+                item = _merged(items[item.id], item, f"{where}: has the id of row {first[item.id]}")
+        except InputError as error:
+            if refused is None:
+                raise
+            refused.append(str(error))
+            continue
+        items[item.id] = item
+        first.setdefault(item.id, number)
+        decisions += answers
+    if not items:
+        raise InputError(f"{spec}: no row of it can be read; {refused[-1] if refused else ''}")
+    return list(items.values()), decisions
 
 
 def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[Decision]) -> int:
     """Writes one of ``FORMATS``, all or nothing, and returns the number of rows."""
     if format == "edits":
         by_id = {item.id: item for item in items}
-        rows = [history.edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
+        rows = [edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
         write_jsonl(path, rows)
         return len(rows)
     by_item = defaultdict(list)
@@ -107,47 +121,64 @@ def _rows_of_other_tool(spec: str) -> list[Row] | None:
     return rows if is_other else None
 
 
+def _checked(convert: Callable[..., ItemAndDecisions], row: Any, where: str, number: int):
+    """A row's item and decisions; a row of any other shape is an InputError."""
+    try:
+        item, decisions = convert(row, where, number)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InputError(
+            f"{where}: is not in the form of an export's rows ({error!r}); export it again"
+        ) from error
+    for text in _texts([item, *decisions]):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)")
+    names = Counter(decision.annotator for decision in decisions)
+    for decision in decisions:
+        text, name = decision.text, decision.annotator
+        if not isinstance(text, str) or not (text.strip() or decision.verdict == SKIPPED):
+            raise InputError(f"{where}: the answer of {name} is empty or no text; take it out")
+        if names[name] > 1:
+            raise InputError(f"{where}: has two answers of {name}; take one out")
+    return item, decisions
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in records, lists and tuples."""
+    if isinstance(value, str):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        yield from _texts(dataclasses.astuple(value))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
+def _merged(item: Item, other: Item, where: str) -> Item:
+    """An item with the edit of another row of it, as two annotators of a row leave them."""
+    alike = dataclasses.replace(other, suggestion=item.suggestion, others=item.others)
+    if alike != item or not other.others:
+        raise InputError(f"{where} ({item.id!r}); give every row an id of its own, or none")
+    return dataclasses.replace(item, others=item.others + other.others)
+
+
 def _id(value: object, default: object) -> str:
     return str(default if value in (None, "") else value)
 
 
-def _from_record(record: records.Record, row: Row, where: str, number: int) -> Item:
+def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
+    record, row = pair
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
-    if isinstance(record, records.Edit):
-        return Item(*prompt, record.original, record.edited)
+    turns = tuple((turn.role, turn.content) for turn in getattr(record, "messages", ()))
     if isinstance(record, records.Preference):
         raise InputError(
             f"{where}: is a preference, which has two responses; give rows with the one to edit, "
             "as output or original"
         )
-    return Item(*prompt, record.output)
-
-
-def _checked(
-    convert: Callable[[Row, str, int], tuple[Item, list[Decision]]],
-    row: Row,
-    where: str,
-    number: int,
-) -> tuple[Item, list[Decision]]:
-    """A row's item and decisions; a row of any other shape is an InputError."""
-    try:
-        item, decisions = convert(row, where, number)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{where}: is not in the form of the rows before it ({error!r}); export it again"
-        ) from error
-    for text in (*dataclasses.astuple(item), *(decision.text for decision in decisions)):
-        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)")
-    names = set()
-    for decision in decisions:
-        text, name = decision.text, decision.annotator
-        if not isinstance(text, str) or not (text.strip() or decision.verdict == SKIPPED):
-            raise InputError(f"{where}: the answer of {name} is empty or no text; take it out")
-        if name in names:
-            raise InputError(f"{where}: has two answers of {name}; take one out")
-        names.add(name)
-    return item, decisions
+    if isinstance(record, records.Instruction):
+        return Item(*prompt, record.output, turns=turns), []
+    annotator = row.get("annotator")
+    others = ((str(annotator), record.edited),) if annotator else ()
+    return Item(*prompt, record.original, record.edited, turns, others), []
 
 
 def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
@@ -156,17 +187,39 @@ def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
     for field, names in FIELD_NAMES.items():
         text = next((row[name] for name in names if row.get(name) is not None), None)
         text = "" if text is None and field == "input" else text
-        if not isinstance(text, str) or (field == "instruction" and not text.strip()):
+        is_conversation = field == "instruction" and isinstance(text, list) and text
+        if not is_conversation and (
+            not isinstance(text, str) or (field == "instruction" and not text.strip())
+        ):
             raise InputError(
                 f"{where}: has no {field} (it has {', '.join(row) or 'nothing'}); name one "
                 f"{' or '.join(names)}"
             )
         texts[field] = text
-    return Item(id, texts["instruction"], texts["input"], texts["response"], suggestion)
+    instruction, turns = texts["instruction"], ()
+    if isinstance(instruction, list):
+        turns = tuple((str(turn["role"]), str(turn["content"])) for turn in instruction)
+        instruction = ""
+    return Item(id, instruction, texts["input"], texts["response"], suggestion, turns)
 
 
-def _decision(item: Item, name: str, text: str) -> Decision:
-    return Decision(item.id, name, FINE if text == item.original else EDITED, text)
+def _instruction(item: Item) -> str | list[Row]:
+    turns = [{"role": role, "content": text} for role, text in item.turns]
+    return turns or item.instruction
+
+
+def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str = "") -> Decision:
+    values = json.loads(details) if details else {}
+    values["tags"] = tuple(values.get("tags", ()))
+    if is_skipped:
+        return Decision(item.id, name, SKIPPED, item.original, **values)
+    return Decision(item.id, name, FINE if text == item.original else EDITED, text, **values)
+
+
+def _details(decision: Decision) -> list[str]:
+    """What was recorded besides the text, as JSON; [] where nothing was."""
+    details = decision.details()
+    return [json.dumps(details, ensure_ascii=False)] if details else []
 
 
 def _annotator_id(name: str) -> str:
@@ -178,25 +231,28 @@ def _annotator_id(name: str) -> str:
 
 
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    answers = []
+    answers, metadata = [], defaultdict(list)
     for decision in decisions:
         status = "discarded" if decision.verdict == SKIPPED else "submitted"
         user = _annotator_id(decision.annotator)
         answers.append({"value": decision.text, "user_id": user, "status": status})
-    annotators = [decision.annotator for decision in decisions]
+        metadata["annotators"].append(decision.annotator)
+        metadata["details"].append(*_details(decision) or [""])
+    if not any(metadata["details"]):
+        del metadata["details"]
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
     input = {"input": item.input} if item.input else {}
     return {
         "id": item.id,
-        "fields": {"instruction": item.instruction, **input, "response": item.original},
-        "metadata": {"annotators": annotators} if annotators else {},
+        "fields": {"instruction": _instruction(item), **input, "response": item.original},
+        "metadata": dict(metadata),
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
         "vectors": {},
     }
 
 
-def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decision]]:
+def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     if isinstance(row.get("responses"), list):
         raise InputError(
             f"{where}: is of Argilla 1; load it into Argilla 2 and export it with records.to_json"
@@ -208,29 +264,31 @@ def _from_argilla(row: Row, where: str, number: int) -> tuple[Item, list[Decisio
         if isinstance((suggestion or {}).get("value"), str)
     }
     question = _edit_question([*answers, *suggestions], where)
-    annotators = (row.get("metadata") or {}).get("annotators", [])
-    names = {_annotator_id(name): name for name in annotators}
-    id = _id(row.get("id"), number)
-    item = _item(id, row["fields"], suggestions.get(question, ""), where)
+    metadata = row.get("metadata") or {}
+    names = {_annotator_id(name): name for name in metadata.get("annotators", [])}
+    details = dict(zip(names.values(), metadata.get("details", []), strict=False))
+    item = _item(_id(row.get("id"), number), row["fields"], suggestions.get(question, ""), where)
     decisions = []
     for answer in answers.get(question, []):
         name = names.get(str(answer["user_id"]), str(answer["user_id"]))
-        if answer.get("status") == "discarded":
-            decisions.append(Decision(id, name, SKIPPED, item.original))
-        elif answer.get("status") != "draft":
-            decisions.append(_decision(item, name, answer["value"]))
+        if answer.get("status") != "draft":
+            is_skipped = answer.get("status") == "discarded"
+            text = answer["value"]
+            decisions.append(_decision(item, name, text, is_skipped, details.get(name, "")))
     return item, decisions
 
 
 def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    data = {"instruction": item.instruction, "input": item.input, "response": item.original}
+    data = {"instruction": _instruction(item), "input": item.input, "response": item.original}
     annotations = []
     for decision in decisions:
-        result = [_text_area(decision.text, decision.annotator)]
+        result = [_text_area(decision.text, [decision.annotator, *_details(decision)])]
         annotation = {"result": result, "was_cancelled": decision.verdict == SKIPPED}
         # An address that Label Studio does not know would make it refuse the file.
         if _EMAIL.fullmatch(decision.annotator):
             annotation["completed_by"] = {"email": decision.annotator}
+        if decision.seconds:
+            annotation["lead_time"] = decision.seconds
         annotations.append(annotation | {"ground_truth": False})
     return {
         "data": {"id": item.id, **data},
@@ -239,45 +297,52 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     }
 
 
-def _text_area(text: str, annotator: str = "") -> Row:
+def _text_area(text: str, meta: Sequence[str] = ()) -> Row:
     return {
         "from_name": QUESTION,
         "to_name": "response",
         "type": "textarea",
         "value": {"text": [text]},
-        **({"meta": {"text": [annotator]}} if annotator else {}),
+        **({"meta": {"text": list(meta)}} if meta else {}),
     }
 
 
-def _from_label_studio(row: Row, where: str, number: int) -> tuple[Item, list[Decision]]:
+def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     data = row["data"]
     id = _id(data.get("id"), _id(row.get("id"), number))
-    predictions = [_answers(prediction, where) for prediction in row.get("predictions") or []]
-    suggestions = [text for answers in predictions for text, _ in answers]
+    # Its own exports have the numbers of predictions in place of these.
+    predictions = [p for p in row.get("predictions") or [] if isinstance(p, Mapping)]
+    suggestions = [text for p in predictions for text, _ in _answers(p, where)]
     suggestion = next((text for text in suggestions if isinstance(text, str)), "")
     item = _item(id, data, suggestion, where)
-    decisions = []
+    decisions: list[Decision] = []
     for annotation in row.get("annotations") or []:
         user = annotation.get("completed_by")
         user = user.get("email") or user.get("id") if isinstance(user, dict) else user
         answers = _answers(annotation, where)
-        name = next((name for _, name in answers if name), None) or str(user or "label_studio")
-        if annotation.get("was_cancelled"):
-            decisions.append(Decision(id, name, SKIPPED, item.original))
-        elif answers:
-            decisions.append(_decision(item, name, answers[0][0]))
+        meta = next((meta for _, meta in answers if meta), [str(user or "label_studio")])
+        name, is_skipped = str(meta[0]), bool(annotation.get("was_cancelled"))
+        if any(decision.annotator == name for decision in decisions) and annotation.get("id"):
+            name = f"{name} #{annotation['id']}"  # several answers of a user are allowed there
+        details = meta[1] if len(meta) > 1 else ""
+        if not details and annotation.get("lead_time"):
+            details = json.dumps({"seconds": float(annotation["lead_time"])})
+        if is_skipped or answers:
+            text = answers[0][0] if answers else ""
+            decisions.append(_decision(item, name, text, is_skipped, details))
     return item, decisions
 
 
-def _answers(annotation: Row, where: str) -> list[tuple[str, str]]:
-    """(text, annotator or "") of the text areas of an annotation or prediction."""
+def _answers(annotation: Row, where: str) -> list[tuple[str, list[str]]]:
+    """(text, its meta texts) of the text areas of an annotation or prediction."""
     areas = [r for r in annotation.get("result") or [] if r.get("type") == "textarea"]
     question = _edit_question([area["from_name"] for area in areas], where)
     answers = []
     for area in areas:
         if area["from_name"] == question:
-            text, name = area["value"]["text"], (area.get("meta") or {}).get("text") or [""]
-            answers.append(("\n".join(text) if isinstance(text, list) else text, name[0]))
+            text = area["value"]["text"]
+            text = "\n".join(text) if isinstance(text, list) else text
+            answers.append((text, (area.get("meta") or {}).get("text") or []))
     return answers
 
 

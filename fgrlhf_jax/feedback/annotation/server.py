@@ -1,41 +1,33 @@
-"""Serves a gradio page on this machine; other machines reach it only if the user asks for that.
+"""Serves the page on this machine; other machines reach it only if the user asks for that.
 
-gradio's own launch() is not used: it may open a tunnel, start a Node server, or take another port.
-Here uvicorn serves the page on one address, behind a guard: a browser is told to load and to
-connect to nothing but this server (Content-Security-Policy), and requests from other sites' pages,
-or to another host's name (DNS rebinding), are refused.
+One page with its style and script in it, and one address for its actions, so that it works under
+any path. A browser is told to run and to connect to nothing else (Content-Security-Policy).
+Requests from other sites' pages, or to another host's name (DNS rebinding), are refused, unless it
+is the proxy's of ``root_path``.
 """
 
-import contextlib
+import asyncio
+import base64
+import hashlib
 import hmac
+import json
 import os
 import socket
+import sys
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.html import STYLE, clean_name
-from fgrlhf_jax.feedback.annotation.page import HEAD
-
-if TYPE_CHECKING:
-    import gradio
+from fgrlhf_jax.feedback.annotation import html
+from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
 
 PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
-POLICY = (
-    # Inline scripts and eval are gradio's own, and its js hooks.
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-HEADERS = {
-    "content-security-policy": POLICY,
-    "referrer-policy": "same-origin",
-    "x-content-type-options": "nosniff",
-}
+HEARTBEAT = 20.0  # seconds, at most, between two signs of life of a tab
+LARGEST = 12 * LONGEST + 100_000  # bytes of a request: a character takes up to 12 as JSON
 
 
 def password() -> str:
@@ -72,85 +64,161 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(page: "gradio.Blocks", bound: socket.socket, *, host: str, password: str) -> None:
-    """Serves the page until Ctrl-C.
+def read_guidelines(path: str) -> str:
+    """The HTML of a file of Markdown, in which HTML is text; "" for no file."""
+    if not path:
+        return ""
+    from markdown_it import MarkdownIt
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"guidelines={path}: cannot be read ({error}); give a FILE.md") from error
+    return MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+
+
+class App:
+    """The ASGI application.
 
     Args:
-      bound: from :func:`listen`.
-      host: the address that it was bound to.
-      password: with one, a login asks for it and for the annotator's name.
+      host: the address that it is bound to.
+      root_path: "", or where people reach it: /path or https://host/path, behind a proxy.
+      password: asked for, with the name, where it is not "".
+      guidelines: HTML.
     """
-    import fastapi
-    import gradio as gr
+
+    def __init__(self, page: Page, *, host: str, root_path: str, password: str, guidelines: str):
+        root = urllib.parse.urlsplit(root_path)
+        self.page, self.password = page, password
+        self.root, self.proxy = root.path.rstrip("/"), root.netloc.lower()
+        self.hosts = () if host in ANY else {*LOCAL, host.lower(), (root.hostname or "").lower()}
+        self.guessing = asyncio.Lock()
+        self.key = hashlib.scrypt(password.encode(), salt=b"annotate", n=2**14, r=8, p=1)
+        style, script = ((html.ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
+        self.source = html.TEMPLATES.get_template("page.html").render(
+            root=self.root,
+            style=style,
+            script=script,
+            guidelines=guidelines,
+            password=bool(password),
+            limit=page.limit,
+            ping=min(HEARTBEAT, max(0.5, page.store.release_after / 3)),
+        )
+        self.headers = {
+            "content-security-policy": f"default-src 'none'; connect-src 'self'; "
+            f"img-src 'self' data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+            "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+            "referrer-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-store",
+        }
+
+    async def __call__(self, scope, receive, send) -> None:
+        from starlette.requests import Request
+
+        response = await self.respond(Request(scope, receive))
+        response.headers.update(self.headers)
+        await response(scope, receive, send)
+
+    async def respond(self, request):
+        from starlette import background, responses
+
+        path = request.url.path.removeprefix(self.root)
+        if refusal := self.refusal(request.headers):
+            return responses.PlainTextResponse(refusal, status_code=403)
+        if path == "" and request.method == "GET":
+            return responses.RedirectResponse(f"{self.root}/")
+        if path == "/" and request.method in ("GET", "HEAD"):
+            return responses.HTMLResponse(self.source)
+        if path != "/act" or request.method != "POST":
+            message = f"There is nothing at {path}: the page is at {self.root}/"
+            return responses.PlainTextResponse(message, status_code=404)
+        try:
+            answer = await self.act(request)
+        except InputError as error:
+            answer = {"message": f"{error}.", "wrong": True}
+        return responses.JSONResponse(
+            answer, background=background.BackgroundTask(self.write_edits)
+        )
+
+    def write_edits(self) -> None:
+        """Brings the file of edits up to date."""
+        try:
+            self.page.store.write_edits()
+        except InputError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+
+    def refusal(self, headers: Mapping[str, str]) -> str:
+        """Why a request is not answered, with what to do; "" where it is."""
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        try:
+            name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+            source = host if origin is None else urllib.parse.urlsplit(origin).netloc.lower()
+        except ValueError:
+            name = source = ""
+        if (not self.hosts or name in self.hosts) and source in (host, self.proxy) and source:
+            return ""
+        seen = origin or f"http://{host}"
+        return (
+            f"Not served under this address ({seen}). If a proxy passes it on, start the page with "
+            "--config.root_path=https://HOST/PATH, as people's browsers show it."
+        )
+
+    async def act(self, request) -> dict[str, Any]:
+        from starlette.concurrency import run_in_threadpool
+
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST:
+                raise InputError(
+                    f"not saved: the text is too long; {LONGEST} characters are the most"
+                )
+        try:
+            data = json.loads(body)
+            action = data["action"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError("the page and its server differ; load it again") from error
+        if action == "enter":
+            return await self.enter(data)
+        name, _, signature = request.headers.get("authorization", "").rpartition(" ")
+        name = urllib.parse.unquote(name)
+        if not hmac.compare_digest(signature.encode(), self.sign(name).encode()):
+            return {"enter": True, "message": "Give your name once more.", "wrong": False}
+        return await run_in_threadpool(self.page.act, name, data)
+
+    async def enter(self, data: Mapping) -> dict[str, Any]:
+        """Checks the name and the password: one guess a second, for all clients together."""
+        name = html.clean_name(str(data.get("name", "")))
+        if self.guessing.locked():
+            raise InputError("somebody gave a wrong password just now; try again in a second")
+        async with self.guessing:
+            typed = str(data.get("password", ""))
+            if not hmac.compare_digest(typed.encode(), self.password.encode()):
+                await asyncio.sleep(1)
+                raise InputError("that is not the password")
+        return {"token": f"{urllib.parse.quote(name)} {self.sign(name)}", "message": ""}
+
+    def sign(self, name: str) -> str:
+        return hmac.new(self.key, name.encode(), "sha256").hexdigest()
+
+
+def serve(app: Callable, bound: socket.socket) -> None:
+    """Serves an application until Ctrl-C, on a socket of :func:`listen`."""
     import uvicorn
 
-    def may_log_in(name: str, typed: str) -> bool:
-        with contextlib.suppress(InputError):
-            clean_name(name)
-            return hmac.compare_digest(typed.encode(), password.encode())
-        return False
-
-    app = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        page,
-        path="/",
-        auth=may_log_in if password else None,
-        auth_message="Your name, as it is to be written beside your edits, and the password.",
-        theme=gr.themes.Default(
-            font=["Segoe UI", "Roboto", "Liberation Sans", "sans-serif"],  # no font is loaded
-            font_mono=["Menlo", "Liberation Mono", "monospace"],
-        ),
-        css=STYLE,
-        head=HEAD,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        max_file_size=1,
-    )
-    hosts = () if host in ANY else (*LOCAL, host)
     config = uvicorn.Config(
-        guard(app, hosts), log_level="warning", ws="none", timeout_graceful_shutdown=2
+        app,
+        log_level="warning",
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
     )
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def guard(app: Callable, hosts: tuple[str, ...]) -> Callable:
-    """An ASGI application that answers only requests for these host names from its own pages.
-
-    Args:
-      hosts: names that a browser may use for this server; empty allows all.
-    """
-
-    from fastapi.datastructures import Headers
-    from fastapi.responses import PlainTextResponse
-
-    added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def serve(scope, receive, send):
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *added]}
-            await send(message)
-
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-        elif _is_allowed(Headers(scope=scope), hosts):
-            await app(scope, receive, send_with_headers)
-        else:
-            refusal = PlainTextResponse("not served to this address", status_code=403)
-            await refusal(scope, receive, send_with_headers)
-
-    return serve
-
-
-def _is_allowed(headers: Mapping[str, str], hosts: tuple[str, ...]) -> bool:
-    host, origin = headers.get("host", "").lower(), headers.get("origin")
-    try:
-        name = urllib.parse.urlsplit(f"//{host}").hostname
-        same_origin = origin is None or urllib.parse.urlsplit(origin).netloc.lower() == host
-    except ValueError:
-        return False
-    return same_origin and (not hosts or name in map(str.lower, hosts))
+def _digest(text: str) -> str:
+    """What a Content-Security-Policy calls an inline style or script by."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,22 +1,53 @@
-"""Assigns rows to annotators and records their decisions, each on disk before the next row shows.
+"""Assigns rows to annotators and keeps their decisions, each on the disk before the next row shows.
+
+    OUTPUT.jsonl          the edits that stand, written from the database
+    OUTPUT.jsonl.sqlite   the database (database.py)
 
 An annotator has one row open at a time, the same in all tabs, and decides it: edited, fine as it is
 (nothing changed) or skipped. Nobody else gets it, unless `overlap` asks for several people a row,
 or that annotator's browser has been silent for `release_after` seconds and no other row is left.
-log.py keeps every event on disk, history.py replays them.
 """
 
 import contextlib
+import dataclasses
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rapidfuzz.distance import Postfix, Prefix
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import history
-from fgrlhf_jax.feedback.annotation.history import EDITED, SKIPPED, Decision, History, Item
-from fgrlhf_jax.feedback.annotation.log import Log
+from fgrlhf_jax.feedback.annotation import old_log
+from fgrlhf_jax.feedback.annotation.database import CLOSED, DRAFT, OPEN, Events, columns_of
+from fgrlhf_jax.feedback.annotation.items import (
+    EDITED,
+    FINE,
+    SKIPPED,
+    VERDICTS,
+    Decision,
+    Item,
+    edit_row,
+    input_digest,
+)
+from fgrlhf_jax.runtime import files
+
+DRAFT_SECONDS = 20  # after which a draft is kept for good and a new one begun
+DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
+# By row: how many others have it, how many of these are present, and whether :name decided it.
+TAKEN = """
+SELECT row,
+  sum(annotator != :name AND event != 'skipped'),
+  sum(annotator != :name AND (event IN ('edited', 'fine') OR event = 'open' AND seen > :since)),
+  max(annotator = :name AND event != 'open')
+FROM events WHERE standing"""
+
+
+def database_path(output: str | os.PathLike) -> Path:
+    """The database that belongs to a file of edits."""
+    output = Path(output).resolve()
+    return output.with_name(output.name + ".sqlite")
 
 
 class Annotations(contextlib.AbstractContextManager):
@@ -24,13 +55,14 @@ class Annotations(contextlib.AbstractContextManager):
 
     Args:
       items: in the order in which they are assigned; their ids are distinct.
-      output: FILE.jsonl of edits; new, or continued.
+      output: FILE.jsonl of edits; new, or continued, also from the log of an earlier version, whose
+        path is then ``imported_log``.
       overlap: how many people edit each row.
       release_after: seconds of silence after which an open row may be assigned to somebody else.
       imported: decisions of another tool, with which a new output begins.
 
     Raises:
-      InputError: as ``log.Log``.
+      InputError: when the files are of another input, hold something else, or cannot be written.
     """
 
     def __init__(
@@ -41,30 +73,44 @@ class Annotations(contextlib.AbstractContextManager):
         overlap: int = 1,
         release_after: float = 300.0,
         imported: Sequence[Decision] = (),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ):
         self.items, self.overlap = tuple(items), overlap
         self._number = {item.id: n for n, item in enumerate(self.items)}
         self.release_after, self._clock = release_after, clock
-        self._lock = threading.RLock()
-        self._drafts: dict[tuple[str, str], str] = {}
-        self._shown: dict[str, int] = {}  # annotator -> number of the last row shown
-        self._history = History(self.items)
-        digest = history.input_digest(items, imported)
-        self._log = Log(output, digest, lambda events: History(items, events).edit_lines())
-        self.output = self._log.output
+        self.output, path = Path(output).resolve(), database_path(output)
+        self.imported_log: Path | None = None
+        self._is_written = False
+        is_new = not path.exists()
+        self._events = Events(path, clock)
         try:
-            self._history = History(items, self._log.events)
-            self._record(imported[len(self._log.events) :])  # the first events of all
+            with self._events.transaction():
+                digest = input_digest(items, imported)
+                if self._events.begin(digest):
+                    self._import(digest, imported)
+            self.write_edits()
+            self._events.use_wal()
+            with self._events.transaction():
+                self._events.query("UPDATE events SET seen = :now WHERE standing", now=clock())
         except BaseException:
             self.close()
+            if is_new:
+                path.unlink(missing_ok=True)
             raise
-        self._seen = dict.fromkeys(self._history.open, clock())
+
+    def _import(self, digest: str, decisions: Sequence[Decision]) -> None:
+        """Begins with the log of an earlier version, or else with decisions of another tool."""
+        log = old_log.path_of(self.output)
+        if log.exists():
+            for event in old_log.read(log, self.items, digest):
+                self._events.add(**event)
+            self.imported_log = log
+        else:
+            for decision in decisions:
+                self._events.add_decision(decision)
 
     def close(self) -> None:
-        """Gives the files back to other processes."""
-        with self._lock:
-            self._log.close()
+        self._events.close()
 
     def __exit__(self, *_):
         self.close()
@@ -75,39 +121,6 @@ class Annotations(contextlib.AbstractContextManager):
             raise InputError(f"there is no row {id!r}; load the page again")
         return self.items[self._number[id]]
 
-    def may_undo(self, name: str, id: str) -> bool:
-        """Whether a tab that shows this row, "" for none, is up to date or has decided it."""
-        with self._lock:
-            is_open = self._history.open.get(name, "") == id
-            return is_open or name in self._history.verdicts.get(id, ())
-
-    def text(self, name: str, id: str) -> str:
-        """The response as the annotator has it so far."""
-        item = self.item(id)
-        return self._drafts.get((name, id), item.suggestion or item.original)
-
-    def draft(self, name: str, id: str, text: str, *, older: bool = False) -> bool:
-        """Keeps what is typed in memory, for a tab that is loaded again.
-
-        Args:
-          older: keep it only if there is no draft yet.
-
-        Returns:
-          Whether the annotator has the row open; if not, nothing is kept.
-        """
-        with self._lock:
-            self.touch(name)
-            if self._history.open.get(name) != id:
-                return False
-            if not (older and (name, id) in self._drafts):
-                self._drafts[name, id] = text
-            return True
-
-    def touch(self, name: str) -> None:
-        """Notes that the annotator's browser is still connected."""
-        with self._lock:
-            self._seen[name] = self._clock()
-
     def take(self, name: str, put_back: str | None = None) -> Item | None:
         """Opens a row for the annotator and returns it.
 
@@ -117,85 +130,82 @@ class Annotations(contextlib.AbstractContextManager):
         Returns:
           The annotator's open row, or else the next free one; None where none is free.
         """
-        with self._lock:
-            self.touch(name)
-            open_id = self._history.open.get(name)
-            if open_id is not None:
-                self._shown[name] = self._number[open_id]
-                if open_id != put_back:
-                    return self.item(open_id)
-            number = self._next_free(name)
-            if number is None:
-                if open_id is not None:
-                    self._write([history.make_event(history.OPEN, name, None)])
-                return None
-            item = self.items[number]
-            if item.id != open_id:
+        self.touch(name)
+        with self._events.transaction():
+            open_id = self._open_row(name)
+            if open_id and open_id != put_back:
+                return self.item(open_id)
+            item = self._next_free(name)
+            if item is None and open_id:
+                self._events.add(CLOSED, open_id, name)
+            elif item is not None and item.id != open_id:
                 self._release_silent(name, item.id)
-                self._write([history.make_event(history.OPEN, name, item.id)])
-            self._shown[name] = number
+                self._events.add(OPEN, item.id, name)
             return item
 
-    def accept(self, name: str, id: str, text: str) -> Decision:
-        """Records the edit, or that the row is fine where nothing was changed."""
+    def touch(self, name: str) -> None:
+        """Notes that the annotator's browser is still connected."""
+        with self._events.transaction():
+            self._events.query(
+                "UPDATE events SET seen = :now WHERE standing AND event = 'open' "
+                "AND annotator = :name",
+                now=self._clock(),
+                name=name,
+            )
+
+    def latest(self, name: str, id: str) -> Decision:
+        """What the annotator has of a row so far: the last draft or decision."""
         item = self.item(id)
-        if not text.strip():
-            raise InputError("not saved: an edit cannot be empty; skip the row instead")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError("not saved: half a character is in the text; type it again")
-        verdict = history.FINE if text == item.original else EDITED
-        return self._decide(Decision(id, name, verdict, text))
+        new = Decision(id, name, DRAFT, item.suggestion or item.original)
+        return next((version for _, version in self.versions(name, id)), new)
 
-    def skip(self, name: str, id: str) -> Decision:
-        """Records that this annotator leaves the row alone; others may still get it."""
-        return self._decide(Decision(id, name, SKIPPED, self.item(id).original))
+    def versions(self, name: str, id: str) -> list[tuple[float, Decision]]:
+        """(time, draft or decision) of all texts that the annotator had in a row, latest first."""
+        condition = "annotator = :name AND row = :id AND text NOT NULL AND event != 'skipped'"
+        with self._events.transaction():
+            return self._events.select(f"{condition} ORDER BY n DESC", name=name, id=id)
 
-    def undo(self, name: str) -> Item:
-        """Takes the annotator's last decision back: its row is open again, its text the draft.
+    def draft(self, draft: Decision) -> bool:
+        """Keeps what is typed; False where the annotator no longer has the row open."""
+        _check_text(draft.text)
+        name, id = draft.annotator, draft.id
+        self.touch(name)
+        with self._events.transaction():
+            if self._open_row(name) != id:
+                return False
+            ((n, began, event, text),) = self._events.query(
+                "SELECT n, time, event, text FROM events WHERE annotator = :name AND row = :id "
+                "ORDER BY n DESC LIMIT 1",
+                name=name,
+                id=id,
+            )
+            is_recent = event == DRAFT and self._clock() - began < DRAFT_SECONDS
+            if is_recent and _takes_out_little(text, draft.text):
+                self._events.change(n, draft)
+            else:
+                self._events.add_decision(draft)
+            return True
 
-        A skipped row that others have taken up meanwhile stays skipped, and the decision before it
-        is taken back.
+    def decide(self, decision: Decision) -> Decision:
+        """Records an edit (fine, where nothing was changed) or a skipped row.
+
+        Raises:
+          InputError: for a text that cannot be an edit, a second and different decision, or a row
+            that others have by now.
         """
-        with self._lock:
-            self.touch(name)
-            for decision in reversed(self._history.decisions):
-                if decision.annotator != name or not self._has_room(name, decision.id):
-                    continue
-                undo = history.make_event(history.UNDO, name, decision.id)
-                after = History(self.items, [*self._log.events, undo])
-                edits = after.edit_lines() if decision.verdict == EDITED else None
-                self._write([undo], edits=edits)
-                if decision.verdict != SKIPPED:
-                    self._drafts[name, decision.id] = decision.text
-                self._shown[name] = self._number[decision.id]
-                return self.item(decision.id)
-            raise InputError("there is nothing to undo")
-
-    def decisions(self) -> list[Decision]:
-        """Those that stand, in the order in which they were made."""
-        with self._lock:
-            return list(self._history.decisions)
-
-    def progress(self, name: str) -> dict[str, int]:
-        """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
-        with self._lock:
-            decisions = self._history.decisions
-            counts = Counter(decision.verdict for decision in decisions)
-            return {
-                "rows": len(self.items),
-                "done": sum(self._deciders(item.id) >= self.overlap for item in self.items),
-                "open_elsewhere": sum(other != name for other in self._history.open),
-                **{verdict: counts[verdict] for verdict in history.VERDICTS},
-                "mine": sum(decision.annotator == name for decision in decisions),
-            }
-
-    def _decide(self, decision: Decision) -> Decision:
-        name, id = decision.annotator, decision.id
-        with self._lock:
-            self.touch(name)
-            if name in self._history.verdicts.get(id, {}):
-                if self._history.last(name, id) == decision:  # sent twice
-                    return decision
+        name, id, original = decision.annotator, decision.id, self.item(decision.id).original
+        if decision.verdict == SKIPPED:
+            decision = dataclasses.replace(decision, text=original)
+        elif decision.text == original:
+            decision = dataclasses.replace(decision, verdict=FINE, over_limit=False)
+        _check_text(decision.text)
+        if not decision.text.strip():
+            raise InputError("not saved: an edit cannot be empty; skip the row instead")
+        with self._events.transaction():
+            condition = f"{DECIDED} AND annotator = :name AND row = :id"
+            for _, before in self._events.select(condition, name=name, id=id):
+                if (before.verdict, before.text) == (decision.verdict, decision.text):
+                    return before  # sent twice
                 raise InputError(
                     "not saved: you decided this row before, perhaps in another tab; press Undo "
                     "to change it"
@@ -206,49 +216,136 @@ class Annotations(contextlib.AbstractContextManager):
                     "now; copy what you want to keep, and press Next"
                 )
             self._release_silent(name, id)
-            self._record([decision])
-            if decision.verdict != SKIPPED:
-                self._drafts.pop((name, id), None)
+            self._events.add_decision(decision)
+            self._is_written = False
             return decision
 
-    def _next_free(self, name: str) -> int | None:
+    def reopen(self, name: str, id: str = "") -> Item:
+        """Takes a decision back, on a row or the last one: the row is open again.
+
+        A skipped row that others have taken up meanwhile stays skipped.
+        """
+        row = "AND row = :id" if id else ""
+        condition = f"{DECIDED} AND annotator = :name {row} ORDER BY n DESC"
+        with self._events.transaction():
+            for _, decision in self._events.select(condition, name=name, id=id):
+                if self._has_room(name, decision.id):
+                    columns = columns_of(decision)
+                    if decision.verdict == SKIPPED:
+                        columns["text"] = None  # the draft before it
+                    self._events.add(OPEN, decision.id, name, **columns)
+                    self._is_written = False
+                    return self.item(decision.id)
+        if id:
+            raise InputError(f"row {id} stays: you have not decided it, or others have it now")
+        raise InputError("there is nothing to undo")
+
+    def open_row(self, name: str) -> str:
+        """The id of the row that the annotator has open, "" for none."""
+        with self._events.transaction():
+            return self._open_row(name)
+
+    def decisions(self, name: str | None = None) -> list[Decision]:
+        """Those that stand, of all annotators or one, in the order in which they were made."""
+        condition = DECIDED if name is None else f"{DECIDED} AND annotator = :name"
+        with self._events.transaction():
+            found = self._events.select(f"{condition} ORDER BY n", name=name)
+        return [decision for _, decision in found]
+
+    def progress(self, name: str) -> dict[str, int]:
+        """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
+        with self._events.transaction():
+            query = "SELECT row, annotator, event FROM events WHERE standing"
+            standing = self._events.query(query)
+        verdicts = Counter(event for *_, event in standing)
+        deciders = Counter(row for row, _, event in standing if event in (EDITED, FINE))
+        return {
+            "rows": len(self.items),
+            "done": sum(number >= self.overlap for number in deciders.values()),
+            "open_elsewhere": sum(e == OPEN and other != name for _, other, e in standing),
+            **{verdict: verdicts[verdict] for verdict in VERDICTS},
+            "mine": sum(e != OPEN and other == name for _, other, e in standing),
+        }
+
+    def write_edits(self) -> None:
+        """Writes the edits that stand to ``output``, unless this process has since the last one.
+
+        Raises:
+          InputError: where it cannot be written, or holds rows that are not from the database.
+        """
+        if self._is_written:
+            return
+        with self._events.transaction():
+            edits = self._events.select("standing AND event = 'edited' ORDER BY n")
+            data = b"".join(files.json_line(edit_row(self.item(d.id), d)) for _, d in edits)
+            with files.as_input_error(self.output, f"the edits are safe in {self._events.path}"):
+                content = self.output.read_bytes() if self.output.exists() else None
+                query = "SELECT DISTINCT row, annotator, text FROM events WHERE event = 'edited'"
+                if content and not _holds_only(content, set(self._events.query(query)), data):
+                    raise InputError(
+                        f"{self.output}: holds other rows than {self._events.path.name} beside "
+                        "it; move the file away, or choose another output"
+                    )
+                if content != data:
+                    files.replace(self.output, [data])
+                self._is_written = True
+
+    def _open_row(self, name: str) -> str:
+        condition = "standing AND event = 'open' AND annotator = :name"
+        rows = self._events.query(f"SELECT row FROM events WHERE {condition}", name=name)
+        return rows[0][0] if rows else ""
+
+    def _next_free(self, name: str) -> Item | None:
         """After the row last shown, then from the start; rows of silent annotators at last."""
-        start = self._shown.get(name, -1) + 1
-        for count_silent in (True, False):
-            for number in (*range(start, len(self.items)), *range(start)):
-                id = self.items[number].id
-                decided = name in self._history.verdicts.get(id, ())
-                if not decided and self._has_room(name, id, count_silent):
-                    return number
+        last = "SELECT row FROM events WHERE annotator = :name ORDER BY n DESC LIMIT 1"
+        start = sum(self._number[row] + 1 for (row,) in self._events.query(last, name=name))
+        taken = self._taken(name)
+        for count in (0, 1):
+            for item in (*self.items[start:], *self.items[:start]):
+                *others, decided = taken.get(item.id, (0, 0, 0))
+                if not decided and others[count] < self.overlap:
+                    return item
         return None
 
-    def _has_room(self, name: str, id: str, count_silent: bool = True) -> bool:
+    def _taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
+        """By row, or for one: how many others have it, how many are present, if name decided."""
+        condition = "AND row = :row" if row else ""
+        since = self._clock() - self.release_after
+        query = f"{TAKEN} {condition} GROUP BY row"
+        found = self._events.query(query, name=name, row=row, since=since)
+        return {row: tuple(counts) for row, *counts in found}
+
+    def _has_room(self, name: str, row: str, count_silent: bool = True) -> bool:
         """Whether fewer than ``overlap`` other people have decided the row or have it open."""
-        others = {other for other, held in self._history.open.items() if held == id} - {name}
-        working = sum(count_silent or self._is_present(other) for other in others)
-        return self._deciders(id, besides=name) + working < self.overlap
+        others, present, _ = self._taken(name, row).get(row, (0, 0, 0))
+        return (others if count_silent else present) < self.overlap
 
-    def _deciders(self, id: str, besides: str | None = None) -> int:
-        """How many people have decided the row otherwise than by skipping it."""
-        verdicts = self._history.verdicts.get(id, {}).items()
-        return sum(verdict != SKIPPED and name != besides for name, verdict in verdicts)
-
-    def _is_present(self, name: str) -> bool:
-        return self._clock() - self._seen.get(name, -float("inf")) < self.release_after
-
-    def _release_silent(self, name: str, id: str) -> None:
+    def _release_silent(self, name: str, row: str) -> None:
         """Makes room where silent annotators have the row open."""
-        for other, held in list(self._history.open.items()):
-            if held == id and not self._has_room(name, id) and not self._is_present(other):
-                self._write([history.make_event(history.OPEN, other, None)])
+        since = self._clock() - self.release_after
+        silent = "standing AND event = 'open' AND row = :row AND annotator != :name"
+        query = f"SELECT annotator FROM events WHERE {silent} AND seen <= :since"
+        for (other,) in self._events.query(query, row=row, name=name, since=since):
+            if not self._has_room(name, row):
+                self._events.add(CLOSED, row, other)
 
-    def _record(self, decisions: Sequence[Decision]) -> None:
-        events = [history.make_event(d.verdict, d.annotator, d.id, d.text) for d in decisions]
-        self._write(events, added=self._history.edit_lines(decisions))
 
-    def _write(self, events: Sequence[dict], **edits) -> None:
-        """Events on the disk and then in memory; InputError leaves both as they were."""
-        if events:
-            self._log.write(events, **edits)
-        for event in events:
-            self._history.add(event)
+def _check_text(text: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError("not saved: half a character is in the text; type it again")
+
+
+def _takes_out_little(before: str, after: str) -> bool:
+    """Whether at most 3 characters between the common start and end are gone."""
+    common = Prefix.similarity(before, after) + Postfix.similarity(before, after)
+    return len(before) - common <= 3
+
+
+def _holds_only(content: bytes, known: set[tuple], data: bytes) -> bool:
+    """Whether a file of edits has no rows but known ones, the last of which may be torn."""
+    rows, size = files.parse_jsonl(content)
+    texts = ("id", "annotator", "edited")
+    return any(line.startswith(content[size:]) for line in data.split(b"\n")) and all(
+        isinstance(row, dict) and tuple(str(row.get(name)) for name in texts) in known
+        for row in rows
+    )

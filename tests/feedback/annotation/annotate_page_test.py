@@ -3,6 +3,7 @@
 Run with `pytest -m browser`. Chromium is any on the PATH (Debian: apt-get install chromium).
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -11,8 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
+import time
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,14 @@ class Server:
         out, err = self.process.communicate(timeout=20)
         return self.process.returncode, out, err
 
-    def edits(self) -> list[dict]:
-        return [json.loads(line) for line in self.output.read_text().splitlines()]
+    def edits(self, count: int) -> list[dict]:
+        """The rows of the file, which is written just after the answer, once there are so many."""
+        for _ in range(100):
+            rows = [json.loads(line) for line in self.output.read_text().splitlines()]
+            if len(rows) == count:
+                return rows
+            time.sleep(0.05)
+        raise AssertionError(rows)
 
 
 @pytest.fixture
@@ -86,8 +92,9 @@ def start(tmp_path):
 class Person:
     """A browser of one's own, watched: what it asks for, and what goes wrong in it."""
 
-    def __init__(self, browser, url: str, name: str):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 860})
+    def __init__(self, browser, url: str, name: str, width: int = 1280, **options):
+        size = {"width": width, "height": 860 if width > 500 else 780}
+        self.context = browser.new_context(viewport=size, **options)
         self.requests, self.faults, self.url, self.name = [], [], url, name
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.context.on("weberror", lambda error: self.faults.append(str(error.error)))
@@ -98,22 +105,22 @@ class Person:
 
     def tab(self):
         page = self.context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(15_000)
         page.goto(self.url)
         return page
 
     def enter(self) -> None:
-        self.page.fill("#name textarea, #name input", self.name)
+        self.page.fill("#name", self.name)
         self.page.keyboard.press("Enter")
-        self.page.wait_for_selector("#undo")
+        self.page.wait_for_selector("#bar")
 
     def row(self) -> str:
         """The id of the row that is shown, "" where none is."""
-        match = re.search(r"row (\S+)", self.page.inner_text("#prompt"))
+        match = re.search(r"Row (\S+)", self.page.inner_text("#prompt"))
         return match[1] if match else ""
 
     def text(self) -> str:
-        return self.page.input_value("#edit textarea")
+        return self.page.input_value("#edit")
 
     def wait_for_message(self, text: str) -> None:
         self.page.wait_for_function(
@@ -122,7 +129,7 @@ class Person:
 
     def type(self, text: str, shown: str = "") -> None:
         """Types a text, and waits for a part of it in the difference."""
-        self.page.fill("#edit textarea", text)
+        self.page.fill("#edit", text)
         if shown:
             self.page.wait_for_selector(f"#difference ins:has-text('{shown}')")
 
@@ -130,7 +137,7 @@ class Person:
         """Type it, see that it is compared, save it with the keyboard, see that it is saved."""
         row = self.row()
         self.type(text)
-        self.page.wait_for_selector("#accept:has-text('Save the edit')")
+        self.page.wait_for_selector("#save:has-text('Save the edit')")
         self.page.keyboard.press("Control+Enter")
         self.wait_for_message(f"Row {row} is saved")
 
@@ -146,98 +153,226 @@ class Person:
         assert not self.faults
 
 
-def test_two_annotators_edit_ten_rows(chromium, start):
-    server = start("--config.release_minutes=0.05")
-    ann, bob = (Person(chromium, server.url, name) for name in ("Ann", "Bob"))
-    ann.enter()
-    bob.enter()
-    expected = []
+@dataclasses.dataclass
+class Team:
+    """Ann and Bob at the page, and the edits that the file must have."""
 
-    def edit(person: Person, row: str, text: str, saved: str = "") -> None:
+    server: Server
+    ann: Person
+    bob: Person
+    expected: list[dict] = dataclasses.field(default_factory=list)
+
+    def edit(self, person: Person, row: str, text: str, saved: str = "") -> None:
+        """Edits the row that the person has; the file has it when the next row shows."""
         assert person.row() == row
         person.edit(text)
         record = next(record for record in ROWS if record["id"] == row)
         prompt = {name: record[name] for name in ("id", "instruction", "input")}
         texts = {"original": record["output"], "edited": saved or text}
-        expected.append({**prompt, **texts, "annotator": person.name})
-        assert server.edits() == expected  # before the next row is worked on
+        self.expected.append({**prompt, **texts, "annotator": person.name})
+        rows = self.server.edits(len(self.expected))
+        assert [row | {"seconds": 0} for row in rows] == [e | {"seconds": 0} for e in self.expected]
 
-    # Ann edits, with a look at what she sees; Bob's response is text and nothing but text.
+
+@pytest.fixture
+def team(chromium, start):
+    server = start("--config.release_minutes=0.05")
+    ann, bob = (Person(chromium, server.url, name) for name in ("Ann", "Bob"))
+    for person in (ann, bob):
+        person.enter()
+    yield Team(server, ann, bob)
+    for person in (ann, bob):
+        person.leave()
+
+
+def test_what_an_annotator_sees(team):
+    ann, bob = team.ann, team.bob
     assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
     ann.type("It is zero.", shown="zero")
     assert ann.page.inner_text("#difference del") == "0"
     assert "25 % of the words changed" in ann.page.inner_text("#difference")
-    ann.type("Nothing of it is left here.")
-    ann.page.wait_for_selector("#difference .warn, #difference.warn, .difference.warn")
-    assert "no longer a minimal edit" in ann.page.inner_text("#difference")
+    # Bob's response is text and nothing but text.
     assert EVIL in bob.page.inner_text("#difference")
     assert bob.page.inner_text("#prompt").count(EVIL) == 2
     assert bob.page.evaluate("window.evil") is None
     assert bob.page.locator("#prompt img, #difference img, #prompt script").count() == 0
-    edit(ann, "r0", "It is zero.")
-    edit(bob, "r1", EVIL + " Yes.")
-
-    # Ann has the row with odd blanks: all of them come back; then a reload in the middle of a row.
+    team.edit(ann, "r0", "It is zero.")
+    team.edit(bob, "r1", EVIL + " Yes.")
+    # All odd blanks come back.
     text = "  one\ntwo\t \n\nthree 😀\nfour"
-    edit(ann, "r2", text, "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour")
-    assert (bob.row(), ann.row()) == ("r3", "r4")
-    ann.type("It is fo", shown="fo")
-    ann.page.reload()
-    ann.page.wait_for_selector("#undo")
-    assert (ann.row(), ann.text()) == ("r4", "It is fo")
-    ann.page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
-    ann.page.keyboard.press("Control+End")
-    ann.page.keyboard.type("ur. ")
-    ann.page.keyboard.press("Backspace")
-    ann.page.wait_for_selector("#difference ins:has-text('four')")
-    edit(ann, "r4", "It is four.")
-
+    team.edit(ann, "r2", text, "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour")
     # A tab that is only open lets the others know.
-    with ann.page.expect_request("**/run/predict"):
+    with ann.page.expect_request(lambda request: '"ping"' in (request.post_data or "")):
         pass
 
-    # The same name in another tab has the same row; a second decision is refused.
+
+def test_a_reload_in_the_middle_of_a_row(team):
+    ann = team.ann
+    ann.type("It is ze", shown="ze")
+    ann.page.reload()
+    ann.page.wait_for_selector("#bar")
+    assert (ann.row(), ann.text()) == ("r0", "It is ze")
+    ann.page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
+    ann.page.keyboard.press("Control+End")
+    ann.page.keyboard.type("ro. ")
+    ann.page.keyboard.press("Backspace")
+    ann.page.wait_for_selector("#difference ins:has-text('zero')")
+    team.edit(ann, "r0", "It is zero.")
+
+
+def test_two_tabs_of_a_person_and_every_key(team):
+    ann = team.ann
     first, second = ann.page, ann.tab()
-    second.fill("#name textarea, #name input", "Ann")
-    second.click("#start")
-    second.wait_for_selector("#undo")
+    second.wait_for_selector("#bar")  # as the same person
     ann.page = second
-    edit(ann, "r5", "It is five.")
+    team.edit(ann, "r0", "It is zero.")
     ann.page = first
-    ann.type("It is the fifth.")
+    ann.type("It is nought.")
     ann.press("Control+Enter", "not saved: you decided this row before")
-    assert (ann.row(), ann.text()) == ("r5", "It is the fifth.")
+    assert (ann.row(), ann.text()) == ("r0", "It is nought.")
     second.close()
-
-    # Undo, fine as it is, skip, decide later.
-    ann.press("Alt+u", "Row r5 is open again")
-    assert ann.text() == expected.pop()["edited"]
-    edit(ann, "r5", "It is 5!")
-    ann.press("Control+Enter", "Row r6 is fine as it is")
+    ann.press("Alt+u", "Row r0 is open again")
+    assert ann.text() == team.expected.pop()["edited"]
+    team.edit(ann, "r0", "It is 0!")
+    ann.press("Control+Enter", "Row r2 is fine as it is")
     ann.page.keyboard.press("Alt+n")
-    ann.page.wait_for_selector("#prompt:has-text('row r8')")
-    ann.press("Alt+s", "Row r8 is skipped")
-    edit(ann, "r9", "It is nine.")
-    edit(ann, "r7", "It is seven.")
-
-    # Bob closes the browser with r3 open and half an edit; Ann ends up with it.
-    bob.type("It is thr")
-    bob.leave()
-    while ann.row() != "r3":
-        ann.page.wait_for_timeout(200)
-        ann.page.keyboard.press("Alt+n")
-    assert ann.text() == "It is 3."
-    edit(ann, "r3", "It is three.")
-    assert "No row is free for you now" in ann.page.inner_text("#prompt")
+    ann.page.wait_for_selector("#prompt:has-text('Row r4')")
+    ann.press("Alt+s", "Row r4 is skipped")
+    team.edit(ann, "r5", "It is five.")
     progress = ann.page.inner_text("#progress")
-    assert "9 of 10 rows done: 8 edited, 1 fine as they were, 1 skipped" in progress
+    assert "3 of 10 rows done: 2 edited, 1 fine as they were, 1 skipped" in progress
+
+
+def test_a_row_of_somebody_who_left_goes_to_others(team):
+    ann, bob = team.ann, team.bob
+    bob.type("It is o", shown="o")
+    bob.page.close()
+    for row in ("r0", *(f"r{k}" for k in range(2, 10))):
+        ann.press("Control+Enter", f"Row {row} is fine as it is")
+    while ann.row() != "r1":
+        ann.page.wait_for_timeout(200)
+        ann.page.click("#next")
+    team.edit(ann, "r1", EVIL + " Yes.")
+    assert "All rows are done" in ann.page.inner_text("#prompt")
+    status, out, err = team.server.stop()
+    assert status == 130
+    assert out.startswith(f"1 edits in {team.server.output}; 9 rows were fine, 0 skipped; 10 of")
+    assert err == "interrupted; run the same command to go on\n"
+    assert len(records.read(str(team.server.output))) == 1
+
+
+def test_beyond_the_limit_overwritten_and_found_again(team):
+    ann = team.ann
+    ann.type("It is zero, I think.", shown="think")
+    ann.type("Nothing of it is left here.", shown="Nothing")
+    assert "no longer a minimal edit" in ann.page.inner_text("#difference")
+    ann.page.keyboard.press("Control+Enter")
+    ann.page.wait_for_selector("#confirm[open]")
+    ann.page.keyboard.press("Enter")  # back to the edit
+    ann.page.reload()
+    ann.page.wait_for_selector("#bar")
+    assert ann.text() == "Nothing of it is left here."
+    ann.page.click("#reset")
+    assert ann.text() == "It is 0."
+    ann.page.click("#versions")
+    ann.page.locator("#list section", has_text="I think").get_by_role("button").click()
+    assert ann.text() == "It is zero, I think."
+    ann.type("Nothing of it is left here.", shown="Nothing")
+    ann.page.click("#notes summary")
+    ann.page.fill("#tags", "odd, wrong fact")
+    ann.page.fill("#comment", "It was hopeless.")
+    ann.page.wait_for_timeout(1100)
+    ann.page.keyboard.press("Control+Enter")
+    ann.page.click("#confirmed")
+    ann.wait_for_message("Row r0 is saved")
+    (row,) = team.server.edits(1)
+    assert (row["over_limit"], row["tags"]) == (True, ["odd", "wrong fact"])
+    assert row["comment"] == "It was hopeless."
+    assert 1 <= row["seconds"] < 60
+    ann.page.click("#rows")
+    ann.page.fill("#search", "hopeless")
+    ann.page.click("#found summary")
+    ann.page.click("#found [data-action=reopen]")
+    ann.wait_for_message("Row r0 is open again")
+    assert ann.page.input_value("#comment") == "It was hopeless."
+    assert team.server.edits(0) == []
+
+
+CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => [.2126, .7152, .0722].reduce((sum, weight, k) => {
+    const value = colour[k] / 255;
+    return sum + weight * (value <= .04 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4);
+  }, 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = numbers(getComputedStyle(node).backgroundColor);
+      if (colour.length === 3) return colour;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll("body *")].filter((node) => node.checkVisibility() &&
+    [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())
+  ).map((node) => {
+    const both = [light(numbers(getComputedStyle(node).color)), light(ground(node))];
+    return [(Math.max(...both) + .05) / (Math.min(...both) + .05), node.outerHTML.slice(0, 80)];
+  }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, scheme):
+    (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
+    (tmp_path / "own.jsonl").write_text(
+        json.dumps({"instruction": "Add. " * 300, "output": "```\ndef f(): " + "x + " * 200})
+        + "\n"
+        + json.dumps({"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"})
+    )
+    server = start(
+        f"--config.input={tmp_path / 'own.jsonl'}", f"--config.guidelines={tmp_path / 'g.md'}"
+    )
+    ann = Person(chromium, server.url, "Ann", width, color_scheme=scheme)
+    page, read = ann.page, "getComputedStyle(document.querySelector('{}')).{}"
+
+    def check():
+        assert page.evaluate(CONTRAST) == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+    page.wait_for_selector("h1:has-text('House rules')")
+    check()
+    ann.enter()
+    for k in (1, 2):
+        assert page.locator("#save").bounding_box()["y"] + 30 < 860 if width > 500 else 780
+        font = page.evaluate(read.format("#edit", "fontFamily"))
+        assert ("monospace" in font) == (k == 1)
+        for selector in ("#prompt p", "#edit", "#difference .text"):
+            direction = page.evaluate(read.format(selector, "direction"))
+            assert direction == ("ltr" if k == 1 else "rtl")
+        ann.type(ann.text().replace("x + x", "x - x") + " ok", shown="ok")
+        check()
+        page.keyboard.press("Control+Enter")
+        ann.wait_for_message(f"Row {k} is saved")
+    page.click("#rows")
+    page.wait_for_selector("#list[open] details")
+    check()
+    page.click("#list form button")
+    page.get_by_role("button", name="Guidelines").click()
+    assert page.locator("dialog h1").is_visible()
     ann.leave()
 
-    status, out, err = server.stop()
-    assert status == 130
-    assert out.startswith(f"8 edits in {server.output}; 1 rows were fine, 1 skipped; 9 of 10")
-    assert err == "interrupted; run the same command to go on\n"
-    assert len(records.read(str(server.output))) == 8
+
+def test_a_huge_paste_is_refused_at_once(team):
+    ann = team.ann
+    ann.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    began = time.monotonic()
+    ann.page.evaluate("navigator.clipboard.writeText('many words '.repeat(200_000))")
+    ann.page.focus("#edit")
+    ann.press("Control+v", "That are 2200008 characters; a text has at most 50000")
+    assert ann.text() == "It is 0."
+    ann.type("It is zero.", shown="zero")
+    assert time.monotonic() - began < 10
+    team.edit(ann, "r0", "It is zero.")
 
 
 def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
@@ -246,33 +381,32 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     ann.enter()
     ann.edit("It is zero.")
 
-    size = server.output.with_name("edits.jsonl.state.jsonl").stat().st_size
+    size = max(path.stat().st_size for path in server.output.parent.glob("*.sqlite*"))
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size + 20, unlimited[1]))
-    ann.type("Two tons of text.")
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    ann.page.fill("#edit", EVIL + " Two tons of text.")
     ann.press("Control+Enter", "not saved: ")
-    assert ann.row() == "r1"
-    assert ann.text() == "Two tons of text."
-    assert len(server.edits()) == 1
+    assert (ann.row(), ann.text()) == ("r1", EVIL + " Two tons of text.")
+    assert len(server.edits(1)) == 1
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
     ann.press("Control+Enter", "Row r1 is saved")
 
     # Killed, with the tab left open on a row: the tab goes on with the next server.
-    ann.type("It is two, I say.", shown="say")
+    text = ann.text() + " I say."
+    ann.type(text, shown="say")
     server.stop(signal.SIGKILL)
-    ann.page.keyboard.press("Control+Enter")
-    ann.page.wait_for_timeout(500)
-    assert ann.text() == "It is two, I say."
+    ann.press("Control+Enter", "the server does not answer. Your text is still here")
+    ann.page.fill("#edit", text + " So.")
+    assert (ann.row(), ann.text()) == ("r2", text + " So.")
     server = start(port=int(server.url.rpartition(":")[2]))
-    ann.page.wait_for_event("load")  # gradio loads the page again
-    ann.page.wait_for_selector("#undo")
-    assert (ann.row(), ann.text()) == ("r2", "It is two, I say.")
+    ann.page.reload()
+    ann.page.wait_for_selector("#bar")
+    assert (ann.row(), ann.text()) == ("r2", text + " So.")
     ann.press("Control+Enter", "Row r2 is saved")
     ann.edit("It is three.")
     ann.faults.clear()  # requests that met no server
     ann.leave()
-    texts = ["It is zero.", "Two tons of text.", "It is two, I say.", "It is three."]
-    assert [edit["edited"] for edit in server.edits()] == texts
+    assert [edit["edited"] for edit in server.edits(4)][-1] == "It is three."
 
 
 def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, start, tmp_path):
@@ -281,34 +415,28 @@ def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, sta
     ann.enter()
     ann.type("It is zero, I say.", shown="say")
     server.stop(signal.SIGKILL)
+    ann.page.fill("#edit", "It is nought.")
     for path in tmp_path.glob("edits.jsonl*"):
         path.unlink()
     (tmp_path / "other.json").write_text(json.dumps([ROWS[0] | {"output": "Nought."}]))
     port = int(server.url.rpartition(":")[2])
     start(f"--config.input={tmp_path / 'other.json'}", port=port)
     ann.page.reload()
-    ann.page.wait_for_selector("#undo")
+    ann.page.wait_for_selector("#bar")
     assert (ann.row(), ann.text()) == ("r0", "Nought.")
     ann.page.context.close()
 
 
-def test_a_password_and_foreign_pages(chromium, start):
-    server = start(**{PASSWORD: "open sesame"})
-    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(urllib.request.Request(server.url, headers=headers))
-    for path in ("config", "gradio_api/info", "gradio_api/file=/etc/hostname"):
-        with pytest.raises(urllib.error.HTTPError, match="HTTP Error 40"):
-            urllib.request.urlopen(f"{server.url}/{path}")
+def test_a_password_and_a_proxy_that_is_not_there(chromium, start):
+    server = start(**{PASSWORD: "open sesame", "ALL_PROXY": "socks5://127.0.0.1:9"})
     ann = Person(chromium, server.url, "Ann")
     for password in ("sesame", "open sesame"):
-        ann.page.get_by_label("username").fill(" Ann  Lee")
-        ann.page.get_by_label("password").fill(password)
-        ann.page.get_by_role("button", name="Login").click()
+        ann.page.fill("#name", " Ann  Lee")
+        ann.page.fill("#password", password)
+        ann.page.click("#enter")
         if password == "sesame":
-            ann.page.wait_for_selector("text=Incorrect")
-            ann.faults.clear()
-    ann.page.wait_for_selector("#undo")
+            ann.wait_for_message("that is not the password")
+    ann.page.wait_for_selector("#bar")
     ann.edit("It is zero.")
     ann.leave()
-    assert server.edits()[0]["annotator"] == "Ann Lee"
+    assert server.edits(1)[0]["annotator"] == "Ann Lee"

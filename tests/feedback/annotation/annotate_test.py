@@ -3,16 +3,17 @@
 import dataclasses
 import itertools
 import json
-import os
 import socket
-import subprocess
-import sys
+import sqlite3
+import time
 
-import fastapi.testclient
 import pytest
+import starlette.testclient
+from annotations_cases import accept_next
 
-from fgrlhf_jax.feedback.annotation import formats, page, server
-from fgrlhf_jax.feedback.annotation.history import EDITED, Decision, Item, input_digest
+from fgrlhf_jax.feedback.annotation import formats, server
+from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item, input_digest
+from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from launch import annotate
 from launch.shared import config_files
@@ -27,55 +28,111 @@ def store(tmp_path):
         yield store
 
 
-def test_a_session_at_the_page(store):
-    view = page.view(store, "Ann")
-    assert (view.item.id, view.text, view.message) == ("1", "This is 1.\r\nOr not.", "")
-    view = page.accept(store, "Ann", "1", "This is one.\nOr not.")
-    assert (view.item.id, view.message) == ("2", "Row 1 is saved.")
-    assert store.decisions()[0].text == "This is one.\r\nOr not."
-    view = page.accept(store, "Ann", "2", "This is 2.\nOr not.")
-    assert (view.item, view.text, view.message) == (None, "", "Row 2 is fine as it is.")
-    assert "No row is free for you now" in page.no_row_message(store, "Ann")
+@pytest.fixture
+def act(store):
+    """The answer to an action of a tab."""
+    page = Page(store, limit=0.5)
+
+    def act(action: str, row: str = "", text: str = "", name: str = "Ann", **data) -> dict:
+        return page.act(name, {"action": action, "row": row, "text": text, **data})
+
+    return act
+
+
+def test_a_session_at_the_page(store, act):
+    view = act("open")
+    assert (view["row"], view["text"], view["message"]) == ("1", "This is 1.\r\nOr not.", "")
+    notes = {"seconds": 7.5, "tags": ["a", "b"], "comment": "Why?"}
+    view = act("save", "1", "This is one.\nOr not.", **notes)
+    assert (view["row"], view["message"]) == ("2", "Row 1 is saved.")
+    (decision,) = store.decisions()
+    assert decision.text == "This is one.\r\nOr not."
+    assert notes.items() <= (dataclasses.asdict(decision) | {"tags": ["a", "b"]}).items()
+    view = act("save", "2", "This is 2.\nOr not.")
+    assert (view["row"], view["text"], view["message"]) == ("", "", "Row 2 is fine as it is.")
+    assert "No row is free for you now" in view["prompt"]
     for _ in range(2):  # pressed twice
-        assert page.undo(store, "Ann", "").item.id == "2"
+        assert act("undo")["row"] == "2"
         assert len(store.decisions()) == 1
-    page.accept(store, "Ann", "2", "This is two.\nOr not.")
-    view = page.undo(store, "Ann", "2")  # in a tab that still shows it
-    assert (view.item.id, view.message) == ("2", "Row 2 is open again.")
-    page.skip(store, "Ann", "2")
+    act("save", "2", "This is two.\nOr not.")
+    view = act("undo", "2")  # in a tab that still shows it
+    assert (view["row"], view["message"].split(":")[0]) == ("2", "Row 2 is open again")
+    act("skip", "2")
     for name in ("Bob", "Cem"):
-        view = page.view(store, name)
-        while view.item:
-            view = page.accept(store, name, view.item.id, "This is one.\nOr not.")
-    message = page.no_row_message(store, "Ann")
-    assert "All rows are done" in message
-    assert "2 rows were decided by several people" in message
+        view = act("open", name=name)
+        while view["row"]:
+            view = act("save", view["row"], f"This is {name}.\nOr not.", name=name)
+    view = act("open")
+    assert "All rows are done" in view["prompt"]
+    assert "2 rows were decided by several people" in view["prompt"]
     assert annotate.summarize(store).startswith("4 edits in ")
 
 
-def test_a_text_typed_for_another_input_is_not_put_into_this_one(store):
-    item = page.view(store, "Ann").item
+def test_an_edit_beyond_the_limit_is_confirmed_and_marked(store, act):
+    act("open")
+    for confirmed in ({}, {"confirmed": "yes"}, {"confirmed": False}):
+        answer = act("save", "1", "Of another kind altogether, all of it.", **confirmed)
+        assert answer.keys() == {"confirm"}
+        assert "more than 50%" in answer["confirm"]
+        assert store.decisions() == []
+    act("save", "1", "Of another kind altogether, all of it.", confirmed=True)
+    act("save", "2", "This is two.\nOr not.", confirmed=True)
+    assert [decision.over_limit for decision in store.decisions()] == [True, False]
+    store.write_edits()
+    rows = [json.loads(line) for line in store.output.read_text().splitlines()]
+    assert [row.get("over_limit") for row in rows] == [True, None]
+
+
+def test_own_rows_are_searched_and_opened_again(store, act):
+    act("open")
+    act("save", "1", "This is one.\nOr not.", tags=["odd"], comment="A remark")
+    act("skip", "2")
+    for search, count in (("", 2), ("ONE", 1), ("remark", 1), ("odd", 1), ("say 2", 1), ("x", 0)):
+        listed = act("rows", search=search)["list"]
+        assert listed.count("<details>") == count
+    assert act("rows", name="Bob")["list"].count("<details>") == 0
+    view = act("reopen", "1")
+    assert (view["text"], view["tags"], view["comment"]) == (
+        "This is one.\r\nOr not.",
+        ("odd",),
+        "A remark",
+    )
+    assert [decision.verdict for decision in store.decisions()] == ["skipped"]
+
+
+def test_earlier_texts_are_listed(store, act):
+    act("open")
+    for text in ("This is one.\nOr not, I think.", "Another.", "This is 1.\nOr not."):
+        act("draft", "1", text)
+    listed = act("versions", "1")["list"]
+    texts = [">Another.<", "Or not, I think.", "The original response"]
+    assert sorted(texts, key=listed.index) == texts
+    assert listed.count("<section>") == 3
+
+
+def test_a_text_typed_for_another_input_is_not_put_into_this_one(store, act):
+    item = store.take("Ann")
     for original, text in (("Of another file.", item.original), (item.original, "Typed.")):
-        digest = input_digest([dataclasses.replace(item, original=original)], [])
-        assert page.reopen(store, "Ann", "1", "Typed.", digest).text == text
+        digest = input_digest([dataclasses.replace(item, original=original)])
+        assert act("open", "1", "Typed.", digest=digest)["text"] == text
 
 
-def test_a_save_is_reported_though_no_next_row_can_be_opened(store, monkeypatch):
-    page.view(store, "Ann")
-    real, count = os.fsync, itertools.count()
+def test_a_save_is_reported_though_no_next_row_can_be_opened(store, act, monkeypatch):
+    act("open")
+    real, count = store._events.add, itertools.count()
 
-    def full(file):
-        if next(count) >= 2:
-            raise OSError(28, "No space left on device")
-        real(file)
+    def full(*args, **columns):
+        if next(count):
+            raise sqlite3.OperationalError("database or disk is full")
+        real(*args, **columns)
 
-    monkeypatch.setattr(os, "fsync", full)
-    view = page.accept(store, "Ann", "1", "One.")
-    assert view.message.startswith("Row 1 is saved. No row was opened: not saved: ")
-    assert view.wrong
+    monkeypatch.setattr(store._events, "add", full)
+    view = act("save", "1", "This is one.\nOr not.")
+    assert view["message"].startswith("Row 1 is saved. No row was opened: not saved: ")
+    assert view["wrong"]
     assert [decision.verdict for decision in store.decisions()] == [EDITED]
     monkeypatch.undo()
-    assert page.put_back(store, "Ann", "").item.id == "2"
+    assert act("next")["row"] == "2"
 
 
 # The command
@@ -106,7 +163,9 @@ def run(**fields) -> None:
     [
         ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
         ({"output": "edits.json"}, "give --config.output=FILE.jsonl"),
-        ({"output": "rows.jsonl"}, "rows.jsonl: exists, but rows.jsonl.state.jsonl beside it"),
+        ({"output": "rows.jsonl"}, "rows.jsonl: holds other rows than rows.jsonl.sqlite"),
+        ({"guidelines": "no.md"}, "guidelines=no.md: cannot be read"),
+        ({"root_path": "example.org/x"}, "root_path=example.org/x: "),
         ({"export": "out.txt"}, "give a FILE.json"),
         ({"export": "out.json", "format": "edits"}, "give a FILE.jsonl"),
         ({"export": "no/out.json"}, "export=no/out.json: the folder no does not exist"),
@@ -137,40 +196,36 @@ def test_a_port_in_use(refusal, tmp_path):
     assert not (tmp_path / "edits.jsonl").exists()
 
 
-def test_without_gradio_and_with_another_input(refusal, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install 'fgrlhf_jax[annotate]'" in refusal()
+def test_without_what_serves_the_page(refusal, monkeypatch):
+    monkeypatch.setattr(annotate, "NEEDED", ("uvicorn", "no_such_module"))
+    message = "the page needs no_such_module: pip install 'fgrlhf_jax[annotate]'"
+    assert message in refusal()
+
+
+def test_with_another_input(refusal, tmp_path):
+    with Annotations(formats.read("rows.jsonl")[0], "edits.jsonl") as store:
+        accept_next(store, "Ann", "One.")
     (tmp_path / "rows.jsonl").write_text(ROW + ROW)
     assert "the input has changed since" in refusal()
     assert "the input has changed since" in refusal(export="out.json")
 
 
-def test_the_page_cares_for_no_proxy_and_no_certificate(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(ROW)
-    command = [sys.executable, "-m", "launch.annotate", "--config.input=rows.jsonl"]
-    command += ["--config.output=edits.jsonl", "--config.port=0"]
-    environment = {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment, **pipes) as process:
-        line = process.stdout.readline()
-        process.terminate()
-        assert line.startswith("Open http"), process.stderr.read()
-
-
 @pytest.mark.parametrize("kind", ["plain", "argilla"])
-def test_rows_without_a_response_are_left_out_and_counted(refusal, tmp_path, capsys, kind):
+def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, tmp_path, capsys, kind):
     empty = {"instruction": "Say two.", "output": " "}
     if kind == "plain":
-        rows = [json.loads(ROW), empty]
+        rows = [json.loads(ROW), empty, empty | {"output": "x" * (LONGEST + 1)}]
     else:
         decision = Decision("1", "Ann", "skipped", " ")
         rows = [formats.argilla_row(Item("1", "Say.", "", " "), [decision])]
-        rows.append(rows[0] | {"id": "2", "fields": {"instruction": "Say.", "response": "1"}})
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    run(input="rows.json", export="out.json")
+        for id, text in (("2", "1"), ("3", "x" * (LONGEST + 1))):
+            rows.append(rows[0] | {"id": id, "fields": {"instruction": "Say.", "response": text}})
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {"fields": 3}]))
+    run(input="rows.json", export="out.json", invalid="drop")
     out = capsys.readouterr().out
+    assert "1 rows are left out; the first: rows.json:row 4: " in out
     assert "1 rows of rows.json are left out: their response is empty" in out
+    assert "1 rows of rows.json are left out: longer than 50000 characters" in out
     assert "1 rows in out.json" in out
     (tmp_path / "rows.jsonl").write_text(json.dumps(empty))
     assert "none of its rows has a response to edit" in refusal()
@@ -182,9 +237,9 @@ def test_export(monkeypatch, tmp_path, capsys):
     run(input="rows.jsonl", export="out.json")
     items, _ = formats.read("rows.jsonl")
     with Annotations(items, "e.jsonl") as store:
-        page.accept(store, "Ann", store.take("Ann").id, "One.")
+        accept_next(store, "Ann", "One.")
         run(input="rows.jsonl", export="out.json", output="e.jsonl")  # while it is annotated
-    assert formats.read("out.json") == (items, store.decisions())
+        assert formats.read("out.json") == (items, store.decisions())
     run(input="out.json", export="x.jsonl", format="edits")
     assert '"edited": "One."' in (tmp_path / "x.jsonl").read_text()
     out = capsys.readouterr().out
@@ -194,29 +249,96 @@ def test_export(monkeypatch, tmp_path, capsys):
 # Who is served
 
 
+def serve(store, host="127.0.0.1", root_path="", password="", guidelines=""):
+    app = server.App(
+        Page(store, 0.5), host=host, root_path=root_path, password=password, guidelines=guidelines
+    )
+    return starlette.testclient.TestClient(app, base_url="http://localhost")
+
+
 @pytest.mark.parametrize(
-    ("host", "origin", "hosts", "allowed"),
+    ("host", "origin", "served_at", "root_path", "allowed"),
     [
-        ("127.0.0.1:7860", None, server.LOCAL, True),
-        ("localhost", None, server.LOCAL, True),
-        ("[::1]:7860", None, server.LOCAL, True),
-        ("evil.example:7860", None, server.LOCAL, False),
-        ("evil.example:7860", None, (), True),
-        ("mymachine:7860", None, ("MyMachine",), True),
-        ("MyMachine", "http://mymachine", ("mymachine",), True),
-        ("[evil", None, (), False),
-        (None, None, server.LOCAL, False),
-        ("localhost:1", "http://localhost:1", server.LOCAL, True),
-        ("localhost:1", "http://localhost:2", server.LOCAL, False),
-        ("localhost:1", "http://evil.example", server.LOCAL, False),
-        ("localhost:1", "null", server.LOCAL, False),
+        ("127.0.0.1:7860", None, "127.0.0.1", "", True),
+        ("localhost", None, "127.0.0.1", "", True),
+        ("[::1]:7860", None, "::1", "", True),
+        ("evil.example:7860", None, "127.0.0.1", "", False),
+        ("evil.example:7860", None, "0.0.0.0", "", True),
+        ("mymachine:7860", None, "MyMachine", "", True),
+        ("MyMachine", "http://mymachine", "mymachine", "", True),
+        ("[evil", None, "0.0.0.0", "", False),
+        ("", None, "127.0.0.1", "", False),
+        ("localhost:1", "http://localhost:1", "127.0.0.1", "", True),
+        ("localhost:1", "http://localhost:2", "127.0.0.1", "", False),
+        ("localhost:1", "http://evil.example", "127.0.0.1", "", False),
+        ("localhost:1", "null", "127.0.0.1", "", False),
+        # Behind a proxy that keeps the host, and one that writes its own.
+        ("team.example", "https://team.example", "127.0.0.1", "https://team.example/a", True),
+        ("localhost:1", "https://team.example", "127.0.0.1", "https://team.example/a", True),
+        ("localhost:1", "https://evil.example", "127.0.0.1", "https://team.example/a", False),
     ],
 )
-def test_only_pages_of_its_own_are_served(host, origin, hosts, allowed):
-    app = fastapi.FastAPI()
-    app.get("/")(lambda: "the page")
-    client = fastapi.testclient.TestClient(server.guard(app, hosts))
-    headers = {"host": host, "origin": origin}
-    response = client.get("/", headers={k: v for k, v in headers.items() if v is not None})
+def test_only_pages_of_its_own_are_served(store, host, origin, served_at, root_path, allowed):
+    headers = {"host": host} | ({"origin": origin} if origin else {})
+    response = serve(store, served_at, root_path).get("/", headers=headers)
     assert response.status_code == (200 if allowed else 403)
-    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert ("--config.root_path=https://HOST/PATH" in response.text) == (not allowed)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_under_a_path(store):
+    client = serve(store, root_path="https://localhost/team/a/")
+    for path in ("/", "/team/a/"):  # with a proxy that takes the path off, or not
+        assert '<base href="/team/a/">' in client.get(path).text
+        assert client.post(f"{path}act", json={"action": "enter", "name": "Ann"}).json()["token"]
+    response = client.get("/team/a", follow_redirects=False)
+    assert response.headers["location"] == "/team/a/"
+    assert client.get("/config").status_code == 404
+
+
+def test_guidelines_are_shown_and_their_html_is_text(store, tmp_path):
+    (tmp_path / "g.md").write_text("# Be *kind*\n\n<script>evil()</script> [x](javascript:y)")
+    text = serve(store, guidelines=server.read_guidelines(str(tmp_path / "g.md"))).get("/").text
+    assert "<h1>Be <em>kind</em></h1>" in text
+    assert text.count("<script>") == 1
+    assert 'href="javascript' not in text
+
+
+def test_a_guess_of_the_password_a_second(store):
+    client = serve(store, password="open sesame")
+    guess = {"action": "enter", "name": " Ann  Lee", "password": "sesame"}
+    began = time.monotonic()
+    assert client.post("/act", json=guess).json()["message"] == "that is not the password."
+    assert time.monotonic() - began > 0.9
+    assert client.post("/act", json={"action": "open"}).json()["enter"]
+    assert client.post("/act", json=guess | {"name": " "}).json()["wrong"]
+    token = client.post("/act", json=guess | {"password": "open sesame"}).json()["token"]
+    opened = client.post("/act", json={"action": "open"}, headers={"authorization": token}).json()
+    assert (opened["name"], opened["row"]) == ("Ann Lee", "1")
+    for forged in (token.replace("Ann", "Bob"), token[:-1], "Ann%20Lee ", "", "é"):
+        headers = {"authorization": forged.encode()}
+        assert client.post("/act", json={"action": "open"}, headers=headers).json()["enter"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[", "the page and its server differ"),
+        (b"3", "the page and its server differ"),
+        (b'{"action": "lost"}', "the page and its server differ"),
+        (b'{"action": "save", "row": 3}', "the page and its server differ"),
+        (b'{"action": "save", "row": "1", "seconds": "x"}', "the page and its server differ"),
+        (b'{"action": "draft", "row": "1", "text": "\\ud83d"}', "half a character"),
+        (b'{"action": "save", "row": "9"}', "there is no row '9'"),
+        (b'{"action": "save", "row": "1"}', "an edit cannot be empty"),
+        (b'{"action": "draft", "row": "1", "text": "%s"}' % (b"x" * 60000), "has 60000 characters"),
+        (b" " * 2_000_000, "the text is too long; 50000 characters are the most"),
+    ],
+)
+def test_requests_that_make_no_sense(store, body, message):
+    client = serve(store)
+    token = client.post("/act", json={"action": "enter", "name": "Ann"}).json()["token"]
+    answer = client.post("/act", content=body, headers={"authorization": token}).json()
+    assert message in answer["message"]
+    assert answer["wrong"]
+    assert store.decisions() == []

@@ -8,16 +8,17 @@ import pytest
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import formats
-from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 
 ITEMS = [
     Item("a", "Where is Paris?", "", "In Germany, <b>I</b> think.", "In France, I think."),
     Item("b", "And Rome?", "Context.", "In Italy.\r\n"),
     Item("c", "And Oslo?", "", "In Sweden 😀."),
-    Item("d", "And Bern?", "", "Here."),
+    Item("d", "", "", "Here.", turns=(("system", "Be brief."), ("user", "And Bern?"))),
 ]
+DETAILS = {"seconds": 12.5, "tags": ("a, b", "é"), "comment": "Why?", "over_limit": True}
 DECISIONS = [
-    Decision("a", "Ann", EDITED, "In France."),
+    Decision("a", "Ann", EDITED, "In France.", **DETAILS),
     Decision("a", "bob@example.org", EDITED, "In Europe."),
     Decision("b", "Ann", FINE, "In Italy.\r\n"),
     Decision("c", "Ann", SKIPPED, "In Sweden 😀."),
@@ -29,10 +30,10 @@ DECISIONS = [
 def read(tmp_path):
     """What a file with the given rows is read as."""
 
-    def read(rows, name: str = "rows.json"):
+    def read(rows, name: str = "rows.json", refused=None):
         path = tmp_path / name
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return formats.read(str(path))
+        return formats.read(str(path), refused)
 
     return read
 
@@ -51,7 +52,23 @@ def test_edits_are_what_reward_models_are_trained_on(tmp_path):
     rows = records.read_with_rows(str(path))
     edited = [record.edited for record, _ in rows]
     assert edited == ["In France.", "In Europe.", "In Norway 😀."]
-    assert list(rows[0][1]) == ["id", "instruction", "input", "original", "edited", "annotator"]
+    prompt = ["id", "instruction", "input", "original", "edited", "annotator"]
+    assert list(rows[0][1]) == [*prompt, *DETAILS]
+    assert list(rows[1][1]) == prompt
+
+
+def test_edits_of_several_annotators_are_one_row_to_go_over(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    formats.write(path, "edits", ITEMS, DECISIONS)
+    items, decisions = formats.read(str(path))
+    others = (("Ann", "In France."), ("bob@example.org", "In Europe."))
+    assert [item.id for item in items] == ["a", "c"]
+    assert (items[0].suggestion, items[0].others) == ("In France.", others)
+    assert decisions == []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"id": "a"}) + "\n" for row in rows))
+    with pytest.raises(InputError, match="row 3: has the id of row 1"):
+        formats.read(str(path))
 
 
 # As `dataset.records.to_json` of Argilla 2 writes it.
@@ -112,9 +129,40 @@ def test_an_export_of_label_studio(read):
     items, decisions = read([LABEL_STUDIO])
     assert items == [Item("87", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
-        Decision("87", "ann@example.org", EDITED, "In France!"),
+        Decision("87", "ann@example.org", EDITED, "In France!", seconds=8.65),
         Decision("87", "4", SKIPPED, "In Germany."),
     ]
+
+
+def test_our_rows_after_a_trip_through_label_studio(read):
+    """It numbers everything, puts numbers in place of predictions, and may drop meta."""
+    row = formats.label_studio_row(ITEMS[0], DECISIONS[:2])
+    row |= {"id": 12, "predictions": [286], "drafts": [], "meta": {}, "project": 3}
+    for number, annotation in enumerate(row["annotations"]):
+        annotation |= {"id": 40 + number, "completed_by": 1, "lead_time": 12.5, "task": 12}
+        annotation["result"][0] |= {"id": "x", "origin": "manual"}
+    items, decisions = read([row])
+    assert items == [Item("a", "Where is Paris?", "", "In Germany, <b>I</b> think.")]
+    assert decisions[0] == DECISIONS[0]
+    assert (decisions[1].annotator, decisions[1].seconds) == ("bob@example.org", 12.5)
+    for annotation in row["annotations"]:
+        del annotation["result"][0]["meta"]
+    assert [decision.annotator for decision in read([row])[1]] == ["1", "1 #41"]
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_named(read, tmp_path):
+    odd = [LABEL_STUDIO | {"annotations": [7]}, {"data": {"instruction": "x"}}, 3, LABEL_STUDIO]
+    items, decisions = read([LABEL_STUDIO, *odd], refused=(refused := []))
+    assert ([item.id for item in items], len(decisions)) == (["87"], 2)
+    assert [message.split(": ")[0][-5:] for message in refused] == [
+        f"row {n}" for n in (2, 3, 4, 5)
+    ]
+    items, _ = read([PLAIN, {"output": 3}, PLAIN | {"id": 7}], refused=(refused := []))
+    assert ([item.id for item in items], len(refused)) == (["1", "7"], 1)
+    with pytest.raises(InputError, match="row 1: has no response"):
+        read([odd[1]])
+    with pytest.raises(InputError, match=r"no row of it can be read; .*row 1: has no response"):
+        read([odd[1]], refused=[])
 
 
 @pytest.mark.parametrize("value", [5, None, ["In France."]])
@@ -138,7 +186,7 @@ def test_a_row_for_argilla():
     assert row == {
         "id": "a",
         "fields": {"instruction": "Where is Paris?", "response": ITEMS[0].original},
-        "metadata": {"annotators": ["Ann"]},
+        "metadata": {"annotators": ["Ann"], "details": row["metadata"]["details"]},
         "suggestions": {"edited": suggestion},
         "responses": {},
         "vectors": {},
@@ -151,7 +199,8 @@ def test_a_row_for_label_studio():
     assert row["data"] == {**data, "response": "In Germany, <b>I</b> think."}
     first, second = row["annotations"]
     names = {"from_name": "edited", "to_name": "response", "type": "textarea"}
-    texts = {"value": {"text": ["In France."]}, "meta": {"text": ["Ann"]}}
+    details = json.dumps(DETAILS, ensure_ascii=False)
+    texts = {"value": {"text": ["In France."]}, "meta": {"text": ["Ann", details]}}
     assert first["result"] == [names | texts]
     # Label Studio refuses a file that names a user by anything but an address or a number.
     assert "completed_by" not in first
@@ -190,14 +239,14 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
     [
         ([PLAIN, {"instruction": "Say.", "output_1": "a", "output_2": "b", "preference": 1}],
          "row 2: is a preference"),
-        ([PLAIN | {"id": "x"}, PLAIN | {"id": "x"}], "row 2: has the id 'x' of row 1"),
-        ([PLAIN | {"id": 2}, PLAIN], "row 2: has the id '2' of row 1"),
+        ([PLAIN | {"id": "x"}, PLAIN | {"id": "x"}], "row 2: has the id of row 1 ('x')"),
+        ([PLAIN | {"id": 2}, PLAIN], "row 2: has the id of row 1 ('2')"),
         ([PLAIN, 3], "row 2: is not an object"),
         ("[{", "malformed JSON"),
-        ([ARGILLA, 3], "row 2: is not in the form"),
+        ([ARGILLA, 3], "row 2: is not in the form of an export's rows"),
         ([ARGILLA, LABEL_STUDIO], "row 2: is not in the form"),
         ([without(ARGILLA, "fields", "prompt")],
-         "row 1: has no instruction (it has response); name one instruction or prompt or question"),
+         "row 1: has no instruction (it has response); name one instruction or prompt"),
         ([ARGILLA | {"fields": {"prompt": "x", "response": 3}}], "row 1: has no response"),
         ([ARGILLA | {"fields": {"prompt": "x", "response": "\ud800"}}], "invalid Unicode"),
         ([ARGILLA | {"responses": [{"user_id": "x", "values": {}}]}], "is of Argilla 1"),

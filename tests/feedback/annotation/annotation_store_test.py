@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from annotations_cases import IMPORTED, edits, items, lines
+from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines, skip
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import history
 from fgrlhf_jax.feedback.annotation.agreement import describe, measure_agreement
-from fgrlhf_jax.feedback.annotation.history import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.annotation.store import Annotations
 
 
@@ -27,22 +26,22 @@ def output(tmp_path) -> Path:
     return tmp_path / "edits.jsonl"
 
 
-def accept_next(store: Annotations, name: str, text: str) -> Decision:
-    return store.accept(name, store.take(name).id, text)
+def text_of(store: Annotations, name: str, id: str) -> str:
+    return store.latest(name, id).text
 
 
 def test_two_annotators_to_the_end(output):
     with Annotations(items(3), output) as store:
         assert [store.take(name).id for name in ("Ann", "Bob", "Ann")] == ["r0", "r1", "r0"]
-        assert store.accept("Ann", "r0", "This is number zero.").verdict == EDITED
-        assert output.read_text().count("\n") == 1
+        assert accept(store, "Ann", "r0", "This is number zero.").verdict == EDITED
         assert store.take("Ann").id == "r2"
-        assert store.accept("Bob", "r1", "This is number 1.").verdict == FINE
+        assert accept(store, "Bob", "r1", "This is number 1.").verdict == FINE
         assert store.take("Bob") is None  # Ann has the last
-        store.accept("Ann", "r2", "Two.")
+        accept(store, "Ann", "r2", "Two.")
         assert store.take("Ann") is None
         counts = {"rows": 3, "done": 3, "open_elsewhere": 0, "mine": 2}
         assert store.progress("Ann") == {**counts, EDITED: 2, FINE: 1, SKIPPED: 0}
+        store.write_edits()
     prompt = {"id": "r0", "instruction": "Say 0.", "input": ""}
     texts = {"original": "This is number 0.", "edited": "This is number zero."}
     assert lines(output)[0] == {**prompt, **texts, "annotator": "Ann"}
@@ -51,42 +50,47 @@ def test_two_annotators_to_the_end(output):
 def test_reopening_goes_on_where_it_stopped(output):
     with Annotations(items(4), output) as store:
         assert [store.take(name).id for name in ("Ann", "Bob")] == ["r0", "r1"]
-        store.accept("Ann", "r0", "Zero.")
+        accept(store, "Ann", "r0", "Zero.")
         store.take("Ann")
+        draft(store, "Ann", "r2", "Tw")
     with Annotations(items(4), output) as store:
+        assert edits(output) == [("Zero.", "Ann")]
         assert [store.take(name).id for name in ("Cem", "Bob", "Ann")] == ["r3", "r1", "r2"]
-        store.undo("Ann")
+        assert text_of(store, "Ann", "r2") == "Tw"
+        store.reopen("Ann")
+        store.write_edits()
         assert output.read_text() == ""
-        assert store.text("Ann", "r0") == "Zero."
+        assert text_of(store, "Ann", "r0") == "Zero."
 
 
 def test_undo_takes_back_every_kind_of_decision_in_turn(output):
     with Annotations(items(7), output) as store:
         for text in ("Zero.", "This is number 1.", None, "Three."):
             row = store.take("Ann").id
-            store.skip("Ann", row) if text is None else store.accept("Ann", row, text)
+            skip(store, "Ann", row) if text is None else accept(store, "Ann", row, text)
         store.take("Bob", put_back=store.take("Bob").id)
         accept_next(store, "Bob", "Four.")
         accept_next(store, "Ann", "Five.")
-        undone = [store.undo("Ann").id for _ in range(5)]
-        assert undone == ["r5", "r3", "r2", "r1", "r0"]
-        assert edits(output) == [("Four.", "Bob")]
+        assert [store.reopen("Ann").id for _ in range(5)] == ["r5", "r3", "r2", "r1", "r0"]
+        assert [d.text for d in store.decisions()] == ["Four."]
         with pytest.raises(InputError, match="nothing to undo"):
-            store.undo("Ann")
+            store.reopen("Ann")
         assert store.take("Ann").id == "r0"
-        texts = [store.text("Ann", f"r{k}") for k in (0, 1, 3)]
+        texts = [text_of(store, "Ann", f"r{k}") for k in (0, 1, 3)]
         assert texts == ["Zero.", "This is number 1.", "Three."]
 
 
 def test_a_skipped_row_goes_to_others_and_only_then_cannot_be_taken_back(output):
     with Annotations(items(2), output) as store:
         accept_next(store, "Ann", "Zero.")
-        store.skip("Ann", store.take("Ann").id)
+        skip(store, "Ann", store.take("Ann").id)
         assert store.take("Ann") is None
         assert store.take("Bob").id == "r1"
-        assert store.undo("Ann").id == "r0"  # not r1, which Bob has
-        store.accept("Ann", "r0", "Zero again.")
-        store.accept("Bob", "r1", "One.")
+        with pytest.raises(InputError, match=r"row r1 stays: .* others have it now"):
+            store.reopen("Ann", "r1")
+        assert store.reopen("Ann").id == "r0"  # not r1, which Bob has
+        accept(store, "Ann", "r0", "Zero again.")
+        accept(store, "Bob", "r1", "One.")
         assert store.progress("Ann")["done"] == 2
 
 
@@ -95,13 +99,13 @@ def test_next_puts_a_row_back_until_all_others_have_been_seen(output):
         assert store.take("Ann").id == "r0"
         assert store.take("Ann", put_back="r0").id == "r1"
         assert store.take("Bob").id == "r0"  # free again
-        store.accept("Ann", "r1", "One.")
+        accept(store, "Ann", "r1", "One.")
         assert store.take("Ann").id == "r2"
         assert store.take("Ann", put_back="r2").id == "r2"  # there is no other
         assert store.take("Ann", put_back="r1").id == "r2"  # from a tab that is out of date
     with Annotations(items(3), output) as store:
         assert store.take("Bob", put_back="r0").id == "r0"
-        store.accept("Bob", "r0", "Zero.")
+        accept(store, "Bob", "r0", "Zero.")
         assert store.take("Bob") is None
         assert store.take("Ann", put_back="r2").id == "r2"
 
@@ -112,7 +116,7 @@ def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
         assert store.take("Ann").id == "r0"
         clock.now = 11
         assert store.take("Bob").id == "r1"  # r0 can wait for Ann
-        store.accept("Bob", "r1", "One.")
+        accept(store, "Bob", "r1", "One.")
         accept_next(store, "Bob", "Two.")
         clock.now = 15
         store.touch("Ann")
@@ -120,10 +124,10 @@ def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
         clock.now = 26
         assert store.take("Bob").id == "r0"
         with pytest.raises(InputError, match="somebody else has this row now"):
-            store.accept("Ann", "r0", "Mine.")
+            accept(store, "Ann", "r0", "Mine.")
         assert store.take("Ann") is None
-        store.accept("Bob", "r0", "Zero.")
-    assert [name for _, name in edits(output)] == ["Bob"] * 3
+        accept(store, "Bob", "r0", "Zero.")
+        assert [d.annotator for d in store.decisions()] == ["Bob"] * 3
 
 
 def test_a_silent_annotators_last_row(output):
@@ -132,8 +136,7 @@ def test_a_silent_annotators_last_row(output):
     with Annotations(items(2), output, release_after=10, clock=clock) as store:
         store.take("Ann")
         clock.now = 100
-        store.accept("Ann", "r0", "Zero.")
-        assert edits(output) == [("Zero.", "Ann")]
+        assert accept(store, "Ann", "r0", "Zero.").text == "Zero."
         store.take("Ann")
     with Annotations(items(2), output, release_after=10, clock=clock) as store:
         assert store.take("Bob") is None
@@ -145,12 +148,12 @@ def test_sent_twice_counts_once_and_something_else_is_refused(output):
     with Annotations(items(2), output) as store:
         store.take("Ann")
         for _ in range(2):
-            store.accept("Ann", "r0", "Zero.")
+            accept(store, "Ann", "r0", "Zero.")
         with pytest.raises(InputError, match="decided this row before"):
-            store.accept("Ann", "r0", "Null.")
+            accept(store, "Ann", "r0", "Null.")
         with pytest.raises(InputError, match="decided this row before"):
-            store.skip("Ann", "r0")
-        assert len(lines(output)) == 1
+            skip(store, "Ann", "r0")
+        assert len(store.decisions()) == 1
 
 
 def test_refused_edits(output):
@@ -162,38 +165,63 @@ def test_refused_edits(output):
             ("r9", "Nine.", "no row 'r9'"),
         ):
             with pytest.raises(InputError, match=message):
-                store.accept("Ann", row, text)
+                accept(store, "Ann", row, text)
         assert store.take("Ann").id == "r0"
         assert store.decisions() == []
 
 
 def test_texts_are_kept_to_the_letter(output):
     odd = "  \ttabs, \u2028 lines\r\nand \u202e marks, \x00, 😀 <script>\n\n"
-    rows = [Item("1", odd, odd, odd)]
-    with Annotations(rows, output) as store:
-        accept_next(store, "Ann", odd + "!")
-    (edit,) = records.read(str(output))
-    assert [edit.instruction, edit.input, edit.original, edit.edited] == [*3 * [odd], odd + "!"]
-    assert history.read_decisions(rows, output)[0].text == odd + "!"
+    details = {"tags": (odd, "b"), "comment": odd, "seconds": 2.5, "over_limit": True}
+    with Annotations([Item("1", odd, odd, odd)], output) as store:
+        store.take("Ann")
+        edit = accept(store, "Ann", "1", odd + "!", **details)
+        assert store.decisions() == [edit]
+        store.write_edits()
+    ((record, row),) = records.read_with_rows(str(output))
+    assert [record.instruction, record.input, record.original] == 3 * [odd]
+    assert record.edited == odd + "!"
+    assert {name: row[name] for name in details} == details | {"tags": [odd, "b"]}
 
 
-def test_a_draft_and_a_suggestion_are_where_editing_starts(output):
+def test_editing_starts_from_the_draft_or_the_suggestion(output):
     rows = [Item("1", "Say.", "", "One.", "Won."), *items(1)]
     with Annotations(rows, output) as store:
         store.take("Ann")
-        assert store.text("Ann", "1") == "Won."
-        assert store.draft("Ann", "1", "Wo")
-        assert not store.draft("Ann", "r0", "not open")
-        assert store.draft("Ann", "1", "W", older=True)
-        assert (store.text("Ann", "1"), store.text("Bob", "1")) == ("Wo", "Won.")
-        store.accept("Ann", "1", "Won.")
-        assert store.text("Ann", "1") == "Won."
+        assert text_of(store, "Ann", "1") == "Won."
+        assert draft(store, "Ann", "1", "Wo", seconds=3, tags=("a",))
+        assert not draft(store, "Ann", "r0", "not open")
+        assert (text_of(store, "Ann", "1"), text_of(store, "Bob", "1")) == ("Wo", "Won.")
+        assert (store.latest("Ann", "1").seconds, store.latest("Ann", "1").tags) == (3, ("a",))
+        accept(store, "Ann", "1", "Won.")
         for text in ("One.", "Two."):  # the decision, fine as it was or edited
-            store.undo("Ann")
-            store.accept("Ann", "1", text)
-            store.undo("Ann")
-            assert store.text("Ann", "1") == text
-            store.accept("Ann", "1", "Won.")
+            store.reopen("Ann")
+            accept(store, "Ann", "1", text)
+            store.reopen("Ann", "1")
+            assert text_of(store, "Ann", "1") == text
+            accept(store, "Ann", "1", "Won.")
+
+
+def test_a_text_that_was_overwritten_can_be_had_back(output):
+    clock = Clock()
+    with Annotations(items(1), output, clock=clock) as store:
+        store.take("Ann")
+
+        def type(*texts: str) -> list[str]:
+            for text in texts:
+                clock.now += 1
+                draft(store, "Ann", "r0", text)
+            return [version.text for _, version in store.versions("Ann", "r0")]
+
+        assert type("This", "This is", "This i", "This is long.") == ["This is long."]
+        assert type("x", "xy") == ["xy", "This is long."]
+        clock.now += 60
+        assert type("xyz") == ["xyz", "xy", "This is long."]
+        accept(store, "Ann", "r0", "Saved.")
+        store.reopen("Ann")
+        assert type("y")[:2] == ["y", "Saved."]
+        held_down = ["A long text, taken out key by key."[:n] for n in range(34, 0, -4)]
+        assert held_down[0] in type(*held_down)
 
 
 @pytest.mark.parametrize("overlap", [1, 3])
@@ -213,9 +241,9 @@ def test_many_threads_never_share_a_row_beyond_the_overlap(output, overlap):
                     if choice < 0.2:
                         store.take(name, put_back=item.id)
                     elif choice < 0.3 and store.progress(name)["mine"]:
-                        store.undo(name)
+                        store.reopen(name)
                     else:
-                        store.accept(name, item.id, f"{item.original} By {name}.")
+                        accept(store, name, item.id, f"{item.original} By {name}.")
                 except InputError as error:
                     faults.append(error)
 
@@ -223,6 +251,7 @@ def test_many_threads_never_share_a_row_beyond_the_overlap(output, overlap):
             list(pool.map(annotate, [f"A{k}" for k in range(6)]))
         assert not faults
         decisions = store.decisions()
+        store.write_edits()
     for item in rows:
         names = [decision.annotator for decision in decisions if decision.id == item.id]
         assert len(names) == len(set(names)) == overlap
@@ -232,13 +261,10 @@ def test_many_threads_never_share_a_row_beyond_the_overlap(output, overlap):
 
 
 def test_imported_decisions_come_first(output):
-    assert history.read_decisions(items(4), output, IMPORTED) == IMPORTED
     for _ in range(2):
         with Annotations(items(4), output, imported=IMPORTED) as store:
             assert store.decisions()[:4] == IMPORTED
             assert store.take("Ann").id == "r3"
-            stored = history.read_decisions(items(4), output, IMPORTED)  # while it is open
-            assert stored == IMPORTED
     assert edits(output) == [("One.", "Ann"), ("Two.", "Bob")]
 
 

@@ -1,0 +1,78 @@
+"""Reads the log of earlier versions, OUTPUT.jsonl.state.jsonl, which stays as it is.
+
+Its first line says which input it belongs to; every other line is an event {"event", "id",
+"annotator", "time"} of the kinds open (id None: on no row), edited (with "text"), fine, skipped,
+and undo, which opens the row again.
+"""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation.items import EDITED, VERDICTS, Item
+from fgrlhf_jax.runtime import files
+
+FORMAT = "fgrlhf_jax annotations, version 1"
+
+
+def path_of(output: Path) -> Path:
+    """The log that belongs to a file of edits."""
+    return output.with_name(output.name + ".state.jsonl")
+
+
+def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]:
+    """The events as rows of the database: time, event, row, annotator and text.
+
+    Raises:
+      InputError: for a log that is damaged or of another input.
+    """
+    try:
+        rows, size = files.parse_jsonl(data := path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if b"\n" in data[size:]:
+        raise InputError(
+            f"{path}:{len(rows) + 1}: is damaged (no JSON); put back a copy of the file"
+        )
+    head = rows[0] if rows else {}
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")
+    if head.get("input") != digest:
+        raise InputError(
+            f"{path}: was begun with another input, or the input has changed since; put it back "
+            "or choose another output"
+        )
+    events: list[dict[str, Any]] = []
+    try:
+        events += _replay(rows[1:], {item.id: item.original for item in items})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{path}: its events make no sense ({error!r}); put back a copy of the file"
+        ) from error
+    return events
+
+
+def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of the database, in order; KeyError where they do not follow from one another."""
+    decided: dict[tuple[str, str], str] = {}  # (annotator, id) -> text
+    opened: dict[str, str] = {}  # annotator -> id
+    for row in rows:
+        event, id, name = row["event"], row["id"], row["annotator"]
+        time = datetime.datetime.fromisoformat(row["time"]).timestamp()
+        text = None
+        if event == "open" and id is None:
+            event, id = "closed", opened.pop(name)
+        elif event == "undo":
+            event, text, opened[name] = "open", decided.pop((name, id)), id
+        elif event == "open":
+            opened[name] = id
+        elif event in VERDICTS:
+            text = decided[name, id] = row["text"] if event == EDITED else originals[id]
+            opened.pop(name, None)
+        else:
+            raise KeyError(event)
+        if id not in originals:
+            raise KeyError(id)
+        yield {"time": time, "event": event, "row": id, "annotator": name, "text": text}

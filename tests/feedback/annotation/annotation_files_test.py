@@ -1,0 +1,303 @@
+"""Decisions are on the disk before the next row shows, whoever is killed, full or in the way."""
+
+import json
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "edits.jsonl"
+
+
+# Several processes, killed or not.
+
+CHILD = """
+import sys
+from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item
+from fgrlhf_jax.feedback.annotation.store import Annotations
+output, name, count, overlap = sys.argv[1:]
+items = [Item(f"r{k}", f"Say {k}.", "", f"This is number {k}.") for k in range(int(count))]
+with Annotations(items, output, overlap=int(overlap)) as store:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while (item := store.take(name)) is not None:
+        store.draft(Decision(item.id, name, "draft", "Edi"))
+        store.decide(Decision(item.id, name, EDITED, f"Edited {item.id} by {name}"))
+        print(item.id, flush=True)
+        store.write_edits()
+"""
+
+
+def start(output: Path, name: str = "Ann", count: int = 4000, overlap: int = 1):
+    """A process that edits all rows; it has opened the files and begins with the next line."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(output), name, str(count), str(overlap)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_nothing_that_was_accepted_is_lost_when_killed(output):
+    rng, accepted = random.Random(0), []
+    for _ in range(4):
+        child = start(output)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        for _ in range(rng.randrange(5, 40)):
+            accepted.append(child.stdout.readline().strip())
+        child.send_signal(signal.SIGKILL)
+        with child:
+            accepted += child.stdout.read().split()
+    with Annotations(items(4000), output) as store:
+        ids = [decision.id for decision in store.decisions()]
+    assert ids == [row["id"] for row in lines(output)]
+    assert len(ids) == len(set(ids))
+    # The last one of each run may have been accepted without our hearing of it.
+    assert set(accepted) <= set(ids)
+    assert len(ids) <= len(accepted) + 4
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_processes_share_the_rows(output, overlap):
+    children = {name: start(output, name, 60, overlap) for name in ("Ann", "Bob", "Cem")}
+    for child in children.values():
+        child.stdin.write("\n")
+        child.stdin.flush()
+    done = {name: child.communicate()[0].split() for name, child in children.items()}
+    assert all(child.returncode == 0 for child in children.values())
+    with Annotations(items(60), output, overlap=overlap) as store:
+        decisions = store.decisions()
+        assert done == {name: [d.id for d in store.decisions(name)] for name in children}
+    assert sorted(d.id for d in decisions) == sorted(overlap * [item.id for item in items(60)])
+    assert edits(output) == [(decision.text, decision.annotator) for decision in decisions]
+
+
+def test_two_processes_and_the_same_row(output):
+    with Annotations(items(2), output) as one, Annotations(items(2), output) as other:
+        assert [one.take("Ann").id, other.take("Bob").id, other.take("Ann").id] == [
+            "r0",
+            "r1",
+            "r0",
+        ]
+        draft(one, "Ann", "r0", "Ze")
+        assert other.latest("Ann", "r0").text == "Ze"
+        accept(one, "Ann", "r0", "Zero.")
+        with pytest.raises(InputError, match="you decided this row before"):
+            accept(other, "Ann", "r0", "Null.")
+        with pytest.raises(InputError, match="somebody else has this row"):
+            accept(one, "Ann", "r1", "One.")
+        accept(other, "Bob", "r1", "One!")
+        for store in (one, other):
+            store.write_edits()
+        assert edits(output) == [("Zero.", "Ann"), ("One!", "Bob")]
+        assert one.reopen("Ann").id == other.take("Ann").id == "r0"
+
+
+def test_every_commit_is_on_the_disk(output):
+    with Annotations(items(1), output) as store:
+        values = [store._events.query(f"PRAGMA {name}") for name in ("synchronous", "journal_mode")]
+    assert values == [[(2,)], [("wal",)]]  # FULL: fsync before a commit returns
+    assert [path.name for path in output.parent.iterdir()] == [output.name, f"{output.name}.sqlite"]
+
+
+@pytest.mark.parametrize("action", ["accept", "undo", "draft"])
+def test_a_full_disk_is_reported_and_nothing_is_lost(output, action):
+    """A limit on the size of files: the kernel writes some bytes, then refuses the rest."""
+    rows, text = items(3), "Two. " * 5000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Annotations(rows, output) as store:
+        accept_next(store, "Ann", "Zero.")
+        accept_next(store, "Ann", "One. " * 5000)
+        row, before = store.take("Ann").id, store.decisions()
+        files = [path.stat().st_size for path in output.parent.iterdir()]
+        for room in (0, 1, 5000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max(files) + room, limits[1]))
+            actions = {
+                "accept": lambda: accept(store, "Ann", row, text),
+                "undo": lambda: store.reopen("Ann"),
+                "draft": lambda: draft(store, "Ann", row, text),
+            }
+            try:
+                with pytest.raises(InputError, match=r"not saved: .*sqlite: .*free some space"):
+                    actions[action]()
+                assert store.decisions() == before
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert store.take("Ann").id == row
+        accept(store, "Ann", row, text)
+        after = store.decisions()
+    assert [decision.text for decision in after] == ["Zero.", "One. " * 5000, text]
+    with Annotations(rows, output) as store:
+        assert store.decisions() == after
+
+
+def test_edits_that_cannot_be_written_are_safe(output):
+    with Annotations(items(1), output) as store:
+        accept_next(store, "Ann", "Zero.")
+        output.unlink()
+        output.mkdir()
+        with pytest.raises(InputError, match=r"edits are safe in .*edits.jsonl.sqlite"):
+            store.write_edits()
+        output.rmdir()
+        store.write_edits()
+    assert edits(output) == [("Zero.", "Ann")]
+
+
+# The log of earlier versions, as they wrote it for items(4).
+
+OLD_HEAD = {
+    "format": "fgrlhf_jax annotations, version 1",
+    "input": "4ea4eceb1791d5c796858d81f672b352ecc5ec558ca60b25e09dcd60719067f0",
+}
+OLD_EVENTS = [
+    ("open", "r0", "Ann", {}),
+    ("edited", "r0", "Ann", {"text": "Zero, é."}),
+    ("open", "r1", "Bob", {}),
+    ("edited", "r1", "Bob", {"text": "One."}),
+    ("open", "r2", "Ann", {}),
+    ("skipped", "r2", "Ann", {}),
+    ("undo", "r1", "Bob", {}),
+    ("edited", "r1", "Bob", {"text": "Won."}),
+    ("open", "r2", "Bob", {}),
+    ("fine", "r3", "Cem", {}),
+    ("open", None, "Bob", {}),
+    ("undo", "r0", "Ann", {}),
+]
+
+
+@pytest.fixture
+def old(output) -> Path:
+    """The log, beside the edits of before its last event."""
+    time = {"time": "2026-11-28T17:55:04+00:00"}
+    events = [{"event": e, "id": i, "annotator": a, **time, **t} for e, i, a, t in OLD_EVENTS]
+    log = output.with_name("edits.jsonl.state.jsonl")
+    log.write_text("".join(json.dumps(row) + "\n" for row in [OLD_HEAD, *events]))
+    rows = [
+        {"id": f"r{k}", "instruction": f"Say {k}.", "input": "", "original": f"This is number {k}."}
+        | {"edited": text, "annotator": name}
+        for k, text, name in ((0, "Zero, é.", "Ann"), (1, "Won.", "Bob"))
+    ]
+    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return log
+
+
+def test_a_log_of_an_earlier_version_is_taken_over_once(output, old):
+    log, second_line = old.read_bytes(), output.read_bytes().splitlines()[1]
+    for is_first in (True, False):
+        with Annotations(items(4), output) as store:
+            assert store.imported_log == (old if is_first else None)
+            assert store.decisions() == [
+                Decision("r2", "Ann", SKIPPED, "This is number 2."),
+                Decision("r1", "Bob", EDITED, "Won."),
+                Decision("r3", "Cem", FINE, "This is number 3."),
+            ]
+            assert store.take("Ann").id == "r0"
+            assert store.latest("Ann", "r0").text == "Zero, é."
+            assert [d.text for _, d in store.versions("Bob", "r1")] == ["Won.", "One.", "One."]
+            assert store.versions("Bob", "r1")[0][0] == 1795888504
+    assert (old.read_bytes(), output.read_bytes()) == (log, second_line + b"\n")
+
+
+def test_an_edit_that_an_earlier_version_had_not_finished_writing(output, old):
+    output.write_bytes(output.read_bytes()[:-20])
+    with Annotations(items(4), output):
+        assert edits(output) == [("Won.", "Bob")]
+
+
+# Files that somebody changed, damaged or began with another input are refused.
+
+
+def assert_refused(message: str, output: Path, rows=None, **options) -> None:
+    before = {path: path.read_bytes() for path in output.parent.iterdir()}
+    with pytest.raises(InputError, match=message):
+        Annotations(rows or items(4), output, **options)
+    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (0, "{}", "is not of the form"),
+        (0, '"x"', "is not of the form"),
+        (0, json.dumps(OLD_HEAD | {"input": "0"}), "the input has changed since"),
+        (3, "{", "jsonl:4: is damaged"),
+        (3, "3", "make no sense"),
+        (3, '{"event": "fine"}', "make no sense"),
+        (1, '{"event": "undo", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}', "no sense"),
+        (1, '{"event": "lost", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}', "no sense"),
+    ],
+)
+def test_a_damaged_log_is_refused(output, old, line, text, message):
+    rows = old.read_text().splitlines()
+    rows[line] = text
+    old.write_text("\n".join(rows) + "\n")
+    assert_refused(message, output)
+
+
+@pytest.fixture
+def begun(output) -> Path:
+    with Annotations(items(2), output) as store:
+        accept_next(store, "Ann", "Zero.")
+        accept_next(store, "Ann", "One.")
+    with Annotations(items(2), output):
+        return output
+
+
+def test_another_input_is_refused(begun):
+    changed = [*items(1), Item("r1", "Say 1.", "", "This is number one.")]
+    for rows in (items(1), items(3), items(2)[::-1], changed):
+        assert_refused("the input has changed since", begun, rows)
+    assert_refused("the input has changed since", begun, items(2), imported=IMPORTED[:1])
+
+
+def test_edits_changed_by_somebody_else_are_refused(begun):
+    text = begun.read_text()
+    for changed in (text.replace("Zero", "Nil"), text + "mine\n", text + '{"mine": 1}', "[1]\n"):
+        begun.write_text(changed)
+        assert_refused("holds other rows than edits.jsonl.sqlite", begun, items(2))
+    begun.unlink()
+    with Annotations(items(2), begun) as store:
+        assert begun.read_text() == text
+        store.reopen("Ann")
+        begun.write_text(text + "mine\n")
+        with pytest.raises(InputError, match="holds other rows"):
+            store.write_edits()
+        assert begun.read_text().endswith("mine\n")
+
+
+def test_refused_outputs(output, tmp_path):
+    output.write_text('{"some": "rows"}\n')
+    assert_refused("choose another output", output)
+    with pytest.raises(InputError, match="choose another output"):
+        Annotations(items(1), output / "edits.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"folder.jsonl: cannot be written"):
+        Annotations(items(1), tmp_path / "folder.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"no database " * 100, None])
+def test_a_database_of_something_else_is_refused(output, content):
+    path = database_path(output)
+    if content:
+        path.write_bytes(content)
+    else:
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE mine (x)")
+        other.close()
+    assert_refused(r"edits.jsonl.sqlite: .*put back a copy|choose another output", output)
