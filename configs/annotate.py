@@ -1,19 +1,17 @@
 """People edit responses in a browser: what ``launch.annotate`` needs."""
 
+from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.feedback.annotation.formats import FORMATS
 
 GROUPS = {
-    "": {
+    "Annotation": {
         "input": Field(
             "",
             "FILE of responses or edits, or of Argilla or Label Studio; "
             '"": responses of the embedded world',
         ),
         "output": Field("", "FILE.jsonl of edits; beside it FILE.jsonl.sqlite, which has all"),
-        "invalid": Field(
-            "stop", "rows that cannot be read: stop, or drop and count", choices=("stop", "drop")
-        ),
         "guidelines": Field("", "FILE.md for annotators, on the start page, before any password"),
         "host": Field("127.0.0.1", "address of the page; 0.0.0.0: all, with a password"),
         "port": Field(7860, "port of the page; 0: any that is free", at_least=0, at_most=65535),
@@ -36,6 +34,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    READING,
     first="input output overlap guidelines",
 )
 

@@ -75,9 +75,9 @@ def read_items(config) -> tuple[list[Item], list[Decision]]:
         rows = make_instructions(20, "feedback", 0)
         return [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)], []
     refused = [] if config.invalid == "drop" else None
-    items, decisions = formats.read(config.input, refused)
+    items, decisions = formats.read(config.input, columns=config.columns, refused=refused)
     if refused:
-        print(f"{len(refused)} rows are left out; the first: {refused[0]}")
+        print(f"{len(refused)} rows left out; the first: {refused[0]}")
     return drop_unusable_responses(items, decisions, config.input)
 
 

@@ -50,13 +50,16 @@ Row = dict[str, Any]
 ItemAndDecisions = tuple[Item, list[Decision]]
 
 
-def read(spec: str, refused: list[str] | None = None) -> tuple[list[Item], list[Decision]]:
+def read(
+    spec: str, *, columns: str = "", refused: list[str] | None = None
+) -> tuple[list[Item], list[Decision]]:
     """The responses of a source, and the decisions that it holds already.
 
     Args:
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
         ``records.read``, where edits are responses with an edit to begin from, several edits of a
         row one response. Rows without an id get their number; a response may be empty.
+      columns: other names of fields, as for ``records.read_with_rows``.
       refused: where given, wrong rows are left out and the messages about them are added to it.
 
     Raises:
@@ -64,7 +67,8 @@ def read(spec: str, refused: list[str] | None = None) -> tuple[list[Item], list[
     """
     rows = _rows_of_other_tool(spec)
     if rows is None:
-        numbered = enumerate(records.read_with_rows(spec, refused=refused), 1)
+        pairs = records.read_with_rows(spec, columns=columns, refused=refused)
+        numbered = enumerate(pairs, 1)
         convert: Callable[..., ItemAndDecisions] = _from_record
     else:
         numbered = enumerate(rows, 1)
@@ -168,7 +172,7 @@ def _id(value: object, default: object) -> str:
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
-    turns = tuple((turn.role, turn.content) for turn in getattr(record, "messages", ()))
+    turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):
         raise InputError(
             f"{where}: is a preference, which has two responses; give rows with the one to edit, "

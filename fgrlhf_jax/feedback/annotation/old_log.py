@@ -28,14 +28,7 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
     Raises:
       InputError: for a log that is damaged or of another input.
     """
-    try:
-        rows, size = files.parse_jsonl(data := path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if b"\n" in data[size:]:
-        raise InputError(
-            f"{path}:{len(rows) + 1}: is damaged (no JSON); put back a copy of the file"
-        )
+    rows = files.read_jsonl(path)
     head = rows[0] if rows else {}
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")

@@ -281,7 +281,8 @@ class Annotations(contextlib.AbstractContextManager):
             with files.as_input_error(self.output, f"the edits are safe in {self._events.path}"):
                 content = self.output.read_bytes() if self.output.exists() else None
                 query = "SELECT DISTINCT row, annotator, text FROM events WHERE event = 'edited'"
-                if content and not _holds_only(content, set(self._events.query(query)), data):
+                known = set(self._events.query(query))
+                if content and not self._holds_only(content, known, data):
                     raise InputError(
                         f"{self.output}: holds other rows than {self._events.path.name} beside "
                         "it; move the file away, or choose another output"
@@ -289,6 +290,16 @@ class Annotations(contextlib.AbstractContextManager):
                 if content != data:
                     files.replace(self.output, [data])
                 self._is_written = True
+
+    def _holds_only(self, content: bytes, known: set[tuple], data: bytes) -> bool:
+        """Whether a file of edits has no rows but known ones, the last of which may be torn."""
+        rows = files.parse_jsonl(content, self.output, "move the file away")
+        texts = ("id", "annotator", "edited")
+        torn = content[content.rfind(b"\n") + 1 :]
+        return any(line.startswith(torn) for line in data.split(b"\n")) and all(
+            isinstance(row, dict) and tuple(str(row.get(name)) for name in texts) in known
+            for row in rows
+        )
 
     def _open_row(self, name: str) -> str:
         condition = "standing AND event = 'open' AND annotator = :name"
@@ -339,13 +350,3 @@ def _takes_out_little(before: str, after: str) -> bool:
     """Whether at most 3 characters between the common start and end are gone."""
     common = Prefix.similarity(before, after) + Postfix.similarity(before, after)
     return len(before) - common <= 3
-
-
-def _holds_only(content: bytes, known: set[tuple], data: bytes) -> bool:
-    """Whether a file of edits has no rows but known ones, the last of which may be torn."""
-    rows, size = files.parse_jsonl(content)
-    texts = ("id", "annotator", "edited")
-    return any(line.startswith(content[size:]) for line in data.split(b"\n")) and all(
-        isinstance(row, dict) and tuple(str(row.get(name)) for name in texts) in known
-        for row in rows
-    )

@@ -223,7 +223,7 @@ def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, tmp_p
     (tmp_path / "rows.json").write_text(json.dumps([*rows, {"fields": 3}]))
     run(input="rows.json", export="out.json", invalid="drop")
     out = capsys.readouterr().out
-    assert "1 rows are left out; the first: rows.json:row 4: " in out
+    assert "1 rows left out; the first: rows.json:row 4: " in out
     assert "1 rows of rows.json are left out: their response is empty" in out
     assert "1 rows of rows.json are left out: longer than 50000 characters" in out
     assert "1 rows in out.json" in out

@@ -33,7 +33,7 @@ def read(tmp_path):
     def read(rows, name: str = "rows.json", refused=None):
         path = tmp_path / name
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return formats.read(str(path), refused)
+        return formats.read(str(path), refused=refused)
 
     return read
 
@@ -55,6 +55,13 @@ def test_edits_are_what_reward_models_are_trained_on(tmp_path):
     prompt = ["id", "instruction", "input", "original", "edited", "annotator"]
     assert list(rows[0][1]) == [*prompt, *DETAILS]
     assert list(rows[1][1]) == prompt
+
+
+def test_a_conversation_comes_back_from_a_file_of_edits(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    formats.write(path, "edits", ITEMS, [Decision("d", "Ann", EDITED, "There.")])
+    (item,), _ = formats.read(str(path))
+    assert (item.turns, item.original, item.suggestion) == (ITEMS[3].turns, "Here.", "There.")
 
 
 def test_edits_of_several_annotators_are_one_row_to_go_over(tmp_path):
