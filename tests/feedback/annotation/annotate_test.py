@@ -3,8 +3,11 @@
 import dataclasses
 import itertools
 import json
+import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 
 import pytest
@@ -208,6 +211,19 @@ def test_with_another_input(refusal, tmp_path):
     (tmp_path / "rows.jsonl").write_text(ROW + ROW)
     assert "the input has changed since" in refusal()
     assert "the input has changed since" in refusal(export="out.json")
+
+
+def test_the_page_cares_for_no_proxy_and_no_certificate(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    command = [sys.executable, "-m", "launch.annotate", "--config.input=rows.jsonl"]
+    command += ["--config.output=edits.jsonl", "--config.port=0"]
+    environment = {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment, **pipes) as process:
+        line = process.stdout.readline()
+        process.terminate()
+        assert line.startswith("Open http"), process.stderr.read()
 
 
 @pytest.mark.parametrize("kind", ["plain", "argilla"])
