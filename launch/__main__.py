@@ -12,7 +12,7 @@ from launch.shared import process
 def list_commands() -> dict[str, str]:
     """The first sentence on each command, by its name; imports none of them."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    documentation = {file.stem: ast.get_docstring(ast.parse(file.read_text())) for file in files}
+    documentation = {file.stem: ast.get_docstring(ast.parse(file.read_bytes())) for file in files}
     return {name: text.partition("\n")[0] for name, text in documentation.items()}
 
 

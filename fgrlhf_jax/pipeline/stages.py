@@ -179,7 +179,7 @@ def _start(stage: Stage, folder: Path) -> subprocess.Popen:
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    with _log(stage, folder).open("a") as log:
+    with _log(stage, folder).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *stage.command],
             stdout=log,

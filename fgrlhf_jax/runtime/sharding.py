@@ -4,7 +4,6 @@ Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split t
 (heads, hidden width and vocabulary split). Models only call ``constrain``.
 """
 
-import collections
 import re
 
 import jax
@@ -137,15 +136,6 @@ def to_host(tree):
         return x
 
     return jax.device_get(jax.tree.map(gather, tree))
-
-
-def bytes_per_device(tree) -> int:
-    """The largest number of bytes of ``tree`` on any local device."""
-    held = collections.Counter()
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            held[shard.device] += shard.data.nbytes
-    return max(held.values(), default=0)
 
 
 @jax.jit

@@ -11,10 +11,10 @@ and returns, for each response, a number or (a reward only) a sequence with one 
 
 import importlib
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def load(name: str) -> Callable:
         raise InputError(f"{name!r}: give a function as module:function")
     if name in MOVED:
         raise InputError(f"{name}: is now {MOVED[name]}; give that name")
-    current = str(Path.cwd())
+    current = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else ""
     sys.path.insert(0, current)
     try:
         function = getattr(importlib.import_module(module), attribute)

@@ -15,7 +15,7 @@ import pytest
 import tiny_cases
 from absl.testing import parameterized
 
-from fgrlhf_jax.functional import policy_losses as po
+from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.masking import last_token, masked_mean
 
 LENGTHS = (4, 1, 7, 2, 7, 5, 3, 6)
@@ -78,8 +78,8 @@ def oracle_gae(reward, value, gamma: float, lam: float) -> list[float]:
 
 
 LOSSES = {
-    "policy": (po.policy_loss, oracle_policy_loss),
-    "value": (po.value_loss, oracle_value_loss),
+    "policy": (policy_losses.policy_loss, oracle_policy_loss),
+    "value": (policy_losses.value_loss, oracle_value_loss),
 }
 
 
@@ -111,7 +111,7 @@ class LoopsTest(chex.TestCase):
     def test_gae(self, gamma, lam):
         rows, values = draw(6), draw(7)
         reward_BT, mask_BT = pad(rows, 7)  # two of them fill it
-        gae = self.variant(jax.vmap(functools.partial(po.gae, gamma=gamma, lam=lam)))
+        gae = self.variant(jax.vmap(functools.partial(policy_losses.gae, gamma=gamma, lam=lam)))
         advantage_BT, return_BT = gae(reward_BT, pad(values, 7)[0], mask_BT)
         chex.assert_type([advantage_BT, return_BT], jnp.float32)
         advantages = [oracle_gae(r, v, gamma, lam) for r, v in zip(rows, values, strict=True)]
@@ -120,10 +120,10 @@ class LoopsTest(chex.TestCase):
         chex.assert_trees_all_close((advantage_BT, return_BT), expected, atol=5e-6)
 
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(*po.KL_ESTIMATORS)
+    @parameterized.parameters(*policy_losses.KL_ESTIMATORS)
     def test_kl(self, estimator):
         p, ref = flat(draw(2, scale=2.0)), flat(draw(3, scale=2.0))
-        kl = self.variant(functools.partial(po.kl_estimate, estimator=estimator))
+        kl = self.variant(functools.partial(policy_losses.kl_estimate, estimator=estimator))
         kl_T = kl(np.float32(p), np.float32(ref))
         expected = [oracle_kl(a, b, estimator) for a, b in zip(p, ref, strict=True)]
         chex.assert_type(kl_T, jnp.float32)
@@ -141,7 +141,9 @@ class LoopsTest(chex.TestCase):
             [[(x - mean) / math.sqrt(variance + 1e-8) + kept for x in row] for row in rows],
             junk=0.0,
         )
-        white = self.variant(functools.partial(po.whiten, shift_mean=shift_mean))(*pad(rows))
+        white = self.variant(functools.partial(policy_losses.whiten, shift_mean=shift_mean))(
+            *pad(rows)
+        )
         chex.assert_type(white, jnp.float32)
         chex.assert_trees_all_close(white, expected, rtol=1e-5, atol=1e-6)
 
@@ -150,12 +152,12 @@ class LoopsTest(chex.TestCase):
         value, target = draw(20), draw(21, scale=3.0)
         rest = [g - v for g, v in zip(flat(target), flat(value), strict=True)]
         expected = 1 - oracle_variance(rest) / oracle_variance(flat(target))
-        explained = self.variant(po.explained_variance)(pad(value)[0], *pad(target))
+        explained = self.variant(policy_losses.explained_variance)(pad(value)[0], *pad(target))
         np.testing.assert_allclose(explained, expected, rtol=1e-5)
 
     @chex.variants(with_jit=True, without_jit=True)
     def test_correlation(self):
-        rng, correlation = np.random.default_rng(23), self.variant(po.correlation)
+        rng, correlation = np.random.default_rng(23), self.variant(policy_losses.correlation)
         for _ in range(10):
             x, y = rng.normal(3, 2, (2, 17)).astype(np.float32)
             y += rng.choice([-1, 1]) * x
@@ -173,12 +175,14 @@ class LoopsTest(chex.TestCase):
 def test_the_gradients_where_a_branch_begins_and_where_it_is_clipped():
     logprob = np.log(np.float32([1.5, 1.5, 0.5, 0.5]))
     advantage, old = np.float32([2, -2, 2, -2]), np.zeros(4, np.float32)
-    slope = jax.grad(lambda x: po.policy_loss(x, old, advantage, 0.25)[0].sum())
+    slope = jax.grad(lambda x: policy_losses.policy_loss(x, old, advantage, 0.25)[0].sum())
     np.testing.assert_allclose(slope(logprob), [0.0, 3.0, -1.0, 0.0], rtol=1e-6)
     # Where the two branches meet, at the old policy, the gradient is the policy gradient's.
     assert slope(old).tolist() == (-advantage).tolist()
     value, target = np.float32([2, 2, 0.25, 1.25]), np.float32([0, 3, 1, 1])
-    slope = jax.grad(lambda x: po.value_loss(x, np.ones(4, np.float32), target, 0.5)[0].sum())
+    slope = jax.grad(
+        lambda x: policy_losses.value_loss(x, np.ones(4, np.float32), target, 0.5)[0].sum()
+    )
     assert slope(value).tolist() == [2.0, 0.0, -0.75, 0.25]  # V - G, or 0 where it is clipped
     assert slope(np.ones(4, np.float32)).tolist() == [1.0, -2.0, 0.0, 0.0]
 
@@ -216,16 +220,16 @@ def test_padding_of_any_length_and_content_reaches_no_result(columns):
 
     @jax.jit
     def everything(reward_BT, value_BT, mask_BT):
-        gae = jax.vmap(functools.partial(po.gae, gamma=0.9, lam=0.8))
-        vector = jax.vmap(functools.partial(po.reward_vector, kl_coef=0.1))
+        gae = jax.vmap(functools.partial(policy_losses.gae, gamma=0.9, lam=0.8))
+        vector = jax.vmap(functools.partial(policy_losses.reward_vector, kl_coef=0.1))
         tokens = (
             *gae(reward_BT, value_BT, mask_BT),
             vector(reward_BT, value_BT, mask_BT),
-            po.whiten(reward_BT, mask_BT),
+            policy_losses.whiten(reward_BT, mask_BT),
         )
         scalars = (
             masked_mean(reward_BT, mask_BT),
-            po.explained_variance(value_BT, reward_BT, mask_BT),
+            policy_losses.explained_variance(value_BT, reward_BT, mask_BT),
         )
         return [x_BT[:, :7] for x_BT in tokens], [x_BT[:, 7:] for x_BT in tokens], scalars
 
@@ -295,20 +299,23 @@ def test_kl_estimators_in_expectation():
     for _ in range(10):
         p, ref = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
         args = np.log(np.float32(p)), np.log(np.float32(ref))
-        mean = {e: float(p @ np.asarray(po.kl_estimate(*args, e))) for e in po.KL_ESTIMATORS}
+        mean = {
+            e: float(p @ np.asarray(policy_losses.kl_estimate(*args, e)))
+            for e in policy_losses.KL_ESTIMATORS
+        }
         divergence = sum(a * math.log(a / b) for a, b in zip(p, ref, strict=True))
         assert mean["k1"] == pytest.approx(divergence, rel=1e-4)
         assert mean["k3"] == pytest.approx(divergence, rel=1e-4)
         assert mean["k1_clipped"] > divergence * 1.001
     with pytest.raises(ValueError, match=r"'k2'.*k1_clipped"):
-        po.kl_estimate(*args, "k2")
+        policy_losses.kl_estimate(*args, "k2")
 
 
 def test_k3_is_never_negative_however_close_the_policies_are():
     rng = np.random.default_rng(5)
     difference = 10.0 ** rng.uniform(-12, 1, 20000) * rng.choice([-1, 1], 20000)
     difference = difference.astype(np.float32)
-    kl = np.asarray(po.kl_estimate(difference, np.zeros_like(difference), "k3"))
+    kl = np.asarray(policy_losses.kl_estimate(difference, np.zeros_like(difference), "k3"))
     assert (kl >= 0).all()
     # And not by being rounded to 0: close by it is d^2 / 2.
     near = (np.abs(difference) > 1e-4) & (np.abs(difference) < 1e-3)
@@ -326,11 +333,11 @@ def test_k3_is_never_negative_however_close_the_policies_are():
 def test_missing_eos(rule, expected):
     """The second response ended by itself and keeps its reward."""
     reward_BT, mask_BT = pad([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], columns=3, junk=0.0)
-    apply = jax.vmap(functools.partial(po.missing_eos, rule=rule, penalty=-9.0))
+    apply = jax.vmap(functools.partial(policy_losses.missing_eos, rule=rule, penalty=-9.0))
     found = apply(reward_BT, mask_BT, np.array([False, True, False]))
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"'clip'.*replace"):
-        po.missing_eos(reward_BT[0], mask_BT[0], True, rule="clip", penalty=0.0)
+        policy_losses.missing_eos(reward_BT[0], mask_BT[0], True, rule="clip", penalty=0.0)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +352,7 @@ def test_missing_eos(rule, expected):
 def test_reward_vector_by_hand(reward, expected):
     reward_BT, mask_BT = pad([reward], columns=5)
     kl_BT, _ = pad([[0.5, -0.25, 1.0]], columns=5)
-    vector_T = po.reward_vector(reward_BT[0], kl_BT[0], mask_BT[0], 0.5)
+    vector_T = policy_losses.reward_vector(reward_BT[0], kl_BT[0], mask_BT[0], 0.5)
     chex.assert_type(vector_T, jnp.float32)
     assert vector_T.tolist() == [*expected, 0.0, 0.0]
 
@@ -356,12 +363,16 @@ def test_integer_rewards_are_refused():
     whole_T, part_T = jnp.array([0, 0, 1]), jnp.array([0.0, 0.0, 0.7])
     for args in ((whole_T, kl_T), (part_T, whole_T)):
         with pytest.raises(AssertionError, match="type"):
-            po.reward_vector(*args, real_T, 0.1)
+            policy_losses.reward_vector(*args, real_T, 0.1)
         with pytest.raises(AssertionError, match="type"):
-            po.gae(*args, real_T, 1.0, 1.0)
-    replaced_T = po.missing_eos(whole_T, real_T, jnp.array(False), rule="replace", penalty=-0.7)
+            policy_losses.gae(*args, real_T, 1.0, 1.0)
+    replaced_T = policy_losses.missing_eos(
+        whole_T, real_T, jnp.array(False), rule="replace", penalty=-0.7
+    )
     assert replaced_T.tolist() == jnp.array([0, 0, -0.7]).tolist()
-    _, return_T = po.gae(po.reward_vector(part_T, kl_T, real_T, 0.1), kl_T, real_T, 1.0, 1.0)
+    _, return_T = policy_losses.gae(
+        policy_losses.reward_vector(part_T, kl_T, real_T, 0.1), kl_T, real_T, 1.0, 1.0
+    )
     np.testing.assert_allclose(return_T, [0.7] * 3)
 
 
@@ -370,32 +381,35 @@ def test_integer_rewards_are_refused():
 
 def test_whitening_of_little_and_of_nothing():
     # Mean 1e-4, variance 1e-8, and 1e-8 is added to it: 1e-4 / sqrt(2e-8) = sqrt(1/2).
-    tiny = po.whiten(np.float32([0.0, 2e-4]), np.ones(2, bool))
+    tiny = policy_losses.whiten(np.float32([0.0, 2e-4]), np.ones(2, bool))
     np.testing.assert_allclose(tiny, [-math.sqrt(0.5), math.sqrt(0.5)], rtol=1e-4)
-    assert not po.whiten(np.float32([2.0, 2.0]), np.ones(2, bool)).any()
-    assert not po.whiten(np.float32([2.0, np.nan]), np.zeros(2, bool)).any()
+    assert not policy_losses.whiten(np.float32([2.0, 2.0]), np.ones(2, bool)).any()
+    assert not policy_losses.whiten(np.float32([2.0, np.nan]), np.zeros(2, bool)).any()
 
 
 def test_entropy():
-    assert po.entropy(np.zeros((1, 4), np.float32)) == pytest.approx(math.log(4))
+    assert policy_losses.entropy(np.zeros((1, 4), np.float32)) == pytest.approx(math.log(4))
     # p = (1/4, 3/4): log 4 - 3/4 log 3; whatever is added to all logits.
     for shift in (0.0, 1e4, -1e4):
-        entropy = po.entropy(np.float32([[shift, shift + math.log(3)]]))
+        entropy = policy_losses.entropy(np.float32([[shift, shift + math.log(3)]]))
         assert entropy == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=2e-3)
-    assert po.entropy(np.float32([[0.0, -1e9, -3e38]])) == 0.0  # certain
-    assert po.entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
+    assert policy_losses.entropy(np.float32([[0.0, -1e9, -3e38]])) == 0.0  # certain
+    assert policy_losses.entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
     rounded = jnp.array([[0.1, 2.3]], jnp.bfloat16)
-    assert po.entropy(rounded) == po.entropy(rounded.astype(jnp.float32))
+    assert policy_losses.entropy(rounded) == policy_losses.entropy(rounded.astype(jnp.float32))
 
 
 def test_explained_variance_of_biases_and_of_what_does_not_vary():
     target_BT, mask_BT = pad([[1.0, 2.0, 3.0], [2.0]])  # variance 1/2
-    explained = lambda rows: float(po.explained_variance(pad(rows)[0], target_BT, mask_BT))  # noqa: E731
+
+    def explained(rows) -> float:
+        return float(policy_losses.explained_variance(pad(rows)[0], target_BT, mask_BT))
+
     assert explained([[6.0, 7.0, 8.0], [7.0]]) == 1.0  # variance, not error: no bias is seen
     assert explained([[5.0, 5.0, 5.0], [5.0]]) == 0.0
     assert explained([[-1.0, -2.0, -3.0], [-2.0]]) == -3.0  # G - V = 2 G: 1 - 4
     same_BT, mask_BT = pad([[0.1] * n for n in (4, 4, 2)])
-    assert po.explained_variance(pad(draw(22, (4, 4, 2)))[0], same_BT, mask_BT) == 0.0
+    assert policy_losses.explained_variance(pad(draw(22, (4, 4, 2)))[0], same_BT, mask_BT) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -409,5 +423,5 @@ def test_explained_variance_of_biases_and_of_what_does_not_vary():
     ],
 )
 def test_the_adaptive_coefficient_by_hand(kl, expected):
-    found = po.adapt_kl_coef(0.1, kl, target=6.0, horizon=128, rows=64)
+    found = policy_losses.adapt_kl_coef(0.1, kl, target=6.0, horizon=128, rows=64)
     assert found == pytest.approx(expected, rel=1e-9)

@@ -101,10 +101,10 @@ TRAIN = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "says"), TRAIN)
-def test_training(train, data, tmp_path, fields, says):
+@pytest.mark.parametrize(("fields", "message"), TRAIN)
+def test_training(train, data, tmp_path, fields, message):
     fields = {k: fill(v, {"DATA": data}) for k, v in fields.items()}
-    assert says in train(**fields)
+    assert message in train(**fields)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,16 +158,16 @@ def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("{", r"run/config.json: is damaged or cut short; put back .* or choose another run_dir"),
         ('{"vocab_size": 3}', "run/config.json: is not of a run of ours; choose another"),
     ],
 )
-def test_run_dir_of_something_else(train, tmp_path, text, says):
+def test_run_dir_of_something_else(train, tmp_path, text, message):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(text)
-    assert re.search(says, train())
+    assert re.search(message, train())
     assert read_files(tmp_path) == {str(tmp_path / "run" / "config.json"): text.encode()}
 
 
@@ -201,10 +201,10 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("file", "change", "says"), MODELS)
-def test_models(train, checkpoint, tmp_path, file, change, says):
+@pytest.mark.parametrize(("file", "change", "message"), MODELS)
+def test_models(train, checkpoint, tmp_path, file, change, message):
     copy = change_file(shutil.copytree(checkpoint, tmp_path / "lm"), file, change)
-    assert says in train(model__path=copy, data__max_length=64, data__max_prompt_length=32)
+    assert message in train(model__path=copy, data__max_length=64, data__max_prompt_length=32)
     # A start that came to nothing does not hold the folder for its config.
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert "nowhere" in train(model__path="nowhere/at/all")
@@ -286,9 +286,9 @@ USE = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "says"), USE)
+@pytest.mark.parametrize(("fields", "message"), USE)
 @pytest.mark.parametrize("module", [evaluate_rm, score])
-def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, says):
+def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, message):
     extension, source = ("json", "test") if module is evaluate_rm else ("jsonl", "input")
     words = {"DATA": data, "LM": checkpoint, "OUT": tmp_path, "EXT": extension}
     (tmp_path / f"folder.{extension}").mkdir()
@@ -296,7 +296,7 @@ def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, 
     usual["output"] = tmp_path / f"out.{extension}"
     fields = {name: fill(value, words) for name, value in (usual | fields).items()}
     fields[source] = fields.pop("INPUT")
-    assert says in refused(module, **fields)
+    assert message in refused(module, **fields)
     assert read_files(tmp_path) == {}
 
 
@@ -317,15 +317,15 @@ def test_a_damaged_reward_model(refused, data, reward_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reason", "says"), [((), "interrupted"), (("step 3 is saved",), "step 3 is saved")]
+    ("reason", "message"), [((), "interrupted"), (("step 3 is saved",), "step 3 is saved")]
 )
-def test_interrupts(monkeypatch, capsys, reason, says):
+def test_interrupts(monkeypatch, capsys, reason, message):
     def main(config):
         raise KeyboardInterrupt(*reason)
 
     monkeypatch.setattr(score, "main", main)
     result = bad_input_cases.run(monkeypatch, capsys, score)
-    assert result == (130, [f"{says}; run the same command to go on"])
+    assert result == (130, [f"{message}; run the same command to go on"])
 
 
 def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):

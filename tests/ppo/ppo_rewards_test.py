@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from ppo_cases import kept_samples, same_run
+from ppo_cases import read_samples, same_run
 from rm_cases import contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
@@ -51,7 +51,7 @@ def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(run,
         assert row["response/unfinished"] == 1 - np.mean(calls[call][2])
     assert steps[-1]["value/mean"] != 0
     assert steps[-1]["value/grad_norm"] > 0
-    for sample in kept_samples(whole):
+    for sample in read_samples(whole):
         *before, last = sample["rewards"]
         assert not any(before)
         assert last == len(sample["output"].split()) - 2.0 * sample["finished"]
@@ -76,7 +76,7 @@ def test_a_function_that_pays_every_token(run, mine):
         assert row["reward/mean"] == pytest.approx(0.5 * row["response/length"])
         varies = row["reward/std"] > 0
         assert row["reward/length_correlation"] == pytest.approx(float(varies), abs=1e-4)
-    for sample in kept_samples(run_dir):
+    for sample in read_samples(run_dir):
         assert sample["rewards"] == [0.5] * len(sample["tokens"])
 
 
@@ -119,7 +119,7 @@ def test_a_reward_model_of_sequences_pays_at_the_last_token(normalized):
     first, row = rows(run_dir)
     mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
     assert row["reward/mean"] == pytest.approx((row["reward/raw"] - mean) / std, abs=1e-5)
-    samples = kept_samples(run_dir)
+    samples = read_samples(run_dir)
     assert any(len(sample["rewards"]) > 1 for sample in samples)
     for sample in samples:
         *before, last = sample["rewards"]

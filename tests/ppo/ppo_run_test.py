@@ -11,7 +11,7 @@ import numpy as np
 import ppo_cases
 import pytest
 import tiny_cases
-from ppo_cases import kept_samples, same_run
+from ppo_cases import read_samples, same_run
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data import records
@@ -86,7 +86,7 @@ def test_the_coefficient_follows_the_kl(ppo_run):
 
 
 def test_samples_have_their_tokens_and_rewards(ppo_run, world):
-    samples = kept_samples(ppo_run)
+    samples = read_samples(ppo_run)
     assert [sample["step"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4
     instructions = [row.instruction for row in records.read(str(world.validation))]
     for number, sample in enumerate(samples):
@@ -154,7 +154,7 @@ def test_a_template_that_the_policy_has_not_learned_is_reported(world, tmp_path,
     changes |= {"data__template": template, "data__max_prompt_length": 1}
     config = parse(ppo_cases.fields(world, tmp_path, **changes))
     prompts = records.read(str(world.prompts))
-    with pytest.raises(InputError, match="longer than max_prompt_length 1"):
+    with pytest.raises(InputError, match="max_prompt_length=1: the template"):
         train.run(config, prompts, prompts)
     message = "data.template=alpaca, though the policy was fine-tuned with plain\n"
     assert capsys.readouterr().out == (message if template == "alpaca" else "")

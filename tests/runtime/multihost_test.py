@@ -209,9 +209,10 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         config["fgrlhf"].pop("sha256")
     assert_close(*configs)
     assert exports[0] == exports[1]
-    for name in ("eval.json", "finished.json"):
-        if (theirs / name).exists():
-            assert_close(*(json.loads((d / name).read_text()) for d in (ours, theirs)))
+    if (theirs / "eval.json").exists():
+        assert_close(*(json.loads((d / "eval.json").read_text()) for d in (ours, theirs)))
+    steps = {run_folder.read_finished(folder)["step"] for folder in (ours, theirs)}
+    assert len(steps) == 1
 
 
 def check_output(texts: list[str]) -> None:
@@ -292,7 +293,7 @@ def test_two_processes_do_what_one_does(runs, command):
     if command == "train_rm":
         assert all("validation  preferences" in text for text in runs.texts[command])
     else:  # only process 0 calls the judge
-        assert_close(*(ppo_cases.kept_samples(folder) for folder in (two, one)))
+        assert_close(*(ppo_cases.read_samples(folder) for folder in (two, one)))
         calls = (two.parents[1] / "our_judge.py.calls").read_text().splitlines()
         assert sorted(calls) == ["0 of 1"] * 2 + ["0 of 2"] * 2
 

@@ -118,7 +118,6 @@ def test_schedule_is_its_formula(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cubic", 1.0, 10, 0), "cubic"),
         (("cosine", 1.0, 10, 10), "warmup_steps=10"),
         (("cosine", 1.0, 10, -1), "warmup_steps=-1"),
         (("linear", 1.0, 0, 0), "steps=0"),

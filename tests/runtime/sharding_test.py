@@ -133,24 +133,6 @@ def test_two_steps_are_those_of_a_single_device(shape, loss):
     assert single.metrics[0]["loss"] != pytest.approx(single.metrics[1]["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("shape", "parts"), [("8,1,1", 1), ("2,4,1", 4), ("2,2,2", 4)])
-def test_parameters_and_moments_are_really_split(shape, parts):
-    run = two_steps(shape, "token_edit")
-    split = [path for path, spec in LAID_OUT.items() if "fsdp" in spec]
-    leaves = tiny_cases.by_path(run.state.params)
-    share = sum(leaf.nbytes // (parts if path in split else 1) for path, leaf in leaves.items())
-    assert share < 1.05 * sum(leaf.nbytes for leaf in leaves.values()) / parts
-    assert sharding.bytes_per_device(run.state.params) == share
-    for copies, tree in ((1, run.state.params), (2, run.state.opt_state)):
-        held = dict.fromkeys(jax.devices(), 0)
-        for leaf in jax.tree.leaves(tree):
-            for shard in leaf.addressable_shards if leaf.ndim else ():
-                held[shard.device] += shard.data.nbytes
-        assert set(held.values()) == {copies * share}
-    for leaf, like in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.abstract), strict=True):
-        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
-
-
 def parameter_shapes(module) -> dict:
     row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     args = (row, *jax.eval_shape(llama.positions_and_mask, row))

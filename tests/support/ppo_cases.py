@@ -128,16 +128,16 @@ def fields(world: World, run_dir: Path, **changes) -> dict:
     }
 
 
-def flags(given: dict) -> list[str]:
-    return [f"--config.{name.replace('__', '.')}={value}" for name, value in given.items()]
+def flags(fields: dict) -> list[str]:
+    return [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
 
 
-def run(given: dict) -> None:
+def run(fields: dict) -> None:
     """launch.ppo within this process; what it raises is raised."""
-    ppo.main(config_files.parse(["", *flags(given)], DEFAULT))
+    ppo.main(config_files.parse(["", *flags(fields)], DEFAULT))
 
 
-def kept_samples(run_dir: Path) -> list[dict]:
+def read_samples(run_dir: Path) -> list[dict]:
     return read_jsonl(run_dir / "samples.jsonl")
 
 
@@ -189,13 +189,13 @@ def conditions() -> Iterator[None]:
         for name in ("coef", "target", "horizon", "limit"):
             fields["kl"].pop(name)
         fields["reward_function"] = bool(fields["reward_function"])
-        made = {}
+        shared = {}
         for name, program in make(config, models, mesh, optimizer, **options).items():
             free = OF_UPDATES if name != "update" and config.micro_batch_size else ()
             fixed = {k: v for k, v in fields.items() if k not in free}
             key = json.dumps([name, fixed, repr(models), repr(mesh), options], sort_keys=True)
-            made[name] = programs.setdefault(key, Once(program))
-        return made
+            shared[name] = programs.setdefault(key, Once(program))
+        return shared
 
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:

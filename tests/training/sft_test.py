@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def texts(seed: int) -> list[Demonstration]:
     """Prompts of 1 to 3 tokens, responses of 1 to 8, none as long as another."""
     rng = np.random.default_rng(seed)
-    made = []
+    demonstrations = []
     for length in range(1, 9):
         prompt = int(rng.integers(1, 4))
         tokens = rng.integers(0, 64, prompt + length).astype(np.int32)
-        made.append(Demonstration(tokens, prompt))
-    return made
+        demonstrations.append(Demonstration(tokens, prompt))
+    return demonstrations
 
 
 @jax.jit
@@ -56,7 +56,7 @@ def read(tokens) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(x, np.float64) for x in outputs(padded))
 
 
-def hit(example: Demonstration) -> Demonstration:
+def with_greedy_tokens(example: Demonstration) -> Demonstration:
     """The same with some tokens that greedy decoding would have taken."""
     tokens = example.tokens.copy()
     for t in range(example.prompt_length, len(tokens), 2):
@@ -64,18 +64,18 @@ def hit(example: Demonstration) -> Demonstration:
     return Demonstration(tokens, example.prompt_length)
 
 
-TEXTS = [hit(one) if n % 2 else one for n, one in enumerate(texts(0))]
+TEXTS = [with_greedy_tokens(text) if n % 2 else text for n, text in enumerate(texts(0))]
 
 
-def by_hand(some: list[Demonstration]) -> tuple[float, int, int]:
+def by_hand(examples: list[Demonstration]) -> tuple[float, int, int]:
     """Loss, greedy hits and tokens, one text at a time, in float64."""
     loss, hits, count = 0.0, 0, 0
-    for one in some:
-        logits = read(one.tokens)[1]
-        for t in range(one.prompt_length, len(one.tokens)):
+    for text in examples:
+        logits = read(text.tokens)[1]
+        for t in range(text.prompt_length, len(text.tokens)):
             before = logits[t - 1]
-            loss += np.log(np.exp(before).sum()) - before[one.tokens[t]]
-            hits += int(before.argmax() == one.tokens[t])
+            loss += np.log(np.exp(before).sum()) - before[text.tokens[t]]
+            hits += int(before.argmax() == text.tokens[t])
             count += 1
     return loss, hits, count
 
@@ -101,9 +101,9 @@ def learn(batch, optimizer=OPTIMIZER):
     return jax.device_get(step(optim.TrainState(PARAMS, optimizer.init(PARAMS)), batch, optimizer))
 
 
-def stacked(some, parts: int, rows: int = 8) -> dict:
+def stacked(examples, parts: int, rows: int = 8) -> dict:
     """A batch in micro-batches: [A, B, ...]."""
-    batch = pad_demonstrations(some, 12, rows)
+    batch = pad_demonstrations(examples, 12, rows)
     return {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
@@ -125,15 +125,15 @@ def test_padding_of_any_length_and_content_changes_nothing(fill):
 
 def test_only_the_response_is_learned():
     """The output layer sees the error of every response token, and nothing else."""
-    one = next(one for one in TEXTS if one.prompt_length > 1 and len(one.tokens) > 5)
-    batch = pad_demonstrations([one], 12, 8)
-    tokens = len(one.tokens) - one.prompt_length
+    text = next(text for text in TEXTS if text.prompt_length > 1 and len(text.tokens) > 5)
+    batch = pad_demonstrations([text], 12, 8)
+    tokens = len(text.tokens) - text.prompt_length
     assert sums(batch)["tokens"] == tokens
-    states, logits = read(one.tokens)
+    states, logits = read(text.tokens)
     expected = 0.0
-    for t in range(one.prompt_length, len(one.tokens)):
+    for t in range(text.prompt_length, len(text.tokens)):
         error = np.exp(logits[t - 1]) / np.exp(logits[t - 1]).sum()
-        error[one.tokens[t]] -= 1
+        error[text.tokens[t]] -= 1
         expected += np.outer(states[t - 1], error) / tokens
     pushed = gradient(PARAMS, batch)["lm_head"]["kernel"]
     np.testing.assert_allclose(pushed, expected, atol=1e-5)
@@ -142,14 +142,14 @@ def test_only_the_response_is_learned():
 @pytest.mark.parametrize("parts", [1, 4])
 def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
     """However many micro-batches there are: not the mean of their means."""
-    state, figures = learn(stacked(TEXTS, parts))
+    state, metrics = learn(stacked(TEXTS, parts))
     grads = gradient(PARAMS, pad_demonstrations(TEXTS, 12))
     expected = jax.tree.map(lambda p, g: p - g, PARAMS, grads)
     chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
     loss, hits, tokens = by_hand(TEXTS)
-    assert figures["loss"] == pytest.approx(loss / tokens, rel=1e-5)
-    assert figures["accuracy"] == pytest.approx(hits / tokens)
-    assert figures["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(hits / tokens)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
     pairs = [by_hand(TEXTS[n : n + 2]) for n in range(0, 8, 2)]
     means = [loss / tokens for loss, _, tokens in pairs]
     assert abs(np.mean(means) - loss / tokens) > 1e-2  # or the test could not tell
@@ -157,14 +157,14 @@ def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
 
 def test_rows_of_weight_0_count_nothing():
     """Neither in the sums, nor in the update, nor in what its mean is over."""
-    some = TEXTS[:5]
-    loss, hits, tokens = by_hand(some)
-    batch = pad_demonstrations(some, 12, 8)
+    examples = TEXTS[:5]
+    loss, hits, tokens = by_hand(examples)
+    batch = pad_demonstrations(examples, 12, 8)
     assert sums(batch) == pytest.approx({"loss": loss, "accuracy": hits, "tokens": tokens})
     for parts in (1, 4):  # of 4, one has no other row
-        state, figures = learn(stacked(some, parts))
-        assert figures["loss"] == pytest.approx(loss / tokens, rel=1e-5)
-        assert figures["accuracy"] == pytest.approx(hits / tokens)
+        state, metrics = learn(stacked(examples, parts))
+        assert metrics["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+        assert metrics["accuracy"] == pytest.approx(hits / tokens)
         expected = jax.tree.map(lambda p, g: p - g, PARAMS, gradient(PARAMS, batch))
         chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
 
@@ -172,14 +172,14 @@ def test_rows_of_weight_0_count_nothing():
 def test_a_mesh_learns_what_one_device_does():
     optimizer = optim.adamw(optax.constant_schedule(1e-2), eps=1e-2)
     batch = stacked([*TEXTS, *texts(1)], 2, rows=16)
-    alone, figures = learn(batch, optimizer)
+    alone, metrics = learn(batch, optimizer)
     mesh = sharding.make_mesh("2,2,2")
     state = optim.TrainState(PARAMS, optimizer.init(PARAMS))
     state = jax.device_put(state, sharding.shardings(state, mesh))
     with jax.set_mesh(mesh):
         spread, same = step(state, sharding.put_batch(batch, mesh, axis=1), optimizer)
     chex.assert_trees_all_close(jax.device_get(spread.params), alone.params, atol=2e-5)
-    chex.assert_trees_all_close(jax.device_get(same), figures, rtol=1e-4)
+    chex.assert_trees_all_close(jax.device_get(same), metrics, rtol=1e-4)
 
 
 # A run
