@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-COLLECT = ["anthropic>=2.13", "openai>=3.57", "tenacity>=9.2.1", "scikit-learn>=1.8"]
+COLLECT = ["anthropic>=2.13", "openai>=3.57", "httpx2>=2.12", "scikit-learn>=1.8"]
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.10", "nbclient>=0.10"]
 ANNOTATE = ["markdown-it-py>=3.0", "starlette>=1.0", "uvicorn>=0.30"]
 

@@ -1,4 +1,4 @@
-"""The fields of every command that asks a language model."""
+"""The fields of every command that sends requests to a language model."""
 
 from configs.common import DTYPES, MESH, UNROLL
 from configs.fields import Field
@@ -10,7 +10,7 @@ MODEL_FIELDS = {
     "Language model": {
         "provider": Field(
             "anthropic",
-            "who is asked; openai: all servers with its protocol too",
+            "API of the model; openai: every server that speaks its protocol",
             choices=(*PROVIDERS, "local"),
         ),
         "model": Field("", "its name there; local: FOLDER | HUB_ID | FILE.gguf"),
@@ -25,21 +25,21 @@ MODEL_FIELDS = {
         ),
         "dry_run": Field(
             False,
-            "or --dry-run: show three prompts and an estimate of tokens and cost; ask nothing",
+            "or --dry-run: show three prompts and an estimate of tokens and cost; send nothing",
         ),
         "price_input": Field(0.0, "of a million tokens read, for the estimate", at_least=0),
         "price_output": Field(0.0, "of a million tokens written", at_least=0),
-        "cache": Field("", 'FILE of replies: none is asked for twice; "": beside output'),
-        "timeout": Field(60.0, "seconds until a reply must be complete", at_least=1e-6),
+        "cache": Field("", 'FILE of replies, which are not paid for again; "": beside output'),
+        "timeout": Field(60.0, "seconds until one answer must be complete", at_least=1e-6),
     },
     "Limits": {
-        "limits.concurrency": Field(8, "requests under way at once", at_least=1),
-        "limits.requests_per_minute": Field(0.0, "0: no limit", at_least=0),
-        "limits.retries": Field(6, "tries after a fault that may pass", at_least=0),
+        "limits.concurrency": Field(8, "requests in flight at once", at_least=1),
+        "limits.requests_per_minute": Field(0.0, "tries, evenly spread; 0: no limit", at_least=0),
+        "limits.retries": Field(6, "further tries after a fault that may pass", at_least=0),
         "limits.max_refusals": Field(
-            10, "refused requests in a row after which the run stops; 0: no limit", at_least=0
+            10, "requests in a row without a reply that stop the run; 0: no limit", at_least=0
         ),
-        "limits.max_requests": Field(0, "requests of this run; 0: no limit", at_least=0),
+        "limits.max_requests": Field(0, "tries of this run; 0: no limit", at_least=0),
         "limits.max_tokens": Field(0, "read and written by this run; 0: no limit", at_least=0),
     },
     "With provider=local": {

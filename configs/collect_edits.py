@@ -3,7 +3,7 @@
 from configs.asking import MODEL_FIELDS
 from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
-from fgrlhf_jax.feedback.edits.request import SIDES
+from fgrlhf_jax.feedback.edits.request import SIDES, TEMPLATES
 
 GROUPS = {
     "Edits": {
@@ -20,9 +20,18 @@ GROUPS = {
         "side": Field("worse", "which response of a preference is edited", choices=SIDES),
         "limit": Field(0, "rows; 0: all", at_least=0),
         "max_change_ratio": Field(
-            0.5, "share of the words; an edit beyond it is set aside; 1 keeps all", at_least=0
+            0.5, "share of the words; an edit beyond it is set aside; 1: none is", at_least=0
         ),
-        "template_file": Field("", "FILE (jinja2): {{ response }}, {{ instruction }}, {{ input }}"),
+        "template": Field(
+            "form",
+            "form: the prompt asks for a reply in a form; paper: the paper's, which asks for none",
+            choices=tuple(TEMPLATES),
+        ),
+        "template_file": Field(
+            "",
+            "FILE of jinja2 in place of it: {{ response }}, {{ instruction }}, {{ input }} and "
+            "{{ reply_form }}, which asks for the form",
+        ),
     },
 }
 FIELDS = collect_fields(

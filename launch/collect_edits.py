@@ -3,28 +3,30 @@ r"""A language model edits responses minimally; its edits are what launch.train_
 python -m launch.collect_edits --config.input=FILE --config.output=FILE.jsonl \
     --config.provider=anthropic|openai|local --config.model=NAME [--config.base_url=URL] [--dry-run]
 
-FILE holds responses, outputs for alpaca_eval, preferences (the worse response is edited) or edits;
-without it, some responses of the embedded world are edited. --dry-run shows three filled prompts
-and about what it would take, and asks nothing. Keys come from the environment: ANTHROPIC_API_KEY,
-OPENAI_API_KEY. What is no usable edit goes to FILE.rejected.jsonl with the reason and the whole
-reply. However a run ends, the same command goes on: no reply that arrived is lost or asked for
-again.
+FILE holds responses, outputs for alpaca_eval, preferences (the worse response is edited), edits or
+conversations (the last turn is edited); without it, some responses of the embedded world are
+edited. --dry-run shows three filled prompts and about what it would take, and asks nothing. Keys
+come from the environment: ANTHROPIC_API_KEY, OPENAI_API_KEY. What is no usable edit goes to
+FILE.rejected.jsonl with the reason and the whole reply. However a run ends, the same command goes
+on: no reply that arrived is lost or asked for again. A run without a usable edit fails.
 """
 
 import contextlib
 import hashlib
-import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.request import (
+    SCHEMA,
     EditTask,
+    build_prompt,
     count_rejected,
     load_template,
     make_tasks,
@@ -32,52 +34,49 @@ from fgrlhf_jax.feedback.edits.request import (
 )
 from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
-from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, request_key
+from fgrlhf_jax.feedback.llm.requests import Rejected, request_key
+from fgrlhf_jax.feedback.llm.template import PromptTemplate
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli, reading
 
 CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
-NO_RESPONSE = "no response"
+NO_RESPONSE, TOO_LONG = "no response", "too long"
+ROWS_NAMED = 5  # of those that are too long
+
+
+class Question(NamedTuple):
+    """A task, its request and the form of its reply, or why nothing is asked."""
+
+    task: EditTask
+    request: Request
+    tag: str | None
+    unasked: str
 
 
 def main(config) -> None:
     asking.check(config)
     output = cli.check_output(config.output, (".jsonl",))
-    template = load_template(config.template_file)
-    tasks = read_tasks(config)
-    requests = [
-        Request(
-            prompt=template.fill(task._asdict()),
-            max_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-        )
-        for task in tasks
-    ]
-    with_response = [bool(task.response.strip()) for task in tasks]
-    to_send = list(itertools.compress(requests, with_response))
-    if not to_send:
-        raise InputError(
-            f"input={config.input}: none of its rows has a response to edit; "
-            "launch.generate makes responses"
-        )
+    template = load_template(config.template_file, config.template)
+    questions = build_questions(config, template)
+    to_send = [question.request for question in questions if not question.unasked]
     if config.dry_run:  # an edit is about as long as its original
-        written = sum(estimate_tokens(task.response) for task in tasks)
+        written = sum(estimate_tokens(q.task.response) for q in questions if not q.unasked)
         asking.print_dry_run(config, to_send, written)
         return
-    send = asking.connect(config) if asking.estimate(config, to_send).requests else None
-    usage, identity = Usage(), asking.model_identity(config)
+    send, usage = asking.connect(config, to_send)
+    identity = asking.model_identity(config)
     keys = [
-        row_key(request_key(identity, request), task, config.max_change_ratio)
-        for task, request in zip(tasks, requests, strict=True)
+        row_key(request_key(identity, question.request), question.task, config.max_change_ratio)
+        for question in questions
     ]
 
     def rows(done: int) -> Iterator[tuple[dict, bool]]:
-        left = list(itertools.compress(requests[done:], with_response[done:]))
+        left = [question.request for question in questions[done:] if not question.unasked]
         with contextlib.closing(asking.collect_replies(config, left, send, usage)) as replies:
-            for task, has_response in zip(tasks[done:], with_response[done:], strict=True):
-                reply = next(replies) if has_response else Rejected(NO_RESPONSE)
-                yield make_row(config, task, reply, template.literal_text)
+            for question in questions[done:]:
+                unasked = Rejected(question.unasked) if question.unasked else None
+                yield make_row(config, question, unasked or next(replies), template.literal_text)
 
     try:
         edits, rejected = append_rows(output, keys, rows)
@@ -85,6 +84,45 @@ def main(config) -> None:
         if usage.requests:
             print(usage, file=sys.stderr)
     print_summary(output, edits, rejected)
+
+
+def build_questions(config, template: PromptTemplate) -> list[Question]:
+    """What is asked about every row; names the rows that no reply could hold.
+
+    Raises:
+      InputError: where nothing can be asked.
+    """
+    as_json, questions = asking.reply_format(config) == "json_schema", []
+    for task in read_tasks(config):
+        prompt, tag = build_prompt(task, template, as_json)
+        request = Request(
+            prompt,
+            max_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            schema=SCHEMA if as_json else None,
+        )
+        unasked = "" if task.response.strip() else NO_RESPONSE
+        if estimate_tokens(task.response) > config.max_new_tokens:
+            unasked = TOO_LONG
+        questions.append(Question(task, request, tag, unasked))
+    too_long = [n for n, question in enumerate(questions, 1) if question.unasked == TOO_LONG]
+    named = ", ".join(map(str, too_long[:ROWS_NAMED])) + ", …" * (len(too_long) > ROWS_NAMED)
+    tokens = max(estimate_tokens(question.task.response) for question in questions)
+    sentence = (
+        f"max_new_tokens={config.max_new_tokens}: a reply cannot hold the edit of {len(too_long)} "
+        f"of {len(questions)} responses (row {named}), the longest of about {tokens:,} tokens; "
+        f"set --config.max_new_tokens={-(-tokens * 5 // 400) * 100}"
+    )
+    if len(too_long) == sum(question.unasked != NO_RESPONSE for question in questions) > 0:
+        raise InputError(sentence)
+    if all(question.unasked for question in questions):
+        raise InputError(
+            f"input={config.input}: none of its rows has a response to edit; "
+            "launch.generate makes responses"
+        )
+    if too_long:
+        print(f"{sentence}, or they are set aside", file=sys.stderr)
+    return questions
 
 
 def read_tasks(config) -> list[EditTask]:
@@ -104,37 +142,51 @@ def row_key(request_key: str, task: EditTask, max_change_ratio: float) -> str:
 
 
 def make_row(
-    config, task: EditTask, reply: Reply | Rejected, template_text: str
+    config, question: Question, reply: Reply | Rejected, template_text: str
 ) -> tuple[dict, bool]:
     """(an edit, True), or (the reply and why it is none, False)."""
-    row = {
-        "id": task.id,
-        "instruction": task.instruction,
-        "input": task.input,
-        "original": task.response,
-    }
+    task = question.task
+    row: dict = {"id": task.id}
+    if task.messages:
+        row["messages"] = task.messages
+    else:
+        row |= {"instruction": task.instruction, "input": task.input}
+    row["original"] = task.response
     annotator = {"annotator": f"{config.provider}/{config.model}"}
     if isinstance(reply, Rejected):
-        reason = reply.reason if reply.reason == NO_RESPONSE else f"rejected: {reply.reason}"
+        reason = reply.reason if question.unasked else f"rejected: {reply.reason}"
         return row | {"reason": reason, "reply": ""} | annotator, False
-    edit = parse_reply(reply, task, config.max_change_ratio, template_text)
+    edit = parse_reply(
+        reply, task, config.max_change_ratio, tag=question.tag, template_text=template_text
+    )
     if edit.reason:
         return row | {"reason": edit.reason, "reply": reply.text} | annotator, False
-    return row | {"edited": edit.edited} | annotator, True
+    whole = {"reply": reply.text} if edit.unwrapped else {}
+    return row | {"edited": edit.edited} | whole | annotator, True
 
 
 def print_summary(output: Path, edits: int, rejected: int) -> None:
-    """What is in the files now, and the commands that use it."""
+    """What is in the files now, and the commands that use it.
+
+    Raises:
+      InputError: where every row was set aside.
+    """
+    aside = ""
     if rejected:
         reasons = ", ".join(f"{n} {reason}" for reason, n in count_rejected([output]).items())
-        print(f"{rejected} rows set aside in {rejected_path(output)}: {reasons}")
+        aside = f"{rejected} rows set aside in {rejected_path(output)}: {reasons}"
     if not edits:
-        print(f"no edits in {output}")
-        return
-    ratios = [
-        measure(edit.original, edit.edited).word_change_ratio for edit in records.read(str(output))
-    ]
+        raise InputError(
+            f"{output}: no usable edit; {aside}; see the replies there, and change the model, the "
+            "template or max_change_ratio"
+        )
+    rows = records.read_with_rows(str(output))
+    ratios = [measure(edit.original, edit.edited).word_change_ratio for edit, _ in rows]
+    if aside:
+        print(aside)
     print(f"{edits} edits in {output}, median word change ratio {median(ratios):.3f}")
+    if unwrapped := sum("reply" in row for _, row in rows):
+        print(f"{unwrapped} of them had something around them, which was taken off (field reply)")
     print(
         f"next: python -m launch.edit_report --config.input={output}\n"
         "      python -m launch.train_rm --config=configs/rm.py:smollm2,token_edit "

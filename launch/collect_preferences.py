@@ -55,7 +55,7 @@ def main(config) -> None:
 def read(config) -> tuple[list[Comparison], Counter]:
     """The pairs, and how many rows were left out and why."""
     if config.input:
-        rows = reading.read_with_rows(config, config.input, "comparisons")
+        rows = reading.read_with_rows(config, config.input, "candidates")
         return pairs.pair_responses(pairs.Responses(config.input, rows))
     _, rows = make_feedback(judging.EMBEDDED_ROWS, config.seed)
     texts = ((row.instruction, row.input, row.output_1, row.output_2) for row in rows)

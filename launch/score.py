@@ -66,11 +66,8 @@ def main(config) -> None:
 
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:
     """A row of ``report.heatmap``."""
-    return {
-        "instruction": record.instruction,
-        "input": record.input,
-        "sides": [dataclasses.asdict(response) for response in responses],
-    }
+    sides = [dataclasses.asdict(response) for response in responses]
+    return records.prompt_fields(record) | {"sides": sides}
 
 
 def add_rewards(row: dict, responses: list[ScoredResponse]) -> dict:

@@ -44,7 +44,7 @@ OPTIONAL = {
     "tensorboardX": "runtime.metric_log",
     "vaderSentiment": "feedback.judges.vader",
 } | dict.fromkeys(
-    ["anthropic", "openai", "tenacity", "sklearn", "starlette", "uvicorn", "markdown_it"],
+    ["anthropic", "openai", "httpx2", "sklearn", "starlette", "uvicorn", "markdown_it"],
     "feedback",
 )
 

@@ -61,20 +61,15 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def normalize(
-    row: Any,
-    where: str,
-    columns: Mapping[str, str] = NO_COLUMNS,
-    *,
-    prompts: bool = False,
-    labelled: bool = True,
+    row: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS, need: str = "any"
 ) -> list[tuple[str, dict[str, Any]]]:
     """(EDIT, PREFERENCE or RESPONSE, the record's fields) of each record in a row, checked.
 
     Args:
       where: the row's place, which opens every message.
       columns: the row's name of a field where that is another; what it names is preferred.
-      prompts: whether a row without an answer is a RESPONSE whose output is "".
-      labelled: whether a preference is read; otherwise the first answer counts as the better one.
+      need: "prompts": a row without an answer is a RESPONSE whose output is ""; "candidates": two
+        answers need no label and no difference, and may be empty.
     """
     check_row(row, where)
     row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
@@ -83,24 +78,21 @@ def normalize(
         if joined(raw, input) != row.get("instruction"):
             _refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
-    if not labelled:
-        pairs = [names for names in LAYOUTS if len(names) == 3 and row.keys() >= {*names[:2]}]
-        row |= {label: 1 for *_, label in pairs}
-    layout = _layout(row, columns.keys(), where)
+    layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, RESPONSE)
     if kind == COMPARISONS:
         return _comparisons(row, columns, where)
     names, answers, before = layout[:2], [], {}
     for name in names:
         whole = name in columns or name in ("chosen", "rejected")  # may be a transcript
-        turns, text = _answer(row, name, where, whole, kind == RESPONSE)
+        turns, text = _answer(row, name, where, whole, kind == RESPONSE or is_candidate)
         answers.append(text)
         if turns:
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
         reason = f"{' and '.join(names)} end different conversations"
         raise InputError(f"{where}: {reason}; only the last answer may differ, drop the row.")
-    if len(set(answers)) == 1 and len(names) > 1:
+    if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; drop the row.")
     prompt, last = _prompt(row, columns.keys(), before, answers, where)
@@ -114,12 +106,15 @@ def normalize(
         spans = _spans(row.get("error_spans"), len(answers[0]), where)
         fields = {"original": answers[0], "edited": answers[1], "error_spans": spans}
     elif kind == PREFERENCE:
-        preference = _preference(row, layout[2], where) if len(layout) > 2 else 1
+        has_label = len(layout) > 2 and not is_candidate
+        preference = _preference(row, layout[2], where) if has_label else 1
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
     else:
         if row.get("label") is False:
             raise InputError(f"{where}: label is false, a response not to learn; drop the row.")
-        output = answers or [""] if prompts else answers or [text_of(row, "output", where)]
+        output = (
+            answers or [""] if need == "prompts" else answers or [text_of(row, "output", where)]
+        )
         return [(kind, prompt | {"output": output[0]})]
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
@@ -180,17 +175,18 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
     return text
 
 
-def _layout(row: Row, named: Iterable[str], where: str) -> tuple[str, ...]:
+def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str, ...]:
     """The fields of the answers; () where there are none, some missing where a pair is torn."""
     wanted = set(named) & set(ANSWERS)
     layouts = [names for names in LAYOUTS if wanted.issubset(names)]
     if not wanted:
         layouts.remove(("predictions", "preference"))
     present = {name for name in ANSWERS if row.get(name) is not None}
-    complete = [names for names in layouts if present.issuperset(names)]
+    count = 2 if need == "candidates" else None
+    complete = [names for names in layouts if present.issuperset(names[:count])]
     pairs = [names for names in complete if len(names) > 1]
     if pairs:  # full-hh-rlhf repeats the chosen text as the response
-        answers = [row[name] for name in pairs[0]]
+        answers = [row[name] for name in pairs[0][:2]]
         complete = pairs + [n for n in complete if len(n) == 1 and row[n[0]] not in answers]
     if len(complete) > 1:
         choices = [" and ".join(names) for names in complete[:2]]

@@ -78,7 +78,7 @@ RESPONSES = {  # the fields with responses
 }
 
 _TYPES = {formats.EDIT: Edit, formats.PREFERENCE: Preference, formats.RESPONSE: Instruction}
-NEEDS = ("any", "pairs", "comparisons", "responses", "prompts")
+NEEDS = ("any", "pairs", "candidates", "responses", "prompts")
 
 Record = Edit | Preference | Instruction
 RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
@@ -104,6 +104,13 @@ def shown_prompt(record: Record) -> tuple[str, str]:
     if not record.messages:
         return record.instruction, record.input
     return formats.transcript([dataclasses.asdict(turn) for turn in record.messages]), ""
+
+
+def prompt_fields(record: Record) -> dict[str, Any]:
+    """Fields of a row that show a record's prompt; messages too where it has several turns."""
+    instruction, input = shown_prompt(record)
+    turns = [dataclasses.asdict(turn) for turn in record.messages]
+    return {"instruction": instruction, "input": input} | ({"messages": turns} if turns else {})
 
 
 def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
@@ -149,9 +156,8 @@ def read_with_rows(
     """As :func:`read`, each record with all fields of the row that it was read from.
 
     Args:
-      need: one of NEEDS: "pairs" refuses single responses, "comparisons" takes pairs whatever
-        their label is, "prompts" rows without a response;
-        of message trees each takes what it can use.
+      need: of NEEDS: "pairs" refuses single responses, "candidates" takes pairs without a label,
+        "prompts" rows without a response; of message trees each takes what it can use.
       columns: other names of fields, as ``formats.parse_columns`` reads them.
       refused: where given, wrong rows are left out and the messages about them are added to it.
     """
@@ -182,9 +188,7 @@ def parse_row(
 ) -> list[Record]:
     """The records in a row, checked; ``where`` opens every message about it."""
     records = []
-    options = {"prompts": need == "prompts", "labelled": need != "comparisons"}
-    fields = formats.normalize(row, where, columns, **options)
-    for kind, values in fields:
+    for kind, values in formats.normalize(row, where, columns, need):
         messages = tuple(Message(**turn) for turn in values.pop("messages", ()))
         prompt = {"instruction": "", "input": "", "messages": messages} if messages else {}
         records.append(_TYPES[kind](**values | prompt))
@@ -207,13 +211,6 @@ def better_response(record: Record) -> Instruction:
         return record
     better, _ = better_and_worse(record)
     return Instruction(record.instruction, record.input, better, record.messages)
-
-
-def prompt_of(row: Any, where: str) -> tuple[str, str]:
-    """The instruction and the input of a row as they are shown; InputError where it has none."""
-    formats.check_row(row, where)
-    prompt = {name: value for name, value in row.items() if name not in formats.ANSWERS}
-    return shown_prompt(parse_record(prompt, where, prompts=True))
 
 
 def prompt_key(record: Record) -> tuple[str, str]:

@@ -82,8 +82,8 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
     else:
         edits, held_out = records.split(edits, 0.1, config.seed)
     # Without demonstrations a policy imitates both sides of the edits.
-    sft = (records.read(files.sft) if files.sft else []) or [
-        Instruction(edit.instruction, edit.input, response)
+    sft = (records.read(files.sft, need="responses") if files.sft else []) or [
+        Instruction(edit.instruction, edit.input, response, edit.messages)
         for edit in edits
         for response in (edit.original, edit.edited)
     ]
@@ -141,7 +141,8 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
     """The prompts of records, each once, in order."""
     first: dict = {}
     for row in rows:
-        first.setdefault(records.prompt_key(row), Instruction(row.instruction, row.input, ""))
+        prompt = Instruction(row.instruction, row.input, "", row.messages)
+        first.setdefault(records.prompt_key(row), prompt)
     return [*first.values()]
 
 
@@ -155,7 +156,7 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
         sets = feedback_on_samples(config, out.parent / "samples.json", seed)
     for part in ("train", "validation"):
         edits = sets[f"edits_{part}"]
-        sets[f"imitate_{part}"] = [Instruction(e.instruction, e.input, e.edited) for e in edits]
+        sets[f"imitate_{part}"] = [*map(records.better_response, edits)]
     for name, rows in sets.items():
         write_jsonl(out / f"{name}.jsonl", rows)
     write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
@@ -215,7 +216,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     judge = user_function.load(config.judge)
     score = functools.partial(user_function.score_responses, judge, config.judge)
 
-    texts = [plain_text(row.instruction, row.input) for row in prompts]
+    texts = [plain_text(*records.shown_prompt(row)) for row in prompts]
     options = {"max_prompt_length": config.max_prompt_length}
     options |= {"batch_size": config.answer_batch_size}
 
@@ -263,7 +264,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
             sides[name] = {"tokens": original.tokens, "rewards": original.rewards}
     heatmaps = []
     for row, sides in zip(shown, by_model, strict=True):
-        prompt, response, gold = plain_text(row.instruction, row.input), row.original, None
+        prompt, response, gold = plain_text(*records.shown_prompt(row)), row.original, None
         if not config.files.edits:
             tokens = [*next(iter(sides.values()))["tokens"]]
             (rewards,) = oracle_rewards([prompt], [response], [tokens])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
+from fgrlhf_jax.data.records import prompt_fields, shown_prompt
 from fgrlhf_jax.data.tokenizers import token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
@@ -137,7 +138,7 @@ def encode(
         )
     print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
     records = [rows[number] for number in numbers]
-    return Prompts(ids, [templates.plain_text(r.instruction, r.input) for r in records], records)
+    return Prompts(ids, [templates.plain_text(*shown_prompt(r)) for r in records], records)
 
 
 def roll_out(
@@ -297,8 +298,7 @@ def evaluate(
             samples.append(
                 {
                     "step": step,
-                    "instruction": record.instruction,
-                    "input": record.input,
+                    **prompt_fields(record),
                     "output": texts[b],
                     "finished": bool(finished_B[b]),
                     "tokens": token_texts(context.tokenizer, ids[b]),

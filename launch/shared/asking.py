@@ -1,4 +1,4 @@
-"""What commands that ask a language model share: the model, a cost estimate, the replies."""
+"""What commands that send requests to a language model share: connection, estimate, replies."""
 
 import functools
 import hashlib
@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import client, requests
-from fgrlhf_jax.feedback.llm.client import Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Estimate, Limits, Rejected, Usage
+from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request, estimate_tokens
+from fgrlhf_jax.feedback.llm.requests import Usage
 from launch.shared import cli
 
 LOCAL_IDENTITY = ("template", "max_prompt_length", "seed", "dtype")
@@ -64,34 +64,46 @@ def cache_path(config) -> Path:
     return Path(config.cache or Path(config.output or "replies").with_suffix(".cache.sqlite"))
 
 
-def estimate(config, prompts: Sequence[Request]) -> Estimate:
-    """The requests that have no reply in the cache, and their tokens."""
-    return requests.estimate(prompts, cache=cache_path(config), identity=model_identity(config))
+def find_remaining(config, prompts: Sequence[Request]) -> list[Request]:
+    """The requests that have no reply in the cache."""
+    identity = model_identity(config)
+    return requests.find_remaining(prompts, cache=cache_path(config), identity=identity)
 
 
-def connect(config) -> Callable:
-    """The function that sends requests to the model; raises InputError where there is none."""
+def connect(config, prompts: Sequence[Request]) -> tuple[Callable | None, Usage]:
+    """What sends requests to the model, None if all are in the cache, and counts their cost.
+
+    Raises:
+      InputError: where there is no such model.
+    """
+    usage = Usage(**config.limits)
+    if not find_remaining(config, prompts):
+        return None, usage
     if config.provider == "local":
         from fgrlhf_jax.feedback.llm import local  # seconds to import
 
         cli.use_devices()
-        return local.connect(config.model, **config.local)
-    return client.connect(
-        config.provider, config.model, base_url=config.base_url, timeout=config.timeout
+        return local.connect(config.model, **config.local), usage
+    send = client.Client(
+        config.provider,
+        config.model,
+        base_url=config.base_url,
+        timeout=config.timeout,
+        retries=usage.retries,
     )
+    return send, usage
 
 
 def collect_replies(
     config, prompts: Sequence[Request], send: Callable | None, usage: Usage
 ) -> Iterator[Reply | Rejected]:
-    """Yields the replies in order, with a progress bar; ``send`` may be None if all are cached."""
+    """Yields the replies in order, with a progress bar; for what :func:`connect` returns."""
     local = config.provider == "local"
     return requests.collect_replies(
         prompts,
         send,
         cache=cache_path(config),
         identity=model_identity(config),
-        limits=Limits(**config.limits),
         usage=usage,
         progress=lambda todo: tqdm(todo, unit="reply"),
         batch_size=BATCHES_STORED * config.local.batch_size if local else 0,
@@ -106,19 +118,20 @@ def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
     """
     for number, request in enumerate(prompts[:PROMPTS_SHOWN], 1):
         print(f"== prompt {number} of {len(prompts)}\n{request.prompt}\n")
-    left = estimate(config, prompts)
-    written = round(written * left.requests / max(1, len(prompts)))
+    left = find_remaining(config, prompts)
+    to_read = sum(estimate_tokens(request.system + request.prompt) for request in left)
+    written = round(written * len(left) / max(1, len(prompts)))
     bounds = [("about", written)] if written else []
-    bounds.append(("at most", left.output_tokens))
+    bounds.append(("at most", sum(request.max_tokens for request in left)))
     print(
-        f"{left.requests} requests to {config.provider}/{config.model or 'MODEL'}: about "
-        f"{left.input_tokens:,} tokens to read, "
+        f"{len(left)} requests to {config.provider}/{config.model or 'MODEL'}: about "
+        f"{to_read:,} tokens to read, "
         f"{', '.join(f'{bound} {tokens:,}' for bound, tokens in bounds)} to write; "
-        f"{len(prompts) - left.requests} of {len(prompts)} prompts are answered already or there "
+        f"{len(prompts) - len(left)} of {len(prompts)} prompts are answered already or there "
         "twice"
     )
     if config.price_input or config.price_output:
-        read = config.price_input * left.input_tokens / 1e6
+        read = config.price_input * to_read / 1e6
         costs = [(bound, read + config.price_output * n / 1e6) for bound, n in bounds]
         text = ", ".join(f"{bound} {cost:.2f}" for bound, cost in costs)
         print(f"cost by the given prices: {text}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import judge, verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from fgrlhf_jax.feedback.llm.requests import Usage
 from launch.shared import asking
 
 EMBEDDED_JUDGE = "fgrlhf_jax.tiny_world.judge:judge"
@@ -56,8 +55,7 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
     if config.dry_run:
         asking.print_dry_run(config, requests)
         return None
-    send = asking.connect(config) if asking.estimate(config, requests).requests else None
-    usage = Usage()
+    send, usage = asking.connect(config, requests)
     annotator = f"{config.provider}/{config.model}"
     try:
         with contextlib.closing(asking.collect_replies(config, requests, send, usage)) as replies:

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-ant-0123456789-recognisable"
-# Each of these ends without an answer; what the others (ok, slow, refusal, blank) deliver counts.
+# Each of these ends without an answer; what the others (ok, slow, refusal, …) deliver counts.
+BROKEN = ("truncated", "empty", "html", "error 200", "stream", "blank", "stop error", "thoughts")
 FAULTS = (
     *("429", "429 after", "500", "529", "408", "409", "timeout", "drip"),
-    *("drop", "reset", "cut", "truncated", "empty", "html", "error 200"),
+    *("drop", "reset", "cut", *BROKEN),
 )
-QUICK = tuple(name for name in FAULTS if name not in ("timeout", "drip"))
+QUICK = tuple(name for name in FAULTS if name not in ("timeout", "drip", "thoughts"))
 Plan = Callable[[str, int], str]
 
 
@@ -59,7 +60,7 @@ class Server(ThreadingHTTPServer):
         self.key, self.model = options.get("key"), options.get("model")
         self.not_taken = [name for name, taken in options.items() if taken is False]
         self.stall, self.work = options.get("stall", 30.0), options.get("work", 0.0)
-        self.pause = options.get("pause", "0.002")
+        self.pause, self.body = options.get("pause", "0.002"), options.get("body", "")
         self.asked, self.delivered = Counter(), Counter()
         self.bodies, self.times, self.paths = [], [], []
         self.now = self.peak = 0
@@ -126,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
             "empty": b"",
             "html": b"<html>Please log in</html>",
             "error 200": b'{"error": {"message": "upstream failed"}}',
+            "stream": b"data: " + data.replace(b'"stop"', b"null").replace(b'"end_turn"', b"null"),
+            **dict.fromkeys(("blank", "stop error", "thoughts"), data),
         }
         self.close_connection = action in ("timeout", "drop", "reset", "cut")
         if action[0].isdigit():
@@ -156,13 +159,14 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(data[start : start + 64])
         elif action != "drop":
             with self.counted(prompt):
-                self.send(data)
+                self.send(self.server.body.encode() if action == "body" else data)
 
     def reply(self, action: str, prompt: str) -> dict:
-        text = "" if action == "blank" else self.server.answer(prompt)
+        text = "" if action in ("blank", "thoughts") else self.server.answer(prompt)
         read, written = len(prompt), len(text)
         if self.path.endswith("messages"):
-            stops = {"length": "max_tokens", "refusal": "refusal"}
+            stops = {"length": "max_tokens", "refusal": "refusal", "thoughts": "max_tokens"}
+            stops["stop error"] = "error"
             return {
                 "content": [{"type": "text", "text": text}] if text else [],
                 "stop_reason": stops.get(action, "end_turn"),
@@ -171,9 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": text or None}
         if action == "refusal":
             message |= {"content": None, "refusal": text}
-        stop = "length" if action == "length" else "stop"
+        stops = {"length": "length", "thoughts": "length", "stop error": "error"}
+        choice = {"index": 0, "message": message, "finish_reason": stops.get(action, "stop")}
         return {
-            "choices": [{"index": 0, "message": message, "finish_reason": stop}],
+            "choices": [choice],
             "usage": {"prompt_tokens": read, "completion_tokens": written},
         }
 
@@ -218,8 +223,8 @@ def running(
       plan: what becomes of an attempt, given the prompt and the attempts before.
       answer: what the model says to a prompt.
       options: key, model: others are refused; temperature=False, max_tokens=False: fields that are
-        not taken; pause: what "429 after" says; in seconds work, which an answer takes, and stall,
-        after which "timeout" hangs up.
+        not taken; pause: what "429 after" says; body: what "body" sends; in seconds work, which an
+        answer takes, and stall, after which "timeout" hangs up.
     """
     server = Server(plan, answer, **options)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -1,18 +1,27 @@
 """Requests, a fake model that counts them, and what commands do with its replies."""
 
+import asyncio
 import contextlib
 import json
-import threading
 from pathlib import Path
 
+import anyio
 import llm_server
 
+from fgrlhf_jax.feedback.llm import requests as llm_requests
 from fgrlhf_jax.feedback.llm.cache import Cache, append_rows
-from fgrlhf_jax.feedback.llm.client import Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Limits, Rejected, collect_replies, request_key
+from fgrlhf_jax.feedback.llm.client import Client, Rejected, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies, request_key
 
-QUICK = Limits(back_off=0.001, longest_wait=0.01)
 IDENTITY = {"provider": "openai", "model": "m", "base_url": ""}
+
+
+def shorten_pauses(setattr=setattr) -> None:
+    """The official clients' pauses between two tries, and ours, take milliseconds."""
+    sleep = anyio.sleep
+    setattr(anyio, "sleep", lambda seconds: sleep(seconds / 500))
+    setattr(llm_requests, "FIRST_PAUSE", 0.001)
+    setattr(llm_requests, "LONGEST_PAUSE", 0.01)
 
 
 def questions(count: int) -> list[Request]:
@@ -23,26 +32,34 @@ def number_of(request: Request) -> int:
     return int(request.prompt.split()[1])
 
 
-def echo(request: Request) -> Reply:
+def answer(request: Request) -> Reply:
     return Reply(llm_server.echo(request.prompt), "end", 2, 3)
 
 
-def collect(requests, send, folder: Path, limits: Limits = QUICK, **options):
+async def echo(request: Request) -> Reply:
+    return answer(request)
+
+
+def connected(server, provider: str = "openai", **options) -> Client:
+    return Client(provider, "m", base_url=server.url + "/v1", **options)
+
+
+def collect(requests, send, folder: Path, usage: Usage | None = None, **options):
     """An iterator over the replies, with the cache in ``folder``."""
     options = {"cache": folder / "cache.sqlite", "identity": IDENTITY, **options}
-    return collect_replies(requests, send, limits=limits, **options)
+    return collect_replies(requests, send, usage=usage, **options)
 
 
-def save(requests, send, folder: Path, limits: Limits = QUICK, **options) -> tuple[int, int]:
-    """As a command does it: a row a request; refused and empty replies are rejected."""
+def save(requests, send, folder: Path, usage: Usage | None = None, **options) -> tuple[int, int]:
+    """As a command does it: a row a request; what is rejected goes to its own file."""
 
     def rows(done):
-        replies = collect(requests[done:], send, folder, limits, **options)
+        replies = collect(requests[done:], send, folder, usage, **options)
         for request, reply in zip(requests[done:], replies, strict=True):
             if isinstance(reply, Rejected):
                 yield {"prompt": request.prompt, "reason": reply.reason}, False
             else:
-                yield {"prompt": request.prompt, "text": reply.text}, reply.text != ""
+                yield {"prompt": request.prompt, "text": reply.text}, True
 
     keys = [request_key(IDENTITY, request) for request in requests]
     return append_rows(folder / "out.jsonl", keys, rows)
@@ -53,18 +70,19 @@ def read(path: Path) -> list[dict]:
 
 
 class FakeModel:
-    """Echoes and counts its requests; ``plan`` gives an exception to raise, or None."""
+    """Echoes and counts its requests; ``plan`` gives an exception or an outcome, or None."""
 
     def __init__(self, plan=lambda prompt, before: None):
-        self.plan, self.prompts, self.lock = plan, [], threading.Lock()
+        self.plan, self.prompts = plan, []
 
-    def __call__(self, request: Request) -> Reply:
-        with self.lock:
-            before = self.prompts.count(request.prompt)
-            self.prompts.append(request.prompt)
-        if fault := self.plan(request.prompt, before):
-            raise fault
-        return echo(request)
+    async def __call__(self, request: Request):
+        before = self.prompts.count(request.prompt)
+        self.prompts.append(request.prompt)
+        await asyncio.sleep(0)
+        outcome = self.plan(request.prompt, before)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or answer(request)
 
 
 def cached_prompts(folder: Path, requests, name="cache.sqlite", identity=IDENTITY) -> set[str]:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from fgrlhf_jax.data.alignment import Alignment, align
 
 KINDS = ("insert", "delete", "replace", "mixed", "none")
-FAULTS = ("empty", "unchanged", "refusal", "rewritten")
+FAULTS = ("empty", "unchanged", "elided", "rewritten")
 
 # Thai … Han
 _ALONE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -35,26 +35,19 @@ _MARKS = "".join(
     if unicodedata.category(chr(n)) in ("Mn", "Mc")
 )
 _LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
-_WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
+WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
-# "I'm sorry, but as an AI I can't help with that": an optional excuse, a negation, a deed.
-_EXCUSE = r"""(?:i(?:['’]m|\ am)\ (?:(?:very|really|so|truly)\ )?(?:sorry|afraid)|sorry
-  |i\ (?:(?:do|must|sincerely)\ )?apologi[sz]e|my\ apologies|unfortunately|regrettably
-  |as\ an?\ (?:ai|artificial|large|language)) \b[^.!?\n]{0,80}?"""
-_NO = r"""
-  i(?:['’]m|\ am)\ (?:(?:simply|just)\ )?(?:unable|not\ (?:able|comfortable|willing|allowed))
-  |i\ (?:do\ not|don['’]t)\ feel\ (?:able|comfortable)
-  |i\ (?:(?:simply|just|really)\ )?(?:can(?:\ ?not|['’]t)|won['’]t|will\ not)
-  |i\ (?:(?:must|have\ to)\ )?decline"""
-_DEED = r"""assist|help(?:ing)?|comply|fulfil+|provide|continue|edit|revise|rewrite|improve|modify
-  |alter|chang(?:e|ing)|generat(?:e|ing)|creat(?:e|ing)|produc(?:e|ing)|writ(?:e|ing)|answer|respond
-  |engag(?:e|ing)|discuss|support|complete|process|do\ (?:that|this)
-  |make\ (?:\w+\ )?(?:edits|changes)|(?:that|this|the|your)\ request"""
-_REFUSAL = re.compile(
-    rf"\W*(?:{_EXCUSE}[,.:;!]?\s+(?:(?:but|that)\s+)?)?(?:{_NO})\b[^.!?\n]{{0,60}}?\b(?:{_DEED})\b",
-    re.IGNORECASE | re.VERBOSE,
+# What may stand in the place of a part that is left out: "…", "[unchanged]", "# rest as before".
+_ROUND = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)[(（][^()（）\n]{1,200}[)）]"
+_OMISSION = re.compile(
+    r"(?:\.\s?){3,}|[…⋯]|。{2,}|<!--.*?-->|/\*.*?\*/|^[ \t]*(?:#|//|--|%|;|\*|_)[^\n]*$"
+    rf"|{_ROUND}|[\[{{<【［〔《][^\[\]{{}}<>【】［］〔〕《》]{{1,200}}[\]}}>】］〕》]",
+    re.MULTILINE | re.DOTALL,
 )
-_REFUSAL_RATIO = 0.5  # an edit that changes fewer words is no refusal, whatever it says first
+_OMITTED = 12  # words that are missing there, and 2 for each that stands there
+LONGEST = (
+    1_000_000  # characters of a response that is compared, since that takes time by its square
+)
 
 
 class EditMetrics(NamedTuple):
@@ -77,7 +70,7 @@ class Span(NamedTuple):
 
 
 def split_words(text: str) -> list[str]:
-    return _WORD.findall(text)
+    return WORD.findall(text)
 
 
 def measure(
@@ -116,31 +109,56 @@ def mark_changes(original: str, edited: str) -> tuple[list[Span], list[Span]]:
     return _spans(original, aligned.changed_j), _spans(edited, aligned.changed_i)
 
 
-def is_refusal(text: str) -> bool:
-    """Whether a text starts like the reply of a model that refuses a request."""
-    return bool(_REFUSAL.match(text.strip()))
+def is_elided(original: str, edited: str) -> bool:
+    """Whether an ellipsis, or a remark, stands for a part of the original that is left out.
+
+    That is an ellipsis, a text in brackets or a comment which the original does not have, where at
+    least twelve words of it are missing, and two for each word of the remark.
+    """
+    before = list(filter(_is_term, split_words(original)))
+    for match in _OMISSION.finditer(edited):
+        if match[0].strip() in original:
+            continue
+        sides = edited[: match.start()], edited[match.end() :]
+        kept = [[*filter(_is_term, split_words(side))] for side in sides]
+        partner = align(*_numbers(kept[0] + kept[1], before)).partner_i.tolist()
+        # A few words of either side, since a word that comes again may be matched far away.
+        around = [-1, *partner, len(before)][max(0, len(kept[0]) - 2) : len(kept[0]) + 4]
+        missing = max(j - i - 1 for i, j in itertools.pairwise(around))
+        remark = len(split_words(match[0]))
+        if missing >= max(_OMITTED, 2 * remark):
+            return True
+    return False
+
+
+def _is_term(word: str) -> bool:
+    return word[0].isalnum()
 
 
 def find_fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
     """Why an edit cannot be learnt from, one of `FAULTS`, or "" for a usable edit.
 
-    empty: there is no response. unchanged: no word differs. refusal: the edit is one, the original
-    is not, and less than half of it is left. rewritten: the word change ratio is above
-    `max_change_ratio`.
+    empty: there is no response. unchanged: no word differs. elided: see :func:`is_elided`.
+    rewritten: the word change ratio is above ``max_change_ratio``.
     """
     if not edited.strip():
         return "empty"
     ratio = measure(original, edited).word_change_ratio
     if not ratio:
         return "unchanged"
-    if ratio > _REFUSAL_RATIO and is_refusal(edited) and not is_refusal(original):
-        return "refusal"
+    if is_elided(original, edited):
+        return "elided"
     return "rewritten" if ratio > max_change_ratio else ""
 
 
+def _numbers(*sides: list[str]) -> list[list[int]]:
+    """The words of texts as ids: the same for the same word."""
+    number = {word: n for n, word in enumerate(dict.fromkeys(itertools.chain(*sides)))}
+    return [[number[word] for word in side] for side in sides]
+
+
 def _aligned(before: list[str], after: list[str]) -> Alignment:
-    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
-    return align([number[word] for word in after], [number[word] for word in before])
+    return align(*_numbers(after, before))
 
 
 def _changes(aligned: Alignment) -> list[tuple[int, int]]:
@@ -154,7 +172,7 @@ def _changes(aligned: Alignment) -> list[tuple[int, int]]:
 def _spans(text: str, changed: Sequence[bool]) -> list[Span]:
     """Blanks between two changed words count as changed, all others do not."""
     spans, end, before = [], 0, False
-    for match, now in zip(_WORD.finditer(text), map(bool, changed), strict=True):
+    for match, now in zip(WORD.finditer(text), map(bool, changed), strict=True):
         spans += [(before and now, text[end : match.start()]), (now, match[0])]
         end, before = match.end(), now
     spans.append((False, text[end:]))

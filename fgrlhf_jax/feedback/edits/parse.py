@@ -1,253 +1,252 @@
-"""Parses the edited response out of a model's reply: rules that remove what stands around it.
+"""Reads the edited response out of a model's reply.
 
-    Sure! Here is the edited response:        a lead-in
-    ```                                       a fence, tags or quotes around all of it
+Where a reply was asked for in a form, a JSON object or a pair of tags, only that form is read. For
+a prompt that asks for none (the paper's), the original decides what belongs to the edit:
+
+    Hier ist die überarbeitete Antwort:       all of it is inserted, and the rest is prose: goes
+    ```                                       what it encloses is closer to the original: goes
     The capital of France is Paris.           <- this is the edit
     ```
-    Note: I corrected the city.               a note
+    Ich habe die Stadt berichtigt.            goes with the fence; without one it may be an added
+                                              sentence: nothing is guessed, the reply is doubtful
 
-The original response decides what belongs to it: the edit keeps as many lead-ins, notes and quotes
-as the original has, and the outermost of a reply are removed first. So what a model puts around the
-original, edited or not, is removed, and a response that begins with "Sure!" keeps that.
-Before all this, thoughts are removed, also those whose opening tag was in the prompt, and the
-prompt where the reply repeats it before the response.
+No rule knows a word of any language. Distances are Levenshtein's, in words.
 """
 
+import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
-from fgrlhf_jax.feedback.edits import minimality
+from rapidfuzz.distance import Indel, Levenshtein
 
-_REVISED = (
-    "(?:revised|edited|improved|updated|modified|corrected|rewritten|reworded|adjusted|new|final|"
-    "better|minimal(?:ly)? (?:edited|revised|changed|modified|improved))"
-)
-_RESPONSE = "(?:response|answer|version|reply|text|output|edit|revision|rewrite|draft|attempt)"
-_CHANGES = "(?:change|edit|modification|revision|correction|improvement|adjustment)s?"
-_I = "i(?:['’]ve| have)?(?: (?:only|just|mainly|also|simply|then))*"
-_SURE = "(?:sure(?: thing)?|certainly|absolutely|of course|okay|ok|got it|no problem|understood)"
-_GLAD = r"(?:i['’]d be|i would be|i['’]m|i am) (?:happy|glad) to (?:help|assist)[^.!\n]{0,80}"
-_OPENING = rf"[*_]*(?:{_SURE}[,:]?\s+)?"
-_DID = "(?:changed|edited|revised|modified|corrected|reworded|rephrased|clarified|replaced|tweaked)"
-_HERE = rf"(?:here(?:['’]s| is| are)|below (?:is|are)|{_I} (?:made|improved|{_DID}))\b"
-_THIS = rf"(?:(?:the )?following is|this is|my|the {_REVISED})\b"
-_ABOUT = rf"(?=[^:\n]*\b(?:{_RESPONSE}|{_REVISED}|{_CHANGES})\b)[^:\n]{{0,200}}?"
-_LEAD_INS = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        # "Certainly, here is my attempt at minimal changes to improve the response:"
-        rf"{_OPENING}(?:{_HERE}|{_THIS}){_ABOUT}:[*_]*(?=\s|\Z)\s*",
-        # the same as a paragraph of its own
-        rf"{_OPENING}{_HERE}{_ABOUT}[.!]?[*_]*[ \t]*\n\s*\n\s*",
-        # "**Revised response:**", "Response (edited): ", "## Edited response"
-        rf"[#>*_\s\[(]*(?:(?:(?:the|my) )?(?:(?:{_REVISED}|original) )?{_RESPONSE}"
-        r"(?: \([^()\n]{0,60}\))?|edited|revised|original|assistant)"
-        r"[\])*_ ]*:[\])*_]*(?=\s|\Z)\s*",
-        rf"(?:#+ |\*\*|__|\[)(?:(?:the|my) )?(?:{_REVISED} )?{_RESPONSE}[\]*_]*[ \t]*\n\s*",
-        # "Sure!" and "I'd be happy to help." with more behind them
-        rf"(?:{_SURE}!+|(?:sure|certainly|of course)\.|{_GLAD}[!.])\s+(?=\S)",
-    )
-]
-_ABOUT_IT = (
-    rf"(?:{_RESPONSE}|{_CHANGES}|changed|word|phras|sentence|grammar|original|minimal|clar|accura|tone"
-    "|typo|spelling|punctuation|rest|instruction|question|helpful|concise|tense)"
-)
-_NOTE = re.compile(
-    r"[\W_]*(?:"
-    + "|".join(
-        (
-            rf"(?:please )?notes?\b(?=.*?(?:\bi\b|{_ABOUT_IT}))",
-            rf"{_I} {_DID}\b",
-            rf"{_I} (?:made|added|removed|kept|tried|left|included|inserted|deleted|fixed|updated"
-            rf"|improved|adjusted|shortened|simplified)\b(?=.*?{_ABOUT_IT})",
-            rf"(?:(?:here are|the|my|these|key|main|minimal|summary of|list of) )*{_CHANGES}"
-            r"(?: (?:i|made|were made)\b|[^:\n]{0,40}:)",
-            rf"(?:the|my) (?:main|key|only) {_CHANGES} (?:is|are|was|were|here)\b",
-            r"(?:explanation|rationale|reasoning|what(?: i)? changed)\b[^\n:]{0,60}:",
-            rf"(?:in )?(?:this|the|my) (?:{_REVISED}|above) {_RESPONSE}\b",
-            rf"the original (?:{_RESPONSE}|one) (?:is|was|had|has|did)\b",
-            r"(?:in )?this (?:version|edit|revision|rewrite)\b",
-            r"let me know if (?:you|this|there|these)\b",
-            r"(?:i )?hope (?:this|that|it) helps\b",
-        )
-    )
-    + ")",
-    re.IGNORECASE,
-)
-_UNRELATED = 0.8  # word change ratio from which a text is no version of the response
-_BULLET = re.compile(r"\s*(?:[-*•–]|\d+[.)])\s")
-_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
-_RULE = re.compile(r"\n\s*[-*=]{3,}\s*\Z")
+from fgrlhf_jax.feedback.edits.minimality import split_words
+
+Span = tuple[int, int]
+_UNRELATED = 0.6  # share of changed words from which a text is no version of the original
+_MOST_DELIMITERS = 4  # that may open, and that may close, an enclosed edit
+_MARK = re.compile(r"</?[^<>\s/][^<>\n]{0,80}>|\[/?[A-Z][A-Z_]*\]|\[/\w+\]")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[^`\n]*$", re.MULTILINE)
-_TAGS = re.compile(
-    r"<(response|answer|reply|edit|edited|revised|result"
-    r"|(?:edited|revised|improved|new|final)_(?:response|answer|version|text))>(.*?)</\1>",
-    re.DOTALL | re.IGNORECASE,
-)
-_THOUGHT = re.compile(r"<(think|thinking|thought|scratchpad)>.*?</\1>", re.DOTALL)
-_THOUGHT_TAG = re.compile(r"</?(?:think|thinking|thought|scratchpad)\b\s*>?", re.IGNORECASE)
-_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "’", "`": "`"}
+_QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
+_LINE = re.compile(r"\S.*")
+_ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
+_SENTENCE_END = re.compile(r"[.!?:…](?=\s)\s*|[。！？：]\s*|\n\s*")
+_CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
 
 
-def parse_edit(reply: str, original: str, *prompts: str) -> str:
-    """The edited response in a reply, "" where the reply has none.
-
-    Args:
-      reply: the text of a model.
-      original: the response that it edited, whose leading and trailing blanks the edit gets.
-      prompts: what the response answers, an instruction and its input.
-    """
-    text = _in_tags(remove_thoughts(reply, original).strip(), original)
-    for repeated in (original, *reversed(prompts)):
-        text = _after_repetition(text, repeated, original)
-    excess = _count_layers(text)
-    excess.subtract(_count_layers(original.strip()))
-    while layer := next(_outer_layers(text, excess, original), None):
-        name, text = layer
-        excess[name] -= 1
-    bare = original.strip()
-    before, _, after = original.partition(bare) if bare else ("", "", "")
-    return before + text + after if text else ""
+class Doubtful(Exception):
+    """What a reply has around the edit may be a part of it."""
 
 
-def remove_thoughts(reply: str, original: str = "") -> str:
-    """The text behind the last tag that ends thoughts and is not in the original."""
-    original_tags = thought_tags(original)
-    for tag in reversed([*_THOUGHT_TAG.finditer(reply)]):
-        if tag[0].startswith("</") and tag[0].lower() not in original_tags:
-            return reply[tag.end() :]
-    return reply
-
-
-def thought_tags(text: str) -> set[str]:
-    """The tags of thoughts in a text, in lower case."""
-    return {tag.lower() for tag in _THOUGHT_TAG.findall(text)}
-
-
-def _outer_layers(
-    text: str, excess: Mapping[str, int] | None = None, original: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Each kind of layer that is around a text, with what is in it.
-
-    Args:
-      excess: how many layers of each kind may come off, where ``original`` has others.
-    """
-    for name, strip in _STRIP.items():
-        if excess is None or excess[name] > 0:
-            inner = strip(text)
-            fits = _FITS.get(name) if excess is not None else None
-            if inner is not None and (not fits or fits(text, inner, original)):
-                yield name, inner.strip()
-
-
-def _count_layers(text: str) -> Counter:
-    """The number of layers of each kind around a text."""
-    layers: Counter = Counter()
-    while layer := next(_outer_layers(text), None):
-        name, text = layer
-        layers[name] += 1
-    return layers
-
-
-def _in_tags(text: str, original: str) -> str:
-    """The text in <response> … </response> or the like, if there is exactly one."""
-    matches = [match for match in _TAGS.finditer(text) if f"<{match[1]}>" not in original]
-    if len(matches) == 1 and _alike(inner := matches[0][2].strip(), original):
-        return inner
-    return text
-
-
-def _after_repetition(text: str, repeated: str, original: str) -> str:
-    """Without a text that the model repeats first, and the lead-in behind it."""
-    if not any(_repetitions(original, repeated)):
-        for rest in _repetitions(text, repeated):
-            if _alike(rest, original):
-                return rest
-    return text
-
-
-def _repetitions(text: str, repeated: str) -> Iterator[str]:
-    """What follows each lead-in that stands directly behind the repeated text."""
-    words = _bare_words(repeated)
-    for line in re.finditer(r"(?<=\n)(?=\S)", text) if words else ():
-        start = line.start()
-        lead_in = _LEAD_INS[0].match(text, start) or _LEAD_INS[2].match(text, start)
-        if lead_in and _bare_words(text[:start])[-len(words) :] == words:
-            yield text[lead_in.end() :].strip()
-
-
-def _alike(text: str, original: str) -> bool:
-    return minimality.measure(original, text).word_change_ratio < _UNRELATED
-
-
-def _bare_words(text: str) -> list[str]:
-    return [word for word in minimality.split_words(text) if word not in '"“”`*']
-
-
-def _behind(patterns: Iterable[re.Pattern], text: str) -> str | None:
-    """What follows the first of the patterns that the text begins with."""
-    match = next(filter(None, (pattern.match(text) for pattern in patterns)), None)
-    return text[match.end() :] if match else None
-
-
-def _note(text: str) -> str | None:
-    """Without its last paragraph, or last line, or last list with what announces it."""
-    starts = [0, *(match.end() for match in _PARAGRAPH.finditer(text)), len(text)]
-    for start, end in zip(starts[-2::-1], starts[:0:-1], strict=True):
-        lines = text[start:end].rstrip().splitlines(keepends=True)
-        for number in range(len(lines) - 1, -1, -1):
-            at = start + sum(map(len, lines[:number]))
-            behind = lines[number + 1 :] if number else []
-            if at and all(map(_BULLET.match, behind)) and _NOTE.match(lines[number]):
-                return text[:at]
-        if not all(map(_BULLET.match, lines)):
-            return None
+def read_json(reply: str, field: str) -> str | None:
+    """The text in a JSON object of one field; None for a reply of any other form."""
+    try:
+        value = json.loads(reply, object_pairs_hook=list)  # pairs, so that two fields are seen
+    except (ValueError, RecursionError):
+        return None
+    match value:
+        case [(name, str(text))] if name == field:
+            return text
     return None
 
 
-def _fence(text: str) -> str | None:
-    lines = list(_FENCE.finditer(text))
-    if len(lines) < 2 or lines[0].start() or lines[-1].end() < len(text):
+def read_tags(reply: str, tag: str) -> str | None:
+    """The text in the only pair of tags; None for a reply of any other form.
+
+    A block of thoughts before it, whose end is a tag too, may hold others.
+    """
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    start = reply.rfind(opening)
+    marks = [mark for mark in _MARK.finditer(reply, 0, max(start, 0)) if tag not in mark[0]]
+    ends = [mark.end() for mark in marks if mark[0][1] == "/"]
+    answer = reply[max(ends, default=0) :]
+    unclosed = marks and marks[-1][0][1] != "/" and "|" not in marks[-1][0]
+    if answer.count(opening) != 1 or answer.count(closing) != 1 or unclosed:
         return None
-    return text[lines[0].end() : lines[-1].start()]
+    _, _, behind = answer.partition(opening)
+    text, closed, _ = behind.partition(closing)
+    return text if closed else None
 
 
-def _quotes(text: str) -> str | None:
-    closing = _QUOTES.get(text[:1])
-    if not closing or len(text) < 3 or text[-1] != closing:
+def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
+    """The edit in a reply without what stands around it and is not in the original.
+
+    Args:
+      bounded: whether the reply was read from a form of its own, so that sentences at its ends are
+        of the edit.
+
+    Raises:
+      Doubtful: where more than one part of the reply could be the edit, or a sentence around it
+        could be a part of it.
+    """
+    text, original = reply.strip(), original.strip()
+    for _ in range(20):
+        inner = _inside_json(text, original) or _inside_marks(text, original)
+        inner = (inner or _inside_delimiters(text, original) or text).strip()
+        if inner == text:
+            break
+        text = inner
+    return text if bounded else _without_frame(text, original)
+
+
+def _distance(text: str, original: str) -> int:
+    return Levenshtein.distance(split_words(original), split_words(text))
+
+
+def _choose(parts: Iterable[str], text: str, original: str) -> str | None:
+    """The only part that is closer to the original than the whole text; None without one."""
+    words = split_words(original)
+    ratios = {part: Indel.normalized_distance(words, split_words(part)) for part in parts if part}
+    best = min(ratios, key=ratios.__getitem__, default="")
+    if not best or ratios[best] >= _UNRELATED:
         return None
-    return text[1:-1]
+    outside = len(split_words(text)) - len(split_words(best))
+    if _distance(text, original) - _distance(best, original) < max(1, outside / 2):
+        return None  # what is outside is of the edit too
+    limit = min(_UNRELATED, (1 + ratios[best]) / 2)
+    others = [part for part in ratios if part not in best and best not in part]
+    if any(ratios[part] < limit for part in others):
+        raise Doubtful
+    return best
 
 
-def _fence_fits(text: str, inner: str, original: str) -> bool:
-    """Whether the outer fences enclose exactly the fences of the original."""
-    return len(_FENCE.findall(inner)) == len(_FENCE.findall(original))
+def _inside_json(text: str, original: str) -> str | None:
+    """A string in a JSON value that is closer to the original than its JSON."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return _choose(list(_strings(value)), text, original)
 
 
-def _quotes_fit(text: str, inner: str, original: str) -> bool:
-    """Whether the last quote closes the first one, not one between."""
-    opening, closing = text[0], text[-1]
-    if inner == original:
+def _strings(value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _inside_marks(text: str, original: str) -> str | None:
+    """The text between tags or special tokens that the original does not have."""
+    marks = [mark for mark in _MARK.finditer(text) if mark[0] not in original]
+    if not marks:
+        return None
+    first, last = marks[0], marks[-1]
+    if last.end() == len(text) and not _opens(last, text[: last.start()]):
+        return text[: last.start()]
+    if not first.start() and f"</{first[0][1:]}" not in text and "/" not in first[0]:
+        return text[first.end() :]
+    behind = text[last.end() :]
+    if last[0][1] == "/" and behind.startswith("\n") and _related(behind, original):
+        return behind  # a block of thoughts, which may hold drafts
+    ends = [0, *(end for mark in marks for end in mark.span()), len(text)]
+    parts = [text[a:b].strip() for a, b in zip(ends[::2], ends[1::2], strict=True)]
+    if sum(map(bool, parts)) == 1:
+        return "".join(parts)
+    return _choose(parts, _MARK.sub("", text), original)
+
+
+def _opens(mark: re.Match, before: str) -> bool:
+    """Whether the element that a closing tag ends begins in the text before it."""
+    return mark[0][1] == "/" and re.sub("[/]", "", mark[0], count=1) in before
+
+
+def _related(text: str, original: str) -> bool:
+    words = split_words(original), split_words(text)
+    return Indel.normalized_distance(*words) < _UNRELATED
+
+
+def _inside_delimiters(text: str, original: str) -> str | None:
+    """The text in a fence, in quotes or other pairs from line to line, or in quoted lines.
+
+    None where the text with its delimiters is closer to the original, which has them too.
+    """
+    fences = [match.span() for match in _FENCE.finditer(text)][: 2 * _MOST_DELIMITERS]
+    spans = [(a, b, c, d) for k, (a, b) in enumerate(fences) for c, d in fences[k + 1 :]]
+    lines = [match.span() for match in _LINE.finditer(text)]
+    starts = [a for a, _ in lines if _is_quote(text[a], "Ps")][:_MOST_DELIMITERS]
+    ends = [a + len(text[a:b].rstrip()) - 1 for a, b in lines]
+    ends = [b for b in ends if _is_quote(text[b], "Pe")][-_MOST_DELIMITERS:]
+    pairs = [(a, b) for a in starts for b in ends if a < b]
+    encloses = [(a, b) for a, b in pairs if _encloses(text[a], text[a + 1 : b], text[b], original)]
+    spans += [(a, a + 1, b, b + 1) for a, b in encloses]
+    inside = [text[b:c].strip() for _, b, c, _ in spans]
+    if not re.search("^>", original, re.MULTILINE):
+        blocks = _QUOTED_LINES.findall(text)
+        inside += [re.sub(r"(?m)^[ \t]*> ?", "", block).strip() for block in blocks]
+    best = _choose([*inside, *(text[a:d] for a, _, _, d in spans)], text, original)
+    return best if best in inside else None
+
+
+def _is_quote(character: str, brackets: str) -> bool:
+    if character in "{}[]":  # of JSON, or of a remark
+        return False
+    return character in "\"'`*_" or unicodedata.category(character) in ("Pi", "Pf", brackets)
+
+
+def _encloses(opening: str, inner: str, closing: str, original: str) -> bool:
+    """Whether the closing sign ends what the opening one began, not a second pair."""
+    if opening in "\"'`*_" and opening != closing:
+        return False
+    either = "|".join(map(re.escape, {opening, closing}))
+    between = re.findall(rf"(.?)({either})(.?)", inner, re.DOTALL)
+    between = [signs for signs in between if not (signs[0].isalnum() and signs[2].isalnum())]
+    if not between or len(re.findall(either, inner)) == len(re.findall(either, original)):
         return True
-    if opening != closing:
-        depth = 0
-        for character in inner:
-            depth += (character == opening) - (character == closing)
-            if depth < 0:
-                return False
-        return depth == 0
-    between = re.search(rf"(?<!\w){re.escape(opening)}|{re.escape(opening)}(?!\w)", inner)
-    return not between or bool(re.match(r"(?s)(?:^|.*[\s(\[])\Z", inner[: between.start()]))
+    before, first, _ = between[0]
+    return first == opening if opening != closing else not before.strip(" \n([")
 
 
-_STRIP: dict[str, Callable[[str], str | None]] = {
-    "thought": partial(_behind, [_THOUGHT]),
-    "lead-in": partial(_behind, _LEAD_INS),
-    "fence": _fence,
-    "quotes": _quotes,
-    "note": _note,
-    "rule": lambda text: text[: rule.start()] if (rule := _RULE.search(text)) else None,
-}
-_FITS = {"fence": _fence_fits, "quotes": _quotes_fit}
+def _without_frame(text: str, original: str) -> str:
+    """Without a line that announces the edit and a question behind it; other sentences are doubt.
+
+    What a colon introduces within a response is a list, a table or code: a first line that ends in
+    a colon, is not in the original and stands before prose is about the response.
+    """
+    edit, more_lines = text, len(_LINE.findall(text)) > len(_LINE.findall(original))
+    starts = [match.end() for match in _SENTENCE_END.finditer(edit)]
+    starts = [start for start in starts if edit[start:]]
+    cut, inserted = _frame(edit, original, starts, before=True, mostly=more_lines)
+    if cut and not (_ITEM.match(edit) and _ITEM.match(original)):
+        line, edit = edit[:cut].rstrip("*_ \t\n"), edit[cut:]
+        announces = _ends_in(line, "COLON") and "\n" in text[len(line) : cut]
+        if not (inserted and announces and _related(edit, original)) or _ITEM.match(edit):
+            raise Doubtful
+    starts = [match.start() for match in _LINE.finditer(edit) if more_lines and match.start()]
+    if (match := _CLOSING_BRACKETS.search(edit)) and match[0].strip() not in original:
+        starts.append(match.start())
+    starts.sort(reverse=True)
+    cut, inserted = _frame(edit, original, starts, before=False, mostly=True)
+    if cut and not (_ITEM.match(edit[cut:]) and _ITEM.match(original.rpartition("\n")[2])):
+        behind, edit = edit[cut:].strip(), edit[:cut].rstrip()
+        if not inserted or "\n" in behind or not _ends_in(behind, "QUESTION MARK"):
+            raise Doubtful
+    if edit != text and edit == original:
+        raise Doubtful  # what was taken off is all that was changed
+    return edit
+
+
+def _frame(
+    text: str, original: str, cuts: Sequence[int], *, before: bool, mostly: bool
+) -> tuple[int, bool]:
+    """The last of the cuts beyond which words are inserted, 0 for none; whether all of them are.
+
+    Args:
+      mostly: whether half of the words beyond it are enough.
+    """
+    distance, words, last, inserted = _distance(text, original), len(split_words(text)), 0, True
+    for cut in cuts:
+        rest = text[cut:] if before else text[:cut]
+        removed, gain = words - len(split_words(rest)), distance - _distance(rest, original)
+        if gain < (removed / 2 if mostly else removed):
+            break
+        last, inserted = cut, inserted and gain == removed
+        distance, words = distance - gain, words - removed
+    return last, inserted
+
+
+def _ends_in(line: str, name: str) -> bool:
+    """Whether the last character is a colon, a question mark … of any script."""
+    words = unicodedata.name(line.rstrip("*_ \t)\"'")[-1:] or " ", "").split()
+    return words[-len(name.split()) :] == name.split()

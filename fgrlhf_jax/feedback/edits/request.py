@@ -1,26 +1,36 @@
 """From a response to the request for a minimal edit, and from the reply to the edit.
 
-The default template asks as the paper's Appendix A.1 does, in other words; any text with
-{{ response }} in it may replace it, and may use {{ instruction }} and {{ input }}.
+A reply is asked for in a form that cannot be mistaken: a JSON object where the server holds replies
+to a schema, else a pair of tags that neither the prompt nor the response has. The prompt of the
+paper (Appendix A.1), like any template without {{ reply_form }}, asks for none: then the edit is
+what compares well with the original (parse.py).
 """
 
+import dataclasses
+import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgrlhf_jax.data.records import Instruction, Preference, Record, better_and_worse
+from fgrlhf_jax.data.records import (
+    Instruction,
+    Preference,
+    Record,
+    better_and_worse,
+    shown_prompt,
+)
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.edits.parse import parse_edit, thought_tags
+from fgrlhf_jax.feedback.edits import minimality, parse
+from fgrlhf_jax.feedback.edits.normal_form import fold, restore_form
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
 
 SIDES = ("worse", "better")
-TEMPLATE = """\
+TEMPLATES = {
+    "form": """\
 Question: {{ instruction }}
 
 {% if input %}
@@ -31,37 +41,51 @@ Response: {{ response }}
 
 Improve the response above so that it serves the person who asked the question better, and change \
 as little as possible: keep most of it word for word, and touch only what makes it less helpful, \
-wrong or incomplete. Minimal changes are what matters here. Write out the improved response as a \
-whole and nothing else: no introduction, no quotation marks, no remarks about what you changed.
-"""
+wrong or incomplete. Minimal changes are what matters here.
 
-_SEVERAL = re.compile(
-    r"^[\W_]*(?:option|version|alternative|edit)\s*#?(?:[1-9]|[A-C])\b", re.I | re.M
-)
-_NO_CHANGES = re.compile(
-    r"(?i)[\W_]*(?:there (?:are|is) )?(?:no (?:changes?|edits?|improvements?)\b[^.\n]{0,40}"
-    r"\b(?:needed|necessary|required|made)"
-    r"|the (?:original )?response (?:is|was) (?:already|fine)\b"
-    r"|i (?:would not|wouldn['’]t) change)"
-)
-_QUESTION = re.compile(r"(?i)[\W_]*(?:question|instruction|prompt|query|task|user|input)[\W_]*?:")
+{{ reply_form }}
+""",
+    "paper": """\
+Question: {{ instruction }}
+
+{% if input %}
+Input: {{ input }}
+
+{% endif %}
+Response: {{ response }}
+
+Please make minimal changes to the above response in order to make it a more helpful response to \
+the question. NOTE It is important to only make minimal changes to the response — try to keep most \
+of the response unchanged.
+""",
+}
+FIELDS = ("instruction", "input", "response", "reply_form")
+NAME = "edited_response"  # of the tags, and of the field in JSON
+SCHEMA = {
+    "type": "object",
+    "properties": {NAME: {"type": "string"}},
+    "required": [NAME],
+    "additionalProperties": False,
+}
 _NGRAM = 8  # words that are not repeated by chance
 
 
 class EditTask(NamedTuple):
-    """A response to edit, and the prompt that it answers."""
+    """A response to edit, and the prompt that it answers as people read it."""
 
     id: str
     instruction: str
     input: str
     response: str
+    messages: tuple[Mapping[str, str], ...] = ()  # of several turns, which instruction transcribes
 
 
 class ParsedEdit(NamedTuple):
-    """The edited response, or why there is none: refusal, cut, unparsable or a fault."""
+    """The edited response, or why there is none."""
 
     edited: str
     reason: str
+    unwrapped: bool = False  # whether anything around it was taken off
 
 
 def make_tasks(
@@ -80,57 +104,80 @@ def make_tasks(
             better, worse = better_and_worse(record)
             response = better if side == "better" and isinstance(record, Preference) else worse
         identifier = n if fields.get("id") in (None, "") else fields["id"]
-        tasks.append(EditTask(str(identifier), record.instruction, record.input, response))
+        messages = tuple(map(dataclasses.asdict, record.messages))
+        tasks.append(EditTask(str(identifier), *shown_prompt(record), response, messages))
     return tasks
 
 
-def load_template(path: str = "") -> PromptTemplate:
-    """The template of a file, the default one for "", to be filled with a task's fields.
+def load_template(path: str = "", name: str = "form") -> PromptTemplate:
+    """The template of a file, one of `TEMPLATES` for "", to be filled with a task's fields.
 
     Raises:
       InputError: for a file that cannot be read, or is no template that shows {{ response }}.
     """
-    return PromptTemplate(path, TEMPLATE, ("instruction", "input", "response"), ("response",))
+    return PromptTemplate(path, TEMPLATES[name], FIELDS, ("response",))
+
+
+def build_prompt(
+    task: EditTask, template: PromptTemplate, as_json: bool = False
+) -> tuple[str, str | None]:
+    """A prompt, and the tag that its reply is in: None for JSON, "" for a reply of no form."""
+    texts = {name: getattr(task, name) for name in FIELDS[:3]}
+    tag = None if as_json else choose_tag([*texts.values(), template.literal_text])
+    prompt = template.fill({**texts, "reply_form": describe_form(tag)})
+    return prompt, tag if as_json or template.shows("reply_form") else ""
+
+
+def choose_tag(texts: Sequence[str]) -> str:
+    """The name of a tag that none of the texts has, in any case of its letters."""
+    shown = "\n".join(texts).casefold()
+    names = itertools.chain([NAME], (f"{NAME}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in shown)
+
+
+def describe_form(tag: str | None) -> str:
+    """The sentence that asks for the form; without a tag it is JSON."""
+    whole = "Write out the improved response as a whole"
+    if tag is None:
+        return f"{whole}, as the field {NAME} of one JSON object and nothing else."
+    return f"{whole} between <{tag}> and </{tag}>, with nothing left out, and nothing else."
 
 
 def parse_reply(
-    reply: Reply, task: EditTask, max_change_ratio: float = 1.0, template_text: str = ""
+    reply: Reply,
+    task: EditTask,
+    max_change_ratio: float = 1.0,
+    *,
+    tag: str | None = "",
+    template_text: str = "",
 ) -> ParsedEdit:
     """The edit in a reply, or the reason why there is none.
 
-    The reasons refusal, empty, unchanged and rewritten are those of
-    :func:`minimality.find_fault`; cut: the reply ends at its limit of tokens; unparsable: it has
-    several versions, thoughts without an end, the question, or words of the template.
+    The reasons empty, unchanged, elided and rewritten are those of :func:`minimality.find_fault`;
+    refusal, cut: the server says so; unparsed: the reply is not in its form, or repeats the
+    template; doubtful: what stands around the edit may be a part of it.
 
     Args:
+      tag: the form, as :func:`build_prompt` returned it.
       template_text: what every prompt says, so that a reply which repeats it is recognised.
     """
-    original = task.response
     if reply.stop in (REFUSAL, LENGTH):
         return ParsedEdit("", "refusal" if reply.stop == REFUSAL else "cut")
-    edited = parse_edit(reply.text, original, task.instruction, task.input)
-    several = len(_SEVERAL.findall(edited)) > 1 > len(_SEVERAL.findall(original))
-    thinks = thought_tags(edited) - thought_tags(original)
-    asks = _begins_with_prompt(edited, task) and not _begins_with_prompt(original, task)
-    repeats = (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original)
-    if several or thinks or asks or repeats:
-        return ParsedEdit("", "unparsable")
-    reason = minimality.find_fault(original, edited, max_change_ratio)
-    if reason == "rewritten" and _NO_CHANGES.match(edited):
-        reason = "unchanged"
-    return ParsedEdit("" if reason else edited, reason)
-
-
-def _begins_with_prompt(text: str, task: EditTask) -> bool:
-    """Whether a text begins with the instruction or the input behind a label."""
-    label = _QUESTION.match(text)
-    labelled = _normalized(text[label.end() :]) if label else ""
-    prompts = map(_normalized, (task.instruction, task.input))
-    return any(prompt and labelled.startswith(prompt) for prompt in prompts)
-
-
-def _normalized(text: str) -> str:
-    return " ".join(text.lower().split()).lstrip("*_ \"“'`")
+    original, text = fold(task.response).strip(), fold(reply.text).strip()
+    if tag != "":
+        text = parse.read_json(text, NAME) if tag is None else parse.read_tags(text, tag)
+        if text is None:
+            return ParsedEdit("", "unparsed")
+    try:
+        edited = parse.unwrap(text, original, bounded=tag != "")
+    except parse.Doubtful:
+        return ParsedEdit("", "doubtful")
+    if (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original):
+        return ParsedEdit("", "unparsed")
+    before, bare, after = task.response.partition(task.response.strip())
+    restored = before + restore_form(edited, bare) + after if edited else ""
+    reason = minimality.find_fault(task.response, restored, max_change_ratio)
+    return ParsedEdit("" if reason else restored, reason, edited != text.strip())
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:

@@ -86,7 +86,7 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
 
     Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2),
     those to a prompt following one another: of these the distinct ones make pairs, first with
-    second, third with fourth, and empty ones are left out.
+    second, third with fourth. Empty and identical responses are left out.
 
     Raises:
       InputError: when there is no pair.
@@ -96,10 +96,15 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
         distinct: dict[str, RecordAndRow] = {}
         for record, row in group:
             if not isinstance(record, Instruction):
-                texts = (getattr(record, name) for name in records.RESPONSES[type(record)])
+                texts = [getattr(record, name) for name in records.RESPONSES[type(record)]]
                 names = [str(row.get(f"generator_{side}") or "") for side in (1, 2)]
                 pair = record.instruction, record.input, *texts, None, *names
-                pairs.append(Comparison(*pair, messages=record.messages))
+                if not all(text.strip() for text in texts):
+                    left_out["empty responses"] += 1
+                elif texts[0] == texts[1]:
+                    left_out["identical responses"] += 1
+                else:
+                    pairs.append(Comparison(*pair, messages=record.messages))
             elif not record.output.strip():
                 left_out["empty responses"] += 1
             elif record.output in distinct:

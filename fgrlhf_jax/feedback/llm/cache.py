@@ -5,16 +5,16 @@ so that an interrupted file is recognised, cut where its last line is torn, and 
 """
 
 import contextlib
+import fcntl
 import json
+import os
 import sqlite3
-import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
-from fgrlhf_jax.runtime.files import JsonlFile, Lock, as_input_error, json_line
+from fgrlhf_jax.runtime.files import UNSUPPORTED, JsonlFile, Lock, as_input_error, json_line
 
 SCHEMA = 1  # version of the cache
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
@@ -22,91 +22,85 @@ KEY = "request_key"  # the field of a row with the key of its request
 
 
 class Cache:
-    """Replies by key, in an SQLite file; threads may share it, and so may processes.
+    """Replies by key, in an SQLite file that several processes may share.
 
     Raises InputError wherever the file cannot be used.
     """
 
     def __init__(self, path: Path):
-        self.path, self.lock, self.open = Path(path), threading.Lock(), True
-        with self._reported_errors():
+        self.path = Path(path)
+        with contextlib.ExitStack() as stack, self._reported_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._reported_errors():
-                version = self._prepare()
+            self.connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            stack.callback(self.connection.close)
+            run = self.connection.execute
+            run("PRAGMA synchronous=FULL")
+            run("BEGIN IMMEDIATE")  # no other process creates the same table now
+            if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                run(
+                    "CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
+                    "stop TEXT NOT NULL, input_tokens INTEGER NOT NULL, "
+                    "output_tokens INTEGER NOT NULL) WITHOUT ROWID"
+                )
+                run(f"PRAGMA user_version={SCHEMA}")
+            run("COMMIT")
+            version = run("PRAGMA user_version").fetchone()[0]
             if version != SCHEMA:
                 raise InputError(
                     f"{path}: is no cache of this version (its version is {version}, not "
                     f"{SCHEMA}); name another cache, or move this file away"
                 )
-        except InputError:
-            self.close()
-            raise
-
-    def _prepare(self) -> int:
-        """:meth:`_create`, again while another process does the same.
-
-        SQLite itself does not wait where a WAL begins or ends.
-        """
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                return self._create()
-            except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.02)
-
-    def _create(self) -> int:
-        """Creates the table where it is missing; returns the version of the file."""
-        run = self.connection.execute
-        run("PRAGMA journal_mode=WAL")
-        run("PRAGMA synchronous=FULL")
-        run("BEGIN IMMEDIATE")  # no other process creates the same table now
-        if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            run(
-                "CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
-                "stop TEXT NOT NULL, input_tokens INTEGER NOT NULL, "
-                "output_tokens INTEGER NOT NULL) WITHOUT ROWID"
-            )
-            run(f"PRAGMA user_version={SCHEMA}")
-        run("COMMIT")
-        return run("PRAGMA user_version").fetchone()[0]
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            self._claims = os.open(self.path.with_name(f".{self.path.name}.lock"), flags, 0o666)
+            stack.pop_all()
 
     def __contains__(self, key: str) -> bool:
-        with self._reported_errors(), self.lock:
+        with self._reported_errors():
             rows = self.connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,))
             return rows.fetchone() is not None
 
     def __getitem__(self, key: str) -> Reply:
         query = "SELECT text, stop, input_tokens, output_tokens FROM replies WHERE key = ?"
-        with self._reported_errors(), self.lock:
+        with self._reported_errors():
             return Reply(*self.connection.execute(query, (key,)).fetchone())
 
     def put(self, key: str, reply: Reply) -> None:
-        """On the disk when it returns. What arrives after :meth:`close` is dropped."""
+        """On the disk when it returns."""
         row = (key, reply.text, reply.stop, reply.input_tokens, reply.output_tokens)
-        with self._reported_errors(), self.lock:
-            if self.open:
-                self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
+        with self._reported_errors():
+            self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
+
+    def claim(self, key: str) -> bool:
+        """Whether no other process has claimed a key; until :meth:`release`, or this one's end."""
+        return self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self, key: str) -> None:
+        self._lock(key, fcntl.LOCK_UN)
+
+    def _lock(self, key: str, operation: int) -> bool:
+        """Locks the byte of a file that a key stands for; on a file system without, nothing."""
+        try:
+            fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
+        except OSError as error:
+            return error.errno in UNSUPPORTED
+        return True
 
     def close(self) -> None:
-        with self.lock, contextlib.suppress(sqlite3.Error):
-            self.open = False
-            self.connection.close()
+        self.connection.close()
+        os.close(self._claims)
 
     @contextlib.contextmanager
     def _reported_errors(self):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            advice = {
+                sqlite3.SQLITE_BUSY: "another process keeps it; wait for it",
+                sqlite3.SQLITE_FULL: "free some space",
+            }.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "check its folder and its rights")
             raise InputError(
-                f"cache {self.path}: cannot be used ({error}); free some space, or name another "
-                "cache; what it holds is kept"
+                f"cache {self.path}: cannot be used ({error}); {advice}, or name another cache; "
+                "what it holds is kept"
             ) from error
 
 
@@ -160,35 +154,29 @@ def append_rows(
     return counts[0], counts[1]
 
 
-def _row_keys(file: JsonlFile) -> list[str]:
-    """The keys of the complete rows of a file."""
-    keys = []
-    lines = file.path.read_bytes()[: file.size].split(b"\n")[:-1]
-    for number, line in enumerate(lines, 1):
-        try:
-            keys.append(json.loads(line)[KEY])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{file.path}:{number}: is no row of ours (it has no {KEY}); choose another output"
-            ) from error
-    return keys
-
-
 def _count_written(files: Sequence[JsonlFile], keys: Sequence[str]) -> list[int]:
     """How many rows each file has, which together are of the first of ``keys``, in their order.
 
     Raises:
       InputError: if there are rows of anything else.
     """
-    written = [_row_keys(file) for file in files]
+    written: list[list[str]] = [[] for _ in files]
+    for file, row_keys in zip(files, written, strict=True):
+        lines = file.path.read_bytes()[: file.size].split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                row_keys.append(json.loads(line)[KEY])
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{file.path}:{number}: is no row of ours (it has no {KEY}); choose another "
+                    "output"
+                ) from error
     counts = [0] * len(files)
     for key in keys:
-        for number, row_keys in enumerate(written):
-            if key[:16] in row_keys[counts[number] : counts[number] + 1]:
-                counts[number] += 1
-                break
-        else:
+        heads = [row_keys[n : n + 1] for n, row_keys in zip(counts, written, strict=True)]
+        if [key[:16]] not in heads:
             break
+        counts[heads.index([key[:16]])] += 1
     for file, row_keys, count in zip(files, written, counts, strict=True):
         if count < len(row_keys):
             raise InputError(

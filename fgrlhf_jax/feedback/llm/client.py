@@ -1,44 +1,41 @@
 """A language model behind a network: a request in, a reply out.
 
-    send = connect("anthropic", "claude-opus-4-5")
-    send(Request("Why is the sky blue?")).text
+    send = Client("anthropic", "claude-opus-4-5")
+    reply = await send(Request("Why is the sky blue?"))
+    await send.aclose()
 
-The official clients speak the wire protocols. Retries are in requests.py; here a fault only becomes
-one of three: :class:`Transient` (try again), :class:`Refused` (this request only) and InputError
-(every request would meet it; the run stops). Keys come from the environment, and no message that
-leaves this file holds one.
+The official clients speak the wire protocols, and try again after a fault. Keys come from the
+environment; no message that leaves this file holds one.
 """
 
+import asyncio
+import contextlib
 import dataclasses
-import datetime
 import email.utils
 import importlib
-import json
 import os
 import re
-import time
+import ssl
 import urllib.parse
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm.answers import END, LENGTH, REFUSAL, parse_answer
 
-END, LENGTH, REFUSAL = "end", "length", "refusal"  # why a reply stopped
+LONGEST_PAUSE = 120.0  # seconds that a server may ask for; beyond, the run stops
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 # provider -> (environment variable of the key, address)
 PROVIDERS = {
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com"),
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
 }
-_STOPS = {
-    **dict.fromkeys(("max_tokens", "model_context_window_exceeded", "length"), LENGTH),
-    **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
-}
-
-
-# How servers name the schema that they do not take.
-_SCHEMA_REFUSED = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
+_ENVIRONMENT = ("all_proxy", "http_proxy", "https_proxy", "ssl_cert_file", "ssl_cert_dir")
+_ACCOUNT_EMPTY = re.compile("insufficient_quota|credit balance")
+# How servers name a schema, or a field, that they do not take.
+_SCHEMA = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
+_UNSUPPORTED = re.compile("(?i)deprecated|support|removed|instead")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The text of a reply, why it stopped (end | length | refusal) and the tokens it took."""
+    """A text, why it stopped (end | length | refusal, else a fault's message) and its tokens."""
 
     text: str
     stop: str
@@ -67,19 +64,25 @@ class Reply:
     output_tokens: int
 
 
-Send = Callable[[Request], Reply]
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """The outcome of a request that gets no reply however often it is sent."""
+
+    reason: str
 
 
-class Transient(Exception):
-    """A fault that may be gone next time. retry_after: seconds, where the server gave them."""
-
-    def __init__(self, reason: str, retry_after: float | None = None):
-        super().__init__(reason)
-        self.retry_after = retry_after
+Outcome = Reply | Rejected | str  # a text says why there is no reply this time
 
 
-class Refused(Exception):
-    """This request gets no reply, however often it is sent; others may."""
+def find_fault(reply: Reply) -> str:
+    """Why a reply is no answer to its request, "" if it is one."""
+    if reply.stop not in (END, LENGTH, REFUSAL):
+        return reply.stop
+    if reply.text.strip() or reply.stop == REFUSAL:
+        return ""
+    if reply.stop == LENGTH:
+        return "the reply has only thoughts and no text; raise max_new_tokens"
+    return "the reply is empty"
 
 
 def estimate_tokens(text: str) -> int:
@@ -87,91 +90,88 @@ def estimate_tokens(text: str) -> int:
     return -(-len(text.encode(errors="replace")) // 4)
 
 
-def connect(provider: str, model: str, *, base_url: str = "", timeout: float = 60.0) -> Send:
-    """Returns a function that sends one request a call to ``model``; threads may share it.
+class Client:
+    """An async function from a Request to its outcome, for one event loop; then ``aclose``.
 
     Args:
       provider: "anthropic", or "openai" for every server that speaks its chat completions.
       base_url: another server than the provider's own. One on this machine needs no key.
-      timeout: seconds until a reply must be complete.
+      timeout: seconds until the answer to one try must be complete.
+      retries: further tries of the official client, after its own pauses or the server's.
 
-    The function raises Transient, Refused, or InputError for what every request would meet (a wrong
-    key, an unknown model, an empty account). A field that the model does not take is Transient too:
-    later requests go without it.
+    Attributes:
+      before_retry: awaited before each. The client takes an Exception for a fault of the network.
 
     Raises:
-      InputError: for no key, an unusable address, or a client library that is not installed.
+      InputError: for no key, an unusable address, proxy or certificate, or a missing library; a
+        call, for what every request would meet: a wrong key, an unknown model, an empty account.
     """
-    variable, url = PROVIDERS[provider]
-    url = check_url(base_url) or url
-    key = os.environ.get(variable, "").strip()
-    if not (key or _is_local(url)):
-        raise InputError(f"{provider} needs a key; set the environment variable {variable}")
-    if not key.isascii() or not key.isprintable():
-        raise InputError(f"{variable} holds characters that no key has; set it again")
-    return _Client(provider, model, url, key, timeout)
 
-
-class _Client:
-    """What :func:`connect` returns; the connections are closed with the object."""
-
-    def __init__(self, provider: str, model: str, url: str, key: str, timeout: float):
-        self.provider, self.model, self.url = provider, model, url
-        self.key, self.timeout = key, timeout
+    def __init__(
+        self,
+        provider: str,
+        model: str,
+        *,
+        base_url: str = "",
+        timeout: float = 60.0,
+        retries: int = 6,
+    ):
+        variable, url = PROVIDERS[provider]
+        self.url = check_url(base_url) or url
+        self.key = os.environ.get(variable, "").strip()
+        direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS
+        if not (self.key or direct):
+            raise InputError(f"{provider} needs a key; set the environment variable {variable}")
+        if not self.key.isascii() or not self.key.isprintable():
+            raise InputError(f"{variable} holds characters that no key has; set it again")
+        self.provider, self.model = provider, model
+        self.timeout = timeout
+        self.before_retry: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
         self.without: set[str] = set()  # fields that this model turned out not to take
         try:
-            self.errors = importlib.import_module(provider)
-        except ImportError as error:
+            self.library, self.httpx = map(importlib.import_module, (provider, "httpx2"))
+        except ModuleNotFoundError as error:
             raise InputError(
-                f"provider={provider} needs a library; pip install 'fgrlhf_jax[collect]'"
+                f"provider={provider} needs a library ({error}); pip install 'fgrlhf_jax[collect]'"
             ) from error
-        # By no proxy to this machine.
-        direct = {
-            "trust_env": False,
-            "mounts": dict.fromkeys(("http://", "https://", "all://")),
-        }
-        http = self.errors.DefaultHttpxClient(**direct if _is_local(url) else {})
-        options = {"api_key": key or "none", "timeout": timeout, "http_client": http}
-        if provider == "anthropic":
-            url = url.removesuffix("/v1")
-            api = self.errors.Anthropic(base_url=url, max_retries=0, **options).messages
-        else:
-            api = self.errors.OpenAI(base_url=url, max_retries=0, **options).chat.completions
-        self.create = api.with_streaming_response.create
-        weakref.finalize(self, http.close).atexit = False
+        options = {"api_key": self.key or "none", "timeout": timeout, "max_retries": retries}
+        options["http_client"] = _build_http_client(self, direct)
+        try:
+            if provider == "anthropic":
+                url = self.url.removesuffix("/v1")
+                self.api = self.library.AsyncAnthropic(base_url=url, **options)
+            else:
+                self.api = self.library.AsyncOpenAI(base_url=self.url, **options)
+        except Exception as error:  # of its parser
+            raise InputError(f"base_url is no address ({self._redacted(error)})") from None
 
-    def __call__(self, request: Request) -> Reply:
+    async def aclose(self) -> None:
+        await self.api.close()
+
+    async def __call__(self, request: Request) -> Outcome:
+        anthropic = self.provider == "anthropic"
+        resource = self.api.messages if anthropic else self.api.chat.completions
         body = _body(self.provider, self.model, request, self.without)
         try:
-            return _reply(self.provider, request, self._fetch(body))
-        except (ConnectionError, ValueError) as error:  # of _fetch and of _reply
-            fault = Transient(self._redacted(error))
-        except self.errors.APITimeoutError:
-            fault = Transient(f"no answer within {self.timeout:g} s")
-        except self.errors.APIConnectionError as error:
-            message = f"no connection to {self.url} ({error.__cause__ or error})"
-            fault = Transient(self._redacted(message))
-        except self.errors.APIStatusError as error:
-            message = self._redacted(f"{error.status_code}: {_message(error)}")
-            fault = self._classified(error, message, request.schema is not None)
-            if field := _unsupported_field(error.status_code, message, body):
-                self.without.add(field)  # the next try, which is counted as one, goes without
-                fault = Transient(f"{self.model} takes no {field}")
-        raise fault  # outside the handlers: no exception of the client's hangs on it
-
-    def _fetch(self, body: dict) -> bytes:
-        """One answer, which must be complete within the timeout."""
-        deadline, chunks = time.monotonic() + self.timeout, []
-        with self.create(**body) as response:
-            try:
-                for chunk in response.iter_bytes():
-                    chunks.append(chunk)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"not complete within {self.timeout:g} s")
-            except Exception as error:  # the client no longer wraps what its transport raises
-                message = f"the answer broke off ({error or type(error).__name__})"
-                raise ConnectionError(message) from None
-        return b"".join(chunks)
+            answer = await resource.with_raw_response.create(**body)
+            text, stop, read, written = parse_answer(self.provider, answer.http_response.content)
+            read = read or estimate_tokens(request.system + request.prompt)
+            written = estimate_tokens(text) if written is None else written
+            return Reply(text, self._redacted(stop), read, written)
+        except self.library.APIConnectionError as error:
+            if isinstance(error, self.library.APITimeoutError):
+                return f"no complete answer within {self.timeout:g} s"
+            cause = error.__cause__ or error
+            reason = str(cause) or type(cause).__name__
+            return self._redacted(f"no connection to {self.url} ({reason})")
+        except self.library.APIStatusError as error:
+            outcome = self._classified(error, body)
+        if isinstance(outcome, InputError):
+            raise outcome  # outside the handlers: no exception of the client's hangs on it
+        if outcome is None:
+            await self.before_retry()
+            outcome = await self(request)
+        return outcome
 
     def _redacted(self, text: Any) -> str:
         """A message of a server or a library as one short line without the key."""
@@ -180,41 +180,113 @@ class _Client:
             text = text.replace(self.key, "[key]")
         return " ".join(text.split())[:300]
 
-    def _classified(self, error, message: str, with_schema: bool) -> Exception:
-        """A status error as one of the three kinds."""
-        status = error.status_code
-        if status == 402 or re.search("insufficient_quota|credit balance", f"{error.body}"):
-            return InputError(
-                f"{self.provider}'s account is empty ({message}); top it up and run again"
-            )
-        if status in (408, 409, 425, 429) or status >= 500:
-            return Transient(message, _retry_after(error.response.headers))
-        if status in (400, 422) and with_schema and _SCHEMA_REFUSED.search(message):
-            return InputError(
-                f"{self.model} takes no JSON schema ({message}); set --config.reply_format=text"
-            )
-        if status in (400, 413, 422):
-            return Refused(message)
-        fault, advice = f"does not speak {self.provider}'s protocol", "check base_url"
-        if status in (401, 403):
-            fault = f"does not accept the key in {PROVIDERS[self.provider][0]}"
-            advice = "correct it"
-        if status == 404:
-            fault, advice = (
-                f"does not know the model {self.model!r}",
-                "check model and base_url",
-            )
-        return InputError(f"{self.url} {fault} ({message}); {advice}")
+    def _classified(self, error, body: dict) -> Rejected | str | InputError | None:
+        """The outcome that a status error is; None where the next try goes without a field."""
+        status, pause = error.status_code, _pause(error.response.headers)
+        inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
+        text = inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
+        message = self._redacted(f"{status}: {text}")
+        if status == 400 and _UNSUPPORTED.search(message):
+            # Newer models take no temperature, and max_completion_tokens in place of max_tokens.
+            fields = {"max_tokens": "max_completion_tokens", "extra_body": "temperature"}
+            for field, name in fields.items():
+                if field in body and name in message:
+                    return self.without.add(field)
+        if status == 402 or _ACCOUNT_EMPTY.search(f"{error.body}"):
+            fault, advice = f"{self.provider}'s account is empty", "top it up and run again"
+        elif pause > LONGEST_PAUSE:
+            fault, advice = f"the server wants a pause of {pause:.0f} s", "run again after it"
+        elif status in (408, 409, 425, 429) or status >= 500:
+            return message
+        elif {"response_format", "output_config"} & set(body) and _SCHEMA.search(message):
+            fault, advice = f"{self.model} takes no schema", "set --config.reply_format=text"
+        elif status in (400, 413, 422):
+            return Rejected(message)
+        elif status in (401, 403):
+            variable, advice = PROVIDERS[self.provider][0], "correct it"
+            fault = f"{self.url} does not accept the key in {variable}"
+        elif status == 404:
+            fault = f"{self.url} does not know the model {self.model!r}"
+            advice = "check model and base_url"
+        else:
+            fault = f"{self.url} does not speak {self.provider}'s protocol"
+            advice = "check base_url"
+        return InputError(f"{fault} ({message}); {advice}")
+
+
+def _build_http_client(client: Client, direct: bool):
+    """The official client's own HTTP client, whose every try is announced and bounded in time.
+
+    A pause that is longer than LONGEST_PAUSE, or of an empty account, is not waited for.
+
+    Args:
+      direct: by no proxy, to a server on this machine.
+
+    Raises:
+      InputError: where the environment's proxies or certificates are unusable.
+    """
+
+    class Http(client.library.DefaultAsyncHttpxClient):
+        async def send(self, request, **options):
+            if request.headers.get("x-stainless-retry-count", "0") != "0":
+                await client.before_retry()
+            try:
+                async with asyncio.timeout(client.timeout):
+                    response = await super().send(request, **options)
+            except TimeoutError as error:
+                raise client.httpx.ReadTimeout("no complete answer", request=request) from error
+            headers, pause = response.headers, _pause(response.headers)
+            if "retry-after" in headers:
+                headers["retry-after"] = str(pause)
+            empty = response.status_code == 429 and _ACCOUNT_EMPTY.search(response.text)
+            if pause > LONGEST_PAUSE or empty:
+                headers["x-should-retry"] = "false"
+            return response
+
+    def build():
+        context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
+        return Http(trust_env=not direct, verify=context)
+
+    try:
+        return build()
+    except Exception as error:
+        names = [name for name in os.environ if name.lower() in _ENVIRONMENT]
+        wrong = [name for name in names if _works_without(name, build)]
+        raise InputError(
+            f"{' or '.join(wrong or names)}: no connection can be made with what the environment "
+            f"says there ({client._redacted(error)}); correct or unset it"
+        ) from None
+
+
+def _works_without(name: str, build: Callable) -> bool:
+    """Whether ``build`` raises nothing where an environment variable is not set."""
+    value = os.environ.pop(name)
+    try:
+        return bool(build())
+    except Exception:
+        return False
+    finally:
+        os.environ[name] = value
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    """Seconds of a Retry-After, a date counted from the answer's own; 0 where there is none."""
+    value = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        then, now = map(email.utils.parsedate_to_datetime, (value, headers["date"]))
+        return max(0.0, (then - now).total_seconds())
+    return 0.0
 
 
 def check_url(base_url: str) -> str:
-    """``base_url`` without its last slash; raises InputError if it is no plain address."""
-    try:
+    """``base_url`` without blanks around it and its last slash; InputError if it is no address."""
+    base_url = base_url.strip()
+    parts, usable = urllib.parse.SplitResult(*[""] * 5), not base_url
+    with contextlib.suppress(ValueError):  # also of a port that is no number
         parts = urllib.parse.urlsplit(base_url)
-        _ = parts.port  # raises for one that is no number
-        usable = not base_url or (parts.scheme in ("http", "https") and parts.hostname)
-    except ValueError:
-        usable = False
+        usable |= parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     if not usable:
         raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
     if parts.username or parts.password or parts.query:
@@ -224,92 +296,20 @@ def check_url(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _is_local(url: str) -> bool:
-    return urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
-
-
 def _body(provider: str, model: str, request: Request, without: set[str]) -> dict:
     messages = [{"role": "user", "content": request.prompt}]
     body: dict[str, Any] = {"model": model, "messages": messages}
-    if provider == "anthropic":
-        body |= {"system": request.system} if request.system else {}
-        body["max_tokens"] = request.max_tokens
-        if request.schema is not None:
-            output_format = {"type": "json_schema", "schema": request.schema}
-            body["output_config"] = {"format": output_format}
-    else:
-        if request.system:
-            messages.insert(0, {"role": "system", "content": request.system})
-        field = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
-        body[field] = request.max_tokens
-        if request.schema is not None:
-            schema = {"name": "reply", "strict": True, "schema": request.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if "temperature" not in without:  # not every release of the clients has the argument
+    if "extra_body" not in without:  # not every release of the clients has the argument
         body["extra_body"] = {"temperature": request.temperature}
+    form = {"type": "json_schema", "schema": request.schema}
+    if provider == "anthropic":
+        body |= {"max_tokens": request.max_tokens}
+        body |= {"system": request.system} if request.system else {}
+        return body | ({"output_config": {"format": form}} if request.schema else {})
+    if request.system:
+        messages.insert(0, {"role": "system", "content": request.system})
+    body["max_completion_tokens" if "max_tokens" in without else "max_tokens"] = request.max_tokens
+    if request.schema:
+        schema = {"name": "reply", "strict": True, "schema": request.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
-
-
-def _unsupported_field(status: int, message: str, body: dict) -> str:
-    """The field of ``body`` that the server does not take for this model, "" for none.
-
-    Newer models take no temperature, and max_completion_tokens in place of max_tokens.
-    """
-    if status == 400 and re.search("(?i)deprecated|support|removed|instead", message):
-        if "max_completion_tokens" in message and "max_tokens" in body:
-            return "max_tokens"
-        if "temperature" in message and "extra_body" in body:
-            return "temperature"
-    return ""
-
-
-def _reply(provider: str, request: Request, content: bytes) -> Reply:
-    """The reply in an answer; raises ValueError when it has another form."""
-    data = None
-    try:
-        data = json.loads(content)
-        usage = data.get("usage") or {}
-        if provider == "anthropic":
-            text = "".join(b["text"] for b in data["content"] if b["type"] == "text")
-            stop = data["stop_reason"]
-            inputs = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-            read = sum(usage.get(name) or 0 for name in inputs)
-            written = usage.get("output_tokens")
-        else:
-            choice = data["choices"][0]
-            refusal = choice["message"].get("refusal")
-            text = refusal or choice["message"].get("content") or ""
-            stop = REFUSAL if refusal else choice["finish_reason"]
-            read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        read = int(read or estimate_tokens(request.system + request.prompt))
-        written = estimate_tokens(text) if written is None else int(written)
-        if not isinstance(text, str):
-            raise TypeError("its text is no string")
-        # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
-        text = text.encode(errors="replace").decode()
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        message = isinstance(data, dict) and data.get("error")
-        message = message or f"{type(error).__name__}: {error}"
-        raise ValueError(f"the answer is not one of {provider}'s ({message})") from None
-    return Reply(text, _STOPS.get(stop, END), read, written)
-
-
-def _message(error) -> Any:
-    """The server's message in a status error of a client."""
-    inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
-    return inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the server accepts requests again, None where it does not say."""
-    try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"\s*[\d.]+\s*", headers.get("retry-after", "")):
-            seconds = float(headers["retry-after"])
-        else:
-            then = email.utils.parsedate_to_datetime(headers["retry-after"])
-            seconds = (then - datetime.datetime.now(datetime.UTC)).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return None
-    return max(0.0, seconds)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.feedback.llm.client import END, LENGTH, Refused, Reply, Request
+from fgrlhf_jax.feedback.llm.client import END, LENGTH, Rejected, Reply, Request
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, check_max_new_tokens
 
 
@@ -27,8 +27,8 @@ def connect(
     mesh: str = "1,-1,1",
     dtype: str = "float32",
     unroll: bool = True,
-) -> Callable[[Sequence[Request]], list[Reply | Refused]]:
-    """A function from requests to a Reply or a Refused for each, in their order.
+) -> Callable[[Sequence[Request]], list[Reply | Rejected]]:
+    """A function from requests to a Reply or a Rejected for each, in their order.
 
     Args:
       model: as for ``LanguageModel.load``, which has the other arguments too.
@@ -43,11 +43,11 @@ def connect(
     options = {"mesh": mesh, "dtype": dtype, "template": template, "unroll": unroll}
     language_model = LanguageModel.load(model, **options)
 
-    def send(requests: Sequence[Request]) -> list[Reply | Refused]:
+    def send(requests: Sequence[Request]) -> list[Reply | Rejected]:
         replies: list = [_encode(language_model, r, max_prompt_length) for r in requests]
         groups: dict[tuple[int, float], list[int]] = {}  # what differs in the prompt only
         for number, request in enumerate(requests):
-            if not isinstance(replies[number], Refused):
+            if not isinstance(replies[number], Rejected):
                 key = (request.max_tokens, request.temperature)
                 groups.setdefault(key, []).append(number)
         for (max_tokens, temperature), numbers in groups.items():
@@ -68,14 +68,14 @@ def connect(
     return send
 
 
-def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] | Refused:
+def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] | Rejected:
     """The prompt's token ids, or why the request is refused."""
     check_max_new_tokens(request.max_tokens, model.module.cfg)
     system = f"{request.system}\n\n" if request.system else ""
     ids = model.encode(system + request.prompt)
     room = min(longest, model.module.cfg.max_position - request.max_tokens)
     if len(ids) > room:
-        return Refused(f"the prompt has {len(ids)} tokens, more than {room}")
+        return Rejected(f"the prompt has {len(ids)} tokens, more than {room}")
     return ids
 
 

@@ -1,6 +1,7 @@
 """Edits by a language model, from the command line to the file, against one that misbehaves."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import llm_server
 import ppo_cases
 import pytest
 import tiny_cases
-from request_cases import cached_prompts, read
+from request_cases import cached_prompts, read, shorten_pauses
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
@@ -27,7 +28,7 @@ from launch.shared import asking, config_files
 
 CONFIG = collect_edits.CONFIG
 WORDS = "the quick brown fox jumps over a lazy dog while it rains on every old roof"
-REASONS = {3: "refusal", 6: "unchanged", 8: "rewritten"}  # by the last digit of a row
+REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit of a row
 
 
 def original(n: int) -> str:
@@ -39,16 +40,16 @@ def edited(n: int) -> str:
 
 
 def editor(prompt: str) -> str:
-    """A model that edits well, but for some rows, and always says something around it."""
-    match = re.search(r"Response (\d+): .*", prompt)
-    n = int(match[1])
-    replies = {
+    """A model that edits well, but for some rows, and says something around its edits."""
+    response = re.search(r"Response (\d+): .*", prompt)
+    n, (tag,) = int(response[1]), re.findall(r"between <(\w+)>", prompt) or [""]
+    texts = {
         3: "I'm sorry, but I can't help with that.",
-        6: f"Here is the edited response:\n\n{match[0]}",
+        6: response[0],
         8: "Something else entirely, which nobody had asked for at all in any case.",
     }
-    edit = f'Sure! Here is my attempt:\n\n"{edited(n)}"\n\nNote: I changed one word.'
-    return replies.get(n % 10, edit)
+    text = texts.get(n % 10, f'"{edited(n)}"' if n % 10 == 9 else edited(n))
+    return text if n % 10 == 3 else f"Sure!\n\n<{tag}>\n{text}\n</{tag}>\n\nI changed one word."
 
 
 def write_responses(folder, count):
@@ -86,10 +87,7 @@ def files(output) -> tuple[bytes, bytes]:
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
     """Keys, and no test that waits for seconds between two attempts."""
-    limits = asking.Limits
-    monkeypatch.setattr(
-        asking, "Limits", lambda **fields: limits(back_off=0.001, longest_wait=0.01, **fields)
-    )
+    shorten_pauses(monkeypatch.setattr)
     monkeypatch.setenv("ANTHROPIC_API_KEY", llm_server.KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
@@ -122,10 +120,12 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
         assert (edit.original, edit.edited) == (original(n), edited(n))
     assert [row["reason"] for row in rejected] == [reasons[n] for n in sorted(reasons)]
     assert rejected[0]["reply"] == "I'm sorry, but I can't help with that."
-    assert rejected[1]["reply"].startswith("Here is the edited response:\n\nResponse 6")
+    assert rejected[1]["reply"].startswith("Sure!\n\n<edited_response>\nResponse 6")
+    assert [n for n, row in zip(accepted, rows, strict=True) if "reply" in row] == [9, 19, 29, 39]
     for text in (
+        "4 of them had something around them, which was taken off (field reply)",
         "14 rows set aside in",
-        "4 refusal, 4 unchanged, 4 rewritten, 1 no response, 1 rejected",
+        "4 unparsed, 4 unchanged, 4 rewritten, 1 no response, 1 rejected",
         f"26 edits in {output}, median word change ratio 0.",
         f"python -m launch.edit_report --config.input={output}\n",
         f"--config.train={output}",
@@ -138,11 +138,11 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
 
 # The command, whose attempts follow each other at once.
 COMMAND = """
-import functools
+import request_cases
 from launch import collect_edits
 from launch.shared import asking
 
-asking.Limits = functools.partial(asking.Limits, back_off=0.001, longest_wait=0.01)
+request_cases.shorten_pauses()
 asking.command(collect_edits.main, collect_edits.CONFIG, "")
 """
 
@@ -151,7 +151,10 @@ asking.command(collect_edits.main, collect_edits.CONFIG, "")
 def started(*args, **fields):
     """The command in a process of its own."""
     command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
     try:
         yield process
     finally:
@@ -234,7 +237,13 @@ def test_an_output_of_something_else_is_refused(responses, tmp_path):
         collect(server, responses, output, limit=3)
         collect(server, responses, output, limit=5)  # more rows go on
         before = output.read_bytes()
-        for change in ({}, {"template_file": template}, {"max_change_ratio": 1}, {"model": 1}):
+        for change in (
+            {},
+            {"template_file": template},
+            {"template": "paper"},
+            {"max_change_ratio": 1},
+            {"model": 1},
+        ):
             with pytest.raises(InputError, match="choose another output, or move this one"):
                 collect(server, responses if change else other, output, limit=5, **change)
         assert output.read_bytes() == before
@@ -287,7 +296,7 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     (tmp_path / "t.txt").write_text("{{ response }}")
     output = tmp_path / "edits.jsonl"
     fields = {"model": model, "output": output, "template_file": tmp_path / "t.txt"}
-    fields |= {"provider": "local", "max_new_tokens": 8, "max_change_ratio": 1}
+    fields |= {"provider": "local", "max_new_tokens": 32, "max_change_ratio": 1}
     config = config_files.parse(["", *(f"--config.{k}={v}" for k, v in fields.items())], CONFIG)
     collect_edits.main(config)
     assert "20 requests (0 of them retries)" in capsys.readouterr().err
@@ -316,6 +325,83 @@ def test_the_format_of_replies(fields, expected):
     config = config_files.load(CONFIG)
     config.update(fields)
     assert asking.reply_format(config) == expected
+
+
+def test_a_schema_is_asked_for_and_read(responses, tmp_path):
+    def answer(prompt):
+        assert "<edited_response>" not in prompt
+        return json.dumps({"edited_response": edited(int(re.search(r"Response (\d+)", prompt)[1]))})
+
+    output = tmp_path / "edits.jsonl"
+    with llm_server.running(answer=answer) as server:
+        collect(server, responses, output, reply_format="json_schema", limit=10)
+        schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert schema["required"] == ["edited_response"]
+    changed = [n for n in range(10) if edited(n) != original(n)]
+    assert [row["edited"] for row in read(output)] == [edited(n) for n in changed]
+
+
+def test_the_papers_prompt_and_what_is_said_around_its_edits(responses, tmp_path, capsys):
+    def answer(prompt):
+        assert prompt.endswith("try to keep most of the response unchanged.")
+        n = int(re.search(r"Response (\d+)", prompt)[1])
+        note = "" if n % 2 else "\n\nIch habe ein Wort geändert."
+        return f"Hier ist die überarbeitete Antwort:\n\n{edited(n)}{note}"
+
+    output = tmp_path / "edits.jsonl"
+    with llm_server.running(answer=answer) as server:
+        collect(server, responses, output, template="paper")
+    assert [row["edited"] for row in read(output)] == [
+        edited(n) for n in range(1, 40, 2) if n != 17
+    ]
+    assert "20 doubtful" in capsys.readouterr().out
+
+
+def test_the_last_turn_of_a_conversation_is_edited(tmp_path):
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "Go on"), ("assistant", original(4))]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    write_jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
+    output = tmp_path / "edits.jsonl"
+    with llm_server.running(answer=editor) as server:
+        collect(server, tmp_path / "chat.jsonl", output)
+        (prompt,) = server.asked
+    assert prompt.index("Hello") < prompt.index("Go on") < prompt.index(f"Response: {original(4)}")
+    (row,), (edit,) = read(output), records.read(str(output))
+    assert row["messages"] == messages[:-1]
+    assert (edit.original, edit.edited) == (original(4), edited(4))
+    assert [turn.content for turn in edit.messages] == ["Hi", "Hello", "Go on"]
+
+
+def test_responses_that_no_reply_could_hold_are_named_and_not_asked(tmp_path, capsys, refused):
+    rows = [{"instruction": "q", "output": original(n) + " word" * 400 * (n < 7)} for n in range(9)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    output, sentence = tmp_path / "edits.jsonl", "a reply cannot hold the edit of 7 of 9 responses"
+    with llm_server.running(answer=editor) as server:
+        for dry_run in (True, False):
+            fields = {"max_new_tokens": 300, "dry_run": dry_run}
+            collect(server, tmp_path / "rows.jsonl", output, **fields)
+            error = capsys.readouterr().err
+            assert f"{sentence} (row 1, 2, 3, 4, 5, …), the longest of about 5" in error
+            assert "set --config.max_new_tokens=700, or they are set aside" in error
+        assert len(server.asked) == 2
+        fields = {"input": tmp_path / "rows.jsonl", "provider": "openai", "base_url": server.url}
+        fields |= {"model": "m", "output": tmp_path / "none.jsonl", "limit": 7}
+        assert refused(collect_edits, max_new_tokens=300, **fields).endswith("max_new_tokens=700")
+    assert [row["reason"] for row in read(rejected_path(output))] == ["too long"] * 7 + [
+        "rewritten"
+    ]
+
+
+def test_a_run_without_an_edit_fails(responses, tmp_path):
+    output = tmp_path / "edits.jsonl"
+    sentence = "no usable edit; 14 rows set aside in"
+    with (
+        llm_server.running(answer=lambda prompt: "No.") as server,
+        pytest.raises(InputError, match=sentence) as error,
+    ):
+        collect(server, responses, output, limit=14)
+    assert f"{rejected_path(output)}: 14 unparsed; see the replies there" in str(error.value)
+    assert len(read(rejected_path(output))) == 14
 
 
 def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):

@@ -56,7 +56,7 @@ def test_statistics_by_hand():
     assert {k: n for k, n in enumerate(ratios["counts"]) if n} == dict.fromkeys(
         (2, 5, 6, 10, 19), 1
     )
-    assert statistics["faults"] == {"empty": 0, "unchanged": 0, "refusal": 0, "rewritten": 1}
+    assert statistics["faults"] == {"empty": 0, "unchanged": 0, "elided": 0, "rewritten": 1}
     assert statistics["aside"] == {"cut": 4}
     counts = {name: summary["n"] for name, summary in statistics["annotators"].items()}
     assert counts == {"unknown": 1, "human": 2, "m/1": 2}

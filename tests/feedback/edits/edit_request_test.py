@@ -1,14 +1,19 @@
 """From a response to a request, and from a reply to an edit or to the reason why there is none."""
 
 import json
+import unicodedata
 
 import pytest
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.request import (
+    NAME,
     EditTask,
+    build_prompt,
+    choose_tag,
     count_rejected,
+    describe_form,
     load_template,
     make_tasks,
     parse_reply,
@@ -20,60 +25,114 @@ from fgrlhf_jax.runtime.files import write_jsonl
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
 TASK = EditTask("1", "What is the capital of France?", "", ORIGINAL)
-REFUSAL = "I'm sorry, but I can't help with that."
+LONG = " ".join(f"word{n}" for n in range(30))
 
 
 def reply(text: str, stop: str = "end") -> Reply:
     return Reply(text, stop, 1, 1)
 
 
+def tagged(text: str) -> Reply:
+    return reply(f"Sure!\n<{NAME}>\n{text}\n</{NAME}>\nI did it.")
+
+
 @pytest.mark.parametrize(
-    ("received", "reason"),
+    ("received", "tag", "reason"),
     [
-        (reply(f"Sure! Here is the edit:\n\n{EDITED}"), ""),
-        (reply(EDITED, "length"), "cut"),
-        (reply("", "refusal"), "refusal"),
-        (reply(REFUSAL), "refusal"),
-        (reply(""), "empty"),
-        (reply("Here is the edited response:\n"), "empty"),
-        (reply(ORIGINAL), "unchanged"),
-        (reply(f"Here is the edited response:\n\n“{ORIGINAL}”"), "unchanged"),
-        (reply("No changes are needed; the response is already good."), "unchanged"),
-        (reply("Dogs bark loudly at night, and nobody in the village sleeps."), "rewritten"),
-        (reply(f"Option 1: {EDITED}\nOption 2: It is Paris."), "unparsable"),
-        (reply(f"<think>\nThe capital is {EDITED}"), "unparsable"),
-        (reply(f"It is Paris.\n</think>\n\n{EDITED}"), ""),
-        (reply(f"It is Paris.\n</think>\n\n<thinking>\n{EDITED}"), "unparsable"),
-        (reply(f"{EDITED}\n</think>"), "empty"),
-        (reply(f"Question: {TASK.instruction}\n\nResponse: {EDITED}"), ""),
-        (reply(f"Question: {TASK.instruction}\n\n{EDITED}"), "unparsable"),
-        (reply(f"**Question:** {TASK.instruction} {EDITED}"), "unparsable"),
+        (tagged(EDITED), NAME, ""),
+        (tagged(f"```\n“{EDITED}”\n```<|eot_id|>"), NAME, ""),
+        (tagged(ORIGINAL), NAME, "unchanged"),
+        (tagged(""), NAME, "empty"),
+        (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
+        (tagged(f"{EDITED} [The rest of it remains.]"), NAME, ""),
+        (reply(EDITED), NAME, "unparsed"),
+        (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
+        (reply("I'm sorry, but I can't help with that."), NAME, "unparsed"),
+        (reply(EDITED, "length"), NAME, "cut"),
+        (reply("", "refusal"), NAME, "refusal"),
+        (reply(json.dumps({NAME: EDITED})), None, ""),
+        (reply(json.dumps({NAME: ORIGINAL})), None, "unchanged"),
+        (reply(json.dumps({"response": EDITED})), None, "unparsed"),
+        (tagged(EDITED), None, "unparsed"),
+        (reply(EDITED), "", ""),
+        (reply(f"Hier ist sie:\n\n{EDITED}<|eot_id|>"), "", ""),
+        (reply(f"{EDITED}\n\nIch habe die Stadt berichtigt."), "", "doubtful"),
+        (reply(""), "", "empty"),
+        (reply("Hier ist sie:\n\n"), "", "rewritten"),
     ],
 )
-def test_replies(received, reason):
-    assert parse_reply(received, TASK, 0.5) == ("" if reason else EDITED, reason)
+def test_replies(received, tag, reason):
+    edit = EDITED + " [The rest of it remains.]" * ("rest of it" in received.text)
+    parsed = parse_reply(received, TASK, 0.5, tag=tag)
+    assert parsed[:2] == ("" if reason else edit, reason)
+    inside = received.text in (tagged(edit).text, json.dumps({NAME: edit}), edit)
+    assert parsed.unwrapped == (not reason and not inside)
+
+
+def test_an_elided_reply_is_set_aside():
+    task = TASK._replace(response=f"{ORIGINAL} {LONG}")
+    edit = f"{EDITED} [Der Rest bleibt unverändert]"
+    assert parse_reply(tagged(edit), task, tag=NAME).reason == "elided"
+    assert parse_reply(tagged(f"{EDITED} {LONG}"), task, tag=NAME).edited == f"{EDITED} {LONG}"
+
+
+@pytest.mark.parametrize(
+    ("original", "replied", "edited"),
+    [
+        ("A b.\r\nC d.\r\n", "A x.\nC d.", "A x.\r\nC d.\r\n"),
+        ("A b.\r\nC d.", "A b.\nNew.\nC x.", "A b.\r\nNew.\r\nC x."),
+        ("A b.\r\nC d.\ne\rf", "A x.\nC d.\ne\nf", "A x.\r\nC d.\ne\rf"),
+        ("A b.\nC d.", "A x.\r\nC d.", "A x.\nC d."),
+        ("A\xa0b  c. \n\n  d e", "A b c.\n\n  d x", "A\xa0b  c. \n\n  d x"),
+        ("if a:\n    b = 1", "if a:\n  b = 2", "if a:\n  b = 2"),
+        (" \n A b. \n", "A x.", " \n A x. \n"),
+    ],
+)
+def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
+    parsed = parse_reply(tagged(replied), TASK._replace(response=original), tag=NAME)
+    assert parsed.edited == edited
+
+
+@pytest.mark.parametrize(
+    "text", ["Der Käfer läuft weg.", "がぎぐ が好き", "Tiếng Việt đẹp", "한국어"]
+)
+def test_normal_forms_stay_as_in_the_original(text):
+    for original, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        task = TASK._replace(response=unicodedata.normalize(original, text))
+        replied = unicodedata.normalize(other, f"{text} – wörter")
+        expected = unicodedata.normalize(original, f"{text} – wörter")
+        assert parse_reply(tagged(replied), task, tag=NAME).edited == expected
+        same = tagged(unicodedata.normalize(other, text))
+        assert parse_reply(same, task, tag=NAME).reason == "unchanged"
 
 
 def test_a_reply_that_repeats_the_template_is_no_edit():
     fixed = load_template().literal_text
-    repeated = f"{EDITED}\n\nNo introduction, no quotation marks, no remarks about what you did."
-    assert parse_reply(reply(repeated), TASK, 0.9, fixed).reason == "unparsable"
-    assert parse_reply(reply(repeated), TASK, 0.9).reason == ""
+    repeated = f"{EDITED} Improve the response above so that it serves the person who asked."
+    assert parse_reply(tagged(repeated), TASK, 0.9, tag=NAME, template_text=fixed).reason
+    task = TASK._replace(response=repeated.replace("Paris", "Lyon"))
+    assert not parse_reply(tagged(repeated), task, tag=NAME, template_text=fixed).reason
 
 
-@pytest.mark.parametrize(
-    ("original", "edited"),
-    [
-        (f"Tell it: {load_template().literal_text}", ("Tell it", "Tell it so")),
-        (f"Question: {TASK.instruction} Lyon.", ("Lyon", "Paris")),
-        ("Lyon. <think> is a tag, </think> too.", ("Lyon", "Paris")),
-        (REFUSAL, ("help with", "help you with")),
-    ],
-)
-def test_what_the_original_has_itself_may_stay(original, edited):
-    edited, task = original.replace(*edited), TASK._replace(response=original)
-    fixed = load_template().literal_text
-    assert parse_reply(reply(edited), task, 0.5, fixed) == (edited, "")
+def test_the_form_is_one_that_no_text_has():
+    template = load_template()
+    prompt, tag = build_prompt(TASK, template)
+    assert tag == NAME
+    assert prompt.endswith(f"\n\n{describe_form(NAME)}")
+    assert f"between <{NAME}> and </{NAME}>" in prompt
+    task = TASK._replace(response=f"Write <{NAME.upper()}>.", input=f"{NAME}_2")
+    prompt, tag = build_prompt(task, template)
+    assert (tag, prompt.count(f"<{NAME}_3>")) == (f"{NAME}_3", 1)
+    assert choose_tag([]) == NAME
+    prompt, tag = build_prompt(TASK, template, as_json=True)
+    assert tag is None
+    assert f"<{NAME}>" not in prompt
+    assert f"the field {NAME} of one JSON object" in prompt
+    for form in (True, False):
+        prompt, tag = build_prompt(TASK, load_template(name="paper"), as_json=form)
+        assert tag == (None if form else "")
+        assert "make minimal changes to the above response" in prompt
+        assert NAME not in prompt
 
 
 def test_tasks_of_every_kind_of_row(tmp_path):
@@ -86,7 +145,7 @@ def test_tasks_of_every_kind_of_row(tmp_path):
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     rows = records.read_with_rows(str(tmp_path / "rows.jsonl"))
-    assert make_tasks(rows) == [
+    assert [task[:4] for task in make_tasks(rows)] == [
         ("1", "q1", "", "a"),
         ("x/2", "q2", "i", "o"),
         ("3", "q3", "", "w"),
@@ -96,22 +155,31 @@ def test_tasks_of_every_kind_of_row(tmp_path):
     assert [task.response for task in make_tasks(rows, "better")] == ["a", "o", "b", "b", ""]
 
 
-def filled(task: EditTask, path: str = "") -> str:
-    return load_template(path).fill(task._asdict())
+def test_of_several_turns_the_last_is_edited():
+    turns = [("system", "Be short."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
+    messages = tuple(records.Message(*turn) for turn in turns)
+    record = records.Edit("", "", "Because.", "So.", messages=messages)
+    (task,) = make_tasks([(record, {})])
+    assert task.response == "Because."
+    assert task.messages == tuple({"role": role, "content": text} for role, text in turns)
+    prompt, _ = build_prompt(task, load_template())
+    places = [prompt.index(text) for text in ("Be short.", "Hi", "Hello", "Why?", "Because.")]
+    assert places == sorted(places)
 
 
 def test_the_default_template_shows_the_fields_as_they_are():
     task = EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
-    prompt = filled(task)
+    prompt, _ = build_prompt(task, load_template())
     assert prompt.startswith("Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n")
     assert "Input" not in prompt
-    assert "2?\n\nInput: the input\n\nResponse: " in filled(task._replace(input="the input"))
+    prompt, _ = build_prompt(task._replace(input="the input"), load_template())
+    assert "2?\n\nInput: the input\n\nResponse: " in prompt
 
 
 def test_a_template_of_ones_own(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
-    assert filled(EditTask("1", "q", "", "abc"), str(path)) == "ABCABC!"
+    assert build_prompt(EditTask("1", "q", "", "abc"), load_template(str(path))) == ("ABCABC!", "")
 
 
 @pytest.mark.parametrize(

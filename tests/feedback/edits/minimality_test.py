@@ -9,7 +9,6 @@ from fgrlhf_jax.feedback.edits.minimality import (
     FAULTS,
     EditMetrics,
     find_fault,
-    is_refusal,
     mark_changes,
     measure,
     split_words,
@@ -143,49 +142,53 @@ def test_spans_add_up_and_mark_what_changed():
     )
 
 
-REFUSALS = [
-    "I'm sorry, but I can't help with that.",
-    "I’m sorry, but I can’t assist with that request.",
-    "I cannot fulfill your request. I'm just an AI.",
-    "As an AI language model, I cannot provide opinions.",
-    "I apologize, but I'm not able to edit this response.",
-    "Sorry, I can't do that.",
-    "Unfortunately, I am unable to make those changes.",
-    "I must decline to answer.",
-    "I won't rewrite this.",
-    "I don't feel comfortable helping with that.",
-    "**I'm really sorry, but I must decline this request.**",
-    "I am sorry, I cannot answer that question. It is inappropriate.",
-    "I'm afraid I can't create such content.",
-]
-ANSWERS = [
-    "I'm sorry to hear that. What can I help you with?",
-    "I can't believe it! The film is great.",
-    "I am so sorry for your loss.",
-    "Sorry, the shop is closed; I can't come.",
-    "No, you cannot cook an egg in the sun.",
-    "I cannot recommend this film enough. It helps.",
-    "I'm sorry I can't come to your party.",
-    "You cannot change the password here. I will help.",
-    "Unfortunately, the train was late.",
-    "",
-]
+LONG = " ".join(f"word{n}" for n in range(30))
+ORIGINAL = f"The capital of France is Lyon. It is long. {LONG}. The end is here."
+CODE = (
+    "def f(x):\n    y = x\n" + "\n".join(f"    z{n} = y + {n}" for n in range(9)) + "\n    return y"
+)
 
 
-def test_refusals():
-    for text in REFUSALS:
-        assert is_refusal(text), text
-        assert is_refusal(f"\n  {text.upper()}"), text
-        assert find_fault("The capital of France is Lyon.", text) == "refusal", text
-    assert not list(filter(is_refusal, ANSWERS))
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "The capital of France is Paris. It is long. [The rest of the response remains unchanged]",
+        "The capital of France is Paris. It is long. (rest unchanged)",
+        "The capital of France is Paris.\n\n*(Der Rest bleibt unverändert.)*",
+        "The capital of France is Paris. 【其余部分不变】",
+        "The capital of France is Paris. It is long...",
+        "The capital of France is Paris. It is long. …",
+        "… of France is Paris. …",
+        "The capital of France is Paris. [...] The end is here.",
+        "The capital of France is Paris. It is long.\n\n... (the rest stays the same) ...",
+        "The capital of France is Paris. It is long.\n<rest unchanged>",
+        "The capital of France is Paris.\n\n<!-- unchanged -->\nThe end is here.",
+        "The capital of France is Paris. It is long.\n--- reste inchangé ---",
+    ],
+)
+def test_a_remark_in_the_place_of_what_is_left_out(edited):
+    assert find_fault(ORIGINAL, edited) == "elided"
+    assert find_fault(edited, edited.replace("Paris", "Rome"), 1.0) == ""
 
 
-def test_a_refusal_may_be_edited_and_an_edit_may_begin_with_a_reservation():
-    original = "I'm sorry, but I can't help with that."
-    assert find_fault(original, "I'm sorry, but I cannot help you with weapons.") == ""
-    answer = " ".join(f"word{n}" for n in range(30))
-    edited = f"As an AI language model, I cannot give advice. However, {answer}"
-    assert find_fault(answer, edited) == ""
+@pytest.mark.parametrize(
+    "line", ["# ... rest of the code stays the same", "// unchanged", "    ..."]
+)
+def test_code_that_is_left_out(line):
+    assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "The capital of France is Paris. It is long.",
+        ORIGINAL.replace("Lyon", "Paris (see the map)"),
+        ORIGINAL.replace("Lyon", "… Paris"),
+        ORIGINAL.replace("Lyon", "Paris [1]").replace(LONG, " ".join(LONG.split()[:22])),
+    ],
+)
+def test_an_edit_may_have_brackets_and_leave_out_much(edited):
+    assert find_fault(ORIGINAL, edited) == ""
 
 
 @pytest.mark.parametrize(

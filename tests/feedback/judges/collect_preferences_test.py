@@ -54,9 +54,9 @@ def test_pairs_get_labels(capsys):
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
     ]
-    out, err = capsys.readouterr()
-    assert "pairs.jsonl: 2 rows left out\n  pairs.jsonl:3: output_1 and output_2 are equal" in err
-    assert "pairs.jsonl:5: the response 'output_2' is empty" in err
+    out = capsys.readouterr().out
+    assert "1 empty responses" in out
+    assert "1 identical responses" in out
     assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
     assert "the judge prefers the second response in 50.0 % of 2" in out
     assert "launch.train_rm" in out

@@ -1,6 +1,5 @@
 """launch.evaluate: from responses or annotations to win rates, with a judge that misbehaves."""
 
-import functools
 import hashlib
 import json
 import re
@@ -10,6 +9,7 @@ import sys
 
 import llm_server
 import pytest
+from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import client as llm
@@ -117,8 +117,7 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
 
 def test_a_run_goes_on_where_it_was_stopped(monkeypatch):
     """A cap stops it twice; no reply that arrived is requested again; nothing is left behind."""
-    quick = functools.partial(asking.Limits, back_off=0.01)
-    monkeypatch.setattr(asking, "Limits", quick)
+    shorten_pauses(monkeypatch.setattr)
     with serve(plan=llm_server.shaky(0.2)) as server:
         fields = {"limits__max_requests": 20, "limits__concurrency": 3}
         for _ in range(2):

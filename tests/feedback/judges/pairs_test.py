@@ -22,7 +22,7 @@ def match_files(outputs: str, reference: str, **options) -> list[Comparison]:
 
 
 def read_pairs(spec: str) -> tuple[list[Comparison], Counter]:
-    return pairs.pair_responses(read(spec, "comparisons"))
+    return pairs.pair_responses(read(spec, "candidates"))
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ SAME = {"instruction": "a", "output_1": "x", "output_2": "x"}
     ("rows", "message"),
     [
         ([response("a", "x"), response("b", "y")], "no two different responses (2 responses wi"),
-        ([SAME], "row 1: output_1 and output_2 are equal"),
+        ([SAME], "no two different responses (1 identical responses"),
         ([response("a", "x"), {"instruction": "a"}], "row 2: misses the field 'output'"),
         ([response("a", "x"), response("a", 3)], "row 2: the field 'output' is 3, not a"),
     ],

@@ -4,12 +4,16 @@ import contextlib
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 
+import llm_server
 import pytest
 from request_cases import (
     IDENTITY,
     FakeModel,
+    answer,
     cached_prompts,
     collect,
     echo,
@@ -19,9 +23,10 @@ from request_cases import (
 )
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm import cache
 from fgrlhf_jax.feedback.llm.cache import Cache
-from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Usage, estimate, request_key
+from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Usage, find_remaining, request_key
 from fgrlhf_jax.runtime import files
 
 # --- the cache
@@ -32,7 +37,7 @@ def test_nothing_is_sent_twice(tmp_path):
     for usage in (Usage(requests=5, input_tokens=10, output_tokens=15), Usage(cached=15)):
         counted = Usage()
         replies = list(collect(requests, send, tmp_path, usage=counted))
-        assert replies == [echo(request) for request in requests]
+        assert replies == [answer(request) for request in requests]
         assert counted == usage
     assert len(send.prompts) == 5
 
@@ -56,7 +61,8 @@ def test_everything_that_determines_a_reply_is_in_its_key(change):
 def test_a_reply_comes_back_from_the_disk_as_it_was(tmp_path):
     reply = Reply("ü🙂\x00\r\n\u2028 'quoted'", "length", 5, 0)
     for _ in range(2):
-        assert list(collect([Request("a\ud83d")], lambda request: reply, tmp_path)) == [reply]
+        send = FakeModel(lambda *_: reply)
+        assert list(collect([Request("a\ud83d")], send, tmp_path)) == [reply]
 
 
 def other_version(path):
@@ -85,19 +91,63 @@ def test_a_file_that_is_no_cache(tmp_path, make, message):
             call(questions(1), echo, tmp_path)
 
 
-def test_two_processes_may_share_a_cache(tmp_path):
-    results: list = []
-    threads = [
-        threading.Thread(
-            target=lambda: results.append(list(collect(questions(30), echo, tmp_path)))
-        )
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [[echo(request) for request in questions(30)]] * 4
+PROCESS = """
+import pathlib, sys
+import request_cases
+request_cases.shorten_pauses()
+send = request_cases.connected(type("Server", (), {"url": sys.argv[1]}))
+folder = pathlib.Path(sys.argv[2])
+options = {"cache": folder / "cache.sqlite"}
+(folder / sys.argv[3]).mkdir()
+requests = request_cases.questions(int(sys.argv[4]))
+print(request_cases.save(requests, send, folder / sys.argv[3], **options))
+"""
+
+
+def share_a_cache(folder, count: int, processes: int = 3) -> dict[str, int]:
+    """Replies by prompt that a shaky server sent to processes with the same requests."""
+    with llm_server.running(llm_server.shaky(0.2), work=0.01) as server:
+        arguments = [server.url, str(folder)]
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, *arguments, str(number), str(count)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(processes)
+        ]
+        for process in running:
+            assert process.communicate(timeout=300)[0] == f"({count}, 0)\n"
+    rows = [read(folder / str(number) / "out.jsonl") for number in range(processes)]
+    assert [row["prompt"] for row in rows[0]] == [r.prompt for r in questions(count)]
+    assert all(other == rows[0] for other in rows)
+    return server.delivered
+
+
+def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    assert share_a_cache(tmp_path, 30) == {r.prompt: 1 for r in questions(30)}
+
+
+def test_a_cache_that_another_process_keeps_to_itself(tmp_path, monkeypatch):
+    list(collect(questions(1), echo, tmp_path))
+    monkeypatch.setattr(cache, "BUSY_TIMEOUT", 0.01)
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match=r"locked.*another process keeps it"):
+            list(collect(questions(1), echo, tmp_path))
+
+
+def test_a_lock_file_that_is_a_link_is_not_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("text")
+    for name in (".cache.sqlite.lock", ".out.jsonl.lock"):
+        (tmp_path / name).symlink_to(precious)
+        with pytest.raises(InputError, match="link"):
+            save(questions(1), echo, tmp_path)
+        (tmp_path / name).unlink()
+    assert precious.read_text() == "text"
 
 
 def test_a_cache_that_another_process_is_creating(tmp_path):
@@ -114,15 +164,13 @@ def test_a_cache_that_another_process_is_creating(tmp_path):
     other.close()
 
 
-def test_an_estimate(tmp_path):
-    requests = [Request("x" * 40, "y" * 8, 100), *questions(3), *questions(3)]
-    path = tmp_path / "cache.sqlite"
-    assert estimate(requests, cache=path, identity=IDENTITY) == (4, 12 + 9, 100 + 3072)
+def test_what_remains(tmp_path):
+    requests, path = [*questions(3), *questions(3)], tmp_path / "cache.sqlite"
+    assert find_remaining(requests, cache=path, identity=IDENTITY) == questions(3)
     assert not path.exists()
     list(collect(questions(2), echo, tmp_path))
-    assert estimate(requests, cache=path, identity=IDENTITY) == (2, 12 + 3, 1124)
-    other = IDENTITY | {"model": "n"}
-    assert estimate(requests, cache=path, identity=other).requests == 4
+    assert find_remaining(requests, cache=path, identity=IDENTITY) == requests[2:3]
+    assert len(find_remaining(requests, cache=path, identity=IDENTITY | {"model": "n"})) == 3
 
 
 # --- the file of rows
@@ -142,7 +190,7 @@ def test_a_torn_last_line_is_cut(tmp_path):
 
 def test_rows_that_exist_are_not_sent_again_even_without_a_cache(tmp_path):
     save(questions(5), echo, tmp_path)
-    for path in tmp_path.glob("cache*"):
+    for path in tmp_path.glob("*cache*"):
         path.unlink()
     send = FakeModel()
     assert save(questions(8), send, tmp_path) == (8, 0)
@@ -160,7 +208,7 @@ def test_rows_that_exist_are_not_sent_again_even_without_a_cache(tmp_path):
     ],
 )
 def test_an_input_that_changed(tmp_path, requests, place):
-    send = FakeModel(lambda prompt, before: Refused("no") if prompt.endswith("2") else None)
+    send = FakeModel(lambda prompt, before: Rejected("no") if prompt.endswith("2") else None)
     assert save(questions(9), send, tmp_path) == (8, 1)
     before = (tmp_path / "out.jsonl").read_bytes()
     with pytest.raises(InputError, match=rf"{place}.*has changed"):
@@ -212,18 +260,18 @@ def test_a_full_disk_under_the_rows(tmp_path, monkeypatch):
 
 def test_a_full_disk_under_the_cache(tmp_path, monkeypatch):
     """SQLite's own limit on pages says what a full disk says."""
-    prepare = Cache._prepare
+    connect = sqlite3.connect
 
-    def small(self):
-        version = prepare(self)
-        self.connection.execute("PRAGMA max_page_count=8")
-        return version
+    def small(*args, **options):
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count=8")
+        return connection
 
-    def long(request):
+    async def long(request):
         return Reply(request.prompt + "x" * 1500, "end", 1, 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Cache, "_prepare", small)
+        patch.setattr(sqlite3, "connect", small)
         message = r"cache .*cannot be used \(database or disk is full\); free some space"
         with pytest.raises(InputError, match=message):
             save(questions(50), long, tmp_path)

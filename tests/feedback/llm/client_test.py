@@ -1,7 +1,11 @@
 """The clients of language models: what comes back, and which kind every fault is of."""
 
+import asyncio
 import http.server
+import json
 import socket
+import ssl
+import subprocess
 import sys
 import time
 import traceback
@@ -9,16 +13,17 @@ import traceback
 import llm_server
 import pytest
 from llm_server import KEY
+from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import (
     PROVIDERS,
-    Refused,
+    Client,
+    Rejected,
     Reply,
     Request,
-    Transient,
-    connect,
     estimate_tokens,
+    find_fault,
 )
 
 REQUEST = Request("Why?", "Be brief.", 77, 0.5)
@@ -30,6 +35,7 @@ def keys(monkeypatch):
     for name in PROVIDERS:
         monkeypatch.setenv(f"{name.upper()}_API_KEY", KEY)
         monkeypatch.delenv(f"{name.upper()}_BASE_URL", raising=False)
+    shorten_pauses(monkeypatch.setattr)
 
 
 @pytest.fixture(params=PROVIDERS)
@@ -37,34 +43,44 @@ def provider(request) -> str:
     return request.param
 
 
-def connected(provider: str, server, timeout: float = 20.0):
-    path = "/v1" if provider == "openai" else ""
-    return connect(provider, "m", base_url=server.url + path, timeout=timeout)
-
-
 def serve(action: str = "ok", **options):
     return llm_server.running(lambda prompt, before: action, **options)
 
 
+def ask(provider: str, url: str, *requests: Request, **options) -> list:
+    """The outcomes of requests, one after the other."""
+
+    async def run():
+        client = Client(provider, "m", base_url=url, **{"retries": 0, "timeout": 20} | options)
+        try:
+            return [await client(request) for request in requests or [REQUEST]]
+        finally:
+            await client.aclose()
+
+    return asyncio.run(run())
+
+
 @pytest.fixture
 def fault_of(caplog):
-    """What a request raises when every attempt meets an action of the server.
+    """What a request comes to when every try meets an action of the server.
 
     The key is in no exception, not in a printed chain of them, and in no log at level DEBUG.
     """
 
-    def send(provider: str, action: str, **options) -> Exception:
+    def send(provider: str, action: str, tries: int = 1, **options):
         with caplog.at_level("DEBUG"), serve(action, **options) as server:
-            stalls = action in ("timeout", "drip")
-            send = connected(provider, server, timeout=0.3 if stalls else 20)
-            with pytest.raises((Transient, Refused, InputError)) as caught:
-                send(REQUEST)
-            assert len(server.bodies) == 1  # the clients' own retries are off
-        fault = caught.value
-        assert fault.__cause__ is fault.__context__ is None
-        printed = "".join(traceback.format_exception(fault))
-        assert KEY not in printed + repr(fault) + str(vars(fault)) + caplog.text
-        return fault
+            timeout = 0.3 if action in ("timeout", "drip") else 20
+            url = server.url + "/v1"
+            try:
+                (fault,) = ask(provider, url, retries=tries - 1, timeout=timeout)
+            except InputError as error:
+                fault = error
+                assert fault.__cause__ is fault.__context__ is None
+                assert KEY not in "".join(traceback.format_exception(fault))
+            assert len(server.bodies) == tries
+        assert KEY not in repr(fault) + str(vars(fault) if hasattr(fault, "__dict__") else "")
+        assert KEY not in caplog.text
+        return find_fault(fault) if isinstance(fault, Reply) else fault
 
     return send
 
@@ -74,20 +90,116 @@ def fault_of(caplog):
 
 def test_a_reply(provider):
     with serve(key=KEY) as server:
-        reply = connected(provider, server)(REQUEST)
-        connected(provider, server)(Request("Why?"))
+        reply, _ = ask(provider, server.url + "/v1", REQUEST, Request("Why?"))
         body, without_system = server.bodies
     assert reply == Reply(ANSWER, "end", 4, len(ANSWER))
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 77, 0.5)
     user = {"role": "user", "content": "Why?"}
-    if provider == "anthropic":
-        assert body["messages"] == [user]
-        assert body["system"] == "Be brief."
-    else:
-        assert body["messages"] == [{"role": "system", "content": "Be brief."}, user]
+    system = [] if provider == "anthropic" else [{"role": "system", "content": "Be brief."}]
+    assert body["messages"] == [*system, user]
+    assert body.get("system") == ("Be brief." if provider == "anthropic" else None)
     assert "system" not in without_system
     assert without_system["messages"] == [user]
 
+
+@pytest.mark.parametrize(
+    ("action", "answer", "text", "stop"),
+    [
+        ("refusal", ANSWER, ANSWER, "refusal"),
+        ("length", ANSWER, ANSWER, "length"),
+        ("slow", ANSWER, ANSWER, "end"),
+        ("ok", "a\ud83d", "a?", "end"),  # half a character could not be written to a file
+    ],
+)
+def test_text_and_stop(provider, action, answer, text, stop):
+    with serve(action, answer=lambda prompt: answer) as server:
+        (reply,) = (
+            ask(provider, server.url)
+            if provider == "anthropic"
+            else ask(provider, server.url + "/v1")
+        )
+        assert (reply.text, reply.stop) == (text, stop)
+        assert server.delivered == {"Why?": 1}
+
+
+def chat(message, stop="stop", **usage) -> str:
+    return json.dumps({"choices": [{"message": message, "finish_reason": stop}], "usage": usage})
+
+
+def parts(*content) -> dict:
+    return {"content": list(content)}
+
+
+def stream(*events, end="data: [DONE]\n\n") -> str:
+    return ": wait\n\n" + "".join(f"data: {json.dumps(e)}\n\n" for e in events) + end
+
+
+def delta(stop=None, **content) -> dict:
+    return {"choices": [{"delta": content, "finish_reason": stop}]}
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+TEXT = {"type": "text", "text": "B"}
+COUNTS = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+CLAUDE = [
+    {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}},
+    {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "b"}},
+    {
+        "type": "message_delta",
+        "delta": {"stop_reason": "max_tokens"},
+        "usage": {"output_tokens": 8},
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "reply"),
+    [
+        (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
+        (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 4, 3)),
+        (chat({"content": TEXT}, None), Reply("B", "end", 4, 1)),
+        (chat(parts({"type": "refusal", "refusal": "No."})), Reply("No.", "refusal", 4, 1)),
+        (chat({"content": "B"}, "EOS"), Reply("B", "end", 4, 1)),
+        (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 4, 1)),
+        (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 4, 1)),
+        (stream(delta(content="a"), delta("stop"), COUNTS), Reply("a", "end", 7, 8)),
+    ],
+)
+def test_other_forms_of_an_answer(body, reply):
+    with serve("body", body=body) as server:
+        assert ask("openai", server.url + "/v1") == [reply]
+
+
+def test_a_stream_of_anthropics_events():
+    with serve("body", body=stream(*CLAUDE, end="")) as server:
+        assert ask("anthropic", server.url) == [Reply("ab", "length", 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (chat({"content": "half a te"}, "error"), "unknown reason, 'error'"),
+        (chat({"content": None}, "tool_calls"), "unknown reason, 'tool_calls'"),
+        (chat({"content": " "}), "the reply is empty"),
+        (chat(parts(THOUGHT), "length"), "only thoughts and no text; raise max_new_tokens"),
+        (chat(parts({"type": "text", "text": 3})), "is not one of openai's"),
+        (stream(delta(content="a"), end=""), "its stream broke off"),
+        (stream({"error": {"message": "overloaded"}}), "overloaded"),
+    ],
+)
+def test_an_answer_that_is_no_reply(body, fault):
+    with serve("body", body=body) as server:
+        (reply,) = ask("openai", server.url + "/v1")
+    assert fault in find_fault(reply)
+
+
+def test_estimate_tokens():
+    assert list(map(estimate_tokens, ("", "a", "four", "fives", "🙂"))) == [0, 1, 1, 2, 1]
+
+
+# --- a schema
 
 SCHEMA = {
     "type": "object",
@@ -99,7 +211,7 @@ SCHEMA = {
 
 def test_a_reply_that_is_held_to_a_schema(provider):
     with serve(answer=lambda prompt: '{"better": "A"}') as server:
-        reply = connected(provider, server)(Request("Why?", schema=SCHEMA))
+        (reply,) = ask(provider, server.url + "/v1", Request("Why?", schema=SCHEMA))
         (body,) = server.bodies
     assert reply.text == '{"better": "A"}'
     strict = {"name": "reply", "strict": True, "schema": SCHEMA}
@@ -120,85 +232,58 @@ def test_a_reply_that_is_held_to_a_schema(provider):
 )
 def test_a_model_that_takes_no_schema(provider, message):
     with serve(f"400 {message}") as server:
-        send = connected(provider, server)
-        with pytest.raises(InputError, match=r"no JSON schema .*--config.reply_format=text"):
-            send(Request("Why?", schema=SCHEMA))
-        with pytest.raises(Refused):
-            send(Request("Why?"))
-
-
-@pytest.mark.parametrize(
-    ("action", "answer", "reply"),
-    [
-        ("refusal", ANSWER, (ANSWER, "refusal")),
-        ("length", ANSWER, (ANSWER, "length")),
-        ("slow", ANSWER, (ANSWER, "end")),
-        ("blank", ANSWER, ("", "end")),
-        ("ok", "a\ud83d", ("a?", "end")),  # half a character could not be written to a file
-    ],
-)
-def test_text_and_stop(provider, action, answer, reply):
-    with serve(action, answer=lambda prompt: answer) as server:
-        received = connected(provider, server)(REQUEST)
-        assert (received.text, received.stop) == reply
-        assert server.delivered == {"Why?": 1}
-
-
-@pytest.mark.parametrize(
-    ("usage", "counted"),
-    [(None, (4, 6)), ({"prompt_tokens": 11}, (11, 6)), ({"completion_tokens": 3}, (4, 3))],
-)
-def test_a_server_that_does_not_count_tokens(monkeypatch, usage, counted):
-    reply = llm_server.Handler.reply
-    monkeypatch.setattr(llm_server.Handler, "reply", lambda *args: reply(*args) | {"usage": usage})
-    with serve() as server:
-        received = connected("openai", server)(REQUEST)
-    assert (received.input_tokens, received.output_tokens) == counted
-
-
-def test_estimate_tokens():
-    assert list(map(estimate_tokens, ("", "a", "four", "fives", "🙂"))) == [0, 1, 1, 2, 1]
+        with pytest.raises(InputError, match=r"takes no schema .*--config.reply_format=text"):
+            ask(provider, server.url + "/v1", Request("Why?", schema=SCHEMA))
+        assert ask(provider, server.url + "/v1") == [Rejected(f"400: {message}")]
 
 
 # --- faults
 
 
 @pytest.mark.parametrize("action", llm_server.FAULTS)
-def test_a_fault_that_may_pass_is_transient(fault_of, provider, action):
-    fault = fault_of(provider, action)
-    assert type(fault) is Transient
-    assert fault.retry_after == (0.002 if action == "429 after" else None)
+def test_a_fault_that_may_pass(fault_of, provider, action):
+    """The official clients try again after those of the server and the network."""
+    tries = 1 if action in llm_server.BROKEN else 2
+    fault = fault_of(provider, action, tries)
     messages = {
         **dict.fromkeys(("429", "500", "529", "408", "409"), f"{action}: fault by plan"),
-        **dict.fromkeys(("truncated", "empty", "html"), f"is not one of {provider}'s"),
-        "timeout": "no answer within 0.3 s",
-        "drip": "not complete within 0.3 s",
-        "cut": "the answer broke off",
-        "drop": "no connection to http://127",
-        "reset": "no connection",
+        **dict.fromkeys(("truncated", "empty", "html", "stream"), f"is not one of {provider}'s"),
+        **dict.fromkeys(("timeout", "drip"), "no complete answer within 0.3 s"),
+        **dict.fromkeys(("drop", "reset", "cut"), "no connection to http://127"),
         "error 200": "upstream failed",
+        "stop error": "unknown reason, 'error'",
+        "blank": "the reply is empty",
+        "thoughts": "raise max_new_tokens",
     }
-    assert messages.get(action, "429") in str(fault)
+    assert messages.get(action, "429") in fault
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("header", "tries", "fault"),
     [
-        ("3", 3.0),
-        ("0.25", 0.25),
-        ("-1", None),
-        ("soon", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
-        (100, 100),  # from now, as a date
+        ("0.002", 3, "429: "),
+        ("-1", 3, "429: "),
+        ("soon", 3, "429: "),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 3, "429: "),
+        (7200, 1, "the server wants a pause of 7200 s (429"),
+        (0.001, 3, "429: "),  # a date after the answer's own, whose clock is wrong
+        ("nan", 3, "429: "),
+        ("inf", 1, "pause of inf s"),
     ],
 )
-def test_when_the_server_accepts_requests_again(fault_of, header, seconds):
-    if header == 100:
-        then = time.time() + 100
-        header = http.server.BaseHTTPRequestHandler.date_time_string(None, then)
-    assert fault_of("openai", "429 after", pause=header).retry_after == (
-        pytest.approx(seconds, abs=20) if seconds else seconds
-    )
+def test_when_the_server_accepts_requests_again(
+    fault_of, provider, header, tries, fault, monkeypatch
+):
+    if isinstance(header, float | int):
+        date = http.server.BaseHTTPRequestHandler.date_time_string
+        there = time.time() + 7200
+        monkeypatch.setattr(
+            llm_server.Handler, "date_time_string", lambda self, _=None: date(self, there)
+        )
+        header = date(None, there + header)
+    began = time.monotonic()
+    assert fault in str(fault_of(provider, "429 after", tries, pause=header))
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -206,9 +291,7 @@ def test_when_the_server_accepts_requests_again(fault_of, header, seconds):
     ["400: the prompt is too long", "413: no", "422: no", "400: temperature: at most 1"],
 )
 def test_a_request_that_is_refused(fault_of, provider, message):
-    fault = fault_of(provider, message.replace(":", "", 1))
-    assert type(fault) is Refused
-    assert str(fault) == message
+    assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +314,10 @@ def test_what_every_request_would_meet_stops_the_run(fault_of, provider, action,
 
 
 def test_a_message_that_repeats_the_key(fault_of, provider, monkeypatch):
-    assert str(fault_of(provider, f"400 {KEY}")) == "400: [key]"
+    assert fault_of(provider, f"400 {KEY}") == Rejected("400: [key]")
     monkeypatch.setenv("OPENAI_API_KEY", "x")  # a placeholder is no secret
-    with serve("400 max exceeded") as server, pytest.raises(Refused, match="400: max exceeded"):
-        connected("openai", server)(REQUEST)
+    with serve("400 max exceeded") as server:
+        assert ask("openai", server.url + "/v1") == [Rejected("400: max exceeded")]
 
 
 @pytest.mark.parametrize(
@@ -246,20 +329,16 @@ def test_a_message_that_repeats_the_key(fault_of, provider, monkeypatch):
     ],
 )
 def test_a_model_that_does_not_take_a_field(provider, fields):
-    """The next try, one that is counted, goes without."""
     with serve(**dict.fromkeys(fields, False)) as server:
-        send = connected(provider, server)
-        for field in fields:
-            with pytest.raises(Transient, match=f"m takes no {field}"):
-                send(REQUEST)
-        assert send(REQUEST).text == send(REQUEST).text == ANSWER
+        replies = ask(provider, server.url + "/v1", REQUEST, REQUEST)
+        assert [reply.text for reply in replies] == [ANSWER, ANSWER]
         for body in server.bodies[-2:]:
             assert not set(fields) & set(body)
             assert 77 in (body.get("max_tokens"), body.get("max_completion_tokens"))
         assert len(server.bodies) == len(fields) + 2
 
 
-# --- keys and addresses
+# --- keys, addresses, proxies, certificates
 
 
 def test_no_key(monkeypatch, provider):
@@ -268,14 +347,15 @@ def test_no_key(monkeypatch, provider):
         monkeypatch.setenv(variable, value)
         for url in ("", "https://example.org/v1"):
             with pytest.raises(InputError, match=f"set the environment variable {variable}"):
-                connect(provider, "m", base_url=url)
+                Client(provider, "m", base_url=url)
     monkeypatch.delenv(variable)
     with socket.socket() as listening:  # and no proxy to this machine
         listening.bind(("127.0.0.1", 0))
         free_port = listening.getsockname()[1]
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with serve() as server:
-        assert connected(provider, server)(REQUEST).stop == "end"
+        assert ask(provider, f"  {server.url}/v1 ")[0].stop == "end"
 
 
 @pytest.mark.parametrize(
@@ -284,20 +364,30 @@ def test_no_key(monkeypatch, provider):
         ({"base_url": "localhost:8000"}, "base_url is no address"),
         ({"base_url": "ftp://here"}, "base_url is no address"),
         ({"base_url": "http://here:port"}, "base_url is no address"),
+        ({"base_url": "http://[::1"}, "base_url is no address"),
+        ({"base_url": "http://he\x01re/v1"}, "base_url is no address"),
         ({"base_url": f"http://me:{KEY}@here"}, "base_url holds a name, a password"),
         ({"base_url": f"http://here?key={KEY}"}, "base_url holds a name, a password"),
-        ({"key": f"{KEY}\nx"}, "OPENAI_API_KEY holds characters that no key has"),
+        (
+            {f"{name}_API_KEY": f"{KEY}\nx" for name in ("OPENAI", "ANTHROPIC")},
+            "_API_KEY holds characters that no key has",
+        ),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "^ALL_PROXY: no connection .*socksio"),
+        ({"https_proxy": "foo://here"}, "^https_proxy: no connection .* correct or unset it"),
+        ({"SSL_CERT_FILE": "nowhere.pem"}, "^SSL_CERT_FILE: no connection"),
         ({"missing": "anthropic"}, r"pip install 'fgrlhf_jax\[collect\]'"),
         ({"missing": "openai"}, r"pip install 'fgrlhf_jax\[collect\]'"),
     ],
 )
-def test_what_cannot_be_connected_to(monkeypatch, options, message):
-    monkeypatch.setenv("OPENAI_API_KEY", options.pop("key", KEY))
-    provider = options.pop("missing", "openai")
-    if "pip" in message:
-        monkeypatch.setitem(sys.modules, provider, None)
+def test_what_cannot_be_connected_to(monkeypatch, provider, options, message):
+    for name, value in options.items():
+        if name == "missing":
+            provider = value
+            monkeypatch.setitem(sys.modules, value, None)
+        elif name != "base_url":
+            monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message) as caught:
-        connect(**{"provider": provider, "model": "m"} | options)
+        Client(provider, "m", base_url=options.get("base_url", ""))
     assert KEY not in str(caught.value)
 
 
@@ -307,7 +397,23 @@ def test_the_address_is_the_configs_alone(monkeypatch):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", other.url)
         monkeypatch.setenv("OPENAI_BASE_URL", other.url + "/v1")
         for path in ("", "/", "/v1", "/v1/"):  # a last slash and a version do not matter
-            connect("anthropic", "m", base_url=server.url + path)(REQUEST)
-        connect("openai", "m", base_url=server.url + "/v1/")(REQUEST)
+            ask("anthropic", server.url + path)
+        ask("openai", server.url + "/v1/")
         assert set(server.paths) == {"/v1/messages", "/v1/chat/completions"}
         assert not other.bodies
+
+
+def test_a_certificate_of_ones_own(provider, tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -nodes -newkey rsa:2048 -days 2 -subj /CN=localhost"
+    command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serve() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = f"https://localhost:{server.server_port}/v1"
+        (fault,) = ask(provider, url)
+        assert "certificate verify failed" in fault
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert ask(provider, url)[0].text == ANSWER

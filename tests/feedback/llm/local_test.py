@@ -6,8 +6,8 @@ import tiny_cases
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import local
-from fgrlhf_jax.feedback.llm.client import Refused, Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Rejected, Usage, collect_replies
+from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request
+from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 
@@ -75,7 +75,7 @@ def test_max_tokens_of_each_request_and_prompts_that_are_too_long(send, sampled)
     assert [reply.output_tokens for reply in replies] == [1, 2, 1]
     assert replies[0] == replies[2]
     refused, *replies = send([LONG, *requests()])
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert "more than 16" in str(refused)
     assert replies == sampled
     assert "more than 4" in str(send([Request(TEXTS[0], max_tokens=60)])[0])

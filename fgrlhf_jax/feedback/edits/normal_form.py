@@ -1,0 +1,57 @@
+"""Line ends, normal form and blanks of a text: what readers do not see, and token ids do.
+
+Models, browsers and files write the same words with other line ends, composed or decomposed
+accents, other blanks. An edit keeps those of its original wherever the words are the same.
+"""
+
+import re
+import unicodedata
+
+from rapidfuzz.distance import Levenshtein
+
+from fgrlhf_jax.feedback.edits.minimality import WORD
+
+_LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
+
+
+def fold(text: str) -> str:
+    """A text in one form: composed (NFC), with lines that end in ``\\n``."""
+    return _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
+
+
+def restore_form(text: str, original: str) -> str:
+    """A text with the form of the original in every word and blank that they share.
+
+    What they do not share gets the line end that the original has most, and is decomposed where the
+    whole original is.
+    """
+    before, after = _units(original), _units(text)
+    ends = _LINE_END.findall(original)
+    line_end = max(ends, key=ends.count) if ends else "\n"
+    composed = unicodedata.is_normalized("NFC", original)
+    form = "NFD" if not composed and unicodedata.is_normalized("NFD", original) else "NFC"
+    restored = []
+    for step in Levenshtein.opcodes([*map(_key, before)], [*map(_key, after)]):
+        if step.tag == "equal":
+            restored += before[step.src_start : step.src_end]
+        else:
+            new = _LINE_END.sub(line_end, "".join(after[step.dest_start : step.dest_end]))
+            restored.append(unicodedata.normalize(form, new))
+    return "".join(restored)
+
+
+def _units(text: str) -> list[str]:
+    """The words of a text and the blanks between them, which add up to it."""
+    units, end = [], 0
+    for match in WORD.finditer(text):
+        units += [text[end : match.start()], match[0]]
+        end = match.end()
+    return [*units, text[end:]]
+
+
+def _key(unit: str) -> str:
+    """What is the same in all forms of a word or of blanks: NFC, the line ends, the indentation."""
+    if not unit.isspace():
+        return unicodedata.normalize("NFC", unit)
+    *lines, indentation = _LINE_END.split(unit)
+    return "\n" * len(lines) + indentation if lines else " "

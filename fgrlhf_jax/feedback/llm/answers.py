@@ -1,0 +1,89 @@
+"""How a server's answer is read, whole or streamed."""
+
+import json
+from typing import Any
+
+END, LENGTH, REFUSAL = "end", "length", "refusal"  # why a reply stopped
+STOPS = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "none"), END),
+    **dict.fromkeys(("length", "max_tokens", "model_context_window_exceeded"), LENGTH),
+    **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
+}
+
+
+def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, int | None]:
+    """The text in the body of an answer, why it stopped, and the tokens read and written.
+
+    Where it is none of the protocol's, or stopped for an unknown reason, ``stop`` says so. Tokens
+    are None where the server does not count them.
+    """
+    data = None
+    try:
+        streamed = content.lstrip().startswith((b"data:", b"event:", b":"))
+        data = _join_stream(content) if streamed else json.loads(content)
+        usage = data.get("usage") or {}
+        if provider == "anthropic":
+            text, refusal = _join_parts(data["content"])
+            stop = data["stop_reason"]
+            inputs = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+            counts = sum(int(usage.get(name) or 0) for name in inputs), usage.get("output_tokens")
+        else:
+            choice = data["choices"][0]
+            text, refusal = _join_parts(choice["message"].get("content"))
+            refusal = choice["message"].get("refusal") or refusal
+            stop = choice.get("finish_reason")
+            counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
+        read, written = (None if count is None else int(count) for count in counts)
+        # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
+        text = text.encode(errors="replace").decode()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        message = isinstance(data, dict) and data.get("error")
+        message = message or f"{type(error).__name__}: {error}"
+        return "", f"the answer is not one of {provider}'s ({message})", None, None
+    return (
+        text,
+        STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}"),
+        read,
+        written,
+    )
+
+
+def _join_parts(content: Any) -> tuple[str, str]:
+    """The text and the refusal in a content, which is a text, nothing, or a list of parts.
+
+    Parts that are no text, such as thoughts, are left out.
+    """
+    text, refusal = "", ""
+    for part in [content] if isinstance(content, str | dict) else content or []:
+        if isinstance(part, str):
+            text += part
+        elif part.get("type", "text") in ("text", "output_text"):
+            text += part["text"]
+        elif part["type"] == "refusal":
+            refusal += part["refusal"]
+    return text, refusal
+
+
+def _join_stream(content: bytes) -> dict:
+    """The answer whose pieces a server streams (SSE) without having been asked to.
+
+    Raises ValueError where its end is missing.
+    """
+    message = {"content": "", "refusal": ""}
+    stop, usage = None, {}
+    lines = [line[5:].strip() for line in content.splitlines() if line.startswith(b"data:")]
+    for event in (json.loads(line) for line in lines if line != b"[DONE]"):
+        if event.get("error"):
+            return event
+        # Anthropic's pieces are events of their own, OpenAI's the deltas of a choice.
+        piece = (event.get("choices") or [event])[0]
+        delta = piece.get("delta") or {}
+        for name, field in (("content", "content"), ("text", "content"), ("refusal", "refusal")):
+            message[field] += _join_parts(delta.get(name))[0]
+        stop = piece.get("finish_reason") or delta.get("stop_reason") or stop
+        usage |= event.get("usage") or event.get("message", {}).get("usage") or {}
+    if b"[DONE]" not in lines and not stop:
+        raise ValueError("its stream broke off")
+    choice = {"message": message, "finish_reason": stop}
+    return {"content": message["content"], "choices": [choice], "stop_reason": stop, "usage": usage}
