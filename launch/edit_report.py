@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.edits.minimality import LONGEST
 from fgrlhf_jax.feedback.edits.page import render_page
 from fgrlhf_jax.feedback.edits.report import compute_statistics, format_report
 from fgrlhf_jax.feedback.edits.request import count_rejected
@@ -54,7 +55,11 @@ def main(config) -> None:
 
 
 def read_edits(config) -> tuple[list[records.Edit], list[str]]:
-    """The edits of files and the annotator of each, "" where the row has none."""
+    """The edits of files and the annotator of each, "" where the row has none.
+
+    Raises:
+      InputError: for a row that is no edit, and, unless invalid=drop, for one that is too long.
+    """
     edits, annotators = [], []
     for n, (row, fields) in enumerate(reading.read_with_rows(config, config.input, "pairs"), 1):
         if not isinstance(row, records.Edit):
@@ -62,8 +67,17 @@ def read_edits(config) -> tuple[list[records.Edit], list[str]]:
                 f"{config.input}: row {n} is no edit (instruction, original, edited); "
                 "launch.collect_edits makes edits of responses"
             )
+        length = max(len(row.original), len(row.edited))
+        if length > LONGEST:
+            sentence = f"{config.input}: row {n} has a response of {length:,} characters, more than"
+            if config.invalid != "drop":
+                raise InputError(f"{sentence} {LONGEST:,}; shorten it, or set invalid=drop")
+            print(f"{sentence} {LONGEST:,}; it is left out", file=sys.stderr)
+            continue
         edits.append(row)
         annotators.append(str(fields.get("annotator") or ""))
+    if not edits:
+        raise InputError(f"{config.input}: every row is too long; give shorter responses")
     return edits, annotators
 
 

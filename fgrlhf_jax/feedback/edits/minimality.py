@@ -45,9 +45,7 @@ _OMISSION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OMITTED = 12  # words that are missing there, and 2 for each that stands there
-LONGEST = (
-    1_000_000  # characters of a response that is compared, since that takes time by its square
-)
+LONGEST = 200_000  # characters that are compared: the time grows with their square
 
 
 class EditMetrics(NamedTuple):
@@ -135,15 +133,17 @@ def _is_term(word: str) -> bool:
     return word[0].isalnum()
 
 
-def find_fault(original: str, edited: str, max_change_ratio: float = 1.0) -> str:
+def find_fault(
+    original: str, edited: str, max_change_ratio: float = 1.0, ratio: float | None = None
+) -> str:
     """Why an edit cannot be learnt from, one of `FAULTS`, or "" for a usable edit.
 
     empty: there is no response. unchanged: no word differs. elided: see :func:`is_elided`.
-    rewritten: the word change ratio is above ``max_change_ratio``.
+    rewritten: the word change ratio is above ``max_change_ratio``. ``ratio`` is it, where known.
     """
     if not edited.strip():
         return "empty"
-    ratio = measure(original, edited).word_change_ratio
+    ratio = measure(original, edited).word_change_ratio if ratio is None else ratio
     if not ratio:
         return "unchanged"
     if is_elided(original, edited):

@@ -13,10 +13,11 @@ a prompt that asks for none (the paper's), the original decides what belongs to 
 No rule knows a word of any language. Distances are Levenshtein's, in words.
 """
 
+import functools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rapidfuzz.distance import Indel, Levenshtein
 
@@ -25,8 +26,8 @@ from fgrlhf_jax.feedback.edits.minimality import split_words
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
 _MOST_DELIMITERS = 4  # that may open, and that may close, an enclosed edit
-_MARK = re.compile(r"</?[^<>\s/][^<>\n]{0,80}>|\[/?[A-Z][A-Z_]*\]|\[/\w+\]")
-_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[^`\n]*$", re.MULTILINE)
+_TAG = r"</?[^<>\s/][^<>\n]{0,80}>|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
+_MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
@@ -57,7 +58,7 @@ def read_tags(reply: str, tag: str) -> str | None:
     """
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = reply.rfind(opening)
-    marks = [mark for mark in _MARK.finditer(reply, 0, max(start, 0)) if tag not in mark[0]]
+    marks = [mark for mark in re.finditer(_TAG, reply[: max(start, 0)]) if tag not in mark[0]]
     ends = [mark.end() for mark in marks if mark[0][1] == "/"]
     answer = reply[max(ends, default=0) :]
     unclosed = marks and marks[-1][0][1] != "/" and "|" not in marks[-1][0]
@@ -80,43 +81,49 @@ def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
         could be a part of it.
     """
     text, original = reply.strip(), original.strip()
-    for _ in range(20):
-        inner = _inside_json(text, original) or _inside_marks(text, original)
-        inner = (inner or _inside_delimiters(text, original) or text).strip()
-        if inner == text:
-            break
+    while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
     return text if bounded else _without_frame(text, original)
 
 
+@functools.lru_cache(maxsize=128)  # texts are compared again and again
+def _words(text: str) -> list[str]:
+    return split_words(text)
+
+
 def _distance(text: str, original: str) -> int:
-    return Levenshtein.distance(split_words(original), split_words(text))
+    return Levenshtein.distance(_words(original), _words(text))
 
 
-def _choose(parts: Iterable[str], text: str, original: str) -> str | None:
-    """The only part that is closer to the original than the whole text; None without one."""
-    words = split_words(original)
-    ratios = {part: Indel.normalized_distance(words, split_words(part)) for part in parts if part}
+def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
+    """The part of a text that is closest to the original; "" where what is outside is wanted too.
+
+    Args:
+      parts: texts and where they are. One that is about as close must not come behind it.
+    """
+    ratios = {
+        part: Indel.normalized_distance(_words(original), _words(part)) for part in parts if part
+    }
     best = min(ratios, key=ratios.__getitem__, default="")
     if not best or ratios[best] >= _UNRELATED:
-        return None
-    outside = len(split_words(text)) - len(split_words(best))
-    if _distance(text, original) - _distance(best, original) < max(1, outside / 2):
-        return None  # what is outside is of the edit too
+        return ""
+    outside = len(_words(text)) - len(_words(best))
+    if _distance(text, original) - _distance(best, original) < outside / 2:
+        return ""
     limit = min(_UNRELATED, (1 + ratios[best]) / 2)
-    others = [part for part in ratios if part not in best and best not in part]
-    if any(ratios[part] < limit for part in others):
+    behind = [part for part in ratios if parts[part][0] >= parts[best][1]]
+    if any(ratios[part] < limit for part in behind):
         raise Doubtful
     return best
 
 
-def _inside_json(text: str, original: str) -> str | None:
-    """A string in a JSON value that is closer to the original than its JSON."""
+def _inside_json(text: str, original: str) -> str:
+    """The string in a JSON value that is closest to the original."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
-        return None
-    return _choose(list(_strings(value)), text, original)
+        return ""
+    return _choose({part: (n, n + 1) for n, part in enumerate(_strings(value))}, text, original)
 
 
 def _strings(value) -> Iterator[str]:
@@ -127,43 +134,15 @@ def _strings(value) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _inside_marks(text: str, original: str) -> str | None:
-    """The text between tags or special tokens that the original does not have."""
-    marks = [mark for mark in _MARK.finditer(text) if mark[0] not in original]
-    if not marks:
-        return None
-    first, last = marks[0], marks[-1]
-    if last.end() == len(text) and not _opens(last, text[: last.start()]):
-        return text[: last.start()]
-    if not first.start() and f"</{first[0][1:]}" not in text and "/" not in first[0]:
-        return text[first.end() :]
-    behind = text[last.end() :]
-    if last[0][1] == "/" and behind.startswith("\n") and _related(behind, original):
-        return behind  # a block of thoughts, which may hold drafts
-    ends = [0, *(end for mark in marks for end in mark.span()), len(text)]
-    parts = [text[a:b].strip() for a, b in zip(ends[::2], ends[1::2], strict=True)]
-    if sum(map(bool, parts)) == 1:
-        return "".join(parts)
-    return _choose(parts, _MARK.sub("", text), original)
+def _enclosed(text: str, original: str) -> str:
+    """The text between tags, special tokens, fences, or signs around whole lines.
 
-
-def _opens(mark: re.Match, before: str) -> bool:
-    """Whether the element that a closing tag ends begins in the text before it."""
-    return mark[0][1] == "/" and re.sub("[/]", "", mark[0], count=1) in before
-
-
-def _related(text: str, original: str) -> bool:
-    words = split_words(original), split_words(text)
-    return Indel.normalized_distance(*words) < _UNRELATED
-
-
-def _inside_delimiters(text: str, original: str) -> str | None:
-    """The text in a fence, in quotes or other pairs from line to line, or in quoted lines.
-
-    None where the text with its delimiters is closer to the original, which has them too.
+    Where the text with its delimiters is closer to the original, it has them too, and they stay.
     """
-    fences = [match.span() for match in _FENCE.finditer(text)][: 2 * _MOST_DELIMITERS]
-    spans = [(a, b, c, d) for k, (a, b) in enumerate(fences) for c, d in fences[k + 1 :]]
+    marks = [match.span() for match in _MARK.finditer(text)]
+    marks = marks[:_MOST_DELIMITERS] + marks[_MOST_DELIMITERS:][-_MOST_DELIMITERS:]
+    outer = [(0, 0), *marks], [*marks, (len(text), len(text))]
+    spans = [(a, b, c, d) for a, b in outer[0] for c, d in outer[1] if b <= c]
     lines = [match.span() for match in _LINE.finditer(text)]
     starts = [a for a, _ in lines if _is_quote(text[a], "Ps")][:_MOST_DELIMITERS]
     ends = [a + len(text[a:b].rstrip()) - 1 for a, b in lines]
@@ -171,12 +150,16 @@ def _inside_delimiters(text: str, original: str) -> str | None:
     pairs = [(a, b) for a in starts for b in ends if a < b]
     encloses = [(a, b) for a, b in pairs if _encloses(text[a], text[a + 1 : b], text[b], original)]
     spans += [(a, a + 1, b, b + 1) for a, b in encloses]
-    inside = [text[b:c].strip() for _, b, c, _ in spans]
-    if not re.search("^>", original, re.MULTILINE):
-        blocks = _QUOTED_LINES.findall(text)
-        inside += [re.sub(r"(?m)^[ \t]*> ?", "", block).strip() for block in blocks]
-    best = _choose([*inside, *(text[a:d] for a, _, _, d in spans)], text, original)
-    return best if best in inside else None
+    texts = {text[b:c].strip(): (a, b, c, d) for a, b, c, d in spans if b - a + d - c}
+    inside = {
+        part: (b, c)
+        for part, (a, b, c, d) in texts.items()
+        if _distance(part, original) < _distance(text[a:d], original)
+    }
+    for block in _QUOTED_LINES.finditer(text if "\n>" not in f"\n{original}" else ""):
+        inside[re.sub(r"(?m)^[ \t]*> ?", "", block[0]).strip()] = block.span()
+    words = _MARK.sub(lambda mark: mark[0] if mark[0] in original else " ", text)
+    return _choose(inside, words, original)
 
 
 def _is_quote(character: str, brackets: str) -> bool:
@@ -211,7 +194,7 @@ def _without_frame(text: str, original: str) -> str:
     if cut and not (_ITEM.match(edit) and _ITEM.match(original)):
         line, edit = edit[:cut].rstrip("*_ \t\n"), edit[cut:]
         announces = _ends_in(line, "COLON") and "\n" in text[len(line) : cut]
-        if not (inserted and announces and _related(edit, original)) or _ITEM.match(edit):
+        if not (inserted and announces) or _ITEM.match(edit):
             raise Doubtful
     starts = [match.start() for match in _LINE.finditer(edit) if more_lines and match.start()]
     if (match := _CLOSING_BRACKETS.search(edit)) and match[0].strip() not in original:
@@ -235,10 +218,10 @@ def _frame(
     Args:
       mostly: whether half of the words beyond it are enough.
     """
-    distance, words, last, inserted = _distance(text, original), len(split_words(text)), 0, True
+    distance, words, last, inserted = _distance(text, original), len(_words(text)), 0, True
     for cut in cuts:
         rest = text[cut:] if before else text[:cut]
-        removed, gain = words - len(split_words(rest)), distance - _distance(rest, original)
+        removed, gain = words - len(_words(rest)), distance - _distance(rest, original)
         if gain < (removed / 2 if mostly else removed):
             break
         last, inserted = cut, inserted and gain == removed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.data.records import Edit
+from fgrlhf_jax.data.records import Edit, shown_prompt
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.report.html import HARMLESS
 
@@ -63,7 +63,10 @@ def compute_statistics(
       histograms}, examples, and rows: the metrics of each.
     """
     metrics = [minimality.measure(row.original, row.edited, encode) for row in rows]
-    faults = [minimality.find_fault(row.original, row.edited, max_change_ratio) for row in rows]
+    faults = [
+        minimality.find_fault(row.original, row.edited, max_change_ratio, edit.word_change_ratio)
+        for row, edit in zip(rows, metrics, strict=True)
+    ]
     names = [printable(name) for name in annotators] or [""] * len(rows)
     by_name: dict[str, list[minimality.EditMetrics]] = {}
     for name, edit in zip(names, metrics, strict=True):
@@ -138,8 +141,9 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         taken |= set(chosen)
         for rank, k in enumerate(chosen, 1):
             row, edit = rows[k], metrics[k]
+            texts = zip(("id", "instruction", "input"), (row.id, *shown_prompt(row)), strict=True)
             example = {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
-            example |= {f: printable(getattr(row, f)) for f in ("id", "instruction", "input")}
+            example |= {name: printable(text) for name, text in texts}
             example |= {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
             sides = minimality.mark_changes(row.original, row.edited)
             for side, spans in zip(("original", "edited"), sides, strict=True):
@@ -148,14 +152,10 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
     return examples
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def kind_rows(statistics: Mapping) -> list[tuple[str, int, str]]:
     """The kinds of edits in words, with their number and share."""
     return [
-        (KINDS[kind], n, percent(statistics["shares"][kind]))
+        (KINDS[kind], n, f"{100 * statistics['shares'][kind]:.1f} %")
         for kind, n in statistics["kinds"].items()
         if n or kind != "none"
     ]
@@ -174,9 +174,23 @@ def annotator_rows(statistics: Mapping) -> list[list[str]]:
     """The cells of a table of annotators: name, n, median ratio, the share of each kind."""
     return [
         [name, f"{each['n']}", f"{each['word_change_ratio']['median']:.3f}"]
-        + [percent(share) for share in each["shares"].values()]
+        + [f"{100 * share:.1f} %" for share in each["shares"].values()]
         for name, each in statistics["annotators"].items()
     ]
+
+
+def bar_rows(histogram: Mapping) -> list[tuple[str, int, float]]:
+    """(range, count, share of the highest count) of each bin from the first to the last filled."""
+    pairs, counts = list(itertools.pairwise(histogram["edges"])), histogram["counts"]
+    if isinstance(pairs[0][0], int):
+        labels = [f"{a}" if b - a == 1 else f"{a} … {b - 1}" for a, b in pairs]
+        if len(labels) > 1:
+            labels[0], labels[-1] = f"≤ {pairs[0][1] - 1}", f"≥ {pairs[-1][0]}"
+    else:
+        labels = [f"{a:.2f} – {b:.2f}" for a, b in pairs]
+    filled = [k for k, count in enumerate(counts) if count] or [0]
+    rows = zip(labels, counts, [count / max(1, *counts) for count in counts], strict=True)
+    return list(rows)[filled[0] : filled[-1] + 1]
 
 
 def notes(statistics: Mapping) -> list[str]:
@@ -198,7 +212,10 @@ def format_report(statistics: Mapping, *, colour: bool) -> str:
     for name, *cells in (["", "mean", *QUANTILES], *measure_rows(statistics)):
         lines.append(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells))
     for measure, bins in statistics["histograms"].items():
-        lines += ["", MEASURES[measure], *_bars(bins)]
+        lines += ["", MEASURES[measure]]
+        for label, count, share in bar_rows(bins):
+            bar = "█" * max(round(_BAR_WIDTH * share), bool(count))
+            lines.append(f"{label:>16}  {bar} {count}")
     if statistics["annotators"]:
         width = max(10, *map(len, statistics["annotators"])) + 2
         heads = ["annotator", "n", "median ratio", *minimality.KINDS]
@@ -210,32 +227,6 @@ def format_report(statistics: Mapping, *, colour: bool) -> str:
     for example in statistics["examples"]:
         lines += ["", *_example(example, colour)]
     return "\n".join(lines)
-
-
-def _bars(histogram: Mapping) -> list[str]:
-    """A line for each bin from the first to the last that is not empty."""
-    counts, most = histogram["counts"], max(histogram["counts"])
-    bars = ["█" * max(round(_BAR_WIDTH * n / max(most, 1)), bool(n)) for n in counts]
-    filled = np.flatnonzero(counts)
-    rows = list(zip(bin_labels(histogram), bars, counts, strict=True))
-    rows = rows[filled[0] : filled[-1] + 1] if most else []
-    return [f"{label:>16}  {bar} {count}" for label, bar, count in rows]
-
-
-def has_integers(histogram: Mapping) -> bool:
-    """Whether the values of a histogram are integers."""
-    return isinstance(histogram["edges"][0], int)
-
-
-def bin_labels(histogram: Mapping) -> list[str]:
-    """The range of each bin as text."""
-    pairs = list(itertools.pairwise(histogram["edges"]))
-    if not has_integers(histogram):
-        return [f"{a:.2f} – {b:.2f}" for a, b in pairs]
-    labels = [f"{a}" if b - a == 1 else f"{a} … {b - 1}" for a, b in pairs]
-    if len(labels) > 1:
-        labels[0], labels[-1] = f"≤ {pairs[0][1] - 1}", f"≥ {pairs[-1][0]}"
-    return labels
 
 
 def _example(example: Mapping, colour: bool) -> list[str]:

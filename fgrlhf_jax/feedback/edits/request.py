@@ -29,23 +29,7 @@ from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
 
 SIDES = ("worse", "better")
-TEMPLATES = {
-    "form": """\
-Question: {{ instruction }}
-
-{% if input %}
-Input: {{ input }}
-
-{% endif %}
-Response: {{ response }}
-
-Improve the response above so that it serves the person who asked the question better, and change \
-as little as possible: keep most of it word for word, and touch only what makes it less helpful, \
-wrong or incomplete. Minimal changes are what matters here.
-
-{{ reply_form }}
-""",
-    "paper": """\
+PAPER = """\
 Question: {{ instruction }}
 
 {% if input %}
@@ -57,8 +41,8 @@ Response: {{ response }}
 Please make minimal changes to the above response in order to make it a more helpful response to \
 the question. NOTE It is important to only make minimal changes to the response — try to keep most \
 of the response unchanged.
-""",
-}
+"""
+TEMPLATES = {"form": PAPER + "\n{{ reply_form }}\n", "paper": PAPER}
 FIELDS = ("instruction", "input", "response", "reply_form")
 NAME = "edited_response"  # of the tags, and of the field in JSON
 SCHEMA = {
@@ -154,20 +138,22 @@ def parse_reply(
     """The edit in a reply, or the reason why there is none.
 
     The reasons empty, unchanged, elided and rewritten are those of :func:`minimality.find_fault`;
-    refusal, cut: the server says so; unparsed: the reply is not in its form, or repeats the
-    template; doubtful: what stands around the edit may be a part of it.
+    refusal, cut: the server says so (an edit in a complete pair of tags is whole); unparsed: the
+    reply is not in its form, or repeats the template; doubtful: what stands around the edit may be
+    a part of it.
 
     Args:
       tag: the form, as :func:`build_prompt` returned it.
       template_text: what every prompt says, so that a reply which repeats it is recognised.
     """
-    if reply.stop in (REFUSAL, LENGTH):
-        return ParsedEdit("", "refusal" if reply.stop == REFUSAL else "cut")
     original, text = fold(task.response).strip(), fold(reply.text).strip()
+    cut = reply.stop == LENGTH
+    if reply.stop == REFUSAL or (cut and not tag):
+        return ParsedEdit("", "cut" if cut else "refusal")
     if tag != "":
         text = parse.read_json(text, NAME) if tag is None else parse.read_tags(text, tag)
         if text is None:
-            return ParsedEdit("", "unparsed")
+            return ParsedEdit("", "cut" if cut else "unparsed")
     try:
         edited = parse.unwrap(text, original, bounded=tag != "")
     except parse.Doubtful:

@@ -13,7 +13,7 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.page import render_page
 from fgrlhf_jax.feedback.edits.report import (
-    bin_labels,
+    bar_rows,
     compute_statistics,
     format_report,
     histogram,
@@ -89,6 +89,11 @@ def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
 
 def test_histograms():
     """Lengths have round bins with all rows in them; a ratio at an edge is in the bin above."""
+    assert bar_rows({"edges": [0, 2, 4, 6], "counts": [0, 1, 2]}) == [
+        ("2 … 3", 1, 0.5),
+        ("≥ 4", 2, 1.0),
+    ]
+    assert bar_rows({"edges": [0, 1], "counts": [0]}) == [("0", 0, 0.0)]
     rng = np.random.default_rng(0)
     for scale in (0, 1, 7, 40, 900):
         values = np.round(rng.normal(0, scale, 500)).astype(int).tolist()
@@ -96,7 +101,7 @@ def test_histograms():
         (width,) = set(np.diff(lengths["edges"]).tolist())
         assert re.fullmatch("[125]0*", str(width))
         assert sum(lengths["counts"]) == 500
-        assert len(lengths["counts"]) == len(bin_labels(lengths)) <= 62
+        assert len(lengths["counts"]) <= 62
         assert 0 in lengths["edges"]
     ratios = histogram("word_change_ratio", [0.0, 0.05, 0.15, 0.3, 0.35, 0.6, 1.0])
     assert [k for k, n in enumerate(ratios["counts"]) if n] == [0, 1, 3, 6, 7, 12, 19]
@@ -139,10 +144,12 @@ def test_the_page_shows_all_of_it():
     changes = [re.findall(f"<{tag} class[^>]*>([^<]*)", source) for tag in ("del", "ins")]
     assert changes == [["Taken out", "d", "b", "a b c d"], ["put in", "x", "e", "w x y z"]]
     view = Page(source)
-    assert view.count("svg") == 2
-    bars = [attributes for tag, attributes in view.tags if tag == "rect"]
-    assert sum(float(bar["height"]) > 0 for bar in bars[:20]) == 5
-    for text in ("0.25 – 0.30: 1", "2 refusal", "By annotator"):
+    assert view.count("figure") == 2
+    shares = re.findall(r'<div style="--share:([\d.]+)"><i></i>(\d+)</div>', source)
+    assert [(float(share), int(count)) for share, count in shares[:18]] == [
+        (float(n), n) for n in (1, 0, 0, 1, 1, 0, 0, 0, 1, *[0] * 8, 1)
+    ]
+    for text in ("<span>0.25 – 0.30</span>", "2 refusal", "By annotator"):
         assert text in source
     assert "<h3>Least changed: row 2 <small>r2, m, delete, 0.143</small>" in source
     assert view.paragraphs.count("a b c d") == 3  # … and the others have other texts
@@ -204,6 +211,20 @@ def test_the_command(written, tmp_path, capsys):
     source = (tmp_path / "report.html").read_text()
     assert "<h1>Edits: edits.jsonl, more.jsonl</h1>" in source
     assert "2 cut, 1 rejected" in source
+
+
+def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
+    """Rows within the limit take about a second at most."""
+    long = {"instruction": "q", "original": "ab " * 60_000, "edited": "ba " + "ab " * 60_000}
+    write_jsonl(tmp_path / "long.jsonl", [long, {**long, "original": "ab " * 100_000}])
+    sentence = "row 2 has a response of 300,000 characters, more than 200,000"
+    assert f"{sentence}; shorten it, or set invalid" in refused(
+        edit_report, input=tmp_path / "long.jsonl"
+    )
+    launch(input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
+    out, err = capsys.readouterr()
+    assert out.startswith("6 edits: ")
+    assert sentence.replace("row 2", "row 7") + "; it is left out" in err
 
 
 def test_without_a_flag_it_shows_the_embedded_world(capsys):

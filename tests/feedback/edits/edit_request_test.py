@@ -48,7 +48,10 @@ def tagged(text: str) -> Reply:
         (reply(EDITED), NAME, "unparsed"),
         (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
         (reply("I'm sorry, but I can't help with that."), NAME, "unparsed"),
-        (reply(EDITED, "length"), NAME, "cut"),
+        (reply(f"<{NAME}>{EDITED}", "length"), NAME, "cut"),
+        (reply(f"<{NAME}>{EDITED}</{NAME}>\n\nI have", "length"), NAME, ""),
+        (reply(json.dumps({NAME: EDITED}), "length"), None, "cut"),
+        (reply(EDITED, "length"), "", "cut"),
         (reply("", "refusal"), NAME, "refusal"),
         (reply(json.dumps({NAME: EDITED})), None, ""),
         (reply(json.dumps({NAME: ORIGINAL})), None, "unchanged"),
@@ -65,8 +68,7 @@ def test_replies(received, tag, reason):
     edit = EDITED + " [The rest of it remains.]" * ("rest of it" in received.text)
     parsed = parse_reply(received, TASK, 0.5, tag=tag)
     assert parsed[:2] == ("" if reason else edit, reason)
-    inside = received.text in (tagged(edit).text, json.dumps({NAME: edit}), edit)
-    assert parsed.unwrapped == (not reason and not inside)
+    assert parsed.unwrapped == ("“" in received.text or "Hier" in received.text) * (not reason)
 
 
 def test_an_elided_reply_is_set_aside():
@@ -108,7 +110,7 @@ def test_normal_forms_stay_as_in_the_original(text):
 
 def test_a_reply_that_repeats_the_template_is_no_edit():
     fixed = load_template().literal_text
-    repeated = f"{EDITED} Improve the response above so that it serves the person who asked."
+    repeated = f"{EDITED} Please make minimal changes to the above response in order to."
     assert parse_reply(tagged(repeated), TASK, 0.9, tag=NAME, template_text=fixed).reason
     task = TASK._replace(response=repeated.replace("Paris", "Lyon"))
     assert not parse_reply(tagged(repeated), task, tag=NAME, template_text=fixed).reason
