@@ -30,7 +30,7 @@ SIDES = ("better", "worse")
 Row = dict[str, Any]
 
 # What a converted row has under the names of its target; a pair may keep labels and predictions.
-_REPLACED = {*formats.PROMPTS, *formats.ANSWERS, "input", "system"}
+_REPLACED = {*formats.PROMPTS, *formats.ANSWERS, "input", "system", "raw_instruction"}
 _LABELS = {"predictions", "preference", "overall_preference"}
 
 
@@ -108,70 +108,64 @@ def _convert(
         return _alpaca_eval(record, row, generator)
     id = getattr(record, "id", "") or row.get("id")
     id = {} if id in (None, "") else {"id": str(id)}
-    turns = [dataclasses.asdict(turn) for turn in record.messages]
-    prompt = {"messages": turns} if turns else _instruction(record)
-    is_pair, has_own_kind = not isinstance(record, Instruction), to == kind_of(record)
+    if to in ("instructions", "messages") and not isinstance(record, Instruction):
+        better = records.better_response(record)
+        _, worse = records.better_and_worse(record)
+        record = better if side == "better" else dataclasses.replace(better, output=worse)
+        row = id
+    elif to in ("instructions", "messages") and side == "worse":
+        raise InputError("an instruction has one response, no worse one; choose side=better.")
+    is_pair = not isinstance(record, Instruction)
     replaced = _REPLACED - _LABELS if is_pair else _REPLACED
-    further = {name: value for name, value in json_fields(row).items() if name not in replaced}
+    further = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
+    turns = [dataclasses.asdict(turn) for turn in record.messages]
+    if to in ("trl", "messages"):
+        return further | _chat(record, turns, to)
+    prompt = {"messages": turns} if turns else _instruction(record)
+    if to == "prompts":
+        return id | prompt | {"output": ""}
+    if to == "edits" and not isinstance(record, Edit):
+        raise InputError(
+            f"{kind_of(record)} hold no edits; have responses edited by launch.collect_edits or "
+            "launch.annotate, whose input to=instructions makes, or read chosen as the edit of "
+            "rejected: columns=original=rejected,edited=chosen."
+        )
+    if to == "preferences" and not is_pair:
+        raise InputError("a single response is no preference; give edits or preferences.")
     if to == "alpaca_farm":
         if len(turns) > 1:
             raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl.")
         prompt = {"instruction": turns[0]["content"], "input": ""} if turns else prompt
-        raw = ("raw_preference",) if isinstance(record, Preference) else ()
-        further = {name: further[name] for name in raw if name in further}
-        to = "preferences" if is_pair else "instructions"
-        has_own_kind = True
-    match to:
-        case "prompts":
-            return id | prompt | {"output": ""}
-        case "edits" if not isinstance(record, Edit):
-            raise InputError(
-                f"{kind_of(record)} hold no edits; have responses edited by "
-                "launch.collect_edits or launch.annotate, whose input to=instructions makes, or "
-                "read chosen as the edit of rejected: columns=original=rejected,edited=chosen."
-            )
-        case "preferences" if not is_pair:
-            raise InputError("a single response is no preference; give edits or preferences.")
-        case "instructions" | "messages" if side == "worse" and not is_pair:
-            raise InputError("an instruction has one response, no worse one; choose side=better.")
-        case "trl" | "messages":
-            chat = turns or [_message("user", plain_text(record.instruction, record.input))]
-            if to == "messages":
-                answer = _message("assistant", _side(record, side))
-                return further | id | _input(record) | {"messages": [*chat, answer]}
-            names = ("chosen", "rejected") if is_pair else ("completion",)
-            texts = records.better_and_worse(record) if is_pair else [record.output]
-            new = {"prompt": turns or chat[0]["content"]} | _input(record)
-            for name, text in zip(names, texts, strict=True):
-                new |= {name: [_message("assistant", text)] if turns else text} if text else {}
-            return further | id | new
-        case "preferences" if isinstance(record, Edit) or "output_1" not in row:
-            record = as_preference(record, seed)
-        case "instructions" if is_pair:
-            return id | prompt | {"output": _side(record, side)}
-    fields = prompt | {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
+        is_raw = isinstance(record, Preference) and "raw_preference" in further
+        further = id | ({"raw_preference": further["raw_preference"]} if is_raw else {})
+    elif to != kind_of(record):
+        further = id
+    if to in ("preferences", "alpaca_farm") and is_pair and "output_1" not in row:
+        record = as_preference(record, seed)
+    fields = {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
     if isinstance(record, Preference):
         fields["preference"] = record.preference
-    return (further if has_own_kind else {}) | id | fields
+    return further | prompt | fields
+
+
+def _chat(record: Record, turns: list[Row], to: str) -> Row:
+    """The fields of a row of messages, or of a row for TRL: texts where there are no messages."""
+    parts = _instruction(record) if record.input else {}  # which one prompt would not tell apart
+    prompt = plain_text(record.instruction, record.input)
+    chat = turns or [{"role": "user", "content": prompt}]
+    is_pair = not isinstance(record, Instruction)
+    texts = records.better_and_worse(record) if is_pair else [record.output]
+    answers = [[{"role": "assistant", "content": text}] for text in texts if text]
+    if to == "messages":
+        return parts | {"messages": sum(answers, chat)}
+    if not turns and not any(map(formats.is_transcript, [prompt, *texts])):
+        chat, answers = prompt, [text for text in texts if text]
+    names = ("chosen", "rejected") if is_pair else ("completion",)
+    return parts | {"prompt": chat} | dict(zip(names, answers, strict=False))
 
 
 def _instruction(record: Record) -> Row:
     return {"instruction": record.instruction, "input": record.input}
-
-
-def _input(record: Record) -> Row:
-    """What a prompt of one text does not say: which part of it is the input."""
-    return _instruction(record) if record.input else {}
-
-
-def _message(role: str, content: str) -> Row:
-    return {"role": role, "content": content}
-
-
-def _side(record: Record, side: str) -> str:
-    if isinstance(record, Instruction):
-        return record.output
-    return records.better_and_worse(record)[SIDES.index(side)]
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:

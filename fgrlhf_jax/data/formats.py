@@ -74,7 +74,7 @@ def normalize(
     check_row(row, where)
     row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
     if "raw_instruction" in row:  # of a file for alpaca_eval
-        raw, input = (text_of(row, name, where) for name in ("raw_instruction", "input"))
+        raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if joined(raw, input) != row.get("instruction"):
             _refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
@@ -100,7 +100,7 @@ def normalize(
         prompt, answers = _common_beginning(row, names, answers, where)
     if last is not None and not answers:
         answers = [last]
-    if _is_transcript(row.get("prompt")):
+    if is_transcript(row.get("prompt")):
         answers = [text.removeprefix(" ") for text in answers]
     if kind == EDIT:
         spans = _spans(row.get("error_spans"), len(answers[0]), where)
@@ -203,7 +203,7 @@ def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str,
 def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[Turns, str]:
     """The conversation before an answer, where the field holds it, and the answer's text."""
     value = row.get(name)
-    if isinstance(value, str) and not (whole and _is_transcript(value)):
+    if isinstance(value, str) and not (whole and is_transcript(value)):
         return [], text_of(row, name, where, blank)
     if not value or not isinstance(value, str | list | tuple | Mapping):
         text_of(row, name, where)
@@ -213,14 +213,14 @@ def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[
     return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
 
 
-def _is_transcript(value: Any) -> bool:
+def is_transcript(value: Any) -> bool:
     """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …"."""
     return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
 def _turns(value: Any, where: str) -> Turns:
     """Messages of OpenAI's, ShareGPT's or Anthropic's form as {"role", "content"}."""
-    if _is_transcript(value):
+    if is_transcript(value):
         parts = _TURN.split(value)[1:]
         pairs = zip(parts[::2], parts[1::2], strict=True)
         value = [{"role": role.lower(), "content": text.removeprefix(" ")} for role, text in pairs]
@@ -273,12 +273,12 @@ def _prompt(
         value = row.get(name)
         if name not in names or value is None or value == []:
             continue
-        if not isinstance(value, str) or name in PROMPTS[:2] or _is_transcript(value):
-            if name == "instruction":
-                text_of(row, name, where)
+        if name == "instruction":
+            texts[name] = text_of(row, name, where, blank=True)
+        elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
             turns = _turns(value, f"{where}: {name}")
             *rest, end = turns
-            is_open = _is_transcript(value) and not end["content"]  # it ends in "Assistant:"
+            is_open = is_transcript(value) and not end["content"]  # it ends in "Assistant:"
             may_end = is_open or end["content"] in answers or (not answers and name != "context")
             if end["role"] == "assistant" and may_end:
                 last, turns = (None if is_open else end["content"]), rest

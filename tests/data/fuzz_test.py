@@ -19,6 +19,13 @@ ROWS = [row for row, _ in LAYOUTS.values()] + TREE
 ROWS += [
     {"instruction": "a", "input": "b", "original": "c", "edited": "d", "error_spans": [[0, 1]]},
     {"instruction": "a", "output": "b", "generator": "m", "finished": True, "tokens": ["b"]},
+    {
+        "instruction": "a\n\nb",
+        "input": "b",
+        "raw_instruction": "a",
+        "output": "c",
+        "generator": "m",
+    },
     {"instruction": "a", "predictions": ["b", "c"], "preference": [1], "id": 3},
 ]
 JUNK = [None, "", " ", "a b", "\ud83d", "\x00\x1b[31m", "\n\nHuman: a\n\nAssistant: b", "x" * 3000]
@@ -100,9 +107,9 @@ def test_mutated_rows(request):
             for target in TARGETS:
                 converted, message = attempt(convert_records, [(record, row)], target)
                 assert len(message) < 900
-                if target == records.kind_of(record):
+                if converted:
                     (again,) = records.parse_row(converted[0][0], "b:1", "prompts")
-                    assert content(again) == content(record)
+                    assert target != records.kind_of(record) or content(again) == content(record)
     assert 0.1 * count < read < 0.9 * count
 
 
