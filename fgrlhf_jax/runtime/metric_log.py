@@ -4,6 +4,8 @@ import contextlib
 import functools
 import hashlib
 import math
+import resource
+import time
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from tqdm import tqdm
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 
 @functools.cache
@@ -91,57 +94,132 @@ def to_floats(tree) -> dict[str, float]:
 
 
 class Log:
-    """Appends rows to ``metrics.jsonl`` and mirrors them to the progress bar and TensorBoard.
+    """The rows of ``metrics.jsonl``, mirrored to the progress bar and TensorBoard.
 
-    Only process 0 writes. The fields in ``CLOCK`` are wall-clock measurements: the only ones that
-    differ between two runs of one configuration on one device.
+    The time of an update leaves out evaluations and saves. Only process 0 writes. The fields in
+    ``CLOCK`` are wall-clock measurements: the only ones that differ between two runs of one
+    configuration on one device.
 
     Args:
-      steps, step: updates of the whole run, and those that are made already.
+      checkpoints: to say which is the last good one.
+      bar: what the progress bar shows, {metric: format}.
       saved: see :class:`RowFile`.
+      steps: updates that are made already, and of the whole run.
     """
 
     CLOCK = ("time", "tokens_per_second")  # and what is named CLOCK/…
 
     def __init__(
-        self, folder: Path, steps: int, step: int, saved: dict, *, tensorboard: bool = False
+        self,
+        folder: Path,
+        checkpoints: Checkpoints,
+        bar: dict[str, str],
+        saved: dict,
+        steps: tuple[int, int],
+        tensorboard: bool = False,
     ):
-        self.board = self.file = None
+        self.checkpoints, self.shown = checkpoints, bar
+        self.board = self.file = self.pending = self.compiled = None
+        self.seconds, self.tokens = 0.0, 0
         writes = jax.process_index() == 0
         options = {"disable": not writes, "dynamic_ncols": True, "smoothing": 0.1}
-        self.bar = tqdm(total=steps, initial=step, unit="step", **options)
-        if not writes:
-            return
-        self.file = RowFile(folder / "metrics.jsonl", saved)
-        if tensorboard:
+        self.bar = tqdm(initial=steps[0], total=steps[1], unit="step", **options)
+        if writes:
+            self.file = RowFile(folder / "metrics.jsonl", saved)
+        if writes and tensorboard:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps[0] + 1)
+        self.restart_clock()
 
     @property
     def state(self) -> dict:
         return self.file.state if self.file else {}
 
-    def write(self, row: dict) -> None:
-        """Writes one row, which must have ``step``; raises InputError where the disk is full."""
-        if not self.file:
-            return
-        none = {name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)}
-        self.file.append(row | dict.fromkeys(none))  # JSON has no NaN and no infinity
-        if self.board:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self.board.add_scalar(name, value, row["step"])
+    def restart_clock(self) -> None:
+        self.clock = time.perf_counter()
 
-    def progress(self, step: int, **fields: str) -> None:
-        """Moves the bar to ``step`` and shows the fields behind it."""
-        self.bar.set_postfix(fields, refresh=False)
-        self.bar.update(step - self.bar.n)
+    @contextlib.contextmanager
+    def paused(self):
+        """What happens within is not counted as time of the update, which is waited for before."""
+        self._fetch()
+        pause = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - pause
+
+    def add(self, step: int, metrics: dict) -> None:
+        """The metrics of an update, which may still be on the device."""
+        self.pending = {"step": step} | metrics
+        if self.compiled is None:
+            self.compiled = compilations()
+
+    def write_baseline(self, metrics: dict[str, float]) -> None:
+        """Writes the row of step 0, before any update."""
+        self.pending = {"step": 0} | metrics
+        self.write()
+
+    def write(self, evaluation: dict[str, float] | None = None) -> None:
+        """Writes the row that was added last, if it is not written yet; fetches its metrics.
+
+        Raises:
+          InputError: when one of them is not finite, or the disk is full.
+        """
+        if self.pending is None:
+            return
+        self._fetch()
+        row, self.pending = self.pending, None
+        self._check_finite({"step": row["step"]} | (evaluation or {}))
+        if "tokens" in row:
+            now = time.perf_counter()
+            seconds, self.clock = now - self.clock, now
+            self.seconds, self.tokens = self.seconds + seconds, self.tokens + row["tokens"]
+            row |= {"time/step": seconds, "tokens_per_second": row["tokens"] / seconds}
+            shown = {name: format(row[name], spec) for name, spec in self.shown.items()}
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(row["step"] - self.bar.n)
+        row |= evaluation or {}
+        if self.file:
+            self.file.append(row)
+        if self.board:
+            for name in row.keys() - {"step"}:
+                self.board.add_scalar(name, row[name], row["step"])
+
+    def _fetch(self) -> None:
+        """Waits for the update that was added last; stops where its metrics are not finite."""
+        arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
+        self.pending |= to_floats(arrays) if arrays else {}
+        self._check_finite(self.pending)
+
+    def _check_finite(self, row: dict) -> None:
+        wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+        if wrong:
+            self.checkpoints.wait()
+            last = self.checkpoints.latest
+            saved = f"the last good checkpoint is step {last}" if last else "nothing was saved"
+            raise InputError(
+                f"step {row['step']}: {', '.join(wrong[:3])}; stopped, {saved}; lower "
+                "optimizer.learning_rate in a new run_dir, or look for what is wrong in the data "
+                "of that batch"
+            )
 
     def print(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.file:
             self.bar.write(text)
+
+    def summary(self) -> str:
+        """Speed, memory and compilations of the whole run."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            memory = f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB on a device"
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+            memory = f"{peak / 2**20:.2f} GiB (process)"
+        return (
+            f"{self.tokens / self.seconds:.0f} tokens/s over {self.seconds:.0f} s of updates; "
+            f"peak memory {memory}; {compilations() - self.compiled} compilations after the first "
+            "update"
+        )
 
     def close(self) -> None:
         self.bar.close()

@@ -7,8 +7,6 @@ from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
 
 import contextlib
 import math
-import resource
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +19,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost, run_dir, sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.interrupt import Interrupt
-from fgrlhf_jax.runtime.metric_log import Log, check_rows, compilations, to_floats
+from fgrlhf_jax.runtime.metric_log import Log, check_rows
 from fgrlhf_jax.runtime.optim import TrainState
 
 
@@ -121,40 +119,42 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         state = _restore_state(trainer, checkpoints, start)
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
-        log = Log(folder, trainer.steps, start, progress.log, tensorboard=config.tensorboard)
+        log = Log(
+            folder,
+            checkpoints,
+            trainer.bar,
+            progress.log,
+            (start, trainer.steps),
+            config.tensorboard,
+        )
         with contextlib.closing(log), Interrupt(several=jax.process_count() > 1) as interrupt:
-            rows = Rows(log, checkpoints, trainer.bar)
             if baseline:
-                rows.write_baseline(baseline)
+                log.write_baseline(baseline)
                 progress = progress._replace(best_value=trainer.value(baseline))
             for step in range(start, trainer.steps):
                 number, last = step + 1, step + 1 == trainer.steps
 
                 state, metrics = trainer.update(state, step)
-                rows.write()  # of the update before, while the device computes this one
-                rows.add(number, metrics)
+                log.write()  # of the update before, while the device computes this one
+                log.add(number, metrics)
 
                 improved = False
                 if trainer.eval_every and (number % trainer.eval_every == 0 or last):
-                    with rows.paused():
-                        evaluation = trainer.evaluate(state.params, number)
-                    rows.write(evaluation)
-                    progress = progress.evaluated(number, trainer.value(evaluation))
+                    progress = _evaluate(trainer, state.params, progress, number, log)
                     improved = progress.best_step == number
-                    log.print(describe(number, evaluation, improved))
                 if not trainer.overlaps:
-                    rows.write()
+                    log.write()
 
                 stop = last or (trainer.patience > 0 and progress.stale >= trainer.patience)
                 interrupted = interrupt.requested(number)
                 due = config.save_every and number % config.save_every == 0
                 if stop or improved or interrupted or due or trainer.problem:
-                    rows.write()
+                    log.write()
                     stop = stop and not trainer.problem
                     progress = progress._replace(done=stop, memory=trainer.memory, log=log.state)
                     checkpoints.best = progress.best_step
                     checkpoints.save(number, state._asdict(), progress._asdict())
-                    rows.restart_clock()
+                    log.restart_clock()
                 if stop or trainer.problem or interrupted:
                     break
             checkpoints.wait()
@@ -162,7 +162,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 raise InputError(trainer.problem)
             if not progress.done:
                 raise KeyboardInterrupt(f"interrupted; step {number} is saved")
-            log.print(rows.summary())
+            log.print(log.summary())
         del state
         return _best_params(trainer, progress, checkpoints)
 
@@ -208,6 +208,17 @@ def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Tr
     return state
 
 
+def _evaluate(trainer: Trainer, params: dict, progress: Progress, step: int, log: Log) -> Progress:
+    """Logs an evaluation, ``step 50: validation/loss 0.6704  (best so far)``."""
+    with log.paused():
+        evaluation = trainer.evaluate(params, step)
+    log.write(evaluation)
+    progress = progress.evaluated(step, trainer.value(evaluation))
+    values = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    log.print(f"step {step}: {values}{'  (best so far)' * (progress.best_step == step)}")
+    return progress
+
+
 def _best_params(
     trainer: Trainer, progress: Progress, checkpoints: Checkpoints
 ) -> tuple[int, dict]:
@@ -220,94 +231,3 @@ def _best_params(
             "it back, or start in a new run_dir"
         )
     return step, checkpoints.restore(step, {"params": trainer.abstract.params})["params"]
-
-
-class Rows:
-    """Rows of ``metrics.jsonl``; the time of an update leaves out evaluations and saves."""
-
-    def __init__(self, log: Log, checkpoints: Checkpoints, bar: dict[str, str]):
-        self.log, self.checkpoints, self.bar = log, checkpoints, bar
-        self.pending: dict | None = None
-        self.compiled: int | None = None
-        self.seconds, self.tokens = 0.0, 0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        self.clock = time.perf_counter()
-
-    @contextlib.contextmanager
-    def paused(self):
-        """What happens within is not counted as time of the update, which is waited for before."""
-        self._fetch()
-        pause = time.perf_counter()
-        yield
-        self.clock += time.perf_counter() - pause
-
-    def add(self, step: int, metrics: dict) -> None:
-        """The metrics of an update, which may still be on the device."""
-        self.pending = {"step": step} | metrics
-        if self.compiled is None:
-            self.compiled = compilations()
-
-    def write_baseline(self, metrics: dict[str, float]) -> None:
-        """Writes the row of step 0, before any update."""
-        self.pending = {"step": 0} | metrics
-        self.write()
-
-    def write(self, evaluation: dict[str, float] | None = None) -> None:
-        """Writes the row that was added last, if it is not written yet; fetches its metrics.
-
-        Raises:
-          InputError: when one of them is not finite.
-        """
-        if self.pending is None:
-            return
-        self._fetch()
-        row, self.pending = self.pending, None
-        self._check_finite({"step": row["step"]} | (evaluation or {}))
-        if "tokens" in row:
-            now = time.perf_counter()
-            seconds, self.clock = now - self.clock, now
-            self.seconds, self.tokens = self.seconds + seconds, self.tokens + row["tokens"]
-            row |= {"time/step": seconds, "tokens_per_second": row["tokens"] / seconds}
-            shown = {name: format(row[name], spec) for name, spec in self.bar.items()}
-            self.log.progress(row["step"], **shown)
-        self.log.write(row | (evaluation or {}))
-
-    def _fetch(self) -> None:
-        """Waits for the update that was added last; stops where its metrics are not finite."""
-        arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
-        self.pending |= to_floats(arrays) if arrays else {}
-        self._check_finite(self.pending)
-
-    def _check_finite(self, row: dict) -> None:
-        wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
-            self.checkpoints.wait()
-            last = self.checkpoints.latest
-            saved = f"the last good checkpoint is step {last}" if last else "nothing was saved"
-            raise InputError(
-                f"step {row['step']}: {', '.join(wrong[:3])}; stopped, {saved}; lower "
-                "optimizer.learning_rate in a new run_dir, or look for what is wrong in the data "
-                "of that batch"
-            )
-
-    def summary(self) -> str:
-        """Speed, memory and compilations of the whole run."""
-        stats = jax.local_devices()[0].memory_stats()
-        if stats and "peak_bytes_in_use" in stats:
-            memory = f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB on a device"
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-            memory = f"{peak / 2**20:.2f} GiB (process)"
-        return (
-            f"{self.tokens / self.seconds:.0f} tokens/s over {self.seconds:.0f} s of updates; "
-            f"peak memory {memory}; {compilations() - self.compiled} compilations after the first "
-            "update"
-        )
-
-
-def describe(step: int, evaluation: dict[str, float], improved: bool) -> str:
-    """``step 50: validation/loss 0.6704  validation/accuracy 0.7865  (best so far)``."""
-    values = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
-    return f"step {step}: {values}{'  (best so far)' if improved else ''}"

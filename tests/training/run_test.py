@@ -79,7 +79,7 @@ class Toy:
 @pytest.fixture(scope="module")
 def go():
     """Start or go on in a folder; returns what ``run`` does."""
-    save, write = Checkpoints.save, metric_log.Log.write
+    save, write = Checkpoints.save, metric_log.RowFile.append
     spies = []
 
     def spied(event, function, step_of):
@@ -98,7 +98,7 @@ def go():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", spied("save", save, lambda step: step))
-        patch.setattr(metric_log.Log, "write", spied("row", write, lambda row: row["step"]))
+        patch.setattr(metric_log.RowFile, "append", spied("row", write, lambda row: row["step"]))
         yield go
 
 
