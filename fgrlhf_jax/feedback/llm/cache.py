@@ -6,7 +6,6 @@ so that an interrupted file is recognised, cut where its last line is torn, and 
 
 import contextlib
 import fcntl
-import json
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
@@ -14,7 +13,14 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
-from fgrlhf_jax.runtime.files import UNSUPPORTED, JsonlFile, Lock, as_input_error, json_line
+from fgrlhf_jax.runtime.files import (
+    UNSUPPORTED,
+    JsonlFile,
+    Lock,
+    as_input_error,
+    json_line,
+    parse_jsonl,
+)
 
 SCHEMA = 1  # version of the cache
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
@@ -129,7 +135,6 @@ def append_rows(
         cannot be written.
     """
     paths = (Path(output), rejected_path(Path(output)))
-    advice = "free some space and run again to continue: replies that arrived are stored"
     with contextlib.ExitStack() as stack:
         try:
             lock = Lock(paths[0].with_name(f".{paths[0].name}.lock"))
@@ -139,14 +144,14 @@ def append_rows(
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        counts = _count_written(files, keys)
-        done = sum(counts)
+        counts = _count_written(paths, keys)
         for file in files:
-            file.cut(file.size)
+            file.cut(file.size)  # a torn last line
+        done = sum(counts)
         remaining = stack.enter_context(contextlib.closing(rows(done)))
         for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
             number = 0 if accepted else 1
-            with as_input_error(paths[number], advice):
+            with as_input_error(paths[number]):
                 files[number].append(json_line({**row, KEY: key[:16]}))
             counts[number] += 1
         if not counts[1]:
@@ -154,34 +159,27 @@ def append_rows(
     return counts[0], counts[1]
 
 
-def _count_written(files: Sequence[JsonlFile], keys: Sequence[str]) -> list[int]:
+def _count_written(paths: Sequence[Path], keys: Sequence[str]) -> list[int]:
     """How many rows each file has, which together are of the first of ``keys``, in their order.
 
     Raises:
       InputError: if there are rows of anything else.
     """
-    written: list[list[str]] = [[] for _ in files]
-    for file, row_keys in zip(files, written, strict=True):
-        lines = file.path.read_bytes()[: file.size].split(b"\n")[:-1]
-        for number, line in enumerate(lines, 1):
-            try:
-                row_keys.append(json.loads(line)[KEY])
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{file.path}:{number}: is no row of ours (it has no {KEY}); choose another "
-                    "output"
-                ) from error
-    counts = [0] * len(files)
+    to_do = "choose another output, or move this one away"
+    written = [
+        [isinstance(row, dict) and row.get(KEY) for row in parse_jsonl(p.read_bytes(), p, to_do)]
+        for p in paths
+    ]
+    counts = [0] * len(paths)
     for key in keys:
         heads = [row_keys[n : n + 1] for n, row_keys in zip(counts, written, strict=True)]
         if [key[:16]] not in heads:
             break
         counts[heads.index([key[:16]])] += 1
-    for file, row_keys, count in zip(files, written, counts, strict=True):
+    for path, row_keys, count in zip(paths, written, counts, strict=True):
         if count < len(row_keys):
             raise InputError(
-                f"{file.path}:{count + 1}: answers another request than row {sum(counts) + 1} of "
-                "the input makes now: the input or what is asked with it has changed; choose "
-                "another output, or move this one away"
+                f"{path}:{count + 1}: does not belong to row {sum(counts) + 1} of the input: it is "
+                f"no output of this command, or what is asked with the input has changed; {to_do}"
             )
     return counts

@@ -31,7 +31,8 @@ PROVIDERS = {
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com"),
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
 }
-_ENVIRONMENT = ("all_proxy", "http_proxy", "https_proxy", "ssl_cert_file", "ssl_cert_dir")
+# In the environment, in capitals too.
+_PROXIES, _CERTIFICATES = ("all_proxy", "http_proxy", "https_proxy"), ("ssl_cert_file",)
 _ACCOUNT_EMPTY = re.compile("insufficient_quota|credit balance")
 # How servers name a schema, or a field, that they do not take.
 _SCHEMA = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
@@ -124,8 +125,7 @@ class Client:
             raise InputError(f"{provider} needs a key; set the environment variable {variable}")
         if not self.key.isascii() or not self.key.isprintable():
             raise InputError(f"{variable} holds characters that no key has; set it again")
-        self.provider, self.model = provider, model
-        self.timeout = timeout
+        self.provider, self.model, self.timeout = provider, model, timeout
         self.before_retry: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
         self.without: set[str] = set()  # fields that this model turned out not to take
         try:
@@ -149,8 +149,7 @@ class Client:
         await self.api.close()
 
     async def __call__(self, request: Request) -> Outcome:
-        anthropic = self.provider == "anthropic"
-        resource = self.api.messages if anthropic else self.api.chat.completions
+        resource = self.api.chat.completions if self.provider == "openai" else self.api.messages
         body = _body(self.provider, self.model, request, self.without)
         try:
             answer = await resource.with_raw_response.create(**body)
@@ -168,10 +167,10 @@ class Client:
             outcome = self._classified(error, body)
         if isinstance(outcome, InputError):
             raise outcome  # outside the handlers: no exception of the client's hangs on it
-        if outcome is None:
-            await self.before_retry()
-            outcome = await self(request)
-        return outcome
+        if outcome is not None:
+            return outcome
+        await self.before_retry()
+        return await self(request)
 
     def _redacted(self, text: Any) -> str:
         """A message of a server or a library as one short line without the key."""
@@ -192,26 +191,20 @@ class Client:
             for field, name in fields.items():
                 if field in body and name in message:
                     return self.without.add(field)
-        if status == 402 or _ACCOUNT_EMPTY.search(f"{error.body}"):
-            fault, advice = f"{self.provider}'s account is empty", "top it up and run again"
-        elif pause > LONGEST_PAUSE:
-            fault, advice = f"the server wants a pause of {pause:.0f} s", "run again after it"
-        elif status in (408, 409, 425, 429) or status >= 500:
-            return message
+        if status in (408, 409, 425, 429) or status >= 500:
+            if pause <= LONGEST_PAUSE and not _ACCOUNT_EMPTY.search(f"{error.body}"):
+                return message
+            message += f", and wants a pause of {pause:.0f} s" * bool(pause)
         elif {"response_format", "output_config"} & set(body) and _SCHEMA.search(message):
-            fault, advice = f"{self.model} takes no schema", "set --config.reply_format=text"
-        elif status in (400, 413, 422):
+            return InputError(
+                f"{self.model} takes no schema ({message}); set --config.reply_format=text"
+            )
+        elif status in (400, 413, 422) and not _ACCOUNT_EMPTY.search(message):
             return Rejected(message)
-        elif status in (401, 403):
-            variable, advice = PROVIDERS[self.provider][0], "correct it"
-            fault = f"{self.url} does not accept the key in {variable}"
-        elif status == 404:
-            fault = f"{self.url} does not know the model {self.model!r}"
-            advice = "check model and base_url"
-        else:
-            fault = f"{self.url} does not speak {self.provider}'s protocol"
-            advice = "check base_url"
-        return InputError(f"{fault} ({message}); {advice}")
+        return InputError(
+            f"{self.url} answers no request ({message}); check {PROVIDERS[self.provider][0]} and "
+            f"its account, base_url, and model={self.model}"
+        )
 
 
 def _build_http_client(client: Client, direct: bool):
@@ -243,30 +236,16 @@ def _build_http_client(client: Client, direct: bool):
                 headers["x-should-retry"] = "false"
             return response
 
-    def build():
-        context = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)
-        return Http(trust_env=not direct, verify=context)
-
+    options = {"trust_env": False, "verify": ssl.create_default_context()} if direct else {}
     try:
-        return build()
+        return Http(**options)
     except Exception as error:
-        names = [name for name in os.environ if name.lower() in _ENVIRONMENT]
-        wrong = [name for name in names if _works_without(name, build)]
+        variables = _CERTIFICATES if isinstance(error, OSError) else _PROXIES  # ssl's are OSErrors
+        names = [name for name in os.environ if name.lower() in variables]
         raise InputError(
-            f"{' or '.join(wrong or names)}: no connection can be made with what the environment "
-            f"says there ({client._redacted(error)}); correct or unset it"
+            f"{' or '.join(names)}: no connection can be made with what the environment says there "
+            f"({client._redacted(error)}); correct or unset it"
         ) from None
-
-
-def _works_without(name: str, build: Callable) -> bool:
-    """Whether ``build`` raises nothing where an environment variable is not set."""
-    value = os.environ.pop(name)
-    try:
-        return bool(build())
-    except Exception:
-        return False
-    finally:
-        os.environ[name] = value
 
 
 def _pause(headers: Mapping[str, str]) -> float:

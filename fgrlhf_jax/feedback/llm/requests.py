@@ -44,15 +44,13 @@ class Stopped(BaseException):
 
 @dataclasses.dataclass
 class Usage:
-    """The limits of a run (0: none) and its cost so far, as counted by tries.
+    """The limits of a run (0: none) and its cost so far; every try counts.
 
     Attributes:
-      concurrency: requests in flight at once.
       max_refusals: consecutive requests without a reply at which the run stops: the reason is then
         not in the single request.
       max_requests, max_tokens: caps on tries, and on tokens read and written. Requests in flight at
         a cap are waited for and counted.
-      cached: replies that were free.
       end: why no further try may start, None while they may.
     """
 
@@ -70,21 +68,17 @@ class Usage:
     end: BaseException | None = dataclasses.field(default=None, compare=False)
     next_start: float = dataclasses.field(default=0.0, compare=False)
 
-    @property
-    def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
-
     def begin(self, count: int = 1) -> int:
         """Counts up to ``count`` tries before they are made; raises InputError at a cap."""
-        for name, value in (("max_requests", self.requests), ("max_tokens", self.tokens)):
+        tokens = self.input_tokens + self.output_tokens
+        for name, value in (("max_requests", self.requests), ("max_tokens", tokens)):
             cap = getattr(self, name)
             if 0 < cap <= value:
                 raise InputError(
                     f"stopped at {name}={cap} after {self}; {STORED}, with the same {name} once "
                     "more to spend"
                 )
-        if self.max_requests:
-            count = min(count, self.max_requests - self.requests)
+        count = min(count, self.max_requests - self.requests) if self.max_requests else count
         self.requests += count
         return count
 
@@ -94,22 +88,16 @@ class Usage:
             start = max(time.monotonic(), self.next_start)
             self.next_start = start + 60 / self.requests_per_minute
             await asyncio.sleep(start - time.monotonic())
-        with self.stopping():
-            if self.end:
-                raise Stopped
-            self.begin()
+        try:
+            if self.end is None:
+                self.begin()
+        except InputError as error:
+            self.end = error
+        if self.end:
+            raise Stopped
         if retry and not self.retried:
             LOG.warning("the server or the network fails now and then; trying again")
         self.retried += retry
-
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Keeps the first Exception as the run's end, and raises Stopped for every one."""
-        try:
-            yield
-        except Exception as error:
-            self.end = self.end or error
-            raise Stopped from error
 
     def add(self, reply: Reply) -> None:
         self.input_tokens += reply.input_tokens
@@ -156,7 +144,6 @@ def collect_replies(
         at most so many requests to their outcomes. None where all replies are in the cache.
       cache: an SQLite file, created where it is missing.
       identity: what determines a reply besides its request: provider, model, address, …
-      usage: the limits, and what is counted up while the run goes on.
       progress: wraps the iteration over the requests that are still to be sent.
 
     What is Rejected is not stored. Where a request has no reply after all its tries, the others are
@@ -164,8 +151,7 @@ def collect_replies(
 
     Raises:
       InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; at too
-        many failures in a row; and at the end when some requests have no reply. Replies that
-        arrived are stored: run again to continue.
+        many failures in a row; at the end when some requests have no reply.
     """
     usage = usage or Usage()
     keys = [request_key(identity, request) for request in requests]
@@ -174,22 +160,39 @@ def collect_replies(
         arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.__contains__, keys))
         usage.cached += sum(key in arrived for key in keys)
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
-        sender = _send_in_batches if batch_size else _send_concurrently
-        outcomes = confirm_rejections(sender(todo, send, stored, usage, batch_size), usage)
+        rejected: dict[str, Rejected] = {}  # since the last reply: perhaps everything is
         failed: dict[str, str] = {}
-        position = 0
-        with contextlib.closing(outcomes):
-            for _, (key, outcome) in itertools.chain(
-                [(0, ("", None))],  # a round for what is in the cache
-                zip(progress(range(len(todo))), outcomes, strict=False) if todo else (),
+        position = in_a_row = 0
+
+        def ready() -> Iterator[Reply | Rejected]:
+            nonlocal position
+            while position < len(keys) and keys[position] in arrived:
+                position += 1
+                yield arrived[keys[position - 1]] or stored[keys[position - 1]]
+
+        yield from ready()
+        sender = _send_in_batches if batch_size else _send_concurrently
+        with contextlib.closing(sender(todo, send, stored, usage, batch_size)) as outcomes:
+            for _, (key, outcome) in zip(
+                progress(range(len(todo))) if todo else (), outcomes, strict=False
             ):
+                in_a_row = 0 if isinstance(outcome, Reply) else in_a_row + 1
                 if isinstance(outcome, str):
                     failed[key] = outcome
-                elif key:
-                    arrived[key] = outcome if isinstance(outcome, Rejected) else None
-                while position < len(keys) and keys[position] in arrived:
-                    yield arrived[keys[position]] or stored[keys[position]]
-                    position += 1
+                elif isinstance(outcome, Rejected):
+                    rejected[key] = outcome
+                else:
+                    arrived |= rejected | {key: None}
+                    rejected = {}
+                if in_a_row and in_a_row == usage.max_refusals:
+                    raise InputError(
+                        f"{in_a_row} requests in a row have no reply "
+                        f"({getattr(outcome, 'reason', outcome)}); correct what they have in "
+                        f"common, or, if only these are wrong, set limits.max_refusals=0; {STORED}"
+                    )
+                yield from ready()
+        arrived |= rejected
+        yield from ready()
     if failed:
         reasons = "; ".join(f"{n} × {why}" for why, n in Counter(failed.values()).most_common(3))
         raise InputError(
@@ -197,39 +200,6 @@ def collect_replies(
             f"{usage.retries + 1} tries each ({reasons}); the other replies are stored: run again "
             "to send these only; if they fail again, raise timeout or remove their rows"
         )
-
-
-def confirm_rejections(outcomes, usage: Usage) -> Iterator[tuple[str, Outcome]]:
-    """Yields (key, outcome), what is Rejected only when a reply shows that not everything is.
-
-    Raises:
-      InputError: at ``max_refusals`` in a row; they are sent again by the next run.
-    """
-    rejected: list[tuple[str, Outcome]] = []
-    in_a_row = 0
-    with contextlib.closing(outcomes):
-        try:
-            for key, outcome in outcomes:
-                in_a_row = 0 if isinstance(outcome, Reply) else in_a_row + 1
-                if in_a_row and in_a_row == usage.max_refusals:
-                    rejected.clear()
-                    reason = outcome.reason if isinstance(outcome, Rejected) else outcome
-                    raise InputError(
-                        f"{in_a_row} requests in a row have no reply ({reason}); correct what they "
-                        "have in common, or, if only these are wrong, set limits.max_refusals=0; "
-                        f"{STORED}"
-                    )
-                if isinstance(outcome, Rejected):
-                    rejected.append((key, outcome))
-                    continue
-                if isinstance(outcome, Reply):
-                    yield from rejected
-                    rejected.clear()
-                yield key, outcome
-        except InputError:
-            yield from rejected
-            raise
-        yield from rejected
 
 
 def _send_concurrently(
@@ -252,11 +222,13 @@ def _send_concurrently(
                     tasks[task] = key
                 if not tasks:
                     break
-                done = asyncio.wait(tasks, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
-                for task in runner.run(done)[0]:
+                first = asyncio.wait(tasks, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+                for task in runner.run(first)[0]:
                     key = tasks.pop(task)
-                    with contextlib.suppress(Stopped):
+                    if task.exception() is None:
                         yield key, task.result()
+                    else:
+                        usage.end = usage.end or task.exception()
             if usage.end:
                 raise usage.end
         finally:
@@ -269,33 +241,31 @@ def _send_concurrently(
 
 async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) -> Outcome:
     """The outcome of one request, which no other process sends meanwhile."""
-    with usage.stopping(), contextlib.ExitStack() as stack:
-        while not stored.claim(key):
-            if usage.end:
-                raise Stopped
-            await asyncio.sleep(CLAIM_POLL)
-        stack.callback(stored.release, key)
+    while not stored.claim(key):
+        if usage.end:
+            raise Stopped
+        await asyncio.sleep(CLAIM_POLL)
+    try:
         if key in stored:  # another process has sent it
             usage.cached += 1
             return stored[key]
-        pause = FIRST_PAUSE
         for number in range(usage.retries + 1):
             if number:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (number - 1), LONGEST_PAUSE))
             await usage.before_try(retry=number > 0)
             outcome = await send(request)
             if not isinstance(outcome, Reply):
-                break
+                return outcome
             usage.add(outcome)
             fault = find_fault(outcome)
             if not fault:
                 stored.put(key, outcome)
+                return outcome
+            if outcome.stop == LENGTH:  # it would end at the same limit again
                 break
-            stop, outcome = outcome.stop, fault
-            if stop == LENGTH:  # at the same limit again
-                break
-        return outcome
+        return fault
+    finally:
+        stored.release(key)
 
 
 def _send_in_batches(

@@ -428,7 +428,7 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
         ({"input": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
         ({"output": "DATA/edits.json"}, "edits.json: give a FILE.jsonl"),
         ({"output": "DATA/no/e.jsonl"}, "no does not exist; make it"),
-        ({"output": "DATA/blank.jsonl"}, "blank.jsonl:1: is no row of ours"),
+        ({"output": "DATA/blank.jsonl"}, "blank.jsonl:1: does not belong to row 1"),
         ({"cache": "DATA/blank.jsonl"}, "cache DATA/blank.jsonl: cannot be used"),
         ({"template_file": "DATA/bad.txt"}, "there is no field {{ answer }}; there are"),
         ({"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give a "),
