@@ -12,7 +12,6 @@ that an annotator has open. Several processes may use the file at once.
 """
 
 import contextlib
-import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -26,27 +25,29 @@ INPUT, OPEN, DRAFT, CLOSED = "input", "open", "draft", "closed"
 SCHEMA = """
 CREATE TABLE events (
   n INTEGER PRIMARY KEY,
-  time REAL NOT NULL,  -- seconds since 1970
+  time REAL NOT NULL,         -- seconds since 1970
   event TEXT NOT NULL,
-  row TEXT,            -- its id in the input
-  annotator TEXT,
+  row TEXT NOT NULL,          -- its id in the input
+  annotator TEXT NOT NULL,
   text TEXT,
-  seconds REAL NOT NULL DEFAULT 0,
-  tags TEXT NOT NULL DEFAULT '[]',
-  comment TEXT NOT NULL DEFAULT '',
-  over_limit INTEGER NOT NULL DEFAULT 0,
-  standing INTEGER NOT NULL DEFAULT 0,
-  seen REAL            -- last sign of life of a browser that has the row open
+  details TEXT NOT NULL,      -- JSON of seconds, tags, comment, over_limit; '' for nothing
+  standing INTEGER NOT NULL,
+  seen REAL NOT NULL          -- last sign of life of a browser that has the row open
 );
 CREATE UNIQUE INDEX standing ON events (row, annotator) WHERE standing;
 CREATE UNIQUE INDEX one_open_row ON events (annotator) WHERE standing AND event = 'open';
 CREATE INDEX by_annotator ON events (annotator, row);
 """
-COLUMNS = "time, row, annotator, event, text, seconds, tags, comment, over_limit"
+REPLACE = """
+UPDATE events SET standing = 0 WHERE standing AND annotator = :annotator
+  AND (row = :row OR event = 'open' AND :event = 'open')"""
+INSERT = """
+INSERT INTO events (time, event, row, annotator, text, details, standing, seen)
+  VALUES (:time, :event, :row, :annotator, :text, :details, :standing, :now)"""
 
 
 class Events:
-    """The table, made where it is missing. What is called after `transaction` is inside of one.
+    """The table, made where it is missing. Its other methods are called inside a `transaction`.
 
     Raises:
       InputError: for a file that cannot be opened.
@@ -55,11 +56,10 @@ class Events:
     def __init__(self, path: Path, clock: Callable[[], float]):
         self.path, self._clock = path, clock
         self._lock = threading.Lock()
+        options = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path, timeout=30, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(path, **options)
             self._db.execute("PRAGMA synchronous = FULL")
         except (OSError, sqlite3.Error) as error:
             raise InputError(
@@ -89,18 +89,15 @@ class Events:
             ) from error
 
     def begin(self, digest: str) -> bool:
-        """Makes the table, if it is missing, for the input of this digest.
-
-        Returns:
-          Whether it was made.
+        """Makes the table for the input of this digest, and says whether it was missing.
 
         Raises:
           InputError: where it is of another input.
         """
         is_new = not self.query("SELECT 1 FROM sqlite_master")
         if is_new:
-            for statement in SCHEMA.split(";"):
-                self._db.execute(statement)
+            for statement in SCHEMA.split(";\n"):
+                self.query(statement)
             self.add(INPUT, text=digest)
         if self.query("SELECT event, text FROM events ORDER BY n LIMIT 1") != [(INPUT, digest)]:
             raise InputError(
@@ -114,43 +111,21 @@ class Events:
 
     def select(self, condition: str, **values: Any) -> list[tuple[float, Decision]]:
         """(time, decision or draft) of the events for which a condition holds."""
-        return [
-            (time, Decision(*texts, tuple(json.loads(tags)), comment, bool(over_limit)))
-            for time, *texts, tags, comment, over_limit in self.query(
-                f"SELECT {COLUMNS} FROM events WHERE {condition}", **values
-            )
-        ]
+        columns = "time, details, row, annotator, event, text"
+        rows = self.query(f"SELECT {columns} FROM events WHERE {condition}", **values)
+        return [(time, Decision(*texts).with_details(details)) for time, details, *texts in rows]
 
-    def add(self, event: str, row: str | None = None, annotator: str = "", **columns: Any) -> None:
+    def add(self, event: str, row: str = "", annotator: str = "", **columns: Any) -> None:
         """Adds an event, which stands instead of the one before it unless it is a draft."""
-        now, standing = self._clock(), event in (OPEN, *VERDICTS)
-        values = {"time": now, "event": event, "row": row, "annotator": annotator}
-        values |= {"standing": standing, "seen": now, **columns}
-        if standing or event == CLOSED:
-            self.query(
-                "UPDATE events SET standing = 0 WHERE standing AND annotator = :annotator "
-                "AND (row = :row OR event = 'open' AND :event = 'open')",
-                **values,
-            )
-        names = ", ".join(f":{name}" for name in values)
-        self.query(f"INSERT INTO events ({', '.join(values)}) VALUES ({names})", **values)
+        now = self._clock()
+        values = {"text": None, "details": "", "time": now, "now": now, **columns}
+        values |= {"event": event, "row": row, "annotator": annotator}
+        values["standing"] = event in (OPEN, *VERDICTS)
+        if event not in (INPUT, DRAFT):
+            self.query(REPLACE, **values)
+        self.query(INSERT, **values)
 
-    def add_decision(self, decision: Decision) -> None:
-        self.add(decision.verdict, decision.id, decision.annotator, **columns_of(decision))
-
-    def change(self, n: int, draft: Decision) -> None:
-        """Puts a later draft in the place of one."""
-        columns = columns_of(draft)
-        changes = ", ".join(f"{name} = :{name}" for name in columns)
-        self.query(f"UPDATE events SET {changes} WHERE n = :n", n=n, **columns)
-
-
-def columns_of(decision: Decision) -> dict[str, Any]:
-    """What an event has of a decision besides its verdict, row and annotator."""
-    return {
-        "text": decision.text,
-        "seconds": decision.seconds,
-        "tags": json.dumps(decision.tags),
-        "comment": decision.comment,
-        "over_limit": decision.over_limit,
-    }
+    def record(self, decision: Decision) -> None:
+        """Adds a decision or a draft."""
+        texts = {"text": decision.text, "details": decision.details}
+        self.add(decision.verdict, decision.id, decision.annotator, **texts)

@@ -18,7 +18,7 @@ with a conversation as the instruction: a chat field, and <Paragraphs name="inst
 value="$instruction" nameKey="role" textKey="content"/>.
 
 An answer equal to the response means that it is fine; a discarded or cancelled one was skipped
-(Argilla's own exports do not say which were discarded). Seconds, tags and a comment are JSON, in
+(Argilla's own exports do not say which were discarded). The details of a decision are JSON, in
 Argilla's metadata and behind the name in Label Studio's meta.
 """
 
@@ -26,8 +26,8 @@ import dataclasses
 import json
 import re
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 Row = dict[str, Any]
 ItemAndDecisions = tuple[Item, list[Decision]]
+Convert = Callable[[Any, str, int], ItemAndDecisions]
 
 
 def read(
@@ -65,34 +66,34 @@ def read(
     Raises:
       InputError: for the first row that is wrong, or where none is left.
     """
-    rows = _rows_of_other_tool(spec)
+    rows: Sequence[Any] | None = _rows_of_other_tool(spec)
+    convert: Convert = _from_record
     if rows is None:
-        pairs = records.read_with_rows(spec, columns=columns, refused=refused)
-        numbered = enumerate(pairs, 1)
-        convert: Callable[..., ItemAndDecisions] = _from_record
+        rows = records.read_with_rows(spec, columns=columns, refused=refused)
     else:
-        numbered = enumerate(rows, 1)
         convert = _from_argilla if "fields" in rows[0] else _from_label_studio
     items: dict[str, Item] = {}
-    first: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     decisions: list[Decision] = []
-    for number, row in numbered:
+    for number, row in enumerate(rows, 1):
         where = f"{spec}:row {number}"
         try:
             item, answers = _checked(convert, row, where, number)
             if item.id in items:
-                item = _merged(items[item.id], item, f"{where}: has the id of row {first[item.id]}")
+                item = _merged(
+                    items[item.id], item, f"{where}: has the id of row {numbers[item.id]}"
+                )
         except InputError as error:
             if refused is None:
                 raise
             refused.append(str(error))
             continue
         items[item.id] = item
-        first.setdefault(item.id, number)
+        numbers.setdefault(item.id, number)
         decisions += answers
     if not items:
-        raise InputError(f"{spec}: no row of it can be read; {refused[-1] if refused else ''}")
-    return list(items.values()), decisions
+        raise InputError(f"{spec}: no row of it can be read; the last one: {refused[-1]}")
+    return [*items.values()], decisions
 
 
 def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[Decision]) -> int:
@@ -119,42 +120,35 @@ def _rows_of_other_tool(spec: str) -> list[Row] | None:
         rows = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None  # records.py says what is wrong
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        return None
-    is_other = any(isinstance(rows[0].get(name), dict) for name in ("fields", "data"))
+    first = rows[0] if isinstance(rows, list) and rows else None
+    is_other = isinstance(first, dict) and any(
+        isinstance(first.get(name), dict) for name in ("fields", "data")
+    )
     return rows if is_other else None
 
 
-def _checked(convert: Callable[..., ItemAndDecisions], row: Any, where: str, number: int):
+def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
     """A row's item and decisions; a row of any other shape is an InputError."""
     try:
         item, decisions = convert(row, where, number)
+        json.dumps(
+            [dataclasses.astuple(each) for each in (item, *decisions)], ensure_ascii=False
+        ).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(
             f"{where}: is not in the form of an export's rows ({error!r}); export it again"
         ) from error
-    for text in _texts([item, *decisions]):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)")
-    names = Counter(decision.annotator for decision in decisions)
+    names = set()
     for decision in decisions:
         text, name = decision.text, decision.annotator
         if not isinstance(text, str) or not (text.strip() or decision.verdict == SKIPPED):
             raise InputError(f"{where}: the answer of {name} is empty or no text; take it out")
-        if names[name] > 1:
+        if name in names:
             raise InputError(f"{where}: has two answers of {name}; take one out")
+        names.add(name)
     return item, decisions
-
-
-def _texts(value: Any) -> Iterable[str]:
-    """All texts in records, lists and tuples."""
-    if isinstance(value, str):
-        yield value
-    elif dataclasses.is_dataclass(value):
-        yield from _texts(dataclasses.astuple(value))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)
 
 
 def _merged(item: Item, other: Item, where: str) -> Item:
@@ -165,8 +159,8 @@ def _merged(item: Item, other: Item, where: str) -> Item:
     return dataclasses.replace(item, others=item.others + other.others)
 
 
-def _id(value: object, default: object) -> str:
-    return str(default if value in (None, "") else value)
+def _id(*values: object) -> str:
+    return next(str(value) for value in values if value not in (None, ""))
 
 
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
@@ -180,50 +174,35 @@ def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAnd
         )
     if isinstance(record, records.Instruction):
         return Item(*prompt, record.output, turns=turns), []
-    annotator = row.get("annotator")
-    others = ((str(annotator), record.edited),) if annotator else ()
+    others = ((str(row["annotator"]), record.edited),) if row.get("annotator") else ()
     return Item(*prompt, record.original, record.edited, turns, others), []
 
 
 def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
     """The item of a row whose texts have any of ``FIELD_NAMES``."""
-    texts = {}
+    texts, turns = {"input": ""}, ()
     for field, names in FIELD_NAMES.items():
-        text = next((row[name] for name in names if row.get(name) is not None), None)
-        text = "" if text is None and field == "input" else text
-        is_conversation = field == "instruction" and isinstance(text, list) and text
-        if not is_conversation and (
-            not isinstance(text, str) or (field == "instruction" and not text.strip())
-        ):
+        value = next((row[name] for name in names if row.get(name) is not None), texts.get(field))
+        if field == "instruction" and isinstance(value, list) and value:
+            turns = tuple((str(turn["role"]), str(turn["content"])) for turn in value)
+            value = ""
+        elif not isinstance(value, str) or (field == "instruction" and not value.strip()):
             raise InputError(
                 f"{where}: has no {field} (it has {', '.join(row) or 'nothing'}); name one "
                 f"{' or '.join(names)}"
             )
-        texts[field] = text
-    instruction, turns = texts["instruction"], ()
-    if isinstance(instruction, list):
-        turns = tuple((str(turn["role"]), str(turn["content"])) for turn in instruction)
-        instruction = ""
-    return Item(id, instruction, texts["input"], texts["response"], suggestion, turns)
+        texts[field] = value
+    return Item(id, texts["instruction"], texts["input"], texts["response"], suggestion, turns)
 
 
 def _instruction(item: Item) -> str | list[Row]:
-    turns = [{"role": role, "content": text} for role, text in item.turns]
-    return turns or item.instruction
+    return [{"role": role, "content": text} for role, text in item.turns] or item.instruction
 
 
-def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str = "") -> Decision:
-    values = json.loads(details) if details else {}
-    values["tags"] = tuple(values.get("tags", ()))
-    if is_skipped:
-        return Decision(item.id, name, SKIPPED, item.original, **values)
-    return Decision(item.id, name, FINE if text == item.original else EDITED, text, **values)
-
-
-def _details(decision: Decision) -> list[str]:
-    """What was recorded besides the text, as JSON; [] where nothing was."""
-    details = decision.details()
-    return [json.dumps(details, ensure_ascii=False)] if details else []
+def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str) -> Decision:
+    verdict = SKIPPED if is_skipped else FINE if text == item.original else EDITED
+    text = item.original if is_skipped else text
+    return Decision(item.id, name, verdict, text).with_details(details)
 
 
 def _annotator_id(name: str) -> str:
@@ -235,21 +214,21 @@ def _annotator_id(name: str) -> str:
 
 
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    answers, metadata = [], defaultdict(list)
+    answers = []
     for decision in decisions:
         status = "discarded" if decision.verdict == SKIPPED else "submitted"
         user = _annotator_id(decision.annotator)
         answers.append({"value": decision.text, "user_id": user, "status": status})
-        metadata["annotators"].append(decision.annotator)
-        metadata["details"].append(*_details(decision) or [""])
-    if not any(metadata["details"]):
-        del metadata["details"]
+    metadata = {
+        "annotators": [decision.annotator for decision in decisions],
+        "details": [decision.details for decision in decisions],
+    }
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
     input = {"input": item.input} if item.input else {}
     return {
         "id": item.id,
         "fields": {"instruction": _instruction(item), **input, "response": item.original},
-        "metadata": dict(metadata),
+        "metadata": {name: values for name, values in metadata.items() if any(values)},
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
         "vectors": {},
@@ -269,16 +248,17 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     }
     question = _edit_question([*answers, *suggestions], where)
     metadata = row.get("metadata") or {}
-    names = {_annotator_id(name): name for name in metadata.get("annotators", [])}
-    details = dict(zip(names.values(), metadata.get("details", []), strict=False))
+    names = metadata.get("annotators", [])
+    details = metadata.get("details", [""] * len(names))
+    users = {_annotator_id(name): (name, more) for name, more in zip(names, details, strict=True)}
     item = _item(_id(row.get("id"), number), row["fields"], suggestions.get(question, ""), where)
     decisions = []
     for answer in answers.get(question, []):
-        name = names.get(str(answer["user_id"]), str(answer["user_id"]))
+        user = str(answer["user_id"])
+        name, more = users.get(user, (user, ""))
         if answer.get("status") != "draft":
             is_skipped = answer.get("status") == "discarded"
-            text = answer["value"]
-            decisions.append(_decision(item, name, text, is_skipped, details.get(name, "")))
+            decisions.append(_decision(item, name, answer["value"], is_skipped, more))
     return item, decisions
 
 
@@ -286,14 +266,12 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     data = {"instruction": _instruction(item), "input": item.input, "response": item.original}
     annotations = []
     for decision in decisions:
-        result = [_text_area(decision.text, [decision.annotator, *_details(decision)])]
+        result = [_text_area(decision.text, decision.annotator, decision.details)]
         annotation = {"result": result, "was_cancelled": decision.verdict == SKIPPED}
         # An address that Label Studio does not know would make it refuse the file.
         if _EMAIL.fullmatch(decision.annotator):
             annotation["completed_by"] = {"email": decision.annotator}
-        if decision.seconds:
-            annotation["lead_time"] = decision.seconds
-        annotations.append(annotation | {"ground_truth": False})
+        annotations.append(annotation | {"lead_time": decision.seconds, "ground_truth": False})
     return {
         "data": {"id": item.id, **data},
         "annotations": annotations,
@@ -301,52 +279,46 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     }
 
 
-def _text_area(text: str, meta: Sequence[str] = ()) -> Row:
-    return {
-        "from_name": QUESTION,
-        "to_name": "response",
-        "type": "textarea",
-        "value": {"text": [text]},
-        **({"meta": {"text": list(meta)}} if meta else {}),
-    }
+def _text_area(text: str, *meta: str) -> Row:
+    area = {"from_name": QUESTION, "to_name": "response", "type": "textarea"}
+    area["value"] = {"text": [text]}
+    return area | ({"meta": {"text": [*filter(None, meta)]}} if meta else {})
 
 
 def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     data = row["data"]
-    id = _id(data.get("id"), _id(row.get("id"), number))
     # Its own exports have the numbers of predictions in place of these.
-    predictions = [p for p in row.get("predictions") or [] if isinstance(p, Mapping)]
-    suggestions = [text for p in predictions for text, _ in _answers(p, where)]
+    predictions = [p for p in row.get("predictions") or [] if isinstance(p, dict)]
+    suggestions = [text for p in predictions for text, *_ in _answers(p, where)]
     suggestion = next((text for text in suggestions if isinstance(text, str)), "")
-    item = _item(id, data, suggestion, where)
+    item = _item(_id(data.get("id"), row.get("id"), number), data, suggestion, where)
     decisions: list[Decision] = []
     for annotation in row.get("annotations") or []:
         user = annotation.get("completed_by")
         user = user.get("email") or user.get("id") if isinstance(user, dict) else user
-        answers = _answers(annotation, where)
-        meta = next((meta for _, meta in answers if meta), [str(user or "label_studio")])
-        name, is_skipped = str(meta[0]), bool(annotation.get("was_cancelled"))
-        if any(decision.annotator == name for decision in decisions) and annotation.get("id"):
-            name = f"{name} #{annotation['id']}"  # several answers of a user are allowed there
-        details = meta[1] if len(meta) > 1 else ""
+        is_skipped, answers = annotation.get("was_cancelled"), _answers(annotation, where)
+        if not (is_skipped or answers):
+            continue
+        text, name, details = answers[0] if answers else ("", "", "")
+        name = name or str(user or "label_studio")
+        if any(name == decision.annotator for decision in decisions):  # allowed there
+            name = f"{name} #{annotation['id']}"
         if not details and annotation.get("lead_time"):
             details = json.dumps({"seconds": float(annotation["lead_time"])})
-        if is_skipped or answers:
-            text = answers[0][0] if answers else ""
-            decisions.append(_decision(item, name, text, is_skipped, details))
+        decisions.append(_decision(item, name, text, is_skipped, details))
     return item, decisions
 
 
-def _answers(annotation: Row, where: str) -> list[tuple[str, list[str]]]:
-    """(text, its meta texts) of the text areas of an annotation or prediction."""
+def _answers(annotation: Row, where: str) -> list[tuple[str, str, str]]:
+    """(text, annotator or "", details or "") of the text areas of an annotation or prediction."""
     areas = [r for r in annotation.get("result") or [] if r.get("type") == "textarea"]
     question = _edit_question([area["from_name"] for area in areas], where)
     answers = []
     for area in areas:
         if area["from_name"] == question:
             text = area["value"]["text"]
-            text = "\n".join(text) if isinstance(text, list) else text
-            answers.append((text, (area.get("meta") or {}).get("text") or []))
+            name, details, *_ = [*((area.get("meta") or {}).get("text") or []), "", ""]
+            answers.append(("\n".join(text) if isinstance(text, list) else text, name, details))
     return answers
 
 

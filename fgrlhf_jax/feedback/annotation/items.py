@@ -30,16 +30,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """An annotator's verdict on an item.
+    """An annotator's verdict on an item, and the response after it.
 
     Attributes:
-      id: of the item.
-      text: the response after it.
       seconds: of work on the row; 0 where unknown.
       over_limit: whether the annotator confirmed an edit beyond the limit.
     """
 
-    id: str
+    id: str  # of the item
     annotator: str
     verdict: str  # of VERDICTS
     text: str
@@ -48,34 +46,37 @@ class Decision:
     comment: str = ""
     over_limit: bool = False
 
-    def details(self) -> dict[str, Any]:
-        """What was recorded besides the text, without what is empty."""
-        values = {"seconds": round(self.seconds, 1), "tags": list(self.tags)}
-        values |= {"comment": self.comment, "over_limit": self.over_limit}
-        return {name: value for name, value in values.items() if value}
+    @property
+    def details(self) -> str:
+        """What was recorded besides the text, as JSON; "" where nothing was."""
+        names = ("seconds", "tags", "comment", "over_limit")
+        values = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return json.dumps(values, ensure_ascii=False) if values else ""
+
+    def with_details(self, details: str) -> "Decision":
+        values = json.loads(details or "{}")
+        return dataclasses.replace(self, **values | {"tags": tuple(values.get("tags", ()))})
 
 
 def edit_row(item: Item, decision: Decision) -> dict[str, Any]:
     """A row of the file of edits: an edit as ``data.records`` reads it, and the annotator."""
-    prompt: dict[str, Any] = {"id": item.id, "instruction": item.instruction, "input": item.input}
+    prompt: dict[str, Any] = {"instruction": item.instruction, "input": item.input}
     if item.turns:
-        messages = [{"role": role, "content": text} for role, text in item.turns]
-        prompt = {"id": item.id, "messages": messages}
-    texts = {"original": item.original, "edited": decision.text}
-    return {**prompt, **texts, "annotator": decision.annotator, **decision.details()}
+        prompt = {"messages": [{"role": role, "content": text} for role, text in item.turns]}
+    texts = {"original": item.original, "edited": decision.text, "annotator": decision.annotator}
+    return {"id": item.id, **prompt, **texts, **json.loads(decision.details or "{}")}
 
 
 def input_digest(items: Sequence[Item], imported: Sequence[Decision] = ()) -> str:
     """A hash of everything that must not change while it is annotated.
 
-    What earlier versions did not have counts only where it is there, so that their digests hold.
+    Fields that earlier versions did not have count where they are filled: old digests hold.
     """
-    rows: list = []
+    rows: list[tuple] = []
     for item in items:
-        new = [item.turns, item.others] if item.turns or item.others else []
-        rows.append([item.id, item.instruction, item.input, item.original, item.suggestion, *new])
+        *fields, turns, others = dataclasses.astuple(item)
+        rows.append((*fields, turns, others) if turns or others else tuple(fields))
     for decision in imported:
-        details = [decision.details()] if decision.details() else []
-        row = [decision.id, decision.annotator, decision.verdict, decision.text]
-        rows.append(row + details)
+        fields = dataclasses.astuple(decision)[:4]
+        rows.append((*fields, decision.details) if decision.details else fields)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.items import EDITED, VERDICTS, Item
+from fgrlhf_jax.feedback.annotation.items import VERDICTS, Item
 from fgrlhf_jax.runtime import files
 
 FORMAT = "fgrlhf_jax annotations, version 1"
@@ -28,8 +28,7 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
     Raises:
       InputError: for a log that is damaged or of another input.
     """
-    rows = files.read_jsonl(path)
-    head = rows[0] if rows else {}
+    head, *rows = files.read_jsonl(path) or [{}]
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")
     if head.get("input") != digest:
@@ -37,14 +36,12 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
             f"{path}: was begun with another input, or the input has changed since; put it back "
             "or choose another output"
         )
-    events: list[dict[str, Any]] = []
     try:
-        events += _replay(rows[1:], {item.id: item.original for item in items})
+        return [*_replay(rows, {item.id: item.original for item in items})]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{path}: its events make no sense ({error!r}); put back a copy of the file"
         ) from error
-    return events
 
 
 def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -52,9 +49,7 @@ def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[d
     decided: dict[tuple[str, str], str] = {}  # (annotator, id) -> text
     opened: dict[str, str] = {}  # annotator -> id
     for row in rows:
-        event, id, name = row["event"], row["id"], row["annotator"]
-        time = datetime.datetime.fromisoformat(row["time"]).timestamp()
-        text = None
+        event, id, name, text = row["event"], row["id"], row["annotator"], None
         if event == "open" and id is None:
             event, id = "closed", opened.pop(name)
         elif event == "undo":
@@ -62,10 +57,10 @@ def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[d
         elif event == "open":
             opened[name] = id
         elif event in VERDICTS:
-            text = decided[name, id] = row["text"] if event == EDITED else originals[id]
+            text = decided[name, id] = row.get("text", originals[id])
             opened.pop(name, None)
         else:
             raise KeyError(event)
-        if id not in originals:
-            raise KeyError(id)
-        yield {"time": time, "event": event, "row": id, "annotator": name, "text": text}
+        time = datetime.datetime.fromisoformat(row["time"]).timestamp()
+        originals[id]  # a row of the input
+        yield {"event": event, "row": id, "annotator": name, "text": text, "time": time}

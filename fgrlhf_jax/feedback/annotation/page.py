@@ -17,6 +17,7 @@ from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
+ACTIONS = ["open", "draft", "save", "skip", "next", "undo", "reopen", "rows", "versions", "ping"]
 LISTED = 20  # rows or texts in a list
 NO_ROW = (
     "No row is free for you now: the others have been skipped by you, or somebody has them open. "
@@ -46,23 +47,13 @@ class Page:
         Raises:
           InputError: where the action is refused; nothing changed then.
         """
-        actions = {
-            "open": self.open,
-            "draft": self.draft,
-            "save": self.save,
-            "skip": self.skip,
-            "next": lambda typed, _: self.view(typed.annotator, put_back=typed.id),
-            "undo": self.undo,
-            "reopen": self.reopen,
-            "rows": self.rows,
-            "versions": self.versions,
-            "ping": self.ping,
-        }
         try:
-            action, typed = actions[data["action"]], _read_typed(name, data)
+            action, typed = data["action"], _read_typed(name, data)
+            if action not in ACTIONS:
+                raise ValueError(action)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the page and its server differ ({error}); load it again") from error
-        return action(typed, data)
+        return getattr(self, action)(typed, data)
 
     def view(self, name: str, message: str = "", put_back: str | None = None) -> Json:
         """The annotator's row, or the next one. What was saved stays saved if this fails."""
@@ -70,26 +61,16 @@ class Page:
             item = self.store.take(name, put_back)
         except InputError as error:
             return {"message": f"{message} No row was opened: {error}.".strip(), "wrong": True}
-        counts = html.render("progress", self.store.progress(name), name)
-        common = {"name": name, "message": message, "progress": counts, "longest": LONGEST}
         if item is None:
-            latest, shown = (
-                Decision("", name, DRAFT, ""),
-                {"prompt": html.render("note", self.no_row())},
-            )
+            latest = Decision("", name, DRAFT, "")
+            shown = {"prompt": html.render("note", self.no_row())}
         else:
             latest = self.store.latest(name, item.id)
             shown = {"prompt": html.render("prompt", item), "original": item.original}
             shown |= {"digest": input_digest([item]), **self.compare(item, latest.text)}
-        return {
-            **common,
-            **shown,
-            "row": latest.id,
-            "text": latest.text,
-            "seconds": latest.seconds,
-            "tags": latest.tags,
-            "comment": latest.comment,
-        }
+        counts = html.render("progress", self.store.progress(name), name)
+        shown |= {"message": message, "progress": counts, "longest": LONGEST}
+        return {"row": latest.id, **dataclasses.asdict(latest), **shown}
 
     def no_row(self) -> str:
         """Why an annotator has no row: all are done, or none is free."""
@@ -147,6 +128,9 @@ class Page:
     def skip(self, typed: Decision, _: Mapping) -> Json:
         self.store.decide(dataclasses.replace(typed, verdict=SKIPPED))
         return self.view(typed.annotator, f"Row {typed.id} is skipped.")
+
+    def next(self, typed: Decision, _: Mapping) -> Json:
+        return self.view(typed.annotator, put_back=typed.id)
 
     def undo(self, typed: Decision, data: Mapping) -> Json:
         """Takes back the decision on the tab's row, or the last one if the tab is up to date."""

@@ -44,24 +44,16 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
       InputError: for an address that is not of this machine, or a port that is in use.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except socket.gaierror as error:
         raise InputError(f"host={host}: is no address of this machine ({error})") from error
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-        bound.listen(128)
     except OSError as error:
-        bound.close()
         raise InputError(
-            f"port={port}: cannot be used on {host} ({error.strerror}); choose another "
+            f"port={port}: cannot be used on {host} ({os.strerror(error.errno)}); choose another "
             "--config.port, or 0 for any that is free"
         ) from error
-    return bound
 
 
 def read_guidelines(path: str) -> str:

@@ -20,7 +20,7 @@ from rapidfuzz.distance import Postfix, Prefix
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import old_log
-from fgrlhf_jax.feedback.annotation.database import CLOSED, DRAFT, OPEN, Events, columns_of
+from fgrlhf_jax.feedback.annotation.database import CLOSED, DRAFT, OPEN, Events
 from fgrlhf_jax.feedback.annotation.items import (
     EDITED,
     FINE,
@@ -107,7 +107,7 @@ class Annotations(contextlib.AbstractContextManager):
             self.imported_log = log
         else:
             for decision in decisions:
-                self._events.add_decision(decision)
+                self._events.record(decision)
 
     def close(self) -> None:
         self._events.close()
@@ -181,9 +181,10 @@ class Annotations(contextlib.AbstractContextManager):
             )
             is_recent = event == DRAFT and self._clock() - began < DRAFT_SECONDS
             if is_recent and _takes_out_little(text, draft.text):
-                self._events.change(n, draft)
+                change = "UPDATE events SET text = :text, details = :details WHERE n = :n"
+                self._events.query(change, text=draft.text, details=draft.details, n=n)
             else:
-                self._events.add_decision(draft)
+                self._events.record(draft)
             return True
 
     def decide(self, decision: Decision) -> Decision:
@@ -216,7 +217,7 @@ class Annotations(contextlib.AbstractContextManager):
                     "now; copy what you want to keep, and press Next"
                 )
             self._release_silent(name, id)
-            self._events.add_decision(decision)
+            self._events.record(decision)
             self._is_written = False
             return decision
 
@@ -230,10 +231,9 @@ class Annotations(contextlib.AbstractContextManager):
         with self._events.transaction():
             for _, decision in self._events.select(condition, name=name, id=id):
                 if self._has_room(name, decision.id):
-                    columns = columns_of(decision)
-                    if decision.verdict == SKIPPED:
-                        columns["text"] = None  # the draft before it
-                    self._events.add(OPEN, decision.id, name, **columns)
+                    # Of a skipped row the draft before it goes on.
+                    text = None if decision.verdict == SKIPPED else decision.text
+                    self._events.add(OPEN, decision.id, name, text=text, details=decision.details)
                     self._is_written = False
                     return self.item(decision.id)
         if id:
@@ -334,8 +334,10 @@ class Annotations(contextlib.AbstractContextManager):
     def _release_silent(self, name: str, row: str) -> None:
         """Makes room where silent annotators have the row open."""
         since = self._clock() - self.release_after
-        silent = "standing AND event = 'open' AND row = :row AND annotator != :name"
-        query = f"SELECT annotator FROM events WHERE {silent} AND seen <= :since"
+        query = (
+            "SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row "
+            "AND annotator != :name AND seen <= :since"
+        )
         for (other,) in self._events.query(query, row=row, name=name, since=since):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)

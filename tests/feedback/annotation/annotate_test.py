@@ -330,7 +330,7 @@ def test_a_guess_of_the_password_a_second(store):
     assert client.post("/act", json=guess | {"name": " "}).json()["wrong"]
     token = client.post("/act", json=guess | {"password": "open sesame"}).json()["token"]
     opened = client.post("/act", json={"action": "open"}, headers={"authorization": token}).json()
-    assert (opened["name"], opened["row"]) == ("Ann Lee", "1")
+    assert (opened["annotator"], opened["row"]) == ("Ann Lee", "1")
     for forged in (token.replace("Ann", "Bob"), token[:-1], "Ann%20Lee ", "", "é"):
         headers = {"authorization": forged.encode()}
         assert client.post("/act", json={"action": "open"}, headers=headers).json()["enter"]

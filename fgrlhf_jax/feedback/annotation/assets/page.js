@@ -66,7 +66,7 @@ function show(answer) {
   $("start").hidden = true;
   for (const id of ["work", "bar", "menu"]) $(id).hidden = false;
   $("progress").innerHTML = answer.progress;
-  $("leave").textContent = `Not ${answer.name}?`;
+  $("leave").textContent = `Not ${answer.annotator}?`;
   $("prompt").innerHTML = answer.prompt;
   $("sides").hidden = $("notes").hidden = !answer.row;
   for (const control of document.querySelectorAll("#bar .row")) control.hidden = !answer.row;
