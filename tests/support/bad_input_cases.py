@@ -1,5 +1,6 @@
 """Runs commands on input that they must refuse."""
 
+import random
 import re
 import signal
 import sys
@@ -42,3 +43,21 @@ def fill(value, words: dict):
     for word, meaning in words.items():
         value = value.replace(word, str(meaning)) if isinstance(value, str) else value
     return value
+
+
+def damage(path: Path, how: str, rng: random.Random, other: Path) -> None:
+    """Changes a file as a disk, a person or a copy of the folder may.
+
+    Args:
+      how: delete, empty, cut, flip, or swap it with ``other``.
+    """
+    content = path.read_bytes()
+    place = rng.randrange(max(1, len(content)))
+    if how == "delete":
+        path.unlink()
+    elif how == "swap":
+        path.write_bytes(other.read_bytes() if other.exists() else b"")
+    else:
+        flipped = content[:place] + bytes(b ^ 1 << rng.randrange(8) for b in content[place:][:1])
+        changed = {"empty": b"", "cut": content[:place], "flip": flipped + content[place + 1 :]}
+        path.write_bytes(changed[how])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bad_input_cases import damage
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import interrupt, metric_log, sharding
@@ -270,20 +271,6 @@ def test_other_data_and_another_config_are_refused(go, tmp_path):
         go(tmp_path, Toy(data="other"))
     with pytest.raises(InputError, match=r"of another config: rate \(saved 0.1, now 0.2\); choose"):
         go(tmp_path, Toy(), rate=0.2)
-
-
-def damage(path: Path, how: str, rng: random.Random, other: Path) -> None:
-    """Changes a file as a disk, a person or a copy of the folder may."""
-    content = path.read_bytes()
-    place = rng.randrange(max(1, len(content)))
-    if how == "delete":
-        path.unlink()
-    elif how == "swap":
-        path.write_bytes(other.read_bytes() if other.exists() else b"")
-    else:
-        flipped = content[:place] + bytes(b ^ 1 << rng.randrange(8) for b in content[place:][:1])
-        changed = {"empty": b"", "cut": content[:place], "flip": flipped + content[place + 1 :]}
-        path.write_bytes(changed[how])
 
 
 @pytest.fixture(scope="module")

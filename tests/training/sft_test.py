@@ -1,9 +1,13 @@
 """Supervised fine-tuning: the loss of the response alone; what a run leaves, and its resume."""
 
+import contextlib
 import functools
 import json
 import math
+import random
+import re
 import shutil
+import sys
 
 import chex
 import jax
@@ -13,6 +17,7 @@ import optax
 import ppo_cases
 import pytest
 import tiny_cases
+from bad_input_cases import damage
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
@@ -20,7 +25,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 from launch import sft as command
-from launch.shared import config_files
+from launch.shared import cli, config_files
 
 MODEL = llama.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
@@ -216,3 +221,28 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_pr
     assert contents(run_dir / "export") == contents(sft_run / "export")
     assert (run_dir / "eval.json").read_bytes() == (sft_run / "eval.json").read_bytes()
     assert saved(run_dir) == saved(sft_run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "eval.json", "finished.json", "metrics.jsonl"])
+def test_a_finished_run_that_was_damaged(
+    sft_run, sft_fields, in_process, tmp_path, monkeypatch, capsys, name
+):
+    """The same figures, or one sentence that names the file or the folder."""
+    rng = random.Random(0)
+    good = json.loads((sft_run / "eval.json").read_text())["validation"]
+    other = tmp_path / "other.json"
+    other.write_text((sft_run / name).read_text().replace("1", "2"))
+    for how in ("delete", "empty", "cut", "flip", "swap"):
+        run_dir = shutil.copytree(sft_run, tmp_path / how)
+        damage(run_dir / name, how, rng, other)
+        fields = sft_fields | {"run_dir": run_dir}
+        monkeypatch.setattr(sys, "argv", ["sft", *ppo_cases.flags(fields)])
+        with contextlib.suppress(SystemExit):
+            cli.command(command.main, command.CONFIG, "")
+        figures = capsys.readouterr()
+        if how == "delete" and name in ("eval.json", "finished.json"):  # made again
+            assert f"loss {good['loss']:.4f} nats a token" in figures.out
+        else:
+            assert re.match(rf"error: (run_dir=)?{run_dir}[/ ]", figures.err), (how, figures)
+            assert figures.err.count("\n") == 1
+            assert f"loss {good['loss']:.4f}" not in figures.out
