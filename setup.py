@@ -38,6 +38,7 @@ setup(
         "rapidfuzz>=3.14.1",
         "safetensors>=0.8",
         "scipy>=1.15",
+        "sentencepiece>=0.2",
         "tokenizers>=0.23.1",
         "tqdm>=4.67",
         "transformers>=5.16",

@@ -50,6 +50,8 @@ def main(config) -> None:
         template=config.template or learned or "alpaca",
         unroll=config.unroll,
         max_new_tokens=config.max_new_tokens,
+        lazy=True,
+        log=log,
     )
     rows = generate_responses(
         model,

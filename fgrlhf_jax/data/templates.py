@@ -9,7 +9,7 @@ template's own control tokens do).
 import bisect
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -19,6 +19,8 @@ from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
 TEMPLATES = ("alpaca", "chat", "plain")
+
+ENCODING = "whole text"  # what an export says of its ids; earlier versions joined pieces
 
 _ALPACA = (
     "Below is an instruction that describes a task. "
@@ -193,14 +195,25 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return _tokenize(tokenizer, text).ids
 
 
-def end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """The control token with which the chat template ends an assistant's turn, where it has one."""
-    try:
-        parts = _chat_parts(tokenizer, (Message("user", "a"),), "a")
-    except InputError:  # it wants other turns, which a file may have
-        return None
-    tokens = _tokenize(tokenizer, parts.closing, control=True)
-    return next((tokens.ids[place] for place in tokens.controls), None)
+def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
+    """A sentence where what ends a response in training does not end a generated one, else ""."""
+    closing, end = "", tokenizer.eos_token_id
+    if template == "chat":
+        try:
+            parts = _chat_parts(tokenizer, (Message("user", "a"),), "a")
+        except InputError:  # it wants other turns, which a file may have
+            return ""
+        closing = parts.closing.strip()
+        tokens = _tokenize(tokenizer, parts.closing, control=True)
+        end = next((tokens.ids[place] for place in tokens.controls), None if closing else end)
+    if end in ends:
+        return ""
+    written = closing if end is None else tokenizer.convert_ids_to_tokens(end)
+    known = ", ".join(tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)]))
+    return (
+        f"template={template} ends a turn with {written!r:.60}, and a response ends with {known}: "
+        "it may run on; correct eos_token_id in generation_config.json or give another template"
+    )
 
 
 def _encode(

@@ -17,14 +17,33 @@ if TYPE_CHECKING:
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerFast"  # whose import takes seconds
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises InputError if the tokenizer can make an id beyond the model's embedding."""
-    needed = max(tokenizer.get_vocab().values()) + 1
-    if needed > vocab_size:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
+    """Raises InputError if text or template can give an id beyond the model's embedding.
+
+    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
+    the chat template writes it: nothing else makes one of a text.
+    """
+    added = tokenizer.added_tokens_decoder
+    written = str(tokenizer.chat_template or "") if template == "chat" else ""
+    beyond = {
+        index: token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= vocab_size
+        if not (index in added and added[index].special)
+        or index in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        or token in written
+    }
+    if beyond:
         raise InputError(
-            f"tokenizer: its {needed} ids do not fit the model's vocabulary of {vocab_size}; "
-            "use the tokenizer that belongs to the checkpoint."
+            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
+            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
+            "that belongs to the checkpoint"
         )
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of tokens, exactly: control tokens included, blanks as they are."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
@@ -34,17 +53,11 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     the tokens before it get an empty string.
     """
     ids = list(ids)
-
-    def decode(count):
-        return tokenizer.decode(
-            ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
     # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
     # unfinished character decodes to U+FFFD, which the whole does not have there.
-    whole, cuts = decode(len(ids)), [0]
+    whole, cuts = decode(tokenizer, ids), [0]
     for count in range(1, len(ids)):
-        text, cut = decode(count), cuts[-1]
+        text, cut = decode(tokenizer, ids[:count]), cuts[-1]
         while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
             cut += 1
         cuts.append(cut)

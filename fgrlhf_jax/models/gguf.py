@@ -129,6 +129,13 @@ def load_tokenizer(file: Path):
     return tokenizer
 
 
+def end_ids(file: Path) -> tuple[int, ...]:
+    """The tokens that end a response."""
+    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot"))
+    ids = (_field(_reader(file), name) for name in names)
+    return tuple({int(i): None for i in ids if i is not None})
+
+
 def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """SentencePiece has scores and no merges: two tokens merge when their union is a token."""
     return [

@@ -25,6 +25,7 @@ from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
 
+WEIGHTS = ("model.safetensors", INDEX)  # one of them is there
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
 
@@ -37,6 +38,7 @@ def resolve(path: str | os.PathLike) -> Path:
     :func:`load_params` checks).
     """
     local = _locate(path)
+    _check_is_model(local)
     if (local / checksums.CONFIG).is_file():
         checksums.check(local, read_json(local / checksums.CONFIG), weights=False)
     return local
@@ -46,8 +48,10 @@ def _locate(path: str | os.PathLike) -> Path:
     if not str(path):
         raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
     local = Path(path)
+    if (local / "export").is_dir():
+        return local / "export"
     if local.is_dir():
-        return local / "export" if (local / "export").is_dir() else local
+        return local
     if local.is_file() and local.suffix == ".gguf":
         return local
     if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
@@ -62,6 +66,24 @@ def _locate(path: str | os.PathLike) -> Path:
             f"{path}: neither a local folder nor to be had from the hub "
             f"({type(error).__name__}); check the name and the network, or give a local folder"
         ) from error
+
+
+def _check_is_model(folder: Path) -> None:
+    """Raises InputError for two kinds of folders that look like a model's."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not any((folder / name).is_file() for name in WEIGHTS):
+        base = read_json(adapter).get("base_model_name_or_path") or "another model"
+        raise InputError(
+            f"{folder}: is a LoRA adapter of {base}; merge it into that model first, with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+            ".save_pretrained(NEW_FOLDER), and save the tokenizer beside it"
+        )
+    config = folder / checksums.CONFIG
+    if config.is_file() and "run_dir" in read_json(config):
+        raise InputError(
+            f"{folder}: is a run folder without an export, since its run has not finished; run its "
+            "command again to go on, or give another model"
+        )
 
 
 def read_config(path: str | os.PathLike) -> LlamaConfig:
@@ -102,6 +124,18 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
         )
 
 
+def check_language_model(path: str | os.PathLike) -> None:
+    """Raises InputError for a reward model or another classifier."""
+    folder = resolve(path)
+    config = read_json(folder / checksums.CONFIG) if folder.is_dir() else {}
+    names = [str(name) for name in config.get("architectures") or ()]
+    if any(name.endswith(("Classification", "RewardModel")) for name in names):
+        raise InputError(
+            f"{path}: is a reward model ({', '.join(names)}), and a language model is expected "
+            "here; give the one that it was trained from, or another"
+        )
+
+
 def learned_template(path: str) -> str:
     """The prompt template that a model of ours was fine-tuned with; "" for any other."""
     folder = resolve(path)
@@ -115,6 +149,28 @@ def read_generation_config(path: str | os.PathLike) -> dict:
     return read_json(file) if file.is_file() else {}
 
 
+def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:
+    """The tokens that end a response.
+
+    All of generation_config.json, or else of config.json, or else the tokenizer's EOS and, of a
+    GGUF file, its end of turn.
+
+    Raises:
+      InputError: for what is no token id.
+    """
+    path = resolve(path)
+    if path.suffix == ".gguf":
+        return gguf.end_ids(path)
+    for file in (path / "generation_config.json", path / checksums.CONFIG):
+        ids = read_json(file).get("eos_token_id") if file.is_file() else None
+        ids = ids if isinstance(ids, list) else [ids]
+        if wrong := [i for i in ids if i is not None and type(i) is not int]:
+            raise InputError(f"{file}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
+        if ids := [i for i in ids if i is not None]:
+            return tuple(ids)
+    return (tokenizer.eos_token_id,)
+
+
 def load_tokenizer(path: str | os.PathLike):
     """The fast tokenizer of a folder or a GGUF file, a ``PreTrainedTokenizerFast``.
 
@@ -123,22 +179,39 @@ def load_tokenizer(path: str | os.PathLike):
     """
     path = resolve(path)
     import_transformers()
-    if path.suffix == ".gguf":
-        tokenizer = gguf.load_tokenizer(path)
-    else:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        with hf_names.as_input_error(path, "has no usable tokenizer"):
-            # AutoTokenizer would ask config.json for a model type that it knows. A folder with a
-            # tokenizer only has none.
-            config = path / "config.json"
-            alone = not config.exists() and (path / "tokenizer.json").exists()
-            ours = alone or read_json(config).get("model_type") == STATE_ACTION_TYPE
-            kind = PreTrainedTokenizerFast if ours else AutoTokenizer
-            tokenizer = kind.from_pretrained(str(path))
+    tokenizer = gguf.load_tokenizer(path) if path.suffix == ".gguf" else _folder_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: the tokenizer has no EOS token; set eos_token in its config")
     return tokenizer
+
+
+def _folder_tokenizer(folder: Path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    options_file = folder / "tokenizer_config.json"
+    options = read_json(options_file) if options_file.is_file() else {}
+    if not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.model").is_file():
+            raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; copy it there")
+        # SentencePiece's own ids, and LLaMA's BOS before a text.
+        more = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}
+        with hf_names.as_input_error(folder / "tokenizer.model", "is no SentencePiece model"):
+            return PreTrainedTokenizerFast.from_pretrained(str(folder), **more)
+    # AutoTokenizer would ask config.json for a model type that it knows; a folder with a tokenizer
+    # only has none.
+    config = folder / checksums.CONFIG
+    ours = not config.exists() or read_json(config).get("model_type") == STATE_ACTION_TYPE
+    kind = PreTrainedTokenizerFast if ours else AutoTokenizer
+    try:
+        return kind.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of many types
+        if "auto_map" in options:
+            raise InputError(
+                f"{options_file}: the tokenizer is code of its own (auto_map), which is never run; "
+                "give a model whose tokenizer.json is all it needs"
+            ) from error
+        with hf_names.as_input_error(folder, "has no usable tokenizer"):
+            raise
 
 
 def load_params(path: str | os.PathLike, abstract: Any) -> Any:

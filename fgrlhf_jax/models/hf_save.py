@@ -16,6 +16,7 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
+from fgrlhf_jax.data.templates import ENCODING
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, hf_load, hf_names
 from fgrlhf_jax.models.cards import Origin, model_card
@@ -83,7 +84,8 @@ def save(
     response = response_text(exported, template, append_eos) if exported else ""
     tokenizer = exported or tokenizer
     config = _config(cfg, tokenizer, architecture) | {"torch_dtype": dtype}
-    config |= {"token_classification_bias": bool(bias), "fgrlhf": extra or {}}
+    config |= {"token_classification_bias": bool(bias), "fgrlhf": {"encoding": ENCODING}}
+    config["fgrlhf"] |= extra or {}
     generation = _generation_config(origin.base, tokenizer)
     config |= {"eos_token_id": generation["eos_token_id"]} if is_text else {}
     note = _note(folder, architecture, config, not template or bool(response))
@@ -231,8 +233,7 @@ def _padded(tokenizer, vocab_size: int, is_text: bool):
 def _generation_config(base: str, tokenizer) -> dict:
     """generation_config.json: what the model that was trained said, and all ids that end a text."""
     config = hf_load.read_generation_config(base) if base else {}
-    ends = config.get("eos_token_id") or []
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ends = {*(hf_load.end_ids(base, tokenizer) if base else ()), tokenizer.eos_token_id}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id")}
     own = {name: value for name, value in config.items() if not name.startswith("_")}
     return own | ids | {"eos_token_id": sorted(ends)}

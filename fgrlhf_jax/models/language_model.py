@@ -8,6 +8,7 @@ A response has a random key of its own and does not depend on the batch that it 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,15 +20,8 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import (
-    ROLES,
-    Instruction,
-    Message,
-    Record,
-    alpaca_eval_prompt,
-    parse_record,
-)
-from fgrlhf_jax.data.tokenizers import check_vocabulary
+from fgrlhf_jax.data.records import Instruction, Record, alpaca_eval_prompt, parse_record
+from fgrlhf_jax.data.tokenizers import check_vocabulary, decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
@@ -90,20 +84,27 @@ class LanguageModel:
     """A language model in use.
 
     Attributes:
+      path: where its weights are.
       module: the Flax module of ``params``.
-      params: its parameters, laid out over ``mesh``.
       template: how a prompt is written: alpaca | chat | plain.
-      end_id: the token that ends a response.
+      end_ids: the tokens that end a response.
       unroll: decode layer by layer, which is fastest but holds a second copy of the weights.
     """
 
+    path: str | os.PathLike
     module: llama.CausalLM
-    params: dict
     tokenizer: "PreTrainedTokenizerFast"
     mesh: Mesh
     template: str
-    end_id: int
+    end_ids: tuple[int, ...]
     unroll: bool = True
+
+    @functools.cached_property
+    def params(self) -> dict:
+        """The parameters of ``module``, laid out over ``mesh``."""
+        with jax.set_mesh(self.mesh):
+            abstract = llama.abstract_params(self.module, self.mesh)
+            return hf_load.load_params(self.path, abstract)
 
     @classmethod
     def load(
@@ -115,6 +116,8 @@ class LanguageModel:
         template: str = "",
         unroll: bool = True,
         max_new_tokens: int = 0,
+        lazy: bool = False,
+        log: Callable[[str], None] = print,
     ) -> "LanguageModel":
         """Opens a checkpoint.
 
@@ -126,21 +129,28 @@ class LanguageModel:
             "chat" where the tokenizer has a chat template, or else "alpaca".
           max_new_tokens: the longest response that will be asked for, if known: one that leaves no
             room for a prompt is refused before the weights are read.
+          lazy: reads the weights only when they are needed, after prompts have been checked.
+          log: gets a line where the template ends a turn with what does not end a response.
 
         Raises:
           InputError: for a model, tokenizer or template that cannot be used.
         """
+        hf_load.check_language_model(path)
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
         check_max_new_tokens(max_new_tokens, cfg)
         module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
-        check_vocabulary(tokenizer, cfg.vocab_size)
         fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
         template = template or hf_load.learned_template(path) or fallback
         templates.check_template(template, tokenizer)
+        check_vocabulary(tokenizer, cfg.vocab_size, template)
+        ends = hf_load.end_ids(path, tokenizer)
+        if note := templates.check_end_of_turn(tokenizer, template, ends):
+            log(f"{path}: {note}")
         devices = sharding.make_mesh(mesh)
-        with jax.set_mesh(devices):
-            params = hf_load.load_params(path, llama.abstract_params(module, devices))
-        return cls(module, params, tokenizer, devices, template, tokenizer.eos_token_id, unroll)
+        model = cls(path, module, tokenizer, devices, template, ends, unroll)
+        if not lazy:
+            _ = model.params
+        return model
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt in the model's template.
@@ -154,10 +164,9 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             prompt = Instruction(prompt, "", "")
-        elif isinstance(prompt, Mapping):
-            prompt = parse_record(prompt, "prompt", prompts=True)
         elif not isinstance(prompt, Record):
-            prompt = Instruction("", "", "", messages=_parse_messages(prompt))
+            row = prompt if isinstance(prompt, Mapping) else {"messages": prompt}
+            prompt = parse_record(row, "prompt", prompts=True)
         return templates.encode_prompt(self.tokenizer, self.template, prompt)[0]
 
     def generate(
@@ -231,7 +240,7 @@ class LanguageModel:
                     *sharding.put_batch(arrays, self.mesh),
                     sampling.stream_keys(seed, [streams[row] for row in batch.filled]),
                     model=self.module,
-                    eos=self.end_id,
+                    ends=self.end_ids,
                     max_new=max_new,
                     temperature=sampling_params.temperature,
                     top_k=sampling_params.top_k,
@@ -244,24 +253,10 @@ class LanguageModel:
                     logprobs[row] = responses.logprob_BT[b]
                     finished[row] = bool(responses.finished_B[b])
         texts = [
-            self.tokenizer.decode(response[: len(response) - ended], skip_special_tokens=False)
+            decode(self.tokenizer, response[: len(response) - ended])
             for response, ended in zip(ids, finished, strict=True)
         ]
         return Generations(texts, ids, logprobs, finished)
-
-
-def _parse_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
-    for message in messages if isinstance(messages, Sequence) else [messages]:
-        match message:
-            case {"role": role, "content": str()} if role in ROLES:
-                continue
-        raise InputError(
-            f"messages: {str(message)[:80]} is not a message; give "
-            '{"role": "user", "content": "…"} (or system, assistant)'
-        )
-    if not messages:
-        raise InputError("messages: there is none; give at least one of the user")
-    return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
 def check_max_new_tokens(max_new_tokens: int, cfg: llama.LlamaConfig) -> None:

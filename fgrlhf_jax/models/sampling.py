@@ -99,7 +99,7 @@ class _DecodeState(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "eos", "max_new", "temperature", "top_k", "top_p", "unroll"),
+    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p", "unroll"),
 )
 def generate(
     params: dict,
@@ -108,7 +108,7 @@ def generate(
     key_B: jax.Array,
     *,
     model: llama.CausalLM,
-    eos: int,
+    ends: tuple[int, ...],
     max_new: int,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -122,7 +122,7 @@ def generate(
       prompt_BP: int32 prompts, padded on either side (or both).
       mask_BP: bool, True on real tokens.
       key_B: a typed random key a row, see :func:`row_keys`.
-      eos: the token that ends a response.
+      ends: the tokens that end a response.
       temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
       unroll: True decodes layer by layer with a cache a layer, which is fastest but holds a second
         copy of the weights, cut into layers; False loops over the stacked weights and cache.
@@ -138,7 +138,7 @@ def generate(
     layers, cache = _layers_and_cache(model.cfg, params, mask_BP.shape, max_new, unroll)
     forward = functools.partial(_forward, model, params, layers)
     append = functools.partial(
-        _append, key_B=key_B, eos=eos, temperature=temperature, top_k=top_k, top_p=top_p
+        _append, key_B=key_B, ends=ends, temperature=temperature, top_k=top_k, top_p=top_p
     )
 
     def decode(state: _DecodeState) -> _DecodeState:
@@ -216,7 +216,7 @@ def _forward(model, params, layers, tokens_BQ, positions_BQ, attend_BQS, cache, 
 
 
 def _append(
-    sampled: Sampled, t, logits_BV, *, key_B, eos: int, temperature, top_k, top_p
+    sampled: Sampled, t, logits_BV, *, key_B, ends: tuple[int, ...], temperature, top_k, top_p
 ) -> tuple[jax.Array, Sampled]:
     """Token t of every row that has not ended (0 of the others), and the responses with it."""
     step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
@@ -224,10 +224,11 @@ def _append(
         step_key_B, logits_BV, temperature, top_k, top_p
     )
     going_B = ~sampled.finished_B
+    is_end_B = (token_B[:, None] == np.array(ends, np.int32)[None]).any(axis=1)
     token_B = jnp.where(going_B, token_B, 0)
     return token_B, Sampled(
         tokens_BT=sampled.tokens_BT.at[:, t].set(token_B),
         length_B=sampled.length_B + going_B,
-        finished_B=sampled.finished_B | (going_B & (token_B == eos)),
+        finished_B=sampled.finished_B | (going_B & is_end_B),
         logprob_BT=sampled.logprob_BT.at[:, t].set(jnp.where(going_B, logprob_B, 0.0)),
     )

@@ -118,7 +118,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     critic = make_critic(config, policy, reward_model)
     architectures = Architectures(policy, critic, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
-    programs = ppo_programs.make(config, architectures, mesh, optimizer, eos=0, prompt_width=P)
+    programs = ppo_programs.make(config, architectures, mesh, optimizer, ends=(0,), prompt_width=P)
     state = programs["update"].arguments[0]
     params, reference, reward_params = programs["score_rollout"].arguments[:3]
 
@@ -156,7 +156,7 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
     tokens = np.zeros(2, np.int32)
-    pair = Pair(tokens, tokens, 1, tokens > 0, tokens > 0, tokens, 0)
+    pair = Pair(tokens, tokens, 1, 1, *[tokens > 0] * 3, tokens, 0)
     pairs = {"edits": [pair] * config.batch_size}
     trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, (length,))
     batch = on_mesh(pad_pairs([pair], length, predictor.batch_size), mesh)

@@ -37,6 +37,7 @@ def read_architectures(config: ConfigDict) -> Architectures:
       InputError: for checkpoints that cannot be used, and for a reward model of another level.
     """
     options = config.model.to_dict()
+    hf_load.check_language_model(config.policy)
     policy = llama.CausalLM(dataclasses.replace(hf_load.read_config(config.policy), **options))
     reward_model = meta = None
     if config.reward_model:
@@ -64,7 +65,7 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
       InputError: saying how they differ, when the reward model was made for other token ids.
     """
     tokenizer = hf_load.load_tokenizer(config.policy)
-    check_vocabulary(tokenizer, models.policy.cfg.vocab_size)
+    check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
         other = hf_load.load_tokenizer(config.reward_model)
         check_same(tokenizer, other, config.policy, config.reward_model)

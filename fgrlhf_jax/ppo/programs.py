@@ -83,7 +83,7 @@ def make(
     mesh: Mesh,
     optimizer,
     *,
-    eos: int,
+    ends: tuple[int, ...],
     prompt_width: int,
 ) -> dict[str, Program]:
     """``generate``, ``score_rollout`` and ``update`` for the shapes of a run; nothing is computed.
@@ -107,7 +107,7 @@ def make(
     generate = functools.partial(
         sampling.generate,
         model=models.policy,
-        eos=eos,
+        ends=ends,
         max_new=settings.max_new_tokens,
         temperature=settings.temperature,
         unroll=config.sampling.unroll,

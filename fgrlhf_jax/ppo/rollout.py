@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import prompt_fields, shown_prompt
-from fgrlhf_jax.data.tokenizers import token_texts
+from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
 from fgrlhf_jax.ppo.algorithm import Rollout
@@ -177,7 +177,7 @@ def roll_out(
         )
         ids = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
         texts = [
-            context.tokenizer.decode(row[: len(row) - bool(end)], skip_special_tokens=False)
+            decode(context.tokenizer, row[: len(row) - bool(end)])
             for row, end in zip(ids, finished_B, strict=True)
         ]
         if config.reward_function:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import hf_load, hf_save
@@ -53,6 +54,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     learned = hf_load.learned_template(config.policy)
     if learned not in ("", template):
         print(f"data.template={template}, though the policy was fine-tuned with {learned}")
+    ends = hf_load.end_ids(config.policy, tokenizer)
+    if note := templates.check_end_of_turn(tokenizer, template, ends):
+        print(f"policy={config.policy}: {note}")
     prompts = {
         name: rollout.encode(name, rows, config, models, tokenizer, template)
         for name, rows in (("train", train), ("validation", validation))
@@ -121,7 +125,7 @@ class PPOTrainer:
             models,
             mesh,
             self.optimizer,
-            eos=tokenizer.eos_token_id,
+            ends=hf_load.end_ids(config.policy, tokenizer),
             prompt_width=self.prompt_width,
         )
         self.abstract = self.programs["update"].arguments[0]

@@ -8,6 +8,7 @@ for token, reward in reward_model.score([{"instruction": "…", "output": "…"}
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +239,8 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueMod
     """
     folder = hf_load.resolve(path)
     file = folder / "config.json"
-    match hf_load.read_json(file).get("fgrlhf") if file.is_file() else None:
+    ours = hf_load.read_json(file).get("fgrlhf") if file.is_file() else None
+    match ours:
         case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
             values = {"head": head, **settings, **scale, **data}
         case _:
@@ -256,6 +258,13 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueMod
     if faults:
         raise InputError(
             f"{file}: no reward model was trained with {', '.join(faults)}; use a sound copy"
+        )
+    if ours.get("encoding") != templates.ENCODING:
+        print(
+            f"{path}: was trained when prompt and response were encoded apart; around their border "
+            "its token ids may differ from now, so compare its numbers with those of its own time "
+            "only, or train it anew",
+            file=sys.stderr,
         )
     cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
     normalization = Normalization(scale["mean"], scale["std"])

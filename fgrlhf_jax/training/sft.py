@@ -43,6 +43,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         the loss stops being finite.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
+    if config.model.path:
+        hf_load.check_language_model(config.model.path)
     mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
     encoded = {}
     for name, records in sets.items():

@@ -97,7 +97,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             f"{' or '.join(RANDOM_SIZES)} only, not {config.model.size!r}; "
             "give --config.model.path=FOLDER|HUB_ID|FILE.gguf"
         )
-    check_vocabulary(tokenizer, cfg.vocab_size)
+    check_vocabulary(tokenizer, cfg.vocab_size, config.data.template)
     if config.data.max_length > cfg.max_position:
         raise InputError(
             f"data.max_length={config.data.max_length} is more than the model's "

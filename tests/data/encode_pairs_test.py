@@ -11,7 +11,6 @@ from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.data.templates import encode_prompt, encode_response, encode_text
-from fgrlhf_jax.data.tokenizers import check_vocabulary
 from fgrlhf_jax.errors import InputError
 
 EDITS = [
@@ -163,12 +162,6 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
 def test_unusable_records_and_settings(tokenizer, record, changes, message):
     with pytest.raises(InputError, match=message):
         encode([record], tokenizer, **changes)
-
-
-def test_vocabulary(tokenizer):
-    check_vocabulary(tokenizer, len(tokenizer))
-    with pytest.raises(InputError, match=rf"its {len(tokenizer)} ids do not fit .* of 300"):
-        check_vocabulary(tokenizer, 300)
 
 
 @pytest.mark.parametrize("append_eos", [True, False])

@@ -7,10 +7,10 @@ from transformers import AutoTokenizer
 
 from fgrlhf_jax.data.records import Instruction, Message
 from fgrlhf_jax.data.templates import (
+    check_end_of_turn,
     encode_prompt,
     encode_response,
     encode_text,
-    end_of_turn,
     fit_prompt,
     render,
 )
@@ -122,7 +122,10 @@ def test_bos_only_where_the_tokenizer_adds_one(tokenizer, smol):
 
 def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monkeypatch):
     ids, start, spans = encode_response(LLAMA_3, "chat", QUESTION, "Paris. ")
-    assert end_of_turn(LLAMA_3) == ids[-1] == LLAMA_3.convert_tokens_to_ids("<|eot_id|>")
+    assert ids[-1] == LLAMA_3.convert_tokens_to_ids("<|eot_id|>")
+    assert check_end_of_turn(LLAMA_3, "chat", (7, ids[-1])) == ""
+    said = "chat ends a turn with '<|eot_id|>', and a response ends with <|end_of_text|>: it may"
+    assert said in check_end_of_turn(LLAMA_3, "chat", [ids[-1] - 3])
     assert LLAMA_3.decode(ids[start:-1]) == "Paris."  # the template trims
     assert spans[-1] == (0, 0)
     assert encode_response(LLAMA_3, "chat", QUESTION, "Paris. ", False).ids == ids[:-1]
@@ -137,7 +140,8 @@ def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monk
         ids, start, spans = encode_response(tokenizer, "chat", QUESTION, "Paris")
         assert ids == [*prompt, *encode_text(tokenizer, "Paris"), tokenizer.eos_token_id]
         assert (start, spans[0][0], spans[-2][1]) == (len(prompt), 0, 5)
-        assert end_of_turn(tokenizer) is None
+        said = check_end_of_turn(tokenizer, "chat", [tokenizer.eos_token_id])
+        assert ("ends a turn with ':'" in said) == ("}}: " in source)
 
 
 def test_a_token_of_prompt_and_response_is_the_responses(smol):

@@ -32,7 +32,7 @@ def model(smollm2) -> LanguageModel:
     """On one device; samples to the last token, whatever is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         tiny_cases.one_device(patch)
-        return dataclasses.replace(LanguageModel.load(smollm2), end_id=-1)
+        return dataclasses.replace(LanguageModel.load(smollm2, lazy=True), end_ids=())
 
 
 @pytest.fixture(scope="module")

@@ -119,9 +119,9 @@ def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(model):
         expected = expected[columns - 1, tokens[columns]]
         np.testing.assert_allclose(logprob_T[: len(ids)], expected, atol=1e-4)
         assert not logprob_T[len(ids) :].any()
-        assert responses.finished[row] == (ids[-1] == model.end_id)
+        assert responses.finished[row] == (ids[-1] in model.end_ids)
     assert responses.texts[0] == model.tokenizer.decode(
-        [i for i in responses.ids[0] if i != model.end_id]
+        [i for i in responses.ids[0] if i not in model.end_ids]
     )
 
 
@@ -145,11 +145,11 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (7, "messages: 7 is not a message"),
-        ({"question": "x"}, "prompt: misses the field '"),
-        (["x"], "messages: x is not a message"),
-        ([], "messages: there is none"),
-        ([{"role": "tool", "content": "x"}], "'tool'.* is not a message"),
+        (7, "prompt: messages: is no list of messages"),
+        ({"text": "x"}, "prompt: misses the field 'instruction'"),
+        (["x"], "is no message with a role"),
+        ([], "misses the field 'instruction'"),
+        ([{"role": "tool", "content": "x"}], '"tool".* is no message with a role'),
         ("apple " * 59, r"max_new_tokens=6 are more than the model's 64 positions"),
     ],
 )

@@ -24,7 +24,7 @@ def run(prompts=PROMPTS, side="left", fill=63, width=7, rows=None, **options):
     tokens, mask = tiny_cases.laid_out(prompts, side, fill, width)
     keys = sampling.row_keys(jax.random.key(1), max(16, len(prompts)))
     keys = keys[jnp.array(rows if rows is not None else range(len(prompts)))]
-    options = {"params": PARAMS, "model": MODEL, "eos": EOS, "max_new": 9, **options}
+    options = {"params": PARAMS, "model": MODEL, "ends": (EOS,), "max_new": 9, **options}
     arrays = {"prompt_BP": tokens.astype(np.int32), "mask_BP": mask, "key_B": keys}
     return jax.device_get(sampling.generate(**arrays, **options))
 
@@ -84,11 +84,11 @@ def test_padding_company_and_layout_do_not_change_a_row(temperature):
 
 
 def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row():
-    free = run(eos=-1)
+    free = run(ends=())
     assert not free.finished_B.any()
     assert (free.length_B == 9).all()
     eos = int(free.tokens_BT[0, 3])
-    out = run(eos=eos)
+    out = run(ends=(eos,))
     for b in range(len(PROMPTS)):
         ends = np.flatnonzero(free.tokens_BT[b] == eos)
         expected = ends[0] + 1 if ends.size else 9
@@ -101,12 +101,12 @@ def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row():
 def test_only_a_sampled_eos_ends_a_response(eos):
     """Not one in a prompt or as its padding, and (0) not what stands beyond a response's end."""
     prompts = [[5, 6, eos], [eos], [3, eos, 4], [8, 8], *([n % 64] for n in range(150))]
-    free = run(prompts, eos=-1)
+    free = run(prompts, ends=())
     ends = [np.flatnonzero(row == eos) for row in free.tokens_BT]
     lengths = np.array([end[0] + 1 if end.size else 9 for end in ends])
     assert {1, 9} < set(lengths.tolist())  # at once, never, and in between
     for side in ("left", "right"):
-        out = run(prompts, side, fill=eos, eos=eos)
+        out = run(prompts, side, fill=eos, ends=(eos,))
         np.testing.assert_array_equal(out.length_B, lengths)
         np.testing.assert_array_equal(out.finished_B, [bool(end.size) for end in ends])
         for b, length in enumerate(lengths):
@@ -133,7 +133,7 @@ def test_positions_do_not_count_padding(monkeypatch):
     shifted = model.apply({"params": PARAMS}, row, positions + 3, mask)[0]
     assert np.abs(shifted - full_pass(PROMPTS[2], model)[:5]).max() > 0.1
     for unroll in (True, False):
-        out = run(model=model, eos=-1, temperature=0.0, unroll=unroll)
+        out = run(model=model, ends=(), temperature=0.0, unroll=unroll)
         for prompt, response in zip(PROMPTS, out.tokens_BT, strict=True):
             logits = full_pass([*prompt, *response], model)[len(prompt) - 1 :][:9]
             np.testing.assert_array_equal(response, logits.argmax(-1))
@@ -143,7 +143,7 @@ def test_keys_make_samples_differ_and_frequencies_follow_the_distribution():
     count = 4000
     tokens = jnp.tile(jnp.array([[5, 6, 7]], jnp.int32), (count, 1))
     keys = sampling.row_keys(jax.random.key(0), count)
-    options = {"model": MODEL, "eos": EOS, "max_new": 1, "temperature": 1.3, "top_k": 8}
+    options = {"model": MODEL, "ends": (EOS,), "max_new": 1, "temperature": 1.3, "top_k": 8}
     out = sampling.generate(PARAMS, tokens, tokens >= 0, keys, **options)
     seen = np.bincount(out.tokens_BT[:, 0], minlength=64) / count
     scaled = np.asarray(full_pass([5, 6, 7])[2], np.float64) / 1.3
@@ -172,7 +172,7 @@ def test_a_mesh_samples_what_one_device_does(shape, unroll):
     keys = sampling.row_keys(jax.random.key(1), 8)
     with jax.set_mesh(mesh):
         placed = sharding.put_batch((tokens.astype(np.int32), mask), mesh)
-        options = {"model": MODEL, "eos": EOS, "max_new": 9, "unroll": unroll}
+        options = {"model": MODEL, "ends": (EOS,), "max_new": 9, "unroll": unroll}
         out = jax.device_get(sampling.generate(params, *placed, keys, **options))
     chex.assert_trees_all_close(base, out, atol=1e-5)
 

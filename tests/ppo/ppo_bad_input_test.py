@@ -83,7 +83,10 @@ PPO = [
     # models
     ({"policy": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     ({"policy": "DATA/damaged"}, "model.safetensors: is damaged"),
-    ({"policy": "TOKEN/export"}, "weights do not fit the model; missing: lm_head.weight"),
+    (
+        {"policy": "TOKEN/export"},
+        "is a reward model (LlamaForTokenClassification), and a language model is expected",
+    ),
     ({"reward_model": "POLICY"}, f"policy: {RM}"),
     ({"reward_model": "DATA"}, f"{RM} (no usable export/config.json)"),
     ({"reward_model": "DATA/rm"}, "model.safetensors: is damaged"),
@@ -180,7 +183,7 @@ def test_sft(launch, world, tmp_path, changes, message):
 
 
 GENERATE = [
-    ({"model": "TOKEN"}, "do not fit the model; missing: lm_head.weight"),
+    ({"model": "TOKEN"}, "is a reward model (LlamaForTokenClassification), and a language model"),
     (
         {"max_prompt_length": 2, "overlong": "drop"},
         "all 20 prompts are longer than max_prompt_length 2; raise it, or set overlong=",

@@ -81,7 +81,7 @@ def sampled(seed: int = 0):
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
     keys = sampling.row_keys(jax.random.key(0), B)
-    options = {"model": POLICY, "eos": EOS, "max_new": T, "temperature": 0.8}
+    options = {"model": POLICY, "ends": (EOS,), "max_new": T, "temperature": 0.8}
     return *prompt, sampling.generate(PARAMS["policy"], *prompt, keys, **options)
 
 
