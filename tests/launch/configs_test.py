@@ -13,7 +13,7 @@ from configs import rm
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state
@@ -69,7 +69,7 @@ def test_train_step_of_a_variant(model, loss):
         for name, value in padded.items()
     }
     after, metrics = jax.eval_shape(
-        lambda state, batch: reward.train_step(
+        lambda state, batch: train_step(
             state,
             batch,
             optimizer=optimizer,

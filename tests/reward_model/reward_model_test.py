@@ -16,7 +16,7 @@ from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens, train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
@@ -44,7 +44,7 @@ def scores(name, tokens, mask, *, params=None, level=None):
     model = MODELS[name]
     tokens, mask = np.asarray(tokens, np.int32), np.asarray(mask, bool)
     params = params or params_of(name)
-    return np.asarray(reward.score_tokens(params, tokens, mask, model=model, level=level))
+    return np.asarray(score_tokens(params, tokens, mask, model=model, level=level))
 
 
 @jax.jit
@@ -109,14 +109,6 @@ def test_a_sequence_is_scored_at_its_last_real_token_even_if_it_pads_with_eos(si
     assert len({float(row.sum()) for row in got}) == 3
 
 
-def test_wrongly_typed_masks_are_refused():
-    tokens = np.zeros((1, 3), np.int32)
-    with pytest.raises(AssertionError):
-        reward.score_tokens(
-            params_of("token"), tokens, tokens, model=MODELS["token"], level="token"
-        )
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_state_action_head_adds_its_formula(side):
     params = params_of("state_action")
@@ -150,15 +142,12 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     assert not np.any(head["bias"])
 
 
-def test_a_sequence_score_has_no_bias():
+def test_a_sequence_score_has_no_bias_and_no_state_action_head():
     mesh = sharding.make_mesh("8,1,1")
     for loss in reward_losses.LOSSES:
         model = make_module(tiny_cases.CFG, loss, "after")
         head = llama.abstract_params(model, mesh)["head"]
         assert ("bias" in head) == (loss != "sequence")
-
-
-def test_a_state_action_head_needs_a_token_loss():
     assert make_module(tiny_cases.CFG, "token_edit", "state_action").kind == "state_action"
     with pytest.raises(InputError, match="state_action"):
         make_module(tiny_cases.CFG, "sequence", "state_action")
@@ -178,7 +167,7 @@ def stepper(loss):
 
     @jax.jit
     def step(state, batch, consistency_weight, center_weight):
-        return reward.train_step(
+        return train_step(
             state,
             batch,
             optimizer=optimizer,
@@ -234,7 +223,7 @@ def test_gradients_are_finite_differences():
 
         def losses(params):
             each = [
-                reward.pair_losses(params, batch, model=model, loss=loss, **WEIGHTS)[0]
+                pair_losses(params, batch, model=model, loss=loss, **WEIGHTS)[0]
                 for loss in reward_losses.LOSSES
             ]
             return jnp.mean(jnp.stack(each), axis=1), jnp.mean(jnp.stack(each), axis=1)
@@ -289,7 +278,7 @@ def test_the_weights_hold_down_what_they_weigh():
 
 def test_rows_that_only_fill_a_batch_do_not_count():
     settings = {"model": MODELS["token"], "loss": "token_edit", **WEIGHTS}
-    step = jax.jit(functools.partial(reward.eval_step, **settings))
+    step = jax.jit(functools.partial(eval_step, **settings))
 
     def sums(pairs):
         batch = pad_pairs(pairs, 14, batch_size=4)

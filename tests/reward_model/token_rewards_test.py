@@ -16,7 +16,7 @@ from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.records import RESPONSES, Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import Normalization, token_values
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -31,7 +31,7 @@ ROWS = [
 TEXTS = [text for row in ROWS for text in dataclasses.asdict(row).values() if isinstance(text, str)]
 # Letters that the tokenizer never saw together, so a token each: wider than the first bucket.
 ROWS.append(Instruction("Count.", "", "QXZ" * 22))
-NORMALIZATION = reward.Normalization(mean=0.3, std=2.0)
+NORMALIZATION = Normalization(mean=0.3, std=2.0)
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,12 +76,12 @@ def ids_of(row, text, append_eos=True) -> tuple[list[int], list[int]]:
 
 
 @functools.cache
-def token_values(loss, head):
+def jitted_values(loss, head):
     model = reward_model(loss, head)
 
     @jax.jit
     def of(tokens_BS, mask_BS):
-        return reward.token_values(model.params, tokens_BS, mask_BS, model=model.module)
+        return token_values(model.params, tokens_BS, mask_BS, model=model.module)
 
     return of
 
@@ -91,7 +91,7 @@ def values_of(prompt, response, loss="token_edit", head="after") -> np.ndarray:
     ids = prompt + response
     tokens, mask = np.zeros((1, 100), np.int32), np.arange(100)[None] < len(ids)
     tokens[0, : len(ids)] = ids
-    return np.asarray(token_values(loss, head)(tokens, mask))[0, len(prompt) : len(ids)]
+    return np.asarray(jitted_values(loss, head)(tokens, mask))[0, len(prompt) : len(ids)]
 
 
 def flat(rows):
@@ -126,12 +126,6 @@ def test_raw_rewards_are_those_of_the_response_alone(head):
             want = values_of(*ids_of(row, text), head=head)
             np.testing.assert_allclose(each.rewards, want, atol=2e-5)
     assert np.std(np.concatenate([each.rewards for each in flat(scored(head=head))])) > 0.1
-
-
-def test_normalized_rewards_are_centred_and_scaled():
-    for raw, normalized in zip(flat(scored()), flat(scored(normalized=True)), strict=True):
-        want = (np.array(raw.rewards) - 0.3) / 2
-        np.testing.assert_allclose(normalized.rewards, want, atol=1e-6)
 
 
 def test_a_sequence_model_scores_the_last_token():
@@ -213,7 +207,11 @@ def test_what_cannot_be_scored_is_refused(row, room, message):
 @pytest.mark.parametrize(("loss", "head"), [("token_full", "state_action"), ("sequence", "after")])
 def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss, head):
     """Saving and loading in between: the calibration and the meaning of the numbers survive."""
-    reward_model(loss, head).save(tmp_path / "run" / "export")
+    model = reward_model(loss, head)
+    model.save(tmp_path / "run" / "export")
+    again = RewardModel.load(tmp_path / "run", mesh="2,2,2")
+    assert (again.meta, again.module) == (model.meta, model.module)
+    chex.assert_trees_all_equal(jax.device_get(model.params), jax.device_get(again.params))
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     config = score_config.get_config()
     files = {"reward_model": "run", "input": "rows.jsonl", "output": "scored.jsonl"}
@@ -230,21 +228,3 @@ def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss,
         assert written["instruction"] == row.instruction
         assert ("edited_rewards" in written) == isinstance(row, Edit)
     capsys.readouterr()
-
-
-def test_a_reward_model_survives_its_folder(tmp_path):
-    model = reward_model("token_full", "state_action", template="alpaca")
-    model.save(tmp_path)
-    again = RewardModel.load(tmp_path, mesh="2,2,2")
-    assert again.meta == model.meta
-    assert again.meta.level == "token"
-    assert again.module.cfg == model.module.cfg
-    chex.assert_trees_all_equal(jax.device_get(model.params), jax.device_get(again.params))
-
-
-def test_what_is_no_reward_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such model"):
-        RewardModel.load(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(InputError, match="not a reward model"):
-        RewardModel.load(tmp_path)

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import resource
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -175,24 +174,6 @@ def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, cap
     assert first == f"{rm_run.run_dir} is finished; its figures again:"
     assert rm_run.end()[1].endswith(table)
     assert contents(rm_run.run_dir) == before
-
-
-@pytest.mark.usefixtures("one_device")
-def test_killed_after_the_last_step(rm_run, rm_files, tmp_path, monkeypatch, capsys):
-    """What comes after training is done again, and nothing else."""
-    run_dir = tmp_path / "copy"
-    shutil.copytree(rm_run.run_dir, run_dir)
-    shutil.rmtree(run_dir / "export")
-    (run_dir / "eval.json").unlink()
-    train(monkeypatch, *flags(rm_files, run_dir))
-    assert "compilations" not in capsys.readouterr().out
-    assert rows(run_dir) == rows(rm_run.run_dir)
-    assert exported(run_dir) == exported(rm_run.run_dir)
-    ours, theirs = (
-        json.loads((d / "eval.json").read_text())["validation"]["edits"]
-        for d in (run_dir, rm_run.run_dir)
-    )
-    assert ours["accuracy"] == theirs["accuracy"]
 
 
 @pytest.mark.usefixtures("one_device")

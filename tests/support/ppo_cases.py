@@ -17,7 +17,7 @@ from rm_cases import contents, saved, without_clock
 from fgrlhf_jax.models import hf_save, llama
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.ppo import programs as ppo_programs
-from fgrlhf_jax.reward_model import model as reward
+from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
@@ -30,7 +30,7 @@ DEFAULT = "configs/ppo.py:tiny,token"
 TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
 POLICY = llama.CausalLM(CFG)
-NORMALIZATION = reward.Normalization(0.1, 2.0)
+NORMALIZATION = Normalization(0.1, 2.0)
 DATA = {
     "template": "plain",
     "max_length": 48,
