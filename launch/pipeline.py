@@ -95,6 +95,8 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], sec
 
 def main(config: ConfigDict) -> None:
     if config.task:
+        if config.task.startswith(("answers", "tables")):
+            cli.use_devices()
         tasks.run_task(config)
         return
     check(config)

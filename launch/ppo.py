@@ -5,7 +5,7 @@ python -m launch.ppo --config=configs/ppo.py:MODEL[,token|sequence] --config.pol
 
 With no flag at all it runs on the embedded world, after training what it needs there. The same
 command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
-samples.jsonl, checkpoints/ and export/ (a Hugging Face folder) to run_dir.
+samples.jsonl, checkpoints/, export/ (a Hugging Face folder) and finished.json to run_dir.
 """
 
 from pathlib import Path

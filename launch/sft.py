@@ -4,7 +4,7 @@ python -m launch.sft --config=configs/sft.py:MODEL [--config.FIELD=VALUE …]
 
 With no flag at all it trains a tiny LLaMA on the embedded world. The same command on the same
 run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/ (a
-Hugging Face folder with its tokenizer) and eval.json to run_dir.
+Hugging Face folder with its tokenizer), eval.json and finished.json to run_dir.
 """
 
 from fgrlhf_jax.training import sft

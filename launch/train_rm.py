@@ -4,7 +4,7 @@ python -m launch.train_rm --config=configs/rm.py:MODEL[,LOSS] [--config.FIELD=VA
 
 With no flag at all it makes its own small data and trains tiny,token_edit. The same command on the
 same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/
-(a Hugging Face folder) and eval.json to run_dir.
+(a Hugging Face folder), eval.json and finished.json to run_dir.
 """
 
 from fgrlhf_jax.functional import pair_metrics

@@ -162,11 +162,9 @@ class PPOTrainer:
             reward_model,
             compiled,
         )
-        path = self.folder / "samples.jsonl"
-        multihost.from_first(lambda: metric_log.check_rows(path, memory["samples"]))
         self.samples = None
         if jax.process_index() == 0:
-            self.samples = metric_log.RowFile(path, memory["samples"])
+            self.samples = metric_log.RowFile(self.folder / "samples.jsonl", memory["samples"])
         if start:
             return {}
         normalization = rollout.normalize_on_validation(

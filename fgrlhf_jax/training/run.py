@@ -186,7 +186,8 @@ def _restore_progress(
             f"run_dir={folder}: the training or validation data or the tokenizer has changed "
             f"since step {start}; choose another run_dir, or put the old data back"
         )
-    multihost.from_first(lambda: check_rows(folder / "metrics.jsonl", progress.log))
+    files = {"metrics.jsonl": progress.log, "samples.jsonl": progress.memory.get("samples", {})}
+    multihost.from_first(lambda: [check_rows(folder / name, files[name]) for name in files])
     checkpoints.best, trainer.memory = progress.best_step, progress.memory
     if trainer.problem:
         raise InputError(trainer.problem)

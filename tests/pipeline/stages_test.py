@@ -76,6 +76,30 @@ def test_another_command_is_refused_and_named(make_stage, tmp_path):
         run(tmp_path, make_stage("a", tmp_path / "a", argument="other"))
 
 
+@pytest.mark.parametrize("text", ["", '{"command": [', "[]", '{"command": ["a"], "seconds": "1"}'])
+def test_a_damaged_marker_is_named(make_stage, tmp_path, text):
+    run(tmp_path, make_stage("a", tmp_path / "a"))
+    (tmp_path / "stages" / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"stages/a.json: is .*; delete it, and stage a is made a"):
+        run(tmp_path, make_stage("a", tmp_path / "a"))
+
+
+def test_changed_results_of_a_stage_are_named(make_stage, tmp_path):
+    """Also those that lie beside its output."""
+    a = make_stage("a", tmp_path / "home" / "a.json")
+    a.output.parent.mkdir()
+    beside = a.output.with_name("more.json")
+    beside.write_text("1")
+    run(tmp_path, a)
+    for path in (a.output, beside):
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        with pytest.raises(InputError, match=f"{path.name}: is not as stage a left it; put back"):
+            run(tmp_path, a)
+        path.write_bytes(content)
+    assert run(tmp_path, a) == ["1 of 1 stages are there already"]
+
+
 def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
     a = make_stage("a", tmp_path / "a")
     wrong = make_stage("wrong", tmp_path / "wrong", a)

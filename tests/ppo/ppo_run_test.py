@@ -127,6 +127,11 @@ def test_a_finished_run_makes_no_step(ppo_run, run):
     before = [path.read_bytes() for path in paths], contents(ppo_run / "export")
     run(ppo_run)
     assert ([path.read_bytes() for path in paths], contents(ppo_run / "export")) == before
+    for path, content in zip(paths, before[0], strict=True):
+        path.write_bytes(content.replace(b"1", b"2", 1))
+        with pytest.raises(InputError, match=f"{path.name}: is not as the run left it; put back"):
+            run(ppo_run)
+        path.write_bytes(content)
 
 
 # Prompts
