@@ -30,29 +30,16 @@ NEEDED = ("starlette", "uvicorn", "markdown_it")
 
 def main(config) -> None:
     output = config.output or ("" if config.input else EMBEDDED)
-    export = check_export(config, output) if config.export else None
+    if config.export:
+        export(config, output)
+        return
     items, imported = read_items(config)
-    if export and not output:
-        print(f"{formats.write(export, config.format, items, imported)} rows in {export}")
-        return
-    if Path(output).suffix != ".jsonl":
-        raise InputError(f"output={output}: give --config.output=FILE.jsonl")
-    if not export:
-        check_server(config)
-        guidelines = server.read_guidelines(config.guidelines)
-    release = 60 * config.release_minutes
-    options = {"overlap": config.overlap, "release_after": release, "imported": imported}
-    if export:
-        with Annotations(items, output, **options) as store:
-            report_import(store)
-            count = formats.write(export, config.format, items, store.decisions())
-        print(f"{count} rows in {export}")
-        return
+    check_server(config)
+    guidelines = server.read_guidelines(config.guidelines)
     with (
         server.listen(config.host, config.port) as bound,
-        Annotations(items, output, **options) as store,
+        open_annotations(config, items, output, imported) as store,
     ):
-        report_import(store)
         app = server.App(
             Page(store, config.max_change_ratio),
             host=config.host,
@@ -67,6 +54,30 @@ def main(config) -> None:
         finally:
             store.write_edits()
             print(summarize(store), flush=True)
+
+
+def export(config, output: str) -> None:
+    """Writes what was annotated, or what the input holds, in the form of another tool."""
+    path = check_export(config, output)
+    items, decisions = read_items(config)
+    if output:
+        with open_annotations(config, items, output, decisions) as store:
+            decisions = store.decisions()
+    print(f"{formats.write(path, config.format, items, decisions)} rows in {path}")
+
+
+def open_annotations(
+    config, items: list[Item], output: str, imported: list[Decision]
+) -> Annotations:
+    if Path(output).suffix != ".jsonl":
+        raise InputError(f"output={output}: give --config.output=FILE.jsonl")
+    release = 60 * config.release_minutes
+    options = {"overlap": config.overlap, "release_after": release, "imported": imported}
+    store = Annotations(items, output, **options)
+    if store.imported_log:
+        count = len(store.decisions())
+        print(f"{count} decisions of an earlier version were taken over from {store.imported_log}")
+    return store
 
 
 def read_items(config) -> tuple[list[Item], list[Decision]]:
@@ -130,12 +141,6 @@ def drop_unusable_responses(
         print(f"{len(too_long)} rows of {source} are left out: longer than {LONGEST} characters")
     ids = {item.id for item in editable}
     return editable, [decision for decision in decisions if decision.id in ids]
-
-
-def report_import(store: Annotations) -> None:
-    if store.imported_log:
-        count = len(store.decisions())
-        print(f"{count} decisions of an earlier version were taken over from {store.imported_log}")
 
 
 def summarize(store: Annotations) -> str:

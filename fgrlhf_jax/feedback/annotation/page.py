@@ -17,7 +17,7 @@ from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
-ACTIONS = ["open", "draft", "save", "skip", "next", "undo", "reopen", "rows", "versions", "ping"]
+ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
 LISTED = 20  # rows or texts in a list
 NO_ROW = (
     "No row is free for you now: the others have been skipped by you, or somebody has them open. "
@@ -132,19 +132,10 @@ class Page:
     def next(self, typed: Decision, _: Mapping) -> Json:
         return self.view(typed.annotator, put_back=typed.id)
 
-    def undo(self, typed: Decision, data: Mapping) -> Json:
-        """Takes back the decision on the tab's row, or the last one if the tab is up to date."""
-        name = typed.annotator
-        if any(decision.id == typed.id for decision in self.store.decisions(name)):
-            return self.reopen(typed, data)
-        if self.store.open_row(name) != typed.id:  # pressed twice
-            return self.view(name)
-        return self.view(name, f"Row {self.store.reopen(name).id} is open again.")
-
     def reopen(self, typed: Decision, _: Mapping) -> Json:
         item = self.store.reopen(typed.annotator, typed.id)
-        message = f"Row {item.id} is open again: it does not count until you save it."
-        return self.view(typed.annotator, message)
+        message = "is open again: it does not count until you save it."
+        return self.view(typed.annotator, f"Row {item.id} {message}" if item else "")
 
     def ping(self, typed: Decision, _: Mapping) -> Json:
         self.store.touch(typed.annotator)

@@ -27,6 +27,10 @@ PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
 HEARTBEAT = 20.0  # seconds, at most, between two signs of life of a tab
+BEHIND_A_PROXY = (
+    "If a proxy passes the page on, start it with --config.root_path=https://HOST/PATH, "
+    "as people's browsers show it."
+)
 LARGEST = 12 * LONGEST + 100_000  # bytes of a request: a character takes up to 12 as JSON
 
 
@@ -123,7 +127,7 @@ class App:
         if path == "/" and request.method in ("GET", "HEAD"):
             return responses.HTMLResponse(self.source)
         if path != "/act" or request.method != "POST":
-            message = f"There is nothing at {path}: the page is at {self.root}/"
+            message = f"There is nothing at {path}: the page is at {self.root}/. {BEHIND_A_PROXY}"
             return responses.PlainTextResponse(message, status_code=404)
         try:
             answer = await self.act(request)
@@ -150,11 +154,7 @@ class App:
             name = source = ""
         if (not self.hosts or name in self.hosts) and source in (host, self.proxy) and source:
             return ""
-        seen = origin or f"http://{host}"
-        return (
-            f"Not served under this address ({seen}). If a proxy passes it on, start the page with "
-            "--config.root_path=https://HOST/PATH, as people's browsers show it."
-        )
+        return f"Not served under {origin or f'http://{host}'}. {BEHIND_A_PROXY}"
 
     async def act(self, request) -> dict[str, Any]:
         from starlette.concurrency import run_in_threadpool

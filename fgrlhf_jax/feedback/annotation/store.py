@@ -221,29 +221,26 @@ class Annotations(contextlib.AbstractContextManager):
             self._is_written = False
             return decision
 
-    def reopen(self, name: str, id: str = "") -> Item:
-        """Takes a decision back, on a row or the last one: the row is open again.
+    def reopen(self, name: str, id: str) -> Item | None:
+        """Takes a decision back: that on a row, or the last one if that row ("" for none) is open.
 
-        A skipped row that others have taken up meanwhile stays skipped.
+        Returns:
+          The row, which is open again; None for a tab that is out of date.
         """
-        row = "AND row = :id" if id else ""
-        condition = f"{DECIDED} AND annotator = :name {row} ORDER BY n DESC"
         with self._events.transaction():
-            for _, decision in self._events.select(condition, name=name, id=id):
+            decided = f"{DECIDED} AND annotator = :name ORDER BY n DESC"
+            mine = [decision for _, decision in self._events.select(decided, name=name)]
+            on_row = [decision for decision in mine if decision.id == id]
+            if not on_row and self._open_row(name) != id:
+                return None
+            for decision in on_row or mine:
                 if self._has_room(name, decision.id):
                     # Of a skipped row the draft before it goes on.
                     text = None if decision.verdict == SKIPPED else decision.text
                     self._events.add(OPEN, decision.id, name, text=text, details=decision.details)
                     self._is_written = False
                     return self.item(decision.id)
-        if id:
-            raise InputError(f"row {id} stays: you have not decided it, or others have it now")
-        raise InputError("there is nothing to undo")
-
-    def open_row(self, name: str) -> str:
-        """The id of the row that the annotator has open, "" for none."""
-        with self._events.transaction():
-            return self._open_row(name)
+        raise InputError("there is nothing to undo that others do not have by now")
 
     def decisions(self, name: str | None = None) -> list[Decision]:
         """Those that stand, of all annotators or one, in the order in which they were made."""

@@ -55,10 +55,10 @@ def test_a_session_at_the_page(store, act):
     assert (view["row"], view["text"], view["message"]) == ("", "", "Row 2 is fine as it is.")
     assert "No row is free for you now" in view["prompt"]
     for _ in range(2):  # pressed twice
-        assert act("undo")["row"] == "2"
+        assert act("reopen")["row"] == "2"
         assert len(store.decisions()) == 1
     act("save", "2", "This is two.\nOr not.")
-    view = act("undo", "2")  # in a tab that still shows it
+    view = act("reopen", "2")  # in a tab that still shows it
     assert (view["row"], view["message"].split(":")[0]) == ("2", "Row 2 is open again")
     act("skip", "2")
     for name in ("Bob", "Cem"):
@@ -309,7 +309,9 @@ def test_under_a_path(store):
         assert client.post(f"{path}act", json={"action": "enter", "name": "Ann"}).json()["token"]
     response = client.get("/team/a", follow_redirects=False)
     assert response.headers["location"] == "/team/a/"
-    assert client.get("/config").status_code == 404
+    response = client.get("/config")
+    assert response.status_code == 404
+    assert "the page is at /team/a/. If a proxy" in response.text
 
 
 def test_guidelines_are_shown_and_their_html_is_text(store, tmp_path):

@@ -106,7 +106,7 @@ def test_two_processes_and_the_same_row(output):
         for store in (one, other):
             store.write_edits()
         assert edits(output) == [("Zero.", "Ann"), ("One!", "Bob")]
-        assert one.reopen("Ann").id == other.take("Ann").id == "r0"
+        assert one.reopen("Ann", "").id == other.take("Ann").id == "r0"
 
 
 def test_every_commit_is_on_the_disk(output):
@@ -130,7 +130,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(output, action):
             resource.setrlimit(resource.RLIMIT_FSIZE, (max(files) + room, limits[1]))
             actions = {
                 "accept": lambda: accept(store, "Ann", row, text),
-                "undo": lambda: store.reopen("Ann"),
+                "undo": lambda: store.reopen("Ann", row),
                 "draft": lambda: draft(store, "Ann", row, text),
             }
             try:
@@ -274,7 +274,7 @@ def test_edits_changed_by_somebody_else_are_refused(begun):
     begun.unlink()
     with Annotations(items(2), begun) as store:
         assert begun.read_text() == text
-        store.reopen("Ann")
+        store.reopen("Ann", "")
         begun.write_text(text + "mine\n")
         with pytest.raises(InputError, match="move the file away"):
             store.write_edits()

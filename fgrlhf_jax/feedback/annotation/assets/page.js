@@ -78,7 +78,8 @@ function show(answer) {
   $("prompt").classList.toggle("code", CODE.test($("prompt").textContent));
   $("next").textContent = answer.row ? "Decide later" : "Look again";
   compare(answer);
-  if (answer.row) $("edit").focus();
+  scrollTo(0, 0);
+  if (answer.row) $("edit").focus({preventScroll: true});
 }
 
 function compare(answer) {
@@ -144,7 +145,7 @@ const ACTIONS = {
   confirm: () => decide("save", {confirmed: true}),
   skip: () => decide("skip"),
   next: () => decide("next"),
-  undo: () => decide("undo"),
+  undo: () => decide("reopen"),
   reset: () => use(shown.original),
   rows: () => { $("search").value = ""; list("rows"); },
   versions: () => { keep(); list("versions"); },
