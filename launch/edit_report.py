@@ -14,7 +14,7 @@ from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import LONGEST
 from fgrlhf_jax.feedback.edits.page import render_page
-from fgrlhf_jax.feedback.edits.report import compute_statistics, format_report
+from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples, format_figures
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback
@@ -48,8 +48,8 @@ def main(config) -> None:
         write_text(output, render_page(statistics, title=title, source=source))
     elif config.output:
         write_json(output, {"input": config.input, **statistics})
-    first = [example for example in statistics["examples"] if example["rank"] == 1]
-    print(format_report({**statistics, "examples": first}, colour=sys.stdout.isatty()))
+    print(format_figures(statistics))
+    print("", format_examples(statistics, colour=sys.stdout.isatty()), sep="\n")
     if config.output:
         print(f"\nwritten to {output}")
 

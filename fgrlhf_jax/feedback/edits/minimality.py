@@ -76,7 +76,7 @@ def measure(
 ) -> EditMetrics:
     """The metrics of an edit; `encode` gives token ids, without it there is no token ratio."""
     before, after = split_words(original), split_words(edited)
-    aligned = _aligned(before, after)
+    aligned = align_words(before, after)
     changes = _changes(aligned)
     kinds = {
         "delete" if not inserted else "replace" if deleted else "insert"
@@ -103,7 +103,7 @@ def _change_ratio(aligned: Alignment) -> float:
 
 def mark_changes(original: str, edited: str) -> tuple[list[Span], list[Span]]:
     """The original and the edited response, each as alternating changed and unchanged spans."""
-    aligned = _aligned(split_words(original), split_words(edited))
+    aligned = align_words(split_words(original), split_words(edited))
     return _spans(original, aligned.changed_j), _spans(edited, aligned.changed_i)
 
 
@@ -119,7 +119,7 @@ def is_elided(original: str, edited: str) -> bool:
             continue
         sides = edited[: match.start()], edited[match.end() :]
         kept = [[*filter(_is_term, split_words(side))] for side in sides]
-        partner = align(*_numbers(kept[0] + kept[1], before)).partner_i.tolist()
+        partner = align_words(before, kept[0] + kept[1]).partner_i.tolist()
         # A few words of either side, since a word that comes again may be matched far away.
         around = [-1, *partner, len(before)][max(0, len(kept[0]) - 2) : len(kept[0]) + 4]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
@@ -151,14 +151,10 @@ def find_fault(
     return "rewritten" if ratio > max_change_ratio else ""
 
 
-def _numbers(*sides: list[str]) -> list[list[int]]:
-    """The words of texts as ids: the same for the same word."""
-    number = {word: n for n, word in enumerate(dict.fromkeys(itertools.chain(*sides)))}
-    return [[number[word] for word in side] for side in sides]
-
-
-def _aligned(before: list[str], after: list[str]) -> Alignment:
-    return align(*_numbers(after, before))
+def align_words(before: list[str], after: list[str]) -> Alignment:
+    """The alignment of two lists of words, the original's first."""
+    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
+    return align([number[word] for word in after], [number[word] for word in before])
 
 
 def _changes(aligned: Alignment) -> list[tuple[int, int]]:

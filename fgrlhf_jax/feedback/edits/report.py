@@ -1,7 +1,7 @@
 """Statistics of the edits in a file: how minimal they are, their kinds and annotators, examples.
 
-Records in, a dict out, which is the report's JSON; page.py renders the same dict as HTML, and
-:func:`format_report` as text for a terminal.
+Records in, a dict out, which is the report's JSON; page.py renders the same dict as HTML,
+:func:`format_figures` and :func:`format_examples` as text for a terminal.
 """
 
 import itertools
@@ -152,35 +152,41 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
     return examples
 
 
-def kind_rows(statistics: Mapping) -> list[tuple[str, int, str]]:
-    """The kinds of edits in words, with their number and share."""
-    return [
-        (KINDS[kind], n, f"{100 * statistics['shares'][kind]:.1f} %")
+def format_figures(statistics: Mapping) -> str:
+    """Tables, histograms and what a filter would set aside, as text."""
+    shares = {kind: f"{100 * share:.1f} %" for kind, share in statistics["shares"].items()}
+    kinds = [
+        f"{n} {KINDS[kind]} ({shares[kind]})"
         for kind, n in statistics["kinds"].items()
         if n or kind != "none"
     ]
+    lines = [f"{statistics['n']} edits: {', '.join(kinds)}", ""]
+    lines.append(" " * 24 + "".join(f"{name:>9}" for name in ("mean", *QUANTILES)))
+    for measure, name in MEASURES.items():
+        digits = 3 if "ratio" in name else 1
+        cells = (f"{value:>9.{digits}f}" for value in statistics.get(measure, {}).values())
+        lines += [f"{name:<24}{''.join(cells)}"] if measure in statistics else []
+    for measure, bins in statistics["histograms"].items():
+        lines += ["", MEASURES[measure], *_bars(bins)]
+    if annotators := statistics["annotators"]:
+        width = max(10, *map(len, annotators)) + 2
+        heads = "".join(f"{kind:>10}" for kind in minimality.KINDS)
+        lines += ["", f"{'annotator':<{width}}{'n':>7}{'median ratio':>14}{heads}"]
+        for name, each in annotators.items():
+            cells = "".join(f"{100 * share:>8.1f} %" for share in each["shares"].values())
+            median = each["word_change_ratio"]["median"]
+            lines.append(f"{name:<{width}}{each['n']:>7}{median:>14.3f}{cells}")
+    faults = ", ".join(f"{n} {fault}" for fault, n in statistics["faults"].items() if n)
+    limit = f"max_change_ratio={statistics['max_change_ratio']:g}"
+    lines += ["", f"rows that a filter with {limit} would set aside: {faults or 'none'}"]
+    if statistics["aside"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in statistics["aside"].items())
+        lines.append(f"set aside when they were collected: {reasons}")
+    return "\n".join(lines)
 
 
-def measure_rows(statistics: Mapping) -> list[list[str]]:
-    """The cells of a table of `MEASURES`: name, mean, and `QUANTILES`."""
-    return [
-        [name] + [f"{n:.{3 if 'ratio' in name else 1}f}" for n in statistics[measure].values()]
-        for measure, name in MEASURES.items()
-        if measure in statistics
-    ]
-
-
-def annotator_rows(statistics: Mapping) -> list[list[str]]:
-    """The cells of a table of annotators: name, n, median ratio, the share of each kind."""
-    return [
-        [name, f"{each['n']}", f"{each['word_change_ratio']['median']:.3f}"]
-        + [f"{100 * share:.1f} %" for share in each["shares"].values()]
-        for name, each in statistics["annotators"].items()
-    ]
-
-
-def bar_rows(histogram: Mapping) -> list[tuple[str, int, float]]:
-    """(range, count, share of the highest count) of each bin from the first to the last filled."""
+def _bars(histogram: Mapping) -> list[str]:
+    """A line for each bin from the first to the last that is not empty."""
     pairs, counts = list(itertools.pairwise(histogram["edges"])), histogram["counts"]
     if isinstance(pairs[0][0], int):
         labels = [f"{a}" if b - a == 1 else f"{a} … {b - 1}" for a, b in pairs]
@@ -188,45 +194,16 @@ def bar_rows(histogram: Mapping) -> list[tuple[str, int, float]]:
             labels[0], labels[-1] = f"≤ {pairs[0][1] - 1}", f"≥ {pairs[-1][0]}"
     else:
         labels = [f"{a:.2f} – {b:.2f}" for a, b in pairs]
-    filled = [k for k, count in enumerate(counts) if count] or [0]
-    rows = zip(labels, counts, [count / max(1, *counts) for count in counts], strict=True)
-    return list(rows)[filled[0] : filled[-1] + 1]
+    bars = ["█" * max(round(_BAR_WIDTH * n / max(1, *counts)), bool(n)) for n in counts]
+    lines = [f"{a:>16}  {bar} {n}" for a, bar, n in zip(labels, bars, counts, strict=True)]
+    filled = np.flatnonzero(counts)
+    return lines[filled[0] : filled[-1] + 1] if filled.size else []
 
 
-def notes(statistics: Mapping) -> list[str]:
-    """Rows that a filter would set aside, and those that were set aside already."""
-    limit = statistics["max_change_ratio"]
-    counts = [f"{n} {fault}" for fault, n in statistics["faults"].items() if n]
-    faults = ", ".join(counts) or "none"
-    lines = [f"rows that a filter with max_change_ratio={limit:g} would set aside: {faults}"]
-    if statistics["aside"]:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in statistics["aside"].items())
-        lines.append(f"set aside when they were collected: {reasons}")
-    return lines
-
-
-def format_report(statistics: Mapping, *, colour: bool) -> str:
-    """The report for a terminal; without colours, changes are [-deleted-] and {+inserted+}."""
-    kinds = ", ".join(f"{n} {kind} ({share})" for kind, n, share in kind_rows(statistics))
-    lines = [f"{statistics['n']} edits: {kinds}", ""]
-    for name, *cells in (["", "mean", *QUANTILES], *measure_rows(statistics)):
-        lines.append(f"{name:<24}" + "".join(f"{cell:>9}" for cell in cells))
-    for measure, bins in statistics["histograms"].items():
-        lines += ["", MEASURES[measure]]
-        for label, count, share in bar_rows(bins):
-            bar = "█" * max(round(_BAR_WIDTH * share), bool(count))
-            lines.append(f"{label:>16}  {bar} {count}")
-    if statistics["annotators"]:
-        width = max(10, *map(len, statistics["annotators"])) + 2
-        heads = ["annotator", "n", "median ratio", *minimality.KINDS]
-        lines.append("")
-        for name, n, median, *shares in (heads, *annotator_rows(statistics)):
-            cells = "".join(f"{share:>10}" for share in shares)
-            lines.append(f"{name:<{width}}{n:>7}{median:>14}{cells}")
-    lines += ["", *notes(statistics)]
-    for example in statistics["examples"]:
-        lines += ["", *_example(example, colour)]
-    return "\n".join(lines)
+def format_examples(statistics: Mapping, *, colour: bool) -> str:
+    """An example of each sort; without colours, changes are [-deleted-] and {+inserted+}."""
+    examples = [example for example in statistics["examples"] if example["rank"] == 1]
+    return "\n\n".join("\n".join(_example(example, colour)) for example in examples)
 
 
 def _example(example: Mapping, colour: bool) -> list[str]:

@@ -13,9 +13,9 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.page import render_page
 from fgrlhf_jax.feedback.edits.report import (
-    bar_rows,
     compute_statistics,
-    format_report,
+    format_examples,
+    format_figures,
     histogram,
 )
 from fgrlhf_jax.feedback.llm.cache import rejected_path
@@ -89,11 +89,6 @@ def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
 
 def test_histograms():
     """Lengths have round bins with all rows in them; a ratio at an edge is in the bin above."""
-    assert bar_rows({"edges": [0, 2, 4, 6], "counts": [0, 1, 2]}) == [
-        ("2 … 3", 1, 0.5),
-        ("≥ 4", 2, 1.0),
-    ]
-    assert bar_rows({"edges": [0, 1], "counts": [0]}) == [("0", 0, 0.0)]
     rng = np.random.default_rng(0)
     for scale in (0, 1, 7, 40, 900):
         values = np.round(rng.normal(0, scale, 500)).astype(int).tolist()
@@ -116,7 +111,7 @@ def test_the_terminals_report():
         examples=1,
     )
     assert sum(statistics["histograms"]["token_change_ratio"]["counts"]) == 5
-    text = format_report(statistics, colour=False)
+    text = f"{format_figures(statistics)}\n\n{format_examples(statistics, colour=False)}\n"
     assert text.startswith("5 edits: 1 only insert (20.0 %), 1 only delete (20.0 %), 2 only ")
     for pattern in (
         r"word change ratio +0\.445 +0\.164 +0\.250 +0\.333 +0\.500 +0\.900\n",
@@ -128,7 +123,7 @@ def test_the_terminals_report():
         r"original  a b c \[-d-\]\nedited    a b c\n",
     ):
         assert re.search(pattern, text), pattern
-    coloured = format_report(statistics, colour=True)
+    coloured = format_examples(statistics, colour=True)
     assert "original  a b c \x1b[31;9md\x1b[0m\n" in coloured
     assert "edited    \x1b[32;4mw x y z\x1b[0m" in coloured
 
@@ -144,13 +139,8 @@ def test_the_page_shows_all_of_it():
     changes = [re.findall(f"<{tag} class[^>]*>([^<]*)", source) for tag in ("del", "ins")]
     assert changes == [["Taken out", "d", "b", "a b c d"], ["put in", "x", "e", "w x y z"]]
     view = Page(source)
-    assert view.count("figure") == 2
-    shares = re.findall(r'<div style="--share:([\d.]+)"><i></i>(\d+)</div>', source)
-    assert [(float(share), int(count)) for share, count in shares[:18]] == [
-        (float(n), n) for n in (1, 0, 0, 1, 1, 0, 0, 0, 1, *[0] * 8, 1)
-    ]
-    for text in ("<span>0.25 – 0.30</span>", "2 refusal", "By annotator"):
-        assert text in source
+    for text in ("0.25 – 0.30  ████", "2 refusal", "annotator", "length change, words\n"):
+        assert text in view.text
     assert "<h3>Least changed: row 2 <small>r2, m, delete, 0.143</small>" in source
     assert view.paragraphs.count("a b c d") == 3  # … and the others have other texts
     assert not re.search(r"https?:|//|url\(|@import|\ssrc=|\shref=|<script", source)
@@ -167,7 +157,8 @@ def test_text_cannot_become_markup_nor_steer_anything():
     )
     assert tags == expected
     assert "<script" not in source
-    text = format_report(compute_statistics([row], annotators=[EVIL]), colour=False)
+    statistics = compute_statistics([row], annotators=[EVIL])
+    text = format_figures(statistics) + format_examples(statistics, colour=False)
     assert not set(source + text) & set("\x1b\u202e")
     assert "{{ 7*7 }}" in source
 
