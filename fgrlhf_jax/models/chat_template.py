@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from fgrlhf_jax.data import templates
@@ -19,14 +20,38 @@ _CASES = (
 )
 
 
-def add_chat_template(tokenizer: Tokenizer, template: str) -> "Tokenizer | None":
-    """A tokenizer whose chat template gives the ids of ``template``; None where that cannot be.
+def with_chat_template(
+    tokenizer: Tokenizer, template: str, append_eos: bool
+) -> tuple[Tokenizer, str, set[int]]:
+    """A tokenizer whose chat template writes the prompts of a model trained with ``template``.
 
     Args:
       template: alpaca | chat | plain; of "chat" the tokenizer has its own.
+      append_eos: whether responses ended with a control token in training.
+
+    Returns:
+      The tokenizer; what stands behind EXAMPLE's prompt for its response, so that both tokenized
+      together are the ids of training ("" where no chat template gives them, and the tokenizer has
+      none); the token that ends a response.
     """
+    ends: set[int] = set()
+    with contextlib.suppress(Exception):  # a template is a program, which may raise anything
+        whole = templates.encode_response(tokenizer, template, EXAMPLE, EXAMPLE.output, append_eos)
+        ends = {whole.ids[-1]} if append_eos else ends
+        for candidate in _candidates(tokenizer, template):
+            if text := _response_text(candidate, whole.ids, tokenizer.decode([*ends])):
+                return candidate, text, ends
+    if template != "chat":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = None
+    return tokenizer, "", ends
+
+
+def _candidates(tokenizer: Tokenizer, template: str) -> Iterator[Tokenizer]:
+    """Tokenizers with chat templates that agree with ``template``."""
     if template == "chat":
-        return tokenizer
+        yield tokenizer
+        return
     text, text_1 = (
         templates.render(tokenizer, template, Instruction("\0", input, "")).split("\0")
         for input in ("", "\0")
@@ -40,8 +65,7 @@ def add_chat_template(tokenizer: Tokenizer, template: str) -> "Tokenizer | None"
         lines = [f"{{%- set {n} = {v} -%}}" for n, v in zip(names, values, strict=True)]
         tokenizer.chat_template = "\n".join([*lines, source])
         if all(_agrees(tokenizer, template, case) for case in _CASES):
-            return tokenizer
-    return None
+            yield tokenizer
 
 
 def _messages(record: Instruction) -> list[dict[str, str]]:
@@ -59,20 +83,14 @@ def _agrees(tokenizer: Tokenizer, template: str, record: Instruction) -> bool:
     return ids == prompt and tokenizer.apply_chat_template(answered, **options) == whole.ids
 
 
-def response_text(tokenizer: Tokenizer, template: str, append_eos: bool) -> str:
-    """What stands behind a prompt for EXAMPLE's response, its end included.
-
-    Tokenized with the prompt it gives the ids that the model was trained on; "" where no text does.
-    """
+def _response_text(tokenizer: Tokenizer, ids: list[int], end: str) -> str:
+    """What makes EXAMPLE's prompt the text with these ids, or ""."""
     messages, output = _messages(EXAMPLE), EXAMPLE.output
     answered = [*messages, {"role": "assistant", "content": output}]
-    with contextlib.suppress(Exception):  # a template is a program, which may raise anything
-        want = templates.encode_response(tokenizer, template, EXAMPLE, output, append_eos).ids
-        end = tokenizer.decode(want[-1:]) if append_eos else ""
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template(answered, tokenize=False).removeprefix(prompt)
-        parts = whole.partition(end)[0] + end if end else "", whole.partition(output)[0] + output
-        for text in (*parts, output + end):
-            if tokenizer(prompt + text, add_special_tokens=False)["input_ids"] == want:
-                return text
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(answered, tokenize=False).removeprefix(prompt)
+    parts = whole.partition(end)[0] + end if end else "", whole.partition(output)[0] + output
+    for text in (*parts, output + end):
+        if tokenizer(prompt + text, add_special_tokens=False)["input_ids"] == ids:
+            return text
     return ""

@@ -146,7 +146,8 @@ def learned_template(path: str) -> str:
 def read_generation_config(path: str | os.PathLike) -> dict:
     """How a model is meant to generate: its generation_config.json, {} where it has none."""
     file = resolve(path) / "generation_config.json"
-    return read_json(file) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from fgrlhf_jax.data.templates import ENCODING
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, hf_load, hf_names
 from fgrlhf_jax.models.cards import Origin, model_card
-from fgrlhf_jax.models.chat_template import add_chat_template, response_text
+from fgrlhf_jax.models.chat_template import with_chat_template
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
@@ -30,6 +30,7 @@ TOKEN_REWARD = "LlamaForTokenClassification"
 SEQUENCE_REWARD = "LlamaForSequenceClassification"
 STATE_ACTION = "FgrlhfStateActionRewardModel"  # transformers has no class for it
 NO_ORIGIN = Origin()
+_CONTROL = ("bos", "eos", "pad")
 # Of the only output: what transformers' pipeline calls each token beside the "score" that it makes.
 LABEL = "reward (the logit; its softmax, the score here, is always 1)"
 
@@ -77,18 +78,10 @@ def save(
     if heads != wanted:
         raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
 
-    data, is_text = (extra or {}).get("data", {}), architecture == LANGUAGE_MODEL
-    template, append_eos = data.get("template", ""), data.get("append_eos", True)
-    tokenizer = _padded(tokenizer, cfg.vocab_size, is_text)
-    exported = template and add_chat_template(tokenizer, template)
-    response = response_text(exported, template, append_eos) if exported else ""
-    tokenizer = exported or tokenizer
-    config = _config(cfg, tokenizer, architecture) | {"torch_dtype": dtype}
-    config |= {"token_classification_bias": bool(bias), "fgrlhf": {"encoding": ENCODING}}
-    config["fgrlhf"] |= extra or {}
-    generation = _generation_config(origin.base, tokenizer)
-    config |= {"eos_token_id": generation["eos_token_id"]} if is_text else {}
-    note = _note(folder, architecture, config, not template or bool(response))
+    config, generation, tokenizer, response = _describe(
+        cfg, tokenizer, architecture, {"encoding": ENCODING} | (extra or {}), origin.base
+    )
+    config |= {"torch_dtype": dtype, "token_classification_bias": bool(bias)}
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if jax.process_index() == 0:
@@ -96,10 +89,14 @@ def save(
             temporary.mkdir(parents=True)
         files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype))
         if jax.process_index() == 0:
-            card = model_card(architecture.removeprefix("LlamaFor"), template, response, origin)
+            kind, template = (
+                architecture.removeprefix("LlamaFor"),
+                _data(config).get("template", ""),
+            )
+            card = model_card(kind, template, response, origin)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
-            if is_text:
+            if architecture == LANGUAGE_MODEL:
                 text = json.dumps(generation, indent=2)
                 (temporary / "generation_config.json").write_text(text)
             checksums.write_config(temporary, config)
@@ -114,7 +111,7 @@ def save(
     finally:
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-    return note
+    return _note(folder, architecture, config, bool(response))
 
 
 def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int, dtype) -> list[str]:
@@ -188,8 +185,15 @@ def _tensors(params) -> dict[str, tuple[Any, int | None, str]]:
     }
 
 
-def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> dict:
-    """config.json."""
+def _data(config: dict) -> dict:
+    """How the training data was encoded."""
+    return config["fgrlhf"].get("data", {})
+
+
+def _describe(
+    cfg: LlamaConfig, tokenizer, architecture: str, extra: dict, base: str
+) -> tuple[dict, dict, Any, str]:
+    """config.json, generation_config.json, the tokenizer, and the response of the card's usage."""
     if scaling := cfg.rope_scaling:
         scaling = {"rope_type": "llama3"} | hf_names.write_fields(scaling, hf_names.ROPE_FIELDS)
     config = hf_names.write_fields(cfg, hf_names.CONFIG_FIELDS) | {
@@ -200,43 +204,37 @@ def _config(cfg: LlamaConfig, tokenizer, architecture: str) -> dict:
         "hidden_act": "silu",
         "rope_theta": cfg.rope_theta,
         "rope_scaling": scaling,
-        **{
-            name: getattr(tokenizer, name)
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-        },
+        "fgrlhf": extra,
     }
-    if architecture != LANGUAGE_MODEL:
-        config |= {
-            "id2label": {"0": LABEL},
-            "label2id": {LABEL: 0},
-            "problem_type": "regression",
-            "classifier_dropout": 0.0,
-        }
-    return config
+    tokenizer = _padded(tokenizer, cfg.vocab_size, architecture)
+    ends, response, generation = set(), "", {}
+    if template := _data(config).get("template", ""):
+        append_eos = _data(config).get("append_eos", True)
+        tokenizer, response, ends = with_chat_template(tokenizer, template, append_eos)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _CONTROL}
+    if architecture == LANGUAGE_MODEL:
+        ends = ends | {tokenizer.eos_token_id, *(hf_load.end_ids(base, tokenizer) if base else ())}
+        ids["eos_token_id"] = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
+        generation = (hf_load.read_generation_config(base) if base else {}) | ids
+    else:
+        config |= {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}
+        config |= {"problem_type": "regression", "classifier_dropout": 0.0}
+    return config | ids, generation, tokenizer, response
 
 
-def _padded(tokenizer, vocab_size: int, is_text: bool):
+def _padded(tokenizer, vocab_size: int, architecture: str):
     """A copy that pads with a token that the model has a row for, or with none."""
     tokenizer = copy.deepcopy(tokenizer)
     if (tokenizer.pad_token_id or 0) >= vocab_size:
         tokenizer.pad_token = None
     # transformers scores the last token that is not the pad token, which must not be EOS.
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-    if tokenizer.pad_token_id in ends and not is_text:
+    if tokenizer.pad_token_id in ends and architecture != LANGUAGE_MODEL:
         special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
         special += sorted(tokenizer.added_tokens_decoder)
         if spare := [i for i in special if i not in ends and i < vocab_size]:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
     return tokenizer
-
-
-def _generation_config(base: str, tokenizer) -> dict:
-    """generation_config.json: what the model that was trained said, and all ids that end a text."""
-    config = hf_load.read_generation_config(base) if base else {}
-    ends = {*(hf_load.end_ids(base, tokenizer) if base else ()), tokenizer.eos_token_id}
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id")}
-    own = {name: value for name, value in config.items() if not name.startswith("_")}
-    return own | ids | {"eos_token_id": sorted(ends)}
 
 
 def _note(folder: Path, architecture: str, config: dict, has_template: bool) -> str:
@@ -246,7 +244,7 @@ def _note(folder: Path, architecture: str, config: dict, has_template: bool) -> 
             "transformers has no class for it and refuses to load it, so use fgrlhf_jax"
         )
     note = f"{folder}: loads in transformers as AutoModel{architecture.removeprefix('Llama')}"
-    if not has_template:
+    if "template" in _data(config) and not has_template:
         note += "; no chat template gives the ids of its prompts, so use fgrlhf_jax for them"
     if architecture == SEQUENCE_REWARD and config["pad_token_id"] is None:
         note += "; its tokenizer has no token to pad with, so give it one sequence at a time"

@@ -70,7 +70,8 @@ TEXTS = [text for text in layout_cases.texts(60, layout_cases.TEXT) if "<" not i
 @pytest.mark.parametrize("template", ["alpaca", "plain"])
 @pytest.mark.parametrize("layout", layout_cases.layouts())
 def test_the_exported_chat_template_gives_our_ids(layout, template):
-    tokenizer = chat_template.add_chat_template(layout_cases.layouts()[layout][0], template)
+    tokenizer = layout_cases.layouts()[layout][0]
+    tokenizer, *_ = chat_template.with_chat_template(tokenizer, template, True)
     options = {"tokenize": True, "return_dict": False}
     for text, response in zip(TEXTS, TEXTS[::-1], strict=True):
         for record in (Instruction(text, "", ""), Instruction(response, text, "")):
@@ -111,3 +112,7 @@ def test_generation_keeps_the_defaults_of_the_base_and_all_ends(tmp_path):
     config = json.loads((policy / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == ([2, 7, 9], None)
     assert hf_load.load_tokenizer(policy).pad_token is None
+    chat = copy.deepcopy(ppo_cases.TOKENIZER)
+    chat.chat_template = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
+    policy = ppo_cases.save_policy(tmp_path / "chat", chat, template="chat")
+    assert hf_load.end_ids(policy, chat) == (0, 2)
