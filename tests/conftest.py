@@ -42,9 +42,9 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_addoption(parser):
-    options = {"--fuzz-records": 4000, "--fuzz-commands": 16}
+    options = {"--fuzz-records": 4000, "--fuzz-commands": 16, "--requests": 60, "--kills": 3}
     for name, count in options.items():
-        help = f"mutations that a test tries; {count} where not said"
+        help = f"how many a test tries, of mutations or through a bad server; {count} if not said"
         parser.addoption(name, type=int, default=count, help=help)
 
 

@@ -124,10 +124,11 @@ def share_a_cache(folder, count: int, processes: int = 3) -> dict[str, int]:
     return server.delivered
 
 
-def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, monkeypatch):
+def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, monkeypatch, request):
     monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    assert share_a_cache(tmp_path, 30) == {r.prompt: 1 for r in questions(30)}
+    count = request.config.getoption("--requests") // 2
+    assert share_a_cache(tmp_path, count) == {r.prompt: 1 for r in questions(count)}
 
 
 def test_a_cache_that_another_process_keeps_to_itself(tmp_path, monkeypatch):

@@ -40,8 +40,8 @@ def settings(monkeypatch):
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_rows_of_which_a_fifth_meet_faults(tmp_path, provider):
-    count, usage = 60, Usage()
+def test_rows_of_which_a_fifth_meet_faults(tmp_path, provider, request):
+    count, usage = request.config.getoption("--requests"), Usage()
     with llm_server.running(llm_server.shaky(0.2, slow=0.05)) as server:
         counts = save(questions(count), connected(server, provider), tmp_path, usage)
         assert 1 < server.peak <= 8
