@@ -23,15 +23,13 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         data = _join_stream(content) if streamed else json.loads(content)
         usage = data.get("usage") or {}
         if provider == "anthropic":
-            text, refusal = _join_parts(data["content"])
-            stop = data["stop_reason"]
+            text, refusal, stop = _join_parts(data["content"]), "", data["stop_reason"]
             inputs = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
             counts = sum(int(usage.get(name) or 0) for name in inputs), usage.get("output_tokens")
         else:
             choice = data["choices"][0]
-            text, refusal = _join_parts(choice["message"].get("content"))
-            refusal = choice["message"].get("refusal") or refusal
-            stop = choice.get("finish_reason")
+            message, stop = choice["message"], choice.get("finish_reason")
+            text, refusal = _join_parts(message.get("content")), message.get("refusal")
             counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
         read, written = (None if count is None else int(count) for count in counts)
@@ -41,28 +39,15 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         message = isinstance(data, dict) and data.get("error")
         message = message or f"{type(error).__name__}: {error}"
         return "", f"the answer is not one of {provider}'s ({message})", None, None
-    return (
-        text,
-        STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}"),
-        read,
-        written,
-    )
+    stop = STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}")
+    return text, stop, read, written
 
 
-def _join_parts(content: Any) -> tuple[str, str]:
-    """The text and the refusal in a content, which is a text, nothing, or a list of parts.
-
-    Parts that are no text, such as thoughts, are left out.
-    """
-    text, refusal = "", ""
-    for part in [content] if isinstance(content, str | dict) else content or []:
-        if isinstance(part, str):
-            text += part
-        elif part.get("type", "text") in ("text", "output_text"):
-            text += part["text"]
-        elif part["type"] == "refusal":
-            refusal += part["refusal"]
-    return text, refusal
+def _join_parts(content: Any) -> str:
+    """The text in a content: a text, nothing, or a list of parts, without thoughts."""
+    parts = [content] if isinstance(content, str | dict) else content or []
+    parts = [{"text": part} if isinstance(part, str) else part for part in parts]
+    return "".join(p["text"] for p in parts if p.get("type", "text") in ("text", "output_text"))
 
 
 def _join_stream(content: bytes) -> dict:
@@ -70,8 +55,7 @@ def _join_stream(content: bytes) -> dict:
 
     Raises ValueError where its end is missing.
     """
-    message = {"content": "", "refusal": ""}
-    stop, usage = None, {}
+    message, stop, usage = {"content": "", "refusal": ""}, None, {}
     lines = [line[5:].strip() for line in content.splitlines() if line.startswith(b"data:")]
     for event in (json.loads(line) for line in lines if line != b"[DONE]"):
         if event.get("error"):
@@ -79,8 +63,8 @@ def _join_stream(content: bytes) -> dict:
         # Anthropic's pieces are events of their own, OpenAI's the deltas of a choice.
         piece = (event.get("choices") or [event])[0]
         delta = piece.get("delta") or {}
-        for name, field in (("content", "content"), ("text", "content"), ("refusal", "refusal")):
-            message[field] += _join_parts(delta.get(name))[0]
+        message["content"] += _join_parts(delta.get("content") or delta.get("text"))
+        message["refusal"] += delta.get("refusal") or ""
         stop = piece.get("finish_reason") or delta.get("stop_reason") or stop
         usage |= event.get("usage") or event.get("message", {}).get("usage") or {}
     if b"[DONE]" not in lines and not stop:

@@ -98,10 +98,7 @@ class Client:
       provider: "anthropic", or "openai" for every server that speaks its chat completions.
       base_url: another server than the provider's own. One on this machine needs no key.
       timeout: seconds until the answer to one try must be complete.
-      retries: further tries of the official client, after its own pauses or the server's.
-
-    Attributes:
-      before_retry: awaited before each. The client takes an Exception for a fault of the network.
+      retries: further tries of the official client; ``before_retry`` is awaited before each.
 
     Raises:
       InputError: for no key, an unusable address, proxy or certificate, or a missing library; a
@@ -120,8 +117,8 @@ class Client:
         variable, url = PROVIDERS[provider]
         self.url = check_url(base_url) or url
         self.key = os.environ.get(variable, "").strip()
-        direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS
-        if not (self.key or direct):
+        self.direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS  # by no proxy
+        if not (self.key or self.direct):
             raise InputError(f"{provider} needs a key; set the environment variable {variable}")
         if not self.key.isascii() or not self.key.isprintable():
             raise InputError(f"{variable} holds characters that no key has; set it again")
@@ -135,7 +132,7 @@ class Client:
                 f"provider={provider} needs a library ({error}); pip install 'fgrlhf_jax[collect]'"
             ) from error
         options = {"api_key": self.key or "none", "timeout": timeout, "max_retries": retries}
-        options["http_client"] = _build_http_client(self, direct)
+        options["http_client"] = _build_http_client(self)
         try:
             if provider == "anthropic":
                 url = self.url.removesuffix("/v1")
@@ -161,8 +158,11 @@ class Client:
             if isinstance(error, self.library.APITimeoutError):
                 return f"no complete answer within {self.timeout:g} s"
             cause = error.__cause__ or error
-            reason = str(cause) or type(cause).__name__
-            return self._redacted(f"no connection to {self.url} ({reason})")
+            via = ", ".join(
+                name for name in os.environ if name.lower() in _PROXIES and os.environ[name]
+            )
+            via = f" by {via}" * bool(via and not self.direct)
+            return self._redacted(f"no connection to {self.url}{via} ({cause or type(cause)})")
         except self.library.APIStatusError as error:
             outcome = self._classified(error, body)
         if isinstance(outcome, InputError):
@@ -207,16 +207,10 @@ class Client:
         )
 
 
-def _build_http_client(client: Client, direct: bool):
+def _build_http_client(client: Client):
     """The official client's own HTTP client, whose every try is announced and bounded in time.
 
-    A pause that is longer than LONGEST_PAUSE, or of an empty account, is not waited for.
-
-    Args:
-      direct: by no proxy, to a server on this machine.
-
-    Raises:
-      InputError: where the environment's proxies or certificates are unusable.
+    It does not wait for longer than LONGEST_PAUSE, nor for an empty account.
     """
 
     class Http(client.library.DefaultAsyncHttpxClient):
@@ -236,14 +230,14 @@ def _build_http_client(client: Client, direct: bool):
                 headers["x-should-retry"] = "false"
             return response
 
-    options = {"trust_env": False, "verify": ssl.create_default_context()} if direct else {}
+    options = {"trust_env": False, "verify": ssl.create_default_context()} if client.direct else {}
     try:
         return Http(**options)
     except Exception as error:
         variables = _CERTIFICATES if isinstance(error, OSError) else _PROXIES  # ssl's are OSErrors
-        names = [name for name in os.environ if name.lower() in variables]
+        names = " or ".join(name for name in os.environ if name.lower() in variables)
         raise InputError(
-            f"{' or '.join(names)}: no connection can be made with what the environment says there "
+            f"{names}: no connection can be made with that of the environment "
             f"({client._redacted(error)}); correct or unset it"
         ) from None
 
@@ -262,11 +256,11 @@ def _pause(headers: Mapping[str, str]) -> float:
 def check_url(base_url: str) -> str:
     """``base_url`` without blanks around it and its last slash; InputError if it is no address."""
     base_url = base_url.strip()
-    parts, usable = urllib.parse.SplitResult(*[""] * 5), not base_url
+    parts, usable = urllib.parse.urlsplit(""), not base_url
     with contextlib.suppress(ValueError):  # also of a port that is no number
         parts = urllib.parse.urlsplit(base_url)
         usable |= parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    if not usable:
+    if not usable or len(base_url.split()) > 1:
         raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
     if parts.username or parts.password or parts.query:
         raise InputError(

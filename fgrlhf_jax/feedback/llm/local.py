@@ -9,6 +9,7 @@ neither on what else is asked nor on when.
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,38 +19,27 @@ from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, chec
 
 
 def connect(
-    model: str,
-    *,
-    batch_size: int = 8,
-    max_prompt_length: int = 1024,
-    template: str = "",
-    seed: int = 0,
-    mesh: str = "1,-1,1",
-    dtype: str = "float32",
-    unroll: bool = True,
+    model: str, *, batch_size: int = 8, max_prompt_length: int = 1024, seed: int = 0, **options
 ) -> Callable[[Sequence[Request]], list[Reply | Rejected]]:
     """A function from requests to a Reply or a Rejected for each, in their order.
 
     Args:
-      model: as for ``LanguageModel.load``, which has the other arguments too.
       max_prompt_length: tokens; a longer prompt is refused, never cut.
-      template: "" prefers the chat template. A system prompt stands before the prompt.
       seed: of the samples of requests with a temperature above 0.
+      options: of ``LanguageModel.load``.
 
     Raises:
       InputError: for a model or a template that cannot be used. The function raises it where
         max_tokens leaves no room for any prompt.
     """
-    options = {"mesh": mesh, "dtype": dtype, "template": template, "unroll": unroll}
     language_model = LanguageModel.load(model, **options)
 
     def send(requests: Sequence[Request]) -> list[Reply | Rejected]:
         replies: list = [_encode(language_model, r, max_prompt_length) for r in requests]
-        groups: dict[tuple[int, float], list[int]] = {}  # what differs in the prompt only
+        groups = defaultdict(list)  # of what differs in the prompt only
         for number, request in enumerate(requests):
             if not isinstance(replies[number], Rejected):
-                key = (request.max_tokens, request.temperature)
-                groups.setdefault(key, []).append(number)
+                groups[request.max_tokens, request.temperature].append(number)
         for (max_tokens, temperature), numbers in groups.items():
             responses = language_model.generate_from_ids(
                 [replies[number] for number in numbers],

@@ -19,16 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm import client
 from fgrlhf_jax.feedback.llm.cache import Cache
-from fgrlhf_jax.feedback.llm.client import (
-    LENGTH,
-    Client,
-    Outcome,
-    Rejected,
-    Reply,
-    Request,
-    find_fault,
-)
+from fgrlhf_jax.feedback.llm.client import Client, Outcome, Rejected, Reply, Request
 
 LOG = logging.getLogger(__name__)
 STORED = "replies that arrived are stored: run again to continue"
@@ -46,12 +39,8 @@ class Stopped(BaseException):
 class Usage:
     """The limits of a run (0: none) and its cost so far; every try counts.
 
-    Attributes:
-      max_refusals: consecutive requests without a reply at which the run stops: the reason is then
-        not in the single request.
-      max_requests, max_tokens: caps on tries, and on tokens read and written. Requests in flight at
-        a cap are waited for and counted.
-      end: why no further try may start, None while they may.
+    At ``max_refusals`` requests in a row without a reply the run stops. What is in flight at a cap
+    is waited for and counted. ``end`` is why no further try may start.
     """
 
     concurrency: int = 8
@@ -71,13 +60,10 @@ class Usage:
     def begin(self, count: int = 1) -> int:
         """Counts up to ``count`` tries before they are made; raises InputError at a cap."""
         tokens = self.input_tokens + self.output_tokens
-        for name, value in (("max_requests", self.requests), ("max_tokens", tokens)):
-            cap = getattr(self, name)
-            if 0 < cap <= value:
-                raise InputError(
-                    f"stopped at {name}={cap} after {self}; {STORED}, with the same {name} once "
-                    "more to spend"
-                )
+        for name, spent in (("max_requests", self.requests), ("max_tokens", tokens)):
+            if 0 < (cap := getattr(self, name)) <= spent:
+                advice = f"{STORED}, with the same {name} once more to spend"
+                raise InputError(f"stopped at {name}={cap} after {self}; {advice}")
         count = min(count, self.max_requests - self.requests) if self.max_requests else count
         self.requests += count
         return count
@@ -142,21 +128,18 @@ def collect_replies(
     Args:
       send: a :class:`client.Client`, closed at the end; with ``batch_size`` above 0 a function from
         at most so many requests to their outcomes. None where all replies are in the cache.
-      cache: an SQLite file, created where it is missing.
       identity: what determines a reply besides its request: provider, model, address, …
       progress: wraps the iteration over the requests that are still to be sent.
 
-    What is Rejected is not stored. Where a request has no reply after all its tries, the others are
-    still sent; nothing is yielded from its position on.
-
     Raises:
       InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; at too
-        many failures in a row; at the end when some requests have no reply.
+        many failures in a row. Where a request has no reply after all its tries, the others are
+        still sent, nothing is yielded from its position on, and it is raised at the end.
     """
     usage = usage or Usage()
     keys = [request_key(identity, request) for request in requests]
     with contextlib.closing(Cache(cache)) as stored:
-        # What has arrived, by key; None stands for a reply that is in the cache.
+        # By key; None stands for a reply that is in the cache.
         arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.__contains__, keys))
         usage.cached += sum(key in arrived for key in keys)
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
@@ -173,9 +156,8 @@ def collect_replies(
         yield from ready()
         sender = _send_in_batches if batch_size else _send_concurrently
         with contextlib.closing(sender(todo, send, stored, usage, batch_size)) as outcomes:
-            for _, (key, outcome) in zip(
-                progress(range(len(todo))) if todo else (), outcomes, strict=False
-            ):
+            steps = range(len(todo))
+            for _, (key, outcome) in zip(progress(steps) if todo else (), outcomes, strict=False):
                 in_a_row = 0 if isinstance(outcome, Reply) else in_a_row + 1
                 if isinstance(outcome, str):
                     failed[key] = outcome
@@ -185,10 +167,10 @@ def collect_replies(
                     arrived |= rejected | {key: None}
                     rejected = {}
                 if in_a_row and in_a_row == usage.max_refusals:
+                    reason = getattr(outcome, "reason", outcome)
                     raise InputError(
-                        f"{in_a_row} requests in a row have no reply "
-                        f"({getattr(outcome, 'reason', outcome)}); correct what they have in "
-                        f"common, or, if only these are wrong, set limits.max_refusals=0; {STORED}"
+                        f"{in_a_row} requests in a row have no reply ({reason}); correct what they "
+                        f"share, or, if only these are wrong, set limits.max_refusals=0; {STORED}"
                     )
                 yield from ready()
         arrived |= rejected
@@ -207,8 +189,7 @@ def _send_concurrently(
 ) -> Iterator[tuple[str, Outcome]]:
     """Yields (key, outcome) in the order of arrival; replies are stored before.
 
-    What ends the run lets requests in flight arrive, which are paid for; closing the iterator gives
-    them a moment.
+    Requests in flight are paid for: at the run's end they are waited for, on closing for a moment.
     """
     waiting, tasks, usage.end = iter(todo.items()), {}, None
     if isinstance(send, Client):
@@ -257,11 +238,11 @@ async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) ->
             if not isinstance(outcome, Reply):
                 return outcome
             usage.add(outcome)
-            fault = find_fault(outcome)
+            fault = client.find_fault(outcome)
             if not fault:
                 stored.put(key, outcome)
                 return outcome
-            if outcome.stop == LENGTH:  # it would end at the same limit again
+            if outcome.stop == client.LENGTH:  # it would end at the same limit again
                 break
         return fault
     finally:

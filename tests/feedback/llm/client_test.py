@@ -160,7 +160,6 @@ CLAUDE = [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
         (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 4, 3)),
         (chat({"content": TEXT}, None), Reply("B", "end", 4, 1)),
-        (chat(parts({"type": "refusal", "refusal": "No."})), Reply("No.", "refusal", 4, 1)),
         (chat({"content": "B"}, "EOS"), Reply("B", "end", 4, 1)),
         (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 4, 1)),
         (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 4, 1)),
