@@ -200,7 +200,6 @@ def supervised_shapes(
 ) -> RunShapes:
     """Shapes of a run that updates the model ``name`` and evaluates it; ``flops`` of one row."""
     config, mesh, state = trainer.config, trainer.mesh, trainer.abstract
-    supervised.check_freeze(config.optimizer.freeze, state.params)
     batch = on_mesh(trainer.batch(0)[1], mesh, axis=1)
 
     def compile_evaluation():

@@ -1,6 +1,6 @@
 """Every variant of every config: it can be had, it is locked, and its train step has a shape."""
 
-import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 
 from configs import rm
-from fgrlhf_jax.data.pairs import Pair, pad_pairs
+from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
-from fgrlhf_jax.reward_model.model import train_step
+from fgrlhf_jax.plan.shapes import supervised_model_config
 from fgrlhf_jax.reward_model.scorer import make_module
-from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.runtime.optim import abstract_state
+from fgrlhf_jax.reward_model.train import make_trainer
+from fgrlhf_jax.runtime import sharding
 from launch import train_rm
 from launch.shared import config_files
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = list(itertools.product(rm.VARIANTS, rm.LOSSES))
-PARAMETERS = {"tiny": 0.115e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 6607e6}
+PARAMETERS = {"tiny": 0.164e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 6607e6}
 
 
 def get(*arguments: str):
@@ -39,48 +38,20 @@ def test_train_step_of_a_variant(model, loss):
     with pytest.raises(AttributeError):
         config.optimizer.rate = 1.0
     train_rm.check(config)
-    settings = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
-    cfg = dataclasses.replace(llama.SIZES[config.model.size], **settings)
-    assert config.data.max_prompt_length < config.data.max_length <= cfg.max_position
-    reward_model = make_module(cfg, loss, config.model.head)
-    options = config.optimizer.to_dict()
-    steps = config.steps or 100
-    rate = optim.schedule(
-        options.pop("schedule"),
-        options.pop("learning_rate"),
-        steps,
-        round(options.pop("warmup_share") * steps),
-    )
-    optimizer = optim.adamw(rate, **options)
-    mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
-    state = abstract_state(llama.abstract_params(reward_model, mesh), optimizer, mesh)
+    cfg, length = supervised_model_config(config)
+    assert config.data.max_prompt_length < length <= cfg.max_position
+    tokens = np.zeros(2, np.int32)
+    pair = Pair(tokens, tokens, 1, 1, *[tokens > 0] * 3, tokens, 0)
+    pairs = {"edits": [pair] * config.batch_size}
+    mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
+    module = make_module(cfg, loss, config.model.head)
+    trainer, _ = make_trainer(config, mesh, module, pairs, pairs, (length,))
+    state = trainer.abstract
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params["backbone"]))
     assert size == pytest.approx(PARAMETERS[model], rel=0.05)
-
-    micro = config.micro_batch_size or config.batch_size
-    tokens = np.arange(3, dtype=np.int32)
-    pair = Pair(tokens, tokens, 1, 1, *[tokens > 1] * 3, tokens - 1, 0)
-    padded = pad_pairs([pair], config.data.max_length)
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (config.batch_size // micro, micro, *value.shape[1:]), value.dtype
-        )
-        for name, value in padded.items()
-    }
-    after, metrics = jax.eval_shape(
-        lambda state, batch: train_step(
-            state,
-            batch,
-            optimizer=optimizer,
-            model=reward_model,
-            loss=loss,
-            consistency_weight=config.consistency_weight,
-            center_weight=config.center_weight,
-        ),
-        state,
-        batch,
-    )
+    step = functools.partial(trainer.train_step, optimizer=trainer.optimizer)
+    after, metrics = jax.eval_shape(step, state, trainer.batch(0)[1])
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (leaf.shape, leaf.dtype) == (before.shape, before.dtype)

@@ -1,4 +1,4 @@
-"""Schedules against their formulas, the optimizer against a plain AdamW loop in float64."""
+"""Schedules against their formulas; what decays and what is frozen. AdamW itself is optax's."""
 
 import dataclasses
 import functools
@@ -75,26 +75,6 @@ def walk(optimizer, params, grads):
     return params, state
 
 
-def adamw_loop(params, grads, rate, *, b1, b2, eps, weight_decay, clip_norm, frozen=()):
-    """Loshchilov and Hutter 2019, algorithm 2, after clipping by the global norm."""
-    params = by_name(params)
-    first = {name: np.zeros_like(value) for name, value in params.items()}
-    second = {name: np.zeros_like(value) for name, value in params.items()}
-    for t, grad in enumerate(grads, start=1):
-        grad = {name: g for name, g in by_name(grad).items() if name not in frozen}
-        norm = math.sqrt(sum(float((g * g).sum()) for g in grad.values()))
-        shrink = clip_norm / norm if clip_norm and norm > clip_norm else 1.0
-        for name, g in grad.items():
-            g = g * shrink
-            first[name] = b1 * first[name] + (1 - b1) * g
-            second[name] = b2 * second[name] + (1 - b2) * g * g
-            step = (first[name] / (1 - b1**t)) / (np.sqrt(second[name] / (1 - b2**t)) + eps)
-            if name in MATRICES:
-                step = step + weight_decay * params[name]
-            params[name] = params[name] - rate(t) * step
-    return params
-
-
 def formula(name: str, step: int) -> float:
     if step < WARMUP:
         return PEAK * (step + 1) / WARMUP
@@ -126,21 +106,6 @@ def test_schedule_is_its_formula(name):
 def test_schedules_that_cannot_be(arguments, message):
     with pytest.raises(InputError, match=message):
         optim.schedule(*arguments)
-
-
-@pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (1.5, 0.2)])
-def test_adamw_is_the_plain_loop(clip_norm, weight_decay):
-    grads = gradients(5)
-    options = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
-    options |= {"weight_decay": weight_decay, "clip_norm": clip_norm}
-    optimizer = optim.adamw(optim.schedule("cosine", 0.1, 8, 3), **options)
-    params, _ = walk(optimizer, every_parameter(), grads)
-    rates = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.05 * (1 + math.cos(math.pi / 5))]
-    expected = adamw_loop(every_parameter(), grads, lambda t: rates[t - 1], **options)
-    for name, value in by_name(params).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    norms = [np.sqrt(sum((g**2).sum() for g in by_name(grad).values())) for grad in grads]
-    assert min(norms) < 1.5 < max(norms)  # some gradients are clipped, not all
 
 
 def pulled_by_decay(params) -> set[str]:
@@ -178,15 +143,16 @@ def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
     }
     assert "backbone/layers/mlp_norm/scale" in frozen
     assert "backbone/layers/mlp/up/kernel" not in frozen
-    options = {"b1": 0.9, "b2": 0.99, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0}
-    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=pattern, **options)
+    optimizer = optim.adamw(optax.constant_schedule(0.1), freeze=pattern, eps=1e-3)
     after, state = walk(optimizer, params, grads)
-    expected = adamw_loop(params, grads, lambda _: 0.1, frozen=frozen, **options)
+    trained = {name: value for name, value in by_name(params).items() if name not in frozen}
+    alone, _ = walk(
+        optim.adamw(optax.constant_schedule(0.1), eps=1e-3),
+        jax.tree.map(np.float32, trained),
+        [{name: np.float32(by_name(grad)[name]) for name in trained} for grad in grads],
+    )
     for name, value in by_name(after).items():
-        if name in frozen:
-            np.testing.assert_array_equal(value, by_name(params)[name], err_msg=name)
-        else:
-            np.testing.assert_allclose(value, expected[name], 1e-5, 1e-6, err_msg=name)
+        expected = by_name(params)[name] if name in frozen else alone[name]
+        np.testing.assert_allclose(value, expected, 1e-5, 1e-6, err_msg=name)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
-    trained = [value.size for name, value in by_name(params).items() if name not in frozen]
-    assert sum(leaf.size for leaf in moments) == 2 * sum(trained)
+    assert sum(leaf.size for leaf in moments) == 2 * sum(x.size for x in trained.values())
