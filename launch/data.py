@@ -15,18 +15,15 @@ import dataclasses
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.convert import convert_records
 from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
+from fgrlhf_jax.data.records import RecordAndRow
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
-from launch.shared import cli
+from launch.shared import cli, reading
 
 CONFIG = "configs/data.py"
 EMBEDDED_ROWS = 500
-LEFT_OUT = {
-    "invalid": "that cannot be read",
-    "without_output": "without an output",
-    "repeated": "repeated",
-}
+LEFT_OUT = {"without_output": "without an output", "repeated": "repeated"}
 
 
 def main(config) -> None:
@@ -41,7 +38,7 @@ def show(config) -> None:
     if config.output.endswith(".jsonl"):
         raise InputError(f"output={config.output}: say which rows, --config.to=…, or give a .json")
     output = cli.check_output(config.output, (".json",), read=[config.input])
-    files, invalid = read(config) if config.input else (embedded(config.seed), {})
+    files = read(config) if config.input else embedded(config.seed)
     limits = None
     if config.tokenizer:
         from fgrlhf_jax.models import hf_load  # imports JAX
@@ -52,9 +49,7 @@ def show(config) -> None:
             config.max_length,
             config.max_prompt_length,
         )
-    statistics = describe_files(
-        files, invalid=invalid, limits=limits, samples=config.samples, seed=config.seed
-    )
+    statistics = describe_files(files, limits=limits, samples=config.samples, seed=config.seed)
     print(format_table(statistics))
     for file in statistics["files"]:
         for sample in file["samples"]:
@@ -70,12 +65,9 @@ def convert(config) -> None:
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
     output = cli.check_output(config.output, (".jsonl", ".json"), read=[config.input])
-    files, invalid = read(config)
-    rows = [pair for pairs in files.values() for pair in pairs]
-    counts = {"invalid": sum(map(len, invalid.values()))}
+    rows = [pair for pairs in read(config).values() for pair in pairs]
     options = {name: config[name] for name in ("side", "distinct", "generator", "seed")}
-    converted, left_out = convert_records(rows, config.to, **options)
-    counts |= left_out
+    converted, counts = convert_records(rows, config.to, **options)
     if output.suffix == ".json":
         write_json(output, converted)
     else:
@@ -86,17 +78,12 @@ def convert(config) -> None:
             print(f"left out: {counts[name]} {reason}")
 
 
-def read(config) -> tuple[dict, dict]:
-    """Records with their rows by file, and messages about wrong rows by file."""
-    files, invalid = {}, {}
-    for source in records.sources(config.input):
-        messages = [] if config.invalid == "drop" else None
-        pairs = records.read_with_rows(
-            source, need="prompts", columns=config.columns, refused=messages
-        )
-        files[source] = pairs[: config.limit or None]
-        invalid[source] = messages or []
-    return files, invalid
+def read(config) -> dict[str, list[RecordAndRow]]:
+    """Records with their rows by file."""
+    return {
+        source: reading.read_with_rows(config, source, "prompts")[: config.limit or None]
+        for source in records.sources(config.input)
+    }
 
 
 def embedded(seed: int) -> dict:

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data.conversations import is_transcript, join_prompt
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow, kind_of
-from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 
 TARGETS = (*records.KINDS, "trl", "messages", "alpaca_farm", "alpaca_eval")
@@ -151,14 +151,14 @@ def _convert(
 def _chat(record: Record, turns: list[Row], to: str) -> Row:
     """The fields of a row of messages, or of a row for TRL: texts where there are no messages."""
     parts = _instruction(record) if record.input else {}  # which one prompt would not tell apart
-    prompt = plain_text(record.instruction, record.input)
+    prompt = join_prompt(record.instruction, record.input)
     chat = turns or [{"role": "user", "content": prompt}]
     is_pair = not isinstance(record, Instruction)
     texts = records.better_and_worse(record) if is_pair else [record.output]
     answers = [[{"role": "assistant", "content": text}] for text in texts if text]
     if to == "messages":
         return parts | {"messages": sum(answers, chat)}
-    if not turns and not any(map(formats.is_transcript, [prompt, *texts])):
+    if not turns and not any(map(is_transcript, [prompt, *texts])):
         chat, answers = prompt, [text for text in texts if text]
     names = ("chosen", "rejected") if is_pair else ("completion",)
     return parts | {"prompt": chat} | dict(zip(names, answers, strict=False))

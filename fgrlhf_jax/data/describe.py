@@ -5,7 +5,6 @@ when they differ in spacing only, or in how much of them is called input.
 """
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -46,7 +45,6 @@ def prompt_key(record: Record) -> str:
 def describe_files(
     files: Mapping[str, Sequence[RecordAndRow]],
     *,
-    invalid: Mapping[str, Sequence[str]] | None = None,
     limits: TokenLimits | None = None,
     samples: int = 0,
     seed: int = 0,
@@ -55,15 +53,11 @@ def describe_files(
 
     Args:
       files: name -> its records with their rows.
-      invalid: name -> the messages about rows that could not be read.
       samples: rows of each file to copy in full, drawn by ``seed``.
     """
     described = []
     for name, rows in files.items():
         statistics = {"file": name, **describe_records([record for record, _ in rows], limits)}
-        messages = (invalid or {}).get(name, ())
-        if messages:
-            statistics["invalid"] = {"rows": len(messages), "first": messages[0]}
         drawn = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
         statistics["samples"] = [{"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn]
         described.append(statistics)
@@ -176,17 +170,9 @@ def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
         yield f"error spans: {spans:,} in {file['error_spans']['rows']:,} rows"
     if pairs := file.get("preferred"):
         yield f"preferred: the first in {pairs['first']:.1%}, the longer in {pairs['longer']:.1%}"
-    if invalid := file.get("invalid"):
-        yield f"left out: {invalid['rows']:,} rows that cannot be read, the first being"
-        yield f"  {invalid['first']}"
 
 
 def format_fields(fields: Mapping[str, Any]) -> str:
-    """Every field of a row in full; control characters cannot steer the terminal."""
-
-    def escape(c: str) -> str:
-        printable = c in "\n\t" or unicodedata.category(c)[0] != "C"
-        return c if printable else "\N{REPLACEMENT CHARACTER}"
-
-    lines = (f"{name}: {''.join(map(escape, str(value)))}" for name, value in fields.items())
+    """Every field of a row in full."""
+    lines = (f"{name}: {value}" for name, value in fields.items())
     return "\n".join(line.rstrip().replace("\n", "\n    ") for line in lines)

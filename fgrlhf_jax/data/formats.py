@@ -8,11 +8,18 @@ ends with it. Of two layouts that fit one row none is taken: ``columns`` decides
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from fgrlhf_jax.data.conversations import (
+    Turns,
+    is_transcript,
+    join_prompt,
+    parse_list,
+    parse_turns,
+    transcribe,
+)
 from fgrlhf_jax.errors import InputError
 
 EDIT, PREFERENCE, COMPARISONS, RESPONSE = "edit", "preference", "comparisons", "response"
@@ -31,14 +38,9 @@ LAYOUTS = {
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans")
-ROLES = {"system": "system"}
-ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
-ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
 ROW_BYTES = 2_000_000
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 Row = Mapping[str, Any]
-Turns = list[dict[str, str]]
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -75,7 +77,7 @@ def normalize(
     row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
     if "raw_instruction" in row:  # of a file for alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
-        if joined(raw, input) != row.get("instruction"):
+        if join_prompt(raw, input) != row.get("instruction"):
             _refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
@@ -112,10 +114,9 @@ def normalize(
     else:
         if row.get("label") is False:
             raise InputError(f"{where}: label is false, a response not to learn; drop the row.")
-        output = (
-            answers or [""] if need == "prompts" else answers or [text_of(row, "output", where)]
-        )
-        return [(kind, prompt | {"output": output[0]})]
+        if not answers:
+            answers = [""] if need == "prompts" else [text_of(row, "output", where)]
+        return [(kind, prompt | {"output": answers[0]})]
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
 
@@ -207,56 +208,10 @@ def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[
         return [], text_of(row, name, where, blank)
     if not value or not isinstance(value, str | list | tuple | Mapping):
         text_of(row, name, where)
-    turns = _turns(value, f"{where}: {name}")
+    turns = parse_turns(value, f"{where}: {name}")
     if turns[-1]["role"] != "assistant":
         raise InputError(f"{where}: {name} does not end with an answer of the assistant; drop it.")
     return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
-
-
-def is_transcript(value: Any) -> bool:
-    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …"."""
-    return isinstance(value, str) and value.startswith("\n\nHuman:")
-
-
-def _turns(value: Any, where: str) -> Turns:
-    """Messages of OpenAI's, ShareGPT's or Anthropic's form as {"role", "content"}."""
-    if is_transcript(value):
-        parts = _TURN.split(value)[1:]
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        value = [{"role": role.lower(), "content": text.removeprefix(" ")} for role, text in pairs]
-    value = _parsed(value)
-    if isinstance(value, Mapping):  # one message, or a list of them column by column
-        by_column = all(isinstance(column, list | tuple) for column in value.values())
-        rows = zip(*value.values(), strict=False) if by_column else [value.values()]
-        value = [dict(zip(value, row, strict=True)) for row in rows]
-    if not isinstance(value, list | tuple) or not value:
-        raise InputError(f"{where}: is no list of messages; give role and content of each.")
-    turns = []
-    for message in value:
-        message = message if isinstance(message, Mapping) else {}
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        if isinstance(content, list | tuple):  # of parts
-            texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-            content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
-        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
-            raise InputError(
-                f"{where}: {json.dumps(message, default=str)[:80]} is no message with a role "
-                "(system, user or assistant) and a text as content; correct it or drop the row."
-            )
-        if ROLES[role] == "system" and turns:
-            raise InputError(f"{where}: a system message stands behind others; drop the row.")
-        if content.strip() or ROLES[role] != "system":
-            turns.append({"role": ROLES[role], "content": content})
-    return turns or _turns([], where)
-
-
-def _parsed(value: Any) -> Any:
-    """The list in a text that is one in JSON, as a cell of a table; else the value."""
-    try:
-        return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
-    except (ValueError, RecursionError):
-        return value
 
 
 def _prompt(
@@ -276,7 +231,7 @@ def _prompt(
         if name == "instruction":
             texts[name] = text_of(row, name, where, blank=True)
         elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
-            turns = _turns(value, f"{where}: {name}")
+            turns = parse_turns(value, f"{where}: {name}")
             *rest, end = turns
             is_open = is_transcript(value) and not end["content"]  # it ends in "Assistant:"
             may_end = is_open or end["content"] in answers or (not answers and name != "context")
@@ -294,12 +249,12 @@ def _prompt(
         reason = "the messages before the response do not end with one of the user's"
         raise InputError(f"{where}: {first}: {reason}; correct it or drop the row.")
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
-    known |= {"", transcript(turns).strip()}
+    known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
-    other += [name for name, text in texts.items() if joined(text, input).strip() not in known]
+    other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
     if other:
         _refuse_two_prompts([first, other[0]], where)
-    if len(turns) == 1 and input and joined(texts.get("instruction", ""), input) in known:
+    if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
         return {"instruction": texts["instruction"], "input": input}, last
     return {"messages": _with_system(row, turns, where)}, last
 
@@ -309,9 +264,10 @@ def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> 
     if not (text.strip() or input.strip()):
         names = "instruction and input are both" if "instruction" in texts else "prompt is"
         raise InputError(f"{where}: {names} empty; give a prompt.")
-    if texts.get("prompt", text).strip() not in ("", text.strip(), joined(text, input).strip()):
+    whole = join_prompt(text, input)
+    if texts.get("prompt", text).strip() not in ("", text.strip(), whole.strip()):
         _refuse_two_prompts(["prompt", "instruction"], where)
-    turns = _with_system(row, [{"role": "user", "content": joined(text, input)}], where)
+    turns = _with_system(row, [{"role": "user", "content": whole}], where)
     return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
 
 
@@ -321,7 +277,7 @@ def _with_system(row: Row, turns: Turns, where: str) -> Turns:
     text = "" if system is None else text_of(row, "system", where, blank=True)
     if not text.strip() or turns[0] == {"role": "system", "content": text}:
         return turns
-    return _turns([{"role": "system", "content": text}, *turns], where)
+    return parse_turns([{"role": "system", "content": text}, *turns], where)
 
 
 def _refuse_two_prompts(names: list[str], where: str) -> None:
@@ -329,18 +285,6 @@ def _refuse_two_prompts(names: list[str], where: str) -> None:
         f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
         f"--config.columns={names[1]}, or drop the row."
     )
-
-
-def joined(instruction: str, input: str) -> str:
-    """Instruction, blank line, input."""
-    return f"{instruction}\n\n{input}" if input else instruction
-
-
-def transcript(turns: Turns) -> str:
-    """A conversation as people read it."""
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
 
 
 def _common_beginning(
@@ -379,7 +323,7 @@ def _comparisons(
     row: Row, columns: Mapping[str, str], where: str
 ) -> list[tuple[str, dict[str, Any]]]:
     """A preference for each two predictions; labels are of (1, 2), (1, 3), …, 0 a tie."""
-    texts, labels = _parsed(row.get("predictions")), row.get("preference")
+    texts, labels = parse_list(row.get("predictions")), row.get("preference")
     valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
     pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []
     if not pairs or not isinstance(labels, list) or len(labels) != len(pairs):
@@ -396,12 +340,15 @@ def _comparisons(
     if not prompt:
         _field(row, "instruction", where)
     id = "" if row.get("id") in (None, "") else f"{row['id']}/"
-    return [
+    preferences = [
         (PREFERENCE, prompt | {"output_1": a, "output_2": b, "preference": label, "id": name})
         for ((i, a), (j, b)), label in zip(pairs, labels, strict=True)
         if label and a != b
         for name in [f"{id}{i}-{j}" if id else ""]
     ]
+    if not preferences:
+        raise InputError(f"{where}: all pairs of predictions are ties; drop the row.")
+    return preferences
 
 
 def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:

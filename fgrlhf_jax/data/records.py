@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fgrlhf_jax.data import formats, trees
+from fgrlhf_jax.data import conversations, formats, trees
 from fgrlhf_jax.data.rows import read_rows, sources
 from fgrlhf_jax.errors import InputError
 
@@ -103,7 +103,7 @@ def shown_prompt(record: Record) -> tuple[str, str]:
     """(instruction, input) as people and judges read them; of several turns (transcript, "")."""
     if not record.messages:
         return record.instruction, record.input
-    return formats.transcript([dataclasses.asdict(turn) for turn in record.messages]), ""
+    return conversations.transcribe([dataclasses.asdict(turn) for turn in record.messages]), ""
 
 
 def prompt_fields(record: Record) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def prompt_fields(record: Record) -> dict[str, Any]:
 def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
     """A prompt as alpaca_eval reads it, all of it in the instruction, with its parts beside."""
     instruction, input = shown_prompt(record)
-    fields = {"instruction": formats.joined(instruction, input)}
+    fields = {"instruction": conversations.join_prompt(instruction, input)}
     if record.messages:
         fields["messages"] = [dataclasses.asdict(turn) for turn in record.messages]
     elif input:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data import conversations, formats, records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import length_control
 from fgrlhf_jax.functional import win_rate
@@ -65,7 +65,7 @@ class Comparison:
 
 def prompt_key(record: records.Record | Comparison) -> str:
     """The prompt in one text, so that rows match whether their input is joined to it or not."""
-    return formats.joined(*records.prompt_key(record))
+    return conversations.join_prompt(*records.prompt_key(record))
 
 
 def read(path: str) -> list[Comparison]:

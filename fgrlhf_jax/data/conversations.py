@@ -1,0 +1,72 @@
+"""Conversations: the turns before an answer, in the forms that data sets have."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fgrlhf_jax.errors import InputError
+
+ROLES = {"system": "system"}
+ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
+ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
+Turns = list[dict[str, str]]
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def parse_turns(value: Any, where: str) -> Turns:
+    """Messages of OpenAI's, ShareGPT's or Anthropic's form as {"role", "content"}."""
+    if is_transcript(value):
+        parts = _TURN.split(value)[1:]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        value = [{"role": role.lower(), "content": text.removeprefix(" ")} for role, text in pairs]
+    value = parse_list(value)
+    if isinstance(value, Mapping):  # one message, or a list of them column by column
+        by_column = all(isinstance(column, list | tuple) for column in value.values())
+        rows = zip(*value.values(), strict=False) if by_column else [value.values()]
+        value = [dict(zip(value, row, strict=True)) for row in rows]
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(f"{where}: is no list of messages; give role and content of each.")
+    turns = []
+    for message in value:
+        message = message if isinstance(message, Mapping) else {}
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list | tuple):  # of parts
+            texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+            content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+            raise InputError(
+                f"{where}: {json.dumps(message, default=str)[:80]} is no message with a role "
+                "(system, user or assistant) and a text as content; correct it or drop the row."
+            )
+        if ROLES[role] == "system" and turns:
+            raise InputError(f"{where}: a system message stands behind others; drop the row.")
+        if content.strip() or ROLES[role] != "system":
+            turns.append({"role": ROLES[role], "content": content})
+    return turns or parse_turns([], where)
+
+
+def parse_list(value: Any) -> Any:
+    """The list in a text that is one in JSON, as a cell of a table; else the value."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def join_prompt(instruction: str, input: str) -> str:
+    """Instruction, blank line, input."""
+    return f"{instruction}\n\n{input}" if input else instruction
+
+
+def transcribe(turns: Turns) -> str:
+    """A conversation as people read it."""
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
