@@ -25,7 +25,7 @@ FIELDS = collect_fields(
     GROUPS,
     READING,
     JUDGE_FIELDS,
-    defaults={"max_new_tokens": 512, "invalid": "drop"},
+    defaults={"max_new_tokens": 512},
     first="input output judge limit both_orders provider model max_new_tokens dry_run",
 )
 

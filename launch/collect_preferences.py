@@ -15,7 +15,7 @@ from collections import Counter
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from fgrlhf_jax.feedback.judges.judge import Labels, make_labels
+from fgrlhf_jax.feedback.judges.judge import make_labels
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging, reading
@@ -37,15 +37,17 @@ def main(config) -> None:
         alpaca_eval.write(path, judged)
         print(f"annotations: {path}")
     judging.print_unparsed(judged)
-    labels = make_labels(judged, noise=config.label_noise, draws=config.draws, seed=config.seed)
-    report(config, judged, labels, left_out)
-    if not labels.rows:
+    labels, counts = make_labels(
+        judged, noise=config.label_noise, draws=config.draws, seed=config.seed
+    )
+    report(config, judged, len(labels), counts, left_out)
+    if not labels:
         raise InputError(
             f"none of {len(judged)} pairs has a label; set draws=random to keep the draws, or see "
             "the judge's replies in the annotations"
         )
     if config.output:
-        write_jsonl(output, labels.rows)
+        write_jsonl(output, labels)
         print(
             f"{output}\nnext: python -m launch.train_rm --config=configs/rm.py:smollm2,sequence "
             f"--config.model.path=MODEL --config.train={output}"
@@ -62,15 +64,14 @@ def read(config) -> tuple[list[Comparison], Counter]:
     return [Comparison(*row) for row in texts], Counter()
 
 
-def report(config, judged: list[Comparison], labels: Labels, left_out: Counter) -> None:
+def report(config, judged: list[Comparison], labels: int, counts: Counter, left_out: Counter):
     """Prints what became of the rows, and which side is preferred."""
-    counts = labels.counts
     for reason, count in left_out.items():
         if count:
             print(f"left out: {count} {reason}")
     draws = "kept at random" if config.draws == "random" else "dropped"
     print(
-        f"{len(labels.rows)} preferences of {len(judged)} pairs; {counts['draws']} draws {draws}, "
+        f"{labels} preferences of {len(judged)} pairs; {counts['draws']} draws {draws}, "
         f"{counts['unparsed']} unparsed, {counts['flipped']} labels flipped "
         f"(label_noise={config.label_noise:g})"
     )

@@ -20,7 +20,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from fgrlhf_jax.feedback.judges.length_control import MINIMAL, Difficulty, read_difficulty
+from fgrlhf_jax.functional.length_control import MINIMAL, Difficulty
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch.shared import asking, cli, judging, reading
@@ -32,7 +32,7 @@ Models = list[list[Comparison]]  # the comparisons of one or two models
 def main(config) -> None:
     output = cli.check_output(config.output, (".json",))
     judge = check(config)
-    difficulty = read_difficulty(config.difficulty) if config.difficulty else None
+    difficulty = alpaca_eval.read_difficulty(config.difficulty) if config.difficulty else None
     if config.annotations:
         paths = records.sources(config.annotations)
         models = select(config, [alpaca_eval.read(path) for path in paths])

@@ -43,9 +43,9 @@ OPTIONAL = {
     "gguf": "models.gguf",
     "tensorboardX": "runtime.metric_log",
     "vaderSentiment": "feedback.judges.vader",
+    "sklearn": "functional.logistic",
 } | dict.fromkeys(
-    ["anthropic", "openai", "httpx2", "sklearn", "starlette", "uvicorn", "markdown_it"],
-    "feedback",
+    ["anthropic", "openai", "httpx2", "starlette", "uvicorn", "markdown_it"], "feedback"
 )
 
 OUTSIDE = ("launch", "configs", "tests", "torch")

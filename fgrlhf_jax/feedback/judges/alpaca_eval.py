@@ -18,12 +18,10 @@ import numpy as np
 
 from fgrlhf_jax.data import conversations, formats, records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import length_control
-from fgrlhf_jax.functional import win_rate
+from fgrlhf_jax.functional import length_control, win_rate
 from fgrlhf_jax.runtime.files import write_json
 
-_TEXTS = ("instruction", "output_1", "output_2")
-_NAMES = ("generator_1", "generator_2", "annotator", "reason")
+_VERDICT_FIELDS = ("shown_first", "said", "reply")
 
 
 class Verdict(NamedTuple):
@@ -82,49 +80,40 @@ def read(path: str) -> list[Comparison]:
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     formats.check_row(row, where)
-    missing = [name for name in (*_TEXTS, "preference") if name not in row]
-    if missing:
-        raise InputError(
-            f"{where}: misses {', '.join(missing)}; an annotation of alpaca_eval has "
-            "instruction, output_1 (the reference's), output_2 (the model's) and preference"
-        )
     prompt = {name: value for name, value in row.items() if name not in formats.ANSWERS}
     prompt = records.parse_record(prompt, where, prompts=True)
-    names = [*_TEXTS[1:], *(name for name in _NAMES if row.get(name) is not None)]
+    names = ("generator_1", "generator_2", "annotator", "reason")
+    names = ["output_1", "output_2", *(name for name in names if row.get(name) is not None)]
     texts = {name: formats.text_of(row, name, where, blank=True) for name in names}
-    value = row["preference"]
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    value = row.get("preference", "missing")
+    if type(value) not in (int, float, type(None)):
         raise InputError(
             f"{where}: preference is {value!r:.40}; it must be a number from 1 (the reference's "
             "is better) to 2, 1.5 or 0 for a draw, or null"
         )
-    if value == 0:
-        value = 1.5
-    if value is not None and not 1 <= value <= 2:  # nor NaN: alpaca_eval drops it too
-        value = None
-    finished = {name: row.get(name, True) is not False for name in ("finished_1", "finished_2")}
+    value = 1.5 if value == 0 else value
     return Comparison(
-        instruction=prompt.instruction,
-        input=prompt.input,
+        *(prompt.instruction, prompt.input),
         messages=prompt.messages,
         **texts,
-        **finished,
-        preference=None if value is None else float(value),
+        # alpaca_eval drops NaN and other numbers too
+        preference=float(value) if value is not None and 1 <= value <= 2 else None,
         verdicts=_verdicts(row.get("verdicts") or (), where),
+        finished_1=row.get("finished_1") is not False,
+        finished_2=row.get("finished_2") is not False,
     )
 
 
 def _verdicts(rows: Any, where: str) -> tuple[Verdict, ...]:
     possible = set(itertools.product((1, 2), ("first", "second", "tie", None)))
     try:
-        verdicts = tuple(Verdict(row["shown_first"], row["said"], row["reply"]) for row in rows)
+        verdicts = tuple(Verdict(*(row[name] for name in _VERDICT_FIELDS)) for row in rows)
         if possible.issuperset(verdict[:2] for verdict in verdicts):
             return verdicts
     except (TypeError, KeyError):
         pass
-    raise InputError(
-        f"{where}: verdicts is {rows!r:.60}, not what launch.evaluate writes; remove it"
-    )
+    reason = f"verdicts is {rows!r:.60}, not what launch.evaluate writes"
+    raise InputError(f"{where}: {reason}; remove it")
 
 
 def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
@@ -136,14 +125,41 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
     unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True, "messages": ()}
     rows = []
     for comparison in comparisons:
-        verdicts = [
-            {"shown_first": verdict.shown_first, "said": verdict.choice, "reply": verdict.reply}
-            for verdict in comparison.verdicts
-        ]
-        row = dataclasses.asdict(comparison) | {"verdicts": verdicts}
-        row |= records.alpaca_eval_prompt(comparison)
+        verdicts = [dict(zip(_VERDICT_FIELDS, v, strict=True)) for v in comparison.verdicts]
+        row = dataclasses.asdict(comparison) | records.alpaca_eval_prompt(comparison)
+        row["verdicts"] = verdicts
         rows.append({name: v for name, v in row.items() if v != unset.get(name, ...)})
     write_json(path, rows)
+
+
+def read_difficulty(path: str) -> length_control.Difficulty:
+    """Reads alpaca_eval's `df_gamed.csv`, or a file of two columns: row number and difficulty.
+
+    Raises:
+      InputError: for a file that is neither, or whose row numbers are not 0, 1, … without a gap.
+    """
+    names = ("std_delta_len", "instruction_difficulty", "preference")
+    difficulties, baselines = {}, []
+    for where, row in records.read_rows(path):
+        formats.check_row(row, where)
+        row = dict(zip(("index", names[1]), row.values(), strict=True)) if len(row) == 2 else row
+        try:
+            known = [name for name in names if row.get(name) not in (None, "")]
+            values = [float(row[name]) if name in known else 0.0 for name in names]
+            if names[1] not in known or not np.isfinite(values).all():
+                raise ValueError
+            difficulties.setdefault(int(row["index"]), values[1])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{where}: is no row of numbers; give alpaca_eval's df_gamed.csv (index, "
+                "instruction_difficulty, std_delta_len, preference) or two columns, row number and "
+                "difficulty"
+            ) from error
+        baselines += [values] if names[2] in known else []
+    if not difficulties or sorted(difficulties) != list(range(len(difficulties))):
+        raise InputError(f"{path}: index must number the instructions 0, 1, 2, …")
+    difficulty_N = np.array([difficulties[index] for index in range(len(difficulties))])
+    return length_control.Difficulty(difficulty_N, np.array(baselines, np.float64).reshape(-1, 3))
 
 
 def summarize(
@@ -156,11 +172,9 @@ def summarize(
 
     Returns:
       win_rate, ``se`` and Wilson's 95 % interval (``win_rate_low``, ``win_rate_high``) over the
-      ``n`` rows with a preference; wins, losses, draws; ``unparsed``,
-      the rows without one; ``length`` and ``reference_length``, mean characters over all rows;
-      length_controlled_win_rate, length_controlled_se and, where they are None,
-      length_controlled_reason; length_controlled_name, alpaca_eval's of its form; ``first_shown``
-      and ``verdicts`` (:func:`position_bias`).
+      ``n`` rows with a preference; wins, losses, draws; ``unparsed``, the rows without one;
+      ``length`` and ``reference_length``, mean characters over all rows; what ``length_control``
+      makes of them; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
 
     Raises:
       InputError: without one preference, or with responses of several models on one side.
@@ -175,9 +189,7 @@ def summarize(
     outcomes = [comparison.outcome for comparison in comparisons]
     known = np.array([outcome for outcome in outcomes if outcome is not None])
     if not known.size:
-        raise InputError(
-            f"none of {len(comparisons)} comparisons has a preference, so there is no win rate"
-        )
+        raise InputError(f"none of {len(comparisons)} comparisons has a preference: no win rate")
     lengths = np.array([(len(c.output_1), len(c.output_2)) for c in comparisons])
     controlled = length_control.win_rate(lengths[:, 0] - lengths[:, 1], outcomes, difficulty)
     first_shown, verdicts = position_bias(comparisons)
@@ -224,20 +236,16 @@ def paired_difference(
     Raises:
       InputError: when the prompts or the reference's responses are not the same.
     """
-    sides = []
-    for number, comparisons in enumerate((model, other), 1):
-        by_prompt = {comparison.prompt: comparison for comparison in comparisons}
-        if len(by_prompt) < len(comparisons):
-            raise InputError(
-                f"of the {len(comparisons)} comparisons of model {number} some have the same "
-                "prompt; two models are compared on prompts that stand once"
-            )
-        sides.append(by_prompt)
-    first, second = sides
+    first, second = ({row.prompt: row for row in rows} for rows in (model, other))
+    if len(first) < len(model) or len(second) < len(other):
+        raise InputError(
+            "some comparisons of one model have the same prompt; two models are compared on "
+            "prompts that stand once"
+        )
     alone = [prompt for prompt in (*first, *second) if (prompt in first) != (prompt in second)]
     if alone:
         raise InputError(
-            f"{len(alone)} prompts are of one model only, the first of them {alone[0][0]!r:.60}; "
+            f"{len(alone)} prompts are of one model only, the first of them {alone[0]!r:.60}; "
             "compare both models on the same prompts"
         )
     differing = sum(first[prompt].output_1 != second[prompt].output_1 for prompt in first)

@@ -197,17 +197,10 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
     ]
 
 
-class Labels(NamedTuple):
-    """Preferences to train on, as AlpacaFarm writes them, and what became of the rows."""
-
-    rows: list[dict]
-    counts: Counter
-
-
 def make_labels(
     comparisons: Sequence[Comparison], *, noise: float, draws: str, seed: int
-) -> Labels:
-    """Rows of instruction, input, output_1, output_2, preference (1 or 2) and annotator.
+) -> tuple[list[dict], Counter]:
+    """Preferences to train on, rows as AlpacaFarm's, and how many are unparsed, draws, flipped.
 
     Args:
       noise: share of labels that are flipped, chosen by a hash (AlpacaFarm's simulated annotators
@@ -233,4 +226,4 @@ def make_labels(
         prompt = ("messages",) if comparison.messages else ("instruction", "input")
         names = *prompt, "output_1", "output_2", *(["annotator"] if comparison.annotator else [])
         rows.append({name: fields[name] for name in names} | {"preference": better})
-    return Labels(rows, counts)
+    return rows, counts

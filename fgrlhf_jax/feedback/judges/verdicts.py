@@ -35,13 +35,9 @@ def parse_labels(spec: str) -> tuple[str, ...]:
 
 def schema(labels: Sequence[str]) -> dict:
     """The JSON schema of {"verdict": LABEL}."""
-    verdict = {"type": "string", "enum": list(labels)}
-    return {
-        "type": "object",
-        "properties": {"verdict": verdict},
-        "required": ["verdict"],
-        "additionalProperties": False,
-    }
+    properties = {"verdict": {"type": "string", "enum": list(labels)}}
+    strict = {"required": ["verdict"], "additionalProperties": False}
+    return {"type": "object", "properties": properties, **strict}
 
 
 def choose_marker(texts: Sequence[str]) -> str:

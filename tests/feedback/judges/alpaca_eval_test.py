@@ -111,10 +111,11 @@ VERDICT = {"shown_first": 3, "said": "tie", "reply": ""}
         ("[]", ": holds no rows"),
         ("[1]", ":row 1: is not an object"),
         (json.dumps(row(0, 1)) + "\n{", ":2: malformed JSON"),
-        ('[{"output_2": "a"}]', "row 1: misses instruction, output_1, preference; an a"),
+        ('[{"instruction": "a"}]', "row 1: misses the field 'output_1'"),
+        ('[{"instruction": "", "output_1": "a"}]', "row 1: instruction and input are both empty"),
         (rows_with(output_1=["a"]), "row 1: the field 'output_1' is [\"a\"], not a string"),
         (rows_with(generator_2=3), "row 1: the field 'generator_2' is 3, not a string"),
-        *((rows_with(preference=x), "a number from 1 ") for x in ("1", True, [1])),
+        *((rows_with(preference=x), "a number from 1 ") for x in ("1", True, [1], {})),
         *((rows_with(verdicts=x), "row 1: verdicts is ") for x in (3, ["x"], [{}], [VERDICT])),
     ],
 )
@@ -146,6 +147,29 @@ def test_two_models_are_paired_by_prompt():
     assert alpaca_eval.paired_difference(other, model, 1)["difference"] == pytest.approx(-50)
 
 
+def test_a_leaderboards_difficulties(tmp_path):
+    """Its df_gamed.csv, whose empty preferences are missing, and a file of difficulties alone."""
+    path = tmp_path / "d.csv"
+    path.write_text(
+        "preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline,model\n"
+        "0.25,0,-1.5,0.5,False,verbose\n,1,0.1,-2,False,verbose\n0,0,2,0.5,False,concise\n"
+    )
+    read = alpaca_eval.read_difficulty(str(path))
+    assert read.difficulty_N.tolist() == [0.5, -2]
+    assert read.baselines_G3.tolist() == [[-1.5, 0.5, 0.25], [2, 0.5, 0]]
+    path.write_text(",0\n0,1.5\n1,-1\n")
+    read = alpaca_eval.read_difficulty(str(path))
+    assert (read.difficulty_N.tolist(), read.baselines_G3.shape) == ([1.5, -1], (0, 3))
+    for text, message in (
+        ("a,b,c\n1,2,3", ":2: is no row of numbers; give alpaca_eval's df_gamed.csv"),
+        (",0\n0,1.5\n1,inf", ":3: is no row of numbers"),
+        (",0\n0,1\n2,1", ": index must number the instructions 0, 1, 2"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            alpaca_eval.read_difficulty(str(path))
+
+
 OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]
 
 
@@ -153,7 +177,7 @@ OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]
     ("model", "other", "message"),
     [
         (comparisons(1.0, 2.0), comparisons(1.0), "1 prompts are of one model only, the first"),
-        (comparisons(1.0), comparisons(2.0) * 2, "of the 2 comparisons of model 2 some have"),
+        (comparisons(1.0), comparisons(2.0) * 2, "some comparisons of one model have the same"),
         (comparisons(1.0), OTHER_REFERENCE, "output_1 differs at 1 of 1 prompts; compare both"),
         (comparisons(1.0, None), comparisons(None, 2.0), "no prompt has a preference for both"),
     ],

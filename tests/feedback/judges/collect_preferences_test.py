@@ -65,12 +65,6 @@ def test_pairs_get_labels(capsys):
     assert "1 draws kept at random" in capsys.readouterr().out
 
 
-def test_samples_get_labels():
-    rows = [{"instruction": "capital of hungary", "output": text} for text in (WRONG, RIGHT)]
-    run(input=save("samples.jsonl", rows), output="labels.jsonl", judge=GOLD)
-    assert labels() == [2]
-
-
 def test_noise_is_that_share_of_the_labels(capsys):
     rows = [pair(f"{RIGHT} {'is ' * n}", WRONG + f" {'dumb ' * n}") for n in range(200)]
     path = save("pairs.jsonl", rows)
@@ -93,8 +87,6 @@ def test_a_language_model_labels(capsys):
     fields |= {"output": "labels.jsonl", "provider": "openai"}
     with llm_server.running(answer=prefer_longer) as server:
         fields["base_url"] = f"{server.url}/v1"
-        run(**fields, dry_run=True)
-        assert not server.asked
         run(**fields)
         run(**fields)
         assert list(server.delivered.values()) == [1] * 13
@@ -118,8 +110,6 @@ BAD = [
         "holds no two different responses (1 responses without another)",
     ),
     (PAIRS, "model is empty; give --config.provider="),
-    (PAIRS | {"model": "m"}, "output is empty; give --config.provider="),
-    ({"judge": "gold"}, "judge='gold' is neither llm nor a Python function MODULE:"),
     ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
     (PAIRS | {"output": "pairs.jsonl", "judge": GOLD}, "would write over pairs.jsonl, which"),
     ({"input": "draws.jsonl", "judge": GOLD}, "none of 1 pairs has a label; set draws=random"),

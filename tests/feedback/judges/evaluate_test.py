@@ -3,19 +3,14 @@
 import hashlib
 import json
 import re
-import runpy
 import statistics
-import sys
 
 import llm_server
 import pytest
-from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm import client as llm
-from fgrlhf_jax.feedback.llm import local
 from launch import evaluate
-from launch.shared import asking, config_files
+from launch.shared import config_files
 
 DEFAULT = "configs/evaluate.py"
 PROMPTS = 40
@@ -48,7 +43,8 @@ def responses(name: str) -> list[dict]:
 def judge(prompt: str) -> str:
     """The better response by what they are worth."""
     first, second = map(int, re.findall(r"worth (\d)", prompt))
-    return f"They differ.\nVERDICT: {'tie' if first == second else 'AB'[second > first]}"
+    label = "tie" if first == second else "AB"[second > first]
+    return f"They differ.\nVERDICT: {label}" if "VERDICT" in prompt else f'{{"verdict": "{label}"}}'
 
 
 def save(name: str, rows: list[dict]) -> None:
@@ -81,12 +77,16 @@ def serve(**options):
     return llm_server.running(**{"answer": judge} | options)
 
 
+@pytest.mark.parametrize("reply_format", ["text", "json_schema"])
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_a_model_against_a_reference(capsys, provider):
+def test_a_model_against_a_reference(capsys, provider, reply_format):
     with serve(key=llm_server.KEY) as server:
         url = server.url + ("/v1" if provider == "openai" else "")
-        run_at(server, provider=provider, base_url=url)
+        run_at(server, provider=provider, base_url=url, reply_format=reply_format)
         assert sum(server.asked.values()) == PROMPTS
+        sent = json.dumps(server.bodies)
+    assert ("VERDICT" in sent) == (reply_format == "text")
+    assert ('"enum": ["A", "B", "tie"]' in sent) == (reply_format == "json_schema")
     outcomes, found = expected("a", "b"), result()
     assert found["win_rate"] == pytest.approx(100 * statistics.mean(outcomes))
     assert found["se"] == pytest.approx(100 * statistics.stdev(outcomes) / PROMPTS**0.5)
@@ -115,27 +115,6 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
     assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[1:-1]
 
 
-def test_a_run_goes_on_where_it_was_stopped(monkeypatch):
-    """A cap stops it twice; no reply that arrived is requested again; nothing is left behind."""
-    shorten_pauses(monkeypatch.setattr)
-    with serve(plan=llm_server.shaky(0.2)) as server:
-        fields = {"limits__max_requests": 20, "limits__concurrency": 3}
-        for _ in range(2):
-            with pytest.raises(InputError, match="stopped at max_requests=20"):
-                run_at(server, **fields)
-        run_at(server, **fields)
-        assert set(server.delivered.values()) == {1}
-        rows = result("eval.annotations.json")
-        before = sum(server.asked.values())
-        run_at(server, **fields)
-        assert sum(server.asked.values()) == before
-    run_at(server, **fields)  # the server is gone, and not needed
-    assert result("eval.annotations.json") == rows
-    with serve() as server:
-        run_at(server, output="calm.json")
-    assert result("calm.annotations.json") == rows
-
-
 def test_twenty_of_twenty_and_a_difficulty(capsys, refused):
     texts = {"output_1": "r", "output_2": "m"}
     save("x.json", [{"instruction": f"{n}", **texts, "preference": 2} for n in range(20)])
@@ -149,7 +128,7 @@ def test_twenty_of_twenty_and_a_difficulty(capsys, refused):
     assert result()["length_controlled_name"] == "length_controlled_noreg"
     assert "% (alpaca_eval's length_controlled_noreg)" in capsys.readouterr().out
     message = refused(evaluate, annotations="y.json", difficulty="difficulty.csv", limit=19)
-    assert "difficulty.csv: is of 20 instructions, and 19 are compared" in message
+    assert "difficulty: is of 20 instructions, and 19 are compared" in message
 
 
 def test_two_models_against_the_same_reference(capsys):
@@ -238,24 +217,11 @@ def test_only_replies_without_a_verdict(both_orders):
     assert {row["preference"] for row in result("eval.annotations.json")} == {None}
 
 
-@pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_a_server_that_holds_replies_to_a_schema(provider):
-    def answer(prompt: str) -> str:
-        return json.dumps({"verdict": judge(prompt).split(": ")[1]})
-
-    with serve(answer=answer) as server:
-        url = server.url + ("/v1" if provider == "openai" else "")
-        run_at(server, provider=provider, base_url=url, reply_format="json_schema")
-        assert '"enum": ["A", "B", "tie"]' in json.dumps(server.bodies[0])
-        assert "VERDICT" not in json.dumps(server.bodies)
-    assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
-
-
 def test_alpaca_evals_own_labels(folder):
     """A template that asks for m or M and nothing else."""
     (folder / "clf.txt").write_text("{{ instruction }}{{ input }}\nm: {{ first }}\nM: {{ second }}")
-    with serve(answer=lambda prompt: "mM"["tie" in judge(prompt) or judge(prompt)[-1] == "B"]) as s:
-        run_at(s, template_file="clf.txt", labels="m,M")
+    with serve(answer=lambda prompt: "mM"["m: worth 4" not in prompt]) as server:
+        run_at(server, template_file="clf.txt", labels="m,M")
     assert (result()["draws"], result()["unparsed"]) == (0, 0)
 
 
@@ -296,7 +262,7 @@ def test_a_limit_keeps_the_same_prompts_of_two_models(common):
     assert result()["paired"]["difference"] == 0
 
 
-def test_a_dry_run_sends_nothing(monkeypatch, capsys):
+def test_a_dry_run_sends_nothing(capsys):
     with serve() as server:
         run_at(server, dry_run=True, price_output=1000.0)
         assert not server.asked
@@ -306,10 +272,6 @@ def test_a_dry_run_sends_nothing(monkeypatch, capsys):
     assert f"cost by the given prices: at most {40 * 512 / 1000:.2f}" in out
     run(**FILES, judge="nothing:at_all", dry_run=True)
     assert "40 pairs for nothing:at_all; no requests would be" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--dry-run", "--config.limit=2"])
-    monkeypatch.delitem(sys.modules, "launch.evaluate")
-    runpy.run_module("launch.evaluate", run_name="__main__")
-    assert "2 requests to anthropic/MODEL" in capsys.readouterr().out
 
 
 def test_without_a_flag_it_is_the_embedded_world(capsys):
@@ -317,27 +279,6 @@ def test_without_a_flag_it_is_the_embedded_world(capsys):
     out = capsys.readouterr().out
     assert out.startswith("the edit against the original, judged by fgrlhf_jax.tiny_world.")
     assert float(re.search(r"win rate +([\d.]+)", out)[1]) > 90
-
-
-def test_a_local_judge(monkeypatch):
-    """It gets requests in chunks, through the same cache."""
-    chunks = []
-
-    def connect(model, **options):
-        assert (model, options["batch_size"]) == ("folder", 4)
-
-        def send(requests):
-            chunks.append(len(requests))
-            return [llm.Reply(judge(r.prompt), "end", 1, 1) for r in requests]
-
-        return send
-
-    monkeypatch.setattr(local, "connect", connect)
-    for _ in range(2):
-        fields = {"provider": "local", "model": "folder", "output": "eval.json"}
-        run(**FILES, **fields, local__batch_size=4)
-    assert (max(chunks), sum(chunks)) == (4 * asking.BATCHES_STORED, PROMPTS)
-    assert result()["win_rate"] == pytest.approx(100 * statistics.mean(expected("a", "b")))
 
 
 # What a user may get wrong: one sentence, exit status 2.
@@ -356,7 +297,7 @@ BAD = [
     (LLM | {"output": "a.json"}, "would write over a.json, which is read"),
     (LLM | {"reference": "b.json, c.json", "output": "c.json"}, "would write over c.json"),
     ({"annotations": "x.json", "output": "x.json"}, "would write over x.json, which is read"),
-    ({"annotations": "a.json"}, "a.json:row 1: misses output_1, output_2, pre"),
+    ({"annotations": "a.json"}, "a.json:row 1: misses the field 'output_1'"),
     (LLM | {"template_file": "bad.txt"}, "template_file=bad.txt: does not show {{ second }}"),
     (LLM | {"labels": "A"}, "labels=A: give two or three different ones by commas"),
     (LLM | {"cache": "a.json"}, "cache a.json: cannot be used"),

@@ -1,18 +1,15 @@
 """Judges: what is requested and in which order, and what follows from the replies."""
 
-import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import judge
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.feedback.llm.requests import Rejected
-from fgrlhf_jax.runtime.files import write_jsonl
 
 DEFAULT = judge.load_template()
 
@@ -22,10 +19,9 @@ def pair(number: int, **fields) -> Comparison:
     return Comparison(f"do {number}", **(texts | fields))
 
 
-def swap(comparison: Comparison) -> Comparison:
+def swap(row: Comparison) -> Comparison:
     """The reference and the model in each other's place."""
-    texts = comparison.output_2, comparison.output_1
-    return Comparison(comparison.instruction, comparison.input, *texts)
+    return replace(row, output_1=row.output_2, output_2=row.output_1)
 
 
 def questions(comparisons, template=DEFAULT, **options) -> list[judge.Question]:
@@ -40,7 +36,7 @@ def reply(text: str, stop: str = "end") -> Reply:
 MANY = [pair(number) for number in range(400)]
 
 
-def test_a_prompt_holds_all_of_a_row():
+def test_a_prompt_holds_all_of_a_row(tmp_path):
     row = Comparison("Name a {{ colour }} & more.", "of the sky <b>", "Blue.\n\nIs it?", "Grey")
     (question,) = questions([row])
     first, second = (row.output_1, row.output_2)[:: 1 if question.shown_first == 1 else -1]
@@ -48,8 +44,12 @@ def test_a_prompt_holds_all_of_a_row():
     places = [prompt.index(text) for text in (row.instruction, row.input, first, second)]
     assert places == sorted(places)
     assert (question.request.max_tokens, question.request.temperature) == (9, 0)
-    (question,) = questions([pair(0)])
-    assert "input" not in question.request.prompt
+    (tmp_path / "judge.txt").write_text("{{ instruction|upper }} {{ first }} {{ second }}")
+    template = judge.load_template(str(tmp_path / "judge.txt"))
+    (question,) = questions([pair(1)], template)
+    assert question.request.prompt.startswith("DO 1 ")
+    with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 1 rows have one"):
+        questions([pair(0, input="now"), pair(1)], template)
 
 
 def test_identical_responses_are_a_draw_without_a_request():
@@ -64,7 +64,6 @@ def test_identical_responses_are_a_draw_without_a_request():
 def test_the_order_is_a_fair_coin_that_falls_the_same_way_again():
     asked = questions(MANY)
     assert 160 < sum(question.shown_first == 1 for question in asked) < 240
-    assert questions(MANY) == asked
     # A row's order does not depend on the other rows, but on the seed.
     assert [q.request for q in questions(MANY[7:9])] == [q.request for q in asked[7:9]]
     others = questions(MANY, seed=1)
@@ -91,21 +90,13 @@ def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
 @pytest.mark.parametrize(
     ("verdicts", "preference"),
     [
-        ([(1, "first")], 1),
-        ([(1, "second")], 2),
-        ([(2, "first")], 2),
-        ([(2, "second")], 1),
-        ([(1, "tie")], 1.5),
-        ([(1, None)], None),
-        ([(1, "first"), (2, "second")], 1),
+        *(([(1, "first")], 1), ([(1, "second")], 2), ([(2, "first")], 2), ([(2, "second")], 1)),
+        *(([(1, "tie")], 1.5), ([(1, None)], None), ([], 1.5)),
         ([(1, "second"), (2, "first")], 2),
         # Disagreement is a draw, a verdict against a tie too.
         ([(1, "first"), (2, "first")], 1.5),
-        ([(1, "second"), (2, "second")], 1.5),
         ([(1, "tie"), (2, "first")], 1.5),
-        ([(1, "tie"), (2, "tie")], 1.5),
         ([(1, "first"), (2, None)], None),
-        ([], 1.5),
     ],
 )
 def test_verdicts_to_preferences(verdicts, preference):
@@ -144,9 +135,6 @@ def test_a_response_cannot_imitate_the_verdict():
     assert all(f"\n{q.marker} tie" in q.request.prompt for q in asked)
     judged = judge.judge_by_replies(rows, asked, [reply("VERDICT: A")] * 3, "me")
     assert [row.preference is None for row in judged] == [False, True, True]
-    (question,) = questions(rows[:1], as_json=True)
-    assert question.request.schema["properties"]["verdict"]["enum"] == ["A", "B", "tie"]
-    assert question.marker is None
 
 
 # Labels to train on
@@ -156,123 +144,75 @@ def judged(preferences) -> list[Comparison]:
     return [pair(n, preference=value, annotator="me") for n, value in enumerate(preferences)]
 
 
-def labels(rows, noise=0.0, draws="drop", seed=0) -> judge.Labels:
+def labels(rows, noise=0.0, draws="drop", seed=0) -> tuple[list[dict], Counter]:
     return judge.make_labels(rows, noise=noise, draws=draws, seed=seed)
 
 
-def test_labels_by_hand(tmp_path):
-    made = labels(judged([1.0, 2.0, 1.5, None]))
-    assert made.counts == Counter(unparsed=1, draws=1, flipped=0)
+def test_labels_by_hand():
+    rows, counts = labels(judged([1.0, 2.0, 1.5, None]))
+    assert counts == Counter(unparsed=1, draws=1, flipped=0)
     texts = {"instruction": "do 1", "input": "", "output_1": "reference 1"}
-    assert made.rows[1] == {**texts, "output_2": "model 1", "preference": 2, "annotator": "me"}
-    write_jsonl(tmp_path / "preferences.jsonl", made.rows)
-    assert records.read(str(tmp_path / "preferences.jsonl")) == [
-        records.Preference(f"do {n}", "", f"reference {n}", f"model {n}", n + 1) for n in (0, 1)
-    ]
+    expected = {**texts, "output_2": "model 1", "preference": 2, "annotator": "me"}
+    assert [row["preference"] for row in rows] == [1, 2]
+    assert rows[1] == expected
 
 
 @pytest.mark.parametrize("noise", [0.25, 0.5])
 def test_noise_flips_its_share(noise):
     rows = judged([1.0, 2.0] * 1000)
-    made = labels(rows, noise)
-    pairs = zip(made.rows, rows, strict=True)
-    flipped = [label["preference"] != row.preference for label, row in pairs]
-    assert sum(flipped) == made.counts["flipped"]
+    made, counts = labels(rows, noise)
+    flipped = [a["preference"] != b.preference for a, b in zip(made, rows, strict=True)]
+    assert sum(flipped) == counts["flipped"]
     assert sum(flipped) / 2000 == pytest.approx(noise, abs=0.04)
-    assert labels(rows, noise) == made
-    assert labels(rows, noise, seed=1).rows != made.rows
-    assert labels(rows[10:20], noise).rows == made.rows[10:20]
-    fewer = labels(rows, noise / 2)  # the same ones and no others
-    for row, more, less in zip(rows, made.rows, fewer.rows, strict=True):
+    assert labels(rows, noise, seed=1)[0] != made
+    assert labels(rows[10:20], noise)[0] == made[10:20]
+    fewer, _ = labels(rows, noise / 2)  # the same ones and no others
+    for row, more, less in zip(rows, made, fewer, strict=True):
         assert less["preference"] == row.preference or more == less
 
 
 def test_draws_fall_to_either_side_by_their_texts():
     rows = judged([1.5] * 1000)
-    assert labels(rows).rows == []
-    made = labels(rows, draws="random")
-    assert made.counts["draws"] == len(made.rows) == 1000
-    assert 430 < sum(row["preference"] == 1 for row in made.rows) < 570
-    swapped = labels([replace(swap(row), preference=1.5) for row in rows], draws="random")
-    both = zip(made.rows, swapped.rows, strict=True)
+    assert labels(rows)[0] == []
+    made, counts = labels(rows, draws="random")
+    assert counts["draws"] == len(made) == 1000
+    assert 430 < sum(row["preference"] == 1 for row in made) < 570
+    swapped, _ = labels([swap(row) for row in rows], draws="random")
+    both = zip(made, swapped, strict=True)
     assert {a["preference"] + b["preference"] for a, b in both} == {3}
-    identical = [Comparison("do", "", "a", "a", 1.5)]
-    assert labels(identical, draws="random").rows == []
-
-
-# Templates
-
-WHOLE = "{{ instruction }} {{ first }} {{ second }}"
-
-
-def load(folder, text: str):
-    (folder / "judge.txt").write_text(text)
-    return judge.load_template(str(folder / "judge.txt"))
-
-
-def test_a_template_from_a_file(tmp_path):
-    text = "  {{ instruction|upper }}?{% if input %} ({{ input }}){% endif %}\n\n" + WHOLE
-    rows = [pair(0, input="now"), pair(1)]
-    prompts = [q.request.prompt for q in questions(rows, load(tmp_path, text))]
-    assert prompts[0].startswith("DO 0? (now)\n")
-    assert prompts[1].startswith("DO 1?\n")
-    template = load(tmp_path, WHOLE)
-    assert len(questions(rows[1:], template)) == 1
-    with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 1 rows have one"):
-        questions(rows, template)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{{ first }} {{ second }}", "does not show {{ instruction }}"),
-        ("{{ instruction }} {{ second }} {% set x = first %}", "does not show {{ first }}"),
-        (WHOLE + "{{ xyz }}", "no field {{ xyz }}; there are instruction, input, first, sec"),
-    ],
-)
-def test_refused_templates(tmp_path, text, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        load(tmp_path, text)
+    assert labels([Comparison("do", "", "a", "a", 1.5)], draws="random")[0] == []
 
 
 # Judges in Python
 
 
-def length(prompts, responses):
-    return [len(response) for response in responses]
-
-
-def whole(prompts, responses, finished):
-    return list(finished)
+def length(prompts, responses, finished):
+    return [len(response) * ended for response, ended in zip(responses, finished, strict=True)]
 
 
 def inputs(prompts, responses):
     return [response in prompt for prompt, response in zip(prompts, responses, strict=True)]
 
 
-HUNGARY = ("capital of hungary", "", "cairo", "the capital of hungary is budapest")
 FILM = ("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
+PAIRS = [
+    (Comparison("x", "", "long", "longer"), 2),
+    (Comparison("x", "", "longer", "long"), 1),
+    (Comparison("x", "", "b", "a"), 1.5),
+    (Comparison("x", "", "long", "longer", finished_2=False), 1),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "preferences"),
+    ("name", "pairs"),
     [
-        (f"{__name__}:length", [("x", "", "long", "longer"), ("x", "", "b", "a")], [2, 1.5]),
-        (f"{__name__}:length", [("x", "", "longer", "long")], [1]),
-        (f"{__name__}:inputs", [("do", "the input", "do", "do\n\nthe input")], [1.5]),
-        ("fgrlhf_jax.tiny_world.judge:judge", [HUNGARY], [2]),
-        ("fgrlhf_jax.feedback.judges.vader:judge", [FILM], [2]),
+        (f"{__name__}:length", PAIRS),
+        (f"{__name__}:inputs", [(Comparison("do", "the input", "do", "do\n\nthe input"), 1.5)]),
+        ("fgrlhf_jax.feedback.judges.vader:judge", [(Comparison(*FILM), 2)]),
     ],
 )
-def test_a_function_as_judge(name, rows, preferences):
-    if "vader" in name:
-        pytest.importorskip("vaderSentiment")
-    judged = judge.judge_by_function([Comparison(*row) for row in rows], name)
-    assert [row.preference for row in judged] == preferences
+def test_a_function_as_judge(name, pairs):
+    rows, preferences = zip(*pairs, strict=True)
+    judged = judge.judge_by_function(rows, name)
+    assert tuple(row.preference for row in judged) == preferences
     assert {row.annotator for row in judged} == {name}
-
-
-def test_a_function_knows_which_responses_are_finished():
-    rows = [pair(0, finished_1=False), pair(1, finished_2=False), pair(2)]
-    judged = judge.judge_by_function(rows, f"{__name__}:whole")
-    assert [row.preference for row in judged] == [2, 1, 1.5]

@@ -1,7 +1,6 @@
 """The win rate at equal length: closed forms, loops, and what alpaca_eval's own code made of it."""
 
 import math
-import re
 import sys
 import time
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges import length_control
+from fgrlhf_jax.functional import length_control, logistic
 
 pytest.importorskip("sklearn")
 
@@ -29,19 +28,17 @@ def example(size: int = 120) -> tuple[list[int], list[float | None]]:
     return delta, outcomes
 
 
-def difficulty_file(folder, baselines: bool) -> str:
+def difficulty(name: str) -> length_control.Difficulty | None:
     """The difficulty of each row, and rows of two baselines, one of them longer throughout."""
-    lines = ["index,instruction_difficulty,std_delta_len,preference,not_gamed_baseline,model"]
-    if not baselines:
-        lines = [",0"]
-    for i in range(240 if baselines else 120):
+    difficulties, baselines = [((i * 47) % 67 - 33) / 20 for i in range(120)], []
+    for i in range(240):
         x = (-1) ** (i // 120) * ((29 * i) % 53) / 25
-        won = "" if i % 31 == 0 else round(0.5 - 0.3 * math.tanh(x) + ((i * 71) % 89 - 44) / 300, 4)
-        difficulty = f"{i % 120},{((i % 120 * 47) % 67 - 33) / 20}"
-        lines.append(f"{difficulty},{x},{won},False,m{i // 120}" if baselines else difficulty)
-    path = folder / "difficulty.csv"
-    path.write_text("\n".join(lines))
-    return str(path)
+        won = round(0.5 - 0.3 * math.tanh(x) + ((i * 71) % 89 - 44) / 300, 4)
+        baselines += [(x, difficulties[i % 120], won)] if i % 31 else []
+    if name == length_control.NOREG:
+        baselines = []
+    arrays = np.array(difficulties), np.array(baselines).reshape(-1, 3)
+    return None if name == length_control.MINIMAL else length_control.Difficulty(*arrays)
 
 
 @pytest.mark.parametrize(
@@ -52,36 +49,15 @@ def difficulty_file(folder, baselines: bool) -> str:
         ("length_controlled_v1", 0.5489603335),
     ],
 )
-def test_what_alpaca_eval_makes_of_it(tmp_path, name, expected):
-    """Its get_length_controlled_winrate on these rows and files."""
-    difficulty = None
-    if name != length_control.MINIMAL:
-        path = difficulty_file(tmp_path, name == length_control.LEADERBOARD)
-        difficulty = length_control.read_difficulty(path)
-    result = length_control.win_rate(*example(), difficulty)
+def test_what_alpaca_eval_makes_of_it(name, expected):
+    """Its get_length_controlled_winrate on these rows."""
+    result = length_control.win_rate(*example(), difficulty(name))
     assert (result.name, result.rate) == (name, pytest.approx(expected, abs=1e-8))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "cannot be read as CSV (No such file"),
-        ("", ": index must number the instructions"),
-        ("a,b,c\n1,2,3", ":2: is no row of numbers; give alpaca_eval's df_gamed.csv"),
-        (",0\n0,1.5\n1,x", ":3: is no row of numbers"),
-        (",0\n0,1.5\n1,inf", ":3: is no row of numbers"),
-        (",0\n0,1.5\n1", ":3: is no row of numbers"),
-        (",0\n0,1\n2,1", ": index must number the instructions 0, 1, 2"),
-        (",0\n0,1\n1,1", ": is of 2 instructions, and 120 are compared; they are matched by"),
-    ],
-)
-def test_refused_difficulties(tmp_path, text, message):
-    path = tmp_path / "d.csv"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=re.escape(message)) as error:
-        length_control.win_rate(*example(), length_control.read_difficulty(str(path)))
-    assert str(error.value).startswith(f"difficulty={path}")
+def test_difficulties_of_other_instructions():
+    with pytest.raises(InputError, match="is of 120 instructions, and 119 are compared; they"):
+        length_control.win_rate(*example(119), difficulty(length_control.NOREG))
 
 
 def test_many_rows_where_one_side_is_always_longer():
@@ -108,9 +84,7 @@ def test_at_equal_lengths_it_is_the_plain_win_rate_but_for_the_penalty(outcomes)
     """Without a length C Σ loss + |θ| is least where C n (share - σ(θ)) = sign(θ)."""
     n, share = len(outcomes), np.mean(outcomes)
     result = length_control.win_rate([0] * n, outcomes)
-    closed = [
-        share - np.sign(share - 0.5) / (strength * n) for strength in length_control.STRENGTHS
-    ]
+    closed = [share - np.sign(share - 0.5) / (strength * n) for strength in logistic.STRENGTHS]
     assert min(abs(result.rate - rate) for rate in closed) < 2e-5
     assert result.rate == pytest.approx(share, abs=0.05)
     assert result.se == pytest.approx(np.std(outcomes) / math.sqrt(n), rel=0.25)
@@ -141,7 +115,7 @@ def test_length_that_wins_is_taken_out():
         (range(9), [0.5] * 9, "4.5 won and 4.5 lost are too few"),
         ([7] * 20, [1.0, 0.0] * 10, "always longer by the same number of characters"),
         ([7] * 20 + [1], [1.0, 0.0] * 10 + [None], "always longer"),  # no verdict, no help
-        (range(1000, 1500), [1.0, 0.0] * 250, "by too nearly the same"),
+        (range(1000, 1500), [1.0, 0.0] * 250, "cannot be told apart"),
         (range(-10, 10), [1.0] * 10 + [0.0] * 10, "length alone decides every comparison"),
     ],
 )
