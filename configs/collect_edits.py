@@ -23,9 +23,10 @@ GROUPS = {
             0.5, "share of the words; an edit beyond it is set aside; 1: none is", at_least=0
         ),
         "template": Field(
-            "form",
-            "form: the prompt asks for a reply in a form; paper: the paper's, which asks for none",
-            choices=tuple(TEMPLATES),
+            "",
+            "form: the prompt asks for a reply in a form; paper: the paper's, which asks for none; "
+            '"": form, with provider=local paper, since small models keep to no form',
+            choices=("", *TEMPLATES),
         ),
         "template_file": Field(
             "",

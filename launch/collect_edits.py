@@ -57,7 +57,8 @@ class Question(NamedTuple):
 def main(config) -> None:
     asking.check(config)
     output = cli.check_output(config.output, (".jsonl",))
-    template = load_template(config.template_file, config.template)
+    name = config.template or ("paper" if config.provider == "local" else "form")
+    template = load_template(config.template_file, name)
     questions = build_questions(config, template)
     to_send = [question.request for question in questions if not question.unasked]
     if config.dry_run:  # an edit is about as long as its original
