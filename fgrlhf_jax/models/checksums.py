@@ -37,18 +37,13 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
         if name.endswith(".safetensors") != weights:
             continue
         file = folder / name
-        if not file.is_file():
-            fault = "is missing"
-        elif name not in sums:
-            fault = "is no file of this export"
-        elif sums[name] == (_config_digest(config) if name == CONFIG else _digest(file)):
-            continue
-        else:
-            fault = f"is damaged or was changed (its checksum is not {CONFIG}'s)"
-        raise InputError(
-            f'{file}: {fault}; copy the folder again, or delete "sha256" in {CONFIG} if the change '
-            "is meant"
-        )
+        digest = _config_digest(config) if name == CONFIG else file.is_file() and _digest(file)
+        if digest != sums.get(name):
+            raise InputError(
+                f"{file}: is damaged, missing or not the one of this export (by the checksums in "
+                f'{CONFIG}); copy the folder again, or delete "sha256" in {CONFIG} if the change '
+                "is meant"
+            )
 
 
 def files(folder: Path) -> list[str]:

@@ -125,5 +125,5 @@ def test_a_changed_model_is_not_pushed(hub, files, refused):
     weights = files["model"] / "export" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     sentence = refused(push, path=files["model"], repo="me/it", license="mit")
-    assert sentence.startswith(f"{weights}: is damaged or was changed")
+    assert sentence.startswith(f"{weights}: is damaged, missing or not the one")
     assert hub.repos == {}

@@ -92,7 +92,7 @@ def test_a_reward_model_with_another_meaning_is_refused(models, tmp_path, refuse
     assert sentence.startswith(str(folder))
     assert len(sentence) < 1000
     if name in CHANGED:
-        assert 'or delete "sha256" in config.json if the change is meant' in sentence
+        assert 'delete "sha256" in config.json if the change is meant' in sentence
 
 
 @pytest.mark.parametrize("name", ["rope_theta", "vocabulary", "special", "chat", "gone"])
