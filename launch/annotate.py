@@ -25,6 +25,7 @@ from launch.shared import cli
 
 CONFIG = "configs/annotate.py"
 EMBEDDED = "runs/annotate_tiny/edits.jsonl"
+LONGEST_PROMPT = 10 * LONGEST
 NEEDED = ("starlette", "uvicorn", "markdown_it")
 
 
@@ -128,7 +129,7 @@ def drop_unusable_responses(
     items: list[Item], decisions: list[Decision], source: str
 ) -> tuple[list[Item], list[Decision]]:
     """The rows that have a response to edit, and the decisions on them."""
-    too_long = {item.id for item in items if len(item.original) > LONGEST}
+    too_long = {item.id for item in items if is_too_long(item)}
     editable = [item for item in items if item.original.strip() and item.id not in too_long]
     if not editable:
         raise InputError(
@@ -138,9 +139,18 @@ def drop_unusable_responses(
     if empty := len(items) - len(editable) - len(too_long):
         print(f"{empty} rows of {source} are left out: their response is empty")
     if too_long:
-        print(f"{len(too_long)} rows of {source} are left out: longer than {LONGEST} characters")
+        print(
+            f"{len(too_long)} rows of {source} are left out: their response has more than "
+            f"{LONGEST} characters, or their prompt {LONGEST_PROMPT}"
+        )
     ids = {item.id for item in editable}
     return editable, [decision for decision in decisions if decision.id in ids]
+
+
+def is_too_long(item: Item) -> bool:
+    prompt = [item.instruction, item.input, *(text for _, text in item.turns)]
+    response = max(len(item.original), len(item.suggestion))
+    return response > LONGEST or sum(map(len, prompt)) > LONGEST_PROMPT
 
 
 def summarize(store: Annotations) -> str:

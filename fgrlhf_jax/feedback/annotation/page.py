@@ -144,15 +144,15 @@ class Page:
     def rows(self, typed: Decision, data: Mapping) -> Json:
         """The annotator's decisions that have a text, the last first."""
         search = str(data.get("search", "")).casefold()
-        found = []
+        matches = []
         for decision in reversed(self.store.decisions(typed.annotator)):
             item = self.store.item(decision.id)
             texts = [*dataclasses.astuple(item)[:4], *(text for _, text in item.turns)]
             texts += [decision.text, decision.comment, *decision.tags]
             if any(search in text.casefold() for text in texts):
-                found.append((item, decision))
-        rows = [(i, d, html.inline(i.original, d.text)) for i, d in found[:LISTED]]
-        return {"list": html.render("decisions", rows, len(found))}
+                matches.append((item, decision))
+        rows = [(i, d, html.inline(i.original, d.text)) for i, d in matches[:LISTED]]
+        return {"list": html.render("decisions", rows, len(matches))}
 
     def versions(self, typed: Decision, _: Mapping) -> Json:
         """All that the annotator had in a row, and the texts that it came with."""
@@ -162,11 +162,11 @@ class Page:
             at = datetime.datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
             texts.setdefault(version.text, f"{at}, {version.verdict}")
         texts.pop(item.original, None)
-        came_with = [("Suggestion", item.suggestion)] if item.suggestion else []
-        came_with += [(f"Edit of {other}", text) for other, text in item.others]
-        came_with.append(("The original response", item.original))
+        item_texts = [("Suggestion", item.suggestion)] if item.suggestion else []
+        item_texts += [(f"Edit of {other}", text) for other, text in item.others]
+        item_texts.append(("The original response", item.original))
         listed = [(label, text) for text, label in texts.items()][:LISTED]
-        return {"list": html.render("versions", listed + came_with)}
+        return {"list": html.render("versions", listed + item_texts)}
 
 
 def _read_typed(name: str, data: Mapping) -> Decision:

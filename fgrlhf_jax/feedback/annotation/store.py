@@ -246,8 +246,8 @@ class Annotations(contextlib.AbstractContextManager):
         """Those that stand, of all annotators or one, in the order in which they were made."""
         condition = DECIDED if name is None else f"{DECIDED} AND annotator = :name"
         with self._events.transaction():
-            found = self._events.select(f"{condition} ORDER BY n", name=name)
-        return [decision for _, decision in found]
+            rows = self._events.select(f"{condition} ORDER BY n", name=name)
+        return [decision for _, decision in rows]
 
     def progress(self, name: str) -> dict[str, int]:
         """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
@@ -320,8 +320,8 @@ class Annotations(contextlib.AbstractContextManager):
         condition = "AND row = :row" if row else ""
         since = self._clock() - self.release_after
         query = f"{TAKEN} {condition} GROUP BY row"
-        found = self._events.query(query, name=name, row=row, since=since)
-        return {row: tuple(counts) for row, *counts in found}
+        rows = self._events.query(query, name=name, row=row, since=since)
+        return {id: tuple(counts) for id, *counts in rows}
 
     def _has_room(self, name: str, row: str, count_silent: bool = True) -> bool:
         """Whether fewer than ``overlap`` other people have decided the row or have it open."""

@@ -409,24 +409,6 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     assert [edit["edited"] for edit in server.edits(4)][-1] == "It is three."
 
 
-def test_another_input_gets_nothing_of_what_was_typed_for_the_last(chromium, start, tmp_path):
-    server = start()
-    ann = Person(chromium, server.url, "Ann")
-    ann.enter()
-    ann.type("It is zero, I say.", shown="say")
-    server.stop(signal.SIGKILL)
-    ann.page.fill("#edit", "It is nought.")
-    for path in tmp_path.glob("edits.jsonl*"):
-        path.unlink()
-    (tmp_path / "other.json").write_text(json.dumps([ROWS[0] | {"output": "Nought."}]))
-    port = int(server.url.rpartition(":")[2])
-    start(f"--config.input={tmp_path / 'other.json'}", port=port)
-    ann.page.reload()
-    ann.page.wait_for_selector("#bar")
-    assert (ann.row(), ann.text()) == ("r0", "Nought.")
-    ann.page.context.close()
-
-
 def test_a_password(chromium, start):
     server = start(**{PASSWORD: "open sesame"})
     ann = Person(chromium, server.url, "Ann")

@@ -241,7 +241,7 @@ def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, tmp_p
     out = capsys.readouterr().out
     assert "1 rows left out; the first: rows.json:row 4: " in out
     assert "1 rows of rows.json are left out: their response is empty" in out
-    assert "1 rows of rows.json are left out: longer than 50000 characters" in out
+    assert "1 rows of rows.json are left out: their response has more than 50000 char" in out
     assert "1 rows in out.json" in out
     (tmp_path / "rows.jsonl").write_text(json.dumps(empty))
     assert "none of its rows has a response to edit" in refusal()

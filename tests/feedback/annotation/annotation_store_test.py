@@ -1,7 +1,5 @@
 """Rows are given out once, and every decision stands until it is taken back."""
 
-import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,32 +149,6 @@ def test_a_silent_annotators_last_row(output):
         assert store.take("Bob").id == "r1"
 
 
-def test_sent_twice_counts_once_and_something_else_is_refused(output):
-    with Annotations(items(2), output) as store:
-        store.take("Ann")
-        for _ in range(2):
-            accept(store, "Ann", "r0", "Zero.")
-        with pytest.raises(InputError, match="decided this row before"):
-            accept(store, "Ann", "r0", "Null.")
-        with pytest.raises(InputError, match="decided this row before"):
-            skip(store, "Ann", "r0")
-        assert len(store.decisions()) == 1
-
-
-def test_refused_edits(output):
-    with Annotations(items(1), output) as store:
-        store.take("Ann")
-        for row, text, message in (
-            ("r0", " \n", "cannot be empty"),
-            ("r0", "a\ud83d", "half a character"),
-            ("r9", "Nine.", "no row 'r9'"),
-        ):
-            with pytest.raises(InputError, match=message):
-                accept(store, "Ann", row, text)
-        assert store.take("Ann").id == "r0"
-        assert store.decisions() == []
-
-
 def test_texts_are_kept_to_the_letter(output):
     odd = "  \ttabs, \u2028 lines\r\nand \u202e marks, \x00, 😀 <script>\n\n"
     details = {"tags": (odd, "b"), "comment": odd, "seconds": 2.5, "over_limit": True}
@@ -229,42 +201,6 @@ def test_a_text_that_was_overwritten_can_be_had_back(output):
         assert type("y")[:2] == ["y", "Saved."]
         held_down = ["A long text, taken out key by key."[:n] for n in range(34, 0, -4)]
         assert held_down[0] in type(*held_down)
-
-
-@pytest.mark.parametrize("overlap", [1, 3])
-def test_many_threads_never_share_a_row_beyond_the_overlap(output, overlap):
-    rows, faults = items(12), []
-    with Annotations(rows, output, overlap=overlap) as store:
-
-        def annotate(name):
-            rng = random.Random(name)
-            while (item := store.take(name)) is not None or (
-                store.progress(name)["done"] < 12 and store.progress(name)["open_elsewhere"]
-            ):
-                if item is None:
-                    continue
-                try:
-                    choice = rng.random()
-                    if choice < 0.2:
-                        store.take(name, put_back=item.id)
-                    elif choice < 0.3 and store.progress(name)["mine"]:
-                        store.reopen(name, item.id)
-                    else:
-                        accept(store, name, item.id, f"{item.original} By {name}.")
-                except InputError as error:
-                    faults.append(error)
-
-        with ThreadPoolExecutor(6) as pool:
-            list(pool.map(annotate, [f"A{k}" for k in range(6)]))
-        assert not faults
-        decisions = store.decisions()
-        store.write_edits()
-    for item in rows:
-        names = [decision.annotator for decision in decisions if decision.id == item.id]
-        assert len(names) == len(set(names)) == overlap
-    assert edits(output) == [(decision.text, decision.annotator) for decision in decisions]
-    with Annotations(rows, output, overlap=overlap) as store:
-        assert store.decisions() == decisions
 
 
 def test_imported_decisions_come_first(output):
