@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgrlhf_jax.data.bucketing import fill_batch, pad_right
+from fgrlhf_jax.data.bucketing import fill_batch, pad_responses
 from fgrlhf_jax.data.records import Instruction, Record
-from fgrlhf_jax.data.templates import check_limits, encode_response, fit_prompt
+from fgrlhf_jax.data.templates import check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -40,13 +40,14 @@ def encode_demonstrations(
     Args:
       max_length: tokens of prompt and response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (:func:`fit_prompt`) and cuts the responses' tails, their EOS with them.
+        (``fit_prompt``) and cuts the responses' tails, their EOS with them.
 
     Raises:
       InputError: for records that are no instructions, limits that leave no room for a response,
         and when nothing is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
+    options = {"max_prompt_length": max_prompt_length, "append_eos": append_eos}
     names = ("kept", "dropped_empty", "dropped_overlong", "truncated")
     counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     demonstrations = []
@@ -58,8 +59,9 @@ def encode_demonstrations(
         if not record.output.strip():
             counts["dropped_empty"] += 1
             continue
-        fitted, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
-        encoded = encode_response(tokenizer, template, fitted, record.output, append_eos)
+        (encoded,), truncated = encode_responses(
+            tokenizer, template, record, [record.output], **options
+        )
         truncated = truncated or len(encoded.ids) > max_length
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
@@ -90,12 +92,6 @@ def pad_demonstrations(
       float32, 1 or 0.
     """
     rows, weight_B = fill_batch(demonstrations, batch_size)
-    columns_S = np.arange(bucket)
-    start_B1 = np.array([row.prompt_length for row in rows])[:, None]
-    end_B1 = np.array([len(row.tokens) for row in rows])[:, None]
-    return {
-        "tokens_BS": pad_right([row.tokens for row in rows], bucket),
-        "mask_BS": columns_S < end_B1,
-        "response_BS": (start_B1 <= columns_S) & (columns_S < end_B1),
-        "weight_B": weight_B,
-    }
+    starts = [row.prompt_length for row in rows]
+    arrays = pad_responses([row.tokens for row in rows], starts, bucket)
+    return {f"{name}_BS": array for name, array in arrays.items()} | {"weight_B": weight_B}

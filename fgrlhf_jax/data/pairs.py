@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.bucketing import fill_batch, pad_right
-from fgrlhf_jax.data.records import Edit, Instruction, Record, better_and_worse, kind_of
-from fgrlhf_jax.data.templates import Encoded, check_limits, encode_response, fit_prompt
+from fgrlhf_jax.data.bucketing import fill_batch, pad_responses, pad_right
+from fgrlhf_jax.data.records import Edit, Preference, Record, better_and_worse, kind_of
+from fgrlhf_jax.data.templates import Encoded, check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -90,7 +90,7 @@ def encode_by_kind(
 
 
 def encode_pairs(
-    records: Sequence[Record],
+    records: Sequence[Edit | Preference],
     tokenizer: Tokenizer,
     *,
     template: str,
@@ -109,32 +109,25 @@ def encode_pairs(
     Args:
       max_length: tokens of the prompt and either response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (:func:`fit_prompt`) and cuts the responses' tails, their EOS with them.
+        (``fit_prompt``) and cuts the responses' tails, their EOS with them.
       alignment: a method of :func:`align`.
 
     Returns:
       The pairs, and {rows = kept + dropped_overlong + unchanged; truncated, of the kept}.
 
     Raises:
-      InputError: for a record that is no pair, limits that leave no room for a response, and when
-        no pair is left.
+      InputError: for limits that leave no room for a response, and when no pair is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
+    options = {"max_prompt_length": max_prompt_length, "append_eos": append_eos}
     names = ("kept", "dropped_overlong", "truncated", "unchanged")
     counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     pairs = []
     for row, record in enumerate(records):
-        if isinstance(record, Instruction):
-            raise InputError(
-                "a reward model learns from edits and preferences, not from Instruction rows; "
-                "give a file with original and edited, or output_1, output_2 and preference."
-            )
-        fitted, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
-        sides = [
-            encode_response(tokenizer, template, fitted, text, append_eos)
-            for text in better_and_worse(record)
-        ]
-        truncated = truncated or any(len(side.ids) > max_length for side in sides)
+        sides, truncated = encode_responses(
+            tokenizer, template, record, better_and_worse(record), **options
+        )
+        truncated = truncated or max(len(side.ids) for side in sides) > max_length
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
         elif sides[0].ids[:max_length] == sides[1].ids[:max_length]:
@@ -214,19 +207,12 @@ def pad_pairs(
       float32, 1 or 0.
     """
     rows, weight_B = fill_batch(pairs, batch_size)
-    columns_S = np.arange(bucket)
-    start_B21 = np.array([[pair.start_i, pair.start_j] for pair in rows])[..., None]
-    end_B21 = np.array([[len(pair.tokens_i), len(pair.tokens_j)] for pair in rows])[..., None]
 
-    def both_sides(name: str) -> np.ndarray:
-        sides = [getattr(pair, f"{name}_{side}") for pair in rows for side in "ij"]
-        return pad_right(sides, bucket).reshape(len(rows), 2, bucket)
+    def both_sides(name: str) -> list:
+        return [getattr(pair, f"{name}_{side}") for pair in rows for side in "ij"]
 
-    return {
-        "tokens_B2S": both_sides("tokens"),
-        "mask_B2S": columns_S < end_B21,
-        "response_B2S": (start_B21 <= columns_S) & (columns_S < end_B21),
-        "changed_B2S": both_sides("changed"),
-        "partner_BS": pad_right([pair.partner for pair in rows], bucket, -1),
-        "weight_B": weight_B,
-    }
+    arrays = pad_responses(both_sides("tokens"), both_sides("start"), bucket)
+    arrays["changed"] = pad_right(both_sides("changed"), bucket)
+    sides = {f"{name}_B2S": x.reshape(len(rows), 2, bucket) for name, x in arrays.items()}
+    partner_BS = pad_right([pair.partner for pair in rows], bucket, -1)
+    return sides | {"partner_BS": partner_BS, "weight_B": weight_B}

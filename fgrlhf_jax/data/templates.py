@@ -7,9 +7,12 @@ template's own control tokens do).
 """
 
 import bisect
+import contextlib
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import secrets
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -33,6 +36,8 @@ _ALPACA_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
+_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 _OTHER_TEMPLATE = "--config.template=alpaca (or plain; in a training run --config.data.template=…)"
 
 
@@ -149,45 +154,60 @@ def fit_prompt(
     """
 
     def encode(shorter: Record) -> list[int]:
-        return _encode(tokenizer, template, shorter).ids
+        return encode_response(tokenizer, template, shorter, None).ids
 
     ids = encode(record)
     if max_length is None or len(ids) <= max_length:
         return record, ids, False
-    for shorter in _without_old_turns(record):
-        record = shorter
+    messages = record.messages
+    system = tuple(message for message in messages[:1] if message.role == "system")
+    for start in [n for n, message in enumerate(messages) if message.role == "user"][1:]:
+        record = dataclasses.replace(record, messages=system + messages[start:])
         if len(ids := encode(record)) <= max_length:
             return record, ids, True
-    for cut, length in _cuts(record):
-        fits = bisect.bisect_right(
-            range(length + 1), max_length, key=lambda keep: len(encode(cut(keep)))
+    keeps = range(sum(map(len, _texts(record))) + 1)
+    fits = bisect.bisect_right(keeps, max_length, key=lambda keep: len(encode(_cut(record, keep))))
+    record = _cut(record, max(fits - 1, 0))
+    ids = encode(record)
+    if not fits:
+        raise InputError(
+            f"max_prompt_length={max_length}: the template {template!r} alone has {len(ids)} "
+            "tokens; raise it"
         )
-        record = cut(max(fits - 1, 0))
-        if fits:
-            return record, encode(record), True
-    raise InputError(
-        f"max_prompt_length={max_length}: the template {template!r} alone has "
-        f"{len(encode(record))} tokens; raise it"
-    )
+    return record, ids, True
 
 
-def encode_response(
-    tokenizer: Tokenizer, template: str, record: Record, response: str, append_eos: bool = True
-) -> Encoded:
-    """The ids of a record's prompt and of a response to it.
+def _texts(record: Record) -> list[str]:
+    contents = [message.content for message in record.messages]
+    return contents or [record.instruction, record.input]
 
-    With "chat" the response is rendered as the chat template renders an assistant's turn, up to the
-    control token that ends it. Where the template writes no such token, or not the response as it
-    is, and with the other templates, the response follows the prompt and the tokenizer's EOS ends
-    it.
 
-    Args:
-      append_eos: whether the response ends with a control token.
+def _cut(record: Record, keep: int) -> Record:
+    """The record with the first ``keep`` characters of its prompt's texts."""
+    texts = []
+    for text in _texts(record):
+        texts.append(text[: max(keep, 0)])
+        keep -= len(text)
+    if not record.messages:
+        return dataclasses.replace(record, instruction=texts[0], input=texts[1])
+    turns = zip(record.messages, texts, strict=True)
+    cut = (dataclasses.replace(message, content=text) for message, text in turns)
+    return dataclasses.replace(record, messages=tuple(cut))
 
-    Raises:
-      InputError: as :func:`render`.
-    """
-    return _encode(tokenizer, template, record, response, append_eos)
+
+def encode_responses(
+    tokenizer: Tokenizer,
+    template: str,
+    record: Record,
+    responses: Iterable[str],
+    *,
+    max_prompt_length: int,
+    append_eos: bool,
+) -> tuple[list[Encoded], bool]:
+    """Responses behind the same prompt, and whether :func:`fit_prompt` shortened that."""
+    record, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
+    encode = functools.partial(encode_response, tokenizer, template, record)
+    return [encode(response, append_eos) for response in responses], truncated
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -197,32 +217,44 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
     """A sentence where what ends a response in training does not end a generated one, else ""."""
-    closing, end = "", tokenizer.eos_token_id
+    parts = _Parts("")
     if template == "chat":
-        try:
+        with contextlib.suppress(InputError):  # it wants other turns, which a file may have
             parts = _chat_parts(tokenizer, (Message("user", "a"),), "a")
-        except InputError:  # it wants other turns, which a file may have
-            return ""
-        closing = parts.closing.strip()
-        tokens = _tokenize(tokenizer, parts.closing, control=True)
-        end = next((tokens.ids[place] for place in tokens.controls), None if closing else end)
-    if end in ends:
+    tokens = _tokenize(tokenizer, parts.closing, control=True)
+    written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
+    end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
+    known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
+    if end in known:
         return ""
-    written = closing if end is None else tokenizer.convert_ids_to_tokens(end)
-    known = ", ".join(tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)]))
     return (
-        f"template={template} ends a turn with {written!r:.60}, and a response ends with {known}: "
-        "it may run on; correct eos_token_id in generation_config.json or give another template"
+        f"template={template} ends a turn with {end!r:.60}, and a response ends with "
+        f"{', '.join(known)}: it may run on; correct eos_token_id in generation_config.json or "
+        "give another template"
     )
 
 
-def _encode(
+def encode_response(
     tokenizer: Tokenizer,
     template: str,
     record: Record,
-    response: str | None = None,
-    append_eos: bool = False,
+    response: str | None,
+    append_eos: bool = True,
 ) -> Encoded:
+    """The ids of a record's prompt and of a response to it.
+
+    With "chat" the response is rendered as the chat template renders an assistant's turn, up to the
+    control token that ends it. Where the template writes no such token, or not the response as it
+    is, and with the other templates, the response follows the prompt and the tokenizer's EOS ends
+    it.
+
+    Args:
+      response: None for the prompt alone.
+      append_eos: whether the response ends with a control token.
+
+    Raises:
+      InputError: as :func:`render`.
+    """
     check_template(template, tokenizer)
     if template == "chat":
         parts, tokens = _encode_chat(tokenizer, turns(record), response)
@@ -283,8 +315,7 @@ def _chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str
         return _Parts(prompt)
     try:
         whole = _render_chat(tokenizer, messages, response)
-        probe = _absent([message.content for message in messages])
-        before, _, after = _render_chat(tokenizer, messages, probe).partition(probe)
+        before, _, after = _render_chat(tokenizer, messages, _UNTYPED).partition(_UNTYPED)
     except InputError:  # some templates want the user's turn last
         whole, before, after = "", prompt, ""
     written = whole[len(before) : len(whole) - len(after)]
@@ -310,46 +341,39 @@ def _encode_chat(
     parts = _chat_parts(tokenizer, messages, response)
     text = "".join(parts)
     tokens = _tokenize(tokenizer, text, control=True)
-    contents = [message.content for message in messages] + [response or ""]
+    contents = [*(message.content for message in messages), response or ""]
     spelt = {text[start:end] for start, end in tokens.controls.values()}
     spelt = sorted((s for s in spelt if any(s in c for c in contents)), key=len, reverse=True)
     if not spelt:
         return parts, tokens
 
-    mark = _absent(contents)
     pattern = re.compile("|".join(map(re.escape, spelt)))
 
     def hide(content: str) -> str:
-        return pattern.sub(lambda match: f"{mark}-{spelt.index(match[0])}-", content)
+        return pattern.sub(lambda match: f"{_UNTYPED}-{spelt.index(match[0])}-", content)
 
     def name_controls(part: str) -> str:
         ids, _, controls = _tokenize(tokenizer, part, control=True)
         for place, (start, end) in reversed(controls.items()):
-            part = f"{part[:start]}{mark}+{ids[place]}+{part[end:]}"
-        return re.sub(f"{mark}-([0-9]+)-", lambda match: spelt[int(match[1])], part)
+            part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
+        return re.sub(f"{_UNTYPED}-([0-9]+)-", lambda match: spelt[int(match[1])], part)
 
     hidden = [dataclasses.replace(message, content=hide(message.content)) for message in messages]
     parts = _chat_parts(tokenizer, hidden, response if response is None else hide(response))
     parts = _Parts(*map(name_controls, parts))
 
-    backend, ours = tokenizer.backend_tokenizer, {}
+    text, backend, ours, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
     renamed = tokenizers.Tokenizer(backend.model)
     renamed.normalizer, renamed.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     for index, token in backend.get_added_tokens_decoder().items():
-        content = f"{mark}+{index}+" if token.special else token.content
-        flags = {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip")}
-        added = tokenizers.AddedToken(content, normalized=token.normalized, **flags)
-        renamed.add_tokens([added])
-        ours[renamed.token_to_id(content)] = index, token.special
-    encoding = renamed.encode("".join(parts), add_special_tokens=False)
-    ids = [ours.get(i, (i, False))[0] for i in encoding.ids]
-    text = "".join(parts)
-    controls = {
-        k: _core(text, span)
-        for k, (i, span) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
-        if ours.get(i, (i, False))[1]
-    }
-    return parts, _Tokens(ids, encoding.offsets, controls)
+        content = f"{_UNTYPED}+{index}+" if token.special else token.content
+        flags = {name: getattr(token, name) for name in _FLAGS}
+        renamed.add_tokens([tokenizers.AddedToken(content, **flags)])
+        ours[renamed.token_to_id(content)] = index
+        special |= {renamed.token_to_id(content)} if token.special else set()
+    encoding = renamed.encode(text, add_special_tokens=False)
+    tokens = _tokens(text, encoding.ids, encoding.offsets, special)
+    return parts, tokens._replace(ids=[ours.get(i, i) for i in tokens.ids])
 
 
 def _tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> _Tokens:
@@ -361,66 +385,20 @@ def _tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> _Tok
         return_offsets_mapping=True,
         verbose=False,
     )
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder() if control else {}
-    controls = {
-        place: _core(text, offsets[place])
-        for place, index in enumerate(ids)
-        if index in added and added[index].special
-    }
-    # An unknown character has a control token's id and is none.
-    unknown = [k for k, span in controls.items() if ids[k] == tokenizer.unk_token_id]
-    for place in unknown:
-        start, end = controls[place]
-        if text[start:end] != tokenizer.unk_token:
-            del controls[place]
+    special = {index for index, token in added.items() if token.special}
+    if str(tokenizer.unk_token) not in text:  # an unknown character has its id too
+        special -= {tokenizer.unk_token_id}
+    return _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
+
+
+def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> _Tokens:
+    """With the places of the ``special`` ids, whose characters may have blanks around them."""
+    controls = {}
+    for place, index in enumerate(ids):
+        if index in special:
+            start, end = offsets[place]
+            covered = text[start:end]
+            start += len(covered) - len(covered.lstrip())
+            controls[place] = start, start + len(covered.strip())
     return _Tokens(ids, offsets, controls)
-
-
-def _absent(texts: Sequence[str]) -> str:
-    """Private-use characters that none of the texts has."""
-    mark = "\ue000"
-    while any(mark in text for text in texts):
-        mark += "\ue000"
-    return mark
-
-
-def _core(text: str, span: tuple[int, int]) -> tuple[int, int]:
-    """A span without the blanks at its ends."""
-    covered = text[slice(*span)]
-    start = span[0] + len(covered) - len(covered.lstrip())
-    return start, start + len(covered.strip())
-
-
-def _without_old_turns(record: Record) -> Iterator[Record]:
-    """The record without its oldest turns: ever fewer, from a user's turn on, the system's kept."""
-    system = [message for message in record.messages[:1] if message.role == "system"]
-    starts = [n for n, message in enumerate(record.messages) if message.role == "user"]
-    for start in starts[1:]:
-        yield dataclasses.replace(record, messages=(*system, *record.messages[start:]))
-
-
-def _cuts(record: Record) -> Iterator[tuple[Callable[[int], Record], int]]:
-    """Functions from a number of characters to the record with that much of a text, and its length.
-
-    In the order in which texts are cut; ahead of the next one its predecessor is empty.
-    """
-    if not record.messages:
-        length = len(record.instruction)
-
-        def cut(keep: int) -> Record:
-            input = record.input[: max(keep - length, 0)]
-            return dataclasses.replace(record, instruction=record.instruction[:keep], input=input)
-
-        yield cut, length + len(record.input)
-        return
-
-    messages = list(record.messages)
-    for index in reversed(range(len(messages))):
-
-        def cut(keep: int, index: int = index, turns: tuple = tuple(messages)) -> Record:
-            turn = dataclasses.replace(turns[index], content=turns[index].content[:keep])
-            return dataclasses.replace(record, messages=(*turns[:index], turn, *turns[index + 1 :]))
-
-        yield cut, len(messages[index].content)
-        messages[index] = dataclasses.replace(messages[index], content="")

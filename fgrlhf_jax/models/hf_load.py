@@ -126,9 +126,7 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
 
 def check_language_model(path: str | os.PathLike) -> None:
     """Raises InputError for a reward model or another classifier."""
-    folder = resolve(path)
-    config = read_json(folder / checksums.CONFIG) if folder.is_dir() else {}
-    names = [str(name) for name in config.get("architectures") or ()]
+    names = [str(name) for name in _read_part(path, checksums.CONFIG).get("architectures") or ()]
     if any(name.endswith(("Classification", "RewardModel")) for name in names):
         raise InputError(
             f"{path}: is a reward model ({', '.join(names)}), and a language model is expected "
@@ -138,38 +136,39 @@ def check_language_model(path: str | os.PathLike) -> None:
 
 def learned_template(path: str) -> str:
     """The prompt template that a model of ours was fine-tuned with; "" for any other."""
-    folder = resolve(path)
-    extra = read_json(folder / checksums.CONFIG).get("fgrlhf", {}) if folder.is_dir() else {}
-    return extra.get("data", {}).get("template", "")
+    ours = _read_part(path, checksums.CONFIG).get("fgrlhf", {})
+    return ours.get("data", {}).get("template", "")
 
 
 def read_generation_config(path: str | os.PathLike) -> dict:
     """How a model is meant to generate: its generation_config.json, {} where it has none."""
-    file = resolve(path) / "generation_config.json"
-    config = read_json(file) if file.is_file() else {}
+    config = _read_part(path, "generation_config.json")
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:
-    """The tokens that end a response.
+    """The tokens that end a response: all of generation_config.json, or else of config.json.
 
-    All of generation_config.json, or else of config.json, or else the tokenizer's EOS and, of a
-    GGUF file, its end of turn.
-
-    Raises:
-      InputError: for what is no token id.
+    Or else the tokenizer's EOS and, of a GGUF file, its end of turn. Raises InputError for what is
+    no token id.
     """
-    path = resolve(path)
-    if path.suffix == ".gguf":
-        return gguf.end_ids(path)
-    for file in (path / "generation_config.json", path / checksums.CONFIG):
-        ids = read_json(file).get("eos_token_id") if file.is_file() else None
-        ids = ids if isinstance(ids, list) else [ids]
-        if wrong := [i for i in ids if i is not None and type(i) is not int]:
-            raise InputError(f"{file}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
-        if ids := [i for i in ids if i is not None]:
+    local = resolve(path)
+    if local.suffix == ".gguf":
+        return gguf.end_ids(local)
+    for config in (read_generation_config(path), _read_part(path, checksums.CONFIG)):
+        ids = config.get("eos_token_id")
+        ids = [i for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
+        if wrong := [i for i in ids if type(i) is not int]:
+            raise InputError(f"{path}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
+        if ids:
             return tuple(ids)
     return (tokenizer.eos_token_id,)
+
+
+def _read_part(path: str | os.PathLike, name: str) -> dict:
+    """One of a folder's JSON files; {} where there is none."""
+    file = resolve(path) / name
+    return read_json(file) if file.is_file() else {}
 
 
 def load_tokenizer(path: str | os.PathLike):
@@ -189,30 +188,27 @@ def load_tokenizer(path: str | os.PathLike):
 def _folder_tokenizer(folder: Path):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    options_file = folder / "tokenizer_config.json"
-    options = read_json(options_file) if options_file.is_file() else {}
-    if not (folder / "tokenizer.json").is_file():
-        if not (folder / "tokenizer.model").is_file():
-            raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; copy it there")
+    options, sentencepiece = _read_part(folder, "tokenizer_config.json"), folder / "tokenizer.model"
+    if sentencepiece.is_file() and not (folder / "tokenizer.json").is_file():
         # SentencePiece's own ids, and LLaMA's BOS before a text.
         more = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}
-        with hf_names.as_input_error(folder / "tokenizer.model", "is no SentencePiece model"):
+        with hf_names.as_input_error(sentencepiece, "is no SentencePiece model"):
             return PreTrainedTokenizerFast.from_pretrained(str(folder), **more)
     # AutoTokenizer would ask config.json for a model type that it knows; a folder with a tokenizer
     # only has none.
     config = folder / checksums.CONFIG
     ours = not config.exists() or read_json(config).get("model_type") == STATE_ACTION_TYPE
     kind = PreTrainedTokenizerFast if ours else AutoTokenizer
-    try:
-        return kind.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # of many types
-        if "auto_map" in options:
+    with hf_names.as_input_error(folder, "has no usable tokenizer"):
+        try:
+            return kind.from_pretrained(str(folder), trust_remote_code=False)
+        except ValueError as error:
+            if "auto_map" not in options:
+                raise
             raise InputError(
-                f"{options_file}: the tokenizer is code of its own (auto_map), which is never run; "
-                "give a model whose tokenizer.json is all it needs"
+                f"{folder}: its tokenizer is code of its own (auto_map in tokenizer_config.json), "
+                "which is never run; give a model with a tokenizer.json"
             ) from error
-        with hf_names.as_input_error(folder, "has no usable tokenizer"):
-            raise
 
 
 def load_params(path: str | os.PathLike, abstract: Any) -> Any:

@@ -79,23 +79,19 @@ def encode_responses(
       InputError: for a record without a response, or whose prompt leaves no room for one.
     """
     encoded: list[list[EncodedResponse]] = []
+    options = {name: data[name] for name in ("max_prompt_length", "append_eos")}
     for number, row in enumerate(rows, 1):
-        template = data["template"]
-        fitted, prompt, is_cut = templates.fit_prompt(
-            tokenizer, template, row, data["max_prompt_length"]
-        )
         texts = {name: getattr(row, name) for name in records.RESPONSES[type(row)]}
         if missing := [name for name, text in texts.items() if not text]:
             raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")
-        if len(prompt) >= max_length:
+        sides, is_cut = templates.encode_responses(
+            tokenizer, data["template"], row, texts.values(), **options
+        )
+        if (length := max(side.start for side in sides)) >= max_length:
             raise InputError(
-                f"row {number}: its prompt of {len(prompt)} tokens leaves no room for a response "
+                f"row {number}: its prompt of {length} tokens leaves no room for a response "
                 f"within max_length={max_length}; raise it"
             )
-        sides = [
-            templates.encode_response(tokenizer, template, fitted, text, data["append_eos"])
-            for text in texts.values()
-        ]
         changed = [np.zeros(len(side.ids) - side.start, bool) for side in sides]
         if isinstance(row, records.Edit):
             responses = (side.ids[side.start :] for side in reversed(sides))

@@ -9,7 +9,7 @@ from tokenizers.normalizers import Lowercase
 
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
-from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
+from fgrlhf_jax.data.records import Edit, Preference, better_and_worse
 from fgrlhf_jax.data.templates import encode_prompt, encode_response, encode_text
 from fgrlhf_jax.errors import InputError
 
@@ -150,7 +150,6 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
 @pytest.mark.parametrize(
     ("record", "changes", "message"),
     [
-        (Instruction("a", "", "b"), {}, "not from Instruction rows; give a file with original"),
         (EDITS[0], {"max_length": 9, "max_prompt_length": 8}, r"left of 1 rows \(1 longer"),
         (EDITS[0], {"overlong": "keep"}, "overlong: 'keep' is neither 'drop' nor 'truncate'"),
         *(

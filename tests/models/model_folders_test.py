@@ -32,7 +32,7 @@ def configure(file, **fields):
         (6, [2, 8], (6,)),
         (None, None, (2,)),
         ([], 3, (3,)),
-        ("</s>", 2, "generation_config.json: eos_token_id='</s>' is no token id"),
+        ("</s>", 2, "eos_token_id='</s>' is no token id"),
     ],
 )
 def test_a_response_ends_with_all_ids_of_the_generation_config_or_else_the_config(
@@ -108,9 +108,6 @@ def test_a_folder_with_a_sentencepiece_model_only(tmp_path, options):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(InputError, match=r"tokenizer\.model: is no SentencePiece model"):
         hf_load.load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer\.json or tokenizer\.model"):
-        hf_load.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["TokenizersBackend", "Mine"])
@@ -122,7 +119,7 @@ def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch, kind):
     configure(folder / "tokenizer_config.json", auto_map=mapped, tokenizer_class=kind)
     configure(folder / "config.json", fgrlhf={}, auto_map=mapped)
     if kind == "Mine":
-        with pytest.raises(InputError, match=r"code of its own \(auto_map\), which is never run"):
+        with pytest.raises(InputError, match=r"code of its own .auto_map.*, which is never run"):
             hf_load.load_tokenizer(folder)
     else:
         assert hf_load.load_tokenizer(folder).encode("the cat") == tokenizer().encode("the cat")
