@@ -206,14 +206,19 @@ def open_run(config: ConfigDict) -> Path:
     from fgrlhf_jax.runtime import multihost
 
     check_run(config)
-    values = json.loads(config.to_json())
     local = ("run_dir", "coordinator", "process_id")  # may differ between processes
-    shared = {name: value for name, value in flatten(values).items() if name not in local}
+    shared = {name: value for name, value in values_of(config).items() if name not in local}
     multihost.check_same(json.dumps(shared, sort_keys=True), "config values")
 
     def make() -> Path:
         folder = lock(config.run_dir)
-        files.write_json(folder / "config.json", values)
+        # Checkpoints without a config.json first say whether they are of this config.
+        if (folder / "config.json").exists() or not any(folder.glob("checkpoints/*")):
+            write_config(folder, config)
         return folder
 
     return multihost.from_first(make)
+
+
+def write_config(folder: Path, config: ConfigDict) -> None:
+    files.write_json(folder / "config.json", json.loads(config.to_json()))

@@ -42,7 +42,7 @@ def load(name: str) -> Callable:
         raise InputError(f"{name!r}: give a function as module:function")
     if name in MOVED:
         raise InputError(f"{name}: is now {MOVED[name]}; give that name")
-    current = os.path.abspath(os.curdir) if os.path.exists(os.curdir) else ""
+    current = os.getcwd()
     sys.path.insert(0, current)
     try:
         function = getattr(importlib.import_module(module), attribute)

@@ -188,6 +188,8 @@ def _restore_progress(
         )
     files = {"metrics.jsonl": progress.log, "samples.jsonl": progress.memory.get("samples", {})}
     multihost.from_first(lambda: [check_rows(folder / name, files[name]) for name in files])
+    if jax.process_index() == 0 and not (folder / "config.json").exists():
+        run_dir.write_config(folder, config)
     checkpoints.best, trainer.memory = progress.best_step, progress.memory
     if trainer.problem:
         raise InputError(trainer.problem)

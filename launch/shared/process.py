@@ -19,9 +19,14 @@ PR_SET_PDEATHSIG = 1
 
 @functools.cache
 def begin() -> None:
-    """Sets signals, the streams and the environment; to be called before the slow imports."""
+    """Sets signals and the streams, and leaves a folder that is gone; before the slow imports."""
     interrupt.begin_command()
     terminal.protect()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # it was removed, at which libraries fail
+        with contextlib.suppress(OSError):
+            os.chdir("/proc")  # where there is no file of a relative name, and none can be made
 
 
 def prepare() -> None:

@@ -64,11 +64,16 @@ def test_another_encoding():
     assert show("a → b é", env=environment).stdout == "a \\u2192 b \\xe9\n"
 
 
-def test_a_folder_that_is_gone(tmp_path):
+@pytest.mark.parametrize(("name", "status"), [("FOLDER/out.json", 0), ("out.json", 2)])
+def test_a_current_folder_that_is_gone(tmp_path, name, status):
+    """Libraries fail there; absolute names still work."""
     (tmp_path / "gone").mkdir()
-    command = f"cd {tmp_path}/gone && rmdir ../gone && {' '.join(DATA)}"
-    run = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")
+    output = name.replace("FOLDER", str(tmp_path))
+    command = f"rmdir ../gone && {' '.join(DATA)} --config.output={output}"
+    run = subprocess.run(command, shell=True, cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert run.returncode == status, run.stderr
+    assert run.stderr.count("\n") == bool(status)
+    assert (tmp_path / "out.json").exists() == (not status)
 
 
 def test_output_that_nobody_reads():

@@ -223,6 +223,23 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_pr
     assert saved(run_dir) == saved(sft_run)
 
 
+def test_a_config_that_was_deleted_is_known(sft_run, sft_fields, in_process, refused, tmp_path):
+    """Another one is refused, also the second time, and nothing is written; the same goes on."""
+    run_dir = shutil.copytree(sft_run, tmp_path / "run")
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    for name in ("config.json", "finished.json", ".lock"):
+        (run_dir / name).unlink(missing_ok=True)
+    before = contents(run_dir)
+    fields = sft_fields | {"run_dir": run_dir}
+    for _ in range(2):
+        sentence = refused(command, **fields | {"optimizer__learning_rate": 0.5})
+        assert "another config: optimizer.learning_rate (saved 0.01, now 0.5); choose" in sentence
+        assert contents(run_dir) == before
+    command.main(config_files.parse(["", *ppo_cases.flags(fields)], command.CONFIG))
+    assert without_clock(run_dir) == without_clock(sft_run)
+    assert json.loads((run_dir / "config.json").read_text())["optimizer"]["learning_rate"] == 0.01
+
+
 @pytest.mark.parametrize("name", ["config.json", "eval.json", "finished.json", "metrics.jsonl"])
 def test_a_finished_run_that_was_damaged(
     sft_run, sft_fields, in_process, tmp_path, monkeypatch, capsys, name
