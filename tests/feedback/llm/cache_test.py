@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import os
 import sqlite3
 import subprocess
 import sys
-import threading
 
 import llm_server
 import pytest
@@ -94,41 +94,30 @@ def test_a_file_that_is_no_cache(tmp_path, make, message):
 PROCESS = """
 import pathlib, sys
 import request_cases
+
 request_cases.shorten_pauses()
-send = request_cases.connected(type("Server", (), {"url": sys.argv[1]}))
-folder = pathlib.Path(sys.argv[2])
-options = {"cache": folder / "cache.sqlite"}
-(folder / sys.argv[3]).mkdir()
-requests = request_cases.questions(int(sys.argv[4]))
-print(request_cases.save(requests, send, folder / sys.argv[3], **options))
+url, folder, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+folder.mkdir()
+options = {"cache": folder.parent / "cache.sqlite"}
+send = request_cases.connected(type("Server", (), {"url": url}))
+print(request_cases.save(request_cases.questions(count), send, folder, **options))
 """
-
-
-def share_a_cache(folder, count: int, processes: int = 3) -> dict[str, int]:
-    """Replies by prompt that a shaky server sent to processes with the same requests."""
-    with llm_server.running(llm_server.shaky(0.2), work=0.01) as server:
-        arguments = [server.url, str(folder)]
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROCESS, *arguments, str(number), str(count)],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(processes)
-        ]
-        for process in running:
-            assert process.communicate(timeout=300)[0] == f"({count}, 0)\n"
-    rows = [read(folder / str(number) / "out.jsonl") for number in range(processes)]
-    assert [row["prompt"] for row in rows[0]] == [r.prompt for r in questions(count)]
-    assert all(other == rows[0] for other in rows)
-    return server.delivered
 
 
 def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, monkeypatch, request):
     monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    count = request.config.getoption("--requests") // 2
-    assert share_a_cache(tmp_path, count) == {r.prompt: 1 for r in questions(count)}
+    count, folders = request.config.getoption("--requests") // 2, [tmp_path / n for n in "123"]
+    with llm_server.running(llm_server.shaky(0.2), work=0.01) as server:
+        start = functools.partial(subprocess.Popen, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", PROCESS, server.url]
+        processes = [start([*command, str(folder), str(count)]) for folder in folders]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert outputs == [f"({count}, 0)\n"] * 3
+    assert server.delivered == {request.prompt: 1 for request in questions(count)}
+    rows = [read(folder / "out.jsonl") for folder in folders]
+    assert [row["prompt"] for row in rows[0]] == [request.prompt for request in questions(count)]
+    assert rows[0] == rows[1] == rows[2]
 
 
 def test_a_cache_that_another_process_keeps_to_itself(tmp_path, monkeypatch):
@@ -149,20 +138,6 @@ def test_a_lock_file_that_is_a_link_is_not_written_through(tmp_path):
             save(questions(1), echo, tmp_path)
         (tmp_path / name).unlink()
     assert precious.read_text() == "text"
-
-
-def test_a_cache_that_another_process_is_creating(tmp_path):
-    """SQLite itself does not wait where the mode changes."""
-    path = tmp_path / "cache.sqlite"
-    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    other.execute("CREATE TABLE t (x)")
-    timer = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
-    timer.start()
-    with contextlib.closing(Cache(path)) as cache:
-        assert "a" not in cache
-    timer.join()
-    other.close()
 
 
 def test_what_remains(tmp_path):

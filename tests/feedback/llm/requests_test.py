@@ -25,7 +25,7 @@ from request_cases import (
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import requests as llm_requests
-from fgrlhf_jax.feedback.llm.client import PROVIDERS, Rejected, Reply, Request
+from fgrlhf_jax.feedback.llm.client import PROVIDERS, Rejected, Request
 from fgrlhf_jax.feedback.llm.requests import Usage
 
 
@@ -294,12 +294,3 @@ def test_thoughts_that_use_up_the_tokens(tmp_path):
         with pytest.raises(InputError, match="only thoughts and no text; raise max_new_tokens"):
             list(collect(questions(2), connected(server), tmp_path))
         assert len(server.bodies) == 2
-
-
-def test_a_reply_of_a_kind_that_is_none_is_not_stored(tmp_path):
-    cut, refusal = Reply("half", "length", 1, 1), Reply("", "refusal", 1, 1)
-    outcomes = {"question 0": cut, "question 1": refusal}
-    send = FakeModel(lambda prompt, before: outcomes.get(prompt, Reply("", "end", 1, 1)))
-    assert list(collect(questions(2), send, tmp_path)) == [cut, refusal]
-    with pytest.raises(InputError, match="1 × the reply is empty"):
-        list(collect(questions(3), send, tmp_path, Usage(retries=0)))
