@@ -154,6 +154,8 @@ class Client:
             read = read or estimate_tokens(request.system + request.prompt)
             written = estimate_tokens(text) if written is None else written
             return Reply(text, self._redacted(stop), read, written)
+        except ValueError as error:  # a text that no request can hold
+            return Rejected(self._redacted(error))
         except self.library.APIConnectionError as error:
             if isinstance(error, self.library.APITimeoutError):
                 return f"no complete answer within {self.timeout:g} s"

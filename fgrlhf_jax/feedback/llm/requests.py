@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,11 +71,12 @@ class Usage:
 
     async def before_try(self, retry: bool = True) -> None:
         """Waits until a try may start, and counts it; raises Stopped where none may."""
-        if self.requests_per_minute:
-            start = max(time.monotonic(), self.next_start)
-            self.next_start = start + 60 / self.requests_per_minute
-            await asyncio.sleep(start - time.monotonic())
+        start = max(time.monotonic(), self.next_start)
+        self.next_start = start + 60 / (self.requests_per_minute or math.inf)
         try:
+            while self.end is None and (pause := start - time.monotonic()) > 0:
+                self.begin(0)
+                await asyncio.sleep(min(pause, POLL))
             if self.end is None:
                 self.begin()
         except InputError as error:

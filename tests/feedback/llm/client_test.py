@@ -265,6 +265,12 @@ def test_a_request_that_is_refused(fault_of, provider, message):
     assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
 
 
+def test_a_prompt_that_is_no_unicode(provider):
+    with serve() as server:
+        (outcome,) = ask(provider, server.url + "/v1", Request("a\ud83d"))
+    assert "surrogates not allowed" in outcome.reason
+
+
 @pytest.mark.parametrize(
     ("action", "message"),
     [

@@ -80,6 +80,10 @@ def test_requests_in_flight_and_per_minute_are_bounded(tmp_path):
         usage = Usage(requests_per_minute=3000)
         list(collect(questions(6), connected(server), tmp_path / "2", usage))
         assert server.times[-1] - server.times[0] >= 11 * 0.02 * 0.9
+    usage, began = Usage(requests_per_minute=1, max_requests=1), time.monotonic()
+    with llm_server.running() as server, pytest.raises(InputError, match="max_requests=1"):
+        list(collect(questions(6), connected(server), tmp_path / "3", usage))
+    assert time.monotonic() - began < 30  # nobody waits for a turn that does not come
 
 
 def test_what_every_request_would_meet_stops_the_run(tmp_path):
