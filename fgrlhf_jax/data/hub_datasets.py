@@ -7,14 +7,12 @@ branch of their own.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
 
 PARQUET_BRANCH = "refs/convert/parquet"
-
-SOURCE_BYTES = 2 * 10**9
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -26,15 +24,8 @@ def is_dataset(source: str) -> bool:
     return len(choices) < 3 and (folder or bool(_ID.fullmatch(name)))
 
 
-def check_size(source: str, size: int) -> None:
-    """Raises InputError for a source of too many bytes."""
-    if size > SOURCE_BYTES:
-        reason = f"holds more than {SOURCE_BYTES / 1e9:g} GB of text"
-        raise InputError(f"{source:.300}: {reason}; give a part of it.")
-
-
-def read_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """("source:row N", row) of a dataset, N from 1; its split defaults to the only one or "train".
+def load(source: str) -> Any:
+    """One split of a dataset, as ``load_dataset`` returns it; by default the only one or "train".
 
     Raises:
       InputError: for a dataset that cannot be loaded, and for a choice that is missing.
@@ -66,8 +57,7 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}.") from error
     if isinstance(loaded, Mapping):
         loaded = loaded[_choice("", loaded, source, f"{name}:{config}:", "split")]
-    check_size(source, loaded.data.nbytes)
-    return ((f"{source}:row {n}", row) for n, row in enumerate(loaded, 1))
+    return loaded
 
 
 def _from_parquet_branch(source: str, name: str, config: str, split: str):

@@ -237,7 +237,7 @@ def split(
     name = "prompt"
     if max(Counter(keys).values(), default=0) * 2 >= len(keys) > 1:
         keys, name = _response_keys(records), "response"
-        log(f"half of the {len(keys)} rows have one prompt; validation is split off by {name}")
+        log(f"half of the {len(keys)} rows or more have one prompt; validation is split by {name}")
     places = {key: _fraction(json.dumps([seed, *key])) for key in keys}
     limit = share
     if 0 < share < 1 and len(places) > 1:  # a side would be empty

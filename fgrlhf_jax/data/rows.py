@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from fgrlhf_jax.data.formats import ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+
+SOURCE_BYTES = 2 * 10**9
+BATCH_ROWS = 16  # few: a cell may be large
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -30,28 +33,36 @@ def read_rows(source: str) -> Rows:
     A line that is no JSON, or of another number of cells, is there as the InputError about it.
 
     Raises:
-      InputError: for what cannot be read, and for more than ``hub_datasets.SOURCE_BYTES``.
+      InputError: for what cannot be read, and for more than ``SOURCE_BYTES``.
     """
     shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
         raise InputError(f"{shown}: is a folder; name the files in it, separated by commas.")
     if not os.path.exists(source):
         if not is_known and hub_datasets.is_dataset(source):
-            return hub_datasets.read_rows(source)
+            table = hub_datasets.load(source).data
+            return _arrow_rows(source, lambda: table.to_batches(BATCH_ROWS))
         raise InputError(f"{shown}: there is no such file; check the path.")
     if not is_known:
         raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
     if source.endswith(".parquet"):
-        return _parquet_rows(source)
+        return _arrow_rows(source, lambda: _parquet_batches(source))
     try:
         with gzip.open(source) if source.endswith(".gz") else open(source, "rb") as file:
-            data = file.read(hub_datasets.SOURCE_BYTES + 1)
+            data = file.read(SOURCE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown}: cannot be read ({reason}).") from error
-    hub_datasets.check_size(source, len(data))
+    check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
     return _csv_rows(data, source) if ".csv" in Path(source).suffixes else _json_rows(data, source)
+
+
+def check_size(source: str, size: int) -> None:
+    """Raises InputError for a source of too many bytes."""
+    if size > SOURCE_BYTES:
+        reason = f"holds more than {SOURCE_BYTES / 1e9:g} GB of text"
+        raise InputError(f"{source:.300}: {reason}; give a part of it.")
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
@@ -118,30 +129,44 @@ def _csv_rows(data: bytes, source: str) -> Rows:
         raise InputError(f"{source}:{reader.line_num}: {reason}.") from error
 
 
-def _parquet_rows(source: str) -> Rows:
-    import pyarrow
+def _parquet_batches(source: str) -> Iterator:
     import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(source)
+    groups = range(file.metadata.num_row_groups)
+    check_size(source, sum(file.metadata.row_group(n).total_byte_size for n in groups))
+    return file.iter_batches(batch_size=BATCH_ROWS)
+
+
+def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:
+    """Rows of Arrow's batches."""
+    import pyarrow
 
     count = size = 0
     try:
-        file = pyarrow.parquet.ParquetFile(source)
-        groups = range(file.metadata.num_row_groups)
-        hub_datasets.check_size(
-            source, sum(file.metadata.row_group(n).total_byte_size for n in groups)
-        )
-        for batch in file.iter_batches(batch_size=16):  # few: a cell may be large
-            size += batch.nbytes
-            hub_datasets.check_size(source, size)
-            for row in batch.to_pylist():
+        for batch in batches():
+            columns = [_plain(column) for column in batch.columns]
+            plain = pyarrow.RecordBatch.from_arrays(columns, batch.schema.names)
+            size += plain.nbytes
+            check_size(source, size)
+            for row in plain.to_pylist():
                 count += 1
                 yield f"{source}:row {count}", row
     except InputError:
         raise
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: a text is invalid UTF-8; write UTF-8 strings.") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = f"is not a readable Parquet file ({error})"
+        if count:
+            reason = f"what stands behind row {count} cannot be read ({error})"
         raise InputError(f"{source}: {reason:.300}; write it again.") from error
-    except (ValueError, OverflowError) as error:  # such as a date beyond the year 9999
-        reason = f"row {count + 1} or one after it holds what Python cannot ({error})"
-        raise InputError(f"{source}: {reason:.300}; write that column as text.") from error
+
+
+def _plain(column: Any) -> Any:
+    """A column whose values Python can hold, each by itself."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        return _plain(column.dictionary_decode())
+    return column.cast(pyarrow.string()) if pyarrow.types.is_temporal(column.type) else column

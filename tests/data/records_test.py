@@ -1,6 +1,6 @@
 """Every kind of file that is read, and every fault in one with its `file:line` sentence."""
 
-import datetime
+import gzip
 import json
 
 import pyarrow
@@ -124,11 +124,60 @@ def test_a_line_separator_inside_a_text_is_text(write):
     assert read(write(data=json.dumps(row, ensure_ascii=False).encode())) == [Edit(**row)]
 
 
-def test_json_list_and_parquet(write):
-    rows = [changed(PREFERENCE, input=None), PREFERENCE]
-    write(data=("\ufeff\n" + json.dumps(rows, indent=1)).encode(), name="a.json")
-    for name in ("a.json", write(*rows, name="a.parquet")):
-        assert read(name) == [Preference(**PREFERENCE)] * 2
+ROWS = [changed(PREFERENCE, input=None), PREFERENCE]
+CSV = b"instruction,output_1,output_2,preference\n" + b'"Name a fruit.",Pear.,"Brick.",1\r\n' * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.json", ("\ufeff\n" + json.dumps(ROWS, indent=1)).encode()),
+        ("a.jsonl", json.dumps(ROWS).encode()),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1).encode()),
+        ("a.json", json.dumps({"data": ROWS}).encode()),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS))),
+        ("a.csv", b"\xef\xbb\xbf" + CSV),
+        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.parquet", None),
+    ],
+)
+def test_forms_of_files(write, name, data):
+    assert read(write(*ROWS, data=data, name=name)) == [Preference(**PREFERENCE)] * 2
+
+
+def test_one_object_of_several_lines(write):
+    write(data=json.dumps(PREFERENCE, indent=1).encode(), name="a.json")
+    assert read("a.json") == [Preference(**PREFERENCE)]
+    write(data=json.dumps(PREFERENCE, indent=1).replace(": 1", " 1").encode(), name="a.json")
+    with pytest.raises(InputError, match=r"^a\.json:6: malformed JSON"):
+        read("a.json")
+
+
+def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
+    refused = []
+    good, torn = lines(INSTRUCTION), b'{"instruction":\n[1]\n\xff\n'
+    assert read(write(data=good + torn + good), refused=refused) == [Instruction(**INSTRUCTION)] * 2
+    assert [message.split(": ")[0] for message in refused] == [
+        "a.jsonl:2",
+        "a.jsonl:3",
+        "a.jsonl:4",
+    ]
+    write(data=CSV + b"x,y\n", name="a.csv")
+    assert len(read("a.csv", refused=refused)) == 2
+    assert refused[-1].startswith("a.csv:4: has 2 cells, the first line 4 names")
+
+
+def test_sources_that_are_too_large(write, monkeypatch):
+    """A file of a few bytes may hold much; a cell of a dictionary stands in every row."""
+    text = pyarrow.array(["y" * 10_000])
+    cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000), text)
+    table = pyarrow.table({"instruction": ["x"] * 2000, "output": cells})
+    pyarrow.parquet.write_table(table, "a.parquet", compression="zstd")
+    write(data=gzip.compress(b" " * 20_000_000), name="b.jsonl.gz")
+    monkeypatch.setattr("fgrlhf_jax.data.rows.SOURCE_BYTES", 10_000_000)
+    for name in ("a.parquet", "b.jsonl.gz"):
+        with pytest.raises(InputError, match=f"^{name}: holds more than 0.01 GB of text; give a"):
+            read(name)
 
 
 def test_several_sources_in_order(write):
@@ -269,14 +318,16 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_what_json_cannot_say_is_written_as_text(write):
-    """A field of a Parquet file that a row keeps."""
-    when = datetime.datetime(2024, 5, 1, 12, 30)
-    path = write(EDIT | {"when": when, "raw": b"x"}, name="a.parquet")
+    """A field of a Parquet file that a row keeps; Python has no year 100,000."""
+    when = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    table = pyarrow.Table.from_pylist([EDIT | {"raw": b"x"}]).append_column("when", when)
+    pyarrow.parquet.write_table(table, path := "a.parquet")
     ((record, row),) = read_with_rows(path)
     write_jsonl("a.jsonl", [row | {"rewards": [0.5]}])
     ((again, written),) = read_with_rows("a.jsonl")
     assert again == record
-    assert written == EDIT | {"when": str(when), "raw": "b'x'", "rewards": [0.5]}
+    assert "out of range" in written.pop("when")
+    assert written == EDIT | {"raw": "b'x'", "rewards": [0.5]}
 
 
 def many(count: int) -> list[Instruction]:
@@ -307,6 +358,26 @@ def test_split_is_a_function_of_seed_and_prompt():
     assert [r.output for r in split(spaced, 0.2, seed=0)[1]] == [r.output for r in validation]
     # One instruction for every row, as in a file of summaries: an empty side would be refused.
     split([Instruction("Sum up.", f"{n}", "") for n in range(200)], 0.5, seed=0)
+
+
+def test_one_prompt_for_all_rows_is_split_by_what_rows_share(capsys):
+    """Here an edit and the edit of its edit; no text is on both sides."""
+    texts = [(f"{n}", f"{n} better") for n in range(300)]
+    texts += [(f"{n} better", f"{n} best") for n in range(300)]
+    edits = [Edit("Improve.", "", *pair) for pair in texts]
+    sides = split(edits, 0.1, seed=0)
+    assert "half of the 600 rows or more have one prompt" in capsys.readouterr().out
+    train, validation = ({t for e in side for t in (e.original, e.edited)} for side in sides)
+    assert not train & validation
+    assert 40 < len(sides[1]) < 80
+
+
+def test_a_small_share_of_few_prompts_is_one_of_them(capsys):
+    rows = [Instruction(f"{n % 5}", "", f"{n}") for n in range(20)]
+    for seed in range(9):
+        train, validation = split(rows, 0.001, seed)
+        assert (len(train), len(validation)) == (16, 4)
+    assert "4 of 20 rows, the fewest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
