@@ -387,9 +387,11 @@ def _tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> _Tok
     )
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder() if control else {}
     special = {index for index, token in added.items() if token.special}
-    if str(tokenizer.unk_token) not in text:  # an unknown character has its id too
-        special -= {tokenizer.unk_token_id}
-    return _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
+    tokens = _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
+    for place, (start, end) in [*tokens.controls.items()]:
+        if tokens.ids[place] == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
+            del tokens.controls[place]  # an unknown character
+    return tokens
 
 
 def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> _Tokens:
