@@ -16,6 +16,7 @@ No rule knows a word of any language. Distances are Levenshtein's, in words.
 import functools
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,13 +26,18 @@ from fgrlhf_jax.feedback.edits.minimality import split_words
 
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
-_MOST_DELIMITERS = 4  # that may open, and that may close, an enclosed edit
-_TAG = r"</?[^<>\s/][^<>\n]{0,80}>|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
+_MOST_DELIMITERS = 8  # that may open, and that may close, an enclosed edit
+_EDGES = string.whitespace + "\ufeff\u200b\u2060"  # blanks, and signs without width
+_TAG = (
+    r"[<◁][/|｜]?[^<>◁▷\s!]{1,60}(?:\s+[\w:-]+=[^<>\n]{1,60})?[>▷]|<!\[CDATA\[|\]\]>"
+    r"|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
+)
 _MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
-_SENTENCE_END = re.compile(r"[.!?:…](?=\s)\s*|[。！？：]\s*|\n\s*")
+_SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
+_SIGNS = re.compile(r"\A[\W_]*|[\W_]*\Z")
 _CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
 
 
@@ -80,7 +86,7 @@ def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
       Doubtful: where more than one part of the reply could be the edit, or a sentence around it
         could be a part of it.
     """
-    text, original = reply.strip(), original.strip()
+    text, original = reply.strip(_EDGES), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
     return text if bounded else _without_frame(text, original)
@@ -207,6 +213,9 @@ def _without_frame(text: str, original: str) -> str:
             raise Doubtful
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
+    signs = zip(_SIGNS.findall(edit), _SIGNS.findall(original), (0, 2), strict=False)
+    if any(len(more) > len(own) + usual for more, own, usual in signs):
+        raise Doubtful  # "- ", "\\boxed{…}", "###"
     return edit
 
 
