@@ -217,7 +217,8 @@ def _describe(
         ids["eos_token_id"] = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
         generation = (hf_load.read_generation_config(base) if base else {}) | ids
     else:
-        config |= {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}
+        label = LABEL if architecture == TOKEN_REWARD else "reward"
+        config |= {"id2label": {"0": label}, "label2id": {label: 0}}
         config |= {"problem_type": "regression", "classifier_dropout": 0.0}
     return config | ids, generation, tokenizer, response
 

@@ -65,6 +65,12 @@ class LlamaConfig:
     attention: str = "auto"  # auto | xla | cudnn
 
     def __post_init__(self):
+        sizes = (
+            "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim"
+        )
+        for name in (*sizes.split(), "max_position", "norm_eps", "rope_theta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads=} is not a multiple of {self.num_kv_heads=}")
         if self.head_dim % 2:

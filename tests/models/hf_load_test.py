@@ -184,6 +184,8 @@ def test_weights_that_cannot_be_used(saved, name, value, message):
         ({"rope_scaling": "llama3"}, "malformed"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3"),
+        ({"num_hidden_layers": 0}, "num_layers=0 must be above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan must be above 0"),
         ({"hidden_size": "wide"}, "malformed"),
     ],
     ids=str,
