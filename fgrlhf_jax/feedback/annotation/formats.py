@@ -4,22 +4,10 @@
     argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads
     label_studio   a list of tasks, as Label Studio exports and imports as "JSON"
 
-Our Argilla files suit settings with the fields instruction, input (not required) and response, the
-text question edited, and the terms metadata annotators. Those for Label Studio suit
-
-    <View>
-      <Text name="instruction" value="$instruction"/> <Text name="input" value="$input"/>
-      <Text name="response" value="$response"/>
-      <TextArea name="edited" toName="response" value="$response" maxSubmissions="1"
-                editable="true"/>
-    </View>
-
-with a conversation as the instruction: a chat field, and <Paragraphs name="instruction"
-value="$instruction" nameKey="role" textKey="content"/>.
-
-An answer equal to the response means that it is fine; a discarded or cancelled one was skipped
-(Argilla's own exports do not say which were discarded). The details of a decision are JSON, in
-Argilla's metadata and behind the name in Label Studio's meta.
+The settings that our files suit are in docs/feedback.md. An answer equal to the response means that
+it is fine; a discarded or cancelled one was skipped (Argilla's own exports do not say which were
+discarded). The details of a decision are JSON, in Argilla's metadata and behind the name in Label
+Studio's meta.
 """
 
 import dataclasses
@@ -303,6 +291,8 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
         name = name or str(user or "label_studio")
         if any(name == decision.annotator for decision in decisions):  # allowed there
             name = f"{name} #{annotation['id']}"
+        if details and not details.startswith("{"):  # somebody's note
+            details = json.dumps({"comment": details})
         if not details and annotation.get("lead_time"):
             details = json.dumps({"seconds": float(annotation["lead_time"])})
         decisions.append(_decision(item, name, text, is_skipped, details))

@@ -55,7 +55,13 @@ class Decision:
 
     def with_details(self, details: str) -> "Decision":
         values = json.loads(details or "{}")
-        return dataclasses.replace(self, **values | {"tags": tuple(values.get("tags", ()))})
+        return dataclasses.replace(
+            self,
+            seconds=float(values.get("seconds", 0)),
+            tags=tuple(map(str, values.get("tags", ()))),
+            comment=str(values.get("comment", "")),
+            over_limit=bool(values.get("over_limit", False)),
+        )
 
 
 def edit_row(item: Item, decision: Decision) -> dict[str, Any]:

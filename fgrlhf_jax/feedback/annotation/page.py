@@ -52,7 +52,9 @@ class Page:
             if action not in ACTIONS:
                 raise ValueError(action)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the page and its server differ ({error}); load it again") from error
+            raise InputError(
+                f"the page and its server differ ({error!s:.100}); load it again"
+            ) from error
         return getattr(self, action)(typed, data)
 
     def view(self, name: str, message: str = "", put_back: str | None = None) -> Json:
@@ -177,5 +179,7 @@ def _read_typed(name: str, data: Mapping) -> Decision:
         if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(f"half a character, or no text: {text!r:.40}")
     row, text, comment = texts
-    seconds = min(max(float(data.get("seconds", 0)), 0.0), 1e6)
+    seconds = float(data.get("seconds", 0))
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{seconds} seconds")
     return Decision(row, name, DRAFT, text, seconds, tags, comment)

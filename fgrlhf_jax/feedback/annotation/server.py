@@ -110,9 +110,12 @@ class App:
         }
 
     async def __call__(self, scope, receive, send) -> None:
-        from starlette.requests import Request
+        from starlette.requests import ClientDisconnect, Request
 
-        response = await self.respond(Request(scope, receive))
+        try:
+            response = await self.respond(Request(scope, receive))
+        except ClientDisconnect:
+            return
         response.headers.update(self.headers)
         await response(scope, receive, send)
 
@@ -127,7 +130,9 @@ class App:
         if path == "/" and request.method in ("GET", "HEAD"):
             return responses.HTMLResponse(self.source)
         if path != "/act" or request.method != "POST":
-            message = f"There is nothing at {path}: the page is at {self.root}/. {BEHIND_A_PROXY}"
+            message = (
+                f"There is nothing at {path:.60}: the page is at {self.root}/. {BEHIND_A_PROXY}"
+            )
             return responses.PlainTextResponse(message, status_code=404)
         try:
             answer = await self.act(request)
@@ -154,7 +159,7 @@ class App:
             name = source = ""
         if (not self.hosts or name in self.hosts) and source in (host, self.proxy) and source:
             return ""
-        return f"Not served under {origin or f'http://{host}'}. {BEHIND_A_PROXY}"
+        return f"Not served under {(origin or f'http://{host}')[:100]}. {BEHIND_A_PROXY}"
 
     async def act(self, request) -> dict[str, Any]:
         from starlette.concurrency import run_in_threadpool
@@ -186,7 +191,7 @@ class App:
             raise InputError("somebody gave a wrong password just now; try again in a second")
         async with self.guessing:
             typed = str(data.get("password", ""))
-            if not hmac.compare_digest(typed.encode(), self.password.encode()):
+            if not hmac.compare_digest(typed.encode(errors="replace"), self.password.encode()):
                 await asyncio.sleep(1)
                 raise InputError("that is not the password")
         return {"token": f"{urllib.parse.quote(name)} {self.sign(name)}", "message": ""}

@@ -118,7 +118,7 @@ class Annotations(contextlib.AbstractContextManager):
     def item(self, id: str) -> Item:
         """The row of this id; raises InputError where there is none."""
         if id not in self._number:
-            raise InputError(f"there is no row {id!r}; load the page again")
+            raise InputError(f"there is no row {id!r:.60}; load the page again")
         return self.items[self._number[id]]
 
     def take(self, name: str, put_back: str | None = None) -> Item | None:
