@@ -16,9 +16,10 @@ from fgrlhf_jax.errors import InputError
 
 # What file systems answer that cannot lock a file or synchronise a folder.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+MEND = "mend that and run the same command again"
 
 
-def advice(error: OSError, otherwise: str = "mend that and run the same command again") -> str:
+def advice(error: OSError, otherwise: str = MEND) -> str:
     """What to do about a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run the same command again"
@@ -26,13 +27,13 @@ def advice(error: OSError, otherwise: str = "mend that and run the same command 
 
 
 @contextlib.contextmanager
-def as_input_error(path: Path, otherwise: str = "") -> Iterator[None]:
+def as_input_error(path: Path, otherwise: str = MEND) -> Iterator[None]:
     """Turns an OSError into the InputError ``path: cannot be written (reason); advice``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        to_do = advice(error, *filter(None, [otherwise]))
+        to_do = advice(error, otherwise)
         raise InputError(f"{path}: cannot be written ({reason}); {to_do}") from error
 
 

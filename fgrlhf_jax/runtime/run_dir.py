@@ -21,6 +21,8 @@ NOT_COMPARED = (
     *("workers", "platforms", "seeds", "task"),
 )
 
+RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
+
 # Fields of a trainer's config that had another name in earlier versions: old name -> new name.
 RENAMED_FIELDS = {
     "select": "best_metric",
@@ -97,9 +99,6 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
             f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
             "choose another run_dir or use the same values"
         )
-
-
-RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")
 
 
 def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:

@@ -30,8 +30,10 @@ def begin() -> None:
 
 
 def prepare() -> None:
-    """Sets memory allocation and logging; to be called before JAX uses a device."""
+    """Sets memory allocation and what libraries say; to be called before JAX uses a device."""
     interrupt.begin_main()
+    # transformers is used for tokenizers only; its advice would confuse.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     keep_freed_memory()
     quieten_orbax()
     end_with_parent()

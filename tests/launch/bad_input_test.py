@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import bad_input_cases
-import ppo_cases
 import pytest
-import tiny_cases
 from bad_input_cases import fill, read_files
 
 from fgrlhf_jax.data import records
@@ -17,6 +15,8 @@ from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, score, train_rm
 from launch.shared import cli, config_files
+
+pytest_plugins = ["runs"]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,6 @@ def data(tmp_path_factory) -> Path:
     lines = (folder / "train.jsonl").read_text().splitlines()
     (folder / "malformed.jsonl").write_text("\n".join([*lines[:2], lines[2][:-1], *lines[3:]]))
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A Hugging Face folder of a language model with random weights."""
-    return ppo_cases.save_policy(tmp_path_factory.mktemp("models") / "lm")
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory) -> Path:
-    """What a finished run leaves for launch.evaluate_rm and launch.score."""
-    return ppo_cases.save_reward_model(tmp_path_factory.mktemp("models") / "rm", "token_edit")
 
 
 @pytest.fixture
@@ -202,18 +190,12 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("file", "change", "message"), MODELS)
-def test_models(train, checkpoint, tmp_path, file, change, message):
-    copy = change_file(shutil.copytree(checkpoint, tmp_path / "lm"), file, change)
+def test_models(train, world, tmp_path, file, change, message):
+    copy = change_file(shutil.copytree(world.policy, tmp_path / "lm"), file, change)
     assert message in train(model__path=copy, data__max_length=64, data__max_prompt_length=32)
     # A start that came to nothing does not hold the folder for its config.
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert "nowhere" in train(model__path="nowhere/at/all")
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """For what has to be compiled: that is faster for one device than for eight."""
-    tiny_cases.one_device(monkeypatch)
 
 
 @pytest.mark.usefixtures("one_device")
@@ -275,7 +257,7 @@ def test_evaluation_that_is_not_a_number(train_fields, tmp_path, monkeypatch, ca
 # For the two commands that use a reward model; INPUT is the field "test" of the one and "input" of
 # the other, LM a language model, OUT an empty folder, EXT the suffix of the output.
 USE = [
-    ({"reward_model": "LM"}, "lm: is not a reward model of launch.train_rm"),
+    ({"reward_model": "LM"}, "policy: is not a reward model of launch.train_rm"),
     ({"INPUT": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     ({"mesh": "5,1,1"}, "mesh='5,1,1' makes 5 devices and there are 8"),
     ({"max_length": 5}, "max_length"),
@@ -288,11 +270,11 @@ USE = [
 
 @pytest.mark.parametrize(("fields", "message"), USE)
 @pytest.mark.parametrize("module", [evaluate_rm, score])
-def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, message):
+def test_use(refused, data, world, tmp_path, module, fields, message):
     extension, source = ("json", "test") if module is evaluate_rm else ("jsonl", "input")
-    words = {"DATA": data, "LM": checkpoint, "OUT": tmp_path, "EXT": extension}
+    words = {"DATA": data, "LM": world.policy, "OUT": tmp_path, "EXT": extension}
     (tmp_path / f"folder.{extension}").mkdir()
-    usual = {"reward_model": reward_model, "INPUT": data / "validation.jsonl"}
+    usual = {"reward_model": world.token, "INPUT": data / "validation.jsonl"}
     usual["output"] = tmp_path / f"out.{extension}"
     fields = {name: fill(value, words) for name, value in (usual | fields).items()}
     fields[source] = fields.pop("INPUT")
@@ -300,17 +282,17 @@ def test_use(refused, data, checkpoint, reward_model, tmp_path, module, fields, 
     assert read_files(tmp_path) == {}
 
 
-def test_nothing_to_evaluate_or_to_score(refused, data, reward_model):
+def test_nothing_to_evaluate_or_to_score(refused, data, world):
     assert "instructions.jsonl:1: has one response; a reward model needs" in refused(
-        evaluate_rm, reward_model=reward_model, test=data / "instructions.jsonl"
+        evaluate_rm, reward_model=world.token, test=data / "instructions.jsonl"
     )
     assert "no response in 'output'" in refused(
-        score, reward_model=reward_model, input=data / "prompts.jsonl"
+        score, reward_model=world.token, input=data / "prompts.jsonl"
     )
 
 
-def test_a_damaged_reward_model(refused, data, reward_model, tmp_path):
-    copy = shutil.copytree(reward_model / "export", tmp_path / "rm")
+def test_a_damaged_reward_model(refused, data, world, tmp_path):
+    copy = shutil.copytree(world.token / "export", tmp_path / "rm")
     change_file(copy, "model.safetensors", flip)
     sentence = refused(score, reward_model=copy, input=data / "validation.jsonl")
     assert f"{copy}/model.safetensors: is damaged" in sentence
