@@ -29,13 +29,6 @@ def test_outcomes_by_hand():
     assert mean_and_error([2.0]) == (2.0, None)
 
 
-def test_a_published_win_rate():
-    """text-davinci-001 on AlpacaEval: 112 won, 20 drawn, 672 lost; 15.1741 ± 1.2351 %."""
-    scores = np.repeat([1.0, 0.0, -1.0], [112, 20, 672])
-    mean, error = mean_and_error(outcomes(scores, np.zeros(804)))
-    assert (round(100 * mean, 4), round(100 * error, 4)) == (15.1741, 1.2351)
-
-
 @pytest.mark.parametrize(("share", "n"), [(1.0, 20), (0.0, 20), (0.5, 1), (0.75, 40), (0.15, 804)])
 def test_intervals_of_shares(share, n):
     """Their ends are the shares p that lie z √(p (1 - p) / n) from the observed one."""

@@ -3,9 +3,8 @@
 A row has the reference's response, `output_1`, and the model's, `output_2`; `preference` is 1 where
 the reference's is better, 2 where the model's is, 1.5 for a draw (0 in old files), anything between
 from a judge that says how sure it is, and null where there is no verdict. The win rate is the mean
-of `preference` - 1 over the rows that have one, its error their sample standard deviation / √n, as
-in `src/alpaca_eval/metrics/helpers.py` and `winrate.py`. Win rates here are in percent and lengths
-in characters, as on its leaderboards.
+of `preference` - 1 over the rows that have one, its error their sample standard deviation / √n.
+Win rates here are in percent and lengths in characters, as on its leaderboards.
 """
 
 import dataclasses
@@ -80,8 +79,8 @@ def read(path: str) -> list[Comparison]:
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     formats.check_row(row, where)
-    prompt = {name: value for name, value in row.items() if name not in formats.ANSWERS}
-    prompt = records.parse_record(prompt, where, prompts=True)
+    fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
+    prompt = records.parse_record(fields, where, prompts=True)
     names = ("generator_1", "generator_2", "annotator", "reason")
     names = ["output_1", "output_2", *(name for name in names if row.get(name) is not None)]
     texts = {name: formats.text_of(row, name, where, blank=True) for name in names}
@@ -125,9 +124,8 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
     unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True, "messages": ()}
     rows = []
     for comparison in comparisons:
-        verdicts = [dict(zip(_VERDICT_FIELDS, v, strict=True)) for v in comparison.verdicts]
         row = dataclasses.asdict(comparison) | records.alpaca_eval_prompt(comparison)
-        row["verdicts"] = verdicts
+        row["verdicts"] = [dict(zip(_VERDICT_FIELDS, v, strict=True)) for v in row["verdicts"]]
         rows.append({name: v for name, v in row.items() if v != unset.get(name, ...)})
     write_json(path, rows)
 

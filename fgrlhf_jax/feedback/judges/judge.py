@@ -99,7 +99,7 @@ def build_questions(
     Raises:
       InputError: when the template shows no input though rows have one, or fails on a row.
     """
-    with_input = sum(bool(comparison.input.strip()) for comparison in comparisons)
+    with_input = sum(bool(row.input.strip()) for row in comparisons)
     if with_input and not template.shows("input"):
         raise InputError(
             f"the template shows no {{{{ input }}}}, and {with_input} rows have one; add it"
@@ -186,11 +186,9 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
     """
     score = functools.partial(user_function.score_responses, user_function.load(name), name)
     prompts = [plain_text(*records.shown_prompt(row)) for row in comparisons]
-    scores = []
-    for side in (2, 1):
-        responses = [getattr(row, f"output_{side}") for row in comparisons]
-        ended = [getattr(row, f"finished_{side}") for row in comparisons]
-        scores.append(score(prompts, responses, finished=ended))
+    model = [row.output_2 for row in comparisons], [row.finished_2 for row in comparisons]
+    other = [row.output_1 for row in comparisons], [row.finished_1 for row in comparisons]
+    scores = [score(prompts, texts, finished=ended) for texts, ended in (model, other)]
     return [
         replace(row, preference=float(1 + outcome), annotator=name)
         for row, outcome in zip(comparisons, win_rate.outcomes(*scores), strict=True)

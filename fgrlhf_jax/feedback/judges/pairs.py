@@ -85,8 +85,8 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
     """Pairs to be labelled, and how many single responses were left out and why.
 
     Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2),
-    those to a prompt following one another: of these the distinct ones make pairs, first with
-    second, third with fourth. Empty and identical responses are left out.
+    of which those in a row to one prompt make pairs, first with second, third with fourth. Empty
+    and identical responses are left out.
 
     Raises:
       InputError: when there is no pair.

@@ -43,8 +43,7 @@ def schema(labels: Sequence[str]) -> dict:
 def choose_marker(texts: Sequence[str]) -> str:
     """A marker that none of the texts has, in any case of its letters."""
     shown = "\n".join(texts).casefold()
-    numbered = (f"{_MARKER}-{number}:" for number in itertools.count(2))
-    markers = itertools.chain([f"{_MARKER}:"], numbered)
+    markers = (f"{_MARKER}-{n}:" if n > 1 else f"{_MARKER}:" for n in itertools.count(1))
     return next(marker for marker in markers if marker.casefold() not in shown)
 
 

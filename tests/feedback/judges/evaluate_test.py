@@ -95,7 +95,7 @@ def test_a_model_against_a_reference(capsys, provider, reply_format):
     assert found.items() >= {**names, **counts}.items()
     assert found["length"] == statistics.mean(len(row["output"]) for row in responses("a"))
     out = capsys.readouterr().out
-    assert out.splitlines()[1] == f"a against b, judged by {provider}/m"
+    assert f"\na against b, judged by {provider}/m\n" in out
     assert f"{found['win_rate']:.4f} ± {found['se']:.4f} %, 95 % interval " in out
     assert f"{found['win_rate_low']:.2f} to {found['win_rate_high']:.2f}, over {PROMPTS}: " in out
     assert f"{found['draws']} draws; 0 unparsed" in out
@@ -139,10 +139,7 @@ def test_two_models_against_the_same_reference(capsys):
     assert (found["win_rate"], found["other"]["win_rate"]) == pytest.approx((a, c))
     paired = found["paired"]
     assert (paired["difference"], paired["n"]) == (pytest.approx(a - c), PROMPTS)
-    assert paired["low"] < paired["difference"] < paired["high"]
-    out = capsys.readouterr().out
-    assert "c against b" in out
-    assert f"difference      {paired['difference']:+.4f} points" in out
+    assert f"difference      {paired['difference']:+.4f} points" in capsys.readouterr().out
     run(annotations="eval.annotations.json,eval.annotations_2.json", output="again.json")
     assert result("again.json") == found
 
@@ -161,59 +158,40 @@ def test_conversations_and_joined_inputs(folder):
     prompts = [{"messages": [*turns, {"role": "user", "content": f"do {n}"}]} for n in range(2)]
     prompts += [{"instruction": "do", "input": f"it {n}"} for n in range(2)]
     for name in "ab":
-        rows = [prompt | {"output": f"worth {n} {name}"} for n, prompt in enumerate(prompts)]
-        save(f"{name}.json", rows)
+        save(f"{name}.json", [prompt | {"output": f"says {name}"} for prompt in prompts])
     with serve(answer=lambda prompt: "VERDICT: tie") as server:
         run_at(server)
-        assert "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1\n" in "".join(server.asked)
-    rows = result("eval.annotations.json")
-    assert [row["instruction"] for row in rows[1:3]] == [
-        "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1",
-        "do\n\nit 0",
-    ]
-    run(annotations="eval.annotations.json", output="again.json")
-    assert result("again.json") == result()
+        asked = "".join(server.asked)
+    transcript = "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1"
+    assert f"{transcript}\n" in asked
+    shown = [row["instruction"] for row in result("eval.annotations.json")]
+    assert shown[1:3] == [transcript, "do\n\nit 0"]
 
 
 def test_a_response_that_is_null(refused, capsys):
-    save(
-        "a.json",
-        [row | ({"output": None} if n == 3 else {}) for n, row in enumerate(responses("a"))],
-    )
-    message = refused(evaluate, **FUNCTION)
-    assert "a.json:row 4: the field 'output' is null, not a string" in message
+    rows = responses("a")
+    save("a.json", [*rows[:3], rows[3] | {"output": None}, *rows[4:]])
+    assert "a.json:row 4: the field 'output' is null, not a" in refused(evaluate, **FUNCTION)
     run(**FUNCTION, invalid="drop", common=True)
     assert result()["n"] == PROMPTS - 1
     assert "a.json: 1 rows left out\n  a.json:row 4: " in capsys.readouterr().err
 
 
-def test_replies_without_a_verdict_are_counted(capsys):
-    def sulky(prompt: str) -> str:
-        return "Who am I to say?" if "do 7\n" in prompt else judge(prompt)
+DISCURSIVE = "### Response A\nWrong.\n\n### Response B\nRight.\n\nResponse B is better."
+REASON = "the last line is none of those that were asked for, such as '### Response A Wrong."
 
-    with serve(answer=sulky) as server:
+
+def test_replies_without_a_verdict_are_counted(capsys):
+    with serve(answer=lambda prompt: DISCURSIVE if "do 7\n" in prompt else judge(prompt)) as server:
         run_at(server)
     assert (result()["n"], result()["unparsed"]) == (PROMPTS - 1, 1)
-    out = capsys.readouterr().out
-    assert "1 unparsed" in out
-    reason = "the last line is none of those that were asked for"
-    assert f"unparsed: 1 × {reason}, such as 'Who am I to say?'" in out
+    assert f"unparsed: 1 × {REASON}" in capsys.readouterr().out
 
 
-def discursive(prompt: str) -> str:
-    """Prefers the model, in words and under headings."""
-    better = "A" if re.search(r"says (\w)", prompt)[1] == "a" else "B"
-    return f"### Response A\nWrong.\n\n### Response B\nRight.\n\nResponse {better} is better."
-
-
-@pytest.mark.parametrize("both_orders", [False, True])
-def test_only_replies_without_a_verdict(both_orders):
-    message = (
-        "no reply of the judge has a verdict: 40 × the last line is none of those that were asked "
-        "for, such as '### Response A Wrong."
-    )
-    with serve(answer=discursive) as server, pytest.raises(InputError, match=message):
-        run_at(server, both_orders=both_orders)
+def test_only_replies_without_a_verdict():
+    message = f"no reply of the judge has a verdict: 40 × {REASON}"
+    with serve(answer=lambda _: DISCURSIVE) as server, pytest.raises(InputError, match=message):
+        run_at(server, both_orders=True)
     assert {row["preference"] for row in result("eval.annotations.json")} == {None}
 
 
@@ -229,8 +207,6 @@ def test_a_judge_with_a_position_bias(capsys):
     with serve(answer=lambda prompt: "VERDICT: A") as server:
         run_at(server)
         assert result()["first_shown"] == 100
-        run_at(server, seed=1)  # another order
-        assert PROMPTS < len(server.asked) < 2 * PROMPTS
         run_at(server, both_orders=True)
     assert (result()["win_rate"], result()["draws"]) == (50, PROMPTS)
     assert "won 100.0 % of 80 verdicts" in capsys.readouterr().out
@@ -251,27 +227,21 @@ def test_a_function_as_judge_and_only_common_prompts(capsys):
     assert result()["n"] == 3
 
 
-@pytest.mark.parametrize("common", [False, True])
-def test_a_limit_keeps_the_same_prompts_of_two_models(common):
+def test_a_limit_keeps_the_same_prompts_of_two_models():
     texts = {"output_1": "r", "output_2": "m"}
     rows = [{"instruction": f"{n}", **texts, "preference": 1 + n % 2} for n in range(8)]
     save("one.json", rows)
     save("two.json", rows[::-1])
-    run(annotations="one.json,two.json", limit=3, common=common, output="eval.json")
+    run(annotations="one.json,two.json", limit=3, output="eval.json")
     assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (3, 3, 3)
     assert result()["paired"]["difference"] == 0
 
 
 def test_a_dry_run_sends_nothing(capsys):
     with serve() as server:
-        run_at(server, dry_run=True, price_output=1000.0)
+        run_at(server, dry_run=True)
         assert not server.asked
-    out = capsys.readouterr().out
-    assert out.count("== prompt") == 3
-    assert "40 requests to openai/m: about " in out
-    assert f"cost by the given prices: at most {40 * 512 / 1000:.2f}" in out
-    run(**FILES, judge="nothing:at_all", dry_run=True)
-    assert "40 pairs for nothing:at_all; no requests would be" in capsys.readouterr().out
+    assert "40 requests to openai/m: about " in capsys.readouterr().out
 
 
 def test_without_a_flag_it_is_the_embedded_world(capsys):
@@ -281,28 +251,19 @@ def test_without_a_flag_it_is_the_embedded_world(capsys):
     assert float(re.search(r"win rate +([\d.]+)", out)[1]) > 90
 
 
-# What a user may get wrong: one sentence, exit status 2.
-
 LLM = FILES | {"provider": "openai", "model": "m", "output": "eval.json"}
 BAD = [
     ({"outputs": "a.json"}, "reference is empty; give --config.outputs=FILE --config.refere"),
-    ({"reference": "b.json"}, "outputs is empty; give --config.outputs"),
     ({"annotations": "x.json", "outputs": "a.json"}, "annotations are judged already; give ei"),
     ({"annotations": "x.json", "dry_run": True}, "dry_run sends no requests, and annotations"),
     (FILES | {"outputs": "a.json,b.json,c.json"}, "at most two files"),
-    (FILES, "model is empty; give --config.provider="),
-    (FILES | {"model": "m"}, "output is empty; give --config.provider="),
     (FILES | {"judge": "vader"}, "judge='vader' is neither llm nor a Py"),
-    (LLM | {"base_url": "localhost"}, "base_url is no address; give http://"),
     (LLM | {"output": "a.json"}, "would write over a.json, which is read"),
     (LLM | {"reference": "b.json, c.json", "output": "c.json"}, "would write over c.json"),
-    ({"annotations": "x.json", "output": "x.json"}, "would write over x.json, which is read"),
     ({"annotations": "a.json"}, "a.json:row 1: misses the field 'output_1'"),
     (LLM | {"template_file": "bad.txt"}, "template_file=bad.txt: does not show {{ second }}"),
     (LLM | {"labels": "A"}, "labels=A: give two or three different ones by commas"),
-    (LLM | {"cache": "a.json"}, "cache a.json: cannot be used"),
     ({"annotations": "x.json,z.json", "limit": 1}, "the two models have no prompt in common"),
-    ({"annotations": "x.json,y.json"}, "output_1 differs at 1 of 1 prompts; compare both mo"),
 ]
 
 
@@ -310,7 +271,6 @@ BAD = [
 def test_bad_input(folder, refused, fields, message):
     row = {"instruction": "x", "output_1": "1", "output_2": "2", "preference": 1}
     save("x.json", [row])
-    save("y.json", [row | {"output_1": "3"}])
     save("z.json", [row | {"instruction": "z"}])
     (folder / "bad.txt").write_text("{{ instruction }} {{ first }}")
     assert message in refused(evaluate, **fields)

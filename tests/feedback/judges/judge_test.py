@@ -52,25 +52,6 @@ def test_a_prompt_holds_all_of_a_row(tmp_path):
         questions([pair(0, input="now"), pair(1)], template)
 
 
-def test_identical_responses_are_a_draw_without_a_request():
-    rows = [pair(0), pair(1, output_1="same", output_2="same"), pair(2)]
-    asked = questions(rows)
-    assert [question.number for question in asked] == [0, 2]
-    replies = [reply("VERDICT: A"), reply("VERDICT: B")]
-    judged = judge.judge_by_replies(rows, asked, replies, "me")
-    assert (judged[1].preference, judged[1].verdicts) == (1.5, ())
-
-
-def test_the_order_is_a_fair_coin_that_falls_the_same_way_again():
-    asked = questions(MANY)
-    assert 160 < sum(question.shown_first == 1 for question in asked) < 240
-    # A row's order does not depend on the other rows, but on the seed.
-    assert [q.request for q in questions(MANY[7:9])] == [q.request for q in asked[7:9]]
-    others = questions(MANY, seed=1)
-    same = sum(a.shown_first == b.shown_first for a, b in zip(asked, others, strict=True))
-    assert 160 < same < 240
-
-
 @pytest.mark.parametrize("both_orders", [False, True])
 def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
     swapped = [swap(row) for row in MANY]
@@ -78,8 +59,11 @@ def test_swapped_sides_send_the_same_requests_and_get_the_opposite(both_orders):
     counts = Counter((question.number, question.shown_first) for question in asked)
     assert counts.total() == len(counts) == 400 * (1 + both_orders)
     assert [q.request for q in asked] == [q.request for q in back]
+    # A fair coin, which falls the same way whatever the other rows are.
+    assert 160 < sum(question.shown_first == 1 for question in asked) / (1 + both_orders) < 240
+    assert questions(MANY[7:8])[0].request in {q.request for q in asked if q.number == 7}
     assert all(a.shown_first == 3 - b.shown_first for a, b in zip(asked, back, strict=True))
-    labels = [("A", "B", "?", "tie")[number % 4] for number in range(len(asked))]
+    labels = ["A", "B", "?", "tie"] * (len(asked) // 4)
     replies = [reply(f"VERDICT: {label}") for label in labels]
     ours = judge.judge_by_replies(MANY, asked, replies, "me")
     theirs = judge.judge_by_replies(swapped, back, replies, "me")
@@ -104,7 +88,8 @@ def test_verdicts_to_preferences(verdicts, preference):
 
 
 def test_reasons_for_no_verdict():
-    rows = MANY[:5]
+    """Identical responses are a draw without a request."""
+    rows = [*MANY[:5], pair(5, output_1="same", output_2="same")]
     asked = questions(rows)
     replies = [
         reply("Both have merits.\nB"),
@@ -114,18 +99,17 @@ def test_reasons_for_no_verdict():
         reply("B, I thought, but it is short.\nVERDICT: A"),
     ]
     judged = judge.judge_by_replies(rows, asked, iter(replies), "openai/m")
-    assert [row.preference is None for row in judged] == [True, True, True, True, False]
+    assert [row.preference is None for row in judged] == [True] * 4 + [False] * 2
     assert [row.reason for row in judged] == [
         "the last line is none of those that were asked for",
         "no reply: 400: too long",
         "the judge refused",
         "the judge's reply was cut; raise max_new_tokens",
-        "",
+        *("", ""),
     ]
-    assert {row.annotator for row in judged} == {"openai/m"}
+    assert (judged[5].preference, judged[5].verdicts) == (1.5, ())
+    assert judged[0].annotator == "openai/m"
     assert judged[0].verdicts == (Verdict(asked[0].shown_first, None, replies[0].text),)
-    with pytest.raises(ValueError, match="zip"):
-        judge.judge_by_replies(rows, asked, replies[:4], "openai/m")
 
 
 def test_a_response_cannot_imitate_the_verdict():
@@ -148,18 +132,8 @@ def labels(rows, noise=0.0, draws="drop", seed=0) -> tuple[list[dict], Counter]:
     return judge.make_labels(rows, noise=noise, draws=draws, seed=seed)
 
 
-def test_labels_by_hand():
-    rows, counts = labels(judged([1.0, 2.0, 1.5, None]))
-    assert counts == Counter(unparsed=1, draws=1, flipped=0)
-    texts = {"instruction": "do 1", "input": "", "output_1": "reference 1"}
-    expected = {**texts, "output_2": "model 1", "preference": 2, "annotator": "me"}
-    assert [row["preference"] for row in rows] == [1, 2]
-    assert rows[1] == expected
-
-
-@pytest.mark.parametrize("noise", [0.25, 0.5])
-def test_noise_flips_its_share(noise):
-    rows = judged([1.0, 2.0] * 1000)
+def test_noise_flips_its_share():
+    rows, noise = judged([1.0, 2.0] * 1000), 0.25
     made, counts = labels(rows, noise)
     flipped = [a["preference"] != b.preference for a, b in zip(made, rows, strict=True)]
     assert sum(flipped) == counts["flipped"]
@@ -190,10 +164,6 @@ def length(prompts, responses, finished):
     return [len(response) * ended for response, ended in zip(responses, finished, strict=True)]
 
 
-def inputs(prompts, responses):
-    return [response in prompt for prompt, response in zip(prompts, responses, strict=True)]
-
-
 FILM = ("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
 PAIRS = [
     (Comparison("x", "", "long", "longer"), 2),
@@ -207,7 +177,6 @@ PAIRS = [
     ("name", "pairs"),
     [
         (f"{__name__}:length", PAIRS),
-        (f"{__name__}:inputs", [(Comparison("do", "the input", "do", "do\n\nthe input"), 1.5)]),
         ("fgrlhf_jax.feedback.judges.vader:judge", [(Comparison(*FILM), 2)]),
     ],
 )

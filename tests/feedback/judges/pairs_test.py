@@ -130,8 +130,7 @@ def test_samples_of_a_prompt_make_pairs():
         *(response("b", text) for text in ("6", "", "7")),
         *(response("b", text, input="more") for text in ("8", "8")),
         *(response("a", text) for text in ("9", "10")),
-        response("c", "11", finished=False),
-        response("c", "12"),
+        *(response("c", text) for text in ("11", "12")),
     )
     assert [(row.instruction, row.output_1, row.output_2) for row in comparisons] == [
         *(("a", "1", "2"), ("a", "3", "4"), ("b", "6", "7")),
@@ -140,6 +139,5 @@ def test_samples_of_a_prompt_make_pairs():
     reasons = {"identical responses": 2, "empty responses": 1, "responses without another": 2}
     assert left_out == Counter(reasons)
     assert (comparisons[0].generator_1, comparisons[0].generator_2) == ("m", "m")
-    assert (comparisons[-1].finished_1, comparisons[-1].finished_2) == (False, True)
     with pytest.raises(InputError, match=re.escape("two different responses (2 responses without")):
         pair(response("a", "x"), response("b", "y"))

@@ -1,7 +1,5 @@
 """Verdicts in replies: read in the form that was asked for, and in no other."""
 
-import json
-
 import pytest
 
 from fgrlhf_jax.errors import InputError
@@ -59,8 +57,6 @@ def test_every_other_form_is_none(replies, marker):
 def test_the_form_is_asked_for():
     assert verdicts.describe(("m", "M"), "VERDICT:").endswith("VERDICT: m\nVERDICT: M")
     assert '{"verdict": "B"} or {"verdict": "tie"}' in verdicts.describe(LABELS, None)
-    for label, verdict in zip(LABELS, ("first", "second", "tie"), strict=True):
-        assert verdicts.parse(json.dumps({"verdict": label}), LABELS, None) == verdict
 
 
 def test_labels():
