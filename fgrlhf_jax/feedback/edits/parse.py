@@ -34,6 +34,9 @@ _TAG = (
 )
 _MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
+_SAME_TWICE = "\"'`*_"  # signs that open and close
+_OPENING = re.compile(rf"^[ \t]*(([{_SAME_TWICE}])\2*|[^\s{{[])", re.MULTILINE)
+_CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \t]*$", re.MULTILINE)
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
@@ -80,7 +83,7 @@ def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
 
     Args:
       bounded: whether the reply was read from a form of its own, so that sentences at its ends are
-        of the edit.
+        of the edit, but for a line that announces it.
 
     Raises:
       Doubtful: where more than one part of the reply could be the edit, or a sentence around it
@@ -89,7 +92,7 @@ def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
     text, original = reply.strip(_EDGES), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
-    return text if bounded else _without_frame(text, original)
+    return _without_frame(text, original, bounded)
 
 
 @functools.lru_cache(maxsize=128)  # texts are compared again and again
@@ -149,13 +152,9 @@ def _enclosed(text: str, original: str) -> str:
     marks = marks[:_MOST_DELIMITERS] + marks[_MOST_DELIMITERS:][-_MOST_DELIMITERS:]
     outer = [(0, 0), *marks], [*marks, (len(text), len(text))]
     spans = [(a, b, c, d) for a, b in outer[0] for c, d in outer[1] if b <= c]
-    lines = [match.span() for match in _LINE.finditer(text)]
-    starts = [a for a, _ in lines if _is_quote(text[a], "Ps")][:_MOST_DELIMITERS]
-    ends = [a + len(text[a:b].rstrip()) - 1 for a, b in lines]
-    ends = [b for b in ends if _is_quote(text[b], "Pe")][-_MOST_DELIMITERS:]
-    pairs = [(a, b) for a in starts for b in ends if a < b]
-    encloses = [(a, b) for a, b in pairs if _encloses(text[a], text[a + 1 : b], text[b], original)]
-    spans += [(a, a + 1, b, b + 1) for a, b in encloses]
+    signs = _signs(_OPENING, text)[:_MOST_DELIMITERS], _signs(_CLOSING, text)[-_MOST_DELIMITERS:]
+    pairs = [(*span, *other) for span in signs[0] for other in signs[1] if span[1] <= other[0]]
+    spans += [span for span in pairs if _encloses(text, *span, original)]
     texts = {text[b:c].strip(): (a, b, c, d) for a, b, c, d in spans if b - a + d - c}
     inside = {
         part: (b, c)
@@ -168,26 +167,25 @@ def _enclosed(text: str, original: str) -> str:
     return _choose(inside, words, original)
 
 
-def _is_quote(character: str, brackets: str) -> bool:
-    if character in "{}[]":  # of JSON, or of a remark
+def _signs(pattern: re.Pattern, text: str) -> list[Span]:
+    """Where quotes, brackets and the like stand, at the starts or the ends of lines."""
+    kinds = ("Pi", "Pf", "Ps", "Pe")
+    matches = pattern.finditer(text)
+    return [
+        match.span(1) for match in matches if match[2] or unicodedata.category(match[1]) in kinds
+    ]
+
+
+def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:
+    """Whether the signs at a:b and c:d are a pair, and not of two pairs."""
+    if text[a] in _SAME_TWICE and text[a:b] != text[c:d]:
         return False
-    return character in "\"'`*_" or unicodedata.category(character) in ("Pi", "Pf", brackets)
+    either = "|".join(map(re.escape, {text[a:b], text[c:d]}))
+    between = re.search(rf"(?<!\w)(?:{either})|(?:{either})(?!\w)", text[b:c])  # not don't
+    return not between or len(re.findall(either, text[b:c])) == len(re.findall(either, original))
 
 
-def _encloses(opening: str, inner: str, closing: str, original: str) -> bool:
-    """Whether the closing sign ends what the opening one began, not a second pair."""
-    if opening in "\"'`*_" and opening != closing:
-        return False
-    either = "|".join(map(re.escape, {opening, closing}))
-    between = re.findall(rf"(.?)({either})(.?)", inner, re.DOTALL)
-    between = [signs for signs in between if not (signs[0].isalnum() and signs[2].isalnum())]
-    if not between or len(re.findall(either, inner)) == len(re.findall(either, original)):
-        return True
-    before, first, _ = between[0]
-    return first == opening if opening != closing else not before.strip(" \n([")
-
-
-def _without_frame(text: str, original: str) -> str:
+def _without_frame(text: str, original: str, bounded: bool) -> str:
     """Without a line that announces the edit and a question behind it; other sentences are doubt.
 
     What a colon introduces within a response is a list, a table or code: a first line that ends in
@@ -198,14 +196,16 @@ def _without_frame(text: str, original: str) -> str:
     starts = [start for start in starts if edit[start:]]
     cut, inserted = _frame(edit, original, starts, before=True, mostly=more_lines)
     if cut and not (_ITEM.match(edit) and _ITEM.match(original)):
-        line, edit = edit[:cut].rstrip("*_ \t\n"), edit[cut:]
+        line, rest = edit[:cut].rstrip("*_ \t\n"), edit[cut:]
         announces = _ends_in(line, "COLON") and "\n" in text[len(line) : cut]
-        if not (inserted and announces) or _ITEM.match(edit):
+        if inserted and announces and not _ITEM.match(rest):
+            edit = rest
+        elif not bounded:
             raise Doubtful
     starts = [match.start() for match in _LINE.finditer(edit) if more_lines and match.start()]
     if (match := _CLOSING_BRACKETS.search(edit)) and match[0].strip() not in original:
         starts.append(match.start())
-    starts.sort(reverse=True)
+    starts = [] if bounded else sorted(starts, reverse=True)
     cut, inserted = _frame(edit, original, starts, before=False, mostly=True)
     if cut and not (_ITEM.match(edit[cut:]) and _ITEM.match(original.rpartition("\n")[2])):
         behind, edit = edit[cut:].strip(), edit[:cut].rstrip()
@@ -214,7 +214,7 @@ def _without_frame(text: str, original: str) -> str:
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
     signs = zip(_SIGNS.findall(edit), _SIGNS.findall(original), (0, 2), strict=False)
-    if any(len(more) > len(own) + usual for more, own, usual in signs):
+    if not bounded and any(len(more) > len(own) + usual for more, own, usual in signs):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
     return edit
 

@@ -77,6 +77,7 @@ AROUND = [
     "```\n{}\n```",
     "Voilà :\n~~~text\n{}\n~~~\nC'est tout.",
     '"{}"',
+    '"""{}"""',
     "„{}“",
     "「{}」",
     "**{}**",
@@ -144,10 +145,15 @@ def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
         unwrap(reply, ORIGINAL)
 
 
-@pytest.mark.parametrize("reply", DOUBTFUL[:7])
+@pytest.mark.parametrize("reply", DOUBTFUL[:6])
 def test_sentences_within_a_form_are_of_the_edit(reply):
     assert unwrap(reply, ORIGINAL, bounded=True) == reply
     assert unwrap(f"```\n{reply}\n```", ORIGINAL, bounded=True) == reply
+
+
+def test_a_line_that_announces_the_edit_within_its_form_comes_off():
+    edit = f"{EDITED}\n\nShall I go on?"
+    assert unwrap(f"Hier ist sie:\n\n{edit}", ORIGINAL, bounded=True) == edit
 
 
 @pytest.mark.parametrize(
