@@ -87,7 +87,7 @@ class App:
         root = urllib.parse.urlsplit(root_path)
         self.page, self.password = page, password
         self.root, self.proxy = root.path.rstrip("/"), root.netloc.lower()
-        self.hosts = () if host in ANY else {*LOCAL, host.lower(), (root.hostname or "").lower()}
+        self.hosts = () if host in ANY else {*LOCAL, host.lower(), root.hostname or host.lower()}
         self.guessing = asyncio.Lock()
         self.key = hashlib.scrypt(password.encode(), salt=b"annotate", n=2**14, r=8, p=1)
         style, script = ((html.ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))

@@ -92,9 +92,8 @@ def start(tmp_path):
 class Person:
     """A browser of one's own, watched: what it asks for, and what goes wrong in it."""
 
-    def __init__(self, browser, url: str, name: str, width: int = 1280, **options):
-        size = {"width": width, "height": 860 if width > 500 else 780}
-        self.context = browser.new_context(viewport=size, **options)
+    def __init__(self, browser, url: str, name: str, width: int = 1280, height: int = 860):
+        self.context = browser.new_context(viewport={"width": width, "height": height})
         self.requests, self.faults, self.url, self.name = [], [], url, name
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.context.on("weberror", lambda error: self.faults.append(str(error.error)))
@@ -320,9 +319,8 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, scheme):
+@pytest.mark.parametrize(("width", "height"), [(1280, 860), (390, 780)])
+def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
     (tmp_path / "own.jsonl").write_text(
         json.dumps({"instruction": "Add. " * 300, "output": "```\ndef f(): " + "x + " * 200})
@@ -332,18 +330,20 @@ def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, scheme):
     server = start(
         f"--config.input={tmp_path / 'own.jsonl'}", f"--config.guidelines={tmp_path / 'g.md'}"
     )
-    ann = Person(chromium, server.url, "Ann", width, color_scheme=scheme)
+    ann = Person(chromium, server.url, "Ann", width, height)
     page, read = ann.page, "getComputedStyle(document.querySelector('{}')).{}"
 
     def check():
-        assert page.evaluate(CONTRAST) == []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate(CONTRAST) == []
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
     page.wait_for_selector("h1:has-text('House rules')")
     check()
     ann.enter()
     for k in (1, 2):
-        assert page.locator("#save").bounding_box()["y"] + 30 < 860 if width > 500 else 780
+        assert page.locator("#save").bounding_box()["y"] + 30 < height
         font = page.evaluate(read.format("#edit", "fontFamily"))
         assert ("monospace" in font) == (k == 1)
         for selector in ("#prompt p", "#edit", "#difference .text"):
@@ -368,7 +368,7 @@ def test_a_huge_paste_is_refused_at_once(team):
     began = time.monotonic()
     ann.page.evaluate("navigator.clipboard.writeText('many words '.repeat(200_000))")
     ann.page.focus("#edit")
-    ann.press("Control+v", "That are 2200008 characters; a text has at most 50000")
+    ann.press("Control+v", "2200008 characters are too many: 50000 at most")
     assert ann.text() == "It is 0."
     ann.type("It is zero.", shown="zero")
     assert time.monotonic() - began < 10

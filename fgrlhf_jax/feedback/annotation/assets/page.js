@@ -95,7 +95,7 @@ function setCode(on) {
 
 function isTooLong(length) {
   const answer = length > shown.longest;
-  if (answer) say(`That are ${length} characters; a text has at most ${shown.longest}.`, true);
+  if (answer) say(`${length} characters are too many: ${shown.longest} at most.`, true);
   return answer;
 }
 
