@@ -8,7 +8,6 @@ import ppo_cases
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.reward_model.scorer import read_module
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -24,81 +23,71 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-def replaced(file: str, old: str, new: str):
-    """The change of a text in a file."""
-
-    def change(folder: Path) -> None:
-        text = (folder / file).read_text()
-        assert old in text
-        (folder / file).write_text(text.replace(old, new))
-
-    return change
+def swap_ids(tokenizer: dict) -> None:
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = list(vocabulary)[5:7]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
 
 
-def configured(change):
-    """A change of config.json after which it has no checksums, as by a user who means it."""
+# A file of the export and a change of its content.
+CHANGED = {
+    "rope_theta": ("config.json", lambda config: config.update(rope_theta=20000.0)),
+    "calibration": ("config.json", lambda config: config["fgrlhf"]["calibration"].update(mean=1)),
+    "std": ("config.json", lambda config: config["fgrlhf"]["calibration"].update(std=0)),
+    "template": ("config.json", lambda config: config["fgrlhf"]["data"].update(template="alpaca")),
+    "vocabulary": ("tokenizer.json", swap_ids),
+    "eos": ("tokenizer_config.json", lambda config: config.update(eos_token="<unk>")),
+    "added file": ("added_tokens.json", lambda content: content.update(a=1)),
+}
+# Changes of "fgrlhf" in a config.json without checksums, as of somebody who means a change.
+MALFORMED = {
+    "checksums are text": lambda ours: ours.update(sha256="text"),
+    "a checksum is a number": lambda ours: ours.update(sha256={"config.json": 3}),
+    "data is empty": lambda ours: ours.update(data={}),
+    "data is a list": lambda ours: ours.update(data=[]),
+    "std is 0": lambda ours: ours["calibration"].update(std=0),
+    "mean is NaN": lambda ours: ours["calibration"].update(mean=float("nan")),
+    "std is infinite": lambda ours: ours["calibration"].update(std=1e999),
+    "calibration is text": lambda ours: ours.update(calibration="0.1"),
+    "loss is unknown": lambda ours: ours["settings"].update(loss="mine"),
+    "a length is text": lambda ours: ours["data"].update(max_length="long"),
+    "prompts fill everything": lambda ours: ours["data"].update(max_prompt_length=10**6),
+    "append_eos is text": lambda ours: ours["data"].update(append_eos="no"),
+}
 
-    def run(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        config["fgrlhf"].pop("sha256")
-        change(config["fgrlhf"])
-        (folder / "config.json").write_text(json.dumps(config))
 
-    return run
-
-
-def swap_ids(folder: Path) -> None:
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    first, second = list(vocabulary)[5:7]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+def change_json(file: Path, change) -> None:
+    content = json.loads(file.read_text()) if file.exists() else {}
+    change(content)
     file.write_text(json.dumps(content))
 
 
-CHANGED = {
-    "rope_theta": replaced("config.json", '"rope_theta": 10000.0', '"rope_theta": 20000.0'),
-    "calibration": replaced("config.json", '"mean": 0.1', '"mean": 1.0'),
-    "zero": replaced("config.json", '"std": 2.0', '"std": 0.0'),
-    "template": replaced("config.json", '"template": "plain"', '"template": "alpaca"'),
-    "vocabulary": swap_ids,
-    "special": replaced("tokenizer_config.json", '"</s>"', '"<unk>"'),
-    "chat": lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
-    "gone": lambda folder: (folder / "tokenizer_config.json").unlink(),
-}
-MALFORMED = {
-    "sums": configured(lambda ours: ours.update(sha256="text")),
-    "sum": configured(lambda ours: ours.update(sha256={"config.json": 3})),
-    "empty": configured(lambda ours: ours.update(data={})),
-    "list": configured(lambda ours: ours.update(data=[])),
-    "no std": configured(lambda ours: ours["calibration"].update(std=0)),
-    "nan": configured(lambda ours: ours["calibration"].update(mean=float("nan"))),
-    "infinite": configured(lambda ours: ours["calibration"].update(std=1e999)),
-    "text": configured(lambda ours: ours.update(calibration="0.1")),
-    "loss": configured(lambda ours: ours["settings"].update(loss="mine")),
-    "length": configured(lambda ours: ours["data"].update(max_length="long")),
-    "prompt": configured(lambda ours: ours["data"].update(max_prompt_length=10**6)),
-    "eos": configured(lambda ours: ours["data"].update(append_eos="no")),
-    "number": replaced("config.json", '"fgrlhf": {', '"fgrlhf": 3, "was": {'),
-}
+def mean_it(change):
+    return lambda config: (config["fgrlhf"].pop("sha256"), change(config["fgrlhf"]))
 
 
-@pytest.mark.parametrize("name", [*CHANGED, *MALFORMED])
+@pytest.mark.parametrize("name", [*CHANGED, *MALFORMED, "fgrlhf is a number"])
 def test_a_reward_model_with_another_meaning_is_refused(models, tmp_path, refused, name):
     folder = shutil.copytree(models / "rm" / "export", tmp_path / "rm")
-    (CHANGED | MALFORMED)[name](folder)
+    if name in CHANGED:
+        change_json(folder / CHANGED[name][0], CHANGED[name][1])
+    elif name in MALFORMED:
+        change_json(folder / "config.json", mean_it(MALFORMED[name]))
+    else:
+        change_json(folder / "config.json", lambda config: config.update(fgrlhf=3))
     write_jsonl(tmp_path / "rows.jsonl", [{"instruction": "say", "output": "hello"}])
     sentence = refused(score, reward_model=folder, input=tmp_path / "rows.jsonl")
     assert sentence.startswith(str(folder))
     assert len(sentence) < 1000
-    if name in CHANGED:
-        assert 'delete "sha256" in config.json if the change is meant' in sentence
+    assert ('delete "sha256" in config.json if the change is meant' in sentence) == (
+        name in CHANGED or name == "a checksum is a number"
+    )
 
 
-@pytest.mark.parametrize("name", ["rope_theta", "vocabulary", "special", "chat", "gone"])
+@pytest.mark.parametrize("name", ["rope_theta", "vocabulary", "eos", "added file"])
 def test_so_is_a_policy(models, tmp_path, name):
     folder = shutil.copytree(models / "policy", tmp_path / "policy")
-    CHANGED[name](folder)
+    change_json(folder / CHANGED[name][0], CHANGED[name][1])
     with pytest.raises(InputError, match='delete "sha256" in'):
         LanguageModel.load(folder)
 
@@ -106,8 +95,6 @@ def test_so_is_a_policy(models, tmp_path, name):
 def test_a_change_that_is_meant_and_what_is_no_part_of_the_model(models, tmp_path):
     folder = shutil.copytree(models / "rm" / "export", tmp_path / "rm")
     (folder / "README.md").write_text("mine")
-    (folder / "notes.txt").write_text("mine")
     _, before = read_module(folder)
-    configured(lambda ours: ours["calibration"].update(std=4))(folder)
+    change_json(folder / "config.json", mean_it(lambda ours: ours["calibration"].update(std=4)))
     assert read_module(folder)[1].normalization == before.normalization._replace(std=4)
-    assert hf_load.load_tokenizer(folder).eos_token == "</s>"

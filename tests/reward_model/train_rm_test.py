@@ -28,7 +28,6 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.training.supervised import SupervisedTrainer
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
@@ -158,14 +157,6 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(rm_run, rm_files, tm
     assert saved(run_dir) == saved(rm_run.run_dir)
 
 
-def test_stopped_before_the_first_step(rm_files, tmp_path):
-    run_dir = tmp_path / "early"
-    run = Command(rm_files, run_dir).until((run_dir / "config.json").exists)
-    status, _, err = run.end(signal.SIGTERM)
-    assert (status, err[-1]) == (130, "interrupted; run the same command to go on")
-    assert rows(run_dir) == []
-
-
 def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, capsys):
     before = contents(rm_run.run_dir)
     train(monkeypatch, *flags(rm_files, rm_run.run_dir))
@@ -174,31 +165,6 @@ def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, cap
     assert first == f"{rm_run.run_dir} is finished; its figures again:"
     assert rm_run.end()[1].endswith(table)
     assert contents(rm_run.run_dir) == before
-
-
-@pytest.mark.usefixtures("one_device")
-def test_early_stop_uses_the_best(rm_files, tmp_path, monkeypatch, capsys):
-    """At a rate too low to change an accuracy, no evaluation improves on the first one.
-
-    With batches of two shapes, and nothing is compiled after the warm-up.
-    """
-    run_dir = tmp_path / "stopped"
-    fields = {"best_metric": "accuracy", "patience": 2, "data.smallest_bucket": 64}
-    widths, update = set(), SupervisedTrainer.update
-
-    def recorded(self, state, step):
-        widths.add(self.batch(step)[0])
-        return update(self, state, step)
-
-    monkeypatch.setattr(SupervisedTrainer, "update", recorded)
-    arguments = flags(rm_files, run_dir, **fields, **{"optimizer.learning_rate": 1e-7})
-    train(monkeypatch, *arguments)
-    assert rows(run_dir)[-1]["step"] == 3 * EVAL_EVERY
-    assert saved(run_dir) == [EVAL_EVERY, 3 * EVAL_EVERY]
-    assert kernel(run_dir, EVAL_EVERY) == exported(run_dir)
-    assert kernel(run_dir, 3 * EVAL_EVERY) != exported(run_dir)
-    assert compilations(capsys.readouterr().out) == 0
-    assert widths == {64, 128}
 
 
 def compilations(out: str) -> int:
