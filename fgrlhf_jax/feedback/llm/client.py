@@ -32,7 +32,10 @@ PROVIDERS = {
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
 }
 # In the environment, in capitals too.
-_PROXIES, _CERTIFICATES = ("all_proxy", "http_proxy", "https_proxy"), ("ssl_cert_file",)
+_PROXIES, _CERTIFICATES = (
+    ("all_proxy", "http_proxy", "https_proxy"),
+    ("ssl_cert_file", "sslkeylogfile"),
+)
 _ACCOUNT_EMPTY = re.compile("insufficient_quota|credit balance")
 # How servers name a schema, or a field, that they do not take.
 _SCHEMA = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
@@ -232,9 +235,10 @@ def _build_http_client(client: Client):
                 headers["x-should-retry"] = "false"
             return response
 
-    options = {"trust_env": False, "verify": ssl.create_default_context()} if client.direct else {}
     try:
-        return Http(**options)
+        if client.direct:
+            return Http(trust_env=False, verify=ssl.create_default_context())
+        return Http()
     except Exception as error:
         variables = _CERTIFICATES if isinstance(error, OSError) else _PROXIES  # ssl's are OSErrors
         names = " or ".join(name for name in os.environ if name.lower() in variables)
@@ -247,10 +251,13 @@ def _build_http_client(client: Client):
 def _pause(headers: Mapping[str, str]) -> float:
     """Seconds of a Retry-After, a date counted from the answer's own; 0 where there is none."""
     value = headers.get("retry-after", "")
+    sent = headers.get("date", email.utils.formatdate(usegmt=True))
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        then, now = map(email.utils.parsedate_to_datetime, (value, headers["date"]))
+    with contextlib.suppress(TypeError, ValueError):
+        then, now = map(email.utils.parsedate_to_datetime, (value, sent))
         return max(0.0, (then - now).total_seconds())
     return 0.0
 

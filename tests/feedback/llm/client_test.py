@@ -351,6 +351,10 @@ def test_no_key(monkeypatch, provider):
         ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "^ALL_PROXY: no connection .*socksio"),
         ({"https_proxy": "foo://here"}, "^https_proxy: no connection .* correct or unset it"),
         ({"SSL_CERT_FILE": "nowhere.pem"}, "^SSL_CERT_FILE: no connection"),
+        (
+            {"SSLKEYLOGFILE": "/no/keys", "base_url": "http://localhost:1"},
+            "^SSL.* or SSLKEYLOGFILE",
+        ),
         ({"missing": "anthropic"}, r"pip install 'fgrlhf_jax\[collect\]'"),
         ({"missing": "openai"}, r"pip install 'fgrlhf_jax\[collect\]'"),
     ],
