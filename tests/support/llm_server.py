@@ -77,6 +77,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    slow = False
 
     def log_message(self, *args):
         pass
@@ -130,6 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             "stream": b"data: " + data.replace(b'"stop"', b"null").replace(b'"end_turn"', b"null"),
             **dict.fromkeys(("blank", "stop error", "thoughts"), data),
         }
+        self.slow = action == "slow"
         self.close_connection = action in ("timeout", "drop", "reset", "cut")
         if action[0].isdigit():
             code, _, rest = action.partition(" ")
@@ -151,47 +153,38 @@ class Handler(BaseHTTPRequestHandler):
         elif action in contents:
             kind = {"content-type": "text/html"} if action == "html" else {}
             self.send(contents[action], **kind)
-        elif action == "slow":
-            self.head(len(data))
-            for start in range(0, len(data), 64):
-                time.sleep(0.002)
-                with self.counted(prompt, start + 64 >= len(data)):
-                    self.wfile.write(data[start : start + 64])
         elif action != "drop":
             with self.counted(prompt):
                 self.send(self.server.body.encode() if action == "body" else data)
 
     def reply(self, action: str, prompt: str) -> dict:
         text = "" if action in ("blank", "thoughts") else self.server.answer(prompt)
-        read, written = len(prompt), len(text)
+        cut = "max_tokens" if self.path.endswith("messages") else "length"
+        stops = {"length": cut, "thoughts": cut, "stop error": "error"}
         if self.path.endswith("messages"):
-            stops = {"length": "max_tokens", "refusal": "refusal", "thoughts": "max_tokens"}
-            stops["stop error"] = "error"
             return {
                 "content": [{"type": "text", "text": text}] if text else [],
-                "stop_reason": stops.get(action, "end_turn"),
-                "usage": {"input_tokens": read, "output_tokens": written},
+                "stop_reason": (stops | {"refusal": "refusal"}).get(action, "end_turn"),
+                "usage": {"input_tokens": len(prompt), "output_tokens": len(text)},
             }
         message = {"role": "assistant", "content": text or None}
         if action == "refusal":
             message |= {"content": None, "refusal": text}
-        stops = {"length": "length", "thoughts": "length", "stop error": "error"}
-        choice = {"index": 0, "message": message, "finish_reason": stops.get(action, "stop")}
         return {
-            "choices": [choice],
-            "usage": {"prompt_tokens": read, "completion_tokens": written},
+            "choices": [{"message": message, "finish_reason": stops.get(action, "stop")}],
+            "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(text)},
         }
 
     @contextlib.contextmanager
-    def counted(self, prompt: str, last: bool = True):
-        """Around the last write of an answer: the client must not be quicker than the count."""
+    def counted(self, prompt: str):
+        """Around the writing of an answer: the client must not be quicker than the count."""
         with self.server.lock:
-            self.server.delivered[prompt] += last
+            self.server.delivered[prompt] += 1
         try:
             yield
         except OSError:  # nobody is there any more
             with self.server.lock:
-                self.server.delivered[prompt] -= last
+                self.server.delivered[prompt] -= 1
             raise
 
     def head(self, length: int, code: int = 200, **headers) -> None:
@@ -203,14 +196,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, data: bytes, code: int = 200, **headers) -> None:
         self.head(len(data), code, **headers)
-        self.wfile.write(data)
+        pieces = [data[n : n + 64] for n in range(0, len(data), 64)] if self.slow else [data]
+        for piece in pieces:
+            time.sleep(0.002 * self.slow)
+            self.wfile.write(piece)
 
     def fail(self, code: int, message: str, **headers) -> None:
-        kinds = {429: "rate_limit_error", 404: "not_found_error", 529: "overloaded_error"}
-        error = {"type": kinds.get(code, "invalid_request_error"), "message": message}
-        if message == "insufficient_quota":
-            error["code"] = message
-        self.send(json.dumps({"type": "error", "error": error}).encode(), code, **headers)
+        error = {"type": "error", "error": {"type": "an_error", "message": message}}
+        self.send(json.dumps(error).encode(), code, **headers)
 
 
 @contextlib.contextmanager
