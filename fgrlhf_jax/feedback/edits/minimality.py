@@ -45,6 +45,7 @@ _OMISSION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OMITTED = 12  # words that are missing there, and 2 for each that stands there
+_MOST_REMARKS = 100  # that are looked at
 LONGEST = 200_000  # characters that are compared: the time grows with their square
 
 
@@ -114,8 +115,8 @@ def is_elided(original: str, edited: str) -> bool:
     least twelve words of it are missing, and two for each word of the remark.
     """
     before = list(filter(_is_term, split_words(original)))
-    for match in _OMISSION.finditer(edited):
-        if match[0].strip() in original:
+    for match in itertools.islice(_OMISSION.finditer(edited), _MOST_REMARKS):
+        if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue
         sides = edited[: match.start()], edited[match.end() :]
         kept = [[*filter(_is_term, split_words(side))] for side in sides]
@@ -123,8 +124,7 @@ def is_elided(original: str, edited: str) -> bool:
         # A few words of either side, since a word that comes again may be matched far away.
         around = [-1, *partner, len(before)][max(0, len(kept[0]) - 2) : len(kept[0]) + 4]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
-        remark = len(split_words(match[0]))
-        if missing >= max(_OMITTED, 2 * remark):
+        if missing >= max(_OMITTED, 2 * len(split_words(match[0]))):
             return True
     return False
 

@@ -8,7 +8,6 @@ what compares well with the original (parse.py).
 
 import dataclasses
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from fgrlhf_jax.feedback.edits.normal_form import fold, restore_form
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
+from fgrlhf_jax.runtime.files import read_jsonl
 
 SIDES = ("worse", "better")
 PAPER = """\
@@ -177,14 +177,11 @@ def count_rejected(outputs: Iterable[Path]) -> dict[str, int]:
     Raises InputError for a line that is no such row.
     """
     counts: Counter[str] = Counter()
-    for path in map(rejected_path, outputs):
-        if not path.is_file():
-            continue
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-            try:
-                counts[str(json.loads(line)["reason"]).partition(":")[0]] += 1
-            except (ValueError, TypeError, KeyError) as error:
+    for path in filter(Path.is_file, map(rejected_path, outputs)):
+        for number, row in enumerate(read_jsonl(path), 1):
+            if not isinstance(row, dict) or "reason" not in row:
                 raise InputError(
                     f"{path}:{number}: is no row that was set aside; move the file away"
-                ) from error
+                )
+            counts[str(row["reason"]).partition(":")[0]] += 1
     return dict(counts.most_common())

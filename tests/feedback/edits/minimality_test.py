@@ -168,6 +168,7 @@ CODE = (
 )
 def test_a_remark_in_the_place_of_what_is_left_out(edited):
     assert find_fault(ORIGINAL, edited) == "elided"
+    assert find_fault(f"Well ... … {ORIGINAL}", f"Well ... … {edited}") == "elided"
     assert find_fault(edited, edited.replace("Paris", "Rome"), 1.0) == ""
 
 
