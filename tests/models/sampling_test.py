@@ -83,14 +83,15 @@ def test_padding_company_and_layout_do_not_change_a_row(temperature):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[2:3], base), alone, atol=1e-5)
 
 
-def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row():
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row(count):
     free = run(ends=())
     assert not free.finished_B.any()
     assert (free.length_B == 9).all()
-    eos = int(free.tokens_BT[0, 3])
-    out = run(ends=(eos,))
+    eos = free.tokens_BT[:count, 3].tolist()
+    out = run(ends=tuple(eos))
     for b in range(len(PROMPTS)):
-        ends = np.flatnonzero(free.tokens_BT[b] == eos)
+        ends = np.flatnonzero(np.isin(free.tokens_BT[b], eos))
         expected = ends[0] + 1 if ends.size else 9
         assert out.length_B[b] == expected
         assert out.finished_B[b] == bool(ends.size)

@@ -92,9 +92,14 @@ def test_so_is_a_policy(models, tmp_path, name):
         LanguageModel.load(folder)
 
 
-def test_a_change_that_is_meant_and_what_is_no_part_of_the_model(models, tmp_path):
+def test_a_change_that_is_meant_and_what_is_no_part_of_the_model(models, tmp_path, capsys):
     folder = shutil.copytree(models / "rm" / "export", tmp_path / "rm")
     (folder / "README.md").write_text("mine")
     _, before = read_module(folder)
     change_json(folder / "config.json", mean_it(lambda ours: ours["calibration"].update(std=4)))
     assert read_module(folder)[1].normalization == before.normalization._replace(std=4)
+    assert capsys.readouterr().err == ""
+    older = shutil.copytree(models / "rm" / "export", tmp_path / "older")
+    change_json(older / "config.json", mean_it(lambda ours: ours.pop("encoding")))
+    read_module(older)
+    assert "was trained when prompt and response were encoded apart" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.records import Instruction, Message
+from fgrlhf_jax.data.tokenizers import decode
 
 TEXT = [
     "Name the capital of France.\n\nParis is the capital, and it has 2 million people.\n",
@@ -46,11 +47,10 @@ MISTRAL = (
     "{{ m['content'] + eos_token + ' ' }}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
-MISTRAL_3 = (  # [INST] is a control token here, and the oldest turns have no blank before theirs
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{{ '[INST] ' + m['content'] + '[/INST]' }}{% elif m['role'] == 'assistant' %}"
-    "{{ ' ' + m['content'] | trim + eos_token }}{% else %}"
-    "{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
+MISTRAL_3 = (  # [INST] is a control token here
+    MISTRAL.replace(" [/INST]", "[/INST]")
+    .replace("eos_token + ' '", "eos_token")
+    .replace("{{ m['content']", "{{ ' ' + m['content'] | trim")
 )
 ZEPHYR = (
     "{% for m in messages %}\n{% if m['role'] == 'user' %}\n"
@@ -197,50 +197,38 @@ def texts(count: int, sentences: list[str], seed: int = 0) -> list[str]:
 def differences(tokenizer, template: str, messages: list[dict], response: str) -> list[str]:
     """What is wrong with our ids of a conversation and a response to it."""
     turns = tuple(Message(**message) for message in messages)
-    if template == "chat":
-        record = Instruction("", "", "", messages=turns)
-    else:
-        record = Instruction(messages[-1]["content"], "", "")
+    record = Instruction(*("", "", ""), turns if template == "chat" else ())
+    record = record if template == "chat" else Instruction(messages[-1]["content"], "", "")
     prompt, _ = templates.encode_prompt(tokenizer, template, record)
     whole = templates.encode_response(tokenizer, template, record, response)
-    if template == "chat":
-        answer = [*messages, {"role": "assistant", "content": response}]
-        theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        their_whole = tokenizer.apply_chat_template(answer)["input_ids"]
-        special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} - {0}
-        while their_whole[-1] not in special:  # what a template writes behind the end of a turn
-            their_whole.pop()
-    else:
-        text = templates.render(tokenizer, template, record)
-        theirs = tokenizer(text)["input_ids"]
-        their_whole = [*tokenizer(text + response)["input_ids"], tokenizer.eos_token_id]
-        special = {1, 2}
-    found = []
-    contents = [message["content"] for message in messages] + [response]
-    names = [tokenizer.convert_ids_to_tokens(i) for i in special] + ["<unk>"]
-    if any(name in content for name in names for content in contents):
-        neutral = [message | {"content": "a"} for message in messages]
-        expected = [i for i in theirs if i in special]
+    added = tokenizer.added_tokens_decoder.items()
+    special = {i for i, token in added if token.special and str(token) != "<unk>"}
+
+    def ids_of(messages: list[dict], **options) -> list[int]:
         if template == "chat":
-            neutral = tokenizer.apply_chat_template(neutral, add_generation_prompt=True)
-            expected = [i for i in neutral["input_ids"] if i in special]
-        else:
-            expected = [1]
+            return tokenizer.apply_chat_template(messages, **options)["input_ids"]
+        text = templates.render(tokenizer, template, record)
+        return tokenizer(text + messages[-1]["content"] if len(messages) > 1 else text)["input_ids"]
+
+    answer = [*messages, {"role": "assistant", "content": response}]
+    theirs, their_whole = ids_of(messages, add_generation_prompt=True), ids_of(answer)
+    their_whole += [] if template == "chat" else [tokenizer.eos_token_id]
+    while their_whole[-1] not in special:  # what a template writes behind the end of a turn
+        their_whole.pop()
+    contents, found = [message["content"] for message in answer], []
+    names = [*(tokenizer.convert_ids_to_tokens(i) for i in special), "<unk>"]
+    if any(name in content for name in names for content in contents):
+        neutral = ids_of([m | {"content": "a"} for m in messages], add_generation_prompt=True)
+        expected = [i for i in neutral if i in special] if template == "chat" else [1]
         if [i for i in prompt if i in special] != expected:
             found.append("control tokens in the prompt")
-        end = [i for i in whole.ids[whole.start :] if i in special]
-        if len(end) != 1 or end[0] != whole.ids[-1]:
+        if [i for i in whole.ids[whole.start :] if i in special] != whole.ids[-1:]:
             found.append("control tokens in the response")
-        decoded = tokenizer.decode(whole.ids, clean_up_tokenization_spaces=False)
-        normal = unicodedata.normalize("NFC", decoded)
-        for content in contents:
-            if unicodedata.normalize("NFC", content.strip()) not in normal:
-                found.append(f"text lost: {content!r} in {decoded!r}")
-    else:
-        if prompt != theirs:
-            found.append(f"prompt: {prompt} against {theirs}")
-        if whole.ids != their_whole:
-            found.append(f"response: {whole.ids} against {their_whole}")
+        normal = unicodedata.normalize("NFC", decode(tokenizer, whole.ids))
+        lost = [c for c in contents if unicodedata.normalize("NFC", c.strip()) not in normal]
+        found += [f"text lost: {content!r} in {normal!r}" for content in lost]
+    elif (prompt, whole.ids) != (theirs, their_whole):
+        found.append(f"{prompt} {whole.ids} against {theirs} {their_whole}")
     if template == "chat" and len(prompt) - whole.start not in (0, 1):  # "\n\n" is one token
         found.append(f"start {whole.start} behind a prompt of {len(prompt)}")
     covered = {k for a, b in whole.spans for k in range(a, b)}
