@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from fgrlhf_jax.data import hub_datasets
+from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime import versions
 
 FOLDER = "export"  # where the usage block finds the model; launch.push puts the hub id there
@@ -53,7 +53,7 @@ def model_card(kind: str, template: str, response: str, origin: Origin) -> str:
     response = repr(response) if task and response else ""
     data = huggingface_hub.ModelCardData(
         base_model=_base_model(origin.base),
-        datasets=[s.partition(":")[0] for s in origin.data.split(",") if _is_on_hub(s)] or None,
+        datasets=[*filter(None, map(_hub_id, origin.data.split(",")))] or None,
         library_name="transformers" if response else "fgrlhf_jax",
         pipeline_tag=task,
         tags=["fgrlhf_jax"] if kind == "CausalLM" else ["fgrlhf_jax", "reward-model"],
@@ -85,23 +85,20 @@ def dataset_card(name: str, file: str, **values: str | Mapping[str, str]) -> str
 
 def _render(file: str, data: huggingface_hub.CardData, **values) -> str:
     path = str(Path(__file__).with_name(file))
-    return (
-        str(huggingface_hub.RepoCard.from_template(data, template_path=path, **values)).strip()
-        + "\n"
-    )
+    card = huggingface_hub.RepoCard.from_template(data, template_path=path, **values)
+    return f"{card}".strip() + "\n"
 
 
-def _is_on_hub(source: str) -> bool:
+def _hub_id(source: str) -> str:
+    """ORG/NAME where a config's source names the hub's, or ""."""
     name = source.strip().partition(":")[0]
-    return hub_datasets.is_dataset(name) and not Path(name).exists()
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def _base_model(base: str) -> str | None:
-    """The hub id that the hub can link to: ``base``, or what an export of ours came from."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
-        return base
-    cards = [Path(base, "README.md"), Path(base, FOLDER, "README.md")] if base else []
-    with contextlib.suppress(OSError, ValueError):
-        metadata = [huggingface_hub.metadata_load(card) for card in cards if card.is_file()]
-        return (metadata[-1] or {}).get("base_model") if metadata else None
+    """The hub id of ``base``, or of what an export of ours came from."""
+    if name := _hub_id(base):
+        return name
+    with contextlib.suppress(Exception):  # another program's folder has any card, or none
+        return huggingface_hub.metadata_load(hf_load.resolve(base) / "README.md")["base_model"]
     return None

@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import huggingface_hub
 import layout_cases
 import ppo_cases
 import pytest
@@ -93,6 +94,22 @@ def test_a_card_without_a_usable_chat_template_names_our_own_class(tmp_path, mon
     assert hf_load.load_tokenizer(alpaca).chat_template is None
     for policy in (chat, alpaca):
         assert 'LanguageModel.load("export")' in (policy / "README.md").read_text()
+
+
+def test_a_card_names_what_the_hub_can_link_to(tmp_path):
+    first = ppo_cases.save_policy(tmp_path / "first")
+    card = huggingface_hub.ModelCard.load(first / "README.md")
+    assert (card.data.base_model, card.data.datasets) == (None, None)
+    card.data.base_model = "org/base"
+    card.save(first / "README.md")
+    origin = Origin(str(first), f"org/rows:default, {tmp_path}/x.jsonl", "loss 0.5")
+    card = huggingface_hub.ModelCard.load(
+        ppo_cases.save_policy(tmp_path / "second", origin=origin) / "README.md"
+    )
+    assert (card.data.base_model, card.data.datasets) == ("org/base", ["org/rows"])
+    assert "loss 0.5" in card.text
+    (first / "README.md").write_text("---\n: [\n---\n")
+    ppo_cases.save_policy(tmp_path / "third", origin=origin)
 
 
 def test_generation_keeps_the_defaults_of_the_base_and_all_ends(tmp_path):
