@@ -122,10 +122,13 @@ function use(text) {
 
 async function decide(action, more = {}) {
   clearTimeout(timer);
-  const answer = await ask(action, {...typed(), ...more});
+  const before = typed(), answer = await ask(action, {...before, ...more});
   if (answer && answer.confirm) {
     $("question").textContent = answer.confirm;
     $("confirm").showModal();
+  } else if (answer && answer.row && answer.row === shown.row &&
+      (before.row !== shown.row || before.text !== $("edit").value)) {
+    keep();  // somebody typed on meanwhile
   } else if (answer && answer.row !== undefined) {
     delete sessionStorage.typed;
     show(answer);
