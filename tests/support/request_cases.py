@@ -87,4 +87,4 @@ class FakeModel:
 
 def cached_prompts(folder: Path, requests, name="cache.sqlite", identity=IDENTITY) -> set[str]:
     with contextlib.closing(Cache(folder / name)) as stored:
-        return {r.prompt for r in requests if request_key(identity, r) in stored}
+        return {r.prompt for r in requests if stored.get(request_key(identity, r))}

@@ -60,15 +60,11 @@ class Cache:
             self._claims = os.open(self.path.with_name(f".{self.path.name}.lock"), flags, 0o666)
             stack.pop_all()
 
-    def __contains__(self, key: str) -> bool:
-        with self._reported_errors():
-            rows = self.connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,))
-            return rows.fetchone() is not None
-
-    def __getitem__(self, key: str) -> Reply:
+    def get(self, key: str) -> Reply | None:
         query = "SELECT text, stop, input_tokens, output_tokens FROM replies WHERE key = ?"
         with self._reported_errors():
-            return Reply(*self.connection.execute(query, (key,)).fetchone())
+            row = self.connection.execute(query, (key,)).fetchone()
+        return row and Reply(*row)
 
     def put(self, key: str, reply: Reply) -> None:
         """On the disk when it returns."""
@@ -76,16 +72,10 @@ class Cache:
         with self._reported_errors():
             self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
 
-    def claim(self, key: str) -> bool:
-        """Whether no other process has claimed a key; until :meth:`release`, or this one's end."""
-        return self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def release(self, key: str) -> None:
-        self._lock(key, fcntl.LOCK_UN)
-
-    def _lock(self, key: str, operation: int) -> bool:
-        """Locks the byte of a file that a key stands for; on a file system without, nothing."""
-        try:
+    def claim(self, key: str, release: bool = False) -> bool:
+        """Whether no other process has claimed a key; lasts until released, or this one's end."""
+        operation = fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB
+        try:  # a byte of the lock file stands for a key
             fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
         except OSError as error:
             return error.errno in UNSUPPORTED

@@ -111,7 +111,7 @@ def find_remaining(requests: Sequence[Request], *, cache: Path, identity: dict) 
     remaining = {request_key(identity, request): request for request in requests}
     if Path(cache).exists():
         with contextlib.closing(Cache(cache)) as stored:
-            return [request for key, request in remaining.items() if key not in stored]
+            return [request for key, request in remaining.items() if not stored.get(key)]
     return list(remaining.values())
 
 
@@ -142,7 +142,7 @@ def collect_replies(
     keys = [request_key(identity, request) for request in requests]
     with contextlib.closing(Cache(cache)) as stored:
         # By key; None stands for a reply that is in the cache.
-        arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.__contains__, keys))
+        arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.get, keys))
         usage.cached += sum(key in arrived for key in keys)
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
         rejected: dict[str, Rejected] = {}  # since the last reply: perhaps everything is
@@ -153,7 +153,7 @@ def collect_replies(
             nonlocal position
             while position < len(keys) and keys[position] in arrived:
                 position += 1
-                yield arrived[keys[position - 1]] or stored[keys[position - 1]]
+                yield arrived[keys[position - 1]] or stored.get(keys[position - 1])
 
         yield from ready()
         sender = _send_in_batches if batch_size else _send_concurrently
@@ -229,9 +229,9 @@ async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) ->
             raise Stopped
         await asyncio.sleep(CLAIM_POLL)
     try:
-        if key in stored:  # another process has sent it
+        if reply := stored.get(key):  # another process has sent it
             usage.cached += 1
-            return stored[key]
+            return reply
         for number in range(usage.retries + 1):
             if number:
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (number - 1), LONGEST_PAUSE))
@@ -248,7 +248,7 @@ async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) ->
                 break
         return fault
     finally:
-        stored.release(key)
+        stored.claim(key, release=True)
 
 
 def _send_in_batches(
