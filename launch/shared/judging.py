@@ -13,6 +13,7 @@ from launch.shared import asking
 
 EMBEDDED_JUDGE = "fgrlhf_jax.tiny_world.judge:judge"
 EMBEDDED_ROWS = 64
+EXAMPLE = 120  # characters of a reply in a message
 
 
 def check(config, *, has_files: bool) -> str:
@@ -74,16 +75,25 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
     examples, counts = {}, Counter(row.reason for row in judged if row.reason)
     for row in judged:
         replies = [verdict.reply for verdict in row.verdicts if verdict.choice is None]
-        examples.setdefault(row.reason, " ".join("".join(replies[-1:]).split())[-120:])
+        examples.setdefault(row.reason, " ".join("".join(replies[-1:]).split()))
     lines = [
-        f"{count} × {reason}" + (f", such as {examples[reason]!r}" if examples[reason] else "")
+        f"{count} × {reason}"
+        + (f", such as {shorten(examples[reason])!r}" if examples[reason] else "")
         for reason, count in counts.most_common(3)
     ]
     choices = {verdict.choice for row in judged for verdict in row.verdicts}
     if choices == {None}:
-        raise InputError(f"no reply of the judge has a verdict: {lines[0]}")
+        raise InputError(
+            f"no reply of the judge has a verdict: {lines[0]}; take another judge, "
+            "or one whose server holds replies to a form (--config.reply_format=json_schema)"
+        )
     for line in lines:
         print(f"unparsed: {line}")
+
+
+def shorten(text: str) -> str:
+    """The end of a reply, where its verdict would be."""
+    return text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"
 
 
 def annotations_path(output: str, number: int = 1) -> Path:

@@ -162,8 +162,8 @@ def _read_reply(
     if reply.stop == LENGTH:
         return None, "the judge's reply was cut; raise max_new_tokens"
     choice = verdicts.parse(reply.text, labels, marker)
-    form = {None: "its JSON object is", "": "the whole reply is"}.get(marker, "the last line is")
-    return choice, "" if choice else f"{form} none of those that were asked for"
+    form = "the last line" if marker else "the whole reply"
+    return choice, "" if choice else f"{form} is none of those that were asked for"
 
 
 def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
