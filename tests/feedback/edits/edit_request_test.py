@@ -25,7 +25,6 @@ from fgrlhf_jax.runtime.files import write_jsonl
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
 TASK = EditTask("1", "What is the capital of France?", "", ORIGINAL)
-LONG = " ".join(f"word{n}" for n in range(30))
 
 
 def reply(text: str, stop: str = "end") -> Reply:
@@ -44,7 +43,6 @@ def tagged(text: str) -> Reply:
         (tagged(ORIGINAL), NAME, "unchanged"),
         (tagged(""), NAME, "empty"),
         (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
-        (tagged(f"{EDITED} [The rest of it remains.]"), NAME, ""),
         (reply(EDITED), NAME, "unparsed"),
         (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
         (reply("I'm sorry, but I can't help with that."), NAME, "unparsed"),
@@ -65,17 +63,9 @@ def tagged(text: str) -> Reply:
     ],
 )
 def test_replies(received, tag, reason):
-    edit = EDITED + " [The rest of it remains.]" * ("rest of it" in received.text)
     parsed = parse_reply(received, TASK, 0.5, tag=tag)
-    assert parsed[:2] == ("" if reason else edit, reason)
+    assert parsed[:2] == ("" if reason else EDITED, reason)
     assert parsed.unwrapped == ("“" in received.text or "Hier" in received.text) * (not reason)
-
-
-def test_an_elided_reply_is_set_aside():
-    task = TASK._replace(response=f"{ORIGINAL} {LONG}")
-    edit = f"{EDITED} [Der Rest bleibt unverändert]"
-    assert parse_reply(tagged(edit), task, tag=NAME).reason == "elided"
-    assert parse_reply(tagged(f"{EDITED} {LONG}"), task, tag=NAME).edited == f"{EDITED} {LONG}"
 
 
 @pytest.mark.parametrize(
@@ -187,14 +177,10 @@ def test_a_template_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ instruction }}", "does not show {{ response }}; a prompt needs {{ response }}"),
         ("{{ respons }}", "there is no field {{ respons }}; did you mean response?"),
         ("{{ response }} {{ x }}", "there is no field {{ x }}; there are instruction, input,"),
         ("a\n{{ response }", "t.txt:2: is no jinja2 template ("),
-        ("a\n{% if input %}{{ response }}", "t.txt:2: is no jinja2 template ("),
         ("{{ response.text }}", "cannot be filled ('str object' has no attribute 'text'"),
-        ("{{ response + 1 }}", "t.txt: cannot be filled ("),
-        ("{{ response|nope }}", "t.txt:1: is no jinja2 template (No filter named 'nope'"),
         ("{{ response.__class__ }}", "t.txt: cannot be filled ("),
         ("{% if not input %}{{ response }}{% endif %}", "t.txt: does not show {{ response }}"),
         (b"\xff{{ response }}", "t.txt: cannot be read (invalid UTF-8)"),
