@@ -83,7 +83,9 @@ def normalize(
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, RESPONSE)
     if kind == COMPARISONS:
-        return _comparisons(row, columns, where)
+        named = {name: name for name in columns if name in PROMPTS}
+        parts = [normalize(part, where, named) for part in _comparisons(row, where)]
+        return [record for part in parts for record in part]
     names, answers, before = layout[:2], [], {}
     for name in names:
         whole = name in columns or name in ("chosen", "rejected")  # may be a transcript
@@ -93,10 +95,12 @@ def normalize(
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
         reason = f"{' and '.join(names)} end different conversations"
-        raise InputError(f"{where}: {reason}; only the last answer may differ, drop the row.")
+        raise InputError(
+            f"{where}: {reason}; only the last answer may differ, drop it with invalid=drop."
+        )
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
-        raise InputError(f"{where}: {reason}; drop the row.")
+        raise InputError(f"{where}: {reason}; drop it with invalid=drop.")
     prompt, last = _prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = _common_beginning(row, names, answers, where)
@@ -113,7 +117,9 @@ def normalize(
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
     else:
         if row.get("label") is False:
-            raise InputError(f"{where}: label is false, a response not to learn; drop the row.")
+            raise InputError(
+                f"{where}: label is false, a response not to learn; drop it with invalid=drop."
+            )
         if not answers:
             answers = [""] if need == "prompts" else [text_of(row, "output", where)]
         return [(kind, prompt | {"output": answers[0]})]
@@ -136,7 +142,7 @@ def check_row(row: Any, where: str) -> None:
         raise InputError(f"{where}: cannot be read ({error}); correct this row.") from error
     if size > ROW_BYTES:
         reason = f"has {size:,} bytes, more than the {ROW_BYTES:,} that a row may have"
-        raise InputError(f"{where}: {reason}; shorten it or drop the row.")
+        raise InputError(f"{where}: {reason}; shorten it or drop it with invalid=drop.")
 
 
 def _is_unicode(value: Any) -> bool:
@@ -172,7 +178,9 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
         value = json.dumps(text, default=str)[:40]
         raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
     if not blank and not text.strip():
-        raise InputError(f"{where}: the response {name!r} is empty; fill it in or drop the row.")
+        raise InputError(
+            f"{where}: the response {name!r} is empty; fill it in or drop it with invalid=drop."
+        )
     return text
 
 
@@ -210,7 +218,9 @@ def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[
         text_of(row, name, where)
     turns = parse_turns(value, f"{where}: {name}")
     if turns[-1]["role"] != "assistant":
-        raise InputError(f"{where}: {name} does not end with an answer of the assistant; drop it.")
+        raise InputError(
+            f"{where}: {name} ends with no answer of the assistant; drop it with invalid=drop."
+        )
     return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
 
 
@@ -247,7 +257,7 @@ def _prompt(
     (first, turns), *_ = conversations.items()
     if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         reason = "the messages before the response do not end with one of the user's"
-        raise InputError(f"{where}: {first}: {reason}; correct it or drop the row.")
+        raise InputError(f"{where}: {first}: {reason}; correct it or drop it with invalid=drop.")
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
@@ -283,7 +293,7 @@ def _with_system(row: Row, turns: Turns, where: str) -> Turns:
 def _refuse_two_prompts(names: list[str], where: str) -> None:
     raise InputError(
         f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
-        f"--config.columns={names[1]}, or drop the row."
+        f"--config.columns={names[1]}, or drop it with invalid=drop."
     )
 
 
@@ -310,7 +320,7 @@ def _preference(row: Row, name: str, where: str) -> int:
     if name == "overall_preference":
         if is_number and 1 <= abs(value) <= 3:
             return 1 if value < 0 else 2
-        allowed = "-3 to -1 (response1 is better) or 1 to 3; drop ties"
+        allowed = "-3 to -1 (response1 is better) or 1 to 3; leave ties out with invalid=drop"
     else:
         if value in ("1", "2") or (is_number and value in (1, 2)):
             return int(value)
@@ -319,10 +329,8 @@ def _preference(row: Row, name: str, where: str) -> int:
     raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
 
 
-def _comparisons(
-    row: Row, columns: Mapping[str, str], where: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """A preference for each two predictions; labels are of (1, 2), (1, 3), …, 0 a tie."""
+def _comparisons(row: Row, where: str) -> list[Row]:
+    """A row for each two predictions that are no tie; labels are of (1, 2), (1, 3), …, 0 a tie."""
     texts, labels = parse_list(row.get("predictions")), row.get("preference")
     valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
     pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []
@@ -331,24 +339,18 @@ def _comparisons(
             f"{where}: has no comparison of predictions; it must have a list `predictions` of "
             "at least two responses and a list `preference` with a label for each pair of them."
         )
-    if any(type(label) is not int or label not in (0, 1, 2) for label in labels):
+    if any(type(label) is not int or label not in (0, 1, 2) for label in labels) or not any(labels):
         raise InputError(
-            f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must "
-            "be 1 (the first is better), 2 (the second) or 0 (a tie)."
+            f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must be 1 "
+            "(the first is better), 2 (the second) or 0 (a tie), and not all ties."
         )
-    prompt, _ = _prompt(row, columns.keys(), {}, texts, where)
-    if not prompt:
-        _field(row, "instruction", where)
     id = "" if row.get("id") in (None, "") else f"{row['id']}/"
-    preferences = [
-        (PREFERENCE, prompt | {"output_1": a, "output_2": b, "preference": label, "id": name})
+    rest = {name: value for name, value in row.items() if name not in ANSWERS}
+    return [
+        rest | {"output_1": a, "output_2": b, "preference": label, "id": id and f"{id}{i}-{j}"}
         for ((i, a), (j, b)), label in zip(pairs, labels, strict=True)
         if label and a != b
-        for name in [f"{id}{i}-{j}" if id else ""]
     ]
-    if not preferences:
-        raise InputError(f"{where}: all pairs of predictions are ties; drop the row.")
-    return preferences
 
 
 def _spans(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:

@@ -225,7 +225,8 @@ def split(
     """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
     A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.
-    Where half of the rows have one prompt, rows that share a response are on one side in its place.
+    Where half of the rows have one prompt, or the prompts are few for the share, rows that share a
+    response are on one side in its place.
 
     Args:
       log: is told of the latter, and of a side that would be empty and got the nearest prompt.
@@ -234,10 +235,11 @@ def split(
       InputError: where a side is empty.
     """
     keys: list[tuple[str, ...]] = [prompt_key(record) for record in records]
-    name = "prompt"
-    if max(Counter(keys).values(), default=0) * 2 >= len(keys) > 1:
+    name, counts, rows = "prompt", Counter(keys), len(keys)
+    is_large = 4 * min(share, 1 - share) * len(counts) < 1 or max(counts.values()) * 2 >= rows
+    if 0 < share < 1 < rows and (len(counts) == 1 or (is_large and rows >= 20)):
         keys, name = _response_keys(records), "response"
-        log(f"half of the {len(keys)} rows or more have one prompt; validation is split by {name}")
+        log(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
     places = {key: _fraction(json.dumps([seed, *key])) for key in keys}
     limit = share
     if 0 < share < 1 and len(places) > 1:  # a side would be empty
@@ -252,7 +254,7 @@ def split(
                 "change the share or give a validation file."
             )
     if limit != share:
-        log(f"validation: {len(sides[1])} of {len(keys)} rows, the fewest with a {name} of its own")
+        log(f"validation: {len(sides[1])} of {rows} rows, the fewest with a {name} of its own")
     return sides
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
-from fgrlhf_jax.data.formats import ROW_BYTES
+from fgrlhf_jax.data.formats import FIELDS, ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -66,15 +66,15 @@ def check_size(source: str, size: int) -> None:
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
-    """Objects a line, one list of objects, such a list under "data", or one object."""
+    """Objects a line, one list of objects, such a list in an object ("data"), or one object."""
     start = data.strip()
     first, _, rest = start.partition(b"\n")
     if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
         value = _json(data, source, 1)
-        if isinstance(value, dict) and isinstance(value.get("data"), list):
-            value = value["data"]
-        elif isinstance(value, dict) and rest:
-            value = [value]
+        if isinstance(value, dict):
+            lists = [v for v in value.values() if isinstance(v, list) and v]
+            is_row = not value.keys().isdisjoint(FIELDS) or len(lists) != 1
+            value = value if is_row and not rest else [value] if is_row else lists[0]
         if isinstance(value, list):
             return ((f"{source}:row {n}", row) for n, row in enumerate(value, 1))
         if first.strip() in (b"{", b"[") or first.startswith(b"["):

@@ -19,61 +19,61 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple
         the messages to answer; "any": the pairs, and each answer without a rank.
     """
     rows = iter(rows)
-    first = next(rows, ("", None))
-    rows = itertools.chain([first] if first[0] else [], rows)
-    if not isinstance(first[1], Mapping) or not (_is_message(first[1]) or _is_tree(first[1])):
+    head = [*itertools.islice(rows, 1)]
+    rows = itertools.chain(head, rows)
+    if not (head and _messages(head[0][1])):
         yield from rows
         return
-    nodes: dict[Any, tuple[str, Row]] = {}
-    answers = defaultdict(list)
+    nodes: dict[str, tuple[str, Row]] = {}
     for where, row in rows:
-        if not isinstance(row, Mapping) or not (_is_message(row) or _is_tree(row)):
+        messages = _messages(row)
+        if not messages:
             yield where, row
-            continue
-        for message in _messages(row["prompt"] if _is_tree(row) else row, None):
+        for message in messages:
             if not message.get("deleted") and message.get("review_result") is not False:
                 nodes[str(message["message_id"])] = where, message
+    answers = defaultdict(list)
     for _, message in nodes.values():
-        if message.get("role") == "assistant":
+        if message["role"] == "assistant":
             answers[str(message.get("parent_id"))].append(message)
     for id, (where, message) in nodes.items():
-        if message.get("role") == "assistant":
-            continue
-        prompt = {"id": id, "messages": _path(nodes, id)}
-        replies = sorted(answers[id], key=_rank)
-        ranked = [reply for reply in replies if _rank(reply) < math.inf]
-        ranked = ranked if len(set(map(_rank, ranked))) > 1 else []
-        if need == "prompts":
-            yield where, prompt
-        elif need == "responses":
-            yield from ((where, prompt | {"output": reply["text"]}) for reply in replies[:1])
-        else:
-            for better, worse in itertools.combinations(ranked, 2):
-                if _rank(better) < _rank(worse):
-                    yield where, prompt | {"chosen": better["text"], "rejected": worse["text"]}
-            alone = [reply for reply in replies if reply not in ranked] if need == "any" else []
-            yield from ((where, prompt | {"output": reply["text"]}) for reply in alone)
+        if message["role"] != "assistant":
+            prompt = {"id": id, "messages": _path(nodes, id)}
+            for fields in _answers(sorted(answers[id], key=_rank), need):
+                yield where, prompt | fields
 
 
-def _is_message(row: Row) -> bool:
-    return {"message_id", "parent_id", "text", "role"} <= row.keys()
+def _answers(replies: list[Row], need: str) -> Iterator[Row]:
+    """The fields of the answers in each row about one message, whose replies are given by rank."""
+    ranks = [_rank(reply) for reply in replies]
+    if need == "prompts":
+        yield {}
+    elif need == "responses":
+        yield from ({"output": reply["text"]} for reply in replies[:1])
+    else:
+        numbers = range(len(replies))
+        pairs = [(i, j) for i, j in itertools.combinations(numbers, 2) if ranks[i] < ranks[j]]
+        pairs = [(i, j) for i, j in pairs if ranks[j] < math.inf]
+        for i, j in pairs:
+            yield {"chosen": replies[i]["text"], "rejected": replies[j]["text"]}
+        alone = {*numbers}.difference(*pairs) if need == "any" else ()
+        yield from ({"output": replies[number]["text"]} for number in sorted(alone))
 
 
-def _is_tree(row: Row) -> bool:
-    prompt = row.get("prompt")
-    return isinstance(prompt, Mapping) and {"message_id", "text", "role"} <= prompt.keys()
-
-
-def _messages(message: Row, parent: Any) -> Iterator[Row]:
-    """A message and those below it, each with its parent."""
-    waiting = [(message, message.get("parent_id") or parent)]
+def _messages(row: Any) -> list[Row]:
+    """The message in a row, or those of the tree in it; [] where there is none."""
+    if not isinstance(row, Mapping):
+        return []
+    messages, waiting = [], [row if "parent_id" in row else row.get("prompt")]
     while waiting:
-        message, parent = waiting.pop()
-        yield dict(message) | {"parent_id": parent}
-        replies = message.get("replies")
-        for reply in replies if isinstance(replies, list) else ():
-            if isinstance(reply, Mapping) and {"message_id", "text"} <= reply.keys():
-                waiting.append((reply, message["message_id"]))
+        message = waiting.pop()
+        if isinstance(message, Mapping) and {"message_id", "text", "role"} <= message.keys():
+            messages.append(message)
+            replies = message.get("replies")
+            for reply in replies if isinstance(replies, list) else ():
+                if isinstance(reply, Mapping):
+                    waiting.append(dict(reply) | {"parent_id": message["message_id"]})
+    return messages
 
 
 def _rank(message: Row) -> float:
@@ -83,12 +83,11 @@ def _rank(message: Row) -> float:
 
 def _path(nodes: Mapping[str, tuple[str, Row]], id: str) -> list[Row] | None:
     """The messages from the root to one, None where one between them is missing."""
-    path, seen = [], set()
-    while id not in seen and id in nodes:
-        seen.add(id)
+    path: dict[str, Row] = {}
+    while id in nodes and id not in path:
         message = nodes[id][1]
-        path.append({"role": message.get("role"), "content": message["text"]})
+        path[id] = {"role": message["role"], "content": message["text"]}
         if message.get("parent_id") is None:
-            return path[::-1]
+            return [*path.values()][::-1]
         id = str(message["parent_id"])
     return None

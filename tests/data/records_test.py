@@ -366,7 +366,7 @@ def test_one_prompt_for_all_rows_is_split_by_what_rows_share(capsys):
     texts += [(f"{n} better", f"{n} best") for n in range(300)]
     edits = [Edit("Improve.", "", *pair) for pair in texts]
     sides = split(edits, 0.1, seed=0)
-    assert "half of the 600 rows or more have one prompt" in capsys.readouterr().out
+    assert "the 600 rows have 1 prompts; validation is split off by" in capsys.readouterr().out
     train, validation = ({t for e in side for t in (e.original, e.edited)} for side in sides)
     assert not train & validation
     assert 40 < len(sides[1]) < 80
@@ -375,9 +375,10 @@ def test_one_prompt_for_all_rows_is_split_by_what_rows_share(capsys):
 def test_a_small_share_of_few_prompts_is_one_of_them(capsys):
     rows = [Instruction(f"{n % 5}", "", f"{n}") for n in range(20)]
     for seed in range(9):
-        train, validation = split(rows, 0.001, seed)
-        assert (len(train), len(validation)) == (16, 4)
-    assert "4 of 20 rows, the fewest" in capsys.readouterr().out
+        train, validation = split(rows[:19], 0.001, seed)
+        assert len({row.instruction for row in validation}) == 1
+        assert len({row.instruction for row in train}) == 4
+    assert "of 19 rows, the fewest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
