@@ -70,15 +70,17 @@ def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
     if edits:
         ratios = [measure(edit.original, edit.edited).word_change_ratio for edit in edits]
         figures["median word change ratio"] = f"{statistics.median(ratios):.3f}"
-    columns = Counter(
-        (name, type(value).__name__) for _, row in rows for name, value in row.items()
-    )
-    held = {name: "" for name, _ in columns}
-    for (name, kind), count in columns.items():
-        held[name] += f"{', ' * bool(held[name])}{kind} in {count} rows"
+    values: dict[str, list] = {}
+    for _, row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    columns = {
+        name: f"{', '.join({type(v).__name__: None for v in column})}; {len(column)} rows"
+        for name, column in values.items()
+    }
     file = Path(config.path)
     text = cards.dataset_card(
-        config.repo, file.name, columns=held, figures=figures, made=config.made
+        config.repo, file.name, columns=columns, figures=figures, made=config.made
     )
     return huggingface_hub.DatasetCard(text), {file.name: file}
 

@@ -90,11 +90,11 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
 
 
 def read_figures(folder: Path, step: int) -> str:
-    """The last evaluation up to a step, from the log of the run."""
+    """The last evaluation up to a step, from the log of the run; "" on a host without it."""
     rows = files.read_jsonl(folder / "metrics.jsonl")
-    evaluated = [row for row in rows if "validation/kl" in row and row["step"] <= step]
-    names = [name for name in evaluated[-1] if name.startswith("validation/")]
-    return format_figures({name: evaluated[-1][name] for name in ("step", *names)})
+    last = [row for row in rows if "validation/kl" in row and row["step"] <= step][-1:]
+    shown = [item for row in last for item in row.items() if item[0].startswith("validation/")]
+    return format_figures(dict(shown))
 
 
 class PPOTrainer:

@@ -73,7 +73,7 @@ def test_rows_arrive_with_a_card_that_says_what_they_are(hub, files):
     card = huggingface_hub.DatasetCard(stored["README.md"].decode())
     assert card.data.license == "mit"
     assert "| edits | 2 rows |" in card.text
-    assert "| annotator | str in 1 rows, NoneType in 1 rows |" in card.text
+    assert "| annotator | str; 1 rows |" in card.text
     assert "By hand." in card.text
     assert hub.private == set()
 
