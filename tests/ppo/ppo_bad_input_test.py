@@ -1,8 +1,6 @@
 """What a user may get wrong in PPO, SFT and generation: one sentence, exit status 2."""
 
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import bad_input_cases
@@ -212,16 +210,7 @@ def test_generate(launch, world, tmp_path, changes, message):
 
 @pytest.fixture
 def fields(in_process, world, tmp_path) -> dict:
-    functions = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-    return ppo_cases.fields(world, tmp_path / "run", **functions)
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    """A module of the user's, by the name "mine"."""
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
+    return ppo_cases.fields(world, tmp_path / "run", **ppo_cases.FUNCTION)
 
 
 def test_a_reward_function_with_one_list_for_all(launch, fields, mine, tmp_path):

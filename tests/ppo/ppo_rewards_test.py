@@ -1,11 +1,8 @@
 """PPO with rewards of every kind: a user's function, a model of sequences; their normalization."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
-from ppo_cases import read_samples, same_run
+from ppo_cases import FUNCTION, read_samples, same_run
 from rm_cases import contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
@@ -15,16 +12,6 @@ from fgrlhf_jax.runtime.run_dir import read_finished
 
 pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
-
-FUNCTION = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    """A module of the user's, by the name "mine"."""
-    module = types.ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    return module
 
 
 def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(run, mine, tmp_path):

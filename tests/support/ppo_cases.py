@@ -27,6 +27,7 @@ from launch import ppo
 from launch.shared import cli, config_files
 
 DEFAULT = "configs/ppo.py:tiny,token"
+FUNCTION = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
 TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
 POLICY = llama.CausalLM(CFG)

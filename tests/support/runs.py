@@ -1,5 +1,7 @@
 """One tiny run of every trainer, made once a session: `pytest_plugins = ["runs"]`."""
 
+import sys
+import types
 from pathlib import Path
 
 import ppo_cases
@@ -92,3 +94,11 @@ def rm_run(rm_files, tmp_path_factory) -> rm_cases.Command:
     status, _, stderr = command.end()
     assert status == 0, stderr
     return command
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """A module of the user's, by the name "mine"."""
+    module = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    return module
