@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from layout_cases import sentencepiece
 from transformers import PreTrainedTokenizerFast
 
-from fgrlhf_jax.data.tokenizers import token_texts, train_tokenizer
+from fgrlhf_jax.data.tokenizers import decode, token_texts, train_tokenizer
 
 TEXTS = [
     "Emoji \N{SLIGHTLY SMILING FACE}\N{FAMILY}\u200d\N{WAVING HAND SIGN}\U0001f3fd end",
@@ -21,14 +21,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 def byte_fallback() -> PreTrainedTokenizerFast:
     """As LLaMA-1 and 2: spaces become ▁, unknown characters bytes, decoding drops a space."""
-    symbols = ["<unk>", "<s>", "</s>"]
-    symbols += [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"abcdehilnopstx"]
-    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
-    model = models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    return sentencepiece(None)
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -43,10 +36,7 @@ def test_texts_add_up(make_tokenizer):
     ids += [rng.integers(0, len(tokenizer), length % 12).tolist() for length in range(200)]
     for row in ids:
         texts = token_texts(tokenizer, row)
-        decoded = tokenizer.decode(
-            row, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        assert (len(texts), "".join(texts)) == (len(row), decoded)
+        assert (len(texts), "".join(texts)) == (len(row), decode(tokenizer, row))
     if make_tokenizer is byte_level:  # no text is lost
         assert ["".join(token_texts(tokenizer, row[:-1])) for row in ids[:4]] == TEXTS
 

@@ -158,9 +158,11 @@ def test_a_sentencepiece_vocabulary(written):
         ("add_token_list", pieces),
         ("add_token_types", types),
         ("add_token_scores", [-float(i) for i in range(len(pieces))]),
+        ("add_eot_token_id", 7),
     ]
     file, _, _ = written(fields=fields)
     tokenizer = hf_load.load_tokenizer(file)
+    assert hf_load.end_ids(file, tokenizer) == (2, 7)
     # bc is merged before ab, ▁a before ▁abc; é falls back to its two bytes
     for text, want in (
         ("abc", ["<s>", "▁abc"]),
