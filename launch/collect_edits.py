@@ -36,6 +36,7 @@ from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Rejected, request_key
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
+from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli, reading
 
@@ -43,6 +44,7 @@ CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
 NO_RESPONSE, TOO_LONG = "no response", "too long"
 ROWS_NAMED = 5  # of those that are too long
+EXAMPLE_LENGTH = 120  # characters of a reply that is shown
 
 
 class Question(NamedTuple):
@@ -176,10 +178,14 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
     if rejected:
         reasons = ", ".join(f"{n} {reason}" for reason, n in count_rejected([output]).items())
         aside = f"{rejected} rows set aside in {rejected_path(output)}: {reasons}"
+        rows = read_jsonl(rejected_path(output))
+        unread = (row["reply"] for row in rows if row["reason"] in ("unparsed", "doubtful"))
+        if example := " ".join(next(unread, "").split()):
+            aside += f", such as {example[:EXAMPLE_LENGTH]!r}"
     if not edits:
         raise InputError(
-            f"{output}: no usable edit; {aside}; see the replies there, and change the model, the "
-            "template or max_change_ratio"
+            f"{output}: no usable edit; {aside}; see the replies there, and try another model, "
+            "template=paper or a higher max_change_ratio"
         )
     rows = records.read_with_rows(str(output))
     ratios = [measure(edit.original, edit.edited).word_change_ratio for edit, _ in rows]
