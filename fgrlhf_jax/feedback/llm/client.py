@@ -114,7 +114,7 @@ class Client:
         model: str,
         *,
         base_url: str = "",
-        timeout: float = 60.0,
+        timeout: float = 60,
         retries: int = 6,
     ):
         variable, url = PROVIDERS[provider]
@@ -130,7 +130,7 @@ class Client:
         self.without: set[str] = set()  # fields that this model turned out not to take
         try:
             self.library, self.httpx = map(importlib.import_module, (provider, "httpx2"))
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise InputError(
                 f"provider={provider} needs a library ({error}); pip install 'fgrlhf_jax[collect]'"
             ) from error
