@@ -94,10 +94,14 @@ def test_files_of_a_folder_without_a_card(folder):
         write_jsonl(folder.parent / f"{path}.jsonl", rows[:count])
     name = folder.parent.name
     assert len(records.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
+    (folder.parent / "w").mkdir()
+    for file, row in (("a", rows[0]), ("b", rows[0] | {"another": 1})):
+        write_jsonl(folder.parent / f"w/{file}.jsonl", [row])
     (folder.parent / "z").mkdir()
     (folder.parent / "z/z.py").write_text("import datasets\n")
     for spec, message in (
         (f"{name}/y:default", f"{name}/y:default:row 2: preference is 3"),
+        (f"{name}/w::", r"datasets cannot load it \(.*another.* column names don't match\)"),
         ("no_such/thing", r"no_such/thing: datasets cannot load it .*; give ORG"),
         (f"{name}/z::", r"script.*give its data files"),
     ):
