@@ -33,8 +33,8 @@ def parse_turns(value: Any, where: str) -> Turns:
     if not isinstance(value, list | tuple) or not value:
         raise InputError(f"{where}: is no list of messages; give role and content of each.")
     turns = []
-    for message in value:
-        message = message if isinstance(message, Mapping) else {}
+    for each in value:
+        message = each if isinstance(each, Mapping) else {}
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
         if isinstance(content, list | tuple):  # of parts
@@ -42,7 +42,7 @@ def parse_turns(value: Any, where: str) -> Turns:
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
-                f"{where}: {json.dumps(message, default=str)[:80]} is no message with a role "
+                f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
                 "(system, user or assistant) and a text as content; drop it with invalid=drop."
             )
         if ROLES[role] == "system" and turns:

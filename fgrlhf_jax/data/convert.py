@@ -71,10 +71,9 @@ def convert_records(
     Raises:
       InputError: for a kind that cannot become ``to``, and when nothing is left.
     """
-    if to not in TARGETS:
-        raise InputError(f"to: {to!r} is not one of {', '.join(TARGETS)}.")
-    if side not in SIDES:
-        raise InputError(f"side: {side!r} is not one of {', '.join(SIDES)}.")
+    for name, value, choices in (("to", to, TARGETS), ("side", side, SIDES)):
+        if value not in choices:
+            raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}.")
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):

@@ -162,7 +162,8 @@ def _field(row: Row, name: str, where: str) -> Any:
         raise InputError(
             f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
             "(instruction, prompt or messages) and original and edited, chosen and rejected, "
-            "output_1, output_2 and preference, or output; columns=field=column takes other names."
+            "output_1, output_2 and preference, or output; give other names with "
+            "--config.columns=field=column, as prompt=question."
         )
     return row[name]
 

@@ -72,9 +72,11 @@ def _json_rows(data: bytes, source: str) -> Rows:
     if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
         value = _json(data, source, 1)
         if isinstance(value, dict):
-            lists = [v for v in value.values() if isinstance(v, list) and v]
-            is_row = not value.keys().isdisjoint(FIELDS) or len(lists) != 1
-            value = value if is_row and not rest else [value] if is_row else lists[0]
+            lists = [each for each in value.values() if isinstance(each, list) and each]
+            if len(lists) == 1 and value.keys().isdisjoint(FIELDS):
+                value = lists[0]
+            elif rest:
+                value = [value]
         if isinstance(value, list):
             return ((f"{source}:row {n}", row) for n, row in enumerate(value, 1))
         if first.strip() in (b"{", b"[") or first.startswith(b"["):

@@ -210,7 +210,7 @@ BAD_FIELDS = [
     (EDIT, "edited", "\ud83d", "invalid Unicode"),
     (EDIT, "edited", 5, "'edited' is 5, not a string"),
     (EDIT, "original", None, "'original' is null, not a str"),
-    (INSTRUCTION, "output", ["a"], "output: {} is no message with a role"),
+    (INSTRUCTION, "output", ["a"], "output: .* is no message with a role"),
     (EDIT, "input", 0, "'input' is 0, not a string"),
     (EDIT, "instruction", {}, "'instruction' is {}, not"),
     (EDIT | {"input": ""}, "instruction", " ", "are both empty"),
