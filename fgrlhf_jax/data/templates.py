@@ -10,13 +10,18 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-import re
-import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-import tokenizers
-
+from fgrlhf_jax.data.chat import (
+    OTHER_TEMPLATE,
+    Parts,
+    Tokens,
+    chat_parts,
+    encode_chat,
+    render_chat,
+    tokenize,
+)
 from fgrlhf_jax.data.records import Message, Record, shown_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
@@ -36,9 +41,6 @@ _ALPACA_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
-_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
-_OTHER_TEMPLATE = "--config.template=alpaca (or plain; in a training run --config.data.template=…)"
 
 
 class Encoded(NamedTuple):
@@ -55,30 +57,13 @@ class Encoded(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-class _Parts(NamedTuple):
-    """A rendered text: the prompt, the response as written, what stands between and behind."""
-
-    prompt: str
-    opening: str = ""
-    response: str = ""
-    closing: str = ""
-
-
-class _Tokens(NamedTuple):
-    """The ids of a text, the characters of each, and {place: characters} of its control tokens."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    controls: dict[int, tuple[int, int]]
-
-
 def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
     """Raises InputError for an unknown template, and for "chat" without a chat template."""
     if template not in TEMPLATES:
         raise InputError(f"template={template}: is not one of {', '.join(TEMPLATES)}")
     if template == "chat" and not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            f"template=chat: the tokenizer has no chat template; give {_OTHER_TEMPLATE}, or a "
+            f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or a "
             "model that has one"
         )
 
@@ -121,7 +106,7 @@ def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
     """
     check_template(template, tokenizer)
     if template == "chat":
-        return _render_chat(tokenizer, turns(record))
+        return render_chat(tokenizer, turns(record))
     instruction, input = shown_prompt(record)
     if [message.role for message in record.messages] == ["system", "user"]:
         instruction = "\n\n".join(message.content for message in record.messages)
@@ -212,16 +197,16 @@ def encode_responses(
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text by itself, control tokens in it spelt out."""
-    return _tokenize(tokenizer, text).ids
+    return tokenize(tokenizer, text).ids
 
 
 def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
     """A sentence where what ends a response in training does not end a generated one, else ""."""
-    parts = _Parts("")
+    parts = Parts("")
     if template == "chat":
         with contextlib.suppress(InputError):  # it wants other turns, which a file may have
-            parts = _chat_parts(tokenizer, (Message("user", "a"),), "a")
-    tokens = _tokenize(tokenizer, parts.closing, control=True)
+            parts = chat_parts(tokenizer, (Message("user", "a"),), "a")
+    tokens = tokenize(tokenizer, parts.closing, control=True)
     written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
     end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
     known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
@@ -257,14 +242,14 @@ def encode_response(
     """
     check_template(template, tokenizer)
     if template == "chat":
-        parts, tokens = _encode_chat(tokenizer, turns(record), response)
+        parts, tokens = encode_chat(tokenizer, turns(record), response)
     else:
-        parts = _Parts(render(tokenizer, template, record), response=response or "")
-        tokens = _tokenize(tokenizer, "".join(parts))
+        parts = Parts(render(tokenizer, template, record), response=response or "")
+        tokens = tokenize(tokenizer, "".join(parts))
         # A letter, since "" would look the same if only an EOS equal to the BOS was appended.
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         if first == [tokenizer.bos_token_id]:
-            tokens = _Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
+            tokens = Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
     ids = tokens.ids
     if response is None:
         return Encoded(ids, len(ids), [])
@@ -285,122 +270,3 @@ def encode_response(
     else:
         ids = ids[: end + 1]
     return Encoded(ids, first, spans + [(0, 0)] * (len(ids) - first - len(spans)))
-
-
-def _render_chat(tokenizer: Tokenizer, messages: Sequence[Message], answer=None) -> str:
-    answers = [] if answer is None else [Message("assistant", answer)]
-    try:
-        return tokenizer.apply_chat_template(
-            [dataclasses.asdict(message) for message in [*messages, *answers]],
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
-        )
-    except Exception as error:  # a template is a program, which may raise anything
-        roles = ", ".join(message.role for message in messages)
-        raise InputError(
-            f"template=chat: the model's chat template refuses a prompt of {roles}: "
-            f"{' '.join(str(error).split())[:300]}; give other messages, or {_OTHER_TEMPLATE}"
-        ) from error
-
-
-def _chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> _Parts:
-    """Prompt and response as the chat template writes them, or one after the other.
-
-    The latter where the template does not write an assistant's last turn right behind this prompt,
-    or another text than the response. Where it writes it is seen from another text in its place.
-    """
-    prompt = _render_chat(tokenizer, messages)
-    if response is None:
-        return _Parts(prompt)
-    try:
-        whole = _render_chat(tokenizer, messages, response)
-        before, _, after = _render_chat(tokenizer, messages, _UNTYPED).partition(_UNTYPED)
-    except InputError:  # some templates want the user's turn last
-        whole, before, after = "", prompt, ""
-    written = whole[len(before) : len(whole) - len(after)]
-    opening = before[len(prompt) :]
-    if (
-        whole == prompt + opening + written + after
-        and written.strip() == response.strip()
-        and not _tokenize(tokenizer, opening, control=True).controls
-    ):
-        return _Parts(prompt, opening, written, after)
-    return _Parts(prompt, response=response)
-
-
-def _encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], response: str | None
-) -> tuple[_Parts, _Tokens]:
-    """The rendered text and its ids.
-
-    Where a message spells a control token, this is hidden while the template runs. Then the
-    template's own control tokens get names that nobody has typed, and a tokenizer that knows them
-    by these names only reads the whole.
-    """
-    parts = _chat_parts(tokenizer, messages, response)
-    text = "".join(parts)
-    tokens = _tokenize(tokenizer, text, control=True)
-    contents = [*(message.content for message in messages), response or ""]
-    spelt = {text[start:end] for start, end in tokens.controls.values()}
-    spelt = sorted((s for s in spelt if any(s in c for c in contents)), key=len, reverse=True)
-    if not spelt:
-        return parts, tokens
-
-    pattern = re.compile("|".join(map(re.escape, spelt)))
-
-    def hide(content: str) -> str:
-        return pattern.sub(lambda match: f"{_UNTYPED}-{spelt.index(match[0])}-", content)
-
-    def name_controls(part: str) -> str:
-        ids, _, controls = _tokenize(tokenizer, part, control=True)
-        for place, (start, end) in reversed(controls.items()):
-            part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
-        return re.sub(f"{_UNTYPED}-([0-9]+)-", lambda match: spelt[int(match[1])], part)
-
-    hidden = [dataclasses.replace(message, content=hide(message.content)) for message in messages]
-    parts = _chat_parts(tokenizer, hidden, response if response is None else hide(response))
-    parts = _Parts(*map(name_controls, parts))
-
-    text, backend, ours, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
-    renamed = tokenizers.Tokenizer(backend.model)
-    renamed.normalizer, renamed.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    for index, token in backend.get_added_tokens_decoder().items():
-        content = f"{_UNTYPED}+{index}+" if token.special else token.content
-        flags = {name: getattr(token, name) for name in _FLAGS}
-        renamed.add_tokens([tokenizers.AddedToken(content, **flags)])
-        ours[renamed.token_to_id(content)] = index
-        special |= {renamed.token_to_id(content)} if token.special else set()
-    encoding = renamed.encode(text, add_special_tokens=False)
-    tokens = _tokens(text, encoding.ids, encoding.offsets, special)
-    return parts, tokens._replace(ids=[ours.get(i, i) for i in tokens.ids])
-
-
-def _tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> _Tokens:
-    """The ids of a text; ``control``: control tokens in it are read as such, else spelt out."""
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=not control,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder() if control else {}
-    special = {index for index, token in added.items() if token.special}
-    tokens = _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
-    for place, (start, end) in [*tokens.controls.items()]:
-        if tokens.ids[place] == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
-            del tokens.controls[place]  # an unknown character
-    return tokens
-
-
-def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> _Tokens:
-    """With the places of the ``special`` ids, whose characters may have blanks around them."""
-    controls = {}
-    for place, index in enumerate(ids):
-        if index in special:
-            start, end = offsets[place]
-            covered = text[start:end]
-            start += len(covered) - len(covered.lstrip())
-            controls[place] = start, start + len(covered.strip())
-    return _Tokens(ids, offsets, controls)

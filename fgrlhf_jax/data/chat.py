@@ -1,0 +1,160 @@
+"""Chat templates: a conversation as text and ids, with no control token but the template's."""
+
+import dataclasses
+import re
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tokenizers
+
+from fgrlhf_jax.data.records import Message
+from fgrlhf_jax.data.tokenizers import Tokenizer
+from fgrlhf_jax.errors import InputError
+
+OTHER_TEMPLATE = "--config.template=alpaca (or plain; in a training run --config.data.template=…)"
+_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
+
+
+class Parts(NamedTuple):
+    """A rendered text: the prompt, the response as written, what stands between and behind."""
+
+    prompt: str
+    opening: str = ""
+    response: str = ""
+    closing: str = ""
+
+
+class Tokens(NamedTuple):
+    """The ids of a text, the characters of each, and {place: characters} of its control tokens."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    controls: dict[int, tuple[int, int]]
+
+
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], answer: str | None = None
+) -> str:
+    """Messages and the opening of the assistant's turn, or with an answer in it.
+
+    Raises:
+      InputError: with the template's words, where it fails.
+    """
+    answers = [] if answer is None else [Message("assistant", answer)]
+    try:
+        return tokenizer.apply_chat_template(
+            [dataclasses.asdict(message) for message in [*messages, *answers]],
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
+        )
+    except Exception as error:  # a template is a program, which may raise anything
+        roles = ", ".join(message.role for message in messages)
+        raise InputError(
+            f"template=chat: the model's chat template refuses a prompt of {roles}: "
+            f"{' '.join(str(error).split())[:300]}; give other messages, or {OTHER_TEMPLATE}"
+        ) from error
+
+
+def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:
+    """Prompt and response as the chat template writes them, or one after the other.
+
+    The latter where the template does not write an assistant's last turn right behind this prompt,
+    or another text than the response. Where it writes it is seen from another text in its place.
+    """
+    prompt = render_chat(tokenizer, messages)
+    if response is None:
+        return Parts(prompt)
+    try:
+        whole = render_chat(tokenizer, messages, response)
+        before, _, after = render_chat(tokenizer, messages, _UNTYPED).partition(_UNTYPED)
+    except InputError:  # some templates want the user's turn last
+        whole, before, after = "", prompt, ""
+    written = whole[len(before) : len(whole) - len(after)]
+    opening = before[len(prompt) :]
+    if (
+        whole == prompt + opening + written + after
+        and written.strip() == response.strip()
+        and not tokenize(tokenizer, opening, control=True).controls
+    ):
+        return Parts(prompt, opening, written, after)
+    return Parts(prompt, response=response)
+
+
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], response: str | None
+) -> tuple[Parts, Tokens]:
+    """The rendered text and its ids.
+
+    Where a message spells a control token, this is hidden while the template runs. Then the
+    template's own control tokens get names that nobody has typed, and a tokenizer that knows them
+    by these names only reads the whole.
+    """
+    parts = chat_parts(tokenizer, messages, response)
+    text = "".join(parts)
+    tokens = tokenize(tokenizer, text, control=True)
+    contents = [*(message.content for message in messages), response or ""]
+    spelt = {text[start:end] for start, end in tokens.controls.values()}
+    spelt = sorted((s for s in spelt if any(s in c for c in contents)), key=len, reverse=True)
+    if not spelt:
+        return parts, tokens
+
+    pattern = re.compile("|".join(map(re.escape, spelt)))
+
+    def hide(content: str) -> str:
+        return pattern.sub(lambda match: f"{_UNTYPED}-{spelt.index(match[0])}-", content)
+
+    def name_controls(part: str) -> str:
+        ids, _, controls = tokenize(tokenizer, part, control=True)
+        for place, (start, end) in reversed(controls.items()):
+            part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
+        return re.sub(f"{_UNTYPED}-([0-9]+)-", lambda match: spelt[int(match[1])], part)
+
+    hidden = [dataclasses.replace(message, content=hide(message.content)) for message in messages]
+    parts = chat_parts(tokenizer, hidden, response if response is None else hide(response))
+    parts = Parts(*map(name_controls, parts))
+
+    text, backend, ours, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
+    renamed = tokenizers.Tokenizer(backend.model)
+    renamed.normalizer, renamed.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    for index, token in backend.get_added_tokens_decoder().items():
+        content = f"{_UNTYPED}+{index}+" if token.special else token.content
+        flags = {name: getattr(token, name) for name in _FLAGS}
+        renamed.add_tokens([tokenizers.AddedToken(content, **flags)])
+        ours[renamed.token_to_id(content)] = index
+        special |= {renamed.token_to_id(content)} if token.special else set()
+    encoding = renamed.encode(text, add_special_tokens=False)
+    tokens = _tokens(text, encoding.ids, encoding.offsets, special)
+    return parts, tokens._replace(ids=[ours.get(i, i) for i in tokens.ids])
+
+
+def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Tokens:
+    """The ids of a text; ``control``: control tokens in it are read as such, else spelt out."""
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=not control,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder() if control else {}
+    special = {index for index, token in added.items() if token.special}
+    tokens = _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
+    for place, (start, end) in [*tokens.controls.items()]:
+        if tokens.ids[place] == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
+            del tokens.controls[place]  # an unknown character
+    return tokens
+
+
+def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> Tokens:
+    """With the places of the ``special`` ids, whose characters may have blanks around them."""
+    controls = {}
+    for place, index in enumerate(ids):
+        if index in special:
+            start, end = offsets[place]
+            covered = text[start:end]
+            start += len(covered) - len(covered.lstrip())
+            controls[place] = start, start + len(covered.strip())
+    return Tokens(ids, offsets, controls)
