@@ -27,6 +27,7 @@ from fgrlhf_jax.feedback.edits.minimality import split_words
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
 _MOST_DELIMITERS = 8  # that may open, and that may close, an enclosed edit
+_LONGEST_FRAME = 40  # sentences or lines that are looked at before an edit, and behind it
 _EDGES = string.whitespace + "\ufeff\u200b\u2060"  # blanks, and signs without width
 _TAG = (
     r"[<◁][/|｜]?[^<>◁▷\s!]{1,60}(?:\s+[\w:-]+=[^<>\n]{1,60})?[>▷]|<!\[CDATA\[|\]\]>"
@@ -40,7 +41,6 @@ _CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
-_SIGNS = re.compile(r"\A[\W_]*|[\W_]*\Z")
 _CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
 
 
@@ -129,10 +129,10 @@ def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
 def _inside_json(text: str, original: str) -> str:
     """The string in a JSON value that is closest to the original."""
     try:
-        value = json.loads(text, strict=False)
+        strings = list(_strings(json.loads(text, strict=False)))
     except (ValueError, RecursionError):
         return ""
-    return _choose({part: (n, n + 1) for n, part in enumerate(_strings(value))}, text, original)
+    return _choose({part: (n, n + 1) for n, part in enumerate(strings)}, text, original)
 
 
 def _strings(value) -> Iterator[str]:
@@ -213,8 +213,8 @@ def _without_frame(text: str, original: str, bounded: bool) -> str:
             raise Doubtful
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
-    signs = zip(_SIGNS.findall(edit), _SIGNS.findall(original), (0, 2), strict=False)
-    if not bounded and any(len(more) > len(own) + usual for more, own, usual in signs):
+    ends = (edit, original, 0), (edit[::-1], original[::-1], 2)
+    if not bounded and any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
     return edit
 
@@ -228,14 +228,22 @@ def _frame(
       mostly: whether half of the words beyond it are enough.
     """
     distance, words, last, inserted = _distance(text, original), len(_words(text)), 0, True
-    for cut in cuts:
+    for cut in cuts[:_LONGEST_FRAME]:
         rest = text[cut:] if before else text[:cut]
         removed, gain = words - len(_words(rest)), distance - _distance(rest, original)
         if gain < (removed / 2 if mostly else removed):
             break
         last, inserted = cut, inserted and gain == removed
         distance, words = distance - gain, words - removed
+    else:
+        if len(cuts) > _LONGEST_FRAME:
+            raise Doubtful
     return last, inserted
+
+
+def _count_signs(text: str) -> int:
+    """The characters before the first letter or digit."""
+    return next((k for k, character in enumerate(text) if character.isalnum()), len(text))
 
 
 def _ends_in(line: str, name: str) -> bool:

@@ -210,3 +210,9 @@ def test_a_wrapped_response_comes_back_whatever_it_is():
         outcomes[True] += 1
         assert unwrapped == text, (original, around)
     assert outcomes[True] > 4 * outcomes[False]
+
+
+@pytest.mark.parametrize("loop", [". ", '"\n', "The answer is:\n\n"])
+def test_a_reply_that_repeats_itself_is_read_in_seconds(loop):
+    with pytest.raises(Doubtful):
+        unwrap(loop * 3000 + ORIGINAL, ORIGINAL)
