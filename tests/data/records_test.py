@@ -135,9 +135,9 @@ CSV = b"instruction,output_1,output_2,preference\n" + b'"Name a fruit.",Pear.,"B
         ("a.jsonl", json.dumps(ROWS).encode()),
         ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1).encode()),
         ("a.json", json.dumps({"data": ROWS}).encode()),
-        ("a.jsonl.gz", gzip.compress(lines(*ROWS))),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS), mtime=0)),
         ("a.csv", b"\xef\xbb\xbf" + CSV),
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.parquet", None),
     ],
 )
