@@ -67,9 +67,10 @@ def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str 
     prompt = render_chat(tokenizer, messages)
     if response is None:
         return Parts(prompt)
+    answer = f"{_UNTYPED}="  # a message may hold hidden names, which begin alike
     try:
         whole = render_chat(tokenizer, messages, response)
-        before, _, after = render_chat(tokenizer, messages, _UNTYPED).partition(_UNTYPED)
+        before, _, after = render_chat(tokenizer, messages, answer).partition(answer)
     except InputError:  # some templates want the user's turn last
         whole, before, after = "", prompt, ""
     written = whole[len(before) : len(whole) - len(after)]

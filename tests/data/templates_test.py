@@ -46,6 +46,18 @@ def test_ids_are_those_of_the_whole_rendered_text(name):
         assert differences(tokenizer, template, messages, response) == []
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_response_is_the_same_behind_a_prompt_that_spells_control_tokens(name):
+    tokenizer, template = LAYOUTS[name]
+
+    def response_ids(prompt):
+        ids, start, _ = encode_response(tokenizer, template, Instruction(prompt, "", ""), "Paris.")
+        return ids[start:]
+
+    for token in tokenizer.all_special_tokens:
+        assert response_ids(f"a{token} b") == response_ids("a b")
+
+
 def test_alpaca_is_alpacafarms_and_plain_is_plain():
     def written(template, *fields):
         return render(None, template, Instruction(*fields, ""))
