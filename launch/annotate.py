@@ -13,6 +13,7 @@ With no flag at all, responses of the embedded world are edited, to try it.
 
 import importlib.util
 import re
+import socket
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -48,13 +49,27 @@ def main(config) -> None:
             password=server.password(),
             guidelines=guidelines,
         )
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"Open http://{host}:{bound.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        address = describe_address(config.host, bound.getsockname()[1], config.root_path)
+        about = [f"rows: {len(items)}", f"people a row: {config.overlap}"]
+        about += ["with a password" if app.password else "no password"]
+        about += ["with guidelines" if guidelines else "no guidelines", "stop with Ctrl-C"]
+        print(f"Open {address} ({', '.join(about)})", flush=True)
         try:
             server.serve(app, bound)
         finally:
             store.write_edits()
             print(summarize(store), flush=True)
+
+
+def describe_address(host: str, port: int, root_path: str) -> str:
+    """Where people reach the page: the proxy's address, or this machine's."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    here = f"http://{name}:{port}"
+    if root_path:
+        return f"{root_path.rstrip('/')}/ ; its proxy passes it on to {here}"
+    if host in server.ANY:
+        return f"{here} ; others http://{socket.gethostname()}:{port} or this machine's address"
+    return here
 
 
 def export(config, output: str) -> None:
@@ -99,7 +114,7 @@ def check_server(config) -> None:
         raise InputError(
             f"the page needs {' and '.join(missing)}: pip install 'fgrlhf_jax[annotate]'"
         )
-    if config.root_path and not re.match(r"https?://[^/]|/", config.root_path):
+    if config.root_path and not re.match(r"https?://[^/]", config.root_path):
         raise InputError(
             f"root_path={config.root_path}: give the address that browsers show, https://HOST/PATH"
         )
@@ -154,12 +169,19 @@ def is_too_long(item: Item) -> bool:
 
 
 def summarize(store: Annotations) -> str:
-    """The counts and the agreement of annotators, in sentences."""
+    """The counts, what is not done and why, and the agreement of annotators."""
     progress = store.progress("")
     counts = (
-        f"{progress['edited']} edits in {store.output}; {progress['fine']} rows were fine, "
-        f"{progress['skipped']} skipped; {progress['done']} of {progress['rows']} are done"
+        f"{store.output}: {progress['edited']} edited, {progress['fine']} fine, "
+        f"{progress['skipped']} skipped; {progress['done']} of {progress['rows']} rows are done"
     )
+    if store.overlap > 1:
+        counts += f", by {store.overlap} people each"
+    if skipped := progress["skipped_by"]:
+        names = ", ".join(f"{name} {number}" for name, number in skipped.items())
+        counts += f"\nnot done and skipped (to be opened again in My rows): {names}"
+    if progress["open"]:
+        counts += f"\nstill open in browsers: {progress['open']}"
     agreed = agreement.measure_agreement(store.items, store.decisions())
     return f"{counts}\n{agreement.describe(agreed)}" if agreed else counts
 

@@ -48,7 +48,7 @@ def measure_agreement(
 def describe(agreement: dict[str, float]) -> str:
     """The agreement in a sentence."""
     sentence = (
-        f"{agreement['rows']} rows were decided by several people: the same verdict in "
+        f"Rows decided by several people: {agreement['rows']}; the same verdict in "
         f"{agreement['verdict']:.0%} of {agreement['pairs']} pairs, the same text in "
         f"{agreement['same_text']:.0%}"
     )

@@ -52,6 +52,15 @@ def clean_name(text: str) -> str:
     return name
 
 
+def known_name(name: str, known: Sequence[str]) -> str:
+    """The spelling that is known of a name, whatever its case and blanks; "" for a new name."""
+
+    def fold(text: str) -> str:
+        return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+    return next((other for other in known if fold(other) == fold(name)), "")
+
+
 def with_line_ends_of(original: str, text: str) -> str:
     """`text`, in which a browser has ended all lines by \\n, with those of the original."""
     if "\r" not in original:

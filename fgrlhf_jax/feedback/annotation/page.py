@@ -19,10 +19,6 @@ from fgrlhf_jax.feedback.edits import minimality
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
 LISTED = 20  # rows or texts in a list
-NO_ROW = (
-    "No row is free for you now: the others have been skipped by you, or somebody has them open. "
-    "Look again later."
-)
 
 Json = dict[str, Any]
 
@@ -65,7 +61,7 @@ class Page:
             return {"message": f"{message} No row was opened: {error}.".strip(), "wrong": True}
         if item is None:
             latest = Decision("", name, DRAFT, "")
-            shown = {"prompt": html.render("note", self.no_row())}
+            shown = {"prompt": html.render("note", self.no_row(name))}
         else:
             latest = self.store.latest(name, item.id)
             shown = {"prompt": html.render("prompt", item), "original": item.original}
@@ -74,11 +70,18 @@ class Page:
         shown |= {"message": message, "progress": counts, "longest": LONGEST}
         return {"row": latest.id, **dataclasses.asdict(latest), **shown}
 
-    def no_row(self) -> str:
-        """Why an annotator has no row: all are done, or none is free."""
-        progress = self.store.progress("")
-        if progress["done"] < progress["rows"]:
-            return NO_ROW
+    def no_row(self, name: str) -> str:
+        """Why an annotator has no row: all are done, or where those are that are not."""
+        progress = self.store.progress(name)
+        skipped, elsewhere = progress["skipped_by"][name], progress["open_elsewhere"]
+        if rest := progress["rows"] - progress["done"]:
+            reasons = {
+                "skipped by you (open again in My rows)": skipped,
+                "open with others": elsewhere,
+                "decided by you, to be decided by others as well": rest - skipped - elsewhere,
+            }
+            where = [f"{number} {reason}" for reason, number in reasons.items() if number]
+            return f"No row is free for you now. Not done: {'; '.join(where)}."
         agreed = agreement.measure_agreement(self.store.items, self.store.decisions())
         sentence = f" {agreement.describe(agreed)}." if agreed else ""
         return f"All rows are done. Thank you!{sentence}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import html
-from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
+from fgrlhf_jax.feedback.annotation.page import LISTED, LONGEST, Page
 
 PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -78,7 +78,7 @@ class App:
 
     Args:
       host: the address that it is bound to.
-      root_path: "", or where people reach it: /path or https://host/path, behind a proxy.
+      root_path: "", or where people reach it behind a proxy: https://host/path.
       password: asked for, with the name, where it is not "".
       guidelines: HTML.
     """
@@ -159,7 +159,7 @@ class App:
             name = source = ""
         if (not self.hosts or name in self.hosts) and source in (host, self.proxy) and source:
             return ""
-        return f"Not served under {(origin or f'http://{host}')[:100]}. {BEHIND_A_PROXY}"
+        return f"{BEHIND_A_PROXY} It is not served under {(origin or f'http://{host}')[:100]}."
 
     async def act(self, request) -> dict[str, Any]:
         from starlette.concurrency import run_in_threadpool
@@ -185,7 +185,10 @@ class App:
         return await run_in_threadpool(self.page.act, name, data)
 
     async def enter(self, data: Mapping) -> dict[str, Any]:
-        """Checks the name and the password: one guess a second, for all clients together."""
+        """Checks the name and the password: one guess a second, for all clients together.
+
+        A name is one person's, whatever its case and blanks; a new one is asked about first.
+        """
         name = html.clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")
@@ -194,6 +197,13 @@ class App:
             if not hmac.compare_digest(typed.encode(errors="replace"), self.password.encode()):
                 await asyncio.sleep(1)
                 raise InputError("that is not the password")
+        known = self.page.store.annotators()
+        spelling = html.known_name(name, known)
+        if known and not spelling and data.get("new") is not True:
+            names = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
+            message = f"{name} is new here. If that is right, press Start again. So far: {names}."
+            return {"new": True, "message": message}
+        name = spelling or name
         return {"token": f"{urllib.parse.quote(name)} {self.sign(name)}", "message": ""}
 
     def sign(self, name: str) -> str:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rapidfuzz.distance import Postfix, Prefix
 
@@ -33,7 +34,6 @@ from fgrlhf_jax.feedback.annotation.items import (
 )
 from fgrlhf_jax.runtime import files
 
-DRAFT_SECONDS = 20  # after which a draft is kept for good and a new one begun
 DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
 # By row: how many others have it, how many of these are present, and whether :name decided it.
 TAKEN = """
@@ -166,21 +166,27 @@ class Annotations(contextlib.AbstractContextManager):
             return self._events.select(f"{condition} ORDER BY n DESC", name=name, id=id)
 
     def draft(self, draft: Decision) -> bool:
-        """Keeps what is typed; False where the annotator no longer has the row open."""
+        """Keeps what is typed; False where the annotator no longer has the row open.
+
+        A draft that only adds to the one before replaces it. A text that was there earlier (after
+        a reset, for instance) never does: what it undoes must stay.
+        """
         _check_text(draft.text)
         name, id = draft.annotator, draft.id
         self.touch(name)
         with self._events.transaction():
             if self._open_row(name) != id:
                 return False
-            ((n, began, event, text),) = self._events.query(
-                "SELECT n, time, event, text FROM events WHERE annotator = :name AND row = :id "
-                "ORDER BY n DESC LIMIT 1",
-                name=name,
-                id=id,
+            query = (
+                "SELECT n, event, text FROM events WHERE annotator = :name AND row = :id "
+                "ORDER BY n DESC"
             )
-            is_recent = event == DRAFT and self._clock() - began < DRAFT_SECONDS
-            if is_recent and _takes_out_little(text, draft.text):
+            (n, event, last), *before = self._events.query(query, name=name, id=id)
+            item = self.item(id)
+            earlier = {item.original, item.suggestion, *(text for *_, text in before)}
+            earlier |= {text for _, text in item.others}
+            is_typed_on = draft.text not in earlier and _only_adds(last or "", draft.text)
+            if event == DRAFT and (draft.text == last or is_typed_on):
                 change = "UPDATE events SET text = :text, details = :details WHERE n = :n"
                 self._events.query(change, text=draft.text, details=draft.details, n=n)
             else:
@@ -240,7 +246,10 @@ class Annotations(contextlib.AbstractContextManager):
                     self._events.add(OPEN, decision.id, name, text=text, details=decision.details)
                     self._is_written = False
                     return self.item(decision.id)
-        raise InputError("there is nothing to undo that others do not have by now")
+        if not mine:
+            raise InputError("You have decided nothing yet")
+        rows = f"Row {id} is" if on_row else "All rows that you decided are"
+        raise InputError(f"{rows} with somebody else now")
 
     def decisions(self, name: str | None = None) -> list[Decision]:
         """Those that stand, of all annotators or one, in the order in which they were made."""
@@ -249,19 +258,43 @@ class Annotations(contextlib.AbstractContextManager):
             rows = self._events.select(f"{condition} ORDER BY n", name=name)
         return [decision for _, decision in rows]
 
-    def progress(self, name: str) -> dict[str, int]:
-        """Counts: rows, done, open_elsewhere; decisions: edited, fine, skipped, and mine."""
+    def annotators(self) -> list[str]:
+        """The names of all who had a row, in the order in which they came."""
+        query = "SELECT annotator FROM events WHERE row != '' GROUP BY annotator ORDER BY min(n)"
+        with self._events.transaction():
+            return [name for (name,) in self._events.query(query)]
+
+    def progress(self, name: str) -> dict[str, Any]:
+        """How far everybody is, and an annotator.
+
+        Returns:
+          rows, overlap, and done: rows that so many people edited or found fine;
+          edited, fine, skipped: the decisions of everybody;
+          mine: the annotator's decisions; left: rows that are free for them, the open one too;
+          open_elsewhere: rows not done that others have open; open: rows open with anybody;
+          skipped_by: {name: rows not done that were skipped}.
+        """
         with self._events.transaction():
             query = "SELECT row, annotator, event FROM events WHERE standing"
             standing = self._events.query(query)
+            taken = self._taken(name)
         verdicts = Counter(event for *_, event in standing)
         deciders = Counter(row for row, _, event in standing if event in (EDITED, FINE))
+        done = {row for row, number in deciders.items() if number >= self.overlap}
+        mine = {row for row, other, event in standing if other == name and event != OPEN}
+        to_do = self._number.keys() - done - mine
+        left = sum(taken.get(row, (0,))[0] < self.overlap for row in to_do)
+        skipped = [who for row, who, event in standing if event == SKIPPED and row not in done]
         return {
             "rows": len(self.items),
-            "done": sum(number >= self.overlap for number in deciders.values()),
-            "open_elsewhere": sum(e == OPEN and other != name for _, other, e in standing),
+            "overlap": self.overlap,
+            "done": len(done),
             **{verdict: verdicts[verdict] for verdict in VERDICTS},
-            "mine": sum(e != OPEN and other == name for _, other, e in standing),
+            "mine": len(mine),
+            "left": left,
+            "open_elsewhere": len(to_do) - left,
+            "open": len({row for row, _, event in standing if event == OPEN}),
+            "skipped_by": Counter(skipped),
         }
 
     def write_edits(self) -> None:
@@ -345,7 +378,7 @@ def _check_text(text: str) -> None:
         raise InputError("not saved: half a character is in the text; type it again")
 
 
-def _takes_out_little(before: str, after: str) -> bool:
-    """Whether at most 3 characters between the common start and end are gone."""
+def _only_adds(before: str, after: str) -> bool:
+    """Whether something was put in at one place and nothing taken out."""
     common = Prefix.similarity(before, after) + Postfix.similarity(before, after)
-    return len(before) - common <= 3
+    return len(before) <= min(common, len(after))

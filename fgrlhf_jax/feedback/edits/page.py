@@ -22,7 +22,7 @@ h1, h3, .soft, .text { overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .4rem; }
 h3 { font-size: .95rem; margin: 0 0 .4rem; }
 h3 small { color: var(--soft); font-weight: normal; }
-pre { background: var(--tint); border-radius: 6px; padding: .9rem 1.1rem; overflow-x: auto;
+pre { background: var(--tint); border-radius: 6px; padding: .4rem; white-space: pre-wrap;
   font: clamp(.55rem, 1.9vw, .8rem)/1.45 ui-monospace, "Liberation Mono", Menlo, monospace; }
 .text { white-space: break-spaces; margin: 0; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; margin-top: .7rem; }
@@ -31,7 +31,7 @@ del, ins { border-radius: 3px; --share: .24; }
 del { text-decoration: line-through 1px; }
 ins { text-decoration: underline 2px; text-underline-offset: .22em; }
 @media (max-width: 44rem) { .two { grid-template-columns: 1fr; } }
-@media print { article { break-inside: avoid; } pre { white-space: pre-wrap; } }
+@media print { article { break-inside: avoid; } }
 """
 _BODY = """\
 <h1>{{ title }}</h1>

@@ -35,6 +35,8 @@ HISTOGRAMS = ("word_change_ratio", "token_change_ratio", "length_change")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _RATIO_BINS, _NUMBER_BINS = 20, 30
 _BAR_WIDTH = 40  # characters of the longest bar in a terminal
+_CONTEXT = 80  # characters beside a change in a terminal, and of each end of a long change
+_SPANS = 15  # changed and unchanged parts of an example in a terminal
 
 
 def compute_statistics(
@@ -161,21 +163,21 @@ def format_figures(statistics: Mapping) -> str:
         if n or kind != "none"
     ]
     lines = [f"{statistics['n']} edits: {', '.join(kinds)}", ""]
-    lines.append(" " * 24 + "".join(f"{name:>9}" for name in ("mean", *QUANTILES)))
+    lines.append(" " * 22 + "".join(f"{name:>7}" for name in ("mean", *QUANTILES)))
     for measure, name in MEASURES.items():
         digits = 3 if "ratio" in name else 1
-        cells = (f"{value:>9.{digits}f}" for value in statistics.get(measure, {}).values())
-        lines += [f"{name:<24}{''.join(cells)}"] if measure in statistics else []
+        cells = (f" {value:>6.{digits}f}" for value in statistics.get(measure, {}).values())
+        lines += [f"{name:<22}{''.join(cells)}"] if measure in statistics else []
     for measure, bins in statistics["histograms"].items():
         lines += ["", MEASURES[measure], *_bars(bins)]
     if annotators := statistics["annotators"]:
-        width = max(10, *map(len, annotators)) + 2
-        heads = "".join(f"{kind:>10}" for kind in minimality.KINDS)
-        lines += ["", f"{'annotator':<{width}}{'n':>7}{'median ratio':>14}{heads}"]
+        width = max(10, *map(len, annotators)) + 1
+        heads = "".join(f"{kind:>8}" for kind in minimality.KINDS)
+        lines += ["", f"{'annotator':<{width}}{'n':>6}{'median':>7}{heads}"]
         for name, each in annotators.items():
-            cells = "".join(f"{100 * share:>8.1f} %" for share in each["shares"].values())
+            cells = "".join(f"{100 * share:>6.1f} %" for share in each["shares"].values())
             median = each["word_change_ratio"]["median"]
-            lines.append(f"{name:<{width}}{each['n']:>7}{median:>14.3f}{cells}")
+            lines.append(f"{name:<{width}}{each['n']:>6}{median:>7.3f}{cells}")
     faults = ", ".join(f"{n} {fault}" for fault, n in statistics["faults"].items() if n)
     limit = f"max_change_ratio={statistics['max_change_ratio']:g}"
     lines += ["", f"rows that a filter with {limit} would set aside: {faults or 'none'}"]
@@ -206,6 +208,11 @@ def format_examples(statistics: Mapping, *, colour: bool) -> str:
     return "\n\n".join("\n".join(_example(example, colour)) for example in examples)
 
 
+def _cut(text: str) -> str:
+    """The two ends of a long text."""
+    return text if len(text) <= 2 * _CONTEXT else f"{text[:_CONTEXT]} … {text[-_CONTEXT:]}"
+
+
 def _example(example: Mapping, colour: bool) -> list[str]:
     name = " ".join(filter(None, [example["id"], example["annotator"]]))
     head = (
@@ -217,8 +224,10 @@ def _example(example: Mapping, colour: bool) -> list[str]:
         marks = {"original": ("\x1b[31;9m", "\x1b[0m"), "edited": ("\x1b[32;4m", "\x1b[0m")}
     sides = [
         f"{side:<9} "
-        + "".join(f"{start}{text}{end}" if changed else text for text, changed in example[side])
+        + "".join(f"{start}{text}{end}" if changed else text for text, changed in spans)
+        + (" …" if len(example[side]) > len(spans) else "")
         for side, (start, end) in marks.items()
+        for spans in [[(_cut(text), changed) for text, changed in example[side][:_SPANS]]]
     ]
     prompt = f"{example['instruction']}\n{example['input']}".strip()
     prompt = prompt if len(prompt) <= 200 else f"{prompt[:199]}…"

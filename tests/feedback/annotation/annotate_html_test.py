@@ -19,6 +19,9 @@ def test_names():
     for refused in ("", "  ", None, "x" * 61, "a\x00b", "a\u202eb", "a\ud800"):
         with pytest.raises(InputError, match="give"):
             page_html.clean_name(refused)
+    known = ["Noa", "Ann Lee", "Zoë"]
+    others = ["noa", "ANNLEE", "zoe\u0308", "Ann"]
+    assert [page_html.known_name(name, known) for name in others] == [*known, ""]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_the_difference_adds_up_to_both_sides():
 
 TAGS = {"div", "p", "small", "b", "bdi", "del", "ins", "progress", "details", "summary"}
 TAGS |= {"button", "section", "span"}
-COUNTS = ("rows", "done", "edited", "fine", "skipped", "mine", "open_elsewhere")
+COUNTS = ("rows", "overlap", "done", "mine", "left")
 
 
 @pytest.mark.parametrize(
@@ -120,5 +123,6 @@ def test_the_warning_comes_where_the_edit_is_minimal_no_more():
     for after, warned in (("one two three four six", False), ("six", True), (before, False)):
         source = page_html.difference(before, after, 0.5)
         assert ("no longer a" in source) == warned
-    assert "<b>20 %</b>" in page_html.difference(before, "one two three four six", 0.5)
+    assert "<b>20%</b>" in page_html.difference(before, "one two three four six", 0.5)
+    assert "<b>&lt;1%</b>" in page_html.difference("word " * 300, "word " * 299 + "other", 0.5)
     assert "only blanks differ" in page_html.difference("a b", "a  b", 0.5)

@@ -111,6 +111,9 @@ class Person:
     def enter(self) -> None:
         self.page.fill("#name", self.name)
         self.page.keyboard.press("Enter")
+        self.page.wait_for_selector("#bar, #message:has-text('new here')")
+        if not self.page.is_visible("#bar"):
+            self.page.click("#enter")
         self.page.wait_for_selector("#bar")
 
     def row(self) -> str:
@@ -189,7 +192,7 @@ def test_what_an_annotator_sees(team):
     assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
     ann.type("It is zero.", shown="zero")
     assert ann.page.inner_text("#difference del") == "0"
-    assert "25 % of the words changed" in ann.page.inner_text("#difference")
+    assert "25% of the words changed" in ann.page.inner_text("#difference")
     # Bob's response is text and nothing but text.
     assert EVIL in bob.page.inner_text("#difference")
     assert bob.page.inner_text("#prompt").count(EVIL) == 2
@@ -239,7 +242,7 @@ def test_two_tabs_of_a_person_and_every_key(team):
     ann.press("Alt+s", "Row r4 is skipped")
     team.edit(ann, "r5", "It is five.")
     progress = ann.page.inner_text("#progress")
-    assert "3 of 10 rows done: 2 edited, 1 fine as they were, 1 skipped" in progress
+    assert "Ann: 4 decided, 5 left; all: 3 of 10 done" in progress
 
 
 def test_a_row_of_somebody_who_left_goes_to_others(team):
@@ -255,7 +258,8 @@ def test_a_row_of_somebody_who_left_goes_to_others(team):
     assert "All rows are done" in ann.page.inner_text("#prompt")
     status, out, err = team.server.stop()
     assert status == 130
-    assert out.startswith(f"1 edits in {team.server.output}; 9 rows were fine, 0 skipped; 10 of")
+    counts = "1 edited, 9 fine, 0 skipped; 10 of 10 rows are done"
+    assert out == f"{team.server.output}: {counts}\n"
     assert err == "interrupted; run the same command to go on\n"
     assert len(records.read(str(team.server.output))) == 1
 
@@ -273,6 +277,7 @@ def test_beyond_the_limit_overwritten_and_found_again(team):
     assert ann.text() == "Nothing of it is left here."
     ann.page.click("#reset")
     assert ann.text() == "It is 0."
+    ann.page.wait_for_selector("#save:has-text('Fine as it is')")
     ann.page.click("#versions")
     ann.page.locator("#list section", has_text="I think").get_by_role("button").click()
     assert ann.text() == "It is zero, I think."
@@ -323,7 +328,7 @@ CONTRAST = """() => {
 def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
     (tmp_path / "own.jsonl").write_text(
-        json.dumps({"instruction": "Add. " * 300, "output": "```\ndef f(): " + "x + " * 200})
+        json.dumps({"instruction": "Add. " * 300, "output": "```\ndef f(): " + "x + " * 2000})
         + "\n"
         + json.dumps({"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"})
     )
@@ -351,6 +356,10 @@ def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
             assert direction == ("ltr" if k == 1 else "rtl")
         ann.type(ann.text().replace("x + x", "x - x") + " ok", shown="ok")
         check()
+        last, panel = (page.locator(f"#difference {part}").last for part in ("ins", ".text"))
+        y, box = last.bounding_box()["y"], panel.bounding_box()
+        assert box["y"] <= y < box["y"] + box["height"]
+        assert page.locator("#progress").bounding_box()["height"] < 40
         page.keyboard.press("Control+Enter")
         ann.wait_for_message(f"Row {k} is saved")
     page.click("#rows")
@@ -409,16 +418,22 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     assert [edit["edited"] for edit in server.edits(4)][-1] == "It is three."
 
 
-def test_a_password(chromium, start):
-    server = start(**{PASSWORD: "open sesame"})
-    ann = Person(chromium, server.url, "Ann")
+def test_a_password(chromium, start, tmp_path):
+    (tmp_path / "g.md").write_text("A rule.\n\n" * 100)
+    server = start(f"--config.guidelines={tmp_path / 'g.md'}", **{PASSWORD: "open sesame"})
+    ann = Person(chromium, server.url, "Ann", 390, 844)
     for password in ("sesame", "open sesame"):
         ann.page.fill("#name", " Ann  Lee")
         ann.page.fill("#password", password)
         ann.page.click("#enter")
         if password == "sesame":
             ann.wait_for_message("that is not the password")
+            assert ann.page.locator("#message").bounding_box()["y"] < 800
+            assert ann.page.input_value("#password") == ""
+            assert ann.page.evaluate("document.activeElement.id") == "password"
     ann.page.wait_for_selector("#bar")
     ann.edit("It is zero.")
+    ann.page.click("#leave")
+    assert ann.page.input_value("#name") == ann.page.input_value("#password") == ""
     ann.leave()
     assert server.edits(1)[0]["annotator"] == "Ann Lee"

@@ -14,6 +14,7 @@ import pytest
 import starlette.testclient
 from annotations_cases import accept_next
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import formats, server
 from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
@@ -53,7 +54,7 @@ def test_a_session_at_the_page(store, act):
     assert notes.items() <= (dataclasses.asdict(decision) | {"tags": ["a", "b"]}).items()
     view = act("save", "2", "This is 2.\nOr not.")
     assert (view["row"], view["text"], view["message"]) == ("", "", "Row 2 is fine as it is.")
-    assert "No row is free for you now" in view["prompt"]
+    assert "Not done: 2 decided by you, to be decided by others as well." in view["prompt"]
     for _ in range(2):  # pressed twice
         assert act("reopen")["row"] == "2"
         assert len(store.decisions()) == 1
@@ -67,8 +68,33 @@ def test_a_session_at_the_page(store, act):
             view = act("save", view["row"], f"This is {name}.\nOr not.", name=name)
     view = act("open")
     assert "All rows are done" in view["prompt"]
-    assert "2 rows were decided by several people" in view["prompt"]
-    assert annotate.summarize(store).startswith("4 edits in ")
+    assert "Rows decided by several people: 2" in view["prompt"]
+    summary = f"{store.output}: 4 edited, 0 fine, 1 skipped; 2 of 2 rows are done, by 2"
+    assert annotate.summarize(store).startswith(summary)
+
+
+def test_rows_that_cannot_be_finished_are_explained(store, act):
+    assert (
+        "<b>0</b> decided, <b>2</b> left;\nall: 0 of 2 done, 2 people each"
+        in act("open")["progress"]
+    )
+    act("skip", "1")
+    act("open", name="Bob")
+    act("skip", "2")
+    assert "Not done: 2 skipped by you (open again in My rows)" in act("open")["prompt"]
+    act("open", name="Cem")
+    view = act("open", name="Dan")
+    assert "<b>0</b> decided, <b>1</b> left" in view["progress"]
+    act("skip", "2", name="Dan")
+    assert (
+        "Not done: 1 skipped by you (open again in My rows); 1 open with others."
+        in (act("open", name="Dan")["prompt"])
+    )
+    summary = annotate.summarize(store)
+    assert "not done and skipped (to be opened again in My rows): Ann 2, Dan 1" in summary
+    assert "still open in browsers: 1" in summary
+    with pytest.raises(InputError, match="Row 1 is with somebody else now"):
+        act("reopen", "1")
 
 
 def test_an_edit_beyond_the_limit_is_confirmed_and_marked(store, act):
@@ -169,6 +195,7 @@ def run(**fields) -> None:
         ({"output": "rows.jsonl"}, "rows.jsonl: holds other rows than rows.jsonl.sqlite"),
         ({"guidelines": "no.md"}, "guidelines=no.md: cannot be read"),
         ({"root_path": "example.org/x"}, "root_path=example.org/x: "),
+        ({"root_path": "/x"}, "root_path=/x: "),
         ({"export": "out.txt"}, "give a FILE.json"),
         ({"export": "out.json", "format": "edits"}, "give a FILE.jsonl"),
         ({"export": "no/out.json"}, "export=no/out.json: the folder no does not exist"),
@@ -182,6 +209,13 @@ def run(**fields) -> None:
 )
 def test_bad_input(refusal, fields, message):
     assert message in refusal(**fields)
+
+
+def test_addresses():
+    proxy = annotate.describe_address("127.0.0.1", 1, "https://team.example/edits/")
+    assert proxy.startswith("https://team.example/edits/ ; ")
+    assert f"others http://{socket.gethostname()}:1 " in annotate.describe_address("0.0.0.0", 1, "")
+    assert annotate.describe_address("::1", 1, "") == "http://[::1]:1"
 
 
 def test_passwords(refusal, monkeypatch):
@@ -333,6 +367,12 @@ def test_a_guess_of_the_password_a_second(store):
     token = client.post("/act", json=guess | {"password": "open sesame"}).json()["token"]
     opened = client.post("/act", json={"action": "open"}, headers={"authorization": token}).json()
     assert (opened["annotator"], opened["row"]) == ("Ann Lee", "1")
+    guess["password"] = "open sesame"
+    entered = client.post("/act", json=guess | {"name": "annlee"}).json()
+    assert entered["token"] == token
+    new = guess | {"name": "Bob"}
+    assert client.post("/act", json=new).json()["message"].endswith("So far: Ann Lee.")
+    assert client.post("/act", json=new | {"new": True}).json()["token"].startswith("Bob ")
     for forged in (token.replace("Ann", "Bob"), token[:-1], "Ann%20Lee ", "", "é"):
         headers = {"authorization": forged.encode()}
         assert client.post("/act", json={"action": "open"}, headers=headers).json()["enter"]

@@ -4,6 +4,8 @@ const SILENCE = 60;  // seconds without a sign of life that count as a pause
 const CODE = /^(?:```|\t| {4})/m;  // lines of code
 const MOMENT = 250;  // milliseconds between the last key and the comparison
 let token = sessionStorage.token || localStorage.token || "";
+let away = false;  // whether the server did not answer
+let nameAsked = "";  // a new name, about which the server has asked
 let shown = {row: ""};  // the row of this tab, as the server sent it
 let seconds = 0, alive = Date.now(), timer = 0, sent = Promise.resolve(), waiting = 0;
 
@@ -42,8 +44,11 @@ async function post(body) {
     const answer = await response.json();
     if (answer.enter) enter();
     if (answer.message !== undefined) say(answer.message, answer.wrong);
+    else if (away) say("");
+    away = false;
     return answer;
   } catch {
+    away = true;
     say("Not saved: the server does not answer. Your text is still here; try again.", true);
     return undefined;
   }
@@ -54,6 +59,7 @@ function enter() {
   $("start").hidden = false;
   for (const id of ["work", "bar", "menu"]) $(id).hidden = true;
   $("progress").textContent = "";
+  $("enter").before($("message"));
   $("name").focus();
 }
 
@@ -65,6 +71,7 @@ function show(answer) {
   clearTimeout(timer);
   $("start").hidden = true;
   for (const id of ["work", "bar", "menu"]) $(id).hidden = false;
+  $("work").before($("message"));
   $("progress").innerHTML = answer.progress;
   $("leave").textContent = `Not ${answer.annotator}?`;
   $("prompt").innerHTML = answer.prompt;
@@ -86,6 +93,22 @@ function compare(answer) {
   if (!answer || answer.difference === undefined) return;
   $("difference").innerHTML = answer.difference;
   $("save").textContent = answer.changed ? "Save the edit" : "Fine as it is";
+  scrollToChange();
+}
+
+/** Scrolls the difference to the change at the caret, or the last one before it. */
+function scrollToChange() {
+  const panel = $("difference").querySelector(".text"), caret = $("edit").selectionEnd;
+  let at = 0, change;
+  for (const part of panel.childNodes) {
+    if (at > caret) break;
+    if (part.nodeType === Node.ELEMENT_NODE) change = part;
+    if (part.nodeName !== "DEL") at += part.textContent.length;
+  }
+  change = change || panel.querySelector("ins, del");
+  if (!change) return;
+  const top = change.getBoundingClientRect().top - panel.getBoundingClientRect().top;
+  panel.scrollTop += top - panel.clientHeight / 3;
 }
 
 function setCode(on) {
@@ -155,7 +178,14 @@ const ACTIONS = {
   guidelines: () => $("guidelines").showModal(),
   use: (button) => { $("list").close(); use(button.parentNode.querySelector(".text").textContent); },
   reopen: (button) => { $("list").close(); keep(); decide("reopen", {row: button.dataset.row}); },
-  leave: () => { token = ""; sessionStorage.clear(); localStorage.clear(); enter(); },
+  leave: () => {
+    token = "";
+    sessionStorage.clear();
+    localStorage.clear();
+    $("entrance").reset();
+    say("");
+    enter();
+  },
 };
 
 document.addEventListener("click", (event) => {
@@ -185,8 +215,14 @@ $("code").addEventListener("change", () => setCode($("code").checked));
 $("search").addEventListener("input", () => list("rows"));
 $("entrance").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const password = $("password") ? $("password").value : "";
-  const answer = await ask("enter", {name: $("name").value, password});
+  const name = $("name").value, password = $("password") ? $("password").value : "";
+  const answer = await ask("enter", {name, password, new: name === nameAsked});
+  nameAsked = answer && answer.new ? name : "";
+  if (answer && answer.wrong) {
+    const field = name.trim() && $("password") ? "password" : "name";
+    $(field).value = "";
+    $(field).focus();
+  }
   if (!answer || !answer.token) return;
   sessionStorage.token = localStorage.token = token = answer.token;
   show(await ask("open"));
