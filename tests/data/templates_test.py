@@ -54,7 +54,7 @@ def test_a_response_is_the_same_behind_a_prompt_that_spells_control_tokens(name)
         ids, start, _ = encode_response(tokenizer, template, Instruction(prompt, "", ""), "Paris.")
         return ids[start:]
 
-    for token in tokenizer.all_special_tokens:
+    for token in map(str, tokenizer.added_tokens_decoder.values()):
         assert response_ids(f"a{token} b") == response_ids("a b")
 
 

@@ -71,6 +71,8 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'"
     " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_THOUGHT = "('<think>\\n\\n</think>\\n\\n' if m['role'] == 'assistant' and loop.last else '')"
+THINKING = CHATML.replace("m['content']", f"{_THOUGHT} + m['content']")  # as Qwen 3 writes
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -161,6 +163,10 @@ def layouts() -> dict[str, tuple[PreTrainedTokenizerFast, str]]:
             byte_level(
                 CHATML, split, marks, bos=None, eos="<|im_end|>", normalizer=normalizers.NFC()
             ),
+            "chat",
+        ),
+        "Qwen3, another EOS": (
+            byte_level(THINKING, smol, marks, bos=None, eos="<|endoftext|>"),
             "chat",
         ),
     }
