@@ -7,16 +7,20 @@ from typing import Any
 
 from fgrlhf_jax.errors import InputError
 
-ROLES = {"system": "system"}
+ROLES = dict.fromkeys(("system", "developer"), "system")
 ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
 Turns = list[dict[str, str]]
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …"."""
-    return isinstance(value, str) and value.startswith("\n\nHuman:")
+    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …".
+
+    Where the blank lines in front are lost, an assistant's turn shows it.
+    """
+    beginnings = ("\n\nHuman:", "Human:")[: 1 + ("\n\nAssistant:" in str(value))]
+    return isinstance(value, str) and value.startswith(beginnings)
 
 
 def parse_turns(value: Any, where: str) -> Turns:

@@ -77,6 +77,10 @@ LAYOUTS = {
         {"chosen": f"{HUMAN} Blue.", "rejected": f"{HUMAN} Green."},
         pair("Blue.", "Green.", *MANY),
     ),
+    "HH-RLHF, stripped": (
+        {"chosen": f"{HUMAN.strip()} Blue.", "rejected": f"{HUMAN.strip()} Green."},
+        pair("Blue.", "Green.", *MANY),
+    ),
     "full-hh-rlhf": (
         {"prompt": HUMAN, "response": " Blue.", "chosen": " Blue.", "rejected": " Green."},
         pair("Blue.", "Green.", *MANY),

@@ -44,7 +44,7 @@ _OMISSION = re.compile(
     rf"|{_ROUND}|[\[{{<【［〔《][^\[\]{{}}<>【】［］〔〕《》]{{1,200}}[\]}}>】］〕》]",
     re.MULTILINE | re.DOTALL,
 )
-_OMITTED = 12  # words that are missing there, and 2 for each that stands there
+_OMITTED = 8  # words that are missing there, and as many as stand there
 _MOST_REMARKS = 100  # that are looked at
 LONGEST = 200_000  # characters that are compared: the time grows with their square
 
@@ -124,7 +124,7 @@ def is_elided(original: str, edited: str) -> bool:
         # A few words of either side, since a word that comes again may be matched far away.
         around = [-1, *partner, len(before)][max(0, len(kept[0]) - 2) : len(kept[0]) + 4]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
-        if missing >= max(_OMITTED, 2 * len(split_words(match[0]))):
+        if missing >= max(_OMITTED, len([*filter(_is_term, split_words(match[0]))])):
             return True
     return False
 

@@ -169,6 +169,8 @@ CODE = (
 def test_a_remark_in_the_place_of_what_is_left_out(edited):
     assert find_fault(ORIGINAL, edited) == "elided"
     assert find_fault(f"Well ... … {ORIGINAL}", f"Well ... … {edited}") == "elided"
+    short = ORIGINAL.replace(LONG, " ".join(LONG.split()[:9]))
+    assert find_fault(short, edited) == "elided"
     assert find_fault(edited, edited.replace("Paris", "Rome"), 1.0) == ""
 
 
