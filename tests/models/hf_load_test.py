@@ -16,6 +16,7 @@ from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
 
@@ -67,7 +68,7 @@ def test_shards_are_small_and_arrays_land_sharded(saved):
     for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True):
         assert got.sharding == want.sharding
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert sharding.bytes_per_device(loaded) < 0.5 * size
+    assert bytes_per_device(loaded) < 0.5 * size
     # and what is sharded is saved whole
     hf_save.save(folder, loaded, CFG, tokenizer(), architecture=hf_save.LANGUAGE_MODEL)
     same(hf_load.load_params(folder, abstract(module)), params)

@@ -255,6 +255,7 @@ def test_the_command(tmp_path):
     output = tmp_path / "plan.json"
     arguments = ["--config", "configs/rm.py:tiny", "--devices", "4", "--mesh=1,-1,2"]
     arguments += ["--memory=0.0001", f"--json={output}", "--config.data.max_length=64"]
+    arguments += ["--config.model.remat=True", "--config.model.dtype=bfloat16"]  # little to try
     done = subprocess.run(
         [sys.executable, "-m", "launch.plan", *arguments],
         cwd=Path(__file__).parents[2],
