@@ -126,6 +126,13 @@ def normalize(
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
 
+def is_prompt_in_texts(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether a row that was read has its prompt as the beginning of two texts, as in TRL."""
+    chosen = row.get(columns.get("chosen", "chosen"))
+    has_text = isinstance(chosen, str) and not is_transcript(chosen)
+    return has_text and not any(name in row or name in columns for name in PROMPTS)
+
+
 def check_row(row: Any, where: str) -> None:
     """Raises InputError for what is no object, is too large, or holds invalid Unicode."""
     if isinstance(row, InputError):
@@ -302,6 +309,8 @@ def _common_beginning(
     row: Row, names: tuple[str, ...], answers: list[str], where: str
 ) -> tuple[dict[str, str], list[str]]:
     """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
+    if empty := [name for name in PROMPTS if name in row]:
+        raise InputError(f"{where}: {empty[0]} is empty; give a prompt.")
     others = [n for n, value in row.items() if isinstance(value, str) and n not in (*names, "id")]
     begin = ""
     if names == ("chosen", "rejected"):

@@ -165,16 +165,26 @@ def read_with_rows(
     for source in sources(spec):
         if not source:
             raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…].")
-        count = len(pairs)
+        count, unprompted = len(pairs), []
         message = f"{source}: holds no rows; give a file with at least one."
         for where, row in trees.unfold(read_rows(source), need):
             try:
-                pairs += [(record, row) for record in parse_row(row, where, need, names)]
+                parsed = [(record, row) for record in parse_row(row, where, need, names)]
+                if formats.is_prompt_in_texts(row, names):
+                    unprompted.append((where, len(pairs)))
+                pairs += parsed
             except InputError as error:
                 if refused is None:
                     raise
                 refused.append(str(error))
                 message = f"{source}: no row of it can be read; the last one: {error}"
+        if 0 < len(unprompted) < len(pairs) - count:
+            reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
+            if refused is None:
+                raise InputError(f"{unprompted[0][0]}: {reason}, or leave such rows out.")
+            for where, place in reversed(unprompted):
+                refused.append(f"{where}: {reason}.")
+                del pairs[place]
         if len(pairs) == count:
             raise InputError(message)
     return pairs

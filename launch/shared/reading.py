@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.formats import is_prompt_in_texts, parse_columns
 from fgrlhf_jax.data.records import Instruction, Record, RecordAndRow
 
 NAMED = 3  # messages about rows that are left out
@@ -23,6 +24,9 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
         print(
             f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr
         )
+    columns = parse_columns(config.columns)
+    if count := sum(is_prompt_in_texts(row, columns) for _, row in pairs):
+        print(f"{spec}: {count} pairs without a prompt: it is the beginning that their texts share")
     return pairs
 
 

@@ -192,6 +192,11 @@ def test_what_is_written_can_be_read(run, source, to, suffix):
     assert len(records.read(output)) == (1 if to == "prompts" else 2)
 
 
+def test_prompts_that_texts_begin_with_are_counted(run):
+    write_jsonl("trl.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}] * 2)
+    assert "trl.jsonl: 2 pairs without a prompt: it is the beginning" in run(input="trl.jsonl")
+
+
 CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
 BAD = [
     ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),

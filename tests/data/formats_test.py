@@ -87,6 +87,8 @@ REFUSED = [
         "misses the field 'instruction' .it has",
     ),
     ({"chosen": "Ab", "rejected": "Ac"}, "misses the field 'instruction'"),
+    ({"prompt": None, "chosen": "A b", "rejected": "A c"}, "prompt is empty; give a prompt"),
+    ({"messages": [], "completion": "A"}, "messages is empty; give a prompt"),
     ({"chosen": "A b", "rejected": "A "}, "the response 'rejected' is empty"),
     ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "end different conver"),
     ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen ends with no answer"),

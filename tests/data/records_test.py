@@ -372,6 +372,16 @@ def test_one_prompt_for_all_rows_is_split_by_what_rows_share(capsys):
     assert 40 < len(sides[1]) < 80
 
 
+def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
+    lost = {"chosen": "One fruit is figs.", "rejected": "One fruit is mud."}
+    assert read(write(data=lines(lost, lost)))[1].instruction == "One fruit is"
+    name, refused = write(data=lines({"prompt": "Name a fruit."} | lost, lost)), []
+    with pytest.raises(InputError, match=":2: has no prompt, as other rows of the file have; give"):
+        read(name)
+    assert [row.instruction for row in read(name, refused=refused)] == ["Name a fruit."]
+    assert len(refused) == 1
+
+
 def test_a_small_share_of_few_prompts_is_one_of_them(capsys):
     rows = [Instruction(f"{n % 5}", "", f"{n}") for n in range(20)]
     for seed in range(9):
