@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM: a flag that whatever has something to save looks at between its steps.
+"""Ctrl-C, SIGTERM, SIGHUP: a flag that who has something to save looks at between its steps.
 
 Elsewhere a signal raises KeyboardInterrupt, and again until the command has ended: where it happens
 to be raised in a callback or in ``__del__``, Python reports it and goes on.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+    SIGNALS += (signal.SIGHUP,)  # of a terminal that is closed
 PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
 SAME = 0.3  # seconds: `timeout` sends a signal to a process, and then to its group
 AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
@@ -63,7 +66,8 @@ def _receive(number: int, frame) -> None:
         return
     second, _Process.received = bool(_Process.received), now
     if _Process.is_command and (second or _Process.is_importing):
-        os.write(2, f"{MESSAGE}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk, a terminal that is closed
+            os.write(2, f"{MESSAGE}\n".encode())
         os._exit(130)
     if second or not watcher:
         if _Process.is_command:
@@ -75,7 +79,7 @@ def _receive(number: int, frame) -> None:
 
 
 class Interrupt:
-    """Within it, the first Ctrl-C or SIGTERM only sets a flag; a second one ends the process.
+    """Within it, the first of the signals only sets a flag; a second one ends the process.
 
     With several processes a signal to any of them stops all, after the same step: jax catches
     SIGTERM, tells the others, and finds a step that none of them has passed.

@@ -65,10 +65,10 @@ def use_devices(config: ConfigDict | None = None) -> None:
     try:
         devices = versions.describe_devices()
     except (RuntimeError, AssertionError) as error:  # the latter of jax.devices() itself
-        platforms = jax.config.jax_platforms
+        platforms, reason = jax.config.jax_platforms, f" ({error})" if str(error) else ""
         raise InputError(
             f"JAX_PLATFORMS={platforms}: there is no such device, or no jaxlib for it; unset "
-            f"JAX_PLATFORMS to use what there is, or see the installation of JAX ({error})"
+            f"JAX_PLATFORMS to use what there is, or see the installation of JAX{reason}"
         ) from error
     if jax.process_index() == 0:
         print(devices)

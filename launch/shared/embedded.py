@@ -1,6 +1,5 @@
 """What commands use where no file is given: the embedded world, and models trained on it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost, run_dir
-from fgrlhf_jax.runtime.files import write_jsonl
+from fgrlhf_jax.runtime.files import read_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, config_files, reading
@@ -51,7 +50,8 @@ def train(
     folder = Path(config.run_dir)
     if run_dir.read_finished(folder):
         print(f"{folder} is finished; its figures again:")
-        return json.loads((folder / "eval.json").read_bytes())
+        to_do = f"delete {folder / 'finished.json'} and run the same command"
+        return read_json(folder / "eval.json", {"validation": {}}, to_do)
     if config.train:
         return run(config, reading.read_sets(config, config.train, need))
     cli.check_embedded(config)

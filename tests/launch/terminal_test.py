@@ -109,13 +109,13 @@ cli.command(main, "configs/data.py", "")
 """
 
 
-def interrupted(number: int, before: str = "pass", main: str = "pass", signals: int = 1):
+def interrupted(*numbers: int, before: str = "pass", main: str = "pass", **pipes):
     """A command that gets signals once it says that it is ready: (status, stderr)."""
     code = WAITS.format(before=before, main=main)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as run:
         assert run.stdout.readline() == "ready\n"
-        for _ in range(signals):
+        for number in numbers:
             run.send_signal(number)
             time.sleep(0.35)
         _, errors = run.communicate(timeout=20)
@@ -129,7 +129,7 @@ IN_CALLBACK = (
 )
 
 
-@pytest.mark.parametrize("number", interrupt.SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("before", "main"),
     [
@@ -140,14 +140,23 @@ IN_CALLBACK = (
     ids=["importing", "working", "in a callback"],
 )
 def test_one_signal_ends_a_command(number, before, main):
-    assert interrupted(number, before, main) == (130, f"{interrupt.MESSAGE}\n")
+    assert interrupted(number, before=before, main=main) == (130, f"{interrupt.MESSAGE}\n")
 
 
 def test_the_second_signal_ends_at_once():
     """Whatever catches the exception of the first."""
     main = "interrupt.Interrupt().__enter__()"
-    before = "from fgrlhf_jax.runtime import interrupt"
-    assert interrupted(signal.SIGTERM, before, main, 2) == (130, f"{interrupt.MESSAGE}\n")
+    before, numbers = "from fgrlhf_jax.runtime import interrupt", [signal.SIGTERM] * 2
+    expected = 130, f"{interrupt.MESSAGE}\n"
+    assert interrupted(*numbers, before=before, main=main) == expected
+    with open("/dev/full", "w") as full:  # or a terminal that has gone
+        assert interrupted(*numbers, before=before, main=main, stderr=full) == (130, None)
+
+
+def test_nohup():
+    main = "import os; print('ready', flush=True); time.sleep(1); os._exit(7)"
+    ignores = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    assert interrupted(signal.SIGHUP, main=main, **ignores) == (7, "")
 
 
 def test_imports_of_a_command():
@@ -164,4 +173,5 @@ def test_a_platform_that_is_missing():
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device")
+    assert "()" not in run.stderr
     assert run.stderr.count("\n") == 1
