@@ -40,6 +40,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
+    if config.loss == "token_edit" and "preferences" in pairs["train"]:
+        print(
+            f"train: {len(pairs['train']['preferences'])} preferences: every token counts as "
+            "changed; to learn from what differs only: "
+            "--config.columns=original=rejected,edited=chosen (or your names of these)"
+        )
     trainer, predictor = make_trainer(
         config, mesh, model, pairs["train"], pairs["validation"], buckets
     )
