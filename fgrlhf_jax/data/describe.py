@@ -21,10 +21,10 @@ from fgrlhf_jax.data.records import (
     RecordAndRow,
     better_and_worse,
     kind_of,
+    prompt_text,
     responses_of,
-    shown_prompt,
 )
-from fgrlhf_jax.data.templates import encode_prompt, encode_response, plain_text
+from fgrlhf_jax.data.templates import encode_prompt, encode_response
 from fgrlhf_jax.data.tokenizers import Tokenizer
 
 
@@ -39,7 +39,7 @@ class TokenLimits(NamedTuple):
 
 def prompt_key(record: Record) -> str:
     """The same string for two records with the same prompt."""
-    return " ".join(plain_text(*shown_prompt(record)).split())
+    return " ".join(prompt_text(record).split())
 
 
 def describe_files(
@@ -74,7 +74,7 @@ def describe_records(
     """The statistics of one file's records."""
     kinds, words = Counter(map(kind_of, records)), {}
     for record in records:
-        prompt = {"prompt": plain_text(*shown_prompt(record))}
+        prompt = {"prompt": prompt_text(record)}
         for name, text in (prompt | responses_of(record)).items():
             words.setdefault(name, []).append(len(text.split()))
     spans = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]

@@ -106,6 +106,11 @@ def shown_prompt(record: Record) -> tuple[str, str]:
     return conversations.transcribe([dataclasses.asdict(turn) for turn in record.messages]), ""
 
 
+def prompt_text(record: Record) -> str:
+    """The prompt as people and judges read it, as one text."""
+    return conversations.join_prompt(*shown_prompt(record))
+
+
 def prompt_fields(record: Record) -> dict[str, Any]:
     """Fields of a row that show a record's prompt; messages too where it has several turns."""
     instruction, input = shown_prompt(record)
@@ -115,13 +120,10 @@ def prompt_fields(record: Record) -> dict[str, Any]:
 
 def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
     """A prompt as alpaca_eval reads it, all of it in the instruction, with its parts beside."""
-    instruction, input = shown_prompt(record)
-    fields = {"instruction": conversations.join_prompt(instruction, input)}
-    if record.messages:
-        fields["messages"] = [dataclasses.asdict(turn) for turn in record.messages]
-    elif input:
-        fields |= {"input": input, "raw_instruction": instruction}
-    return fields
+    fields = prompt_fields(record) | {"raw_instruction": record.instruction}
+    if record.messages or not record.input:
+        del fields["input"], fields["raw_instruction"]
+    return fields | {"instruction": prompt_text(record)}
 
 
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:

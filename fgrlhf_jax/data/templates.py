@@ -22,6 +22,7 @@ from fgrlhf_jax.data.chat import (
     render_chat,
     tokenize,
 )
+from fgrlhf_jax.data.conversations import join_prompt
 from fgrlhf_jax.data.records import Message, Record, shown_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
@@ -79,14 +80,9 @@ def check_limits(overlong: str, max_prompt_length: int, max_length: int | None =
         )
 
 
-def plain_text(instruction: str, input: str) -> str:
-    """What a judge or a person is shown as the prompt: instruction, blank line, input."""
-    return f"{instruction}\n\n{input}" if input else instruction
-
-
 def turns(record: Record) -> tuple[Message, ...]:
     """The turns before the response."""
-    return record.messages or (Message("user", plain_text(record.instruction, record.input)),)
+    return record.messages or (Message("user", join_prompt(record.instruction, record.input)),)
 
 
 def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:

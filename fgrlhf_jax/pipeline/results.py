@@ -6,8 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import shown_prompt
-from fgrlhf_jax.data.templates import plain_text
+from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
@@ -73,7 +72,7 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
     """The arms' responses at T = 1 to the first ``count`` test prompts, and the reference's."""
     reference = _read(answers / "reference.json")["sampled"][:count]
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
-    samples = [{"prompt": plain_text(*shown_prompt(prompt)), "by": {}} for prompt in prompts]
+    samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
     for name in ("reference", *arms):
         answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]
         scores = ([a["score"] for a in rows] for rows in (answers_of_arm, reference))

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
-from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
@@ -216,7 +215,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     judge = user_function.load(config.judge)
     score = functools.partial(user_function.score_responses, judge, config.judge)
 
-    texts = [plain_text(*records.shown_prompt(row)) for row in prompts]
+    texts = [records.prompt_text(row) for row in prompts]
     options = {"max_prompt_length": config.max_prompt_length}
     options |= {"batch_size": config.answer_batch_size}
 
@@ -264,7 +263,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
             sides[name] = {"tokens": original.tokens, "rewards": original.rewards}
     heatmaps = []
     for row, sides in zip(shown, by_model, strict=True):
-        prompt, response, gold = plain_text(*records.shown_prompt(row)), row.original, None
+        prompt, response, gold = records.prompt_text(row), row.original, None
         if not config.files.edits:
             tokens = [*next(iter(sides.values()))["tokens"]]
             (rewards,) = oracle_rewards([prompt], [response], [tokens])

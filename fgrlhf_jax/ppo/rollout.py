@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import prompt_fields, shown_prompt
+from fgrlhf_jax.data.records import prompt_fields, prompt_text
 from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
@@ -138,7 +137,7 @@ def encode(
         )
     print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
     records = [rows[number] for number in numbers]
-    return Prompts(ids, [templates.plain_text(*shown_prompt(r)) for r in records], records)
+    return Prompts(ids, [prompt_text(r) for r in records], records)
 
 
 def roll_out(

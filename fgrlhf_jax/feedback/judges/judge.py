@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.templates import plain_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
@@ -185,7 +184,7 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
         a reward function does (``user_function``). Equal scores are a draw.
     """
     score = functools.partial(user_function.score_responses, user_function.load(name), name)
-    prompts = [plain_text(*records.shown_prompt(row)) for row in comparisons]
+    prompts = [records.prompt_text(row) for row in comparisons]
     model = [row.output_2 for row in comparisons], [row.finished_2 for row in comparisons]
     other = [row.output_1 for row in comparisons], [row.finished_1 for row in comparisons]
     scores = [score(prompts, texts, finished=ended) for texts, ended in (model, other)]
