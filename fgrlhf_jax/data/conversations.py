@@ -47,12 +47,10 @@ def parse_turns(value: Any, where: str) -> Turns:
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
                 f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
-                "(system, user or assistant) and a text as content; drop it with invalid=drop."
+                "(system, user or assistant) and a text as content; correct it."
             )
         if ROLES[role] == "system" and turns:
-            raise InputError(
-                f"{where}: a system message stands behind others; drop it with invalid=drop."
-            )
+            raise InputError(f"{where}: a system message stands behind others; put it before them.")
         if content.strip() or ROLES[role] != "system":
             turns.append({"role": ROLES[role], "content": content})
     return turns or parse_turns([], where)

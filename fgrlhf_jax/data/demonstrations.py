@@ -71,10 +71,13 @@ def encode_demonstrations(
         demonstrations.append(Demonstration(tokens, encoded.start))
     counts["kept"] = len(demonstrations)
     if not demonstrations:
+        reason = f"no demonstration is left of {len(records)}"
+        if not counts["dropped_overlong"]:
+            raise InputError(f"{reason}: all have an empty output or none; give other data.")
         raise InputError(
-            f"no demonstration is left of {len(records)}: {counts['dropped_empty']} have an empty "
-            f"output, the others are longer than max_length {max_length} or max_prompt_length "
-            f"{max_prompt_length}; raise these, or set overlong='truncate'."
+            f"{reason}: {counts['dropped_empty']} have an empty output or none, the others are "
+            f"longer than max_length {max_length} or max_prompt_length {max_prompt_length}; raise "
+            "these, or set overlong='truncate'."
         )
     return demonstrations, counts
 

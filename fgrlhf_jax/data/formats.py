@@ -70,7 +70,8 @@ def normalize(
     Args:
       where: the row's place, which opens every message.
       columns: the row's name of a field where that is another; what it names is preferred.
-      need: "prompts": a row without an answer is a RESPONSE whose output is ""; "candidates": two
+      need: "prompts": a row without an answer is a RESPONSE whose output is "", as is any
+        conversation that ends with the user; "candidates": two
         answers need no label and no difference, and may be empty.
     """
     check_row(row, where)
@@ -95,12 +96,10 @@ def normalize(
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
         reason = f"{' and '.join(names)} end different conversations"
-        raise InputError(
-            f"{where}: {reason}; only the last answer may differ, drop it with invalid=drop."
-        )
+        raise InputError(f"{where}: {reason}; only the last answer may differ.")
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
-        raise InputError(f"{where}: {reason}; drop it with invalid=drop.")
+        raise InputError(f"{where}: {reason}; give two that differ.")
     prompt, last = _prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = _common_beginning(row, names, answers, where)
@@ -117,11 +116,10 @@ def normalize(
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
     else:
         if row.get("label") is False:
-            raise InputError(
-                f"{where}: label is false, a response not to learn; drop it with invalid=drop."
-            )
+            raise InputError(f"{where}: label is false, a response not to learn; leave it out.")
         if not answers:
-            answers = [""] if need == "prompts" else [text_of(row, "output", where)]
+            is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
+            answers = [""] if is_open else [text_of(row, "output", where)]
         return [(kind, prompt | {"output": answers[0]})]
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
@@ -149,7 +147,7 @@ def check_row(row: Any, where: str) -> None:
         raise InputError(f"{where}: cannot be read ({error}); correct this row.") from error
     if size > ROW_BYTES:
         reason = f"has {size:,} bytes, more than the {ROW_BYTES:,} that a row may have"
-        raise InputError(f"{where}: {reason}; shorten it or drop it with invalid=drop.")
+        raise InputError(f"{where}: {reason}; shorten it.")
 
 
 def _is_unicode(value: Any) -> bool:
@@ -186,9 +184,7 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
         value = json.dumps(text, default=str)[:40]
         raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
     if not blank and not text.strip():
-        raise InputError(
-            f"{where}: the response {name!r} is empty; fill it in or drop it with invalid=drop."
-        )
+        raise InputError(f"{where}: the response {name!r} is empty; fill it in.")
     return text
 
 
@@ -226,9 +222,7 @@ def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[
         text_of(row, name, where)
     turns = parse_turns(value, f"{where}: {name}")
     if turns[-1]["role"] != "assistant":
-        raise InputError(
-            f"{where}: {name} ends with no answer of the assistant; drop it with invalid=drop."
-        )
+        raise InputError(f"{where}: {name} ends with no answer of the assistant; add it.")
     return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
 
 
@@ -263,9 +257,13 @@ def _prompt(
     if not conversations:
         return (_text_prompt(row, texts, input, where) if texts else {}), last
     (first, turns), *_ = conversations.items()
-    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
-        reason = "the messages before the response do not end with one of the user's"
-        raise InputError(f"{where}: {first}: {reason}; correct it or drop it with invalid=drop.")
+    reason = ""
+    if not turns or turns[-1]["role"] != "user":
+        reason = "the messages before the response do not end with one of the user's; add it"
+    elif not turns[-1]["content"].strip():
+        reason = "the user's message before the response is empty; fill it in"
+    if reason:
+        raise InputError(f"{where}: {first}: {reason}.")
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
@@ -301,7 +299,7 @@ def _with_system(row: Row, turns: Turns, where: str) -> Turns:
 def _refuse_two_prompts(names: list[str], where: str) -> None:
     raise InputError(
         f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
-        f"--config.columns={names[1]}, or drop it with invalid=drop."
+        f"--config.columns={names[1]}."
     )
 
 
@@ -330,7 +328,7 @@ def _preference(row: Row, name: str, where: str) -> int:
     if name == "overall_preference":
         if is_number and 1 <= abs(value) <= 3:
             return 1 if value < 0 else 2
-        allowed = "-3 to -1 (response1 is better) or 1 to 3; leave ties out with invalid=drop"
+        allowed = "-3 to -1 (response1 is better) or 1 to 3; ties teach nothing"
     else:
         if value in ("1", "2") or (is_number and value in (1, 2)):
             return int(value)

@@ -138,11 +138,12 @@ def encode_pairs(
             counts["truncated"] += truncated
     counts["kept"] = len(pairs)
     if not pairs:
+        truncate = "set overlong='truncate', " if counts["dropped_overlong"] else ""
         raise InputError(
             f"no pair is left of {counts['rows']} rows ({counts['dropped_overlong']} longer "
             f"than max_length {max_length} or max_prompt_length {max_prompt_length}, "
             f"{counts['unchanged']} without a changed token); raise the lengths, "
-            "set overlong='truncate', or give other data."
+            f"{truncate}or give other data."
         )
     return pairs, counts
 

@@ -177,13 +177,16 @@ def read_with_rows(
                 pairs += parsed
             except InputError as error:
                 if refused is None:
-                    raise
+                    hint = "or leave such rows out with invalid=drop"
+                    raise InputError(f"{str(error).removesuffix('.')}, {hint}.") from error
                 refused.append(str(error))
                 message = f"{source}: no row of it can be read; the last one: {error}"
         if 0 < len(unprompted) < len(pairs) - count:
             reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
             if refused is None:
-                raise InputError(f"{unprompted[0][0]}: {reason}, or leave such rows out.")
+                raise InputError(
+                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop."
+                )
             for where, place in reversed(unprompted):
                 refused.append(f"{where}: {reason}.")
                 del pairs[place]
@@ -206,8 +209,8 @@ def parse_row(
         records.append(_TYPES[kind](**values | prompt))
         if need == "pairs" and kind == formats.RESPONSE:
             raise InputError(
-                f"{where}: has one response; a reward model needs edits (original, edited) or "
-                "preferences (chosen, rejected or output_1, output_2, preference)."
+                f"{where}: has one response or none; a reward model needs edits (original, "
+                "edited) or preferences (chosen, rejected or output_1, output_2, preference)."
             )
     return records
 

@@ -151,6 +151,7 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
     ("record", "changes", "message"),
     [
         (EDITS[0], {"max_length": 9, "max_prompt_length": 8}, r"left of 1 rows \(1 longer"),
+        (LONG[2], CUT, r"without a changed token\); raise the lengths, or give other data"),
         (EDITS[0], {"overlong": "keep"}, "overlong: 'keep' is neither 'drop' nor 'truncate'"),
         *(
             (EDITS[0], {"max_prompt_length": length}, f"max_prompt_length: {length} must be")

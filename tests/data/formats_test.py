@@ -93,11 +93,15 @@ REFUSED = [
     ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "end different conver"),
     ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen ends with no answer"),
     ({"messages": [*turns("a", "b"), GREEN], "output": "x"}, "do not end with one of the user"),
+    ({"messages": [*turns(" "), GREEN]}, "messages: the user's message before the .* is empty"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
     ({"messages": "Hi"}, "messages: is no list of messages"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
     ({"prompt": SKY, "completion": "Blue.", "label": False}, "label is false"),
-    (HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0}, "leave ties out"),
+    (
+        HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0},
+        "ties teach nothing",
+    ),
     ({"instruction": SKY, "output": "x" * 3_000_000}, "bytes, more than the 2,000,000"),
     ({"instruction": SKY, "output": "A", "id": "\ud83d"}, "'id' holds invalid Unicode"),
     (TREE[4], "misses the field 'instruction'"),
@@ -109,6 +113,14 @@ def test_refused(row, message):
     with pytest.raises(InputError, match=f"^a:1: .*{message}") as caught:
         records.parse_row(row, "a:1")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("last", [[], [{"role": "assistant", "content": ""}]])
+def test_a_conversation_without_an_answer_has_an_empty_one(last):
+    rows = records.parse_row({"messages": [*turns("a"), *last]}, "a:1")
+    assert rows == [Instruction("", "", "", chat("a"))]
+    with pytest.raises(InputError, match="a:1: has one response or none"):
+        records.parse_row({"messages": [*turns("a"), *last]}, "a:1", "pairs")
 
 
 def test_columns_that_are_not_there():

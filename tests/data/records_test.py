@@ -155,6 +155,11 @@ def test_one_object_of_several_lines(write):
 
 def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
     refused = []
+    name = write(data=lines(INSTRUCTION, {"messages": 3}))
+    with pytest.raises(InputError, match=r"of each, or leave such rows out with invalid=drop\.$"):
+        read(name)
+    assert len(read(name, refused=refused)) == 1
+    assert "invalid=drop" not in refused.pop()
     good, torn = lines(INSTRUCTION), b'{"instruction":\n[1]\n\xff\n'
     assert read(write(data=good + torn + good), refused=refused) == [Instruction(**INSTRUCTION)] * 2
     assert [message.split(": ")[0] for message in refused] == [
@@ -240,7 +245,7 @@ def test_bad_line_is_named(write, data, message):
         with pytest.raises(InputError, match=f"^a.jsonl:3: .*({message})") as caught:
             read(path, need="prompts" if prompts else "any")
         assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 330
+        assert len(str(caught.value)) < 360
 
 
 def test_bad_row_of_a_list_or_table_is_named(write):
