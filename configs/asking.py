@@ -45,7 +45,7 @@ MODEL_FIELDS = {
     "With provider=local": {
         "local.template": Field(
             "",
-            'format of a prompt; "": what the model learned, or chat',
+            'format of a prompt; "": as in launch.generate',
             choices=("", *TEMPLATES),
         ),
         "local.max_prompt_length": Field(2048, "tokens; longer ones are refused", at_least=1),

@@ -24,7 +24,8 @@ GROUPS = {
     "Prompts": {
         "template": Field(
             "",
-            'format of a prompt; "": what the model was fine-tuned with here',
+            'format of a prompt; "": what the model was fine-tuned with here, or else chat where '
+            "its tokenizer has a chat template, or else alpaca",
             choices=("", *TEMPLATES),
         ),
         "max_prompt_length": Field(256, "tokens of a prompt", at_least=1),

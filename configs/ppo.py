@@ -45,7 +45,9 @@ GROUPS = {
         "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
         "validation_prompts": Field(64, "prompts of an evaluation, at most", at_least=1),
         "data.template": Field(
-            "", 'format of a prompt; "": the reward model\'s', choices=("", *TEMPLATES)
+            "",
+            'format of a prompt; "": the reward model\'s, or else as in launch.generate',
+            choices=("", *TEMPLATES),
         ),
         "data.max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
         "data.max_new_tokens": Field(300, "tokens of a response", at_least=1),

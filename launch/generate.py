@@ -42,17 +42,20 @@ def main(config) -> None:
     prompts = prompts[: config.limit or (len(prompts) if config.output else TERMINAL_ROWS)]
     cli.use_devices()
     path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
-    learned = hf_load.learned_template(path)
     model = LanguageModel.load(
         path,
         mesh=config.mesh,
         dtype=config.dtype,
-        template=config.template or learned or "alpaca",
+        template=config.template,
         unroll=config.unroll,
         max_new_tokens=config.max_new_tokens,
         lazy=True,
         log=log,
     )
+    learned = hf_load.learned_template(path)
+    differs = learned not in ("", model.template)
+    note = f", though the model was fine-tuned with {learned}" if differs else ""
+    log(f"template={model.template}{note}")
     rows = generate_responses(
         model,
         prompts,
@@ -66,8 +69,6 @@ def main(config) -> None:
         progress=lambda batches: tqdm(batches, unit="batch"),
         log=log,
     )
-    if learned not in ("", model.template):
-        log(f"template={model.template}, though the model was fine-tuned with {learned}")
     if config.output:
         write_json(output, rows)
         print(f"{len(rows)} responses in {output}")

@@ -140,6 +140,12 @@ def learned_template(path: str) -> str:
     return ours.get("data", {}).get("template", "")
 
 
+def resolve_template(path: str, tokenizer, template: str = "") -> str:
+    """``template``, or else what the model was fine-tuned with, or else chat where there is one."""
+    fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
+    return template or learned_template(path) or fallback
+
+
 def read_generation_config(path: str | os.PathLike) -> dict:
     """How a model is meant to generate: its generation_config.json, {} where it has none."""
     config = _read_part(path, "generation_config.json")

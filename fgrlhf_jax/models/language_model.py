@@ -139,8 +139,7 @@ class LanguageModel:
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
         check_max_new_tokens(max_new_tokens, cfg)
         module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
-        fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
-        template = template or hf_load.learned_template(path) or fallback
+        template = hf_load.resolve_template(path, tokenizer, template)
         templates.check_template(template, tokenizer)
         check_vocabulary(tokenizer, cfg.vocab_size, template)
         ends = hf_load.end_ids(path, tokenizer)

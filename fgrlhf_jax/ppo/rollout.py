@@ -80,12 +80,12 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
-def resolve_template(config: ConfigDict, models: Architectures) -> str:
+def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
     """The prompt template of a run.
 
     It is the one that the config names, or else the reward model's, or else the one that the policy
-    was fine-tuned with, or else alpaca. Where a function gives the rewards, the policy's comes
-    before the reward model's.
+    was fine-tuned with, or else chat where the policy's tokenizer has a chat template, or else
+    alpaca. Where a function gives the rewards, the policy's comes before the reward model's.
 
     Raises:
       InputError: when the reward model was trained with another one; and when it and the policy
@@ -94,7 +94,7 @@ def resolve_template(config: ConfigDict, models: Architectures) -> str:
     rewarded = models.meta.data["template"] if models.meta else ""
     named, learned = config.data.template, hf_load.learned_template(config.policy)
     if config.reward_function:
-        return named or learned or rewarded or "alpaca"
+        return hf_load.resolve_template(config.policy, tokenizer, named or learned or rewarded)
     if rewarded and learned and rewarded != learned and not named:
         raise InputError(
             f"the policy was fine-tuned with the template {learned}, the reward model with "
@@ -106,7 +106,7 @@ def resolve_template(config: ConfigDict, models: Architectures) -> str:
             f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    return named or rewarded or learned or "alpaca"
+    return hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
 
 
 def encode(

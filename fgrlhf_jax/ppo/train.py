@@ -50,7 +50,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     models = ppo_models.read_architectures(config)
     supervised.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(models, mesh))
     tokenizer = ppo_models.read_tokenizer(config, models)
-    template = rollout.resolve_template(config, models)
+    template = rollout.resolve_template(config, models, tokenizer)
     learned = hf_load.learned_template(config.policy)
     if learned not in ("", template):
         print(f"data.template={template}, though the policy was fine-tuned with {learned}")

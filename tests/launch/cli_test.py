@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, fields):
         raise ReachedError(*arguments)
 
     monkeypatch.setattr(generate.hf_load, "learned_template", lambda path: "")
-    monkeypatch.setattr(generate.LanguageModel, "load", lambda path, **_: None)
+    monkeypatch.setattr(generate.LanguageModel, "load", mock.MagicMock())
     monkeypatch.setattr(generate, "generate_responses", reach)
     monkeypatch.setattr(ppo, "run", reach)
     overrides = [f"--config.{each}" for each in fields.replace("ROWS", prompts).split()]

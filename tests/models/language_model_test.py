@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import numpy as np
 import ppo_cases
 import pytest
 import tiny_cases
+from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.records import Instruction, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
+from fgrlhf_jax.ppo import rollout
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -176,7 +179,10 @@ def test_other_refused_arguments(model, folder, tmp_path):
         LanguageModel.load(tmp_path / "run", max_new_tokens=64)
 
 
-def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(tmp_path, model):
+def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(
+    tmp_path, model, monkeypatch, capsys
+):
+    monkeypatch.setattr(generate, "generate_responses", lambda *_, **__: [])
     assert model.template == "plain"
     plain, with_chat = make_tokenizer(), make_tokenizer()
     with_chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -187,6 +193,12 @@ def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(tmp_path, m
     ):
         path = ppo_cases.save_policy(tmp_path / name, tokenizer, **data)
         assert LanguageModel.load(path).template == template, name
+        arguments = ppo_cases.flags({"model": path, "limit": 1, "max_new_tokens": 6})
+        generate.main(config_files.parse(["", *arguments], generate.CONFIG))
+        assert capsys.readouterr().err == f"template={template}\n"
+        config = {"policy": str(path), "reward_function": "", "data": {"template": ""}}
+        models = SimpleNamespace(meta=None)
+        assert rollout.resolve_template(ConfigDict(config), models, tokenizer) == template, name
     with pytest.raises(InputError, match="the tokenizer has no chat template"):
         LanguageModel.load(tmp_path / "base", template="chat")
     with pytest.raises(InputError, match="template=poem: is not one of"):
