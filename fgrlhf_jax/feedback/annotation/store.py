@@ -260,7 +260,9 @@ class Annotations(contextlib.AbstractContextManager):
 
     def annotators(self) -> list[str]:
         """The names of all who had a row, in the order in which they came."""
-        query = "SELECT annotator FROM events WHERE row != '' GROUP BY annotator ORDER BY min(n)"
+        query = (
+            "SELECT annotator FROM events WHERE annotator != '' GROUP BY annotator ORDER BY min(n)"
+        )
         with self._events.transaction():
             return [name for (name,) in self._events.query(query)]
 

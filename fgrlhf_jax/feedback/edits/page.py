@@ -23,7 +23,7 @@ h2 { font-size: 1.2rem; margin: 2.8rem 0 .4rem; }
 h3 { font-size: .95rem; margin: 0 0 .4rem; }
 h3 small { color: var(--soft); font-weight: normal; }
 pre { background: var(--tint); border-radius: 6px; padding: .4rem; white-space: pre-wrap;
-  font: clamp(.55rem, 1.9vw, .8rem)/1.45 ui-monospace, "Liberation Mono", Menlo, monospace; }
+  font: clamp(.5rem, 1.9vw, .8rem)/1.45 ui-monospace, "Liberation Mono", Menlo, monospace; }
 .text { white-space: break-spaces; margin: 0; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; margin-top: .7rem; }
 .two > div { background: var(--tint); border-radius: 6px; padding: .7rem .9rem; }

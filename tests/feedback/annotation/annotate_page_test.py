@@ -385,7 +385,7 @@ def test_a_huge_paste_is_refused_at_once(team):
 
 
 def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
-    server = start()
+    server = start("--config.release_minutes=0.05")
     ann = Person(chromium, server.url, "Ann")
     ann.enter()
     ann.edit("It is zero.")
@@ -407,7 +407,8 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     ann.press("Control+Enter", "the server does not answer. Your text is still here")
     ann.page.fill("#edit", text + " So.")
     assert (ann.row(), ann.text()) == ("r2", text + " So.")
-    server = start(port=int(server.url.rpartition(":")[2]))
+    server = start("--config.release_minutes=0.05", port=int(server.url.rpartition(":")[2]))
+    ann.page.wait_for_selector("#message:empty", state="attached")
     ann.page.reload()
     ann.page.wait_for_selector("#bar")
     assert (ann.row(), ann.text()) == ("r2", text + " So.")

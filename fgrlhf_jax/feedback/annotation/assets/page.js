@@ -44,7 +44,6 @@ async function post(body) {
     const answer = await response.json();
     if (answer.enter) enter();
     if (answer.message !== undefined) say(answer.message, answer.wrong);
-    else if (away) say("");
     away = false;
     return answer;
   } catch {
@@ -233,7 +232,7 @@ for (const kind of ["keydown", "pointerdown", "pointermove", "scroll"]) {
 setInterval(() => {
   if (shown.row && !document.hidden && Date.now() - alive < 1000 * SILENCE) seconds += 1;
 }, 1000);
-setInterval(() => { if (shown.row) ask("ping"); }, 1000 * Number(document.body.dataset.ping));
+setInterval(() => { if (shown.row) away ? keep() : ask("ping"); }, 1000 * Number(document.body.dataset.ping));
 if (!token) enter();
 else {
   ask("open", JSON.parse(sessionStorage.typed || "{}")).then((answer) => {
