@@ -215,6 +215,7 @@ def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
     launch(input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
     out, err = capsys.readouterr()
     assert out.startswith("6 edits: ")
+    assert len(out) < 5_000  # of long responses the surroundings of the change
     assert sentence.replace("row 2", "row 7") + "; it is left out" in err
 
 
