@@ -269,7 +269,11 @@ def split(
                 "change the share or give a validation file."
             )
     if limit != share:
-        log(f"validation: {len(sides[1])} of {rows} rows, the fewest with a {name} of its own")
+        drew, size = ("none", "larger") if limit > share else ("all", "smaller")
+        log(
+            f"validation: {len(sides[1])} of {rows} rows (validation_share={share} draws {name}s, "
+            f"and drew {drew}); give --config.validation or a {size} share"
+        )
     return sides
 
 

@@ -38,7 +38,10 @@ def read(config: ConfigDict, spec: str, need: str = "any") -> list[Record]:
     better = [record for record in rows if not isinstance(record, Instruction)]
     if better:
         print(f"{spec}: {len(better)} pairs, of which the better response is imitated")
-    return [*map(records.better_response, rows)]
+    rows = [*map(records.better_response, rows)]
+    if count := sum(any(turn.role == "assistant" for turn in row.messages) for row in rows):
+        print(f"{spec}: {count} conversations, of which only the last answer is imitated")
+    return rows
 
 
 def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Sequence[Record]]:

@@ -17,7 +17,7 @@ from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import data
-from launch.shared import config_files
+from launch.shared import config_files, reading
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +195,14 @@ def test_what_is_written_can_be_read(run, source, to, suffix):
 def test_prompts_that_texts_begin_with_are_counted(run):
     write_jsonl("trl.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}] * 2)
     assert "trl.jsonl: 2 pairs without a prompt: it is the beginning" in run(input="trl.jsonl")
+
+
+def test_conversations_whose_last_answer_is_imitated_are_counted(capsys):
+    turns = [{"role": role, "content": "Hi."} for role in ("user", "assistant")]
+    write_jsonl("chat.jsonl", [{"messages": turns * 2}, {"messages": turns}])
+    assert len(reading.read(config_files.load("configs/sft.py"), "chat.jsonl", "responses")) == 2
+    line = "chat.jsonl: 1 conversations, of which only the last answer is imitated"
+    assert line in capsys.readouterr().out
 
 
 CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}

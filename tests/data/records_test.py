@@ -393,7 +393,8 @@ def test_a_small_share_of_few_prompts_is_one_of_them(capsys):
         train, validation = split(rows[:19], 0.001, seed)
         assert len({row.instruction for row in validation}) == 1
         assert len({row.instruction for row in train}) == 4
-    assert "of 19 rows, the fewest" in capsys.readouterr().out
+    line = "of 19 rows (validation_share=0.001 draws prompts, and drew none); give --config.valid"
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
