@@ -224,13 +224,22 @@ def _describe(
 
 
 def _padded(tokenizer, vocab_size: int, architecture: str):
-    """A copy that pads with a token that the model has a row for, or with none."""
+    """A copy that pads with a token that the model has a row for, or a reward model with none."""
     tokenizer = copy.deepcopy(tokenizer)
     if (tokenizer.pad_token_id or 0) >= vocab_size:
         tokenizer.pad_token = None
+    if architecture == LANGUAGE_MODEL:
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = (
+            "left"  # only these are saved
+        )
+        if tokenizer.pad_token is None:
+            unknown = tokenizer.unk_token_id
+            has_row = unknown is not None and unknown < vocab_size
+            tokenizer.pad_token = tokenizer.unk_token if has_row else tokenizer.eos_token
+        return tokenizer
     # transformers scores the last token that is not the pad token, which must not be EOS.
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-    if tokenizer.pad_token_id in ends and architecture != LANGUAGE_MODEL:
+    if tokenizer.pad_token_id in ends:
         special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
         special += sorted(tokenizer.added_tokens_decoder)
         if spare := [i for i in special if i not in ends and i < vocab_size]:

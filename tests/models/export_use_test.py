@@ -125,11 +125,32 @@ def test_generation_keeps_the_defaults_of_the_base_and_all_ends(tmp_path):
     generation = transformers.GenerationConfig.from_pretrained(policy)
     assert generation.eos_token_id == [2, 7, 9]
     assert generation.temperature == 0.6
-    assert generation.pad_token_id is None
+    assert generation.pad_token_id == ppo_cases.TOKENIZER.unk_token_id
     config = json.loads((policy / "config.json").read_text())
-    assert (config["eos_token_id"], config["pad_token_id"]) == ([2, 7, 9], None)
-    assert hf_load.load_tokenizer(policy).pad_token is None
+    assert (config["eos_token_id"], config["pad_token_id"]) == ([2, 7, 9], 0)
+    assert hf_load.load_tokenizer(policy).pad_token == "<unk>"
     chat = copy.deepcopy(ppo_cases.TOKENIZER)
     chat.chat_template = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
     policy = ppo_cases.save_policy(tmp_path / "chat", chat, template="chat")
     assert hf_load.end_ids(policy, chat) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("control", "pad"),
+    [({"pad_token": "<s>"}, "<s>"), ({}, "<unk>"), ({"unk_token": None}, "</s>")],
+)
+def test_a_language_model_takes_prompts_of_several_lengths_at_once(tmp_path, control, pad):
+    source = copy.deepcopy(ppo_cases.TOKENIZER)
+    for name, token in control.items():
+        setattr(source, name, token)
+    folder = ppo_cases.save_policy(tmp_path / "export", source, template="plain")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.pad_token, len(tokenizer)) == (pad, len(source))
+    turns = [[{"role": "user", "content": text}] for text in ("say hello", "say")]
+    batch = tokenizer.apply_chat_template(turns, add_generation_prompt=True, padding=True)
+    for turn, ids, mask in zip(turns, batch["input_ids"], batch["attention_mask"], strict=True):
+        prompt, _ = templates.encode_prompt(
+            source, "plain", Instruction(turn[0]["content"], "", "")
+        )
+        assert ids[mask.index(1) :] == prompt
+    assert batch["attention_mask"][1][0] == 0
