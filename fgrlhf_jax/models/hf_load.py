@@ -164,7 +164,7 @@ def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:
     for config in (read_generation_config(path), _read_part(path, checksums.CONFIG)):
         ids = config.get("eos_token_id")
         ids = [i for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
-        if wrong := [i for i in ids if type(i) is not int]:
+        if wrong := [i for i in ids if type(i) is not int or i < 0]:
             raise InputError(f"{path}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
         if ids:
             return tuple(ids)
@@ -195,6 +195,8 @@ def _folder_tokenizer(folder: Path):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     options, sentencepiece = _read_part(folder, "tokenizer_config.json"), folder / "tokenizer.model"
+    if not [*folder.glob("tokenizer.*"), *folder.glob("vocab.*")] and "auto_map" not in options:
+        raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; put one there")
     if sentencepiece.is_file() and not (folder / "tokenizer.json").is_file():
         # SentencePiece's own ids, and LLaMA's BOS before a text.
         more = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}

@@ -258,6 +258,9 @@ def test_missing_weight_files_and_tokenizers_that_cannot_be_used(saved):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="no usable tokenizer"):
         hf_load.load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer\.json or"):
+        hf_load.load_tokenizer(folder)
 
 
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def configure(file, **fields):
         (None, None, (2,)),
         ([], 3, (3,)),
         ("</s>", 2, "eos_token_id='</s>' is no token id"),
+        ([2, -1], 2, "eos_token_id=-1 is no token id"),
     ],
 )
 def test_a_response_ends_with_all_ids_of_the_generation_config_or_else_the_config(
