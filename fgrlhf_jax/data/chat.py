@@ -12,7 +12,7 @@ from fgrlhf_jax.data.records import Message
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
-OTHER_TEMPLATE = "--config.template=alpaca (or plain; in a training run --config.data.template=…)"
+OTHER_TEMPLATE = "--config.template=alpaca (or plain)"
 _UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 

@@ -64,8 +64,8 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         raise InputError(f"template={template}: is not one of {', '.join(TEMPLATES)}")
     if template == "chat" and not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or a "
-            "model that has one"
+            f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or copy "
+            "chat_template.jinja of a model that has one into this model's folder"
         )
 
 

@@ -69,6 +69,15 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
     if config.reward_model and (models.critic or not config.reward_function):
         other = hf_load.load_tokenizer(config.reward_model)
         check_same(tokenizer, other, config.policy, config.reward_model)
+    needs_chat = (
+        models.meta and not config.reward_function and models.meta.data["template"] == "chat"
+    )
+    if needs_chat and not tokenizer.chat_template:
+        raise InputError(
+            f"policy={config.policy}: has no chat template, with which reward_model="
+            f"{config.reward_model} was trained; copy chat_template.jinja from the reward model's "
+            "export into the policy's folder"
+        )
     return tokenizer
 
 

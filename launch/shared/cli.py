@@ -118,6 +118,7 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
       doc: what ``--help`` begins with.
       others: files of other configs that the command takes.
     """
+    config = ConfigDict()
     try:
         process.prepare()
         help_flags = {"-h", "--help", "--help=all"} & set(sys.argv[1:])
@@ -130,7 +131,10 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
             main(config)
         sys.stdout.flush()
     except InputError as error:
-        print(terminal.as_sentence(f"error: {error}"), file=sys.stderr)
+        sentence = f"error: {error}"
+        if "template" in config.get("data", {}):
+            sentence = sentence.replace("--config.template", "--config.data.template")
+        print(terminal.as_sentence(sentence), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not error.filename:

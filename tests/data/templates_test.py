@@ -99,7 +99,7 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
         monkeypatch.setattr(tokenizer, "chat_template", source)
         with pytest.raises(InputError, match=words) as error:
             encode_prompt(tokenizer, "chat", QUESTION)
-        assert "--config.data.template=" in str(error.value)
+        assert "--config.template=" in str(error.value)
         assert "\n" not in str(error.value)
 
 

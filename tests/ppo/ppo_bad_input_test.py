@@ -155,11 +155,24 @@ def test_a_policy_and_a_reward_model_of_different_templates(launch, world, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reward_model_with_a_chat_template_that_the_policy_lacks(
+    launch, world, tmp_path, monkeypatch
+):
+    policy = ppo_cases.save_policy(tmp_path / "policy")
+    with monkeypatch.context() as patch:
+        patch.setitem(ppo_cases.DATA, "template", "chat")
+        rewards = ppo_cases.save_reward_model(tmp_path / "rm", "token_edit")
+    usual = ppo_cases.fields(world, tmp_path / "run", policy=policy, micro_batch_size=0)
+    sentence, _ = launch(ppo, usual | {"reward_model": rewards}, "")
+    assert "copy chat_template.jinja from the reward model's export into the policy's" in sentence
+
+
 SFT = [
+    ({"data__template": "chat"}, "give --config.data.template=alpaca (or plain), or copy chat_te"),
     ({"train": "DATA/asked.jsonl"}, "train: no demonstration is left of "),
     (
         {"data__max_length": 3, "data__max_prompt_length": 2, "data__overlong": "drop"},
-        "train: no demonstration is left of 40: 0 have an empty output, the others are longer",
+        "train: no demonstration is left of 40: 0 have an empty output or none, the others are",
     ),
 ]
 
