@@ -19,6 +19,16 @@ _KINDS = {
     "SequenceClassification": ("Sequence reward model", "text-classification"),
 }
 
+_UNITS = {  # of a figure, by the end of its name
+    "accuracy": "of the tokens",
+    "kl": "nats a response",
+    "length": "tokens a response",
+    "loss": "nats a token",
+    "n": "rows",
+    "reward": "a response, normalized",
+    "unfinished": "of the responses",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -28,19 +38,24 @@ class Origin:
       base: the checkpoint that it was trained from, "" for random weights.
       data: the training rows, as the config names them.
       figures: what was measured at the end, as text.
+      rewards: the reward model or function that it was trained with, if any.
     """
 
     base: str = ""
     data: str = ""
     figures: str = ""
+    rewards: str = ""
 
 
 def format_figures(figures: Mapping[str, float]) -> str:
-    """A line for each."""
-    return "\n".join(f"{name:24} {value:.6g}" for name, value in figures.items())
+    """A line for each, with its unit."""
+    return "\n".join(
+        f"{name:24} {value:.6g} {_UNITS.get(name.rpartition('/')[2], '')}".rstrip()
+        for name, value in figures.items()
+    )
 
 
-def model_card(kind: str, template: str, response: str, origin: Origin) -> str:
+def model_card(kind: str, template: str, response: str, origin: Origin, dtype: str) -> str:
     """The card of an export.
 
     Args:
@@ -48,6 +63,7 @@ def model_card(kind: str, template: str, response: str, origin: Origin) -> str:
       template: how its prompts are written.
       response: what stands behind the prompt of the usage block for "An apple."; "" where the
         tokenizer's chat template does not give the ids that the model was trained on.
+      dtype: of the stored weights.
     """
     title, task = _KINDS.get(kind, ("Token reward model with a state-action head", None))
     response = repr(response) if task and response else ""
@@ -60,9 +76,11 @@ def model_card(kind: str, template: str, response: str, origin: Origin) -> str:
     )
     facts = {
         "Trained from": origin.base or "random weights",
+        **({"Rewards from": origin.rewards} if origin.rewards else {}),
+        "Weights": dtype,
         "Training rows": origin.data or "of the embedded world",
         "Template of prompts": template or "unknown",
-        "Command": f"`{versions.describe_command()}`",
+        "Command": f"`{versions.describe_command()}` (`--config.run_dir=…` is left out)",
         "Versions": versions.describe_versions(),
     }
     ours = "LanguageModel" if kind == "CausalLM" else "RewardModel"

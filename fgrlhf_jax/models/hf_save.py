@@ -93,7 +93,7 @@ def save(
                 architecture.removeprefix("LlamaFor"),
                 _data(config).get("template", ""),
             )
-            card = model_card(kind, template, response, origin)
+            card = model_card(kind, template, response, origin, dtype)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
             if architecture == LANGUAGE_MODEL:
@@ -229,9 +229,8 @@ def _padded(tokenizer, vocab_size: int, architecture: str):
     if (tokenizer.pad_token_id or 0) >= vocab_size:
         tokenizer.pad_token = None
     if architecture == LANGUAGE_MODEL:
-        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = (
-            "left"  # only these are saved
-        )
+        # Of a new tokenizer's settings only init_kwargs are saved.
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             unknown = tokenizer.unk_token_id
             has_row = unknown is not None and unknown < vocab_size

@@ -82,7 +82,12 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
-        origin=Origin(config.policy, config.prompts, read_figures(trainer.folder, step)),
+        origin=Origin(
+            config.policy,
+            config.prompts,
+            read_figures(trainer.folder, step),
+            config.reward_function or config.reward_model,
+        ),
         extra={"data": {"template": template}, "step": step},
     )
     run_dir.finish(trainer.folder, step, note)

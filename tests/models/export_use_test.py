@@ -108,6 +108,10 @@ def test_a_card_names_what_the_hub_can_link_to(tmp_path):
     )
     assert (card.data.base_model, card.data.datasets) == ("org/base", ["org/rows"])
     assert "loss 0.5" in card.text
+    assert "(`--config.run_dir=…` is left out)" in card.text
+    assert "| Weights | float32 |" in card.text
+    assert "folder of this card or its id on the hub" in card.text
+    assert "Rewards from" not in card.text
     (first / "README.md").write_text("---\n: [\n---\n")
     ppo_cases.save_policy(tmp_path / "third", origin=origin)
 

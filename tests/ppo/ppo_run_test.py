@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import types
 
 import bad_input_cases
@@ -98,8 +99,11 @@ def test_samples_have_their_tokens_and_rewards(ppo_run, world):
     assert len({sample["output"] for sample in samples}) > 4
 
 
-def test_the_export_is_the_last_policy(ppo_run):
+def test_the_export_is_the_last_policy(ppo_run, world):
     export = ppo_run / "export"
+    card = (export / "README.md").read_text()
+    assert f"| Rewards from | {world.token} |" in card
+    assert re.search(r"validation/kl +\S+ nats a response\n", card)
     cfg = hf_load.read_config(export)
     assert cfg == ppo_cases.CFG
     assert hf_load.load_tokenizer(export).get_vocab() == ppo_cases.TOKENIZER.get_vocab()
