@@ -67,6 +67,13 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             f"{len(prompts['train'].ids)} prompts there are; lower it or give more prompts"
         )
 
+    wanted, count = config.validation_prompts, len(prompts["validation"].ids)
+    if count < wanted:
+        print(
+            f"validation_prompts={wanted}: an evaluation has only {count}, which is all there are; "
+            "for more give --config.validation or a larger validation_share"
+        )
+
     def load_functions() -> None:
         for path in filter(None, (config.reward_function, config.judge)):
             user_function.load(path)
