@@ -22,6 +22,7 @@ GROUPS = {
     "To convert": {
         "to": Field("", 'kind of the rows written; "" only shows', choices=("", *TARGETS)),
         "side": Field("better", "of a pair, with to=instructions", choices=SIDES),
+        "overwrite": Field(False, "write rows over an output that exists"),
         "distinct": Field(False, "drop rows that came before; prompts always are distinct"),
         "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
     },

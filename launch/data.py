@@ -6,7 +6,8 @@ python -m launch.data --config.input=FILE|ID[,…] --config.output=FILE.jsonl \
     --config.to=edits|preferences|instructions|prompts|trl|messages|alpaca_farm|alpaca_eval
 
 The first shows rows of each kind, prompts, lengths, repetitions, prompts that files share, and some
-rows in full; the second converts. An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, as in
+rows in full; the second converts, over an output that
+exists only with --config.overwrite. An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, as in
 tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedded world.
 """
 
@@ -64,7 +65,9 @@ def convert(config) -> None:
     for name, example in (("input", "FILE"), ("output", "FILE.jsonl")):
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
-    output = cli.check_output(config.output, (".jsonl", ".json"), read=[config.input])
+    output = cli.check_output(
+        config.output, (".jsonl", ".json"), read=[config.input], overwrite=config.overwrite
+    )
     rows = [pair for pairs in read(config).values() for pair in pairs]
     options = {name: config[name] for name in ("side", "distinct", "generator", "seed")}
     converted, counts = convert_records(rows, config.to, **options)

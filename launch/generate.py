@@ -14,7 +14,6 @@ import sys
 
 from tqdm import tqdm
 
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
 from fgrlhf_jax.runtime.files import write_json
@@ -30,11 +29,9 @@ def main(config) -> None:
     sampling_params = SamplingParams(
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
-    output = cli.check_output(config.output, (".json",), read=[config.prompts])
-    if config.output and output.exists() and not config.overwrite:
-        raise InputError(
-            f"output={output}: exists; choose another, or write over it with --config.overwrite"
-        )
+    output = cli.check_output(
+        config.output, (".json",), read=[config.prompts], overwrite=config.overwrite
+    )
     if config.prompts:
         prompts = reading.read(config, config.prompts, "prompts")
     else:

@@ -91,8 +91,11 @@ def convert_records(
                 continue
             seen.add(key)
         converted.append(fields)
-    if to.startswith("alpaca") and len({"output" in fields for fields in converted}) > 1:
-        reason = "the rows are both pairs and single responses; convert them one at a time"
+    answers = ("output_1", "chosen", "completion")
+    kinds = {tuple(name in fields for name in answers) for fields in converted}
+    if (to.startswith("alpaca") or to == "trl") and len(kinds) > 1:
+        names = "pairs, single responses, prompts"
+        reason = f"the rows are of several kinds ({names}); convert each by itself"
         raise InputError(f"to={to}: {reason}.")
     if not converted:
         reason = f"none of the {len(rows)} rows has an output; choose prompts"

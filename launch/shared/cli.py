@@ -75,13 +75,18 @@ def use_devices(config: ConfigDict | None = None) -> None:
 
 
 def check_output(
-    output: str, suffixes: tuple[str, ...], field: str = "output", read: Sequence[str] = ()
+    output: str,
+    suffixes: tuple[str, ...],
+    field: str = "output",
+    read: Sequence[str] = (),
+    overwrite: bool = True,
 ) -> Path:
     """The file to write at the end; raises InputError now where that could not work.
 
     Args:
       field: the config field that names it, for the message.
       read: as for :func:`check_not_overwritten`.
+      overwrite: whether the file may exist.
     """
     path = Path(output)
     if output:
@@ -92,6 +97,9 @@ def check_output(
         if path.is_dir():
             raise InputError(f"{field}={path}: is a folder; give the name of a file")
         check_not_overwritten([path], read, field)
+        if path.exists() and not overwrite:
+            reason = "exists; choose another, or write over it with --config.overwrite"
+            raise InputError(f"{field}={path}: {reason}")
     return path
 
 

@@ -224,6 +224,11 @@ BAD = [
         "output: would write over edits.jsonl, which is read",
     ),
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
+    (CONVERT | {"output": "there.jsonl"}, "there.jsonl: exists; choose another, or write over"),
+    (
+        CONVERT | {"to": "trl", "input": "edits.jsonl,answers.jsonl"},
+        "are of several kinds (pairs, sin",
+    ),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
     (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
     (CONVERT | {"columns": "predictions"}, "edits.jsonl:1: misses the field 'predictions'"),
@@ -235,6 +240,7 @@ BAD = [
 @pytest.mark.parametrize(("fields", "message"), BAD, ids=[message for _, message in BAD])
 def test_bad_input(folder, refused, fields, message):
     (folder / "none.jsonl").write_text("{}\n{}\n")
+    (folder / "there.jsonl").write_text("{}")
     train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
     before = bad_input_cases.read_files(folder)
     assert message in refused(data, **fields)

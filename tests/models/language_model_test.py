@@ -151,7 +151,7 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
         (7, "prompt: messages: is no list of messages"),
         ({"text": "x"}, "prompt: misses the field 'instruction'"),
         (["x"], "is no message with a role"),
-        ([], "misses the field 'instruction'"),
+        ([], "prompt: messages is empty; give a prompt"),
         ([{"role": "tool", "content": "x"}], '"tool".* is no message with a role'),
         ("apple " * 59, r"max_new_tokens=6 are more than the model's 64 positions"),
     ],
