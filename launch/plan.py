@@ -1,14 +1,16 @@
 """Does a run fit its devices? Every step is compiled ahead of time; nothing is allocated.
 
-python -m launch.plan --config=configs/ppo.py:llama_7b --devices=8 [--mesh=data,fsdp,tensor]
-                      [--memory=80] [--json=FILE] [--config.FIELD=VALUE …]
+python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--memory=80]
+                      [--mesh=data,fsdp,tensor] [--json=FILE] [--config.FIELD=VALUE …]
 
-For configs/ppo.py, configs/rm.py and configs/sft.py. The devices are virtual ones of this
+For configs/ppo.py, configs/rm.py and configs/sft.py. By default there are 8 devices (--devices) of
+80 GB (--memory), with the config's mesh. The devices are virtual ones of this
 computer's CPU, and no weights are needed: without the path of a checkpoint the models have
 config.size (config.model.size). It prints, for one device, the bytes of models, optimizer state,
 KV cache and of each step, whether that fits --memory (GB a device), and FLOPs of the model and as
 compiled. Where a step does not fit, it looks for the smallest change of micro-batch, mesh, dtypes
-and remat that does.
+and remat that does, and ends with status 1; where the models and the optimizer state alone never
+fit, no step is compiled.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from pathlib import Path
 import jax
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.plan.fit import format_change, smallest_change
+from fgrlhf_jax.plan.fit import format_change, holds_models, smallest_change
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.files import write_json
@@ -32,7 +34,8 @@ SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes}
 OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
 
 
-def main(config, options: dict[str, str]) -> None:
+def main(config, options: dict[str, str]) -> bool:
+    """Prints the plan; returns whether the run fits."""
     devices = number(options, "devices", int)
     memory = number(options, "memory", float)
     if options["json"]:
@@ -42,14 +45,18 @@ def main(config, options: dict[str, str]) -> None:
         config.mesh = options["mesh"]
     use_virtual_devices(devices)
     memory *= 1e9
-    plan = measure(SHAPES[kind](config), memory, report)
+    shapes = SHAPES[kind](config)
+    if not (can_fit := holds_models(config, SHAPES[kind], memory)):
+        shapes = shapes._replace(steps={})
+    plan = measure(shapes, memory, report)
     print(format_table(plan))
     if not plan["fits"]:
-        plan["change"] = smallest_change(config, SHAPES[kind], memory, report)
-        change = plan["change"]
-        print(format_advice(change and format_change(change), memory))
+        change = can_fit and smallest_change(config, SHAPES[kind], memory, report)
+        plan["change"] = change or None
+        print(format_advice(format_change(change) if change else None, memory))
     if options["json"]:
         write_json(options["json"], plan)
+    return plan["fits"]
 
 
 def report(line: str) -> None:
@@ -108,7 +115,10 @@ def use_virtual_devices(devices: int) -> None:
 
 def command() -> None:
     options, sys.argv = split_arguments(sys.argv)
-    cli.command(lambda config: main(config, options), CONFIG, __doc__, *OTHERS)
+    fits: list[bool] = []
+    cli.command(lambda config: fits.append(main(config, options)), CONFIG, __doc__, *OTHERS)
+    if not all(fits):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

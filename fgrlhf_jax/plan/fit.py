@@ -3,6 +3,7 @@
 Only what leaves the algorithm as it is may change: the micro-batch, the mesh, dtypes and remat.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -44,8 +45,7 @@ def smallest_change(
             shapes = make_shapes(changed(config, change))
         except InputError:  # of a mesh that the batches do not divide over
             return False
-        models = sum(map(bytes_per_device, shapes.models.values()))
-        resident = models + bytes_per_device(shapes.optimizer)
+        resident = _resident(shapes)
         return resident <= memory and all(
             measure_step(step, resident, memory, shapes.mesh.size)["fits"]
             for step in reversed(shapes.steps.values())  # the largest one is the last
@@ -62,6 +62,22 @@ def smallest_change(
         if with_smaller_batches:
             return _with_largest(config, with_smaller_batches[0], fits)
     return None
+
+
+def holds_models(
+    config: ConfigDict, make_shapes: Callable[[ConfigDict], RunShapes], memory: float
+) -> bool:
+    """Whether models and optimizer state fit ``memory`` bytes, as they are or with a change."""
+    for change in _changes(config):
+        for size in _micro_batches(config, change)[:1]:
+            with contextlib.suppress(InputError):  # of a mesh that the batches do not divide over
+                if _resident(make_shapes(changed(config, change | {MICRO: size}))) <= memory:
+                    return True
+    return False
+
+
+def _resident(shapes: RunShapes) -> int:
+    return sum(map(bytes_per_device, [*shapes.models.values(), shapes.optimizer]))
 
 
 def changed(config: ConfigDict, change: dict) -> ConfigDict:

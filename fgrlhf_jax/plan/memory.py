@@ -55,7 +55,7 @@ def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | No
         "optimizer": optimizer,
         "cache": shapes.cache,
         "steps": steps,
-        "fits": all(step["fits"] for step in steps.values()),
+        "fits": resident <= memory and all(step["fits"] for step in steps.values()),
     }
 
 
@@ -92,9 +92,10 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
 def format_table(plan: dict) -> str:
     """The result of :func:`measure` as text."""
     steps = plan["steps"]
-    largest = {n: max(step[n] for step in steps.values()) for n in ("total", "model_flops")}
-    size, unit = (1e9, "GB") if largest["total"] >= 1e9 else (1e6, "MB")
-    large = largest["model_flops"] >= 1e12
+    together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
+    largest = max([together, *(step["total"] for step in steps.values())])
+    size, unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")
+    large = any(step["model_flops"] >= 1e12 for step in steps.values())
     flops, flops_unit = (1e12, "TFLOP") if large else (1e9, "GFLOP")
     axes = " x ".join(f"{name} {n}" for name, n in plan["mesh"].items())
     lines = [
@@ -106,8 +107,9 @@ def format_table(plan: dict) -> str:
         millions = f"{model['parameters'] / 1e6:,.1f} M"
         lines.append(f"{name:20}{millions:>12}{model['bytes'] / size:10.3f}  {model['dtype']}")
     lines.append(f"{'optimizer state':32}{plan['optimizer'] / size:10.3f}")
-    together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
     lines.append(f"{'together':32}{together / size:10.3f}")
+    if not steps:
+        return "\n".join([*lines, "", "No step was compiled: these alone do not fit, on any mesh."])
     columns = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     head = "".join(f"{name:>12}" for name in columns)
     lines += ["", f"{'step':14}{head}   fits {plan['memory'] / 1e9:g} GB"]

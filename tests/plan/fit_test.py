@@ -61,6 +61,7 @@ def test_a_compiled_run(quick_compilation):
         return max(step["total"] for step in measure(shapes, 1e9)["steps"].values())
 
     memory = total(micro_batch_size=16)
+    assert fit.holds_models(config, reward_model_shapes, memory)
     lines = []
     change = fit.smallest_change(config, reward_model_shapes, memory, lines.append)
     assert change == {"micro_batch_size": 16}
