@@ -29,6 +29,7 @@ def error_sentence(result: tuple[int, list[str]]) -> str:
     """The one sentence, without "error: "."""
     status, lines = result
     assert status == 2, lines
+    lines = [line for line in lines if not line.startswith("template=")]  # what it uses
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
