@@ -33,16 +33,19 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
             f'{folder / CONFIG}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
             "they were exported; use a sound copy"
         )
-    for name in sorted({*sums, *files(folder)} if CONFIG in sums else sums):
+    added = set(files(folder)) - set(sums) if CONFIG in sums else ()
+    for name in [*sorted(sums), *sorted(added)]:
         if name.endswith(".safetensors") != weights:
             continue
         file = folder / name
         digest = _config_digest(config) if name == CONFIG else file.is_file() and _digest(file)
-        if digest != sums.get(name):
+        meant = f'delete "sha256" in {CONFIG} if the change is meant'
+        if name in added:
+            raise InputError(f"{file}: is no part of this export; delete it, or {meant}")
+        if digest != sums[name]:
             raise InputError(
                 f"{file}: is damaged, missing or not the one of this export (by the checksums in "
-                f'{CONFIG}); copy the folder again, or delete "sha256" in {CONFIG} if the change '
-                "is meant"
+                f"{CONFIG}); copy the folder again, or {meant}"
             )
 
 

@@ -57,8 +57,9 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
                 mark = "*" if token["changed"] else " "
                 lines.append(f'{token["reward"]:+9.3f} {mark} "{text}"')
     colours = f"red -{limit:.2f} ... 0 ... +{limit:.2f} green"
-    scale = colours if colour else "* changed by the edit"
-    return "\n".join([*lines, "", scale, ""])
+    changed = any(any(side["changed"]) for side in row["sides"])
+    scale = colours if colour else "* changed by the edit" if changed else ""
+    return "\n".join([*lines, *(["", scale] if scale else []), ""])
 
 
 def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:

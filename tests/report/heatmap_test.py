@@ -93,6 +93,9 @@ def test_terminal_in_colour():
     assert "\x1b" not in text
     assert text.startswith("Say it.\nThe input.\n")
     assert '   +0.500 * "Good"\n   -0.250   " film"\n' in text
+    assert "\n* changed by the edit\n" in text
+    text = to_terminal(make_row(make_side(changed=(0, 0))), colour=False)
+    assert "changed by" not in text
 
 
 @pytest.mark.parametrize("colour", [False, True])

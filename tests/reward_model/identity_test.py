@@ -88,7 +88,8 @@ def test_a_reward_model_with_another_meaning_is_refused(models, tmp_path, refuse
 def test_so_is_a_policy(models, tmp_path, name):
     folder = shutil.copytree(models / "policy", tmp_path / "policy")
     change_json(folder / CHANGED[name][0], CHANGED[name][1])
-    with pytest.raises(InputError, match='delete "sha256" in'):
+    advice = "no part of this export; delete it" if name == "added file" else 'delete "sha256" in'
+    with pytest.raises(InputError, match=advice):
         LanguageModel.load(folder)
 
 
