@@ -14,8 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.rows import SUFFIXES
@@ -33,6 +32,8 @@ ADVICE = {
 
 
 def main(config) -> None:
+    if constants.HF_HUB_OFFLINE:
+        raise InputError("HF_HUB_OFFLINE is set, and a push needs the hub; unset it")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.repo):
         raise InputError(f"repo={config.repo!r}: is no name on the hub; give ORG/NAME")
     is_data = config.path.endswith(SUFFIXES) and not Path(config.path).is_dir()
@@ -43,6 +44,8 @@ def main(config) -> None:
             "license is empty; say on which terms others may use it: --config.license=apache-2.0, "
             "cc-by-4.0, … (of a model: what its base model and its data allow)"
         )
+    if not huggingface_hub.get_token():
+        raise InputError("there is no token of the hub; run `hf auth login`, or set HF_TOKEN")
     print(f"{config.repo}: {upload(config, 'dataset' if is_data else 'model', card, files)}")
 
 
@@ -124,9 +127,7 @@ def upload(config, kind: str, card, files: dict[str, Path]) -> str:
 
 def explain(error: BaseException) -> str:
     """What to do about a fault of the library, the hub or the network, and what it was."""
-    while error.__cause__ and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    error, status = hf_load.hub_cause(error)
     advice = ADVICE.get(status, "the hub cannot be used; try the same command again, it goes on")
     return f"{advice} ({type(error).__name__}: {' '.join(str(error).split()):.300})"
 

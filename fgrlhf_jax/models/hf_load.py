@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from huggingface_hub.errors import HfHubHTTPError
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.data.tokenizers import import_transformers
@@ -62,10 +63,20 @@ def _locate(path: str | os.PathLike) -> Path:
         wanted = list(checksums.PATTERNS)
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
     except (OSError, ValueError) as error:  # what the hub's own errors derive from
+        status, advice = hub_cause(error)[1], "the name and the network"
+        if status in (401, 403):
+            advice = f"the name and the token (HF_TOKEN, `hf auth login`; this is status {status})"
         raise InputError(
             f"{path}: neither a local folder nor to be had from the hub "
-            f"({type(error).__name__}); check the name and the network, or give a local folder"
+            f"({type(error).__name__}); check {advice}, or give a local folder"
         ) from error
+
+
+def hub_cause(error: BaseException) -> tuple[BaseException, int | None]:
+    """What an error of huggingface_hub comes from, and the status that the hub answered, if any."""
+    while error.__cause__ and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error, error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _check_is_model(folder: Path) -> None:

@@ -10,7 +10,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.reward_model.scorer import read_module
 from fgrlhf_jax.runtime.files import write_jsonl
-from launch import push
+from launch import push, score
 from launch.shared import config_files
 
 ROWS = [
@@ -31,6 +31,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         huggingface_hub.close_session()
@@ -105,7 +106,8 @@ def test_a_push_that_stopped_goes_on_and_replaces_what_is_gone(hub, files):
         ({"status": 403}, "the token may not write there; make one with write access"),
         ({"status": 404}, "there is no such user, organization or branch; check the name"),
         ({"address": "http://127.0.0.1:9"}, "the hub cannot be used; try the same command again"),
-        ({"offline": True}, "offline mode is enabled"),
+        ({"offline": True, "token": ""}, "HF_HUB_OFFLINE is set, and a push needs the hub"),
+        ({"token": "", "address": "http://127.0.0.1:9"}, "there is no token of the hub; run `hf"),
         ({"public": True}, "repo=me/it: is there already, and everybody may read it; choose"),
     ],
 )
@@ -127,3 +129,10 @@ def test_a_changed_model_is_not_pushed(hub, files, refused):
     sentence = refused(push, path=files["model"], repo="me/it", license="mit")
     assert sentence.startswith(f"{weights}: is damaged, missing or not the one")
     assert hub.repos == {}
+
+
+def test_a_wrong_token_cannot_read_a_model(hub, files, refused, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    sentence = refused(score, reward_model="me/it", input=files["rows"])
+    assert "status 401" in sentence
+    assert "token" in sentence
