@@ -205,9 +205,9 @@ def test_what_a_run_leaves(sft_run):
     assert (result["validation"]["n"], saved(sft_run)) == (20, [1, 2, 3, 4, 5, 6])
     exported = json.loads((sft_run / "export" / "config.json").read_text())
     assert exported["torch_dtype"] == "bfloat16"
-    assert (
-        f"perplexity {'':13} {math.exp(best):.6g}" in (sft_run / "export" / "README.md").read_text()
-    )
+    card = (sft_run / "export" / "README.md").read_text()
+    assert f"perplexity {'':13} {math.exp(best):.6g}" in card
+    assert "| Weights | bfloat16 |" in card
 
 
 def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_process, tmp_path):
