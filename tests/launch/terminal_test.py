@@ -155,8 +155,11 @@ def test_the_second_signal_ends_at_once():
 
 def test_nohup():
     main = "import os; print('ready', flush=True); time.sleep(1); os._exit(7)"
-    ignores = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
-    assert interrupted(signal.SIGHUP, main=main, **ignores) == (7, "")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
+    try:
+        assert interrupted(signal.SIGHUP, main=main) == (7, "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_imports_of_a_command():
