@@ -67,21 +67,11 @@ def save(
     """
     folder = Path(folder)
     tensors = _tensors(params)
-    heads = {name for name in tensors if not name.startswith("model.")}
-    bias = heads & {"score.bias"}
-    wanted = {
-        LANGUAGE_MODEL: set() if cfg.tie_embeddings else {"lm_head.weight"},
-        TOKEN_REWARD: {"score.weight"} | bias,
-        SEQUENCE_REWARD: {"score.weight"},
-        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | bias,
-    }[architecture]
-    if heads != wanted:
-        raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
-
+    has_bias = _check_heads(tensors, cfg, architecture)
     config, generation, tokenizer, response = _describe(
         cfg, tokenizer, architecture, {"encoding": ENCODING} | (extra or {}), origin.base
     )
-    config |= {"torch_dtype": dtype, "token_classification_bias": bool(bias)}
+    config |= {"torch_dtype": dtype, "token_classification_bias": has_bias}
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if jax.process_index() == 0:
@@ -112,6 +102,21 @@ def save(
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
     return _note(folder, architecture, config, bool(response))
+
+
+def _check_heads(tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str) -> bool:
+    """Whether the head has a bias; raises ValueError for heads of another architecture."""
+    heads = {name for name in tensors if not name.startswith("model.")}
+    bias = heads & {"score.bias"}
+    wanted = {
+        LANGUAGE_MODEL: set() if cfg.tie_embeddings else {"lm_head.weight"},
+        TOKEN_REWARD: {"score.weight"} | bias,
+        SEQUENCE_REWARD: {"score.weight"},
+        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | bias,
+    }[architecture]
+    if heads != wanted:
+        raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
+    return bool(bias)
 
 
 def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int, dtype) -> list[str]:

@@ -129,7 +129,7 @@ class Client:
         self.before_retry: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
         self.without: set[str] = set()  # fields that this model turned out not to take
         try:
-            self.library, self.httpx = map(importlib.import_module, (provider, "httpx2"))
+            self.sdk, self.httpx = map(importlib.import_module, (provider, "httpx2"))
         except ImportError as error:
             raise InputError(
                 f"provider={provider} needs a library ({error}); pip install 'fgrlhf_jax[collect]'"
@@ -139,9 +139,9 @@ class Client:
         try:
             if provider == "anthropic":
                 url = self.url.removesuffix("/v1")
-                self.api = self.library.AsyncAnthropic(base_url=url, **options)
+                self.api = self.sdk.AsyncAnthropic(base_url=url, **options)
             else:
-                self.api = self.library.AsyncOpenAI(base_url=self.url, **options)
+                self.api = self.sdk.AsyncOpenAI(base_url=self.url, **options)
         except Exception as error:  # of its parser
             raise InputError(f"base_url is no address ({self._redacted(error)})") from None
 
@@ -159,8 +159,8 @@ class Client:
             return Reply(text, self._redacted(stop), read, written)
         except ValueError as error:  # a text that no request can hold
             return Rejected(self._redacted(error))
-        except self.library.APIConnectionError as error:
-            if isinstance(error, self.library.APITimeoutError):
+        except self.sdk.APIConnectionError as error:
+            if isinstance(error, self.sdk.APITimeoutError):
                 return f"no complete answer within {self.timeout:g} s"
             cause = error.__cause__ or error
             via = ", ".join(
@@ -168,7 +168,7 @@ class Client:
             )
             via = f" by {via}" * bool(via and not self.direct)
             return self._redacted(f"no connection to {self.url}{via} ({cause or type(cause)})")
-        except self.library.APIStatusError as error:
+        except self.sdk.APIStatusError as error:
             outcome = self._classified(error, body)
         if isinstance(outcome, InputError):
             raise outcome  # outside the handlers: no exception of the client's hangs on it
@@ -218,7 +218,7 @@ def _build_http_client(client: Client):
     It does not wait for longer than LONGEST_PAUSE, nor for an empty account.
     """
 
-    class Http(client.library.DefaultAsyncHttpxClient):
+    class Http(client.sdk.DefaultAsyncHttpxClient):
         async def send(self, request, **options):
             if request.headers.get("x-stainless-retry-count", "0") != "0":
                 await client.before_retry()
