@@ -1,9 +1,11 @@
 """Line ends, normal form and blanks of a text: what readers do not see, and token ids do.
 
 Models, browsers and files write the same words with other line ends, composed or decomposed
-accents, other blanks. An edit keeps those of its original wherever the words are the same.
+accents, other blanks, signs without width. An edit keeps those of its original wherever the words
+are the same.
 """
 
+import itertools
 import re
 import unicodedata
 
@@ -12,11 +14,13 @@ from rapidfuzz.distance import Levenshtein
 from fgrlhf_jax.feedback.edits.minimality import WORD
 
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
+# Soft hyphen, zero-width space, word joiner, byte order mark.
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 
 
 def fold(text: str) -> str:
-    """A text in one form: composed (NFC), with lines that end in ``\\n``."""
-    return _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
+    """A text in one form: composed (NFC), with lines that end in ``\\n``, all signs with width."""
+    return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))
 
 
 def restore_form(text: str, original: str) -> str:
@@ -42,15 +46,16 @@ def restore_form(text: str, original: str) -> str:
 
 def _units(text: str) -> list[str]:
     """The words of a text and the blanks between them, which add up to it."""
-    units, end = [], 0
-    for match in WORD.finditer(text):
-        units += [text[end : match.start()], match[0]]
-        end = match.end()
-    return [*units, text[end:]]
+    columns = [column for column, sign in enumerate(text) if ord(sign) not in _NO_WIDTH]
+    spans = [match.span() for match in WORD.finditer(text.translate(_NO_WIDTH))]
+    ends = [0, *(columns[column] for span in spans for column in (span[0], span[1] - 1))]
+    ends = [end + (n > 0 and n % 2 == 0) for n, end in enumerate(ends)]
+    return [text[a:b] for a, b in itertools.pairwise([*ends, len(text)])]
 
 
 def _key(unit: str) -> str:
     """What is the same in all forms of a word or of blanks: NFC, the line ends, the indentation."""
+    unit = unit.translate(_NO_WIDTH)
     if not unit.isspace():
         return unicodedata.normalize("NFC", unit)
     *lines, indentation = _LINE_END.split(unit)

@@ -78,6 +78,8 @@ def test_replies(received, tag, reason):
         ("A\xa0b  c. \n\n  d e", "A b c.\n\n  d x", "A\xa0b  c. \n\n  d x"),
         ("if a:\n    b = 1", "if a:\n  b = 2", "if a:\n  b = 2"),
         (" \n A b. \n", "A x.", " \n A x. \n"),
+        ("A b c.", "\ufeffA\u200b b x\xady.\u2060", "A b xy."),
+        ("A b\xadb\u200b c.", "A bb x.", "A b\xadb\u200b x."),
     ],
 )
 def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
