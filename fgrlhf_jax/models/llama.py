@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fgrlhf_jax.models import attention
 from fgrlhf_jax.runtime import sharding
 
 
@@ -98,24 +99,21 @@ SIZES: dict[str, LlamaConfig] = {
 
 
 def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Position ids that count real tokens only, and who may attend to whom.
+    """Position ids that count real tokens only, and the mask: what every model is called with.
 
-        mask      positions    attend (rows are queries)
-        0 1 1     0 0 1        1 0 0 | 0 1 0 | 0 1 1
-        1 1 0     0 1 1        1 0 0 | 1 1 0 | 1 1 1
+        mask      positions
+        0 1 1     0 0 1
+        1 1 0     0 1 1
 
     Args:
       mask_BS: bool, True on real tokens.
 
     Returns:
-      positions_BS int32, and attend_BSS bool [query, key]: causal over real keys, plus the
-      diagonal, so that no query, not even a padded one, is left with an empty softmax.
+      positions_BS int32, and mask_BS bool: as ``attend`` it means causal attention to real tokens,
+      see :mod:`fgrlhf_jax.models.attention`.
     """
     positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
-    length = mask_BS.shape[-1]
-    causal_1SS = jnp.tri(length, dtype=bool)[None]
-    self_1SS = jnp.eye(length, dtype=bool)[None]
-    return positions_BS, (causal_1SS & mask_BS[:, None, :].astype(bool)) | self_1SS
+    return positions_BS, mask_BS.astype(bool)
 
 
 def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
@@ -157,28 +155,12 @@ def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.float32)
 
 
-def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:
-    """Attention of a few queries to a whole cache, [B, Q, N, H]; softmax in float32.
-
-    The cache has its columns next to the head width: the order that decoding reads fastest.
-    """
-    B, Q, N, H = q_BQNH.shape
-    K = k_BKSH.shape[1]
-    q_BQKGH = q_BQNH.reshape(B, Q, K, N // K, H)
-    score_BKGQS = jnp.einsum(
-        "BQKGH,BKSH->BKGQS", q_BQKGH, k_BKSH, preferred_element_type=jnp.float32
-    )
-    attend_B11QS = attend_BQS[:, None, None]
-    score_BKGQS = jnp.where(attend_B11QS, score_BKGQS * H**-0.5, jnp.finfo(jnp.float32).min)
-    weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("BKGQS,BKSH->BQKGH", weight_BKGQS, v_BKSH).reshape(B, Q, N, H)
-
-
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
 
     With a ``cache`` (k_BKSH, v_BKSH, column) the columns of hidden_BSD are written there from
-    ``column`` on, ``attend`` is over the cache's columns, and the new (k, v) come back too.
+    ``column`` on, ``attend`` is attend_BQS over the cache's columns, and the new (k, v) come back
+    too.
     """
 
     cfg: LlamaConfig
@@ -190,16 +172,16 @@ class Attention(nn.Module):
         self.v = _dense(cfg, cfg.num_kv_heads * cfg.head_dim, cfg.attention_bias)
         self.o = _dense(cfg, cfg.hidden_size, cfg.attention_bias)
 
-    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
+    def __call__(self, hidden_BSD, rope, attend, cache=None):
         batch, length, _ = hidden_BSD.shape
         heads = (batch, length, -1, self.cfg.head_dim)
         q_BSNH = rotate(self.q(hidden_BSD).reshape(heads), rope)
         k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
         v_BSKH = self.v(hidden_BSD).reshape(heads)
         if cache is None:
-            cached, kernel = None, None if self.cfg.attention == "auto" else self.cfg.attention
-            mixed_BSNH = jax.nn.dot_product_attention(
-                q_BSNH, k_BSKH, v_BSKH, mask=attend_BSS[:, None], implementation=kernel
+            cached = None
+            mixed_BSNH = attention.self_attention(
+                q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.attention
             )
         else:
             *cached, column = cache
@@ -207,7 +189,7 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
                 for old, new in zip(cached, (k_BSKH, v_BSKH), strict=True)
             )
-            mixed_BSNH = cached_attention(q_BSNH, *cached, attend_BSS)
+            mixed_BSNH = attention.cached_attention(q_BSNH, *cached, attend)
         return self.o(mixed_BSNH.reshape(batch, length, -1)), cached
 
 
@@ -236,11 +218,11 @@ class Block(nn.Module):
         self.mlp_norm = _norm(self.cfg)
         self.mlp = MLP(self.cfg)
 
-    def __call__(self, hidden_BSD, rope, attend_BSS, cache=None):
+    def __call__(self, hidden_BSD, rope, attend, cache=None):
         dtype = hidden_BSD.dtype
         hidden_BSD = sharding.constrain(hidden_BSD)
         normed_BSD = self.attention_norm(hidden_BSD).astype(dtype)
-        mixed_BSD, cached = self.attention(normed_BSD, rope, attend_BSS, cache)
+        mixed_BSD, cached = self.attention(normed_BSD, rope, attend, cache)
         hidden_BSD += mixed_BSD
         hidden_BSD += self.mlp(self.mlp_norm(hidden_BSD).astype(dtype))
         return hidden_BSD, cached
@@ -267,10 +249,14 @@ class Llama(nn.Module):
         )(cfg)
         self.norm = _norm(cfg)
 
-    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
-        """hidden_BSD in the compute dtype; the arguments as from :func:`positions_and_mask`."""
+    def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
+        """hidden_BSD in the compute dtype; the arguments as from :func:`positions_and_mask`.
+
+        ``attend`` may also be an explicit attend_BSS, True where a query may see a key.
+        """
         hidden_BSD = self.embed(tokens_BS)
         rope = rotary_tables(self.cfg, positions_BS)
+        attend_BSS = attention.dense_mask(attend)  # once, not in every layer
         hidden_BSD, _ = self.layers(hidden_BSD, rope, attend_BSS)
         return self.norm(hidden_BSD).astype(self.cfg.dtype)
 
@@ -286,12 +272,12 @@ class CausalLM(nn.Module):
         if not cfg.tie_embeddings:
             self.lm_head = _dense(cfg, cfg.vocab_size, False, jnp.float32)
 
-    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
-        return self.unembed(self.states(tokens_BS, positions_BS, attend_BSS))
+    def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
+        return self.unembed(self.states(tokens_BS, positions_BS, attend))
 
-    def states(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
+    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
         """hidden_BSD, for callers that need logits of some columns only."""
-        return self.backbone(tokens_BS, positions_BS, attend_BSS)
+        return self.backbone(tokens_BS, positions_BS, attend)
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """hidden_BSD before the first block."""
@@ -358,8 +344,8 @@ class TokenValueModel(nn.Module):
         self.backbone = Llama(self.cfg)
         self.head = ScalarHead(self.cfg, self.kind == "state_action", self.use_bias)
 
-    def __call__(self, tokens_BS, positions_BS, attend_BSS) -> jax.Array:
-        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend_BSS)
+    def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
+        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
         return self.head(hidden_BSD, tokens_BS, positions_BS)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import attention, llama
 from fgrlhf_jax.runtime import sharding
 
 
@@ -150,8 +150,8 @@ def generate(
         last_B, sampled = append(state.sampled, state.step, logits_BV)
         return _DecodeState(state.step + 1, last_B, cache, sampled)
 
-    positions_BP, attend_BPP = llama.positions_and_mask(mask_BP)
-    attend_BPS = jnp.pad(attend_BPP, ((0, 0), (0, 0), (0, max_new)))
+    positions_BP, _ = llama.positions_and_mask(mask_BP)
+    attend_BPS = jnp.pad(attention.dense_mask(mask_BP), ((0, 0), (0, 0), (0, max_new)))
     logits_BV, cache = forward(prompt_BP, positions_BP, attend_BPS, cache, 0)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))

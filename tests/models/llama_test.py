@@ -13,7 +13,7 @@ import pytest
 from hf_cases import abstract
 from tiny_cases import laid_out, parameters
 
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import attention, hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 BASE = LlamaConfig(97, 48, 80, 3, 4, 4, 12, norm_eps=1e-6)
@@ -176,13 +176,26 @@ def test_logits_of_padded_rows_are_torchs_of_the_rows_alone(twin, side):
 
 
 def test_positions_and_mask_are_the_drawing():
-    mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
-    positions, attend = llama.positions_and_mask(jnp.asarray(mask))
+    mask = jnp.array([[0, 1, 1], [1, 1, 0]], bool)
+    positions, attend = llama.positions_and_mask(mask)
     np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 1, 1]])
-    want = [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
-    np.testing.assert_array_equal(attend, np.array(want, bool))
+    np.testing.assert_array_equal(attend, mask)
     assert positions.dtype == jnp.int32
-    assert attend.dtype == bool
+    want = [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
+    np.testing.assert_array_equal(attention.dense_mask(mask), np.array(want, bool))
+
+
+def test_an_explicit_mask_is_attended_as_it_is():
+    params = parameters(MODULES["lm"])
+    mask = jnp.array([[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    tokens, (positions, attend) = jnp.ones((2, 5), jnp.int32), llama.positions_and_mask(mask)
+    want = run(MODULES["lm"], params, tokens, positions, attend)
+    explicit = attention.dense_mask(mask)
+    np.testing.assert_array_equal(run(MODULES["lm"], params, tokens, positions, explicit), want)
+    blind = explicit & jnp.eye(5, dtype=bool)[None]
+    got = run(MODULES["lm"], params, tokens, positions, blind)
+    alone = run(MODULES["lm"], params, tokens.T[:1, :1], positions[:1, :1], mask[1:, :1])
+    np.testing.assert_allclose(got[0, 1], alone[0, 0], atol=2e-5)
 
 
 MODULES = {
