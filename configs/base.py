@@ -62,8 +62,8 @@ _SUPERVISED = {
         "data.max_prompt_length": Field(384, "tokens of a prompt", at_least=1),
         "data.overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),
         "data.append_eos": Field(True, "end every response with the EOS token"),
-        "data.smallest_bucket": Field(
-            64, "tokens; batches are padded to powers of two from here on", at_least=1
+        "data.buckets": Field(
+            6, "widths that batches are padded to, those that pad least", at_least=1
         ),
     },
     "Model": {

@@ -131,7 +131,7 @@ def tiny(config):
     config.platforms = "cpu"
     config.sft.devices = 2
     # The world's prompts have at most 10 tokens, its responses 22.
-    lengths = "data.max_length=32,data.smallest_bucket=24"
+    lengths = "data.max_length=32,data.buckets=2"
     config.sft.config = "configs/sft.py:tiny"
     config.sft.defaults = f"{lengths},steps=1500"
     config.rm.config = "configs/rm.py:tiny"

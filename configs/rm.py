@@ -74,7 +74,7 @@ def tiny(config):
     config.data.template = "plain"
     config.data.max_length = 128
     config.data.max_prompt_length = 64
-    config.data.smallest_bucket = 32
+    config.data.buckets = 3
     config.batch_size = 32
     config.steps = 250
     config.eval_every = 50

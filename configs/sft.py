@@ -37,7 +37,7 @@ def tiny(config):
     config.model.vocab_size = 1024
     config.data.max_length = 128
     config.data.max_prompt_length = 64
-    config.data.smallest_bucket = 32
+    config.data.buckets = 3
     config.batch_size = 64
     config.steps = 2000
     config.eval_every = 500

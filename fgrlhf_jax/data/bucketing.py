@@ -1,7 +1,8 @@
 """Batches of few fixed shapes from rows of any length: a compiled step sees no new shape.
 
-A bucket is a number of columns that a batch is padded to. Training shuffles rows within their
-buckets (:func:`plan_epoch`); evaluation and sampling take them by length (:func:`by_length`).
+A bucket is a number of columns that a batch is padded to. For rows that are known beforehand
+:func:`choose_buckets` finds the best ones. Training shuffles rows within their buckets
+(:func:`plan_epoch`); evaluation and sampling take them by length (:func:`by_length`).
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,28 @@ def make_buckets(max_length: int, smallest: int = 64) -> tuple[int, ...]:
         buckets.append(smallest)
         smallest *= 2
     return (*buckets, max_length)
+
+
+def choose_buckets(lengths: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most ``count`` buckets, multiples of 8, in which rows of these lengths are padded least.
+
+    By dynamic programming over the widths, so that it is exact; fixed by the lengths alone.
+    """
+    widths, rows = np.unique(-(-np.asarray(lengths, int) // 8) * 8, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(rows)])  # how many rows the first n widths have
+    columns = np.where(before == 0, 0.0, np.inf)  # and how many they fill, in no bucket yet
+    firsts = []
+    for _ in range(min(count, len(widths))):
+        # One more bucket, widths[j], takes the rows of widths[i] to widths[j].
+        padded = columns[:-1, None] + widths * (before[1:] - before[:-1, None])
+        padded = np.where(np.tri(len(widths), k=-1, dtype=bool), np.inf, padded)
+        firsts.append(padded.argmin(axis=0))
+        columns = np.concatenate([[np.inf], padded.min(axis=0)])
+    buckets, end = [], len(widths)
+    for first in reversed(firsts):
+        buckets.append(int(widths[end - 1]))
+        end = first[end - 1]
+    return tuple(reversed(buckets))
 
 
 def by_length(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -> list[Batch]:

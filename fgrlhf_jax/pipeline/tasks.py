@@ -253,7 +253,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     tables, by_model = {}, [{} for _ in shown]
     for name, path in models.items():
         model, tables[name] = RewardModel.load(path), {}
-        evaluated = evaluate(model, sets, batch_size=config.table_batch_size, smallest_bucket=32)
+        evaluated = evaluate(model, sets, batch_size=config.table_batch_size, buckets=1)
         for test_set, by_kind in evaluated.items():
             (table,) = by_kind.values()
             tables[name][test_set] = {key: table[key] for key in ("accuracy", "se", "n")}

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
@@ -158,8 +159,9 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     tokens = np.zeros(2, np.int32)
     pair = Pair(tokens, tokens, 1, 1, *[tokens > 0] * 3, tokens, 0)
     pairs = {"edits": [pair] * config.batch_size}
-    trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, (length,))
-    batch = on_mesh(pad_pairs([pair], length, predictor.batch_size), mesh)
+    buckets = choose_buckets([length], 1)
+    trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, buckets)
+    batch = on_mesh(pad_pairs([pair], *buckets, predictor.batch_size), mesh)
     return supervised_shapes(
         trainer,
         "reward model",
@@ -174,9 +176,10 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     cfg, length = supervised_model_config(config)
     rows = [Demonstration(np.zeros(2, np.int32), 1)] * config.batch_size
     model = llama.CausalLM(cfg)
-    trainer = sft.make_trainer(config, mesh, model, rows, rows, (length,))
+    buckets = choose_buckets([length], 1)
+    trainer = sft.make_trainer(config, mesh, model, rows, rows, buckets)
     batch_size = supervised.eval_batch_size(config, mesh)
-    batch = on_mesh(pad_demonstrations(rows[:1], length, batch_size), mesh)
+    batch = on_mesh(pad_demonstrations(rows[:1], *buckets, batch_size), mesh)
     return supervised_shapes(
         trainer,
         "policy",

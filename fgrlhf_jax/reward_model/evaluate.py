@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.bucketing import by_length, choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import llama
@@ -107,7 +108,7 @@ def evaluate(
     sets: Mapping[str, Sequence[records.Record]],
     *,
     batch_size: int,
-    smallest_bucket: int = 64,
+    buckets: int = 6,
     **data,
 ) -> dict[str, dict]:
     """The tables of a reward model on sets of records.
@@ -115,7 +116,7 @@ def evaluate(
     Args:
       sets: records by what messages call them.
       batch_size: pairs at a time, rounded up to what the mesh divides.
-      smallest_bucket: tokens that the shortest rows are padded to.
+      buckets: numbers of columns, at most, that batches are padded to.
       **data: arguments of ``encode_pairs`` other than those of its training.
 
     Returns:
@@ -125,13 +126,12 @@ def evaluate(
       InputError: as :func:`encode_by_kind`.
     """
     data, settings = reward_model.meta.data | data, reward_model.meta.settings
-    buckets = make_buckets(data["max_length"], smallest_bucket)
-    predictor = PairPredictor(reward_model.module, settings, reward_model.mesh, buckets, batch_size)
-    tables = {}
-    for name, rows in sets.items():
-        pairs = encode_by_kind(rows, name, reward_model.tokenizer, data)
-        tables[name] = make_tables(predictor, reward_model, pairs)
-    return tables
+    tokenizer, mesh = reward_model.tokenizer, reward_model.mesh
+    pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
+    lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
+    widths = choose_buckets(lengths, buckets)
+    predictor = PairPredictor(reward_model.module, settings, mesh, widths, batch_size)
+    return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
 
 
 def fit_normalization(

@@ -1,13 +1,14 @@
 """Training a reward model: records in; an exported model, its evaluation and its log out."""
 
 import functools
-import itertools
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
@@ -37,7 +38,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         the loss stops being finite.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
+    mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     if config.loss == "token_edit" and "preferences" in pairs["train"]:
@@ -46,6 +47,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
             "changed; to learn from what differs only: "
             "--config.columns=original=rejected,edited=chosen (or your names of these)"
         )
+    lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
+    buckets = choose_buckets(lengths, config.data.buckets)
     trainer, predictor = make_trainer(
         config, mesh, model, pairs["train"], pairs["validation"], buckets
     )
@@ -86,7 +89,7 @@ def make_trainer(
     settings, abstract = loss_settings(config), llama.abstract_params(model, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     predictor = PairPredictor(model, settings, mesh, buckets, batch_size)
-    rows, held_out = (list(itertools.chain(*groups.values())) for groups in (train, validation))
+    rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
     trainer = SupervisedTrainer(
         config,
         mesh,

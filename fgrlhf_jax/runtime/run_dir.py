@@ -37,6 +37,7 @@ RENAMED_FIELDS = {
     "calibration": "reward_normalization",
     "frozen_dtype": "inference_dtype",
     "calibrated": "normalized",
+    "data.smallest_bucket": "data.buckets",
 }
 
 _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file

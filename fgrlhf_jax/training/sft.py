@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import by_length
+from fgrlhf_jax.data.bucketing import by_length, choose_buckets
 from fgrlhf_jax.data.demonstrations import (
     Demonstration,
     encode_demonstrations,
@@ -45,7 +45,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     """
     if config.model.path:
         hf_load.check_language_model(config.model.path)
-    mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, sets["train"], tokenizer)
+    mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
     encoded = {}
     for name, records in sets.items():
         try:
@@ -53,6 +53,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    lengths = [len(row.tokens) for rows in encoded.values() for row in rows]
+    buckets = choose_buckets(lengths, config.data.buckets)
     trainer = make_trainer(
         config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
     )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import make_buckets, plan_epoch
+from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
@@ -29,14 +29,12 @@ class Setup(NamedTuple):
     Attributes:
       cfg: of the model.
       data: the fields of ``config.data`` that encode rows.
-      buckets: numbers of columns that batches are padded to.
     """
 
     mesh: Mesh
     cfg: llama.LlamaConfig
     tokenizer: Any
     data: dict
-    buckets: tuple[int, ...]
 
 
 def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
@@ -44,8 +42,8 @@ def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
     mesh = make_mesh(config)
     cfg, tokenizer = model_and_tokenizer(config, rows, tokenizer)
     data = config.data.to_dict()
-    buckets = make_buckets(data["max_length"], data.pop("smallest_bucket"))
-    return Setup(mesh, cfg, tokenizer, data, buckets)
+    del data["buckets"]
+    return Setup(mesh, cfg, tokenizer, data)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data.bucketing import by_length, make_buckets, plan_epoch
+from fgrlhf_jax.data.bucketing import by_length, choose_buckets, make_buckets, plan_epoch
 from fgrlhf_jax.errors import InputError
 
 
@@ -18,6 +18,28 @@ from fgrlhf_jax.errors import InputError
 )
 def test_buckets(max_length, smallest, buckets):
     assert make_buckets(max_length, smallest) == buckets
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_chosen_buckets_pad_least(count):
+    """Of all choices of so many multiples of 8."""
+    lengths = np.random.default_rng(count).choice([5, 9, 16, 17, 30, 41, 50, 63], 12)
+
+    def columns(buckets):
+        return sum(min(bucket for bucket in buckets if bucket >= n) for n in lengths)
+
+    chosen = choose_buckets(lengths, count)
+    assert len(chosen) <= count
+    assert set(chosen) <= {8, 16, 24, 32, 48, 56, 64}
+    longest = max(chosen)
+    assert 0 <= longest - lengths.max() < 8
+    choices = itertools.combinations(range(8, longest, 8), min(count, longest // 8) - 1)
+    assert columns(chosen) == min(columns((*rest, longest)) for rest in choices)
+
+
+def test_no_more_buckets_are_chosen_than_there_are_widths():
+    assert choose_buckets([3, 8, 9, 16, 12], 6) == (8, 16)
+    assert choose_buckets([7], 1) == (8,)
 
 
 @pytest.mark.parametrize("rows", [8, 9, 61, 200])

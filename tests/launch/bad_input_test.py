@@ -47,7 +47,7 @@ def train_fields(data, tmp_path) -> dict:
         "steps": 4,
         "batch_size": 8,
         "model__vocab_size": 300,
-        "data__smallest_bucket": 128,
+        "data__buckets": 1,
     }
 
 

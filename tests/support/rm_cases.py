@@ -22,7 +22,7 @@ FIELDS = {
     "batch_size": 4,
     "micro_batch_size": 2,
     "model.vocab_size": 300,
-    "data.smallest_bucket": 64,  # two shapes
+    "data.buckets": 2,
     "optimizer.learning_rate": 1e-3,
 }
 
