@@ -100,7 +100,7 @@ GROUPS = {
     "Devices and precision": {
         "inference_dtype": Field(
             "float32",
-            "dtype of the reference's and the reward model's parameters",
+            "bfloat16: reference and reward model are stored in the dtypes they are computed with",
             choices=DTYPES,
         )
     },

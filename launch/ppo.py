@@ -23,6 +23,12 @@ CONFIG = "configs/ppo.py:tiny,token"
 def check(config) -> None:
     """Raises InputError for a value that no data or model could make right."""
     cli.check_run(config)
+    if config.inference_dtype != "float32" and config.model.dtype == "float32":
+        raise InputError(
+            f"inference_dtype={config.inference_dtype}: would round the reference, which the "
+            "policy with model.dtype=float32 is compared with; give "
+            "--config.model.dtype=bfloat16 too"
+        )
     if config.kl.target and config.kl.horizon < config.rollout_batch_size:
         raise InputError(
             f"kl.horizon={config.kl.horizon:g} is less than the "

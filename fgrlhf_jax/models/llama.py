@@ -18,6 +18,7 @@ does not depend on where the padding stands, nor on what it holds.
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -347,6 +348,26 @@ class TokenValueModel(nn.Module):
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
         hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
         return self.head(hidden_BSD, tokens_BS, positions_BS)
+
+
+# The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,
+# norms and heads (of which a tied embedding is one), in float32.
+_CAST = re.compile(r"(^|/)(embed/embedding|(q|k|v|o|gate|up|down)/(kernel|bias))$")
+
+
+def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
+    """For each of ``params`` the dtype that ``model`` computes with.
+
+    Parameters that are stored in these give the very bits that those in float32 do.
+    """
+    tied = isinstance(model, CausalLM) and model.cfg.tie_embeddings
+
+    def dtype_of(path, _):
+        name = sharding.path_name(path)
+        is_head = tied and name.endswith("embed/embedding")
+        return jnp.dtype(model.cfg.dtype if _CAST.search(name) and not is_head else jnp.float32)
+
+    return jax.tree.map_with_path(dtype_of, params)
 
 
 def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:

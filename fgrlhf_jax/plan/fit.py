@@ -105,6 +105,8 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     options |= {"mesh": meshes} if meshes else {}
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):
+            if "inference_dtype" in names and "model.dtype" in set(options) - set(names):
+                continue  # it may not be below the dtype of the computation
             for values in itertools.product(*(options[name] for name in names)):
                 yield dict(zip(names, values, strict=True))
 

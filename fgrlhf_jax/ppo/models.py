@@ -118,16 +118,18 @@ def abstract_params(models: Architectures, mesh: Mesh) -> dict:
 def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[dict, dict]:
     """Shapes of what is only read: the reference's and the reward model's parameters.
 
-    The latter are {} where a function gives the rewards.
+    The latter are {} where a function gives the rewards. With ``inference_dtype=bfloat16`` they are
+    in the dtypes that are computed with: the reference gives the bits that the policy gives.
     """
 
     def abstract(model) -> dict:
+        params = llama.abstract_params(model, mesh)
+        if config.inference_dtype == "float32":
+            return params
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
-            llama.abstract_params(model, mesh),
+            lambda x, dtype: x.update(dtype=dtype), params, llama.compute_dtypes(model, params)
         )
 
-    dtype = jnp.dtype(config.inference_dtype)
     scored = models.reward_model is not None and not config.reward_function
     return abstract(models.policy), abstract(models.reward_model) if scored else {}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_cases import abstract
-from tiny_cases import laid_out, parameters
+from tiny_cases import by_path, laid_out, parameters
 
 from fgrlhf_jax.models import attention, hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
@@ -269,6 +269,25 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(abstract(half_model))} == {"float32"}
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() / np.abs(full).max() < 0.05
+
+
+@pytest.mark.parametrize("name", [*MODULES, "tied"])
+def test_the_computation_rounds_the_parameters_that_the_table_says(name):
+    """In bfloat16; the others, rounded, change what comes out."""
+    cfg = dataclasses.replace(BASE, dtype="bfloat16", tie_embeddings=name == "tied")
+    model = MODULES.get(name, llama.CausalLM(cfg)).clone(cfg=cfg)
+    params = parameters(model)
+    tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
+    outputs = functools.partial(apply, model, tokens=tokens, mask=tokens >= 0)
+    want, dtypes = outputs(params), llama.compute_dtypes(model, params)
+    stored = jax.tree.map(jnp.asarray, params, dtypes)
+    np.testing.assert_array_equal(outputs(stored), want)
+    leaves, tree = jax.tree.flatten(params)
+    for number, (path, dtype) in enumerate(by_path(dtypes).items()):
+        rounded = leaves[number].astype(jnp.bfloat16).astype(np.float32)
+        changed = [*leaves[:number], rounded, *leaves[number + 1 :]]
+        is_same = np.array_equal(outputs(tree.unflatten(changed)), want)
+        assert is_same == (dtype == jnp.bfloat16), path
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -124,6 +124,11 @@ PPO = [
         "kl.horizon=15 is less than the rollout_batch_size=16 responses of one step; raise it",
     ),
     ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
+    (
+        {"inference_dtype": "bfloat16"},
+        "inference_dtype=bfloat16: would round the reference, which the policy with "
+        "model.dtype=float32 is compared with; give --config.model.dtype=bfloat16 too",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """PPO as a run: what it leaves, the faults of its peers, a KL that explodes."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -193,6 +194,24 @@ def test_fault_6_put_in_stops_the_run(run, monkeypatch):
     monkeypatch.setattr(ppo_cases, "programs", others)
     with pytest.raises(RuntimeError, match="step 1: the policy is not the one that sampled"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "mean", "reference", "sound"),
+    [
+        ("float32", 5e-4, 1e-6, 1e-6, True),
+        ("float32", 2e-3, 1e-6, 0.0, False),
+        ("float32", 0.0, 0.0, 2e-3, False),
+        ("bfloat16", 0.224, 1e-3, 1e-3, True),  # of two sound programs
+        ("bfloat16", 0.2, 0.03, 0.0, False),
+        ("bfloat16", 0.2, 1e-3, 0.03, False),
+    ],
+)
+def test_in_bfloat16_the_first_step_is_checked_by_its_means(dtype, largest, mean, reference, sound):
+    names = ("debug/initial_kl", "debug/sampler_mismatch_kl")
+    metrics = {"debug/initial_log_ratio": largest} | dict.fromkeys(names, mean)
+    with contextlib.nullcontext() if sound else pytest.raises(RuntimeError, match="step 1: "):
+        train.check_first(metrics, reference, 1, dtype)
 
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(

@@ -118,6 +118,25 @@ def test_the_sampler_and_the_scorer_agree_at_a_temperature():
     np.testing.assert_allclose(logprob_BT, drawn_BT, atol=1e-5)
 
 
+def test_in_bfloat16_frozen_models_give_the_bits_of_trained_ones():
+    """Whatever of their parameters is stored in bfloat16."""
+    half = POLICY.clone(cfg=dataclasses.replace(tiny_cases.CFG, dtype="bfloat16"))
+    scorer = CRITIC.clone(cfg=half.cfg)
+    models = Architectures(half, scorer, scorer, Meta())
+    rollouts = []
+    for stored in (lambda model, params: params, in_compute_dtypes):
+        frozen = stored(half, PARAMS["policy"]), stored(scorer, REWARD_MODEL)
+        options = {"models": models, "settings": SETTINGS}
+        args = PARAMS, *frozen, Normalization(0.1, 2.0), *sampled()
+        rollouts.append(score_rollout(*args, **options))
+    np.testing.assert_array_equal(rollouts[1].logprob_BT, rollouts[1].ref_logprob_BT)
+    chex.assert_trees_all_equal(*rollouts)
+
+
+def in_compute_dtypes(model, params: dict) -> dict:
+    return jax.tree.map(jnp.asarray, params, llama.compute_dtypes(model, params))
+
+
 def test_values_come_from_before_and_rewards_from_at_the_token():
     """In each row alone, without padding before it."""
     rollout = rolled_out()
