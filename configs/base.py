@@ -48,6 +48,7 @@ CHECKPOINTS = {
         ),
         "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
+        "profile": Field(0, "step to trace into run_dir/profile; 0: none", at_least=0),
     },
 }
 

@@ -1,9 +1,4 @@
-"""The models of a run and the steps that it compiles, as shapes: nothing is allocated.
-
-FLOPs of the model are what the mathematics needs: 2 a weight and token forward, and 4 a head
-channel, query and key for the attention (both halves of the square, as is usual); twice as much
-again for the backward pass. Norms, rotations and scalar heads are left out.
-"""
+"""The models of a run and the steps that it compiles, as shapes: nothing is allocated."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +15,9 @@ from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.ppo import programs as ppo_programs
+from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures, make_critic
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
@@ -77,23 +74,6 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
     return dataclasses.replace(cfg, **fields)
 
 
-def forward_flops(cfg: llama.LlamaConfig, tokens: int, pairs: int) -> float:
-    """FLOPs of all layers, forward; ``pairs`` are of a query and a key that it attends to."""
-    attention = 2 * cfg.hidden_size * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
-    weights = cfg.num_layers * (attention + 3 * cfg.hidden_size * cfg.intermediate_size)
-    return 2.0 * weights * tokens + 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * pairs
-
-
-def rows_flops(cfg: llama.LlamaConfig, rows: int, columns: int) -> float:
-    """:func:`forward_flops` of full rows, in which every token attends to every other."""
-    return forward_flops(cfg, rows * columns, rows * columns**2)
-
-
-def logits_flops(cfg: llama.LlamaConfig, tokens: int) -> float:
-    """FLOPs of the language model's head, forward."""
-    return 2.0 * cfg.hidden_size * cfg.vocab_size * tokens
-
-
 def ppo_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/ppo.py``, with the longest prompts.
 
@@ -123,19 +103,19 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     state = programs["update"].arguments[0]
     params, reference, reward_params = programs["score_rollout"].arguments[:3]
 
-    forward = rows_flops(cfg, B, S) + logits_flops(cfg, B * T)
-    value = rows_flops(critic.cfg, B, S) if critic else 0.0
-    score = rows_flops(reward_model.cfg, B, S) if reward_params else 0.0
-    # The last token is sampled and not read again.
-    decoding = forward_flops(cfg, B * (S - 1), B * (P * P + sum(range(P + 1, S))))
-    resident_and_flops = {
-        "generate": (params["policy"], decoding + logits_flops(cfg, B * T), T - 1),
-        "score_rollout": ((params, reference, reward_params), 2 * forward + value + score),
-        "update": (state, 3 * config.ppo_epochs * (forward + value)),
+    flops = model_flops(
+        architectures, [P] * B, [T] * B, epochs=config.ppo_epochs, scored=bool(reward_params)
+    )
+    resident_and_rounds = {
+        "generate": (params["policy"], T - 1),
+        "score_rollout": ((params, reference, reward_params), None),
+        "update": (state, None),
     }
     steps = {
-        name: Step(lambda name=name: programs[name].lower(mesh).compile(), *values)
-        for name, values in resident_and_flops.items()
+        name: Step(
+            lambda name=name: programs[name].lower(mesh).compile(), resident, flops[name], rounds
+        )
+        for name, (resident, rounds) in resident_and_rounds.items()
     }
     models = {**params, "reference": reference, "reward model": reward_params}
     models = {name: models[name] for name in MODELS if models[name]}
@@ -166,7 +146,7 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
         trainer,
         "reward model",
         lambda: predictor.step.lower(trainer.abstract.params, batch),
-        2 * rows_flops(cfg, 1, length),
+        rows_flops(cfg, [length] * 2),
     )
 
 
@@ -184,7 +164,7 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
         trainer,
         "policy",
         lambda: sft.eval_step.lower(trainer.abstract.params, batch, model=model),
-        rows_flops(cfg, 1, length) + logits_flops(cfg, length),
+        rows_flops(cfg, [length]) + logits_flops(cfg, length),
     )
 
 

@@ -20,6 +20,7 @@ from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs, rollout
 from fgrlhf_jax.ppo.algorithm import Rollout
+from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
 from fgrlhf_jax.reward_model.model import Normalization
@@ -213,6 +214,13 @@ class PPOTrainer:
         metrics = metric_log.to_floats(metrics)
         seconds = responses.seconds | {"update": time.perf_counter() - clock}
         tokens = sum(map(len, responses.ids))
+        flops = model_flops(
+            self.models,
+            [len(ids) for ids in responses.prompts.ids],
+            [len(ids) for ids in responses.ids],
+            epochs=config.ppo_epochs,
+            scored=bool(self.context.reward_model),
+        )
         metrics |= {
             "debug/sampler_mismatch_kl": responses.mismatch_kl,
             "reward/raw": float(responses.raw_reward_BT.sum(axis=1).mean()),
@@ -220,6 +228,7 @@ class PPOTrainer:
             "policy/learning_rate": float(self.learning_rates[step, 0]),
             "value/learning_rate": float(self.learning_rates[step, 1]),
             "tokens": tokens,
+            "model_flops": sum(flops.values()),
             **{f"time/{name}": s for name, s in seconds.items()},
             **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
         }

@@ -13,6 +13,7 @@ from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.cards import Origin
+from fgrlhf_jax.models.flops import rows_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -101,6 +102,7 @@ def make_trainer(
         mask="mask_B2S",
         pad=pad_pairs,
         train_step=functools.partial(train_step, model=model, **settings),
+        flops=lambda batch: rows_flops(model.cfg, batch["mask_B2S"].sum(axis=-1)),
         initial_params=functools.partial(initial_params, config, model, abstract),
         evaluate=lambda params, step: predictor.validation_metrics(params, validation),
     )

@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime import accelerators, files
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 
@@ -67,6 +67,17 @@ class RowFile:
         self._digest.update(lines)
 
 
+def speed_of_a_device(flops: float, tokens: int, seconds: float) -> dict[str, float]:
+    """Rates of one device; ``mfu`` is left out where the device's peak is not known, as a CPU's."""
+    per_device = seconds * jax.device_count()
+    rates = {"tokens_per_second/device": tokens / per_device}
+    if flops:
+        rates["tflops_per_device"] = flops / per_device / 1e12
+        if device := accelerators.find(jax.devices()[0].device_kind):
+            rates["mfu"] = flops / per_device / device.flops
+    return rates
+
+
 def check_rows(path: Path, saved: dict) -> bytes:
     """The lines of a file that its :attr:`RowFile.state` vouches for.
 
@@ -107,7 +118,7 @@ class Log:
       steps: updates that are made already, and of the whole run.
     """
 
-    CLOCK = ("time", "tokens_per_second")  # and what is named CLOCK/…
+    CLOCK = ("time", "tokens_per_second", "tflops_per_device", "mfu")  # and CLOCK/…
 
     def __init__(
         self,
@@ -174,6 +185,7 @@ class Log:
             seconds, self.clock = now - self.clock, now
             self.seconds, self.tokens = self.seconds + seconds, self.tokens + row["tokens"]
             row |= {"time/step": seconds, "tokens_per_second": row["tokens"] / seconds}
+            row |= speed_of_a_device(row.pop("model_flops", 0.0), row["tokens"], seconds)
             shown = {name: format(row[name], spec) for name, spec in self.shown.items()}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(row["step"] - self.bar.n)

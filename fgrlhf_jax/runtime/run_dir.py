@@ -15,7 +15,7 @@ from fgrlhf_jax.runtime import files, interrupt
 
 # Fields that may differ between starts: they change how a run is watched, not what it computes.
 NOT_COMPARED = (
-    *("run_dir", "tensorboard", "max_to_keep", "save_every"),
+    *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
     # Of a pipeline: more seeds go on where fewer stopped.
     *("workers", "platforms", "seeds", "task"),

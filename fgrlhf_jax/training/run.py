@@ -6,6 +6,7 @@ from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
 """
 
 import contextlib
+import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.interrupt import Interrupt
 from fgrlhf_jax.runtime.metric_log import Log, check_rows
 from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.runtime.profiling import traced
 
 
 class Progress(NamedTuple):
@@ -81,7 +83,8 @@ class Trainer(Protocol):
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         """One update after ``step`` of them: the new state, and metrics on the device or host.
 
-        The state is donated. Among the metrics is ``tokens``, how many were learned from.
+        The state is donated. Among the metrics are ``tokens``, how many were learned from, and
+        ``model_flops``, see ``models.flops``, of which the log makes rates.
         """
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
@@ -98,7 +101,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     nothing had happened.
 
     Args:
-      config: its ``save_every``, ``max_to_keep`` and ``tensorboard`` are used.
+      config: its ``save_every``, ``max_to_keep``, ``tensorboard`` and ``profile`` are used.
       folder: the run folder, see ``run_dir.open_run``.
 
     Returns:
@@ -109,6 +112,10 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         a problem (the state is saved), and when the data has changed since the last start.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
+    if config.profile > trainer.steps:
+        raise InputError(
+            f"profile={config.profile}: the run has {trainer.steps} steps; name one of them"
+        )
     multihost.check_same(trainer.data, "training or validation data")
     checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
@@ -134,7 +141,10 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
             for step in range(start, trainer.steps):
                 number, last = step + 1, step + 1 == trainer.steps
 
-                state, metrics = trainer.update(state, step)
+                update = trainer.update
+                if number == config.profile:
+                    update = functools.partial(traced, update, folder=folder / "profile")
+                state, metrics = update(state, step)
                 log.write()  # of the update before, while the device computes this one
                 log.add(number, metrics)
 

@@ -19,6 +19,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.cards import Origin, format_figures
+from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
@@ -128,9 +129,16 @@ def make_trainer(
         mask="mask_BS",
         pad=pad_demonstrations,
         train_step=functools.partial(train_step, model=model),
+        flops=functools.partial(batch_flops, model.cfg),
         initial_params=initial_params,
         evaluate=evaluate,
     )
+
+
+def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
+    """Of the real tokens of a host batch; logits are of its response tokens."""
+    layers = rows_flops(cfg, batch["mask_BS"].sum(axis=-1))
+    return layers + logits_flops(cfg, _counted(batch).sum())
 
 
 def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:

@@ -142,6 +142,7 @@ class SupervisedTrainer:
       mask: the array of a batch that is True on real tokens.
       pad: ``(rows, columns)`` -> host arrays [B, ...].
       train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…)`` -> ``(state, metrics)``.
+      flops: of a forward pass over the real tokens of a host batch.
       initial_params, evaluate: see ``run.Trainer``.
 
     Raises:
@@ -159,6 +160,7 @@ class SupervisedTrainer:
     mask: str
     pad: Callable[[list, int], dict[str, np.ndarray]]
     train_step: Callable[..., tuple[TrainState, dict]]
+    flops: Callable[[dict[str, np.ndarray]], float]
     initial_params: Callable[[], dict]
     evaluate: Callable[[dict, int], dict[str, float]]
 
@@ -217,7 +219,8 @@ class SupervisedTrainer:
         on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
         state, metrics = self.compiled[width](state, on_mesh)
         tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
-        return state, metrics | {"tokens": tokens, "learning_rate": rate}
+        flops = 3 * self.flops(batch)
+        return state, metrics | {"tokens": tokens, "learning_rate": rate, "model_flops": flops}
 
     def value(self, evaluation: dict[str, float]) -> float:
         if self.config.best_metric == "loss":

@@ -38,11 +38,11 @@ METRICS = {
     "response": "length unfinished",
     "reward": "mean raw std with_kl_penalty length_correlation",
     "time": "step rollout scoring update",
-    "tokens_per_second": "rollout scoring update",
+    "tokens_per_second": "rollout scoring update device",
     "value": "mean return loss clip_fraction explained_variance grad_norm learning_rate",
 }
 ALWAYS = {f"{group}/{name}" for group, names in METRICS.items() for name in names.split()}
-ALWAYS |= {"step", "tokens", "tokens_per_second"}
+ALWAYS |= {"step", "tokens", "tokens_per_second", "tflops_per_device"}
 VALIDATION = {f"validation/{n}" for n in ("reward", "kl", "length", "unfinished", "score")}
 
 

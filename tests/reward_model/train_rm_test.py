@@ -78,7 +78,7 @@ def test_what_a_run_leaves(rm_run):
     run_dir = rm_run.run_dir
     found = rows(run_dir)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
-    always = {"loss", "accuracy", "grad_norm", "learning_rate", "tokens", "tokens_per_second"}
+    always = {"loss", "accuracy", "grad_norm", "learning_rate", "tokens", "tflops_per_device"}
     for row in found:
         assert always <= row.keys()
         assert all(math.isfinite(value) for value in row.values())

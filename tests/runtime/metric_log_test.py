@@ -6,6 +6,7 @@ import sys
 import types
 from contextlib import closing
 
+import jax
 import pytest
 
 from fgrlhf_jax.errors import InputError
@@ -76,3 +77,24 @@ def test_a_full_disk(tmp_path, monkeypatch):
             file.append({"step": 1})
     file.append({"step": 1})
     assert (tmp_path / "rows.jsonl").read_bytes() == b'{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v5 lite", 197),
+        ("TPU v6 lite", 918),
+        ("cpu", None),
+    ],
+)
+def test_the_speed_of_a_device(kind, peak, monkeypatch):
+    """Eight devices, 10 s; no share of a peak that nobody knows."""
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    rates = metric_log.speed_of_a_device(4e15, 800, 10.0)
+    assert (rates["tokens_per_second/device"], rates["tflops_per_device"]) == (10, 50)
+    assert rates.get("mfu") == (peak and pytest.approx(50 / peak))

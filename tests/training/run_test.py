@@ -90,10 +90,11 @@ def go():
 
         return call
 
-    def go(folder: Path, trainer: Toy, save_every: int = 5, rate: float = 0.1):
+    def go(folder: Path, trainer: Toy, save_every: int = 5, rate: float = 0.1, profile: int = 0):
         spies.append(trainer.spy)
         config = training.ConfigDict(
-            {"save_every": save_every, "max_to_keep": 1, "tensorboard": False, "rate": rate}
+            {"save_every": save_every, "max_to_keep": 1, "tensorboard": False}
+            | {"rate": rate, "profile": profile}
         )
         return training.run(config, trainer, folder)
 
@@ -319,6 +320,16 @@ def test_the_clock_does_not_count_evaluations(go, tmp_path, capsys):
     for row in read_jsonl(tmp_path / "metrics.jsonl"):
         assert 0 < row["time/step"] < 0.3
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["time/step"])
+
+
+def test_a_step_is_traced(go, tmp_path):
+    with pytest.raises(InputError, match=r"^profile=9: the run has 8 steps; name one of them$"):
+        go(tmp_path, Toy(steps=8), profile=9)
+    assert not (tmp_path / "profile").exists()
+    go(tmp_path, Toy(steps=8), profile=3)
+    names = {path.name for path in (tmp_path / "profile").rglob("*")}
+    assert "perfetto_trace.json.gz" in names
+    assert any(name.endswith(".xplane.pb") for name in names)
 
 
 def test_compilations_are_counted(go, tmp_path, capsys):

@@ -1,0 +1,37 @@
+"""FLOPs that the mathematics of a model needs.
+
+2 a weight and token forward, and 4 a head channel, query and key for the attention (both halves of
+the square, as is usual); twice as much again for the backward pass. Norms, rotations and scalar
+heads are left out.
+"""
+
+import numpy as np
+
+from fgrlhf_jax.models.llama import LlamaConfig
+
+
+def forward_flops(cfg: LlamaConfig, tokens: float, pairs: float) -> float:
+    """FLOPs of all layers, forward; ``pairs`` are of a query and a key that it attends to."""
+    attention = 2 * cfg.hidden_size * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads)
+    weights = cfg.num_layers * (attention + 3 * cfg.hidden_size * cfg.intermediate_size)
+    return 2.0 * weights * tokens + 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * pairs
+
+
+def rows_flops(cfg: LlamaConfig, lengths) -> float:
+    """:func:`forward_flops` of rows in which every token attends to every other."""
+    lengths = np.asarray(lengths, float)
+    return forward_flops(cfg, lengths.sum(), (lengths**2).sum())
+
+
+def logits_flops(cfg: LlamaConfig, tokens: float) -> float:
+    """FLOPs of the language model's head, forward."""
+    return 2.0 * cfg.hidden_size * cfg.vocab_size * tokens
+
+
+def decoding_flops(cfg: LlamaConfig, prompts, responses) -> float:
+    """FLOPs of sampling: the last token of a response is not read again."""
+    prompts, responses = np.asarray(prompts, float), np.asarray(responses, float)
+    ends = prompts + responses
+    later = (ends * (ends - 1) - prompts * (prompts + 1)) / 2  # P + 1, …, P + T - 1
+    layers = forward_flops(cfg, (ends - 1).sum(), (prompts**2 + later).sum())
+    return layers + logits_flops(cfg, responses.sum())

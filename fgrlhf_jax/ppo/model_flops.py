@@ -1,0 +1,27 @@
+"""FLOPs that a PPO step needs, of rows of given lengths; see ``models.flops``."""
+
+import numpy as np
+
+from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops
+from fgrlhf_jax.ppo.models import Architectures
+
+
+def model_flops(
+    models: Architectures, prompts, responses, *, epochs: int, scored: bool
+) -> dict[str, float]:
+    """FLOPs of each program for rows of these tokens, over all devices.
+
+    Args:
+      prompts, responses: tokens of every row.
+      epochs: passes of the update over the rollout.
+      scored: whether a reward model gives the rewards.
+    """
+    cfg, rows = models.policy.cfg, np.add(prompts, responses)
+    forward = rows_flops(cfg, rows) + logits_flops(cfg, np.sum(responses, dtype=float))
+    value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
+    score = rows_flops(models.reward_model.cfg, rows) if scored else 0.0
+    return {
+        "generate": decoding_flops(cfg, prompts, responses),
+        "score_rollout": 2 * forward + value + score,
+        "update": 3 * epochs * (forward + value),
+    }
