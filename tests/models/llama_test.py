@@ -259,6 +259,19 @@ def test_scan_unroll_and_remat_are_the_same_function():
     assert temporaries[True, True] < 0.8 * temporaries[True, False]
 
 
+def test_weight_gradients_need_no_transposed_copies():
+    module = llama.MLP(BASE)
+    hidden = jax.ShapeDtypeStruct((2, 16, BASE.hidden_size), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), hidden)
+
+    def loss(params, hidden_BSD):
+        return jnp.sum(jnp.square(module.apply(params, hidden_BSD)))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, hidden).compile()
+    assert " dot(" in compiled.as_text()
+    assert " transpose(" not in compiled.as_text()
+
+
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     params = parameters(llama.CausalLM(BASE))
     tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
