@@ -1,10 +1,13 @@
 """Pairs of responses for a reward model: records to token ids, and pairs to padded batches.
 
+Both sides of a pair begin with the same tokens, those of the prompt and more. A pair is one row, in
+which these stand, and are computed, once (:func:`pad_pairs`).
+
 Every mask comes from lengths, never from a token id: a tokenizer may have no pad token (LLaMA)
 or pad with its EOS (SmolLM2).
 
-Shape suffixes: B pairs, 2 a pair's sides (0 = i, preferred; 1 = j), S columns, T response
-tokens.
+Shape suffixes: B pairs, 2 a pair's sides (0 = i, preferred; 1 = j), S columns of a row, or tokens
+of a side; T response tokens.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.bucketing import fill_batch, pad_responses, pad_right
+from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Edit, Preference, Record, better_and_worse, kind_of
 from fgrlhf_jax.data.templates import Encoded, check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -46,9 +49,16 @@ class Pair:
     row: int
 
     @property
+    def common(self) -> int:
+        """How many tokens both sides begin with."""
+        shorter = min(len(self.tokens_i), len(self.tokens_j))
+        differs = self.tokens_i[:shorter] != self.tokens_j[:shorter]
+        return int(differs.argmax()) if differs.any() else shorter
+
+    @property
     def length(self) -> int:
-        """Columns of the longer side: what the bucket must hold."""
-        return max(len(self.tokens_i), len(self.tokens_j))
+        """Columns of the pair's row: what the bucket must hold."""
+        return len(self.tokens_i) + len(self.tokens_j) - self.common
 
 
 def encode_by_kind(
@@ -197,23 +207,57 @@ def span_labels(
 def pad_pairs(
     pairs: Sequence[Pair], bucket: int, batch_size: int | None = None
 ) -> dict[str, np.ndarray]:
-    """One batch, padded on the right with zeros to ``bucket`` columns.
+    """One batch: a row a pair, padded on the right with zeros to ``bucket`` columns.
+
+    Of i = a b c d and j = a b e f g, and where j's tokens stand:
+
+        tokens     a b c d e f g 0      columns of j  0 1 4 5 6
+        branch     0 0 1 1 2 2 2 0
+        positions  0 1 2 3 2 3 4 0
+        before     0 0 1 2 1 4 5 0
 
     Args:
       batch_size: rows; beyond the pairs the last one is repeated with weight 0.
 
     Returns:
-      tokens_B2S int32; mask_B2S bool, real tokens; response_B2S bool, response tokens; changed_B2S
-      bool, U1; partner_BS int32, column of side 0 -> matched column of side 1, or -1; weight_B
-      float32, 1 or 0.
+      Of the row: tokens_BS int32; mask_BS bool, real tokens; branch_BS int8, 0 both sides', 1 the
+      rest of i, 2 the rest of j; positions_BS int32, in the side; before_BS int32, the column of
+      the token before, 0 for the first. Of the sides: columns_B2S int32, where in the row their
+      tokens stand; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32,
+      token of side 0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
     """
-    rows, weight_B = fill_batch(pairs, batch_size)
-
-    def both_sides(name: str) -> list:
-        return [getattr(pair, f"{name}_{side}") for pair in rows for side in "ij"]
-
-    arrays = pad_responses(both_sides("tokens"), both_sides("start"), bucket)
-    arrays["changed"] = pad_right(both_sides("changed"), bucket)
-    sides = {f"{name}_B2S": x.reshape(len(rows), 2, bucket) for name, x in arrays.items()}
-    partner_BS = pad_right([pair.partner for pair in rows], bucket, -1)
-    return sides | {"partner_BS": partner_BS, "weight_B": weight_B}
+    pairs, weight_B = fill_batch(pairs, batch_size)
+    shape = (len(pairs), bucket)
+    tokens_BS, positions_BS, before_BS = np.zeros((3, *shape), np.int32)
+    mask_BS, branch_BS = np.zeros(shape, bool), np.zeros(shape, np.int8)
+    columns_B2S = np.zeros((len(pairs), 2, bucket), np.int32)
+    response_B2S, changed_B2S = np.zeros((2, *columns_B2S.shape), bool)
+    for b, pair in enumerate(pairs):
+        mask_BS[b, : pair.length] = True
+        for side, letter in enumerate("ij"):
+            tokens, start, changed = (
+                getattr(pair, f"{name}_{letter}") for name in ("tokens", "start", "changed")
+            )
+            length = len(tokens)
+            columns = np.arange(length)
+            if side == 1:
+                columns[pair.common :] += len(pair.tokens_i) - pair.common
+            tokens_BS[b, columns] = tokens
+            branch_BS[b, columns[pair.common :]] = side + 1
+            positions_BS[b, columns] = np.arange(length)
+            before_BS[b, columns[1:]] = columns[:-1]
+            columns_B2S[b, side, :length] = columns
+            response_B2S[b, side, start:length] = True
+            changed_B2S[b, side, :length] = changed
+    return {
+        "tokens_BS": tokens_BS,
+        "mask_BS": mask_BS,
+        "branch_BS": branch_BS,
+        "positions_BS": positions_BS,
+        "before_BS": before_BS,
+        "columns_B2S": columns_B2S,
+        "response_B2S": response_B2S,
+        "changed_B2S": changed_B2S,
+        "partner_BS": pad_right([pair.partner for pair in pairs], bucket, -1),
+        "weight_B": weight_B,
+    }

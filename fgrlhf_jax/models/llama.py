@@ -319,6 +319,7 @@ class ScalarHead(nn.Module):
 
     ``state_action`` adds w . (h_{t-1} * U[a_t]), what a_t is worth in the state before it.
     w (gate) starts at zero; U (unembed) should be the language model's head, if there is one.
+    The token before stands in column ``before_BS``; without these in the column before.
     """
 
     cfg: LlamaConfig
@@ -326,7 +327,7 @@ class ScalarHead(nn.Module):
     use_bias: bool
 
     @nn.compact
-    def __call__(self, hidden_BSD, tokens_BS, positions_BS):
+    def __call__(self, hidden_BSD, tokens_BS, positions_BS, before_BS=None):
         vocab, width = self.cfg.vocab_size, self.cfg.hidden_size
         zeros, normal = nn.initializers.zeros_init(), nn.initializers.normal
         hidden_BSD = hidden_BSD.astype(jnp.float32)
@@ -338,7 +339,10 @@ class ScalarHead(nn.Module):
         if self.state_action:
             gate_D = self.param("gate", zeros, (width,))
             unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
-            before_BSD = jnp.pad(hidden_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            if before_BS is None:
+                before_BSD = jnp.pad(hidden_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            else:
+                before_BSD = jnp.take_along_axis(hidden_BSD, before_BS[:, :, None], axis=1)
             chosen_BS = jnp.einsum("BSD,BSD,D->BS", before_BSD, unembed_VD[tokens_BS], gate_D)
             # The first real token has nothing before it but, perhaps, padding.
             value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
@@ -362,9 +366,9 @@ class TokenValueModel(nn.Module):
         self.backbone = Llama(self.cfg)
         self.head = ScalarHead(self.cfg, self.kind == "state_action", self.use_bias)
 
-    def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
         hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
-        return self.head(hidden_BSD, tokens_BS, positions_BS)
+        return self.head(hidden_BSD, tokens_BS, positions_BS, before_BS)
 
 
 # The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,

@@ -132,14 +132,17 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> 
 
 
 def reward_model_shapes(config: ConfigDict) -> RunShapes:
-    """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows."""
+    """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows.
+
+    These are of pairs that have nothing in common: two sides of ``max_length`` in a row.
+    """
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
     tokens = np.zeros(2, np.int32)
     pair = Pair(tokens, tokens, 1, 1, *[tokens > 0] * 3, tokens, 0)
     pairs = {"edits": [pair] * config.batch_size}
-    buckets = choose_buckets([length], 1)
+    buckets = choose_buckets([2 * length], 1)
     trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, buckets)
     batch = on_mesh(pad_pairs([pair], *buckets, predictor.batch_size), mesh)
     return supervised_shapes(

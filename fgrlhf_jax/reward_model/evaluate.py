@@ -76,7 +76,7 @@ class PairPredictor:
             yield rows, batch, sharding.put_batch(batch, self.mesh)
 
     def _executable(self, batch: dict):
-        bucket = batch["tokens_B2S"].shape[-1]
+        bucket = batch["tokens_BS"].shape[-1]
         if bucket not in self._compiled:
             with jax.set_mesh(self.mesh):
                 self._compiled[bucket] = self.step.lower(self._params, batch).compile()

@@ -16,6 +16,7 @@ import optax
 
 from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
+from fgrlhf_jax.models.attention import dense_mask
 from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
@@ -95,6 +96,16 @@ def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization
     return Normalization(mean, float(totals.std()) or 1.0)
 
 
+def attend_in_pairs(branch_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """Who sees whom in rows of pairs, attend_BSS: the common beginning and one's own side's tail.
+
+    branch   attend (rows are queries)
+    0 1 2    1 0 0 | 1 1 0 | 1 0 1
+    """
+    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
+    return dense_mask(mask_BS) & ((key_B1S == 0) | (key_B1S == query_BS1))
+
+
 def pair_losses(
     params: dict,
     batch: dict,
@@ -106,12 +117,17 @@ def pair_losses(
 ):
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
+    The model reads each pair as one row; what follows is of each side's own tokens.
+
     Args:
       batch: the arrays of ``pairs.pad_pairs``.
     """
-    B, _, S = batch["tokens_B2S"].shape
-    rows = (batch[name].reshape(2 * B, S) for name in ("tokens_B2S", "mask_B2S"))
-    value_B2S = token_values(params, *rows, model=model).reshape(B, 2, S)
+    tokens_BS, positions_BS, before_BS = (
+        batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
+    )
+    attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
+    value_BS = model.apply({"params": params}, tokens_BS, positions_BS, attend_BSS, before_BS)
+    value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
     pair_loss = functools.partial(
         reward_model_loss,
         loss=loss,

@@ -13,7 +13,7 @@ from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.cards import Origin
-from fgrlhf_jax.models.flops import rows_flops
+from fgrlhf_jax.models.flops import forward_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -99,14 +99,22 @@ def make_trainer(
         held_out,
         lengths=[pair.length for pair in rows],
         buckets=buckets,
-        mask="mask_B2S",
+        mask="mask_BS",
         pad=pad_pairs,
         train_step=functools.partial(train_step, model=model, **settings),
-        flops=lambda batch: rows_flops(model.cfg, batch["mask_B2S"].sum(axis=-1)),
+        flops=functools.partial(batch_flops, model.cfg),
         initial_params=functools.partial(initial_params, config, model, abstract),
         evaluate=lambda params, step: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor
+
+
+def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
+    """FLOPs of a forward pass over rows of pairs: a token attends to those of its own side."""
+    branches = (batch["mask_BS"] & (batch["branch_BS"] == branch) for branch in range(3))
+    common, rest_i, rest_j = (branch_BS.sum(axis=-1, dtype=float) for branch_BS in branches)
+    attended = (common + rest_i) ** 2 + (common + rest_j) ** 2 - common**2
+    return forward_flops(cfg, batch["mask_BS"].sum(), attended.sum())
 
 
 def loss_settings(config: ConfigDict) -> dict:

@@ -60,7 +60,10 @@ def check(pair: Pair, record, tokenizer, method="levenshtein", limits=SETTINGS, 
     ):
         assert getattr(pair, name).dtype == dtype
         np.testing.assert_array_equal(getattr(pair, name), part)
-    assert pair.length == max(len(pair.tokens_i), len(pair.tokens_j)) <= limits["max_length"]
+    assert max(len(pair.tokens_i), len(pair.tokens_j)) <= limits["max_length"]
+    np.testing.assert_array_equal(pair.tokens_i[: pair.common], pair.tokens_j[: pair.common])
+    assert start <= pair.common
+    assert pair.length == len(pair.tokens_i) + len(pair.tokens_j) - pair.common
 
 
 def changed_words(tokenizer, pair: Pair) -> tuple[str, str]:
@@ -123,7 +126,7 @@ def test_overlong_rows_are_dropped_or_truncated_and_counted(tokenizer):
 
 def test_exact_fit_is_not_overlong(tokenizer):
     (whole,), _ = encode(EDITS[:1], tokenizer)
-    fits = {"max_length": whole.length, "max_prompt_length": whole.start_i}
+    fits = {"max_length": len(whole.tokens_i), "max_prompt_length": whole.start_i}
     for overlong in ("drop", "truncate"):
         (pair,), counts = encode(EDITS[:1], tokenizer, **fits, overlong=overlong)
         assert counts == (1, 1, 0, 0, 0)
@@ -213,11 +216,17 @@ def test_padding(either, bucket):
     pairs, _ = encode([*EDITS, *PREFERENCES], either)
     pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0, start_i=1)
     batch = pad_pairs(pairs, bucket)
-    sides = (6, 2, bucket)
-    booleans = dict.fromkeys(("mask_B2S", "response_B2S", "changed_B2S"), (sides, "bool"))
-    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == booleans | {
-        "tokens_B2S": (sides, "int32"),
-        "partner_BS": ((6, bucket), "int32"),
+    rows, sides = (6, bucket), (6, 2, bucket)
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
+        "tokens_BS": (rows, "int32"),
+        "mask_BS": (rows, "bool"),
+        "branch_BS": (rows, "int8"),
+        "positions_BS": (rows, "int32"),
+        "before_BS": (rows, "int32"),
+        "partner_BS": (rows, "int32"),
+        "columns_B2S": (sides, "int32"),
+        "response_B2S": (sides, "bool"),
+        "changed_B2S": (sides, "bool"),
         "weight_B": ((6,), "float32"),
     }
     assert batch["weight_B"].tolist() == [1] * 6
@@ -227,15 +236,38 @@ def test_padding(either, bucket):
 
     for b, pair in enumerate(pairs):
         for side, letter in enumerate("ij"):
-            tokens, mask = getattr(pair, f"tokens_{letter}"), getattr(pair, f"changed_{letter}")
-            for name, row in {
-                "tokens_B2S": tokens,
-                "mask_B2S": [True] * len(tokens),
-                "response_B2S": np.arange(len(tokens)) >= getattr(pair, f"start_{letter}"),
-                "changed_B2S": mask,
-            }.items():
-                assert batch[name][b, side].tolist() == padded(row)
+            tokens = getattr(pair, f"tokens_{letter}")
+            columns = batch["columns_B2S"][b, side]
+            assert not columns[len(tokens) :].any()
+            columns = columns[: len(tokens)]
+            assert batch["mask_BS"][b, columns].all()
+            assert batch["tokens_BS"][b, columns].tolist() == tokens.tolist()
+            assert batch["positions_BS"][b, columns].tolist() == [*range(len(tokens))]
+            assert batch["before_BS"][b, columns].tolist() == [0, *columns[:-1]]
+            assert set(batch["branch_BS"][b, columns]) <= {0, side + 1}
+            response = np.arange(len(tokens)) >= getattr(pair, f"start_{letter}")
+            assert batch["response_B2S"][b, side].tolist() == padded(response)
+            changed = getattr(pair, f"changed_{letter}")
+            assert batch["changed_B2S"][b, side].tolist() == padded(changed)
         assert batch["partner_BS"][b].tolist() == padded(pair.partner, -1)
+        assert batch["mask_BS"][b].tolist() == padded([True] * pair.length, False)
+        for name in ("tokens", "branch", "positions", "before"):
+            assert not batch[f"{name}_BS"][b, pair.length :].any()
+        assert (batch["branch_BS"][b, : pair.length] == 0).sum() == pair.common
+
+
+def test_a_pair_is_one_row():
+    """The drawing of ``pad_pairs``; a, b, … are 1, 2, …"""
+    sides = np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7])
+    pair = Pair(*sides, 1, 1, *[side > 1 for side in sides], sides[1] < 0, sides[0], 0)
+    assert (pair.common, pair.length) == (2, 7)
+    rows = {name: array.tolist() for name, array in pad_pairs([pair], 8).items()}
+    assert rows["tokens_BS"] == [[1, 2, 3, 4, 5, 6, 7, 0]]
+    assert rows["branch_BS"] == [[0, 0, 1, 1, 2, 2, 2, 0]]
+    assert rows["positions_BS"] == [[0, 1, 2, 3, 2, 3, 4, 0]]
+    assert rows["before_BS"] == [[0, 0, 1, 2, 1, 4, 5, 0]]
+    assert rows["columns_B2S"] == [[[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 4, 5, 6, 0, 0, 0]]]
+    assert rows["mask_BS"] == [[True] * 7 + [False]]
 
 
 def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):

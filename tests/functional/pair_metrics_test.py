@@ -136,8 +136,8 @@ def test_unpad_gives_back_what_was_padded():
         changed = [np.concatenate([none, rng.random(n) < 0.5]) for n in lengths]
         partner = np.full(prompt + length_i, -1, np.int32)
         pairs.append(Pair(*tokens, prompt, prompt, *changed, changed[1], partner, row))
-    batch = pad_pairs(pairs, 10, batch_size=5)
-    value_B2S = rng.standard_normal((5, 2, 10)).astype(np.float32)
+    batch = pad_pairs(pairs, 12, batch_size=5)
+    value_B2S = rng.standard_normal((5, 2, 12)).astype(np.float32)
     unpadded = unpad(value_B2S, batch)
     assert len(unpadded) == 3  # the two rows that only fill the batch are gone
     for b, (pair, values) in enumerate(zip(pairs, unpadded, strict=True)):

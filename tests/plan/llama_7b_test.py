@@ -32,13 +32,13 @@ def uncached():
     compilation_cache.reset_cache()
 
 
-def check_supervised_flops(plan: dict, rows: int) -> None:
+def check_supervised_flops(plan: dict, rows: int, extra: float = 0.001) -> None:
     """At 512 tokens: 6 a parameter and token, blocks computed again for their gradient."""
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     least = 6 * 6.6e9 * rows * 512 / 8
     assert least < train["model_flops"] < 1.1 * least
     assert 3 / 4 < train["model_flops"] / train["compiled_flops"] < 1
-    assert evaluate["model_flops"] == pytest.approx(evaluate["compiled_flops"], rel=1e-3)
+    assert evaluate["model_flops"] == pytest.approx(evaluate["compiled_flops"], rel=extra)
 
 
 def test_reward_model(uncached):
@@ -59,7 +59,8 @@ def test_reward_model(uncached):
     assert train["temporaries"] > state / 3 / 8  # the gradients
     assert train["total"] < 80e9
     assert grown < 2e9
-    check_supervised_flops(plan, rows=2 * 16)
+    # Scores between the two sides are computed, and masked.
+    check_supervised_flops(plan, rows=2 * 16, extra=0.03)
 
 
 def test_supervised_fine_tuning(quick_compilation):

@@ -41,6 +41,24 @@ def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.nda
     return tokens, mask
 
 
+def pair(prompt, edited, original, row: int = 0) -> Pair:
+    """The edit of a response, given as tokens."""
+    edit = align(edited, original)
+    start = len(prompt)
+    none, shift = np.zeros(start, bool), np.where(edit.partner_i >= 0, start, 0)
+    return Pair(
+        tokens_i=np.array([*prompt, *edited], np.int32),
+        tokens_j=np.array([*prompt, *original], np.int32),
+        start_i=start,
+        start_j=start,
+        changed_i=np.concatenate([none, edit.changed_i]),
+        changed_j=np.concatenate([none, edit.changed_j]),
+        marked_j=np.zeros(start + len(original), bool),
+        partner=np.array([*[-1] * start, *(edit.partner_i + shift)], np.int32),
+        row=row,
+    )
+
+
 def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
     """Edits of responses of 1 to 8 tokens behind prompts of 1 to 3, each changing something."""
     rng = np.random.default_rng(seed)
@@ -53,22 +71,7 @@ def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
         edited = np.concatenate([original[:start], inserted, original[end:]])
         if not edited.size or np.array_equal(edited, original):
             continue
-        edit = align(edited, original)
-        none = np.zeros(prompt.size, bool)
-        partner = np.where(edit.partner_i >= 0, edit.partner_i + prompt.size, -1)
-        made.append(
-            Pair(
-                tokens_i=np.concatenate([prompt, edited]).astype(np.int32),
-                tokens_j=np.concatenate([prompt, original]).astype(np.int32),
-                start_i=prompt.size,
-                start_j=prompt.size,
-                changed_i=np.concatenate([none, edit.changed_i]),
-                changed_j=np.concatenate([none, edit.changed_j]),
-                marked_j=np.zeros(prompt.size + original.size, bool),
-                partner=np.concatenate([np.full(prompt.size, -1), partner]).astype(np.int32),
-                row=len(made),
-            )
-        )
+        made.append(pair(prompt, edited, original, row=len(made)))
     return made
 
 
