@@ -1,0 +1,90 @@
+"""The models of the benchmarks: a Hugging Face folder that ours and the peers load alike."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from fgrlhf_jax.data.tokenizers import train_tokenizer
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models.language_model import LanguageModel
+from fgrlhf_jax.reward_model.model import Normalization
+from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
+from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.training import supervised
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = ROOT / "LICENSE"
+LOSS = {"loss": "sequence", "consistency_weight": 0.0, "center_weight": 0.0}
+
+
+def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
+    """The folder of a checkpoint: itself, a GGUF file as a folder, or random weights.
+
+    Args:
+      path: a Hugging Face folder or a .gguf file; "" makes random weights.
+      cache: where folders are made, once.
+      size: of ``llama.SIZES``, of random weights.
+
+    Raises:
+      InputError: for a path that is neither.
+    """
+    if path and Path(path).is_dir():
+        hf_load.check_language_model(path)
+        return Path(path).resolve()
+    if path and not (path.endswith(".gguf") and Path(path).is_file()):
+        raise InputError(f"model={path}: is no folder and no .gguf file; give one of these")
+    folder = cache / (Path(path).stem if path else f"random_{size}")
+    if not (folder / "config.json").is_file():
+        print(f"{folder} is made first", flush=True)
+        if path:
+            model = LanguageModel.load(path)
+            _save(folder, model.params, model.module.cfg, model.tokenizer)
+        else:
+            _save(folder, *random_model(size))
+    return folder.resolve()
+
+
+def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
+    """Random parameters of a size, its configuration, and a tokenizer trained on our own pages."""
+    cfg = llama.SIZES[size]
+    cfg = dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, 512))  # bytes need that many
+    pages = [TEXT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    tokenizer = train_tokenizer([page.read_text() for page in pages], cfg.vocab_size)
+    module, mesh = llama.CausalLM(cfg), sharding.make_mesh("1,-1,1")
+    with jax.set_mesh(mesh):
+        abstract = llama.abstract_params(module, mesh)
+        params = supervised.random_params(module, jax.random.key(0), abstract)
+    return params, cfg, tokenizer
+
+
+def _save(folder: Path, params: dict, cfg: llama.LlamaConfig, tokenizer) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hf_save.save(folder, params, cfg, tokenizer, architecture=hf_save.LANGUAGE_MODEL)
+
+
+def reward_model(model: Path, cache: Path, max_length: int) -> Path:
+    """A reward model with the backbone of ``model`` and a random head, as ours and as TRL's."""
+    folder = cache / f"reward_{model.name}"
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    print(f"{folder} is made first", flush=True)
+    policy = LanguageModel.load(model)
+    module = make_module(policy.module.cfg, LOSS["loss"], "after")
+    with jax.set_mesh(policy.mesh):
+        abstract = {"head": llama.abstract_params(module, policy.mesh)["head"]}
+        params = supervised.random_params(module, jax.random.key(1), abstract)
+    data = {
+        "template": "plain",
+        "max_length": max_length,
+        "max_prompt_length": max_length - 1,
+        "overlong": "truncate",
+        "alignment": "levenshtein",
+        "append_eos": True,
+    }
+    meta = RewardMeta("after", LOSS, Normalization(0.0, 1.0), data)
+    params["backbone"] = policy.params["backbone"]
+    cache.mkdir(parents=True, exist_ok=True)
+    RewardModel(module, params, policy.tokenizer, meta, policy.mesh).save(folder)
+    return folder.resolve()

@@ -1,0 +1,201 @@
+"""Ours against torch, TRL and Hugging Face generate: one checkpoint, the same tokens, in turn.
+
+python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_real] [--model=FOLDER|FILE.gguf]
+                             [--edits=FILE] [--prompts=FILE] --json=FILE [--markdown=FILE]
+                             [--peers=FOLDER] [--sides=ours,peer] [--rounds=2] [--steps=3]
+                             [--limit=1200]
+
+Every piece of work is done by ours and its peer in turn (A B A B), each time in a fresh process: a
+few timed steps after one to warm up. A ratio above 1 says that ours is faster; it is the median of
+the rounds, its spread their lowest and highest. The peers are those of benchmarks/peers/setup.sh,
+in --peers (benchmarks/peers/venv). Without --model the weights are random, of SmolLM2-135M's shape;
+rm_edits and ppo_real need files, and are left out without them. Results are written as they come;
+what is in --json already stays, so that --only fills in the rest.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import checkpoint, machine, table, work
+from benchmarks.work import Sizes, Work
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.files import read_json, write_json, write_text
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / "cache"
+SIDES = ("ours", "peer")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options; raises InputError for values that cannot be."""
+    parser = argparse.ArgumentParser(
+        "benchmarks.compare", usage=__doc__.split("\n\n")[1], allow_abbrev=False
+    )
+    parser.add_argument("--only", default=",".join(work.GROUPS))
+    for name in ("model", "edits", "prompts", "json", "markdown"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--peers", default=str(HERE / "peers" / "venv"))
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=Sizes().steps)
+    parser.add_argument("--limit", type=float, default=1200.0)
+    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    options = parser.parse_args(argv)
+    for name, known in (("only", work.GROUPS), ("sides", SIDES)):
+        values = getattr(options, name).split(",")
+        if unknown := [value for value in values if value not in known]:
+            raise InputError(f"{name}={unknown[0]}: is not one of {', '.join(known)}")
+        setattr(options, name, values)
+    if not options.json:
+        raise InputError("json is empty; give --json=FILE for the results")
+    if min(options.rounds, options.steps) < 1:
+        raise InputError(f"rounds={options.rounds}, steps={options.steps}: must be at least 1")
+    for name, group in (("edits", "rm_edits"), ("prompts", "ppo_real")):
+        if group in options.only and not getattr(options, name):
+            print(f"{group} is left out: it needs --{name}=FILE")
+    if "peer" in options.sides and not python_of(options.peers).exists():
+        raise InputError(
+            f"peers={options.peers}: there is no bin/python in it; make it with "
+            "bash benchmarks/peers/setup.sh, or give --sides=ours"
+        )
+    return options
+
+
+def python_of(peers: str) -> Path:
+    return Path(peers).absolute() / "bin" / "python"
+
+
+def main(options: argparse.Namespace) -> bool:
+    """Runs everything and writes the results; whether all of it succeeded."""
+    print(f"load average {os.getloadavg()[0]:.2f} on {machine.cores()} cores")
+    if warning := machine.busy_warning():
+        print(warning, file=sys.stderr)
+    results = {}
+    if Path(options.json).exists():
+        results = read_json(options.json, {}, "choose another file")
+    size, sizes = ("tiny", work.TINY) if options.size == "tiny" else ("smollm2_135m", Sizes())
+    sizes = sizes._replace(steps=options.steps)
+    model = checkpoint.language_model(options.model, CACHE, size)
+    items = work.make(options.only, model, CACHE, options.edits, options.prompts, sizes)
+    flops = machine.measured_flops()
+    print(f"matrix products: {flops / 1e9:.0f} GFLOP/s in float32", flush=True)
+    results["machine"] = {"cores": machine.cores(), "load": os.getloadavg()[0], "flops": flops}
+    succeeded = True
+    for item in items:
+        try:
+            results[item.name] = compare(item, options, flops)
+            print(table.line(item.name, results[item.name]), flush=True)
+        except RuntimeError as error:
+            print(f"{item.name}: {error}", file=sys.stderr, flush=True)
+            results.setdefault(item.name, {})["error"] = str(error)
+            succeeded = False
+        write_json(options.json, results)
+        if options.markdown:
+            write_text(options.markdown, table.markdown(results))
+    return succeeded
+
+
+def compare(item: Work, options: argparse.Namespace, flops: float) -> dict:
+    """The figures of one piece of work, as they stand in the JSON file.
+
+    Raises:
+      RuntimeError: where a side fails or takes longer than the limit.
+    """
+    runs: dict[str, list[dict]] = {side: [] for side in options.sides}
+    for number in range(1, options.rounds + 1):
+        for side in options.sides:
+            print(f"{item.name}: round {number} of {options.rounds}, {side}", flush=True)
+            runs[side].append(run(item, side, options))
+    rates = {side: [rate(result) for result in results] for side, results in runs.items()}
+    figures = {
+        "title": item.title,
+        "peer_is": item.peer[1],
+        "unit": f"{item.unit}/s",
+        **{side: statistics.median(values) for side, values in rates.items()},
+        "memory_gb": {side: max(r["memory_gb"] for r in runs[side]) for side in runs},
+        "flops_share": {
+            side: statistics.median(item.flops(r) / seconds(r) / flops for r in runs[side])
+            for side in runs
+        },
+        "runs": runs,
+    }
+    if len(rates) == 2:
+        ratios = [ours / peer for ours, peer in zip(*(rates[s] for s in SIDES), strict=True)]
+        figures |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
+    return figures
+
+
+def seconds(result: dict) -> float:
+    return statistics.median(result["seconds"])
+
+
+def rate(result: dict) -> float:
+    """Units a second."""
+    return result["count"] / seconds(result)
+
+
+def run(item: Work, side: str, options: argparse.Namespace) -> dict:
+    """What one fresh process of a side wrote; it is ended with this one, and after the limit."""
+    script, _ = item.peer
+    with tempfile.TemporaryDirectory() as folder:
+        job, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
+        job.write_text(json.dumps(item.job))
+        command = [sys.executable, "-m", "benchmarks.ours", script]
+        if side == "peer":
+            command = [str(python_of(options.peers)), str(HERE / "peers" / f"{script}.py")]
+        environment = os.environ | {"PYTHONPATH": python_path(side), "PYTHONUNBUFFERED": "1"}
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [*command, str(job), str(result)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(options.limit)
+            except subprocess.TimeoutExpired:
+                status = f"more than {options.limit:g} s"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if status != 0 or not result.exists():
+            last = log.read_text(errors="replace").strip().splitlines()[-12:]
+            raise RuntimeError("\n  ".join([f"{side} failed ({status}):", *last]))
+        values = json.loads(result.read_text())
+        if not all(math.isfinite(s) and s > 0 for s in values["seconds"]):
+            raise RuntimeError(f"{side}: seconds={values['seconds']} is no measurement")
+        return values
+
+
+def python_path(side: str) -> str:
+    """Ours is found wherever the command is started; the peers see nothing of ours."""
+    if side == "peer":
+        return ""
+    return os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+
+
+def command() -> None:
+    try:
+        if not main(parse_arguments(sys.argv[1:])):
+            sys.exit(1)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()
