@@ -85,13 +85,11 @@ def main(options: argparse.Namespace) -> bool:
     sizes = sizes._replace(steps=options.steps)
     model = checkpoint.language_model(options.model, CACHE, size)
     items = work.make(options.only, model, CACHE, options.edits, options.prompts, sizes)
-    flops = machine.measured_flops()
-    print(f"matrix products: {flops / 1e9:.0f} GFLOP/s in float32", flush=True)
-    results["machine"] = {"cores": machine.cores(), "load": os.getloadavg()[0], "flops": flops}
+    results["machine"] = {"cores": machine.cores(), "load": os.getloadavg()[0]}
     succeeded = True
     for item in items:
         try:
-            results[item.name] = compare(item, options, flops)
+            results[item.name] = compare(item, options)
             print(table.line(item.name, results[item.name]), flush=True)
         except RuntimeError as error:
             print(f"{item.name}: {error}", file=sys.stderr, flush=True)
@@ -103,12 +101,14 @@ def main(options: argparse.Namespace) -> bool:
     return succeeded
 
 
-def compare(item: Work, options: argparse.Namespace, flops: float) -> dict:
+def compare(item: Work, options: argparse.Namespace) -> dict:
     """The figures of one piece of work, as they stand in the JSON file.
 
     Raises:
       RuntimeError: where a side fails or takes longer than the limit.
     """
+    flops = machine.measured_flops()
+    print(f"{item.name}: matrix products {flops / 1e9:.0f} GFLOP/s in float32", flush=True)
     runs: dict[str, list[dict]] = {side: [] for side in options.sides}
     for number in range(1, options.rounds + 1):
         for side in options.sides:
@@ -125,6 +125,7 @@ def compare(item: Work, options: argparse.Namespace, flops: float) -> dict:
             side: statistics.median(item.flops(r) / seconds(r) / flops for r in runs[side])
             for side in runs
         },
+        "products": flops,
         "runs": runs,
     }
     if len(rates) == 2:

@@ -1,0 +1,216 @@
+"""benchmarks.compare at toy size: ours as it is, the peer a script that writes a known result."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import checkpoint, compare, machine, ours, table, work
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = """#!{python}
+import json, sys
+job = json.load(open(sys.argv[2]))
+result = {{"seconds": [1.0, 3.0, 2.0], "count": job["count"], "memory_gb": 0.5}}
+json.dump(result, open(sys.argv[3], "w"))
+"""
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def model(cache) -> Path:
+    return checkpoint.language_model("", cache, "tiny")
+
+
+@pytest.fixture(scope="module")
+def items(model, cache) -> dict[str, work.Work]:
+    """All work at toy size, on a file of edits and one of prompts."""
+    edits, prompts = cache / "edits.jsonl", cache / "prompts.jsonl"
+    text = "The city has a bridge over the river, and a tower of stone"
+    rows = [
+        {"instruction": f"Describe it ({n}).", "original": f"{text}.", "edited": f"{text}, {n}."}
+        for n in range(20)
+    ]
+    write_jsonl(edits, rows)
+    write_jsonl(prompts, [{"instruction": row["instruction"]} for row in rows])
+    sizes = work.TINY._replace(steps=1)
+    made = work.make(work.GROUPS, model, cache, str(edits), str(prompts), sizes)
+    return {item.name: item for item in made}
+
+
+@pytest.fixture
+def peers(tmp_path) -> Path:
+    python = tmp_path / "peers" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PEER.format(python=sys.executable))
+    python.chmod(0o755)
+    return tmp_path / "peers"
+
+
+def test_both_sides_read_the_same_tokens(items, model):
+    assert list(items) == ["rm", "rm_edits", "sft", "decode_1", "decode_2", "ppo", "ppo_real"]
+    sizes = work.TINY
+    assert {len(ids) for pair in items["rm"].job["rows"] for ids in pair} == {sizes.columns}
+    for name in ("rm", "rm_edits"):
+        job = items[name].job
+        assert len(job["rows"]) == len(job["records"])
+        rows = [ours.parse(fields) for fields in job["records"]]
+        options = {"overlong": "truncate", **job["data"]}
+        tokenizer = hf_load.load_tokenizer(model)
+        pairs = ours.encode_by_kind(rows, name, tokenizer, options)
+        (encoded,) = pairs.values()
+        assert [pair.row for pair in encoded] == list(range(len(rows)))
+        lengths = [max(map(len, sides)) for sides in job["rows"]]
+        assert [pair.length for pair in encoded] == lengths
+    assert items["rm"].flops({}) > 0
+    assert items["ppo_real"].flops({"lengths": [1, 2]}) < items["ppo_real"].flops(
+        {"lengths": [2, 2]}
+    )
+
+
+@pytest.mark.parametrize("name", ["rm_edits", "decode_2", "ppo"])
+def test_ours_does_the_work(name, items):
+    """What a fresh process would do; the steps are timed and counted as the peer's."""
+    item = items[name]
+    result = json.loads(json.dumps(ours.main(item.peer[0], item.job)))
+    assert len(result["seconds"]) == 1
+    wanted = {"rm_edits": work.TINY.edits, "ppo": 2 * 48}
+    assert result["count"] == wanted.get(name, item.job.get("count"))
+    assert result["memory_gb"] > 0.1
+    assert item.flops(result) > 0
+
+
+@pytest.mark.slow
+def test_the_command_compares_and_fills_in(model, peers, tmp_path, monkeypatch):
+    """Ours in a process of its own against a known peer; what the file had before stays."""
+    file, markdown = tmp_path / "result.json", tmp_path / "table.md"
+    file.write_text(json.dumps({"decode_1": {"ratio": 2.0}}))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device there too
+    flags = ["--only=sft", "--size=tiny", "--rounds=1", "--steps=1", f"--model={model}"]
+    files = [f"--json={file}", f"--markdown={markdown}", f"--peers={peers}"]
+    assert compare.main(compare.parse_arguments([*flags, *files]))
+    results = json.loads(file.read_text())
+    assert results["decode_1"] == {"ratio": 2.0}
+    row = results["sft"]
+    assert row["peer"] == 2 * 16 / 2.0  # of the median of 1, 3 and 2 s
+    assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+    assert row["spread"] == [row["ratio"]] * 2
+    assert row["memory_gb"].keys() == {"ours", "peer"}
+    assert row["memory_gb"]["peer"] == 0.5
+    assert row["products"] > 1e9
+    assert f"**{row['ratio']:.2f}**" in markdown.read_text()
+
+
+def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
+    """Of 4/1, 4/2 and 4/4; a spread of one side alone does not hide in it."""
+    seconds = iter([1.0, 4.0, 2.0, 4.0, 4.0, 4.0])
+    monkeypatch.setattr(machine, "measured_flops", lambda: 1e11)
+    result = {"count": 8, "memory_gb": 1.0}
+    run = lambda *_: result | {"seconds": [next(seconds)]}  # noqa: E731
+    monkeypatch.setattr(compare, "run", run)
+    options = compare.parse_arguments(["--json=x", "--sides=ours", "--rounds=3"])
+    options.sides = ["ours", "peer"]
+    row = compare.compare(items["sft"], options)
+    assert (row["ratio"], row["spread"]) == (2.0, [1.0, 4.0])
+    assert row["peer"] == 2.0
+
+
+def test_a_failure_is_recorded_and_the_others_go_on(model, peers, tmp_path, monkeypatch, capsys):
+    python = peers / "bin" / "python"
+    python.write_text(
+        python.read_text() + "\nif 'decode' in sys.argv[1]: sys.exit('no such thing')\n"
+    )
+    monkeypatch.setattr(machine, "measured_flops", lambda: 1e11)
+    file = tmp_path / "result.json"
+    flags = ["--only=sft,decode", "--size=tiny", "--sides=peer", "--rounds=1"]
+    files = [f"--json={file}", f"--model={model}", f"--peers={peers}"]
+    assert not compare.main(compare.parse_arguments([*flags, *files]))
+    results = json.loads(file.read_text())
+    assert "no such thing" in results["decode_1"]["error"]
+    assert results["sft"]["peer"] == 16
+    assert "ratio" not in results["sft"]
+    assert "decode_2: peer failed (1)" in capsys.readouterr().err
+
+
+def test_a_side_that_takes_too_long_is_ended(model, peers, tmp_path):
+    python = peers / "bin" / "python"
+    python.write_text(f"#!{sys.executable}\nimport time; time.sleep(60)")
+    options = compare.parse_arguments(
+        [f"--json={tmp_path / 'r'}", f"--peers={peers}", "--limit=0.5"]
+    )
+    item = work.Work("x", "x", ("sft", "torch"), "tokens", {}, lambda _: 1.0)
+    with pytest.raises(RuntimeError, match=r"peer failed \(more than 0.5 s\)"):
+        compare.run(item, "peer", options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only=rm,sit"], "only=sit: is not one of rm,"),
+        (["--sides=theirs"], "sides=theirs: is not one of ours, peer"),
+        ([], "json is empty"),
+        (["--json=x", "--rounds=0"], "rounds=0, steps=3: must be at least 1"),
+        (["--json=x", "--peers=nowhere"], "bash benchmarks/peers/setup.sh"),
+    ],
+)
+def test_bad_options_are_one_sentence(flags, message):
+    with pytest.raises(compare.InputError, match=message):
+        compare.parse_arguments(flags)
+
+
+def test_a_model_that_is_none_is_refused(cache):
+    with pytest.raises(compare.InputError, match="model=nowhere: is no folder"):
+        checkpoint.language_model("nowhere", cache)
+
+
+def test_the_table_shows_what_there_is():
+    row = {
+        "title": "t",
+        "unit": "tokens/s",
+        "peer_is": "TRL",
+        "ours": 123.4,
+        "flops_share": {"ours": 0.5},
+    }
+    row["memory_gb"] = {"ours": 1.23}
+    assert table.markdown({"rm": row, "machine": {}}).splitlines()[2:] == [
+        "| t | tokens/s | 123 | – | – | 50 % | 1.2 |"
+    ]
+
+
+def test_nothing_but_the_peers_imports_torch():
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        assert "import torch" not in file.read_text(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_a_real_peer_does_the_same_work(items, tmp_path):
+    """The loop in torch, where torch is installed."""
+    assert importlib.util.find_spec("torch")
+    peers = tmp_path / "bin"
+    peers.mkdir()
+    (peers / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (peers / "python").chmod(0o755)
+    options = compare.parse_arguments([f"--json={tmp_path / 'r'}", f"--peers={tmp_path}"])
+    result = compare.run(items["sft"], "peer", options)
+    assert result["count"] == items["sft"].job["count"]
+    assert result["memory_gb"] > 0.2
