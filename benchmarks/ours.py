@@ -21,6 +21,7 @@ from configs import ppo as ppo_config
 from configs import rm as rm_config
 from configs import sft as sft_config
 from fgrlhf_jax import LanguageModel, SamplingParams
+from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.pairs import encode_by_kind
 from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference
@@ -58,9 +59,11 @@ def train_pairs(job: dict) -> dict:
     supervised_config(config, job, job["data"]["max_length"])
     config.data.update(job["data"])
     rows = [parse(fields) for fields in job["records"]]
-    mesh, cfg, tokenizer, data, buckets = supervised.set_up(config, rows)
+    mesh, cfg, tokenizer, data = supervised.set_up(config, rows)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = encode_by_kind(rows, "train", tokenizer, data)
+    lengths = [pair.length for by_kind in pairs.values() for pair in by_kind]
+    buckets = choose_buckets(lengths, config.data.buckets)
     trainer, _ = reward_model.make_trainer(config, mesh, model, pairs, pairs, buckets)
     if not job.get("epoch"):
         return time_updates(trainer, **timing(job)) | {"count": job["count"]}
@@ -82,8 +85,8 @@ def train_sft(job: dict) -> dict:
     config = supervised_config(sft_config.get_config("smollm2"), job, width)
     config.data.template = "plain"
     rows = [Demonstration(np.array(ids, np.int32), 1) for ids in job["rows"]]
-    mesh, cfg, _, _, buckets = supervised.set_up(config, rows)
-    trainer = sft.make_trainer(config, mesh, llama.CausalLM(cfg), rows, rows, buckets)
+    mesh, cfg, _, _ = supervised.set_up(config, rows)
+    trainer = sft.make_trainer(config, mesh, llama.CausalLM(cfg), rows, rows, (width,))
     return time_updates(trainer, **timing(job)) | {"count": job["count"]}
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import checkpoint
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.prompts import encode_prompts
@@ -16,7 +18,7 @@ from fgrlhf_jax.data.records import Preference, Record, better_and_worse
 from fgrlhf_jax.data.templates import encode_responses, encode_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.plan.shapes import forward_flops, logits_flops, rows_flops
+from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops
 
 GROUPS = ("rm", "rm_edits", "sft", "decode", "ppo", "ppo_real")
 
@@ -79,7 +81,7 @@ def make(
     if "sft" in groups:
         rows = [ids[17 * b :][: sizes.columns] for b in range(sizes.pairs)]
         count = sizes.pairs * sizes.columns
-        flops = 3 * (rows_flops(cfg, sizes.pairs, sizes.columns) + logits_flops(cfg, count))
+        flops = 3 * (rows_flops(cfg, [len(ids) for ids in rows]) + logits_flops(cfg, count))
         title = f"SFT step, {sizes.pairs} × {sizes.columns}"
         job = base | {"rows": rows, "count": count}
         work.append(Work("sft", title, ("sft", "torch"), "tokens", job, lambda _: flops))
@@ -112,7 +114,7 @@ def _reward_model(base: dict, tokenizer, cfg, text: str, sizes: Sizes) -> Work:
     if {len(ids) for pair in job["rows"] for ids in pair} != {width}:
         raise InputError(f"{checkpoint.TEXT}: is too short a text for rows of {width} tokens")
     job |= {"batch_size": sizes.pairs, "count": 2 * sizes.pairs * width}
-    flops = 3 * rows_flops(cfg, 2 * sizes.pairs, width)
+    flops = 3 * rows_flops(cfg, [width] * 2 * sizes.pairs)
     title = f"reward-model step, {sizes.pairs} pairs × 2 × {width}"
     return Work("rm", title, ("rm", "TRL"), "tokens", job, lambda _: flops)
 
@@ -129,7 +131,7 @@ def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
         raise InputError(f"edits={path}: has only {len(usable)} usable pairs of {sizes.edits}")
     job |= {name: [job[name][n] for n in usable] for name in ("rows", "records")}
     job |= {"batch_size": sizes.pairs, "epoch": True}
-    flops = 3 * sum(rows_flops(cfg, 1, len(ids)) for pair in job["rows"] for ids in pair)
+    flops = 3 * rows_flops(cfg, [len(ids) for pair in job["rows"] for ids in pair])
     title = f"reward model on {sizes.edits} edits of real lengths"
     return Work("rm_edits", title, ("rm", "TRL"), "pairs", job, lambda _: flops)
 
@@ -149,15 +151,13 @@ def _encode_sides(tokenizer, rows: Sequence[Record], data: dict) -> dict:
 def _decode(base: dict, cfg, ids: list[int], rows: int, sizes: Sizes) -> Work:
     P, T = sizes.prompt, sizes.response
     prompts = [ids[37 * b :][:P] for b in range(rows)]
-    pairs = rows * sum(range(P + 1, P + T))
-    count = rows * (T - 1)
-    flops = forward_flops(cfg, count, pairs) + logits_flops(cfg, count)
+    flops = decoding_flops(cfg, [P] * rows, T) - decoding_flops(cfg, [P] * rows, 1)
     return Work(
         f"decode_{rows}",
         f"greedy decoding, {rows} × ({P} + {T})",
         ("decode", "HF generate"),
         "tokens",
-        base | {"prompts": prompts, "response": T, "count": count},
+        base | {"prompts": prompts, "response": T, "count": rows * (T - 1)},
         lambda _: flops,
     )
 
@@ -166,10 +166,12 @@ def _ppo(name: str, title: str, cfg: llama.LlamaConfig, job: dict, unit: str) ->
     """FLOPs: sampling, four models that score and two that learn, each on every real token."""
 
     def flops(result: dict) -> float:
-        prompts = [len(ids) for ids in job["prompts"][-len(result["lengths"]) :]]
-        lengths = list(zip(prompts, result["lengths"], strict=True))
-        forward = sum(rows_flops(cfg, 1, prompt + length) for prompt, length in lengths)
-        return 11 * forward + 6 * logits_flops(cfg, sum(result["lengths"]))
+        responses = result["lengths"]
+        prompts = [len(ids) for ids in job["prompts"][-len(responses) :]]
+        value = rows_flops(cfg, np.add(prompts, responses))
+        forward = value + logits_flops(cfg, sum(responses))
+        scores, updates = 2 * forward + 2 * value, 3 * (forward + value)
+        return decoding_flops(cfg, prompts, responses) + scores + updates
 
     return Work(name, title, ("ppo", "TRL"), unit, job, flops)
 
