@@ -3,6 +3,7 @@
 from configs.common import DTYPES, EXPORT_DTYPES, MESH, MODEL, OVERLONG, READING, SOURCE
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
+from fgrlhf_jax.models.attention import CHOICES
 from fgrlhf_jax.models.llama import SIZES
 from fgrlhf_jax.runtime.optim import SCHEDULES
 
@@ -24,7 +25,9 @@ DEVICES = {
         ),
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
-        "model.attention": Field("auto", "implementation", choices=("auto", "xla", "cudnn")),
+        "model.attention": Field(
+            "auto", "kernel; auto is the devices' flash kernel where it fits", choices=CHOICES
+        ),
         "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
     },
 }

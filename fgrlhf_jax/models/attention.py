@@ -1,15 +1,76 @@
 """Attention: who may attend to whom, over a sequence itself and over a cache.
 
-Shape letters as in llama.py. ``attend`` goes by its rank: rank 2 is mask_BS, True on real tokens,
-and means causal attention over real keys; rank 3 is attend_BQS, an explicit [query, key] mask.
+Shape letters as in llama.py. ``attend`` goes by its rank: rank 3 is attend_BQS, an explicit
+[query, key] mask; rank 2 is mask_BS, True on real tokens, and means causal attention over real
+keys; None is causal attention alone, for rows whose padding, if any, is on the right, where no
+real token sees it.
+
+Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs and the
+splash kernel of Pallas on TPUs. All else is XLA's.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import sharding
+
+CHOICES = ("auto", "xla", "cudnn", "splash")
+
+
+def check(choice: str, dtype: str, head_dim: int) -> None:
+    """Raises InputError for a kernel that cannot compute such heads."""
+    if reason := _unfit(choice, dtype, head_dim):
+        raise InputError(f"attention={choice}: {reason}, or leave attention=auto")
+
+
+def check_devices(choice: str, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError for a kernel that the mesh's devices do not have."""
+    device = mesh.devices.flat[0]
+    if choice in ("cudnn", "splash") and choice != _native(device):
+        wanted = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[choice]
+        raise InputError(
+            f"model.attention={choice}: the kernel is for {wanted} and the mesh is of "
+            f"{device.device_kind}; set model.attention=auto"
+        )
+
+
+def kernel(choice: str, dtype: str, head_dim: int) -> str:
+    """What computes causal attention, "xla", "cudnn" or "splash".
+
+    ``auto`` is the flash kernel of the devices of the mesh (without one, of the default backend),
+    where it can compute such heads, and XLA elsewhere.
+    """
+    if choice != "auto":
+        return choice
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    native = _native(device)
+    return "xla" if _unfit(native, dtype, head_dim) else native
+
+
+def _native(device) -> str:
+    """The kernel made for a device."""
+    if device.platform == "tpu":
+        return "splash"
+    is_nvidia = device.platform in ("gpu", "cuda") and "nvidia" in device.device_kind.lower()
+    return "cudnn" if is_nvidia else "xla"
+
+
+def _unfit(choice: str, dtype: str, head_dim: int) -> str:
+    """Why a kernel cannot compute such heads and what to set; "" where it can."""
+    if choice == "cudnn" and dtype != "bfloat16":
+        return f"cuDNN's kernel computes in bfloat16, not in {dtype}; set dtype=bfloat16"
+    if choice == "cudnn" and (head_dim % 8 or head_dim > 128):
+        return f"heads are multiples of 8 up to 128 wide, not {head_dim}; set attention=xla"
+    if choice == "splash" and head_dim % 64:
+        return f"heads are multiples of 64 wide, not {head_dim}; set attention=xla"
+    return ""
+
 
 def dense_mask(attend: jax.Array) -> jax.Array:
-    """attend_BSS of an ``attend`` of either rank.
+    """attend_BSS of an ``attend`` of rank 2 or 3.
 
         mask      attend (rows are queries)
         0 1 1     1 0 0 | 0 1 0 | 0 1 1
@@ -27,12 +88,45 @@ def dense_mask(attend: jax.Array) -> jax.Array:
 
 
 def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.Array:
-    """Grouped-query attention of a sequence to itself, [B, S, N, H]; softmax in float32."""
-    kernel = None if implementation == "auto" else implementation
-    mask_B1SS = dense_mask(attend)[:, None]
-    return jax.nn.dot_product_attention(
-        q_BSNH, k_BSKH, v_BSKH, mask=mask_B1SS, implementation=kernel
+    """Grouped-query attention of a sequence to itself, [B, S, N, H]; softmax in float32.
+
+    Args:
+      attend: of rank 2 or 3 for XLA; None for any implementation.
+      implementation: as from :func:`kernel`.
+    """
+    heads = q_BSNH, k_BSKH, v_BSKH
+    if attend is not None:
+        mask_B1SS = dense_mask(attend)[:, None]
+        return jax.nn.dot_product_attention(*heads, mask=mask_B1SS, implementation="xla")
+    if implementation == "splash":
+        return sharding.map_rows_and_heads(splash_attention, *heads)
+    causal = functools.partial(
+        jax.nn.dot_product_attention, is_causal=True, implementation=implementation
     )
+    return (
+        causal(*heads) if implementation == "xla" else sharding.map_rows_and_heads(causal, *heads)
+    )
+
+
+def splash_attention(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
+    """Causal attention by the Pallas kernel for TPUs, columns padded to its blocks."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, S, N, H = q_BSNH.shape
+    width = S + -S % 128
+    block = next(size for size in (512, 256, 128) if width % size == 0)
+    blocks = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    attend = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((width, width))] * N),
+        block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in blocks}),
+        head_shards=1,
+        q_seq_shards=1,
+    )
+    pad = ((0, 0), (0, 0), (0, width - S), (0, 0))
+    scaled_BSNH = q_BSNH * jnp.asarray(H**-0.5, q_BSNH.dtype)
+    heads = (jnp.pad(x.swapaxes(1, 2), pad) for x in (scaled_BSNH, k_BSKH, v_BSKH))
+    return jax.vmap(attend)(*heads)[:, :, :S].swapaxes(1, 2)
 
 
 def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:

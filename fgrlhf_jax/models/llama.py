@@ -64,7 +64,7 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: bool = False  # recompute each block in the backward pass
     scan_layers: bool = True  # False unrolls the same parameters: slower to compile
-    attention: str = "auto"  # auto | xla | cudnn
+    attention: str = "auto"  # one of attention.CHOICES
 
     def __post_init__(self):
         sizes = (
@@ -77,8 +77,14 @@ class LlamaConfig:
             raise ValueError(f"{self.num_heads=} is not a multiple of {self.num_kv_heads=}")
         if self.head_dim % 2:
             raise ValueError(f"{self.head_dim=} must be even, for rotary positions")
-        if self.attention not in ("auto", "xla", "cudnn"):
-            raise ValueError(f"attention={self.attention!r} is none of auto, xla, cudnn")
+        if self.attention not in attention.CHOICES:
+            raise ValueError(f"attention={self.attention!r} is none of {attention.CHOICES}")
+        attention.check(self.attention, self.dtype, self.head_dim)
+
+    @property
+    def kernel(self) -> str:
+        """What computes causal attention here, see :func:`attention.kernel`."""
+        return attention.kernel(self.attention, self.dtype, self.head_dim)
 
 
 SIZES: dict[str, LlamaConfig] = {
@@ -198,9 +204,7 @@ class Attention(nn.Module):
         v_BSKH = self.v(hidden_BSD).reshape(heads)
         if cache is None:
             cached = None
-            mixed_BSNH = attention.self_attention(
-                q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.attention
-            )
+            mixed_BSNH = attention.self_attention(q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.kernel)
         else:
             *cached, column = cache
             cached = tuple(
@@ -272,10 +276,21 @@ class Llama(nn.Module):
 
         ``attend`` may also be an explicit attend_BSS, True where a query may see a key.
         """
+        flash = attend.ndim == 2 and self.cfg.kernel != "xla"
+        if flash:
+            # Flash kernels know causal attention alone: padding goes where no real token sees it.
+            order_BS = jnp.argsort(~attend, axis=1, stable=True)
+            tokens_BS, positions_BS = (
+                jnp.take_along_axis(x, order_BS, axis=1) for x in (tokens_BS, positions_BS)
+            )
         hidden_BSD = self.embed(tokens_BS)
         rope = rotary_tables(self.cfg, positions_BS)
-        attend_BSS = attention.dense_mask(attend)  # once, not in every layer
-        hidden_BSD, _ = self.layers(hidden_BSD, rope, attend_BSS)
+        attend = None if flash else attention.dense_mask(attend)  # once, not in every layer
+        hidden_BSD, _ = self.layers(hidden_BSD, rope, attend)
+        if flash:
+            hidden_BSD = jax.vmap(lambda x_SD, back_S: x_SD[back_S])(
+                hidden_BSD, jnp.argsort(order_BS, axis=1)
+            )
         return self.norm(hidden_BSD).astype(self.cfg.dtype)
 
 

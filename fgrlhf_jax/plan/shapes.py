@@ -71,7 +71,9 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
             f"rows of {length} tokens are more than the model's {cfg.max_position} positions; "
             "lower the lengths in config.data"
         )
-    return dataclasses.replace(cfg, **fields)
+    cfg = dataclasses.replace(cfg, **fields)
+    # A plan is compiled for the CPU, which has no flash kernel.
+    return dataclasses.replace(cfg, attention="xla")
 
 
 def ppo_shapes(config: ConfigDict) -> RunShapes:

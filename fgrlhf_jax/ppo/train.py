@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
-from fgrlhf_jax.models import hf_load, hf_save
+from fgrlhf_jax.models import attention, hf_load, hf_save
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo import programs, rollout
@@ -49,6 +49,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     """
     mesh = sharding.make_mesh(config.mesh)
     programs.check_sizes(config, mesh)
+    attention.check_devices(config.model.attention, mesh)
     models = ppo_models.read_architectures(config)
     supervised.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(models, mesh))
     tokenizer = ppo_models.read_tokenizer(config, models)

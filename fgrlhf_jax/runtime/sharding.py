@@ -4,6 +4,7 @@ Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split t
 (heads, hidden width and vocabulary split). Models only call ``constrain``.
 """
 
+import math
 import re
 
 import jax
@@ -112,6 +113,24 @@ def constrain_cache(x: jax.Array) -> jax.Array:
     heads = "tensor" if x.shape[-3] % mesh.shape["tensor"] == 0 else None
     spec = P(*(None,) * (x.ndim - 4), BATCH, heads, None, None)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def map_rows_and_heads(f, *heads_BSNH: jax.Array) -> jax.Array:
+    """``f`` of each device's own rows and heads, for kernels that XLA cannot split.
+
+    Args:
+      f: from arrays [B, S, heads, H] to one of them; rows do not depend on each other.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f(*heads_BSNH)
+
+    def axes(names, axis):
+        size = math.prod(mesh.shape[name] for name in names)
+        return names if all(x.shape[axis] % size == 0 for x in heads_BSNH) else None
+
+    spec = P(axes(BATCH, 0), None, axes(("tensor",), 2), None)
+    return jax.shard_map(f, in_specs=spec, out_specs=spec, check_vma=False)(*heads_BSNH)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import attention, hf_load, llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -40,6 +40,7 @@ class Setup(NamedTuple):
 def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
     """The mesh, model and tokenizer of a config; see :func:`model_and_tokenizer`."""
     mesh = make_mesh(config)
+    attention.check_devices(config.model.attention, mesh)
     cfg, tokenizer = model_and_tokenizer(config, rows, tokenizer)
     data = config.data.to_dict()
     del data["buckets"]

@@ -1,0 +1,153 @@
+"""Flash kernels: the splash kernel's numbers in interpret mode, and what accelerators are given.
+
+Without a device cuDNN's kernel is only seen to be called; ``benchmarks.device`` compares it on one.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+from jax.experimental import pallas
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import attention, llama
+from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.training import sft
+
+CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 64)  # heads as wide as splash wants them
+ROWS = [np.random.default_rng(n).integers(0, 64, n) for n in (100, 1, 33, 130, 60, 7, 80, 90)]
+WIDTH = 140
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernels of Pallas, run on the CPU."""
+    call = pallas.pallas_call
+    monkeypatch.setattr(
+        pallas, "pallas_call", lambda *args, **how: call(*args, **{**how, "interpret": True})
+    )
+
+
+@pytest.fixture
+def cudnn_version(monkeypatch):
+    """Lets cuDNN's kernel be traced where jax has no CUDA libraries to ask."""
+    name = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(name, lambda: 91000)
+
+
+@functools.cache
+def logits_and_gradient(implementation: str, side: str, mesh: str = ""):
+    """Of a loss on all logits of real tokens; without a mesh on one device."""
+    model = llama.CausalLM(dataclasses.replace(CFG, attention=implementation))
+    params = tiny_cases.parameters(model)
+    tokens, mask = tiny_cases.laid_out(ROWS, side, fill=3, width=WIDTH)
+    drawn = np.random.default_rng(0).standard_normal((8, WIDTH, 64)).astype(np.float32)
+    if side == "left":
+        drawn = [np.roll(w, WIDTH - len(row), axis=0) for w, row in zip(drawn, ROWS, strict=True)]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, batch):
+        args = batch["tokens"], *llama.positions_and_mask(batch["mask"])
+        logits = model.apply({"params": params}, *args)
+        return jnp.sum(jnp.where(batch["mask"][..., None], logits * batch["weight"], 0.0)), logits
+
+    batch = {"tokens": tokens, "mask": mask, "weight": np.stack(drawn)}
+    on_mesh = sharding.make_mesh(mesh or "1,1,1", None if mesh else jax.devices()[:1])
+    with jax.set_mesh(on_mesh):
+        placed = jax.device_put(params, sharding.shardings(params, on_mesh))
+        (_, logits), gradient = loss(placed, sharding.put_batch(batch, on_mesh))
+    rows = [np.asarray(row)[real] for row, real in zip(logits, mask, strict=True)]
+    return np.concatenate(rows), jax.device_get(gradient)
+
+
+@pytest.mark.parametrize(("side", "mesh"), [("left", ""), ("right", "2,2,2")])
+def test_splash_is_xlas_attention(interpreted, side, mesh):
+    logits, gradient = logits_and_gradient("splash", side, mesh)
+    want_logits, want_gradient = logits_and_gradient("xla", "right")
+    np.testing.assert_allclose(logits, want_logits, atol=3e-5)
+    for path, want in tiny_cases.by_path(want_gradient).items():
+        got = tiny_cases.by_path(gradient)[path]
+        assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), path
+
+
+def train_step(cfg, mesh, rows: int, columns: int):
+    """A traced update of supervised fine-tuning, of two micro-batches."""
+    model, optimizer = llama.CausalLM(cfg), optim.adamw(optax.constant_schedule(1e-3))
+    state = optim.abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
+    shape = (2, rows, columns)
+    batch = {"tokens_BS": jax.ShapeDtypeStruct(shape, jnp.int32)}
+    batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BS")}
+    batch["weight_B"] = jax.ShapeDtypeStruct(shape[:2], jnp.float32)
+    step = functools.partial(sft.train_step, model=model, optimizer=optimizer)
+    return jax.jit(step).trace(state, batch)
+
+
+@pytest.mark.parametrize(("shape", "local"), [("1,1,1", "8x4"), ("2,2,2", "2x2")])
+@pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "cuda"), ("splash", "tpu")])
+def test_a_train_step_for_accelerators_has_flash_kernels_and_no_scores(
+    cudnn_version, kernel, platform, shape, local
+):
+    """Forward, once more for the backward pass, backward; each of a device's rows and heads."""
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", remat=True, attention=kernel)
+    mesh = sharding.make_mesh(shape, None if shape == "2,2,2" else jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        traced = train_step(cfg, mesh, rows=8, columns=384)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    calls = re.findall(r"custom_call @(?:__cudnn\$fmha(\w+)|tpu_custom_call)\(.*", text)
+    forward, backward = ["Softmax"] * 2, ["SoftmaxBackward"]
+    assert calls == (forward + backward if kernel == "cudnn" else [""] * 4)
+    assert f"tensor<{local}x384x64xbf16>" in text
+    assert "384x384" not in text
+
+
+def test_auto_is_the_flash_kernel_of_the_devices_where_heads_and_dtype_fit():
+    devices = {
+        "cpu": AbstractDevice("cpu", None, "cpu"),
+        "h100": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
+        "mi300": AbstractDevice("AMD Instinct MI300X", None, "gpu"),
+        "v5p": AbstractDevice("TPU v5p", 1, "tpu"),
+    }
+    for device, dtype, head_dim, want in (
+        ("cpu", "bfloat16", 64, "xla"),
+        ("mi300", "bfloat16", 64, "xla"),
+        ("h100", "bfloat16", 64, "cudnn"),
+        ("h100", "bfloat16", 128, "cudnn"),
+        ("h100", "bfloat16", 256, "xla"),
+        ("h100", "float32", 64, "xla"),
+        ("v5p", "bfloat16", 128, "splash"),
+        ("v5p", "float32", 64, "splash"),
+        ("v5p", "bfloat16", 96, "xla"),
+    ):
+        mesh = AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=devices[device])
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert attention.kernel("auto", dtype, head_dim) == want, (device, dtype, head_dim)
+    assert attention.kernel("auto", "bfloat16", 64) == "xla"  # the tests' own backend
+
+
+def test_a_kernel_that_cannot_be_had_is_refused():
+    for choice, dtype, head_dim, message in (
+        (
+            "cudnn",
+            "float32",
+            64,
+            "attention=cudnn: .* not in float32; set dtype=bfloat16, or leave",
+        ),
+        ("cudnn", "bfloat16", 256, "attention=cudnn: .* not 256; set attention=xla, or"),
+        ("splash", "float32", 16, "attention=splash: .* not 16; set attention=xla, or"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(CFG, attention=choice, dtype=dtype, head_dim=head_dim)
+    mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
+    for choice in ("auto", "xla"):
+        attention.check_devices(choice, mesh)
+    for choice in ("cudnn", "splash"):
+        with pytest.raises(InputError, match=f"model.attention={choice}: .* set model.attention"):
+            attention.check_devices(choice, mesh)
