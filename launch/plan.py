@@ -1,16 +1,19 @@
 """Does a run fit its devices? Every step is compiled ahead of time; nothing is allocated.
 
-python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--memory=80]
-                      [--mesh=data,fsdp,tensor] [--json=FILE] [--config.FIELD=VALUE …]
+python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h100]
+                      [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--json=FILE]
+                      [--config.FIELD=VALUE …]
 
 For configs/ppo.py, configs/rm.py and configs/sft.py. By default there are 8 devices (--devices) of
-80 GB (--memory), with the config's mesh. The devices are virtual ones of this
-computer's CPU, and no weights are needed: without the path of a checkpoint the models have
-config.size (config.model.size). It prints, for one device, the bytes of models, optimizer state,
-KV cache and of each step, whether that fits --memory (GB a device), and FLOPs of the model and as
-compiled. Where a step does not fit, it looks for the smallest change of micro-batch, mesh, dtypes
-and remat that does, and ends with status 1; where the models and the optimizer state alone never
-fit, no step is compiled.
+the kind h100 (--device: h100, h200, a100, v5p, v5e, v6e) with its memory (--memory: GB a device)
+and the config's mesh.
+The devices are virtual ones of this computer's CPU, and no weights are needed: without the path of
+a checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes
+of models, optimizer state, KV cache and of each step, whether that fits --memory, FLOPs of the
+model and as compiled, and how long each stage takes at least where products reach a share of the
+peak (--efficiency). Where a step does not fit, it looks for the smallest change of micro-batch,
+mesh, dtypes and remat that does, and ends with status 1; where the models and the optimizer state
+alone never fit, no step is compiled.
 """
 
 import argparse
@@ -21,35 +24,54 @@ from pathlib import Path
 
 import jax
 
+from configs.fields import check_argument
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan.fit import format_change, holds_models, smallest_change
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
+from fgrlhf_jax.plan.roofline import format_roofline, roofline
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.runtime.accelerators import ACCELERATORS
 from fgrlhf_jax.runtime.files import write_json
 from launch import ppo
 from launch.shared import cli
 
+UNSET = "that of the device"
 CONFIG, *OTHERS = "configs/ppo.py:llama_7b", "configs/rm.py", "configs/sft.py"
 SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes}
-OPTIONS = {"devices": "8", "mesh": "", "memory": "80", "json": ""}
+OPTIONS = {
+    "devices": "8",
+    "device": "h100",
+    "mesh": "",
+    "memory": UNSET,
+    "efficiency": "0.5",
+    "json": "",
+}
 
 
 def main(config, options: dict[str, str]) -> bool:
     """Prints the plan; returns whether the run fits."""
     devices = number(options, "devices", int)
-    memory = number(options, "memory", float)
+    device, efficiency = options["device"], number(options, "efficiency", float)
+    check_argument(f"--device={device}", device, ACCELERATORS)
+    if efficiency > 1:
+        raise InputError(f"--efficiency={options['efficiency']}: give a share, at most 1")
+    memory = ACCELERATORS[device].memory
+    if options["memory"] != UNSET:
+        memory = number(options, "memory", float) * 1e9
     if options["json"]:
         check_file(Path(options["json"]))
     kind = kind_of(config)
     if options["mesh"]:
         config.mesh = options["mesh"]
     use_virtual_devices(devices)
-    memory *= 1e9
     shapes = SHAPES[kind](config)
     if not (can_fit := holds_models(config, SHAPES[kind], memory)):
         shapes = shapes._replace(steps={})
     plan = measure(shapes, memory, report)
     print(format_table(plan))
+    if plan["steps"]:
+        plan["roofline"] = roofline(plan, device, efficiency)
+        print("\n" + format_roofline(plan["roofline"], devices))
     if not plan["fits"]:
         change = can_fit and smallest_change(config, SHAPES[kind], memory, report)
         plan["change"] = change or None

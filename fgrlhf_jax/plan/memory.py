@@ -3,16 +3,17 @@
 Every step is compiled ahead of time, exactly as the run itself would compile it, for virtual
 devices: no weights are read and nothing is allocated. The difference between the FLOPs of the model
 and those of its compiled program is recomputation, padding, and work that every device does for
-itself. Compiled for the CPU, a program computes bfloat16 products in float32, so that its
-temporaries are rather more than on an accelerator.
+itself. What the CPU's compiler holds in float32 in the place of bfloat16 is taken off, see
+``emulation``.
 """
 
 import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
-from fgrlhf_jax.plan import hlo_flops
+from fgrlhf_jax.plan import emulation, hlo, hlo_costs
 from fgrlhf_jax.plan.shapes import RunShapes, Step
 
 
@@ -33,7 +34,7 @@ def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | No
 
     Returns:
       A dict for JSON: bytes of ``models``, ``optimizer`` and ``cache``, and for each of the
-      ``steps`` its bytes, whether it ``fits``, and FLOPs, all of one device.
+      ``steps`` what :func:`measure_step` says, all of one device.
     """
     models = {}
     for name, tree in shapes.models.items():
@@ -68,13 +69,20 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     Args:
       resident: bytes of all models and the optimizer state.
       memory: bytes that a device has.
+
+    Returns:
+      A dict for JSON: bytes of the parts and their ``total``; ``emulated``, what was taken off the
+      temporaries; whether it ``fits``; ``model_flops`` and ``compiled_flops``; ``notes``; and by
+      stage (``generate`` has two) ``flops``, ``memory_bytes`` and ``link_bytes``.
     """
     compiled = step.compile()
-    sizes = compiled.memory_analysis()
-    count = hlo_flops.count(compiled.as_text(), step.max_iterations)
+    sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
+    halved = emulation.emulated(*module)
+    narrow, wide = (emulation.peak_bytes(*module, halved=names) for names in (halved, {}))
+    count = hlo_costs.count(module, step.rounds, halved)
     parts = {
         "arguments": sizes.argument_size_in_bytes,
-        "temporaries": sizes.temp_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes - (wide - narrow),
         "outputs": sizes.output_size_in_bytes,
         "reused": sizes.alias_size_in_bytes,
         "beside": resident - bytes_per_device(step.resident),
@@ -82,11 +90,28 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     total = sum(parts.values()) - 2 * parts["reused"]  # in arguments and outputs both
     return parts | {
         "total": total,
+        "emulated": wide - narrow,
         "fits": total <= memory,
         "model_flops": step.flops / devices,
         "compiled_flops": count.flops,
         "notes": list(count.notes),
+        "stages": _stages(step, module, halved, count, parts["arguments"] + parts["outputs"]),
     }
+
+
+def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> dict[str, dict]:
+    """FLOPs and bytes by stage. Elementwise operations count as part of the products beside them.
+
+    Args:
+      ends: bytes of arguments and outputs, which are read or written at least once.
+    """
+    costs = {step.stages[-1]: np.array(count[:3])}
+    if len(step.stages) == 2:  # before and inside the loop
+        once = hlo_costs.count(module, dict.fromkeys(step.rounds, 0), halved)
+        costs = dict(zip(step.stages, (once[:3], np.subtract(count[:3], once[:3])), strict=True))
+    costs[step.stages[0]] += np.array([0, ends, 0])
+    names = ("flops", "memory_bytes", "link_bytes")
+    return {stage: dict(zip(names, map(float, c), strict=True)) for stage, c in costs.items()}
 
 
 def format_table(plan: dict) -> str:
@@ -116,6 +141,9 @@ def format_table(plan: dict) -> str:
     for name, step in steps.items():
         sizes = "".join(f"{step[column] / size:12.3f}" for column in columns)
         lines.append(f"{name:14}{sizes}   {'yes' if step['fits'] else 'NO'}")
+    if emulated := {name: step["emulated"] for name, step in steps.items() if step["emulated"]}:
+        sizes = ", ".join(f"{name} {bytes_ / size:.3f}" for name, bytes_ in emulated.items())
+        lines.append(f"Taken off temporaries, float32 for bfloat16 on this CPU alone: {sizes}")
     if plan["cache"]:
         lines.append(f"KV cache, among the temporaries of generate: {plan['cache'] / size:.3f}")
     lines += ["", f"{flops_unit:14}{'model':>12}{'compiled':>12}{'share':>9}"]

@@ -1,8 +1,9 @@
 """The models of a run and the steps that it compiles, as shapes: nothing is allocated."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,8 @@ class Step(NamedTuple):
     compile: Callable[[], jax.stages.Compiled]
     resident: object  # those of the run's models and optimizer state that are its arguments
     flops: float  # of the model, over all devices
-    max_iterations: int | None = None  # of its loop that may end earlier
+    stages: tuple[str, ...]  # one, or what is before its loop and what is inside
+    rounds: Mapping[str, float] = MappingProxyType({})  # see hlo_costs.count
 
 
 class RunShapes(NamedTuple):
@@ -108,16 +110,18 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     flops = model_flops(
         architectures, [P] * B, [T] * B, epochs=config.ppo_epochs, scored=bool(reward_params)
     )
-    resident_and_rounds = {
-        "generate": (params["policy"], T - 1),
-        "score_rollout": ((params, reference, reward_params), None),
-        "update": (state, None),
+    resident = {
+        "generate": params["policy"],
+        "score_rollout": (params, reference, reward_params),
+        "update": state,
     }
     steps = {
-        name: Step(
-            lambda name=name: programs[name].lower(mesh).compile(), resident, flops[name], rounds
-        )
-        for name, (resident, rounds) in resident_and_rounds.items()
+        name: Step(lambda name=name: programs[name].lower(mesh).compile(), resident[name], *values)
+        for name, values in {
+            "generate": (flops["generate"], ("prefill", "decode"), {"": T - 1}),
+            "score_rollout": (flops["score_rollout"], ("score_rollout",)),
+            "update": (flops["update"], ("update",)),
+        }.items()
     }
     models = {**params, "reference": reference, "reward model": reward_params}
     models = {name: models[name] for name in MODELS if models[name]}
@@ -195,9 +199,14 @@ def supervised_shapes(
             return lower().compile()
 
     steps = {
-        "train": Step(lambda: trainer.compile(batch), state, 3 * config.batch_size * flops),
+        "train": Step(
+            lambda: trainer.compile(batch), state, 3 * config.batch_size * flops, ("train",)
+        ),
         "evaluate": Step(
-            compile_evaluation, state.params, supervised.eval_batch_size(config, mesh) * flops
+            compile_evaluation,
+            state.params,
+            supervised.eval_batch_size(config, mesh) * flops,
+            ("evaluate",),
         ),
     }
     return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)

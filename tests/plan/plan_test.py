@@ -235,6 +235,9 @@ BAD = {
     "--memory=nan": "--memory=nan: give a number above 0",
     "--memory": "--memory=: give a number above 0",
     "-memory -5": "--memory=-5: give a number above 0",
+    "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
+    "--device": "--device=: is not one of",
+    "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }

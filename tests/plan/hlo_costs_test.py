@@ -1,14 +1,15 @@
-"""FLOPs read from compiled programs, against products counted by hand."""
+"""FLOPs and bytes read from compiled programs, against those counted by hand."""
 
 import functools
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fgrlhf_jax.plan import hlo_flops
+from fgrlhf_jax.plan import hlo, hlo_costs
 
 M, K, N = 16, 32, 24
 ONE = 2 * M * K * N  # the product that most of these tests repeat
@@ -21,8 +22,18 @@ def array(*shape, spec=None, mesh=None):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 
-def count(function, *arguments, **options) -> hlo_flops.Count:
-    return hlo_flops.count(jax.jit(function, **options).lower(*arguments).compile().as_text())
+class Count(NamedTuple):
+    flops: float
+    notes: tuple[str, ...]
+
+
+def count_text(text: str, **options) -> Count:
+    costs = hlo_costs.count(hlo.parse(text), **options)
+    return Count(costs.flops, costs.notes)
+
+
+def count(function, *arguments, **options) -> Count:
+    return count_text(jax.jit(function, **options).lower(*arguments).compile().as_text())
 
 
 def test_products_count_and_elementwise_operations_do_not():
@@ -96,9 +107,9 @@ def test_a_loop_with_an_unknown_number_of_rounds():
 
     text = jax.jit(loop).lower(array(M, K), array(K, K)).compile().as_text()
     once = (2 * M * K * K, ("a loop with an unknown number of rounds is counted once",))
-    assert hlo_flops.count(text) == once
+    assert count_text(text) == once
     note = "a loop that may end earlier is counted with its most rounds, 20"
-    assert hlo_flops.count(text, max_iterations=20) == (20 * 2 * M * K * K, (note,))
+    assert count_text(text, rounds={"": 20}) == (20 * 2 * M * K * K, (note,))
 
 
 def test_the_dearest_branch_counts():
@@ -148,11 +159,56 @@ condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
 }
 """
     expected = (6 * 2 * 8 * 4 * 4, ("custom call __cublas$gemm is not counted",))
-    assert hlo_flops.count(text) == expected
+    assert count_text(text) == expected
     older = re.sub(r"backend_config=.*", "known_trip_count={n=6}", text)
-    assert hlo_flops.count(older) == expected
+    assert count_text(older) == expected
 
 
 def test_what_is_no_module():
     with pytest.raises(ValueError, match="ENTRY"):
-        hlo_flops.count("func.func @main() {\n}\n")
+        hlo.parse("func.func @main() {\n}\n")
+
+
+def on_mesh():
+    return jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "out", "sent"),
+    [
+        (("y", None), (None, None), 3 / 4),  # gathered from four: all but its own
+        (("x", None), (None, None), 1 / 2),
+        ((None, "y"), ("y", None), 3 / 16),  # exchanged: of a quarter three quarters
+    ],
+)
+def test_bytes_on_the_links(spec, out, sent):
+    """Of a device, as often as the loop runs."""
+    mesh = on_mesh()
+    layout = NamedSharding(mesh, PartitionSpec(*out))
+
+    def exchange(x):
+        return jax.lax.with_sharding_constraint(jnp.tanh(x), layout)
+
+    x = array(M, K, spec=spec, mesh=mesh)
+    text = jax.jit(exchange).lower(x).compile().as_text()
+    assert hlo_costs.count(hlo.parse(text)).link_bytes == sent * 4 * M * K
+
+
+def test_sums_over_the_links():
+    """A product over a spread axis is summed; a ring sends every part twice."""
+    mesh = on_mesh()
+    x, w = array(M, K, spec=(None, "y"), mesh=mesh), array(K, N, spec=("y", None), mesh=mesh)
+    text = jax.jit(jnp.matmul).lower(x, w).compile().as_text()
+    costs = hlo_costs.count(hlo.parse(text))
+    assert costs.link_bytes == 2 * 3 / 4 * 4 * M * N
+    assert costs.product_bytes == 4 * (M * K / 4 + K * N / 4 + M * N)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [("{{0,1,2,3},{4,5,6,7}}", 4), ("[2,4]<=[8]", 4), ("mesh['a'=2,'b'=4] {'a','b'}", 8)],
+)
+def test_devices_of_a_group(groups, size):
+    assert (
+        hlo_costs.group_size(f", channel_id=1, replica_groups={groups}, dimensions={{0}}") == size
+    )

@@ -1,0 +1,263 @@
+"""What the CPU's compiler holds in float32 where a bfloat16 device holds bfloat16.
+
+A CPU computes bfloat16 in float32: its compiler widens what goes into a product or a collective,
+and rounds what comes out. A float32 array of a compiled program stands for a bfloat16 one where
+
+* all of its numbers come from bfloat16 ones by moving alone (gathering, slicing, transposing …), or
+* everything that reads it rounds it to bfloat16 first.
+
+A program without bfloat16 has no such array. What emulation adds to the peak of the temporaries is
+the difference of two replays of the program in the order in which it runs: arrays are held from
+where they are made to where they are last read, as the CPU has them; and with those arrays halved,
+and without the copies that only widen or round.
+"""
+
+import functools
+from collections import defaultdict
+
+from fgrlhf_jax.plan.hlo import Computation, Instruction, root_of
+
+HALF = ("bf16", "f16")
+MOVES = {
+    *("copy", "bitcast", "reshape", "transpose", "broadcast", "slice", "dynamic-slice", "gather"),
+    *("concatenate", "select", "dynamic-update-slice", "pad", "reverse", "negate", "abs"),
+    *("maximum", "minimum", "all-gather", "all-to-all", "collective-permute"),
+    "optimization-barrier",
+}
+IN_PLACE = {"bitcast", "while", "optimization-barrier", "dynamic-update-slice"}
+SUMS = {"all-reduce", "reduce-scatter"}
+# What an array may hold: nothing but constants, numbers that bfloat16 has, any number.
+CONSTANT, NARROW, WIDE = range(3)
+Names = dict[str, set[str]]  # computation -> names of its emulated arrays
+
+
+def emulated(computations: dict[str, Computation], entry: str) -> Names:
+    """The float32 arrays of every computation that stand for bfloat16 ones."""
+    narrow, rounded = _narrow(computations, entry), _rounded(computations)
+
+    def is_given(i: Instruction, computation: Computation) -> bool:
+        while i.opcode in ("get-tuple-element", "bitcast"):
+            i = computation[i.operands[0]]
+        return i.opcode in ("parameter", "while")  # such as float32 weights: no result to round
+
+    return {
+        name: {
+            i.name
+            for i in computation.values()
+            if i.dtype == "f32"
+            and (
+                i.name in narrow.get(name, ())
+                or (not is_given(i, computation) and rounded(name, i.name))
+            )
+        }
+        for name, computation in computations.items()
+    }
+
+
+def _narrow(computations: dict[str, Computation], entry: str) -> Names:
+    """Arrays whose numbers all come from bfloat16 ones by moving."""
+    narrow: Names = {}
+
+    def walk(name: str, arguments: list) -> object:
+        """The level of a computation's root: one of an array, a list of a tuple."""
+        levels, computation = {}, computations[name]
+        for i in computation.values():
+            levels[i.name] = level(i, [levels.get(o, WIDE) for o in i.operands], arguments)
+        narrow[name] = {n for n, value in levels.items() if value == NARROW}
+        return levels[root_of(computation).name]
+
+    def level(i: Instruction, operands: list, arguments: list):
+        if i.opcode == "parameter":
+            index = int(i.arguments)
+            return arguments[index] if index < len(arguments) else of_shape(i)
+        if i.opcode == "tuple":
+            return operands
+        if i.opcode == "get-tuple-element":
+            whole = operands[0]
+            known = isinstance(whole, list)
+            return whole[int(i.attribute("index"))] if known else of_shape(i)
+        if i.opcode in ("fusion", "call"):
+            return walk(i.called[0], operands)
+        if i.opcode == "while":
+            return carried(i.attribute("body"), operands[0])
+        if i.opcode == "optimization-barrier" and not i.dtype:
+            return operands[0]
+        if i.dtype in HALF:
+            return NARROW
+        if i.opcode == "constant":
+            return CONSTANT
+        moved = [x for x in operands if not isinstance(x, list)]
+        if i.dtype == "f32" and (i.opcode in MOVES or i.opcode == "convert") and moved:
+            # Indices and conditions are no numbers: they level as constants do.
+            return max(moved)
+        return CONSTANT if i.dtype not in ("", "f32") else WIDE
+
+    def carried(body: str, start):
+        """Of a loop's state: the highest that any round makes of it."""
+        while (after := join(start, walk(body, [start]))) != start:
+            start = after
+        return start
+
+    def join(a, b):
+        if isinstance(a, list) and isinstance(b, list):
+            return [join(*pair) for pair in zip(a, b, strict=True)]
+        return WIDE if isinstance(a, list) or isinstance(b, list) else max(a, b)
+
+    walk(entry, [])
+    return narrow
+
+
+def of_shape(i: Instruction) -> int:
+    """The level of an array of which no more is known than its dtype."""
+    return NARROW if i.dtype in HALF else WIDE if i.dtype in ("", "f32") else CONSTANT
+
+
+def _rounded(computations: dict[str, Computation]):
+    """``(computation, array)`` -> whether all that reads it rounds it to bfloat16 first."""
+    users = {name: _users(computation) for name, computation in computations.items()}
+    fused = {
+        i.called[0]: (name, i.name)
+        for name, computation in computations.items()
+        for i in computation.values()
+        if i.opcode == "fusion"
+    }
+
+    @functools.cache
+    def rounded(name: str, array: str) -> bool:
+        computation = computations[name]
+        reads = users[name].get(array, [])
+        results = [by(name, computation[user], place) for user, place in reads]
+        if computation[array].root:
+            results.append(name in fused and rounded(*fused[name]))
+        return bool(results) and all(results)
+
+    def by(name: str, user: Instruction, place: int) -> bool:
+        if user.opcode == "convert":
+            return user.dtype in HALF
+        if user.opcode == "fusion":
+            inner = computations[user.called[0]]
+            parameters = {int(i.arguments): i.name for i in inner.values() if is_parameter(i)}
+            return rounded(user.called[0], parameters[place])
+        return user.dtype == "f32" and user.opcode in MOVES | SUMS and rounded(name, user.name)
+
+    return rounded
+
+
+def is_parameter(i: Instruction) -> bool:
+    return i.opcode == "parameter"
+
+
+def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
+    """Instructions that read an array, and as which of their operands."""
+    users: dict[str, list[tuple[str, int]]] = {}
+    for i in computation.values():
+        for place, operand in enumerate(i.operands):
+            users.setdefault(operand, []).append((i.name, place))
+    return users
+
+
+def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) -> int:
+    """The most that the temporaries of a program hold at a time.
+
+    Args:
+      halved: arrays that have half the bytes that their dtype says, see :func:`emulated`.
+    """
+
+    @functools.cache
+    def peak(name: str) -> int:
+        computation = computations[name]
+        buffers, sizes, ends = _buffers(computations, name, halved)
+        live, most = 0, 0
+        made, freed = defaultdict(int), defaultdict(int)
+        for buffer, size in sizes.items():
+            made[buffer[0]] += size
+            freed[ends[buffer]] += size
+        for index, i in enumerate(computation.values()):
+            over = sizes.get(_reused(i, computation, buffers, ends, index), 0)
+            live += made[index] - over
+            inner = i.called if i.opcode in ("while", "call", "conditional") else []
+            most = max(most, live + max(map(peak, inner), default=0))
+            live -= freed[index] - over
+        return most
+
+    return peak(entry)
+
+
+def _buffers(computations: dict[str, Computation], name: str, halved: Names):
+    """Of every instruction the buffers of its value, nested lists of a tuple; bytes of every
+    buffer; the number of the last instruction that reads it. A buffer is the number of its maker
+    and which of its results it is.
+
+    What a computation gets and gives back is its caller's: it has no bytes here.
+    """
+    computation = computations[name]
+    value, sizes, ends = {}, {}, {}
+    elements: dict[str, list[Instruction]] = {}
+    for i in computation.values():
+        if i.opcode == "get-tuple-element":
+            elements.setdefault(i.operands[0], []).append(i)
+    for index, i in enumerate(computation.values()):
+        operands = [value[o] for o in i.operands if o in value]
+        for buffer in _flat(operands):
+            ends[buffer] = index
+        if i.opcode in ("parameter", "constant"):
+            value[i.name] = []
+        elif i.opcode == "tuple":
+            value[i.name] = operands
+        elif i.opcode == "get-tuple-element":
+            place = int(i.attribute("index"))
+            value[i.name] = operands[0][place] if place < len(operands[0]) else []
+        elif i.opcode in IN_PLACE or _converts(i, computations, name, halved):
+            value[i.name] = operands[0]
+        elif i.opcode == "fusion" and (place := _updated(computations[i.called[0]])) is not None:
+            value[i.name] = value.get(i.operands[place], [])
+        else:
+            value[i.name] = [(index, 0)]
+            made = {(index, 0): i}
+            if not i.dtype:  # several arrays, of which each that is read has a name
+                made = {(index, int(e.attribute("index"))): e for e in elements.get(i.name, ())}
+                value[i.name] = [[(index, k)] for k in range(len(i.elements))]
+            for buffer, array in made.items():
+                sizes[buffer] = array.bytes // (2 if array.name in halved.get(name, ()) else 1)
+            ends |= dict.fromkeys(made, index)
+    sizes |= dict.fromkeys(sizes.keys() & set(_flat(value[root_of(computation).name])), 0)
+    return value, sizes, ends
+
+
+def _converts(i: Instruction, computations: dict[str, Computation], name: str, halved: Names):
+    """Whether it does nothing but widen or round what a device has in bfloat16 on both sides."""
+    inner = computations[i.called[0]].values() if i.opcode == "fusion" else [i]
+    if not halved or not {x.opcode for x in inner} <= {"parameter", "convert", "bitcast"}:
+        return False
+    both = (i, *(computations[name][o] for o in i.operands))
+    return len(both) == 2 and all(x.dtype in HALF or x.name in halved[name] for x in both)
+
+
+def _flat(nested):
+    for item in nested if isinstance(nested, list) else [nested]:
+        if isinstance(item, list):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def _updated(fused: Computation) -> int | None:
+    """Which operand a fusion writes a slice of, if it does so in place."""
+    i = root_of(fused)
+    while i.opcode == "bitcast":
+        i = fused[i.operands[0]]
+    if i.opcode != "dynamic-update-slice":
+        return None
+    i = fused[i.operands[0]]
+    while i.opcode == "bitcast":
+        i = fused[i.operands[0]]
+    return int(i.arguments) if is_parameter(i) else None
+
+
+def _reused(i: Instruction, computation: Computation, buffers, ends, index: int):
+    """The buffer of an operand that an elementwise fusion writes its result over, or None."""
+    if i.attribute("kind") != "kLoop" or buffers[i.name] != [(index, 0)]:
+        return None
+    same = (o for o in i.operands if o in computation and computation[o].shape == i.shape)
+    held = (buffer for operand in same for buffer in buffers[operand])
+    return next((buffer for buffer in held if ends[buffer] == index), None)

@@ -1,0 +1,117 @@
+"""The text of a compiled program, ``compiled.as_text()``, as instructions."""
+
+import math
+import re
+from typing import NamedTuple
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8}
+BYTES |= {"s64": 8, "u64": 8}  # all others have 4
+
+
+class Instruction(NamedTuple):
+    """``name = shape opcode(arguments), attributes``; arguments are operands, or a literal."""
+
+    name: str
+    shape: str
+    opcode: str
+    arguments: str
+    attributes: str
+    root: bool = False
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.-]+)", self.arguments)
+
+    @property
+    def dtype(self) -> str:
+        """Of an array; "" of a tuple."""
+        return re.match(r"\w*", self.shape)[0]
+
+    @property
+    def elements(self) -> list[str]:
+        """The shapes of a tuple's arrays, however deep, or that of the array alone."""
+        return re.findall(r"\w+\[[\d,]*\]", self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Of an array; 0 of a tuple, whose elements are counted where they are made."""
+        if not self.dtype:
+            return 0
+        return math.prod(dimensions(self.shape)) * BYTES.get(self.dtype, 4)
+
+    def attribute(self, name: str) -> str:
+        match = re.search(rf"\b{name}=%?([\w.-]+)", self.attributes)
+        return match[1] if match else ""
+
+    def numbers(self, name: str) -> list[int]:
+        match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return [int(n) for n in match[1].split(",") if n] if match else []
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs (those of a reduction included)."""
+        names = ("calls", "to_apply", "body", "condition")
+        return [*filter(None, map(self.attribute, names)), *branches(self)]
+
+
+Computation = dict[str, Instruction]  # in the order in which they run
+
+
+def dimensions(shape: str) -> list[int]:
+    """[2, 3] of ``f32[2,3]{1,0}``."""
+    return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
+
+
+def branches(conditional: Instruction) -> list[str]:
+    """The computations of a conditional; [] of any other instruction."""
+    names = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
+    if names:
+        return re.findall(r"%?([\w.-]+)", names[1])
+    both = (conditional.attribute(f"{branch}_computation") for branch in ("true", "false"))
+    return [name for name in both if name]
+
+
+def root_of(computation: Computation) -> Instruction:
+    return next(i for i in computation.values() if i.root)
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """The instructions of every computation of a module, and the name of its entry."""
+    computations, entry, name = {}, "", ""
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if head:
+            name = head[2]
+            computations[name] = {}
+            entry = name if head[1] else entry
+        elif line == "}":
+            name = ""
+        elif name and (instruction := parse_instruction(line)):
+            computations[name][instruction.name] = instruction
+    if not entry:
+        raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
+    return computations, entry
+
+
+def parse_instruction(line: str) -> Instruction | None:
+    match = re.match(r"\s*(ROOT )?%?([\w.-]+) = (.*)", line)
+    if not match:
+        return None
+    root, name, rest = match.groups()
+    # A tuple's shape has blanks and brackets in it, any other has no blank.
+    end = closing_bracket(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, call = rest[:end], rest[end:].lstrip()
+    start = call.index("(")
+    stop = closing_bracket(call, start)
+    arguments = call[start + 1 : stop]
+    return Instruction(name, shape, call[:start], arguments, call[stop + 1 :], bool(root))
+
+
+def closing_bracket(text: str, start: int) -> int:
+    """Where the bracket that opens at ``start`` is closed."""
+    depth = 0
+    for bracket in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if bracket[0] == "(" else -1
+        if not depth:
+            return bracket.start()
+    raise ValueError(f"a bracket is not closed: {text[start : start + 80]}")

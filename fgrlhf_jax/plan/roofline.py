@@ -1,0 +1,70 @@
+"""How long a step takes at least on a named accelerator, and what binds each stage.
+
+A stage computes, reads and writes memory, and exchanges with other devices; it takes at least as
+long as the slowest of the three, and all three together where none overlaps with another.
+"""
+
+from fgrlhf_jax.runtime.accelerators import ACCELERATORS
+
+ASIDE = ("evaluate",)  # stages that are not part of every step
+
+
+def roofline(plan: dict, device: str, efficiency: float) -> dict:
+    """Seconds of every stage of a plan.
+
+    Args:
+      plan: of ``memory.measure``.
+      device: one of ``ACCELERATORS``.
+      efficiency: share of the peak that products reach.
+
+    Returns:
+      A dict for JSON: for each of the ``stages`` seconds of ``compute``, ``memory`` and ``links``,
+      their largest (``bound``) and which that is (``binds``); seconds of a step with all transfers
+      ``overlapped``, and with none (``serial``).
+    """
+    peak, stages = ACCELERATORS[device], {}
+    for step in plan["steps"].values():
+        for name, costs in step["stages"].items():
+            seconds = {
+                "compute": costs["flops"] / (peak.flops * efficiency),
+                "memory": costs["memory_bytes"] / peak.bandwidth,
+                "links": costs["link_bytes"] / peak.interconnect,
+            }
+            binds = max(seconds, key=seconds.get)
+            stages[name] = costs | seconds | {"bound": seconds[binds], "binds": binds}
+    parts = [stage for name, stage in stages.items() if name not in ASIDE]
+    return {
+        "device": device,
+        "efficiency": efficiency,
+        "stages": stages,
+        "overlapped": sum(stage["bound"] for stage in parts),
+        "serial": sum(stage[part] for stage in parts for part in ("compute", "memory", "links")),
+    }
+
+
+def format_roofline(roof: dict, devices: int) -> str:
+    """The result of :func:`roofline` as text."""
+    peak = ACCELERATORS[roof["device"]]
+    lines = [
+        f"On {devices} x {roof['device']}: {peak.flops / 1e12:g} TFLOP/s, of which products reach "
+        f"{roof['efficiency']:.0%}, memory {peak.bandwidth / 1e9:g} GB/s, links "
+        f"{peak.interconnect / 1e9:g} GB/s",
+        f"{'stage':14}{'TFLOP':>10}{'memory GB':>12}{'links GB':>11}"
+        f"{'compute s':>12}{'memory s':>11}{'links s':>10}{'at least s':>12}   share  "
+        "bound by  compute/links",
+    ]
+    for name, s in roof["stages"].items():
+        cover = f"{s['compute'] / s['links']:.2f}" if s["links"] else ""
+        share = "" if name in ASIDE else f"{s['bound'] / roof['overlapped']:.0%}"
+        lines.append(
+            f"{name:14}{s['flops'] / 1e12:10.1f}{s['memory_bytes'] / 1e9:12.1f}"
+            f"{s['link_bytes'] / 1e9:11.1f}{s['compute']:12.3f}{s['memory']:11.3f}"
+            f"{s['links']:10.3f}{s['bound']:12.3f}{share:>8}  {s['binds']:10}{cover}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            f"a step: {roof['overlapped']:.2f} s where transfers overlap with computing, "
+            f"{roof['serial']:.2f} s where nothing does",
+        ]
+    )

@@ -1,0 +1,91 @@
+"""What a bfloat16 device would hold, where it can be counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fgrlhf_jax.plan import emulation, hlo, hlo_costs
+
+B, D, F, L = 128, 64, 512, 5
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def compile_for(dtype, function, *shapes, specs=None):
+    """Temporaries as the CPU has them and corrected, and the costs."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = specs or [()] * len(shapes)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        for (*shape, kind), spec in zip(shapes, specs, strict=True)
+    ]
+    compiled = jax.jit(function).lower(*arguments).compile()
+    module = hlo.parse(compiled.as_text())
+    halved = emulation.emulated(*module)
+    added = emulation.peak_bytes(*module, {}) - emulation.peak_bytes(*module, halved)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return temporaries, temporaries - added, hlo_costs.count(module, halved=halved)
+
+
+def chain(x, *weights):
+    for w in weights:
+        x = x @ w
+    return x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_chain_of_products(dtype):
+    """Two results in between are held at a time; products read and write what the dtype says."""
+    size = jnp.dtype(dtype).itemsize
+    shapes = (B, D, dtype), (D, F, dtype), (F, F, dtype), (F, D, dtype)
+    as_compiled, corrected, costs = compile_for(dtype, chain, *shapes)
+    assert corrected == pytest.approx(2 * B * F * size, abs=256)
+    assert (as_compiled == corrected) == (dtype == "float32")
+    moved = B * D + D * F + B * F + B * F + F * F + B * F + B * F + F * D + B * D
+    assert costs.product_bytes == moved * size
+
+
+def layers(dtype, x, weights):
+    def layer(x, w):
+        return jnp.tanh(x @ w.astype(dtype)), None
+
+    return jax.lax.scan(layer, x, weights)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gathered_weights(dtype):
+    """Float32 weights are gathered in the dtype of the computation, a layer at a time."""
+    size = jnp.dtype(dtype).itemsize
+    shapes = (B, F, dtype), (L, F, F, "float32")
+    specs = (("x",), (None, "x"))
+    as_compiled, corrected, costs = compile_for(
+        dtype, lambda x, w: layers(jnp.dtype(dtype), x, w), *shapes, specs=specs
+    )
+    # The gathered matrix, the share that is cast (sliced, at least), activations before and after.
+    assert corrected == pytest.approx(size * (F * F * 9 / 8 + 2 * B / 8 * F), rel=0.06)
+    assert (as_compiled == corrected) == (dtype == "float32")
+    assert costs.link_bytes == L * F * F * 7 / 8 * size
+
+
+def test_what_is_meant_to_be_float32_stays_so():
+    """Sums in float32 of bfloat16 numbers are no bfloat16 numbers."""
+
+    def function(x, w):
+        logits = (x @ w).astype(jnp.float32)
+        return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True) @ jnp.ones((1, F))
+
+    module = hlo.parse(
+        jax.jit(function)
+        .lower(*(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((B, D), (D, F))))
+        .compile()
+        .as_text()
+    )
+    halved = emulation.emulated(*module)
+    (entry,) = (module[0][module[1]],)
+    result = hlo.root_of(entry)
+    assert result.dtype == "f32"
+    assert result.name not in halved[module[1]]
+    names = {name for names in halved.values() for name in names}
+    assert names
+    assert not any("subtract" in name or "exp" in name or "reduce" in name for name in names)
