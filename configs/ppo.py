@@ -57,7 +57,11 @@ GROUPS = {
         "steps": Field(80, "rollouts, each with its updates", at_least=1),
         "rollout_batch_size": Field(512, "prompts a step", at_least=1),
         "minibatch_size": Field(256, "of them an update", at_least=1),
-        "micro_batch_size": Field(0, "of them at a time, gradients summed; 0: all", at_least=0),
+        "micro_batch_size": Field(
+            0,
+            "of the longest at a time, more of shorter ones, gradients summed; 0: all",
+            at_least=0,
+        ),
         "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
         "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
         "sampling.unroll": UNROLL,

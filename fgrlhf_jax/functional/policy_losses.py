@@ -140,10 +140,34 @@ def value_loss(
     return 0.5 * jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
 
 
-def entropy(logits_TV: jax.Array) -> jax.Array:
-    """Entropy of the distribution at each position, in nats, float32[T]."""
-    probability_TV = jax.nn.softmax(logits_TV.astype(jnp.float32), axis=-1)
-    return jnp.sum(jax.scipy.special.entr(probability_TV), axis=-1)
+@jax.custom_vjp
+def logprob_and_entropy(logits_TV: jax.Array, token_T: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of a token at each position and the entropy there, in nats, float32[T].
+
+    The entropy has no gradient. For that of the log-probability, one-hot minus probabilities, the
+    logits alone are kept.
+    """
+    return _logprob_and_entropy(logits_TV, token_T)[0]
+
+
+def _logprob_and_entropy(logits_TV, token_T):
+    logits_TV = logits_TV.astype(jnp.float32)
+    total_T = jax.nn.logsumexp(logits_TV, axis=-1)
+    chosen_T = jnp.take_along_axis(logits_TV, token_T[:, None], axis=-1)[:, 0]
+    surprise_TV = total_T[:, None] - logits_TV
+    probability_TV = jnp.exp(-surprise_TV)
+    entropy_T = jnp.sum(jnp.where(probability_TV > 0, probability_TV * surprise_TV, 0.0), axis=-1)
+    return (chosen_T - total_T, entropy_T), (logits_TV, total_T, token_T)
+
+
+def _logits_gradient(kept, cotangents):
+    (logits_TV, total_T, token_T), (logprob_T, _) = kept, cotangents
+    columns_1V = jnp.arange(logits_TV.shape[-1])[None]
+    chosen_TV = (columns_1V == token_T[:, None]).astype(jnp.float32)
+    return logprob_T[:, None] * (chosen_TV - jnp.exp(logits_TV - total_T[:, None])), None
+
+
+logprob_and_entropy.defvjp(_logprob_and_entropy, _logits_gradient)
 
 
 def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from fgrlhf_jax.ppo.models import Architectures
 
 
 def model_flops(
-    models: Architectures, prompts, responses, *, epochs: int, scored: bool
+    models: Architectures, prompts, responses, *, epochs: int, scored: bool, one_pass: bool = False
 ) -> dict[str, float]:
     """FLOPs of each program for rows of these tokens, over all devices.
 
@@ -15,13 +15,15 @@ def model_flops(
       prompts, responses: tokens of every row.
       epochs: passes of the update over the rollout.
       scored: whether a reward model gives the rewards.
+      one_pass: whether the update alone predicts what the policy and the critic do.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
     forward = rows_flops(cfg, rows) + logits_flops(cfg, np.sum(responses, dtype=float))
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
     score = rows_flops(models.reward_model.cfg, rows) if scored else 0.0
+    predicted = 0.0 if one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
-        "score_rollout": 2 * forward + value + score,
+        "score_rollout": forward + predicted + score,
         "update": 3 * epochs * (forward + value),
     }

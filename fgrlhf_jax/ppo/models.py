@@ -58,6 +58,11 @@ def make_critic(config: ConfigDict, policy, reward_model) -> llama.TokenValueMod
     return llama.TokenValueModel(reward_model.cfg if reward_model else policy.cfg, "after")
 
 
+def parts_of(models: Architectures) -> list[tuple[str, ...]]:
+    """What is updated at a time: together where they share states."""
+    return [("policy", "critic")] if models.critic is None else [("policy",), ("critic",)]
+
+
 def read_tokenizer(config: ConfigDict, models: Architectures):
     """The policy's tokenizer, checked against the model's vocabulary and the reward model's.
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
 from fgrlhf_jax.models.sampling import Sampled
-from fgrlhf_jax.ppo import algorithm
+from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
 from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params
 from fgrlhf_jax.reward_model.model import Normalization
@@ -59,11 +59,27 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, np
     freeze = options.pop("freeze")
     rates = [optim.schedule(name, p, updates, warmup) for p in (peak, critic_peak)]
     policy, critic = (optim.adamw(rate, freeze=freeze, **options) for rate in rates)
-    parts = {"policy": policy, "critic": critic}
-    optimizer = optax.multi_transform(parts, {part: part for part in parts})
+    optimizer = by_part({"policy": policy, "critic": critic})
     first_updates = jnp.arange(config.steps) * per_step
     table = np.stack([np.asarray(jax.vmap(rate)(first_updates)) for rate in rates], axis=1)
     return optimizer, table
+
+
+def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """An optimizer for each part of the parameters; an update may be of some of the parts only."""
+
+    def init(params: dict) -> dict:
+        return {name: parts[name].init({name: part}) for name, part in params.items()}
+
+    def update(grads: dict, states: dict, params: dict) -> tuple[dict, dict]:
+        updates, updated = {}, {}
+        for name in grads:
+            arguments = {name: grads[name]}, states[name], {name: params[name]}
+            changes, updated[name] = parts[name].update(*arguments)
+            updates |= changes
+        return updates, updated
+
+    return optax.GradientTransformation(init, update)
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
@@ -85,16 +101,20 @@ def make(
     *,
     ends: tuple[int, ...],
     prompt_width: int,
+    widths: tuple[int, ...] = (),
 ) -> dict[str, Program]:
     """``generate``, ``score_rollout`` and ``update`` for the shapes of a run; nothing is computed.
 
+    ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
+
     generate: (policy, prompt_BP, mask_BP, key_B) -> Sampled
-    score_rollout: (params, reference, reward model, Normalization, prompt_BP, mask_BP, Sampled)
-                   -> Rollout
+    score_rollout: (params, reference, reward model, Normalization, learning, prompt_BP, mask_BP,
+                   Sampled) -> Rollout
     update: (state, Rollout, kl_coef, key) -> state, metrics
     """
     check_sizes(config, mesh)
-    settings = PPOSettings.from_config(config)
+    widths = widths or (prompt_width + config.data.max_new_tokens,)
+    settings = PPOSettings.from_config(config, widths)
     params = abstract_params(models, mesh)
     state = abstract_state(params, optimizer, mesh)
     reference, reward_model = abstract_frozen(config, models, mesh)
@@ -103,6 +123,7 @@ def make(
         config.rollout_batch_size, prompt_width, settings.max_new_tokens, by_rows
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    flag = jax.ShapeDtypeStruct((), bool, sharding=replicated)
     key = jax.eval_shape(lambda: jax.random.key(0))
     generate = functools.partial(
         sampling.generate,
@@ -118,12 +139,12 @@ def make(
     return {
         "generate": Program(generate, (params["policy"], *prompt, keys)),
         "score_rollout": Program(
-            functools.partial(algorithm.score_rollout, **static),
-            (params, reference, reward_model, normalization, *prompt, sampled),
+            functools.partial(scoring.score_rollout, **static),
+            (params, reference, reward_model, normalization, flag, *prompt, sampled),
             out_shardings=by_rows,
         ),
         "update": Program(
-            functools.partial(algorithm.update, optimizer=optimizer, **static),
+            functools.partial(learning.update, optimizer=optimizer, **static),
             (state, rollout, scalar, key),
             donated=(0,),
             out_shardings=(layout, replicated),
@@ -147,9 +168,10 @@ def _abstract_arrays(B: int, P: int, T: int, by_rows: NamedSharding):
     per_token = array(jnp.float32, B, T)
     rollout = Rollout(
         tokens_BS=array(jnp.int32, B, P + T),
-        mask_BS=array(bool, B, P + T),
+        start_B=array(jnp.int32, B),
         response_BT=array(bool, B, T),
         finished_B=array(bool, B),
+        drawn_BT=per_token,
         logprob_BT=per_token,
         ref_logprob_BT=per_token,
         value_BT=per_token,

@@ -60,8 +60,6 @@ class Responses(NamedTuple):
       rollout: arrays on the mesh.
       ids, texts, finished_B: of the responses, on the host; texts without the end of sequence.
       raw_reward_BT: on the host, before normalization.
-      mismatch_kl: nats a token, from the distribution the responses were drawn from to the policy
-        that is updated: 0 but for rounding, or the sampler and the policy are not the same.
       seconds: of both halves, ``rollout`` and ``scoring``.
     """
 
@@ -71,7 +69,6 @@ class Responses(NamedTuple):
     texts: list[str]
     finished_B: np.ndarray
     raw_reward_BT: np.ndarray
-    mismatch_kl: float
     seconds: dict[str, float]
 
 
@@ -146,6 +143,8 @@ def roll_out(
     normalization: Normalization,
     prompts: Prompts,
     key: jax.Array,
+    *,
+    learning: bool,
 ) -> Responses:
     """Samples a response to every prompt and scores it.
 
@@ -153,6 +152,7 @@ def roll_out(
       params: of policy and critic.
       normalization: of the reward model's rewards; a function's are taken as they are.
       prompts: as many as ``rollout_batch_size``.
+      learning: whether an update follows, see ``algorithm.score_rollout``.
     """
     clock = time.perf_counter()
     config, mesh, programs = context.config, context.mesh, context.programs
@@ -163,13 +163,14 @@ def roll_out(
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
         keys = make_keys(key, len(prompts.ids))
         sampled = programs["generate"](params["policy"], prompt_BP, mask_BP, keys)
-        tokens_BT, length_B, finished_B, drawn_BT = sharding.to_host(sampled)
+        tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
         sampled_at = time.perf_counter()
         rollout = programs["score_rollout"](
             params,
             context.reference,
             context.reward_model,
             Normalization(*map(np.float32, normalization)),
+            np.bool_(learning),
             prompt_BP,
             mask_BP,
             sampled,
@@ -186,15 +187,9 @@ def roll_out(
             reward_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
             on_mesh = sharding.put_batch(reward_BT, mesh)
             rollout = rollout._replace(raw_reward_BT=on_mesh, reward_BT=on_mesh)
-        raw_BT, logprob_BT, response_BT = sharding.to_host(
-            (rollout.raw_reward_BT, rollout.logprob_BT, rollout.response_BT)
-        )
-    log_ratio = (logprob_BT - drawn_BT)[response_BT]
-    mismatch_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
+        raw_BT = sharding.to_host(rollout.raw_reward_BT)
     seconds = {"rollout": sampled_at - clock, "scoring": time.perf_counter() - sampled_at}
-    return Responses(
-        prompts, rollout, ids, texts, finished_B, np.asarray(raw_BT), mismatch_kl, seconds
-    )
+    return Responses(prompts, rollout, ids, texts, finished_B, np.asarray(raw_BT), seconds)
 
 
 def call_function(
@@ -243,7 +238,7 @@ def roll_out_validation(
     for start in range(0, count, B):
         batch = prompts.take(row % count for row in range(start, start + B))
         key = key_of(config.seed, purpose, start)
-        responses = roll_out(context, params, normalization, batch, key)
+        responses = roll_out(context, params, normalization, batch, key, learning=False)
         yield responses, min(B, count - start)
 
 

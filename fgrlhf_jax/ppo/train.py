@@ -17,9 +17,9 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import attention, hf_load, hf_save
 from fgrlhf_jax.models.cards import Origin, format_figures
+from fgrlhf_jax.ppo import micro_batches, programs, rollout
 from fgrlhf_jax.ppo import models as ppo_models
-from fgrlhf_jax.ppo import programs, rollout
-from fgrlhf_jax.ppo.algorithm import Rollout
+from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
@@ -133,7 +133,10 @@ class PPOTrainer:
         self.eval_every, self.patience = config.eval_every or config.steps, 0
         self.overlaps = False  # the next rollout needs the updated policy
         self.bar = {"reward/mean": ".3f", "policy/kl": ".2f"}
-        self.prompt_width = max(len(ids) for part in prompts.values() for ids in part.ids)
+        lengths = [len(ids) for part in prompts.values() for ids in part.ids]
+        widths = micro_batches.row_widths(lengths, config.data.max_new_tokens)
+        self.prompt_width = max(lengths)
+        self.one_pass = PPOSettings.from_config(config, widths).one_pass
         self.optimizer, self.learning_rates = programs.make_optimizer(config)
         self.programs = programs.make(
             config,
@@ -142,6 +145,7 @@ class PPOTrainer:
             self.optimizer,
             ends=hf_load.end_ids(config.policy, tokenizer),
             prompt_width=self.prompt_width,
+            widths=widths,
         )
         self.abstract = self.programs["update"].arguments[0]
         ids = json.dumps([part.ids for part in prompts.values()])
@@ -203,6 +207,7 @@ class PPOTrainer:
             Normalization(**self.memory["normalization"]),
             prompts.take(rows),
             rollout.key_of(config.seed, rollout.SAMPLE, step),
+            learning=True,
         )
         clock = time.perf_counter()
         with jax.set_mesh(self.mesh):
@@ -221,10 +226,9 @@ class PPOTrainer:
             [len(ids) for ids in responses.ids],
             epochs=config.ppo_epochs,
             scored=bool(self.context.reward_model),
+            one_pass=self.one_pass,
         )
         metrics |= {
-            "debug/sampler_mismatch_kl": responses.mismatch_kl,
-            "reward/raw": float(responses.raw_reward_BT.sum(axis=1).mean()),
             "policy/kl_coef": kl_coef,
             "policy/learning_rate": float(self.learning_rates[step, 0]),
             "value/learning_rate": float(self.learning_rates[step, 1]),
@@ -233,9 +237,9 @@ class PPOTrainer:
             **{f"time/{name}": s for name, s in seconds.items()},
             **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
         }
+        reference_kl = metrics.pop("reference_kl")
         if not self.checked:
-            reference_kl = 0.0 if step else initial_kl(responses.rollout)
-            check_first(metrics, reference_kl, step + 1, config.model.dtype)
+            check_first(metrics, 0.0 if step else reference_kl, step + 1, config.model.dtype)
             self.checked = True
         self._follow_kl(metrics["policy/kl"], step + 1)
         return state, metrics
@@ -291,15 +295,6 @@ def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
     epoch, batch = divmod(step, count // size)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return order[batch * size : (batch + 1) * size]
-
-
-def initial_kl(rollout: Rollout) -> float:
-    """Nats a token from the policy to the reference; before the first update they are the same."""
-    logprob_BT, ref_BT, response_BT = sharding.to_host(
-        (rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
-    )
-    log_ratio = (ref_BT - logprob_BT)[response_BT]
-    return float(np.mean(np.expm1(log_ratio) - log_ratio))
 
 
 def check_first(metrics: dict, reference_kl: float, step: int, dtype: str) -> None:

@@ -105,6 +105,12 @@ def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def batch_shards() -> int:
+    """Devices that the rows of a batch are spread over; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return int(np.prod([sizes.get(axis, 1) for axis in BATCH]))
+
+
 def constrain_cache(x: jax.Array) -> jax.Array:
     """Shards a cache [..., B, K, S, H]: rows over data and fsdp, heads over tensor."""
     mesh = jax.sharding.get_abstract_mesh()

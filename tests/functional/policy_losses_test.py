@@ -388,15 +388,34 @@ def test_whitening_of_little_and_of_nothing():
 
 
 def test_entropy():
-    assert policy_losses.entropy(np.zeros((1, 4), np.float32)) == pytest.approx(math.log(4))
+    def entropy(logits_TV) -> float:
+        (entropy,) = policy_losses.logprob_and_entropy(jnp.asarray(logits_TV), jnp.array([0]))[1]
+        return float(entropy)
+
+    assert entropy(np.zeros((1, 4), np.float32)) == pytest.approx(math.log(4))
     # p = (1/4, 3/4): log 4 - 3/4 log 3; whatever is added to all logits.
     for shift in (0.0, 1e4, -1e4):
-        entropy = policy_losses.entropy(np.float32([[shift, shift + math.log(3)]]))
-        assert entropy == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=2e-3)
-    assert policy_losses.entropy(np.float32([[0.0, -1e9, -3e38]])) == 0.0  # certain
-    assert policy_losses.entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
+        nats = entropy(np.float32([[shift, shift + math.log(3)]]))
+        assert nats == pytest.approx(math.log(4) - 0.75 * math.log(3), rel=2e-3)
+    assert entropy(np.float32([[0.0, -1e9, -3e38]])) == 0.0  # certain
+    assert entropy(np.float32([[0.0, 0.0, -np.inf]])) == pytest.approx(math.log(2))
     rounded = jnp.array([[0.1, 2.3]], jnp.bfloat16)
-    assert policy_losses.entropy(rounded) == policy_losses.entropy(rounded.astype(jnp.float32))
+    assert entropy(rounded) == entropy(rounded.astype(jnp.float32))
+
+
+def test_the_log_probability_of_a_token_has_its_gradient_and_the_entropy_none():
+    logits_TV, token_T = draw(23, (5, 5, 5)), np.array([0, 4, 4])
+
+    def chosen(logits_TV):
+        logprobs_TV = jax.nn.log_softmax(logits_TV)
+        return jnp.sum(jnp.arange(1.0, 4.0) * logprobs_TV[jnp.arange(3), token_T])
+
+    def ours(logits_TV):
+        logprob_T, entropy_T = policy_losses.logprob_and_entropy(logits_TV, token_T)
+        return jnp.sum(jnp.arange(1.0, 4.0) * logprob_T + entropy_T)
+
+    grads = [jax.grad(f)(jnp.float32(logits_TV)) for f in (ours, chosen)]
+    np.testing.assert_allclose(*grads, atol=1e-6)
 
 
 def test_explained_variance_of_biases_and_of_what_does_not_vary():

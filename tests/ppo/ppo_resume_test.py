@@ -64,8 +64,7 @@ def forget(part: str, name: str):
         zeros = jax.tree.map(lambda x: x * 0, parts[part])
         if part == "params":
             return parts | {"params": parts["params"] | {name: zeros[name]}}
-        inner = parts[part].inner_states | {name: zeros.inner_states[name]}
-        return parts | {part: type(parts[part])(inner)}
+        return parts | {part: parts[part] | {name: zeros[name]}}
 
     return Checkpoints, "restore", changed
 

@@ -20,7 +20,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.ppo import algorithm, models, programs, rollout, train
+from fgrlhf_jax.ppo import learning, models, programs, rollout, train
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.run_dir import read_finished
@@ -229,15 +229,15 @@ def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
     }
     settings = types.SimpleNamespace(ppo_epochs=2, minibatch_size=16)
     assert len(keys["update"]) == STEPS
-    orders = np.concatenate([algorithm.minibatch_rows(key, 16, settings) for key in keys["update"]])
+    orders = np.concatenate([learning.minibatch_rows(key, 16, settings) for key in keys["update"]])
     assert len({tuple(order) for order in orders.tolist()}) == 2 * STEPS
     # Two batches of validation prompts, for the normalization and at steps 0, 2 and 4; between
     # these those to learn from.
     sampling = [jax.random.key_data(key).tobytes() for key in keys["generate"]]
     validation = [sampling[n : n + 2] for n in (2, 6, 10)]
     assert validation[0] == validation[1] == validation[2]
-    learning = [*sampling[4:6], *sampling[8:10]]
-    assert len({*sampling[:2], *validation[0], *learning}) == 4 + STEPS
+    learned = [*sampling[4:6], *sampling[8:10]]
+    assert len({*sampling[:2], *validation[0], *learned}) == 4 + STEPS
     assert len(sampling) == 8 + STEPS
 
     out = capsys.readouterr().out

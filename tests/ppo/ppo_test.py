@@ -1,5 +1,6 @@
 """PPO's pure functions: a rollout's numbers, and one update against an independent one."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -14,9 +15,10 @@ import tiny_cases
 
 from fgrlhf_jax.functional.masking import masked_mean
 from fgrlhf_jax.models import llama, sampling
-from fgrlhf_jax.ppo import algorithm
+from fgrlhf_jax.ppo import algorithm, learning, micro_batches, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
 from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
@@ -42,8 +44,10 @@ B, P, T, EOS = 8, 4, 6, 2
 SETTINGS = PPOSettings(
     max_new_tokens=T,
     temperature=0.8,
+    widths=(P + T,),
     micro_batch_size=4,
     minibatch_size=4,
+    rollout_batch_size=8,
     ppo_epochs=2,
     kl_estimator="k1",
     kl_in_reward=True,
@@ -61,11 +65,11 @@ PARTS = {
     "policy": optim.adamw(1e-2, eps=1e-2, clip_norm=1.0),
     "critic": optim.adamw(3e-2, eps=1e-2, clip_norm=0.0),
 }
-OPTIMIZER = optax.multi_transform(PARTS, {part: part for part in PARTS})
+OPTIMIZER = by_part(PARTS)
 
-score_rollout = jax.jit(algorithm.score_rollout, static_argnames=("models", "settings"))
+score_rollout = jax.jit(scoring.score_rollout, static_argnames=("models", "settings"))
 update = jax.jit(
-    functools.partial(algorithm.update, models=MODELS, optimizer=OPTIMIZER),
+    functools.partial(learning.update, models=MODELS, optimizer=OPTIMIZER),
     static_argnames="settings",
 )
 
@@ -82,16 +86,25 @@ def sampled(seed: int = 0):
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
     keys = sampling.row_keys(jax.random.key(0), B)
     options = {"model": POLICY, "ends": (EOS,), "max_new": T, "temperature": 0.8}
-    return *prompt, sampling.generate(PARAMS["policy"], *prompt, keys, **options)
+    responses = sampling.generate(PARAMS["policy"], *prompt, keys, **options)
+    lengths = np.minimum(responses.length_B, rng.integers(1, T + 1, B)).astype(np.int32)
+    real = np.arange(T)[None] < lengths[:, None]
+    return *prompt, sampling.Sampled(
+        jnp.where(real, responses.tokens_BT, 0),
+        jnp.array(lengths),
+        jnp.array(lengths < T),
+        jnp.where(real, responses.logprob_BT, 0.0),
+    )
 
 
 @functools.cache
-def rolled_out(shared: bool = False, seed: int = 0, **changes) -> Rollout:
+def rolled_out(shared: bool = False, seed: int = 0, learning: bool = True, **changes) -> Rollout:
     return score_rollout(
         SHARED if shared else PARAMS,
         REFERENCE,
         REWARD_MODEL,
         Normalization(0.1, 2.0),
+        learning,
         *sampled(seed),
         models=MODELS._replace(critic=None) if shared else MODELS,
         settings=settings(**changes),
@@ -127,7 +140,7 @@ def test_in_bfloat16_frozen_models_give_the_bits_of_trained_ones():
     for stored in (lambda model, params: params, in_compute_dtypes):
         frozen = stored(half, PARAMS["policy"]), stored(scorer, REWARD_MODEL)
         options = {"models": models, "settings": SETTINGS}
-        args = PARAMS, *frozen, Normalization(0.1, 2.0), *sampled()
+        args = PARAMS, *frozen, Normalization(0.1, 2.0), True, *sampled()
         rollouts.append(score_rollout(*args, **options))
     np.testing.assert_array_equal(rollouts[1].logprob_BT, rollouts[1].ref_logprob_BT)
     chex.assert_trees_all_equal(*rollouts)
@@ -147,12 +160,12 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
 
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     for b in range(B):
-        row = np.asarray(rollout.tokens_BS[b])[np.asarray(rollout.mask_BS[b])]
+        length = int(rollout.response_BT[b].sum())
+        row = np.asarray(rollout.tokens_BS[b])[: int(rollout.start_B[b]) + length]
         arrays = tiny_cases.laid_out([row], "right", fill=0, width=P + T)
         value, score = (
             values_of(params, *arrays)[: len(row)] for params in (PARAMS["critic"], REWARD_MODEL)
         )
-        length = int(rollout.response_BT[b].sum())
         close(rollout.value_BT[b, :length], value[-length - 1 : -1])
         close(rollout.raw_reward_BT[b, :length], score[-length:])
         close(rollout.reward_BT[b, :length], (score[-length:] - 0.1) / 2.0)
@@ -165,9 +178,87 @@ def test_micro_batches_change_nothing():
     chex.assert_trees_all_close(states[0].params, states[1].params, atol=2e-5)
 
 
+# Micro-batches of several widths, as the rows of each need them
+SORTED = {"widths": (3, 5, 7, P + T), "micro_batch_size": 2}
+
+
+def test_rows_sorted_by_length_change_nothing():
+    """Neither scores, nor gradients and metrics, nor what they do to the parameters."""
+    lengths = np.asarray(rolled_out().rows.length_B)
+    assert len(set(np.searchsorted(SORTED["widths"], lengths))) == 4
+    chex.assert_trees_all_close(rolled_out(**SORTED), rolled_out(), atol=1e-5)
+    plain, metrics = learn(rolled_out())
+    state, same = learn(rolled_out(), **SORTED)
+    chex.assert_trees_all_close(state.params, plain.params, atol=2e-5)
+    chex.assert_trees_all_close(same, metrics, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["", "2,2,2"])
+def test_every_row_is_once_in_a_micro_batch_that_holds_it(shape):
+    """And a micro-batch has no more tokens than one of the longest rows."""
+    lengths = np.random.default_rng(1).integers(1, 33, 24)
+    sizes = settings(widths=(8, 16, 24, 32), micro_batch_size=4, max_new_tokens=32)
+
+    def count(carry, numbers, real, width):
+        times_B, fits, tokens, batches = carry
+        fits &= jnp.all(jnp.array(lengths)[numbers] <= width)
+        tokens = jnp.maximum(tokens, width * len(numbers))
+        return times_B.at[numbers].add(real), fits, tokens, batches + 1
+
+    def fold(length_B):
+        carry = jnp.zeros(24, jnp.int32), True, 0, 0
+        return micro_batches.fold(count, carry, length_B, sizes)
+
+    with jax.set_mesh(sharding.make_mesh(shape)) if shape else contextlib.nullcontext():
+        times_B, fits, tokens, batches = jax.device_get(jax.jit(fold)(jnp.array(lengths)))
+    assert (times_B == 1).all()
+    assert fits
+    assert tokens <= 4 * 32
+    assert batches < 6
+
+
+def test_few_widths_of_long_rows_and_one_of_short_ones():
+    assert micro_batches.row_widths([32, 64], 64) == (128,)
+    assert micro_batches.row_widths([64], 256) == (128, 192, 256, 320)
+    assert micro_batches.row_widths([30, 40, 71], 100)[-1] == 171
+
+
+# A rollout that is learned from once, in one micro-batch
+
+ONCE = {"ppo_epochs": 1, "minibatch_size": 8}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_forward_pass_gives_the_old_log_probabilities_too(shared):
+    models = MODELS._replace(critic=None) if shared else MODELS
+    params = SHARED if shared else PARAMS
+    state, results = TrainState(params, OPTIMIZER.init(params)), []
+    for size in (4, 8):  # rollouts of two micro-batches are predicted before the update
+        changes = ONCE | {"micro_batch_size": size}
+        rollout = rolled_out(shared, **changes)
+        options = {"optimizer": OPTIMIZER, "models": models, "settings": settings(**changes)}
+        step = jax.jit(functools.partial(learning.update, **options))
+        results.append(step(state, rollout, jnp.float32(0.1), jax.random.key(5)))
+    (plain, metrics), (once, same) = results
+    assert not np.any(rollout.logprob_BT)
+    assert not np.any(rollout.value_BT)
+    assert float(same["debug/initial_log_ratio"]) == 0.0 == float(same["policy/clip_fraction"])
+    chex.assert_trees_all_close(once.params, plain.params, atol=2e-5)
+    chex.assert_trees_all_close(same, metrics, atol=1e-4)
+
+
+def test_a_rollout_that_is_not_learned_from_has_no_values():
+    once = {**ONCE, "micro_batch_size": 8}
+    for rollout in (rolled_out(learning=False), rolled_out(learning=False, **once)):
+        assert not np.any(rollout.value_BT)
+        expected = rolled_out()._replace(value_BT=rollout.value_BT)
+        chex.assert_trees_all_close(rollout, expected, atol=1e-5)
+
+
 def test_other_rollouts_compile_nothing_new():
-    traced = chex.assert_max_traces(algorithm.update, n=1)
-    step = jax.jit(functools.partial(traced, models=MODELS, settings=SETTINGS, optimizer=OPTIMIZER))
+    traced = chex.assert_max_traces(learning.update, n=1)
+    options = {"models": MODELS, "settings": settings(**SORTED), "optimizer": OPTIMIZER}
+    step = jax.jit(functools.partial(traced, **options))
     state = fresh_state()
     for seed, kl_coef in ((0, 0.1), (1, 0.3)):
         rollout = rolled_out(seed=seed)
@@ -195,8 +286,10 @@ def advantages_by_hand(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_one_rollout_of_updates_equals_a_plain_loop():
-    """No scans, no micro-batches, each optimizer on its own."""
-    rollout = rolled_out()
+    """No scans, no micro-batches, prompts padded on the left, each optimizer on its own."""
+    rollout, (prompt_BP, mask_BP, responses) = rolled_out(), sampled()
+    tokens_BS = jnp.concatenate([prompt_BP, responses.tokens_BT], axis=1)
+    real_BS = jnp.concatenate([mask_BP, rollout.response_BT], axis=1)
     state, metrics = learn(rollout, micro_batch_size=2)
     advantage, returns = map(jnp.array, advantages_by_hand(rollout))
     params = PARAMS
@@ -205,8 +298,8 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
     @jax.jit
     @jax.grad
     def gradient(params, rows):
-        tokens = rollout.tokens_BS[rows]
-        args = tokens, *llama.positions_and_mask(rollout.mask_BS[rows])
+        tokens, real = tokens_BS[rows], real_BS[rows]
+        args = tokens, *llama.positions_and_mask(real)
         logits = POLICY.apply({"params": params["policy"]}, *args)[:, P - 1 : -1] / 0.8
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, P:, None], axis=-1)[
             ..., 0
@@ -220,7 +313,7 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
         critic = 0.5 * jnp.maximum((value - target) ** 2, (near - target) ** 2)
         return jnp.sum(jnp.where(mask, policy + 0.1 * critic, 0.0)) / mask.sum()
 
-    for rows in np.asarray(algorithm.minibatch_rows(jax.random.key(5), B, SETTINGS)):
+    for rows in np.asarray(learning.minibatch_rows(jax.random.key(5), B, SETTINGS)):
         grads = gradient(params, rows)
         for name in PARTS:
             change, moments[name] = PARTS[name].update(grads[name], moments[name], params[name])
@@ -234,7 +327,7 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
 def test_every_epoch_and_every_step_has_its_own_order():
     sizes = settings(ppo_epochs=3, minibatch_size=16)
     keys = [jax.random.key(k) for k in range(3)]
-    orders = np.concatenate([algorithm.minibatch_rows(key, 16, sizes) for key in keys])
+    orders = np.concatenate([learning.minibatch_rows(key, 16, sizes) for key in keys])
     assert len({tuple(order) for order in orders.tolist()}) == 9
     assert (np.sort(orders, axis=1) == np.arange(16)).all()
 
@@ -253,24 +346,30 @@ def test_a_value_head_on_the_policys_states_trains_both():
     models = MODELS._replace(critic=None)
 
     def value_loss(params):
-        losses = functools.partial(algorithm.losses, models=models, settings=SETTINGS)
-        return losses(params, experience, tokens)[1]["value/loss"]
+        predictions = scoring.predict(params, rollout.rows, models=models, settings=SETTINGS)
+        return algorithm.losses(predictions, experience, tokens, ("critic",), SETTINGS)[0]
 
     grads = jax.jit(jax.grad(value_loss))(SHARED)
     assert optax.tree.norm(grads["critic"]) > 1e-3
     assert optax.tree.norm(grads["policy"]["backbone"]) > 1e-3
-    positions = llama.positions_and_mask(rollout.mask_BS)
+    prompt_BP, mask_BP, responses = sampled()
+    positions = llama.positions_and_mask(jnp.concatenate([mask_BP, rollout.response_BT], axis=1))
     variables = {"params": SHARED["policy"]}
-    hidden = POLICY.apply(variables, rollout.tokens_BS, *positions, method="states")
+    tokens_BS = jnp.concatenate([prompt_BP, responses.tokens_BT], axis=1)
+    hidden = POLICY.apply(variables, tokens_BS, *positions, method="states")
     head = SHARED["critic"]["head"]
     expected = hidden[:, P - 1 : -1] @ head["kernel"][:, 0] + head["bias"][0]
-    np.testing.assert_allclose(rollout.value_BT, expected, atol=1e-5)
+    real = np.asarray(rollout.response_BT)
+    np.testing.assert_allclose(rollout.value_BT[real], expected[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", ["8,1,1", "2,2,2"])
-def test_a_mesh_learns_what_one_device_does(shape):
-    sizes = {"micro_batch_size": 8, "minibatch_size": 8} if shape == "8,1,1" else {}
-    alone, metrics = jax.device_get(learn(rolled_out(), **sizes))
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [("8,1,1", {"micro_batch_size": 8}), ("2,2,2", SORTED | {"micro_batch_size": 4})],
+)
+def test_a_mesh_learns_what_one_device_does(shape, sizes):
+    sizes = sizes | {"minibatch_size": 8}
+    alone, metrics = jax.device_get(learn(rolled_out(), minibatch_size=8))
     mesh = sharding.make_mesh(shape)
     start = jax.device_put(fresh_state(), sharding.shardings(fresh_state(), mesh))
     with jax.set_mesh(mesh):

@@ -1,0 +1,90 @@
+"""Micro-batches of rows of about the same length, within a compiled program.
+
+Rows begin at column 0 and are padded on the right. They are taken longest first, each micro-batch
+at the narrowest width that holds its longest row and with as many rows as its tokens allow. So a
+program has one body a width, runs each as often as the lengths ask for, and is never compiled anew.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgrlhf_jax.data.bucketing import choose_buckets
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.runtime import sharding
+
+SHORT = 160  # columns of rows that are not worth a second width
+
+
+def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+    """The widths of rows with prompts of these lengths: one for short rows, else at most four.
+
+    They pad least where responses of a quarter, a half, three quarters and the whole of
+    ``max_new_tokens`` are equally frequent.
+    """
+    longest = max(prompts) + max_new_tokens
+    if longest <= SHORT:
+        return (longest,)
+    lengths = np.add.outer(prompts, max_new_tokens * np.arange(1, 5) // 4)
+    return tuple(min(width, longest) for width in choose_buckets(lengths.ravel(), 4))
+
+
+def rows_of_width(width: int, settings: PPOSettings) -> int:
+    """Rows of a micro-batch, as many as no more tokens have than those of the last width.
+
+    Nor has it more columns of responses; and its rows divide over the devices.
+    """
+    full, rows, T = settings.widths[-1], settings.micro_batch_size, settings.max_new_tokens
+    count = rows * min(full / width, min(full, T) / min(width, T))
+    shards = sharding.batch_shards()
+    return max(int(count) // shards * shards, shards)
+
+
+def fold(function: Callable, carry, length_B: jax.Array, settings: PPOSettings):
+    """``carry = function(carry, numbers, real, width)`` for micro-batches of all rows.
+
+    Args:
+      function: gets the numbers int32[n] of rows, which of them count, bool[n], and the width.
+        Those that do not count are there to make a micro-batch full.
+      length_B: int32, tokens of each row. Where there is one width only, the rows stay in their
+        order, and ``micro_batch_size`` divides B.
+    """
+    B, widths = length_B.shape[0], settings.widths
+    sizes = [min(rows_of_width(width, settings), B) for width in widths]
+    if len(widths) == 1:
+        (n,) = sizes
+        every = jnp.ones(n, bool)
+
+        def one(number, carry):
+            return function(carry, number * n + jnp.arange(n), every, widths[0])
+
+        return one(0, carry) if n == B else jax.lax.fori_loop(0, B // n, one, carry)
+    order_B = jnp.argsort(-length_B, stable=True)
+    sorted_B = length_B[order_B]
+    start = jnp.int32(0)
+    for width, n, narrower in zip(widths[::-1], sizes[::-1], (*widths[-2::-1], 0), strict=True):
+
+        def unfinished(state, narrower=narrower):
+            start = state[0]
+            return (start < B) & (sorted_B[jnp.minimum(start, B - 1)] > narrower)
+
+        def step(state, width=width, n=n):
+            start, carry = state
+            places = start + jnp.arange(n)
+            numbers = order_B[jnp.minimum(places, B - 1)]
+            return start + n, function(carry, numbers, places < B, width)
+
+        start, carry = jax.lax.while_loop(unfinished, step, (start, carry))
+    return carry
+
+
+def take(tree, rows: jax.Array, width: int):
+    """Rows of arrays [B, ...], spread over the mesh; of [B, S] at most ``width`` columns."""
+
+    def of(x):
+        x = x[rows]
+        return sharding.constrain(x[:, :width] if x.ndim == 2 else x)
+
+    return jax.tree.map(of, tree)

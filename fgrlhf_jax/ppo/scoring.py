@@ -1,0 +1,137 @@
+"""What the models make of prompts and responses: predictions of policy and critic, and rewards."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.functional import policy_losses
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.models.sampling import Sampled
+from fgrlhf_jax.ppo import micro_batches
+from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
+from fgrlhf_jax.ppo.models import Architectures, parts_of
+from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, score_tokens
+
+
+def predict(
+    params: dict, rows: Rows, *, models: Architectures, settings: PPOSettings
+) -> Predictions:
+    """Log-probability, entropy and value of the response columns.
+
+    Rollouts and updates share this function: the first minibatch finds the log-probabilities of the
+    rollout again, so that its ratio is 1.
+
+    Args:
+      params: {"policy": ..., "critic": ...} or less: what the others predict are zeros.
+        Where ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
+    """
+    before_BT = jnp.maximum(rows.columns_BT - 1, 0)
+    inputs = rows.tokens_BS, *llama.positions_and_mask(rows.mask_BS)
+    logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
+    if "policy" in params:
+        variables = {"params": params["policy"]}
+        hidden_BSD = models.policy.apply(variables, *inputs, method="states")
+        before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
+        logits_BTV = models.policy.apply(variables, before_BTD, method="unembed")
+        chosen_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
+        logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(
+            logits_BTV / settings.temperature, chosen_BT
+        )
+    if "critic" in params and models.critic is None:
+        head = llama.ScalarHead(models.policy.cfg, False, True)
+        value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
+    elif "critic" in params:
+        value_BS = models.critic.apply({"params": params["critic"]}, *inputs)
+        value_BT = jnp.take_along_axis(value_BS, before_BT, axis=1)
+    return Predictions(logprob_BT, entropy_BT, value_BT)
+
+
+def score_rollout(
+    params: dict,
+    reference: dict,
+    reward_model: dict,
+    normalization: Normalization,
+    learning: jax.Array,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    sampled: Sampled,
+    *,
+    models: Architectures,
+    settings: PPOSettings,
+) -> Rollout:
+    """Log-probabilities, values and rewards of sampled responses, in micro-batches.
+
+    The sampled ids themselves are scored; nothing is decoded and encoded again.
+
+    Args:
+      params: of policy and critic, see :func:`predict`.
+      reference: parameters of the reference policy.
+      reward_model: its parameters; {}: the rewards are zeros, a function gives them later.
+      learning: bool, whether an update follows. Only then are values computed; where it makes its
+        predictions itself (:attr:`PPOSettings.one_pass`), it gets zeros, and without an update
+        there are log-probabilities alone.
+      prompt_BP, prompt_mask_BP: prompts padded on the left.
+    """
+    (B, P), T = prompt_BP.shape, settings.max_new_tokens
+    start_B = jnp.sum(prompt_mask_BP, axis=1, dtype=jnp.int32)
+    padded_BS = jnp.concatenate([prompt_BP, sampled.tokens_BT], axis=1)
+    every = Rows(
+        tokens_BS=jax.vmap(jnp.roll)(padded_BS, start_B - P),
+        start_B=start_B,
+        response_BT=jnp.arange(T)[None] < sampled.length_B[:, None],
+    )
+    apply = functools.partial(predict, models=models, settings=settings)
+    level = models.meta.level if reward_model else ""
+
+    def predicted(rows: Rows) -> Predictions:
+        """Of policy and critic, but for those that nobody needs."""
+        nothing = functools.partial(apply, {}, rows)
+        first, *others = (
+            functools.partial(apply, {name: params[name] for name in part}, rows)
+            for part in parts_of(models)
+        )
+        if settings.one_pass:
+            return jax.lax.cond(learning, nothing, first)
+        predictions = first()
+        for critic in others:
+            values = jax.lax.cond(learning, critic, nothing)
+            predictions = predictions._replace(value_BT=values.value_BT)
+        return predictions
+
+    def score(scored, numbers, real, width):
+        rows = micro_batches.take(every, numbers, width)
+        predictions = predicted(rows)
+        results = {
+            "logprob_BT": predictions.logprob_BT,
+            "value_BT": predictions.value_BT,
+            "ref_logprob_BT": apply({"policy": reference}, rows).logprob_BT,
+        }
+        if reward_model:
+            reward_BS = score_tokens(
+                *(reward_model, rows.tokens_BS, rows.mask_BS),
+                model=models.reward_model,
+                level=level,
+            )
+            results["raw_reward_BT"] = jnp.take_along_axis(reward_BS, rows.columns_BT, axis=1)
+        numbers, columns = jnp.where(real, numbers, B), rows.response_BT.shape[1]
+        return scored | {
+            name: scored[name]
+            .at[numbers, :columns]
+            .set(jnp.where(rows.response_BT, result, 0.0), mode="drop")
+            for name, result in results.items()
+        }
+
+    names = ("logprob_BT", "value_BT", "ref_logprob_BT", "raw_reward_BT")
+    zeros = {name: jnp.zeros((B, T), jnp.float32) for name in names}
+    scored = micro_batches.fold(score, zeros, every.length_B, settings)
+    reward_BT = scored["raw_reward_BT"]
+    if reward_model:
+        reward_BT = normalize_rewards(reward_BT, every.response_BT, normalization, level=level)
+    return Rollout(
+        **every._asdict(),
+        finished_B=sampled.finished_B,
+        drawn_BT=sampled.logprob_BT,
+        reward_BT=reward_BT,
+        **scored,
+    )
