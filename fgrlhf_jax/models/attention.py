@@ -95,17 +95,16 @@ def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.A
       implementation: as from :func:`kernel`.
     """
     heads = q_BSNH, k_BSKH, v_BSKH
+    if attend is None and implementation == "xla":
+        attend = jnp.ones((1, q_BSNH.shape[1]), bool)
     if attend is not None:
-        mask_B1SS = dense_mask(attend)[:, None]
-        return jax.nn.dot_product_attention(*heads, mask=mask_B1SS, implementation="xla")
+        return plain_attention(*heads, dense_mask(attend))
     if implementation == "splash":
         return sharding.map_rows_and_heads(splash_attention, *heads)
     causal = functools.partial(
         jax.nn.dot_product_attention, is_causal=True, implementation=implementation
     )
-    return (
-        causal(*heads) if implementation == "xla" else sharding.map_rows_and_heads(causal, *heads)
-    )
+    return sharding.map_rows_and_heads(causal, *heads)
 
 
 def splash_attention(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
@@ -127,6 +126,28 @@ def splash_attention(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
     scaled_BSNH = q_BSNH * jnp.asarray(H**-0.5, q_BSNH.dtype)
     heads = (jnp.pad(x.swapaxes(1, 2), pad) for x in (scaled_BSNH, k_BSKH, v_BSKH))
     return jax.vmap(attend)(*heads)[:, :, :S].swapaxes(1, 2)
+
+
+def plain_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS) -> jax.Array:
+    """:func:`self_attention` as two products for every row and key head.
+
+    The G query heads that share a key head are, with their S columns, the rows of one matrix; and
+    softmax works on the product as it stands: nothing of size [S, S] is transposed.
+    """
+    B, S, N, H = q_BSNH.shape
+    K = k_BSKH.shape[2]
+    G = N // K
+    q_BKGSH = q_BSNH.reshape(B, S, K, G, H).transpose(0, 2, 3, 1, 4)
+    q_BKQH = q_BKGSH.reshape(B, K, G * S, H)
+    k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+    score_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
+    score_BKGSS = score_BKQS.reshape(B, K, G, S, S) * H**-0.5
+    score_BKGSS = jnp.where(attend_BSS[:, None, None], score_BKGSS, jnp.finfo(jnp.float32).min)
+    weight_BKGSS = jax.nn.softmax(score_BKGSS, axis=-1).astype(v_BSKH.dtype)
+    weight_BKQS = weight_BKGSS.reshape(B, K, G * S, S)
+    mixed_BKQH = jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH)
+    mixed_BKGSH = mixed_BKQH.reshape(B, K, G, S, H)
+    return mixed_BKGSH.transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
 
 
 def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:

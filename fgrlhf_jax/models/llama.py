@@ -23,6 +23,7 @@ import re
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import attention
 from fgrlhf_jax.runtime import sharding
@@ -212,7 +213,8 @@ class Attention(nn.Module):
                 for old, new in zip(cached, (k_BSKH, v_BSKH), strict=True)
             )
             mixed_BSNH = attention.cached_attention(q_BSNH, *cached, attend)
-        return self.o(mixed_BSNH.reshape(batch, length, -1)), cached
+        mixed_BSD = checkpoint_name(mixed_BSNH.reshape(batch, length, -1), "attention")
+        return self.o(mixed_BSD), cached
 
 
 class MLP(nn.Module):
@@ -250,6 +252,17 @@ class Block(nn.Module):
         return hidden_BSD, cached
 
 
+def _is_kept(primitive, *args, **params) -> bool:
+    """Whether the backward pass of scanned layers finds a value again or computes it anew.
+
+    Kept are products with weights and what attention yields, but neither its [S, S] scores nor what
+    is elementwise: to write these to memory and to read them takes longer than to compute them.
+    """
+    of_attention = ("name", "dot_product_attention_fwd_wrapper", "pallas_call")
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return primitive.name in of_attention or dense
+
+
 class Llama(nn.Module):
     """The backbone: token ids to the states after the final norm."""
 
@@ -259,8 +272,11 @@ class Llama(nn.Module):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.initializer_range)
         self.embed = nn.Embed(cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init)
-        # Inside a scan the recomputation cannot be merged away, so it needs no guard.
-        block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
+        block = Block
+        if cfg.remat or cfg.scan_layers:
+            # Inside a scan the recomputation cannot be merged away, so it needs no guard.
+            policy = None if cfg.remat else _is_kept
+            block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=policy)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -87,8 +87,13 @@ def accumulate_gradients(loss: Callable, params: dict, micro_batches) -> tuple[d
       The summed gradients, and the auxiliary values stacked to [A, ...].
     """
 
+    gradient = jax.grad(loss, has_aux=True)
+    if jax.tree.leaves(micro_batches)[0].shape[0] == 1:  # no sum, so no array of zeros to start it
+        grads, auxiliary = gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
+        return grads, jax.tree.map(lambda x: x[None], auxiliary)
+
     def add(total, micro_batch):
-        grads, auxiliary = jax.grad(loss, has_aux=True)(params, micro_batch)
+        grads, auxiliary = gradient(params, micro_batch)
         return jax.tree.map(jnp.add, total, grads), auxiliary
 
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro_batches)

@@ -48,7 +48,7 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never; 2**31 - 1 would return what exceeds 2 GiB
         libc.mallopt(M_TOP_PAD, 2**27)
 
 
