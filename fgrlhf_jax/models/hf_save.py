@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fgrlhf_jax.models.chat_template import with_chat_template
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import advice
 
 LANGUAGE_MODEL = "LlamaForCausalLM"
 TOKEN_REWARD = "LlamaForTokenClassification"
@@ -94,14 +96,21 @@ def save(
                 shutil.copymode(temporary / checksums.CONFIG, temporary / file)
             _replace(folder, temporary)
     except (OSError, SafetensorError) as error:
+        cause = _system_error(error)
         raise InputError(
-            f"{folder}: the model could not be written ({error}); free some space or choose "
-            "another folder"
+            f"{folder}: the model cannot be written ({cause.strerror}); {advice(cause)}"
         ) from error
     finally:
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
     return _note(folder, architecture, config, bool(response))
+
+
+def _system_error(error: Exception) -> OSError:
+    """The system's error in one of safetensors, which has its number in its text only."""
+    match = re.search(r"\bcode: (\d+)", str(error))
+    code = getattr(error, "errno", None) or int(match[1] if match else 0)
+    return OSError(code, os.strerror(code) if code else str(error))
 
 
 def _check_heads(tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str) -> bool:

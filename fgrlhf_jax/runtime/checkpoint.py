@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -35,10 +36,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep, self.best = Path(folder).absolute(), keep, 0
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self, cleanup_tmp_directories=True
-        )
         with self._saving():
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier()),
+            )
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
@@ -151,6 +154,18 @@ class Checkpoints:
         """Waits for the save under way; raises InputError when it failed."""
         with self._saving():
             self.manager.close()
+
+
+def _barrier() -> Callable:
+    """orbax's own barrier, except where a save has failed: it would wait for the others to fail."""
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def wait_or_fail(*, key: str, timeout_ms: int) -> None:
+        if error := sys.exc_info()[1]:
+            raise error
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return wait_or_fail
 
 
 def layout(part) -> dict[str, str]:

@@ -48,12 +48,21 @@ def raise_again() -> None:
 
 def end_command(message: str) -> None:
     """Ends the process with status 130, as a KeyboardInterrupt has arrived in its main function."""
+    if is_distributed():
+        from fgrlhf_jax.runtime import multihost
+
+        multihost.leave(130, message, message)
     print(message, file=sys.stderr)
-    jax = sys.modules.get("jax")
-    if not _Process.is_command or (jax and jax.distributed.is_initialized()):
+    if not _Process.is_command:
         sys.exit(130)
     sys.stdout.flush()
     os._exit(130)  # at once: XLA, stopped in a compilation, may crash while Python shuts down
+
+
+def is_distributed() -> bool:
+    """Whether ``jax.distributed`` is in use; does not import JAX."""
+    jax = sys.modules.get("jax")
+    return bool(jax and jax.distributed.is_initialized())
 
 
 def _receive(number: int, frame) -> None:

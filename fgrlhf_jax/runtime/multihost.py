@@ -1,9 +1,19 @@
-"""Agreement between the processes of one run: values of the first one, checks, and waiting."""
+"""Agreement between the processes of one run: values of the first one, checks, a common end.
 
+A process that fails alone says why in the key-value store that ``jax.distributed`` has in process 0
+(:func:`leave`); the others, which may be waiting for it in a collective operation, have a thread
+that reads it and ends them (:func:`watch`).
+"""
+
+import contextlib
 import hashlib
+import os
 import pickle
+import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -12,26 +22,86 @@ from jax.experimental import multihost_utils
 from fgrlhf_jax.errors import InputError
 
 T = TypeVar("T")
+ERRORS, LEFT = "fgrlhf/errors/", "fgrlhf/left/"  # keys, followed by the number of a process
+POLL = 1.0  # seconds
+GRACE = 2.0  # seconds in which a process may end by itself, with an error that others have too
+PATIENCE = 5.0  # seconds that process 0 waits for the others
+_leaving = threading.Lock()
+
+
+def _processes():
+    """jax's state of several processes: ``client``, ``process_id``; None where there is one."""
+    state = multihost_utils.distributed.global_state  # the store is documented nowhere
+    return state if state.client and state.num_processes > 1 else None
+
+
+def watch(end: Callable[[str], None]) -> None:
+    """Starts a thread that calls ``end`` with what :func:`error_of_others` gives, once it does."""
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # of a store that is gone, as at the end of a run
+            while not (error := error_of_others()):
+                time.sleep(POLL)
+            time.sleep(GRACE)
+            end(error)
+
+    if _processes():
+        threading.Thread(target=wait, name="watch", daemon=True).start()
+
+
+def error_of_others() -> str:
+    """What another process has left with, ``process 1: …``; "" where none has."""
+    state = _processes()
+    errors = state.client.key_value_dir_get(ERRORS) if state else []
+    numbered = ((key.removeprefix(ERRORS), error) for key, error in errors)
+    return next((f"process {n}: {e}" for n, e in numbered if n != str(state.process_id)), "")
+
+
+def leave(status: int, message: str, error: str) -> NoReturn:
+    """Prints a message and ends this process, and the others with ``error``.
+
+    Process 0 ends last: without its store the others would be aborted.
+    """
+    _leaving.acquire()  # for good: another thread may be ending the process too
+    print(message, file=sys.stderr)
+    if state := _processes():
+        with contextlib.suppress(Exception):  # the store is gone: so are the others
+            if not error_of_others():
+                state.client.key_value_set(f"{ERRORS}{state.process_id}", error)
+            state.client.key_value_set(f"{LEFT}{state.process_id}", "")
+            deadline = time.monotonic() + PATIENCE
+            while state.process_id == 0 and time.monotonic() < deadline:
+                if len(state.client.key_value_dir_get(LEFT)) == state.num_processes:
+                    break
+                time.sleep(0.1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)  # at once: the end of Python would wait for the others
 
 
 def from_first(make: Callable[[], T]) -> T:
     """Calls ``make`` on process 0 and returns its result on all of them, which must all call this.
 
     Raises:
-      InputError: on every process, where ``make`` raises one.
+      InputError: on every process, where ``make`` raises one; what else it raises is raised on
+        process 0, and an InputError that names it on the others.
     """
     if jax.process_count() == 1:
         return make()
-    message = b""
+    message, raised = b"", None
     if jax.process_index() == 0:
         try:
             message = pickle.dumps((make(), None))
-        except InputError as error:
-            message = pickle.dumps((None, str(error)))
+        except Exception as error:
+            raised = error
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            message = pickle.dumps((None, f"{kind}{error}"))
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     padded = np.zeros(1 << size.bit_length(), np.uint8)  # few shapes, so few compilations
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     value, error = pickle.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+    if raised:
+        raise raised
     if error is not None:
         raise InputError(error)
     return value

@@ -46,7 +46,7 @@ def load(name: str) -> Callable:
     sys.path.insert(0, current)
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise InputError(f"{name}: cannot be loaded ({_describe(error)})") from error
     finally:
         sys.path.remove(current)
@@ -55,7 +55,7 @@ def load(name: str) -> Callable:
     return function
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """An exception in one line, and where in the user's own code it was raised."""
     message = " ".join(f"{type(error).__name__}: {error}".split())
     libraries = ("<", sys.prefix, sys.base_prefix, __file__)
@@ -100,7 +100,7 @@ def score_responses(
     optional = {name: value for name, value in optional.items() if takes(function, name)}
     try:
         values = list(function(list(prompts), list(responses), **optional))
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         form = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
         raise InputError(f"{name}: raised {_describe(error)}{form}") from error
     if len(values) != len(responses):

@@ -4,8 +4,10 @@ import importlib.util
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -70,6 +72,9 @@ def use_devices(config: ConfigDict | None = None) -> None:
             f"JAX_PLATFORMS={platforms}: there is no such device, or no jaxlib for it; unset "
             f"JAX_PLATFORMS to use what there is, or see the installation of JAX{reason}"
         ) from error
+    from fgrlhf_jax.runtime import multihost
+
+    multihost.watch(_end_as_another)
     if jax.process_index() == 0:
         print(devices)
 
@@ -118,6 +123,35 @@ def check_not_overwritten(
             raise InputError(f"{field}: would write over {path}, which is read; choose another")
 
 
+def _end(sentence: str) -> NoReturn:
+    """Prints a sentence and ends the process, and other processes of the run, with status 2."""
+    unlock()
+    sentence = terminal.as_sentence(sentence)
+    if interrupt.is_distributed():
+        from fgrlhf_jax.runtime import multihost
+
+        multihost.leave(2, sentence, sentence.removeprefix("error: "))
+    print(sentence, file=sys.stderr)
+    sys.exit(2)
+
+
+def _end_as_another(error: str) -> None:
+    """Ends the process while its main thread waits, for the error of another process."""
+    print(file=sys.stderr)  # after the progress bar
+    _end(f"error: {error}")
+
+
+def _leave_others(error: Exception) -> None:
+    """Ends the process, if it is one of several, for an error that has no sentence of its own."""
+    if interrupt.is_distributed():
+        from fgrlhf_jax.runtime import multihost
+
+        if others := multihost.error_of_others():  # one that has ended, which a collective noticed
+            _end(f"error: {others}")
+        unlock()
+        multihost.leave(1, traceback.format_exc().rstrip(), f"{type(error).__name__}: {error}")
+
+
 def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others: str) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C.
 
@@ -142,14 +176,13 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
         sentence = f"error: {error}"
         if "template" in config.get("data", {}):
             sentence = sentence.replace("--config.template", "--config.data.template")
-        print(terminal.as_sentence(sentence), file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not error.filename:
-            raise
-        sentence = f"{error.filename}: cannot be used ({error.strerror}); give another path"
-        print(terminal.as_sentence(f"error: {sentence}"), file=sys.stderr)
-        sys.exit(2)
+        _end(sentence)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            path, reason = error.filename, error.strerror
+            _end(f"error: {path}: cannot be used ({reason}); give another path")
+        _leave_others(error)
+        raise
     except KeyboardInterrupt as error:
         unlock()
         advice = "; run the same command to go on"

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, random_params, same, save, tokenizer
+from safetensors import SafetensorError
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
@@ -122,14 +124,26 @@ def test_numbers_beyond_the_dtype_leave_the_last_export(saved):
     assert [child.name for child in folder.parent.iterdir()] == ["model"]
 
 
-def test_a_full_disk_leaves_the_last_export(saved, monkeypatch):
+FULL = "(No space left on device); free some space and run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, ""), FULL),
+        (SafetensorError("I/O error: Os { code: 28, kind: StorageFull, …"), FULL),
+        (PermissionError(13, ""), "(Permission denied); mend that and run the same command again"),
+        (SafetensorError("something else"), "(something else); mend that"),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_last_export(saved, monkeypatch, error, message):
     folder, params = saved(hf_save.TOKEN_REWARD)
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError, match=re.escape(f"the model cannot be written {message}")):
         saved(hf_save.TOKEN_REWARD)
     assert [child.name for child in folder.parent.iterdir()] == ["model"]
     same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
@@ -140,7 +154,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     params = random_params(MODULES[hf_save.TOKEN_REWARD])
     export = functools.partial(hf_save.save, params=params, cfg=CFG, tokenizer=tokenizer())
-    with pytest.raises(InputError, match="could not be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         export(tmp_path / "file" / "x", architecture=hf_save.TOKEN_REWARD)
     for architecture in (hf_save.LANGUAGE_MODEL, hf_save.SEQUENCE_REWARD, hf_save.STATE_ACTION):
         with pytest.raises(ValueError, match=architecture):
