@@ -1,13 +1,16 @@
 """Checksums of an export: what gives its weights their meaning is still what was written."""
 
+import functools
 import hashlib
 import json
+import time
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 
 CONFIG = "config.json"
 PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that make up a model
+SETTLED = 2_000_000_000  # nanoseconds
 
 
 def write_config(folder: Path, config: dict) -> None:
@@ -57,6 +60,25 @@ def files(folder: Path) -> list[str]:
 
 
 def _digest(file: Path) -> str:
+    """The SHA-256 of a file, read once as long as it stays as it is.
+
+    A file that was changed just now may change again without another time of change.
+    """
+    status = file.stat()
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    identity = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    is_settled = time.time_ns() - changed > SETTLED
+    return _read_digest(file, identity) if is_settled else _read_digest.__wrapped__(file)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_digest(file: Path, *_) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

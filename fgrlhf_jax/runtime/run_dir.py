@@ -125,13 +125,13 @@ def finish(folder: Path, step: int, note: str, result: dict | None = None) -> No
 
 
 def read_finished(folder: Path) -> dict | None:
-    """The content of ``finished.json``; None where the run, or its ``eval.json``, is to be made.
+    """The content of ``finished.json``; None where the run or a result of it is to be made.
 
     Raises:
       InputError: when it or one of the results is damaged, or is of another run.
     """
     path = folder / "finished.json"
-    if not path.exists():
+    if not path.exists() or not (folder / "export").exists():
         return None
     again = "delete it and run the same command, which makes it again"
     finished = files.read_json(path, {"step": 0, "sha256": {}}, again)

@@ -120,6 +120,9 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
+        log = folder / "metrics.jsonl"
+        if not start and jax.process_index() == 0 and log.exists() and log.stat().st_size:
+            print(f"{log}: has rows, but there is no checkpoint of them; the run begins again")
         progress = _restore_progress(config, trainer, checkpoints, start)
         if progress.done:
             return _best_params(trainer, progress, checkpoints)

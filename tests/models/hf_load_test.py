@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import checksums, hf_load, hf_save, llama
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
@@ -224,6 +226,30 @@ def test_one_flipped_bit_of_an_export_is_noticed(saved):
                 hf_load.load_params(folder, wanted)
             flip(folder / name, at)
     hf_load.load_params(folder, wanted)
+
+
+def test_an_export_is_hashed_once_as_long_as_it_stays_as_it_is(saved, monkeypatch):
+    folder, _ = saved(hf_save.STATE_ACTION)
+    monkeypatch.setattr(checksums, "SETTLED", 10_000_000)
+    hashed, digest = [], checksums.hashlib.file_digest
+
+    def count(stream, name):
+        hashed.append(Path(stream.name).name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(checksums.hashlib, "file_digest", count)
+    load = functools.partial(hf_load.load_params, folder, abstract(MODULES[hf_save.STATE_ACTION]))
+    every = [name for name in checksums.files(folder) if name != "config.json"]
+    for expected in (every, ["model.safetensors"]):
+        time.sleep(0.02)
+        load()
+        load()
+        assert sorted(hashed) == expected
+        flip(folder / "model.safetensors", -1)
+        with pytest.raises(InputError, match=r"model\.safetensors: is damaged"):
+            load()
+        flip(folder / "model.safetensors", -1)
+        hashed.clear()
 
 
 def test_a_damaged_or_short_file_of_anyone_is_noticed(saved):

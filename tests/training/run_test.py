@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,6 +264,17 @@ def test_a_problem_stops_the_run_with_its_state_saved(go, tmp_path):
             go(tmp_path, Worried())
         metrics, saved = outcome(tmp_path)
         assert (metrics[-1]["step"], max(saved)) == (7, 7)
+
+
+def test_rows_without_a_checkpoint_are_made_again_and_it_is_said(go, tmp_path, capsys):
+    go(tmp_path, Toy())
+    made = outcome(tmp_path)
+    assert "begins again" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "checkpoints")
+    go(tmp_path, Toy())
+    said = f"{tmp_path}/metrics.jsonl: has rows, but there is no checkpoint of them; the run begins"
+    assert said in capsys.readouterr().out
+    chex.assert_trees_all_equal(outcome(tmp_path), made)
 
 
 def test_other_data_and_another_config_are_refused(go, tmp_path):

@@ -215,7 +215,6 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_pr
     run_dir = shutil.copytree(sft_run, tmp_path / "run")
     for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
         shutil.rmtree(run_dir / name)
-    (run_dir / "eval.json").unlink()
     flags = ppo_cases.flags(sft_fields | {"run_dir": run_dir})
     command.main(config_files.parse(["", *flags], command.CONFIG))
     assert without_clock(run_dir) == without_clock(sft_run)
