@@ -16,6 +16,11 @@ from fgrlhf_jax.training import supervised
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "LICENSE"
+SHAPES = llama.SIZES | {
+    "llama_1b": llama.LlamaConfig(
+        *(32000, 2048, 8192, 16, 32, 8, 64), max_position=2048, tie_embeddings=True
+    )
+}
 LOSS = {"loss": "sequence", "consistency_weight": 0.0, "center_weight": 0.0}
 
 
@@ -25,7 +30,7 @@ def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
     Args:
       path: a Hugging Face folder or a .gguf file; "" makes random weights.
       cache: where folders are made, once.
-      size: of ``llama.SIZES``, of random weights.
+      size: of SHAPES, of random weights.
 
     Raises:
       InputError: for a path that is neither.
@@ -42,13 +47,15 @@ def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
             model = LanguageModel.load(path)
             _save(folder, model.params, model.module.cfg, model.tokenizer)
         else:
-            _save(folder, *random_model(size))
+            _save(
+                folder, *random_model(size), dtype="bfloat16" if size == "llama_1b" else "float32"
+            )
     return folder.resolve()
 
 
 def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
     """Random parameters of a size, its configuration, and a tokenizer trained on our own pages."""
-    cfg = llama.SIZES[size]
+    cfg = SHAPES[size]
     cfg = dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, 512))  # bytes need that many
     pages = [TEXT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     tokenizer = train_tokenizer([page.read_text() for page in pages], cfg.vocab_size)
@@ -59,9 +66,10 @@ def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
     return params, cfg, tokenizer
 
 
-def _save(folder: Path, params: dict, cfg: llama.LlamaConfig, tokenizer) -> None:
+def _save(folder: Path, params: dict, cfg: llama.LlamaConfig, tokenizer, **options) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    hf_save.save(folder, params, cfg, tokenizer, architecture=hf_save.LANGUAGE_MODEL)
+    options["architecture"] = hf_save.LANGUAGE_MODEL
+    hf_save.save(folder, params, cfg, tokenizer, **options)
 
 
 def reward_model(model: Path, cache: Path, max_length: int) -> Path:

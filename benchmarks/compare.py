@@ -14,23 +14,17 @@ what is in --json already stays, so that --only fills in the rest.
 """
 
 import argparse
-import json
-import math
 import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from benchmarks import checkpoint, machine, table, work
+from benchmarks import checkpoint, fresh, machine, table, work
 from benchmarks.work import Sizes, Work
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
-CACHE = HERE / "cache"
 SIDES = ("ours", "peer")
 
 
@@ -83,8 +77,8 @@ def main(options: argparse.Namespace) -> bool:
         results = read_json(options.json, {}, "choose another file")
     size, sizes = ("tiny", work.TINY) if options.size == "tiny" else ("smollm2_135m", Sizes())
     sizes = sizes._replace(steps=options.steps)
-    model = checkpoint.language_model(options.model, CACHE, size)
-    items = work.make(options.only, model, CACHE, options.edits, options.prompts, sizes)
+    model = checkpoint.language_model(options.model, fresh.CACHE, size)
+    items = work.make(options.only, model, fresh.CACHE, options.edits, options.prompts, sizes)
     results["machine"] = {"cores": machine.cores(), "load": os.getloadavg()[0]}
     succeeded = True
     for item in items:
@@ -117,7 +111,7 @@ def compare(item: Work, options: argparse.Namespace) -> dict:
     rates = {side: [rate(result) for result in results] for side, results in runs.items()}
     figures = {
         "title": item.title,
-        "peer_is": item.peer[1],
+        "peer_is": item.peer,
         "unit": f"{item.unit}/s",
         **{side: statistics.median(values) for side, values in rates.items()},
         "memory_gb": {side: max(r["memory_gb"] for r in runs[side]) for side in runs},
@@ -144,46 +138,16 @@ def rate(result: dict) -> float:
 
 
 def run(item: Work, side: str, options: argparse.Namespace) -> dict:
-    """What one fresh process of a side wrote; it is ended with this one, and after the limit."""
-    script, _ = item.peer
-    with tempfile.TemporaryDirectory() as folder:
-        job, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
-        job.write_text(json.dumps(item.job))
-        command = [sys.executable, "-m", "benchmarks.ours", script]
-        if side == "peer":
-            command = [str(python_of(options.peers)), str(HERE / "peers" / f"{script}.py")]
-        environment = os.environ | {"PYTHONPATH": python_path(side), "PYTHONUNBUFFERED": "1"}
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [*command, str(job), str(result)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-            try:
-                status = process.wait(options.limit)
-            except subprocess.TimeoutExpired:
-                status = f"more than {options.limit:g} s"
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        if status != 0 or not result.exists():
-            last = log.read_text(errors="replace").strip().splitlines()[-12:]
-            raise RuntimeError("\n  ".join([f"{side} failed ({status}):", *last]))
-        values = json.loads(result.read_text())
-        if not all(math.isfinite(s) and s > 0 for s in values["seconds"]):
-            raise RuntimeError(f"{side}: seconds={values['seconds']} is no measurement")
-        return values
-
-
-def python_path(side: str) -> str:
-    """Ours is found wherever the command is started; the peers see nothing of ours."""
+    """What one fresh process of a side measured."""
+    command = [sys.executable, "-m", "benchmarks.ours", item.script]
     if side == "peer":
-        return ""
-    return os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+        command = [str(python_of(options.peers)), str(HERE / "peers" / f"{item.script}.py")]
+    try:
+        result = fresh.run(command, item.job, options.limit, ours=side == "ours")
+        fresh.check_seconds(result)
+    except RuntimeError as error:
+        raise RuntimeError(f"{side} {error}") from error
+    return result
 
 
 def command() -> None:

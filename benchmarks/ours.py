@@ -46,6 +46,7 @@ def main(kind: str, job: dict) -> dict:
 def supervised_config(config: ConfigDict, job: dict, width: int) -> ConfigDict:
     """Full batches in one piece, nothing recomputed, at a constant rate."""
     config.model.path, config.model.remat = job["model"], False
+    config.model.dtype = job.get("dtype", "float32")
     config.batch_size, config.micro_batch_size = job.get("batch_size") or len(job["rows"]), 0
     config.data.max_length, config.data.max_prompt_length = width, width - 1
     config.steps, config.eval_every = 1000, 0
@@ -118,7 +119,8 @@ def initial_state(trainer) -> TrainState:
 
 def decode(job: dict) -> dict:
     """Greedy decoding of responses that never end: its time without that of the first token."""
-    model = dataclasses.replace(LanguageModel.load(job["model"]), end_ids=())
+    dtype = job.get("dtype", "float32")
+    model = dataclasses.replace(LanguageModel.load(job["model"], dtype=dtype), end_ids=())
     prompts = job["prompts"]
 
     def generate(tokens: int) -> float:
@@ -144,6 +146,7 @@ def run_ppo(job: dict) -> dict:
     config = ppo_config.get_config("smollm2,sequence")
     config.policy, config.reward_model = job["model"], job["reward_model"]
     config.model.remat, config.reward_normalization = False, "none"
+    config.model.dtype = config.inference_dtype = job.get("dtype", "float32")
     config.rollout_batch_size = config.minibatch_size = job["batch_size"]
     config.micro_batch_size, config.ppo_epochs = job["micro_batch_size"], 1
     config.data.max_prompt_length, config.data.max_new_tokens = job["prompt"], job["response"]
@@ -167,13 +170,14 @@ def run_ppo(job: dict) -> dict:
             seconds.append(time.perf_counter() - clock)
             rows.append(metrics)
             print(f"step {seconds[-1]:.2f} s", flush=True)
-    rows = rows[job["warmup"] :]
+    debug = {name: rows[0][name] for name in rows[0] if name.startswith("debug/")}
     stages = {name for name in rows[-1] if name.startswith("time/")}
     tokens, prompts = rows[-1]["tokens"], job["batch_size"]
     return {
         "seconds": seconds[job["warmup"] :],
         "count": tokens if job["end"] is None else prompts,
         "lengths": [tokens / prompts] * prompts,
+        "debug": debug,
         "stages": {name.removeprefix("time/"): rows[-1][name] for name in sorted(stages)},
     }
 

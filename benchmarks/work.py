@@ -47,7 +47,8 @@ class Work(NamedTuple):
     """A piece of work.
 
     Attributes:
-      peer: the script of ``peers/`` that does it, and what it stands for.
+      script: of ``peers/`` that does it, and the kind of work of ``ours``.
+      peer: what the table calls the peer.
       unit: what is counted, for example tokens; a result has their number in ``count``.
       job: what both sides read.
       flops: of the model, from a side's result: for as many counted units.
@@ -55,7 +56,8 @@ class Work(NamedTuple):
 
     name: str
     title: str
-    peer: tuple[str, str]
+    script: str
+    peer: str
     unit: str
     job: dict[str, Any]
     flops: Callable[[dict], float]
@@ -71,7 +73,7 @@ def make(
     """
     tokenizer, cfg = hf_load.load_tokenizer(model), hf_load.read_config(model)
     text = checkpoint.TEXT.read_text()
-    ids = encode_text(tokenizer, text)
+    ids = 4 * encode_text(tokenizer, text)
     base = {"model": str(model), "warmup": 1, "steps": sizes.steps}
     work = []
     if "rm" in groups:
@@ -84,7 +86,7 @@ def make(
         flops = 3 * (rows_flops(cfg, [len(ids) for ids in rows]) + logits_flops(cfg, count))
         title = f"SFT step, {sizes.pairs} × {sizes.columns}"
         job = base | {"rows": rows, "count": count}
-        work.append(Work("sft", title, ("sft", "torch"), "tokens", job, lambda _: flops))
+        work.append(Work("sft", title, "sft", "torch", "tokens", job, lambda _: flops))
     if "decode" in groups:
         work += [_decode(base, cfg, ids, rows, sizes) for rows in sizes.decode]
     if {"ppo", "ppo_real"} & set(groups):
@@ -105,10 +107,8 @@ def make(
 
 def _reward_model(base: dict, tokenizer, cfg, text: str, sizes: Sizes) -> Work:
     """Pairs of rows of one length that share nothing but the line end of an empty prompt."""
-    rows, width, count = [], sizes.columns, sizes.pairs * (1 + sizes.steps)
-    for n in range(count):
-        sides = (text[start : start + 12 * width] for start in (61 * n, 73 * n + 23))
-        rows.append(Preference("", "", *sides, preference=1))
+    width, count = sizes.columns, sizes.pairs * (1 + sizes.steps)
+    rows = [Preference("", "", text[61 * n :], text[73 * n + 23 :], 1) for n in range(count)]
     data = {"template": "plain", "max_length": width, "max_prompt_length": width // 2}
     job = base | _encode_sides(tokenizer, rows, data)
     if {len(ids) for pair in job["rows"] for ids in pair} != {width}:
@@ -116,7 +116,7 @@ def _reward_model(base: dict, tokenizer, cfg, text: str, sizes: Sizes) -> Work:
     job |= {"batch_size": sizes.pairs, "count": 2 * sizes.pairs * width}
     flops = 3 * rows_flops(cfg, [width] * 2 * sizes.pairs)
     title = f"reward-model step, {sizes.pairs} pairs × 2 × {width}"
-    return Work("rm", title, ("rm", "TRL"), "tokens", job, lambda _: flops)
+    return Work("rm", title, "rm", "TRL", "tokens", job, lambda _: flops)
 
 
 def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
@@ -133,7 +133,7 @@ def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     job |= {"batch_size": sizes.pairs, "epoch": True}
     flops = 3 * rows_flops(cfg, [len(ids) for pair in job["rows"] for ids in pair])
     title = f"reward model on {sizes.edits} edits of real lengths"
-    return Work("rm_edits", title, ("rm", "TRL"), "pairs", job, lambda _: flops)
+    return Work("rm_edits", title, "rm", "TRL", "pairs", job, lambda _: flops)
 
 
 def _encode_sides(tokenizer, rows: Sequence[Record], data: dict) -> dict:
@@ -155,7 +155,8 @@ def _decode(base: dict, cfg, ids: list[int], rows: int, sizes: Sizes) -> Work:
     return Work(
         f"decode_{rows}",
         f"greedy decoding, {rows} × ({P} + {T})",
-        ("decode", "HF generate"),
+        "decode",
+        "HF generate",
         "tokens",
         base | {"prompts": prompts, "response": T, "count": rows * (T - 1)},
         lambda _: flops,
@@ -173,7 +174,7 @@ def _ppo(name: str, title: str, cfg: llama.LlamaConfig, job: dict, unit: str) ->
         scores, updates = 2 * forward + 2 * value, 3 * (forward + value)
         return decoding_flops(cfg, prompts, responses) + scores + updates
 
-    return Work(name, title, ("ppo", "TRL"), unit, job, flops)
+    return Work(name, title, "ppo", "TRL", unit, job, flops)
 
 
 def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:

@@ -1,0 +1,291 @@
+"""What can only be checked on a GPU or TPU, in one script of at most 8 minutes on one device.
+
+python -m benchmarks.device --json=FILE [--model=FOLDER|FILE.gguf] [--size=full|tiny]
+                            [--only=parity,sampler,attention,reward_model,ppo,decode,plan]
+
+Every check runs in a process of its own, and its figures go to FILE as they come: bfloat16 against
+float32 on --model (random weights of SmolLM2-135M's shape without it), the first ratio of PPO and
+the mismatch of the sampler in bfloat16, the flash kernel against XLA in values, gradients and time;
+on a random LLaMA of 1B parameters a reward-model and a PPO step with their MFU, decoding against
+the roofline of memory bandwidth, and launch.plan against the memory that was used. A check that
+fails is recorded and the others go on; the exit status then is 1.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import checkpoint, fresh, ours, work
+from benchmarks.work import Sizes
+from fgrlhf_jax.data.templates import encode_text
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.reward_losses import token_logprobs
+from fgrlhf_jax.models import attention, hf_load
+from fgrlhf_jax.models.language_model import LanguageModel
+from fgrlhf_jax.models.llama import positions_and_mask
+from fgrlhf_jax.runtime import accelerators
+from fgrlhf_jax.runtime.files import read_json, write_json
+from launch.shared import process
+
+SECONDS = 480.0  # of all checks
+NATS = 0.02  # the largest mean difference of log-probabilities in bfloat16
+
+
+class Shapes(NamedTuple):
+    """Of the checks: ``small`` is SmolLM2's shape, ``large`` the random LLaMA's."""
+
+    small: str = "smollm2_135m"
+    large: str = "llama_1b"
+    columns: int = 128
+    heads: tuple[int, ...] = (8, 1024, 32, 8, 64)  # rows, columns, query and kv heads, width
+    sizes: Sizes = Sizes(
+        *(8, 256), decode=(1, 32, 128), prompt=128, response=128, ppo_rows=16, steps=3
+    )
+
+
+SHAPES = {
+    "full": Shapes(),
+    "tiny": Shapes("tiny", "tiny", 16, (2, 32, 4, 2, 16), work.TINY._replace(steps=1)),
+}
+
+
+def check_parity(job: dict) -> dict:
+    """Log-probabilities of a text in bfloat16, and in float32 as the device multiplies it."""
+    shapes = SHAPES[job["size"]]
+    ids = encode_text(hf_load.load_tokenizer(job["small"]), checkpoint.TEXT.read_text())
+    tokens_BS = np.array([ids[31 * b :][: shapes.columns] for b in range(8)])
+    logprobs = {}
+    for name, dtype in (("exact", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        model = LanguageModel.load(job["small"], dtype=dtype)
+        precision = "highest" if name == "exact" else None
+        with jax.set_mesh(model.mesh), jax.default_matmul_precision(precision):
+            args = tokens_BS, *positions_and_mask(tokens_BS >= 0)
+            logits_BSV = jax.jit(model.module.apply)({"params": model.params}, *args)
+            logprobs[name] = np.asarray(jax.vmap(token_logprobs)(logits_BSV, tokens_BS))[:, 1:]
+    figures = {}
+    for name in ("float32", "bfloat16"):
+        difference = np.abs(logprobs[name] - logprobs["exact"])
+        figures[name] = {"mean": float(difference.mean()), "max": float(difference.max())}
+    require(figures["float32"]["mean"] < NATS / 10, f"float32 is not exact: {figures}")
+    require(figures["bfloat16"]["mean"] < NATS, f"bfloat16 is not close: {figures}")
+    return figures
+
+
+def check_sampler(job: dict) -> dict:
+    """The first minibatch's ratio and the sampler's mismatch; PPO itself refuses large ones."""
+    result = run_ours("ppo", job["small"], job["size"], warmup=0, steps=1)
+    return result["debug"]
+
+
+def check_attention(job: dict) -> dict:
+    """The kernel that ``attention=auto`` takes here against XLA, in bfloat16."""
+    B, S, N, K, H = SHAPES[job["size"]].heads
+    chosen = attention.kernel("auto", "bfloat16", H)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (
+        jax.random.normal(key, (B, S, heads, H), jnp.bfloat16)
+        for key, heads in zip(keys, (N, K, K, N), strict=True)
+    )
+
+    def loss(q, k, v, kernel: str):
+        mixed = attention.self_attention(q, k, v, None, kernel)
+        return jnp.sum((mixed * weight).astype(jnp.float32)), mixed
+
+    outputs, seconds = {}, {}
+    for kernel in ("xla", chosen):
+        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
+        outputs[kernel] = jax.block_until_ready(step(q, k, v, kernel))
+        clock = time.perf_counter()
+        for _ in range(10):
+            last = step(q, k, v, kernel)
+        jax.block_until_ready(last)
+        seconds[kernel] = (time.perf_counter() - clock) / 10
+    names, differences = ("dq", "dk", "dv", "value"), {}
+    pairs = zip(*(jax.tree.leaves(outputs[kernel]) for kernel in (chosen, "xla")), strict=True)
+    for name, (mine, other) in zip(names, pairs, strict=True):
+        mine, other = np.asarray(mine, np.float32), np.asarray(other, np.float32)
+        differences[name] = float(np.abs(mine - other).mean() / np.abs(other).mean())
+    require(max(differences.values()) < 0.02, f"{chosen} is not XLA's: {differences}")
+    return {"kernel": chosen, "seconds": seconds, "relative_difference": differences}
+
+
+def check_reward_model(job: dict) -> dict:
+    return mfu(run_ours("rm", job["large"], job["size"]))
+
+
+def check_ppo(job: dict) -> dict:
+    return mfu(run_ours("ppo", job["large"], job["size"]))
+
+
+def check_decode(job: dict) -> dict:
+    """Tokens/s against what reading weights and cache once a token allows."""
+    cfg, figures = hf_load.read_config(job["large"]), {}
+    for item in make_work("decode", job["large"], job["size"]):
+        result = ours.main(item.script, item.job | {"dtype": "bfloat16"})
+        rows, columns = len(item.job["prompts"]), len(item.job["prompts"][0])
+        columns += item.job["response"] / 2
+        layer = cfg.hidden_size * (
+            2 * cfg.head_dim * (cfg.num_heads + cfg.num_kv_heads) + 3 * cfg.intermediate_size
+        )
+        weights = 2 * (cfg.num_layers * layer + cfg.vocab_size * cfg.hidden_size)
+        cache = 4 * cfg.num_layers * rows * columns * cfg.num_kv_heads * cfg.head_dim
+        rate = result["count"] / np.median(result["seconds"])
+        figures[item.name] = {"tokens_per_second": rate, "bytes_a_step": weights + cache}
+        if device := accelerators.find(jax.devices()[0].device_kind):
+            roof = rows * device.bandwidth / (weights + cache)
+            figures[item.name] |= {"roof": roof, "share": rate / roof}
+    return figures
+
+
+def check_plan(job: dict) -> dict:
+    """The memory that launch.plan, on a CPU, expects of the reward-model step, and what it took."""
+    (item,) = make_work("rm", job["large"], job["size"])
+    run_ours("rm", job["large"], job["size"], warmup=0, steps=1)
+    statistics = jax.devices()[0].memory_stats() or {}
+    data = item.job["data"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        values = {
+            "model.path": job["large"],
+            "model.remat": False,
+            "model.dtype": "bfloat16",
+            "batch_size": item.job["batch_size"],
+            "micro_batch_size": 0,
+            "data.max_length": data["max_length"],
+            "data.max_prompt_length": data["max_prompt_length"],
+        }
+        flags = [f"--config.{name}={value}" for name, value in values.items()]
+        command = [sys.executable, "-m", "launch.plan", "--config=configs/rm.py:smollm2,sequence"]
+        done = subprocess.run(
+            [*command, *flags, "--devices=1", f"--json={file}"],
+            capture_output=True,
+            text=True,
+            cwd=fresh.ROOT,
+        )
+        require(file.exists(), f"launch.plan: {done.stderr[-500:]}")
+        planned = json.loads(file.read_text())["steps"]["train"]["total"]
+    figures = {"planned": planned, "measured": statistics.get("peak_bytes_in_use")}
+    if figures["measured"]:
+        figures["ratio"] = figures["measured"] / planned
+        require(figures["ratio"] < 1.15, f"more memory than planned: {figures}")
+    return figures
+
+
+CHECKS: dict[str, Callable[[dict], dict]] = {
+    "parity": check_parity,
+    "sampler": check_sampler,
+    "attention": check_attention,
+    "reward_model": check_reward_model,
+    "ppo": check_ppo,
+    "decode": check_decode,
+    "plan": check_plan,
+}
+
+
+def make_work(group: str, model: str, size: str) -> list[work.Work]:
+    return work.make([group], Path(model), fresh.CACHE, "", "", SHAPES[size].sizes)
+
+
+def run_ours(group: str, model: str, size: str, **changes) -> dict:
+    """A piece of our work in bfloat16, with the FLOPs of one timed step."""
+    (item,) = make_work(group, model, size)
+    result = ours.main(item.script, item.job | {"dtype": "bfloat16"} | changes)
+    return result | {"flops": item.flops(result)}
+
+
+def mfu(result: dict) -> dict:
+    """Seconds a step, FLOP/s, and their share of the device's where that is known."""
+    seconds = float(np.median(result["seconds"]))
+    rate = result["flops"] / seconds
+    figures = {"seconds": seconds, "tflops": rate / 1e12, "stages": result.get("stages", {})}
+    if device := accelerators.find(jax.devices()[0].device_kind):
+        figures["mfu"] = rate / device.flops
+    statistics = jax.devices()[0].memory_stats() or {}
+    return figures | {"peak_bytes": statistics.get("peak_bytes_in_use")}
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise RuntimeError(message)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options; raises InputError for values that cannot be."""
+    usage = __doc__.split("\n\n")[1]
+    parser = argparse.ArgumentParser("benchmarks.device", usage=usage, allow_abbrev=False)
+    parser.add_argument("--json", default="")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--only", default=",".join(CHECKS))
+    parser.add_argument("--size", choices=tuple(SHAPES), default="full")
+    options = parser.parse_args(argv)
+    options.only = options.only.split(",")
+    if unknown := [name for name in options.only if name not in CHECKS]:
+        raise InputError(f"only={unknown[0]}: is not one of {', '.join(CHECKS)}")
+    if not options.json:
+        raise InputError("json is empty; give --json=FILE for the results")
+    return options
+
+
+def main(options: argparse.Namespace) -> bool:
+    """Runs the checks; whether all of them hold."""
+    end = time.monotonic() + SECONDS
+    results = {}
+    if Path(options.json).exists():
+        results = read_json(options.json, {}, "choose another file")
+    for name in options.only:
+        print(f"{name} …", flush=True)
+        command = [sys.executable, "-m", "benchmarks.device", f"--check={name}"]
+        clock = time.monotonic()
+        try:
+            require(clock < end, "not run: the time is up")
+            job = {"model": options.model, "size": options.size}
+            results[name] = fresh.run(command, job, end - clock)
+        except RuntimeError as error:
+            results[name] = {"error": str(error)}
+        results[name]["wall_seconds"] = time.monotonic() - clock
+        print(f"{name}: {json.dumps(results[name])}", flush=True)
+        write_json(options.json, results)
+    return not any("error" in results[name] for name in options.only)
+
+
+def run_check(name: str, job: dict) -> dict:
+    """One check in this process."""
+    shapes = SHAPES[job["size"]]
+    small = checkpoint.language_model(job["model"], fresh.CACHE, shapes.small)
+    large = small
+    if name in ("reward_model", "ppo", "decode", "plan"):
+        large = checkpoint.language_model("", fresh.CACHE, shapes.large)
+    figures = CHECKS[name](job | {"small": str(small), "large": str(large)})
+    return {"device": jax.devices()[0].device_kind} | figures
+
+
+def command() -> None:
+    if sys.argv[1:] and sys.argv[1].startswith("--check="):
+        process.prepare()
+        _, check, job, result = sys.argv
+        figures = run_check(check.removeprefix("--check="), json.loads(Path(job).read_text()))
+        Path(result).write_text(json.dumps(figures))
+        return
+    try:
+        if not main(parse_arguments(sys.argv[1:])):
+            sys.exit(1)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,59 @@
+"""A process of its own for a measurement: nothing of another one is in its memory."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "benchmarks" / "cache"
+
+
+def run(command: Sequence[str], job: Any, limit: float, *, ours: bool = True) -> dict:
+    """What ``command JOB.json RESULT.json`` wrote; it is ended with this process or at the limit.
+
+    Args:
+      limit: seconds.
+      ours: whether it finds our modules.
+
+    Raises:
+      RuntimeError: with the last lines that it said, where it fails or takes longer.
+    """
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")] if ours else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("job.json", "result.json")]
+        files[0].write_text(json.dumps(job))
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [*command, *map(str, files)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                status = f"more than {limit:g} s"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if status != 0 or not files[1].exists():
+            last = log.read_text(errors="replace").strip().splitlines()[-12:]
+            raise RuntimeError("\n  ".join([f"failed ({status}):", *last]))
+        return json.loads(files[1].read_text())
+
+
+def check_seconds(result: dict) -> None:
+    """Raises RuntimeError where what was timed took no time."""
+    if not all(math.isfinite(s) and s > 0 for s in result["seconds"]):
+        raise RuntimeError(f"seconds={result['seconds']} is no measurement")

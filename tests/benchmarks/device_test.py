@@ -1,0 +1,77 @@
+"""benchmarks.device at toy size on a CPU: every check holds, and a fault in one is recorded."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import device, fresh
+from fgrlhf_jax.runtime import sharding
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch, cache):
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    monkeypatch.setattr(fresh, "CACHE", cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("parity", {"float32", "bfloat16"}),
+        ("sampler", {"debug/initial_log_ratio", "debug/sampler_mismatch_kl"}),
+        ("attention", {"kernel", "seconds", "relative_difference"}),
+        ("reward_model", {"seconds", "tflops"}),
+        ("ppo", {"seconds", "tflops", "stages"}),
+        ("decode", {"decode_1", "decode_2"}),
+        pytest.param("plan", {"planned", "measured"}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_check_holds_at_toy_size(name, figures, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    result = json.loads(json.dumps(device.run_check(name, {"model": "", "size": "tiny"})))
+    assert figures <= result.keys()
+    assert result["device"] == "cpu"
+
+
+def test_bfloat16_that_is_not_close_is_a_fault(monkeypatch):
+    monkeypatch.setattr(device, "NATS", 1e-6)
+    with pytest.raises(RuntimeError, match="bfloat16 is not close"):
+        device.run_check("parity", {"model": "", "size": "tiny"})
+
+
+def test_a_fault_is_recorded_and_the_others_go_on(monkeypatch, tmp_path):
+    def run(command, job, limit):
+        assert 0 < limit <= device.SECONDS
+        if command[-1] == "--check=ppo":
+            raise RuntimeError("out of memory")
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(fresh, "run", run)
+    file = tmp_path / "device.json"
+    assert not device.main(device.parse_arguments([f"--json={file}"]))
+    results = json.loads(file.read_text())
+    assert results.keys() == device.CHECKS.keys()
+    assert results["ppo"]["error"] == "out of memory"
+    assert results["plan"]["seconds"] == 1.0
+    assert device.main(device.parse_arguments([f"--json={file}", "--only=plan"]))
+
+    monkeypatch.setattr(device, "SECONDS", 0.0)
+    assert not device.main(device.parse_arguments([f"--json={file}", "--only=plan"]))
+    assert "time is up" in json.loads(file.read_text())["plan"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--only=speed"], "only=speed: is not one of"), ([], "json is empty")]
+)
+def test_bad_options_are_one_sentence(flags, message):
+    with pytest.raises(device.InputError, match=message):
+        device.parse_arguments(flags)

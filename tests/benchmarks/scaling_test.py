@@ -1,0 +1,39 @@
+"""benchmarks.scaling at toy size: every kind of point is measured, and powers are right."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import checkpoint, fresh, scaling
+from fgrlhf_jax.runtime import sharding
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    monkeypatch.setattr(fresh, "CACHE", tmp_path)
+    monkeypatch.setattr(fresh, "run", lambda command, job, limit: scaling.measure(*job))
+    file = tmp_path / "scaling.json"
+    scaling.main(scaling.parse_arguments([f"--json={file}", "--size=tiny"]))
+    results = json.loads(file.read_text())
+    assert {name: tuple(p["size"] for p in points) for name, points in results.items()} == (
+        scaling.POINTS["tiny"]
+    )
+    assert len(capsys.readouterr().out.splitlines()) >= 6
+
+
+def test_quadratic_time_has_power_2():
+    points = [{"size": n, "seconds": 3e-6 * n * n} for n in (10, 100, 1000)]
+    assert [point["power"] for point in scaling.powers(points)[1:]] == pytest.approx([2, 2])
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(scaling.InputError, match="only=depth: is not one of pairs, batch"):
+        scaling.parse_arguments(["--only=depth"])
+
+
+def test_random_models_have_the_shape_that_they_are_named_for():
+    assert checkpoint.SHAPES["llama_1b"].num_layers == 16
