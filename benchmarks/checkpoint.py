@@ -44,8 +44,8 @@ def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
     if not (folder / "config.json").is_file():
         print(f"{folder} is made first", flush=True)
         if path:
-            model = LanguageModel.load(path)
-            _save(folder, model.params, model.module.cfg, model.tokenizer)
+            model = LanguageModel.load(path, lazy=True)
+            _save(folder, model.read_params(), model.module.cfg, model.tokenizer)
         else:
             _save(
                 folder, *random_model(size), dtype="bfloat16" if size == "llama_1b" else "float32"
@@ -78,7 +78,7 @@ def reward_model(model: Path, cache: Path, max_length: int) -> Path:
     if (folder / "config.json").is_file():
         return folder.resolve()
     print(f"{folder} is made first", flush=True)
-    policy = LanguageModel.load(model)
+    policy = LanguageModel.load(model, lazy=True)
     module = make_module(policy.module.cfg, LOSS["loss"], "after")
     with jax.set_mesh(policy.mesh):
         abstract = {"head": llama.abstract_params(module, policy.mesh)["head"]}
@@ -92,7 +92,7 @@ def reward_model(model: Path, cache: Path, max_length: int) -> Path:
         "append_eos": True,
     }
     meta = RewardMeta("after", LOSS, Normalization(0.0, 1.0), data)
-    params["backbone"] = policy.params["backbone"]
+    params["backbone"] = policy.read_params()["backbone"]
     cache.mkdir(parents=True, exist_ok=True)
     RewardModel(module, params, policy.tokenizer, meta, policy.mesh).save(folder)
     return folder.resolve()

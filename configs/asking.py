@@ -1,6 +1,6 @@
 """The fields of every command that sends requests to a language model."""
 
-from configs.common import DTYPES, MESH, UNROLL
+from configs.common import DTYPES, MESH
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.feedback.llm.client import PROVIDERS
@@ -53,6 +53,5 @@ MODEL_FIELDS = {
         "local.seed": Field(0, "of sampling at a temperature above 0", at_least=0),
         "local.mesh": MESH,
         "local.dtype": Field("float32", "dtype of the computation", choices=DTYPES),
-        "local.unroll": UNROLL,
     },
 }

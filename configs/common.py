@@ -20,6 +20,3 @@ READING = {
         ),
     }
 }
-UNROLL = Field(
-    True, "decode with unrolled layers: fastest; False needs no second copy of the weights"
-)

@@ -1,6 +1,6 @@
 """Responses to a file of prompts: what ``launch.generate`` needs."""
 
-from configs.common import DTYPE, MESH, MODEL, OVERLONG, READING, UNROLL
+from configs.common import DTYPE, MESH, MODEL, OVERLONG, READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 
@@ -33,7 +33,6 @@ GROUPS = {
     },
     "Devices and precision": {
         "batch_size": Field(32, "prompts at a time", at_least=1),
-        "unroll": UNROLL,
         "mesh": MESH,
         "dtype": DTYPE,
     },

@@ -44,7 +44,6 @@ def main(config) -> None:
         mesh=config.mesh,
         dtype=config.dtype,
         template=config.template,
-        unroll=config.unroll,
         max_new_tokens=config.max_new_tokens,
         lazy=True,
         log=log,

@@ -150,18 +150,16 @@ def plain_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS) -> jax.Array:
     return mixed_BKGSH.transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
 
 
-def cached_attention(q_BQNH, k_BKSH, v_BKSH, attend_BQS) -> jax.Array:
-    """Attention of a few queries to a whole cache, [B, Q, N, H]; softmax in float32.
+def cached_attention(q_B1NH, k_BKHS, v_BKSH, attend_BS) -> jax.Array:
+    """Attention of one query a row to a whole cache, [B, 1, N, H]; softmax in float32.
 
-    The cache has its columns next to the head width: the order that decoding reads fastest.
+    Keys have their columns last and values their head width: what each product runs along.
     """
-    B, Q, N, H = q_BQNH.shape
-    K = k_BKSH.shape[1]
-    q_BQKGH = q_BQNH.reshape(B, Q, K, N // K, H)
-    score_BKGQS = jnp.einsum(
-        "BQKGH,BKSH->BKGQS", q_BQKGH, k_BKSH, preferred_element_type=jnp.float32
-    )
-    attend_B11QS = attend_BQS[:, None, None]
-    score_BKGQS = jnp.where(attend_B11QS, score_BKGQS * H**-0.5, jnp.finfo(jnp.float32).min)
-    weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("BKGQS,BKSH->BQKGH", weight_BKGQS, v_BKSH).reshape(B, Q, N, H)
+    B, _, N, H = q_B1NH.shape
+    K = k_BKHS.shape[1]
+    q_BKGH = q_B1NH.reshape(B, K, N // K, H)
+    score_BKGS = jnp.einsum("BKGH,BKHS->BKGS", q_BKGH, k_BKHS, preferred_element_type=jnp.float32)
+    attend_B11S = attend_BS[:, None, None]
+    score_BKGS = jnp.where(attend_B11S, score_BKGS * H**-0.5, jnp.finfo(jnp.float32).min)
+    weight_BKGS = jax.nn.softmax(score_BKGS, axis=-1).astype(v_BKSH.dtype)
+    return jnp.einsum("BKGS,BKSH->BKGH", weight_BKGS, v_BKSH).reshape(B, 1, N, H)

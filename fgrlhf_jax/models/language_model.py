@@ -88,7 +88,6 @@ class LanguageModel:
       module: the Flax module of ``params``.
       template: how a prompt is written: alpaca | chat | plain.
       end_ids: the tokens that end a response.
-      unroll: decode layer by layer, which is fastest but holds a second copy of the weights.
     """
 
     path: str | os.PathLike
@@ -97,14 +96,22 @@ class LanguageModel:
     mesh: Mesh
     template: str
     end_ids: tuple[int, ...]
-    unroll: bool = True
 
-    @functools.cached_property
-    def params(self) -> dict:
+    def read_params(self) -> dict:
         """The parameters of ``module``, laid out over ``mesh``."""
         with jax.set_mesh(self.mesh):
             abstract = llama.abstract_params(self.module, self.mesh)
             return hf_load.load_params(self.path, abstract)
+
+    @functools.cached_property
+    def weights(self) -> sampling.DecodingWeights:
+        """The parameters as they are decoded with; those of :meth:`read_params` are not kept."""
+        params = self.read_params()
+        weights = sampling.abstract_weights(params, self.module, self.mesh)
+        layout = jax.tree.map(lambda x: x.sharding, weights)
+        convert = functools.partial(sampling.decoding_weights, model=self.module)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(convert, out_shardings=layout)(params)
 
     @classmethod
     def load(
@@ -114,7 +121,6 @@ class LanguageModel:
         mesh: str = "1,-1,1",
         dtype: str = "float32",
         template: str = "",
-        unroll: bool = True,
         max_new_tokens: int = 0,
         lazy: bool = False,
         log: Callable[[str], None] = print,
@@ -146,9 +152,9 @@ class LanguageModel:
         if note := templates.check_end_of_turn(tokenizer, template, ends):
             log(f"{path}: {note}")
         devices = sharding.make_mesh(mesh)
-        model = cls(path, module, tokenizer, devices, template, ends, unroll)
+        model = cls(path, module, tokenizer, devices, template, ends)
         if not lazy:
-            _ = model.params
+            _ = model.weights
         return model
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -235,7 +241,7 @@ class LanguageModel:
             for batch in progress(by_length(lengths, batch_size, buckets)):
                 arrays = pad_prompts([prompts[row] for row in batch.filled], batch.width)
                 responses = sampling.generate(
-                    self.params,
+                    self.weights,
                     *sharding.put_batch(arrays, self.mesh),
                     sampling.stream_keys(seed, [streams[row] for row in batch.filled]),
                     model=self.module,
@@ -244,7 +250,6 @@ class LanguageModel:
                     temperature=sampling_params.temperature,
                     top_k=sampling_params.top_k,
                     top_p=sampling_params.top_p,
-                    unroll=self.unroll,
                 )
                 responses = sharding.to_host(responses)
                 for b, row in enumerate(batch.rows):

@@ -17,6 +17,7 @@ does not depend on where the padding stands, nor on what it holds.
 """
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -183,9 +184,9 @@ def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
 
-    With a ``cache`` (k_BKSH, v_BKSH, column) the columns of hidden_BSD are written there from
-    ``column`` on, ``attend`` is attend_BQS over the cache's columns, and the new (k, v) come back
-    too.
+    With an empty ``cache``, (), the (k_BSKH, v_BSKH) of hidden_BSD come back too, to make one of.
+    With (k_BKHS, v_BKSH, column) hidden_B1D is written to that column, ``attend`` is attend_BS over
+    the cache's columns, and the new (k_BKHS, v_BKSH) come back.
     """
 
     cfg: LlamaConfig
@@ -203,15 +204,14 @@ class Attention(nn.Module):
         q_BSNH = rotate(self.q(hidden_BSD).reshape(heads), rope)
         k_BSKH = rotate(self.k(hidden_BSD).reshape(heads), rope)
         v_BSKH = self.v(hidden_BSD).reshape(heads)
-        if cache is None:
-            cached = None
+        if not cache:
+            cached = None if cache is None else (k_BSKH, v_BSKH)
             mixed_BSNH = attention.self_attention(q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.kernel)
         else:
-            *cached, column = cache
-            cached = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), column, axis=2)
-                for old, new in zip(cached, (k_BSKH, v_BSKH), strict=True)
-            )
+            k_BKHS, v_BKSH, column = cache
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
+            k_BKH1, v_BK1H = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2)
+            cached = write(k_BKHS, k_BKH1, axis=3), write(v_BKSH, v_BK1H, axis=2)
             mixed_BSNH = attention.cached_attention(q_BSNH, *cached, attend)
         mixed_BSD = checkpoint_name(mixed_BSNH.reshape(batch, length, -1), "attention")
         return self.o(mixed_BSD), cached

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import attention, llama
+from fgrlhf_jax.models import llama
 from fgrlhf_jax.runtime import sharding
 
 
@@ -69,9 +69,9 @@ def draw(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float)
     return token, jax.nn.log_softmax(logits_V)[token]
 
 
-def align_right(tokens_BP: jax.Array, mask_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same prompts, real tokens in order, with all padding moved to the left."""
-    order_BP = jnp.argsort(mask_BP, axis=1, stable=True)
+def align_left(tokens_BP: jax.Array, mask_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same prompts, real tokens in order, with all padding moved to the right."""
+    order_BP = jnp.argsort(~mask_BP, axis=1, stable=True)
     take = functools.partial(jnp.take_along_axis, indices=order_BP, axis=1)
     return take(tokens_BP), take(mask_BP)
 
@@ -88,21 +88,52 @@ def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(keys, streams_B2[:, 1])
 
 
-class _DecodeState(NamedTuple):
-    """What the loop over response tokens carries."""
+class DecodingWeights(NamedTuple):
+    """A model's weights as :func:`generate` reads them.
 
-    step: jax.Array  # tokens drawn so far
-    last_B: jax.Array  # the last of them
-    cache: tuple  # (k_BKSH, v_BKSH) a layer, or both with a leading L
+    Attributes:
+      outer: those of the model without its layers.
+      layers: those of each layer; cut out of the stack, for inside a loop every slice is a copy.
+    """
+
+    outer: dict
+    layers: tuple[dict, ...]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
+    """A copy of the parameters of ``model``, in the dtypes that it computes with."""
+    dtypes = llama.compute_dtypes(model, params)
+    params = jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
+    backbone = dict(params["backbone"])
+    stack = backbone.pop("layers")
+    layers = range(model.cfg.num_layers)
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], stack) for i in layers)
+    return DecodingWeights({**params, "backbone": backbone}, layers)
+
+
+def abstract_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:
+    """Shapes, dtypes and shardings of :func:`decoding_weights`: whole but for the tensor axis."""
+    shapes = jax.eval_shape(functools.partial(decoding_weights, model=model), params)
+    return sharding.abstract(shapes, mesh, split=("tensor",))
+
+
+class _Rows(NamedTuple):
+    """What decoding knows of its rows; every array has B first."""
+
+    last_B: jax.Array  # the token drawn last
+    prompt_length_B: jax.Array
+    key_B: jax.Array
+    cache: tuple  # (k_BKHS, v_BKSH) a layer
     sampled: Sampled
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p", "unroll"),
+    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p"),
 )
 def generate(
-    params: dict,
+    weights: DecodingWeights,
     prompt_BP: jax.Array,
     mask_BP: jax.Array,
     key_B: jax.Array,
@@ -113,110 +144,88 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    unroll: bool = True,
 ) -> Sampled:
     """One response a prompt, of at most ``max_new`` tokens.
 
     Args:
-      params: parameters of ``model``.
+      weights: :func:`decoding_weights` of ``model``'s parameters.
       prompt_BP: int32 prompts, padded on either side (or both).
       mask_BP: bool, True on real tokens.
       key_B: a typed random key a row, see :func:`row_keys`.
       ends: the tokens that end a response.
       temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
-      unroll: True decodes layer by layer with a cache a layer, which is fastest but holds a second
-        copy of the weights, cut into layers; False loops over the stacked weights and cache.
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
     B, P = prompt_BP.shape
-    prompt_BP, mask_BP = align_right(prompt_BP, mask_BP)
-    length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
-    columns_1S = jnp.arange(P + max_new)[None]
-    # Padding in front, then the prompt, then the response so far.
-    real_BS = jnp.concatenate([mask_BP, jnp.ones((B, max_new), bool)], axis=1)
-    layers, cache = _layers_and_cache(model.cfg, params, mask_BP.shape, max_new, unroll)
-    forward = functools.partial(_forward, model, params, layers)
-    append = functools.partial(
-        _append, key_B=key_B, ends=ends, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-
-    def decode(state: _DecodeState) -> _DecodeState:
-        column = P + state.step - 1
-        attend_B1S = (real_BS & (columns_1S <= column))[:, None]
-        positions_B1 = (length_B + state.step - 1)[:, None]
-        row_args = state.last_B[:, None], positions_B1, attend_B1S
-        logits_BV, cache = forward(*row_args, state.cache, column)
-        last_B, sampled = append(state.sampled, state.step, logits_BV)
-        return _DecodeState(state.step + 1, last_B, cache, sampled)
-
-    positions_BP, _ = llama.positions_and_mask(mask_BP)
-    attend_BPS = jnp.pad(attention.dense_mask(mask_BP), ((0, 0), (0, 0), (0, max_new)))
-    logits_BV, cache = forward(prompt_BP, positions_BP, attend_BPS, cache, 0)
+    draw_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    append = functools.partial(_append, ends=ends, **draw_options)
+    logits_BV, prompt_length_B, cache = _prefill(model, weights, prompt_BP, mask_BP, max_new)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
-    last_B, sampled = append(empty, 0, logits_BV)
-    return jax.lax.while_loop(
-        lambda state: (state.step < max_new) & ~jnp.all(state.sampled.finished_B),
-        decode,
-        _DecodeState(jnp.int32(1), last_B, cache, sampled),
-    ).sampled
+    columns_1S = jnp.arange(P + max_new)[None]
+
+    def decode(state: tuple[jax.Array, _Rows]) -> tuple[jax.Array, _Rows]:
+        step, rows = state
+        column, prompt_length_B1 = P + step - 1, rows.prompt_length_B[:, None]
+        is_response_1S = (columns_1S >= P) & (columns_1S <= column)
+        attend_BS = (columns_1S < prompt_length_B1) | is_response_1S
+        positions_B1 = prompt_length_B1 + step - 1
+        logits_BV, cache = _decode_token(
+            model, weights, rows.last_B[:, None], positions_B1, attend_BS, rows.cache, column
+        )
+        last_B, sampled = append(rows.sampled, step, logits_BV, rows.key_B)
+        return step + 1, rows._replace(last_B=last_B, cache=cache, sampled=sampled)
+
+    def goes_on(state: tuple[jax.Array, _Rows]) -> jax.Array:
+        step, rows = state
+        return (step < max_new) & ~jnp.all(rows.sampled.finished_B)
+
+    last_B, sampled = append(empty, 0, logits_BV, key_B)
+    rows = _Rows(last_B, prompt_length_B, key_B, cache, sampled)
+    return jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
 
 
-def _layers_and_cache(cfg, params, prompt_shape, max_new: int, unroll: bool):
-    """Weights and an empty cache: a list of each, one entry a layer, or both stacked."""
-    B, P = prompt_shape
-    layers = params["backbone"]["layers"]
-    shape = (B, cfg.num_kv_heads, P + max_new, cfg.head_dim)
+def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int):
+    """Logits after each prompt, the tokens of each, and a cache with them.
 
-    def empty(shape):
-        return tuple(sharding.constrain_cache(jnp.zeros(shape, cfg.dtype)) for _ in "kv")
-
-    if not unroll:
-        return layers, empty((cfg.num_layers, *shape))
-    layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(cfg.num_layers)]
-    return layers, tuple(empty(shape) for _ in layers)
-
-
-def _forward(model, params, layers, tokens_BQ, positions_BQ, attend_BQS, cache, column):
-    """Logits after the last of the given tokens, and the cache with all of them.
-
-    ``layers`` and ``cache`` are as from :func:`_layers_and_cache`; the tokens take the cache's
-    columns from ``column`` on.
+    The columns of the cache are the prompt, padding up to P, and room for ``max_new`` tokens.
     """
-    cfg = model.cfg
-    hidden_BQD = model.apply({"params": params}, tokens_BQ, method="embed")
-    rope = llama.rotary_tables(cfg, positions_BQ)
+    prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
+    length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
+    rope = llama.rotary_tables(model.cfg, llama.positions_and_mask(mask_BP)[0])
+    room = ((0, 0), (0, 0), (0, max_new), (0, 0))
+    cache = []
+    for layer in weights.layers:
+        block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
+        hidden_BPD, (k_BPKH, v_BPKH) = block(hidden_BPD, rope, None, cache=())
+        k_BKSH, v_BKSH = (jnp.pad(x.swapaxes(1, 2), room) for x in (k_BPKH, v_BPKH))
+        cache.append((k_BKSH.swapaxes(2, 3), v_BKSH))
+    cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
+    last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
+    last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
+    logits_B1V = model.apply({"params": weights.outer}, last_B1D, method="finish")
+    return logits_B1V[:, 0], length_B, cache
 
-    def block(weights, hidden_BQD, kv):
-        args = (hidden_BQD, rope, attend_BQS, (*kv, column))
-        return llama.Block(cfg).apply({"params": weights}, *args)
 
-    def stacked_block(layer, carry):
-        hidden_BQD, cache = carry
-        weights, kv = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), (layers, cache)
-        )
-        hidden_BQD, kv = block(weights, hidden_BQD, kv)
-        cache = jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, layer, 0), cache, kv
-        )
-        return hidden_BQD, cache
-
-    if isinstance(layers, list):
-        updated = []
-        for weights, kv in zip(layers, cache, strict=True):
-            hidden_BQD, kv = block(weights, hidden_BQD, kv)
-            updated.append(kv)
-        cache = tuple(updated)
-    else:
-        hidden_BQD, cache = jax.lax.fori_loop(0, cfg.num_layers, stacked_block, (hidden_BQD, cache))
-    logits_BQV = model.apply({"params": params}, hidden_BQD[:, -1:], method="finish")
-    return logits_BQV[:, 0], cache
+def _decode_token(
+    model, weights: DecodingWeights, token_B1, positions_B1, attend_BS, cache, column
+):
+    """Logits after one more token a row, and the cache with it in ``column``."""
+    hidden_B1D = model.apply({"params": weights.outer}, token_B1, method="embed")
+    rope = llama.rotary_tables(model.cfg, positions_B1)
+    updated = []
+    for layer, kv in zip(weights.layers, cache, strict=True):
+        block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
+        hidden_B1D, kv = block(hidden_B1D, rope, attend_BS, cache=(*kv, column))
+        updated.append(kv)
+    logits_B1V = model.apply({"params": weights.outer}, hidden_B1D, method="finish")
+    return logits_B1V[:, 0], tuple(updated)
 
 
 def _append(
-    sampled: Sampled, t, logits_BV, *, key_B, ends: tuple[int, ...], temperature, top_k, top_p
+    sampled: Sampled, t, logits_BV, key_B, *, ends: tuple[int, ...], temperature, top_k, top_p
 ) -> tuple[jax.Array, Sampled]:
     """Token t of every row that has not ended (0 of the others), and the responses with it."""
     step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)

@@ -111,7 +111,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
         architectures, [P] * B, [T] * B, epochs=config.ppo_epochs, scored=bool(reward_params)
     )
     resident = {
-        "generate": params["policy"],
+        "generate": (),
         "score_rollout": (params, reference, reward_params),
         "update": state,
     }

@@ -1,4 +1,4 @@
-"""The three compiled programs of a PPO step: generate, score_rollout, update.
+"""The compiled programs of a PPO step: decoding_weights, generate, score_rollout, update.
 
 They are made ahead of time from shapes alone, so that a run cannot recompile and a plan can be
 made without any memory.
@@ -103,11 +103,12 @@ def make(
     prompt_width: int,
     widths: tuple[int, ...] = (),
 ) -> dict[str, Program]:
-    """``generate``, ``score_rollout`` and ``update`` for the shapes of a run; nothing is computed.
+    """The programs for the shapes of a run, by name; nothing is computed.
 
     ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
 
-    generate: (policy, prompt_BP, mask_BP, key_B) -> Sampled
+    decoding_weights: policy -> DecodingWeights
+    generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, reference, reward model, Normalization, learning, prompt_BP, mask_BP,
                    Sampled) -> Rollout
     update: (state, Rollout, kl_coef, key) -> state, metrics
@@ -131,13 +132,18 @@ def make(
         ends=ends,
         max_new=settings.max_new_tokens,
         temperature=settings.temperature,
-        unroll=config.sampling.unroll,
     )
+    weights = sampling.abstract_weights(params["policy"], models.policy, mesh)
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
     layout = jax.tree.map(lambda x: x.sharding, state)
     return {
-        "generate": Program(generate, (params["policy"], *prompt, keys)),
+        "decoding_weights": Program(
+            functools.partial(sampling.decoding_weights, model=models.policy),
+            (params["policy"],),
+            out_shardings=jax.tree.map(lambda x: x.sharding, weights),
+        ),
+        "generate": Program(generate, (weights, *prompt, keys)),
         "score_rollout": Program(
             functools.partial(scoring.score_rollout, **static),
             (params, reference, reward_model, normalization, flag, *prompt, sampled),

@@ -162,7 +162,9 @@ def roll_out(
         by_rows = sharding.batch_sharding(mesh)
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
         keys = make_keys(key, len(prompts.ids))
-        sampled = programs["generate"](params["policy"], prompt_BP, mask_BP, keys)
+        weights = programs["decoding_weights"](params["policy"])
+        sampled = programs["generate"](weights, prompt_BP, mask_BP, keys)
+        del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
         sampled_at = time.perf_counter()
         rollout = programs["score_rollout"](

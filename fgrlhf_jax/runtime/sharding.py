@@ -6,6 +6,7 @@ Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split t
 
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,26 +75,33 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _spec(path, leaf, mesh: Mesh) -> P:
+def _spec(path, leaf, mesh: Mesh, split=AXES) -> P:
     spec = next(spec for pattern, spec in TABLE if re.search(pattern, path_name(path)))
+    if leaf.ndim == len(spec) - 1 and spec[0] is None:  # of one layer, without the layer axis
+        spec = spec[1:]
     if len(spec) > leaf.ndim:  # scalars of an optimizer state
         return P()
     # An axis that does not divide its dimension (a tiny model on a large mesh) stays whole.
-    return P(*(a if a and leaf.shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(spec)))
+    fits = (a in split and leaf.shape[i] % mesh.shape[a] == 0 for i, a in enumerate(spec))
+    return P(*(a if fit else None for a, fit in zip(spec, fits, strict=True)))
 
 
-def shardings(tree, mesh: Mesh):
-    """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments)."""
+def shardings(tree, mesh: Mesh, split: Sequence[str] = AXES):
+    """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments).
+
+    Args:
+      split: axes of the mesh that parameters are split over; they are whole over the others.
+    """
     return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh)), tree
+        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, split)), tree
     )
 
 
-def abstract(tree, mesh: Mesh):
-    """The same tree as ShapeDtypeStructs that carry their shardings."""
+def abstract(tree, mesh: Mesh, split: Sequence[str] = AXES):
+    """The same tree as ShapeDtypeStructs that carry their :func:`shardings`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        *(tree, shardings(tree, mesh)),
+        *(tree, shardings(tree, mesh, split)),
     )
 
 

@@ -107,11 +107,13 @@ def test_the_same_prompt_twice_is_answered_twice(model):
 def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(model):
     responses = model.generate(TEXTS * 2, SAMPLED, seed=3, batch_size=14)
 
+    params = model.read_params()
+
     @jax.jit
     def logprobs_of(tokens_S):
         positions_and_mask = llama.positions_and_mask(jnp.ones((1, 24), bool))
         args = tokens_S[None], *positions_and_mask
-        return jax.nn.log_softmax(model.module.apply({"params": model.params}, *args)[0])
+        return jax.nn.log_softmax(model.module.apply({"params": params}, *args)[0])
 
     for row, text in enumerate(TEXTS * 2):
         ids, logprob_T = responses.ids[row], responses.logprobs[row]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import chex
 import jax
@@ -12,10 +14,12 @@ import tiny_cases
 
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.runtime import sharding
 
 MODEL = llama.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
+WEIGHTS = sampling.decoding_weights(PARAMS, MODEL)
 PROMPTS = [[5, 6, 7], [9], [3, 1, 4, 1, 5], [8, 8]]
 EOS = 2
 
@@ -24,7 +28,7 @@ def run(prompts=PROMPTS, side="left", fill=63, width=7, rows=None, **options):
     tokens, mask = tiny_cases.laid_out(prompts, side, fill, width)
     keys = sampling.row_keys(jax.random.key(1), max(16, len(prompts)))
     keys = keys[jnp.array(rows if rows is not None else range(len(prompts)))]
-    options = {"params": PARAMS, "model": MODEL, "ends": (EOS,), "max_new": 9, **options}
+    options = {"weights": WEIGHTS, "model": MODEL, "ends": (EOS,), "max_new": 9, **options}
     arrays = {"prompt_BP": tokens.astype(np.int32), "mask_BP": mask, "key_B": keys}
     return jax.device_get(sampling.generate(**arrays, **options))
 
@@ -77,7 +81,7 @@ def test_logprobs_are_those_of_a_full_pass(options):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_padding_company_and_layout_do_not_change_a_row(temperature):
     base = run(temperature=temperature)
-    for options in ({"side": "right"}, {"width": 12}, {"unroll": False}):
+    for options in ({"side": "right"}, {"width": 12}):
         chex.assert_trees_all_close(base, run(temperature=temperature, **options), atol=1e-5)
     alone = run(PROMPTS[2:3], rows=[2], temperature=temperature)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[2:3], base), alone, atol=1e-5)
@@ -133,11 +137,10 @@ def test_positions_do_not_count_padding(monkeypatch):
     positions, mask = llama.positions_and_mask(row >= 0)
     shifted = model.apply({"params": PARAMS}, row, positions + 3, mask)[0]
     assert np.abs(shifted - full_pass(PROMPTS[2], model)[:5]).max() > 0.1
-    for unroll in (True, False):
-        out = run(model=model, ends=(), temperature=0.0, unroll=unroll)
-        for prompt, response in zip(PROMPTS, out.tokens_BT, strict=True):
-            logits = full_pass([*prompt, *response], model)[len(prompt) - 1 :][:9]
-            np.testing.assert_array_equal(response, logits.argmax(-1))
+    out = run(model=model, ends=(), temperature=0.0)
+    for prompt, response in zip(PROMPTS, out.tokens_BT, strict=True):
+        logits = full_pass([*prompt, *response], model)[len(prompt) - 1 :][:9]
+        np.testing.assert_array_equal(response, logits.argmax(-1))
 
 
 def test_keys_make_samples_differ_and_frequencies_follow_the_distribution():
@@ -145,7 +148,7 @@ def test_keys_make_samples_differ_and_frequencies_follow_the_distribution():
     tokens = jnp.tile(jnp.array([[5, 6, 7]], jnp.int32), (count, 1))
     keys = sampling.row_keys(jax.random.key(0), count)
     options = {"model": MODEL, "ends": (EOS,), "max_new": 1, "temperature": 1.3, "top_k": 8}
-    out = sampling.generate(PARAMS, tokens, tokens >= 0, keys, **options)
+    out = sampling.generate(WEIGHTS, tokens, tokens >= 0, keys, **options)
     seen = np.bincount(out.tokens_BT[:, 0], minlength=64) / count
     scaled = np.asarray(full_pass([5, 6, 7])[2], np.float64) / 1.3
     kept = np.argsort(-scaled)[:8]
@@ -163,24 +166,55 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
         assert np.flatnonzero(np.isfinite(out)).tolist() == kept, top_p
 
 
-@pytest.mark.parametrize("shape", ["8,1,1", "2,2,2"])
-@pytest.mark.parametrize("unroll", [True, False])
-def test_a_mesh_samples_what_one_device_does(shape, unroll):
-    prompts, mesh = PROMPTS * 2, sharding.make_mesh(shape)
-    base = run(prompts, rows=range(8), unroll=unroll)
-    params = jax.device_put(PARAMS, sharding.shardings(PARAMS, mesh))
-    tokens, mask = tiny_cases.laid_out(prompts, "left", fill=63, width=7)
+@functools.cache
+def compiled(shape: str):
+    """The program of 8 rows on a mesh, and its weights."""
+    mesh = sharding.make_mesh(shape)
+    weights = sampling.abstract_weights(PARAMS, MODEL, mesh)
+    weights = jax.device_put(WEIGHTS, jax.tree.map(lambda x: x.sharding, weights))
+    tokens, mask = tiny_cases.laid_out(PROMPTS * 2, "left", fill=63, width=7)
     keys = sampling.row_keys(jax.random.key(1), 8)
     with jax.set_mesh(mesh):
         placed = sharding.put_batch((tokens.astype(np.int32), mask), mesh)
-        options = {"model": MODEL, "ends": (EOS,), "max_new": 9, "unroll": unroll}
-        out = jax.device_get(sampling.generate(params, *placed, keys, **options))
-    chex.assert_trees_all_close(base, out, atol=1e-5)
+        options = {"model": MODEL, "ends": (EOS,), "max_new": 9}
+        arguments = weights, *placed, keys
+        return sampling.generate.lower(*arguments, **options).compile(), arguments
+
+
+@pytest.mark.parametrize("shape", ["1,8,1", "2,2,2"])
+def test_a_mesh_samples_what_one_device_does(shape):
+    program, arguments = compiled(shape)
+    chex.assert_trees_all_close(run(PROMPTS * 2), jax.device_get(program(*arguments)), atol=1e-5)
+
+
+COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(-start)?"
+
+
+@pytest.mark.parametrize("shape", ["1,8,1", "2,2,2"])
+def test_no_weights_are_gathered_for_a_token(shape):
+    """The loop exchanges what goes with rows, less than a weight matrix; rows alone nothing."""
+    program, arguments = compiled(shape)
+    computations, _ = hlo.parse(program.as_text())
+    loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
+    exchanged, called = [], [loop.attribute("body") for loop in loops]
+    assert called
+    for name in called:
+        for instruction in computations[name].values():
+            if re.fullmatch(COLLECTIVE, instruction.opcode):
+                shapes = re.findall(r"\w+\[[\d,]*\]", instruction.shape)
+                exchanged += [math.prod(hlo.dimensions(shape)) for shape in shapes]
+            targets = map(instruction.attribute, ("calls", "to_apply", "body"))
+            called += [target for target in targets if target and target not in called]
+    shards = (x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(arguments[0]) if x.ndim == 2)
+    assert max(exchanged, default=0) < min(map(math.prod, shards))
+    if shape == "1,8,1":
+        assert max(exchanged, default=0) <= 1  # whether all rows have ended
 
 
 def test_tied_embeddings_and_bfloat16():
     cfg = dataclasses.replace(tiny_cases.CFG, tie_embeddings=True, dtype="bfloat16")
     model = llama.CausalLM(cfg)
-    out = run(model=model, params=tiny_cases.parameters(model))
+    weights = sampling.decoding_weights(tiny_cases.parameters(model), model)
+    out = run(model=model, weights=weights)
     assert out.logprob_BT.dtype == np.float32
     assert (out.length_B > 0).all()

@@ -76,14 +76,14 @@ def test_ppo(quick_compilation):
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     plan = measure(ppo_shapes(config), 80e9)
     assert plan["fits"]
-    assert max(step["total"] for step in plan["steps"].values()) < 60e9
+    assert max(step["total"] for step in plan["steps"].values()) < 56e9
     # An eighth of four models of about 6.7e9 parameters, two in half precision, and moments.
     together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
     assert together == pytest.approx((2 * 4 + 2 * 2 + 2 * 8) * 6.67e9 / 8, rel=0.01)
     assert plan["cache"] == 512 // 8 * (192 + 300) * 32 * 2 * 4096 * 2
     generate, score, update = plan["steps"].values()
-    # No second copy of the weights, neither cut into layers nor gathered.
-    assert generate["temporaries"] < plan["cache"] + 2 * plan["models"]["policy"]["bytes"]
+    # No second copy of the weights that are its argument.
+    assert generate["temporaries"] < plan["cache"] + 2e9
     share = [step["model_flops"] / step["compiled_flops"] for step in (generate, score, update)]
     assert share[0] > 0.98
     assert share[1] == pytest.approx(1, abs=1e-4)

@@ -39,7 +39,6 @@ def ppo_config(**fields):
         "mesh": "8,1,1",
         "data.max_prompt_length": P,
         "data.max_new_tokens": T,
-        "sampling.unroll": False,
     }
     config.update_from_flattened_dict(changes | fields)
     return config
@@ -96,7 +95,7 @@ def test_what_a_step_holds(plan):
     generate, score, update = plan["steps"].values()
     prompts = B // 8 * P * (4 + 1)
     assert generate["arguments"] == plan["models"]["policy"]["bytes"] + prompts + B // 8 * 8
-    assert generate["beside"] == together - plan["models"]["policy"]["bytes"]
+    assert generate["beside"] == together
     assert generate["temporaries"] > plan["cache"]
     assert score["beside"] == plan["optimizer"]
     frozen = plan["models"]["reference"]["bytes"] + plan["models"]["reward model"]["bytes"]

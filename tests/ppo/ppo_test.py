@@ -86,7 +86,8 @@ def sampled(seed: int = 0):
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
     keys = sampling.row_keys(jax.random.key(0), B)
     options = {"model": POLICY, "ends": (EOS,), "max_new": T, "temperature": 0.8}
-    responses = sampling.generate(PARAMS["policy"], *prompt, keys, **options)
+    weights = sampling.decoding_weights(PARAMS["policy"], POLICY)
+    responses = sampling.generate(weights, *prompt, keys, **options)
     lengths = np.minimum(responses.length_B, rng.integers(1, T + 1, B)).astype(np.int32)
     real = np.arange(T)[None] < lengths[:, None]
     return *prompt, sampling.Sampled(
