@@ -66,11 +66,11 @@ def check_parity(job: dict) -> dict:
     tokens_BS = np.array([ids[31 * b :][: shapes.columns] for b in range(8)])
     logprobs = {}
     for name, dtype in (("exact", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")):
-        model = LanguageModel.load(job["small"], dtype=dtype)
+        model = LanguageModel.load(job["small"], dtype=dtype, lazy=True)
         precision = "highest" if name == "exact" else None
         with jax.set_mesh(model.mesh), jax.default_matmul_precision(precision):
             args = tokens_BS, *positions_and_mask(tokens_BS >= 0)
-            logits_BSV = jax.jit(model.module.apply)({"params": model.params}, *args)
+            logits_BSV = jax.jit(model.module.apply)({"params": model.read_params()}, *args)
             logprobs[name] = np.asarray(jax.vmap(token_logprobs)(logits_BSV, tokens_BS))[:, 1:]
     figures = {}
     for name in ("float32", "bfloat16"):
