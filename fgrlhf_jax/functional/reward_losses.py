@@ -28,9 +28,13 @@ def token_logprobs(logits_SV: jax.Array, tokens_S: jax.Array) -> jax.Array:
       float32[S]; entry s is log p(tokens_S[s] | tokens before s), and 0 for s = 0.
     """
     chex.assert_rank([logits_SV, tokens_S], [2, 1])
-    logprobs_SV = jax.nn.log_softmax(logits_SV.astype(jnp.float32), axis=-1)
-    picked = jnp.take_along_axis(logprobs_SV[:-1], tokens_S[1:, None], axis=-1)[:, 0]
-    return jnp.concatenate([jnp.zeros((1,), jnp.float32), picked])
+    logits_SV = logits_SV.astype(jnp.float32)
+    shifted_SV = logits_SV - jax.lax.stop_gradient(jnp.max(logits_SV, axis=-1, keepdims=True))
+    # A masked sum: the gradient of an index would be scattered into zeros of size [S, V].
+    is_next_SV = jnp.arange(logits_SV.shape[-1])[None] == jnp.roll(tokens_S, -1)[:, None]
+    picked_S = jnp.sum(jnp.where(is_next_SV, shifted_SV, 0.0), axis=-1)
+    picked_S -= jnp.log(jnp.sum(jnp.exp(shifted_SV), axis=-1))
+    return jnp.concatenate([jnp.zeros((1,), jnp.float32), picked_S[:-1]])
 
 
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:

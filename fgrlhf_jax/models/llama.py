@@ -162,7 +162,8 @@ def _flat_product(x, kernel, dimensions, **options) -> jax.Array:
     by the input, which takes longer than the product.
     """
     flat = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
+    (_, contracted), batch = dimensions
+    product = jax.lax.dot_general(flat, kernel, (((1,), contracted), batch), **options)
     return product.reshape(*x.shape[:-1], -1)
 
 
@@ -338,7 +339,7 @@ class CausalLM(nn.Module):
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
-        return jnp.einsum("BSD,VD->BSV", hidden_BSD, embedding_VD)
+        return _flat_product(hidden_BSD, embedding_VD, (((2,), (1,)), ((), ())))
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that come out of the last block."""
