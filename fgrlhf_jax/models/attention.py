@@ -1,9 +1,9 @@
 """Attention: who may attend to whom, over a sequence itself and over a cache.
 
 Shape letters as in llama.py. ``attend`` goes by its rank: rank 3 is attend_BQS, an explicit
-[query, key] mask; rank 2 is mask_BS, True on real tokens, and means causal attention over real
-keys; None is causal attention alone, for rows whose padding, if any, is on the right, where no
-real token sees it.
+[query, key] mask, for a sequence itself within the causal triangle; rank 2 is mask_BS, True on real
+tokens, and means causal attention over real keys; None is causal attention alone, for rows whose
+padding, if any, is on the right, where no real token sees it.
 
 Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs and the
 splash kernel of Pallas on TPUs. All else is XLA's.
@@ -129,25 +129,39 @@ def splash_attention(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
 
 
 def plain_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS) -> jax.Array:
-    """:func:`self_attention` as two products for every row and key head.
+    """:func:`self_attention` in at most four blocks of queries, which see no key after their end.
 
-    The G query heads that share a key head are, with their S columns, the rows of one matrix; and
-    softmax works on the product as it stands: nothing of size [S, S] is transposed.
+    Fewer scores are computed so: five eighths of all at best, where causal ones are half of them.
     """
-    B, S, N, H = q_BSNH.shape
-    K = k_BSKH.shape[2]
+    length = q_BSNH.shape[1]
+    size = max(64, -(-length // 32) * 8)
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        keys = k_BSKH[:, :end], v_BSKH[:, :end]
+        blocks.append(block_attention(q_BSNH[:, start:end], *keys, attend_BSS[:, start:end, :end]))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def block_attention(q_BQNH, k_BSKH, v_BSKH, attend_BQS) -> jax.Array:
+    """Attention of some queries as two products for every row and key head, [B, Q, N, H].
+
+    The G query heads that share a key head are, with their Q columns, the rows of one matrix; and
+    softmax works on the product as it stands: nothing of size [Q, S] is transposed.
+    """
+    B, Q, N, H = q_BQNH.shape
+    S, K = k_BSKH.shape[1:3]
     G = N // K
-    q_BKGSH = q_BSNH.reshape(B, S, K, G, H).transpose(0, 2, 3, 1, 4)
-    q_BKQH = q_BKGSH.reshape(B, K, G * S, H)
+    q_BKGQH = q_BQNH.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4)
+    q_BKXH = q_BKGQH.reshape(B, K, G * Q, H)
     k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-    score_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
-    score_BKGSS = score_BKQS.reshape(B, K, G, S, S) * H**-0.5
-    score_BKGSS = jnp.where(attend_BSS[:, None, None], score_BKGSS, jnp.finfo(jnp.float32).min)
-    weight_BKGSS = jax.nn.softmax(score_BKGSS, axis=-1).astype(v_BSKH.dtype)
-    weight_BKQS = weight_BKGSS.reshape(B, K, G * S, S)
-    mixed_BKQH = jnp.einsum("BKQS,BKSH->BKQH", weight_BKQS, v_BKSH)
-    mixed_BKGSH = mixed_BKQH.reshape(B, K, G, S, H)
-    return mixed_BKGSH.transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+    score_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
+    score_BKGQS = score_BKXS.reshape(B, K, G, Q, S) * H**-0.5
+    score_BKGQS = jnp.where(attend_BQS[:, None, None], score_BKGQS, jnp.finfo(jnp.float32).min)
+    weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BSKH.dtype)
+    weight_BKXS = weight_BKGQS.reshape(B, K, G * Q, S)
+    mixed_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weight_BKXS, v_BKSH)
+    return mixed_BKXH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
 def cached_attention(q_B1NH, k_BKHS, v_BKSH, attend_BS) -> jax.Array:

@@ -32,8 +32,11 @@ def uncached():
     compilation_cache.reset_cache()
 
 
-def check_supervised_flops(plan: dict, rows: int, extra: float = 0.001) -> None:
-    """At 512 tokens: 6 a parameter and token, blocks computed again for their gradient."""
+def check_supervised_flops(plan: dict, rows: int, extra: float = 0.015) -> None:
+    """At 512 tokens: 6 a parameter and token, blocks computed again for their gradient.
+
+    The model's scores are counted as a square, and not all above its diagonal are computed.
+    """
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     least = 6 * 6.6e9 * rows * 512 / 8
     assert least < train["model_flops"] < 1.1 * least
@@ -59,7 +62,7 @@ def test_reward_model(uncached):
     assert train["temporaries"] > state / 3 / 8  # the gradients
     assert train["total"] < 80e9
     assert grown < 2e9
-    # Scores between the two sides are computed, and masked.
+    # Most scores between the two sides are computed, and masked.
     check_supervised_flops(plan, rows=2 * 16, extra=0.03)
 
 
@@ -86,5 +89,5 @@ def test_ppo(quick_compilation):
     assert generate["temporaries"] < plan["cache"] + 2e9
     share = [step["model_flops"] / step["compiled_flops"] for step in (generate, score, update)]
     assert share[0] > 0.98
-    assert share[1] == pytest.approx(1, abs=1e-4)
+    assert share[1] == pytest.approx(1, abs=0.015)
     assert share[2] > 3 / 4  # each block is computed again for its gradient

@@ -121,8 +121,8 @@ def test_flops_of_the_model(plan):
 
 
 def test_flops_as_compiled(plan):
-    """Nothing is recomputed without remat; decoding looks at columns that are still empty."""
-    for name, least in (("generate", 0.9), ("score_rollout", 0.999), ("update", 0.999)):
+    """Without remat only scores are recomputed; decoding looks at columns that are still empty."""
+    for name, least in (("generate", 0.9), ("score_rollout", 0.999), ("update", 0.99)):
         step = plan["steps"][name]
         assert least < step["model_flops"] / step["compiled_flops"] <= 1
     rounds = f"a loop that may end earlier is counted with its most rounds, {T - 1}"
