@@ -19,10 +19,9 @@ def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
     file = tmp_path / "scaling.json"
     scaling.main(scaling.parse_arguments([f"--json={file}", "--size=tiny"]))
     results = json.loads(file.read_text())
-    assert {name: tuple(p["size"] for p in points) for name, points in results.items()} == (
-        scaling.POINTS["tiny"]
-    )
-    assert len(capsys.readouterr().out.splitlines()) >= 6
+    sizes = {name: tuple(point["size"] for point in points) for name, points in results.items()}
+    assert sizes == {name: points for name, points in scaling.POINTS["tiny"].items() if points}
+    assert len(capsys.readouterr().out.splitlines()) >= 5
 
 
 def test_quadratic_time_has_power_2():
