@@ -167,12 +167,13 @@ def _flat_product(x, kernel, dimensions, **options) -> jax.Array:
     return product.reshape(*x.shape[:-1], -1)
 
 
-def _dense(cfg: LlamaConfig, width: int, use_bias: bool, dtype=None) -> nn.Dense:
+def _dense(cfg: LlamaConfig, width: int, use_bias: bool, dtype=None, precision=None) -> nn.Dense:
     init = nn.initializers.normal(cfg.initializer_range)
     return nn.Dense(
         width,
         use_bias=use_bias,
         dtype=dtype or cfg.dtype,
+        precision=precision,
         kernel_init=init,
         dot_general=_flat_product,
     )
@@ -300,7 +301,7 @@ class Llama(nn.Module):
             tokens_BS, positions_BS = (
                 jnp.take_along_axis(x, order_BS, axis=1) for x in (tokens_BS, positions_BS)
             )
-        hidden_BSD = self.embed(tokens_BS)
+        hidden_BSD = self.look_up(tokens_BS)
         rope = rotary_tables(self.cfg, positions_BS)
         attend = None if flash else attention.dense_mask(attend)  # once, not in every layer
         hidden_BSD, _ = self.layers(hidden_BSD, rope, attend)
@@ -309,6 +310,15 @@ class Llama(nn.Module):
                 hidden_BSD, jnp.argsort(order_BS, axis=1)
             )
         return self.norm(hidden_BSD).astype(self.cfg.dtype)
+
+    def look_up(self, tokens_BS: jax.Array) -> jax.Array:
+        """hidden_BSD before the first block."""
+        return sharding.look_up(self.embed.embedding.astype(self.cfg.dtype), tokens_BS)
+
+
+def _head_precision(cfg: LlamaConfig) -> str:
+    """Of the logits' product: float32 is not rounded to TF32 or bfloat16, as devices would."""
+    return "highest" if cfg.dtype == "float32" else "default"
 
 
 class CausalLM(nn.Module):
@@ -320,7 +330,7 @@ class CausalLM(nn.Module):
         cfg = self.cfg
         self.backbone = Llama(cfg)
         if not cfg.tie_embeddings:
-            self.lm_head = _dense(cfg, cfg.vocab_size, False, jnp.float32)
+            self.lm_head = _dense(cfg, cfg.vocab_size, False, jnp.float32, _head_precision(cfg))
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
         return self.unembed(self.states(tokens_BS, positions_BS, attend))
@@ -331,7 +341,7 @@ class CausalLM(nn.Module):
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """hidden_BSD before the first block."""
-        return self.backbone.embed(tokens_BS)
+        return self.backbone.look_up(tokens_BS)
 
     def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that :meth:`states` gave."""
@@ -339,7 +349,8 @@ class CausalLM(nn.Module):
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
-        return _flat_product(hidden_BSD, embedding_VD, (((2,), (1,)), ((), ())))
+        dimensions, precision = (((2,), (1,)), ((), ())), _head_precision(self.cfg)
+        return _flat_product(hidden_BSD, embedding_VD, dimensions, precision=precision)
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that come out of the last block."""
@@ -365,7 +376,8 @@ class ScalarHead(nn.Module):
         hidden_BSD = hidden_BSD.astype(jnp.float32)
         # 1/sqrt(D + 1) is a standard deviation (Stiennon et al. 2020, arXiv:2009.01325).
         kernel_D1 = self.param("kernel", normal((width + 1) ** -0.5), (width, 1))
-        value_BS = jnp.einsum("BSD,DO->BS", hidden_BSD, kernel_D1)
+        einsum = functools.partial(jnp.einsum, precision="highest")
+        value_BS = einsum("BSD,DO->BS", hidden_BSD, kernel_D1)
         if self.use_bias:
             value_BS += self.param("bias", zeros, (1,))[None]
         if self.state_action:
@@ -375,7 +387,8 @@ class ScalarHead(nn.Module):
                 before_BSD = jnp.pad(hidden_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
             else:
                 before_BSD = jnp.take_along_axis(hidden_BSD, before_BS[:, :, None], axis=1)
-            chosen_BS = jnp.einsum("BSD,BSD,D->BS", before_BSD, unembed_VD[tokens_BS], gate_D)
+            action_BSD = sharding.look_up(unembed_VD, tokens_BS)
+            chosen_BS = einsum("BSD,BSD,D->BS", before_BSD, action_BSD, gate_D)
             # The first real token has nothing before it but, perhaps, padding.
             value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
         return value_BS

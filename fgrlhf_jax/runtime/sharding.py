@@ -119,6 +119,19 @@ def batch_shards() -> int:
     return int(np.prod([sizes.get(axis, 1) for axis in BATCH]))
 
 
+def look_up(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
+    """Rows [B, S, D] of a table that ``TABLE`` splits over tensor and fsdp.
+
+    The table is made whole along D first, as every weight is before its product: rows of tokens are
+    then split as these are. Left to XLA, each device would gather its columns of all rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        vocabulary = "tensor" if table_VD.shape[0] % mesh.shape["tensor"] == 0 else None
+        table_VD = jax.lax.with_sharding_constraint(table_VD, P(vocabulary, None))
+    return constrain(jnp.take(table_VD, tokens_BS, axis=0))
+
+
 def constrain_cache(x: jax.Array) -> jax.Array:
     """Shards a cache [..., B, K, S, H]: rows over data and fsdp, heads over tensor."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -322,6 +322,21 @@ def test_state_action_head_is_its_formula(side):
             assert got[i, t] == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["lm", "tied", "state_action"])
+def test_devices_do_not_round_the_products_of_float32_heads(name, dtype):
+    """Forward and backward; logits of a bfloat16 computation are left to the device."""
+    cfg = dataclasses.replace(BASE, dtype=dtype, tie_embeddings=name == "tied")
+    kind = name == "state_action"
+    module = llama.TokenValueModel(cfg, name) if kind else llama.CausalLM(cfg)
+    row = jnp.zeros((1, 5), jnp.int32)
+    args = row, *llama.positions_and_mask(row == 0)
+    loss = lambda params: jnp.sum(module.apply({"params": params}, *args))  # noqa: E731
+    text = jax.jit(jax.grad(loss)).lower(abstract(module)).as_text()
+    exact = text.count("precision = [HIGHEST, HIGHEST]")
+    assert exact == {"state_action": 7}.get(name, 2 if dtype == "float32" else 0)
+
+
 def test_heads_start_as_the_method_says():
     wide = dataclasses.replace(BASE, hidden_size=4000)
     head = llama.ScalarHead(wide, state_action=True, use_bias=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -96,7 +97,7 @@ def two_steps(shape: str, loss: str) -> Run:
     )
     state, step, history = optim.TrainState(params, zeros), None, []
     for seed in (0, 1):
-        batch = sharding.put_batch(tiny_cases.batch(seed, 2, 8), mesh, axis=1)
+        batch = sharding.put_batch(tiny_cases.batch(seed, 2, 8, columns=20), mesh, axis=1)
         if step is None:
             settings = {"model": model, "optimizer": optimizer, "loss": loss, **WEIGHTS}
             update = functools.partial(train_step, **settings)
@@ -131,6 +132,24 @@ def test_two_steps_are_those_of_a_single_device(shape, loss):
         assert set(metrics) > {"loss", "accuracy", "grad_norm", "reward/margin"}
         assert metrics == pytest.approx(others, rel=1e-5, abs=1e-6)
     assert single.metrics[0]["loss"] != pytest.approx(single.metrics[1]["loss"], rel=1e-3)
+
+
+def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
+    """Only the table's columns are gathered, and each device's rows summed over tensor."""
+    mesh = sharding.make_mesh("2,2,2")
+    model = llama.TokenValueModel(tiny_cases.CFG)
+    abstract = llama.abstract_params(model, mesh)
+    tokens = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=sharding.batch_sharding(mesh))
+
+    def loss(params, tokens):
+        args = tokens, *llama.positions_and_mask(tokens > 0)
+        return jnp.sum(model.apply({"params": params}, *args) ** 2)
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(abstract, tokens).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    assert "32,32" in gathered  # half of the vocabulary of 64
+    assert not [shape for shape in gathered if shape.startswith(("64,32", "8,16"))]
 
 
 def parameter_shapes(module) -> dict:
