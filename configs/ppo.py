@@ -78,7 +78,9 @@ GROUPS = {
         "value_clip_ratio": Field(
             0.2, "the value stays within ± this of the rollout's", at_least=1e-6
         ),
-        "value_coef": Field(0.1, "weight of the value loss", at_least=0),
+        "value_coef": Field(
+            0.1, "weight of the value loss in gradients of states that both share", at_least=0
+        ),
         "whiten_rewards": Field(False, "unit variance, mean kept, as AlpacaFarm does"),
         "whiten_advantages": Field(True, "mean 0 and variance 1 in a minibatch"),
         "missing_eos": Field(
@@ -122,7 +124,6 @@ FIELDS = collect_fields(
         "run_dir": "runs/ppo",
         "optimizer.learning_rate": 1e-5,
         "optimizer.schedule": "linear",
-        "optimizer.eps": 1e-5,
         "eval_every": 10,
         "save_every": 20,
     },

@@ -17,7 +17,7 @@ from fgrlhf_jax.ppo.algorithm import (
 )
 from fgrlhf_jax.ppo.models import Architectures, parts_of
 from fgrlhf_jax.ppo.scoring import predict
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
+from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, update_rms
 
 
 def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Array:
@@ -165,9 +165,12 @@ def update_in_one_pass(
 def apply_part(
     state: TrainState, grads: dict, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step of the parts that have gradients, and the norms of these."""
+    """The state after a step of the parts that have gradients; norms of these, sizes of updates."""
     part = TrainState(*({name: tree[name] for name in grads} for tree in state))
     part = apply_gradients(part, grads, optimizer)
     groups = {"policy": "policy", "critic": "value"}
-    norms = {f"{groups[name]}/grad_norm": optax.tree.norm(grad) for name, grad in grads.items()}
-    return TrainState(state.params | part.params, state.opt_state | part.opt_state), norms
+    metrics = {}
+    for name, grad in grads.items():
+        metrics[f"{groups[name]}/grad_norm"] = optax.tree.norm(grad)
+        metrics[f"{groups[name]}/update_rms"] = update_rms(part.opt_state[name])
+    return TrainState(state.params | part.params, state.opt_state | part.opt_state), metrics

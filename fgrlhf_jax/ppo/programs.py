@@ -59,6 +59,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, np
     freeze = options.pop("freeze")
     rates = [optim.schedule(name, p, updates, warmup) for p in (peak, critic_peak)]
     policy, critic = (optim.adamw(rate, freeze=freeze, **options) for rate in rates)
+    # value_coef weighs what both losses do to shared states. The critic's own gradients, alone in
+    # their optimizer, it would only hide from clip_norm and eps.
+    critic = optax.chain(optax.scale(1 / (config.value_coef or 1)), critic)
     optimizer = by_part({"policy": policy, "critic": critic})
     first_updates = jnp.arange(config.steps) * per_step
     table = np.stack([np.asarray(jax.vmap(rate)(first_updates)) for rate in rates], axis=1)

@@ -61,6 +61,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; weight decay on matrices only.
 
+    Its state remembers the :func:`update_rms`.
+
     Args:
       clip_norm: the largest global gradient norm; 0 clips nothing.
       freeze: regular expression over parameter paths; parameters that it matches are not trained
@@ -69,11 +71,28 @@ def adamw(
     matrices = _matches(r"(kernel|embedding|unembed)$")
     chain = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=matrices),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, matrices),
+        optax.snapshot("update_rms", _rms),
+        optax.scale_by_learning_rate(learning_rate),
     )
     if not freeze:
         return chain
     return optax.multi_transform({False: chain, True: optax.set_to_zero()}, _matches(freeze))
+
+
+def _rms(tree) -> jax.Array:
+    size = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return jnp.float32(optax.tree.norm(tree) / max(size, 1) ** 0.5)
+
+
+def update_rms(opt_state: optax.OptState) -> jax.Array:
+    """Root mean square of the last update over its learning rate.
+
+    About 1 as long as gradients are steady; far below where they are small beside ``eps``, which
+    then hides the learning rate, or where they have no steady direction.
+    """
+    return optax.tree.get(opt_state, "update_rms")
 
 
 def accumulate_gradients(loss: Callable, params: dict, micro_batches) -> tuple[dict, dict]:
@@ -117,13 +136,19 @@ def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
     """Compiles a train step ``(state, batch) -> (state, metrics)`` ahead of time.
 
     The returned executable accepts exactly these shapes and never recompiles; the state is donated.
+    It adds ``update_rms`` to the metrics.
 
     Args:
       abstract: from :func:`abstract_state`.
       batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
     """
+
+    def step_with_rms(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        state, metrics = step(state, batch)
+        return state, metrics | {"update_rms": update_rms(state.opt_state)}
+
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     replicated = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated))
+    jitted = jax.jit(step_with_rms, donate_argnums=0, out_shardings=(layout, replicated))
     with jax.set_mesh(mesh):
         return jitted.lower(abstract, batch).compile()

@@ -8,7 +8,9 @@ import re
 import types
 
 import bad_input_cases
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import ppo_cases
 import pytest
@@ -34,12 +36,12 @@ STEPS = 4
 METRICS = {
     "debug": "initial_log_ratio initial_kl sampler_mismatch_kl",
     "policy": "kl kl_per_token kl_coef entropy clip_fraction approx_kl loss advantage_rms "
-    "grad_norm learning_rate",
+    "grad_norm learning_rate update_rms",
     "response": "length unfinished",
     "reward": "mean raw std with_kl_penalty length_correlation",
     "time": "step rollout scoring update",
     "tokens_per_second": "rollout scoring update device",
-    "value": "mean return loss clip_fraction explained_variance grad_norm learning_rate",
+    "value": "mean return loss clip_fraction explained_variance grad_norm learning_rate update_rms",
 }
 ALWAYS = {f"{group}/{name}" for group, names in METRICS.items() for name in names.split()}
 ALWAYS |= {"step", "tokens", "tokens_per_second", "tflops_per_device"}
@@ -281,6 +283,18 @@ def test_a_policy_that_is_no_number_is_not_saved(run, tmp_path):
     assert saved(tmp_path / "run") == []
     assert [row["step"] for row in rows(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / "export").exists()
+
+
+def test_the_weight_of_the_value_loss_does_not_hide_the_critics_rate():
+    """Clipping and eps see the critic's own gradients as they are without it."""
+    critic, updates = {"kernel": jnp.array([0.1, -2.0, 3.0])}, []
+    params = {"policy": {"kernel": jnp.ones(2)}, "critic": critic}
+    for weight in (1.0, 0.1):
+        fields = {"value_coef": weight, "optimizer__eps": 0.1, "optimizer__warmup_steps": 0}
+        optimizer, _ = programs.make_optimizer(parse(fields))
+        grads = params | {"critic": {"kernel": weight * critic["kernel"]}}
+        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+    chex.assert_trees_all_close(*updates, rtol=1e-5)
 
 
 def test_frozen_parameters_of_either_part_stay_as_they_are():

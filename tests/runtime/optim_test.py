@@ -133,6 +133,20 @@ def test_decay_pulls_on_matrices_and_on_nothing_else():
     assert pulled_by_decay(params) == MATRICES & set(by_name(params))
 
 
+def test_the_root_mean_square_of_an_update_over_its_rate():
+    """1 at Adam's first update, but where eps is not small beside the gradients."""
+    params, grads = every_parameter(), gradients(1)[0]
+    trained = [value for name, value in by_name(grads).items() if "embed/" not in name]
+    gradient = np.concatenate([value.ravel() for value in trained])
+    for eps in (1e-30, 1e-3, 1.0):
+        options = {"clip_norm": 0.0, "freeze": "embed/", "eps": eps}
+        optimizer = optim.adamw(optax.constant_schedule(0.1), **options)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        expected = np.sqrt(np.mean((gradient / (np.abs(gradient) + eps)) ** 2))
+        assert float(optim.update_rms(state)) == pytest.approx(expected, rel=1e-5)
+    assert expected < 0.2
+
+
 def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
     params, grads = every_parameter(), gradients(3)
     pattern = r"backbone/embed|attention/|norm"

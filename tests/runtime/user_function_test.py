@@ -112,6 +112,7 @@ def raises(prompts, responses):
 
 REFUSED = {
     "raises": (raises, "mine:f: raised KeyError: 'b'"),
+    "ends": (lambda prompts, responses: sys.exit(3), "mine:f: raised SystemExit: 3"),
     "not a list": (lambda prompts, responses: 3, "mine:f: raised TypeError: .* not iterable"),
     "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
     "too few tokens": (

@@ -193,7 +193,9 @@ def test_a_mesh_learns_what_one_device_does():
 def test_what_a_run_leaves(sft_run):
     metrics, result = rows(sft_run), json.loads((sft_run / "eval.json").read_text())
     assert [row["step"] for row in metrics] == list(range(1, 7))
-    always = "step loss accuracy grad_norm learning_rate tokens tokens_per_second time/step "
+    always = (
+        "step loss accuracy grad_norm update_rms learning_rate tokens tokens_per_second time/step "
+    )
     always += "tokens_per_second/device tflops_per_device"
     for row in metrics:
         evaluated = {"validation/loss", "validation/accuracy"} if row["step"] % 2 == 0 else set()
