@@ -17,7 +17,7 @@ from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, llama
+from fgrlhf_jax.models import attention, llama, sampling
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 
@@ -125,6 +125,24 @@ def test_a_train_step_for_accelerators_has_flash_kernels_and_no_scores(
     forward, backward = ["Softmax"] * 2, ["SoftmaxBackward"]
     assert calls == (forward + backward if kernel == "cudnn" else [""] * 4)
     assert f"tensor<{local}x384x64xbf16>" in text
+    assert "384x384" not in text
+
+
+@pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "cuda"), ("splash", "tpu")])
+def test_prompts_are_prefilled_by_flash_kernels(cudnn_version, kernel, platform):
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", attention=kernel)
+    mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = llama.abstract_params(llama.CausalLM(cfg), mesh)
+        weights = jax.eval_shape(
+            functools.partial(sampling.decoding_weights, model=llama.CausalLM(cfg)), params
+        )
+        prompt, mask = (jax.ShapeDtypeStruct((8, 384), dtype) for dtype in (jnp.int32, bool))
+        keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), 8))
+        options = {"model": llama.CausalLM(cfg), "ends": (1,), "max_new": 16}
+        traced = sampling.generate.trace(weights, prompt, mask, keys, **options)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert re.search(r"custom_call @(__cudnn\$fmhaSoftmax|tpu_custom_call)\(", text)
     assert "384x384" not in text
 
 
