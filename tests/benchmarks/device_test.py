@@ -1,6 +1,7 @@
 """benchmarks.device at toy size on a CPU: every check holds, and a fault in one is recorded."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import jax
@@ -46,6 +47,7 @@ def test_every_check_holds_at_toy_size(name, figures, monkeypatch):
         assert (config.loss, config.batch_size) == ("sequence", 2)
         steps = {"train": {"total": 1e6}}
         Path(file.removeprefix("--json=")).write_text(json.dumps({"steps": steps}))
+        return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(device.subprocess, "run", plan)
     result = json.loads(json.dumps(device.run_check(name, {"model": "", "size": "tiny"})))
