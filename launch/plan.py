@@ -1,8 +1,8 @@
 """Does a run fit its devices? Every step is compiled ahead of time; nothing is allocated.
 
 python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h100]
-                      [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--json=FILE]
-                      [--config.FIELD=VALUE …]
+                      [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--lengths=FILE]
+                      [--json=FILE] [--config.FIELD=VALUE …]
 
 For configs/ppo.py, configs/rm.py and configs/sft.py. By default there are 8 devices (--devices) of
 the kind h100 (--device: h100, h200, a100, v5p, v5e, v6e) with its memory (--memory: GB a device)
@@ -14,26 +14,35 @@ model and as compiled, and how long each stage takes at least where products rea
 peak (--efficiency). Where a step does not fit, it looks for the smallest change of micro-batch,
 mesh, dtypes and remat that does, and ends with status 1; where the models and the optimizer state
 alone never fit, no step is compiled.
+
+All rows are as long as the config allows. With --lengths=FILE (configs/ppo.py) they are as long as
+those of FILE: rows of {"prompt": tokens, "response": tokens}, or any file of prompts with responses
+that launch.ppo reads, encoded with the tokenizer of config.policy.
 """
 
 import argparse
+import functools
 import math
 import os
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from configs.fields import check_argument
+from fgrlhf_jax.data.demonstrations import encode_demonstrations
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.plan.fit import format_change, holds_models, smallest_change
+from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.accelerators import ACCELERATORS
-from fgrlhf_jax.runtime.files import write_json
+from fgrlhf_jax.runtime.files import read_jsonl, write_json
 from launch import ppo
-from launch.shared import cli
+from launch.shared import cli, reading
 
 UNSET = "that of the device"
 CONFIG, *OTHERS = "configs/ppo.py:llama_7b", "configs/rm.py", "configs/sft.py"
@@ -44,6 +53,7 @@ OPTIONS = {
     "mesh": "",
     "memory": UNSET,
     "efficiency": "0.5",
+    "lengths": "",
     "json": "",
 }
 
@@ -64,8 +74,11 @@ def main(config, options: dict[str, str]) -> bool:
     if options["mesh"]:
         config.mesh = options["mesh"]
     use_virtual_devices(devices)
-    shapes = SHAPES[kind](config)
-    if not (can_fit := holds_models(config, SHAPES[kind], memory)):
+    make_shapes = SHAPES[kind]
+    if options["lengths"]:
+        make_shapes = functools.partial(ppo_shapes, lengths=read_lengths(config, kind, options))
+    shapes = make_shapes(config)
+    if not (can_fit := holds_models(config, make_shapes, memory)):
         shapes = shapes._replace(steps={})
     plan = measure(shapes, memory, report)
     print(format_table(plan))
@@ -73,7 +86,7 @@ def main(config, options: dict[str, str]) -> bool:
         plan["roofline"] = roofline(plan, device, efficiency)
         print("\n" + format_roofline(plan["roofline"], devices))
     if not plan["fits"]:
-        change = can_fit and smallest_change(config, SHAPES[kind], memory, report)
+        change = can_fit and smallest_change(config, make_shapes, memory, report)
         plan["change"] = change or None
         print(format_advice(format_change(change) if change else None, memory))
     if options["json"]:
@@ -118,6 +131,34 @@ def check_file(path: Path) -> None:
         reason = "cannot be written; choose another folder"
     if reason:
         raise InputError(f"--json={path}: {reason}")
+
+
+def read_lengths(config, kind: str, options: dict[str, str]) -> Lengths:
+    """Of --lengths: numbers, or texts by the policy's tokenizer."""
+    path = options["lengths"]
+    if kind != "ppo":
+        raise InputError(f"--lengths={path}: is for configs/ppo.py; others plan their longest rows")
+    records = []
+    if Path(path).suffix == ".jsonl" and Path(path).is_file():
+        records = read_jsonl(Path(path))
+    if records and all(row.keys() >= {"prompt", "response"} for row in records):
+        columns = [[row[name] for row in records] for name in ("prompt", "response")]
+        if all(type(n) is int and n > 0 for column in columns for n in column):
+            return Lengths(*map(np.array, columns))
+    if not config.policy:
+        raise InputError(
+            f"--lengths={path}: texts have lengths in tokens of a model; give --config.policy, or "
+            'rows of {"prompt": 57, "response": 120}, whole numbers above 0'
+        )
+    rows = reading.read(config, path, "responses")
+    tokenizer = hf_load.load_tokenizer(config.policy)
+    template = hf_load.resolve_template(config.policy, tokenizer, config.data.template)
+    longest = sys.maxsize
+    encoded, _ = encode_demonstrations(
+        rows, tokenizer, template=template, max_length=longest, max_prompt_length=longest - 1
+    )
+    prompts = np.array([row.prompt_length for row in encoded])
+    return Lengths(prompts, np.array([len(row.tokens) for row in encoded]) - prompts)
 
 
 def kind_of(config) -> str:

@@ -90,8 +90,8 @@ def count(
         label = re.search(r'op_name="([^"]*)"', loop.attributes)
         for part, number in rounds.items():
             if part in (label[1] if label else ""):
-                note = f"a loop that may end earlier is counted with its most rounds, {number:g}"
-                notes[note] = None
+                early = f"a loop that may end earlier is counted with its most rounds, {number:g}"
+                notes[f"{part.split('/')[0]} {number:g} times" if part else early] = None
                 return number
         notes["a loop with an unknown number of rounds is counted once"] = None
         return 1

@@ -152,7 +152,7 @@ def format_table(plan: dict) -> str:
         lines.append(
             f"{name:14}{model / flops:12.1f}{compiled / flops:12.1f}{model / compiled:9.1%}"
         )
-    notes = [f"{name}: {note}" for name, step in steps.items() for note in step["notes"]]
+    notes = [f"{name}: {', '.join(step['notes'])}" for name, step in steps.items() if step["notes"]]
     return "\n".join([*lines, *notes])
 
 

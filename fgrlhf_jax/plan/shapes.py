@@ -17,7 +17,11 @@ from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
+from fgrlhf_jax.plan.lengths import Lengths
+from fgrlhf_jax.plan.lengths import rounds as mean_rounds
 from fgrlhf_jax.ppo import programs as ppo_programs
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.ppo.micro_batches import row_widths
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures, make_critic
 from fgrlhf_jax.reward_model.model import Normalization
@@ -78,8 +82,8 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
     return dataclasses.replace(cfg, attention="xla")
 
 
-def ppo_shapes(config: ConfigDict) -> RunShapes:
-    """Shapes of ``configs/ppo.py``, with the longest prompts.
+def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
+    """Shapes of ``configs/ppo.py``, with rows of these lengths, or else the longest.
 
     Without ``policy`` and ``reward_model`` all models have ``config.size``.
     """
@@ -90,6 +94,11 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
         config.data.max_prompt_length,
         config.data.max_new_tokens,
     )
+    widths, prompts, responses = (), np.full(B, P), np.full(B, T)
+    if lengths:
+        lengths = lengths.within(P, T)
+        P, widths = int(lengths.prompts.max()), row_widths(lengths.prompts.tolist(), T)
+        prompts, responses = map(np.concatenate, zip(*lengths.draw(B), strict=True))
     S, fields = P + T, config.model.to_dict()
     cfg = model_config(config.policy, config.size, fields, S)
     reward_model = meta = None
@@ -103,13 +112,21 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
     critic = make_critic(config, policy, reward_model)
     architectures = Architectures(policy, critic, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
-    programs = ppo_programs.make(config, architectures, mesh, optimizer, ends=(0,), prompt_width=P)
+    programs = ppo_programs.make(
+        config, architectures, mesh, optimizer, ends=(0,), prompt_width=P, widths=widths
+    )
     state = programs["update"].arguments[0]
     params, reference, reward_params = programs["score_rollout"].arguments[:3]
 
     flops = model_flops(
-        architectures, [P] * B, [T] * B, epochs=config.ppo_epochs, scored=bool(reward_params)
+        architectures, prompts, responses, epochs=config.ppo_epochs, scored=bool(reward_params)
     )
+    flops = {name: total * B / len(prompts) for name, total in flops.items()}
+    rounds: dict[str, dict] = {"score_rollout": {}, "update": {}}
+    if len(widths) > 1:
+        settings = PPOSettings.from_config(config, widths)
+        sizes = {"score_rollout": B, "update": config.minibatch_size}
+        rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
     resident = {
         "generate": (),
         "score_rollout": (params, reference, reward_params),
@@ -119,8 +136,7 @@ def ppo_shapes(config: ConfigDict) -> RunShapes:
         name: Step(lambda name=name: programs[name].lower(mesh).compile(), resident[name], *values)
         for name, values in {
             "generate": (flops["generate"], ("prefill", "decode"), {"": T - 1}),
-            "score_rollout": (flops["score_rollout"], ("score_rollout",)),
-            "update": (flops["update"], ("update",)),
+            **{name: (flops[name], (name,), rounds[name]) for name in ("score_rollout", "update")},
         }.items()
     }
     models = {**params, "reference": reference, "reward model": reward_params}

@@ -76,8 +76,25 @@ def fold(function: Callable, carry, length_B: jax.Array, settings: PPOSettings):
             numbers = order_B[jnp.minimum(places, B - 1)]
             return start + n, function(carry, numbers, places < B, width)
 
-        start, carry = jax.lax.while_loop(unfinished, step, (start, carry))
+        with jax.named_scope(scope(width)):
+            start, carry = jax.lax.while_loop(unfinished, step, (start, carry))
     return carry
+
+
+def scope(width: int) -> str:
+    """The name of a width's loop in the compiled program."""
+    return f"width_{width}"
+
+
+def rounds(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
+    """How many micro-batches of each width :func:`fold` makes of rows of these lengths."""
+    ordered, start, counts = np.sort(lengths)[::-1], 0, {}
+    for width, narrower in zip(settings.widths[::-1], (*settings.widths[-2::-1], 0), strict=True):
+        counts[width] = 0
+        while start < len(ordered) and ordered[start] > narrower:
+            start += min(rows_of_width(width, settings), len(ordered))
+            counts[width] += 1
+    return counts
 
 
 def take(tree, rows: jax.Array, width: int):

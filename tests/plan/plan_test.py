@@ -9,18 +9,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import ppo, rm, sft
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
+from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import (
     bytes_per_device,
     format_advice,
     format_table,
     measure,
+    measure_step,
 )
 from fgrlhf_jax.plan.shapes import RunShapes, ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.ppo import micro_batches
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.runtime import sharding
 from launch import plan as command
 from launch.shared import process
 
@@ -204,7 +212,7 @@ def test_supervised(config, make_shapes, model, tokens):
     assert evaluate["model_flops"] == pytest.approx(8 * flops / 8, rel=1e-12)
     for step in (train, evaluate):
         assert step["notes"] == []
-        assert 0.9 < step["model_flops"] / step["compiled_flops"] <= 1
+        assert 0.85 < step["model_flops"] / step["compiled_flops"] <= 1
 
 
 def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
@@ -224,6 +232,42 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
         ppo_shapes(ppo_config(policy=str(tmp_path), **{"data.max_prompt_length": 60}))
 
 
+def test_rows_of_real_lengths():
+    """As many micro-batches of each width as such rows make, and the FLOPs of their tokens."""
+    sizes = {"rollout_batch_size": 64, "minibatch_size": 64, "micro_batch_size": 16}
+    config = ppo_config(**sizes | {"data.max_prompt_length": 40, "data.max_new_tokens": 200})
+    rng = np.random.default_rng(1)
+    lengths = Lengths(rng.integers(4, 60, 300), rng.integers(1, 300, 300))
+    longest, real = ppo_shapes(config), ppo_shapes(config, lengths)
+    step = real.steps["score_rollout"]
+    assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
+    assert len(step.rounds) > 2
+    assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
+    counts = [measure_step(x.steps["score_rollout"], 0, 1e9, 8) for x in (longest, real)]
+    assert 0.5 < counts[1]["compiled_flops"] / counts[0]["compiled_flops"] < 0.9
+    assert all(note.startswith("width_") for note in counts[1]["notes"])
+    with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
+        ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
+
+
+@pytest.mark.parametrize("rows", [16, 5])
+def test_rounds_are_those_of_the_compiled_loop(rows):
+    config = ppo_config(mesh="1,8,1", **{"data.max_new_tokens": 200})
+    settings = PPOSettings.from_config(config, (96, 160, 208))
+    lengths = np.random.default_rng(rows).integers(1, 209, rows)
+    counted = []
+
+    def function(carry, numbers, real, width):
+        jax.debug.callback(lambda: counted.append(width))
+        return carry
+
+    with jax.set_mesh(sharding.make_mesh(config.mesh)):
+        expected = micro_batches.rounds(lengths, settings)
+        jax.jit(lambda n: micro_batches.fold(function, 0, n, settings))(jnp.asarray(lengths))
+        jax.effects_barrier()
+    assert {width: counted.count(width) for width in settings.widths} == expected
+
+
 BAD = {
     "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
@@ -237,6 +281,7 @@ BAD = {
     "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
     "--device": "--device=: is not one of",
     "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
+    "--lengths=nowhere.jsonl": "--lengths=nowhere.jsonl: texts have lengths in tokens of a model; ",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }

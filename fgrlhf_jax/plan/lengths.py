@@ -1,0 +1,51 @@
+"""Plans for rows of real lengths, in the place of the longest that there may be."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.ppo import micro_batches
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+
+DRAWS = 32  # batches over which the micro-batches are averaged
+
+
+class Lengths(NamedTuple):
+    """Tokens of the prompt and of the response of every row of a file, int[N] each."""
+
+    prompts: np.ndarray
+    responses: np.ndarray
+
+    def within(self, max_prompt: int, max_response: int) -> "Lengths":
+        """The rows that a run would take, as long as it would sample them."""
+        kept = self.prompts <= max_prompt
+        if not kept.any():
+            raise InputError(
+                f"all {len(kept)} prompts of --lengths are longer than "
+                f"data.max_prompt_length={max_prompt}; raise it"
+            )
+        return Lengths(self.prompts[kept], np.clip(self.responses[kept], 1, max_response))
+
+    def draw(self, rows: int) -> list["Lengths"]:
+        """Batches of so many rows, always the same ones."""
+        rng = np.random.default_rng(0)
+        picks = (rng.integers(len(self.prompts), size=rows) for _ in range(DRAWS))
+        return [Lengths(self.prompts[pick], self.responses[pick]) for pick in picks]
+
+
+def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> dict[str, float]:
+    """The mean number of micro-batches of each width that rollouts of so many rows make.
+
+    Returns:
+      What ``hlo_costs.count`` takes: the names of loops -> their rounds.
+    """
+    with jax.set_mesh(mesh):
+        counts = [
+            micro_batches.rounds(drawn.prompts + drawn.responses, settings)
+            for drawn in lengths.draw(rows)
+        ]
+    means = {width: float(np.mean([count[width] for count in counts])) for width in counts[0]}
+    return {f"{micro_batches.scope(width)}/while": mean for width, mean in means.items()}
