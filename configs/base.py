@@ -28,6 +28,9 @@ DEVICES = {
         "model.attention": Field(
             "auto", "kernel; auto is the devices' flash kernel where it fits", choices=CHOICES
         ),
+        "model.float32_gradients": Field(
+            False, "with bfloat16: gradients of matrices are summed over devices in float32"
+        ),
         "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
     },
 }

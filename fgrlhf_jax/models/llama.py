@@ -67,6 +67,7 @@ class LlamaConfig:
     remat: bool = False  # recompute each block in the backward pass
     scan_layers: bool = True  # False unrolls the same parameters: slower to compile
     attention: str = "auto"  # one of attention.CHOICES
+    float32_gradients: bool = False  # of matrices, before they are summed over devices
 
     def __post_init__(self):
         sizes = (
@@ -167,15 +168,44 @@ def _flat_product(x, kernel, dimensions, **options) -> jax.Array:
     return product.reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_vjp
+def _product_and_float32_gradient(x, kernel) -> jax.Array:
+    """The product in the dtype of x, to which the gradient of a float32 kernel is not rounded."""
+    return _flat_product(x, kernel.astype(x.dtype), (((-1,), (0,)), ((), ())))
+
+
+def _product_forward(x, kernel):
+    return _product_and_float32_gradient(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, dy):
+    x, kernel = kept
+    dx = _flat_product(dy, kernel.astype(x.dtype), (((-1,), (1,)), ((), ())))
+    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    d_kernel = jnp.einsum("BI,BO->IO", *rows, preferred_element_type=jnp.float32)
+    return dx, d_kernel.astype(kernel.dtype)
+
+
+_product_and_float32_gradient.defvjp(_product_forward, _product_backward)
+
+
+def _promote_but_kernel(x, kernel, bias, *, dtype):
+    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+
+
 def _dense(cfg: LlamaConfig, width: int, use_bias: bool, dtype=None, precision=None) -> nn.Dense:
     init = nn.initializers.normal(cfg.initializer_range)
+    options = {"dot_general": _flat_product}
+    if cfg.float32_gradients and not dtype:  # heads are in float32 anyway
+        product = lambda x, kernel, *_, **__: _product_and_float32_gradient(x, kernel)  # noqa: E731
+        options = {"dot_general": product, "promote_dtype": _promote_but_kernel}
     return nn.Dense(
         width,
         use_bias=use_bias,
         dtype=dtype or cfg.dtype,
         precision=precision,
         kernel_init=init,
-        dot_general=_flat_product,
+        **options,
     )
 
 
@@ -313,7 +343,10 @@ class Llama(nn.Module):
 
     def look_up(self, tokens_BS: jax.Array) -> jax.Array:
         """hidden_BSD before the first block."""
-        return sharding.look_up(self.embed.embedding.astype(self.cfg.dtype), tokens_BS)
+        table = self.embed.embedding
+        if not self.cfg.float32_gradients:
+            table = table.astype(self.cfg.dtype)
+        return sharding.look_up(table, tokens_BS).astype(self.cfg.dtype)
 
 
 def _head_precision(cfg: LlamaConfig) -> str:

@@ -195,7 +195,7 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
 
 def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
     """The model's configuration, and the length of the longest rows."""
-    names = ("dtype", "remat", "scan_layers", "attention")
+    names = ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
     fields = {name: config.model[name] for name in names}
     if not config.model.path and config.model.size in supervised.RANDOM_SIZES:
         fields["vocab_size"] = config.model.vocab_size

@@ -76,7 +76,10 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
       InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
         that do not fit the model.
     """
-    options = {name: config.model[name] for name in ("dtype", "remat", "scan_layers", "attention")}
+    options = {
+        name: config.model[name]
+        for name in ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
+    }
     if config.model.path:
         cfg = dataclasses.replace(hf_load.read_config(config.model.path), **options)
         tokenizer = hf_load.load_tokenizer(config.model.path)

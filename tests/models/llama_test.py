@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import chex
 import jax
@@ -282,6 +283,41 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(abstract(half_model))} == {"float32"}
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() / np.abs(full).max() < 0.05
+
+
+def test_gradients_of_matrices_are_not_rounded_where_they_should_not():
+    """Nor are they other than in float32 but for the rounding of what they are made of."""
+    tokens = jnp.asarray(np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12)))
+
+    def gradients(**fields) -> dict:
+        model = llama.CausalLM(dataclasses.replace(BASE, attention_bias=True, **fields))
+        args = tokens, *llama.positions_and_mask(tokens >= 0)
+
+        def loss(params):
+            return jnp.mean(jax.nn.log_softmax(model.apply({"params": params}, *args))[..., 5])
+
+        return by_path(jax.jit(jax.grad(loss))(params))
+
+    params = parameters(llama.CausalLM(dataclasses.replace(BASE, attention_bias=True)))
+    exact = gradients()
+    half, whole, same = (
+        gradients(dtype=dtype, float32_gradients=option)
+        for dtype, option in (("bfloat16", False), ("bfloat16", True), ("float32", True))
+    )
+    for name, gradient in exact.items():
+        np.testing.assert_allclose(same[name], gradient, rtol=1e-5, atol=1e-7)
+        assert relative_error(whole[name], gradient) < 0.1, name
+        if re.search("embedding|(q|k|v|o|gate|up|down)/kernel", name):
+            assert is_rounded(half[name])
+            assert not is_rounded(whole[name])
+
+
+def relative_error(x, exact) -> float:
+    return float(jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact))
+
+
+def is_rounded(x) -> bool:
+    return bool((x.astype(jnp.bfloat16) == x).all())
 
 
 @pytest.mark.parametrize("name", [*MODULES, "tied"])
