@@ -50,6 +50,7 @@ class PPOSettings:
     value_coef: float
     whiten_rewards: bool
     whiten_advantages: bool
+    freeze: str = ""
 
     @property
     def one_pass(self) -> bool:
@@ -71,6 +72,7 @@ class PPOSettings:
                 "micro_batch_size": config.micro_batch_size or config.minibatch_size,
                 "kl_estimator": config.kl.estimator,
                 "kl_in_reward": config.kl.in_reward,
+                "freeze": config.optimizer.freeze,
             }
         )
 

@@ -17,7 +17,7 @@ from fgrlhf_jax.ppo.algorithm import (
 )
 from fgrlhf_jax.ppo.models import Architectures, parts_of
 from fgrlhf_jax.ppo.scoring import predict
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, update_rms
+from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
 
 
 def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Array:
@@ -44,6 +44,7 @@ def sum_gradients(
     parts, tokens = tuple(params), tokens_of(batch)
 
     def loss(params, rows, real, width):
+        params = stop_gradients(params, settings.freeze)
         part = micro_batches.take(batch, rows, width)
         part = part._replace(response_BT=part.response_BT & real[:, None])
         predictions = predict(params, part.rows, models=models, settings=settings)
@@ -144,7 +145,11 @@ def update_in_one_pass(
     predictions, backward = [], {}
     for names in parts_of(models):
         params = {name: state.params[name] for name in names}
-        apply = functools.partial(predict, rows=rollout.rows, models=models, settings=settings)
+
+        def apply(params):
+            params = stop_gradients(params, settings.freeze)
+            return predict(params, rollout.rows, models=models, settings=settings)
+
         values, backward[names] = jax.vjp(apply, params)
         predictions.append(values)
     logprob_BT, entropy_BT, _ = predictions[0]

@@ -141,7 +141,12 @@ def pair_losses(
 
 
 def train_step(
-    state: TrainState, batch: dict, *, optimizer: optax.GradientTransformation, **settings
+    state: TrainState,
+    batch: dict,
+    *,
+    optimizer: optax.GradientTransformation,
+    freeze: str = "",
+    **settings,
 ) -> tuple[TrainState, dict]:
     """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B pairs.
 
@@ -149,6 +154,7 @@ def train_step(
       state: parameters and optimizer state.
       batch: as for :func:`pair_losses`, each array with a leading axis of micro-batches.
       optimizer: optax transformation.
+      freeze: that of ``optimizer``, see ``optim.adamw``.
       **settings: ``model``, ``loss`` and the two weights of :func:`pair_losses`.
 
     Returns:
@@ -159,7 +165,7 @@ def train_step(
         loss_B, metrics_B, _ = pair_losses(params, micro_batch, **settings)
         return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
 
-    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch)
+    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch, freeze)
     grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
     metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
     return apply_gradients(state, grads, optimizer), metrics

@@ -95,18 +95,35 @@ def update_rms(opt_state: optax.OptState) -> jax.Array:
     return optax.tree.get(opt_state, "update_rms")
 
 
-def accumulate_gradients(loss: Callable, params: dict, micro_batches) -> tuple[dict, dict]:
+def stop_gradients(params: dict, freeze: str) -> dict:
+    """The same parameters, of which those that ``freeze`` matches have no gradient to compute.
+
+    Called inside of what is differentiated, with the pattern of :func:`adamw`.
+    """
+    if not freeze:
+        return params
+    return jax.tree.map(
+        lambda is_frozen, x: jax.lax.stop_gradient(x) if is_frozen else x,
+        _matches(freeze)(params),
+        params,
+    )
+
+
+def accumulate_gradients(
+    loss: Callable, params: dict, micro_batches, freeze: str = ""
+) -> tuple[dict, dict]:
     """The sum of the gradients of micro-batches, computed one after the other.
 
     Args:
       loss: (params, micro-batch) -> (scalar, auxiliary values).
       micro_batches: a tree of arrays [A, ...].
+      freeze: as for :func:`adamw`; the gradients of these parameters are zeros.
 
     Returns:
       The summed gradients, and the auxiliary values stacked to [A, ...].
     """
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.grad(lambda p, batch: loss(stop_gradients(p, freeze), batch), has_aux=True)
     if jax.tree.leaves(micro_batches)[0].shape[0] == 1:  # no sum, so no array of zeros to start it
         grads, auxiliary = gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
         return grads, jax.tree.map(lambda x: x[None], auxiliary)

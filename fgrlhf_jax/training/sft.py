@@ -181,8 +181,11 @@ def train_step(
     *,
     model: CausalLM,
     optimizer: optax.GradientTransformation,
+    freeze: str = "",
 ) -> tuple[TrainState, dict]:
     """One update from micro-batches [A, B, ...]: the mean over all their response tokens.
+
+    ``freeze`` is that of ``optimizer``, see ``optim.adamw``.
 
     Returns:
       The new state, and float32 scalars: loss (nats a token), accuracy, grad_norm.
@@ -193,7 +196,7 @@ def train_step(
         sums = token_sums(params, micro_batch, model=model)
         return sums["loss"] / tokens, sums
 
-    grads, sums_A = accumulate_gradients(loss, state.params, batch)
+    grads, sums_A = accumulate_gradients(loss, state.params, batch, freeze)
     metrics = {name: jnp.sum(sums_A[name]) / tokens for name in ("loss", "accuracy")}
     metrics["grad_norm"] = optax.tree.norm(grads)
     return apply_gradients(state, grads, optimizer), metrics

@@ -145,7 +145,8 @@ class SupervisedTrainer:
       buckets: numbers of columns that batches are padded to.
       mask: the array of a batch that is True on real tokens.
       pad: ``(rows, columns)`` -> host arrays [B, ...].
-      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…)`` -> ``(state, metrics)``.
+      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…, freeze=…)`` ->
+        ``(state, metrics)``.
       flops: of a forward pass over the real tokens of a host batch.
       initial_params, evaluate: see ``run.Trainer``.
 
@@ -215,7 +216,9 @@ class SupervisedTrainer:
 
     def compile(self, batch: dict):
         """The train step for batches of one shape, see ``optim.compile_step``."""
-        step = functools.partial(self.train_step, optimizer=self.optimizer)
+        step = functools.partial(
+            self.train_step, optimizer=self.optimizer, freeze=self.config.optimizer.freeze
+        )
         return optim.compile_step(step, self.abstract, batch, self.mesh)
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:

@@ -147,6 +147,27 @@ def test_the_root_mean_square_of_an_update_over_its_rate():
     assert expected < 0.2
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_gradients_of_frozen_parameters_are_not_computed(parts):
+    """Two products instead of four; the other gradients are the same."""
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=(32, 32)), jnp.float32) for name in ("a", "b")}
+    batches_A = jnp.asarray(rng.normal(size=(parts, 64, 32)), jnp.float32)
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(x @ params["a"] @ params["b"])), {}
+
+    def compiled(freeze):
+        gradient = functools.partial(optim.accumulate_gradients, loss, freeze=freeze)
+        return jax.jit(gradient).lower(params, batches_A).compile()
+
+    (every, _), (some, _) = (compiled(freeze)(params, batches_A) for freeze in ("", "^a$"))
+    assert not some["a"].any()
+    np.testing.assert_allclose(some["b"], every["b"], 1e-6)
+    flops = [compiled(freeze).cost_analysis()["flops"] for freeze in ("", "^a$")]
+    assert flops[1] < 0.8 * flops[0]
+
+
 def test_frozen_parameters_stay_have_no_moments_and_do_not_count_in_the_norm():
     params, grads = every_parameter(), gradients(3)
     pattern = r"backbone/embed|attention/|norm"
