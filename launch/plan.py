@@ -6,18 +6,14 @@ python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h
 
 For configs/ppo.py, configs/rm.py and configs/sft.py. By default there are 8 devices (--devices) of
 the kind h100 (--device: h100, h200, a100, v5p, v5e, v6e) with its memory (--memory: GB a device)
-and the config's mesh.
-The devices are virtual ones of this computer's CPU, and no weights are needed: without the path of
-a checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes
-of models, optimizer state, KV cache and of each step, whether that fits --memory, FLOPs of the
-model and as compiled, and how long each stage takes at least where products reach a share of the
-peak (--efficiency). Where a step does not fit, it looks for the smallest change of micro-batch,
-mesh, dtypes and remat that does, and ends with status 1; where the models and the optimizer state
-alone never fit, no step is compiled.
-
-All rows are as long as the config allows. With --lengths=FILE (configs/ppo.py) they are as long as
-those of FILE: rows of {"prompt": tokens, "response": tokens}, or any file of prompts with responses
-that launch.ppo reads, encoded with the tokenizer of config.policy.
+and the config's mesh; they are virtual ones of this computer's CPU. Without the path of a
+checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes of
+models, optimizer state, KV cache and of each step, whether that fits --memory, FLOPs of the model
+and as compiled, and how long each stage takes at least where products reach a share of the peak
+(--efficiency). Where a step does not fit, it looks for the smallest change of micro-batch, mesh,
+dtypes and remat that does, and ends with status 1; where models and optimizer state alone never
+fit, no step is compiled. Rows are as long as the config allows, or with --lengths=FILE (PPO) as
+its rows of {"prompt": tokens, "response": tokens}, or as the prompts and responses of any file.
 """
 
 import argparse

@@ -29,7 +29,7 @@ class PPOSettings:
       temperature: logits are divided by it, for sampling and for log-probabilities alike.
       widths: columns that micro-batches may have, ascending.
       micro_batch_size: rows of the last width that are computed at a time; of the others as many
-        as have no more tokens.
+        as have neither more tokens nor more columns of responses.
     """
 
     max_new_tokens: int

@@ -113,7 +113,7 @@ def update(
             for names in parts_of(models):
                 params = {name: state.params[name] for name in names}
                 grads, new = sum_gradients(params, batch, **static)
-                state, norms = apply_part(state, grads, optimizer)
+                state, norms = apply_part(state, grads, optimizer, settings)
                 metrics |= new | norms
             return state, metrics
 
@@ -162,20 +162,23 @@ def update_in_one_pass(
     cotangents, (sums, maxima) = gradient(values, experience, tokens_of(experience))
     metrics = sums | maxima
     for names in parts_of(models):
-        state, norms = apply_part(state, *backward[names](cotangents), optimizer)
+        state, norms = apply_part(state, *backward[names](cotangents), optimizer, settings)
         metrics |= norms
     return state, rollout_metrics, metrics
 
 
 def apply_part(
-    state: TrainState, grads: dict, optimizer: optax.GradientTransformation
+    state: TrainState, grads: dict, optimizer: optax.GradientTransformation, settings: PPOSettings
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step of the parts that have gradients; norms of these, sizes of updates."""
+    """The state after a step of the parts that have gradients; norms of these, sizes of updates.
+
+    The critic's norm is the one that is clipped: without ``value_coef``, as its optimizer has it.
+    """
     part = TrainState(*({name: tree[name] for name in grads} for tree in state))
     part = apply_gradients(part, grads, optimizer)
     groups = {"policy": "policy", "critic": "value"}
-    metrics = {}
+    weights, metrics = {"policy": 1.0, "critic": settings.value_coef or 1.0}, {}
     for name, grad in grads.items():
-        metrics[f"{groups[name]}/grad_norm"] = optax.tree.norm(grad)
+        metrics[f"{groups[name]}/grad_norm"] = optax.tree.norm(grad) / weights[name]
         metrics[f"{groups[name]}/update_rms"] = update_rms(part.opt_state[name])
     return TrainState(state.params | part.params, state.opt_state | part.opt_state), metrics

@@ -23,7 +23,7 @@ NOT_COMPARED = (
 
 RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
 
-# Fields of a trainer's config that had another name in earlier versions: old name -> new name.
+# Fields of a trainer's config in earlier versions: old name -> new name, or "" for none.
 RENAMED_FIELDS = {
     "select": "best_metric",
     "keep": "max_to_keep",
@@ -38,6 +38,7 @@ RENAMED_FIELDS = {
     "frozen_dtype": "inference_dtype",
     "calibrated": "normalized",
     "data.smallest_bucket": "data.buckets",
+    "sampling.unroll": "",
 }
 
 _locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
@@ -77,9 +78,9 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
     """Raises InputError where a config computes other than ``saved``, the values of a run."""
     now = values_of(config)
     renamed = [
-        f"{old} is now {new}"
+        f"{old} is now {new}" if new else f"{old} is gone"
         for old, new in RENAMED_FIELDS.items()
-        if old in saved and old not in now and new in now
+        if old in saved and old not in now and (new in now or not new)
     ]
     # Flags of a pipeline's commands, once a field each, are one text now.
     groups = {name for name in now for old in saved if old.startswith(f"{name}.")}

@@ -295,7 +295,7 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
     state, metrics = learn(rollout, micro_batch_size=2)
     advantage, returns = map(jnp.array, advantages_by_hand(rollout))
     params = PARAMS
-    moments = {name: PARTS[name].init(params[name]) for name in PARTS}
+    moments, norms = {name: PARTS[name].init(params[name]) for name in PARTS}, []
 
     @jax.jit
     @jax.grad
@@ -317,10 +317,12 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
 
     for rows in np.asarray(learning.minibatch_rows(jax.random.key(5), B, SETTINGS)):
         grads = gradient(params, rows)
+        norms.append(optax.tree.norm(grads["critic"]) / 0.1)  # without the weight of its loss
         for name in PARTS:
             change, moments[name] = PARTS[name].update(grads[name], moments[name], params[name])
             params = params | {name: optax.apply_updates(params[name], change)}
     chex.assert_trees_all_close(state.params, params, atol=5e-5)
+    assert float(metrics["value/grad_norm"]) == pytest.approx(np.mean(norms), rel=1e-3)
     assert float(metrics["debug/initial_log_ratio"]) < 1e-5
     assert abs(float(metrics["debug/initial_kl"])) < 1e-6
     assert 0 < float(metrics["policy/clip_fraction"]) < 1

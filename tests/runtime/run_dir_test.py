@@ -144,6 +144,7 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
             {"lam": 1.0, "clip": 0.2},
             "lam is now gae_lambda, clip is now",
         ),
+        ("configs/ppo.py:tiny", {"sampling": {"unroll": True}}, r"sampling\.unroll is gone"),
         ("configs/pipeline.py:tiny", {"rm": {"flags": {"steps": 9}}}, "rm.flags is now text"),
     ],
 )
