@@ -85,7 +85,7 @@ class LanguageModel:
 
     Attributes:
       path: where its weights are.
-      module: the Flax module of ``params``.
+      module: the Flax module of its weights.
       template: how a prompt is written: alpaca | chat | plain.
       end_ids: the tokens that end a response.
     """
