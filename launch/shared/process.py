@@ -13,7 +13,7 @@ from fgrlhf_jax.runtime import interrupt
 from launch.shared import terminal
 
 # Of glibc's mallopt and of Linux's prctl.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 PR_SET_PDEATHSIG = 1
 
 
@@ -48,7 +48,6 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_ARENA_MAX, 1)  # arenas of XLA's threads would map what they cannot hold
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never; 2**31 - 1 would return what exceeds 2 GiB
         libc.mallopt(M_TOP_PAD, 2**27)
 
