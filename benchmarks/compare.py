@@ -151,15 +151,7 @@ def run(item: Work, side: str, options: argparse.Namespace) -> dict:
 
 
 def command() -> None:
-    try:
-        if not main(parse_arguments(sys.argv[1:])):
-            sys.exit(1)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
-        sys.exit(130)
+    fresh.exit_with_status(lambda: main(parse_arguments(sys.argv[1:])))
 
 
 if __name__ == "__main__":

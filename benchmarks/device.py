@@ -276,15 +276,7 @@ def command() -> None:
         figures = run_check(check.removeprefix("--check="), json.loads(Path(job).read_text()))
         Path(result).write_text(json.dumps(figures))
         return
-    try:
-        if not main(parse_arguments(sys.argv[1:])):
-            sys.exit(1)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
-        sys.exit(130)
+    fresh.exit_with_status(lambda: main(parse_arguments(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fgrlhf_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "benchmarks" / "cache"
@@ -57,3 +60,19 @@ def check_seconds(result: dict) -> None:
     """Raises RuntimeError where what was timed took no time."""
     if not all(math.isfinite(s) and s > 0 for s in result["seconds"]):
         raise RuntimeError(f"seconds={result['seconds']} is no measurement")
+
+
+def exit_with_status(main: Callable[[], bool | None]) -> None:
+    """Runs a command: status 1 where it says False or fails, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        if main() is False:
+            sys.exit(1)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
+        sys.exit(130)

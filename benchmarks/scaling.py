@@ -132,17 +132,7 @@ def command() -> None:
         *_, job, result = sys.argv
         Path(result).write_text(json.dumps(measure(*json.loads(Path(job).read_text()))))
         return
-    try:
-        main(parse_arguments(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
-        sys.exit(130)
+    fresh.exit_with_status(lambda: main(parse_arguments(sys.argv[1:])))
 
 
 if __name__ == "__main__":

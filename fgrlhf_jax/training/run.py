@@ -120,9 +120,6 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     checkpoints = Checkpoints(folder / "checkpoints", config.max_to_keep)
     with contextlib.closing(checkpoints):
         start = checkpoints.latest or 0
-        log = folder / "metrics.jsonl"
-        if not start and jax.process_index() == 0 and log.exists() and log.stat().st_size:
-            print(f"{log}: has rows, but there is no checkpoint of them; the run begins again")
         progress = _restore_progress(config, trainer, checkpoints, start)
         if progress.done:
             return _best_params(trainer, progress, checkpoints)
@@ -185,6 +182,9 @@ def _restore_progress(
 ) -> Progress:
     """Of the last checkpoint, or a fresh one; the trainer has its memory again."""
     if not start:
+        rows = checkpoints.folder.parent / "metrics.jsonl"
+        if jax.process_index() == 0 and rows.exists() and rows.stat().st_size:
+            print(f"{rows}: has rows, but there is no checkpoint of them; the run begins again")
         return Progress(trainer.data, trainer.memory, run_dir.values_of(config), {})
     loop, folder = checkpoints.loop(start), checkpoints.folder.parent
     if loop.keys() != set(Progress._fields):

@@ -257,16 +257,6 @@ def test_a_rollout_that_is_not_learned_from_has_no_values():
         chex.assert_trees_all_close(rollout, expected, atol=1e-5)
 
 
-def test_other_rollouts_compile_nothing_new():
-    traced = chex.assert_max_traces(learning.update, n=1)
-    options = {"models": MODELS, "settings": settings(**SORTED), "optimizer": OPTIMIZER}
-    step = jax.jit(functools.partial(traced, **options))
-    state = fresh_state()
-    for seed, kl_coef in ((0, 0.1), (1, 0.3)):
-        rollout = rolled_out(seed=seed)
-        state, _ = step(state, rollout, jnp.float32(kl_coef), jax.random.key(seed))
-
-
 def advantages_by_hand(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
     """Whitened advantages and returns, one response at a time."""
     mask = np.asarray(rollout.response_BT)
