@@ -29,7 +29,7 @@ from benchmarks import checkpoint, fresh, ours, work
 from benchmarks.work import Sizes
 from fgrlhf_jax.data.templates import encode_text
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional.reward_losses import token_logprobs
+from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
 from fgrlhf_jax.models import attention, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.models.llama import positions_and_mask
@@ -71,7 +71,8 @@ def check_parity(job: dict) -> dict:
         with jax.set_mesh(model.mesh), jax.default_matmul_precision(precision):
             args = tokens_BS, *positions_and_mask(tokens_BS >= 0)
             logits_BSV = jax.jit(model.module.apply)({"params": model.read_params()}, *args)
-            logprobs[name] = np.asarray(jax.vmap(token_logprobs)(logits_BSV, tokens_BS))[:, 1:]
+            logprob_BS, _ = jax.vmap(logprob_and_entropy)(logits_BSV[:, :-1], tokens_BS[:, 1:])
+            logprobs[name] = np.asarray(logprob_BS)
     figures = {}
     for name in ("float32", "bfloat16"):
         difference = np.abs(logprobs[name] - logprobs["exact"])

@@ -83,20 +83,6 @@ def pad_right(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarr
     return padded
 
 
-def pad_responses(
-    rows: Sequence[np.ndarray], starts: Sequence[int], width: int
-) -> dict[str, np.ndarray]:
-    """Prompts with responses that begin at ``starts``, in ``width`` columns.
-
-    Returns:
-      tokens; mask, where real tokens are; response, where the response's are.
-    """
-    columns_S, ends_N1 = np.arange(width), np.array([len(row) for row in rows])[:, None]
-    mask_NS = columns_S < ends_N1
-    response_NS = mask_NS & (columns_S >= np.array(starts)[:, None])
-    return {"tokens": pad_right(rows, width), "mask": mask_NS, "response": response_NS}
-
-
 def fill_batch(rows: Sequence, batch_size: int | None) -> tuple[list, np.ndarray]:
     """Rows for a whole batch (None: as many as there are) and their weights, float32 1 or 0.
 

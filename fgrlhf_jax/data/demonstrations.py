@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgrlhf_jax.data.bucketing import fill_batch, pad_responses
+from fgrlhf_jax.data.bucketing import fill_batch, pad_right
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.templates import check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -82,19 +82,44 @@ def encode_demonstrations(
     return demonstrations, counts
 
 
+def response_widths(
+    demonstrations: Sequence[Demonstration], buckets: Sequence[int]
+) -> dict[int, int]:
+    """For each bucket the columns of its responses, a multiple of 8 that holds the longest."""
+    lengths = np.array([(len(row.tokens), row.prompt_length) for row in demonstrations])
+    widths = {}
+    for bucket in buckets:
+        fits = lengths[lengths[:, 0] <= bucket]
+        longest = int((fits[:, 0] - fits[:, 1]).max(initial=1))
+        widths[bucket] = min(-(-longest // 8) * 8, bucket)
+    return widths
+
+
 def pad_demonstrations(
-    demonstrations: Sequence[Demonstration], bucket: int, batch_size: int | None = None
+    demonstrations: Sequence[Demonstration],
+    bucket: int,
+    batch_size: int | None = None,
+    response_width: int = 0,
 ) -> dict[str, np.ndarray]:
     """One batch, padded on the right to ``bucket`` columns.
 
     Args:
       batch_size: rows; beyond the demonstrations the last one is repeated with weight 0.
+      response_width: T, see :func:`response_widths`; 0: as ``bucket``.
 
     Returns:
-      tokens_BS int32; mask_BS bool, real tokens; response_BS bool, the tokens to imitate; weight_B
-      float32, 1 or 0.
+      tokens_BS int32; mask_BS bool, real tokens; columns_BT int32, those of the tokens to imitate,
+      and response_BT bool, which of them are real; weight_B float32, 1 or 0. A token with nothing
+      before it is not imitated.
     """
     rows, weight_B = fill_batch(demonstrations, batch_size)
-    starts = [row.prompt_length for row in rows]
-    arrays = pad_responses([row.tokens for row in rows], starts, bucket)
-    return {f"{name}_BS": array for name, array in arrays.items()} | {"weight_B": weight_B}
+    starts = np.array([max(row.prompt_length, 1) for row in rows])
+    ends_B1 = np.array([len(row.tokens) for row in rows])[:, None]
+    columns_BT = starts[:, None] + np.arange(response_width or bucket, dtype=np.int32)
+    return {
+        "tokens_BS": pad_right([row.tokens for row in rows], bucket),
+        "mask_BS": np.arange(bucket) < ends_B1,
+        "columns_BT": np.minimum(columns_BT, bucket - 1).astype(np.int32),
+        "response_BT": columns_BT < ends_B1,
+        "weight_B": weight_B,
+    }

@@ -17,26 +17,6 @@ from fgrlhf_jax.functional.masking import last_token, masked_mean, masked_sum
 LOSSES = ("token_edit", "token_full", "sequence")
 
 
-def token_logprobs(logits_SV: jax.Array, tokens_S: jax.Array) -> jax.Array:
-    """Log-probability of each token given those before it.
-
-    Args:
-      logits_SV: float logits; column s predicts token s + 1. Computed in float32.
-      tokens_S: int token ids.
-
-    Returns:
-      float32[S]; entry s is log p(tokens_S[s] | tokens before s), and 0 for s = 0.
-    """
-    chex.assert_rank([logits_SV, tokens_S], [2, 1])
-    logits_SV = logits_SV.astype(jnp.float32)
-    shifted_SV = logits_SV - jax.lax.stop_gradient(jnp.max(logits_SV, axis=-1, keepdims=True))
-    # A masked sum: the gradient of an index would be scattered into zeros of size [S, V].
-    is_next_SV = jnp.arange(logits_SV.shape[-1])[None] == jnp.roll(tokens_S, -1)[:, None]
-    picked_S = jnp.sum(jnp.where(is_next_SV, shifted_SV, 0.0), axis=-1)
-    picked_S -= jnp.log(jnp.sum(jnp.exp(shifted_SV), axis=-1))
-    return jnp.concatenate([jnp.zeros((1,), jnp.float32), picked_S[:-1]])
-
-
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
     """Sequence score: the value at the last response token (never at a padding position).
 

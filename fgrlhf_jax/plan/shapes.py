@@ -179,7 +179,7 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/sft.py``: an update and a batch of the evaluation, the longest rows."""
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
-    rows = [Demonstration(np.zeros(2, np.int32), 1)] * config.batch_size
+    rows = [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
     model = llama.CausalLM(cfg)
     buckets = choose_buckets([length], 1)
     trainer = sft.make_trainer(config, mesh, model, rows, rows, buckets)

@@ -14,9 +14,10 @@ from fgrlhf_jax.data.demonstrations import (
     Demonstration,
     encode_demonstrations,
     pad_demonstrations,
+    response_widths,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
@@ -96,6 +97,10 @@ def make_trainer(
     """Fine-tuning of ``model`` on demonstrations."""
     abstract, path = llama.abstract_params(model, mesh), config.model.path
     batch_size = supervised.eval_batch_size(config, mesh)
+    widths = response_widths([*train, *validation], buckets)
+
+    def pad(rows: list[Demonstration], width: int, size: int | None = None) -> dict:
+        return pad_demonstrations(rows, width, size, widths[width])
 
     def initial_params() -> dict:
         """Of the checkpoint in ``model.path``, or random."""
@@ -108,7 +113,7 @@ def make_trainer(
         total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
         lengths = [len(row.tokens) for row in validation]
         for width, numbers, _ in by_length(lengths, batch_size, buckets):
-            batch = pad_demonstrations([validation[n] for n in numbers], width, batch_size)
+            batch = pad([validation[n] for n in numbers], width, batch_size)
             with jax.set_mesh(mesh):
                 on_mesh = sharding.put_batch(batch, mesh)
                 sums = sharding.to_host(eval_step(params, on_mesh, model=model))
@@ -127,7 +132,7 @@ def make_trainer(
         lengths=[len(row.tokens) for row in train],
         buckets=buckets,
         mask="mask_BS",
-        pad=pad_demonstrations,
+        pad=pad,
         train_step=functools.partial(train_step, model=model),
         flops=functools.partial(batch_flops, model.cfg),
         initial_params=initial_params,
@@ -151,28 +156,29 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
       float32 scalars: negative log-likelihood in nats, tokens that greedy decoding would have
       taken, and how many tokens there are. Rows of weight 0 count nothing.
     """
-    tokens_BS = batch["tokens_BS"]
-    positions_BS, attention_BS = positions_and_mask(batch["mask_BS"])
-    logits_BSV = model.apply({"params": params}, tokens_BS, positions_BS, attention_BS)
-    logprob_BS = jax.vmap(reward_losses.token_logprobs)(logits_BSV, tokens_BS)
-    next_BS1 = jnp.roll(tokens_BS, -1, axis=1)[..., None]
-    next_logit_BS = jnp.take_along_axis(logits_BSV, next_BS1, axis=-1)[..., 0]
-    is_greedy_BS = jnp.roll(next_logit_BS >= jnp.max(logits_BSV, axis=-1), 1, axis=1)
-    counted_BS = _counted(batch)
+    tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
+    variables, inputs = {"params": params}, (tokens_BS, *positions_and_mask(batch["mask_BS"]))
+    hidden_BSD = model.apply(variables, *inputs, method="states")
+    before_BTD = jnp.take_along_axis(hidden_BSD, columns_BT[..., None] - 1, axis=1)
+    logits_BTV = model.apply(variables, before_BTD, method="unembed")
+    chosen_BT = jnp.take_along_axis(tokens_BS, columns_BT, axis=1)
+    logprob_BT, _ = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
+    logit_BT = jnp.take_along_axis(logits_BTV, chosen_BT[..., None], axis=-1)[..., 0]
+    counted_BT = _counted(batch)
 
-    def total(x_BS):
-        return jnp.sum(jnp.where(counted_BS, x_BS, 0.0))
+    def total(x_BT):
+        return jnp.sum(jnp.where(counted_BT, x_BT, 0.0))
 
     return {
-        "loss": total(-logprob_BS),
-        "accuracy": total(is_greedy_BS),
+        "loss": total(-logprob_BT),
+        "accuracy": total(logit_BT >= jnp.max(logits_BTV, axis=-1)),
         "tokens": total(jnp.float32(1)),
     }
 
 
 def _counted(batch: dict) -> jax.Array:
-    """bool[..., B, S]: the response tokens of rows whose weight is above 0."""
-    return batch["response_BS"] & (batch["weight_B"] > 0)[..., None]
+    """bool[..., B, T]: the response tokens of rows whose weight is above 0."""
+    return batch["response_BT"] & (batch["weight_B"] > 0)[..., None]
 
 
 def train_step(

@@ -7,6 +7,7 @@ from fgrlhf_jax.data.demonstrations import (
     Demonstration,
     encode_demonstrations,
     pad_demonstrations,
+    response_widths,
 )
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import Edit, Instruction
@@ -93,17 +94,29 @@ def test_demonstrations_are_padded_on_the_right_and_masks_come_from_lengths():
     batch = pad_demonstrations(rows, 6, batch_size=4)
     last = [7, EOS, 0, 0, 0, 0]
     assert batch["tokens_BS"].tolist() == [[0, 5, 0, EOS, 0, 0], last, last, last]
-    columns = {
-        name: [np.flatnonzero(row).tolist() for row in batch[name]]
-        for name in ("mask_BS", "response_BS")
-    }
-    assert columns["mask_BS"] == [[0, 1, 2, 3], *[[0, 1, 2]] * 3]
-    assert columns["response_BS"] == [[2, 3], *[[1, 2]] * 3]
+    columns = [np.flatnonzero(row).tolist() for row in batch["mask_BS"]]
+    assert columns == [[0, 1, 2, 3], *[[0, 1, 2]] * 3]
+    real = zip(batch["columns_BT"], batch["response_BT"], strict=True)
+    assert [row[is_real].tolist() for row, is_real in real] == [[2, 3], *[[1, 2]] * 3]
+    assert batch["columns_BT"].max() < 6
     assert batch["weight_B"].tolist() == [1, 1, 0, 0]
     types = [array.dtype.name for array in batch.values()]
-    assert types == ["int32", "bool", "bool", "float32"]
+    assert types == ["int32", "bool", "int32", "bool", "float32"]
     for name, array in pad_demonstrations(rows, 6).items():
         np.testing.assert_array_equal(array, batch[name][:2])
+
+
+def test_responses_have_as_many_columns_as_the_longest_that_a_batch_can_have():
+    """Rows move up to longer buckets; nothing before a token, nothing to imitate."""
+    lengths = {(20, 12), (30, 29), (22, 5), (64, 60)}  # tokens, of which prompt
+    rows = [Demonstration(np.zeros(n, np.int32), prompt) for n, prompt in sorted(lengths)]
+    widths = response_widths(rows, (8, 20, 24, 64))
+    assert widths == {8: 8, 20: 8, 24: 24, 64: 24}
+    batch = pad_demonstrations(rows[:2], 24, response_width=24)
+    assert batch["columns_BT"].shape == batch["response_BT"].shape == (2, 24)
+    assert batch["response_BT"].sum(axis=1).tolist() == [8, 17]
+    batch = pad_demonstrations([Demonstration(np.zeros(3, np.int32), 0)], 8)
+    assert batch["columns_BT"][batch["response_BT"]].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("overlong", ["drop", "truncate"])

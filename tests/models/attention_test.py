@@ -104,7 +104,8 @@ def train_step(cfg, mesh, rows: int, columns: int):
     state = optim.abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
     shape = (2, rows, columns)
     batch = {"tokens_BS": jax.ShapeDtypeStruct(shape, jnp.int32)}
-    batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BS")}
+    batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BT")}
+    batch["columns_BT"] = batch["tokens_BS"]
     batch["weight_B"] = jax.ShapeDtypeStruct(shape[:2], jnp.float32)
     step = functools.partial(sft.train_step, model=model, optimizer=optimizer)
     return jax.jit(step).trace(state, batch)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.functional import reward_losses
+from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.models import llama, sampling
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.runtime import sharding
@@ -51,7 +51,8 @@ def full_logprobs(prompt, response, temperature=1.0, top_k=0, top_p=1.0):
     text = [*prompt, *response]
     restrict = jax.vmap(sampling.restrict, (0, None, None, None))
     logits_SV = restrict(full_pass(text), temperature, top_k, top_p)[: len(text)]
-    return np.asarray(reward_losses.token_logprobs(logits_SV, jnp.array(text)))[len(prompt) :]
+    logprob_S, _ = policy_losses.logprob_and_entropy(logits_SV[:-1], jnp.array(text[1:]))
+    return np.asarray(logprob_S)[len(prompt) - 1 :]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -141,7 +141,8 @@ def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     model, optimizer = llama.CausalLM(tiny_cases.CFG), optax.sgd(1e-3)
     abstract = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
     batch = {"tokens_BS": np.zeros((2, 8, 16), np.int32), "weight_B": np.zeros((2, 8), np.float32)}
-    batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BS")}
+    batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BT")}
+    batch["columns_BT"] = batch["tokens_BS"]
     step = functools.partial(sft.train_step, model=model, optimizer=optimizer)
     text = compile_step(step, abstract, sharding.put_batch(batch, mesh, axis=1), mesh).as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)

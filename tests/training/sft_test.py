@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss of the response alone; what a run leaves, and its resume."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -107,8 +108,8 @@ def learn(batch, optimizer=OPTIMIZER):
 
 
 def stacked(examples, parts: int, rows: int = 8) -> dict:
-    """A batch in micro-batches: [A, B, ...]."""
-    batch = pad_demonstrations(examples, 12, rows)
+    """A batch in micro-batches: [A, B, ...]; responses have 8 columns."""
+    batch = pad_demonstrations(examples, 12, rows, 8)
     return {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
@@ -123,7 +124,7 @@ def test_loss_and_accuracy_equal_a_loop_over_single_texts():
 @pytest.mark.parametrize("fill", [0, 2, 63])
 def test_padding_of_any_length_and_content_changes_nothing(fill):
     base = sums(pad_demonstrations(TEXTS, 12))
-    batch = pad_demonstrations(TEXTS, 16)
+    batch = pad_demonstrations(TEXTS, 16, response_width=8)
     batch["tokens_BS"] = np.where(batch["mask_BS"], batch["tokens_BS"], fill).astype(np.int32)
     chex.assert_trees_all_close(sums(batch), base, rtol=1e-5)
 
@@ -158,6 +159,16 @@ def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
     pairs = [by_hand(TEXTS[n : n + 2]) for n in range(0, 8, 2)]
     means = [loss / tokens for loss, _, tokens in pairs]
     assert abs(np.mean(means) - loss / tokens) > 1e-2  # or the test could not tell
+
+
+def test_prompts_cost_no_logits():
+    """Nor their gradients: rows of 13 columns, of which 8 are responses'."""
+    model = llama.CausalLM(dataclasses.replace(tiny_cases.CFG, vocab_size=96))
+    batch = pad_demonstrations(TEXTS, 13, response_width=8)
+    loss = lambda params: sft.token_sums(params, batch, model=model)["loss"]  # noqa: E731
+    text = str(jax.make_jaxpr(jax.grad(loss))(tiny_cases.parameters(model)))
+    assert "f32[8,8,96]" in text
+    assert not re.search(r"f32\[(8,13|104),96\]", text)
 
 
 def test_rows_of_weight_0_count_nothing():
