@@ -5,8 +5,8 @@ Shape letters as in llama.py. ``attend`` goes by its rank: rank 3 is attend_BQS,
 tokens, and means causal attention over real keys; None is causal attention alone, for rows whose
 padding, if any, is on the right, where no real token sees it.
 
-Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs and the
-splash kernel of Pallas on TPUs. All else is XLA's.
+Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs from
+Ampere (compute capability 8.0) on and the splash kernel of Pallas on TPUs. All else is XLA's.
 """
 
 import functools
@@ -30,7 +30,7 @@ def check_devices(choice: str, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError for a kernel that the mesh's devices do not have."""
     device = mesh.devices.flat[0]
     if choice in ("cudnn", "splash") and choice != _native(device):
-        wanted = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[choice]
+        wanted = {"cudnn": "an NVIDIA GPU of Ampere or newer", "splash": "a TPU"}[choice]
         raise InputError(
             f"model.attention={choice}: the kernel is for {wanted} and the mesh is of "
             f"{device.device_kind}; set model.attention=auto"
@@ -54,8 +54,12 @@ def _native(device) -> str:
     """The kernel made for a device."""
     if device.platform == "tpu":
         return "splash"
-    is_nvidia = device.platform in ("gpu", "cuda") and "nvidia" in device.device_kind.lower()
-    return "cudnn" if is_nvidia else "xla"
+    if device.platform not in ("gpu", "cuda") or "nvidia" not in device.device_kind.lower():
+        return "xla"
+    # A mesh knows the kinds of its devices, and they know what they can do.
+    kinds = {known.device_kind: known for known in jax.devices()}
+    capability = getattr(kinds.get(device.device_kind, device), "compute_capability", "8.0")
+    return "cudnn" if float(capability) >= 8 else "xla"
 
 
 def _unfit(choice: str, dtype: str, head_dim: int) -> str:

@@ -55,6 +55,7 @@ def format_roofline(roof: dict, devices: int) -> str:
     ]
     for name, s in roof["stages"].items():
         cover = f"{s['compute'] / s['links']:.2f}" if s["links"] else ""
+        cover = cover if s["compute"] < 100 * s["links"] else ">100"
         share = "" if name in ASIDE else f"{s['bound'] / roof['overlapped']:.0%}"
         lines.append(
             f"{name:14}{s['flops'] / 1e12:10.1f}{s['memory_bytes'] / 1e9:12.1f}"

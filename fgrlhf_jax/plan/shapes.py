@@ -115,16 +115,20 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     programs = ppo_programs.make(
         config, architectures, mesh, optimizer, ends=(0,), prompt_width=P, widths=widths
     )
+    programs["score_rollout"] = learned_from(programs["score_rollout"])
+    settings = PPOSettings.from_config(config, widths)
     state = programs["update"].arguments[0]
     params, reference, reward_params = programs["score_rollout"].arguments[:3]
 
     flops = model_flops(
-        architectures, prompts, responses, epochs=config.ppo_epochs, scored=bool(reward_params)
+        *(architectures, prompts, responses),
+        epochs=config.ppo_epochs,
+        scored=bool(reward_params),
+        one_pass=settings.one_pass,
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
     rounds: dict[str, dict] = {"score_rollout": {}, "update": {}}
     if len(widths) > 1:
-        settings = PPOSettings.from_config(config, widths)
         sizes = {"score_rollout": B, "update": config.minibatch_size}
         rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
     resident = {
@@ -142,6 +146,16 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     models = {**params, "reference": reference, "reward model": reward_params}
     models = {name: models[name] for name in MODELS if models[name]}
     return RunShapes(mesh, models, state.opt_state, cache_bytes(cfg, mesh, B, S), steps)
+
+
+def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
+    """The program without its branches for rollouts that no update follows."""
+    *first, _, prompt, mask, sampled = score_rollout.arguments
+
+    def score(*arguments):
+        return score_rollout.function(*arguments[:-3], True, *arguments[-3:])
+
+    return score_rollout._replace(function=score, arguments=(*first, prompt, mask, sampled))
 
 
 def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> int:

@@ -3,9 +3,11 @@
 Without a device cuDNN's kernel is only seen to be called; ``benchmarks.device`` compares it on one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +171,25 @@ def test_auto_is_the_flash_kernel_of_the_devices_where_heads_and_dtype_fit():
         with jax.sharding.use_abstract_mesh(mesh):
             assert attention.kernel("auto", dtype, head_dim) == want, (device, dtype, head_dim)
     assert attention.kernel("auto", "bfloat16", 64) == "xla"  # the tests' own backend
+
+
+@pytest.mark.parametrize(
+    ("capability", "want"), [("7.5", "xla"), ("8.0", "cudnn"), ("12.0", "cudnn")]
+)
+def test_gpus_before_ampere_have_xlas_attention(capability, want, monkeypatch):
+    kind = "NVIDIA GeForce"
+    gpu = SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert attention.kernel("auto", "bfloat16", 64) == want
+    device = AbstractDevice(kind, None, "gpu")
+    with jax.sharding.use_abstract_mesh(
+        AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=device)
+    ):
+        assert attention.kernel("auto", "bfloat16", 64) == want
+    refuse = pytest.raises(InputError, match="of Ampere or newer and the mesh is of NVIDIA Ge")
+    mesh = SimpleNamespace(devices=np.array([gpu]))
+    with refuse if want == "xla" else contextlib.nullcontext():
+        attention.check_devices("cudnn", mesh)
 
 
 def test_a_kernel_that_cannot_be_had_is_refused():

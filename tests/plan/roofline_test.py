@@ -31,4 +31,8 @@ def test_what_binds():
         *("update", "3957.6", "3350.0", "4050.0", "8.000", "1.000", "9.000", "9.000", "75%"),
         *("links", "0.89"),  # a larger micro-batch is needed
     ]
+    assert lines[3].split()[-2:] == ["memory", "0.00"]
+    stages["decode"] |= {"flops": 1e12, "link_bytes": 8.0}  # of a batch's last token, say
+    roof = roofline({"steps": {"all": {"stages": stages}}}, "h100", 0.5)
+    assert format_roofline(roof, 8).splitlines()[3].split()[-2:] == ["memory", ">100"]
     assert lines[-1].startswith("a step: 12.00 s where transfers overlap with computing, 21.10 s")
