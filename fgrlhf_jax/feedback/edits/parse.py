@@ -41,6 +41,7 @@ _CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
+_LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰]")
 _CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
 
 
@@ -78,12 +79,8 @@ def read_tags(reply: str, tag: str) -> str | None:
     return text if closed else None
 
 
-def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
-    """The edit in a reply without what stands around it and is not in the original.
-
-    Args:
-      bounded: whether the reply was read from a form of its own, so that sentences at its ends are
-        of the edit, but for a line that announces it.
+def unwrap(reply: str, original: str) -> str:
+    """The edit in a reply, or in its form, without what stands around it and not in the original.
 
     Raises:
       Doubtful: where more than one part of the reply could be the edit, or a sentence around it
@@ -92,7 +89,7 @@ def unwrap(reply: str, original: str, *, bounded: bool = False) -> str:
     text, original = reply.strip(_EDGES), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
-    return _without_frame(text, original, bounded)
+    return _without_frame(text, original)
 
 
 @functools.lru_cache(maxsize=128)  # texts are compared again and again
@@ -185,7 +182,7 @@ def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:
     return not between or len(re.findall(either, text[b:c])) == len(re.findall(either, original))
 
 
-def _without_frame(text: str, original: str, bounded: bool) -> str:
+def _without_frame(text: str, original: str) -> str:
     """Without a line that announces the edit and a question behind it; other sentences are doubt.
 
     What a colon introduces within a response is a list, a table or code: a first line that ends in
@@ -200,12 +197,13 @@ def _without_frame(text: str, original: str, bounded: bool) -> str:
         announces = _ends_in(line, "COLON") and "\n" in text[len(line) : cut]
         if inserted and announces and not _ITEM.match(rest):
             edit = rest
-        elif not bounded:
+        else:
             raise Doubtful
     starts = [match.start() for match in _LINE.finditer(edit) if more_lines and match.start()]
+    starts += [m.end() for m in _SENTENCE_END.finditer(edit) if _LABEL.match(edit, m.end())]
     if (match := _CLOSING_BRACKETS.search(edit)) and match[0].strip() not in original:
         starts.append(match.start())
-    starts = [] if bounded else sorted(starts, reverse=True)
+    starts.sort(reverse=True)
     cut, inserted = _frame(edit, original, starts, before=False, mostly=True)
     if cut and not (_ITEM.match(edit[cut:]) and _ITEM.match(original.rpartition("\n")[2])):
         behind, edit = edit[cut:].strip(), edit[:cut].rstrip()
@@ -214,7 +212,7 @@ def _without_frame(text: str, original: str, bounded: bool) -> str:
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
     ends = (edit, original, 0), (edit[::-1], original[::-1], 2)
-    if not bounded and any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
+    if any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
     return edit
 

@@ -155,7 +155,7 @@ def parse_reply(
         if text is None:
             return ParsedEdit("", "cut" if cut else "unparsed")
     try:
-        edited = parse.unwrap(text, original, bounded=tag != "")
+        edited = parse.unwrap(text, original)
     except parse.Doubtful:
         return ParsedEdit("", "doubtful")
     if (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original):

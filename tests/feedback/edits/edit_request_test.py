@@ -42,6 +42,12 @@ def tagged(text: str) -> Reply:
         (tagged(f"```\n“{EDITED}”\n```<|eot_id|>"), NAME, ""),
         (tagged(ORIGINAL), NAME, "unchanged"),
         (tagged(""), NAME, "empty"),
+        (tagged(f"Here is the edited response:\n\n{EDITED}"), NAME, ""),
+        (tagged(f"Here is the edited response: {EDITED}"), NAME, "doubtful"),
+        (tagged(f"以下是修改后的回答： {EDITED}"), NAME, "doubtful"),
+        (tagged(f"Klar!\n{EDITED}\n\nIch habe die Stadt berichtigt."), NAME, "doubtful"),
+        (tagged(f"{EDITED}\n\nNote: I changed the city."), NAME, "doubtful"),
+        (reply(json.dumps({NAME: f"Sure! {EDITED}"})), None, "doubtful"),
         (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
         (reply(EDITED), NAME, "unparsed"),
         (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
@@ -65,7 +71,8 @@ def tagged(text: str) -> Reply:
 def test_replies(received, tag, reason):
     parsed = parse_reply(received, TASK, 0.5, tag=tag)
     assert parsed[:2] == ("" if reason else EDITED, reason)
-    assert parsed.unwrapped == ("“" in received.text or "Hier" in received.text) * (not reason)
+    is_wrapped = any(sign in received.text for sign in ("“", "Hier ist", "Here is"))
+    assert parsed.unwrapped == is_wrapped * (not reason)
 
 
 @pytest.mark.parametrize(
