@@ -100,6 +100,7 @@ def _check_is_model(folder: Path) -> None:
 def read_config(path: str | os.PathLike) -> LlamaConfig:
     """The model's shape, from config.json or a GGUF file's metadata.
 
+    A missing rope_theta is 10000, as in LLaMA's first folders, unless its writer always writes one.
     Raises InputError, naming the field, for another architecture, an unknown kind of rotary
     scaling or activation, or fields that are missing or make no model.
     """
@@ -125,12 +126,18 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
             raise InputError(f"{file}: partial_rotary_factor must be 1; use a LLaMA model")
         fields = hf_names.read_fields(config, hf_names.CONFIG_FIELDS)
         scaling = hf_names.read_fields(rope, hf_names.ROPE_FIELDS) if kind == "llama3" else {}
+        if min(scaling.values(), default=1) <= 0:
+            raise InputError(f"{file}: the numbers of rope_scaling must be above 0; correct them")
         heads, width = fields["num_heads"], fields["hidden_size"]
+        is_written = "fgrlhf" in config or "rope_parameters" in config  # by us, by transformers 5
+        theta = rope if rope.get("rope_theta") is not None else config
         return LlamaConfig(
             **fields,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or width // heads),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            num_kv_heads=hf_names.read_number(config, "num_key_value_heads", int, heads),
+            head_dim=hf_names.read_number(config, "head_dim", int, heads and width // heads),
+            rope_theta=hf_names.read_number(
+                theta, "rope_theta", float, None if is_written else 10000.0
+            ),
             rope_scaling=RopeScaling(**scaling) if scaling else None,
         )
 

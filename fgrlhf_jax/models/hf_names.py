@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,11 +70,25 @@ ROPE_FIELDS = {
 
 
 def read_fields(config: dict, fields: dict) -> dict:
-    """Our fields from config.json's; KeyError, ValueError or TypeError where that cannot be."""
-    return {
-        ours: kind(config[theirs] if default is None else config.get(theirs, default))
-        for ours, (theirs, kind, default) in fields.items()
-    }
+    """Our fields from config.json's; errors as of :func:`read_number`."""
+    return {ours: read_number(config, *theirs) for ours, theirs in fields.items()}
+
+
+def read_number(config: dict, name: str, kind: type, default: float | None = None) -> Any:
+    """A number, or a bool, of config.json; null is as good as missing.
+
+    Raises:
+      KeyError: where it must be there, that is without a default.
+      ValueError: for what is of another kind, as the text "false" or 2.5 heads.
+    """
+    value = default if config.get(name) is None else config[name]
+    if value is None:
+        raise KeyError(name)
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r:.60} is no {kind.__name__}")
+    if not math.isfinite(value) or kind(value) != value:
+        raise ValueError(f"{name}={value!r:.60} is no finite {kind.__name__}")
+    return kind(value)
 
 
 def write_fields(source: object, fields: dict) -> dict:

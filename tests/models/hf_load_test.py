@@ -1,5 +1,6 @@
 """Checkpoints come back as they were saved; bad ones get one clear sentence."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -20,6 +21,14 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, hf_load, hf_save, llama
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
+
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.fixture
@@ -119,8 +128,10 @@ def rewrite(folder, change):
 
 
 def configure(folder, **fields):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"fgrlhf": {}} | fields))
+    """Changes config.json; ... takes a field out."""
+    config = json.loads((folder / "config.json").read_text()) | {"fgrlhf": {}} | fields
+    config = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def load(folder):
@@ -188,16 +199,40 @@ def test_weights_that_cannot_be_used(saved, name, value, message):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3"),
         ({"num_hidden_layers": 0}, "num_layers=0 must be above 0"),
-        ({"rope_theta": float("nan")}, "rope_theta=nan must be above 0"),
-        ({"hidden_size": "wide"}, "malformed"),
+        ({"rope_theta": 0}, "rope_theta=0.0 must be above 0"),
+        ({"rope_theta": -1e4}, "rope_theta=-10000.0 must be above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan is no finite float"),
+        ({"rope_theta": None}, "'rope_theta'"),
+        ({"rope_theta": ...}, "'rope_theta'"),
+        ({"rope_parameters": {"rope_theta": 0.0}}, "rope_theta=0.0 must be above 0"),
+        ({"rope_parameters": {}, "rope_theta": ..., "fgrlhf": ...}, "'rope_theta'"),
+        ({"rope_scaling": {**LLAMA_3, "factor": 0}}, "rope_scaling must be above 0"),
+        ({"rope_scaling": {**LLAMA_3, "factor": "8"}}, "factor='8' is no float"),
+        ({"num_key_value_heads": 0}, "num_kv_heads=0 must be above 0"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_heads=0 must be above 0"),
+        ({"head_dim": 0}, "head_dim=0 must be above 0"),
+        ({"head_dim": 8.5}, "head_dim=8.5 is no finite int"),
+        ({"hidden_size": "wide"}, "hidden_size='wide' is no int"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' is no bool"),
+        ({"initializer_range": float("inf")}, "initializer_range=inf is no finite float"),
     ],
     ids=str,
 )
 def test_other_architectures_are_refused(saved, fields, message):
+    """Our exports' digests are deleted here; what must be there is not guessed."""
     folder, _ = saved()
     configure(folder, **fields)
     with pytest.raises(InputError, match=re.escape(message)):
         hf_load.read_config(folder)
+
+
+def test_a_folder_of_others_may_have_no_rope_theta_and_no_kv_heads(saved):
+    cfg = dataclasses.replace(CFG, num_kv_heads=CFG.num_heads)
+    folder, _ = saved(module=llama.CausalLM(cfg))
+    names = ("rope_theta", "num_key_value_heads", "head_dim")
+    for value in (None, ...):
+        configure(folder, fgrlhf=..., **dict.fromkeys(names, value))
+        assert hf_load.read_config(folder) == cfg
 
 
 def test_a_mistral_without_a_window_is_a_llama_and_a_malformed_config_nothing(saved):
