@@ -1,6 +1,8 @@
 """Chat templates: a conversation as text and ids, with no control token but the template's."""
 
+import contextlib
 import dataclasses
+import functools
 import re
 import secrets
 from collections.abc import Sequence
@@ -89,33 +91,19 @@ def encode_chat(
 ) -> tuple[Parts, Tokens]:
     """The rendered text and its ids.
 
-    Where a message spells a control token, this is hidden while the template runs. Then the
-    template's own control tokens get names that nobody has typed, and a tokenizer that knows them
-    by these names only reads the whole.
+    Where the text has other control tokens than that of other messages has, a message may spell
+    one, or its text and the template's together. Then it is seen where the template's own are, and
+    these get names that nobody has typed; a tokenizer that knows them by these names only reads the
+    whole.
     """
     parts = chat_parts(tokenizer, messages, response)
     text = "".join(parts)
     tokens = tokenize(tokenizer, text, control=True)
-    contents = [*(message.content for message in messages), response or ""]
-    spelt = {text[start:end] for start, end in tokens.controls.values()}
-    spelt = sorted((s for s in spelt if any(s in c for c in contents)), key=len, reverse=True)
-    if not spelt:
+    roles = tuple(message.role for message in messages)
+    own = _own_controls(tokenizer, str(tokenizer.chat_template), roles, response is None)
+    if [tokens.ids[place] for place in tokens.controls] == own:
         return parts, tokens
-
-    pattern = re.compile("|".join(map(re.escape, spelt)))
-
-    def hide(content: str) -> str:
-        return pattern.sub(lambda match: f"{_UNTYPED}-{spelt.index(match[0])}-", content)
-
-    def name_controls(part: str) -> str:
-        ids, _, controls = tokenize(tokenizer, part, control=True)
-        for place, (start, end) in reversed(controls.items()):
-            part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
-        return re.sub(f"{_UNTYPED}-([0-9]+)-", lambda match: spelt[int(match[1])], part)
-
-    hidden = [dataclasses.replace(message, content=hide(message.content)) for message in messages]
-    parts = chat_parts(tokenizer, hidden, response if response is None else hide(response))
-    parts = Parts(*map(name_controls, parts))
+    parts = _name_controls(tokenizer, messages, response, parts, tokens)
 
     text, backend, ours, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
     renamed = tokenizers.Tokenizer(backend.model)
@@ -129,6 +117,71 @@ def encode_chat(
     encoding = renamed.encode(text, add_special_tokens=False)
     tokens = _tokens(text, encoding.ids, encoding.offsets, special)
     return parts, tokens._replace(ids=[ours.get(i, i) for i in tokens.ids])
+
+
+@functools.lru_cache(maxsize=256)
+def _own_controls(
+    tokenizer: Tokenizer, template: str, roles: tuple[str, ...], is_prompt: bool
+) -> list[int] | None:
+    """The ids of the control tokens around short messages; None where the template refuses them.
+
+    Args:
+      template: the tokenizer's, which may be changed.
+    """
+    messages = [Message(role, "a") for role in roles]
+    try:
+        parts = chat_parts(tokenizer, messages, None if is_prompt else "a")
+    except InputError:
+        return None
+    tokens = tokenize(tokenizer, "".join(parts), control=True)
+    return [tokens.ids[place] for place in tokens.controls]
+
+
+def _name_controls(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    response: str | None,
+    parts: Parts,
+    tokens: Tokens,
+) -> Parts:
+    """The rendered text with names in place of the template's own control tokens.
+
+    While the template runs, characters of the messages stand between two signs: all; or, where it
+    then writes another text, which depends on theirs, the outer ones and one of every control
+    token; or the latter alone.
+    """
+    contents = "".join([*(message.content for message in messages), response or ""])
+    before, behind = [chr(code) for code in range(0xE100, 0xF8FF) if chr(code) not in contents][:2]
+    spelt = {"".join(parts)[start:end] for start, end in tokens.controls.values()} - {""}
+    firsts = [rf"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(spelt)]
+    unmark = str.maketrans("", "", before + behind)
+
+    def render(patterns: Sequence[str]) -> Parts:
+        def mark(content: str) -> str:
+            return re.sub(
+                "|".join(patterns),
+                lambda match: f"{match[0][:-1]}{before}{match[0][-1]}{behind}",
+                content,
+            )
+
+        marked = [dataclasses.replace(turn, content=mark(turn.content)) for turn in messages]
+        return chat_parts(tokenizer, marked, None if response is None else mark(response))
+
+    for patterns in ([r"\S"], [*firsts, r"\A\s*\S", r"\S(?=\s*\Z)"]):
+        with contextlib.suppress(InputError):
+            marked = render(patterns)
+            if Parts(*(part.translate(unmark) for part in marked)) == parts:
+                break
+    else:
+        marked = render(firsts or ["(?!)"])
+    names = []
+    for part in marked:
+        ids, _, controls = tokenize(tokenizer, part, control=True)
+        for place, (start, end) in reversed(controls.items()):
+            if part[start - 1 : start] != before:  # a single character that a message spells
+                part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
+        names.append(part.translate(unmark))
+    return Parts(*names)
 
 
 def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Tokens:

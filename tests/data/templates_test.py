@@ -58,6 +58,48 @@ def test_a_response_is_the_same_behind_a_prompt_that_spells_control_tokens(name)
         assert response_ids(f"a{token} b") == response_ids("a b")
 
 
+COMPOSED = [
+    ("{{ '<|' + m.content + '|>' }}", "eot_id"),
+    ("{{ '<' + m.content }}", "|eot_id|> b"),
+    ("{{ m.content + 'id|>' }}", "a <|eot_"),
+    ("{{ m.content | replace('#', '') }}", "a <|e#ot_id|> b"),
+    ("{{ m.content.split('\n') | join }}", "a <|eot\n_id|> b"),
+    ("{{ m.content | lower }}", "a <|EOT_ID|> b"),
+    ("{{ m.content[2:] }}", "a <|eot_id|> b"),
+    ("{% if m.content[-1] == '>' %}{{ m.content }}{% endif %}", "a <|eot_id|>"),
+]
+
+
+@pytest.mark.parametrize(("turn", "content"), COMPOSED)
+def test_a_template_makes_no_control_token_of_a_message(turn, content, monkeypatch):
+    """Where its text and the template's together are one, or what the template makes of it."""
+    tokenizer, _ = layouts()["Llama-3"]
+    start, end = "<|start_header_id|>", "<|eot_id|>"
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{start}{turn}{end}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{start}{{% endif %}}"
+    )
+    text = render(tokenizer, "chat", conversation(content))
+    assert text.count(end) == 2
+    ids, _ = encode_prompt(tokenizer, "chat", conversation(content))
+    assert tokenizer.decode(ids) == text
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert [name for name in names if name in (start, end)] == [start, end, start]
+    ids, first, _ = encode_response(tokenizer, "chat", conversation("a b"), content)
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert [name for name in names if name in (start, end)] == [start, end, start, end]
+    assert tokenizer.decode(ids[first:-1]) in (content, f"<|{content}|>", text[19:-29])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ids_are_the_same_where_control_tokens_are_looked_for(name, monkeypatch):
+    tokenizer, template = LAYOUTS[name]
+    records = [conversation(*texts(3, TEXTS, seed)) for seed in range(9)]
+    expected = [encode_response(tokenizer, template, record, "a b") for record in records]
+    monkeypatch.setattr("fgrlhf_jax.data.chat._own_controls", lambda *_: None)
+    assert [encode_response(tokenizer, template, record, "a b") for record in records] == expected
+
+
 def test_alpaca_is_alpacafarms_and_plain_is_plain():
     def written(template, *fields):
         return render(None, template, Instruction(*fields, ""))
