@@ -235,7 +235,12 @@ def prompt_key(record: Record) -> tuple[str, str]:
 
 
 def split(
-    records: Sequence[Record], share: float, seed: int, log: Callable[[str], None] = print
+    records: Sequence[Record],
+    share: float,
+    seed: int,
+    log: Callable[[str], None] = print,
+    *,
+    exact: bool = False,
 ) -> tuple[list[Record], list[Record]]:
     """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
@@ -245,6 +250,8 @@ def split(
 
     Args:
       log: is told of the latter, and of a side that would be empty and got the nearest prompt.
+      exact: the share, rounded, of the prompts, those with the lowest hashes; which these are
+        depends on the others.
 
     Raises:
       InputError: where a side is empty.
@@ -256,23 +263,25 @@ def split(
         keys, name = _response_keys(records), "response"
         log(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
     places = {key: _fraction(json.dumps([seed, *key])) for key in keys}
-    limit = share
-    if 0 < share < 1 and len(places) > 1:  # a side would be empty
-        limit = min(max(share, min(places.values()) * (1 + 1e-9)), max(places.values()))
+    drawn = sum(place < share for place in places.values())
+    count = wanted = round(share * len(places)) if exact else drawn
+    if 0 < share < 1 < len(places):
+        count = min(max(wanted, 1), len(places) - 1)
+    held_out = set(sorted(places, key=places.__getitem__)[:count])
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record, key in zip(records, keys, strict=True):
-        sides[places[key] < limit].append(record)
+        sides[key in held_out].append(record)
     for side_name, side in zip(("training", "validation"), sides, strict=True):
         if not side:
             raise InputError(
                 f"validation share {share}: of {len(records)} rows none is left for {side_name}; "
                 "change the share or give a validation file."
             )
-    if limit != share:
-        drew, size = ("none", "larger") if limit > share else ("all", "smaller")
+    if count != wanted:
+        amount, size = ("none", "larger") if count > wanted else ("all", "smaller")
         log(
-            f"validation: {len(sides[1])} of {rows} rows (validation_share={share} draws {name}s, "
-            f"and drew {drew}); give --config.validation or a {size} share"
+            f"validation: {len(sides[1])} of {rows} rows (validation_share={share} is {amount} of "
+            f"{len(places)} {name}s); give --config.validation or a {size} share"
         )
     return sides
 

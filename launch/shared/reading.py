@@ -56,5 +56,5 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     sets = {name: read(config, file, need) for name, file in files.items()}
     if config.validation:
         return {"train": rows, **sets}
-    parts = records.split(rows, config.validation_share, config.seed)
+    parts = records.split(rows, config.validation_share, config.seed, exact=True)
     return dict(zip(("train", "validation"), parts, strict=True)) | sets

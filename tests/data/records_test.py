@@ -17,6 +17,7 @@ from fgrlhf_jax.data.records import (
     read_with_rows,
     split,
 )
+from fgrlhf_jax.data.rows import read_rows
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -182,7 +183,7 @@ def test_sources_that_are_too_large(write, monkeypatch):
     monkeypatch.setattr("fgrlhf_jax.data.rows.SOURCE_BYTES", 10_000_000)
     for name in ("a.parquet", "b.jsonl.gz"):
         with pytest.raises(InputError, match=f"^{name}: holds more than 0.01 GB of text; give a"):
-            read(name)
+            next(read_rows(name))  # before any row
 
 
 def test_several_sources_in_order(write):
@@ -393,8 +394,24 @@ def test_a_small_share_of_few_prompts_is_one_of_them(capsys):
         train, validation = split(rows[:19], 0.001, seed)
         assert len({row.instruction for row in validation}) == 1
         assert len({row.instruction for row in train}) == 4
-    line = "of 19 rows (validation_share=0.001 draws prompts, and drew none); give --config.valid"
+    line = "of 19 rows (validation_share=0.001 is none of 5 prompts); give --config.validation or a"
     assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("share", "prompts"), [(0.1, 4), (0.05, 2), (0.5, 20), (0.99, 39)])
+def test_an_exact_share_is_what_was_asked_for(share, prompts, capsys):
+    rows = [Instruction(f"{n % 40}", "", f"{n}") for n in range(200)]
+    held_out = set()
+    for seed in range(20):
+        train, validation = split(rows, share, seed, exact=True)
+        assert len({row.instruction for row in validation}) == prompts
+        assert len(train) + len(validation) == 200
+        assert not {row.instruction for row in train} & {row.instruction for row in validation}
+        held_out |= {row.instruction for row in validation}
+    assert len(held_out) > 20
+    smaller, larger = (set(split(rows, s, 0, exact=True)[1]) for s in (0.1, 0.5))
+    assert smaller < larger
+    assert ("smaller share" in capsys.readouterr().out) == (share == 0.99)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "validation"), (1.0, "training")])
