@@ -1,6 +1,6 @@
 """People edit responses in a browser: what ``launch.annotate`` needs."""
 
-from configs.common import READING
+from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.feedback.annotation.formats import FORMATS
 
@@ -30,6 +30,7 @@ GROUPS = {
         ),
         "export": Field("", "FILE.json (edits: FILE.jsonl) to write and not serve the page"),
         "format": Field("argilla", "of the export", choices=FORMATS),
+        "overwrite": OVERWRITE,
     }
 }
 FIELDS = collect_fields(

@@ -1,6 +1,6 @@
 """Which of two responses is better, as data: what ``launch.collect_preferences`` needs."""
 
-from configs.common import READING
+from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 from configs.judging import JUDGE_FIELDS
 
@@ -12,6 +12,7 @@ GROUPS = {
             '(launch.generate with samples=2); "": pairs of the embedded world',
         ),
         "output": Field("", "FILE.jsonl; FILE.annotations.json beside it has every verdict"),
+        "overwrite": OVERWRITE,
         "label_noise": Field(
             0.0,
             "share of labels to flip; AlpacaFarm's simulated annotators: 0.25",

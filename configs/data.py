@@ -1,6 +1,6 @@
 """What ``launch.data`` shows or converts."""
 
-from configs.common import READING, SOURCE
+from configs.common import OVERWRITE, READING, SOURCE
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.convert import SIDES, TARGETS
 from fgrlhf_jax.data.templates import TEMPLATES
@@ -9,6 +9,7 @@ GROUPS = {
     "Files": {
         "input": Field("", f'{SOURCE}; "": the embedded world'),
         "output": Field("", "FILE.json of figures; with to=…: FILE.jsonl|.json of rows"),
+        "overwrite": OVERWRITE,
         "limit": Field(0, "rows of each file; 0: all", at_least=0),
         "seed": Field(0, "of the samples, and of the order of sides", at_least=0),
     },
@@ -22,7 +23,6 @@ GROUPS = {
     "To convert": {
         "to": Field("", 'kind of the rows written; "" only shows', choices=("", *TARGETS)),
         "side": Field("better", "of a pair, with to=instructions", choices=SIDES),
-        "overwrite": Field(False, "write rows over an output that exists"),
         "distinct": Field(False, "drop rows that came before; prompts always are distinct"),
         "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
     },

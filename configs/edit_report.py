@@ -1,12 +1,13 @@
 """How minimal the edits of a file are: what ``launch.edit_report`` needs."""
 
-from configs.common import READING
+from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
     "": {
         "input": Field("", 'FILE[,FILE…] of edits; "": edits of the embedded world'),
         "output": Field("", "FILE.html | FILE.json; the table is printed anyway"),
+        "overwrite": OVERWRITE,
         "tokenizer": Field(
             "", "FOLDER | HUB_ID | FILE.gguf: change ratios of tokens beside those of words"
         ),

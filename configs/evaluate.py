@@ -1,6 +1,6 @@
 """One or two models against a reference: what ``launch.evaluate`` needs."""
 
-from configs.common import READING
+from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 from configs.judging import JUDGE_FIELDS
 
@@ -19,6 +19,7 @@ GROUPS = {
             "win rate of its leaderboard",
         ),
         "output": Field("", "FILE.json; FILE.annotations.json beside it has every verdict"),
+        "overwrite": OVERWRITE,
         "common": Field(False, "compare the prompts that all have; False refuses others"),
     },
 }

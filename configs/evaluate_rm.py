@@ -1,6 +1,6 @@
 """The table of a reward model for any file of pairs: what ``launch.evaluate_rm`` needs."""
 
-from configs.common import DTYPE, MESH, OVERLONG, READING
+from configs.common import DTYPE, MESH, OVERLONG, OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
@@ -8,6 +8,7 @@ GROUPS = {
         "reward_model": Field("runs/rm_tiny_token_edit", "run_dir of launch.train_rm"),
         "test": Field("runs/rm_tiny_token_edit/data/test.jsonl", "edits, preferences or both"),
         "output": Field("", 'FILE.json; "" only prints'),
+        "overwrite": OVERWRITE,
         "batch_size": Field(16, "pairs at a time", at_least=1),
         "max_length": Field(0, "tokens of prompt and response; 0: as trained", at_least=0),
         "overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),

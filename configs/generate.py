@@ -1,6 +1,6 @@
 """Responses to a file of prompts: what ``launch.generate`` needs."""
 
-from configs.common import DTYPE, MESH, MODEL, OVERLONG, READING
+from configs.common import DTYPE, MESH, MODEL, OVERLONG, OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 
@@ -9,7 +9,7 @@ GROUPS = {
         "model": Field("", f'{MODEL}; "": the embedded world\'s, trained if missing'),
         "prompts": Field("", 'FILE; "": prompts of the embedded world'),
         "output": Field("", 'FILE.json in the format of alpaca_eval; "" prints'),
-        "overwrite": Field(False, "write over an output that exists"),
+        "overwrite": OVERWRITE,
         "generator": Field("", 'the model\'s name in the file; "" is model'),
         "limit": Field(0, "prompts; 0: all", at_least=0),
     },

@@ -1,6 +1,6 @@
 """Rewards of every token of given responses: what ``launch.score`` needs."""
 
-from configs.common import DTYPE, MESH, READING
+from configs.common import DTYPE, MESH, OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
@@ -11,6 +11,7 @@ GROUPS = {
             "edits, preferences or instructions with responses",
         ),
         "output": Field("", 'FILE.jsonl | FILE.html | FILE.svg; "" prints to the terminal'),
+        "overwrite": OVERWRITE,
         "limit": Field(0, "rows; 0: all (the terminal shows 5)", at_least=0),
         "normalized": Field(True, "about one unit a response; False: the raw rewards"),
         "batch_size": Field(16, "responses at a time", at_least=1),

@@ -19,7 +19,7 @@ python -m launch.sft --config.run_dir="$RUN/sft" "$(steps 40 1500)"
 python -m launch.train_rm --config.run_dir="$RUN/rm" "$(steps 40 250)"
 python -m launch.edit_report --config.input="$RUN/rm/data/validation.jsonl"
 python -m launch.score --config.reward_model="$RUN/rm" --config.input="$RUN/rm/data/test.jsonl" \
-  --config.limit=20 --config.output="$RUN/scores.html"
+  --config.limit=20 --config.output="$RUN/scores.html" --config.overwrite
 
 # 4. PPO with a reward for every token.
 python -m launch.ppo --config.policy="$RUN/sft/export" --config.reward_model="$RUN/rm" \
@@ -33,4 +33,4 @@ for model in sft ppo; do
     --config.overwrite
 done
 python -m launch.evaluate --config.outputs="$RUN/ppo.json" --config.reference="$RUN/sft.json" \
-  --config.judge="$JUDGE" --config.output="$RUN/win_rate.json"
+  --config.judge="$JUDGE" --config.output="$RUN/win_rate.json" --config.overwrite

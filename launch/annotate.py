@@ -128,10 +128,9 @@ def check_server(config) -> None:
 def check_export(config, output: str) -> Path:
     """The file to export to; raises InputError where it cannot be, or nothing was annotated."""
     suffix = ".jsonl" if config.format == "edits" else ".json"
-    path = cli.check_output(config.export, (suffix,), "export")
     database, log = database_path(output), old_log.path_of(Path(output).resolve())
     files = [output, str(database), str(log)] if output else []
-    cli.check_not_overwritten([path], [config.input, *files], "export")
+    path = cli.check_output(config, (suffix,), [config.input, *files], field="export")
     if config.output and not (database.exists() or log.exists()):
         raise InputError(
             f"output={output}: nothing was annotated into it ({database} is missing); correct it, "

@@ -58,7 +58,7 @@ class Question(NamedTuple):
 
 def main(config) -> None:
     asking.check(config)
-    output = cli.check_output(config.output, (".jsonl",))
+    output = cli.check_output(config, (".jsonl",))
     name = config.template or ("paper" if config.provider == "local" else "form")
     template = load_template(config.template_file, name)
     questions = build_questions(config, template)

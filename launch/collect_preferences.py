@@ -24,18 +24,16 @@ CONFIG = "configs/collect_preferences.py"
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".jsonl",))
-    written = [output, judging.annotations_path(config.output)] if config.output else []
-    cli.check_not_overwritten(written, [config.input])
+    annotations = judging.annotations_path(config.output)
+    output = cli.check_output(config, (".jsonl",), [config.input], beside=[annotations])
     judge = judging.check(config, has_files=bool(config.input))
     rows, left_out = read(config)
     judged = judging.judge_pairs(config, rows[: config.limit or None], judge)
     if judged is None:  # a dry run
         return
     if config.output:
-        path = judging.annotations_path(config.output)
-        alpaca_eval.write(path, judged)
-        print(f"annotations: {path}")
+        alpaca_eval.write(annotations, judged)
+        print(f"annotations: {annotations}")
     judging.print_unparsed(judged)
     labels, counts = make_labels(
         judged, noise=config.label_noise, draws=config.draws, seed=config.seed

@@ -6,9 +6,9 @@ python -m launch.data --config.input=FILE|ID[,…] --config.output=FILE.jsonl \
     --config.to=edits|preferences|instructions|prompts|trl|messages|alpaca_farm|alpaca_eval
 
 The first shows rows of each kind, prompts, lengths, repetitions, prompts that files share, and some
-rows in full; the second converts, over an output that
-exists only with --config.overwrite. An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, as in
-tatsu-lab/alpaca_farm:alpaca_instructions:sft. With no flag it shows the embedded world.
+rows in full; the second converts. A file that exists is written over with --config.overwrite only.
+An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, tatsu-lab/alpaca_farm:alpaca_instructions:sft for
+one. With no flag it shows the embedded world.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def show(config) -> None:
     """Prints the statistics of every file, and samples."""
     if config.output.endswith(".jsonl"):
         raise InputError(f"output={config.output}: say which rows, --config.to=…, or give a .json")
-    output = cli.check_output(config.output, (".json",), read=[config.input])
+    output = cli.check_output(config, (".json",), [config.input])
     files = read(config) if config.input else embedded(config.seed)
     limits = None
     if config.tokenizer:
@@ -65,9 +65,7 @@ def convert(config) -> None:
     for name, example in (("input", "FILE"), ("output", "FILE.jsonl")):
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
-    output = cli.check_output(
-        config.output, (".jsonl", ".json"), read=[config.input], overwrite=config.overwrite
-    )
+    output = cli.check_output(config, (".jsonl", ".json"), [config.input])
     rows = [pair for pairs in read(config).values() for pair in pairs]
     options = {name: config[name] for name in ("side", "distinct", "generator", "seed")}
     converted, counts = convert_records(rows, config.to, **options)

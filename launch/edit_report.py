@@ -25,7 +25,7 @@ EMBEDDED_ROWS = 300
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".html", ".json"), read=[config.input])
+    output = cli.check_output(config, (".html", ".json"), [config.input])
     sources = [Path(source) for source in records.sources(config.input)]
     if config.input:
         edits, annotators = read_edits(config)

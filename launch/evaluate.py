@@ -30,8 +30,7 @@ Models = list[list[Comparison]]  # the comparisons of one or two models
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".json",))
-    judge = check(config)
+    output, judge = check(config)
     difficulty = alpaca_eval.read_difficulty(config.difficulty) if config.difficulty else None
     if config.annotations:
         paths = records.sources(config.annotations)
@@ -48,8 +47,8 @@ def main(config) -> None:
         print(output)
 
 
-def check(config) -> str:
-    """The judge's name; raises InputError unless it is clear what is to be evaluated."""
+def check(config) -> tuple[Path, str]:
+    """The output and the judge; raises InputError unless it is clear what is to be evaluated."""
     if config.annotations:
         if config.outputs or config.reference:
             raise InputError(
@@ -64,11 +63,11 @@ def check(config) -> str:
     files = records.sources(spec) if spec else []
     if len(files) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
-    written = [Path(config.output)] if config.output else []
-    if config.output and not config.annotations:
-        written += [judging.annotations_path(config.output, number) for number in (1, 2)]
-    cli.check_not_overwritten(written, [*files, config.reference])
-    return "" if config.annotations else judging.check(config, has_files=bool(files))
+    read, beside = [*files, config.reference, config.difficulty], []
+    if not config.annotations:
+        beside = [judging.annotations_path(config.output, 1 + n) for n in range(len(files) or 1)]
+    output = cli.check_output(config, (".json",), read, beside=beside)
+    return output, "" if config.annotations else judging.check(config, has_files=bool(files))
 
 
 def judge_models(config, judge: str) -> Models | None:

@@ -14,7 +14,7 @@ CONFIG = "configs/evaluate_rm.py"
 
 
 def main(config) -> None:
-    output = cli.check_output(config.output, (".json",), read=[config.test])
+    output = cli.check_output(config, (".json",), [config.test])
     rows = reading.read(config, config.test, "pairs")
     cli.use_devices()
     reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)

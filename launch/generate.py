@@ -29,9 +29,7 @@ def main(config) -> None:
     sampling_params = SamplingParams(
         config.temperature, config.top_k, config.top_p, config.max_new_tokens
     )
-    output = cli.check_output(
-        config.output, (".json",), read=[config.prompts], overwrite=config.overwrite
-    )
+    output = cli.check_output(config, (".json",), [config.prompts])
     if config.prompts:
         prompts = reading.read(config, config.prompts, "prompts")
     else:

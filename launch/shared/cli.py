@@ -80,47 +80,40 @@ def use_devices(config: ConfigDict | None = None) -> None:
 
 
 def check_output(
-    output: str,
+    config: ConfigDict,
     suffixes: tuple[str, ...],
-    field: str = "output",
     read: Sequence[str] = (),
-    overwrite: bool = True,
+    *,
+    field: str = "output",
+    beside: Sequence[Path] = (),
 ) -> Path:
     """The file to write at the end; raises InputError now where that could not work.
 
-    Args:
-      field: the config field that names it, for the message.
-      read: as for :func:`check_not_overwritten`.
-      overwrite: whether the file may exist.
-    """
-    path = Path(output)
-    if output:
-        if path.suffix not in suffixes:
-            raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
-        if not path.parent.is_dir():
-            raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
-        if path.is_dir():
-            raise InputError(f"{field}={path}: is a folder; give the name of a file")
-        check_not_overwritten([path], read, field)
-        if path.exists() and not overwrite:
-            reason = "exists; choose another, or write over it with --config.overwrite"
-            raise InputError(f"{field}={path}: {reason}")
-    return path
-
-
-def check_not_overwritten(
-    written: Sequence[Path], read: Sequence[str], field: str = "output"
-) -> None:
-    """Raises InputError where a file would be written over that is read.
+    A file that exists is written over only with ``config.overwrite``, but by a command that has no
+    such field, since it goes on with its file.
 
     Args:
-      read: what the command reads: FILE, or several by commas; "" is none.
-      field: the config field that names ``written``, for the message.
+      read: what the command reads, and never writes over: FILE, or several by commas; "" is none.
+      field: the config field that names it, "" for no file.
+      beside: other files that are written with it.
     """
+    path = Path(config[field])
+    if not config[field]:
+        return path
+    if path.suffix not in suffixes:
+        raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
+    if path.is_dir():
+        raise InputError(f"{field}={path}: is a folder; give the name of a file")
     sources = {Path(file).resolve() for spec in read if spec for file in records.sources(spec)}
-    for path in written:
-        if path.resolve() in sources:
-            raise InputError(f"{field}: would write over {path}, which is read; choose another")
+    for each in (path, *beside):
+        if each.resolve() in sources:
+            raise InputError(f"{field}: would write over {each}, which is read; choose another")
+        if each.exists() and not (config.get("overwrite", True) or config.get("dry_run")):
+            reason = "exists; choose another, or write over it with --config.overwrite"
+            raise InputError(f"{field}={each}: {reason}")
+    return path
 
 
 def _end(sentence: str) -> NoReturn:

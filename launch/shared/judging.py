@@ -99,4 +99,4 @@ def shorten(text: str) -> str:
 def annotations_path(output: str, number: int = 1) -> Path:
     """The annotation file beside the output, with every preference and verdict of one model."""
     suffix = f".annotations{'' if number == 1 else f'_{number}'}.json"
-    return Path(output).with_suffix(suffix)
+    return Path(output).parent / f"{Path(output).stem}{suffix}"

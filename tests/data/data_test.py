@@ -43,7 +43,7 @@ def run(monkeypatch, capsys):
 
 
 def statistics(run, **fields) -> dict:
-    run(output="statistics.json", **fields)
+    run(output="statistics.json", overwrite=True, **fields)
     return json.loads(Path("statistics.json").read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,18 @@ import pytest
 
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.runtime.interrupt import PARENT
-from launch import evaluate_rm, generate, ppo, score, sft
+from launch import (
+    annotate,
+    collect_preferences,
+    data,
+    edit_report,
+    evaluate,
+    evaluate_rm,
+    generate,
+    ppo,
+    score,
+    sft,
+)
 from launch.shared import config_files
 
 ROWS = [{"instruction": f"say {n}", "dataset": "helpful_base"} for n in range(200)]
@@ -68,6 +79,36 @@ def test_what_is_read_is_not_written_over(refused, tmp_path, command, field):
     path.write_text("[]")
     assert "would write over" in refused(command, **{field: path, "output": path})
     assert path.read_text() == "[]"
+
+
+OUTPUTS = [
+    (data, "output", "x.json", {}),
+    (data, "output", "x.jsonl", {"input": "ROWS", "to": "prompts"}),
+    (generate, "output", "x.json", {}),
+    (score, "output", "x.html", {"input": "ROWS"}),
+    (evaluate_rm, "output", "x.json", {"test": "ROWS"}),
+    (edit_report, "output", "x.html", {}),
+    (evaluate, "output", "x.json", {}),
+    (evaluate, "output", "x.annotations.json", {}),
+    (evaluate, "output", "x.annotations_2.json", {"outputs": "ROWS,ROWS", "reference": "ROWS"}),
+    (collect_preferences, "output", "x.jsonl", {}),
+    (collect_preferences, "output", "x.annotations.json", {}),
+    (annotate, "export", "x.json", {}),
+]
+
+
+@pytest.mark.parametrize(("command", "field", "name", "fields"), OUTPUTS)
+def test_no_command_writes_over_a_file_unless_it_is_told(
+    refused, prompts, tmp_path, command, field, name, fields
+):
+    path = tmp_path / name
+    path.write_text("mine")
+    fields = {key: value.replace("ROWS", prompts) for key, value in fields.items()}
+    suffix = ".jsonl" if command is collect_preferences else path.suffix
+    output = tmp_path / f"x{suffix}"
+    message = refused(command, **fields, **{field: output})
+    assert f"{field}={path}: exists; choose another, or write over it with" in message
+    assert path.read_text() == "mine"
 
 
 def test_a_stage_whose_pipeline_has_ended_does_not_begin():

@@ -288,7 +288,8 @@ def test_export(monkeypatch, tmp_path, capsys):
     items, _ = formats.read("rows.jsonl")
     with Annotations(items, "e.jsonl") as store:
         accept_next(store, "Ann", "One.")
-        run(input="rows.jsonl", export="out.json", output="e.jsonl")  # while it is annotated
+        fields = {"export": "out.json", "overwrite": True, "output": "e.jsonl"}
+        run(input="rows.jsonl", **fields)  # while it is annotated
         assert formats.read("out.json") == (items, store.decisions())
     run(input="out.json", export="x.jsonl", format="edits")
     assert '"edited": "One."' in (tmp_path / "x.jsonl").read_text()

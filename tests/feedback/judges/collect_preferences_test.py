@@ -58,7 +58,8 @@ def test_pairs_get_labels(capsys):
     assert "1 empty responses" in out
     assert "1 identical responses" in out
     assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
-    run(input="pairs.jsonl", output="labels.jsonl", judge=GOLD, draws="random", label_noise=0.5)
+    fields = {"input": "pairs.jsonl", "output": "labels.jsonl", "overwrite": True, "judge": GOLD}
+    run(**fields, draws="random", label_noise=0.5)
     out = capsys.readouterr().out
     assert len(labels()) == 3
     assert "1 draws kept at random" in out
@@ -79,7 +80,7 @@ def test_a_language_model_labels(capsys):
     with llm_server.running(answer=prefer_longer) as server:
         fields["base_url"] = f"{server.url}/v1"
         run(**fields)
-        run(**fields)
+        run(**fields, overwrite=True)
         assert list(server.delivered.values()) == [1] * 13
     assert labels() == [2] * 12
     out = capsys.readouterr().out

@@ -54,7 +54,7 @@ def save(name: str, rows: list[dict]) -> None:
 
 def run(**fields) -> None:
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    evaluate.main(config_files.parse(["evaluate", *flags], DEFAULT))
+    evaluate.main(config_files.parse(["evaluate", *flags, "--config.overwrite"], DEFAULT))
 
 
 def run_at(server, **fields) -> None:
