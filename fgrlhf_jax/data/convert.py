@@ -75,13 +75,14 @@ def convert_records(
         if value not in choices:
             raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}.")
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
+    in_turns = any(_has_turns(record) for record, _ in rows)  # all or none
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):
         if kind_of(record) == "prompts" and to in ("instructions", "messages", "alpaca_eval"):
             counts["without_output"] += 1
             continue
         try:
-            fields = _convert(record, row, to, side, generator, seed)
+            fields = _convert(record, row, to, side, generator, seed, in_turns)
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
         if distinct or to == "prompts":
@@ -104,7 +105,13 @@ def convert_records(
 
 
 def _convert(
-    record: Record, row: Mapping[str, Any], to: str, side: str, generator: str, seed: int
+    record: Record,
+    row: Mapping[str, Any],
+    to: str,
+    side: str,
+    generator: str,
+    seed: int,
+    in_turns: bool,
 ) -> Row:
     if to == "alpaca_eval":
         return _alpaca_eval(record, row, generator)
@@ -122,7 +129,7 @@ def _convert(
     further = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
     turns = [dataclasses.asdict(turn) for turn in record.messages]
     if to in ("trl", "messages"):
-        return further | _chat(record, turns, to)
+        return further | _chat(record, turns, to, in_turns)
     prompt = {"messages": turns} if turns else _instruction(record)
     if to == "prompts":
         return id | prompt | {"output": ""}
@@ -150,20 +157,26 @@ def _convert(
     return further | prompt | fields
 
 
-def _chat(record: Record, turns: list[Row], to: str) -> Row:
-    """The fields of a row of messages, or of a row for TRL: texts where there are no messages."""
+def _has_turns(record: Record) -> bool:
+    """Whether a record is a conversation, or has texts that would be read as one."""
+    texts = [join_prompt(record.instruction, record.input), *records.responses_of(record).values()]
+    return bool(record.messages) or any(map(is_transcript, texts))
+
+
+def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:
+    """The fields of a row of messages, or of a row for TRL: texts unless in turns."""
     parts = _instruction(record) if record.input else {}  # which one prompt would not tell apart
     prompt = join_prompt(record.instruction, record.input)
     chat = turns or [{"role": "user", "content": prompt}]
     is_pair = not isinstance(record, Instruction)
     texts = records.better_and_worse(record) if is_pair else [record.output]
-    answers = [[{"role": "assistant", "content": text}] for text in texts if text]
+    texts = [text for text in texts if text]
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
     if to == "messages":
         return parts | {"messages": sum(answers, chat)}
-    if not turns and not any(map(is_transcript, [prompt, *texts])):
-        chat, answers = prompt, [text for text in texts if text]
     names = ("chosen", "rejected") if is_pair else ("completion",)
-    return parts | {"prompt": chat} | dict(zip(names, answers, strict=False))
+    fields = {"prompt": chat if in_turns else prompt}
+    return parts | fields | dict(zip(names, answers if in_turns else texts, strict=False))
 
 
 def _instruction(record: Record) -> Row:

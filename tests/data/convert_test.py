@@ -100,6 +100,22 @@ def test_alpaca_eval_annotations():
         assert row == expected
 
 
+def test_rows_for_trl_have_one_form():
+    """Where one row is a conversation, texts become messages too."""
+    chat = (records.Message("system", "Be brief."), records.Message("user", "Hi."))
+    turns = Preference("", "", "Hello.", "What?", 1, messages=chat)
+    read_as_turns = Preference("Go on.", "", "Human: a\n\nAssistant: b", "c", 1)
+    texts = converted(FIRST, EDIT, to="trl")
+    assert {type(row[name]) for row in texts for name in ("prompt", "chosen")} == {str}
+    for other in (turns, read_as_turns):
+        mixed = converted(FIRST, other, EDIT, to="trl")
+        names = ("prompt", "chosen", "rejected")
+        assert {type(row[name]) for row in mixed for name in names} == {list}
+        assert mixed[0]["prompt"] == [{"role": "user", "content": FIRST.instruction}]
+        for text, row in zip(texts, mixed[::2], strict=True):
+            assert row["chosen"] == [{"role": "assistant", "content": text["chosen"]}]
+
+
 def random_text(rng: random.Random, first: str = "") -> str:
     letters = 'a "\\{}<>&\n\r\t,é字😀\u2028\x00\x7f'
     return first + "".join(rng.choice(letters) for _ in range(rng.randrange(12)))
