@@ -37,7 +37,9 @@ class Cache:
         self.path = Path(path)
         with contextlib.ExitStack() as stack, self._reported_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            options = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
+            # Its threads, if there are two, take turns.
+            self.connection = sqlite3.connect(path, check_same_thread=False, **options)
             stack.callback(self.connection.close)
             run = self.connection.execute
             run("PRAGMA synchronous=FULL")

@@ -17,6 +17,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -196,17 +197,17 @@ def _send_concurrently(
     waiting, tasks, usage.end = iter(todo.items()), {}, None
     if isinstance(send, Client):
         send.before_retry = usage.before_try
-    with asyncio.Runner() as runner:
+    with _event_loop() as (loop, run):
         try:
             while True:
                 room = 0 if usage.end else usage.concurrency - len(tasks)
                 for key, request in itertools.islice(waiting, room):
-                    task = runner.get_loop().create_task(_ask(key, request, send, stored, usage))
+                    task = loop.create_task(_ask(key, request, send, stored, usage))
                     tasks[task] = key
                 if not tasks:
                     break
                 first = asyncio.wait(tasks, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
-                for task in runner.run(first)[0]:
+                for task in run(first)[0]:
                     key = tasks.pop(task)
                     if task.exception() is None:
                         yield key, task.result()
@@ -217,9 +218,26 @@ def _send_concurrently(
         finally:
             usage.end = usage.end or Stopped()
             if tasks:
-                runner.run(asyncio.wait(tasks, timeout=GRACE))
+                run(asyncio.wait(tasks, timeout=GRACE))
             if isinstance(send, Client):
-                runner.run(send.aclose())
+                run(send.aclose())
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[tuple[asyncio.AbstractEventLoop, Callable]]:
+    """A loop, and what runs it until a coroutine ends; beside a running one, as of a notebook."""
+    runner = asyncio.Runner()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with runner:
+            yield runner.get_loop(), runner.run
+        return
+    with ThreadPoolExecutor(1) as thread:  # a thread has one loop that runs
+        try:
+            yield runner.get_loop(), lambda each: thread.submit(runner.run, each).result()
+        finally:
+            thread.submit(runner.close).result()
 
 
 async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) -> Outcome:

@@ -72,6 +72,21 @@ def test_an_answer_that_is_none_is_asked_for_again(tmp_path, action):
         assert save(requests, connected(server), tmp_path) == (3, 0)
 
 
+def test_within_a_running_event_loop(tmp_path):
+    """As in a notebook."""
+    requests, closed = questions(12), []
+
+    async def notebook(server) -> list:
+        closed.append(collect(requests, connected(server), tmp_path / "a"))
+        next(closed[0])
+        closed[0].close()
+        return [*collect(requests, connected(server), tmp_path / "b")]
+
+    with llm_server.running(llm_server.shaky(0.2)) as server:
+        replies = asyncio.run(notebook(server))
+    assert [reply.text for reply in replies] == [llm_server.echo(r.prompt) for r in requests]
+
+
 def test_requests_in_flight_and_per_minute_are_bounded(tmp_path):
     with llm_server.running(work=0.02) as server:
         list(collect(questions(24), connected(server), tmp_path / "1", Usage(concurrency=3)))
