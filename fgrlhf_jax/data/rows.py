@@ -17,7 +17,8 @@ from fgrlhf_jax.errors import InputError
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 SOURCE_BYTES = 2 * 10**9
-BATCH_ROWS = 16  # few: a cell may be large
+BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
+BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -136,24 +137,30 @@ def _parquet_batches(source: str) -> Iterator:
 
     file = pyarrow.parquet.ParquetFile(source)
     groups = range(file.metadata.num_row_groups)
-    check_size(source, sum(file.metadata.row_group(n).total_byte_size for n in groups))
-    return file.iter_batches(batch_size=BATCH_ROWS)
+    sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # before it is expanded
+    check_size(source, sum(sizes))
+    count = BATCH_BYTES // max([1, *sizes])  # no row has more bytes than its group
+    return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
 
 
 def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:
-    """Rows of Arrow's batches."""
+    """Rows of Arrow's batches, none before it is known how much all are (a tenth of the time)."""
     import pyarrow
+
+    def plain_batches() -> Iterator:
+        for batch in batches():
+            columns = [_plain(column) for column in batch.columns]
+            yield pyarrow.RecordBatch.from_arrays(columns, batch.schema.names)
 
     count = size = 0
     try:
-        for batch in batches():
-            columns = [_plain(column) for column in batch.columns]
-            plain = pyarrow.RecordBatch.from_arrays(columns, batch.schema.names)
-            size += plain.nbytes
+        for batch in plain_batches():
+            size += batch.nbytes
             check_size(source, size)
-            for row in plain.to_pylist():
-                count += 1
-                yield f"{source}:row {count}", row
+            count += batch.num_rows
+        rows = (row for batch in plain_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{source}:row {number}", row
     except InputError:
         raise
     except UnicodeDecodeError as error:
