@@ -49,6 +49,8 @@ def parse_turns(value: Any, where: str) -> Turns:
                 f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
                 "(system, user or assistant) and a text as content; correct it."
             )
+        if message.get("tool_calls"):
+            raise InputError(f"{where}: a message has tool_calls, and only texts can be used.")
         if ROLES[role] == "system" and turns:
             raise InputError(f"{where}: a system message stands behind others; put it before them.")
         if content.strip() or ROLES[role] != "system":

@@ -37,6 +37,7 @@ LAYOUTS = {
 }
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
+UNUSABLE = ("tools", "images")  # of TRL
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans")
 ROW_BYTES = 2_000_000
 
@@ -75,6 +76,10 @@ def normalize(
         answers need no label and no difference, and may be empty.
     """
     check_row(row, where)
+    for name in filter(row.get, UNUSABLE):
+        if parse_list(row[name]):
+            reason = f"{name} are a part of its prompt, and only texts can be used"
+            raise InputError(f"{where}: {reason}; leave such rows out, or take the field away.")
     row = dict(row) | {field: _field(row, column, where) for field, column in columns.items()}
     if "raw_instruction" in row:  # of a file for alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
@@ -115,7 +120,10 @@ def normalize(
         preference = _preference(row, layout[2], where) if has_label else 1
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
     else:
-        if row.get("label") is False:
+        label = row.get("label")  # of TRL's completions: a bool, or what a table makes of one
+        if label is False or (
+            layout == ("completion",) and str(label).lower() in ("false", "0", "0.0")
+        ):
             raise InputError(f"{where}: label is false, a response not to learn; leave it out.")
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])

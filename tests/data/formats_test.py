@@ -97,7 +97,16 @@ REFUSED = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
     ({"messages": "Hi"}, "messages: is no list of messages"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
-    ({"prompt": SKY, "completion": "Blue.", "label": False}, "label is false"),
+    *(
+        ({"prompt": SKY, "completion": "Blue.", "label": label}, "label is false")
+        for label in (False, 0, "False")
+    ),
+    ({"prompt": SKY, "completion": "Blue.", "tools": [{"name": "f"}]}, "tools are a part of its p"),
+    ({"prompt": SKY, "chosen": "A", "rejected": "B", "images": '["x"]'}, "images are a part of"),
+    (
+        {"messages": [*turns(SKY), {"role": "assistant", "content": "A", "tool_calls": [{}]}]},
+        "a message has tool_calls, and only texts can be used",
+    ),
     (
         HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0},
         "ties teach nothing",
