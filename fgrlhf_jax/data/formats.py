@@ -121,9 +121,8 @@ def normalize(
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
     else:
         label = row.get("label")  # of TRL's completions: a bool, or what a table makes of one
-        if label is False or (
-            layout == ("completion",) and str(label).lower() in ("false", "0", "0.0")
-        ):
+        is_false = layout == ("completion",) and str(label).lower() in ("false", "0", "0.0")
+        if (label is False or is_false) and need not in ("prompts", "candidates"):
             raise InputError(f"{where}: label is false, a response not to learn; leave it out.")
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
@@ -262,6 +261,11 @@ def _prompt(
             texts[name] = text_of(row, name, where, blank=True)
     input = row.get("input", row.get("context") if isinstance(row.get("context"), str) else None)
     input = "" if input is None else text_of({"input": input}, "input", where, blank=True)
+    for name, turns in before.items():
+        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # it goes on there
+            conversations[name] = conversations["prompt"] + turns
+    if any(conversations[name] != before[name] for name in before):
+        del conversations["prompt"]
     if not conversations:
         return (_text_prompt(row, texts, input, where) if texts else {}), last
     (first, turns), *_ = conversations.items()

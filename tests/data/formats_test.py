@@ -44,6 +44,21 @@ def test_columns_make_edits_of_a_pair_and_pairs_of_predictions():
     ]
 
 
+@pytest.mark.parametrize("need", ["prompts", "candidates"])
+def test_a_label_is_of_no_interest_where_the_response_is_not_learnt(need):
+    row = {"prompt": SKY, "completion": "Green.", "label": False}
+    assert records.parse_row(row, "a:1", need) == [Instruction(SKY, "", "Green.")]
+
+
+def test_answers_of_several_turns_behind_a_prompt():
+    head, begun = turns(SKY), [{"role": "assistant", "content": "Why?"}, *turns("So.")]
+    answers = ([*begun, {"role": "assistant", "content": text}] for text in ("Blue.", "Green."))
+    row = {"prompt": head} | dict(zip(("chosen", "rejected"), answers, strict=True))
+    assert records.parse_row(row, "a:1") == [
+        Preference("", "", "Blue.", "Green.", 1, messages=chat(SKY, "Why?", "So."))
+    ]
+
+
 HI = chat("Hi")
 
 
