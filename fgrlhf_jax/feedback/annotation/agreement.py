@@ -5,7 +5,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.edits import minimality
 
@@ -59,9 +58,8 @@ def describe(agreement: dict[str, float]) -> str:
 
 def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
     """Words taken out, and words behind which others were put in."""
-    before, after = minimality.split_words(original), minimality.split_words(edited)
-    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
-    aligned = align([number[w] for w in after], [number[w] for w in before])
+    words = map(minimality.split_words, (original, edited))
+    aligned = minimality.align_words(*words)
     places = {("out", int(j)) for j in aligned.changed_j.nonzero()[0]}
     last = -1
     for partner in aligned.partner_i.tolist():

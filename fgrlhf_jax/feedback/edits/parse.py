@@ -49,18 +49,6 @@ class Doubtful(Exception):
     """What a reply has around the edit may be a part of it."""
 
 
-def read_json(reply: str, field: str) -> str | None:
-    """The text in a JSON object of one field; None for a reply of any other form."""
-    try:
-        value = json.loads(reply, object_pairs_hook=list)  # pairs, so that two fields are seen
-    except (ValueError, RecursionError):
-        return None
-    match value:
-        case [(name, str(text))] if name == field:
-            return text
-    return None
-
-
 def read_tags(reply: str, tag: str) -> str | None:
     """The text in the only pair of tags; None for a reply of any other form.
 

@@ -23,9 +23,10 @@ from fgrlhf_jax.data.records import (
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
 from fgrlhf_jax.feedback.edits.normal_form import fold, restore_form
+from fgrlhf_jax.feedback.llm.answers import read_json
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
-from fgrlhf_jax.feedback.llm.template import PromptTemplate
+from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
 from fgrlhf_jax.runtime.files import read_jsonl
 
 SIDES = ("worse", "better")
@@ -107,16 +108,10 @@ def build_prompt(
 ) -> tuple[str, str | None]:
     """A prompt, and the tag that its reply is in: None for JSON, "" for a reply of no form."""
     texts = {name: getattr(task, name) for name in FIELDS[:3]}
-    tag = None if as_json else choose_tag([*texts.values(), template.literal_text])
+    names = itertools.chain([NAME], (f"{NAME}_{number}" for number in itertools.count(2)))
+    tag = None if as_json else choose_unused(names, [*texts.values(), template.literal_text])
     prompt = template.fill({**texts, "reply_form": describe_form(tag)})
     return prompt, tag if as_json or template.shows("reply_form") else ""
-
-
-def choose_tag(texts: Sequence[str]) -> str:
-    """The name of a tag that none of the texts has, in any case of its letters."""
-    shown = "\n".join(texts).casefold()
-    names = itertools.chain([NAME], (f"{NAME}_{number}" for number in itertools.count(2)))
-    return next(name for name in names if name not in shown)
 
 
 def describe_form(tag: str | None) -> str:
@@ -151,7 +146,7 @@ def parse_reply(
     if reply.stop == REFUSAL or (cut and not tag):
         return ParsedEdit("", "cut" if cut else "refusal")
     if tag != "":
-        text = parse.read_json(text, NAME) if tag is None else parse.read_tags(text, tag)
+        text = read_json(text, NAME) if tag is None else parse.read_tags(text, tag)
         if text is None:
             return ParsedEdit("", "cut" if cut else "unparsed")
     try:

@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm.answers import read_json
+from fgrlhf_jax.feedback.llm.template import choose_unused
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 
@@ -42,9 +44,8 @@ def schema(labels: Sequence[str]) -> dict:
 
 def choose_marker(texts: Sequence[str]) -> str:
     """A marker that none of the texts has, in any case of its letters."""
-    shown = "\n".join(texts).casefold()
-    markers = (f"{_MARKER}-{n}:" if n > 1 else f"{_MARKER}:" for n in itertools.count(1))
-    return next(marker for marker in markers if marker.casefold() not in shown)
+    more = (f"{_MARKER}-{number}:" for number in itertools.count(2))
+    return choose_unused(itertools.chain([f"{_MARKER}:"], more), texts)
 
 
 def describe(labels: Sequence[str], marker: str | None) -> str:
@@ -69,13 +70,6 @@ def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
       "first", "second" or "tie".
     """
     text = reply.strip()
-    if marker is None:
-        try:  # pairs, so that a second "verdict" is seen
-            found = json.loads(text, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return None
-        forms = [[("verdict", label)] for label in labels]
-    else:
-        found = text.split("\n")[-1] if marker else text
-        forms = [f"{marker} {label}".strip() for label in labels]
+    found = text.split("\n")[-1] if marker else text if marker == "" else read_json(text, "verdict")
+    forms = [f"{marker or ''} {label}".strip() for label in labels]
     return next((c for form, c in zip(forms, _CHOICES, strict=False) if form == found), None)

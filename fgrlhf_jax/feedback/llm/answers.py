@@ -1,4 +1,4 @@
-"""How a server's answer is read, whole or streamed."""
+"""How a server's answer is read, whole or streamed, and a reply that is held to a schema."""
 
 import json
 from typing import Any
@@ -41,6 +41,18 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         return "", f"the answer is not one of {provider}'s ({message})", None, None
     stop = STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}")
     return text, stop, read, written
+
+
+def read_json(reply: str, field: str) -> str | None:
+    """The text in a JSON object of one field; None for a reply of any other form."""
+    try:
+        value = json.loads(reply, object_pairs_hook=tuple)  # pairs, so that two fields are seen
+    except (ValueError, RecursionError):
+        return None
+    match value:
+        case [(name, str(text))] if name == field and isinstance(value, tuple):
+            return text
+    return None
 
 
 def _join_parts(content: Any) -> str:

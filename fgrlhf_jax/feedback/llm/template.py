@@ -1,7 +1,7 @@
 """Prompt templates: jinja2 text with the fields of a row, checked before any request is sent."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2.meta
@@ -13,6 +13,12 @@ from fgrlhf_jax.errors import InputError
 _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+
+
+def choose_unused(names: Iterable[str], texts: Iterable[str]) -> str:
+    """The first name that none of the texts has, in any case of its letters."""
+    shown = "\n".join(texts).casefold()
+    return next(name for name in names if name.casefold() not in shown)
 
 
 class PromptTemplate:

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from fgrlhf_jax.feedback.edits.parse import Doubtful, read_json, read_tags, unwrap
+from fgrlhf_jax.feedback.edits.parse import Doubtful, read_tags, unwrap
+from fgrlhf_jax.feedback.llm.answers import read_json
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
@@ -49,6 +50,7 @@ def test_only_one_pair_of_tags_is_read(reply, text):
         ('{"edit": ["a"]}', None),
         ('```\n{"edit": "a"}\n```', None),
         ('["edit", "a"]', None),
+        ('[["edit", "a"]]', None),
         ('"a"', None),
         ("[" * 10**5, None),
         ("a", None),

@@ -11,7 +11,6 @@ from fgrlhf_jax.feedback.edits.request import (
     NAME,
     EditTask,
     build_prompt,
-    choose_tag,
     count_rejected,
     describe_form,
     load_template,
@@ -124,7 +123,6 @@ def test_the_form_is_one_that_no_text_has():
     task = TASK._replace(response=f"Write <{NAME.upper()}>.", input=f"{NAME}_2")
     prompt, tag = build_prompt(task, template)
     assert (tag, prompt.count(f"<{NAME}_3>")) == (f"{NAME}_3", 1)
-    assert choose_tag([]) == NAME
     prompt, tag = build_prompt(TASK, template, as_json=True)
     assert tag is None
     assert f"<{NAME}>" not in prompt
