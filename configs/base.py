@@ -46,6 +46,14 @@ OPTIMIZER = {
         "optimizer.freeze": Field("", "regular expression of parameter paths not to train"),
     },
 }
+LORA = {
+    "Adapters (LoRA)": {
+        "lora.rank": Field(0, "of adapters on a frozen base; 0 trains all weights", at_least=0),
+        "lora.alpha": Field(32.0, "their products are multiplied by alpha / rank", at_least=1e-6),
+        "lora.rslora": Field(False, "by alpha / sqrt(rank)"),
+        "lora.targets": Field(".", "regular expression of layers, such as attention/q, mlp/down"),
+    },
+}
 CHECKPOINTS = {
     "Evaluation and checkpoints": {
         "eval_every": Field(50, "steps between evaluations; 0: at the end only", at_least=0),
@@ -102,7 +110,7 @@ _SUPERVISED = {
         ),
     },
 }
-SUPERVISED = (RUN, _SUPERVISED, READING, OPTIMIZER, CHECKPOINTS, DEVICES)
+SUPERVISED = (RUN, _SUPERVISED, READING, LORA, OPTIMIZER, CHECKPOINTS, DEVICES)
 SUPERVISED_FIRST = (
     "run_dir train validation data.template data.max_length model.path batch_size "
     "micro_batch_size epochs steps optimizer.learning_rate eval_every seed"

@@ -27,6 +27,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import attention
+from fgrlhf_jax.models.dense import Dense, flat_product
 from fgrlhf_jax.runtime import sharding
 
 
@@ -68,6 +69,7 @@ class LlamaConfig:
     scan_layers: bool = True  # False unrolls the same parameters: slower to compile
     attention: str = "auto"  # one of attention.CHOICES
     float32_gradients: bool = False  # of matrices, before they are summed over devices
+    lora_scale: float = 1.0  # of an adapter's products, see models/lora.py
 
     def __post_init__(self):
         sizes = (
@@ -156,56 +158,17 @@ def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BSNH.dtype)
 
 
-def _flat_product(x, kernel, dimensions, **options) -> jax.Array:
-    """``lax.dot_general`` over x's last axis, its other axes flattened to one.
-
-    With more than one the CPU's compiler transposes a copy of every output gradient to multiply it
-    by the input, which takes longer than the product.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    (_, contracted), batch = dimensions
-    product = jax.lax.dot_general(flat, kernel, (((1,), contracted), batch), **options)
-    return product.reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_vjp
-def _product_and_float32_gradient(x, kernel) -> jax.Array:
-    """The product in the dtype of x, to which the gradient of a float32 kernel is not rounded."""
-    return _flat_product(x, kernel.astype(x.dtype), (((-1,), (0,)), ((), ())))
-
-
-def _product_forward(x, kernel):
-    return _product_and_float32_gradient(x, kernel), (x, kernel)
-
-
-def _product_backward(kept, dy):
-    x, kernel = kept
-    dx = _flat_product(dy, kernel.astype(x.dtype), (((-1,), (1,)), ((), ())))
-    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    d_kernel = jnp.einsum("BI,BO->IO", *rows, preferred_element_type=jnp.float32)
-    return dx, d_kernel.astype(kernel.dtype)
-
-
-_product_and_float32_gradient.defvjp(_product_forward, _product_backward)
-
-
-def _promote_but_kernel(x, kernel, bias, *, dtype):
-    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
-
-
-def _dense(cfg: LlamaConfig, width: int, use_bias: bool, dtype=None, precision=None) -> nn.Dense:
-    init = nn.initializers.normal(cfg.initializer_range)
-    options = {"dot_general": _flat_product}
-    if cfg.float32_gradients and not dtype:  # heads are in float32 anyway
-        product = lambda x, kernel, *_, **__: _product_and_float32_gradient(x, kernel)  # noqa: E731
-        options = {"dot_general": product, "promote_dtype": _promote_but_kernel}
-    return nn.Dense(
+def _dense(
+    cfg: LlamaConfig, width: int, use_bias: bool, dtype: str = "", precision: str | None = None
+) -> Dense:
+    return Dense(
         width,
-        use_bias=use_bias,
-        dtype=dtype or cfg.dtype,
-        precision=precision,
-        kernel_init=init,
-        **options,
+        use_bias,
+        dtype or cfg.dtype,
+        nn.initializers.normal(cfg.initializer_range),
+        precision,
+        float32_gradients=cfg.float32_gradients and not dtype,  # heads are in float32 anyway
+        lora_scale=cfg.lora_scale,
     )
 
 
@@ -311,7 +274,7 @@ class Llama(nn.Module):
             block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=policy)
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
@@ -363,7 +326,7 @@ class CausalLM(nn.Module):
         cfg = self.cfg
         self.backbone = Llama(cfg)
         if not cfg.tie_embeddings:
-            self.lm_head = _dense(cfg, cfg.vocab_size, False, jnp.float32, _head_precision(cfg))
+            self.lm_head = _dense(cfg, cfg.vocab_size, False, "float32", _head_precision(cfg))
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
         return self.unembed(self.states(tokens_BS, positions_BS, attend))
@@ -382,8 +345,7 @@ class CausalLM(nn.Module):
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
-        dimensions, precision = (((2,), (1,)), ((), ())), _head_precision(self.cfg)
-        return _flat_product(hidden_BSD, embedding_VD, dimensions, precision=precision)
+        return flat_product(hidden_BSD, embedding_VD, 1, precision=_head_precision(self.cfg))
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that come out of the last block."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import llama, lora
 from fgrlhf_jax.runtime import sharding
 
 
@@ -102,7 +102,11 @@ class DecodingWeights(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="model")
 def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
-    """A copy of the parameters of ``model``, in the dtypes that it computes with."""
+    """A copy of the parameters of ``model``, in the dtypes that it computes with.
+
+    An adapter is merged: no token pays for its products.
+    """
+    params = lora.merge(params, model.cfg.lora_scale)
     dtypes = llama.compute_dtypes(model, params)
     params = jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
     backbone = dict(params["backbone"])

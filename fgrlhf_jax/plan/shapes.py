@@ -184,7 +184,7 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
     return supervised_shapes(
         trainer,
         "reward model",
-        lambda: predictor.step.lower(trainer.abstract.params, batch),
+        lambda: predictor.step.lower(whole(trainer), batch),
         rows_flops(cfg, [length] * 2),
     )
 
@@ -202,7 +202,7 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     return supervised_shapes(
         trainer,
         "policy",
-        lambda: sft.eval_step.lower(trainer.abstract.params, batch, model=model),
+        lambda: sft.eval_step.lower(whole(trainer), batch, model=model),
         rows_flops(cfg, [length]) + logits_flops(cfg, length),
     )
 
@@ -215,6 +215,11 @@ def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]
         fields["vocab_size"] = config.model.vocab_size
     length = config.data.max_length
     return model_config(config.model.path, config.model.size, fields, length), length
+
+
+def whole(trainer: SupervisedTrainer) -> dict:
+    """The abstract parameters of the model, trained and frozen."""
+    return trainer.frozen | trainer.params
 
 
 def supervised_shapes(
@@ -230,16 +235,20 @@ def supervised_shapes(
 
     steps = {
         "train": Step(
-            lambda: trainer.compile(batch), state, 3 * config.batch_size * flops, ("train",)
+            lambda: trainer.compile(batch),
+            (state, trainer.frozen),
+            3 * config.batch_size * flops,
+            ("train",),
         ),
         "evaluate": Step(
             compile_evaluation,
-            state.params,
+            whole(trainer),
             supervised.eval_batch_size(config, mesh) * flops,
             ("evaluate",),
         ),
     }
-    return RunShapes(mesh, {name: state.params}, state.opt_state, 0, steps)
+    models = {name: state.params} | ({"base": trainer.frozen} if trainer.frozen else {})
+    return RunShapes(mesh, models, state.opt_state, 0, steps)
 
 
 def on_mesh(batch: dict, mesh: Mesh, axis: int = 0) -> dict:

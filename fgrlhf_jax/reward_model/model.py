@@ -18,6 +18,7 @@ from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
 from fgrlhf_jax.models.attention import dense_mask
 from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
+from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
 
@@ -40,7 +41,7 @@ def level_of(loss: str) -> str:
 
 def token_values(params: dict, tokens_BS, mask_BS, *, model: TokenValueModel) -> jax.Array:
     """Raw head output of every column, float32[B, S]; meaningless in padding."""
-    return model.apply({"params": params}, tokens_BS, *positions_and_mask(mask_BS))
+    return model.apply(variables(params), tokens_BS, *positions_and_mask(mask_BS))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
@@ -126,7 +127,7 @@ def pair_losses(
         batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
     )
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
-    value_BS = model.apply({"params": params}, tokens_BS, positions_BS, attend_BSS, before_BS)
+    value_BS = model.apply(variables(params), tokens_BS, positions_BS, attend_BSS, before_BS)
     value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
     pair_loss = functools.partial(
         reward_model_loss,
@@ -143,6 +144,7 @@ def pair_losses(
 def train_step(
     state: TrainState,
     batch: dict,
+    frozen: dict | None = None,
     *,
     optimizer: optax.GradientTransformation,
     freeze: str = "",
@@ -153,6 +155,7 @@ def train_step(
     Args:
       state: parameters and optimizer state.
       batch: as for :func:`pair_losses`, each array with a leading axis of micro-batches.
+      frozen: parameters of the model that are not in the state, see ``models/lora.py``.
       optimizer: optax transformation.
       freeze: that of ``optimizer``, see ``optim.adamw``.
       **settings: ``model``, ``loss`` and the two weights of :func:`pair_losses`.
@@ -162,6 +165,7 @@ def train_step(
     """
 
     def mean_loss(params, micro_batch):
+        params = (frozen or {}) | params
         loss_B, metrics_B, _ = pair_losses(params, micro_batch, **settings)
         return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
 

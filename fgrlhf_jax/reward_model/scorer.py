@@ -23,7 +23,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.reward_losses import LOSSES
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora
 from fgrlhf_jax.reward_model.model import (
     Normalization,
     level_of,
@@ -126,7 +126,8 @@ class RewardModel:
             architecture = hf_save.STATE_ACTION
         extra = {name: getattr(self.meta, name) for name in ("head", "settings", "data")}
         extra["calibration"] = self.meta.normalization._asdict()
-        model = self.params, self.module.cfg, self.tokenizer
+        params = lora.merge(self.params, self.module.cfg.lora_scale)
+        model = params, self.module.cfg, self.tokenizer
         return hf_save.save(folder, *model, architecture=architecture, extra=extra, **options)
 
     def length_limit(self, max_length: int) -> int:

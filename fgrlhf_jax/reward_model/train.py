@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, llama, lora
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import forward_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
@@ -56,6 +56,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     folder = run_dir.open_run(config)
     predictor.warm_up(pairs["validation"])
     step, params = training.run(config, trainer, folder)
+    params = trainer.whole(params)
     # On the validation set: the rejected responses of training pairs have been learned by heart.
     normalization = fit_normalization(
         predictor,
@@ -87,14 +88,16 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> tuple[SupervisedTrainer, PairPredictor]:
     """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
-    settings, abstract = loss_settings(config), llama.abstract_params(model, mesh)
+    settings, adapters = loss_settings(config), supervised.make_lora(config)
+    trained, frozen = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     predictor = PairPredictor(model, settings, mesh, buckets, batch_size)
     rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
     trainer = SupervisedTrainer(
         config,
         mesh,
-        abstract,
+        trained,
+        frozen,
         rows,
         held_out,
         lengths=[pair.length for pair in rows],
@@ -103,8 +106,9 @@ def make_trainer(
         pad=pad_pairs,
         train_step=functools.partial(train_step, model=model, **settings),
         flops=functools.partial(batch_flops, model.cfg),
-        initial_params=functools.partial(initial_params, config, model, abstract),
-        evaluate=lambda params, step: predictor.validation_metrics(params, validation),
+        initial_params=functools.partial(initial_params, config, model, trained),
+        load_frozen=functools.partial(hf_load.load_params, config.model.path, frozen),
+        evaluate_model=lambda params: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor
 
@@ -123,15 +127,20 @@ def loss_settings(config: ConfigDict) -> dict:
 
 
 def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: dict) -> dict:
-    """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``."""
-    path = config.model.path
+    """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``.
+
+    With an adapter in ``abstract`` it is that and a head.
+    """
+    path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
-    params = supervised.random_params(model, jax.random.key(config.seed), random)
+    params = supervised.random_params(model, key, random)
     if config.model.head_init == "zero":
         params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
-    if path:
+    if "lora" in abstract:
+        params["lora"] = lora.init_adapter(key, abstract["lora"])
+    elif path:
         params |= hf_load.load_params(path, {"backbone": abstract["backbone"]})
-        if "unembed" in params["head"]:
-            unembed = {"unembed": abstract["head"]["unembed"]}
-            params["head"] |= hf_load.load_params(path, {"head": unembed})["head"]
+    if path and "unembed" in params["head"]:
+        unembed = {"unembed": abstract["head"]["unembed"]}
+        params["head"] |= hf_load.load_params(path, {"head": unembed})["head"]
     return params

@@ -68,7 +68,7 @@ def adamw(
       freeze: regular expression over parameter paths; parameters that it matches are not trained
         and have no moments. Empty freezes nothing.
     """
-    matrices = _matches(r"(kernel|embedding|unembed)$")
+    matrices = _matches(r"(kernel|embedding|unembed|lora_[ab])$")
     chain = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1, b2, eps),
@@ -149,8 +149,8 @@ def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
     return TrainState(params, moments)
 
 
-def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
-    """Compiles a train step ``(state, batch) -> (state, metrics)`` ahead of time.
+def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, *frozen: dict):
+    """Compiles a train step ``(state, batch, *frozen) -> (state, metrics)`` ahead of time.
 
     The returned executable accepts exactly these shapes and never recompiles; the state is donated.
     It adds ``update_rms`` to the metrics.
@@ -158,14 +158,15 @@ def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh):
     Args:
       abstract: from :func:`abstract_state`.
       batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
+      *frozen: more abstract arguments, which are only read.
     """
 
-    def step_with_rms(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        state, metrics = step(state, batch)
+    def step_with_rms(state: TrainState, batch: dict, *frozen) -> tuple[TrainState, dict]:
+        state, metrics = step(state, batch, *frozen)
         return state, metrics | {"update_rms": update_rms(state.opt_state)}
 
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step_with_rms, donate_argnums=0, out_shardings=(layout, replicated))
     with jax.set_mesh(mesh):
-        return jitted.lower(abstract, batch).compile()
+        return jitted.lower(abstract, batch, *frozen).compile()

@@ -27,6 +27,10 @@ TABLE = (
     (r"(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"(o|down)/kernel$", P(None, "tensor", "fsdp")),
     (r"(q|k|v|gate|up)/bias$", P(None, "tensor")),
+    (r"(q|k|v|gate|up)/lora_a$", P(None, "fsdp", None)),
+    (r"(o|down)/lora_b$", P(None, None, "fsdp")),
+    (r"(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),
+    (r"(o|down)/lora_a$", P(None, "tensor", None)),
     (r"", P()),
 )
 

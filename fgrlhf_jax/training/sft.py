@@ -18,7 +18,7 @@ from fgrlhf_jax.data.demonstrations import (
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
@@ -62,7 +62,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     )
     folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, folder)
-    evaluation = trainer.evaluate(params, step)
+    params = trainer.whole(params)
+    evaluation = trainer.evaluate_model(params)
     loss, accuracy = (evaluation[f"validation/{name}"] for name in ("loss", "accuracy"))
     result = {
         "validation": {
@@ -74,7 +75,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     }
     note = hf_save.save(
         folder / "export",
-        params,
+        lora.merge(params, cfg.lora_scale),
         cfg,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
@@ -96,6 +97,7 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
     abstract, path = llama.abstract_params(model, mesh), config.model.path
+    trained, frozen = lora.split(abstract, supervised.make_lora(config), mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     widths = response_widths([*train, *validation], buckets)
 
@@ -104,11 +106,14 @@ def make_trainer(
 
     def initial_params() -> dict:
         """Of the checkpoint in ``model.path``, or random."""
+        key = jax.random.key(config.seed)
+        if frozen:
+            return {"lora": lora.init_adapter(key, trained["lora"])}
         if path:
             return hf_load.load_params(path, abstract)
-        return supervised.random_params(model, jax.random.key(config.seed), abstract)
+        return supervised.random_params(model, key, abstract)
 
-    def evaluate(params: dict, step: int) -> dict[str, float]:
+    def evaluate(params: dict) -> dict[str, float]:
         """Loss (nats a response token) and accuracy of greedy decoding on the validation set."""
         total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
         lengths = [len(row.tokens) for row in validation]
@@ -126,7 +131,8 @@ def make_trainer(
     return SupervisedTrainer(
         config,
         mesh,
-        abstract,
+        trained,
+        frozen,
         train,
         validation,
         lengths=[len(row.tokens) for row in train],
@@ -136,7 +142,8 @@ def make_trainer(
         train_step=functools.partial(train_step, model=model),
         flops=functools.partial(batch_flops, model.cfg),
         initial_params=initial_params,
-        evaluate=evaluate,
+        load_frozen=functools.partial(hf_load.load_params, path, frozen),
+        evaluate_model=evaluate,
     )
 
 
@@ -157,7 +164,7 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
       taken, and how many tokens there are. Rows of weight 0 count nothing.
     """
     tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
-    variables, inputs = {"params": params}, (tokens_BS, *positions_and_mask(batch["mask_BS"]))
+    variables, inputs = lora.variables(params), (tokens_BS, *positions_and_mask(batch["mask_BS"]))
     hidden_BSD = model.apply(variables, *inputs, method="states")
     before_BTD = jnp.take_along_axis(hidden_BSD, columns_BT[..., None] - 1, axis=1)
     logits_BTV = model.apply(variables, before_BTD, method="unembed")
@@ -184,6 +191,7 @@ def _counted(batch: dict) -> jax.Array:
 def train_step(
     state: TrainState,
     batch: dict,
+    frozen: dict | None = None,
     *,
     model: CausalLM,
     optimizer: optax.GradientTransformation,
@@ -191,7 +199,9 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """One update from micro-batches [A, B, ...]: the mean over all their response tokens.
 
-    ``freeze`` is that of ``optimizer``, see ``optim.adamw``.
+    Args:
+      frozen: parameters of ``model`` that are not in the state, see ``models/lora.py``.
+      freeze: that of ``optimizer``, see ``optim.adamw``.
 
     Returns:
       The new state, and float32 scalars: loss (nats a token), accuracy, grad_norm.
@@ -199,7 +209,7 @@ def train_step(
     tokens = jnp.maximum(jnp.sum(_counted(batch)), 1)
 
     def loss(params, micro_batch):
-        sums = token_sums(params, micro_batch, model=model)
+        sums = token_sums((frozen or {}) | params, micro_batch, model=model)
         return sums["loss"] / tokens, sums
 
     grads, sums_A = accumulate_gradients(loss, state.params, batch, freeze)

@@ -17,6 +17,7 @@ from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, hf_load, llama
+from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -60,6 +61,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return mesh
 
 
+def make_lora(config: ConfigDict) -> Lora | None:
+    """The adapters of a config; None where all parameters are trained."""
+    return Lora(**config.lora.to_dict()) if config.lora.rank else None
+
+
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
     """Rows of an evaluation at a time: those of a micro-batch unless the config says otherwise."""
     size = config.eval_batch_size or config.micro_batch_size or config.batch_size
@@ -76,10 +82,16 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
       InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
         that do not fit the model.
     """
+    lora = make_lora(config)
     options = {
         name: config.model[name]
         for name in ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
     }
+    options["lora_scale"] = lora.scale if lora else 1.0
+    if lora and not config.model.path:
+        raise InputError(
+            f"lora.rank={lora.rank} needs a model to adapt; give --config.model.path=FOLDER|HUB_ID"
+        )
     if config.model.path:
         cfg = dataclasses.replace(hf_load.read_config(config.model.path), **options)
         tokenizer = hf_load.load_tokenizer(config.model.path)
@@ -139,16 +151,19 @@ class SupervisedTrainer:
     Args:
       config: ``configs/sft.py`` or ``configs/rm.py``.
       mesh: see :func:`make_mesh`.
-      params: abstract parameters.
+      params: abstract parameters that are trained.
+      frozen: abstract parameters that are not; ``frozen | params`` are the model's.
       train, validation: encoded rows, dataclasses of arrays.
       lengths: tokens of each training row.
       buckets: numbers of columns that batches are padded to.
       mask: the array of a batch that is True on real tokens.
       pad: ``(rows, columns)`` -> host arrays [B, ...].
-      train_step: pure, ``(state, micro-batches [A, B, ...], optimizer=…, freeze=…)`` ->
-        ``(state, metrics)``.
+      train_step: pure, ``(state, micro-batches [A, B, ...], frozen parameters, optimizer=…,
+        freeze=…)`` -> ``(state, metrics)``.
       flops: of a forward pass over the real tokens of a host batch.
-      initial_params, evaluate: see ``run.Trainer``.
+      initial_params: see ``run.Trainer``.
+      load_frozen: the frozen parameters.
+      evaluate_model: metrics of a model with these parameters, see ``run.Trainer``.
 
     Raises:
       InputError: for sizes of batches and numbers of updates that cannot be.
@@ -157,6 +172,7 @@ class SupervisedTrainer:
     config: ConfigDict
     mesh: Mesh
     params: dict
+    frozen: dict
     train: list
     validation: list
     _: dataclasses.KW_ONLY
@@ -167,7 +183,8 @@ class SupervisedTrainer:
     train_step: Callable[..., tuple[TrainState, dict]]
     flops: Callable[[dict[str, np.ndarray]], float]
     initial_params: Callable[[], dict]
-    evaluate: Callable[[dict, int], dict[str, float]]
+    load_frozen: Callable[[], dict]
+    evaluate_model: Callable[[dict], dict[str, float]]
 
     def __post_init__(self):
         config, lengths, buckets = self.config, self.lengths, self.buckets
@@ -206,8 +223,29 @@ class SupervisedTrainer:
         micro = self.micro_batch_size
         return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
 
+    @functools.cached_property
+    def frozen_params(self) -> dict:
+        """The frozen parameters, loaded once."""
+        return self.load_frozen() if self.frozen else {}
+
+    def whole(self, params: dict) -> dict:
+        """All parameters of the model whose trained ones are ``params``."""
+        return self.frozen_params | params
+
+    def evaluate(self, params: dict, step: int) -> dict[str, float]:
+        return self.evaluate_model(self.whole(params))
+
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Compiles the train step for every shape of batch in use."""
+        if self.frozen:
+            with jax.set_mesh(self.mesh):
+                base = int(sharding.fingerprint(self.frozen_params))
+            if self.memory.setdefault("base", base) != base:
+                config = self.config
+                raise InputError(
+                    f"run_dir={config.run_dir}: the weights in model.path={config.model.path} have "
+                    f"changed since step {start}; choose another run_dir, or put the old ones back"
+                )
         step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
         for step in step_of_width.values():
             width, batch = self.batch(step)
@@ -219,12 +257,12 @@ class SupervisedTrainer:
         step = functools.partial(
             self.train_step, optimizer=self.optimizer, freeze=self.config.optimizer.freeze
         )
-        return optim.compile_step(step, self.abstract, batch, self.mesh)
+        return optim.compile_step(step, self.abstract, batch, self.mesh, self.frozen)
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         width, batch = self.batch(step)
         on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
-        state, metrics = self.compiled[width](state, on_mesh)
+        state, metrics = self.compiled[width](state, on_mesh, self.frozen_params)
         tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
         flops = 3 * self.flops(batch)
         return state, metrics | {"tokens": tokens, "learning_rate": rate, "model_flops": flops}

@@ -1,0 +1,155 @@
+"""Low-rank adapters (LoRA; Hu et al. 2022, arXiv:2106.09685) on the linear layers of one backbone.
+
+An adapter is a tree like the backbone's parameters, with ``lora_a`` [L, in, rank] and ``lora_b``
+[L, rank, out] in the place of a kernel [L, in, out]. It stands beside the other parameters of a
+model, under "lora":
+
+    {"backbone": …, "lm_head": …}                  the base, and a reference without an adapter
+    {"backbone": …, "lm_head": …, "lora": …}       a policy: the same arrays, and an adapter
+    {"backbone": …, "head": …, "lora": …}          a reward model or critic on the same backbone
+
+What is trained is a tree of its own, of which the optimizer knows nothing else: ``base | trained``
+are the parameters of the model.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models.dense import kernel_of
+from fgrlhf_jax.runtime import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """What adapters there are; the fields of ``config.lora`` that an adapter is made with.
+
+    Attributes:
+      rank: of every product A B.
+      targets: regular expression over the paths of linear layers, such as ``attention/q`` and
+        ``mlp/down``.
+      rslora: divides by sqrt(rank) and not by rank (Kalajdzievski 2023, arXiv:2312.03732).
+    """
+
+    rank: int
+    alpha: float = 32.0
+    targets: str = "."
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What multiplies A B."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+def variables(params: dict) -> dict:
+    """The collections that ``module.apply`` takes, of a model's parameters."""
+    params = dict(params)
+    adapter = params.pop("lora", None)
+    return {"params": params} if adapter is None else {"params": params, "lora": adapter}
+
+
+def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
+    """What is trained and what is only read, of a model's abstract parameters.
+
+    Returns:
+      All and nothing, without ``lora``; or else {"lora"} with, of a reward model, its "head", and
+      the base. Raises InputError as :func:`abstract_adapter`.
+    """
+    if lora is None:
+        return params, {}
+    trained = {"lora": abstract_adapter(params, lora, mesh)}
+    if "head" in params:
+        trained["head"] = params["head"]
+    base = {part: tree for part, tree in params.items() if part not in trained}
+    return trained, base
+
+
+def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
+    """Shapes, dtypes and shardings of an adapter for a model of these abstract parameters.
+
+    Raises:
+      InputError: where ``lora.targets`` finds no linear layer.
+    """
+    layers = _linear_layers(params["backbone"]["layers"])
+    names = [name for name in layers if re.search(lora.targets, name)]
+    if not names:
+        raise InputError(
+            f"lora.targets={lora.targets!r} finds no linear layer; there are {', '.join(layers)}"
+        )
+    adapter: dict = {}
+    for name in names:
+        count, width, features = layers[name]
+        part, layer = name.split("/")
+        adapter.setdefault(part, {})[layer] = {
+            "lora_a": jax.ShapeDtypeStruct((count, width, lora.rank), jnp.float32),
+            "lora_b": jax.ShapeDtypeStruct((count, lora.rank, features), jnp.float32),
+        }
+    return sharding.abstract({"backbone": {"layers": adapter}}, mesh)
+
+
+def _linear_layers(layers: dict) -> dict[str, tuple[int, int, int]]:
+    """The shapes [L, in, out] of kernels by the names of their layers, such as ``attention/q``."""
+    return {
+        f"{part}/{layer}": kernel_shape(parameters["kernel"])
+        for part, group in layers.items()
+        for layer, parameters in group.items()
+        if isinstance(parameters, dict) and "kernel" in parameters
+    }
+
+
+def kernel_shape(stored) -> tuple[int, ...]:
+    """Of :func:`dense.kernel_of`, which computes nothing here."""
+    return jax.eval_shape(lambda x: kernel_of(x, "float32"), stored).shape
+
+
+def init_adapter(key: jax.Array, abstract: dict) -> dict:
+    """An adapter that changes nothing yet: A normal with variance 1 / (3 in), B zero.
+
+    The variance is that of Hugging Face PEFT's uniform A, so that its learning rates are right.
+    """
+
+    def init(key):
+        def leaf(path, x):
+            name = sharding.path_name(path)
+            if name.endswith("lora_b"):
+                return jnp.zeros(x.shape, x.dtype)
+            number = [sharding.path_name(p) for p, _ in leaves].index(name)
+            normal = jax.random.normal(jax.random.fold_in(key, number), x.shape, x.dtype)
+            return normal * (3 * x.shape[1]) ** -0.5
+
+        leaves = jax.tree.leaves_with_path(abstract)
+        return jax.tree.map_with_path(leaf, abstract)
+
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
+
+
+def merge(params: dict, scale: float) -> dict:
+    """The parameters of a model without an adapter that computes the same: W + scale A B.
+
+    Args:
+      params: as above, with "lora" or without; then they are returned as they are.
+    """
+    params = dict(params)
+    adapter = params.pop("lora", None)
+    if adapter is None:
+        return params
+    backbone = dict(params["backbone"])
+    backbone["layers"] = _merge_layers(backbone["layers"], adapter["backbone"]["layers"], scale)
+    return params | {"backbone": backbone}
+
+
+def _merge_layers(layers: dict, adapter: dict, scale: float) -> dict:
+    merged = {name: dict(group) for name, group in layers.items()}
+    for part, group in adapter.items():
+        for layer, pair in group.items():
+            kernel = kernel_of(layers[part][layer]["kernel"], "float32").astype(jnp.float32)
+            change = jnp.einsum(
+                "...IR,...RO->...IO", pair["lora_a"], pair["lora_b"], precision="highest"
+            )
+            merged[part][layer] = layers[part][layer] | {"kernel": kernel + scale * change}
+    return merged
