@@ -8,6 +8,7 @@ one module is a model and all adapters of it.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 
 class Dense(nn.Module):
@@ -38,6 +39,7 @@ class Dense(nn.Module):
         if self.has_variable("lora", "lora_a"):
             a_IR, b_RO = (self.get_variable("lora", name) for name in ("lora_a", "lora_b"))
             y += self.lora_scale * self.product(self.product(x, a_IR), b_RO)
+            y = checkpoint_name(y, "adapted")  # one array to keep instead of two products
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y += bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

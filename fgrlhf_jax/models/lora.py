@@ -18,6 +18,7 @@ import re
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models.dense import kernel_of
@@ -44,6 +45,12 @@ class Lora:
     def scale(self) -> float:
         """What multiplies A B."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+def from_config(config: ConfigDict) -> Lora | None:
+    """The adapters of a config; None where all parameters are trained."""
+    fields = {field.name: config.lora[field.name] for field in dataclasses.fields(Lora)}
+    return Lora(**fields) if config.lora.rank else None
 
 
 def variables(params: dict) -> dict:
@@ -139,17 +146,22 @@ def merge(params: dict, scale: float) -> dict:
     if adapter is None:
         return params
     backbone = dict(params["backbone"])
-    backbone["layers"] = _merge_layers(backbone["layers"], adapter["backbone"]["layers"], scale)
+    backbone["layers"] = merge_layer(backbone["layers"], adapter["backbone"]["layers"], scale)
     return params | {"backbone": backbone}
 
 
-def _merge_layers(layers: dict, adapter: dict, scale: float) -> dict:
-    merged = {name: dict(group) for name, group in layers.items()}
+def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
+    """The parameters of one layer, or of a stack of them, with its part of an adapter in it.
+
+    Args:
+      adapter: {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or some of it.
+    """
+    merged = {part: dict(group) for part, group in layer.items()}
     for part, group in adapter.items():
-        for layer, pair in group.items():
-            kernel = kernel_of(layers[part][layer]["kernel"], "float32").astype(jnp.float32)
-            change = jnp.einsum(
+        for name, pair in group.items():
+            kernel = kernel_of(layer[part][name]["kernel"], "float32").astype(jnp.float32)
+            product = jnp.einsum(
                 "...IR,...RO->...IO", pair["lora_a"], pair["lora_b"], precision="highest"
             )
-            merged[part][layer] = layers[part][layer] | {"kernel": kernel + scale * change}
+            merged[part][name] = layer[part][name] | {"kernel": kernel + scale * product}
     return merged

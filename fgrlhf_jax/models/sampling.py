@@ -106,14 +106,22 @@ def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
 
     An adapter is merged: no token pays for its products.
     """
-    params = lora.merge(params, model.cfg.lora_scale)
-    dtypes = llama.compute_dtypes(model, params)
-    params = jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
+    cfg, params = model.cfg, dict(params)
+    adapter = params.pop("lora", {"backbone": {"layers": {}}})
     backbone = dict(params["backbone"])
-    stack = backbone.pop("layers")
-    layers = range(model.cfg.num_layers)
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], stack) for i in layers)
-    return DecodingWeights({**params, "backbone": backbone}, layers)
+    stacks = backbone.pop("layers"), adapter["backbone"]["layers"]
+    outer = {**params, "backbone": backbone}
+
+    def cast(part: dict) -> dict:
+        return jax.tree.map(
+            lambda x, dtype: x.astype(dtype), part, llama.compute_dtypes(model, part)
+        )
+
+    def layer(number: int) -> dict:
+        base, pairs = jax.tree.map(lambda x: x[number], stacks)
+        return cast(lora.merge_layer(base, pairs, cfg.lora_scale))
+
+    return DecodingWeights(cast(outer), tuple(map(layer, range(cfg.num_layers))))
 
 
 def abstract_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:

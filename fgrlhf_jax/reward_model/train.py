@@ -88,7 +88,7 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> tuple[SupervisedTrainer, PairPredictor]:
     """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
-    settings, adapters = loss_settings(config), supervised.make_lora(config)
+    settings, adapters = loss_settings(config), lora.from_config(config)
     trained, frozen = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     predictor = PairPredictor(model, settings, mesh, buckets, batch_size)

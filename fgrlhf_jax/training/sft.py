@@ -97,7 +97,7 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
     abstract, path = llama.abstract_params(model, mesh), config.model.path
-    trained, frozen = lora.split(abstract, supervised.make_lora(config), mesh)
+    trained, frozen = lora.split(abstract, lora.from_config(config), mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     widths = response_widths([*train, *validation], buckets)
 

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_load, llama
-from fgrlhf_jax.models.lora import Lora
+from fgrlhf_jax.models import attention, hf_load, llama, lora
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -61,11 +60,6 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return mesh
 
 
-def make_lora(config: ConfigDict) -> Lora | None:
-    """The adapters of a config; None where all parameters are trained."""
-    return Lora(**config.lora.to_dict()) if config.lora.rank else None
-
-
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
     """Rows of an evaluation at a time: those of a micro-batch unless the config says otherwise."""
     size = config.eval_batch_size or config.micro_batch_size or config.batch_size
@@ -82,15 +76,16 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
       InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
         that do not fit the model.
     """
-    lora = make_lora(config)
+    adapters = lora.from_config(config)
     options = {
         name: config.model[name]
         for name in ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
     }
-    options["lora_scale"] = lora.scale if lora else 1.0
-    if lora and not config.model.path:
+    options["lora_scale"] = adapters.scale if adapters else 1.0
+    if adapters and not config.model.path:
         raise InputError(
-            f"lora.rank={lora.rank} needs a model to adapt; give --config.model.path=FOLDER|HUB_ID"
+            f"lora.rank={adapters.rank} needs a model to adapt; give "
+            "--config.model.path=FOLDER|HUB_ID"
         )
     if config.model.path:
         cfg = dataclasses.replace(hf_load.read_config(config.model.path), **options)
@@ -235,6 +230,11 @@ class SupervisedTrainer:
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
         return self.evaluate_model(self.whole(params))
 
+    @property
+    def passes(self) -> int:
+        """FLOPs of an update over those of a forward pass: frozen kernels have no gradients."""
+        return 2 if self.frozen else 3
+
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Compiles the train step for every shape of batch in use."""
         if self.frozen:
@@ -264,7 +264,7 @@ class SupervisedTrainer:
         on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
         state, metrics = self.compiled[width](state, on_mesh, self.frozen_params)
         tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
-        flops = 3 * self.flops(batch)
+        flops = self.passes * self.flops(batch)
         return state, metrics | {"tokens": tokens, "learning_rate": rate, "model_flops": flops}
 
     def value(self, evaluation: dict[str, float]) -> float:
