@@ -103,11 +103,14 @@ GROUPS = {
         "logged_samples": Field(4, "responses in samples.jsonl at an evaluation", at_least=0),
     },
     "Devices and precision": {
+        "generation_mesh": Field(
+            "", 'of the same devices while they decode, such as 1,1,8; "": the mesh'
+        ),
         "inference_dtype": Field(
             "float32",
             "bfloat16: reference and reward model are stored in the dtypes they are computed with",
             choices=DTYPES,
-        )
+        ),
     },
 }
 FIELDS = collect_fields(

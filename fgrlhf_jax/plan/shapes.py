@@ -137,7 +137,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         "update": state,
     }
     steps = {
-        name: Step(lambda name=name: programs[name].lower(mesh).compile(), resident[name], *values)
+        name: Step(lambda name=name: programs[name].lower().compile(), resident[name], *values)
         for name, values in {
             "generate": (flops["generate"], ("prefill", "decode"), {"": T - 1}),
             **{name: (flops[name], (name,), rounds[name]) for name in ("score_rollout", "update")},
@@ -145,7 +145,9 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     }
     models = {**params, "reference": reference, "reward model": reward_params}
     models = {name: models[name] for name in MODELS if models[name]}
-    return RunShapes(mesh, models, state.opt_state, cache_bytes(cfg, mesh, B, S), steps)
+    return RunShapes(
+        mesh, models, state.opt_state, cache_bytes(cfg, programs["generate"].mesh, B, S), steps
+    )
 
 
 def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:

@@ -28,19 +28,23 @@ from fgrlhf_jax.runtime.optim import abstract_state
 
 
 class Program(NamedTuple):
-    """A pure function and its abstract arguments; ``donated`` are positions of arguments."""
+    """A pure function, its abstract arguments, and the mesh that it runs on.
+
+    ``donated`` are positions of arguments.
+    """
 
     function: Callable
     arguments: tuple
+    mesh: Mesh
     donated: tuple[int, ...] = ()
     out_shardings: object = None
 
-    def lower(self, mesh: Mesh):
+    def lower(self):
         """The jitted function, lowered for these arguments."""
         jitted = jax.jit(
             self.function, donate_argnums=self.donated, out_shardings=self.out_shardings
         )
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(self.mesh):
             return jitted.lower(*self.arguments)
 
 
@@ -86,7 +90,7 @@ def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTra
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError where sizes of batches do not divide one another, or not over the mesh."""
+    """Raises InputError where sizes of batches do not divide one another, or not over a mesh."""
     micro = config.micro_batch_size or config.minibatch_size
     sharding.check_batch(mesh, micro)
     names = ("rollout_batch_size", "minibatch_size", "micro_batch_size")
@@ -94,6 +98,13 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
         size = config[divisor] or micro
         if config[name] % size:
             raise InputError(f"{name}={config[name]} is not a multiple of {divisor}={size}")
+    decoding = generation_mesh(config, mesh)
+    sharding.check_batch(decoding, config.rollout_batch_size, "rollout_batch_size")
+
+
+def generation_mesh(config: ConfigDict, mesh: Mesh) -> Mesh:
+    """The mesh of decoding: of the same devices, in the shape of the config."""
+    return sharding.reshape_mesh(mesh, "generation_mesh", config.generation_mesh)
 
 
 def make(
@@ -136,7 +147,10 @@ def make(
         max_new=settings.max_new_tokens,
         temperature=settings.temperature,
     )
-    weights = sampling.abstract_weights(params["policy"], models.policy, mesh)
+    generation = generation_mesh(config, mesh)
+    decoded_rows = sharding.batch_sharding(generation)
+    inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
+    weights = sampling.abstract_weights(params["policy"], models.policy, generation)
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -144,17 +158,20 @@ def make(
         "decoding_weights": Program(
             functools.partial(sampling.decoding_weights, model=models.policy),
             (params["policy"],),
+            mesh,
             out_shardings=jax.tree.map(lambda x: x.sharding, weights),
         ),
-        "generate": Program(generate, (weights, *prompt, keys)),
+        "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
         "score_rollout": Program(
             functools.partial(scoring.score_rollout, **static),
             (params, reference, reward_model, normalization, flag, *prompt, sampled),
+            mesh,
             out_shardings=by_rows,
         ),
         "update": Program(
             functools.partial(learning.update, optimizer=optimizer, **static),
             (state, rollout, scalar, key),
+            mesh,
             donated=(0,),
             out_shardings=(layout, replicated),
         ),

@@ -38,6 +38,7 @@ class PPOContext(NamedTuple):
     """What rollouts are computed with.
 
     Attributes:
+      generation_mesh: of decoding, see ``programs.generation_mesh``.
       prompt_width: columns that prompts are padded to.
       reference, reward_model: frozen parameters.
       programs: the compiled ``programs.make``.
@@ -47,6 +48,7 @@ class PPOContext(NamedTuple):
     models: Architectures
     tokenizer: Any
     mesh: Mesh
+    generation_mesh: Mesh
     prompt_width: int
     reference: dict
     reward_model: dict
@@ -158,15 +160,17 @@ def roll_out(
     config, mesh, programs = context.config, context.mesh, context.programs
     arrays = pad_prompts(prompts.ids, context.prompt_width)
     prompt_BP, mask_BP = sharding.put_batch(arrays, mesh)
-    with jax.set_mesh(mesh):
-        by_rows = sharding.batch_sharding(mesh)
+    decoding = context.generation_mesh
+    with jax.set_mesh(decoding):
+        by_rows = sharding.batch_sharding(decoding)
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
-        keys = make_keys(key, len(prompts.ids))
+        inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
         weights = programs["decoding_weights"](params["policy"])
-        sampled = programs["generate"](weights, prompt_BP, mask_BP, keys)
+        sampled = programs["generate"](weights, *inputs)
         del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
-        sampled_at = time.perf_counter()
+    sampled_at = time.perf_counter()
+    with jax.set_mesh(mesh):
         rollout = programs["score_rollout"](
             params,
             context.reference,

@@ -169,13 +169,14 @@ class PPOTrainer:
                 f"since step {start}; choose another run_dir, or put the old ones back"
             )
         memory["frozen"] = frozen
-        compiled = {name: p.lower(self.mesh).compile() for name, p in self.programs.items()}
+        compiled = {name: p.lower().compile() for name, p in self.programs.items()}
         multihost.wait_for_all()
         self.context = PPOContext(
             config,
             self.models,
             self.tokenizer,
             self.mesh,
+            programs.generation_mesh(config, self.mesh),
             self.prompt_width,
             reference,
             reward_model,

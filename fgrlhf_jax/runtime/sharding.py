@@ -41,29 +41,45 @@ def make_mesh(shape: str, devices=None) -> Mesh:
     Raises InputError when the sizes are malformed or do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = _mesh_sizes("mesh", shape, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def reshape_mesh(mesh: Mesh, field: str, shape: str) -> Mesh:
+    """The devices of a mesh, in their order, in the shape of a field; without one the same mesh.
+
+    Raises InputError as :func:`make_mesh`.
+    """
+    if not shape:
+        return mesh
+    devices = mesh.devices.reshape(_mesh_sizes(field, shape, mesh.size))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _mesh_sizes(field: str, shape: str, devices: int) -> tuple[int, ...]:
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
         sizes = []
     if len(sizes) != 3 or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise InputError(f"mesh={shape!r}: give data,fsdp,tensor as three sizes, at most one -1")
+        raise InputError(f"{field}={shape!r}: give data,fsdp,tensor as three sizes, at most one -1")
     known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if int(np.prod(sizes)) != devices:
         raise InputError(
-            f"mesh={shape!r} makes {known} devices and there are {len(devices)}; choose sizes "
+            f"{field}={shape!r} makes {known} devices and there are {devices}; choose sizes "
             "whose product is the number of devices, or one of them -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(sizes)
 
 
-def check_batch(mesh: Mesh, micro_batch: int) -> None:
-    """Raises InputError where a micro-batch does not divide over the mesh's data and fsdp axes."""
+def check_batch(mesh: Mesh, rows: int, field: str = "micro_batch_size") -> None:
+    """Raises InputError where a batch does not divide over the mesh's data and fsdp axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if micro_batch % shards:
+    if rows % shards:
         raise InputError(
-            f"micro_batch_size={micro_batch} does not divide over data x fsdp = {shards} devices "
+            f"{field}={rows} does not divide over data x fsdp = {shards} devices "
             f"of the mesh; make it a multiple of {shards}"
         )
 

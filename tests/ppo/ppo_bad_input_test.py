@@ -119,6 +119,7 @@ PPO = [
         {"rollout_batch_size": 24, "minibatch_size": 16, "micro_batch_size": 8},
         "rollout_batch_size=24 is not a multiple of minibatch_size=16",
     ),
+    ({"generation_mesh": "1,1,4"}, "generation_mesh='1,1,4' makes 4 devices and there are 8; ch"),
     (
         {"kl__target": 2.0, "kl__horizon": 15},
         "kl.horizon=15 is less than the rollout_batch_size=16 responses of one step; raise it",

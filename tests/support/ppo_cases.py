@@ -157,8 +157,8 @@ class Once:
         self.program, self.arguments = program, program.arguments
         self.compiled, self.keys = None, []
 
-    def lower(self, mesh):
-        self.compiled = self.compiled or self.program.lower(mesh).compile()
+    def lower(self):
+        self.compiled = self.compiled or self.program.lower().compile()
         return self
 
     def compile(self):
