@@ -5,6 +5,8 @@ it a layer computes x W + scale (x A) B (Hu et al. 2022, arXiv:2106.09685), with
 one module is a model and all adapters of it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -24,7 +26,6 @@ class Dense(nn.Module):
     use_bias: bool
     dtype: str
     kernel_init: nn.initializers.Initializer
-    precision: str | None = None
     float32_gradients: bool = False
     lora_scale: float = 1.0
 
@@ -47,8 +48,8 @@ class Dense(nn.Module):
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if self.float32_gradients:
-            return _product_and_float32_gradient(x, kernel)
-        return flat_product(x, kernel.astype(self.dtype), 0, precision=self.precision)
+            return _product_and_float32_gradient(x, kernel, 0, self.dtype)
+        return flat_product(x, kernel.astype(self.dtype), 0)
 
 
 def kernel_of(stored, dtype: str) -> jax.Array:
@@ -70,21 +71,37 @@ def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) ->
     return product.reshape(*x.shape[:-1], -1)
 
 
-@jax.custom_vjp
-def _product_and_float32_gradient(x, kernel) -> jax.Array:
-    """The product in the dtype of x, to which the gradient of a float32 kernel is not rounded."""
-    return flat_product(x, kernel.astype(x.dtype), 0)
+def logits_product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
+    """float32 logits: operands in the dtype of x, sums in float32, as is the kernel's gradient.
+
+    The operands of float32 logits are not rounded to TF32 or bfloat16, as devices would.
+    """
+    if x.dtype == jnp.float32:
+        return flat_product(x, kernel.astype(x.dtype), contracted, precision="highest")
+    return _product_and_float32_gradient(x, kernel, contracted, "float32")
 
 
-def _product_forward(x, kernel):
-    return _product_and_float32_gradient(x, kernel), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_and_float32_gradient(x, kernel, contracted: int, dtype: str) -> jax.Array:
+    """The product of x with a kernel rounded to its dtype, to which the kernel's gradient is not.
+
+    Args:
+      dtype: of the result. Its gradient is rounded to that of x.
+    """
+    return flat_product(x, kernel.astype(x.dtype), contracted, preferred_element_type=dtype)
 
 
-def _product_backward(kept, dy):
+def _product_forward(x, kernel, contracted, dtype):
+    return _product_and_float32_gradient(x, kernel, contracted, dtype), (x, kernel)
+
+
+def _product_backward(contracted, _, kept, dy):
     x, kernel = kept
-    dx = flat_product(dy, kernel.astype(x.dtype), 1)
-    rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    d_kernel = jnp.einsum("BI,BO->IO", *rows, preferred_element_type=jnp.float32)
+    dy = dy.astype(x.dtype)
+    dx = flat_product(dy, kernel.astype(x.dtype), 1 - contracted)
+    rows = [array.reshape(-1, array.shape[-1]) for array in (x, dy)]
+    left, right = rows[:: -1 if contracted else 1]
+    d_kernel = jnp.einsum("BI,BO->IO", left, right, preferred_element_type=jnp.float32)
     return dx, d_kernel.astype(kernel.dtype)
 
 

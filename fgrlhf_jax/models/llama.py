@@ -3,7 +3,8 @@
 Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and their kin: RMSNorm, rotary positions, grouped-query
 attention, SwiGLU (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Ainslie et al. 2023,
 arXiv:2305.13245). Parameters are float32 and always stacked over the layers; the compute dtype
-is a config field, and norms, rotary angles, softmax and every head are float32 whatever it is.
+is a config field; norms, rotary angles, softmax and scalar heads are float32 whatever it is, and
+logits are float32 sums of products in the compute dtype.
 
 Shape suffixes, here and everywhere in this package:
 
@@ -27,7 +28,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import attention
-from fgrlhf_jax.models.dense import Dense, flat_product
+from fgrlhf_jax.models.dense import Dense, logits_product
 from fgrlhf_jax.runtime import sharding
 
 
@@ -158,18 +159,9 @@ def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BSNH.dtype)
 
 
-def _dense(
-    cfg: LlamaConfig, width: int, use_bias: bool, dtype: str = "", precision: str | None = None
-) -> Dense:
-    return Dense(
-        width,
-        use_bias,
-        dtype or cfg.dtype,
-        nn.initializers.normal(cfg.initializer_range),
-        precision,
-        float32_gradients=cfg.float32_gradients and not dtype,  # heads are in float32 anyway
-        lora_scale=cfg.lora_scale,
-    )
+def _dense(cfg: LlamaConfig, width: int, use_bias: bool) -> Dense:
+    init = nn.initializers.normal(cfg.initializer_range)
+    return Dense(width, use_bias, cfg.dtype, init, cfg.float32_gradients, cfg.lora_scale)
 
 
 def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
@@ -312,9 +304,16 @@ class Llama(nn.Module):
         return sharding.look_up(table, tokens_BS).astype(self.cfg.dtype)
 
 
-def _head_precision(cfg: LlamaConfig) -> str:
-    """Of the logits' product: float32 is not rounded to TF32 or bfloat16, as devices would."""
-    return "highest" if cfg.dtype == "float32" else "default"
+class LogitsHead(nn.Module):
+    """The head of a language model that does not share its embedding."""
+
+    cfg: LlamaConfig
+
+    @nn.compact
+    def __call__(self, hidden_BSD):
+        init, shape = nn.initializers.normal(self.cfg.initializer_range), hidden_BSD.shape[-1:]
+        kernel_DV = self.param("kernel", init, (*shape, self.cfg.vocab_size))
+        return logits_product(hidden_BSD, kernel_DV, 0)
 
 
 class CausalLM(nn.Module):
@@ -326,7 +325,7 @@ class CausalLM(nn.Module):
         cfg = self.cfg
         self.backbone = Llama(cfg)
         if not cfg.tie_embeddings:
-            self.lm_head = _dense(cfg, cfg.vocab_size, False, "float32", _head_precision(cfg))
+            self.lm_head = LogitsHead(cfg)
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
         return self.unembed(self.states(tokens_BS, positions_BS, attend))
@@ -341,11 +340,9 @@ class CausalLM(nn.Module):
 
     def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that :meth:`states` gave."""
-        hidden_BSD = hidden_BSD.astype(jnp.float32)
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
-        embedding_VD = self.backbone.embed.embedding.astype(jnp.float32)
-        return flat_product(hidden_BSD, embedding_VD, 1, precision=_head_precision(self.cfg))
+        return logits_product(hidden_BSD, self.backbone.embed.embedding, 1)
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
         """Logits of states that come out of the last block."""
@@ -412,8 +409,8 @@ class TokenValueModel(nn.Module):
 
 
 # The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,
-# norms and heads (of which a tied embedding is one), in float32.
-_CAST = re.compile(r"(^|/)(embed/embedding|(q|k|v|o|gate|up|down)/(kernel|bias))$")
+# norms and scalar heads, in float32.
+_CAST = re.compile(r"(^|/)(embed/embedding|lm_head/kernel|(q|k|v|o|gate|up|down)/(kernel|bias))$")
 
 
 def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
@@ -421,14 +418,12 @@ def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
 
     Parameters that are stored in these give the very bits that those in float32 do.
     """
-    tied = isinstance(model, CausalLM) and model.cfg.tie_embeddings
-
-    def dtype_of(path, _):
-        name = sharding.path_name(path)
-        is_head = tied and name.endswith("embed/embedding")
-        return jnp.dtype(model.cfg.dtype if _CAST.search(name) and not is_head else jnp.float32)
-
-    return jax.tree.map_with_path(dtype_of, params)
+    return jax.tree.map_with_path(
+        lambda path, _: jnp.dtype(
+            model.cfg.dtype if _CAST.search(sharding.path_name(path)) else jnp.float32
+        ),
+        params,
+    )
 
 
 def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:

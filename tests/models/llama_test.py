@@ -14,7 +14,7 @@ import pytest
 from hf_cases import abstract
 from tiny_cases import by_path, laid_out, parameters
 
-from fgrlhf_jax.models import attention, hf_load, llama
+from fgrlhf_jax.models import attention, dense, hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 BASE = LlamaConfig(97, 48, 80, 3, 4, 4, 12, norm_eps=1e-6)
@@ -310,6 +310,25 @@ def test_gradients_of_matrices_are_not_rounded_where_they_should_not():
         if re.search("embedding|(q|k|v|o|gate|up|down)/kernel", name):
             assert is_rounded(half[name])
             assert not is_rounded(whole[name])
+
+
+@pytest.mark.parametrize("contracted", [0, 1])
+def test_logits_and_gradients_of_a_bfloat16_head_are_float32_sums(contracted):
+    """Of products of rounded numbers: of states and kernel, and of the logits' gradient."""
+    rng = np.random.default_rng(contracted)
+    x, dy = (rng.standard_normal((2, 5, n)).astype(np.float32) for n in (16, 33))
+    kernel = rng.standard_normal((33, 16) if contracted else (16, 33)).astype(np.float32)
+    product = lambda x, kernel: dense.logits_product(x, kernel, contracted)  # noqa: E731
+    logits, gradients = jax.vjp(product, jnp.asarray(x, jnp.bfloat16), kernel)
+    dx, d_kernel = gradients(dy)
+    x, dy, kernel = (np.float64(jnp.asarray(array, jnp.bfloat16)) for array in (x, dy, kernel))
+    kernel = kernel.T if contracted else kernel
+    want = np.einsum("BSD,BSV->DV", x, dy)
+    np.testing.assert_allclose(logits, x @ kernel, atol=1e-5)
+    np.testing.assert_allclose(d_kernel, want.T if contracted else want, atol=1e-5)
+    np.testing.assert_allclose(np.float64(dx), dy @ kernel.T, rtol=2**-8)
+    assert not is_rounded(logits)
+    assert not is_rounded(d_kernel)
 
 
 def relative_error(x, exact) -> float:
