@@ -100,7 +100,7 @@ def encode_chat(
     text = "".join(parts)
     tokens = tokenize(tokenizer, text, control=True)
     roles = tuple(message.role for message in messages)
-    own = _own_controls(tokenizer, str(tokenizer.chat_template), roles, response is None)
+    own = own_controls(tokenizer, str(tokenizer.chat_template), roles, response is None)
     if [tokens.ids[place] for place in tokens.controls] == own:
         return parts, tokens
     parts = _name_controls(tokenizer, messages, response, parts, tokens)
@@ -120,7 +120,7 @@ def encode_chat(
 
 
 @functools.lru_cache(maxsize=256)
-def _own_controls(
+def own_controls(
     tokenizer: Tokenizer, template: str, roles: tuple[str, ...], is_prompt: bool
 ) -> list[int] | None:
     """The ids of the control tokens around short messages; None where the template refuses them.

@@ -19,6 +19,7 @@ from fgrlhf_jax.data.chat import (
     Tokens,
     chat_parts,
     encode_chat,
+    own_controls,
     render_chat,
     tokenize,
 )
@@ -66,6 +67,35 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         raise InputError(
             f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or copy "
             "chat_template.jinja of a model that has one into this model's folder"
+        )
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
+    """Raises InputError if text or template can give an id beyond the model's embedding.
+
+    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
+    the chat template writes it, in one piece or in several: nothing else makes one of a text.
+    """
+    added, written = (
+        tokenizer.added_tokens_decoder,
+        {tokenizer.bos_token_id, tokenizer.eos_token_id},
+    )
+    if template == "chat" and (source := str(tokenizer.chat_template or "")):
+        written |= {index for index, token in added.items() if token.content in source}
+        for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
+            for is_prompt in (True, False):
+                written.update(own_controls(tokenizer, source, roles, is_prompt) or ())
+    beyond = {
+        index: token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= vocab_size
+        if not (index in added and added[index].special) or index in written
+    }
+    if beyond:
+        raise InputError(
+            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
+            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
+            "that belongs to the checkpoint"
         )
 
 

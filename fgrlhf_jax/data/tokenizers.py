@@ -1,4 +1,4 @@
-"""Tokenizers: training a small one, the text of each token, and whether one fits a model."""
+"""Tokenizers: training a small one, the text of each token, and how a text is decoded."""
 
 import importlib
 import os
@@ -15,30 +15,6 @@ if TYPE_CHECKING:
     import transformers
 
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerFast"  # whose import takes seconds
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
-    """Raises InputError if text or template can give an id beyond the model's embedding.
-
-    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
-    the chat template writes it: nothing else makes one of a text.
-    """
-    added = tokenizer.added_tokens_decoder
-    written = str(tokenizer.chat_template or "") if template == "chat" else ""
-    beyond = {
-        index: token
-        for token, index in tokenizer.get_vocab().items()
-        if index >= vocab_size
-        if not (index in added and added[index].special)
-        or index in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        or token in written
-    }
-    if beyond:
-        raise InputError(
-            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
-            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
-            "that belongs to the checkpoint"
-        )
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

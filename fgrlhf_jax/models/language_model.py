@@ -21,7 +21,7 @@ from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record, alpaca_eval_prompt, parse_record
-from fgrlhf_jax.data.tokenizers import check_vocabulary, decode
+from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
@@ -147,7 +147,7 @@ class LanguageModel:
         module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
         template = hf_load.resolve_template(path, tokenizer, template)
         templates.check_template(template, tokenizer)
-        check_vocabulary(tokenizer, cfg.vocab_size, template)
+        templates.check_vocabulary(tokenizer, cfg.vocab_size, template)
         ends = hf_load.end_ids(path, tokenizer)
         if note := templates.check_end_of_turn(tokenizer, template, ends):
             log(f"{path}: {note}")

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import plan_epoch
-from fgrlhf_jax.data.tokenizers import check_vocabulary, train_tokenizer
+from fgrlhf_jax.data.templates import check_vocabulary
+from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, hf_load, llama, lora
 from fgrlhf_jax.runtime import optim, sharding

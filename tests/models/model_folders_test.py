@@ -9,7 +9,8 @@ from hf_cases import CFG, save, tokenizer
 from layout_cases import TEXT, texts
 from tokenizers import AddedToken
 
-from fgrlhf_jax.data.tokenizers import check_vocabulary, decode
+from fgrlhf_jax.data.templates import check_vocabulary
+from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, hf_save, llama
 from fgrlhf_jax.models.language_model import LanguageModel
@@ -54,10 +55,11 @@ def test_a_control_token_without_a_row_is_fine_where_no_text_gives_it(tmp_path):
     added.add_special_tokens({"pad_token": "<pad>"})
     check_vocabulary(added, size)
     message = rf"1 of its tokens, such as '<pad>' with id {size}, do not fit .* of {size};"
-    added.chat_template = "{{ '<pad>' }}"
-    check_vocabulary(added, size, "alpaca")
-    with pytest.raises(InputError, match=message):
-        check_vocabulary(added, size)
+    for source in ("{{ '<pad>' }}", "{% for m in messages %}{{ '<p' + 'ad>' }}{% endfor %}"):
+        added.chat_template = source
+        check_vocabulary(added, size, "alpaca")
+        with pytest.raises(InputError, match=message):
+            check_vocabulary(added, size)
     added.chat_template, added.eos_token = None, "<pad>"
     with pytest.raises(InputError, match=message):
         check_vocabulary(added, size)
