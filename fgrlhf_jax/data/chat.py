@@ -178,7 +178,7 @@ def _name_controls(
     for part in marked:
         ids, _, controls = tokenize(tokenizer, part, control=True)
         for place, (start, end) in reversed(controls.items()):
-            if part[start - 1 : start] != before:  # a single character that a message spells
+            if end - start > 1 or part[start - 1 : start] != before:  # else a message spells it
                 part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
         names.append(part.translate(unmark))
     return Parts(*names)
