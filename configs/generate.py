@@ -1,6 +1,6 @@
 """Responses to a file of prompts: what ``launch.generate`` needs."""
 
-from configs.common import DTYPE, MESH, MODEL, OVERLONG, OVERWRITE, READING
+from configs.common import DTYPE, INT8_CACHE, MESH, MODEL, OVERLONG, OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 
@@ -35,6 +35,7 @@ GROUPS = {
         "batch_size": Field(32, "prompts at a time", at_least=1),
         "mesh": MESH,
         "dtype": DTYPE,
+        "int8_cache": INT8_CACHE,
     },
 }
 FIELDS = collect_fields(

@@ -11,7 +11,7 @@ and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
 from configs.base import CHECKPOINTS, DEVICES, OPTIMIZER, RUN
-from configs.common import DTYPES, MODEL, OVERLONG, READING
+from configs.common import DTYPES, INT8_CACHE, MODEL, OVERLONG, READING
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
@@ -64,6 +64,7 @@ GROUPS = {
         ),
         "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
         "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
+        "sampling.int8_cache": INT8_CACHE,
     },
     "Algorithm": {
         "kl.coef": Field(0.0067, "KL penalty, in rewards a nat", at_least=0),

@@ -27,7 +27,11 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     sampling_params = SamplingParams(
-        config.temperature, config.top_k, config.top_p, config.max_new_tokens
+        config.temperature,
+        config.top_k,
+        config.top_p,
+        config.max_new_tokens,
+        config.int8_cache,
     )
     output = cli.check_output(config, (".json",), [config.prompts])
     if config.prompts:

@@ -168,16 +168,39 @@ def block_attention(q_BQNH, k_BSKH, v_BSKH, attend_BQS) -> jax.Array:
     return mixed_BKXH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
-def cached_attention(q_B1NH, k_BKHS, v_BKSH, attend_BS) -> jax.Array:
-    """Attention of one query a row to a whole cache, [B, 1, N, H]; softmax in float32.
+CACHE_AXES = (3, 2, 3, 2)  # of the columns in the arrays of a cache
 
-    Keys have their columns last and values their head width: what each product runs along.
+
+def to_cache(k_BSKH, v_BSKH, int8: bool) -> tuple[jax.Array, ...]:
+    """Columns of a cache: (k_BKHS, v_BKSH), with ``int8`` and (k_scale_BK1S, v_scale_BKS1).
+
+    Keys have their columns last and values their head width: what each product runs along. In 8
+    bits what a head has of a token is whole numbers up to 127, times a float32 scale of its own.
     """
+    heads = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2)
+    if not int8:
+        return heads
+    scales = tuple(
+        jnp.max(jnp.abs(x), axis=axis, keepdims=True).astype(jnp.float32) / 127
+        for x, axis in zip(heads, (2, 3), strict=True)
+    )
+    whole = (jnp.round(x / jnp.maximum(s, 1e-30)) for x, s in zip(heads, scales, strict=True))
+    return *(x.astype(jnp.int8) for x in whole), *scales
+
+
+def cached_attention(q_B1NH, cache: tuple[jax.Array, ...], attend_BS) -> jax.Array:
+    """Attention of one query a row to all of :func:`to_cache`, [B, 1, N, H]; softmax in float32."""
+    k_BKHS, v_BKSH = (x.astype(q_B1NH.dtype) for x in cache[:2])
     B, _, N, H = q_B1NH.shape
     K = k_BKHS.shape[1]
     q_BKGH = q_B1NH.reshape(B, K, N // K, H)
     score_BKGS = jnp.einsum("BKGH,BKHS->BKGS", q_BKGH, k_BKHS, preferred_element_type=jnp.float32)
+    if scales := cache[2:]:
+        score_BKGS *= scales[0]
     attend_B11S = attend_BS[:, None, None]
     score_BKGS = jnp.where(attend_B11S, score_BKGS * H**-0.5, jnp.finfo(jnp.float32).min)
-    weight_BKGS = jax.nn.softmax(score_BKGS, axis=-1).astype(v_BKSH.dtype)
-    return jnp.einsum("BKGS,BKSH->BKGH", weight_BKGS, v_BKSH).reshape(B, 1, N, H)
+    weight_BKGS = jax.nn.softmax(score_BKGS, axis=-1)
+    if scales:
+        weight_BKGS *= scales[1].swapaxes(2, 3)
+    mixed_BKGH = jnp.einsum("BKGS,BKSH->BKGH", weight_BKGS.astype(v_BKSH.dtype), v_BKSH)
+    return mixed_BKGH.reshape(B, 1, N, H)

@@ -41,6 +41,8 @@ class SamplingParams:
       top_k: draws from the k most likely tokens only; 0 from all of them.
       top_p: draws from the smallest set of most likely tokens whose probabilities sum to this.
       max_new_tokens: the longest response in tokens, its end included.
+      int8_cache: keeps keys and values of the tokens so far in 8 bits: less memory, about the same
+        tokens.
 
     Raises InputError for a value out of range.
     """
@@ -49,6 +51,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int = 256
+    int8_cache: bool = False
 
     def __post_init__(self):
         for name, is_valid, bounds in (
@@ -250,6 +253,7 @@ class LanguageModel:
                     temperature=sampling_params.temperature,
                     top_k=sampling_params.top_k,
                     top_p=sampling_params.top_p,
+                    int8_cache=sampling_params.int8_cache,
                 )
                 responses = sharding.to_host(responses)
                 for b, row in enumerate(batch.rows):

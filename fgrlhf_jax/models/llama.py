@@ -172,8 +172,8 @@ class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
 
     With an empty ``cache``, (), the (k_BSKH, v_BSKH) of hidden_BSD come back too, to make one of.
-    With (k_BKHS, v_BKSH, column) hidden_B1D is written to that column, ``attend`` is attend_BS over
-    the cache's columns, and the new (k_BKHS, v_BKSH) come back.
+    With arrays of ``attention.to_cache`` and a column hidden_B1D is written there, ``attend`` is
+    attend_BS over the cache's columns, and the new arrays come back.
     """
 
     cfg: LlamaConfig
@@ -195,11 +195,13 @@ class Attention(nn.Module):
             cached = None if cache is None else (k_BSKH, v_BSKH)
             mixed_BSNH = attention.self_attention(q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.kernel)
         else:
-            k_BKHS, v_BKSH, column = cache
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
-            k_BKH1, v_BK1H = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2)
-            cached = write(k_BKHS, k_BKH1, axis=3), write(v_BKSH, v_BK1H, axis=2)
-            mixed_BSNH = attention.cached_attention(q_BSNH, *cached, attend)
+            *arrays, column = cache
+            added = attention.to_cache(k_BSKH, v_BSKH, int8=len(arrays) == 4)
+            cached = tuple(
+                jax.lax.dynamic_update_slice_in_dim(x, new, column, axis)
+                for x, new, axis in zip(arrays, added, attention.CACHE_AXES, strict=False)
+            )
+            mixed_BSNH = attention.cached_attention(q_BSNH, cached, attend)
         mixed_BSD = checkpoint_name(mixed_BSNH.reshape(batch, length, -1), "attention")
         return self.o(mixed_BSD), cached
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import llama, lora
+from fgrlhf_jax.models import attention, llama, lora
 from fgrlhf_jax.runtime import sharding
 
 
@@ -136,13 +136,13 @@ class _Rows(NamedTuple):
     last_B: jax.Array  # the token drawn last
     prompt_length_B: jax.Array
     key_B: jax.Array
-    cache: tuple  # (k_BKHS, v_BKSH) a layer
+    cache: tuple  # ``attention.to_cache`` of each layer
     sampled: Sampled
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p"),
+    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p", "int8_cache"),
 )
 def generate(
     weights: DecodingWeights,
@@ -156,6 +156,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    int8_cache: bool = False,
 ) -> Sampled:
     """One response a prompt, of at most ``max_new`` tokens.
 
@@ -166,13 +167,16 @@ def generate(
       key_B: a typed random key a row, see :func:`row_keys`.
       ends: the tokens that end a response.
       temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
+      int8_cache: keeps keys and values in 8 bits, see ``attention.to_cache``.
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
     B, P = prompt_BP.shape
     draw_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     append = functools.partial(_append, ends=ends, **draw_options)
-    logits_BV, prompt_length_B, cache = _prefill(model, weights, prompt_BP, mask_BP, max_new)
+    logits_BV, prompt_length_B, cache = _prefill(
+        model, weights, prompt_BP, mask_BP, max_new, int8_cache
+    )
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -198,7 +202,7 @@ def generate(
     return jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
 
 
-def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int):
+def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int, int8: bool):
     """Logits after each prompt, the tokens of each, and a cache with them.
 
     The columns of the cache are the prompt, padding up to P, and room for ``max_new`` tokens.
@@ -207,13 +211,13 @@ def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int):
     length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
     rope = llama.rotary_tables(model.cfg, llama.positions_and_mask(mask_BP)[0])
-    room = ((0, 0), (0, 0), (0, max_new), (0, 0))
     cache = []
     for layer in weights.layers:
         block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
-        hidden_BPD, (k_BPKH, v_BPKH) = block(hidden_BPD, rope, None, cache=())
-        k_BKSH, v_BKSH = (jnp.pad(x.swapaxes(1, 2), room) for x in (k_BPKH, v_BPKH))
-        cache.append((k_BKSH.swapaxes(2, 3), v_BKSH))
+        hidden_BPD, heads_BPKH = block(hidden_BPD, rope, None, cache=())
+        arrays = zip(attention.to_cache(*heads_BPKH, int8), attention.CACHE_AXES, strict=False)
+        room = lambda axis: [(0, max_new if a == axis else 0) for a in range(4)]  # noqa: E731
+        cache.append(tuple(jnp.pad(x, room(axis)) for x, axis in arrays))
     cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)

@@ -143,11 +143,11 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
             **{name: (flops[name], (name,), rounds[name]) for name in ("score_rollout", "update")},
         }.items()
     }
+    int8 = config.sampling.int8_cache
+    cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=int8)
     models = {**params, "reference": reference, "reward model": reward_params}
     models = {name: models[name] for name in MODELS if models[name]}
-    return RunShapes(
-        mesh, models, state.opt_state, cache_bytes(cfg, programs["generate"].mesh, B, S), steps
-    )
+    return RunShapes(mesh, models, state.opt_state, cache, steps)
 
 
 def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
@@ -160,13 +160,14 @@ def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
     return score_rollout._replace(function=score, arguments=(*first, prompt, mask, sampled))
 
 
-def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int) -> int:
+def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int, *, int8: bool) -> int:
     """Bytes of the keys and values of all layers on one device."""
     rows //= mesh.shape["data"] * mesh.shape["fsdp"]
     tensor = mesh.shape["tensor"]
     heads = cfg.num_kv_heads // tensor if cfg.num_kv_heads % tensor == 0 else cfg.num_kv_heads
     size = np.dtype(jax.numpy.dtype(cfg.dtype)).itemsize
-    return 2 * cfg.num_layers * rows * columns * heads * cfg.head_dim * size
+    of_head = cfg.head_dim + 4 if int8 else cfg.head_dim * size  # with a float32 scale
+    return 2 * cfg.num_layers * rows * columns * heads * of_head
 
 
 def reward_model_shapes(config: ConfigDict) -> RunShapes:

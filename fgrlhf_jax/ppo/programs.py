@@ -146,6 +146,7 @@ def make(
         ends=ends,
         max_new=settings.max_new_tokens,
         temperature=settings.temperature,
+        int8_cache=config.sampling.int8_cache,
     )
     generation = generation_mesh(config, mesh)
     decoded_rows = sharding.batch_sharding(generation)

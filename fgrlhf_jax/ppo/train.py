@@ -240,7 +240,8 @@ class PPOTrainer:
         }
         reference_kl = metrics.pop("reference_kl")
         if not self.checked:
-            check_first(metrics, 0.0 if step else reference_kl, step + 1, config.model.dtype)
+            first_kl, int8_cache = 0.0 if step else reference_kl, config.sampling.int8_cache
+            check_first(metrics, first_kl, step + 1, config.model.dtype, int8_cache)
             self.checked = True
         self._follow_kl(metrics["policy/kl"], step + 1)
         return state, metrics
@@ -298,19 +299,27 @@ def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
     return order[batch * size : (batch + 1) * size]
 
 
-def check_first(metrics: dict, reference_kl: float, step: int, dtype: str) -> None:
+def check_first(
+    metrics: dict, reference_kl: float, step: int, dtype: str, int8_cache: bool
+) -> None:
     """Raises RuntimeError where policies that must be the same give other log-probabilities.
 
     The policy that is updated must be the one that sampled, as it was at the first minibatch and,
     before any update, the reference. In bfloat16 only means are compared: of two sound programs of
-    SmolLM2 they differ by 0.001 nats, and a single log-probability by 0.2.
+    SmolLM2 they differ by 0.001 nats, and a single log-probability by 0.2; with ``int8_cache`` the
+    sampler's may differ as much.
     """
     kls = ("debug/initial_kl", "debug/sampler_mismatch_kl")
     values = {name: metrics[name] for name in ("debug/initial_log_ratio", *kls)}
     values["reference KL"] = reference_kl
-    compared = values if dtype == "float32" else values.keys() - {"debug/initial_log_ratio"}
-    tolerance = 1e-3 if dtype == "float32" else 0.02
-    if any(tolerance < values[name] < math.inf for name in compared):  # else the loop says it
+    tolerances = dict.fromkeys(values, 1e-3 if dtype == "float32" else 0.02)
+    if dtype != "float32":
+        tolerances["debug/initial_log_ratio"] = math.inf
+    if int8_cache:
+        tolerances["debug/sampler_mismatch_kl"] = 0.02
+    if any(
+        tolerances[n] < value < math.inf for n, value in values.items()
+    ):  # else the loop says it
         described = ", ".join(f"{name} {value}" for name, value in values.items())
         raise RuntimeError(
             f"step {step}: the policy is not the one that sampled, or the first minibatch or the "

@@ -100,6 +100,27 @@ def test_splash_is_xlas_attention(interpreted, side, mesh):
         assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), path
 
 
+def test_what_a_cache_of_8_bits_holds():
+    """Numbers within half a step of what was given; attention to them is attention to these."""
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 1, 4, 8)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, 5, 2, 8)).astype(np.float32)
+    k[0, 1, 1] = 0  # a head whose scale is 0
+    attend = np.array([[True] * 5, [True, False, True, True, False]])
+    exact, cache = (attention.to_cache(k, v, int8=int8) for int8 in (False, True))
+    assert [x.dtype.name for x in cache] == ["int8", "int8", "float32", "float32"]
+    k, v, *scales = cache
+    held = [np.asarray(x, np.float32) * s for x, s in zip((k, v), scales, strict=True)]
+    for got, want, scale in zip(held, exact, scales, strict=True):
+        assert (np.abs(got - want) <= 0.5001 * np.asarray(scale)).all()
+        assert not np.array_equal(got, want)
+    np.testing.assert_allclose(
+        attention.cached_attention(q, cache, attend),
+        attention.cached_attention(q, held, attend),
+        atol=1e-6,
+    )
+
+
 def train_step(cfg, mesh, rows: int, columns: int):
     """A traced update of supervised fine-tuning, of two micro-batches."""
     model, optimizer = llama.CausalLM(cfg), optim.adamw(optax.constant_schedule(1e-3))

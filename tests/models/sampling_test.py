@@ -168,7 +168,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
 
 
 @functools.cache
-def compiled(shape: str):
+def compiled(shape: str, **options):
     """The program of 8 rows on a mesh, and its weights."""
     mesh = sharding.make_mesh(shape)
     weights = sampling.abstract_weights(PARAMS, MODEL, mesh)
@@ -177,7 +177,7 @@ def compiled(shape: str):
     keys = sampling.row_keys(jax.random.key(1), 8)
     with jax.set_mesh(mesh):
         placed = sharding.put_batch((tokens.astype(np.int32), mask), mesh)
-        options = {"model": MODEL, "ends": (EOS,), "max_new": 9}
+        options = {"model": MODEL, "ends": (EOS,), "max_new": 9, **options}
         arguments = weights, *placed, keys
         return sampling.generate.lower(*arguments, **options).compile(), arguments
 
@@ -210,6 +210,20 @@ def test_no_weights_are_gathered_for_a_token(shape):
     assert max(exchanged, default=0) < min(map(math.prod, shards))
     if shape == "1,8,1":
         assert max(exchanged, default=0) <= 1  # whether all rows have ended
+
+
+def test_a_cache_of_8_bits_is_close():
+    """On one device and on a mesh, of prompts and of responses."""
+    plain = run(PROMPTS * 2, ends=())
+    out = run(PROMPTS * 2, ends=(), int8_cache=True)
+    same = (np.cumsum(out.tokens_BT != plain.tokens_BT, axis=1) == 0).sum(axis=1)
+    assert same.sum() > 60  # of 72; a row differs from where another token was drawn
+    for b, columns in enumerate(same):
+        close = out.logprob_BT[b, :columns] - plain.logprob_BT[b, :columns]
+        assert close[0] == 0  # of a whole pass over the prompt
+        assert 0 < np.abs(close[1:]).max(initial=1e-9) < 0.1
+    program, arguments = compiled("2,2,2", ends=(), int8_cache=True)
+    chex.assert_trees_all_close(out, jax.device_get(program(*arguments)), atol=1e-5)
 
 
 def test_tied_embeddings_and_bfloat16():

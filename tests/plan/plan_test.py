@@ -175,6 +175,8 @@ def test_split_models_are_smaller():
         assert bytes_per_device(whole) > 7 * bytes_per_device(sizes["1,8,1"].models[name])
     # Rows are split by 4, heads of the cache by 2.
     assert {shapes.cache for shapes in sizes.values()} == {sizes["8,1,1"].cache}
+    int8 = ppo_shapes(ppo_config(**{"sampling.int8_cache": True}))  # heads of 16, and a scale
+    assert int8.cache == sizes["8,1,1"].cache * (16 + 4) / (16 * 4)
 
 
 def test_what_there_is_depends_on_the_config():

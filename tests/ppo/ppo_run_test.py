@@ -201,6 +201,9 @@ def test_fault_6_put_in_stops_the_run(run, monkeypatch):
 @pytest.mark.parametrize(
     ("dtype", "largest", "mean", "reference", "sound"),
     [
+        ("int8", 5e-4, 1e-2, 1e-6, True),
+        ("int8", 2e-3, 1e-2, 1e-6, False),
+        ("int8", 5e-4, 0.03, 1e-6, False),
         ("float32", 5e-4, 1e-6, 1e-6, True),
         ("float32", 2e-3, 1e-6, 0.0, False),
         ("float32", 0.0, 0.0, 2e-3, False),
@@ -212,8 +215,10 @@ def test_fault_6_put_in_stops_the_run(run, monkeypatch):
 def test_in_bfloat16_the_first_step_is_checked_by_its_means(dtype, largest, mean, reference, sound):
     names = ("debug/initial_kl", "debug/sampler_mismatch_kl")
     metrics = {"debug/initial_log_ratio": largest} | dict.fromkeys(names, mean)
+    if int8 := dtype == "int8":  # of the sampler's cache
+        metrics["debug/initial_kl"], dtype = 1e-6, "float32"
     with contextlib.nullcontext() if sound else pytest.raises(RuntimeError, match="step 1: "):
-        train.check_first(metrics, reference, 1, dtype)
+        train.check_first(metrics, reference, 1, dtype, int8)
 
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
