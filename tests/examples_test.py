@@ -6,12 +6,14 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from processes import Process, devices
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": devices(1)}
 
 
 def test_a_reward_of_ones_own():
@@ -28,14 +30,42 @@ def test_a_judge_of_ones_own():
     assert bad < 0 < praise < good
 
 
+def run(folder: Path, *arguments: str) -> int:
+    """The exit status of ``python`` with these arguments."""
+    output = folder / f"{arguments[1]}.log"
+    return Process([*arguments], output, output, XLA_FLAGS=devices(1)).wait()
+
+
+# In the place of `python`: its arguments go to one pipe, its status comes from another.
+PYTHON = """#!/bin/sh
+echo "$*" > {folder}/arguments
+read status < {folder}/status
+exit $status
+"""
+
+
+def run_for_script(folder: Path) -> None:
+    """Runs what the script below asks for until it asks for nothing."""
+    while arguments := (folder / "arguments").read_text().split():
+        (folder / "status").write_text(f"{run(folder, *arguments)}\n")
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory) -> Path:
     """The folder that examples/quickstart.sh leaves, in a few updates."""
-    folder = tmp_path_factory.mktemp("quickstart")
+    folder, pipes = (tmp_path_factory.mktemp(name) for name in ("quickstart", "pipes"))
+    for name in ("arguments", "status"):
+        os.mkfifo(pipes / name)
+    (pipes / "python").write_text(PYTHON.format(folder=pipes))
+    (pipes / "python").chmod(0o755)
+    commands = threading.Thread(target=run_for_script, args=[pipes], daemon=True)
+    commands.start()
     bash = ["bash", str(ROOT / "examples" / "quickstart.sh"), str(folder)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = ENV | {"QUICK": "1", "PATH": path}
-    subprocess.run(bash, check=True, cwd=ROOT, env=env, capture_output=True, text=True)
+    env = ENV | {"QUICK": "1", "PATH": f"{pipes}{os.pathsep}{os.environ['PATH']}"}
+    script = subprocess.run(bash, cwd=ROOT, env=env, check=False)
+    (pipes / "arguments").write_text("")
+    commands.join()
+    assert not script.returncode, [log.read_text()[-500:] for log in pipes.glob("*.log")]
     return folder
 
 
@@ -51,7 +81,7 @@ def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
         "steps": 1,
     }
     flags = [f"--config.{name}={value}" for name, value in flags.items()]
-    subprocess.run([sys.executable, "-m", "launch.ppo", *flags], check=True, cwd=ROOT, env=ENV)
+    assert run(quickstart, "-m", "launch.ppo", *flags) == 0
     assert (quickstart / "own" / "export" / "config.json").exists()
 
 

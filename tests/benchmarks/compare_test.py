@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from processes import devices
 
 from benchmarks import checkpoint, compare, machine, ours, table, work
 from fgrlhf_jax.models import hf_load
@@ -19,9 +20,6 @@ job = json.load(open(sys.argv[2]))
 result = {{"seconds": [1.0, 3.0, 2.0], "count": job["count"], "memory_gb": 0.5}}
 json.dump(result, open(sys.argv[3], "w"))
 """
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +183,7 @@ def test_ours_and_torch_in_turn(model, tmp_path, monkeypatch):
     (peers / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (peers / "python").chmod(0o755)
     file.write_text(json.dumps({"decode_1": {"ratio": 2.0}}))
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device there too
+    monkeypatch.setenv("XLA_FLAGS", devices(1))  # one device there too
     flags = ["--only=sft", "--size=tiny", "--rounds=1", "--steps=1", f"--model={model}"]
     files = [f"--json={file}", f"--markdown={markdown}", f"--peers={tmp_path}"]
     assert compare.main(compare.parse_arguments([*flags, *files]))

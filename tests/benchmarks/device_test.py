@@ -12,8 +12,6 @@ from fgrlhf_jax.runtime import sharding
 from launch import plan as launch_plan
 from launch.shared import config_files
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

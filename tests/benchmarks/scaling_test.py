@@ -8,8 +8,6 @@ import pytest
 from benchmarks import checkpoint, fresh, scaling
 from fgrlhf_jax.runtime import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
     make = sharding.make_mesh

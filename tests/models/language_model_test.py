@@ -23,8 +23,6 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate
 from launch.shared import config_files
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROMPTS = make_instructions(7, "test", 0)
 TEXTS = [prompt.instruction for prompt in PROMPTS]
 LONG = Instruction(" ".join(["apple"] * 40), "", "")
@@ -41,7 +39,7 @@ def folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(folder, quick_compilation) -> LanguageModel:
+def model(folder) -> LanguageModel:
     with pytest.MonkeyPatch.context() as patch:
         tiny_cases.one_device(patch)
         return LanguageModel.load(folder)

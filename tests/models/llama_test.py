@@ -252,7 +252,7 @@ def test_scan_unroll_and_remat_are_the_same_function():
         chex.assert_trees_all_equal_shapes(parameters(llama.CausalLM(how)), params)
         compiled = loss_and_gradient(how, params, tokens, mask)
         (_, logits), gradient = compiled(params)
-        assert ("while" in compiled.as_text()) == scan
+        assert (" while(" in compiled.as_text()) == scan
         temporaries[scan, remat] = compiled.memory_analysis().temp_size_in_bytes
         want = want or (logits, gradient)
         np.testing.assert_array_equal(logits, want[0])
@@ -356,25 +356,6 @@ def test_the_computation_rounds_the_parameters_that_the_table_says(name):
         changed = [*leaves[:number], rounded, *leaves[number + 1 :]]
         is_same = np.array_equal(outputs(tree.unflatten(changed)), want)
         assert is_same == (dtype == jnp.bfloat16), path
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_state_action_head_is_its_formula(side):
-    module = MODULES["state_action"]
-    params = parameters(module)
-    rng = np.random.default_rng(8)
-    tokens, mask = laid_out([rng.integers(0, 97, n) for n in (6, 3)], side, fill=1, width=7)
-    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
-    hidden = np.asarray(llama.Llama(BASE).apply({"params": params["backbone"]}, *args))
-    got = apply(module, params, tokens, mask)
-    head = params["head"]
-    for i, row in enumerate(tokens):
-        columns = np.flatnonzero(mask[i])
-        for before, t in zip([None, *columns[:-1]], columns, strict=True):
-            want = hidden[i, t] @ head["kernel"][:, 0] + head["bias"][0]
-            if before is not None:
-                want += np.sum(head["gate"] * hidden[i, before] * head["unembed"][row[t]])
-            assert got[i, t] == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,8 +9,6 @@ from fgrlhf_jax.plan import emulation, hlo, hlo_costs
 
 B, D, F, L = 128, 64, 512, 5
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def compile_for(dtype, function, *shapes, specs=None):
     """Temporaries as the CPU has them and corrected, and the costs."""

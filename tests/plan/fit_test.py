@@ -52,7 +52,7 @@ def test_the_fewest_fields_and_the_largest_micro_batch(needs, memory, fields, ex
     assert fit.smallest_change(config, needs, memory, lambda line: None) == expected
 
 
-def test_a_compiled_run(quick_compilation):
+def test_a_compiled_run():
     """The memory of 16 rows at a time is enough for no more."""
     config = make_config(batch_size=32, **{"data.max_length": 24, "model.remat": True})
 

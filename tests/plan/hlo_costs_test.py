@@ -14,8 +14,6 @@ from fgrlhf_jax.plan import hlo, hlo_costs
 M, K, N = 16, 32, 24
 ONE = 2 * M * K * N  # the product that most of these tests repeat
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def array(*shape, spec=None, mesh=None):
     where = NamedSharding(mesh, PartitionSpec(*spec)) if mesh else None

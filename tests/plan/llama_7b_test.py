@@ -66,13 +66,13 @@ def test_reward_model(uncached):
     check_supervised_flops(plan, rows=2 * 16, extra=0.03)
 
 
-def test_supervised_fine_tuning(quick_compilation):
+def test_supervised_fine_tuning():
     plan = measure(sft_shapes(sft.get_config("llama_7b")), 80e9)
     assert max(step["total"] for step in plan["steps"].values()) < 25e9
     check_supervised_flops(plan, rows=128)
 
 
-def test_ppo(quick_compilation):
+def test_ppo():
     """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
     config = ppo.get_config("llama_7b")
     assert (config.rollout_batch_size, config.minibatch_size) == (512, 256)

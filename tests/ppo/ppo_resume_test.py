@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import jax
 import ppo_cases
 import pytest
 from ppo_cases import same_run
+from processes import Process
 from rm_cases import rows, saved, without_clock
 
 from fgrlhf_jax.errors import InputError
@@ -150,22 +149,8 @@ def test_what_may_not_change_between_two_starts(
 def test_killed_and_resumed(ppo_run, world, run, tmp_path):
     """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, ppo_cases.__file__),
-                *ppo_cases.flags(ppo_cases.fields(world, run_dir)),
-            ],
-            stdout=file,
-            stderr=file,
-            env=os.environ
-            | {
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "PYTHONPATH": str(Path(__file__).parents[2]),
-            },
-        )
+    flags = ppo_cases.flags(ppo_cases.fields(world, run_dir))
+    process = Process([ppo_cases.__file__, *flags], log, log)
     deadline = time.monotonic() + 240
     while len(rows(run_dir)) < 3 or not saved(run_dir):
         assert process.poll() is None, log.read_text()

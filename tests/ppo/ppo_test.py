@@ -23,8 +23,6 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Meta(NamedTuple):
     level: str = "token"

@@ -23,8 +23,6 @@ HEADS = [("after", loss) for loss in LOSSES]
 HEADS += [("state_action", loss) for loss in LOSSES if loss != "sequence"]
 WIDTH = 24
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def cut(pair: Pair, length: int) -> Pair:
     """As ``encode_pairs`` truncates."""

@@ -31,9 +31,6 @@ MODELS = {
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @functools.cache
 def params_of(name: str) -> dict:
     return tiny_cases.parameters(MODELS[name])

@@ -34,9 +34,6 @@ ROWS.append(Instruction("Count.", "", "QXZ" * 22))
 NORMALIZATION = Normalization(mean=0.3, std=2.0)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @functools.cache
 def tokenizer():
     return train_tokenizer(TEXTS, 300)

@@ -1,16 +1,9 @@
-"""Two processes with two devices each do what one with four does; stop, fail and go on together."""
+"""Two processes with two devices each do what one with four does; they stop and go on together."""
 
-import errno
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +12,7 @@ import numpy as np
 import ppo_cases
 import pytest
 import safetensors.numpy
+from host_cases import Pair
 from ppo_cases import saved, without_clock
 
 from fgrlhf_jax.runtime import run_dir as run_folder
@@ -28,7 +22,7 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch import ppo, sft, train_rm
 from launch.shared import config_files
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 COMMANDS = {
     "sft": (sft, "configs/sft.py:tiny"),
@@ -98,132 +92,6 @@ for command, config, *flags in commands:
     sys.argv = [command, *flags]
     cli.command({"ppo": ppo, "sft": sft, "train_rm": train_rm}[command].main, config, "")
 """
-
-
-# A run of three updates and an export, with a fault in one of the processes.
-FAULTY = """
-import contextlib, errno, json, os, resource, sys, time
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import safetensors.numpy
-from fgrlhf_jax.models import hf_save, llama
-from fgrlhf_jax.runtime import files, optim, run_dir, sharding
-from fgrlhf_jax.tiny_world.words import make_tokenizer
-from fgrlhf_jax.training import run as training
-from launch.shared import cli
-
-fault, number = sys.argv.pop(1), int(sys.argv.pop(1))
-TOKENIZER = make_tokenizer()
-MODEL = llama.CausalLM(llama.LlamaConfig(len(TOKENIZER), 64, 32, 1, 2, 1, 8))
-
-def full_disk(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-def put_in(name, function):
-    if fault == name and jax.process_index() == number:
-        print("now", time.time(), flush=True)
-        function()
-
-class Trainer:
-    steps, data, bar, overlaps, eval_every, patience = 3, "", {}, True, 0, 0
-    memory, problem = {}, ""
-    optimizer = optax.sgd(0.1, momentum=0.9)
-
-    def __init__(self):
-        self.mesh = sharding.make_mesh("1,-1,1")
-        params = llama.abstract_params(MODEL, self.mesh)
-        self.abstract = optim.abstract_state(params, self.optimizer, self.mesh)
-
-    def initial_params(self):
-        params, layout = self.abstract.params, lambda x: x.sharding
-        make = lambda x: jax.random.normal(jax.random.key(0), x.shape)  # not to be compressed
-        init = lambda: jax.tree.map(make, params)
-        return jax.jit(init, out_shardings=jax.tree.map(layout, params))()
-
-    def prepare(self, state, start):
-        self.total = jax.jit(lambda params: sum(map(jnp.sum, jax.tree.leaves(params))))
-        return {}
-
-    def update(self, state, step):
-        if step == 1:
-            put_in("row", lambda: setattr(files.JsonlFile, "append", full_disk))
-            limit = (2**14, resource.RLIM_INFINITY)
-            put_in("checkpoint", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-            put_in("bug", lambda: {}["key"])
-        return state, {"loss": self.total(state.params), "tokens": 1}
-
-def main(config):
-    cli.use_devices(config)
-    trainer, folder = Trainer(), run_dir.open_run(config)
-    _, params = training.run(config, trainer, folder)
-    put_in("export", lambda: setattr(safetensors.numpy, "save_file", full_disk))
-    architecture = hf_save.LANGUAGE_MODEL
-    hf_save.save(folder / "export", params, MODEL.cfg, TOKENIZER, architecture=architecture)
-    trainer.total(params).block_until_ready()  # in which the others wait
-
-def end(status, exit=os._exit):
-    print("end", time.time(), flush=True)
-    exit(status)
-
-os._exit = end
-cli.command(main, "configs/sft.py:tiny", "")
-"""
-
-
-class Pair:
-    """Two processes that find each other, each with two devices and an output of its own."""
-
-    def __init__(self, arguments: list[str], folder: Path):
-        """``PORT`` and ``NUMBER`` in the arguments are the coordinator's and the process's."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        root = Path(__file__).parents[2]
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_COMPILATION_CACHE_DIR": f"{jax.config.jax_compilation_cache_dir}/commands",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONPATH": os.pathsep.join(map(str, (root, folder))),
-        }
-        self.outputs = [folder / f"output.{number}" for number in "01"]
-        self.processes = []
-        for number, file in enumerate(self.outputs):
-            words = [a.replace("PORT", port).replace("NUMBER", str(number)) for a in arguments]
-            with file.open("w") as output:
-                process = subprocess.Popen(
-                    [sys.executable, *words],
-                    stdout=output,
-                    stderr=output,
-                    cwd=root,
-                    env=environment,
-                )
-            self.processes.append(process)
-
-    def stop(self, file: Path) -> None:
-        """Sends a signal to one of them as soon as ``file`` exists."""
-        while not file.exists() and self.processes[1].poll() is None:
-            time.sleep(0.002)
-        self.processes[1].send_signal(signal.SIGTERM)
-
-    def end(self, status: int = 0) -> list[str]:
-        """Waits for both, which must end with this status; returns their outputs."""
-        codes, texts = self.results()
-        assert codes == [status, status], "\n".join(texts)
-        return texts
-
-    def results(self) -> tuple[list[int], list[str]]:
-        """Waits for both; returns their exit statuses and outputs."""
-        deadline = time.monotonic() + 240
-        try:
-            codes = [p.wait(max(0, deadline - time.monotonic())) for p in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-                process.wait(60)
-        return codes, [file.read_text() for file in self.outputs]
 
 
 def in_one_process(command: str, fields: dict) -> Path:
@@ -402,40 +270,3 @@ def test_sft_stopped_and_gone_on_with(runs, tmp_path):
     in_one_process("sft", fields | {"run_dir": copy})
     again, before = (d / "export/model.safetensors" for d in (copy, two))
     assert again.read_bytes() == before.read_bytes()
-
-
-FULL = f"cannot be written ({os.strerror(errno.ENOSPC)}); free some space"
-FAULTS = {  # name: process, exit status of it, sentence
-    "row": (0, 2, f"/run/metrics.jsonl: {FULL}"),
-    "checkpoint": (1, 2, f"saving a checkpoint failed ({os.strerror(errno.EFBIG)}); "),
-    "export": (0, 2, f"/run/export: the model {FULL}"),
-    "bug": (1, 1, "KeyError: 'key'"),
-}
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory) -> dict[str, tuple[list[int], list[str]]]:
-    """Of every fault the exit statuses and outputs of both processes."""
-    pairs = {}
-    for name, (number, *_) in FAULTS.items():
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "worker.py").write_text(FAULTY)
-        joined = {"distributed": True, "coordinator": "127.0.0.1:PORT", "num_processes": 2}
-        fields = joined | {"process_id": "NUMBER", "run_dir": folder / "run", "save_every": 1}
-        arguments = [str(folder / "worker.py"), name, str(number), *ppo_cases.flags(fields)]
-        pairs[name] = Pair(arguments, folder)
-    return {name: pair.results() for name, pair in pairs.items()}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_an_error_of_one_process_ends_both(faulty, name):
-    number, status, sentence = FAULTS[name]
-    codes, texts = faulty[name]
-    assert codes == [status if n == number else 2 for n in range(2)], texts
-    for n, text in enumerate(texts):
-        *_, last, end = text.splitlines()
-        assert sentence in last
-        assert ("Traceback" in text) == (n == number and status == 1), text
-        assert n == number or last.startswith(f"error: process {number}: ")
-        began = re.search(r"now (\S+)\n", texts[number])[1]
-        assert float(end.removeprefix("end ")) - float(began) < 10

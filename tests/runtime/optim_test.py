@@ -28,9 +28,6 @@ MATRICES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @functools.cache
 def every_parameter() -> dict:
     """The parameters of a language model and of a state-action reward model in one tree."""

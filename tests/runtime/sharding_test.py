@@ -61,9 +61,6 @@ MODULES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 class Run(NamedTuple):
     abstract: optim.TrainState
     state: optim.TrainState

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pytest
 import tiny_cases
 from rm_cases import contents, saved, without_clock
@@ -182,7 +181,7 @@ programs: dict[str, Once] = {}
 
 @contextlib.contextmanager
 def conditions() -> Iterator[None]:
-    """One device, quick compilation, and runs whose programs are the same share them."""
+    """One device, and runs whose programs are the same share them."""
     make = ppo_programs.make
 
     def make_once(config, models, mesh, optimizer, **options):
@@ -198,12 +197,10 @@ def conditions() -> Iterator[None]:
             shared[name] = programs.setdefault(key, Once(program))
         return shared
 
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_programs, "make", make_once)
         tiny_cases.one_device(patch)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 if __name__ == "__main__":

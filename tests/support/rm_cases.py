@@ -1,14 +1,11 @@
 """Runs of launch.train_rm in processes of their own, with one device."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
+from processes import Process, devices
 
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
@@ -50,22 +47,8 @@ class Command:
         self.run_dir = run_dir
         self.inode_before = self.inode()  # left by the start before this one
         self.streams = [run_dir.with_suffix(f".{name}") for name in ("stdout", "stderr")]
-        cache = Path(jax.config.jax_compilation_cache_dir) / "commands"
-        out, err = (stream.open("w") for stream in self.streams)
-        with out, err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch.train_rm", *flags(files, run_dir)],
-                stdout=out,
-                stderr=err,
-                cwd=Path(__file__).parents[2],
-                env=os.environ
-                | {
-                    "XLA_FLAGS": "",
-                    "JAX_COMPILATION_CACHE_DIR": str(cache),
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                    "COLUMNS": "120",
-                },
-            )
+        arguments = ["-m", "launch.train_rm", *flags(files, run_dir)]
+        self.process = Process(arguments, *self.streams, XLA_FLAGS=devices(1), COLUMNS="120")
 
     def inode(self) -> int:
         """Of metrics.jsonl, which every start writes anew up to where it goes on."""
@@ -89,7 +72,7 @@ class Command:
         """Send the signal, and wait: exit status, stdout, and the lines of stderr."""
         if number:
             self.process.send_signal(number)
-        status = self.process.wait(240)
+        status = self.process.wait()
         out, err = (stream.read_text() for stream in self.streams)
         return status, out, [line.strip() for line in re.split(r"[\r\n]+", err) if line.strip()]
 

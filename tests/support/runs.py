@@ -21,7 +21,7 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def in_process():
-    """The conditions of the PPO runs: one device, each program compiled once and quickly."""
+    """The conditions of the PPO runs: one device, each program compiled once."""
     with ppo_cases.conditions():
         yield
 

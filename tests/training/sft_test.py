@@ -33,7 +33,6 @@ PARAMS = tiny_cases.parameters(MODEL)
 OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
 
 pytest_plugins = ["runs"]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def texts(seed: int) -> list[Demonstration]:

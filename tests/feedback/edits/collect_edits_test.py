@@ -1,95 +1,28 @@
 """Edits by a language model, from the command line to the file, against one that misbehaves."""
 
-import contextlib
 import json
 import os
-import random
 import re
 import signal
-import subprocess
 import sys
-import time
 
 import bad_input_cases
 import llm_server
 import ppo_cases
 import pytest
 import tiny_cases
-from request_cases import cached_prompts, read, shorten_pauses
+from collect_cases import CONFIG, collect, edited, editor, files, original
+from request_cases import read
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.llm.cache import rejected_path
-from fgrlhf_jax.feedback.llm.client import Request
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
 from launch.shared import asking, config_files
 
-CONFIG = collect_edits.CONFIG
-WORDS = "the quick brown fox jumps over a lazy dog while it rains on every old roof"
 REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit of a row
-
-
-def original(n: int) -> str:
-    return f"Response {n}: {WORDS[4 * (n % 3) :]}."
-
-
-def edited(n: int) -> str:
-    return original(n).replace("lazy", "sleeping" if n % 2 else "slow and lazy")
-
-
-def editor(prompt: str) -> str:
-    """A model that edits well, but for some rows, and says something around its edits."""
-    response = re.search(r"Response (\d+): .*", prompt)
-    n, (tag,) = int(response[1]), re.findall(r"between <(\w+)>", prompt) or [""]
-    texts = {
-        3: "I'm sorry, but I can't help with that.",
-        6: response[0],
-        8: "Something else entirely, which nobody had asked for at all in any case.",
-    }
-    text = texts.get(n % 10, f'"{edited(n)}"' if n % 10 == 9 else edited(n))
-    return text if n % 10 == 3 else f"Sure!\n\n<{tag}>\n{text}\n</{tag}>\n\nI changed one word."
-
-
-def write_responses(folder, count):
-    """A file of responses, one of them blank."""
-    rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(count)]
-    rows[17]["output"] = " "
-    write_jsonl(folder / "responses.jsonl", rows)
-    return folder / "responses.jsonl"
-
-
-@pytest.fixture
-def responses(tmp_path):
-    return write_responses(tmp_path, 40)
-
-
-def flags(server, input, output, provider="openai", **fields) -> list[str]:
-    path = "/v1" if provider == "openai" else ""
-    fields = {"provider": provider, "model": "m", "base_url": server.url + path} | fields
-    fields |= {"input": input, "output": output}
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def parse(*args, **fields):
-    return config_files.parse(["", *flags(*args, **fields)], CONFIG)
-
-
-def collect(*args, **fields) -> None:
-    collect_edits.main(parse(*args, **fields))
-
-
-def files(output) -> tuple[bytes, bytes]:
-    return output.read_bytes(), rejected_path(output).read_bytes()
-
-
-@pytest.fixture(autouse=True)
-def settings(monkeypatch):
-    """Keys, and no test that waits for seconds between two attempts."""
-    shorten_pauses(monkeypatch.setattr)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", llm_server.KEY)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
@@ -134,99 +67,6 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert llm_server.KEY.encode() not in written
     assert llm_server.KEY not in printed.out + printed.err
-
-
-# The command, whose attempts follow each other at once.
-COMMAND = """
-import request_cases
-from launch import collect_edits
-from launch.shared import asking
-
-request_cases.shorten_pauses()
-asking.command(collect_edits.main, collect_edits.CONFIG, "")
-"""
-
-
-@contextlib.contextmanager
-def started(*args, **fields):
-    """The command in a process of its own."""
-    command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def stop(process, signal_number, condition) -> bytes:
-    """Sends a signal when the condition holds; what the process then wrote to stderr."""
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.001)
-    process.send_signal(signal_number)
-    _, error = process.communicate(timeout=50)
-    assert process.returncode == {signal.SIGINT: 130}.get(signal_number, -signal_number), error
-    return error
-
-
-@pytest.mark.slow
-def test_stopped_again_and_again(tmp_path, request):
-    """Killed several times, then interrupted: nothing is lost, doubled or asked for again."""
-    kills, concurrency, rng, known = request.config.getoption("--kills"), 4, random.Random(4), []
-    count = max(200, 30 * kills)
-    complete, stopped = tmp_path / "complete.jsonl", tmp_path / "stopped.jsonl"
-    responses = write_responses(tmp_path, count)
-    with llm_server.running(llm_server.shaky(0.2), editor) as server:
-        collect(server, responses, complete)
-        server.work, before = 0.01, server.delivered.total()
-        command = (server, responses, stopped, "openai")
-        fields = {"limits.concurrency": concurrency}
-        identity = asking.model_identity(parse(*command, **fields))
-        for number in (*[signal.SIGKILL] * kills, signal.SIGINT):
-            until = server.delivered.total() + rng.randint(5, 30)
-            with started(*command, **fields) as process:
-                error = stop(process, number, lambda: server.delivered.total() >= until)  # noqa: B023
-            assert files(complete)[0].startswith(files(stopped)[0])
-            assert files(complete)[1].startswith(files(stopped)[1])
-            requests = [Request(prompt) for prompt in server.asked]
-            cached = cached_prompts(tmp_path, requests, "stopped.cache.sqlite", identity)
-            known.append({prompt: server.asked[prompt] for prompt in cached})
-        assert error.decode().endswith("interrupted; run the same command to go on\n")
-        with started(*command, **fields) as process:
-            out, error = process.communicate(timeout=100)
-            assert process.returncode == 0, error
-        for prompts in known:  # what was cached at a stop was never sent again
-            assert all(server.asked[prompt] == asked for prompt, asked in prompts.items())
-        # Besides, what a killed program had been sent and had not yet written.
-        assert server.delivered.total() <= before + count - 1 + kills * concurrency
-        assert 0 < len(known[0]) < len(known[-1]) < count - 1
-    assert files(stopped) == files(complete)
-    assert f"{len(read(complete))} edits in".encode() in out
-
-
-@pytest.mark.slow
-def test_interrupted(responses, tmp_path):
-    """While all threads wait for a server that says nothing."""
-
-    def plan(prompt, before):
-        return "ok" if re.search("Response [02]:", prompt) else "timeout"
-
-    output = tmp_path / "edits.jsonl"
-    with llm_server.running(plan, editor, stall=60) as server:
-        with started(server, responses, output) as process:
-            began = time.monotonic()
-            error = stop(
-                process,
-                signal.SIGINT,
-                lambda: server.now == 8 and output.exists() and output.stat().st_size,
-            )
-        assert time.monotonic() - began < 30  # the server is silent for 60
-    assert error.decode().endswith("interrupted; run the same command to go on\n")
-    assert [row["id"] for row in read(output)] == ["1"]
 
 
 def test_an_output_of_something_else_is_refused(responses, tmp_path):
@@ -277,7 +117,6 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     """A tiny one, whose edits are none."""
     tiny_cases.one_device(monkeypatch)

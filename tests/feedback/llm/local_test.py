@@ -11,8 +11,6 @@ from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TEXTS = [row.instruction for row in make_instructions(9, "test", 0)]
 OPTIONS = {"batch_size": 4, "max_prompt_length": 16}
 LONG = Request(" ".join(["apple"] * 40), max_tokens=6, temperature=1.0)
@@ -32,7 +30,7 @@ def policy(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def send(policy, quick_compilation):
+def send(policy):
     return local.connect(policy, **OPTIONS)
 
 

@@ -1,0 +1,112 @@
+"""The annotators' page over HTTP: who is served, passwords, paths, and requests without sense."""
+
+import time
+
+import pytest
+import starlette.testclient
+
+from fgrlhf_jax.feedback.annotation import server
+from fgrlhf_jax.feedback.annotation.page import Page
+
+
+def serve(store, host="127.0.0.1", root_path="", password="", guidelines=""):
+    app = server.App(
+        Page(store, 0.5), host=host, root_path=root_path, password=password, guidelines=guidelines
+    )
+    return starlette.testclient.TestClient(app, base_url="http://localhost")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "served_at", "root_path", "allowed"),
+    [
+        ("127.0.0.1:7860", None, "127.0.0.1", "", True),
+        ("localhost", None, "127.0.0.1", "", True),
+        ("[::1]:7860", None, "::1", "", True),
+        ("evil.example:7860", None, "127.0.0.1", "", False),
+        ("evil.example:7860", None, "0.0.0.0", "", True),
+        ("mymachine:7860", None, "MyMachine", "", True),
+        ("MyMachine", "http://mymachine", "mymachine", "", True),
+        ("[evil", None, "0.0.0.0", "", False),
+        ("", None, "127.0.0.1", "", False),
+        ("localhost:1", "http://localhost:1", "127.0.0.1", "", True),
+        ("localhost:1", "http://localhost:2", "127.0.0.1", "", False),
+        ("localhost:1", "http://evil.example", "127.0.0.1", "", False),
+        ("localhost:1", "null", "127.0.0.1", "", False),
+        # Behind a proxy that keeps the host, and one that writes its own.
+        ("team.example", "https://team.example", "127.0.0.1", "https://team.example/a", True),
+        ("localhost:1", "https://team.example", "127.0.0.1", "https://team.example/a", True),
+        ("localhost:1", "https://evil.example", "127.0.0.1", "https://team.example/a", False),
+    ],
+)
+def test_only_pages_of_its_own_are_served(store, host, origin, served_at, root_path, allowed):
+    headers = {"host": host} | ({"origin": origin} if origin else {})
+    response = serve(store, served_at, root_path).get("/", headers=headers)
+    assert response.status_code == (200 if allowed else 403)
+    assert ("--config.root_path=https://HOST/PATH" in response.text) == (not allowed)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_under_a_path(store):
+    client = serve(store, root_path="https://localhost/team/a/")
+    for path in ("/", "/team/a/"):  # with a proxy that takes the path off, or not
+        assert '<base href="/team/a/">' in client.get(path).text
+        assert client.post(f"{path}act", json={"action": "enter", "name": "Ann"}).json()["token"]
+    response = client.get("/team/a", follow_redirects=False)
+    assert response.headers["location"] == "/team/a/"
+    response = client.get("/config")
+    assert response.status_code == 404
+    assert "the page is at /team/a/. If a proxy" in response.text
+
+
+def test_guidelines_are_shown_and_their_html_is_text(store, tmp_path):
+    (tmp_path / "g.md").write_text("# Be *kind*\n\n<script>evil()</script> [x](javascript:y)")
+    text = serve(store, guidelines=server.read_guidelines(str(tmp_path / "g.md"))).get("/").text
+    assert "<h1>Be <em>kind</em></h1>" in text
+    assert text.count("<script>") == 1
+    assert 'href="javascript' not in text
+
+
+def test_a_guess_of_the_password_a_second(store):
+    client = serve(store, password="open sesame")
+    guess = {"action": "enter", "name": " Ann  Lee", "password": "sesame"}
+    began = time.monotonic()
+    assert client.post("/act", json=guess).json()["message"] == "that is not the password."
+    assert time.monotonic() - began > 0.9
+    assert client.post("/act", json={"action": "open"}).json()["enter"]
+    assert client.post("/act", json=guess | {"name": " "}).json()["wrong"]
+    token = client.post("/act", json=guess | {"password": "open sesame"}).json()["token"]
+    opened = client.post("/act", json={"action": "open"}, headers={"authorization": token}).json()
+    assert (opened["annotator"], opened["row"]) == ("Ann Lee", "1")
+    guess["password"] = "open sesame"
+    entered = client.post("/act", json=guess | {"name": "annlee"}).json()
+    assert entered["token"] == token
+    new = guess | {"name": "Bob"}
+    assert client.post("/act", json=new).json()["message"].endswith("So far: Ann Lee.")
+    assert client.post("/act", json=new | {"new": True}).json()["token"].startswith("Bob ")
+    for forged in (token.replace("Ann", "Bob"), token[:-1], "Ann%20Lee ", "", "é"):
+        headers = {"authorization": forged.encode()}
+        assert client.post("/act", json={"action": "open"}, headers=headers).json()["enter"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[", "the page and its server differ"),
+        (b"3", "the page and its server differ"),
+        (b'{"action": "lost"}', "the page and its server differ"),
+        (b'{"action": "save", "row": 3}', "the page and its server differ"),
+        (b'{"action": "save", "row": "1", "seconds": "x"}', "the page and its server differ"),
+        (b'{"action": "draft", "row": "1", "text": "\\ud83d"}', "half a character"),
+        (b'{"action": "save", "row": "9"}', "there is no row '9'"),
+        (b'{"action": "save", "row": "1"}', "an edit cannot be empty"),
+        (b'{"action": "draft", "row": "1", "text": "%s"}' % (b"x" * 60000), "has 60000 characters"),
+        (b" " * 2_000_000, "the text is too long; 50000 characters are the most"),
+    ],
+)
+def test_requests_that_make_no_sense(store, body, message):
+    client = serve(store)
+    token = client.post("/act", json={"action": "enter", "name": "Ann"}).json()["token"]
+    answer = client.post("/act", content=body, headers={"authorization": token}).json()
+    assert message in answer["message"]
+    assert answer["wrong"]
+    assert store.decisions() == []

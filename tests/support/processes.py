@@ -1,0 +1,85 @@
+"""Commands in processes of their own, each forked from one that has imported everything before.
+
+They start at once: the imports of a command take longer than what most tests do with it.
+"""
+
+import atexit
+import functools
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PRELOADED = ["orbax.checkpoint", "transformers", "launch.sft", "launch.train_rm", "launch.ppo"]
+
+
+@functools.cache
+def server():
+    """The process that others are forked from; it uses no device."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def devices(count: int) -> str:
+    """``XLA_FLAGS`` of a process that has so many devices, and otherwise those of the tests."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+
+
+def run(arguments: list[str], output: Path, error: Path, environment: dict[str, str]) -> None:
+    """What ``python`` does with these arguments, ``-m MODULE …`` or ``FILE …``."""
+    for path, descriptor in ((output, 1), (error, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if arguments[0] == "-m":
+            from launch.shared import process
+
+            process.begin()
+            sys.modules.pop(arguments[1], None)
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [*arguments]
+            runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
+
+
+class Process:
+    """As ``subprocess.Popen``, in the project's folder, with its output in files."""
+
+    def __init__(self, arguments: list[str], output: Path, error: Path, **environment: str):
+        for path in {output, error}:
+            path.write_text("")
+        words = [str(argument) for argument in arguments]
+        self.process = server().Process(
+            target=run, args=(words, output, error, environment), daemon=True
+        )
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, seconds: float = 240) -> int:
+        self.process.join(seconds)
+        if self.poll() is None:
+            self.kill()
+            raise TimeoutError(f"process {self.pid} has not ended after {seconds} s")
+        return self.poll()
