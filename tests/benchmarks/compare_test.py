@@ -8,7 +8,7 @@ import jax
 import pytest
 from processes import devices
 
-from benchmarks import checkpoint, compare, machine, ours, table, work
+from benchmarks import checkpoint, compare, machine, ours, work
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -153,20 +153,6 @@ def test_bad_options_are_one_sentence(flags, message):
 def test_a_model_that_is_none_is_refused(cache):
     with pytest.raises(compare.InputError, match="model=nowhere: is no folder"):
         checkpoint.language_model("nowhere", cache)
-
-
-def test_the_table_shows_what_there_is():
-    row = {
-        "title": "t",
-        "unit": "tokens/s",
-        "peer_is": "TRL",
-        "ours": 123.4,
-        "flops_share": {"ours": 0.5},
-    }
-    row["memory_gb"] = {"ours": 1.23}
-    assert table.markdown({"rm": row, "machine": {}}).splitlines()[2:] == [
-        "| t | tokens/s | 123 | – | – | 50 % | 1.2 |"
-    ]
 
 
 def test_nothing_but_the_peers_imports_torch():

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from benchmarks import checkpoint, fresh, scaling
+from benchmarks import fresh, scaling
 from fgrlhf_jax.runtime import sharding
 
 
@@ -30,7 +30,3 @@ def test_quadratic_time_has_power_2():
 def test_an_unknown_part_is_refused():
     with pytest.raises(scaling.InputError, match="only=depth: is not one of pairs, batch"):
         scaling.parse_arguments(["--only=depth"])
-
-
-def test_random_models_have_the_shape_that_they_are_named_for():
-    assert checkpoint.SHAPES["llama_1b"].num_layers == 16

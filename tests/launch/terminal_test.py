@@ -162,14 +162,6 @@ def test_nohup():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_imports_of_a_command():
-    run = subprocess.Popen([sys.executable, "-m", "launch.sft"], stderr=subprocess.PIPE, text=True)
-    time.sleep(0.7)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=20)
-    assert (run.returncode, errors) == (130, f"{interrupt.MESSAGE}\n")
-
-
 def test_a_platform_that_is_missing():
     command = [sys.executable, "-m", "launch.sft", "--config.run_dir=/nowhere"]
     environment = os.environ | {"JAX_PLATFORMS": "cuda"}

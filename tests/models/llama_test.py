@@ -252,7 +252,8 @@ def test_scan_unroll_and_remat_are_the_same_function():
         chex.assert_trees_all_equal_shapes(parameters(llama.CausalLM(how)), params)
         compiled = loss_and_gradient(how, params, tokens, mask)
         (_, logits), gradient = compiled(params)
-        assert (" while(" in compiled.as_text()) == scan
+        loops = compiled.as_text().count(" while(")  # a scatter of the embedding may be one
+        assert (loops > 1) == scan
         temporaries[scan, remat] = compiled.memory_analysis().temp_size_in_bytes
         want = want or (logits, gradient)
         np.testing.assert_array_equal(logits, want[0])

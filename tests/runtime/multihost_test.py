@@ -37,6 +37,7 @@ SUPERVISED = {
     "micro_batch_size": 4,
     "data__template": "plain",
     "data__max_length": 64,
+    "data__buckets": 1,
     "data__max_prompt_length": 40,
     "optimizer__learning_rate": 1e-3,
 }

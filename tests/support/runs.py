@@ -66,6 +66,7 @@ def sft_fields(world) -> dict:
         "max_to_keep": 6,
         "model__vocab_size": 300,
         "data__max_length": 48,
+        "data__buckets": 1,
         "data__max_prompt_length": 24,
         "export__dtype": "bfloat16",
         "optimizer__learning_rate": 1e-2,

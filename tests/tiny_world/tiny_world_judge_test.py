@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import time
 from collections import Counter
 
 import pytest
@@ -218,10 +217,3 @@ def test_oracle_rewards_by_hand():
     assert rewards == [[p / 28 for p in row] for row in expected]
     with pytest.raises(InputError, match="no instruction"):
         judge(["say hello"], ["hello"])
-
-
-def test_ten_thousand_responses_take_seconds(drafts):
-    prompts, responses = zip(*drafts[:210], strict=True)
-    start = time.process_time()
-    judge(prompts * 48, responses * 48)
-    assert time.process_time() - start < 10  # 0.7 s on a core of its own

@@ -16,7 +16,6 @@ from fgrlhf_jax.feedback.edits.report import (
     compute_statistics,
     format_examples,
     format_figures,
-    histogram,
 )
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -85,21 +84,6 @@ def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
     assert examples(0) == []
     assert examples(1)[0]["original"] == [("a b c ", False), ("d", True)]
     assert examples(1)[0]["edited"] == [("a b c", False)]
-
-
-def test_histograms():
-    """Lengths have round bins with all rows in them; a ratio at an edge is in the bin above."""
-    rng = np.random.default_rng(0)
-    for scale in (0, 1, 7, 40, 900):
-        values = np.round(rng.normal(0, scale, 500)).astype(int).tolist()
-        lengths = histogram("length_change", values)
-        (width,) = set(np.diff(lengths["edges"]).tolist())
-        assert re.fullmatch("[125]0*", str(width))
-        assert sum(lengths["counts"]) == 500
-        assert len(lengths["counts"]) <= 62
-        assert 0 in lengths["edges"]
-    ratios = histogram("word_change_ratio", [0.0, 0.05, 0.15, 0.3, 0.35, 0.6, 1.0])
-    assert [k for k, n in enumerate(ratios["counts"]) if n] == [0, 1, 3, 6, 7, 12, 19]
 
 
 def test_the_terminals_report():
