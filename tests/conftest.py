@@ -10,10 +10,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of the suite's time, and no test is about the speed of the result: without these
 # it takes eight times as long.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=8"
-)
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_force_host_platform_device_count=8"
+).strip()
 # No test needs a network: a look-up on a hub must fail at once instead of being tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

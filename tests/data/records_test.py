@@ -15,7 +15,6 @@ from fgrlhf_jax.data.records import (
     alpaca_eval_prompt,
     read,
     read_with_rows,
-    split,
 )
 from fgrlhf_jax.data.rows import read_rows
 from fgrlhf_jax.errors import InputError
@@ -336,14 +335,6 @@ def test_what_json_cannot_say_is_written_as_text(write):
     assert written == EDIT | {"raw": "b'x'", "rewards": [0.5]}
 
 
-
-
-
-
-
-
-
-
 def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
     lost = {"chosen": "One fruit is figs.", "rejected": "One fruit is mud."}
     assert read(write(data=lines(lost, lost)))[1].instruction == "One fruit is"
@@ -352,9 +343,3 @@ def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
         read(name)
     assert [row.instruction for row in read(name, refused=refused)] == ["Name a fruit."]
     assert len(refused) == 1
-
-
-
-
-
-

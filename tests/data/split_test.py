@@ -6,8 +6,6 @@ from fgrlhf_jax.data.records import Edit, Instruction, split
 from fgrlhf_jax.errors import InputError
 
 
-
-
 def many(count: int) -> list[Instruction]:
     """Rows whose prompts recur: three rows a prompt, told apart by input or instruction."""
     return [Instruction(f"Do {n % 40}.", f"{n % 70}", f"{n}") for n in range(count)]

@@ -18,8 +18,6 @@ from fgrlhf_jax.ppo import programs
 from fgrlhf_jax.ppo.models import Architectures, abstract_params
 from fgrlhf_jax.runtime import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Wide, so that a batch's states and logits are smaller than an eighth of a matrix.
 SIZES = {"num_heads": 8, "num_kv_heads": 8, "hidden_size": 256, "intermediate_size": 384}
 CFG = dataclasses.replace(tiny_cases.CFG, **SIZES, head_dim=32, vocab_size=512)
