@@ -117,7 +117,7 @@ def test_the_config_of_another_command_is_refused(command):
             "--confg=configs/rm.py: is not a flag; did you mean --config?",
         ),
         (["--qqq"], "--qqq: is not a flag; write --config.FIELD=VALUE"),
-        (["--config.qqq=1"], "--config.qqq: there is no such field; --help=all shows all 5"),
+        (["--config.qqq=1"], "--config.qqq: there is no such field; --help=all shows all "),
         (["--config.data=1"], "--config.data: is a group of fields: data.alignment, "),
         (["--config.learning_rate=1"], "did you mean optimizer.learning_rate?"),
         (["--config.steps"], "Missing value for flag --config.steps"),
