@@ -17,6 +17,7 @@ from fgrlhf_jax.errors import InputError
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 SOURCE_BYTES = 2 * 10**9
+LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
 BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
@@ -138,7 +139,7 @@ def _parquet_batches(source: str) -> Iterator:
     file = pyarrow.parquet.ParquetFile(source)
     groups = range(file.metadata.num_row_groups)
     sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # before it is expanded
-    check_size(source, sum(sizes))
+    check_size(source, max(sum(sizes), LEAST_ROW_BYTES * file.metadata.num_rows))
     count = BATCH_BYTES // max([1, *sizes])  # no row has more bytes than its group
     return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
 

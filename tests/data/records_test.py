@@ -179,8 +179,9 @@ def test_sources_that_are_too_large(write, monkeypatch):
     table = pyarrow.table({"instruction": ["x"] * 2000, "output": cells})
     pyarrow.parquet.write_table(table, "a.parquet", compression="zstd")
     write(data=gzip.compress(b" " * 20_000_000), name="b.jsonl.gz")
+    pyarrow.parquet.write_table(pyarrow.table({"output": ["x"] * 300_000}), "c.parquet")
     monkeypatch.setattr("fgrlhf_jax.data.rows.SOURCE_BYTES", 10_000_000)
-    for name in ("a.parquet", "b.jsonl.gz"):
+    for name in ("a.parquet", "b.jsonl.gz", "c.parquet"):
         with pytest.raises(InputError, match=f"^{name}: holds more than 0.01 GB of text; give a"):
             next(read_rows(name))  # before any row
 
