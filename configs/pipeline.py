@@ -52,7 +52,7 @@ GROUPS = {
         "files.test": Field("", 'FILE of prompts; "" takes half of the held-out edits\''),
     },
     "Evaluation": {
-        "judge": Field("", "MODULE:FUNCTION that scores responses"),
+        "judge": Field("", 'MODULE:FUNCTION that scores responses; "": no win rates'),
         "judge_name": Field("", "its name in the report"),
         "test_prompts": Field(805, "test prompts, at most", at_least=1),
         "answer_batch_size": Field(128, "prompts at a time", at_least=1),

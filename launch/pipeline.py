@@ -47,9 +47,8 @@ def check(config: ConfigDict) -> None:
         raise InputError(
             f"files.{files[0]} is given to a config of the embedded world; use pipeline.py:cad"
         )
-    for name, value in (("judge", config.judge), ("files.edits", config.files.edits)):
-        if not value and not config.embedded:
-            raise InputError(f"{name} is empty; give --config.{name}=…")
+    if not config.files.edits and not config.embedded:
+        raise InputError("files.edits is empty; give --config.files.edits=…")
     if config.judge and user_function.takes(user_function.load(config.judge), "tokens"):
         raise InputError(
             f"judge={config.judge}: asks for tokens, which responses to the test prompts are kept "

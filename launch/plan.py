@@ -10,10 +10,11 @@ and the config's mesh; they are virtual ones of this computer's CPU. Without the
 checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes of
 models, optimizer state, KV cache and of each step, whether that fits --memory, FLOPs of the model
 and as compiled, and how long each stage takes at least where products reach a share of the peak
-(--efficiency). Where a step does not fit, it looks for the smallest change of micro-batch, mesh,
-dtypes and remat that does, and ends with status 1; where models and optimizer state alone never
-fit, no step is compiled. Rows are as long as the config allows, or with --lengths=FILE (PPO) as
-its rows of {"prompt": tokens, "response": tokens}, or as the prompts and responses of any file.
+(--efficiency). With --memory it looks for the largest micro-batch that fits. Where a step does not
+fit, it looks for the smallest change of micro-batch, meshes, dtypes and remat that does, and ends
+with status 1; where models and optimizer state alone never fit, no step is compiled. Rows are as
+long as the config allows, or with --lengths=FILE (PPO) as its rows of {"prompt": tokens,
+"response": tokens}, or as the prompts and responses of any file.
 """
 
 import argparse
@@ -30,7 +31,12 @@ from configs.fields import check_argument
 from fgrlhf_jax.data.demonstrations import encode_demonstrations
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.plan.fit import format_change, holds_models, smallest_change
+from fgrlhf_jax.plan.fit import (
+    format_change,
+    holds_models,
+    largest_micro_batch,
+    smallest_change,
+)
 from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
@@ -81,10 +87,15 @@ def main(config, options: dict[str, str]) -> bool:
     if plan["steps"]:
         plan["roofline"] = roofline(plan, device, efficiency)
         print("\n" + format_roofline(plan["roofline"], devices))
+    plan["change"] = None
     if not plan["fits"]:
         change = can_fit and smallest_change(config, make_shapes, memory, report)
         plan["change"] = change or None
         print(format_advice(format_change(change) if change else None, memory))
+    elif options["memory"] != UNSET:
+        plan["change"] = largest_micro_batch(config, make_shapes, memory, report) or None
+        change = plan["change"] and format_change(plan["change"])
+        print(f"\nThe largest micro-batch that fits: {change or 'the present one'}")
     if options["json"]:
         write_json(options["json"], plan)
     return plan["fits"]

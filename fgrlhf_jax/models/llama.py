@@ -105,6 +105,13 @@ SIZES: dict[str, LlamaConfig] = {
     ),
     "llama_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, norm_eps=1e-6),
     "llama2_7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, max_position=4096),
+    "llama3_2_1b": LlamaConfig(
+        *(128256, 2048, 8192, 16, 32, 8, 64),
+        rope_theta=5e5,
+        rope_scaling=RopeScaling(factor=32.0),
+        max_position=131072,
+        tie_embeddings=True,
+    ),
     "llama3_8b": LlamaConfig(
         128256, 4096, 14336, 32, 32, 8, 128, rope_theta=5e5, max_position=8192
     ),

@@ -26,7 +26,7 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
         "config": run_dir.flatten(config.to_dict()),
         "seeds": config.seeds,
         "title": config.title,
-        "judge": config.judge_name,
+        "judge": config.judge_name if config.judge else "",
         "test_prompts": len(reference),
         "arms": {
             arm: {"label": label, "runs": [read_run(home, arm) for home in homes]}
@@ -60,7 +60,7 @@ def read_run(home: Path, arm: str) -> dict:
         scores = [answer["score"] for answer in answers]
         run[decoding] = {
             "scores": scores,
-            "outcome": win_rate.outcomes(scores, reference_scores).tolist(),
+            "outcome": _outcomes(scores, reference_scores),
             "lengths": [answer["length"] for answer in answers],
             "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
             "kl": kl if decoding == "sampled" else None,
@@ -75,15 +75,22 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
     samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
     for name in ("reference", *arms):
         answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]
-        scores = ([a["score"] for a in rows] for rows in (answers_of_arm, reference))
-        outcomes = win_rate.outcomes(*scores)
+        scores = [[a["score"] for a in rows] for rows in (answers_of_arm, reference)]
+        outcomes = _outcomes(*scores)
         for sample, answer, outcome in zip(samples, answers_of_arm, outcomes, strict=True):
             sample["by"][name] = {
                 "text": answer["output"],
                 "score": answer["score"],
-                "outcome": None if name == "reference" else float(outcome),
+                "outcome": None if name == "reference" else outcome,
             }
     return samples
+
+
+def _outcomes(scores: list, reference: list) -> list[float | None]:
+    """See ``win_rate.outcomes``; without a judge there are neither scores nor outcomes."""
+    if None in scores:
+        return [None] * len(scores)
+    return win_rate.outcomes(scores, reference).tolist()
 
 
 def learning_curve(rows: list[dict]) -> list[dict]:

@@ -195,6 +195,7 @@ def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
 def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str, str]) -> None:
     """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
 
+    Without a judge the scores are None.
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
 
@@ -212,7 +213,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
                 f"give --config.template={learned} and another run_dir"
             )
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
-    judge = user_function.load(config.judge)
+    judge = user_function.load(config.judge) if config.judge else None
     score = functools.partial(user_function.score_responses, judge, config.judge)
 
     texts = [records.prompt_text(row) for row in prompts]
@@ -224,7 +225,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         seed += config.seed
         rows = generate_responses(model, prompts, sampling, generator=arm, seed=seed, **options)
         responses, ended = ([row[key] for row in rows] for key in ("output", "finished"))
-        scores = score(texts, responses, finished=ended)
+        scores = score(texts, responses, finished=ended) if judge else [None] * len(rows)
         return [row | {"score": s} for row, s in zip(rows, scores, strict=True)]
 
     out = folder / f"seed_{seed}" / "answers"

@@ -15,7 +15,7 @@ and without the copies that only widen or round.
 import functools
 from collections import defaultdict
 
-from fgrlhf_jax.plan.hlo import Computation, Instruction, root_of
+from fgrlhf_jax.plan.hlo import Computation, Instruction, branches, root_of
 
 HALF = ("bf16", "f16")
 MOVES = {
@@ -80,6 +80,9 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
             return walk(i.called[0], operands)
         if i.opcode == "while":
             return carried(i.attribute("body"), operands[0])
+        if i.opcode == "conditional":
+            ends = (walk(name, [x]) for name, x in zip(branches(i), operands[1:], strict=True))
+            return functools.reduce(join, ends)
         if i.opcode == "optimization-barrier" and not i.dtype:
             return operands[0]
         if i.dtype in HALF:

@@ -1,6 +1,7 @@
-"""The smallest change of a config that makes a run fit the memory of its devices.
+"""The smallest change of a config that makes a run fit the memory of its devices, and the largest
+micro-batch that fits.
 
-Only what leaves the algorithm as it is may change: the micro-batch, the mesh, dtypes and remat.
+Only what leaves the algorithm as it is may change: the micro-batch, the meshes, dtypes and remat.
 """
 
 import contextlib
@@ -16,18 +17,17 @@ from fgrlhf_jax.plan.shapes import RunShapes
 from fgrlhf_jax.runtime import sharding
 
 MICRO = "micro_batch_size"
+WITHOUT_MICRO = ("decoding_weights", "generate")  # steps that take no micro-batches
+MakeShapes = Callable[[ConfigDict], RunShapes]
+Report = Callable[[str], None]
 
 
 def smallest_change(
-    config: ConfigDict,
-    make_shapes: Callable[[ConfigDict], RunShapes],
-    memory: float,
-    report: Callable[[str], None],
+    config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
 ) -> dict | None:
     """The fewest fields to change so that every step of a run fits.
 
-    Where a change fits with the smallest micro-batch only, the largest one that does is looked for.
-    (A single micro-batch can need less than two of them, whose gradients are summed.)
+    With them goes the largest micro-batch that fits, where it is not the present one.
 
     Args:
       config: of a run that does not fit.
@@ -38,6 +38,44 @@ def smallest_change(
     Returns:
       Field names -> new values, or None where no such change fits.
     """
+    fits = _tester(config, make_shapes, memory, report, {})
+    for _, of_size in itertools.groupby(_changes(config), key=len):
+        with_smaller_batches = []
+        for change in of_size:
+            sizes, present = _micro_batches(config, change)
+            smallest = sizes[0] if sizes else present
+            is_whole = present == max(sizes, default=present)
+            if smallest < present and fits(change | {MICRO: smallest}):
+                with_smaller_batches.append(change)
+            elif smallest < present and not is_whole:
+                continue
+            # A single micro-batch can need less than two of them, whose gradients are summed.
+            if change and fits(change):
+                return _with_largest(config, change, fits)
+        if with_smaller_batches:
+            return _with_largest(config, with_smaller_batches[0], fits, below=True)
+    return None
+
+
+def largest_micro_batch(
+    config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
+) -> dict:
+    """The change to the largest micro-batch that fits, {} where it is the present one.
+
+    Args: those of :func:`smallest_change`, of a run that fits.
+    """
+    known = {(name, ""): True for name in WITHOUT_MICRO}
+    return _with_largest(config, {}, _tester(config, make_shapes, memory, report, known))
+
+
+def _tester(
+    config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report, known: dict
+) -> Callable[[dict], bool]:
+    """Whether a change of the config fits.
+
+    Args:
+      known: whether steps without micro-batches fit, by their name and the flags of the change.
+    """
 
     def fits(change: dict) -> bool:
         report(f"trying {format_change(change)} …")
@@ -46,30 +84,26 @@ def smallest_change(
         except InputError:  # of a mesh that the batches do not divide over
             return False
         resident = _resident(shapes)
-        return resident <= memory and all(
-            measure_step(step, resident, memory, shapes.mesh.size)["fits"]
-            for step in reversed(shapes.steps.values())  # the largest one is the last
-        )
+        flags = format_change({name: v for name, v in change.items() if name != MICRO})
 
-    for _, of_size in itertools.groupby(_changes(config), key=len):
-        with_smaller_batches = []
-        for change in of_size:
-            if change and fits(change):
-                return change
-            sizes = _micro_batches(config, change)
-            if len(sizes) > 1 and fits(change | {MICRO: sizes[0]}):
-                with_smaller_batches.append(change)
-        if with_smaller_batches:
-            return _with_largest(config, with_smaller_batches[0], fits)
-    return None
+        def step_fits(name: str) -> bool:
+            if (name, flags) in known:
+                return known[name, flags]
+            found = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
+            if name in WITHOUT_MICRO:
+                known[name, flags] = found
+            return found
+
+        # The largest step is the last one.
+        return resident <= memory and all(map(step_fits, reversed(shapes.steps)))
+
+    return fits
 
 
-def holds_models(
-    config: ConfigDict, make_shapes: Callable[[ConfigDict], RunShapes], memory: float
-) -> bool:
+def holds_models(config: ConfigDict, make_shapes: MakeShapes, memory: float) -> bool:
     """Whether models and optimizer state fit ``memory`` bytes, as they are or with a change."""
     for change in _changes(config):
-        for size in _micro_batches(config, change)[:1]:
+        for size in _micro_batches(config, change)[0][:1]:
             with contextlib.suppress(InputError):  # of a mesh that the batches do not divide over
                 if _resident(make_shapes(changed(config, change | {MICRO: size}))) <= memory:
                     return True
@@ -93,7 +127,7 @@ def format_change(change: dict) -> str:
 
 
 def _changes(config: ConfigDict) -> Iterator[dict]:
-    """Every choice of remat, dtypes and mesh, without the micro-batch, the fewest fields first."""
+    """Every choice of remat, dtypes and meshes but the micro-batch, the fewest fields first."""
     options: dict[str, list] = {} if config.model.remat else {"model.remat": [True]}
     dtypes = {"model.dtype": config.model.dtype, "inference_dtype": config.get("inference_dtype")}
     options |= {n: ["bfloat16"] for n, dtype in dtypes.items() if dtype == "float32"}
@@ -103,6 +137,9 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     shapes = [(1, devices // n, n) for n in tensors]
     meshes = [",".join(map(str, shape)) for shape in shapes if shape != present]
     options |= {"mesh": meshes} if meshes else {}
+    decoding = f"1,1,{devices}"
+    if devices > 1 and config.get("generation_mesh", decoding) != decoding:
+        options["generation_mesh"] = [decoding]
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):
             if "inference_dtype" in names and "model.dtype" in set(options) - set(names):
@@ -111,19 +148,28 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
                 yield dict(zip(names, values, strict=True))
 
 
-def _micro_batches(config: ConfigDict, change: dict) -> list[int]:
-    """Sizes of a micro-batch that divide the config's own and the mesh, ascending."""
+def _micro_batches(config: ConfigDict, change: dict) -> tuple[list[int], int]:
+    """Sizes of a micro-batch that divide the batch of an update and the mesh, ascending, and the
+    present one."""
     mesh = sharding.make_mesh(change.get("mesh", config.mesh))
-    size = config[MICRO] or config.get("minibatch_size") or config.batch_size
+    whole = config.get("minibatch_size") or config.batch_size
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return [n for n in range(shards, size + 1, shards) if size % n == 0]
+    sizes = [n for n in range(shards, whole + 1, shards) if whole % n == 0]
+    return sizes, config[MICRO] or whole
 
 
-def _with_largest(config: ConfigDict, change: dict, fits: Callable[[dict], bool]) -> dict:
-    """The change with the largest micro-batch that fits; the smallest does, the present not."""
-    sizes = _micro_batches(config, change)[:-1]
-    low, high = 0, len(sizes)
+def _with_largest(
+    config: ConfigDict, change: dict, fits: Callable[[dict], bool], below: bool = False
+) -> dict:
+    """The change with the largest micro-batch that fits.
+
+    Args:
+      below: the present one does not fit, and the smallest does; else the present one does.
+    """
+    sizes, present = _micro_batches(config, change)
+    kept = [n for n in sizes if (n < present if below else n >= present)]
+    low, high = 0, len(kept)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(change | {MICRO: sizes[middle]}) else (low, middle)
-    return change | {MICRO: sizes[low]}
+        low, high = (middle, high) if fits(change | {MICRO: kept[middle]}) else (low, middle)
+    return change if not kept or kept[low] == present else change | {MICRO: kept[low]}

@@ -111,7 +111,12 @@ def _evaluations(runs: list[dict]) -> list[list[dict]]:
 
 
 def _mean_of_seeds(samples: list[list[float]]) -> tuple[float, float | None]:
-    """Mean and error of one list of numbers a seed: over seeds, of one seed over prompts."""
+    """Mean and error of one list of numbers a seed: over seeds, of one seed over prompts.
+
+    None and None without a judge.
+    """
+    if None in samples[0]:
+        return None, None
     if len(samples) == 1:
         return mean_and_error(samples[0])
     return mean_and_error([np.mean(sample) for sample in samples])
@@ -204,6 +209,8 @@ def _comparisons(arms: dict, seed: int) -> list[dict]:
     A prompt's outcome is its mean over seeds.
     """
     names = [name for name in arms if name != REFERENCE]
+    if any(None in arms[name]["runs"][0]["sampled"]["outcome"] for name in names):
+        return []  # no judge
     pairs = [(b, a) for a, b in itertools.pairwise(names)]
     pairs += [pair for pair in COMPARED if pair not in pairs and {*pair} <= arms.keys()]
     outcomes = {

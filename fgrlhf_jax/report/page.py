@@ -55,7 +55,9 @@ def _figures(report: dict) -> dict[str, list]:
     for field, name in {**names, "unfinished": "share unfinished"}.items():
         ends.append(chart("step", field, "PPO step", name, cut_y="high" if field == "kl" else ""))
     learning = chart("step", "gold", "PPO step", score, cut_y="low")
-    return {"table1": [_win_rates(report)], "curves": [learning], "end": ends}
+    judged = all(row["win_rate"] is not None for row in report["table1"].values())
+    win_rates = [_win_rates(report)] if judged else []
+    return {"table1": win_rates, "curves": [learning], "end": ends}
 
 
 def _win_rates(report: dict):

@@ -34,9 +34,10 @@ def subtitle(report: dict) -> str:
     """The size of the study, its judge, and what the errors are over."""
     seeds = report["seeds"]
     over = "seeds" if seeds > 1 else "prompts"
+    judge = f"{report['judge']} as the judge" if report["judge"] else "no judge"
     return (
         f"{report['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{report['judge']} as the judge. ± is one standard error over {over}."
+        f"{judge}. ± is one standard error over {over}."
     )
 
 
@@ -62,7 +63,7 @@ def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
 
 
 def _table1(report: dict) -> Section:
-    judge, labels = report["judge"], report["labels"]["arms"]
+    judge, labels = report["judge"] or "judge", report["labels"]["arms"]
     rows = []
     for name, row in report["table1"].items():
         cells = [

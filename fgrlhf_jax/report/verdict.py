@@ -32,7 +32,9 @@ def answer_questions(report: dict) -> dict:
       report: the content of a report, without the answer.
     """
     rivals = {arm: words for arm, words in RIVALS.items() if arm in report["table1"]}
-    if TOKEN in report["table1"] and rivals:
+    if any(row["win_rate"] is None for row in report["table1"].values()):
+        better, remark = [], "This study has no judge."
+    elif TOKEN in report["table1"] and rivals:
         better = [_compare_wins(report, arm, words) for arm, words in rivals.items()]
         remark = _sharpening(report)
     else:

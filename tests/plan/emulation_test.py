@@ -66,6 +66,18 @@ def test_gathered_weights(dtype):
     assert costs.link_bytes == L * F * F * 7 / 8 * size
 
 
+def test_what_a_branch_computes():
+    """Weights that are stored in bfloat16 are widened by nothing but this CPU, there too."""
+
+    def function(x, weights, flag):
+        return jax.lax.cond(flag, lambda x: layers(jnp.bfloat16, x, weights), lambda x: -x, x)
+
+    shapes = (B, F, "bfloat16"), (L, F, F, "bfloat16"), ("bool",)
+    as_compiled, corrected, _ = compile_for("bfloat16", function, *shapes)
+    assert as_compiled > L * F * F * 4
+    assert corrected < 2 * F * F * 2  # a slice of these, and activations
+
+
 def test_what_is_meant_to_be_float32_stays_so():
     """Sums in float32 of bfloat16 numbers are no bfloat16 numbers."""
 

@@ -4,11 +4,13 @@ import types
 
 import pytest
 
-from configs import rm
+from configs import ppo, rm
 from fgrlhf_jax.plan import fit
 from fgrlhf_jax.plan.memory import format_advice, measure
 from fgrlhf_jax.plan.shapes import reward_model_shapes
 from fgrlhf_jax.runtime import sharding
+
+MICRO = fit.MICRO
 
 
 def make_config(**fields):
@@ -41,6 +43,7 @@ def needs(monkeypatch):
         (105, {"micro_batch_size": 8}, {"model.remat": True}),  # of 110
         (90, {"micro_batch_size": 8}, {"mesh": "1,2,4"}),  # 36 + 40
         (110, {"model.remat": True, "batch_size": 32}, {"micro_batch_size": 16}),
+        (104, {"micro_batch_size": 8, "model.remat": True}, {"mesh": "1,2,4", MICRO: 16}),
         (60, {}, {"mesh": "1,2,4", "micro_batch_size": 4}),
         (56, {}, {"mesh": "1,2,4", "micro_batch_size": 4}),
         (41, {}, {"model.remat": True, "mesh": "1,2,4", "micro_batch_size": 2}),
@@ -50,6 +53,28 @@ def needs(monkeypatch):
 def test_the_fewest_fields_and_the_largest_micro_batch(needs, memory, fields, expected):
     config = make_config(**fields)
     assert fit.smallest_change(config, needs, memory, lambda line: None) == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "fields", "expected"),
+    [
+        (119, {"micro_batch_size": 8}, {}),
+        (120, {"micro_batch_size": 8}, {"micro_batch_size": 16}),
+        (139, {"micro_batch_size": 8, "batch_size": 64}, {"micro_batch_size": 16}),
+        (1000, {"micro_batch_size": 8, "batch_size": 48}, {"micro_batch_size": 48}),
+        (1000, {"batch_size": 48}, {}),
+    ],
+)
+def test_the_largest_micro_batch_of_a_run_that_fits(needs, memory, fields, expected):
+    config = make_config(**fields)
+    assert fit.largest_micro_batch(config, needs, memory, lambda line: None) == expected
+
+
+def test_decoding_may_have_another_mesh():
+    config = ppo.get_config("tiny")
+    assert {"generation_mesh": "1,1,8"} in fit._changes(config)
+    config.generation_mesh = "1,1,8"
+    assert not any("generation_mesh" in change for change in fit._changes(config))
 
 
 def test_a_compiled_run():

@@ -194,3 +194,23 @@ def test_runs_on_other_prompts_are_refused():
     study["arms"]["fine_grained"]["runs"] = []
     with pytest.raises(InputError, match="has no run"):
         build_report(study)
+
+
+def test_a_study_without_a_judge():
+    """Lengths, reward models, responses and token rewards; no win rate and nothing compared."""
+    study = make_study(2) | {"judge": ""}
+    for arm in study["arms"].values():
+        for run in arm["runs"]:
+            for decoding in ("sampled", "greedy"):
+                run[decoding] |= dict.fromkeys(("scores", "outcome"), [None] * 64)
+            run["curve"] = [point | {"gold": None} for point in run["curve"]]
+    report = build_report(study)
+    row = report["table1"]["fine_grained_token"]
+    assert (row["win_rate"], row["gold"], row["length"], row["kl"]) == (None, None, 10, 1.5)
+    assert report["comparisons"] == []
+    assert report["answer"]["better"]["text"] == "This study has no judge."
+    tables = {section.key: section for section in sections(report)}
+    assert tables.keys() == {"table1", "table2", "stages"}
+    assert tables["table1"].rows[0][1:5] == ["–"] * 4
+    assert "Token rewards" in to_markdown(report)
+    assert "Token rewards" in to_html(report)
