@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.data.tokenizers import import_transformers
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, gguf, hf_names
+from fgrlhf_jax.models import checksums, gguf, hf_names, quantize
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
@@ -243,7 +243,8 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     Args:
       path: folder, GGUF file or hub id.
       abstract: a tree of ``jax.ShapeDtypeStruct`` (or arrays) named like the parameters of
-        llama.py, or any part of one; each leaf's dtype and sharding are those of the result.
+        llama.py, or any part of one; each leaf's dtype and sharding are those of the result. A
+        kernel may be one of ``quantize.Quantized``: each layer's is quantized as it is read.
         ``head/unembed`` comes from the LM head (or the tied embedding) where the checkpoint has
         no such tensor of its own.
 
@@ -260,7 +261,7 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     if "lm_head.weight" in stored:
         stored.setdefault("head.unembed", stored["lm_head.weight"])
 
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=quantize.is_quantized)
     leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]
     _check_fit(path, stored, leaves)
     bad, filled = [], []
@@ -306,33 +307,40 @@ def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> 
 
 
 @functools.lru_cache(maxsize=64)
-def _inserter(transpose: bool, dtype, target):
+def _inserter(transpose: bool, kind, target):
     """(array or None, layer, stored tensor) -> (array with it, is it finite), array donated."""
 
     def insert(array, layer, raw):
-        value = (raw.T if transpose else raw).astype(dtype)
+        value = quantize.store(raw.T if transpose else raw, kind)
         if array is not None:
-            value = jax.lax.dynamic_update_index_in_dim(array, value, layer, 0)
+            place = functools.partial(jax.lax.dynamic_update_index_in_dim, index=layer, axis=0)
+            value = jax.tree.map(place, array, value)
         return value, jnp.isfinite(raw).all()
 
     return jax.jit(insert, donate_argnums=0, out_shardings=(target, None))
 
 
-def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[jax.Array, bool]:
+def _zeros(leaf) -> jax.Array:
+    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=getattr(leaf, "sharding", None))
+    return zeros(leaf.shape, leaf.dtype)
+
+
+def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
     """Put one stored tensor where it belongs; also whether all of it is finite."""
     stacked, transpose = hf_names.is_stacked(ours), hf_names.is_transposed(ours)
-    raw, target = tensor.read(), getattr(leaf, "sharding", None)
-    if isinstance(target, NamedSharding):  # the tensor as stored, split the way it will be
-        spec = [*target.spec, *[None] * (len(leaf.shape) - len(target.spec))][stacked:]
+    raw, target = tensor.read(), jax.tree.map(lambda x: getattr(x, "sharding", None), leaf)
+    whole = target.qvalue if quantize.is_quantized(leaf) else target
+    if isinstance(whole, NamedSharding):  # the tensor as stored, split the way it will be
+        spec = [*whole.spec, *[None] * (len(leaf.shape) - len(whole.spec))][stacked:]
         spec = PartitionSpec(*(spec[::-1] if transpose else spec))
-        source = NamedSharding(target.mesh, spec)
+        source = NamedSharding(whole.mesh, spec)
         value = jax.make_array_from_callback(raw.shape, source, lambda index: raw[index])
     else:
-        value = jax.device_put(raw, target)
+        value = jax.device_put(raw, whole)
     if stacked and layer == 0:
-        zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=target)
-        array = zeros(leaf.shape, leaf.dtype)
-    array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
+        array = jax.tree.map(_zeros, leaf)
+    kind = leaf.kind if quantize.is_quantized(leaf) else leaf.dtype
+    array, finite = _inserter(transpose, kind, target)(array, layer, value)
     return array, bool(finite)
 
 

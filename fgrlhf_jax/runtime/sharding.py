@@ -20,12 +20,13 @@ from fgrlhf_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# The first pattern that matches a leaf's path decides. Kernels of blocks have a leading layer axis.
+# The first pattern that matches a leaf's path decides. Kernels of blocks have a leading layer axis;
+# of quantized ones there are kernel/qvalue and kernel/scale.
 TABLE = (
     (r"embed/embedding$|head/unembed$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
-    (r"(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"(q|k|v|gate|up)/kernel(/|$)", P(None, "fsdp", "tensor")),
+    (r"(o|down)/kernel(/|$)", P(None, "tensor", "fsdp")),
     (r"(q|k|v|gate|up)/bias$", P(None, "tensor")),
     (r"(q|k|v|gate|up)/lora_a$", P(None, "fsdp", None)),
     (r"(o|down)/lora_b$", P(None, None, "fsdp")),
@@ -206,13 +207,13 @@ def to_host(tree):
 
 @jax.jit
 def fingerprint(tree) -> jax.Array:
-    """A uint32 that changes with any flipped bit of any 2- or 4-byte leaf, whatever the sharding.
+    """A uint32 that changes with any flipped bit of leaves of 1, 2 or 4 bytes, however sharded.
 
     Position-weighted sums of the bits in wrapping integer arithmetic: exact in every order.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
-        kind = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         weight = jnp.ones((), jnp.uint32)
         for axis, size in enumerate(bits.shape):

@@ -255,6 +255,8 @@ def tree():
     return {
         "backbone": {"embed": {"embedding": rng.standard_normal((8, 16)).astype(np.float32)}},
         "q": {"kernel": rng.standard_normal((2, 16, 8)).astype(np.float32)},
+        "k": {"kernel": rng.standard_normal((2, 16, 8)).astype(jnp.bfloat16)},
+        "v": {"kernel": {"qvalue": rng.integers(-128, 128, (2, 16, 8), np.int8)}},
         "norm": {"scale": rng.standard_normal(5).astype(np.float32)},
         "count": np.int32(7),
     }
@@ -272,9 +274,10 @@ def test_fingerprint_sees_every_flipped_bit_and_what_is_exchanged(tree):
     before = int(sharding.fingerprint(tree))
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(1)
-    for number, bit in itertools.product(range(len(leaves)), range(32)):
-        bits = np.array(leaves[number]).view(np.uint32).copy()
-        bits[tuple(rng.integers(0, n) for n in bits.shape)] ^= np.uint32(1 << bit)
+    for number, bit in ((i, bit) for i, x in enumerate(leaves) for bit in range(8 * x.itemsize)):
+        kind = np.dtype(f"uint{8 * leaves[number].itemsize}")
+        bits = np.array(leaves[number]).view(kind).copy()
+        bits[tuple(rng.integers(0, n) for n in bits.shape)] ^= kind.type(1 << bit)
         flipped = bits.view(leaves[number].dtype)
         changed = [*leaves[:number], flipped, *leaves[number + 1 :]]
         assert int(sharding.fingerprint(structure.unflatten(changed))) != before, (number, bit)

@@ -1,0 +1,118 @@
+"""Kernels of a frozen base in 8 or 4 bits, to be trained upon by adapters (QLoRA).
+
+Of the two kinds, a kernel [..., in, out] is stored as
+
+    kind   qvalue                      scale [..., groups, out], float32     bits a number
+    int8   int8 [..., in, out]         largest |number| of a column / 127    8
+    nf4    uint8 [..., in / 2, out]    largest |number| of BLOCK rows        4.5
+
+nf4, NormalFloat (Dettmers et al. 2023, arXiv:2305.14314), has the 16 levels between -1 and 1 that
+normally distributed numbers fall on equally often; a byte holds rows 2i (low bits) and 2i + 1. The
+axes before are kept, so that a scan over layers slices what is stored and one layer at a time
+stands in full. Scales are not quantized themselves.
+"""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import sharding
+
+KINDS = ("int8", "nf4")
+BLOCK = 64  # input rows that share a scale in nf4
+PATTERN = r"(q|k|v|o|gate|up|down)/kernel$"  # every linear layer of the blocks
+# Appendix E of the paper.
+LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+class Quantized(NamedTuple):
+    """A kernel as it is stored; stands in a tree of parameters where the kernel would."""
+
+    qvalue: jax.Array
+    scale: jax.Array
+
+    @property
+    def kind(self) -> str:
+        return "nf4" if self.qvalue.dtype == jnp.uint8 else "int8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel, [..., in, out]."""
+        *stack, rows, columns = self.qvalue.shape
+        return *stack, rows * (2 if self.kind == "nf4" else 1), columns
+
+
+def quantize(kernel: jax.Array, kind: str) -> Quantized:
+    """A kernel [..., in, out] in ``kind``, one of KINDS; each number goes to the nearest level.
+
+    Raises InputError where nf4's blocks do not divide the input width.
+    """
+    *stack, rows, columns = kernel.shape
+    size = rows if kind == "int8" else BLOCK
+    if rows % size:
+        raise InputError(
+            f"base_dtype={kind}: a kernel's input width of {rows} is not a multiple of its blocks "
+            f"of {size}; use int8 or bfloat16"
+        )
+    blocks = kernel.astype(jnp.float32).reshape(*stack, rows // size, size, columns)
+    largest = jnp.max(jnp.abs(blocks), axis=-2, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0) / (127 if kind == "int8" else 1)
+    numbers = (blocks / scale).reshape(*stack, rows, columns)
+    if kind == "int8":
+        qvalue = jnp.round(numbers).astype(jnp.int8)
+    else:
+        between = (np.float32(LEVELS[1:]) + np.float32(LEVELS[:-1])) / 2
+        codes = sum((numbers > level).astype(jnp.uint8) for level in between)
+        pairs = codes.reshape(*stack, rows // 2, 2, columns)
+        qvalue = pairs[..., 0, :] | (pairs[..., 1, :] << 4)
+    return Quantized(qvalue, scale.squeeze(-2))
+
+
+def dequantize(stored: Quantized, dtype) -> jax.Array:
+    """The kernel [..., in, out] that is stored, computed in float32 and rounded to ``dtype``."""
+    *stack, rows, columns = stored.shape
+    numbers = stored.qvalue
+    if stored.kind == "nf4":
+        shifts = jnp.array([0, 4], jnp.uint8).reshape((1,) * len(stack) + (1, 2, 1))
+        codes = numbers[..., None, :] >> shifts
+        numbers = [jnp.float32(level) for level in LEVELS]
+        # Four rounds of choosing between neighbours: no gather, which accelerators are slow at.
+        for bit in (1, 2, 4, 8):
+            is_set = codes & bit > 0
+            pairs = zip(numbers[::2], numbers[1::2], strict=True)
+            numbers = [jnp.where(is_set, high, low) for low, high in pairs]
+        numbers = numbers[0]
+    groups = stored.scale.shape[-2]
+    blocks = numbers.astype(jnp.float32).reshape(*stack, groups, rows // groups, columns)
+    return (blocks * stored.scale[..., None, :]).reshape(*stack, rows, columns).astype(dtype)
+
+
+def is_quantized(x) -> bool:
+    return isinstance(x, Quantized)
+
+
+def store(x: jax.Array, kind) -> jax.Array | Quantized:
+    """``x`` in ``kind``: one of KINDS, or a dtype of floats that it is cast to."""
+    return quantize(x, kind) if kind in KINDS else x.astype(kind)
+
+
+def quantize_params(params: dict, kind: str, pattern: str = PATTERN) -> dict:
+    """The same parameters with those whose path matches ``pattern`` in ``kind``, see :func:`store`.
+
+    Under ``jax.eval_shape`` of shapes: ``sharding.abstract`` then says how the result is laid out,
+    and ``hf_load.load_params`` fills it.
+    """
+
+    def stored(path, x):
+        return store(x, kind) if re.search(pattern, sharding.path_name(path)) else x
+
+    return jax.tree.map_with_path(stored, params)
