@@ -5,6 +5,7 @@ from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.attention import CHOICES
 from fgrlhf_jax.models.llama import SIZES
+from fgrlhf_jax.models.quantize import KINDS
 from fgrlhf_jax.runtime.optim import SCHEDULES
 
 RUN = {
@@ -51,6 +52,9 @@ LORA = {
         "lora.rank": Field(0, "of adapters on a frozen base; 0 trains all weights", at_least=0),
         "lora.alpha": Field(32.0, "their products are multiplied by alpha / rank", at_least=1e-6),
         "lora.rslora": Field(False, "by alpha / sqrt(rank)"),
+        "lora.base_dtype": Field(
+            "float32", "of the frozen kernels; int8, nf4: quantized", choices=(*DTYPES, *KINDS)
+        ),
         "lora.targets": Field(".", "regular expression of layers, such as attention/q, mlp/down"),
     },
 }

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from fgrlhf_jax.models import quantize
+
 
 class Dense(nn.Module):
     """x W + b over the last axis; with an adapter x W + b + lora_scale (x A) B.
@@ -53,8 +55,8 @@ class Dense(nn.Module):
 
 
 def kernel_of(stored, dtype: str) -> jax.Array:
-    """The array of a stored kernel: itself, in its own dtype."""
-    return stored
+    """The array of a stored kernel: itself, or in ``dtype`` where it is quantized."""
+    return quantize.dequantize(stored, dtype) if quantize.is_quantized(stored) else stored
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) -> jax.Array:

@@ -307,11 +307,11 @@ def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> 
 
 
 @functools.lru_cache(maxsize=64)
-def _inserter(transpose: bool, kind, target):
+def _inserter(transpose: bool, dtype, target):
     """(array or None, layer, stored tensor) -> (array with it, is it finite), array donated."""
 
     def insert(array, layer, raw):
-        value = quantize.store(raw.T if transpose else raw, kind)
+        value = quantize.store(raw.T if transpose else raw, dtype)
         if array is not None:
             place = functools.partial(jax.lax.dynamic_update_index_in_dim, index=layer, axis=0)
             value = jax.tree.map(place, array, value)
@@ -339,8 +339,7 @@ def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
         value = jax.device_put(raw, whole)
     if stacked and layer == 0:
         array = jax.tree.map(_zeros, leaf)
-    kind = leaf.kind if quantize.is_quantized(leaf) else leaf.dtype
-    array, finite = _inserter(transpose, kind, target)(array, layer, value)
+    array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
     return array, bool(finite)
 
 

@@ -13,6 +13,7 @@ are the parameters of the model.
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models.dense import kernel_of
+from fgrlhf_jax.models import quantize
 from fgrlhf_jax.runtime import sharding
 
 
@@ -34,12 +35,14 @@ class Lora:
       targets: regular expression over the paths of linear layers, such as ``attention/q`` and
         ``mlp/down``.
       rslora: divides by sqrt(rank) and not by rank (Kalajdzievski 2023, arXiv:2312.03732).
+      base_dtype: of the frozen kernels, see :mod:`fgrlhf_jax.models.quantize`.
     """
 
     rank: int
     alpha: float = 32.0
     targets: str = "."
     rslora: bool = False
+    base_dtype: str = "float32"
 
     @property
     def scale(self) -> float:
@@ -65,7 +68,8 @@ def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
 
     Returns:
       All and nothing, without ``lora``; or else {"lora"} with, of a reward model, its "head", and
-      the base. Raises InputError as :func:`abstract_adapter`.
+      the base. Raises InputError as :func:`abstract_adapter`, and for a base that cannot be
+      quantized.
     """
     if lora is None:
         return params, {}
@@ -73,7 +77,8 @@ def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
     if "head" in params:
         trained["head"] = params["head"]
     base = {part: tree for part, tree in params.items() if part not in trained}
-    return trained, base
+    store = functools.partial(quantize.quantize_params, kind=lora.base_dtype)
+    return trained, sharding.abstract(jax.eval_shape(store, base), mesh)
 
 
 def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
@@ -102,16 +107,11 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
 def _linear_layers(layers: dict) -> dict[str, tuple[int, int, int]]:
     """The shapes [L, in, out] of kernels by the names of their layers, such as ``attention/q``."""
     return {
-        f"{part}/{layer}": kernel_shape(parameters["kernel"])
+        f"{part}/{layer}": parameters["kernel"].shape
         for part, group in layers.items()
         for layer, parameters in group.items()
         if isinstance(parameters, dict) and "kernel" in parameters
     }
-
-
-def kernel_shape(stored) -> tuple[int, ...]:
-    """Of :func:`dense.kernel_of`, which computes nothing here."""
-    return jax.eval_shape(lambda x: kernel_of(x, "float32"), stored).shape
 
 
 def init_adapter(key: jax.Array, abstract: dict) -> dict:
@@ -156,12 +156,12 @@ def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
     Args:
       adapter: {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or some of it.
     """
-    merged = {part: dict(group) for part, group in layer.items()}
+    merged = {part: dict(group) for part, group in quantize.dequantize_params(layer).items()}
     for part, group in adapter.items():
         for name, pair in group.items():
-            kernel = kernel_of(layer[part][name]["kernel"], "float32").astype(jnp.float32)
+            kernel = merged[part][name]["kernel"].astype(jnp.float32)
             product = jnp.einsum(
                 "...IR,...RO->...IO", pair["lora_a"], pair["lora_b"], precision="highest"
             )
-            merged[part][name] = layer[part][name] | {"kernel": kernel + scale * product}
+            merged[part][name] = merged[part][name] | {"kernel": kernel + scale * product}
     return merged

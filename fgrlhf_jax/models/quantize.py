@@ -41,14 +41,15 @@ class Quantized(NamedTuple):
     scale: jax.Array
 
     @property
-    def kind(self) -> str:
+    def dtype(self) -> str:
+        """Its kind."""
         return "nf4" if self.qvalue.dtype == jnp.uint8 else "int8"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the kernel, [..., in, out]."""
         *stack, rows, columns = self.qvalue.shape
-        return *stack, rows * (2 if self.kind == "nf4" else 1), columns
+        return *stack, rows * (2 if self.dtype == "nf4" else 1), columns
 
 
 def quantize(kernel: jax.Array, kind: str) -> Quantized:
@@ -60,8 +61,8 @@ def quantize(kernel: jax.Array, kind: str) -> Quantized:
     size = rows if kind == "int8" else BLOCK
     if rows % size:
         raise InputError(
-            f"base_dtype={kind}: a kernel's input width of {rows} is not a multiple of its blocks "
-            f"of {size}; use int8 or bfloat16"
+            f"lora.base_dtype={kind}: a kernel's input width of {rows} is not a multiple of its "
+            f"blocks of {size}; use int8 or bfloat16"
         )
     blocks = kernel.astype(jnp.float32).reshape(*stack, rows // size, size, columns)
     largest = jnp.max(jnp.abs(blocks), axis=-2, keepdims=True)
@@ -81,16 +82,17 @@ def dequantize(stored: Quantized, dtype) -> jax.Array:
     """The kernel [..., in, out] that is stored, computed in float32 and rounded to ``dtype``."""
     *stack, rows, columns = stored.shape
     numbers = stored.qvalue
-    if stored.kind == "nf4":
+    if stored.dtype == "nf4":
         shifts = jnp.array([0, 4], jnp.uint8).reshape((1,) * len(stack) + (1, 2, 1))
-        codes = numbers[..., None, :] >> shifts
-        numbers = [jnp.float32(level) for level in LEVELS]
-        # Four rounds of choosing between neighbours: no gather, which accelerators are slow at.
-        for bit in (1, 2, 4, 8):
-            is_set = codes & bit > 0
-            pairs = zip(numbers[::2], numbers[1::2], strict=True)
-            numbers = [jnp.where(is_set, high, low) for low, high in pairs]
-        numbers = numbers[0]
+        codes = (numbers[..., None, :] >> shifts).astype(jnp.int32)
+        # Four rounds of choosing between neighbours, by their bits: exact, and neither a gather,
+        # which accelerators are slow at, nor constants as large as a kernel, kept for all layers.
+        bits = np.float32(LEVELS).view(np.int32).tolist()
+        for place in range(4):
+            mask = -(codes >> place & 1)
+            pairs = zip(bits[::2], bits[1::2], strict=True)
+            bits = [low ^ (mask & (low ^ high)) for low, high in pairs]
+        numbers = jax.lax.bitcast_convert_type(bits[0], jnp.float32)
     groups = stored.scale.shape[-2]
     blocks = numbers.astype(jnp.float32).reshape(*stack, groups, rows // groups, columns)
     return (blocks * stored.scale[..., None, :]).reshape(*stack, rows, columns).astype(dtype)
@@ -102,7 +104,7 @@ def is_quantized(x) -> bool:
 
 def store(x: jax.Array, kind) -> jax.Array | Quantized:
     """``x`` in ``kind``: one of KINDS, or a dtype of floats that it is cast to."""
-    return quantize(x, kind) if kind in KINDS else x.astype(kind)
+    return quantize(x, kind) if str(kind) in KINDS else x.astype(kind)
 
 
 def quantize_params(params: dict, kind: str, pattern: str = PATTERN) -> dict:
@@ -116,3 +118,9 @@ def quantize_params(params: dict, kind: str, pattern: str = PATTERN) -> dict:
         return store(x, kind) if re.search(pattern, sharding.path_name(path)) else x
 
     return jax.tree.map_with_path(stored, params)
+
+
+def dequantize_params(params: dict) -> dict:
+    """The same parameters with those that are quantized in float32."""
+    restore = lambda x: dequantize(x, "float32") if is_quantized(x) else x  # noqa: E731
+    return jax.tree.map(restore, params, is_leaf=is_quantized)

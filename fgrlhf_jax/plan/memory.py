@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from fgrlhf_jax.models.quantize import is_quantized
 from fgrlhf_jax.plan import emulation, hlo, hlo_costs
 from fgrlhf_jax.plan.shapes import RunShapes, Step
 
@@ -38,8 +39,9 @@ def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | No
     """
     models = {}
     for name, tree in shapes.models.items():
-        leaves = jax.tree.leaves(tree)
-        numbers, dtype = sum(leaf.size for leaf in leaves), str(leaves[0].dtype)
+        leaves = jax.tree.leaves(tree, is_leaf=is_quantized)
+        numbers = sum(math.prod(leaf.shape) for leaf in leaves)
+        dtype = str(max(leaves, key=lambda leaf: math.prod(leaf.shape)).dtype)
         models[name] = {"parameters": numbers, "dtype": dtype, "bytes": bytes_per_device(tree)}
     optimizer, devices = bytes_per_device(shapes.optimizer), shapes.mesh.size
     resident = optimizer + sum(model["bytes"] for model in models.values())

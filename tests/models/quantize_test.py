@@ -1,5 +1,6 @@
 """Quantized kernels: what is stored, how far it is from what was there, and where it lies."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama, quantize
+from fgrlhf_jax.models import hf_load, llama, lora, quantize, sampling
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
-CFG = llama.LlamaConfig(300, 64, 128, 3, 4, 2, 16, max_position=64)
+CFG = llama.LlamaConfig(300, 64, 128, 2, 4, 2, 16, max_position=64)
 
 
 def kernels(*shape, seed: int = 0) -> np.ndarray:
@@ -73,7 +75,7 @@ def test_int8_is_within_a_254th_of_the_largest_of_a_column(dtype):
 def test_one_layer_of_a_stack_is_what_it_would_be_alone(kind):
     w = kernels(3, 64, 4)
     stack, alone = (quantize.quantize(x, kind) for x in (w, w[1]))
-    assert stack.kind == kind
+    assert stack.dtype == kind
     assert stack.shape == w.shape
     for part, expected in zip(jax.tree.map(lambda x: x[1], stack), alone, strict=True):
         np.testing.assert_array_equal(part, expected)
@@ -86,7 +88,7 @@ def test_one_layer_of_a_stack_is_what_it_would_be_alone(kind):
 
 def test_a_width_that_blocks_do_not_divide():
     with pytest.raises(
-        InputError, match=r"base_dtype=nf4: .* width of 96 .* blocks of 64; use int"
+        InputError, match=r"lora.base_dtype=nf4: .* width of 96 .* blocks of 64; use int"
     ):
         quantize.quantize(jnp.zeros((2, 96, 8)), "nf4")
 
@@ -129,3 +131,89 @@ def test_kernels_are_quantized_as_they_are_read(kind, shape, tmp_path):
         assert leaf.dtype == want.dtype
         assert not shape or leaf.sharding == want.sharding
     assert int(sharding.fingerprint(loaded)) == int(sharding.fingerprint(expected))
+
+
+# --- In use ---
+
+ADAPTERS = lora.Lora(rank=4)
+TOKENS = np.random.default_rng(0).integers(0, 300, (8, 12)).astype(np.int32)
+
+
+def base_and_adapter(kind: str, mesh) -> tuple[dict, dict]:
+    """A quantized base on a mesh, and an adapter that changes what it computes."""
+    whole = llama.abstract_params(llama.CausalLM(CFG), mesh)
+    trained, base = lora.split(whole, dataclasses.replace(ADAPTERS, base_dtype=kind), mesh)
+    rng = np.random.default_rng(1)
+    adapter = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape, np.float32), trained)
+    store = jax.jit(functools.partial(quantize.quantize_params, kind=kind))
+    params = store(tiny_cases.parameters(llama.CausalLM(CFG)))
+    place = functools.partial(jax.tree.map, lambda x, like: jax.device_put(x, like.sharding))
+    return place(params, base), place(adapter, trained)
+
+
+def loss_and_gradients(base: dict, adapter: dict, mesh, **options) -> tuple:
+    model = llama.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale, **options))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(adapter, base, tokens):
+        args = llama.positions_and_mask(jnp.ones(tokens.shape, bool))
+        logits = model.apply(lora.variables(base | adapter), tokens, *args)
+        return jnp.sum(jnp.sin(logits)), logits
+
+    with jax.set_mesh(mesh):
+        return sharding.to_host(loss(adapter, base, sharding.put_batch(TOKENS, mesh)))
+
+
+ONE = sharding.make_mesh("1,1,1", jax.devices()[:1])
+
+
+@functools.cache
+def with_restored_kernels(kind: str) -> tuple:
+    base, adapter = base_and_adapter(kind, ONE)
+    return loss_and_gradients(jax.jit(quantize.dequantize_params)(base), adapter, ONE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "options"),
+    [
+        ("nf4", "1,1,1", {}),
+        ("nf4", "1,4,2", {"remat": True}),
+        ("int8", "2,2,2", {"float32_gradients": True}),
+    ],
+    ids=str,
+)
+def test_a_model_on_quantized_kernels_is_that_on_the_restored_ones(kind, shape, options):
+    mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod([*map(int, shape.split(","))]))])
+    (_, logits), gradients = loss_and_gradients(*base_and_adapter(kind, mesh), mesh, **options)
+    (_, expected), others = with_restored_kernels(kind)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_what_is_decoded_with_is_merged_into_the_restored_kernels():
+    base, adapter = base_and_adapter("nf4", ONE)
+    del adapter["lora"]["backbone"]["layers"]["mlp"]["up"]  # of which the base alone is there
+    model = llama.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale))
+    weights = sampling.decoding_weights(base | adapter, model)
+    restored = jax.jit(quantize.dequantize_params)(base)
+    expected = sampling.decoding_weights(restored | adapter, model)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), weights, expected)
+
+
+def test_one_layer_at_a_time_stands_in_full():
+    """Neither the forward nor the backward pass keeps restored kernels of all layers."""
+    cfg = dataclasses.replace(CFG, hidden_size=256, intermediate_size=512, num_layers=8)
+    model = llama.CausalLM(cfg)
+    whole = llama.abstract_params(model, ONE)
+    trained, base = lora.split(whole, lora.Lora(4, base_dtype="nf4"), ONE)
+    row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    def loss(adapter, base, tokens):
+        args = llama.positions_and_mask(tokens == tokens)
+        return model.apply(lora.variables(base | adapter), tokens, *args).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(trained, base, row).compile()
+    layers = bytes_per_device(whole["backbone"]["layers"])
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * layers
