@@ -59,7 +59,11 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without torch the comparisons with it are left out, and the last line counts them."""
+    """The slow tests come first, so that no worker is left with one of them at the end.
+
+    Without torch the comparisons with it are left out, and the last line counts them.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if all(importlib.util.find_spec(name) for name in ("torch", "gguf")):
         return
     parity = [item for item in items if item.get_closest_marker("parity")]

@@ -21,6 +21,8 @@ result = {{"seconds": [1.0, 3.0, 2.0], "count": job["count"], "memory_gb": 0.5}}
 json.dump(result, open(sys.argv[3], "w"))
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
@@ -160,7 +162,6 @@ def test_nothing_but_the_peers_imports_torch():
         assert "import torch" not in file.read_text(), file
 
 
-@pytest.mark.slow
 @pytest.mark.parity
 def test_ours_and_torch_in_turn(model, tmp_path, monkeypatch):
     """Both in processes of their own; what the file had before stays."""

@@ -12,6 +12,8 @@ from fgrlhf_jax.runtime import sharding
 from launch import plan as launch_plan
 from launch.shared import config_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

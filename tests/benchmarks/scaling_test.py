@@ -8,6 +8,8 @@ import pytest
 from benchmarks import fresh, scaling
 from fgrlhf_jax.runtime import sharding
 
+pytestmark = pytest.mark.slow
+
 
 def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
     make = sharding.make_mesh

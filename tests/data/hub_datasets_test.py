@@ -134,6 +134,7 @@ for spec in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_ids_of_the_hub_where_the_dataset_ships_a_script(tmp_path):
     """Another process, as `datasets` asks for the hub's address when it is imported."""
     good = [f"{hub_cases.NAME}:{name}" for name in SIZES]

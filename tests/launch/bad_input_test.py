@@ -198,6 +198,7 @@ def test_models(train, world, tmp_path, file, change, message):
     assert "nowhere" in train(model__path="nowhere/at/all")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_loss_that_is_not_a_number(train, train_fields, data, tmp_path, monkeypatch, capsys):
     """And then: going on with other data, and from a damaged checkpoint."""
@@ -241,6 +242,7 @@ def test_loss_that_is_not_a_number(train, train_fields, data, tmp_path, monkeypa
     assert read_files(run_dir).keys() == before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_evaluation_that_is_not_a_number(train_fields, tmp_path, monkeypatch, capsys):
     """Nothing is saved of a state whose validation is not finite."""

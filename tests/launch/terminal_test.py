@@ -129,6 +129,7 @@ IN_CALLBACK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("before", "main"),
@@ -143,6 +144,7 @@ def test_one_signal_ends_a_command(number, before, main):
     assert interrupted(number, before=before, main=main) == (130, f"{interrupt.MESSAGE}\n")
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_at_once():
     """Whatever catches the exception of the first."""
     main = "interrupt.Interrupt().__enter__()"

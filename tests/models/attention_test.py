@@ -90,6 +90,7 @@ def test_blocks_of_queries_are_all_of_them(length):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "mesh"), [("left", ""), ("right", "2,2,2")])
 def test_splash_is_xlas_attention(interpreted, side, mesh):
     logits, gradient = logits_and_gradient("splash", side, mesh)

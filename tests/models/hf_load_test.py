@@ -349,6 +349,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         assert hf_load.resolve(path) == tmp_path / "run" / "export"
 
 
+@pytest.mark.slow
 def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
     """In a process of its own, since memory once used is not given back."""
     code = """

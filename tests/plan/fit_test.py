@@ -77,6 +77,7 @@ def test_decoding_may_have_another_mesh():
     assert not any("generation_mesh" in change for change in fit._changes(config))
 
 
+@pytest.mark.slow
 def test_a_compiled_run():
     """The memory of 16 rows at a time is enough for no more."""
     config = make_config(batch_size=32, **{"data.max_length": 24, "model.remat": True})

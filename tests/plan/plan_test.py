@@ -35,6 +35,8 @@ from launch.shared import process
 TINY = llama.SIZES["tiny"]
 B, P, T, EPOCHS = 16, 8, 12, 2
 
+pytestmark = pytest.mark.slow
+
 
 def ppo_config(**fields):
     config = ppo.get_config("tiny")

@@ -59,6 +59,7 @@ def sampled(shape: str) -> sampling.Sampled:
     return jax.device_get(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1,1,8", "1,2,4", "2,2,-1"])
 def test_the_tokens_are_those_of_the_mesh_that_trains(shape):
     np.testing.assert_array_equal(sampled(shape).tokens_BT, sampled("").tokens_BT)

@@ -232,6 +232,7 @@ def fields(in_process, world, tmp_path) -> dict:
     return ppo_cases.fields(world, tmp_path / "run", **ppo_cases.FUNCTION)
 
 
+@pytest.mark.slow
 def test_a_reward_function_with_one_list_for_all(launch, fields, mine, tmp_path):
     mine.pay = lambda prompts, responses: [[1.0] * 7 for _ in responses]
     sentence, _ = launch(ppo, fields, "")
@@ -239,6 +240,7 @@ def test_a_reward_function_with_one_list_for_all(launch, fields, mine, tmp_path)
     assert nothing_written(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_judge_that_scores_every_token(launch, fields, mine, tmp_path):
     mine.pay = lambda prompts, responses: [1.0] * len(responses)
     mine.judge = lambda prompts, responses, tokens: [[1.0] * len(row) for row in tokens]

@@ -19,7 +19,7 @@ from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 pytest_plugins = ["runs"]
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 
 # Asked to stop; peer fault 10: a resume that forgets

@@ -11,7 +11,7 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.run_dir import read_finished
 
 pytest_plugins = ["runs"]
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 
 def test_a_users_function_with_a_head_on_the_policy_and_after_a_fault_in_it(run, mine, tmp_path):

@@ -30,7 +30,7 @@ from launch import ppo as command
 from launch.shared import config_files
 
 pytest_plugins = ["runs"]
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
 STEPS = 4
 METRICS = {

@@ -171,6 +171,7 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
         assert not np.asarray(rollout.reward_BT[b, length:]).any()
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing():
     chex.assert_trees_all_close(rolled_out(micro_batch_size=2), rolled_out(), atol=1e-5)
     states = [learn(rolled_out(), micro_batch_size=size)[0] for size in (2, 4)]
@@ -181,6 +182,7 @@ def test_micro_batches_change_nothing():
 SORTED = {"widths": (4, 7, P + T), "micro_batch_size": 3}
 
 
+@pytest.mark.slow
 def test_rows_sorted_by_length_change_nothing():
     """Neither scores, nor gradients and metrics, nor what they do to the parameters."""
     lengths = np.asarray(rolled_out().rows.length_B)
@@ -228,6 +230,7 @@ def test_few_widths_of_long_rows_and_one_of_short_ones():
 ONCE = {"ppo_epochs": 1, "minibatch_size": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_one_forward_pass_gives_the_old_log_probabilities_too(shared):
     models = MODELS._replace(critic=None) if shared else MODELS
@@ -355,6 +358,7 @@ def test_a_value_head_on_the_policys_states_trains_both():
     np.testing.assert_allclose(rollout.value_BT[real], expected[real], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [("8,1,1", {"micro_batch_size": 8}), ("2,2,2", SORTED | {"micro_batch_size": 4})],

@@ -208,6 +208,7 @@ def test_accumulated_micro_batches_are_one_batch():
     assert float(metrics["grad_norm"]) == pytest.approx(square**0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences():
     """Of every loss, along a random direction of every parameter.
 

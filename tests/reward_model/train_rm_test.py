@@ -33,6 +33,7 @@ from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
 pytest_plugins = ["runs"]
+pytestmark = pytest.mark.slow
 
 
 def launch(monkeypatch, module, default: str, *arguments: str) -> None:
@@ -115,7 +116,6 @@ def exported(run_dir: Path) -> bytes:
     return weights["score.weight"].tobytes()
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_the_same(rm_run, rm_files, tmp_path):
     """Killed, killed while saving, out of disk space, and stopped politely."""
     run_dir = tmp_path / "killed"

@@ -105,6 +105,7 @@ def two_steps(shape: str, loss: str) -> Run:
     return Run(abstract, state, history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "loss"), [*((shape, "token_edit") for shape in MESHES), ("2,2,2", "sequence")]
 )

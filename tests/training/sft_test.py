@@ -200,6 +200,7 @@ def test_a_mesh_learns_what_one_device_does():
 # A run
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(sft_run):
     metrics, result = rows(sft_run), json.loads((sft_run / "eval.json").read_text())
     assert [row["step"] for row in metrics] == list(range(1, 7))
@@ -223,6 +224,7 @@ def test_what_a_run_leaves(sft_run):
     assert "| Weights | bfloat16 |" in card
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_process, tmp_path):
     run_dir = shutil.copytree(sft_run, tmp_path / "run")
     for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
@@ -235,6 +237,7 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_pr
     assert saved(run_dir) == saved(sft_run)
 
 
+@pytest.mark.slow
 def test_a_config_that_was_deleted_is_known(sft_run, sft_fields, in_process, refused, tmp_path):
     """Another one is refused, also the second time, and nothing is written; the same goes on."""
     run_dir = shutil.copytree(sft_run, tmp_path / "run")
@@ -252,6 +255,7 @@ def test_a_config_that_was_deleted_is_known(sft_run, sft_fields, in_process, ref
     assert json.loads((run_dir / "config.json").read_text())["optimizer"]["learning_rate"] == 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "eval.json", "finished.json", "metrics.jsonl"])
 def test_a_finished_run_that_was_damaged(
     sft_run, sft_fields, in_process, tmp_path, monkeypatch, capsys, name

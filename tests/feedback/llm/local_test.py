@@ -11,6 +11,8 @@ from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [row.instruction for row in make_instructions(9, "test", 0)]
 OPTIONS = {"batch_size": 4, "max_prompt_length": 16}
 LONG = Request(" ".join(["apple"] * 40), max_tokens=6, temperature=1.0)
@@ -97,7 +99,6 @@ def test_through_the_cache(tmp_path, send, sampled):
     assert list(collect_replies(requests(), None, **options)) == sampled
 
 
-@pytest.mark.slow
 @pytest.mark.parity
 def test_smollm2_answers_through_its_chat_template(smollm2):
     send = local.connect(str(smollm2), batch_size=1)
