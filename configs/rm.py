@@ -6,6 +6,8 @@ MODEL is one of
   cad       a small LLaMA from random weights, with a tokenizer trained on your file of edits
   smollm2   full fine-tuning of SmolLM2-135M (give --config.model.path)
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
+  llama_7b_lora  the same by adapters on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
 
 and LOSS is token_edit (default), token_full or sequence.
 """
@@ -115,4 +117,25 @@ def llama_7b(config):
     config.optimizer.learning_rate = 3e-6
 
 
-VARIANTS = {"tiny": tiny, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}
+def llama_7b_lora(config):
+    llama_7b(config)
+    config.lora.rank = 16
+    config.lora.base_dtype = "bfloat16"
+    config.micro_batch_size = 8
+    config.optimizer.learning_rate = 1e-4
+
+
+def llama3_2_1b(config):
+    llama_7b_lora(config)
+    config.model.size = "llama3_2_1b"
+    config.micro_batch_size = 4
+
+
+VARIANTS = {
+    "tiny": tiny,
+    "cad": cad,
+    "smollm2": smollm2,
+    "llama_7b": llama_7b,
+    "llama_7b_lora": llama_7b_lora,
+    "llama3_2_1b": llama3_2_1b,
+}

@@ -22,6 +22,7 @@ from launch.shared import config_files
 ROOT = Path(__file__).parents[2]
 VARIANTS = list(itertools.product(rm.VARIANTS, rm.LOSSES))
 PARAMETERS = {"tiny": 0.164e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 6607e6}
+PARAMETERS |= {"llama_7b_lora": 40e6, "llama3_2_1b": 11.3e6}
 
 
 def get(*arguments: str):
@@ -48,10 +49,11 @@ def test_train_step_of_a_variant(model, loss):
     trainer, _ = make_trainer(config, mesh, module, pairs, pairs, (length,))
     state = trainer.abstract
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params["backbone"]))
+    trained = state.params["lora" if config.lora.rank else "backbone"]
+    size = sum(leaf.size for leaf in jax.tree.leaves(trained))
     assert size == pytest.approx(PARAMETERS[model], rel=0.05)
     step = functools.partial(trainer.train_step, optimizer=trainer.optimizer)
-    after, metrics = jax.eval_shape(step, state, trainer.batch(0)[1])
+    after, metrics = jax.eval_shape(step, state, trainer.batch(0)[1], trainer.frozen)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (leaf.shape, leaf.dtype) == (before.shape, before.dtype)

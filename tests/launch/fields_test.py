@@ -239,7 +239,8 @@ def test_variants_pass_their_own_checks():
             values = flatten(config_files.load(f"{file}:{variant}".rstrip(":")).to_dict())
             assert values.keys() == fields.keys()
             check_values(values, fields)
-    assert set(rm.VARIANTS) == {"tiny", "cad", "smollm2", "llama_7b"}
+    names = {"tiny", "cad", "smollm2", "llama_7b", "llama_7b_lora", "llama3_2_1b"}
+    assert set(rm.VARIANTS) == names
 
 
 @pytest.mark.parametrize("names", [{"first": "a b"}, {"defaults": {"b": 1}}])

@@ -70,6 +70,14 @@ def test_the_largest_micro_batch_of_a_run_that_fits(needs, memory, fields, expec
     assert fit.largest_micro_batch(config, needs, memory, lambda line: None) == expected
 
 
+def test_adapters_may_have_a_smaller_base():
+    config = make_config(**{"lora.rank": 4, "mesh": "1,-1,1"})
+    dtypes = [change.get("lora.base_dtype") for change in fit._changes(config)]
+    assert {*dtypes} == {None, "bfloat16", "int8", "nf4"}
+    config.lora.base_dtype = "nf4"
+    assert not any("lora.base_dtype" in change for change in fit._changes(config))
+
+
 def test_decoding_may_have_another_mesh():
     config = ppo.get_config("tiny")
     assert {"generation_mesh": "1,1,8"} in fit._changes(config)
