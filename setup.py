@@ -55,7 +55,7 @@ setup(
         "annotate": ANNOTATE,
         # Oracles of the tests, never imported by the package. Torch is pinned because
         # numbers are compared with it closely, and an open range takes GBs of CUDA libraries.
-        "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15"],
+        "parity": ["torch==2.13.0", "gguf>=0.19", "accelerate>=1.15", "peft==0.21.2"],
         "gguf": ["gguf>=0.19"],
         "tensorboard": ["tensorboardX>=2.6"],
         # The notebook of examples/ and what runs it in the tests.

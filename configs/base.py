@@ -33,6 +33,7 @@ DEVICES = {
             False, "with bfloat16: gradients of matrices are summed over devices in float32"
         ),
         "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
+        "export.merged": Field(False, "with lora.rank: whole weights; else an adapter for peft"),
     },
 }
 OPTIMIZER = {

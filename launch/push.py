@@ -20,7 +20,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.rows import SUFFIXES
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
-from fgrlhf_jax.models import cards, checksums, hf_load
+from fgrlhf_jax.models import cards, checksums, hf_files, peft
 from launch.shared import cli, reading
 
 CONFIG = "configs/push.py"
@@ -53,8 +53,14 @@ def read_model(config) -> tuple[huggingface_hub.ModelCard, dict[str, Path]]:
     """The card and the files of an export, all of them as they were written."""
     if not Path(config.path).is_dir():
         raise InputError(f"path={config.path!r}: is no run folder, export or file of rows")
-    folder = hf_load.resolve(config.path)
-    checksums.check(folder, hf_load.read_json(folder / checksums.CONFIG), weights=True)
+    folder = hf_files.resolve(config.path)
+    checksums.check(folder, hf_files.read_json(checksums.config_file(folder)), weights=True)
+    if checksums.is_adapter(folder) and Path(base := peft.base_name(folder)).exists():
+        raise InputError(
+            f"path={config.path}: is an adapter of {base}, which is on this machine only; push "
+            f"that first, and write its hub id as {checksums.BASE} into "
+            f"{folder / checksums.ADAPTER}"
+        )
     if not (folder / "README.md").is_file():
         raise InputError(f"path={config.path}: {folder} has no README.md; give an export of ours")
     card = huggingface_hub.ModelCard.load(folder / "README.md")
@@ -127,7 +133,7 @@ def upload(config, kind: str, card, files: dict[str, Path]) -> str:
 
 def explain(error: BaseException) -> str:
     """What to do about a fault of the library, the hub or the network, and what it was."""
-    error, status = hf_load.hub_cause(error)
+    error, status = hf_files.hub_cause(error)
     advice = ADVICE.get(status, "the hub cannot be used; try the same command again, it goes on")
     return f"{advice} ({type(error).__name__}: {' '.join(str(error).split()):.300})"
 

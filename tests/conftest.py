@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
     Without torch the comparisons with it are left out, and the last line counts them.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    if all(importlib.util.find_spec(name) for name in ("torch", "gguf")):
+    if all(importlib.util.find_spec(name) for name in ("torch", "gguf", "peft")):
         return
     parity = [item for item in items if item.get_closest_marker("parity")]
     items[:] = [item for item in items if item not in parity]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models import hf_files, peft
+from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import versions
 
 FOLDER = "export"  # where the usage block finds the model; launch.push puts the hub id there
@@ -55,7 +56,14 @@ def format_figures(figures: Mapping[str, float]) -> str:
     )
 
 
-def model_card(kind: str, template: str, response: str, origin: Origin, dtype: str) -> str:
+def model_card(
+    kind: str,
+    template: str,
+    response: str,
+    origin: Origin,
+    dtype: str,
+    adapter: Lora | None = None,
+) -> str:
     """The card of an export.
 
     Args:
@@ -64,17 +72,20 @@ def model_card(kind: str, template: str, response: str, origin: Origin, dtype: s
       response: what stands behind the prompt of the usage block for "An apple."; "" where the
         tokenizer's chat template does not give the ids that the model was trained on.
       dtype: of the stored weights.
+      adapter: of an export that is no more than that.
     """
     title, task = _KINDS.get(kind, ("Token reward model with a state-action head", None))
     response = repr(response) if task and response else ""
     data = huggingface_hub.ModelCardData(
         base_model=_base_model(origin.base),
+        base_model_relation="adapter" if adapter else None,
         datasets=[*filter(None, map(_hub_id, origin.data.split(",")))] or None,
-        library_name="transformers" if response else "fgrlhf_jax",
+        library_name="fgrlhf_jax" if not response else "peft" if adapter else "transformers",
         pipeline_tag=task,
         tags=["fgrlhf_jax"] if kind == "CausalLM" else ["fgrlhf_jax", "reward-model"],
     )
     facts = {
+        **(_adapter_facts(adapter, origin.base) if adapter else {}),
         "Trained from": origin.base or "random weights",
         **({"Rewards from": origin.rewards} if origin.rewards else {}),
         "Weights": dtype,
@@ -85,7 +96,17 @@ def model_card(kind: str, template: str, response: str, origin: Origin, dtype: s
     }
     ours = "LanguageModel" if kind == "CausalLM" else "RewardModel"
     values = {"title": title, "kind": kind, "response": response, "ours": ours, "facts": facts}
+    values["adapter"] = adapter
     return _render("model_card.md", data, **values, figures=origin.figures)
+
+
+def _adapter_facts(adapter: Lora, base: str) -> dict[str, str]:
+    scale = "alpha / sqrt(rank)" if adapter.rslora else "alpha / rank"
+    return {
+        "Adapter of": peft.base_name(base),
+        "Rank": f"{adapter.rank}, scaled by {scale} = {adapter.scale:g}",
+        "Trained on": f"the base in {adapter.base_dtype}",
+    }
 
 
 def dataset_card(name: str, file: str, **values: str | Mapping[str, str]) -> str:
@@ -118,5 +139,5 @@ def _base_model(base: str) -> str | None:
     if name := _hub_id(base):
         return name
     with contextlib.suppress(Exception):  # another program's folder has any card, or none
-        return huggingface_hub.metadata_load(hf_load.resolve(base) / "README.md")["base_model"]
+        return huggingface_hub.metadata_load(hf_files.resolve(base) / "README.md")["base_model"]
     return None

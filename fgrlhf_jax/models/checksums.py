@@ -1,5 +1,6 @@
 """Checksums of an export: what gives its weights their meaning is still what was written."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -9,15 +10,31 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 
 CONFIG = "config.json"
+# An adapter's files in Hugging Face PEFT's form, and its config.json: with one of that name
+# transformers would look for whole weights beside it.
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_META = "fgrlhf.json"
+BASE = "base_model_name_or_path"  # of an adapter, which has it recorded by its weights too
 PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that make up a model
 SETTLED = 2_000_000_000  # nanoseconds
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has the config of a PEFT adapter."""
+    return (folder / ADAPTER).is_file()
+
+
+def config_file(folder: Path) -> Path:
+    """Where an export of ours has its config and what we know of it."""
+    return folder / (ADAPTER_META if is_adapter(folder) else CONFIG)
+
+
 def write_config(folder: Path, config: dict) -> None:
-    """Writes config.json, with the checksums of it and of all other files under "fgrlhf"."""
+    """Writes the config, with the checksums of it and of all other files under "fgrlhf"."""
+    file = config_file(folder)
     sums = {name: _digest(folder / name) for name in files(folder)}
-    config["fgrlhf"]["sha256"] = sums | {CONFIG: _config_digest(config)}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2))
+    config["fgrlhf"]["sha256"] = sums | {file.name: _config_digest(config)}
+    file.write_text(json.dumps(config, indent=2))
 
 
 def check(folder: Path, config: dict, *, weights: bool) -> None:
@@ -26,29 +43,29 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
     Other checkpoints have no checksums, and those of earlier versions have them of weights only.
 
     Args:
-      config: content of the folder's config.json.
+      config: content of the folder's :func:`config_file`.
       weights: whether to check the weights, or all the small files.
     """
-    ours = config.get("fgrlhf", {})
+    ours, own = config.get("fgrlhf", {}), config_file(folder).name
     sums = ours.get("sha256", {}) if isinstance(ours, dict) else None
     if not isinstance(sums, dict) or not isinstance(ours.get("data", {}), dict):
         raise InputError(
-            f'{folder / CONFIG}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
+            f'{folder / own}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
             "they were exported; use a sound copy"
         )
-    added = set(files(folder)) - set(sums) if CONFIG in sums else ()
+    added = set(files(folder)) - set(sums) if own in sums else ()
     for name in [*sorted(sums), *sorted(added)]:
         if name.endswith(".safetensors") != weights:
             continue
         file = folder / name
-        digest = _config_digest(config) if name == CONFIG else file.is_file() and _digest(file)
-        meant = f'delete "sha256" in {CONFIG} if the change is meant'
+        digest = _config_digest(config) if name == own else file.is_file() and _digest(file)
+        meant = f'delete "sha256" in {own} if the change is meant'
         if name in added:
             raise InputError(f"{file}: is no part of this export; delete it, or {meant}")
         if digest != sums[name]:
             raise InputError(
                 f"{file}: is damaged, missing or not the one of this export (by the checksums in "
-                f"{CONFIG}); copy the folder again, or {meant}"
+                f"{own}); copy the folder again, or {meant}"
             )
 
 
@@ -62,8 +79,13 @@ def files(folder: Path) -> list[str]:
 def _digest(file: Path) -> str:
     """The SHA-256 of a file, read once as long as it stays as it is.
 
-    A file that was changed just now may change again without another time of change.
+    A file that was changed just now may change again without another time of change. Of an adapter
+    it leaves out where its base is, which is somewhere else on another machine.
     """
+    if file.name == ADAPTER:
+        with contextlib.suppress(ValueError, AttributeError):
+            fields = json.loads(file.read_text(encoding="utf-8")).items()
+            return _sha256(json.dumps(sorted(field for field in fields if field[0] != BASE)))
     status = file.stat()
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
     identity = (
@@ -86,5 +108,8 @@ def _read_digest(file: Path, *_) -> str:
 def _config_digest(config: dict) -> str:
     """Of everything in config.json but the checksums, however it is laid out."""
     ours = {name: value for name, value in config["fgrlhf"].items() if name != "sha256"}
-    text = json.dumps(config | {"fgrlhf": ours}, sort_keys=True)
+    return _sha256(json.dumps(config | {"fgrlhf": ours}, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -5,106 +5,35 @@ Torch is not needed for anything; GGUF needs the extra ``gguf``.
 """
 
 import functools
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-from huggingface_hub.errors import HfHubHTTPError
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.data.tokenizers import import_transformers
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, gguf, hf_names, quantize
-from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
+from fgrlhf_jax.models import checksums, gguf, hf_names, lora, peft, quantize
+from fgrlhf_jax.models.hf_files import read_json, read_tensors, resolve
+from fgrlhf_jax.models.hf_names import STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
 
-WEIGHTS = ("model.safetensors", INDEX)  # one of them is there
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
-
-
-def resolve(path: str | os.PathLike) -> Path:
-    """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
-
-    Of a run folder it is the export. Raises InputError when it is none of the three, the hub
-    cannot be reached, or an export of ours is not as it was written (but for its weights, which
-    :func:`load_params` checks).
-    """
-    local = _locate(path)
-    _check_is_model(local)
-    if (local / checksums.CONFIG).is_file():
-        checksums.check(local, read_json(local / checksums.CONFIG), weights=False)
-    return local
-
-
-def _locate(path: str | os.PathLike) -> Path:
-    if not str(path):
-        raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
-    local = Path(path)
-    if (local / "export").is_dir():
-        return local / "export"
-    if local.is_dir():
-        return local
-    if local.is_file() and local.suffix == ".gguf":
-        return local
-    if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise InputError(
-            f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
-        )
-    try:
-        wanted = list(checksums.PATTERNS)
-        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # what the hub's own errors derive from
-        status, advice = hub_cause(error)[1], "the name and the network"
-        if status in (401, 403):
-            advice = f"the name and the token (HF_TOKEN, `hf auth login`; this is status {status})"
-        raise InputError(
-            f"{path}: neither a local folder nor to be had from the hub "
-            f"({type(error).__name__}); check {advice}, or give a local folder"
-        ) from error
-
-
-def hub_cause(error: BaseException) -> tuple[BaseException, int | None]:
-    """What an error of huggingface_hub comes from, and the status that the hub answered, if any."""
-    while error.__cause__ and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    return error, error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _check_is_model(folder: Path) -> None:
-    """Raises InputError for two kinds of folders that look like a model's."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and not any((folder / name).is_file() for name in WEIGHTS):
-        base = read_json(adapter).get("base_model_name_or_path") or "another model"
-        raise InputError(
-            f"{folder}: is a LoRA adapter of {base}; merge it into that model first, with peft: "
-            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
-            ".save_pretrained(NEW_FOLDER), and save the tokenizer beside it"
-        )
-    config = folder / checksums.CONFIG
-    if config.is_file() and "run_dir" in read_json(config):
-        raise InputError(
-            f"{folder}: is a run folder without an export, since its run has not finished; run its "
-            "command again to go on, or give another model"
-        )
+_BUFFER = re.compile(r".*rotary_emb\.inv_freq$")  # in old checkpoints, read by nobody
 
 
 def read_config(path: str | os.PathLike) -> LlamaConfig:
-    """The model's shape, from config.json or a GGUF file's metadata.
+    """The model's shape, from config.json or a GGUF file's metadata; an adapter has its base's.
 
     A missing rope_theta is 10000, as in LLaMA's first folders, unless its writer always writes one.
     Raises InputError, naming the field, for another architecture, an unknown kind of rotary
     scaling or activation, or fields that are missing or make no model.
     """
-    path = resolve(path)
+    path = peft.base_of(path)
     if path.suffix == ".gguf":
         return gguf.read_config(path)
     file = path / checksums.CONFIG
@@ -145,7 +74,8 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
 def check_language_model(path: str | os.PathLike) -> None:
     """Raises InputError for a reward model or another classifier."""
     names = [str(name) for name in _read_part(path, checksums.CONFIG).get("architectures") or ()]
-    if any(name.endswith(("Classification", "RewardModel")) for name in names):
+    is_classifier = any(name.endswith(("Classification", "RewardModel")) for name in names)
+    if is_classifier or peft.is_classifier(path):
         raise InputError(
             f"{path}: is a reward model ({', '.join(names)}), and a language model is expected "
             "here; give the one that it was trained from, or another"
@@ -190,18 +120,25 @@ def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:
 
 
 def _read_part(path: str | os.PathLike, name: str) -> dict:
-    """One of a folder's JSON files; {} where there is none."""
-    file = resolve(path) / name
+    """One of a folder's JSON files, or else of its base's; {} where there is none."""
+    folder = resolve(path)
+    file = checksums.config_file(folder) if name == checksums.CONFIG else folder / name
+    if not file.is_file():
+        file = peft.base_of(folder) / name
     return read_json(file) if file.is_file() else {}
 
 
 def load_tokenizer(path: str | os.PathLike):
     """The fast tokenizer of a folder or a GGUF file, a ``PreTrainedTokenizerFast``.
 
+    An adapter without one has its base's.
+
     Raises InputError when there is none or it has no end-of-sequence token. No pad token, or
     one equal to the end of sequence, is fine: masks never come from token ids.
     """
     path = resolve(path)
+    if checksums.is_adapter(path) and not _has_tokenizer(path):
+        path = peft.base_of(path)
     import_transformers()
     tokenizer = gguf.load_tokenizer(path) if path.suffix == ".gguf" else _folder_tokenizer(path)
     if tokenizer.eos_token_id is None:
@@ -209,11 +146,15 @@ def load_tokenizer(path: str | os.PathLike):
     return tokenizer
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return any([*folder.glob("tokenizer.*"), *folder.glob("vocab.*")])
+
+
 def _folder_tokenizer(folder: Path):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     options, sentencepiece = _read_part(folder, "tokenizer_config.json"), folder / "tokenizer.model"
-    if not [*folder.glob("tokenizer.*"), *folder.glob("vocab.*")] and "auto_map" not in options:
+    if not _has_tokenizer(folder) and "auto_map" not in options:
         raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; put one there")
     if sentencepiece.is_file() and not (folder / "tokenizer.json").is_file():
         # SentencePiece's own ids, and LLaMA's BOS before a text.
@@ -237,24 +178,29 @@ def _folder_tokenizer(folder: Path):
             ) from error
 
 
-def load_params(path: str | os.PathLike, abstract: Any) -> Any:
+def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) -> Any:
     """``abstract`` filled from a checkpoint, tensor by tensor.
 
     Args:
       path: folder, GGUF file or hub id.
       abstract: a tree of ``jax.ShapeDtypeStruct`` (or arrays) named like the parameters of
-        llama.py, or any part of one; each leaf's dtype and sharding are those of the result. A
-        kernel may be one of ``quantize.Quantized``: each layer's is quantized as it is read.
+        llama.py and lora.py, or any part of one; each leaf's dtype and sharding are those of the
+        result. A kernel may be one of ``quantize.Quantized``: each layer's is quantized as it is
+        read.
         ``head/unembed`` comes from the LM head (or the tied embedding) where the checkpoint has
         no such tensor of its own.
+      merged: whether an adapter is added to the weights of its base; False gives the base as it is.
 
     Raises:
       InputError: for every missing, surplus and misshapen tensor in one message; for files
         that are cut short or differ from the checksum of our own export; for NaN or infinite
-        weights.
+        weights; for an adapter of another base.
     """
-    path = resolve(path)
-    stored = gguf.read_tensors(path) if path.suffix == ".gguf" else _folder_tensors(path)
+    path, digests = resolve(path), {}
+    stored = _base_tensors(path)
+    if peft.recorded_digest(path):
+        stored = peft.digest_as_read(stored, digests)
+    stored = peft.add_adapter(path, stored, merged=merged)
     embedding = stored.get("model.embed_tokens.weight")
     if embedding and "lm_head.weight" not in stored and read_config(path).tie_embeddings:
         stored["lm_head.weight"] = embedding
@@ -274,7 +220,40 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     if bad:
         names = ", ".join(bad)
         raise InputError(f"{path}: NaN or infinite numbers in {names}; use a sound copy")
+    peft.check_base(path, digests)
     return jax.tree_util.tree_unflatten(tree, filled)
+
+
+def initial_adapter(path: str | os.PathLike, key: jax.Array, abstract: dict) -> dict:
+    """The adapter that training starts from: the one in ``path``, or a new one on whole weights."""
+    if peft.read_lora(path) is None:
+        return lora.init_adapter(key, abstract)
+    return load_params(path, {"lora": abstract})["lora"]
+
+
+def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
+    """What the files of whole weights hold, none of it read yet."""
+    base = peft.base_of(path)
+    if base.suffix == ".gguf":
+        return gguf.read_tensors(base)
+    stored = read_tensors(base)
+    if "embed_tokens.weight" in stored:  # a bare LlamaModel
+        return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
+    return stored
+
+
+def base_digest(path: str | os.PathLike) -> str:
+    """What tells one base from another, and is the same of an adapter and of the base itself.
+
+    It is recorded in an adapter of ours, or else the weights are read for it.
+    """
+    if recorded := peft.recorded_digest(path):
+        return recorded
+    stored, digests = _base_tensors(path), {}
+    for name, tensor in peft.digest_as_read(stored, digests).items():
+        if name.startswith("model.") and not _BUFFER.match(name):
+            tensor.read()
+    return peft.backbone_digest(digests)
 
 
 def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:
@@ -284,9 +263,9 @@ def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> 
         for ours, leaf in leaves
         for name in hf_names.stored_names(ours, leaf.shape)
     }
-    allowed = re.compile(rf"{_HEADS.pattern}|.*rotary_emb\.inv_freq$")
+    allowed = re.compile(rf"{_HEADS.pattern}|{_BUFFER.pattern}|.*\.lora_[AB]\.weight$")
     surplus = [name for name in stored if name not in wanted and not allowed.match(name)]
-    has_backbone = any(name.startswith("model.") for name in wanted)
+    has_backbone = "model.norm.weight" in wanted
     problems = {
         "missing": [name for name in wanted if name not in stored],
         "surplus": surplus if has_backbone else [],
@@ -341,49 +320,3 @@ def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
         array = jax.tree.map(_zeros, leaf)
     array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
     return array, bool(finite)
-
-
-def read_json(file: Path) -> dict:
-    """The JSON object in a file; raises InputError where there is none."""
-    with hf_names.as_input_error(file, "is not readable JSON"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: a JSON object is expected here; use a sound copy")
-    return content
-
-
-def _read_safetensor(file: Path, name: str) -> np.ndarray:
-    # Opened anew each time: an open file keeps every page that was ever read.
-    with safetensors.safe_open(file, framework="numpy") as stream:
-        value = stream.get_tensor(name)
-    return value.astype(np.float32) if value.dtype == np.float64 else value
-
-
-def _folder_tensors(folder: Path) -> dict[str, hf_names.Stored]:
-    """What a folder's safetensors files hold, none of it read yet."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError(f"{folder / INDEX}: has no weight_map; use a sound copy")
-        files = sorted(set(weight_map.values()))
-    else:
-        files = ["model.safetensors"]
-    files += [SIDECAR] if (folder / SIDECAR).exists() else []
-    checksums.check(folder, read_json(folder / checksums.CONFIG), weights=True)
-    stored: dict[str, hf_names.Stored] = {}
-    for file in (folder / name for name in files):
-        if not file.is_file():
-            raise InputError(f"{file}: is missing; weights are read from safetensors files only")
-        with (
-            hf_names.as_input_error(file, "is damaged or cut short"),
-            safetensors.safe_open(file, framework="numpy") as stream,
-        ):
-            for name in stream.keys():  # noqa: SIM118 - not a dict
-                part = stream.get_slice(name)
-                if (dtype := part.get_dtype()) not in _FLOATS:
-                    raise InputError(f"{file}: {name} is quantized as {dtype}; use floats")
-                read = functools.partial(_read_safetensor, file, name)
-                stored[name] = hf_names.Stored(tuple(part.get_shape()), read)
-    if "embed_tokens.weight" in stored:  # a bare LlamaModel
-        return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
-    return stored

@@ -47,6 +47,17 @@ TABLE = (
     ),
 )
 HF_NAME = {ours: theirs for ours, theirs, _ in TABLE}
+# The linear layers of a block, which may have adapters: ours, Hugging Face's.
+LINEAR = {
+    ours.split("/", 2)[2].removesuffix("/kernel"): theirs.split(".{}.")[1].removesuffix(".weight")
+    for ours, theirs in HF_NAME.items()
+    if ours.startswith("backbone/layers/") and ours.endswith("/kernel")
+}
+HF_NAME |= {
+    f"lora/backbone/layers/{ours}/lora_{x.lower()}": f"model.layers.{{}}.{theirs}.lora_{x}.weight"
+    for ours, theirs in LINEAR.items()
+    for x in "AB"
+}
 
 # LlamaConfig's field: (config.json's, its type, what a missing one means; None must be there).
 CONFIG_FIELDS = {
@@ -111,7 +122,7 @@ def is_stacked(ours: str) -> bool:
 
 def is_transposed(ours: str) -> bool:
     """Whether it is stored as [out, in]."""
-    return ours.endswith("kernel")
+    return ours.endswith(("kernel", "lora_a", "lora_b"))
 
 
 def stored_names(ours: str, shape: tuple[int, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Parameters to a Hugging Face folder, with its tokenizer and a checksum of every file."""
+"""Parameters to a Hugging Face or PEFT folder, with tokenizer and a checksum of every file."""
 
 import copy
 import functools
@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 
 from fgrlhf_jax.data.templates import ENCODING
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_load, hf_names
+from fgrlhf_jax.models import checksums, hf_load, hf_names, lora, peft
 from fgrlhf_jax.models.cards import Origin, model_card
 from fgrlhf_jax.models.chat_template import with_chat_template
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
+from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import advice
 
@@ -47,18 +48,22 @@ def save(
     extra: dict | None = None,
     dtype: str = "float32",
     origin: Origin = NO_ORIGIN,
+    adapter: Lora | None = None,
     max_shard_bytes: int = 2 << 30,
 ) -> str:
     """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
 
     Args:
-      params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture.
+      params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture, and with
+        "lora" where it has an adapter.
       architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (its head has no bias, since
         transformers' has none) or STATE_ACTION, a form of our own.
       extra: goes into config.json under "fgrlhf", along with the checksum of each file.
         Its "data" says how prompts are written and responses end.
       dtype: float32 | bfloat16 | float16, what the weights are rounded to.
       origin: what the card says; a language model keeps the generation_config.json of its base.
+      adapter: the settings of "lora" writes it apart, in PEFT's form, with any head; its base is
+        that of ``origin``. None adds it to the weights.
 
     Returns:
       A sentence on what was written and what can load it.
@@ -67,33 +72,46 @@ def save(
       InputError: when the folder cannot be written or the disk is full; what was there stays.
       ValueError: when the parameters do not belong to the architecture.
     """
-    folder = Path(folder)
+    folder, extra = Path(folder), {"encoding": ENCODING} | (extra or {})
+    is_whole, base = adapter is None, ""
+    if is_whole:
+        params = lora.merge(params, cfg.lora_scale)
+    else:
+        params = {part: tree for part, tree in params.items() if part in ("lora", "head")}
+        base = peft.base_name(origin.base)
+        extra["base"] = {"path": base, "digest": hf_load.base_digest(origin.base)}
     tensors = _tensors(params)
-    has_bias = _check_heads(tensors, cfg, architecture)
+    has_bias = _check_heads(tensors, cfg, architecture, is_whole)
     config, generation, tokenizer, response = _describe(
-        cfg, tokenizer, architecture, {"encoding": ENCODING} | (extra or {}), origin.base
+        cfg, tokenizer, architecture, extra, origin.base
     )
-    config |= {"torch_dtype": dtype, "token_classification_bias": has_bias}
+    config |= {"torch_dtype": dtype}
+    if architecture != LANGUAGE_MODEL:  # or token rewards that are an adapter of it have none
+        config |= {"token_classification_bias": has_bias}
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype))
+        files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype), is_whole)
         if jax.process_index() == 0:
             kind, template = (
                 architecture.removeprefix("LlamaFor"),
                 _data(config).get("template", ""),
             )
-            card = model_card(kind, template, response, origin, dtype)
+            usage = "" if base.endswith(".gguf") else response
+            card = model_card(kind, template, usage, origin, dtype, adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
             if architecture == LANGUAGE_MODEL:
                 text = json.dumps(generation, indent=2)
                 (temporary / "generation_config.json").write_text(text)
+            if adapter:
+                fields = peft.describe(adapter, list(tensors), architecture, base)
+                (temporary / checksums.ADAPTER).write_text(json.dumps(fields, indent=2))
             checksums.write_config(temporary, config)
             for file in files:  # the library makes them private, whatever the umask
-                shutil.copymode(temporary / checksums.CONFIG, temporary / file)
+                shutil.copymode(temporary / "README.md", temporary / file)
             _replace(folder, temporary)
     except (OSError, SafetensorError) as error:
         cause = _system_error(error)
@@ -103,7 +121,7 @@ def save(
     finally:
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _note(folder, architecture, config, bool(response))
+    return _note(folder, architecture, config, bool(response), base)
 
 
 def _system_error(error: Exception) -> OSError:
@@ -113,12 +131,14 @@ def _system_error(error: Exception) -> OSError:
     return OSError(code, os.strerror(code) if code else str(error))
 
 
-def _check_heads(tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str) -> bool:
+def _check_heads(
+    tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str, is_whole: bool
+) -> bool:
     """Whether the head has a bias; raises ValueError for heads of another architecture."""
     heads = {name for name in tensors if not name.startswith("model.")}
     bias = heads & {"score.bias"}
     wanted = {
-        LANGUAGE_MODEL: set() if cfg.tie_embeddings else {"lm_head.weight"},
+        LANGUAGE_MODEL: {"lm_head.weight"} if is_whole and not cfg.tie_embeddings else set(),
         TOKEN_REWARD: {"score.weight"} | bias,
         SEQUENCE_REWARD: {"score.weight"},
         STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | bias,
@@ -128,12 +148,21 @@ def _check_heads(tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str)
     return bool(bias)
 
 
-def _write_weights(folder: Path, tensors: dict[str, tuple], limit: int, dtype) -> list[str]:
-    """Weight files of about ``limit`` bytes at most, and their index; returns their names."""
+def _write_weights(
+    folder: Path, tensors: dict[str, tuple], limit: int, dtype, is_whole: bool
+) -> list[str]:
+    """Weight files of about ``limit`` bytes at most, and their index; returns their names.
+
+    An adapter is one file, whatever its size.
+    """
+    stem = "model"
+    if not is_whole:
+        stem, limit = "adapter_model", 1 << 62
+        tensors = {n if n.startswith("head.") else peft.PREFIX + n: t for n, t in tensors.items()}
     plan = huggingface_hub.split_state_dict_into_shards_factory(
         {name: value for name, value in tensors.items() if not name.startswith("head.")},
         get_storage_size=functools.partial(_size, dtype=dtype),
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
         max_shard_size=limit,
     )
     sidecar = [name for name in tensors if name.startswith("head.")]
@@ -260,13 +289,17 @@ def _padded(tokenizer, vocab_size: int, architecture: str):
     return tokenizer
 
 
-def _note(folder: Path, architecture: str, config: dict, has_template: bool) -> str:
+def _note(folder: Path, architecture: str, config: dict, has_template: bool, adapted: str) -> str:
+    library, auto = ("peft", "AutoPeftModel") if adapted else ("transformers", "AutoModel")
+    folder = f"{folder}: adapter of {adapted}," if adapted else f"{folder}:"
     if architecture == STATE_ACTION:
         return (
-            f"{folder}: token rewards with a state-action head, in a form of our own; "
-            "transformers has no class for it and refuses to load it, so use fgrlhf_jax"
+            f"{folder} token rewards with a state-action head, in a form of our own; "
+            f"{library} has no class for it and refuses to load it, so use fgrlhf_jax"
         )
-    note = f"{folder}: loads in transformers as AutoModel{architecture.removeprefix('Llama')}"
+    if adapted.endswith(".gguf"):
+        return f"{folder} in peft's form, but peft does not read GGUF files, so use fgrlhf_jax"
+    note = f"{folder} loads in {library} as {auto}{architecture.removeprefix('Llama')}"
     if "template" in _data(config) and not has_template:
         note += "; no chat template gives the ids of its prompts, so use fgrlhf_jax for them"
     if architecture == SEQUENCE_REWARD and config["pad_token_id"] is None:

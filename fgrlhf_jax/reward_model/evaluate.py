@@ -23,6 +23,7 @@ class PairPredictor:
 
     Attributes:
       batch_size: pairs at a time, a multiple of what the mesh divides.
+      params: abstract ones of the model, with any adapter; None: those of the module.
       step: the jitted evaluation of one batch.
     """
 
@@ -33,13 +34,14 @@ class PairPredictor:
         mesh: Mesh,
         buckets: Sequence[int],
         batch_size: int,
+        params: dict | None = None,
     ):
         self.mesh, self.buckets = mesh, buckets
         self.batch_size = sharding.round_batch_size(batch_size, mesh)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         step = functools.partial(model.eval_step, model=module, **settings)
         self.step = jax.jit(step, out_shardings=replicated)
-        self._params = llama.abstract_params(module, mesh)
+        self.params = llama.abstract_params(module, mesh) if params is None else params
         self._compiled: dict = {}
 
     def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[dict[str, float], list]:
@@ -79,7 +81,7 @@ class PairPredictor:
         bucket = batch["tokens_BS"].shape[-1]
         if bucket not in self._compiled:
             with jax.set_mesh(self.mesh):
-                self._compiled[bucket] = self.step.lower(self._params, batch).compile()
+                self._compiled[bucket] = self.step.lower(self.params, batch).compile()
         return self._compiled[bucket]
 
 

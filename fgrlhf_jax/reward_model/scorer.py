@@ -23,7 +23,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.reward_losses import LOSSES
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import checksums, hf_files, hf_load, hf_save, llama
 from fgrlhf_jax.reward_model.model import (
     Normalization,
     level_of,
@@ -126,8 +126,7 @@ class RewardModel:
             architecture = hf_save.STATE_ACTION
         extra = {name: getattr(self.meta, name) for name in ("head", "settings", "data")}
         extra["calibration"] = self.meta.normalization._asdict()
-        params = lora.merge(self.params, self.module.cfg.lora_scale)
-        model = params, self.module.cfg, self.tokenizer
+        model = self.params, self.module.cfg, self.tokenizer
         return hf_save.save(folder, *model, architecture=architecture, extra=extra, **options)
 
     def length_limit(self, max_length: int) -> int:
@@ -238,9 +237,9 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueMod
     Raises:
       InputError: when the folder is missing, is no reward model of ours, or was changed.
     """
-    folder = hf_load.resolve(path)
-    file = folder / "config.json"
-    ours = hf_load.read_json(file).get("fgrlhf") if file.is_file() else None
+    folder = hf_files.resolve(path)
+    file = checksums.config_file(folder)
+    ours = hf_files.read_json(file).get("fgrlhf") if file.is_file() else None
     match ours:
         case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
             values = {"head": head, **settings, **scale, **data}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.models import hf_load, llama, lora
+from fgrlhf_jax.models import hf_load, llama, lora, peft
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import forward_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
@@ -74,6 +74,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         folder / "export",
         dtype=config.export.dtype,
         origin=Origin(config.model.path, config.train, pair_metrics.format_table(result)),
+        adapter=None if config.export.merged else lora.from_config(config),
     )
     run_dir.finish(folder, step, note, result)
     return result
@@ -91,7 +92,7 @@ def make_trainer(
     settings, adapters = loss_settings(config), lora.from_config(config)
     trained, frozen = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
-    predictor = PairPredictor(model, settings, mesh, buckets, batch_size)
+    predictor = PairPredictor(model, settings, mesh, buckets, batch_size, frozen | trained)
     rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
     trainer = SupervisedTrainer(
         config,
@@ -107,7 +108,7 @@ def make_trainer(
         train_step=functools.partial(train_step, model=model, **settings),
         flops=functools.partial(batch_flops, model.cfg),
         initial_params=functools.partial(initial_params, config, model, trained),
-        load_frozen=functools.partial(hf_load.load_params, config.model.path, frozen),
+        load_frozen=functools.partial(hf_load.load_params, config.model.path, frozen, merged=False),
         evaluate_model=lambda params: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor
@@ -129,7 +130,8 @@ def loss_settings(config: ConfigDict) -> dict:
 def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: dict) -> dict:
     """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``.
 
-    With an adapter in ``abstract`` it is that and a head.
+    With an adapter in ``abstract`` it is that and a head, both those of an adapter in
+    ``model.path`` where it has such a head.
     """
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
@@ -137,7 +139,10 @@ def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: d
     if config.model.head_init == "zero":
         params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
     if "lora" in abstract:
-        params["lora"] = lora.init_adapter(key, abstract["lora"])
+        params["lora"] = hf_load.initial_adapter(path, key, abstract["lora"])
+        if peft.has_head(path, abstract["head"]):
+            params |= hf_load.load_params(path, {"head": abstract["head"]})
+            return params
     elif path:
         params |= hf_load.load_params(path, {"backbone": abstract["backbone"]})
     if path and "unembed" in params["head"]:

@@ -75,13 +75,14 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     }
     note = hf_save.save(
         folder / "export",
-        lora.merge(params, cfg.lora_scale),
+        params,
         cfg,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
         origin=Origin(config.model.path, config.train, format_figures(result["validation"])),
         extra={"data": data},
+        adapter=None if config.export.merged else lora.from_config(config),
     )
     run_dir.finish(folder, step, note, result)
     return result
@@ -108,7 +109,7 @@ def make_trainer(
         """Of the checkpoint in ``model.path``, or random."""
         key = jax.random.key(config.seed)
         if frozen:
-            return {"lora": lora.init_adapter(key, trained["lora"])}
+            return {"lora": hf_load.initial_adapter(path, key, trained["lora"])}
         if path:
             return hf_load.load_params(path, abstract)
         return supervised.random_params(model, key, abstract)
@@ -142,7 +143,7 @@ def make_trainer(
         train_step=functools.partial(train_step, model=model),
         flops=functools.partial(batch_flops, model.cfg),
         initial_params=initial_params,
-        load_frozen=functools.partial(hf_load.load_params, path, frozen),
+        load_frozen=functools.partial(hf_load.load_params, path, frozen, merged=False),
         evaluate_model=evaluate,
     )
 

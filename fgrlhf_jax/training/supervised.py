@@ -17,7 +17,7 @@ from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.templates import check_vocabulary
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_load, llama, lora
+from fgrlhf_jax.models import attention, hf_load, llama, lora, peft
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -89,6 +89,8 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             "--config.model.path=FOLDER|HUB_ID"
         )
     if config.model.path:
+        if adapters:
+            peft.check_same(config.model.path, adapters)
         cfg = dataclasses.replace(hf_load.read_config(config.model.path), **options)
         tokenizer = hf_load.load_tokenizer(config.model.path)
     elif config.model.size in RANDOM_SIZES:

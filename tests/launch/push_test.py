@@ -2,12 +2,14 @@
 
 import hub_cases
 import huggingface_hub
+import jax
+import numpy as np
 import ppo_cases
 import pytest
 from huggingface_hub import constants
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models import hf_files, hf_load
 from fgrlhf_jax.reward_model.scorer import read_module
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import push, score
@@ -64,7 +66,7 @@ def test_a_model_and_its_card_arrive_and_load(hub, files, capsys):
     assert hub.private == {"models/me/it"}
     assert "http" in capsys.readouterr().out
     assert read_module("me/it") == read_module(export)
-    assert hf_load.resolve("me/it").is_relative_to(constants.HF_HUB_CACHE)
+    assert hf_files.resolve("me/it").is_relative_to(constants.HF_HUB_CACHE)
 
 
 def test_rows_arrive_with_a_card_that_says_what_they_are(hub, files):
@@ -129,6 +131,25 @@ def test_a_changed_model_is_not_pushed(hub, files, refused):
     sentence = refused(push, path=files["model"], repo="me/it", license="mit")
     assert sentence.startswith(f"{weights}: is damaged, missing or not the one")
     assert hub.repos == {}
+
+
+def test_an_adapter_is_pushed_once_its_base_is_on_the_hub(hub, refused, tmp_path):
+    base = ppo_cases.save_policy(tmp_path / "base")
+    folder = ppo_cases.save_policy(tmp_path / "adapter", base=base, template="plain")
+    flags = {"path": folder, "repo": "me/it", "license": "mit"}
+    sentence = refused(push, **flags)
+    assert sentence.startswith(f"path={folder}: is an adapter of {base}, which is on this machine")
+    assert hub.repos == {}
+    run(base, repo="me/base")
+    file = folder / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(base), "me/base"))
+    run(folder)
+    params = hf_load.load_params("me/it", ppo_cases.policy_params())
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params,
+        hf_load.load_params(folder, ppo_cases.policy_params()),
+    )
 
 
 def test_a_wrong_token_cannot_read_a_model(hub, files, refused, monkeypatch):

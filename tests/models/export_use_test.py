@@ -31,13 +31,15 @@ def run_usage(folder, monkeypatch) -> str:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("loss", ["token_edit", "sequence"])
-@pytest.mark.parametrize("template", ["plain", "alpaca"])
+@pytest.mark.parametrize(("template", "adapter"), [("plain", False), ("alpaca", True)])
 def test_the_card_of_a_reward_model_gives_the_rewards_of_score(
-    tmp_path, monkeypatch, loss, template
+    tmp_path, monkeypatch, loss, template, adapter
 ):
     data = {"template": template, "max_prompt_length": 48, "max_length": 64}
     monkeypatch.setattr(ppo_cases, "DATA", ppo_cases.DATA | data)
-    folder = ppo_cases.save_reward_model(tmp_path, loss) / "export"
+    base = ppo_cases.save_policy(tmp_path / "base") if adapter else None
+    folder = ppo_cases.save_reward_model(tmp_path, loss, base=base) / "export"
+    assert (folder / "config.json").exists() != adapter
     printed = run_usage(folder, monkeypatch).splitlines()
     record = {"instruction": "Name a fruit.", "output": "An apple."}
     (scored,) = RewardModel.load(folder).score([record])
@@ -48,12 +50,15 @@ def test_the_card_of_a_reward_model_gives_the_rewards_of_score(
 
 
 @pytest.mark.parity
-def test_the_card_of_a_language_model_generates_what_we_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_card_of_a_language_model_generates_what_we_do(tmp_path, monkeypatch, adapter):
     data = {"template": "alpaca", "append_eos": True}
-    folder = ppo_cases.save_policy(tmp_path / "export", **data)
+    base = ppo_cases.save_policy(tmp_path / "base") if adapter else None
+    folder = ppo_cases.save_policy(tmp_path / "export", base=base, **data)
     ours = LanguageModel.load(folder).generate(["Name a fruit."], SamplingParams(max_new_tokens=20))
     text = ppo_cases.TOKENIZER.decode(ours.ids[0], skip_special_tokens=True)
-    assert run_usage(folder, monkeypatch) == f"{text}\n"
+    printed = run_usage(folder, monkeypatch)
+    assert printed.startswith(text) if adapter else printed == f"{text}\n"
 
 
 @pytest.mark.parity

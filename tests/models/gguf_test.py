@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 pytestmark = pytest.mark.parity
@@ -110,6 +110,19 @@ def test_a_gguf_file_is_the_folder_it_was_made_of(written, shape, tokenizer):
         assert theirs.decode(theirs.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     assert theirs.chat_template == tokenizer.chat_template
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, None)
+
+
+def test_an_adapter_of_a_gguf_file(written, tmp_path, tokenizer):
+    """Which peft cannot load; the digest of its base is that of the folder it was made of."""
+    file, params, _ = written()
+    module = llama.CausalLM(CFG)
+    folder, adapter = hf_cases.save_adapter(tmp_path / "adapter", file, module=module)
+    assert hf_load.read_config(folder) == CFG
+    assert hf_load.base_digest(folder) == hf_load.base_digest(tmp_path / "folder")
+    merged = lora.merge(params | adapter, hf_cases.ADAPTER.scale)
+    loaded = hf_load.load_params(folder, abstract(CFG))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), loaded, merged)
+    assert 'LanguageModel.load("export")' in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])

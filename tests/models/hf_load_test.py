@@ -18,7 +18,7 @@ import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_load, hf_save, llama
+from fgrlhf_jax.models import checksums, hf_files, hf_load, hf_save, llama
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
@@ -343,10 +343,10 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         hf_load.read_config("someone/model")
     assert downloads == ["someone/model"]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    assert hf_load.resolve("someone/model") == tmp_path
+    assert hf_files.resolve("someone/model") == tmp_path
     (tmp_path / "run" / "export").mkdir(parents=True)
     for path in (tmp_path / "run", tmp_path / "run" / "export"):
-        assert hf_load.resolve(path) == tmp_path / "run" / "export"
+        assert hf_files.resolve(path) == tmp_path / "run" / "export"
 
 
 @pytest.mark.slow

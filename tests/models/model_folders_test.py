@@ -129,14 +129,10 @@ def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch, kind):
     assert hf_load.read_config(folder) == CFG
 
 
-def test_folders_that_are_no_model_by_themselves(tmp_path):
-    adapter, run = tmp_path / "adapter", tmp_path / "run"
-    write(adapter / "adapter_config.json", peft_type="LORA", base_model_name_or_path="org/base")
-    (adapter / "adapter_model.safetensors").touch()
+def test_a_run_folder_without_an_export_is_no_model(tmp_path):
+    run = tmp_path / "run"
     write(run / "config.json", run_dir="run", steps=5)
     for read in (hf_load.read_config, hf_load.load_tokenizer):
-        with pytest.raises(InputError, match=r"is a LoRA adapter of org/base; merge it"):
-            read(adapter)
         with pytest.raises(InputError, match="is a run folder without an export, since its run"):
             read(run)
     save(run / "export")

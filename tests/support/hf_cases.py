@@ -10,7 +10,10 @@ import numpy as np
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import hf_save, llama
+from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
+from fgrlhf_jax.models.lora import Lora, split
+from fgrlhf_jax.runtime import sharding
 
 CFG = LlamaConfig(300, 32, 48, 2, 4, 2, 8, norm_eps=1e-6, max_position=64)
 SHAPES = {
@@ -56,3 +59,27 @@ def save(folder: Path, architecture=hf_save.LANGUAGE_MODEL, module=None, **how):
 
 def same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+ADAPTER = Lora(4, alpha=6.0)
+
+
+def adapter_params(module, lora: Lora = ADAPTER, seed: int = 1) -> dict:
+    """Its "lora", with a B that is not zero, and any "head"."""
+    mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
+    trained, _ = split(sharding.abstract(abstract(module), mesh), lora, mesh)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), trained
+    )
+
+
+def save_adapter(
+    folder: Path, base: Path, architecture=hf_save.LANGUAGE_MODEL, module=None, lora=ADAPTER, **how
+) -> tuple[Path, dict]:
+    """Saves a random adapter of ``base``; returns the folder and what is in it."""
+    module = module or MODULES[architecture]
+    params = adapter_params(module, lora)
+    options = {"architecture": architecture, "adapter": lora, "origin": Origin(str(base))}
+    hf_save.save(folder, params, module.cfg, tokenizer(), **options | how)
+    return folder, params

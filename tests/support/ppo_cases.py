@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hf_cases
 import pytest
 import tiny_cases
 from rm_cases import contents, saved, without_clock
@@ -49,28 +50,38 @@ def policy_params(seed: int = 0) -> dict:
     return params
 
 
-def save_policy(folder: Path, tokenizer=TOKENIZER, seed: int = 0, *, origin=None, **data) -> Path:
-    """A language model; ``data`` is what a model of ours remembers of its fine-tuning."""
+def save_policy(
+    folder: Path, tokenizer=TOKENIZER, seed: int = 0, *, origin=None, base=None, **data
+) -> Path:
+    """A language model; ``data`` is what a model of ours remembers of its fine-tuning.
+
+    Args:
+      base: makes it an adapter of the model in that folder.
+    """
     hf_save.save(
         folder,
-        policy_params(seed),
+        hf_cases.adapter_params(POLICY, seed=seed) if base else policy_params(seed),
         CFG,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         extra={"data": data} if data else None,
-        origin=origin or Origin(),
+        origin=origin or Origin(str(base or "")),
+        adapter=hf_cases.ADAPTER if base else None,
     )
     return folder
 
 
-def save_reward_model(folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1) -> Path:
-    """What a finished launch.train_rm leaves for launch.ppo."""
+def save_reward_model(
+    folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1, *, base: Path | None = None
+) -> Path:
+    """What a finished launch.train_rm leaves for launch.ppo; an adapter with a ``base``."""
     model = make_module(CFG, loss, "after")
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
     meta = RewardMeta("after", settings, NORMALIZATION, DATA)
     mesh = sharding.make_mesh("1,-1,1")
-    params = tiny_cases.parameters(model, seed)
-    RewardModel(model, params, tokenizer, meta, mesh).save(folder / "export")
+    params = (hf_cases.adapter_params if base else tiny_cases.parameters)(model, seed=seed)
+    options = {"adapter": hf_cases.ADAPTER, "origin": Origin(str(base))} if base else {}
+    RewardModel(model, params, tokenizer, meta, mesh).save(folder / "export", **options)
     return folder
 
 

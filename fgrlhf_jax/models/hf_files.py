@@ -1,0 +1,139 @@
+"""What the path of a model names: a local folder or GGUF file, or a hub id; and what files hold."""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import safetensors
+from huggingface_hub.errors import HfHubHTTPError
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import checksums, hf_names
+from fgrlhf_jax.models.hf_names import INDEX, SIDECAR
+
+WEIGHTS = ("model.safetensors", INDEX)  # one of them is there
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
+
+    Of a run folder it is the export. Raises InputError when it is none of the three, the hub
+    cannot be reached, or an export of ours is not as it was written (but for its weights, which
+    ``hf_load.load_params`` checks).
+    """
+    local = _locate(path)
+    _check_is_model(local)
+    config = checksums.config_file(local)
+    if config.is_file():
+        checksums.check(local, read_json(config), weights=False)
+    return local
+
+
+def _locate(path: str | os.PathLike) -> Path:
+    if not str(path):
+        raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
+    local = Path(path)
+    if (local / "export").is_dir():
+        return local / "export"
+    if local.is_dir():
+        return local
+    if local.is_file() and local.suffix == ".gguf":
+        return local
+    if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        raise InputError(
+            f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
+        )
+    try:
+        wanted = list(checksums.PATTERNS)
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # what the hub's own errors derive from
+        status, advice = hub_cause(error)[1], "the name and the network"
+        if status in (401, 403):
+            advice = f"the name and the token (HF_TOKEN, `hf auth login`; this is status {status})"
+        raise InputError(
+            f"{path}: neither a local folder nor to be had from the hub "
+            f"({type(error).__name__}); check {advice}, or give a local folder"
+        ) from error
+
+
+def hub_cause(error: BaseException) -> tuple[BaseException, int | None]:
+    """What an error of huggingface_hub comes from, and the status that the hub answered, if any."""
+    while error.__cause__ and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error, error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _check_is_model(folder: Path) -> None:
+    """Raises InputError for two kinds of folders that look like a model's."""
+    whole = [name for name in WEIGHTS if (folder / name).is_file()]
+    if checksums.is_adapter(folder) and whole:
+        raise InputError(
+            f"{folder}: has whole weights and an adapter, and one model is expected; delete "
+            f"{checksums.ADAPTER} or {' and '.join(whole)}"
+        )
+    config = folder / checksums.CONFIG
+    if config.is_file() and "run_dir" in read_json(config):
+        raise InputError(
+            f"{folder}: is a run folder without an export, since its run has not finished; run its "
+            "command again to go on, or give another model"
+        )
+
+
+def read_json(file: Path) -> dict:
+    """The JSON object in a file; raises InputError where there is none."""
+    with hf_names.as_input_error(file, "is not readable JSON"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a JSON object is expected here; use a sound copy")
+    return content
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files of a folder that hold its weights; of an adapter, its own."""
+    if checksums.is_adapter(folder):
+        files = [checksums.ADAPTER_WEIGHTS]
+    elif (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{folder / INDEX}: has no weight_map; use a sound copy")
+        files = sorted(set(weight_map.values()))
+    else:
+        files = ["model.safetensors"]
+    return files + ([SIDECAR] if (folder / SIDECAR).exists() else [])
+
+
+def read_tensors(folder: Path) -> dict[str, hf_names.Stored]:
+    """What a folder's safetensors files hold, none of it read yet.
+
+    Raises InputError for files that are missing, cut short, or not as they were exported.
+    """
+    config = checksums.config_file(folder)
+    if config.is_file():
+        checksums.check(folder, read_json(config), weights=True)
+    stored: dict[str, hf_names.Stored] = {}
+    for file in (folder / name for name in weight_files(folder)):
+        if not file.is_file():
+            raise InputError(f"{file}: is missing; weights are read from safetensors files only")
+        with (
+            hf_names.as_input_error(file, "is damaged or cut short"),
+            safetensors.safe_open(file, framework="numpy") as stream,
+        ):
+            for name in stream.keys():  # noqa: SIM118 - not a dict
+                part = stream.get_slice(name)
+                if (dtype := part.get_dtype()) not in _FLOATS:
+                    raise InputError(f"{file}: {name} is quantized as {dtype}; use floats")
+                read = functools.partial(_read_safetensor, file, name)
+                stored[name] = hf_names.Stored(tuple(part.get_shape()), read)
+    return stored
+
+
+def _read_safetensor(file: Path, name: str) -> np.ndarray:
+    # Opened anew each time: an open file keeps every page that was ever read.
+    with safetensors.safe_open(file, framework="numpy") as stream:
+        value = stream.get_tensor(name)
+    return value.astype(np.float32) if value.dtype == np.float64 else value

@@ -1,0 +1,297 @@
+"""Adapters in Hugging Face PEFT's form: a folder with ``adapter_config.json``, A, B and any head.
+
+Every function takes the path of any model. One of whole weights is its own base and has no adapter.
+"""
+
+import functools
+import hashlib
+import operator
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import checksums, hf_files
+from fgrlhf_jax.models.checksums import ADAPTER, BASE
+from fgrlhf_jax.models.hf_names import HF_NAME, LINEAR, Stored, as_input_error
+from fgrlhf_jax.models.lora import Lora
+
+PREFIX = "base_model.model."  # of all names in the file of tensors
+# A type that peft does not know: it would load the rest and give wrong rewards.
+STATE_ACTION = "FGRLHF_STATE_ACTION_LORA"
+_A = ".lora_A.weight"
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+_TASKS |= {"ForTokenClassification": "TOKEN_CLS"}
+_MODULES = {name.rpartition(".")[2]: name for name in LINEAR.values()}
+_HEADS = ("score", "classifier")  # peft names both, of every classifier
+# What makes another product of A and B, or another base; and what does not.
+_NEUTRAL = {
+    **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "use_bdlora"), (None, False)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
+    **dict.fromkeys(
+        ("layers_to_transform", "layer_replication", "target_parameters", "arrow_config"), (None,)
+    ),
+    **dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"), (None,)),
+    "monteclora_config": (None,),
+    "bias": (None, "none"),
+    "revision": (None, "main"),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
+}
+
+
+def base_of(path: str | os.PathLike) -> Path:
+    """The local folder or GGUF file of a model's whole weights.
+
+    Raises InputError where an adapter is of a kind that cannot be used, or its base is nowhere.
+    """
+    folder = hf_files.resolve(path)
+    if not checksums.is_adapter(folder):
+        return folder
+    try:
+        base = hf_files.resolve(_base_name(folder))
+    except InputError as error:
+        raise InputError(
+            f"{folder}: the base of this adapter cannot be had ({error}); write its folder or hub "
+            f"id as {BASE} into {ADAPTER}"
+        ) from error
+    if checksums.is_adapter(base):
+        raise _refusal(folder, f"its base {base} is an adapter too")
+    return base
+
+
+def base_name(path: str | os.PathLike) -> str:
+    """What names the base of a model everywhere: its hub id, or its absolute path here."""
+    folder = hf_files.resolve(path)
+    name = _base_name(folder) if checksums.is_adapter(folder) else str(path)
+    return str(hf_files.resolve(name).absolute()) if Path(name).exists() else name
+
+
+def _base_name(folder: Path) -> str:
+    """As peft reads it, or else from within the adapter's folder."""
+    name = _settings(folder)[BASE]
+    return str(folder / name) if not Path(name).exists() and (folder / name).exists() else name
+
+
+def read_lora(path: str | os.PathLike) -> Lora | None:
+    """The settings of an adapter; None for a model of whole weights."""
+    folder = hf_files.resolve(path)
+    if not checksums.is_adapter(folder):
+        return None
+    config = _settings(folder)
+    modules = {_module(name) for name in read_tensors(folder) if name.endswith(_A)}
+    layers = [ours for ours, theirs in LINEAR.items() if theirs in modules]
+    targets = "." if len(layers) == len(LINEAR) else f"^({'|'.join(layers)})$"
+    return Lora(config["r"], config["lora_alpha"], targets, bool(config.get("use_rslora")))
+
+
+def check_same(path: str | os.PathLike, lora: Lora) -> None:
+    """Raises InputError where the adapter in ``path``, if it is one, is not of these settings.
+
+    The base may be held in another dtype.
+    """
+    if (saved := read_lora(path)) is None:
+        return
+    for name in ("rank", "alpha", "rslora", "targets"):
+        compared = _found if name == "targets" else operator.attrgetter(name)
+        if compared(lora) != compared(saved):
+            raise InputError(
+                f"lora.{name}={getattr(lora, name)}: the adapter in model.path={path} has another; "
+                f"go on with --config.lora.{name}='{getattr(saved, name)}', or give its base, "
+                f"{base_name(path)}, for a new one"
+            )
+
+
+def _found(lora: Lora) -> list[str]:
+    return [name for name in LINEAR if re.search(lora.targets, name)]
+
+
+def is_classifier(path: str | os.PathLike) -> bool:
+    """Whether an adapter says that it is no language model's."""
+    folder = hf_files.resolve(path)
+    task = _settings(folder).get("task_type") if checksums.is_adapter(folder) else None
+    return task in ("SEQ_CLS", "TOKEN_CLS")
+
+
+def has_head(path: str | os.PathLike, head: dict) -> bool:
+    """Whether an adapter has a reward model's head with the parameters of ``head``."""
+    folder = hf_files.resolve(path)
+    names = {HF_NAME[f"head/{name}"] for name in head}
+    return checksums.is_adapter(folder) and names <= read_tensors(folder).keys()
+
+
+def _refusal(folder: Path, what: str) -> InputError:
+    return InputError(
+        f"{folder / ADAPTER}: {what}, which is not supported; merge the adapter into its base with "
+        "peft (merge_and_unload, save_pretrained) and give the merged folder"
+    )
+
+
+def _settings(folder: Path) -> dict:
+    """adapter_config.json; raises InputError for what cannot be computed here."""
+    config = hf_files.read_json(folder / ADAPTER)
+    if config.get("peft_type") not in ("LORA", STATE_ACTION):
+        raise _refusal(folder, f"peft_type is {config.get('peft_type')!r:.60}")
+    for name, neutral in _NEUTRAL.items():
+        if config.get(name) not in neutral:
+            raise _refusal(folder, f"{name} is {config[name]!r:.60}")
+    targets, saved = config.get("target_modules"), config.get("modules_to_save") or ()
+    unknown = {name for name in saved if name not in _HEADS}
+    if isinstance(targets, list):
+        unknown |= {name for name in targets if str(name).rpartition(".")[2] not in _MODULES}
+    if unknown:
+        raise _refusal(folder, f"it adapts {', '.join(sorted(map(str, unknown)))}")
+    with as_input_error(folder / ADAPTER, "has a missing or malformed field"):
+        rank, alpha = config["r"], float(config["lora_alpha"])
+        if type(rank) is not int or rank < 1 or not isinstance(config[BASE], str):
+            raise ValueError(f"r={rank!r}, {BASE}={config[BASE]!r}")
+    return config | {"lora_alpha": alpha}
+
+
+def read_tensors(folder: Path) -> dict[str, Stored]:
+    """An adapter's tensors by their names without the prefix, none of them read yet.
+
+    Raises InputError for tensors of a module that has no adapter here.
+    """
+    tensors = {}
+    for stored_name, tensor in hf_files.read_tensors(folder).items():
+        name = stored_name.removeprefix(PREFIX)
+        name = f"model.{name}" if name.startswith("layers.") else name  # of a bare LlamaModel
+        if _module(name) not in _MODULES.values() and not re.match(r"(score|head)\.", name):
+            raise _refusal(folder, f"it has {stored_name}")
+        tensors[name] = tensor
+    return tensors
+
+
+def _module(name: str) -> str:
+    """``self_attn.q_proj`` of ``model.layers.0.self_attn.q_proj.lora_A.weight``; "" of others."""
+    match = re.fullmatch(r"model\.layers\.\d+\.(.+)\.lora_[AB]\.weight", name)
+    return match[1] if match else ""
+
+
+def add_adapter(folder: Path, base: dict[str, Stored], *, merged: bool) -> dict[str, Stored]:
+    """The tensors of a base with those of the adapter in ``folder``, if there is one.
+
+    Args:
+      merged: whether kernels are W + scale B A, each computed as it is read.
+
+    Raises:
+      InputError: where the adapter does not fit the base.
+    """
+    if not checksums.is_adapter(folder):
+        return base
+    adapter, scale = read_tensors(folder), read_lora(folder).scale
+    _check_fit(folder, adapter, base)
+    stored = base | adapter
+    for name in adapter if merged else ():
+        if name.endswith(_A):
+            kernel, b = (name.replace(_A, end) for end in (".weight", ".lora_B.weight"))
+            read = functools.partial(_merge, base[kernel], adapter[name], adapter[b], scale)
+            stored[kernel] = Stored(base[kernel].shape, read)
+    return stored
+
+
+def _merge(kernel: Stored, a: Stored, b: Stored, scale: float) -> np.ndarray:
+    kernel_OI, a_RI, b_OR = (np.asarray(x.read(), np.float32) for x in (kernel, a, b))
+    return kernel_OI + np.float32(scale) * (b_OR @ a_RI)
+
+
+def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]) -> None:
+    """Raises an InputError that names the first tensor that is not of this base."""
+    rank = _settings(folder)["r"]
+    shapes = {}
+    modules = dict.fromkeys(_module(name) for name in adapter if name.endswith(_A))
+    for name, kernel in base.items():
+        match = re.fullmatch(r"model\.layers\.\d+\.(.+)\.weight", name)
+        if match and match[1] in modules:
+            stem = name.removesuffix(".weight")
+            shapes |= {f"{stem}{_A}": (rank, kernel.shape[1])}
+            shapes |= {f"{stem}.lora_B.weight": (kernel.shape[0], rank)}
+    found = {name: tensor.shape for name, tensor in adapter.items() if _module(name)}
+    for name in [*shapes, *found]:
+        if shapes.get(name) != found.get(name):
+            there, here = (
+                f"is {list(x[name])}" if name in x else "is not there" for x in (found, shapes)
+            )
+            raise InputError(
+                f"{folder}: is an adapter of another base than {base_name(folder)}: {name} {there} "
+                f"where that of this base {here}; write the right one as {BASE} into {ADAPTER}"
+            )
+
+
+def recorded_digest(path: str | os.PathLike) -> str:
+    """The digest of the base that an adapter of ours was trained on; "" where none is recorded."""
+    folder = hf_files.resolve(path)
+    file = checksums.config_file(folder)
+    if not checksums.is_adapter(folder) or not file.is_file():
+        return ""
+    base = hf_files.read_json(file).get("fgrlhf", {}).get("base", {})
+    return str(base.get("digest", "")) if isinstance(base, dict) else ""
+
+
+def digest_as_read(stored: dict[str, Stored], digests: dict[str, str]) -> dict[str, Stored]:
+    """The same tensors, which leave their digests behind as they are read."""
+
+    def read(name: str) -> np.ndarray:
+        value = np.ascontiguousarray(stored[name].read())
+        digests[name] = hashlib.sha256(value.view(np.uint8)).hexdigest()
+        return value
+
+    return {
+        name: Stored(tensor.shape, functools.partial(read, name)) for name, tensor in stored.items()
+    }
+
+
+def backbone_digest(digests: dict[str, str]) -> str:
+    """Of all tensors of a backbone, whatever files they are in and whatever head is beside them."""
+    lines = (f"{name} {digests[name]}\n" for name in sorted(digests) if name.startswith("model."))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_base(folder: Path, digests: dict[str, str]) -> None:
+    """Raises InputError where an adapter of ours was trained on another base than was read.
+
+    Args:
+      digests: of the base's tensors that were read; without its backbone nothing can be said.
+    """
+    recorded = recorded_digest(folder)
+    if recorded and "model.norm.weight" in digests and recorded != backbone_digest(digests):
+        raise InputError(
+            f"{folder}: is an adapter of another base: the weights in {base_name(folder)} are not "
+            f"those that it was trained on; write the right ones as {BASE} into {ADAPTER}"
+        )
+
+
+def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
+    """The adapter_config.json of an export.
+
+    Args:
+      names: of its tensors, without the prefix.
+      architecture: transformers' class of the model, or one of ours.
+      base: see :func:`base_name`.
+    """
+    task = _TASKS.get(architecture.removeprefix("Llama"))
+    modules = {_module(name).rpartition(".")[2] for name in names if name.endswith(_A)}
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    return {
+        "peft_type": "LORA" if task else STATE_ACTION,
+        "task_type": task,
+        BASE: base,
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "use_rslora": lora.rslora,
+        "use_dora": False,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules),
+        "modules_to_save": None if task == "CAUSAL_LM" else ["score"],
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }

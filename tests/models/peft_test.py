@@ -1,0 +1,272 @@
+"""Adapters in PEFT's form: written and read bit for bit, merged as they are read, or refused."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import hf_cases
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from hf_cases import ADAPTER, MODULES, SHAPES, abstract, same, save, save_adapter, tokenizer
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora, peft
+from fgrlhf_jax.models.cards import Origin
+from fgrlhf_jax.models.lora import Lora
+from fgrlhf_jax.runtime import sharding
+
+LANGUAGE_MODEL = MODULES[hf_save.LANGUAGE_MODEL]
+SOME = Lora(3, 5.0, r"attention/(q|v)$|mlp/down", rslora=True)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save(tmp_path / "base")[0]
+
+
+@pytest.fixture
+def adapter(tmp_path, base):
+    return save_adapter(tmp_path / "adapter", base)[0]
+
+
+def configure(folder, **fields):
+    """Changes adapter_config.json; ... takes a field out."""
+    file = folder / "adapter_config.json"
+    config = (json.loads(file.read_text()) if file.exists() else {}) | fields
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def foreign(folder):
+    """The same as another program writes it: without what only we know."""
+    (folder / "fgrlhf.json").unlink()
+    return folder
+
+
+def rewrite(folder, change, name="adapter_model.safetensors"):
+    file = folder / name
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+
+
+def parts(params: dict, names) -> dict:
+    return {name: params[name] for name in names}
+
+
+@pytest.mark.parametrize("settings", [ADAPTER, SOME], ids=["all", "some"])
+@pytest.mark.parametrize("architecture", MODULES)
+def test_every_architecture_comes_back_apart_and_merged(tmp_path, architecture, settings):
+    base, params = save(tmp_path / "base")
+    module = MODULES[architecture]
+    folder, written = save_adapter(tmp_path / "adapter", base, architecture, lora=settings)
+    saved, wanted = peft.read_lora(folder), abstract(module)
+    assert dataclasses.replace(saved, targets=settings.targets) == settings
+    peft.check_same(folder, settings)
+    assert (hf_load.read_config(folder), peft.base_of(folder)) == (hf_cases.CFG, base)
+    same(hf_load.load_params(folder, written), written)
+    backbone = {"backbone": wanted["backbone"]}
+    same(hf_load.load_params(folder, backbone, merged=False), {"backbone": params["backbone"]})
+    merged = hf_load.load_params(folder, wanted)
+    heads = {name: tree for name, tree in (params | written).items() if name in wanted}
+    ours = lora.merge(params | heads | {"lora": written["lora"]}, settings.scale)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
+        merged,
+        parts(ours, wanted),
+    )
+    assert hf_load.load_tokenizer(folder).encode("the cat") == tokenizer().encode("the cat")
+    assert not (folder / "config.json").exists()  # or transformers looks for weights beside it
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_merged_onto_any_mesh(tmp_path, shape):
+    module = llama.CausalLM(SHAPES[shape])
+    base, params = save(tmp_path / "base", module=module)
+    folder, written = save_adapter(tmp_path / "adapter", base, module=module)
+    mesh = sharding.make_mesh("2,2,2")
+    with jax.set_mesh(mesh):
+        loaded = hf_load.load_params(folder, sharding.abstract(abstract(module), mesh))
+        trees = sharding.abstract(written, mesh)
+        same(hf_load.load_params(folder, trees), written)
+    ours = lora.merge(params | written, ADAPTER.scale)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), loaded, ours)
+
+
+def test_an_adapter_of_anybody_has_its_bases_tokenizer_and_defaults(tmp_path, monkeypatch):
+    """Found from where one stands, as peft does, or within the adapter's folder."""
+    base, _ = save(tmp_path / "base", extra={"data": {"template": "alpaca"}})
+    folder = foreign(save_adapter(tmp_path / "adapter", base)[0])
+    (folder / "generation_config.json").unlink()
+    for file in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
+        file.unlink()
+    want = hf_load.load_params(folder, abstract(LANGUAGE_MODEL))
+    bare = "base_model.model.layers"
+    rewrite(
+        folder, lambda old: {k.replace(f"{bare[:17]}model.layers", bare): v for k, v in old.items()}
+    )
+    configure(folder, base_model_name_or_path="base", lora_alpha=6, use_rslora=...)
+    monkeypatch.chdir(tmp_path)
+    assert hf_load.end_ids("adapter", None) == hf_load.end_ids(base, None)
+    same(hf_load.load_params("adapter", abstract(LANGUAGE_MODEL)), want)
+    monkeypatch.chdir("/")
+    shutil.move(base, folder / "base")
+    same(hf_load.load_params(folder, abstract(LANGUAGE_MODEL)), want)
+    assert hf_load.load_tokenizer(folder).encode("the cat") == tokenizer().encode("the cat")
+    assert hf_load.learned_template(folder) == "alpaca"
+    assert peft.base_name(folder) == str(folder / "base")
+
+
+def test_a_base_may_be_elsewhere_in_other_files_but_no_other(tmp_path, base, adapter):
+    wanted = abstract(LANGUAGE_MODEL)
+    before = hf_load.load_params(adapter, wanted)
+    assert hf_load.base_digest(adapter) == hf_load.base_digest(base)
+    shards = save(tmp_path / "shards", max_shard_bytes=20_000)[0]
+    configure(adapter, base_model_name_or_path=str(shards))
+    same(hf_load.load_params(adapter, wanted), before)
+    head = {"lm_head.weight": np.ones((300, 32), "f")}  # is not what an adapter is of
+    rewrite(base, lambda tensors: tensors | head, "model.safetensors")
+    config = json.loads((base / "config.json").read_text()) | {"fgrlhf": {}}
+    (base / "config.json").write_text(json.dumps(config))
+    configure(adapter, base_model_name_or_path=str(base))
+    same(hf_load.load_params(adapter, wanted)["backbone"], before["backbone"])
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(base, lambda tensors: tensors | {name: tensors[name] * 1.0001}, "model.safetensors")
+    for merged in (True, False):
+        with pytest.raises(InputError, match="is an adapter of another base: the weights in"):
+            hf_load.load_params(adapter, wanted, merged=merged)
+
+
+def test_of_its_files_only_the_path_of_the_base_may_change(base, adapter):
+    configure(adapter, lora_alpha=7)
+    with pytest.raises(InputError, match=r"adapter_config\.json: is damaged"):
+        hf_load.read_config(adapter)
+    configure(adapter, lora_alpha=6)
+    hf_load.load_params(adapter, abstract(LANGUAGE_MODEL))
+    rewrite(adapter, lambda tensors: {k: v * 2 for k, v in tensors.items()})
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: is damaged.*fgrlhf\.json"):
+        hf_load.load_params(adapter, abstract(LANGUAGE_MODEL))
+
+
+NEW = {"base_model.model.model.embed_tokens.weight": np.ones((300, 32), "f")}
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "message"),
+    [
+        ({"peft_type": "IA3"}, {}, "peft_type is 'IA3', which is not supported; merge"),
+        ({"peft_type": ...}, {}, "peft_type is None"),
+        ({"use_dora": True}, {}, "use_dora is True, which"),
+        ({"bias": "lora_only"}, {}, "bias is 'lora_only'"),
+        ({"rank_pattern": {"q_proj": 2}}, {}, "rank_pattern is {'q_proj': 2}"),
+        ({"alpha_pattern": {"q_proj": 2}}, {}, "alpha_pattern is {'q_proj': 2}"),
+        ({"layers_to_transform": [0]}, {}, "layers_to_transform is [0]"),
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights is 'pissa'"),
+        ({"revision": "abc"}, {}, "revision is 'abc'"),
+        ({"target_modules": ["q_proj", "lm_head"]}, {}, "it adapts lm_head, which"),
+        ({"target_modules": ["w1"]}, {}, "it adapts w1, which"),
+        ({"modules_to_save": ["embed_tokens"]}, {}, "it adapts embed_tokens, which"),
+        ({"target_modules": "all-linear"}, NEW, f"it has {next(iter(NEW))}, which"),
+        ({"r": "8"}, {}, "malformed field (ValueError: r='8'"),
+        ({"lora_alpha": ...}, {}, "malformed field (KeyError: 'lora_alpha'"),
+        ({"base_model_name_or_path": None}, {}, "base_model_name_or_path=None); use a sound copy"),
+        ({"base_model_name_or_path": "nowhere"}, {}, "cannot be had (nowhere: no such model;"),
+        ({"base_model_name_or_path": ""}, {}, "adapter: the base of this adapter cannot be had"),
+        (
+            {"base_model_name_or_path": "../adapter"},
+            {},
+            "is an adapter too, which is not supported",
+        ),
+        ({}, {FIRST: np.ones((4, 30), "f")}, "lora_A.weight is [4, 30] where that of this base is"),
+        (
+            {},
+            {LAST: None},
+            "down_proj.lora_B.weight is not there where that of this base is [32, 4",
+        ),
+        ({}, {FIRST.replace("0", "2"): np.ones((4, 32), "f")}, "layers.2.self_attn.q_proj.lora_A."),
+        ({"r": 2}, {}, "another base than"),
+        ({}, {FIRST: np.full((4, 32), np.nan, "f")}, "NaN or infinite numbers in model.layers.0."),
+    ],
+    ids=str,
+)
+def test_what_is_refused(adapter, fields, change, message):
+    foreign(adapter)
+    configure(adapter, **fields)
+    if change:
+        rewrite(
+            adapter,
+            lambda old: {k: v for k, v in (old | change).items() if v is not None},
+        )
+    with pytest.raises(InputError, match=re.escape(message)):
+        hf_load.load_params(adapter, abstract(LANGUAGE_MODEL))
+
+
+def test_whole_weights_beside_an_adapter_are_ambiguous(base, adapter):
+    shutil.copy(base / "model.safetensors", adapter)
+    with pytest.raises(InputError, match=r"delete adapter_config.json or model.safetensors$"):
+        hf_load.read_config(adapter)
+
+
+def test_a_classifiers_adapter_is_no_language_model(tmp_path, base):
+    ours = save_adapter(tmp_path / "ours", base, hf_save.TOKEN_REWARD)[0]
+    theirs = foreign(save_adapter(tmp_path / "theirs", base, hf_save.SEQUENCE_REWARD)[0])
+    for folder in (ours, theirs):
+        with pytest.raises(InputError, match=r"is a reward model .*, and a language model is exp"):
+            hf_load.check_language_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"rank": 8},
+            "lora.rank=8: the adapter in model.path={} has another; go on with --config.",
+        ),
+        ({"alpha": 32.0}, "lora.alpha=32.0: .*go on with --config.lora.alpha='6.0', or give its"),
+        ({"rslora": True}, "lora.rslora=True: "),
+        ({"targets": "mlp"}, "lora.targets=mlp: .*--config.lora.targets='.'"),
+    ],
+)
+def test_training_goes_on_with_the_same_settings_only(adapter, base, settings, message):
+    peft.check_same(base, Lora(8))
+    peft.check_same(adapter, dataclasses.replace(ADAPTER, targets="attention|mlp"))
+    with pytest.raises(InputError, match=message.format(adapter)):
+        peft.check_same(adapter, dataclasses.replace(ADAPTER, **settings))
+
+
+def test_training_goes_on_from_the_same_numbers(tmp_path, base):
+    folder, written = save_adapter(tmp_path / "adapter", base)
+    mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
+    wanted = sharding.abstract(written["lora"], mesh)
+    same(hf_load.initial_adapter(folder, jax.random.key(0), wanted), written["lora"])
+    fresh = hf_load.initial_adapter(base, jax.random.key(0), wanted)
+    same(fresh, lora.init_adapter(jax.random.key(0), wanted))
+
+
+def test_a_merged_export_is_whole(tmp_path, base):
+    params = save(tmp_path / "again")[1] | hf_cases.adapter_params(LANGUAGE_MODEL)
+    cfg = dataclasses.replace(hf_cases.CFG, lora_scale=ADAPTER.scale)
+    options = {"architecture": hf_save.LANGUAGE_MODEL, "origin": Origin(str(base))}
+    hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options)
+    assert peft.read_lora(tmp_path / "merged") is None
+    loaded = hf_load.load_params(tmp_path / "merged", abstract(LANGUAGE_MODEL))
+    same(loaded, lora.merge(params, ADAPTER.scale))
+
+
+def test_the_card_and_the_sentence_say_whose_adapter_it_is(tmp_path, base, adapter):
+    card = (adapter / "README.md").read_text()
+    assert f"| Adapter of | {base} |" in card
+    assert "| Rank | 4, scaled by alpha / rank = 1.5 |" in card
+    assert "base_model_relation: adapter" in card
+    folder = tmp_path / "head"
+    params = hf_cases.adapter_params(MODULES[hf_save.STATE_ACTION])
+    options = {"architecture": hf_save.STATE_ACTION, "adapter": ADAPTER}
+    note = hf_save.save(
+        folder, params, hf_cases.CFG, tokenizer(), origin=Origin(str(base)), **options
+    )
+    assert note.startswith(f"{folder}: adapter of {base}, token rewards with a state-action head")
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["peft_type"] == peft.STATE_ACTION
+    )

@@ -1,0 +1,123 @@
+"""Runs that train adapters: what they leave, how they resume and go on, and who can use it."""
+
+import json
+import shutil
+
+import numpy as np
+import ppo_cases
+import pytest
+import safetensors.numpy
+from rm_cases import contents, rows, without_clock
+
+from fgrlhf_jax.models import hf_load, peft
+from fgrlhf_jax.models.lora import Lora
+from fgrlhf_jax.runtime.files import read_jsonl
+from launch import generate, score, sft, train_rm
+from launch.shared import config_files
+
+pytest_plugins = ["runs"]
+pytestmark = pytest.mark.usefixtures("in_process")
+LORA = {"lora__rank": 4, "lora__alpha": 8.0, "lora__targets": "attention"}
+ATTENTION = "^(attention/q|attention/k|attention/v|attention/o)$"
+
+
+def launch(command, default, fields) -> None:
+    command.main(config_files.parse(["", *ppo_cases.flags(fields)], default))
+
+
+@pytest.fixture(scope="module")
+def fields(world, sft_fields) -> dict:
+    """Of launch.sft; 64 positions are what the policy has."""
+    return sft_fields | LORA | {"model__path": world.policy, "export__dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def adapted(fields, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "sft"
+    launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+    return run_dir
+
+
+def tensors(run_dir) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(run_dir / "export" / "adapter_model.safetensors")
+
+
+def test_a_run_leaves_an_adapter_of_its_base(adapted, world):
+    assert peft.read_lora(adapted) == Lora(4, 8.0, ATTENTION)
+    assert peft.base_of(adapted) == world.policy
+    assert hf_load.base_digest(adapted) == hf_load.base_digest(world.policy)
+    assert len(tensors(adapted)) == 8
+    assert all(np.abs(x).max() > 0 for x in tensors(adapted).values())
+    assert rows(adapted)[-1]["loss"] < rows(adapted)[0]["loss"]
+    assert f"| Adapter of | {world.policy} |" in (adapted / "export" / "README.md").read_text()
+
+
+def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path):
+    run_dir = shutil.copytree(adapted, tmp_path / "run")
+    for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
+        shutil.rmtree(run_dir / name)
+    launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+    assert without_clock(run_dir) == without_clock(adapted)
+    assert contents(run_dir / "export") == contents(adapted / "export")
+
+
+def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world, tmp_path):
+    """At a rate of 0 it ends where it began, on the same base."""
+    still = fields | {"model__path": adapted, "steps": 1, "optimizer__learning_rate": 0.0}
+    launch(sft, sft.CONFIG, still | {"run_dir": tmp_path / "apart"})
+    same = tensors(tmp_path / "apart")
+    assert same.keys() == tensors(adapted).keys()
+    assert all(np.array_equal(value, same[name]) for name, value in tensors(adapted).items())
+    assert peft.base_of(tmp_path / "apart") == world.policy
+    launch(sft, sft.CONFIG, still | {"run_dir": tmp_path / "merged", "export__merged": True})
+    assert peft.read_lora(tmp_path / "merged") is None
+    abstract = ppo_cases.policy_params()
+    theirs = hf_load.load_params(adapted, abstract)
+    ours = hf_load.load_params(tmp_path / "merged", abstract)
+    kernel = ours["backbone"]["layers"]["attention"]["q"]["kernel"]
+    change = abstract["backbone"]["layers"]["attention"]["q"]["kernel"] - kernel
+    assert np.abs(change).max() > 1e-3
+    np.testing.assert_allclose(
+        theirs["backbone"]["layers"]["attention"]["q"]["kernel"], kernel, rtol=0, atol=1e-6
+    )
+
+
+def test_other_settings_than_the_adapters_are_refused(adapted, fields, refused):
+    other = fields | {"model__path": adapted, "run_dir": "x", "lora__rank": 8}
+    sentence = refused(sft, *ppo_cases.flags(other))
+    assert sentence.startswith(f"lora.rank=8: the adapter in model.path={adapted} has another; go")
+
+
+def test_it_generates(adapted, world, tmp_path):
+    output = tmp_path / "answers.json"
+    flags = {"model": adapted, "prompts": world.prompts, "output": output, "max_new_tokens": 4}
+    launch(generate, generate.CONFIG, flags | {"limit": 3})
+    assert len(json.loads(output.read_text())) == 3
+
+
+@pytest.mark.parametrize("head", ["after", "state_action"])
+def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_path, head):
+    """From the policy's adapter on; then from the reward model's, head and all."""
+    options = rm_files | {
+        "steps": 2,
+        "batch_size": 4,
+        "eval_every": 0,
+        "save_every": 0,
+        "model__head": head,
+        "data__buckets": 1,
+        "data__max_length": 48,
+        "data__max_prompt_length": 24,
+    }
+    start = {"model__path": adapted, "run_dir": tmp_path / "rm"}
+    launch(train_rm, "configs/rm.py:tiny,token_edit", options | LORA | start)
+    file = next(iter(rm_files.values()))
+    flags = {"reward_model": tmp_path / "rm", "input": file, "output": tmp_path / "scores.jsonl"}
+    launch(score, score.CONFIG, flags | {"limit": 3})
+    assert len(read_jsonl(tmp_path / "scores.jsonl")) == 3
+    assert peft.base_of(tmp_path / "rm") == world.policy
+    start = {"model__path": tmp_path / "rm", "run_dir": tmp_path / "again", "steps": 1}
+    still = {"optimizer__learning_rate": 0.0}
+    launch(train_rm, "configs/rm.py:tiny,token_edit", options | LORA | start | still)
+    for name in ["adapter_model", "head"] if head == "state_action" else ["adapter_model"]:
+        files = [tmp_path / run / "export" / f"{name}.safetensors" for run in ("rm", "again")]
+        assert files[0].read_bytes() == files[1].read_bytes()
