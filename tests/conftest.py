@@ -59,11 +59,7 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The slow tests come first, so that no worker is left with one of them at the end.
-
-    Without torch the comparisons with it are left out, and the last line counts them.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Without torch the comparisons with it are left out, and the last line counts them."""
     if all(importlib.util.find_spec(name) for name in ("torch", "gguf", "peft")):
         return
     parity = [item for item in items if item.get_closest_marker("parity")]
