@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import quantize
+from fgrlhf_jax.runtime import sharding
 
 
 class Dense(nn.Module):
@@ -20,7 +21,7 @@ class Dense(nn.Module):
 
     Attributes:
       features: width of the output.
-      dtype: of the computation; parameters are float32, see :func:`kernel_of` for others.
+      dtype: of the computation; a kernel may be stored in another, or quantized.
       float32_gradients: the gradients of a float32 kernel are not rounded to ``dtype``.
     """
 
@@ -38,7 +39,10 @@ class Dense(nn.Module):
             kernel = self.get_variable("params", "kernel")
         else:
             kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = self.product(x, kernel_of(kernel, self.dtype))
+        if quantize.is_quantized(kernel):
+            stored = sharding.gather(kernel, "/".join((*self.path, "kernel")))
+            kernel = quantize.dequantize(stored, self.dtype)
+        y = self.product(x, kernel)
         if self.has_variable("lora", "lora_a"):
             a_IR, b_RO = (self.get_variable("lora", name) for name in ("lora_a", "lora_b"))
             y += self.lora_scale * self.product(self.product(x, a_IR), b_RO)
@@ -52,11 +56,6 @@ class Dense(nn.Module):
         if self.float32_gradients:
             return _product_and_float32_gradient(x, kernel, 0, self.dtype)
         return flat_product(x, kernel.astype(self.dtype), 0)
-
-
-def kernel_of(stored, dtype: str) -> jax.Array:
-    """The array of a stored kernel: itself, or in ``dtype`` where it is quantized."""
-    return quantize.dequantize(stored, dtype) if quantize.is_quantized(stored) else stored
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) -> jax.Array:

@@ -96,8 +96,8 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _spec(path, leaf, mesh: Mesh, split=AXES) -> P:
-    spec = next(spec for pattern, spec in TABLE if re.search(pattern, path_name(path)))
+def _spec(name: str, leaf, mesh: Mesh, split=AXES) -> P:
+    spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
     if leaf.ndim == len(spec) - 1 and spec[0] is None:  # of one layer, without the layer axis
         spec = spec[1:]
     if len(spec) > leaf.ndim:  # scalars of an optimizer state
@@ -114,7 +114,7 @@ def shardings(tree, mesh: Mesh, split: Sequence[str] = AXES):
       split: axes of the mesh that parameters are split over; they are whole over the others.
     """
     return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, split)), tree
+        lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf, mesh, split)), tree
     )
 
 
@@ -151,6 +151,22 @@ def look_up(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
         vocabulary = "tensor" if table_VD.shape[0] % mesh.shape["tensor"] == 0 else None
         table_VD = jax.lax.with_sharding_constraint(table_VD, P(vocabulary, None))
     return constrain(jnp.take(table_VD, tokens_BS, axis=0))
+
+
+def gather(tree, name: str):
+    """Parameters under the path ``name``, made whole but for the tensor axis before they are used.
+
+    Left to XLA, what is computed from them would be gathered, which may be larger.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, _spec(f"{name}/{path_name(path)}", leaf, mesh, ("tensor",))
+        ),
+        tree,
+    )
 
 
 def constrain_cache(x: jax.Array) -> jax.Array:

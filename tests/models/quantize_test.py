@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import hf_cases
 import jax
@@ -200,6 +201,25 @@ def test_what_is_decoded_with_is_merged_into_the_restored_kernels():
     restored = jax.jit(quantize.dequantize_params)(base)
     expected = sampling.decoding_weights(restored | adapter, model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), weights, expected)
+
+
+def test_what_is_gathered_is_quantized():
+    mesh = sharding.make_mesh("1,4,2")
+    model = llama.CausalLM(dataclasses.replace(CFG, num_kv_heads=4))
+    adapters = lora.Lora(4, targets="mlp", base_dtype="nf4")
+    trained, base = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
+    rows = jax.ShapeDtypeStruct(TOKENS.shape, "int32", sharding=sharding.batch_sharding(mesh))
+
+    def loss(adapter, base, tokens):
+        args = llama.positions_and_mask(tokens == tokens)
+        return model.apply(lora.variables(base | adapter), tokens, *args).sum()
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss)).lower(trained, base, rows).compile().as_text()
+    gathered = set(re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather\(", text))
+    # q, k and v; o; gate, up and down: half of the columns, or of the bytes of two rows
+    assert {("u8", shape) for shape in ("1,32,32", "1,16,64", "1,32,64")} <= gathered
+    assert not gathered & {("f32", shape) for shape in ("64,32", "32,64", "64,64")}
 
 
 def test_one_layer_at_a_time_stands_in_full():
