@@ -10,7 +10,7 @@ MODEL is one of
 and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
-from configs.base import CHECKPOINTS, DEVICES, OPTIMIZER, RUN
+from configs.base import CHECKPOINTS, DEVICES, LORA, OPTIMIZER, RUN
 from configs.common import DTYPES, INT8_CACHE, MODEL, OVERLONG, READING
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
@@ -91,6 +91,11 @@ GROUPS = {
         ),
         "missing_eos_penalty": Field(-1.0, "a reward, usually negative"),
     },
+    "Adapters (LoRA)": {
+        "lora.share_base": Field(
+            True, "an adapter as reward model is on the policy's base; False: it is held whole"
+        ),
+    },
     "Optimizer (AdamW)": {
         "optimizer.critic_learning_rate": Field(0.0, "of the critic; 0: learning_rate", at_least=0),
         "optimizer.warmup_steps": Field(5, "steps of warm-up", at_least=0),
@@ -118,6 +123,7 @@ FIELDS = collect_fields(
     RUN,
     GROUPS,
     READING,
+    LORA,
     OPTIMIZER,
     CHECKPOINTS,
     DEVICES,

@@ -23,7 +23,7 @@ from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.micro_batches import row_widths
 from fgrlhf_jax.ppo.model_flops import model_flops
-from fgrlhf_jax.ppo.models import Architectures, make_critic
+from fgrlhf_jax.ppo.models import make_architectures
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
 from fgrlhf_jax.reward_model.train import make_trainer
@@ -31,7 +31,13 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import sft, supervised
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
-MODELS = ("policy", "reference", "critic", "reward model")  # of PPO, in the order of the table
+MODELS = (
+    "base",
+    "policy",
+    "reference",
+    "critic",
+    "reward model",
+)  # of PPO, in the order of the table
 
 
 class Step(NamedTuple):
@@ -108,9 +114,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         loss = "sequence" if config.level == "sequence" else "token_edit"
         reward_model = make_module(cfg, loss, "after")
         meta = RewardMeta("after", {"loss": loss}, Normalization(0.0, 1.0), {})
-    policy = llama.CausalLM(cfg)
-    critic = make_critic(config, policy, reward_model)
-    architectures = Architectures(policy, critic, reward_model, meta)
+    architectures = make_architectures(config, cfg, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
     programs = ppo_programs.make(
         config, architectures, mesh, optimizer, ends=(0,), prompt_width=P, widths=widths
@@ -118,12 +122,12 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     programs["score_rollout"] = learned_from(programs["score_rollout"])
     settings = PPOSettings.from_config(config, widths)
     state = programs["update"].arguments[0]
-    params, reference, reward_params = programs["score_rollout"].arguments[:3]
+    params, frozen = programs["score_rollout"].arguments[:2]
 
     flops = model_flops(
         *(architectures, prompts, responses),
         epochs=config.ppo_epochs,
-        scored=bool(reward_params),
+        scored=bool(frozen.reward_model),
         one_pass=settings.one_pass,
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
@@ -133,8 +137,8 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
     resident = {
         "generate": (),
-        "score_rollout": (params, reference, reward_params),
-        "update": state,
+        "score_rollout": (params, frozen),
+        "update": (state, frozen.base),
     }
     steps = {
         name: Step(lambda name=name: programs[name].lower().compile(), resident[name], *values)
@@ -145,7 +149,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     }
     int8 = config.sampling.int8_cache
     cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=int8)
-    models = {**params, "reference": reference, "reward model": reward_params}
+    models = {**params, **frozen._asdict(), "reward model": frozen.reward_model}
     models = {name: models[name] for name in MODELS if models[name]}
     return RunShapes(mesh, models, state.opt_state, cache, steps)
 
@@ -240,7 +244,7 @@ def supervised_shapes(
         "train": Step(
             lambda: trainer.compile(batch),
             (state, trainer.frozen),
-            3 * config.batch_size * flops,
+            trainer.passes * config.batch_size * flops,
             ("train",),
         ),
         "evaluate": Step(

@@ -15,7 +15,7 @@ from fgrlhf_jax.ppo.algorithm import (
     losses,
     make_experience,
 )
-from fgrlhf_jax.ppo.models import Architectures, parts_of
+from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, parts_of
 from fgrlhf_jax.ppo.scoring import predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
 
@@ -35,6 +35,7 @@ def tokens_of(batch: Experience) -> jax.Array:
 
 def sum_gradients(
     params: dict,
+    frozen: Frozen,
     batch: Experience,
     *,
     models: Architectures,
@@ -44,7 +45,7 @@ def sum_gradients(
     parts, tokens = tuple(params), tokens_of(batch)
 
     def loss(params, rows, real, width):
-        params = stop_gradients(params, settings.freeze)
+        params = complete(stop_gradients(params, settings.freeze), frozen)
         part = micro_batches.take(batch, rows, width)
         part = part._replace(response_BT=part.response_BT & real[:, None])
         predictions = predict(params, part.rows, models=models, settings=settings)
@@ -75,6 +76,7 @@ def sum_gradients(
 
 def update(
     state: TrainState,
+    frozen: Frozen,
     rollout: Rollout,
     kl_coef: jax.Array,
     key: jax.Array,
@@ -90,6 +92,7 @@ def update(
 
     Args:
       state: its ``params`` have "policy" and "critic".
+      frozen: only the base of adapters is read.
       key: of this rollout; every epoch draws its own permutation from it.
       optimizer: ``programs.by_part``.
 
@@ -101,7 +104,7 @@ def update(
     static = {"models": models, "settings": settings}
     if settings.one_pass:
         state, rollout_metrics, metrics = update_in_one_pass(
-            state, rollout, kl_coef, optimizer=optimizer, **static
+            state, frozen, rollout, kl_coef, optimizer=optimizer, **static
         )
         metrics = jax.tree.map(lambda x: x[None], metrics)
     else:
@@ -112,7 +115,7 @@ def update(
             metrics = {}
             for names in parts_of(models):
                 params = {name: state.params[name] for name in names}
-                grads, new = sum_gradients(params, batch, **static)
+                grads, new = sum_gradients(params, frozen, batch, **static)
                 state, norms = apply_part(state, grads, optimizer, settings)
                 metrics |= new | norms
             return state, metrics
@@ -128,6 +131,7 @@ def update(
 
 def update_in_one_pass(
     state: TrainState,
+    frozen: Frozen,
     rollout: Rollout,
     kl_coef: jax.Array,
     *,
@@ -147,7 +151,7 @@ def update_in_one_pass(
         params = {name: state.params[name] for name in names}
 
         def apply(params):
-            params = stop_gradients(params, settings.freeze)
+            params = complete(stop_gradients(params, settings.freeze), frozen)
             return predict(params, rollout.rows, models=models, settings=settings)
 
         values, backward[names] = jax.vjp(apply, params)

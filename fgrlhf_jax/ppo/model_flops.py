@@ -25,5 +25,5 @@ def model_flops(
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + predicted + score,
-        "update": 3 * epochs * (forward + value),
+        "update": (2 if models.lora else 3) * epochs * (forward + value),
     }

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.templates import check_vocabulary
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import hf_load, llama, lora, peft
+from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
 
 
@@ -22,23 +23,66 @@ class Architectures(NamedTuple):
       policy: also the reference's.
       critic: None where the value is a head on the policy's own states.
       reward_model, meta: None where a function gives the rewards.
+      lora: the policy's adapter; None where all of its parameters are trained.
+      adapted: whether the policy starts from an adapter, which the reference then has too.
+      reward_lora: the reward model's adapter on the policy's base; None where it is held whole.
     """
 
     policy: llama.CausalLM
     critic: llama.TokenValueModel | None
     reward_model: llama.TokenValueModel | None
     meta: RewardMeta | None
+    lora: Lora | None = None
+    adapted: bool = False
+    reward_lora: Lora | None = None
+
+    @property
+    def critic_lora(self) -> Lora | None:
+        """Of the critic, which starts from the reward model's where that is an adapter."""
+        return self.reward_lora or self.lora
+
+
+class Frozen(NamedTuple):
+    """What is only read.
+
+    Attributes:
+      base: parameters that policy, reference, critic and reward model share; {} where all of the
+        policy's are trained.
+      reference, reward_model: what they have beside the base. The latter is {} where a function
+        gives the rewards.
+    """
+
+    base: dict
+    reference: dict
+    reward_model: dict
+
+
+def complete(params: dict, frozen: Frozen) -> dict:
+    """All parameters of policy and critic, of those of their parameters that are trained."""
+    bases = {"policy": frozen.base, "critic": {}}
+    if frozen.base:  # the critic is as the reward model: on its weights, where it has its own
+        backbone = frozen.reward_model.get("backbone", frozen.base["backbone"])
+        bases["critic"] = {"backbone": backbone}
+    return {name: bases[name] | part for name, part in params.items()}
+
+
+def complete_frozen(frozen: Frozen) -> tuple[dict, dict]:
+    """All parameters of the reference and, or {}, of the reward model."""
+    backbone = {"backbone": frozen.base["backbone"]} if frozen.base else {}
+    reward_model = backbone | frozen.reward_model if frozen.reward_model else {}
+    return frozen.base | frozen.reference, reward_model
 
 
 def read_architectures(config: ConfigDict) -> Architectures:
     """From the config files of the checkpoints; loads no weights.
 
     Raises:
-      InputError: for checkpoints that cannot be used, and for a reward model of another level.
+      InputError: for checkpoints that cannot be used, for a reward model of another level, and as
+        :func:`make_architectures`.
     """
     options = config.model.to_dict()
     hf_load.check_language_model(config.policy)
-    policy = llama.CausalLM(dataclasses.replace(hf_load.read_config(config.policy), **options))
+    cfg = dataclasses.replace(hf_load.read_config(config.policy), **options)
     reward_model = meta = None
     if config.reward_model:
         reward_model, meta = read_module(config.reward_model, **options)
@@ -48,14 +92,69 @@ def read_architectures(config: ConfigDict) -> Architectures:
                 f"loss={meta.settings['loss']}, which rewards every {meta.level}; use "
                 f"--config=configs/ppo.py:MODEL,{meta.level} or another reward model"
             )
-    return Architectures(policy, make_critic(config, policy, reward_model), reward_model, meta)
+    return make_architectures(config, cfg, reward_model, meta)
 
 
-def make_critic(config: ConfigDict, policy, reward_model) -> llama.TokenValueModel | None:
-    """As large as the reward model, or else as the policy; None shares the policy's states."""
-    if config.critic == "shared":
+def make_architectures(
+    config: ConfigDict,
+    cfg: llama.LlamaConfig,
+    reward_model: llama.TokenValueModel | None,
+    meta: RewardMeta | None,
+) -> Architectures:
+    """The modules of a policy with ``cfg`` and of this reward model.
+
+    The critic is as large as the reward model, or else as the policy; with ``critic=shared`` there
+    is none.
+
+    Raises:
+      InputError: for adapters that do not go with ``config.lora``.
+    """
+    adapters, reward_lora, adapted = lora.from_config(config), None, False
+    critic_cfg = reward_model.cfg if reward_model else cfg
+    if adapters:
+        cfg = dataclasses.replace(cfg, lora_scale=adapters.scale)
+        if config.policy:
+            peft.check_same(config.policy, adapters)
+            adapted = peft.read_lora(config.policy) is not None
+        reward_lora = shared_lora(config, adapters) if reward_model else None
+        if reward_lora:
+            critic_cfg = dataclasses.replace(reward_model.cfg, lora_scale=reward_lora.scale)
+            reward_model = reward_model.clone(cfg=critic_cfg)
+        else:  # without a reward model in memory the critic stands on the policy's base
+            held = reward_model and not config.reward_function
+            critic_cfg = reward_model.cfg if held else cfg
+            critic_cfg = dataclasses.replace(critic_cfg, lora_scale=adapters.scale)
+    critic = None if config.critic == "shared" else llama.TokenValueModel(critic_cfg, "after")
+    policy = llama.CausalLM(cfg)
+    return Architectures(policy, critic, reward_model, meta, adapters, adapted, reward_lora)
+
+
+def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
+    """The reward model's adapter on the policy's base; None where it is held whole.
+
+    Without a path it has the policy's ``adapters``.
+
+    Raises:
+      InputError: for an adapter on another base, unless the config says to hold both.
+    """
+    if not config.lora.share_base:
         return None
-    return llama.TokenValueModel(reward_model.cfg if reward_model else policy.cfg, "after")
+    if not config.reward_model:
+        return adapters
+    reward_lora = peft.read_lora(config.reward_model)
+    if reward_lora is None:
+        return None
+    policy, bases = config.policy or config.reward_model, []
+    for path in (policy, config.reward_model):
+        bases.append({str(peft.base_of(path).resolve()), peft.recorded_digest(path)} - {""})
+    if not bases[0] & bases[1]:
+        raise InputError(
+            f"reward_model={config.reward_model}: is an adapter of "
+            f"{peft.base_name(config.reward_model)}, and the policy's base is "
+            f"{peft.base_name(policy)}; train it on the same base, or hold both in memory with "
+            "--config.lora.share_base=False"
+        )
+    return reward_lora
 
 
 def parts_of(models: Architectures) -> list[tuple[str, ...]]:
@@ -112,19 +211,21 @@ def check_same(policy_tokenizer, reward_tokenizer, policy: str, reward_model: st
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
-    policy = llama.abstract_params(models.policy, mesh)
+    policy, _ = lora.split(llama.abstract_params(models.policy, mesh), models.lora, mesh)
     if models.critic is None:
         model = llama.TokenValueModel(models.policy.cfg, "after")
         head = llama.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
-    return {"policy": policy, "critic": llama.abstract_params(models.critic, mesh)}
+    critic = llama.abstract_params(models.critic, mesh)
+    critic, _ = lora.split(critic, models.critic_lora, mesh)
+    return {"policy": policy, "critic": critic}
 
 
-def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[dict, dict]:
-    """Shapes of what is only read: the reference's and the reward model's parameters.
+def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:
+    """Shapes of what is only read.
 
-    The latter are {} where a function gives the rewards. With ``inference_dtype=bfloat16`` they are
-    in the dtypes that are computed with: the reference gives the bits that the policy gives.
+    With ``inference_dtype=bfloat16`` whole models are in the dtypes that are computed with: the
+    reference gives the bits that the policy gives.
     """
 
     def abstract(model) -> dict:
@@ -135,15 +236,23 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tu
             lambda x, dtype: x.update(dtype=dtype), params, llama.compute_dtypes(model, params)
         )
 
-    scored = models.reward_model is not None and not config.reward_function
-    return abstract(models.policy), abstract(models.reward_model) if scored else {}
+    base, reference, reward_model = {}, abstract(models.policy), {}
+    if models.lora:
+        adapter, base = lora.split(llama.abstract_params(models.policy, mesh), models.lora, mesh)
+        reference = adapter if models.adapted else {}
+    if models.reward_lora:
+        whole = llama.abstract_params(models.reward_model, mesh)
+        reward_model, _ = lora.split(whole, models.reward_lora, mesh)
+    elif models.reward_model is not None:
+        reward_model = abstract(models.reward_model)
+    return Frozen(base, reference, {} if config.reward_function else reward_model)
 
 
 def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dict:
     """The policy's checkpoint, and a critic with a head of zeros.
 
     The critic's backbone is a copy of the reward model's (of the policy's, where a function gives
-    the rewards), or it has none of its own.
+    the rewards), or it has none of its own. Adapters are those of the checkpoints, or fresh ones.
     """
     abstract = abstract_params(models, mesh)
 
@@ -151,22 +260,44 @@ def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dic
         make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
         return jax.jit(make, out_shardings=leaf.sharding)()
 
-    params = {"policy": hf_load.load_params(config.policy, abstract["policy"])}
-    params["critic"] = {"head": jax.tree.map(zeros, abstract["critic"]["head"])}
+    key = jax.random.key(config.seed)
+    critic = {"head": jax.tree.map(zeros, abstract["critic"]["head"])}
+    if models.lora:
+        policy = hf_load.initial_adapter(config.policy, key, abstract["policy"]["lora"])
+        if models.critic is not None:
+            shapes, key = {"lora": abstract["critic"]["lora"]}, jax.random.fold_in(key, 1)
+            if models.reward_lora:
+                critic |= hf_load.load_params(config.reward_model, shapes)
+            else:
+                critic["lora"] = lora.init_adapter(key, shapes["lora"])
+        return {"policy": {"lora": policy}, "critic": critic}
+    policy = hf_load.load_params(config.policy, abstract["policy"])
     if models.critic is not None:
-        path = config.policy
-        if models.reward_model is not None:
-            path = config.reward_model
-        backbone = {"backbone": abstract["critic"]["backbone"]}
-        params["critic"] |= hf_load.load_params(path, backbone)
-    return params
+        path = config.policy if models.reward_model is None else config.reward_model
+        critic |= hf_load.load_params(path, {"backbone": abstract["critic"]["backbone"]})
+    return {"policy": policy, "critic": critic}
 
 
-def frozen_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[dict, dict]:
-    """The parameters of :func:`abstract_frozen`, loaded."""
-    reference, reward_model = abstract_frozen(config, models, mesh)
+def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:
+    """The parameters of :func:`abstract_frozen`, loaded.
+
+    Raises:
+      InputError: for a reward model that was trained as an adapter on other weights.
+    """
+    base, reference, reward_model = abstract_frozen(config, models, mesh)
+    if models.reward_lora:
+        recorded = peft.recorded_digest(config.reward_model)
+        if recorded and recorded != hf_load.base_digest(config.policy):
+            raise InputError(
+                f"reward_model={config.reward_model}: is an adapter of another base: the weights "
+                f"in {peft.base_name(config.policy)} are not those that it was trained on; put "
+                "these back, or train it again"
+            )
     with jax.set_mesh(mesh):
-        reference = hf_load.load_params(config.policy, reference)
+        if base:
+            base = hf_load.load_params(config.policy, base, merged=False)
+        if reference:
+            reference = hf_load.load_params(config.policy, reference)
         if reward_model:
             reward_model = hf_load.load_params(config.reward_model, reward_model)
-    return reference, reward_model
+    return Frozen(base, reference, reward_model)

@@ -21,7 +21,7 @@ from fgrlhf_jax.models import sampling
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
-from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params
+from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, complete
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state
@@ -121,18 +121,17 @@ def make(
 
     ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
 
-    decoding_weights: policy -> DecodingWeights
+    decoding_weights: (policy, base) -> DecodingWeights
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
-    score_rollout: (params, reference, reward model, Normalization, learning, prompt_BP, mask_BP,
-                   Sampled) -> Rollout
-    update: (state, Rollout, kl_coef, key) -> state, metrics
+    score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
+    update: (state, Frozen, Rollout, kl_coef, key) -> state, metrics
     """
     check_sizes(config, mesh)
     widths = widths or (prompt_width + config.data.max_new_tokens,)
     settings = PPOSettings.from_config(config, widths)
     params = abstract_params(models, mesh)
     state = abstract_state(params, optimizer, mesh)
-    reference, reward_model = abstract_frozen(config, models, mesh)
+    frozen = abstract_frozen(config, models, mesh)
     by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     prompt, keys, sampled, rollout = _abstract_arrays(
         config.rollout_batch_size, prompt_width, settings.max_new_tokens, by_rows
@@ -151,27 +150,28 @@ def make(
     generation = generation_mesh(config, mesh)
     decoded_rows = sharding.batch_sharding(generation)
     inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
-    weights = sampling.abstract_weights(params["policy"], models.policy, generation)
+    whole = complete(params, frozen)["policy"]
+    weights = sampling.abstract_weights(whole, models.policy, generation)
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
     layout = jax.tree.map(lambda x: x.sharding, state)
     return {
         "decoding_weights": Program(
-            functools.partial(sampling.decoding_weights, model=models.policy),
-            (params["policy"],),
+            lambda policy, base: sampling.decoding_weights(base | policy, model=models.policy),
+            (params["policy"], frozen.base),
             mesh,
             out_shardings=jax.tree.map(lambda x: x.sharding, weights),
         ),
         "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
         "score_rollout": Program(
             functools.partial(scoring.score_rollout, **static),
-            (params, reference, reward_model, normalization, flag, *prompt, sampled),
+            (params, frozen, normalization, flag, *prompt, sampled),
             mesh,
             out_shardings=by_rows,
         ),
         "update": Program(
             functools.partial(learning.update, optimizer=optimizer, **static),
-            (state, rollout, scalar, key),
+            (state, frozen, rollout, scalar, key),
             mesh,
             donated=(0,),
             out_shardings=(layout, replicated),

@@ -15,7 +15,7 @@ from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
 from fgrlhf_jax.ppo.algorithm import Rollout
-from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
 
@@ -40,7 +40,7 @@ class PPOContext(NamedTuple):
     Attributes:
       generation_mesh: of decoding, see ``programs.generation_mesh``.
       prompt_width: columns that prompts are padded to.
-      reference, reward_model: frozen parameters.
+      frozen: parameters of reference and reward model.
       programs: the compiled ``programs.make``.
     """
 
@@ -50,8 +50,7 @@ class PPOContext(NamedTuple):
     mesh: Mesh
     generation_mesh: Mesh
     prompt_width: int
-    reference: dict
-    reward_model: dict
+    frozen: Frozen
     programs: dict
 
 
@@ -165,7 +164,7 @@ def roll_out(
         by_rows = sharding.batch_sharding(decoding)
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
         inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
-        weights = programs["decoding_weights"](params["policy"])
+        weights = programs["decoding_weights"](params["policy"], context.frozen.base)
         sampled = programs["generate"](weights, *inputs)
         del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
@@ -173,8 +172,7 @@ def roll_out(
     with jax.set_mesh(mesh):
         rollout = programs["score_rollout"](
             params,
-            context.reference,
-            context.reward_model,
+            context.frozen,
             Normalization(*map(np.float32, normalization)),
             np.bool_(learning),
             prompt_BP,
@@ -252,7 +250,7 @@ def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts)
     """What makes the reward model's rewards about one unit a response of this policy."""
     config, meta = context.config, context.models.meta
     neutral = Normalization(0.0, 1.0)
-    if config.reward_normalization == "none" or not context.reward_model:
+    if config.reward_normalization == "none" or not context.frozen.reward_model:
         return neutral
     if config.reward_normalization == "reward_model":
         return meta.normalization

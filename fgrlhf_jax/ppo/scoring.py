@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import llama, lora
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
-from fgrlhf_jax.ppo.models import Architectures, parts_of
+from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
 from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, score_tokens
 
 
@@ -23,14 +23,14 @@ def predict(
     rollout again, so that its ratio is 1.
 
     Args:
-      params: {"policy": ..., "critic": ...} or less: what the others predict are zeros.
+      params: {"policy": ..., "critic": ...} or less, complete: what the others predict are zeros.
         Where ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
     """
     before_BT = jnp.maximum(rows.columns_BT - 1, 0)
     inputs = rows.tokens_BS, *llama.positions_and_mask(rows.mask_BS)
     logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
     if "policy" in params:
-        variables = {"params": params["policy"]}
+        variables = lora.variables(params["policy"])
         hidden_BSD = models.policy.apply(variables, *inputs, method="states")
         before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
         logits_BTV = models.policy.apply(variables, before_BTD, method="unembed")
@@ -42,15 +42,14 @@ def predict(
         head = llama.ScalarHead(models.policy.cfg, False, True)
         value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
     elif "critic" in params:
-        value_BS = models.critic.apply({"params": params["critic"]}, *inputs)
+        value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)
         value_BT = jnp.take_along_axis(value_BS, before_BT, axis=1)
     return Predictions(logprob_BT, entropy_BT, value_BT)
 
 
 def score_rollout(
     params: dict,
-    reference: dict,
-    reward_model: dict,
+    frozen: Frozen,
     normalization: Normalization,
     learning: jax.Array,
     prompt_BP: jax.Array,
@@ -65,9 +64,8 @@ def score_rollout(
     The sampled ids themselves are scored; nothing is decoded and encoded again.
 
     Args:
-      params: of policy and critic, see :func:`predict`.
-      reference: parameters of the reference policy.
-      reward_model: its parameters; {}: the rewards are zeros, a function gives them later.
+      params: those of policy and critic that are trained.
+      frozen: without a reward model the rewards are zeros, a function gives them later.
       learning: bool, whether an update follows. Only then are values computed; where it makes its
         predictions itself (:attr:`PPOSettings.one_pass`), it gets zeros, and without an update
         there are log-probabilities alone.
@@ -81,6 +79,7 @@ def score_rollout(
         start_B=start_B,
         response_BT=jnp.arange(T)[None] < sampled.length_B[:, None],
     )
+    params, (reference, reward_model) = complete(params, frozen), complete_frozen(frozen)
     apply = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""
 

@@ -1,5 +1,6 @@
 """PPO as a run: prompts, a policy and a source of rewards in; an aligned policy out."""
 
+import functools
 import hashlib
 import json
 import math
@@ -15,13 +16,13 @@ from tqdm import tqdm
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
-from fgrlhf_jax.models import attention, hf_load, hf_save
+from fgrlhf_jax.models import attention, hf_load, hf_save, lora
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.ppo import micro_batches, programs, rollout
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.model_flops import model_flops
-from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import files, metric_log, multihost, run_dir, sharding, user_function
@@ -85,9 +86,12 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     trainer = PPOTrainer(config, mesh, models, tokenizer, prompts)
     trainer.folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, trainer.folder)
+    policy = params["policy"]
+    if models.lora:
+        policy = lora.merge(trainer.frozen.base | policy, models.lora.scale)
     note = hf_save.save(
         trainer.folder / "export",
-        params["policy"],
+        policy,
         models.policy.cfg,
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
@@ -116,7 +120,7 @@ class PPOTrainer:
     """A ``training.run.Trainer`` on the policy's own responses.
 
     Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
-    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of reference and reward model;
+    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of what is only read;
     ``stopped_at``, the step and KL that stopped the run, or None.
     """
 
@@ -156,14 +160,18 @@ class PPOTrainer:
     def initial_params(self) -> dict:
         return ppo_models.initial_params(self.config, self.models, self.mesh)
 
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """The parameters that are only read, loaded once."""
+        return ppo_models.load_frozen(self.config, self.models, self.mesh)
+
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Loads the frozen models, compiles, and evaluates the policy before PPO."""
         config, memory = self.config, self.memory
-        reference, reward_model = ppo_models.frozen_params(config, self.models, self.mesh)
         with jax.set_mesh(self.mesh):
-            frozen = [int(sharding.fingerprint(part)) for part in (reference, reward_model)]
+            frozen = [int(sharding.fingerprint(part)) for part in self.frozen]
         if start and memory["frozen"] != frozen:
-            changed = "policy" if memory["frozen"][0] != frozen[0] else "reward_model"
+            changed = "policy" if memory["frozen"][:2] != frozen[:2] else "reward_model"
             raise InputError(
                 f"run_dir={self.folder}: the weights in {changed}={config[changed]} have changed "
                 f"since step {start}; choose another run_dir, or put the old ones back"
@@ -178,8 +186,7 @@ class PPOTrainer:
             self.mesh,
             programs.generation_mesh(config, self.mesh),
             self.prompt_width,
-            reference,
-            reward_model,
+            self.frozen,
             compiled,
         )
         self.samples = None
@@ -214,6 +221,7 @@ class PPOTrainer:
         with jax.set_mesh(self.mesh):
             state, metrics = self.context.programs["update"](
                 state,
+                self.frozen,
                 responses.rollout,
                 np.float32(kl_coef),
                 rollout.key_of(config.seed, rollout.SHUFFLE, step),
@@ -226,7 +234,7 @@ class PPOTrainer:
             [len(ids) for ids in responses.prompts.ids],
             [len(ids) for ids in responses.ids],
             epochs=config.ppo_epochs,
-            scored=bool(self.context.reward_model),
+            scored=bool(self.frozen.reward_model),
             one_pass=self.one_pass,
         )
         metrics |= {

@@ -17,7 +17,7 @@ from fgrlhf_jax.functional.masking import masked_mean
 from fgrlhf_jax.models import llama, sampling
 from fgrlhf_jax.ppo import algorithm, learning, micro_batches, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
-from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
@@ -38,6 +38,7 @@ PARAMS = {
 SHARED = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
 REFERENCE = tiny_cases.parameters(POLICY, 3)
 REWARD_MODEL = tiny_cases.parameters(CRITIC, 4)
+FROZEN = Frozen({}, REFERENCE, REWARD_MODEL)
 B, P, T, EOS = 8, 4, 6, 2
 SETTINGS = PPOSettings(
     max_new_tokens=T,
@@ -100,8 +101,7 @@ def sampled(seed: int = 0):
 def rolled_out(shared: bool = False, seed: int = 0, learning: bool = True, **changes) -> Rollout:
     return score_rollout(
         SHARED if shared else PARAMS,
-        REFERENCE,
-        REWARD_MODEL,
+        FROZEN,
         Normalization(0.1, 2.0),
         learning,
         *sampled(seed),
@@ -117,7 +117,7 @@ def fresh_state() -> TrainState:
 def learn(rollout: Rollout, state: TrainState | None = None, seed: int = 5, **changes):
     key = jax.random.key(seed)
     state = fresh_state() if state is None else state
-    return update(state, rollout, jnp.float32(0.1), key, settings=settings(**changes))
+    return update(state, FROZEN, rollout, jnp.float32(0.1), key, settings=settings(**changes))
 
 
 def experience_of(rollout: Rollout, kl_coef: float = 0.1, **changes):
@@ -137,9 +137,9 @@ def test_in_bfloat16_frozen_models_give_the_bits_of_trained_ones():
     models = Architectures(half, scorer, scorer, Meta())
     rollouts = []
     for stored in (lambda model, params: params, in_compute_dtypes):
-        frozen = stored(half, PARAMS["policy"]), stored(scorer, REWARD_MODEL)
+        frozen = Frozen({}, stored(half, PARAMS["policy"]), stored(scorer, REWARD_MODEL))
         options = {"models": models, "settings": SETTINGS}
-        args = PARAMS, *frozen, Normalization(0.1, 2.0), True, *sampled()
+        args = PARAMS, frozen, Normalization(0.1, 2.0), True, *sampled()
         rollouts.append(score_rollout(*args, **options))
     np.testing.assert_array_equal(rollouts[1].logprob_BT, rollouts[1].ref_logprob_BT)
     chex.assert_trees_all_equal(*rollouts)
@@ -241,7 +241,7 @@ def test_one_forward_pass_gives_the_old_log_probabilities_too(shared):
         rollout = rolled_out(shared, **changes)
         options = {"optimizer": OPTIMIZER, "models": models, "settings": settings(**changes)}
         step = jax.jit(functools.partial(learning.update, **options))
-        results.append(step(state, rollout, jnp.float32(0.1), jax.random.key(5)))
+        results.append(step(state, FROZEN, rollout, jnp.float32(0.1), jax.random.key(5)))
     (plain, metrics), (once, same) = results
     assert not np.any(rollout.logprob_BT)
     assert not np.any(rollout.value_BT)

@@ -1,0 +1,189 @@
+"""PPO on one backbone: adapters of policy, critic and reward model against whole models."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_cases
+
+from fgrlhf_jax.models import llama, lora, sampling
+from fgrlhf_jax.models.lora import Lora
+from fgrlhf_jax.ppo import learning, scoring
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen
+from fgrlhf_jax.ppo.programs import by_part
+from fgrlhf_jax.reward_model.model import Normalization
+from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.optim import TrainState
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+class Meta(NamedTuple):
+    level: str = "token"
+
+
+B, P, T = 8, 4, 6
+POLICY_LORA, REWARD_LORA = Lora(4, alpha=6.0), Lora(2, alpha=5.0, targets="attention")
+POLICY, REWARD = (
+    model(dataclasses.replace(tiny_cases.CFG, lora_scale=adapters.scale))
+    for model, adapters in ((llama.CausalLM, POLICY_LORA), (llama.TokenValueModel, REWARD_LORA))
+)
+MODELS = Architectures(POLICY, REWARD, REWARD, Meta(), POLICY_LORA, False, REWARD_LORA)
+WHOLE = MODELS._replace(lora=None, reward_lora=None)
+MESH = sharding.make_mesh("1,-1,1", jax.devices()[:1])
+OPTIMIZER = by_part({"policy": optax.sgd(1.0), "critic": optax.sgd(1.0)})
+SETTINGS = PPOSettings(
+    max_new_tokens=T,
+    temperature=0.8,
+    widths=(P + T,),
+    micro_batch_size=4,
+    minibatch_size=8,
+    rollout_batch_size=8,
+    ppo_epochs=1,
+    kl_estimator="k1",
+    kl_in_reward=True,
+    missing_eos="none",
+    missing_eos_penalty=-1.0,
+    gamma=1.0,
+    gae_lambda=0.95,
+    clip_ratio=0.2,
+    value_clip_ratio=0.2,
+    value_coef=0.1,
+    whiten_rewards=False,
+    whiten_advantages=True,
+)
+BASE = tiny_cases.parameters(POLICY, 1)
+
+
+def adapter(model, adapters: Lora, seed: int, zero: bool = False) -> dict:
+    """Random, or as a fresh one: B zero."""
+    shapes = lora.abstract_adapter(llama.abstract_params(model, MESH), adapters, MESH)
+    fresh = lora.init_adapter(jax.random.key(seed), shapes)
+    if zero:
+        return fresh
+    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(fresh))))
+    return jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), fresh)
+
+
+def head(seed: int) -> dict:
+    return tiny_cases.parameters(REWARD, seed)["head"]
+
+
+PARAMS = {
+    "policy": {"lora": adapter(POLICY, POLICY_LORA, 2)},
+    "critic": {"lora": adapter(REWARD, REWARD_LORA, 3), "head": head(3)},
+}
+FROZEN = Frozen(BASE, {}, {"lora": adapter(REWARD, REWARD_LORA, 4), "head": head(4)})
+
+
+@functools.cache
+def sampled():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
+    tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
+    prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
+    weights = sampling.decoding_weights(BASE | PARAMS["policy"], POLICY)
+    options = {"model": POLICY, "ends": (2,), "max_new": T, "temperature": 0.8}
+    keys = sampling.row_keys(jax.random.key(0), B)
+    return *prompt, sampling.generate(weights, *prompt, keys, **options)
+
+
+def roll_out(params, frozen, models=MODELS, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    score = jax.jit(scoring.score_rollout, static_argnames=("models", "settings"))
+    args = params, frozen, Normalization(0.1, 2.0), True, *sampled()
+    return score(*args, models=models, settings=settings)
+
+
+def merged() -> tuple[dict, Frozen]:
+    """The same models, each whole."""
+    params = complete(PARAMS, FROZEN)
+    reference, reward_model = complete_frozen(FROZEN)
+    scale = {"policy": POLICY_LORA.scale, "critic": REWARD_LORA.scale}
+    params = {name: lora.merge(tree, scale[name]) for name, tree in params.items()}
+    return params, Frozen({}, reference, lora.merge(reward_model, REWARD_LORA.scale))
+
+
+def test_adapters_score_as_whole_models_do():
+    rollout = roll_out(PARAMS, FROZEN)
+    chex.assert_trees_all_close(rollout, roll_out(*merged(), WHOLE), atol=3e-5)
+    assert float(jnp.abs(rollout.logprob_BT - rollout.ref_logprob_BT).max()) > 0.1
+
+
+def test_the_sampler_has_the_merged_policy():
+    rollout = roll_out(PARAMS, FROZEN)
+    drawn_BT = jnp.where(rollout.response_BT, rollout.drawn_BT, 0)
+    np.testing.assert_allclose(rollout.logprob_BT, drawn_BT, atol=2e-5)
+
+
+def test_a_fresh_adapter_is_the_reference_to_the_bit():
+    params = PARAMS | {"policy": {"lora": adapter(POLICY, POLICY_LORA, 2, zero=True)}}
+    rollout = roll_out(params, FROZEN)
+    np.testing.assert_array_equal(rollout.logprob_BT, rollout.ref_logprob_BT)
+
+
+def test_the_reference_of_an_adapted_policy_has_its_adapter():
+    rollout = roll_out(PARAMS, FROZEN._replace(reference=PARAMS["policy"]))
+    np.testing.assert_array_equal(rollout.logprob_BT, rollout.ref_logprob_BT)
+
+
+def test_a_whole_reward_model_carries_the_critic():
+    """Its weights are those that the critic's adapter is on."""
+    own = tiny_cases.parameters(REWARD, 7)
+    rollout = roll_out(PARAMS, FROZEN._replace(reward_model=own), MODELS._replace(reward_lora=None))
+    params, frozen = merged()
+    params["critic"] = lora.merge(
+        {"backbone": own["backbone"]} | PARAMS["critic"], REWARD_LORA.scale
+    )
+    plain = roll_out(params, frozen._replace(reward_model=own), WHOLE)
+    chex.assert_trees_all_close(rollout, plain, atol=3e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [4, 8])  # 8: in one pass
+def test_updates_follow_the_gradients_of_whole_models(shared, micro_batch_size):
+    """d A = s dW Bᵀ of the gradient dW of the whole model; the base has none."""
+    changes = {"micro_batch_size": micro_batch_size}
+    models, params = MODELS, dict(PARAMS)
+    whole, (whole_params, whole_frozen) = WHOLE, merged()
+    if shared:
+        models, whole = models._replace(critic=None), whole._replace(critic=None)
+        for tree in (params, whole_params):
+            tree["critic"] = {"head": params["critic"]["head"]}
+    results = []
+    for models_, params_, frozen in (
+        (models, params, FROZEN),
+        (whole, whole_params, whole_frozen),
+    ):
+        rollout = roll_out(params_, frozen, models_, **changes)
+        settings = dataclasses.replace(SETTINGS, **changes)
+        options = {"models": models_, "settings": settings, "optimizer": OPTIMIZER}
+        state = TrainState(params_, OPTIMIZER.init(params_))
+        args = state, frozen, rollout, jnp.float32(0.1), jax.random.key(1)
+        after, metrics = jax.jit(functools.partial(learning.update, **options))(*args)
+        results.append((optax.tree.sub(after.params, params_), metrics))
+    (changed, metrics), (whole_change, whole_metrics) = results
+    assert float(metrics["debug/initial_log_ratio"]) == 0
+    assert set(changed["policy"]) == {"lora"}
+    for name in ("policy/loss", "value/loss", "policy/kl", "policy/entropy"):
+        assert float(metrics[name]) == pytest.approx(float(whole_metrics[name]), abs=1e-4), name
+    for name, scale in (("policy", POLICY_LORA.scale), ("critic", REWARD_LORA.scale)):
+        if "lora" not in changed[name]:
+            continue
+        layers = changed[name]["lora"]["backbone"]["layers"]
+        for part, group in layers.items():
+            for layer, change in group.items():
+                dw = whole_change[name]["backbone"]["layers"][part][layer]["kernel"]
+                b = params[name]["lora"]["backbone"]["layers"][part][layer]["lora_b"]
+                expected = scale * np.einsum("LIO,LRO->LIR", dw, b)
+                atol = 2e-3 * np.abs(expected).max()
+                np.testing.assert_allclose(change["lora_a"], expected, atol=atol)
+    heads = (tree["critic"]["head"] for tree in (changed, whole_change))
+    chex.assert_trees_all_close(*heads, rtol=1e-3, atol=1e-5)
