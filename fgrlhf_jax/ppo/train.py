@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
-from fgrlhf_jax.models import attention, hf_load, hf_save, lora
+from fgrlhf_jax.models import attention, hf_load, hf_save
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.ppo import micro_batches, programs, rollout
 from fgrlhf_jax.ppo import models as ppo_models
@@ -86,9 +86,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     trainer = PPOTrainer(config, mesh, models, tokenizer, prompts)
     trainer.folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, trainer.folder)
-    policy = params["policy"]
-    if models.lora:
-        policy = lora.merge(trainer.frozen.base | policy, models.lora.scale)
+    policy, adapter = params["policy"], None if config.export.merged else models.lora
+    if models.lora and not adapter:
+        policy = trainer.frozen.base | policy
     note = hf_save.save(
         trainer.folder / "export",
         policy,
@@ -103,6 +103,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             config.reward_function or config.reward_model,
         ),
         extra={"data": {"template": template}, "step": step},
+        adapter=adapter,
     )
     run_dir.finish(trainer.folder, step, note)
     return trainer.folder

@@ -84,4 +84,6 @@ def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
 def one_device(monkeypatch) -> None:
     """Meshes of one device: what has to be compiled is so faster than for eight."""
     make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda shape, devices=None: make(shape, jax.devices()[:1])
+    )

@@ -1,0 +1,154 @@
+"""Runs of launch.ppo whose policy, critic and reward model are adapters on one base."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import hf_cases
+import numpy as np
+import ppo_cases
+import pytest
+import tiny_cases
+from ppo_cases import same_run
+from rm_cases import contents, rows, saved
+
+from fgrlhf_jax import LanguageModel, SamplingParams
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, peft
+from fgrlhf_jax.runtime import metric_log
+from fgrlhf_jax.runtime.checkpoint import Checkpoints
+
+pytest_plugins = ["runs"]
+pytestmark = pytest.mark.usefixtures("in_process")
+
+SETTINGS = hf_cases.ADAPTER
+LORA = {f"lora__{name}": value for name, value in vars(SETTINGS).items()}
+
+
+@pytest.fixture(scope="module")
+def reward_model(world, tmp_path_factory) -> Path:
+    """An adapter on the policy."""
+    folder = tmp_path_factory.mktemp("rm") / "token"
+    return ppo_cases.save_reward_model(folder, "token_edit", base=world.policy)
+
+
+@pytest.fixture(scope="module")
+def fields(world, reward_model):
+    def make(run_dir: Path, **changes) -> dict:
+        changes = {"reward_model": reward_model, **LORA, **changes}
+        return ppo_cases.fields(world, run_dir, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def lora_run(in_process, fields, world, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "lora"
+    before = contents(world.policy)
+    ppo_cases.run(fields(run_dir))
+    assert contents(world.policy) == before
+    return run_dir
+
+
+def test_the_policy_starts_as_its_reference_to_the_bit(lora_run):
+    first, last = rows(lora_run)[0], rows(lora_run)[-1]
+    assert first["validation/kl"] == 0.0
+    assert last["policy/kl"] > 0
+
+
+def test_a_checkpoint_has_no_weights_of_the_base(lora_run):
+    step = max(saved(lora_run))
+    metadata = Checkpoints(lora_run / "checkpoints")._metadata(step)
+    names = set(metadata["layouts"]["params"])
+    assert names
+    for name in names:
+        assert "/lora/" in name or name.startswith("critic/head/"), name
+
+
+def test_the_export_is_an_adapter_that_answers(lora_run, world):
+    export = lora_run / "export"
+    assert peft.read_lora(export) == SETTINGS
+    assert peft.base_of(export).resolve() == world.policy.resolve()
+    answers = [
+        LanguageModel.load(path).generate(
+            ["capital of hungary"], SamplingParams(1.0, max_new_tokens=6), seed=0
+        )
+        for path in (lora_run, world.policy)
+    ]
+    assert not np.array_equal(answers[0].logprobs, answers[1].logprobs)
+
+
+def test_a_merged_export_has_the_same_weights(fields, lora_run, tmp_path):
+    ppo_cases.run(fields(tmp_path / "run", export__merged=True))
+    export = tmp_path / "run" / "export"
+    assert not (export / "adapter_config.json").exists()
+    abstract = hf_cases.abstract(ppo_cases.POLICY)
+    whole, merged = (hf_load.load_params(path, abstract) for path in (export, lora_run))
+    for name, leaf in tiny_cases.by_path(whole).items():
+        np.testing.assert_allclose(tiny_cases.by_path(merged)[name], leaf, atol=1e-6)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(fields, lora_run, tmp_path):
+    to_floats, calls = metric_log.to_floats, []
+
+    def signalled(tree):
+        calls.append(tree)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return to_floats(tree)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_log, "to_floats", signalled)
+        with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
+            ppo_cases.run(fields(tmp_path / "run", save_every=0))
+    ppo_cases.run(fields(tmp_path / "run", save_every=0))
+    reference = shutil.copytree(lora_run, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(reference / "checkpoints")
+    same_run(tmp_path / "run", reference)
+
+
+def test_an_adapted_policy_goes_on_and_its_reference_keeps_its_adapter(fields, world, tmp_path):
+    policy = ppo_cases.save_policy(tmp_path / "sft", seed=3, base=world.policy)
+    ppo_cases.run(fields(tmp_path / "run", policy=policy, steps=1))
+    first = rows(tmp_path / "run")[0]
+    assert first["validation/kl"] == 0.0
+    assert peft.base_of(tmp_path / "run").resolve() == world.policy.resolve()
+    with pytest.raises(InputError, match=r"lora.rank=5: the adapter in .* has another"):
+        ppo_cases.run(fields(tmp_path / "other", policy=policy, lora__rank=5))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"critic": "shared"}, {"lora__share_base": False}, ppo_cases.FUNCTION],
+    ids=lambda changes: "_".join(changes),
+)
+def test_other_critics_and_rewards(fields, world, tmp_path, changes, monkeypatch):
+    if "reward_function" in changes:
+        changes = changes | {
+            "reward_function": "fgrlhf_jax.tiny_world.judge:judge",
+            "reward_model": "",
+        }
+    ppo_cases.run(fields(tmp_path / "run", steps=1, **changes))
+    assert rows(tmp_path / "run")[0]["validation/kl"] == 0.0
+
+
+def test_an_adapter_of_another_base_is_refused(fields, world, tmp_path):
+    other = ppo_cases.save_policy(tmp_path / "other", seed=9, template="plain")
+    changes = {
+        "reward_model": ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=other)
+    }
+    with pytest.raises(InputError, match=r"is an adapter of .*other, and the policy's base is"):
+        ppo_cases.run(fields(tmp_path / "run", **changes))
+    ppo_cases.run(fields(tmp_path / "both", steps=1, lora__share_base=False, **changes))
+
+
+def test_weights_that_changed_since_are_refused(fields, world, tmp_path):
+    """Other weights in the folder of the base than the reward model was trained on."""
+    base = ppo_cases.save_policy(tmp_path / "base", template="plain")
+    scored = ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=base)
+    shutil.rmtree(base)
+    ppo_cases.save_policy(base, seed=5, template="plain")
+    with pytest.raises(InputError, match="is an adapter of another base: the weights in"):
+        ppo_cases.run(fields(tmp_path / "run", policy=base, reward_model=scored))
