@@ -7,7 +7,8 @@ import jax
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -72,17 +73,26 @@ def _save(folder: Path, params: dict, cfg: llama.LlamaConfig, tokenizer, **optio
     hf_save.save(folder, params, cfg, tokenizer, **options)
 
 
-def reward_model(model: Path, cache: Path, max_length: int) -> Path:
-    """A reward model with the backbone of ``model`` and a random head, as ours and as TRL's."""
-    folder = cache / f"reward_{model.name}"
+def reward_model(
+    model: Path, cache: Path, max_length: int, adapters: lora.Lora | None = None
+) -> Path:
+    """A reward model with the backbone of ``model`` and a random head, as ours and as TRL's.
+
+    Args:
+      adapters: makes it an adapter on ``model``, which only we can read.
+    """
+    folder = cache / f"reward_{model.name}{'_lora' if adapters else ''}"
     if (folder / "config.json").is_file():
         return folder.resolve()
     print(f"{folder} is made first", flush=True)
     policy = LanguageModel.load(model, lazy=True)
     module = make_module(policy.module.cfg, LOSS["loss"], "after")
     with jax.set_mesh(policy.mesh):
-        abstract = {"head": llama.abstract_params(module, policy.mesh)["head"]}
-        params = supervised.random_params(module, jax.random.key(1), abstract)
+        abstract = llama.abstract_params(module, policy.mesh)
+        params = supervised.random_params(module, jax.random.key(1), {"head": abstract["head"]})
+        if adapters:
+            trained, _ = lora.split(abstract, adapters, policy.mesh)
+            params["lora"] = lora.init_adapter(jax.random.key(1), trained["lora"])
     data = {
         "template": "plain",
         "max_length": max_length,
@@ -92,7 +102,9 @@ def reward_model(model: Path, cache: Path, max_length: int) -> Path:
         "append_eos": True,
     }
     meta = RewardMeta("after", LOSS, Normalization(0.0, 1.0), data)
-    params["backbone"] = policy.read_params()["backbone"]
+    options = {"adapter": adapters, "origin": Origin(str(model))} if adapters else {}
+    if not adapters:
+        params["backbone"] = policy.read_params()["backbone"]
     cache.mkdir(parents=True, exist_ok=True)
-    RewardModel(module, params, policy.tokenizer, meta, policy.mesh).save(folder)
+    RewardModel(module, params, policy.tokenizer, meta, policy.mesh).save(folder, **options)
     return folder.resolve()

@@ -1,9 +1,9 @@
 """Ours against torch, TRL and Hugging Face generate: one checkpoint, the same tokens, in turn.
 
-python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_real] [--model=FOLDER|FILE.gguf]
-                             [--edits=FILE] [--prompts=FILE] --json=FILE [--markdown=FILE]
-                             [--peers=FOLDER] [--sides=ours,peer] [--rounds=2] [--steps=3]
-                             [--limit=1200]
+python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_lora,ppo_real]
+                             [--model=FOLDER|FILE.gguf] [--edits=FILE] [--prompts=FILE]
+                             --json=FILE [--markdown=FILE] [--peers=FOLDER]
+                             [--sides=ours,peer] [--rounds=2] [--steps=3] [--limit=1200]
 
 Every piece of work is done by ours and its peer in turn (A B A B), each time in a fresh process: a
 few timed steps after one to warm up. A ratio above 1 says that ours is faster; it is the median of

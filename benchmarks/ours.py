@@ -145,6 +145,8 @@ def run_ppo(job: dict) -> dict:
     """Iterations of PPO, four models of one size, from prompts to the updated policy."""
     config = ppo_config.get_config("smollm2,sequence")
     config.policy, config.reward_model = job["model"], job["reward_model"]
+    if "lora_rank" in job:
+        config.lora.rank, config.reward_model = job["lora_rank"], job["reward_adapter"]
     config.model.remat, config.reward_normalization = False, "none"
     config.model.dtype = config.inference_dtype = job.get("dtype", "float32")
     config.rollout_batch_size = config.minibatch_size = job["batch_size"]

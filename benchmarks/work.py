@@ -19,8 +19,10 @@ from fgrlhf_jax.data.templates import encode_responses, encode_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops
+from fgrlhf_jax.models.lora import Lora
 
-GROUPS = ("rm", "rm_edits", "sft", "decode", "ppo", "ppo_real")
+GROUPS = ("rm", "rm_edits", "sft", "decode", "ppo", "ppo_lora", "ppo_real")
+LORA = Lora(rank=16)
 
 
 class Sizes(NamedTuple):
@@ -89,17 +91,23 @@ def make(
         work.append(Work("sft", title, "sft", "torch", "tokens", job, lambda _: flops))
     if "decode" in groups:
         work += [_decode(base, cfg, ids, rows, sizes) for rows in sizes.decode]
-    if {"ppo", "ppo_real"} & set(groups):
+    if {"ppo", "ppo_lora", "ppo_real"} & set(groups):
         longest = sizes.real_prompt + sizes.real_response
         base["reward_model"] = str(checkpoint.reward_model(model, cache, longest))
-    if "ppo" in groups:
+    if {"ppo", "ppo_lora"} & set(groups):
         count = sizes.ppo_rows * (1 + sizes.steps)
         rows = [ids[17 * b :][: sizes.prompt] for b in range(count)]
         title = f"PPO iteration, {sizes.ppo_rows} × ({sizes.prompt} + {sizes.response})"
         shape = {"batch_size": sizes.ppo_rows, "micro_batch_size": sizes.ppo_rows}
         shape |= {"prompt": sizes.prompt, "response": sizes.response, "end": None}
         job = base | shape | {"prompts": rows}
-        work.append(_ppo("ppo", title, cfg, job, "tokens"))
+        if "ppo" in groups:
+            work.append(_ppo("ppo", title, cfg, job, "tokens"))
+        if "ppo_lora" in groups:
+            adapter = checkpoint.reward_model(model, cache, longest, LORA)
+            job = job | {"lora_rank": LORA.rank, "reward_adapter": str(adapter)}
+            title = f"PPO iteration by LoRA of rank {LORA.rank}, TRL's of all weights"
+            work.append(_ppo("ppo_lora", title, cfg, job, "tokens"))
     if "ppo_real" in groups and prompts:
         work.append(_real_prompts(base, tokenizer, cfg, prompts, sizes))
     return work

@@ -66,7 +66,16 @@ def peers(tmp_path) -> Path:
 
 
 def test_both_sides_read_the_same_tokens(items, model):
-    assert list(items) == ["rm", "rm_edits", "sft", "decode_1", "decode_2", "ppo", "ppo_real"]
+    assert list(items) == [
+        "rm",
+        "rm_edits",
+        "sft",
+        "decode_1",
+        "decode_2",
+        "ppo",
+        "ppo_lora",
+        "ppo_real",
+    ]
     sizes = work.TINY
     assert {len(ids) for pair in items["rm"].job["rows"] for ids in pair} == {sizes.columns}
     for name in ("rm", "rm_edits"):
