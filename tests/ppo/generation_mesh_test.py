@@ -53,7 +53,7 @@ def sampled(shape: str) -> sampling.Sampled:
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
     (_, weights), (decoding, generate) = compiled(shape).values()
     rows = (tokens.astype(np.int32), mask, sampling.row_keys(jax.random.key(1), B))
-    out = generate(weights(params), *jax.device_put(rows, sharding.batch_sharding(decoding)))
+    out = generate(weights(params, {}), *jax.device_put(rows, sharding.batch_sharding(decoding)))
     for x in out:  # as the programs that score it take it
         assert x.sharding.is_equivalent_to(sharding.batch_sharding(mesh), x.ndim)
     return jax.device_get(out)

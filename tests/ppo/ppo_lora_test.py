@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.models import llama, lora, sampling
+from fgrlhf_jax.models import llama, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings
@@ -21,8 +21,6 @@ from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Meta(NamedTuple):
@@ -84,21 +82,22 @@ FROZEN = Frozen(BASE, {}, {"lora": adapter(REWARD, REWARD_LORA, 4), "head": head
 
 
 @functools.cache
-def sampled():
+def sampled(base_dtype: str = "float32"):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
-    weights = sampling.decoding_weights(BASE | PARAMS["policy"], POLICY)
+    base = quantize.quantize_params(BASE, base_dtype)
+    weights = sampling.decoding_weights(base | PARAMS["policy"], POLICY)
     options = {"model": POLICY, "ends": (2,), "max_new": T, "temperature": 0.8}
     keys = sampling.row_keys(jax.random.key(0), B)
     return *prompt, sampling.generate(weights, *prompt, keys, **options)
 
 
-def roll_out(params, frozen, models=MODELS, **changes):
+def roll_out(params, frozen, models=MODELS, base_dtype="float32", **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     score = jax.jit(scoring.score_rollout, static_argnames=("models", "settings"))
-    args = params, frozen, Normalization(0.1, 2.0), True, *sampled()
+    args = params, frozen, Normalization(0.1, 2.0), True, *sampled(base_dtype)
     return score(*args, models=models, settings=settings)
 
 
@@ -117,15 +116,18 @@ def test_adapters_score_as_whole_models_do():
     assert float(jnp.abs(rollout.logprob_BT - rollout.ref_logprob_BT).max()) > 0.1
 
 
-def test_the_sampler_has_the_merged_policy():
-    rollout = roll_out(PARAMS, FROZEN)
+@pytest.mark.parametrize("base_dtype", ["float32", "int8"])
+def test_the_sampler_has_the_merged_policy(base_dtype):
+    base = quantize.quantize_params(BASE, base_dtype)
+    rollout = roll_out(PARAMS, FROZEN._replace(base=base), base_dtype=base_dtype)
     drawn_BT = jnp.where(rollout.response_BT, rollout.drawn_BT, 0)
     np.testing.assert_allclose(rollout.logprob_BT, drawn_BT, atol=2e-5)
 
 
-def test_a_fresh_adapter_is_the_reference_to_the_bit():
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "int8"])
+def test_a_fresh_adapter_is_the_reference_to_the_bit(base_dtype):
     params = PARAMS | {"policy": {"lora": adapter(POLICY, POLICY_LORA, 2, zero=True)}}
-    rollout = roll_out(params, FROZEN)
+    rollout = roll_out(params, FROZEN._replace(base=quantize.quantize_params(BASE, base_dtype)))
     np.testing.assert_array_equal(rollout.logprob_BT, rollout.ref_logprob_BT)
 
 
