@@ -88,6 +88,13 @@ def test_other_settings_than_the_adapters_are_refused(adapted, fields, refused):
     assert sentence.startswith(f"lora.rank=8: the adapter in model.path={adapted} has another; go")
 
 
+def test_a_base_that_blocks_do_not_divide_is_refused(fields, refused):
+    sentence = refused(sft, *ppo_cases.flags(fields | {"run_dir": "x", "lora__base_dtype": "nf4"}))
+    assert sentence.startswith(
+        "lora.base_dtype=nf4: a kernel's input width of 16 is not a multiple"
+    )
+
+
 def test_it_generates(adapted, world, tmp_path):
     output = tmp_path / "answers.json"
     flags = {"model": adapted, "prompts": world.prompts, "output": output, "max_new_tokens": 4}
@@ -95,8 +102,8 @@ def test_it_generates(adapted, world, tmp_path):
     assert len(json.loads(output.read_text())) == 3
 
 
-@pytest.mark.parametrize("head", ["after", "state_action"])
-def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_path, head):
+@pytest.mark.parametrize(("head", "dtype"), [("after", "float32"), ("state_action", "int8")])
+def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_path, head, dtype):
     """From the policy's adapter on; then from the reward model's, head and all."""
     options = rm_files | {
         "steps": 2,
@@ -104,6 +111,7 @@ def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_p
         "eval_every": 0,
         "save_every": 0,
         "model__head": head,
+        "lora__base_dtype": dtype,
         "data__buckets": 1,
         "data__max_length": 48,
         "data__max_prompt_length": 24,
