@@ -5,15 +5,19 @@ VARIANT is one of
   tiny      the embedded world, one seed, the paper's arms and the oracle; minutes on two cores
   study     the same with every arm and baseline, and 3 seeds
   cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
+  smollm2   adapters on SmolLM2-135M, steered by your file of edits, on a laptop or Colab (give
+            files.edits and sft.flags=model.path=FOLDER)
   llama_7b  the paper's experiment (give files.sft, files.edits, files.preferences, files.prompts,
             and sft.flags=model.path=FOLDER)
 
 ``sft``, ``rm``, ``imitate`` and ``ppo`` each name the config of a command and, as ``defaults``, the
-flags that differ from it; ``arms.NAME.defaults`` are those of one arm.
+flags that differ from it; ``arms.NAME.defaults`` are those of one arm. ``lora`` is of all commands
+that start from a model.
 """
 
 import dataclasses
 
+from configs.base import LORA
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.pipeline.arms import ARMS
@@ -103,6 +107,7 @@ GROUPS = {
 }
 FIELDS = collect_fields(
     GROUPS,
+    LORA,
     first="run_dir seeds run_arms workers files.edits files.preferences files.sft files.prompts "
     "files.test judge template max_prompt_length max_new_tokens sft.flags rm.flags imitate.flags "
     "ppo.flags",
@@ -187,6 +192,27 @@ def cad(config):
     config.run_arms = "sft_edits,fine_grained,fine_grained_token"
 
 
+def smollm2(config):
+    config.title = "SmolLM2-135M, steered by people's edits"
+    config.judge_name = "judge"
+    config.template = "chat"
+    config.max_prompt_length = 256
+    config.max_new_tokens = 64
+    config.test_prompts = 64
+    config.answer_batch_size = 16
+    config.table_batch_size = 8
+    config.lora.rank = 16
+    config.sft.config = "configs/sft.py:smollm2"
+    config.sft.defaults = "data.max_length=384,optimizer.learning_rate=0.0002"
+    config.rm.config = "configs/rm.py:smollm2"
+    config.rm.defaults = "optimizer.learning_rate=0.0005"
+    config.imitate.config = "configs/sft.py:smollm2"
+    config.imitate.defaults = config.sft.defaults
+    config.ppo.config = "configs/ppo.py:smollm2"
+    config.ppo.defaults = "optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003"
+    config.run_arms = "sft_edits,fine_grained,fine_grained_token"
+
+
 def llama_7b(config):
     config.title = "Fine-grained supervision of LLaMA-7B"
     config.judge = ""
@@ -198,4 +224,4 @@ def llama_7b(config):
     config.run_arms = "ppo_rlhf,fine_grained,fine_grained_token"
 
 
-VARIANTS = {"tiny": tiny, "study": study, "cad": cad, "llama_7b": llama_7b}
+VARIANTS = {"tiny": tiny, "study": study, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}

@@ -6,6 +6,8 @@ MODEL is one of
   cad       the small LLaMA of sft.py:cad and rm.py:cad (give policy, reward_model and prompts)
   smollm2   SmolLM2-135M (give policy, reward_model and prompts)
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give policy, reward_model, prompts)
+  llama_7b_lora  the same by adapters, with smaller rollouts, on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
 
 and LEVEL is token (default) or sequence: what the reward model pays for.
 """
@@ -212,4 +214,28 @@ def llama_7b(config):
     config.steps = 390  # 10 epochs over 20k prompts
 
 
-VARIANTS = {"tiny": tiny, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}
+def llama_7b_lora(config):
+    llama_7b(config)
+    config.lora.rank = 16
+    config.lora.base_dtype = "bfloat16"
+    config.rollout_batch_size = 128
+    config.minibatch_size = 64
+    config.micro_batch_size = 16
+    config.optimizer.learning_rate = 1e-4
+    config.steps = 1560  # 10 epochs over 20k prompts
+
+
+def llama3_2_1b(config):
+    llama_7b_lora(config)
+    config.size = "llama3_2_1b"
+    config.micro_batch_size = 4
+
+
+VARIANTS = {
+    "tiny": tiny,
+    "cad": cad,
+    "smollm2": smollm2,
+    "llama_7b": llama_7b,
+    "llama_7b_lora": llama_7b_lora,
+    "llama3_2_1b": llama3_2_1b,
+}

@@ -49,7 +49,8 @@ def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
 def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
     """The flags of groups such as "ppo" and "arms.oracle": their defaults, then their flags.
 
-    A later one replaces an earlier one of the same name.
+    A later one replaces an earlier one of the same name. Before all are those of ``config.lora``,
+    but for an SFT from random weights.
     """
     flags = {}
     for kind in ("defaults", "flags"):
@@ -58,7 +59,9 @@ def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
             for name in group.split("."):
                 values = values[name]
             flags |= parse_flags(values[kind], f"{group}.{kind}")
-    return flags
+    adapts = config.lora.rank and ("sft" not in groups or flags.get("model.path"))
+    adapters = {f"lora.{name}": str(value) for name, value in config.lora.items()}
+    return adapters | flags if adapts else flags
 
 
 def command_line(

@@ -137,8 +137,7 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     shapes = [(1, devices // n, n) for n in tensors]
     meshes = [",".join(map(str, shape)) for shape in shapes if shape != present]
     options |= {"mesh": meshes} if meshes else {}
-    adapters = config.get("lora")
-    if adapters and adapters.rank and adapters.base_dtype == "float32":
+    if config.lora.rank and config.lora.base_dtype == "float32":
         options["lora.base_dtype"] = ["bfloat16", "int8", "nf4"]
     decoding = f"1,1,{devices}"
     if devices > 1 and config.get("generation_mesh", decoding) != decoding:

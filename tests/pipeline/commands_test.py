@@ -17,6 +17,7 @@ VARIANTS = {
     "tiny": {},
     "study": {},
     "cad": {"files.edits": "edits.jsonl"},
+    "smollm2": {"files.edits": "edits.jsonl", "sft.flags": "model.path=smollm2"},
     "llama_7b": {"files.edits": "edits.jsonl", "files.preferences": "preferences.jsonl"},
 }
 
@@ -46,6 +47,19 @@ def test_every_command_is_understood(variant):
         assert set(stage.needs) <= set(names[:number]), stage.name
         importlib.import_module(stage.command[0])
     pipeline.check_commands(stages)
+
+
+@pytest.mark.parametrize("variant", ["smollm2", "tiny"])
+def test_every_command_that_starts_from_a_model_adapts_it(variant):
+    """The tiny one's SFT is from random weights; flags of a command win."""
+    changes = {"lora__rank": 8, "rm__flags": "lora.alpha=4"}
+    commands = commands_of(make_config(variant, **changes))
+    trained = {name: fields for name, fields in commands.items() if "optimizer" in str(fields)}
+    trained |= {name: commands[f"seed_0/{name}"] for name in ("fine_grained", "sft_edits")}
+    assert {fields.get("lora.rank") for name, fields in trained.items() if name != "sft"} == {"8"}
+    assert commands["sft"].get("lora.rank") == {"smollm2": "8", "tiny": None}[variant]
+    assert commands["seed_0/rm_token"]["lora.alpha"] == "4"
+    assert not any("lora" in str(fields) for fields in commands_of(make_config()).values())
 
 
 def test_every_seed_and_arm_has_its_stages():

@@ -9,8 +9,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import ppo, rm, sft
-from fgrlhf_jax.plan.memory import measure
+from fgrlhf_jax.models import llama
+from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.runtime import sharding
 
 pytestmark = pytest.mark.slow
 
@@ -91,3 +93,33 @@ def test_ppo():
     assert share[0] > 0.98
     assert share[1] == pytest.approx(1, abs=0.015)
     assert share[2] > 3 / 4  # each block is computed again for its gradient
+
+
+@pytest.mark.parametrize(
+    ("variant", "devices", "fields", "most"),
+    [
+        ("llama_7b_lora", 1, {}, 72e9),
+        ("llama_7b_lora", 8, {"generation_mesh": "1,1,8"}, 14e9),
+        ("llama3_2_1b", 1, {}, 14e9),
+    ],
+)
+def test_ppo_by_adapters(monkeypatch, variant, devices, fields, most):
+    """AlpacaFarm's lengths, rollouts of 128; one base and little else is held all the time."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:devices]))
+    config = ppo.get_config(variant)
+    config.update_from_flattened_dict(fields)
+    assert config.rollout_batch_size >= 128
+    assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
+    shapes = ppo_shapes(config)
+    models = {name: bytes_per_device(tree) for name, tree in shapes.models.items()}
+    cfg = llama.SIZES[config.size]
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes.models["base"]))
+    tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.hidden_size  # in float32
+    assert models.pop("base") == pytest.approx(2 * (numbers + tables) / devices, rel=0.001)
+    assert models.keys() == {"policy", "critic", "reward model"}
+    assert sum(models.values()) < 1e9
+    plan = measure(shapes, most)
+    assert plan["fits"], format_table(plan)
+    # Merged weights, in bfloat16, are split over the generation mesh.
+    assert plan["steps"]["generate"]["arguments"] == pytest.approx(2 * numbers / devices, rel=0.01)

@@ -193,6 +193,25 @@ def test_what_there_is_depends_on_the_config():
     assert 2 * sizes[0] == sizes[1] + 4 * whole
 
 
+def test_adapters_have_one_base():
+    """It is held once, whatever reads it; an update takes it beside the adapters."""
+    numbers_of = {"base": numbers(TINY, 2)}
+    D, F, K = TINY.hidden_size, TINY.intermediate_size, TINY.num_kv_heads * TINY.head_dim
+    adapter = 4 * TINY.num_layers * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
+    numbers_of |= {"policy": adapter, "critic": adapter + D + 1, "reward model": adapter + D + 1}
+    shapes = ppo_shapes(ppo_config(**{"lora.rank": 4}))
+    plan = measure(shapes, 1e9)
+    sizes = {name: model["parameters"] for name, model in plan["models"].items()}
+    assert sizes == numbers_of
+    assert plan["optimizer"] == pytest.approx(2 * 4 * (2 * adapter + D + 1), abs=64)
+    _, score, update = plan["steps"].values()
+    assert score["beside"] == plan["optimizer"]
+    assert update["beside"] == plan["models"]["reward model"]["bytes"]
+    half = ppo_shapes(ppo_config(**{"lora.rank": 4, "lora.base_dtype": "bfloat16"})).models["base"]
+    tables = (2 * TINY.vocab_size + 2 * TINY.num_layers + 1) * D
+    assert 2 * bytes_per_device(half) <= bytes_per_device(shapes.models["base"]) + 4 * tables
+
+
 @pytest.mark.parametrize(
     ("config", "make_shapes", "model", "tokens"),
     [
