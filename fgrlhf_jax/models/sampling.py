@@ -106,22 +106,28 @@ def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
 
     An adapter is merged: no token pays for its products.
     """
-    cfg, params = model.cfg, dict(params)
-    adapter = params.pop("lora", {"backbone": {"layers": {}}})
-    backbone = dict(params["backbone"])
-    stacks = backbone.pop("layers"), adapter["backbone"]["layers"]
-    outer = {**params, "backbone": backbone}
+    layers = (layer_weights(params, number, model) for number in range(model.cfg.num_layers))
+    return DecodingWeights(outer_weights(params, model), tuple(layers))
 
-    def cast(part: dict) -> dict:
-        return jax.tree.map(
-            lambda x, dtype: x.astype(dtype), part, llama.compute_dtypes(model, part)
-        )
 
-    def layer(number: int) -> dict:
-        base, pairs = jax.tree.map(lambda x: x[number], stacks)
-        return cast(lora.merge_layer(base, pairs, cfg.lora_scale))
+def outer_weights(params: dict, model: llama.CausalLM) -> dict:
+    """The ``outer`` of :func:`decoding_weights`."""
+    backbone = {name: part for name, part in params["backbone"].items() if name != "layers"}
+    outer = {name: part for name, part in params.items() if name != "lora"}
+    return _cast(outer | {"backbone": backbone}, model)
 
-    return DecodingWeights(cast(outer), tuple(map(layer, range(cfg.num_layers))))
+
+def layer_weights(params: dict, number: int | jax.Array, model: llama.CausalLM) -> dict:
+    """One of the ``layers`` of :func:`decoding_weights`."""
+    adapter = params.get("lora", {"backbone": {"layers": {}}})
+    stacks = params["backbone"]["layers"], adapter["backbone"]["layers"]
+    base, pairs = jax.tree.map(lambda x: x[number], stacks)
+    return _cast(lora.merge_layer(base, pairs, model.cfg.lora_scale), model)
+
+
+def _cast(part: dict, model: llama.CausalLM) -> dict:
+    dtypes = llama.compute_dtypes(model, part)
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), part, dtypes)
 
 
 def abstract_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:

@@ -17,7 +17,7 @@ from fgrlhf_jax.plan.shapes import RunShapes
 from fgrlhf_jax.runtime import sharding
 
 MICRO = "micro_batch_size"
-WITHOUT_MICRO = ("decoding_weights", "generate")  # steps that take no micro-batches
+WITHOUT_MICRO = ("generate",)  # steps that take no micro-batches
 MakeShapes = Callable[[ConfigDict], RunShapes]
 Report = Callable[[str], None]
 

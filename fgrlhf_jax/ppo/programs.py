@@ -1,4 +1,4 @@
-"""The compiled programs of a PPO step: decoding_weights, generate, score_rollout, update.
+"""The compiled programs of a PPO step: decoding weights, generate, score_rollout, update.
 
 They are made ahead of time from shapes alone, so that a run cannot recompile and a plan can be
 made without any memory.
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
-from fgrlhf_jax.models.sampling import Sampled
+from fgrlhf_jax.models.sampling import DecodingWeights, Sampled
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
 from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, complete
@@ -121,7 +121,8 @@ def make(
 
     ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
 
-    decoding_weights: (policy, base) -> DecodingWeights
+    outer_weights: (policy, base) -> DecodingWeights.outer
+    layer_weights: (policy, base, number) -> one of DecodingWeights.layers
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
     update: (state, Frozen, Rollout, kl_coef, key) -> state, metrics
@@ -155,12 +156,20 @@ def make(
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
     layout = jax.tree.map(lambda x: x.sharding, state)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    outer, layers = jax.tree.map(lambda x: x.sharding, weights)
     return {
-        "decoding_weights": Program(
-            lambda policy, base: sampling.decoding_weights(base | policy, model=models.policy),
+        "outer_weights": Program(
+            lambda policy, base: sampling.outer_weights(base | policy, models.policy),
             (params["policy"], frozen.base),
             mesh,
-            out_shardings=jax.tree.map(lambda x: x.sharding, weights),
+            out_shardings=outer,
+        ),
+        "layer_weights": Program(
+            lambda policy, base, n: sampling.layer_weights(base | policy, n, models.policy),
+            (params["policy"], frozen.base, number),
+            mesh,
+            out_shardings=layers[0],
         ),
         "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
         "score_rollout": Program(
@@ -177,6 +186,22 @@ def make(
             out_shardings=(layout, replicated),
         ),
     }
+
+
+def decoding_weights(
+    compiled: dict, models: Architectures, policy: dict, base: dict
+) -> DecodingWeights:
+    """The policy as ``generate`` takes it, made a layer at a time: no two are merged side by side.
+
+    Args:
+      compiled: the programs of :func:`make`.
+      policy, base: what is trained of its parameters, and what is not.
+    """
+    layers = (
+        compiled["layer_weights"](policy, base, np.int32(number))
+        for number in range(models.policy.cfg.num_layers)
+    )
+    return DecodingWeights(compiled["outer_weights"](policy, base), tuple(layers))
 
 
 def _abstract_arrays(B: int, P: int, T: int, by_rows: NamedSharding):

@@ -16,6 +16,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
 from fgrlhf_jax.ppo.algorithm import Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
+from fgrlhf_jax.ppo.programs import decoding_weights
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
 
@@ -164,7 +165,8 @@ def roll_out(
         by_rows = sharding.batch_sharding(decoding)
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
         inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
-        weights = programs["decoding_weights"](params["policy"], context.frozen.base)
+        policy = params["policy"], context.frozen.base
+        weights = decoding_weights(programs, context.models, *policy)
         sampled = programs["generate"](weights, *inputs)
         del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])

@@ -35,12 +35,12 @@ def config(shape: str = "", **fields):
 
 @functools.cache
 def compiled(shape: str) -> dict:
-    """Both programs of decoding."""
+    """The programs of decoding."""
     mesh = sharding.make_mesh("1,8,1")
     optimizer, _ = programs.make_optimizer(config())
     made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_width=P)
-    names = ("decoding_weights", "generate")
-    return {name: (made[name].mesh, made[name].lower().compile()) for name in names}
+    names = ("outer_weights", "layer_weights", "generate")
+    return {name: made[name].lower().compile() for name in names}
 
 
 @functools.cache
@@ -51,9 +51,12 @@ def sampled(shape: str) -> sampling.Sampled:
     params = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), params, like)
     prompts = [[5 + n, 7, *range(3, 3 + n % 4)] for n in range(B)]
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
-    (_, weights), (decoding, generate) = compiled(shape).values()
+    decoding = programs.generation_mesh(config(shape), mesh)
+    weights = programs.decoding_weights(compiled(shape), MODELS, params, {})
     rows = (tokens.astype(np.int32), mask, sampling.row_keys(jax.random.key(1), B))
-    out = generate(weights(params, {}), *jax.device_put(rows, sharding.batch_sharding(decoding)))
+    out = compiled(shape)["generate"](
+        weights, *jax.device_put(rows, sharding.batch_sharding(decoding))
+    )
     for x in out:  # as the programs that score it take it
         assert x.sharding.is_equivalent_to(sharding.batch_sharding(mesh), x.ndim)
     return jax.device_get(out)
@@ -72,8 +75,7 @@ COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-redu
 
 @pytest.mark.parametrize("shape", ["1,1,8", "1,2,4"])
 def test_a_token_exchanges_states_and_no_weights(shape):
-    _, generate = compiled(shape)["generate"]
-    computations, _ = hlo.parse(generate.as_text())
+    computations, _ = hlo.parse(compiled(shape)["generate"].as_text())
     loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
     exchanged, called = [], [loop.attribute("body") for loop in loops]
     for name in called:
