@@ -97,7 +97,7 @@ def check_same(path: str | os.PathLike, lora: Lora) -> None:
         compared = _found if name == "targets" else operator.attrgetter(name)
         if compared(lora) != compared(saved):
             raise InputError(
-                f"lora.{name}={getattr(lora, name)}: the adapter in model.path={path} has another; "
+                f"lora.{name}={getattr(lora, name)}: the adapter in {path} has another; "
                 f"go on with --config.lora.{name}='{getattr(saved, name)}', or give its base, "
                 f"{base_name(path)}, for a new one"
             )

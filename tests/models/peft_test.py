@@ -222,7 +222,7 @@ def test_a_classifiers_adapter_is_no_language_model(tmp_path, base):
     [
         (
             {"rank": 8},
-            "lora.rank=8: the adapter in model.path={} has another; go on with --config.",
+            "lora.rank=8: the adapter in {} has another; go on with --config.",
         ),
         ({"alpha": 32.0}, "lora.alpha=32.0: .*go on with --config.lora.alpha='6.0', or give its"),
         ({"rslora": True}, "lora.rslora=True: "),

@@ -85,7 +85,7 @@ def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world
 def test_other_settings_than_the_adapters_are_refused(adapted, fields, refused):
     other = fields | {"model__path": adapted, "run_dir": "x", "lora__rank": 8}
     sentence = refused(sft, *ppo_cases.flags(other))
-    assert sentence.startswith(f"lora.rank=8: the adapter in model.path={adapted} has another; go")
+    assert sentence.startswith(f"lora.rank=8: the adapter in {adapted} has another; go")
 
 
 def test_a_base_that_blocks_do_not_divide_is_refused(fields, refused):
