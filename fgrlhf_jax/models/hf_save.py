@@ -3,9 +3,11 @@
 import copy
 import functools
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 
 from fgrlhf_jax.data.templates import ENCODING
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_load, hf_names, lora, peft
+from fgrlhf_jax.models import checksums, hf_load, hf_names, lora, peft, quantize
 from fgrlhf_jax.models.cards import Origin, model_card
 from fgrlhf_jax.models.chat_template import with_chat_template
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
@@ -63,7 +65,8 @@ def save(
       dtype: float32 | bfloat16 | float16, what the weights are rounded to.
       origin: what the card says; a language model keeps the generation_config.json of its base.
       adapter: the settings of "lora" writes it apart, in PEFT's form, with any head; its base is
-        that of ``origin``. None adds it to the weights.
+        that of ``origin``. None adds it to the weights, each as it is written; a quantized one is
+        what it was computed with.
 
     Returns:
       A sentence on what was written and what can load it.
@@ -74,13 +77,11 @@ def save(
     """
     folder, extra = Path(folder), {"encoding": ENCODING} | (extra or {})
     is_whole, base = adapter is None, ""
-    if is_whole:
-        params = lora.merge(params, cfg.lora_scale)
-    else:
+    if not is_whole:
         params = {part: tree for part, tree in params.items() if part in ("lora", "head")}
         base = peft.base_name(origin.base)
         extra["base"] = {"path": base, "digest": hf_load.base_digest(origin.base)}
-    tensors = _tensors(params)
+    tensors = _tensors(params, is_whole)
     has_bias = _check_heads(tensors, cfg, architecture, is_whole)
     config, generation, tokenizer, response = _describe(
         cfg, tokenizer, architecture, extra, origin.base
@@ -93,7 +94,8 @@ def save(
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        files = _write_weights(temporary, tensors, max_shard_bytes, jnp.dtype(dtype), is_whole)
+        fetch = functools.partial(_fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
+        files = _write_weights(temporary, tensors, max_shard_bytes, fetch, is_whole)
         if jax.process_index() == 0:
             kind, template = (
                 architecture.removeprefix("LlamaFor"),
@@ -149,13 +151,13 @@ def _check_heads(
 
 
 def _write_weights(
-    folder: Path, tensors: dict[str, tuple], limit: int, dtype, is_whole: bool
+    folder: Path, tensors: dict[str, tuple], limit: int, fetch: Callable, is_whole: bool
 ) -> list[str]:
     """Weight files of about ``limit`` bytes at most, and their index; returns their names.
 
-    An adapter is one file, whatever its size.
+    An adapter is one file, whatever its size. ``fetch`` is :func:`_fetch` with its keywords.
     """
-    stem = "model"
+    stem, dtype = "model", fetch.keywords["dtype"]
     if not is_whole:
         stem, limit = "adapter_model", 1 << 62
         tensors = {n if n.startswith("head.") else peft.PREFIX + n: t for n, t in tensors.items()}
@@ -169,7 +171,7 @@ def _write_weights(
     files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
     for file, names in files.items():
         # Every process takes part in gathering a tensor; one of them writes.
-        arrays = {name: _fetch(*tensors[name], dtype) for name in names}
+        arrays = {name: fetch(*tensors[name]) for name in names}
         if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
             raise InputError(
                 f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
@@ -183,8 +185,8 @@ def _write_weights(
 
 
 def _size(tensor: tuple, dtype) -> int:
-    leaf, layer, _ = tensor
-    return dtype.itemsize * leaf.size // (1 if layer is None else leaf.shape[0])
+    leaf, layer, *_ = tensor
+    return dtype.itemsize * math.prod(leaf.shape if layer is None else leaf.shape[1:])
 
 
 def _replace(folder: Path, new: Path) -> None:
@@ -197,31 +199,40 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@functools.partial(jax.jit, static_argnames=("transpose", "dtype", "target"))
-def _extract(leaf, layer, *, transpose: bool, dtype, target):
-    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, 0, False)
+@functools.partial(jax.jit, static_argnames=("scale", "transpose", "dtype", "target"))
+def _extract(leaf, pair, layer, *, scale: float, transpose: bool, dtype, target):
+    if layer is not None:
+        leaf, pair = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, False), (leaf, pair)
+        )
+    value = lora.merge_kernel(leaf, pair, scale)
     value = (value.T if transpose else value).astype(dtype)
     return value if target is None else jax.lax.with_sharding_constraint(value, target)
 
 
-def _fetch(leaf, layer: int | None, ours: str, dtype) -> np.ndarray:
-    """One tensor, gathered from all devices, as it is stored."""
-    target = getattr(leaf, "sharding", None)
+def _fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> np.ndarray:
+    """One tensor, merged and gathered from all devices, as it is stored."""
+    target = getattr(jax.tree.leaves(leaf)[0], "sharding", None)
     is_placed = isinstance(target, NamedSharding)
     target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
-    transpose = hf_names.is_transposed(ours)
-    value = _extract(leaf, layer, transpose=transpose, dtype=dtype, target=target)
-    return np.ascontiguousarray(value)
+    options = {"transpose": hf_names.is_transposed(ours), "dtype": dtype, "target": target}
+    return np.ascontiguousarray(_extract(leaf, pair, layer, scale=scale, **options))
 
 
-def _tensors(params) -> dict[str, tuple[Any, int | None, str]]:
-    """Stored name: (array it is in, its layer or None, our name), in the table's order."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    leaves = {sharding.path_name(path): leaf for path, leaf in leaves}
+def _tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, str, dict | None]]:
+    """Stored name: (array it is in, its layer or None, our name, A and B to add to it or None).
+
+    In the table's order.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=quantize.is_quantized)
+    leaves, pairs = {sharding.path_name(path): leaf for path, leaf in leaves}, {}
+    for ours in [name for name in leaves if is_whole and name.startswith("lora/")]:
+        layer, x = ours.removeprefix("lora/").rsplit("/", 1)
+        pairs.setdefault(f"{layer}/kernel", {})[x] = leaves.pop(ours)
     if unknown := set(leaves) - set(hf_names.HF_NAME):
         raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
     return {
-        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours)
+        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours, pairs.get(ours))
         for ours in hf_names.HF_NAME
         if ours in leaves
         for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))

@@ -159,9 +159,19 @@ def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
     merged = {part: dict(group) for part, group in quantize.dequantize_params(layer).items()}
     for part, group in adapter.items():
         for name, pair in group.items():
-            kernel = merged[part][name]["kernel"].astype(jnp.float32)
-            product = jnp.einsum(
-                "...IR,...RO->...IO", pair["lora_a"], pair["lora_b"], precision="highest"
-            )
-            merged[part][name] = merged[part][name] | {"kernel": kernel + scale * product}
+            kernel = merge_kernel(merged[part][name]["kernel"], pair, scale)
+            merged[part][name] = merged[part][name] | {"kernel": kernel}
     return merged
+
+
+def merge_kernel(
+    kernel: jax.Array | quantize.Quantized, pair: dict | None, scale: float
+) -> jax.Array:
+    """W + scale A B of one layer, or of a stack of them, in float32; without a ``pair`` W."""
+    if quantize.is_quantized(kernel):
+        kernel = quantize.dequantize(kernel, "float32")
+    if pair is None:
+        return kernel
+    pair = pair["lora_a"], pair["lora_b"]
+    product = jnp.einsum("...IR,...RO->...IO", *pair, precision="highest")
+    return kernel.astype(jnp.float32) + scale * product

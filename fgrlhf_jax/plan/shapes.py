@@ -135,10 +135,12 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     if len(widths) > 1:
         sizes = {"score_rollout": B, "update": config.minibatch_size}
         rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
+    has_own = architectures.lora and architectures.critic  # it is on a whole reward model's weights
+    critic_base = frozen.reward_model.get("backbone", {}) if has_own else {}
     resident = {
         "generate": (),
         "score_rollout": (params, frozen),
-        "update": (state, frozen.base),
+        "update": (state, frozen.base, critic_base),
     }
     steps = {
         name: Step(lambda name=name: programs[name].lower().compile(), resident[name], *values)

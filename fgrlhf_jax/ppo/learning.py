@@ -92,7 +92,7 @@ def update(
 
     Args:
       state: its ``params`` have "policy" and "critic".
-      frozen: only the base of adapters is read.
+      frozen: only what adapters are on is read.
       key: of this rollout; every epoch draws its own permutation from it.
       optimizer: ``programs.by_part``.
 

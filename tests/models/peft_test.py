@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import chex
 import hf_cases
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import safetensors.numpy
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, same, save, save_adapter, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora, peft
+from fgrlhf_jax.models import hf_load, hf_save, llama, lora, peft, quantize
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
@@ -245,14 +246,17 @@ def test_training_goes_on_from_the_same_numbers(tmp_path, base):
     same(fresh, lora.init_adapter(jax.random.key(0), wanted))
 
 
-def test_a_merged_export_is_whole(tmp_path, base):
-    params = save(tmp_path / "again")[1] | hf_cases.adapter_params(LANGUAGE_MODEL)
-    cfg = dataclasses.replace(hf_cases.CFG, lora_scale=ADAPTER.scale)
+@pytest.mark.parametrize("base_dtype", ["float32", "int8"])
+def test_a_merged_export_is_whole(tmp_path, base, base_dtype):
+    """Of a quantized base it has the weights that were computed with."""
+    params = save(tmp_path / "again")[1] | hf_cases.adapter_params(LANGUAGE_MODEL, SOME)
+    params = quantize.quantize_params(params, base_dtype)
+    cfg = dataclasses.replace(hf_cases.CFG, lora_scale=SOME.scale)
     options = {"architecture": hf_save.LANGUAGE_MODEL, "origin": Origin(str(base))}
     hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options)
     assert peft.read_lora(tmp_path / "merged") is None
     loaded = hf_load.load_params(tmp_path / "merged", abstract(LANGUAGE_MODEL))
-    same(loaded, lora.merge(params, ADAPTER.scale))
+    chex.assert_trees_all_close(loaded, lora.merge(params, SOME.scale), atol=1e-6)
 
 
 def test_the_card_and_the_sentence_say_whose_adapter_it_is(tmp_path, base, adapter):

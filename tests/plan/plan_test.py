@@ -207,6 +207,10 @@ def test_adapters_have_one_base():
     _, score, update = plan["steps"].values()
     assert score["beside"] == plan["optimizer"]
     assert update["beside"] == plan["models"]["reward model"]["bytes"]
+    # A whole reward model carries the critic's adapter: an update takes all of it but its head.
+    own = ppo_shapes(ppo_config(**{"lora.rank": 4, "lora.share_base": False}))
+    every = sum(map(bytes_per_device, [*own.models.values(), own.optimizer]))
+    assert bytes_per_device(own.steps["update"].resident) == every - 4 * (D + 1)
     half = ppo_shapes(ppo_config(**{"lora.rank": 4, "lora.base_dtype": "bfloat16"})).models["base"]
     tables = (2 * TINY.vocab_size + 2 * TINY.num_layers + 1) * D
     assert 2 * bytes_per_device(half) <= bytes_per_device(shapes.models["base"]) + 4 * tables
