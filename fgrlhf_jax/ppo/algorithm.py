@@ -56,7 +56,7 @@ class PPOSettings:
     def one_pass(self) -> bool:
         """Whether a rollout is learned from once and as one micro-batch.
 
-        Then the update's own forward pass gives the old log-probabilities and values.
+        Then the update's own forward pass gives the old log-probabilities.
         """
         return self.ppo_epochs == 1 and self.micro_batch_size == self.rollout_batch_size
 

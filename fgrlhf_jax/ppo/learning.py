@@ -10,7 +10,6 @@ from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import (
     Experience,
     PPOSettings,
-    Predictions,
     Rollout,
     losses,
     make_experience,
@@ -139,35 +138,39 @@ def update_in_one_pass(
     settings: PPOSettings,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict, dict]:
-    """One update from a whole rollout, whose forward pass gives what advantages need.
+    """One update from a whole rollout, whose forward pass gives the old log-probabilities.
 
-    The old log-probabilities and values are those of the loss, so that every ratio is 1.
+    They are those of the policy's loss, so that every ratio is 1; so are the values where policy
+    and critic share states. A critic of its own follows, when the policy's activations are gone.
 
     Returns:
       The new state, the metrics of the rollout and those of the update.
     """
-    predictions, backward = [], {}
-    for names in parts_of(models):
-        params = {name: state.params[name] for name in names}
+    static = {"models": models, "settings": settings}
+    first, *others = parts_of(models)
 
-        def apply(params):
-            params = complete(stop_gradients(params, settings.freeze), frozen)
-            return predict(params, rollout.rows, models=models, settings=settings)
+    def apply(params):
+        params = complete(stop_gradients(params, settings.freeze), frozen)
+        return predict(params, rollout.rows, **static)
 
-        values, backward[names] = jax.vjp(apply, params)
-        predictions.append(values)
-    logprob_BT, entropy_BT, _ = predictions[0]
-    values = Predictions(logprob_BT, entropy_BT, predictions[-1].value_BT)
-    rollout = rollout._replace(logprob_BT=logprob_BT, value_BT=values.value_BT)
-    experience, rollout_metrics = make_experience(rollout, kl_coef, settings)
-    parts = tuple(name for names in parts_of(models) for name in names)
-    loss = functools.partial(losses, parts=parts, settings=settings)
+    predictions, backward = jax.vjp(apply, {name: state.params[name] for name in first})
+    old = {"logprob_BT": predictions.logprob_BT}
+    if "critic" in first:
+        old["value_BT"] = predictions.value_BT
+    experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
+    loss = functools.partial(losses, parts=first, settings=settings)
     gradient = jax.grad(loss, has_aux=True)
-    cotangents, (sums, maxima) = gradient(values, experience, tokens_of(experience))
-    metrics = sums | maxima
-    for names in parts_of(models):
-        state, norms = apply_part(state, *backward[names](cotangents), optimizer, settings)
-        metrics |= norms
+    cotangents, (sums, maxima) = gradient(predictions, experience, tokens_of(experience))
+    state, norms = apply_part(state, *backward(cotangents), optimizer, settings)
+    metrics = sums | maxima | norms
+    # Always true, but known with the policy's gradients only: its activations are gone by then.
+    is_next = metrics["policy/grad_norm"] != -1.0
+    experience = experience._replace(response_BT=experience.response_BT & is_next)
+    for names in others:
+        params = {name: state.params[name] for name in names}
+        grads, new = sum_gradients(params, frozen, experience, **static)
+        state, norms = apply_part(state, grads, optimizer, settings)
+        metrics |= new | norms
     return state, rollout_metrics, metrics
 
 

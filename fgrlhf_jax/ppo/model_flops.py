@@ -15,13 +15,13 @@ def model_flops(
       prompts, responses: tokens of every row.
       epochs: passes of the update over the rollout.
       scored: whether a reward model gives the rewards.
-      one_pass: whether the update alone predicts what the policy and the critic do.
+      one_pass: whether the update alone predicts what the policy does.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
     forward = rows_flops(cfg, rows) + logits_flops(cfg, np.sum(responses, dtype=float))
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
     score = rows_flops(models.reward_model.cfg, rows) if scored else 0.0
-    predicted = 0.0 if one_pass else forward + value
+    predicted = value if one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + predicted + score,

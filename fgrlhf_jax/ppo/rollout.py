@@ -19,6 +19,7 @@ from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import decoding_weights
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
+from fgrlhf_jax.runtime.memory import release_unused
 
 SAMPLE, SHUFFLE, EVALUATE, NORMALIZE = range(4)  # purposes of random keys
 
@@ -170,6 +171,7 @@ def roll_out(
         sampled = programs["generate"](weights, *inputs)
         del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
+        release_unused()  # into whose places the arrays of an update would not fit
     sampled_at = time.perf_counter()
     with jax.set_mesh(mesh):
         rollout = programs["score_rollout"](

@@ -66,9 +66,8 @@ def score_rollout(
     Args:
       params: those of policy and critic that are trained.
       frozen: without a reward model the rewards are zeros, a function gives them later.
-      learning: bool, whether an update follows. Only then are values computed; where it makes its
-        predictions itself (:attr:`PPOSettings.one_pass`), it gets zeros, and without an update
-        there are log-probabilities alone.
+      learning: bool, whether an update follows. Only then are values computed; where it finds the
+        policy's predictions itself (:attr:`PPOSettings.one_pass`), these are zeros.
       prompt_BP, prompt_mask_BP: prompts padded on the left.
     """
     (B, P), T = prompt_BP.shape, settings.max_new_tokens
@@ -90,9 +89,7 @@ def score_rollout(
             functools.partial(apply, {name: params[name] for name in part}, rows)
             for part in parts_of(models)
         )
-        if settings.one_pass:
-            return jax.lax.cond(learning, nothing, first)
-        predictions = first()
+        predictions = jax.lax.cond(learning, nothing, first) if settings.one_pass else first()
         for critic in others:
             values = jax.lax.cond(learning, critic, nothing)
             predictions = predictions._replace(value_BT=values.value_BT)

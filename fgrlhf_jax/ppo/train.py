@@ -26,6 +26,7 @@ from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import files, metric_log, multihost, run_dir, sharding, user_function
+from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import supervised
@@ -179,6 +180,7 @@ class PPOTrainer:
             )
         memory["frozen"] = frozen
         compiled = {name: p.lower().compile() for name, p in self.programs.items()}
+        release_unused()
         multihost.wait_for_all()
         self.context = PPOContext(
             config,

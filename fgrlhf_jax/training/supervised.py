@@ -19,6 +19,7 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, hf_load, llama, lora, peft
 from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
 
 RANDOM_SIZES = ("tiny", "small")  # that can learn something from random weights
@@ -253,6 +254,7 @@ class SupervisedTrainer:
         for step in step_of_width.values():
             width, batch = self.batch(step)
             self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))
+        release_unused()
         return {}
 
     def compile(self, batch: dict):
