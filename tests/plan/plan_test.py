@@ -160,11 +160,11 @@ def test_the_table(plan):
     assert lines[-1] == "generate: " + plan["steps"]["generate"]["notes"][0]
 
 
-def test_an_update_that_predicts_itself_leaves_half_of_the_scores_to_it():
-    """Reference and reward model are what ``score_rollout`` computes then."""
+def test_an_update_that_predicts_itself_leaves_the_scores_but_one_to_it():
+    """Reference, reward model and critic are what ``score_rollout`` computes then."""
     step = ppo_shapes(ppo_config(ppo_epochs=1, minibatch_size=B)).steps["score_rollout"]
     costs, whole = measure_step(step, 0, 1e9, 8), [P + T] * (P + T)
-    expected = B / 8 * (row_flops(TINY, whole, T) + row_flops(TINY, whole, 0))
+    expected = B / 8 * (row_flops(TINY, whole, T) + 2 * row_flops(TINY, whole, 0))
     assert costs["model_flops"] == pytest.approx(expected, rel=1e-12)
     assert 0.999 < expected / costs["compiled_flops"] <= 1
 
