@@ -85,13 +85,19 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
     """Shapes, dtypes and shardings of an adapter for a model of these abstract parameters.
 
     Raises:
-      InputError: where ``lora.targets`` finds no linear layer.
+      InputError: where ``lora.targets`` finds no linear layer, or none has so high a rank.
     """
     layers = _linear_layers(params["backbone"]["layers"])
     names = [name for name in layers if re.search(lora.targets, name)]
     if not names:
         raise InputError(
             f"lora.targets={lora.targets!r} finds no linear layer; there are {', '.join(layers)}"
+        )
+    highest = max(min(layers[name][1:]) for name in names)
+    if lora.rank > highest:
+        raise InputError(
+            f"lora.rank={lora.rank}: the rank of these layers is at most {highest}; lower it, or "
+            "train all weights with --config.lora.rank=0"
         )
     adapter: dict = {}
     for name in names:

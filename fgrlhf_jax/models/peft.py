@@ -49,8 +49,9 @@ def base_of(path: str | os.PathLike) -> Path:
     folder = hf_files.resolve(path)
     if not checksums.is_adapter(folder):
         return folder
+    name = _base_name(folder)
     try:
-        base = hf_files.resolve(_base_name(folder))
+        base = hf_files.resolve(name)
     except InputError as error:
         raise InputError(
             f"{folder}: the base of this adapter cannot be had ({error}); write its folder or hub "

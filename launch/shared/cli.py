@@ -22,12 +22,12 @@ def check_run(config: ConfigDict) -> None:
     """Raises InputError for values that no training run can use, whatever it trains."""
     if not config.run_dir:
         raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
-    try:
-        re.compile(config.optimizer.freeze)
-    except re.error as error:
-        raise InputError(
-            f"optimizer.freeze={config.optimizer.freeze!r}: is no regular expression ({error})"
-        ) from error
+    for name in ("optimizer.freeze", "lora.targets"):
+        value = flatten(config.to_dict())[name]
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise InputError(f"{name}={value!r}: is no regular expression ({error})") from error
     if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
 

@@ -46,7 +46,7 @@ def test_a_fresh_adapter_changes_no_bit():
 
 
 def test_its_a_has_the_variance_of_pefts():
-    adapter = lora.init_adapter(jax.random.key(0), abstract(Lora(rank=64)))
+    adapter = lora.init_adapter(jax.random.key(0), abstract(Lora(rank=32)))
     for path, leaf in jax.tree.leaves_with_path(adapter):
         if sharding.path_name(path).endswith("lora_a"):
             assert float(jnp.var(leaf)) * 3 * leaf.shape[1] == pytest.approx(1, abs=0.1)
@@ -98,6 +98,8 @@ def test_targets_choose_layers():
     assert {name: set(group) for name, group in some.items()} == {"attention": {"q", "v"}}
     with pytest.raises(InputError, match=r"lora.targets='w1' finds no linear layer; there are att"):
         abstract(Lora(4, targets="w1"))
+    with pytest.raises(InputError, match=r"lora.rank=33: the rank of these layers is at most 32;"):
+        abstract(Lora(33))
 
 
 def test_what_is_trained_and_what_is_not():

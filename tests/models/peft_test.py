@@ -200,8 +200,9 @@ def test_what_is_refused(adapter, fields, change, message):
             adapter,
             lambda old: {k: v for k, v in (old | change).items() if v is not None},
         )
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         hf_load.load_params(adapter, abstract(LANGUAGE_MODEL))
+    assert ("cannot be had" in str(caught.value)) == ("cannot be had" in message)
 
 
 def test_whole_weights_beside_an_adapter_are_ambiguous(base, adapter):
