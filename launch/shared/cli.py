@@ -28,6 +28,12 @@ def check_run(config: ConfigDict) -> None:
             re.compile(value)
         except re.error as error:
             raise InputError(f"{name}={value!r}: is no regular expression ({error})") from error
+    for name, whole in (("base_dtype", "float32"), ("targets", ".")):
+        if not config.lora.rank and config.lora[name] != whole:
+            raise InputError(
+                f"lora.{name}={config.lora[name]}: is for adapters, and lora.rank=0 trains all "
+                "weights; give --config.lora.rank=16"
+            )
     if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
 

@@ -71,6 +71,7 @@ TRAIN = [
     ({"data__max_length": 1024}, "data.max_length=1024 is more than the model's 512 positions"),
     ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),
     ({"lora__targets": "("}, "lora.targets='(': is no regular expression"),
+    ({"lora__base_dtype": "int8"}, "lora.base_dtype=int8: is for adapters, and lora.rank=0 trains"),
     ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
     ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
