@@ -42,6 +42,7 @@ CONFIG = "configs/pipeline.py:tiny"
 def check(config: ConfigDict) -> None:
     """Raises InputError for values that no study could use."""
     select_arms(config)
+    cli.check_adapters(config)
     files = [name for name, value in config.files.items() if value]
     if config.embedded and files:
         raise InputError(

@@ -22,27 +22,39 @@ def check_run(config: ConfigDict) -> None:
     """Raises InputError for values that no training run can use, whatever it trains."""
     if not config.run_dir:
         raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
-    for name in ("optimizer.freeze", "lora.targets"):
-        value = flatten(config.to_dict())[name]
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise InputError(f"{name}={value!r}: is no regular expression ({error})") from error
+    check_expression("optimizer.freeze", config.optimizer.freeze)
+    check_adapters(config)
+    if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
+
+
+def check_expression(name: str, value: str) -> None:
+    """Raises InputError where that is no regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise InputError(f"{name}={value!r}: is no regular expression ({error})") from error
+
+
+def check_adapters(config: ConfigDict) -> None:
+    """Raises InputError for ``config.lora`` that cannot be used, or would be in vain."""
+    check_expression("lora.targets", config.lora.targets)
     for name, whole in (("base_dtype", "float32"), ("targets", ".")):
         if not config.lora.rank and config.lora[name] != whole:
             raise InputError(
                 f"lora.{name}={config.lora[name]}: is for adapters, and lora.rank=0 trains all "
                 "weights; give --config.lora.rank=16"
             )
-    if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
 
 
 def check_embedded(config: ConfigDict) -> None:
     """Raises InputError where a config has no training file, and the embedded data will not do."""
     files = (config.model.path, config.validation, config.get("test"))
     if any(files) or config.model.size != "tiny":
-        raise InputError("train is empty; give --config.train=FILE (only tiny makes its data)")
+        raise InputError(
+            "train is empty; give --config.train=FILE (only tiny makes its data, and only without "
+            "model.path, validation and test)"
+        )
 
 
 def use_devices(config: ConfigDict | None = None) -> None:

@@ -60,6 +60,8 @@ def test_every_command_that_starts_from_a_model_adapts_it(variant):
     assert commands["sft"].get("lora.rank") == {"smollm2": "8", "tiny": None}[variant]
     assert commands["seed_0/rm_token"]["lora.alpha"] == "4"
     assert not any("lora" in str(fields) for fields in commands_of(make_config()).values())
+    with pytest.raises(InputError, match=r"^lora.base_dtype=nf4: is for adapters"):
+        pipeline.check(make_config(variant, lora__base_dtype="nf4", lora__rank=0))
 
 
 def test_every_seed_and_arm_has_its_stages():
