@@ -189,3 +189,28 @@ def test_updates_follow_the_gradients_of_whole_models(shared, micro_batch_size):
                 np.testing.assert_allclose(change["lora_a"], expected, atol=atol)
     heads = (tree["critic"]["head"] for tree in (changed, whole_change))
     chex.assert_trees_all_close(*heads, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_update_of_eight_devices_is_that_of_one():
+    """On a quantized base, split over all axes."""
+    settings = dataclasses.replace(SETTINGS, micro_batch_size=8)
+    options = {"models": MODELS, "settings": settings}
+
+    @jax.jit
+    def step(params, frozen, rows):
+        rollout = scoring.score_rollout(
+            *(params, frozen, Normalization(0.1, 2.0), jnp.bool_(True), *rows), **options
+        )
+        state = TrainState(params, OPTIMIZER.init(params))
+        args = state, frozen, rollout, jnp.float32(0.1), jax.random.key(1)
+        return rollout, learning.update(*args, optimizer=OPTIMIZER, **options)
+
+    trees = PARAMS, FROZEN._replace(base=quantize.quantize_params(BASE, "int8"))
+    rows, results = jax.device_get(sampled()), []
+    for mesh in (MESH, sharding.make_mesh("2,2,2")):
+        with jax.set_mesh(mesh):
+            on_mesh = jax.device_put(trees, sharding.shardings(trees, mesh))
+            by_rows = jax.device_put(rows, sharding.batch_sharding(mesh))
+            results.append(jax.device_get(step(*on_mesh, by_rows)))
+    chex.assert_trees_all_close(*results, atol=2e-5)
