@@ -88,7 +88,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     trainer.folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, trainer.folder)
     policy, adapter = params["policy"], None if config.export.merged else models.lora
-    if models.lora and not adapter:
+    if models.lora:  # the base is what it was, also where a run had only its export to make
         policy = trainer.frozen.base | policy
     note = hf_save.save(
         trainer.folder / "export",
@@ -164,21 +164,22 @@ class PPOTrainer:
 
     @functools.cached_property
     def frozen(self) -> Frozen:
-        """The parameters that are only read, loaded once."""
-        return ppo_models.load_frozen(self.config, self.models, self.mesh)
+        """What is only read, loaded once; raises InputError where a resume finds other weights."""
+        loaded = ppo_models.load_frozen(self.config, self.models, self.mesh)
+        with jax.set_mesh(self.mesh):
+            found = [int(sharding.fingerprint(part)) for part in loaded]
+        if (known := self.memory.setdefault("frozen", found)) != found:
+            changed = "policy" if known[:2] != found[:2] else "reward_model"
+            raise InputError(
+                f"run_dir={self.folder}: the weights in {changed}={self.config[changed]} have "
+                "changed since the run began; choose another run_dir, or put the old ones back"
+            )
+        return loaded
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Loads the frozen models, compiles, and evaluates the policy before PPO."""
         config, memory = self.config, self.memory
-        with jax.set_mesh(self.mesh):
-            frozen = [int(sharding.fingerprint(part)) for part in self.frozen]
-        if start and memory["frozen"] != frozen:
-            changed = "policy" if memory["frozen"][:2] != frozen[:2] else "reward_model"
-            raise InputError(
-                f"run_dir={self.folder}: the weights in {changed}={config[changed]} have changed "
-                f"since step {start}; choose another run_dir, or put the old ones back"
-            )
-        memory["frozen"] = frozen
+        _ = self.frozen
         compiled = {name: p.lower().compile() for name, p in self.programs.items()}
         release_unused()
         multihost.wait_for_all()

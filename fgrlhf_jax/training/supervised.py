@@ -224,8 +224,18 @@ class SupervisedTrainer:
 
     @functools.cached_property
     def frozen_params(self) -> dict:
-        """The frozen parameters, loaded once."""
-        return self.load_frozen() if self.frozen else {}
+        """The frozen parameters, loaded once; raises InputError where a resume finds others."""
+        if not self.frozen:
+            return {}
+        params, config = self.load_frozen(), self.config
+        with jax.set_mesh(self.mesh):
+            base = int(sharding.fingerprint(params))
+        if self.memory.setdefault("base", base) != base:
+            raise InputError(
+                f"run_dir={config.run_dir}: the weights in model.path={config.model.path} have "
+                "changed since the run began; choose another run_dir, or put the old ones back"
+            )
+        return params
 
     def whole(self, params: dict) -> dict:
         """All parameters of the model whose trained ones are ``params``."""
@@ -240,16 +250,8 @@ class SupervisedTrainer:
         return 2 if self.frozen else 3
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
-        """Compiles the train step for every shape of batch in use."""
-        if self.frozen:
-            with jax.set_mesh(self.mesh):
-                base = int(sharding.fingerprint(self.frozen_params))
-            if self.memory.setdefault("base", base) != base:
-                config = self.config
-                raise InputError(
-                    f"run_dir={config.run_dir}: the weights in model.path={config.model.path} have "
-                    f"changed since step {start}; choose another run_dir, or put the old ones back"
-                )
+        """Loads what is frozen; compiles the train step for every shape of batch in use."""
+        _ = self.frozen_params
         step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
         for step in step_of_width.values():
             width, batch = self.batch(step)

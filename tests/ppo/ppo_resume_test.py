@@ -116,8 +116,8 @@ def test_fault_10_put_in_shows_in_the_metrics(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("policy", "the weights in policy=.* have changed since step 2"),
-        ("token", "the weights in reward_model=.* have changed since step 2"),
+        ("policy", "the weights in policy=.* have changed since the run began"),
+        ("token", "the weights in reward_model=.* have changed since the run began"),
         ("validation", "data or the tokenizer has changed since step 2"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from rm_cases import contents, rows, without_clock
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime.files import read_jsonl
@@ -59,6 +60,22 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
     launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
     assert without_clock(run_dir) == without_clock(adapted)
     assert contents(run_dir / "export") == contents(adapted / "export")
+
+
+def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
+    adapted, fields, world, tmp_path
+):
+    run_dir, kept = shutil.copytree(adapted, tmp_path / "run"), tmp_path / "kept"
+    shutil.rmtree(run_dir / "export")
+    other = ppo_cases.save_policy(tmp_path / "other", seed=5, template="plain")
+    world.policy.rename(kept)
+    try:
+        other.rename(world.policy)
+        with pytest.raises(InputError, match=r"in model.path=.* have changed since the run began"):
+            launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+    finally:
+        shutil.rmtree(world.policy)
+        kept.rename(world.policy)
 
 
 def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world, tmp_path):
