@@ -15,7 +15,6 @@ import tiny_cases
 from fgrlhf_jax.models import llama, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
@@ -27,7 +26,7 @@ class Meta(NamedTuple):
     level: str = "token"
 
 
-B, P, T = 8, 4, 6
+B, P, T = 8, 4, 6  # as in tiny_cases.PPO_SETTINGS
 POLICY_LORA, REWARD_LORA = Lora(4, alpha=6.0), Lora(2, alpha=5.0, targets="attention")
 POLICY, REWARD = (
     model(dataclasses.replace(tiny_cases.CFG, lora_scale=adapters.scale))
@@ -37,25 +36,8 @@ MODELS = Architectures(POLICY, REWARD, REWARD, Meta(), POLICY_LORA, False, REWAR
 WHOLE = MODELS._replace(lora=None, reward_lora=None)
 MESH = sharding.make_mesh("1,-1,1", jax.devices()[:1])
 OPTIMIZER = by_part({"policy": optax.sgd(1.0), "critic": optax.sgd(1.0)})
-SETTINGS = PPOSettings(
-    max_new_tokens=T,
-    temperature=0.8,
-    widths=(P + T,),
-    micro_batch_size=4,
-    minibatch_size=8,
-    rollout_batch_size=8,
-    ppo_epochs=1,
-    kl_estimator="k1",
-    kl_in_reward=True,
-    missing_eos="none",
-    missing_eos_penalty=-1.0,
-    gamma=1.0,
-    gae_lambda=0.95,
-    clip_ratio=0.2,
-    value_clip_ratio=0.2,
-    value_coef=0.1,
-    whiten_rewards=False,
-    whiten_advantages=True,
+SETTINGS = dataclasses.replace(
+    tiny_cases.PPO_SETTINGS, minibatch_size=8, ppo_epochs=1, missing_eos="none"
 )
 BASE = tiny_cases.parameters(POLICY, 1)
 

@@ -39,27 +39,8 @@ SHARED = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"
 REFERENCE = tiny_cases.parameters(POLICY, 3)
 REWARD_MODEL = tiny_cases.parameters(CRITIC, 4)
 FROZEN = Frozen({}, REFERENCE, REWARD_MODEL)
-B, P, T, EOS = 8, 4, 6, 2
-SETTINGS = PPOSettings(
-    max_new_tokens=T,
-    temperature=0.8,
-    widths=(P + T,),
-    micro_batch_size=4,
-    minibatch_size=4,
-    rollout_batch_size=8,
-    ppo_epochs=2,
-    kl_estimator="k1",
-    kl_in_reward=True,
-    missing_eos="subtract",
-    missing_eos_penalty=-1.0,
-    gamma=1.0,
-    gae_lambda=0.95,
-    clip_ratio=0.2,
-    value_clip_ratio=0.2,
-    value_coef=0.1,
-    whiten_rewards=False,
-    whiten_advantages=True,
-)
+B, P, T, EOS = 8, 4, 6, 2  # as in tiny_cases.PPO_SETTINGS
+SETTINGS = tiny_cases.PPO_SETTINGS
 PARTS = {
     "policy": optim.adamw(1e-2, eps=1e-2, clip_norm=1.0),
     "critic": optim.adamw(3e-2, eps=1e-2, clip_norm=0.0),

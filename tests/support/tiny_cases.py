@@ -7,9 +7,31 @@ import numpy as np
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.models import llama
+from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
+# Of rollouts of 8 rows, prompts of at most 4 tokens and responses of at most 6.
+PPO_SETTINGS = PPOSettings(
+    max_new_tokens=6,
+    temperature=0.8,
+    widths=(4 + 6,),
+    micro_batch_size=4,
+    minibatch_size=4,
+    rollout_batch_size=8,
+    ppo_epochs=2,
+    kl_estimator="k1",
+    kl_in_reward=True,
+    missing_eos="subtract",
+    missing_eos_penalty=-1.0,
+    gamma=1.0,
+    gae_lambda=0.95,
+    clip_ratio=0.2,
+    value_clip_ratio=0.2,
+    value_coef=0.1,
+    whiten_rewards=False,
+    whiten_advantages=True,
+)
 
 
 def parameters(model, seed: int = 0) -> dict:
