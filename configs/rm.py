@@ -16,6 +16,7 @@ from configs.base import SUPERVISED, SUPERVISED_FIRST
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import LOSSES
+from fgrlhf_jax.models.llama import HEADS
 
 GROUPS = {
     "Reward model": {
@@ -34,8 +35,9 @@ GROUPS = {
         ),
         "model.head": Field(
             "after",
-            "reward read from the state at a token, or of state and token as action",
-            choices=("after", "state_action"),
+            "reward read from the state at a token | also of it in the state before | of that "
+            "alone, so that every next token has a price",
+            choices=HEADS,
         ),
         "model.head_init": Field(
             "normal",

@@ -143,7 +143,7 @@ def _check_heads(
         LANGUAGE_MODEL: {"lm_head.weight"} if is_whole and not cfg.tie_embeddings else set(),
         TOKEN_REWARD: {"score.weight"} | bias,
         SEQUENCE_REWARD: {"score.weight"},
-        STATE_ACTION: {"score.weight", "head.gate", "head.unembed"} | bias,
+        STATE_ACTION: {"head.gate", "head.unembed"} | heads & {"score.weight", "score.bias"},
     }[architecture]
     if heads != wanted:
         raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
@@ -305,7 +305,7 @@ def _note(folder: Path, architecture: str, config: dict, has_template: bool, ada
     folder = f"{folder}: adapter of {adapted}," if adapted else f"{folder}:"
     if architecture == STATE_ACTION:
         return (
-            f"{folder} token rewards with a state-action head, in a form of our own; "
+            f"{folder} token rewards of state and action, in a form of our own; "
             f"{library} has no class for it and refuses to load it, so use fgrlhf_jax"
         )
     if adapted.endswith(".gguf"):

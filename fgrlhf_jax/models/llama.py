@@ -28,7 +28,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import attention
-from fgrlhf_jax.models.dense import Dense, logits_product
+from fgrlhf_jax.models.dense import Dense, flat_product, logits_product
 from fgrlhf_jax.runtime import sharding
 
 
@@ -358,48 +358,76 @@ class CausalLM(nn.Module):
         return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
 
 
-class ScalarHead(nn.Module):
-    """A number a token, read from the state after it: r_t = v . h_t + b.
+HEADS = ("after", "state_action", "action")
 
-    ``state_action`` adds w . (h_{t-1} * U[a_t]), what a_t is worth in the state before it.
-    w (gate) starts at zero; U (unembed) should be the language model's head, if there is one.
+
+class ScalarHead(nn.Module):
+    """A number a token, of one of three ``kind``:
+
+    "after"         v . h_t + b                                 read from the state after a_t
+    "state_action"  v . h_t + w . (h_{t-1} * U[a_t]) + b        and what a_t is worth before it
+    "action"        (h_{t-1} W) . U[a_t] + b                    of the state before it alone
+
+    w and W (gate) start at zero; U (unembed) should be the language model's head, if there is one.
     The token before stands in column ``before_BS``; without these in the column before.
     """
 
     cfg: LlamaConfig
-    state_action: bool
+    kind: str
     use_bias: bool
 
-    @nn.compact
-    def __call__(self, hidden_BSD, tokens_BS, positions_BS, before_BS=None):
+    def setup(self):
         vocab, width = self.cfg.vocab_size, self.cfg.hidden_size
         zeros, normal = nn.initializers.zeros_init(), nn.initializers.normal
-        hidden_BSD = hidden_BSD.astype(jnp.float32)
-        # 1/sqrt(D + 1) is a standard deviation (Stiennon et al. 2020, arXiv:2009.01325).
-        kernel_D1 = self.param("kernel", normal((width + 1) ** -0.5), (width, 1))
-        einsum = functools.partial(jnp.einsum, precision="highest")
-        value_BS = einsum("BSD,DO->BS", hidden_BSD, kernel_D1)
+        if self.kind != "action":
+            # 1/sqrt(D + 1) is a standard deviation (Stiennon et al. 2020, arXiv:2009.01325).
+            self.kernel_D1 = self.param("kernel", normal((width + 1) ** -0.5), (width, 1))
         if self.use_bias:
-            value_BS += self.param("bias", zeros, (1,))[None]
-        if self.state_action:
-            gate_D = self.param("gate", zeros, (width,))
-            unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
+            self.bias_1 = self.param("bias", zeros, (1,))
+        if self.kind != "after":
+            shape = (width, width) if self.kind == "action" else (width,)
+            self.gate = self.param("gate", zeros, shape)
+            self.unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
+
+    def __call__(self, hidden_BSD, tokens_BS, positions_BS, before_BS=None):
+        hidden_BSD = hidden_BSD.astype(jnp.float32)
+        einsum = functools.partial(jnp.einsum, precision="highest")
+        value_BS = self.bias_1[None] if self.use_bias else jnp.zeros((1, 1))
+        if self.kind != "action":
+            value_BS += einsum("BSD,DO->BS", hidden_BSD, self.kernel_D1)
+        if self.kind != "after":
+            gated_BSD = self.gated(hidden_BSD)
             if before_BS is None:
-                before_BSD = jnp.pad(hidden_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+                before_BSD = jnp.pad(gated_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
             else:
-                before_BSD = jnp.take_along_axis(hidden_BSD, before_BS[:, :, None], axis=1)
-            action_BSD = sharding.look_up(unembed_VD, tokens_BS)
-            chosen_BS = einsum("BSD,BSD,D->BS", before_BSD, action_BSD, gate_D)
+                before_BSD = jnp.take_along_axis(gated_BSD, before_BS[:, :, None], axis=1)
+            action_BSD = sharding.look_up(self.unembed_VD, tokens_BS)
+            chosen_BS = einsum("BSD,BSD->BS", before_BSD, action_BSD)
             # The first real token has nothing before it but, perhaps, padding.
             value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
         return value_BS
+
+    def gated(self, hidden_BSD: jax.Array) -> jax.Array:
+        """What is multiplied by U[a] to price the next token a."""
+        if self.kind == "state_action":
+            return hidden_BSD * self.gate[None, None]
+        return flat_product(hidden_BSD, self.gate, 0, precision="highest")
+
+    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
+        """r_BSV, what every next token would be paid in each state, float32.
+
+        Of "state_action" without v . h_t, which the state before a token does not tell.
+        """
+        gated_BSD = self.gated(hidden_BSD.astype(jnp.float32))
+        price_BSV = flat_product(gated_BSD, self.unembed_VD, 1, precision="highest")
+        return price_BSV + self.bias_1[None, None] if self.use_bias else price_BSV
 
 
 class TokenValueModel(nn.Module):
     """One number a token, value_BS float32: the reward of every action, or a critic's value.
 
     The module of reward models and critics; ``reward_model.scorer.RewardModel`` is one with its
-    weights. ``kind`` is "after" or "state_action", as :class:`ScalarHead` tells.
+    weights. ``kind`` is that of its :class:`ScalarHead`.
     """
 
     cfg: LlamaConfig
@@ -407,14 +435,22 @@ class TokenValueModel(nn.Module):
     use_bias: bool = True
 
     def setup(self):
-        if self.kind not in ("after", "state_action"):
-            raise ValueError(f"head {self.kind!r} is neither after nor state_action")
+        if self.kind not in HEADS:
+            raise ValueError(f"head {self.kind!r} is none of {HEADS}")
         self.backbone = Llama(self.cfg)
-        self.head = ScalarHead(self.cfg, self.kind == "state_action", self.use_bias)
+        self.head = ScalarHead(self.cfg, self.kind, self.use_bias)
 
     def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
-        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
+        hidden_BSD = self.states(tokens_BS, positions_BS, attend)
         return self.head(hidden_BSD, tokens_BS, positions_BS, before_BS)
+
+    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
+        """hidden_BSD, for callers that need prices of some columns only."""
+        return self.backbone(tokens_BS, positions_BS, attend)
+
+    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
+        """What every next token would be paid in states that :meth:`states` gave, r_BSV."""
+        return self.head.prices(hidden_BSD)
 
 
 # The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,

@@ -39,7 +39,7 @@ def predict(
             logits_BTV / settings.temperature, chosen_BT
         )
     if "critic" in params and models.critic is None:
-        head = llama.ScalarHead(models.policy.cfg, False, True)
+        head = llama.ScalarHead(models.policy.cfg, "after", True)
         value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
     elif "critic" in params:
         value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # What an export must say of its training, and whether a value can be right.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    "head": lambda value: value in ("after", "state_action"),
+    "head": lambda value: value in llama.HEADS,
     "loss": lambda value: value in LOSSES,
     "template": lambda value: value in templates.TEMPLATES,
     "alignment": lambda value: value in METHODS,
@@ -62,7 +62,7 @@ class RewardMeta:
     """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``.
 
     Attributes:
-      head: after | state_action.
+      head: after | state_action | action.
       settings: loss, consistency_weight and center_weight of its training.
       normalization: what brings its rewards to about one unit a response.
       data: the arguments of ``encode_pairs`` that it was trained with.
@@ -122,7 +122,7 @@ class RewardModel:
         """
         is_token = self.meta.level == "token"
         architecture = hf_save.TOKEN_REWARD if is_token else hf_save.SEQUENCE_REWARD
-        if self.meta.head == "state_action":
+        if self.meta.head != "after":
             architecture = hf_save.STATE_ACTION
         extra = {name: getattr(self.meta, name) for name in ("head", "settings", "data")}
         extra["calibration"] = self.meta.normalization._asdict()
@@ -217,14 +217,14 @@ class RewardModel:
 
 
 def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValueModel:
-    """The module for a loss; raises InputError for a state-action head on a sequence score.
+    """The module for a loss; raises InputError for an action's head on a sequence score.
 
     Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
     what Adam would follow: the sequence variant has none.
     """
     level = level_of(loss)
-    if head == "state_action" and level == "sequence":
-        raise InputError("model.head=state_action needs a token loss; use head=after")
+    if head != "after" and level == "sequence":
+        raise InputError(f"model.head={head} needs a token loss; use head=after")
     return llama.TokenValueModel(cfg, kind=head, use_bias=level == "token")
 
 

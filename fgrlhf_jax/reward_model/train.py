@@ -136,7 +136,7 @@ def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: d
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
     params = supervised.random_params(model, key, random)
-    if config.model.head_init == "zero":
+    if config.model.head_init == "zero" and "kernel" in params["head"]:
         params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
     if "lora" in abstract:
         params["lora"] = hf_load.initial_adapter(path, key, abstract["lora"])

@@ -20,7 +20,7 @@ from fgrlhf_jax.runtime import sharding
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 HEADS = [("after", loss) for loss in LOSSES]
-HEADS += [("state_action", loss) for loss in LOSSES if loss != "sequence"]
+HEADS += [("state_action", "token_edit"), ("state_action", "token_full"), ("action", "token_edit")]
 WIDTH = 24
 
 

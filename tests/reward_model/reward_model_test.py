@@ -26,6 +26,7 @@ EOS = 2
 MODELS = {
     "token": llama.TokenValueModel(tiny_cases.CFG),
     "state_action": llama.TokenValueModel(tiny_cases.CFG, "state_action"),
+    "action": llama.TokenValueModel(tiny_cases.CFG, "action"),
     "sequence": llama.TokenValueModel(tiny_cases.CFG, use_bias=False),
 }
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
@@ -124,6 +125,26 @@ def test_the_state_action_head_adds_its_formula(side):
     assert np.abs(added).max() > 0.1
 
 
+@pytest.mark.parametrize("kind", ["state_action", "action"])
+def test_every_next_token_has_a_price(kind):
+    """Against float64; and what is paid for the token that came is the price that it had."""
+    params = params_of(kind)
+    head = {name: np.asarray(value, np.float64) for name, value in params["head"].items()}
+    tokens = np.stack(rows_of((6, 6, 6), seed=4)).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+    hidden_BSD = states(params, tokens, mask)
+    price_BSV = MODELS[kind].apply({"params": params}, hidden_BSD, method="prices")
+    assert price_BSV.shape == (3, 6, tiny_cases.CFG.vocab_size)
+    gate = np.diag(head["gate"]) if kind == "state_action" else head["gate"]
+    want = np.asarray(hidden_BSD, np.float64) @ gate @ head["unembed"].T + head["bias"]
+    np.testing.assert_allclose(price_BSV, want, atol=2e-5)
+    after = np.asarray(hidden_BSD) @ params["head"]["kernel"] if "kernel" in head else 0.0
+    paid = (scores(kind, tokens, mask) - np.broadcast_to(after, (3, 6, 1))[..., 0])[:, 1:]
+    came = np.take_along_axis(want[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(paid, came, atol=3e-5)
+    assert np.std(paid) > 0.1
+
+
 def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     cfg = llama.LlamaConfig(8, 1024, 8, 1, 2, 1, 2)
     mesh = sharding.make_mesh("1,1,1", devices=jax.devices()[:1])
@@ -146,8 +167,9 @@ def test_a_sequence_score_has_no_bias_and_no_state_action_head():
         head = llama.abstract_params(model, mesh)["head"]
         assert ("bias" in head) == (loss != "sequence")
     assert make_module(tiny_cases.CFG, "token_edit", "state_action").kind == "state_action"
-    with pytest.raises(InputError, match="state_action"):
-        make_module(tiny_cases.CFG, "sequence", "state_action")
+    for head in ("state_action", "action"):
+        with pytest.raises(InputError, match=f"model.head={head} needs a token loss"):
+            make_module(tiny_cases.CFG, "sequence", head)
 
 
 # The train step
