@@ -70,6 +70,7 @@ def quickstart(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
     assert json.loads((quickstart / "win_rate.json").read_text())
     assert (quickstart / "scores.html").stat().st_size > 1000
@@ -86,6 +87,7 @@ def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_library_example_of_the_readme(quickstart, tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     (tmp_path / "runs").mkdir()
@@ -101,6 +103,7 @@ def test_the_library_example_of_the_readme(quickstart, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook(quickstart, monkeypatch):
     """Every cell runs and the pictures are there; runs that quickstart.sh finished are read."""
     import nbclient

@@ -80,7 +80,8 @@ def save(
     if not is_whole:
         params = {part: tree for part, tree in params.items() if part in ("lora", "head")}
         base = peft.base_name(origin.base)
-        extra["base"] = {"path": base, "digest": hf_load.base_digest(origin.base)}
+        digest = hf_load.base_digest(origin.base)
+        extra["base"] = {"path": base, "digest": digest, "dtype": adapter.base_dtype}
     tensors = _tensors(params, is_whole)
     has_bias = _check_heads(tensors, cfg, architecture, is_whole)
     config, generation, tokenizer, response = _describe(

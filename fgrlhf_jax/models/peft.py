@@ -223,12 +223,17 @@ def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]
 
 def recorded_digest(path: str | os.PathLike) -> str:
     """The digest of the base that an adapter of ours was trained on; "" where none is recorded."""
+    return str(recorded_base(path).get("digest", ""))
+
+
+def recorded_base(path: str | os.PathLike) -> dict:
+    """path, digest and dtype of the base that an adapter of ours was trained on, where recorded."""
     folder = hf_files.resolve(path)
     file = checksums.config_file(folder)
     if not checksums.is_adapter(folder) or not file.is_file():
-        return ""
+        return {}
     base = hf_files.read_json(file).get("fgrlhf", {}).get("base", {})
-    return str(base.get("digest", "")) if isinstance(base, dict) else ""
+    return base if isinstance(base, dict) else {}
 
 
 def digest_as_read(stored: dict[str, Stored], digests: dict[str, str]) -> dict[str, Stored]:

@@ -154,6 +154,12 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
             f"{peft.base_name(policy)}; train it on the same base, or hold both in memory with "
             "--config.lora.share_base=False"
         )
+    rounded = peft.recorded_base(config.reward_model).get("dtype", adapters.base_dtype)
+    if rounded != adapters.base_dtype:
+        print(
+            f"reward_model={config.reward_model}: was trained on a base in {rounded}; here it is "
+            f"in lora.base_dtype={adapters.base_dtype}, so that its rewards differ by the rounding"
+        )
     return reward_lora
 
 

@@ -14,7 +14,7 @@ from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
 from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime import sharding
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,10 @@ from rm_cases import contents, rows, saved
 from fgrlhf_jax import LanguageModel, SamplingParams
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
+from fgrlhf_jax.ppo.models import read_architectures
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from launch.shared import config_files
 
 pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -142,6 +144,16 @@ def test_an_adapter_of_another_base_is_refused(fields, world, tmp_path):
     with pytest.raises(InputError, match=r"is an adapter of .*other, and the policy's base is"):
         ppo_cases.run(fields(tmp_path / "run", **changes))
     ppo_cases.run(fields(tmp_path / "both", steps=1, lora__share_base=False, **changes))
+
+
+def test_a_base_in_another_dtype_is_said(fields, tmp_path, capsys):
+    for dtype, said in (("float32", ""), ("nf4", "was trained on a base in float32; here it is")):
+        changes = fields(tmp_path / "run", lora__base_dtype=dtype)
+        config = config_files.parse(["", *ppo_cases.flags(changes)], ppo_cases.DEFAULT)
+        read_architectures(config)
+        output = capsys.readouterr().out
+        assert said in output
+        assert bool(said) == bool(output)
 
 
 def test_weights_that_changed_since_are_refused(fields, world, tmp_path):

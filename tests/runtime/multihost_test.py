@@ -22,7 +22,7 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from launch import ppo, sft, train_rm
 from launch.shared import config_files
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 COMMANDS = {
     "sft": (sft, "configs/sft.py:tiny"),
