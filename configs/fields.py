@@ -2,7 +2,8 @@
 
 A config file describes its fields in ``FIELDS``, a dict from dotted names to :class:`Field`, and
 makes its ConfigDict of them. Commands check values and explain fields (``--help``,
-``docs/configuration.md``) from these descriptions.
+``docs/configuration.md``) from these descriptions. ``GROUP.*.FIELD`` is a field of every member of
+an open group, to which people add members of their own (``--config.arms.mine.learner=dpo``).
 """
 
 import dataclasses
@@ -100,13 +101,49 @@ def collect_fields(
 
 
 def make_config(fields: Mapping[str, Field]) -> ConfigDict:
-    """A locked config with the default of every field."""
+    """A locked config with the default of every field; open groups have no members."""
     nested: dict = {}
     for name, field in fields.items():
-        *parents, last = name.split(".")
+        *parents, last = name.split(".*")[0].split(".")
         inner = functools.reduce(lambda outer, key: outer.setdefault(key, {}), parents, nested)
-        inner[last] = field.default
+        inner[last] = {} if ".*" in name else field.default
     return ConfigDict(nested).lock()
+
+
+def add_member(
+    config: ConfigDict, fields: Mapping[str, Field], group: str, name: str, **values
+) -> None:
+    """Adds ``group.name`` to an open group: the defaults of its fields, and ``values``."""
+    prefix = f"{group}.*."
+    with config.unlocked():
+        config[group][name] = {
+            each.removeprefix(prefix): field.default
+            for each, field in fields.items()
+            if each.startswith(prefix)
+        } | values
+
+
+def close_groups(
+    config: ConfigDict, fields: Mapping[str, Field], names: Iterable[str] = ()
+) -> dict[str, Field]:
+    """The fields with one for every member of an open group, in the place of ``GROUP.*.FIELD``.
+
+    Args:
+      config: gets the fields that its members lack, at their defaults.
+      names: dotted names whose members, such as ``mine`` of ``arms.mine.learner``, are added too.
+    """
+    closed = {name: field for name, field in fields.items() if ".*." not in name}
+    for group in {name.partition(".*.")[0]: None for name in fields.keys() - closed.keys()}:
+        given = [name.split(".") for name in names if name.startswith(f"{group}.")]
+        for member in dict.fromkeys([*config[group], *(parts[1] for parts in given)]):
+            add_member(config, fields, group, member, **config[group].get(member, {}))
+            prefix = f"{group}.*."
+            closed |= {
+                name.replace(prefix, f"{group}.{member}."): field
+                for name, field in fields.items()
+                if name.startswith(prefix)
+            }
+    return closed
 
 
 def check_values(values: Mapping, fields: Mapping[str, Field]) -> None:

@@ -12,18 +12,101 @@ VARIANT is one of
 
 ``sft``, ``rm``, ``imitate`` and ``ppo`` each name the config of a command and, as ``defaults``, the
 flags that differ from it; ``arms.NAME.defaults`` are those of one arm. ``lora`` is of all commands
-that start from a model.
+that start from a model. ``ARMS``, ``REWARD_MODELS`` and ``ROUNDS`` are what every variant knows;
+``run_arms`` chooses, and ``--config.arms.NAME.learner=…`` or a config of yours adds to them.
 """
 
 import dataclasses
 
 from configs.base import LORA
-from configs.fields import Field, check_argument, collect_fields, make_config
+from configs.fields import Field, add_member, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
-from fgrlhf_jax.pipeline.arms import ARMS
+from fgrlhf_jax.functional.reward_losses import LOSSES
+from fgrlhf_jax.pipeline.arms import LEARNERS
 from fgrlhf_jax.tiny_world.people import Rates
 
 _FLAGS = "as NAME=VALUE,NAME=VALUE"
+_DATA = "edits | first_half | preferences | a round; several by commas"
+
+ARMS = {
+    "sft_edits": {"label": "SFT on the edits", "learner": "sft"},
+    "ppo_rlhf": {
+        "label": "PPO-RLHF: sequence, preferences",
+        "learner": "ppo",
+        "reward": "rm_preferences",
+    },
+    "fine_grained": {
+        "label": "Fine-grained: sequence, edits",
+        "learner": "ppo",
+        "reward": "rm_edits",
+    },
+    "fine_grained_token": {
+        "label": "Fine-grained: token, edits",
+        "learner": "ppo",
+        "reward": "rm_token",
+    },
+    "kl_outside": {
+        "label": "Token, no KL in the reward",
+        "learner": "ppo",
+        "reward": "rm_token",
+        "defaults": "kl.in_reward=False",
+    },
+    "state_action": {
+        "label": "Fine-grained: token, state-action head",
+        "learner": "ppo",
+        "reward": "rm_state_action",
+    },
+    # No penalty of PPO's own: the judge charges a missing end.
+    "oracle": {
+        "label": "Oracle: gold token rewards",
+        "learner": "ppo",
+        "reward": "oracle",
+        "defaults": "missing_eos=none",
+    },
+    "edits_then_token": {
+        "label": "SFT on the edits, then token",
+        "learner": "ppo",
+        "start": "sft_edits",
+        "reward": "rm_state_action",
+    },
+    "sft_first_half": {
+        "label": "SFT on half of the edits",
+        "learner": "sft",
+        "data": "first_half",
+    },
+    "sft_two_rounds": {
+        "label": "SFT on two rounds of edits",
+        "learner": "sft",
+        "data": "first_half,second_round",
+    },
+    "two_rounds_then_token": {
+        "label": "SFT on two rounds, then token",
+        "learner": "ppo",
+        "start": "sft_two_rounds",
+        "reward": "rm_two_rounds",
+    },
+}
+REWARD_MODELS = {
+    "rm_preferences": {
+        "label": "sequence, preferences",
+        "data": "preferences",
+        "loss": "sequence",
+    },
+    "rm_edits": {"label": "sequence, edits", "loss": "sequence"},
+    "rm_token": {"label": "token, edits", "loss": "token_edit"},
+    "rm_state_action": {
+        "label": "token, edits, state-action",
+        "loss": "token_edit",
+        "defaults": "model.head=state_action",
+    },
+    "rm_two_rounds": {
+        "label": "token, two rounds of edits, state-action",
+        "data": "first_half,second_round",
+        "loss": "token_edit",
+        "defaults": "model.head=state_action",
+    },
+}
+ROUNDS = {"second_round": {"policy": "sft_first_half"}}
 
 GROUPS = {
     "Run": {
@@ -32,13 +115,15 @@ GROUPS = {
         "seed": Field(0, "the first seed", at_least=0),
         "seeds": Field(1, "number of seeds; all start from one SFT", at_least=1),
         "run_arms": Field(
-            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle", f"of {', '.join(ARMS)}"
+            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle",
+            "arms to compare; those that they are made from are trained and shown too",
         ),
         "workers": Field(
             1,
             "stages at a time; more than 1 only where they do not share accelerators",
             at_least=1,
         ),
+        "model": Field("", 'FOLDER | HUB_ID that all arms start from; "": that of launch.sft'),
         "platforms": Field(
             "",
             "JAX_PLATFORMS of the stages, unless it is set already: cpu for tiny models, whose "
@@ -50,7 +135,7 @@ GROUPS = {
         "embedded": Field(False, "the embedded world, which needs no files"),
         "files.edits": Field("", "FILE of edits"),
         "files.edits_validation": Field("", '"" splits a tenth off the edits'),
-        "files.preferences": Field("", "FILE, for the arm ppo_rlhf"),
+        "files.preferences": Field("", "FILE, for arms that learn from preferences"),
         "files.sft": Field("", 'FILE of instructions; "" imitates both sides of the edits'),
         "files.prompts": Field("", 'FILE, for PPO; "" takes those of the edits'),
         "files.test": Field("", 'FILE of prompts; "" takes half of the held-out edits\''),
@@ -71,7 +156,7 @@ GROUPS = {
     },
     "Of one command": {
         name: field
-        for stage in ("sft", "rm", "imitate", "ppo")
+        for stage in ("sft", "rm", "imitate", "dpo", "ppo")
         for name, field in {
             f"{stage}.config": Field("", "its config"),
             f"{stage}.defaults": Field("", f"flags that differ from it, {_FLAGS}"),
@@ -79,14 +164,27 @@ GROUPS = {
         }.items()
     }
     | {"sft.devices": Field(0, "CPU devices of SFT; 0: what JAX finds", at_least=0)},
-    "Of one arm": {
-        name: field
-        for arm in ARMS
-        if ARMS[arm].reward
-        for name, field in {
-            f"arms.{arm}.defaults": Field("", "flags that differ from ppo's"),
-            f"arms.{arm}.flags": Field("", "yours, which win over all others"),
-        }.items()
+    "Arms": {
+        "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
+        "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
+        "arms.*.reward": Field("", "reward model, several by commas | oracle; of ppo, rloo, …"),
+        "arms.*.data": Field("edits", f"what it learns from, or imitates beside rewards: {_DATA}"),
+        "arms.*.label": Field("", 'its name in the report; "": NAME'),
+        "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
+        "arms.*.flags": Field("", "yours, which win; {ARM} is the folder of that arm's policy"),
+    },
+    "Reward models": {
+        "reward_models.*.loss": Field("", "as in launch.train_rm", choices=("", *LOSSES)),
+        "reward_models.*.data": Field("edits", f"what it learns from: {_DATA}"),
+        "reward_models.*.start": Field("sft", "the policy it starts from: sft or an arm"),
+        "reward_models.*.label": Field("", 'its name in the report; "": NAME'),
+        "reward_models.*.defaults": Field("", "flags that differ from rm's"),
+        "reward_models.*.flags": Field("", "yours, which win; {ARM} as above"),
+    },
+    "Rounds of edits": {
+        "rounds.*.policy": Field(
+            "", "the arm whose responses to the other half of the prompts are edited"
+        ),
     },
     "Embedded world": {
         f"world.{name}": Field(count, "distinct prompts", at_least=1)
@@ -118,6 +216,9 @@ def get_config(argument: str = "tiny"):
     check_argument(f"pipeline.py:{argument}", argument, VARIANTS)
     config = make_config(FIELDS)
     config.run_dir = f"runs/pipeline_{argument}"
+    for group, members in {"arms": ARMS, "reward_models": REWARD_MODELS, "rounds": ROUNDS}.items():
+        for name, values in members.items():
+            add_member(config, FIELDS, group, name, **values)
     VARIANTS[argument](config)
     return config
 
@@ -146,6 +247,7 @@ def tiny(config):
     )
     config.imitate.config = "configs/sft.py:tiny"
     config.imitate.defaults = f"{lengths},steps=400,eval_every=50,optimizer.learning_rate=0.001"
+    config.dpo.config = "configs/dpo.py:tiny"
     config.ppo.config = "configs/ppo.py:tiny"
     config.ppo.defaults = "eval_every=5"
     config.arms.ppo_rlhf.defaults = "kl.coef=0.3"
@@ -153,8 +255,9 @@ def tiny(config):
     config.arms.fine_grained_token.defaults = "kl.coef=0.3"
     config.arms.state_action.defaults = "kl.coef=0.1"
     # Gold is in units of its own: a third of a normalised reward model's.
-    config.arms.oracle.defaults = "kl.coef=0.03"
+    config.arms.oracle.defaults += ",kl.coef=0.03"
     config.arms.edits_then_token.defaults = "kl.coef=0.3"
+    config.arms.two_rounds_then_token.defaults = "kl.coef=0.3"
 
 
 def study(config):
@@ -187,6 +290,7 @@ def cad(config):
     config.rm.defaults = f"{lengths},steps=200"
     config.imitate.config = "configs/sft.py:cad"
     config.imitate.defaults = f"{lengths},epochs=1,optimizer.learning_rate=0.0005"
+    config.dpo.config = "configs/dpo.py:cad"
     config.ppo.config = "configs/ppo.py:cad"
     config.ppo.defaults = "eval_every=10"
     config.run_arms = "sft_edits,fine_grained,fine_grained_token"
@@ -208,6 +312,7 @@ def smollm2(config):
     config.rm.defaults = "optimizer.learning_rate=0.0005"
     config.imitate.config = "configs/sft.py:smollm2"
     config.imitate.defaults = config.sft.defaults
+    config.dpo.config = "configs/dpo.py:smollm2"
     config.ppo.config = "configs/ppo.py:smollm2"
     config.ppo.defaults = "optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003"
     config.run_arms = "sft_edits,fine_grained,fine_grained_token"
@@ -220,6 +325,7 @@ def llama_7b(config):
     config.sft.config = "configs/sft.py:llama_7b"
     config.rm.config = "configs/rm.py:llama_7b"
     config.imitate.config = "configs/sft.py:llama_7b"
+    config.dpo.config = "configs/dpo.py:llama_7b"
     config.ppo.config = "configs/ppo.py:llama_7b"
     config.run_arms = "ppo_rlhf,fine_grained,fine_grained_token"
 

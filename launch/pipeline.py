@@ -4,9 +4,12 @@ python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|llama_7b]
                           [--config.run_dir=DIR] [--config.seeds=N] [--config.FIELD=VALUE …]
 
 Flags of the commands that it runs:
-  --config.ppo.flags=steps=20,kl.coef=0.1   of launch.ppo; likewise sft, rm and imitate
+  --config.ppo.flags=steps=20,kl.coef=0.1   of launch.ppo; likewise sft, rm, imitate and dpo
   --config.arms.oracle.flags=steps=20       of one arm; they win over those of ppo.flags
 They are added to the defaults of this config (ppo.defaults, arms.oracle.defaults), and win.
+
+An arm of yours, beside those of configs/pipeline.py:
+  --config.arms.mine.learner=dpo --config.arms.mine.flags=beta=0.3 --config.run_arms=sft_edits,mine
 
 Every stage is a command of its own, joined to the others by files in run_dir; those that are done
 are skipped, so the same command goes on where it stopped. The output of each is in run_dir/logs.
@@ -23,9 +26,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from configs.pipeline import ARMS
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline import commands, stages, tasks
-from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
+from fgrlhf_jax.pipeline import arms, commands, stages, tasks
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.report.content import build_report, to_json
@@ -41,7 +44,10 @@ CONFIG = "configs/pipeline.py:tiny"
 
 def check(config: ConfigDict) -> None:
     """Raises InputError for values that no study could use."""
-    select_arms(config)
+    names = arms.select(config)
+    own = config.arms.keys() - ARMS.keys()
+    if unused := sorted(own.difference(names)):
+        raise InputError(f"arms.{unused[0]}: is not trained; add it to run_arms={config.run_arms}")
     cli.check_adapters(config)
     files = [name for name, value in config.files.items() if value]
     if config.embedded and files:
@@ -73,10 +79,10 @@ def check_commands(planned: Sequence[Stage]) -> None:
 
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:
     """Write report.json, report.md and report.html; returns the text of report.md."""
-    arms = select_arms(config)
-    labels = {"sft": "SFT"} | {name: arm.label for name, arm in arms.items()}
-    models = {name: model.label for name, model in select_reward_models(arms).items()}
-    study = gather(config, folder, labels, models)
+    names = arms.select(config)
+    labels = {arms.BASE: "The model as it is" if config.model else "SFT"}
+    labels |= arms.selected(config, "arms", names)
+    study = gather(config, folder, labels, arms.selected(config, "reward_models", names))
     study["seconds"] = stages.seconds(planned, folder)
     study["commands"] = {stage.name: stage.shown() for stage in planned}
     study["about"] |= {

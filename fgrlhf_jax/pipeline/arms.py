@@ -1,71 +1,160 @@
-"""The arms of a study: the policies that it compares, and the reward models that these need."""
+"""The arms of a study: its policies, and the reward models and rounds of edits they are made from.
 
-from typing import NamedTuple
+All are fields of the config, ``arms.NAME``, ``reward_models.NAME`` and ``rounds.NAME``; what one is
+made from is named in its fields, so that together they are a graph without circles:
+
+    arm           start (another arm), reward (reward models), data (rounds), {ARM} in its flags
+    reward model  start (an arm), data (rounds), {ARM} in its flags
+    round         policy (an arm), whose responses are edited
+"""
+
+import difflib
+import re
 
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 
-
-class RewardModel(NamedTuple):
-    """A reward model of a study, trained by ``launch.train_rm``."""
-
-    label: str  # its name in the report
-    data: str  # the feedback it learns from: preferences | edits
-    loss: str  # sequence | token_edit
-    flags: str = ""  # of launch.train_rm, as "NAME=VALUE,…"
-
-
-class Arm(NamedTuple):
-    """A policy of a study, trained by ``launch.ppo``, or by ``launch.sft`` on the edits."""
-
-    label: str  # its name in the report
-    start: str  # the policy it starts from: sft | sft_edits
-    reward: str  # a key of REWARD_MODELS, "oracle", or "" for supervised fine-tuning
-    flags: str = ""  # of launch.ppo, as "NAME=VALUE,…"
+PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
+REWARD_LEARNERS = ("ppo", "rloo", "grpo", "distill")
+LEARNERS = ("sft", *PREFERENCE_LEARNERS, *REWARD_LEARNERS)
+BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
+# Feedback on the first policy; the other half of the prompts is that of rounds.
+DATA = ("edits", "first_half", "preferences")
+GROUPS = {"arms": "arm", "reward_models": "reward model", "rounds": "round"}
+_USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # have other meanings
 
 
-REWARD_MODELS = {
-    "rm_preferences": RewardModel("sequence, preferences", "preferences", "sequence"),
-    "rm_edits": RewardModel("sequence, edits", "edits", "sequence"),
-    "rm_token": RewardModel("token, edits", "edits", "token_edit"),
-    "rm_state_action": RewardModel(
-        "token, edits, state-action", "edits", "token_edit", "model.head=state_action"
-    ),
-}
-ARMS = {
-    "sft_edits": Arm("SFT on the edits", "sft", ""),
-    "ppo_rlhf": Arm("PPO-RLHF: sequence, preferences", "sft", "rm_preferences"),
-    "fine_grained": Arm("Fine-grained: sequence, edits", "sft", "rm_edits"),
-    "fine_grained_token": Arm("Fine-grained: token, edits", "sft", "rm_token"),
-    "kl_outside": Arm("Token, no KL in the reward", "sft", "rm_token", "kl.in_reward=False"),
-    "state_action": Arm("Fine-grained: token, state-action head", "sft", "rm_state_action"),
-    # No penalty of PPO's own: the judge charges a missing end.
-    "oracle": Arm("Oracle: gold token rewards", "sft", "oracle", "missing_eos=none"),
-    "edits_then_token": Arm("SFT on the edits, then token", "sft_edits", "rm_state_action"),
-}
+def group_of(config: ConfigDict, name: str) -> str:
+    """The group of ``GROUPS`` that a name is in, or ""."""
+    return next((group for group in GROUPS if name in config[group]), "")
 
 
-def select_arms(config: ConfigDict) -> dict[str, Arm]:
-    """The arms that ``config.run_arms`` names.
+def split_names(text: str) -> list[str]:
+    """The names in a field such as ``run_arms``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def select(config: ConfigDict) -> list[str]:
+    """The arms that ``config.run_arms`` names and all they are made from, each after its needs.
 
     Raises:
-      InputError: for an unknown arm, or one that the config's data cannot train.
+      InputError: for unknown names, circles, and what the config's data cannot train.
     """
-    names = [name for name in config.run_arms.split(",") if name]
-    for name in names:
-        if name not in ARMS:
-            raise InputError(f"run_arms: {name!r} is not one of {', '.join(ARMS)}")
-        if ARMS[name].start != "sft" and ARMS[name].start not in names:
-            raise InputError(f"run_arms: {name} starts from {ARMS[name].start}; add it")
-        if name == "ppo_rlhf" and not config.embedded and not config.files.preferences:
-            raise InputError("run_arms: ppo_rlhf needs files.preferences; give it or drop the arm")
-        if name == "oracle" and not config.embedded:
-            raise InputError("run_arms: the oracle exists in the embedded world only; drop it")
-    return {name: ARMS[name] for name in names}
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circle = " → ".join([*path[path.index(name) :], name])
+            raise InputError(f"{circle}: each is made from the next, in a circle; open it")
+        if name not in order:
+            for need in needs_of(config, name):
+                visit(need, (*path, name))
+            order.append(name)
+
+    for group in GROUPS:
+        for name in config[group]:
+            _check_name(config, group, name)
+    for name in split_names(config.run_arms):
+        _known(config, "run_arms", name, "arms")
+        visit(name, ())
+    return order
 
 
-def select_reward_models(arms: dict[str, Arm]) -> dict[str, RewardModel]:
-    """The reward models that reward at least one of the arms."""
-    needed = {arm.reward for arm in arms.values()}
-    return {name: model for name, model in REWARD_MODELS.items() if name in needed}
+def selected(config: ConfigDict, group: str, order: list[str]) -> dict[str, str]:
+    """Labels of the members of one group among ``select(config)``, in that order."""
+    members = config[group]
+    return {name: members[name].label or name for name in order if name in members}
+
+
+def needs_of(config: ConfigDict, name: str) -> list[str]:
+    """What an arm, a reward model or a round is made from, without the base."""
+    group = group_of(config, name)
+    member, field = config[group][name], f"{group}.{name}"
+    if group == "rounds":
+        start, rewards, data = member.policy, [], []
+        _known(config, f"{field}.policy", start, "arms", BASE)
+    else:
+        start, data = member.start, split_names(member.data)
+        rewards = split_names(member.reward) if group == "arms" else []
+        _known(config, f"{field}.start", start, "arms", BASE)
+        for each in data:
+            _known(config, f"{field}.data", each, "rounds", *DATA)
+        for each in rewards:
+            _known(config, f"{field}.reward", each, "reward_models", ORACLE)
+        if group == "arms":
+            _check_arm(config, field, member)
+        _check_data(config, field, data)
+    flags = "" if group == "rounds" else f"{member.defaults},{member.flags}"
+    references = re.findall(r"\{(.*?)\}", flags)
+    for each in references:
+        _known(config, f"{field}.flags", each, "arms", BASE)
+    given = (start, *rewards, *data, *references)
+    return [each for each in dict.fromkeys(given) if each not in (BASE, ORACLE, *DATA)]
+
+
+def needs_halves(config: ConfigDict) -> bool:
+    """Whether anything is learned from edits on half of the prompts, or on the other half."""
+    names = select(config)
+    data = [config[group_of(config, n)][n].get("data", "") for n in names]
+    return any(n in config.rounds for n in names) or "first_half" in split_names(",".join(data))
+
+
+def reward_level(config: ConfigDict, name: str) -> str:
+    """Whether an arm's reward model pays for tokens or a sequence, as ``level`` of launch.ppo."""
+    models = [m for m in split_names(config.arms[name].reward) if m != ORACLE]
+    levels = {"sequence" if config.reward_models[m].loss == "sequence" else "token" for m in models}
+    if len(levels) > 1:
+        raise InputError(f"arms.{name}.reward={','.join(models)}: mixes scores and token rewards")
+    return levels.pop() if levels else "token"
+
+
+def _check_name(config: ConfigDict, group: str, name: str) -> None:
+    """Raises InputError for a name that has another meaning, or is a misspelt one."""
+    field = f"{group}.{name}"
+    used = (*_USED, ORACLE) if group == "reward_models" else _USED
+    if name in used or not re.fullmatch(r"\w+", name):
+        raise InputError(
+            f"{field}: the name is taken or not of letters, digits and _; give another"
+        )
+    if group != group_of(config, name):
+        raise InputError(f"{field}: there is {group_of(config, name)}.{name} too; rename one")
+    required = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}[group]
+    if not config[group][name][required]:
+        known = [each for each in config[group] if config[group][each][required]]
+        close = difflib.get_close_matches(name, known, 1, 0.6)
+        hint = f"; did you mean {group}.{close[0]}?" if close else ""
+        raise InputError(f"{field}.{required} is empty; give --config.{field}.{required}=…{hint}")
+
+
+def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) -> None:
+    """Raises InputError for a name that is not in that group, nor one of the ``others``."""
+    names = [*others, *config[group]]
+    if name not in names:
+        hint = f"or define it: --config.{group}.NAME.…"
+        raise InputError(f"{field}: {name!r} is not one of {', '.join(names)}; give one, {hint}")
+
+
+def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
+    """Raises InputError for a learner without what it learns from."""
+    rewards = split_names(arm.reward)
+    if arm.learner in REWARD_LEARNERS and not rewards:
+        raise InputError(f"{field}.reward is empty; {arm.learner} needs a reward model's name")
+    if arm.learner not in REWARD_LEARNERS and rewards:
+        raise InputError(
+            f"{field}.reward={arm.reward}: {arm.learner} learns from data, not rewards; drop it"
+        )
+    if ORACLE in rewards and (not config.embedded or len(rewards) > 1):
+        raise InputError(
+            f"{field}.reward={arm.reward}: the oracle is the embedded world's only, and alone; "
+            "drop the arm from run_arms"
+        )
+
+
+def _check_data(config: ConfigDict, field: str, data: list[str]) -> None:
+    if not data:
+        raise InputError(f"{field}.data is empty; give {', '.join(DATA)} or rounds")
+    if {"edits", "first_half"} <= {*data}:
+        raise InputError(f"{field}.data: edits has first_half already; give one of them")
+    if "preferences" in data and not (config.embedded or config.files.preferences):
+        raise InputError(f"{field}.data=preferences: give files.preferences, or drop it")

@@ -1,20 +1,21 @@
 """The stages of a study: a command line for every model, and the tasks between them.
 
-    data → sft → samples → feedback → reward models → PPO → answers and tables
+    data → sft → samples → feedback → reward models, arms, rounds of edits → answers and tables
 
-``data`` and ``sft`` are common to all seeds; everything else is made once a seed.
+``data`` and ``sft`` are common to all seeds; everything else is made once a seed. What is made of
+what after ``feedback`` is said by the arms, see ``arms.py``.
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.arms import REWARD_MODELS, Arm, select_arms, select_reward_models
+from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.pipeline.stages import Stage
 
 # Flags of commands that follow from a field of the pipeline, and that field.
@@ -38,7 +39,7 @@ def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
       InputError: for text of another form.
     """
     flags = {}
-    for flag in re.split(rf",\s*(?={_NAME}=)", text.strip()) if text.strip() else ():
+    for flag in re.split(rf",\s*(?={_NAME}=)", text.strip(" ,")) if text.strip(" ,") else ():
         name, _, value = flag.partition("=")
         if not re.fullmatch(f"{_NAME}=.*", flag, re.DOTALL):
             raise InputError(f"{field}={text}: {flag!r} is no flag; write NAME=VALUE,NAME=VALUE")
@@ -49,8 +50,8 @@ def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
 def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
     """The flags of groups such as "ppo" and "arms.oracle": their defaults, then their flags.
 
-    A later one replaces an earlier one of the same name. Before all are those of ``config.lora``,
-    but for an SFT from random weights.
+    A later one replaces an earlier one of the same name, flags replace defaults. Before all are
+    those of ``config.lora``, but for an SFT from random weights.
     """
     flags = {}
     for kind in ("defaults", "flags"):
@@ -86,42 +87,61 @@ def command_line(
     return (command, f"--config={spec}", *overrides)
 
 
+def policy_folder(config: ConfigDict, folder: Path, seed: int, arm: str) -> str:
+    """The language model of an arm, or of the policy that all start from."""
+    if arm == arms.BASE:
+        return config.model or str(folder / "sft" / "export")
+    return str(folder / f"seed_{seed}" / arm / "export")
+
+
 def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     """All stages, in the order in which to start them.
 
     Raises:
       InputError: for arms or flags that cannot be.
     """
-    arms = select_arms(config)
-    homes = {seed: folder / f"seed_{seed}" for seed in range(config.seeds)}
+    names, homes = arms.select(config), {s: folder / f"seed_{s}" for s in range(config.seeds)}
     stages = [_task_stage(folder, "data", folder / "data" / "test.jsonl")]
-    stages.append(_sft_stage(config, folder))
+    base = () if config.model else ("sft",)
+    if base:
+        stages.append(_sft_stage(config, folder))
     if config.embedded:
-        stages += [_sample_stage(config, folder, seed) for seed in homes]
+        stages += [_sample_stage(config, folder, seed, "", base) for seed in homes]
     for seed, home in homes.items():
         needs = f"seed_{seed}/samples" if config.embedded else "data"
         output = home / "feedback" / "counts.json"
         stages.append(_task_stage(folder, f"feedback:{seed}", output, needs))
+    # An arm comes right after what it is made from. Of two reward models, or arms, that compile to
+    # the same programs the second one then starts later and finds the programs in the cache.
     for seed in homes:
-        stages += _training_stages(config, folder, seed, arms)
-    for seed, home in homes.items():
-        needs = [f"seed_{seed}/{name}" for name in select_reward_models(arms)]
-        output = home / "tables.json"
-        stages.append(_task_stage(folder, f"tables:{seed}", output, f"feedback:{seed}", *needs))
-    for seed, home in homes.items():
-        needs = [f"seed_{seed}/{name}" for name in arms]
-        output = home / "answers" / "sft.json"
-        stages.append(_task_stage(folder, f"answers:{seed}", output, "sft", *needs))
+        for name in names:
+            needs = (f"feedback:{seed}", *base, *_stages_of(seed, arms.needs_of(config, name)))
+            if name in config.rounds:
+                stages += _round_stages(config, folder, seed, name, needs)
+            else:
+                stages.append(_training_stage(config, folder, seed, name, needs))
+    for task, group, output in (
+        ("tables", "reward_models", "tables.json"),
+        ("answers", "arms", "answers/sft.json"),
+    ):
+        for seed, home in homes.items():
+            made = _stages_of(seed, arms.selected(config, group, names))
+            needs = (f"feedback:{seed}", *base, *made)
+            stages.append(_task_stage(folder, f"{task}:{seed}", home / output, *needs))
     # Where the user's own environment chooses a platform, it stays.
     choose = config.platforms and "JAX_PLATFORMS" not in os.environ
     platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
     return [dataclasses.replace(s, environment=platform | s.environment) for s in stages]
 
 
-def _task_stage(folder: Path, name: str, output: Path, *needs: str) -> Stage:
+def _stages_of(seed: int, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"seed_{seed}/{name}" for name in names)
+
+
+def _task_stage(folder: Path, task: str, output: Path, *needs: str, name: str = "") -> Stage:
     """A stage that ``tasks.run_task`` does, with the config of the run folder."""
-    words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={name}")
-    return Stage(name, words, output, needs)
+    words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={task}")
+    return Stage(name or task, words, output, needs)
 
 
 def _prompt_settings(config: ConfigDict) -> dict:
@@ -140,85 +160,102 @@ def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
     return Stage("sft", words, folder / "sft" / "eval.json", ("data",), devices)
 
 
-def _sample_stage(config: ConfigDict, folder: Path, seed: int) -> Stage:
-    """Two responses a prompt, which the people of the embedded world give feedback on."""
-    output = folder / f"seed_{seed}" / "samples.json"
+def _sample_stage(
+    config: ConfigDict, folder: Path, seed: int, round_name: str, needs: Sequence[str]
+) -> Stage:
+    """Responses of a round's policy, or of the first one, which people give feedback on.
+
+    In the embedded world two a prompt, the worse of which is edited.
+    """
+    home, policy = folder / f"seed_{seed}", arms.BASE
+    prompts, name = folder / "data" / "feedback.jsonl", "samples"
+    if round_name:
+        policy, name = config.rounds[round_name].policy, f"{round_name}_samples"
+        prompts = home / "feedback" / "second_half.jsonl"
     settings = {
-        "model": folder / "sft",
-        "prompts": folder / "data" / "feedback.jsonl",
-        "output": output,
-        "samples": 2,
+        "model": policy_folder(config, folder, seed, policy),
+        "prompts": prompts,
+        "output": home / f"{name}.json",
+        "samples": 2 if config.embedded else 1,
         "temperature": 1.0,
         "seed": config.seed + seed,
         **{name: config[name] for name in ("template", "max_prompt_length", "max_new_tokens")},
         "batch_size": config.answer_batch_size,
     }
     words = command_line("launch.generate", "configs/generate.py", {}, settings)
-    return Stage(f"seed_{seed}/samples", words, output, ("sft",))
+    return Stage(f"seed_{seed}/{name}", words, home / f"{name}.json", tuple(needs))
 
 
-def _training_stages(
-    config: ConfigDict, folder: Path, seed: int, arms: Mapping[str, Arm]
-) -> list[Stage]:
-    """Policies, each right after its reward model.
+def _round_stages(
+    config: ConfigDict, folder: Path, seed: int, name: str, needs: Sequence[str]
+) -> tuple[Stage, Stage]:
+    """Samples of the round's policy, and their edits."""
+    samples, output = _sample_stage(config, folder, seed, name, needs), f"{name}/counts.json"
+    edits = _task_stage(
+        folder,
+        f"round:{seed}:{name}",
+        folder / f"seed_{seed}" / output,
+        samples.name,
+        name=f"seed_{seed}/{name}",
+    )
+    return samples, edits
 
-    Of two reward models, or arms, that compile to the same programs the second one then starts
-    later, finds the programs in the cache, and does not compile them at the same time.
-    """
-    home, stages = folder / f"seed_{seed}", {}
 
-    def learn_feedback(name: str, data: str, command: str, spec: str, flags: dict) -> Stage:
-        settings = {
-            "model.path": folder / "sft" / "export",
-            "train": home / "feedback" / f"{data}_train.jsonl",
-            "validation": home / "feedback" / f"{data}_validation.jsonl",
-            "run_dir": home / name,
-            "seed": config.seed + seed,
-            **_prompt_settings(config),
+def _training_stage(
+    config: ConfigDict, folder: Path, seed: int, name: str, needs: tuple[str, ...]
+) -> Stage:
+    """The command that trains an arm or a reward model."""
+    home, group = folder / f"seed_{seed}", arms.group_of(config, name)
+    member = config[group][name]
+    start = policy_folder(config, folder, seed, member.start)
+    files = {part: data_files(config, home, member.data, part) for part in ("train", "validation")}
+    settings = {"run_dir": home / name, "seed": config.seed + seed, **_prompt_settings(config)}
+    learner = "rm" if group == "reward_models" else member.learner
+    if learner in arms.REWARD_LEARNERS:
+        kind, command = "ppo", "launch.ppo"
+        spec = f"{config.ppo.config},{arms.reward_level(config, name)}"
+        settings |= {
+            **_reward(home, member.reward),
+            "data.max_new_tokens": config.max_new_tokens,
+            "policy": start,
+            "prompts": folder / "data" / "ppo.jsonl",
+            "validation": folder / "data" / "validation.jsonl",
+            "judge": config.judge,
         }
-        words, needs = command_line(command, spec, flags, settings), (f"feedback:{seed}", "sft")
-        return Stage(f"seed_{seed}/{name}", words, home / name / "eval.json", needs)
-
-    for name, arm in arms.items():
-        if not arm.reward:
-            spec, flags = config.imitate.config, read_flags(config, "imitate")
-            stages[name] = learn_feedback(name, "imitate", "launch.sft", spec, flags)
-            continue
-        model = REWARD_MODELS.get(arm.reward)
-        if model and arm.reward not in stages:
-            spec = f"{config.rm.config},{model.loss}"
-            flags = read_flags(config, "rm") | parse_flags(model.flags)
-            stages[arm.reward] = learn_feedback(
-                arm.reward, model.data, "launch.train_rm", spec, flags
-            )
-        stages[name] = _ppo_stage(config, folder, seed, name, arm)
-    return [*stages.values()]
-
-
-def _ppo_stage(config: ConfigDict, folder: Path, seed: int, name: str, arm: Arm) -> Stage:
-    data, home = folder / "data", folder / f"seed_{seed}"
-    start = folder / "sft" if arm.start == "sft" else home / arm.start
-    needs = ["sft" if arm.start == "sft" else f"seed_{seed}/{arm.start}"]
-    if arm.reward == "oracle":
-        level, reward = "token", {"reward_function": ORACLE}
+        settings |= {} if learner == "ppo" else {"algorithm": learner}
+    elif learner == "rm":
+        kind, command, spec = "rm", "launch.train_rm", f"{config.rm.config},{member.loss}"
+        settings |= {"model.path": start, **files}
+    elif learner == "sft":
+        kind, command, spec = "imitate", "launch.sft", config.imitate.config
+        settings |= {"model.path": start, **files}
     else:
-        loss = REWARD_MODELS[arm.reward].loss
-        level = "sequence" if loss == "sequence" else "token"
-        reward = {"reward_model": home / arm.reward}
-        needs.append(f"seed_{seed}/{arm.reward}")
-    flags = read_flags(config, "ppo", f"arms.{name}")
-    # What makes the arm gives way to a flag of this very arm only.
-    flags |= parse_flags(arm.flags) | parse_flags(config.arms[name].flags)
-    settings = {
-        **reward,
-        **_prompt_settings(config),
-        "data.max_new_tokens": config.max_new_tokens,
-        "policy": start / "export",
-        "prompts": data / "ppo.jsonl",
-        "validation": data / "validation.jsonl",
-        "judge": config.judge,
-        "run_dir": home / name,
-        "seed": config.seed + seed,
+        kind, command, spec = "dpo", "launch.dpo", f"{config.dpo.config},{learner}"
+        settings |= {"policy": start, **files}
+    flags = read_flags(config, kind, f"{group}.{name}")
+    if flags.get("ptx_weight", "0") not in ("0", "0.0"):
+        settings["ptx_edits"] = files["train"]
+    flags = {
+        flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
+        for flag, value in flags.items()
     }
-    words = command_line("launch.ppo", f"{config.ppo.config},{level}", flags, settings)
-    return Stage(f"seed_{seed}/{name}", words, home / name / "finished.json", tuple(needs))
+    words = command_line(command, spec, flags, settings)
+    output = "finished.json" if kind == "ppo" else "eval.json"
+    return Stage(f"seed_{seed}/{name}", words, home / name / output, needs)
+
+
+def data_files(config: ConfigDict, home: Path, data: str, part: str) -> str:
+    """The files of ``train`` or ``validation`` that a ``data`` field names, joined by commas."""
+    paths = [
+        home / name / f"edits_{part}.jsonl"
+        if name in config.rounds
+        else home / "feedback" / f"{name}_{part}.jsonl"
+        for name in arms.split_names(data)
+    ]
+    return ",".join(map(str, paths))
+
+
+def _reward(home: Path, names: str) -> dict:
+    if names == arms.ORACLE:
+        return {"reward_function": ORACLE}
+    return {"reward_model": ",".join(str(home / name) for name in arms.split_names(names))}

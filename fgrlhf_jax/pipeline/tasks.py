@@ -2,7 +2,8 @@
 
     folder/data/       sft, feedback, ppo, validation and test .jsonl
     folder/sft/        the policy that everything starts from
-    folder/seed_S/     samples.json -> feedback/ -> rm_*/ -> ppo runs -> answers/, tables.json
+    folder/seed_S/     samples.json -> feedback/ -> runs of arms and reward models, rounds of edits
+                       -> answers/, tables.json
 
 Seed S has its own samples, feedback, reward models and policies.
 """
@@ -18,7 +19,8 @@ from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
-from fgrlhf_jax.pipeline.arms import select_arms, select_reward_models
+from fgrlhf_jax.pipeline import arms
+from fgrlhf_jax.pipeline.commands import policy_folder
 from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import user_function
@@ -31,30 +33,35 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 
 FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
+ROUND_SEED = 10**5  # added to a seed for the people of a round
 REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
-TASKS = ("data", "feedback", "answers", "tables")
+TASKS = ("data", "feedback", "round", "answers", "tables")
 
 
 def run_task(config: ConfigDict) -> None:
-    """Do ``config.task``, NAME or NAME:SEED, with the config of the run folder."""
+    """Do ``config.task``, NAME[:SEED[:ROUND]], with the config of the run folder."""
     folder = Path(config.run_dir)
-    name, _, seed = config.task.partition(":")
-    if name not in TASKS:
+    task, seed, name = (*config.task.split(":"), "", "")[:3]
+    if task not in TASKS:
         raise InputError(f"task={config.task!r}: is not one of {', '.join(TASKS)}")
     config = ConfigDict(read_json(folder / "config.json", {}, "start the pipeline again"))
-    arms, home = select_arms(config), folder / f"seed_{seed}"
-    if name == "data":
+    if task == "data":
         make_data(config, folder)
-    elif name == "feedback":
-        make_feedback(config, folder, int(seed))
-    elif name == "tables":
-        models = {model: str(home / model) for model in select_reward_models(arms)}
-        make_tables(config, folder, int(seed), models)
+        return
+    names, seed = arms.select(config), int(seed)
+    if task == "feedback":
+        make_feedback(config, folder, seed)
+    elif task == "round":
+        make_round(config, folder / f"seed_{seed}", seed, name)
+    elif task == "tables":
+        models = arms.selected(config, "reward_models", names)
+        runs = {model: str(folder / f"seed_{seed}" / model) for model in models}
+        make_tables(config, folder, seed, runs)
     else:
-        policies = {arm: str(home / arm / "export") for arm in arms}
-        # The last one: its file says that all are there.
-        policies["sft"] = str(folder / "sft" / "export")
-        make_answers(config, folder, int(seed), policies)
+        # The first policy comes last: its file says that all are there.
+        policies = [*arms.selected(config, "arms", names), arms.BASE]
+        paths = {arm: policy_folder(config, folder, seed, arm) for arm in policies}
+        make_answers(config, folder, seed, paths)
 
 
 def make_data(config: ConfigDict, folder: Path) -> None:
@@ -146,19 +153,64 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
-    """``feedback/``: a seed's edits and preferences, split by prompt, and edits to imitate."""
+    """``feedback/``: a seed's edits and preferences, split by prompt; the halves of a round.
+
+    ``first_half_*`` are the edits on half of the prompts; ``second_half`` are the others' prompts.
+    """
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
         paths = sorted((folder / "data").glob("*_*.jsonl"))
         sets = {path.stem: records.read(str(path)) for path in paths}
+        prompts = [*sets["edits_train"], *sets["edits_validation"]]
     else:
         sets = feedback_on_samples(config, out.parent / "samples.json", seed)
-    for part in ("train", "validation"):
-        edits = sets[f"edits_{part}"]
-        sets[f"imitate_{part}"] = [*map(records.better_response, edits)]
+        prompts = records.read(str(folder / "data" / "feedback.jsonl"))
+    tested = {records.prompt_key(row) for name in sets if "test" in name for row in sets[name]}
+    prompts = distinct_prompts([row for row in prompts if records.prompt_key(row) not in tested])
+    # Only where an arm has rounds: few rows may have no halves.
+    if arms.needs_halves(config):
+        first, second = records.split(prompts, 0.5, config.seed + 2)
+        chosen = {records.prompt_key(row) for row in first}
+        for part in ("train", "validation"):
+            edits = sets[f"edits_{part}"]
+            half = [row for row in edits if records.prompt_key(row) in chosen]
+            sets[f"first_half_{part}"] = half
+        sets["second_half"] = second
     for name, rows in sets.items():
         write_jsonl(out / f"{name}.jsonl", rows)
     write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
+
+
+def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
+    """``ROUND/``: edits of the samples of the round's policy.
+
+    Raises:
+      InputError: where people or a language model have to make them first, saying how.
+    """
+    samples, out = home / f"{name}_samples.json", home / name
+    if config.embedded:
+        rates = Rates(**config.world.rates)
+        # Another seed than that of the first round, whose people would err alike.
+        edits, _ = collect_feedback(*read_samples(samples), config.seed + seed + ROUND_SEED, rates)
+    elif (file := out / "edits.jsonl").exists():
+        edits = read_kind(Edit, str(file))
+    else:
+        raise InputError(
+            f"{file}: does not exist; have the responses edited, python -m launch.collect_edits "
+            f"--config.input={samples} --config.output={file} --config.provider=… "
+            f"--config.model=…, or by people, python -m launch.annotate --config.input={samples} "
+            f"--config.output={file}; then run the same command again"
+        )
+    validation = records.read(str(home / "feedback" / "edits_validation.jsonl"))
+    held_out = {records.prompt_key(row) for row in validation}
+    sets = {"train": [], "validation": []}
+    for row in edits:
+        sets["validation" if records.prompt_key(row) in held_out else "train"].append(row)
+    for part, rows in sets.items():
+        if not rows:
+            raise InputError(f"{out}: no edit is on a prompt of {part}; have more responses edited")
+        write_jsonl(out / f"edits_{part}.jsonl", rows)
+    write_json(out / "counts.json", {part: len(rows) for part, rows in sets.items()})
 
 
 def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:
@@ -166,18 +218,22 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
 
     ``gold_test`` are the same pairs as ``preferences_test``, labelled without noise.
     """
-    to_do = "delete it and run the pipeline again"
-    samples = read_json(path, [{"instruction": "", "output": ""}], to_do)
-    prompts = [sample["instruction"] for sample in samples[::2]]
-    responses = [[sample["output"] for sample in samples[k::2]] for k in range(2)]
     rates = Rates(**config.world.rates)
-    feedback = collect_feedback(prompts, *responses, config.seed + seed, rates)
+    feedback = collect_feedback(*read_samples(path), config.seed + seed, rates)
     sets = {}
     for name, rows in zip(("edits", "preferences"), feedback, strict=True):
         sets[f"{name}_train"], rest = records.split(rows, 0.15, config.seed)
         validation, test = records.split(rest, 0.6, config.seed + 1)
         sets |= {f"{name}_validation": validation, f"{name}_test": test}
     return sets | {"gold_test": gold_pairs(sets["preferences_test"])}
+
+
+def read_samples(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Prompts, and two responses to each, of ``launch.generate``."""
+    like, to_do = [{"instruction": "", "output": ""}], "delete it and run the pipeline again"
+    samples = read_json(path, like, to_do)
+    prompts = [sample["instruction"] for sample in samples[::2]]
+    return prompts, *([sample["output"] for sample in samples[k::2]] for k in range(2))
 
 
 def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:

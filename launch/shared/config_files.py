@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
-from configs.fields import KINDS, Field, check_values
+from configs.fields import KINDS, Field, check_values, close_groups
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
 
@@ -45,11 +45,13 @@ def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[
     known = [fields_of(each) for each in specs]
     config, own_fields = _load(spec, known)
     fields = _matching_fields(spec, config, own_fields, dict(zip(specs, known, strict=True)))
+    matches = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in overrides)
+    given = [match[1] for match in matches if match]
+    fields = close_groups(config, fields, given)
     names = list(flatten(config.to_dict()))
-    for argument in overrides:
-        name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if name and name[1] not in names:
-            raise InputError(f"--config.{name[1]}: {_no_field(name[1], names)}")
+    for name in given:
+        if name not in names:
+            raise InputError(f"--config.{name}: {_no_field(name, names)}")
     try:
         _override(config, [argv[0], *overrides], fields)
     except flags.UnrecognizedFlagError as error:
@@ -154,7 +156,7 @@ def _matching_fields(
     Raises:
       InputError: for the config of another command, or one that lacks a field.
     """
-    names = flatten(config.to_dict()).keys()
+    names = {*flatten(config.to_dict())}
     files = " or ".join(each.partition(":")[0] for each in known)
     keys = own_fields and own_fields.keys()
     candidates = [fields for fields in known.values() if keys in (None, fields.keys())]
@@ -163,10 +165,11 @@ def _matching_fields(
             f"--config={spec}: is a config of another command; give {files}, or a file of yours "
             "that builds on it"
         )
-    complete = [fields for fields in candidates if names >= fields.keys()]
-    if complete:
-        return complete[0]
-    missing = next(name for name in candidates[0] if name not in names)
+    required = [[name for name in fields if ".*." not in name] for fields in candidates]
+    for fields, names_of_fields in zip(candidates, required, strict=True):
+        if names.issuperset(names_of_fields):
+            return fields
+    missing = next(name for name in required[0] if name not in names)
     old = next((old for old in names if _new_name(old, candidates[0]) == missing), "")
     fault = f"{old} is now {missing}" if old else f"lacks the field {missing}"
     raise InputError(f"--config={spec}: {fault}; build on {files}")

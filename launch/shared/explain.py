@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from types import ModuleType
 
-from configs.fields import Field
+from configs.fields import Field, close_groups
 from fgrlhf_jax.runtime.run_dir import flatten
 from launch.__main__ import list_commands
 
@@ -87,11 +87,14 @@ def _section(file: str, commands: list[str]) -> str:
 
 def _variants(config: ModuleType) -> list[str]:
     """A table of the fields that some variants set, and to what."""
-    configs = [flatten(config.get_config(name).to_dict()) for name in config.VARIANTS]
+    configs = [config.get_config(name) for name in config.VARIANTS]
+    fields = close_groups(configs[0], config.FIELDS)
+    flat, first = [flatten(each.to_dict()) for each in configs], flatten(configs[0].to_dict())
     rows = [
         (f"`{name}`", *("" if value == field.default else f"`{value!r}`" for value in values))
-        for name, field in config.FIELDS.items()
-        if set(values := [each[name] for each in configs]) != {field.default}
+        for name, field in fields.items()
+        if set(values := [each[name] for each in flat]) - {field.default}
+        and (name in config.FIELDS or set(values) != {first[name]})  # members that are alike in all
     ]
     return _table(("field", *config.VARIANTS), rows)
 

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline.arms import (
+    LEARNERS,
+    PREFERENCE_LEARNERS,
+    REWARD_LEARNERS,
+    select,
+    selected,
+)
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
 from launch import pipeline
 from launch.shared import config_files
@@ -62,6 +69,79 @@ def test_every_command_that_starts_from_a_model_adapts_it(variant):
     assert not any("lora" in str(fields) for fields in commands_of(make_config()).values())
     with pytest.raises(InputError, match=r"^lora.base_dtype=nf4: is for adapters"):
         pipeline.check(make_config(variant, lora__base_dtype="nf4", lora__rank=0))
+
+
+def test_arms_of_ones_own():
+    """An arm, a reward model and what they are made from, by flags alone."""
+    config = make_config(
+        run_arms="mine",
+        seeds=2,
+        arms__mine__learner="ppo",
+        arms__mine__start="imitating",
+        arms__mine__reward="from_it,rm_token",
+        arms__mine__flags="steps=3",
+        arms__imitating__learner="sft",
+        arms__imitating__flags="model.tokenizer={sft_edits}",
+        reward_models__from_it__loss="token_edit",
+        reward_models__from_it__start="imitating",
+    )
+    assert select(config) == ["sft_edits", "imitating", "from_it", "rm_token", "mine"]
+    assert selected(config, "reward_models", select(config)) == {
+        "from_it": "from_it",
+        "rm_token": "token, edits",
+    }
+    pipeline.check(config)
+    stages = build_stages(config, RUN)
+    pipeline.check_commands([s for s in stages if not s.name.endswith("mine")])
+    made = {stage.name: fields_of(stage) for stage in stages}
+    assert made["seed_1/mine"]["policy"] == "run/seed_1/imitating/export"
+    assert made["seed_1/mine"]["reward_model"] == "run/seed_1/from_it,run/seed_1/rm_token"
+    assert made["seed_1/mine"]["steps"] == "3"
+    assert made["seed_1/from_it"]["model.path"] == "run/seed_1/imitating/export"
+    assert made["seed_1/imitating"]["model.tokenizer"] == "run/seed_1/sft_edits/export"
+    needs = {stage.name: stage.needs for stage in stages}
+    assert {"seed_1/imitating", "seed_1/from_it"} <= {*needs["seed_1/mine"]}
+    assert {f"seed_1/{name}" for name in ("sft_edits", "imitating", "mine")} < {*needs["answers:1"]}
+
+
+def test_every_learner_has_its_command():
+    learners = {f"arms__{each}__learner": each for each in LEARNERS[1:]}
+    rewards = {f"arms__{each}__reward": "rm_token" for each in REWARD_LEARNERS}
+    ptx = {"arms__rloo__flags": "ptx_weight=0.5", "arms__grpo__flags": "ptx_weight=0"}
+    config = make_config(run_arms=",".join(LEARNERS[1:]), **learners | rewards | ptx)
+    made = {s.name.removeprefix("seed_0/"): s for s in build_stages(config, RUN)}
+    for name in REWARD_LEARNERS:
+        assert made[name].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
+        assert fields_of(made[name]).get("algorithm", "ppo") == name
+    assert fields_of(made["rloo"])["ptx_edits"] == "run/seed_0/feedback/edits_train.jsonl"
+    assert "ptx_edits" not in fields_of(made["grpo"])
+    for name in PREFERENCE_LEARNERS:
+        assert made[name].command[:2] == ("launch.dpo", f"--config=configs/dpo.py:tiny,{name}")
+        assert fields_of(made[name])["policy"] == "run/sft/export"
+
+
+def test_two_rounds_of_edits():
+    config = make_config(run_arms="two_rounds_then_token")
+    made = {s.name: s for s in build_stages(config, RUN)}
+    home = "run/seed_0"
+    samples = fields_of(made["seed_0/second_round_samples"])
+    assert samples["model"] == f"{home}/sft_first_half/export"
+    assert samples["prompts"] == f"{home}/feedback/second_half.jsonl"
+    assert made["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
+    assert fields_of(made["seed_0/second_round"])["task"] == "round:0:second_round"
+    for name in ("sft_two_rounds", "rm_two_rounds"):
+        assert "seed_0/second_round" in made[f"seed_0/{name}"].needs
+        assert fields_of(made[f"seed_0/{name}"])["train"] == (
+            f"{home}/feedback/first_half_train.jsonl,{home}/second_round/edits_train.jsonl"
+        )
+
+
+def test_all_start_from_a_model_as_it_is():
+    made = {s.name: s for s in build_stages(make_config(model="folder"), RUN)}
+    assert "sft" not in made
+    assert fields_of(made["seed_0/sft_edits"])["model.path"] == "folder"
+    assert fields_of(made["seed_0/samples"])["model"] == "folder"
+    assert not any("sft" in stage.needs for stage in made.values())
 
 
 def test_every_seed_and_arm_has_its_stages():
@@ -140,17 +220,17 @@ def test_flags_are_added_to_the_defaults_and_win():
     token, oracle = commands["seed_0/fine_grained_token"], commands["seed_0/oracle"]
     names = ("eval_every", "kl.coef", "gamma", "steps", "missing_eos")
     assert [token.get(n) for n in names] == ["5", "0.2", "0.5", None, "subtract"]
-    # What makes the arm stays, unless a flag of this very arm changes it.
-    assert [oracle.get(n) for n in names] == ["5", "0.2", "0.9", "40", "none"]
+    assert [oracle.get(n) for n in names] == ["5", "0.2", "0.9", "40", "subtract"]
     config.arms.oracle.flags = "missing_eos=replace"
     assert commands_of(config)["seed_0/oracle"]["missing_eos"] == "replace"
+    assert commands_of(make_config())["seed_0/oracle"]["missing_eos"] == "none"
     rm = commands["seed_0/rm_edits"]
     assert [rm[n] for n in ("batch_size", "steps", "patience")] == ["16", "7", "3"]
 
 
 @pytest.mark.parametrize(
     ("field", "close"),
-    [("ppo.flags.kl.coef", "ppo.flags"), ("arms.oracel.flags", "arms.oracle.flags")],
+    [("ppo.flags.kl.coef", "ppo.flags"), ("arms.oracle.flag", "arms.oracle.flags")],
 )
 def test_a_misspelt_field_of_flags(field, close):
     message = f"{field}: there is no such field; did you .* {close}"
@@ -183,10 +263,38 @@ REFUSED = [
     # Files, judges and arms that cannot be.
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
     ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
-    ({"run_arms": "ppo"}, "'ppo' is not one of"),
-    ({"run_arms": "edits_then_token"}, "starts from sft_edits"),
-    ({"run_arms": "ppo_rlhf", "embedded": False}, "needs files.preferences"),
-    ({"run_arms": "oracle", "embedded": False}, "embedded world only"),
+    ({"run_arms": "ppo"}, "run_arms: 'ppo' is not one of"),
+    (
+        {"run_arms": "ppo_rlhf", "embedded": False, "files__edits": "x"},
+        "reward_models.rm_preferences.data=preferences: give files.preferences",
+    ),
+    ({"run_arms": "oracle", "embedded": False}, "the embedded world's only"),
+    # Arms of one's own.
+    ({"arms__oracel__flags": "steps=1"}, "arms.oracel.learner is empty; give --config.arms.or"),
+    ({"arms__oracel__flags": "steps=1"}, "did you mean arms.oracle?"),
+    ({"arms__mine__learner": "dppo"}, "arms.mine.learner='dppo': is not one of"),
+    ({"arms__mine__learner": "sft"}, "arms.mine: is not trained; add it to run_arms=sft_edits"),
+    ({"arms__answers__learner": "sft"}, "arms.answers: the name is taken or not of letters"),
+    ({"arms__a__learner": "sft", "rounds__a__policy": "a"}, "there is arms.a too; rename one"),
+    *(
+        ({"run_arms": "sft_edits", f"arms__sft_edits__{name}": value}, message)
+        for name, value, message in (
+            ("start", "mine", "arms.sft_edits.start: 'mine' is not one of sft, "),
+            ("start", "sft_edits", "sft_edits → sft_edits: each is made from the next, in a"),
+            ("data", "third_round", "arms.sft_edits.data: 'third_round' is not one of edits, "),
+            ("data", "", "arms.sft_edits.data is empty"),
+            ("data", "edits,first_half", "edits has first_half already"),
+            ("reward", "rm_token", "arms.sft_edits.reward=rm_token: sft learns from data"),
+            ("learner", "ppo", "arms.sft_edits.reward is empty; ppo needs"),
+            ("flags", "model.tokenizer={mine}", "arms.sft_edits.flags: 'mine' is not one of sft"),
+        )
+    ),
+    ({"arms__sft_first_half__data": "second_round", "run_arms": "sft_two_rounds"}, "in a circle"),
+    (
+        {"run_arms": "state_action", "arms__state_action__reward": "rm_edits,rm_token"},
+        "arms.state_action.reward=rm_edits,rm_token: mixes scores and token rewards",
+    ),
+    ({"reward_models__rm_token__loss": ""}, "reward_models.rm_token.loss is empty; give"),
 ]
 
 

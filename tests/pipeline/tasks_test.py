@@ -10,7 +10,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import tasks
-from fgrlhf_jax.pipeline.arms import ARMS, select_arms, select_reward_models
+from fgrlhf_jax.pipeline.arms import BASE, select, selected
 from fgrlhf_jax.pipeline.commands import build_stages
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.report.content import build_report, to_json
@@ -100,12 +100,42 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
     for row in records.read(str(feedback / "gold_test.jsonl")):
         scores = [gold_score(row.instruction, text) for text in (row.output_1, row.output_2)]
         assert row.preference == (1 if scores[0] > scores[1] else 2)
-    counts = json.loads((feedback / "counts.json").read_text())
-    assert counts["imitate_train"] == counts["edits_train"] > 0
+    assert json.loads((feedback / "counts.json").read_text())["edits_train"] > 0
+
+
+def test_a_round_edits_the_other_half_of_the_prompts(tmp_path):
+    """No prompt is in both halves, nothing is learned from the test's, and people err anew."""
+    sizes = {f"world__{name}": size for name, size in SIZES.items()} | {"world__feedback": 300}
+    config = make_config(run_arms="sft_two_rounds", **sizes)
+    home = tmp_path / "seed_0"
+    tasks.make_data(config, tmp_path)
+
+    def sample(path, prompts) -> None:
+        responses = make_instructions(2, "feedback", 10)
+        pairs = itertools.product(prompts, responses)
+        rows = [{"instruction": p.instruction, "output": r.output} for p, r in pairs]
+        write_json(path, rows)
+
+    sample(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
+    tasks.make_feedback(config, tmp_path, 0)
+    prompts = records.read(str(home / "feedback" / "second_half.jsonl"), need="prompts")
+    sample(home / "second_round_samples.json", prompts)
+    tasks.make_round(config, home, 0, "second_round")
+    paths = [*(home / "feedback").glob("*.jsonl"), *(home / "second_round").glob("*.jsonl")]
+    sets = {path.stem: records.read(str(path), need="prompts") for path in paths[:-2]}
+    rounds = {path.stem: records.read(str(path)) for path in paths[-2:]}
+    first = sets["first_half_train"] + sets["first_half_validation"]
+    assert_disjoint(first, [row for rows in rounds.values() for row in rows], sets["edits_test"])
+    assert_disjoint(rounds["edits_train"], rounds["edits_validation"])
+    assert prompts_of(rounds["edits_validation"]) <= prompts_of(sets["edits_validation"])
+    assert prompts_of(first) <= prompts_of(sets["edits_train"] + sets["edits_validation"])
+    total = len(first) + sum(map(len, rounds.values()))
+    assert total == pytest.approx(len(sets["edits_train"]) + len(sets["edits_validation"]), rel=0.1)
 
 
 def write_runs(path, arms) -> None:
     """Answers of every arm and seed, and the curves of those that are PPO, exported at step 2."""
+    rewarded = [name for name, arm in make_config().arms.items() if arm.reward]
     for seed, arm in itertools.product(range(2), [*arms, "reference"]):
         scores = [(n % 7) / 7 + (arm == "ppo_rlhf") for n in range(30)]
         answers = [
@@ -114,7 +144,7 @@ def write_runs(path, arms) -> None:
         ]
         home = path / f"seed_{seed}"
         write_json(home / "answers" / f"{arm}.json", {"sampled": answers, "greedy": answers})
-        if arm in ARMS and ARMS[arm].reward:
+        if arm in rewarded:
             figures = {"validation/reward": 0.2, "validation/length": 5.0}
             figures |= {"validation/unfinished": 0.0, "time/step": 2.0}
             by_step = ({"validation/kl": 0.1 * n, "validation/score": 0.1 * n} for n in range(4))
@@ -152,11 +182,11 @@ def test_the_report_is_of_what_the_stages_left(folder):
 def test_without_reward_models(folder, run_arms):
     config, path = folder
     config.run_arms = run_arms
-    arms = select_arms(config)
-    assert select_reward_models(arms) == {}
+    names = select(config)
+    assert selected(config, "reward_models", names) == {}
     stages = {stage.name: stage for stage in build_stages(config, path)}
-    assert stages["tables:1"].needs == ("feedback:1",)
-    labels = {"sft": "SFT"} | {name: arm.label for name, arm in arms.items()}
+    assert stages["tables:1"].needs == ("feedback:1", "sft")
+    labels = {BASE: "SFT"} | selected(config, "arms", names)
     write_runs(path, labels)
     for seed in range(2):
         tasks.make_tables(config, path, seed, {})
@@ -196,7 +226,6 @@ def test_files_of_ones_own(make_sets):
     train = sets["edits_train"]
     responses = {text for edit in train for text in (edit.original, edit.edited)}
     assert {row.output for row in sets["sft"]} == responses
-    assert {row.output for row in sets["imitate_train"]} == {edit.edited for edit in train}
     assert_disjoint([*sets["sft"], *sets["ppo"], *train], sets["validation"], sets["test"])
 
 
@@ -210,6 +239,27 @@ def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
     instructions = [row.instruction for row in sets["ppo"]]
     assert len(instructions) == len(set(instructions))
     assert {*instructions} == {f" {edit.instruction}\n" for edit in sets["edits_train"]}
+
+
+def test_a_round_waits_for_people(make_sets, tmp_path):
+    """It says what to do, and goes on when the file is there."""
+    make_sets(edits=EDITS)
+    config, home = make_config("cad", run_arms="sft_two_rounds"), tmp_path / "seed_0"
+    config.files.edits = str(tmp_path / "edits.jsonl")
+    tasks.make_feedback(config, tmp_path, 0)
+    file = home / "second_round" / "edits.jsonl"
+    message = f"{file}: does not exist; have the responses edited, python -m launch.collect_edits"
+    with pytest.raises(InputError, match=message):
+        tasks.make_round(config, home, 0, "second_round")
+    prompts = records.read(str(home / "feedback" / "second_half.jsonl"), need="prompts")
+    write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
+    tasks.make_round(config, home, 0, "second_round")
+    parts = ("train", "validation")
+    made = [records.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
+    assert sum(map(len, made)) == len(prompts)
+    write_jsonl(file, [Edit(made[0][0].instruction, "", "bad", "good")])
+    with pytest.raises(InputError, match="no edit is on a prompt of validation"):
+        tasks.make_round(config, home, 0, "second_round")
 
 
 def test_rows_of_another_kind(make_sets):
