@@ -65,6 +65,9 @@ CHECKPOINTS = {
         "save_every": Field(
             100, "steps between checkpoints; 0: at a new best and at the end only", at_least=0
         ),
+        "max_seconds": Field(
+            0.0, "of updates (no compiling, evaluating, saving) that end a run; 0: none", at_least=0
+        ),
         "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
         "profile": Field(0, "step to trace into run_dir/profile; 0: none", at_least=0),

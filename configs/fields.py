@@ -8,6 +8,7 @@ an open group, to which people add members of their own (``--config.arms.mine.le
 
 import dataclasses
 import functools
+import re
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
@@ -134,8 +135,8 @@ def close_groups(
     """
     closed = {name: field for name, field in fields.items() if ".*." not in name}
     for group in {name.partition(".*.")[0]: None for name in fields.keys() - closed.keys()}:
-        given = [name.split(".") for name in names if name.startswith(f"{group}.")]
-        for member in dict.fromkeys([*config[group], *(parts[1] for parts in given)]):
+        given = [name.split(".")[1] for name in names if re.match(rf"{group}\.\w+\.", name)]
+        for member in dict.fromkeys([*config[group], *given]):
             add_member(config, fields, group, member, **config[group].get(member, {}))
             prefix = f"{group}.*."
             closed |= {

@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import accelerators, files
+from fgrlhf_jax.runtime import accelerators, files, multihost
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 
@@ -135,8 +135,11 @@ class Log:
         writes = jax.process_index() == 0
         options = {"disable": not writes, "dynamic_ncols": True, "smoothing": 0.1}
         self.bar = tqdm(initial=steps[0], total=steps[1], unit="step", **options)
+        self.earlier = 0.0  # seconds of updates of earlier starts
         if writes:
             self.file = RowFile(folder / "metrics.jsonl", saved)
+            rows = files.read_jsonl(self.file.path)
+            self.earlier = sum(row.get("time/step", 0.0) for row in rows)
         if writes and tensorboard:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
@@ -146,6 +149,10 @@ class Log:
     @property
     def state(self) -> dict:
         return self.file.state if self.file else {}
+
+    def has_spent(self, seconds: float) -> bool:
+        """Whether the updates that are logged took that long, those of earlier starts included."""
+        return multihost.from_first(lambda: self.earlier + self.seconds >= seconds)
 
     def restart_clock(self) -> None:
         self.clock = time.perf_counter()

@@ -101,7 +101,9 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     nothing had happened.
 
     Args:
-      config: its ``save_every``, ``max_to_keep``, ``tensorboard`` and ``profile`` are used.
+      config: its ``save_every``, ``max_to_keep``, ``max_seconds``, ``tensorboard`` and ``profile``
+        are used. With ``max_seconds`` what an update computes stays a function of its number, and
+        the clock says which is the last one.
       folder: the run folder, see ``run_dir.open_run``.
 
     Returns:
@@ -139,14 +141,15 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 log.write_baseline(baseline)
                 progress = progress._replace(best_value=trainer.value(baseline))
             for step in range(start, trainer.steps):
-                number, last = step + 1, step + 1 == trainer.steps
-
+                number = step + 1
                 update = trainer.update
                 if number == config.profile:
                     update = functools.partial(traced, update, folder=folder / "profile")
                 state, metrics = update(state, step)
                 log.write()  # of the update before, while the device computes this one
                 log.add(number, metrics)
+                last = number == trainer.steps
+                last |= config.max_seconds > 0 and log.has_spent(config.max_seconds)
 
                 improved = False
                 if trainer.eval_every and (number % trainer.eval_every == 0 or last):

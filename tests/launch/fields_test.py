@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import rm
-from configs.fields import Field, check_values, collect_fields
+from configs.fields import Field, check_values, close_groups, collect_fields
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.run_dir import RENAMED_FIELDS, flatten
 from launch.__main__ import list_commands
@@ -18,7 +18,7 @@ from launch.shared import cli, config_files, explain
 MODULES = [importlib.import_module(f"launch.{name}") for name in list_commands()]
 SPECS = {module.__name__: (module.CONFIG, *getattr(module, "OTHERS", ())) for module in MODULES}
 FIELDS = {
-    spec.partition(":")[0]: config_files.fields_of(spec)
+    spec.partition(":")[0]: close_groups(config_files.load(spec), config_files.fields_of(spec))
     for specs in SPECS.values()
     for spec in specs
 }
@@ -201,7 +201,7 @@ def test_help(monkeypatch, capsys, module):
     everything = help_of(monkeypatch, capsys, module, "--help=all")
     assert few == help_of(monkeypatch, capsys, module, "-h")
     values = flatten(config_files.load(module.CONFIG).to_dict())
-    for name, field in config_files.fields_of(module.CONFIG).items():
+    for name, field in FIELDS[module.CONFIG.partition(":")[0]].items():
         assert f"\n    {name}={values[name]!r}" in everything
         assert (f"\n    {name}=" in few) == field.first
         assert field.help.split()[-1] in everything
@@ -241,6 +241,17 @@ def test_variants_pass_their_own_checks():
             check_values(values, fields)
     names = {"tiny", "cad", "smollm2", "llama_7b", "llama_7b_lora", "llama3_2_1b"}
     assert set(rm.VARIANTS) == names
+
+
+def test_members_of_an_open_group():
+    """New ones by flag or in a config file, with the defaults of what is not given."""
+    arguments = ["--config.arms.mine.learner=dpo", "--config.rounds.next.policy=mine"]
+    config, fields = config_files.parse_described(["", *arguments], "configs/pipeline.py:tiny")
+    assert (config.arms.mine.learner, config.arms.mine.start) == ("dpo", "sft")
+    assert config.rounds.next.policy == "mine"
+    assert "arms.mine.data" in fields
+    for name in ("arms.*.learner", "arms.mine", "arms", "arms.mine.a.b", "arms.mine.learnr"):
+        assert refused("launch.pipeline", f"--config.{name}=sft").startswith(f"--config.{name}: ")
 
 
 @pytest.mark.parametrize("names", [{"first": "a b"}, {"defaults": {"b": 1}}])

@@ -91,11 +91,12 @@ def go():
 
         return call
 
-    def go(folder: Path, trainer: Toy, save_every: int = 5, rate: float = 0.1, profile: int = 0):
+    def go(folder: Path, trainer: Toy, save_every: int = 5, rate: float = 0.1, **options):
         spies.append(trainer.spy)
         config = training.ConfigDict(
             {"save_every": save_every, "max_to_keep": 1, "tensorboard": False}
-            | {"rate": rate, "profile": profile}
+            | {"rate": rate, "profile": 0, "max_seconds": 0.0}
+            | options
         )
         return training.run(config, trainer, folder)
 
@@ -170,6 +171,35 @@ def test_killed_at_any_moment(undisturbed, go, tmp_path, seed):
     if countdown <= 0:
         go(tmp_path, Toy())
     assert outcome(tmp_path) == undisturbed[1:]
+
+
+def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch):
+    """Those of earlier starts count; each update is what it is without a limit."""
+    now, killed = 0.0, False
+
+    def tick(event, step):
+        nonlocal now, killed
+        now += event == "update"
+        if (event, step, killed) == ("update", 5, False):
+            killed = True
+            raise Killed
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-9
+        return now
+
+    monkeypatch.setattr(metric_log.time, "perf_counter", clock)
+    with pytest.raises(Killed):
+        go(tmp_path, Toy(tick), save_every=2, max_seconds=5.9)
+    go(tmp_path, Toy(tick), save_every=2, max_seconds=5.9)
+    step, params = go(tmp_path, Toy(), save_every=2, max_seconds=5.9)
+    metrics, saved = outcome(tmp_path)
+    assert [row["step"] for row in metrics] == list(range(1, 7))
+    assert metrics[:4] == undisturbed[1][:4]
+    assert "validation/loss" in metrics[-1]  # the last one is evaluated, whatever its number
+    assert saved[6][1].done
+    assert np.asarray(params["w"]).tobytes() in saved[step][0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
