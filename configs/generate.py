@@ -21,6 +21,18 @@ GROUPS = {
         "seed": Field(0, "of sampling", at_least=0),
         "max_new_tokens": Field(300, "tokens of a response", at_least=1),
     },
+    "Reward models": {
+        "guide": Field(
+            "",
+            "run_dir of launch.train_rm with model.head=action: every token is drawn from the "
+            "model times exp(reward / guide_beta)",
+        ),
+        "guide_beta": Field(
+            1.0, "rewards that a nat away from the model must bring, as kl.coef", at_least=1e-6
+        ),
+        "reward_model": Field("", "run_dir of launch.train_rm: ranks the responses to a prompt"),
+        "best_of": Field(0, "samples of which reward_model picks the best; 0: samples", at_least=0),
+    },
     "Prompts": {
         "template": Field(
             "",
@@ -41,7 +53,8 @@ GROUPS = {
 FIELDS = collect_fields(
     GROUPS,
     READING,
-    first="model prompts output limit temperature samples seed max_new_tokens template batch_size",
+    first="model prompts output limit temperature samples seed max_new_tokens template guide "
+    "guide_beta reward_model best_of batch_size",
 )
 
 

@@ -4,9 +4,10 @@ python -m launch.generate --config.model=FOLDER --config.prompts=FILE --config.o
                           [--config.temperature=0] [--config.FIELD=VALUE …]
 
 Writes a JSON list in the output format of alpaca_eval: instruction (with the input joined to it),
-output, generator, and beside them input, raw_instruction or messages, length (tokens), finished
-and, unless greedy, logprob (under the distribution drawn from). A file that exists is written over
-only with --config.overwrite. With no flag at all it answers prompts of the embedded world, after
+output, generator, and beside them input, raw_instruction or messages, length (tokens), finished,
+unless greedy logprob (under the distribution drawn from), and with a reward_model the response's
+reward (normalized, summed over its tokens), best first. A file that exists is written over only
+with --config.overwrite. With no flag at all it answers prompts of the embedded world, after
 training a policy there.
 """
 
@@ -14,8 +15,11 @@ import sys
 
 from tqdm import tqdm
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
+from fgrlhf_jax.reward_model.guide import check_fits, load_guide
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch import sft
@@ -33,6 +37,7 @@ def main(config) -> None:
         config.max_new_tokens,
         config.int8_cache,
     )
+    check(config)
     output = cli.check_output(config, (".json",), [config.prompts])
     if config.prompts:
         prompts = reading.read(config, config.prompts, "prompts")
@@ -54,6 +59,7 @@ def main(config) -> None:
     differs = learned not in ("", model.template)
     note = f", though the model was fine-tuned with {learned}" if differs else ""
     log(f"template={model.template}{note}")
+    guide = load_guide(config.guide, model, config.guide_beta) if config.guide else None
     rows = generate_responses(
         model,
         prompts,
@@ -61,7 +67,10 @@ def main(config) -> None:
         generator=config.generator or path,
         max_prompt_length=config.max_prompt_length,
         overlong=config.overlong,
-        samples=config.samples,
+        samples=config.best_of or config.samples,
+        guide=guide,
+        score=make_score(config, model) if config.reward_model else None,
+        keep=config.samples,
         seed=config.seed,
         batch_size=config.batch_size,
         progress=lambda batches: tqdm(batches, unit="batch"),
@@ -74,6 +83,39 @@ def main(config) -> None:
     for row in rows:
         print(f"\n{row['instruction']}".rstrip())
         print(f"> {row['output']}{'' if row['finished'] else ' …'}")
+
+
+def check(config) -> None:
+    """Raises InputError where ``best_of`` does not go with the other fields."""
+    if not config.best_of:
+        return
+    if not config.reward_model:
+        raise InputError(
+            f"best_of={config.best_of}: something must choose; give --config.reward_model=…"
+        )
+    if config.best_of < config.samples:
+        raise InputError(
+            f"best_of={config.best_of} is less than samples={config.samples}; raise it"
+        )
+    if config.temperature == 0:
+        raise InputError(
+            f"best_of={config.best_of}: with temperature=0 all of them are the same; give "
+            "--config.temperature=1"
+        )
+
+
+def make_score(config, model: LanguageModel):
+    """What :func:`generate_responses` ranks by: the sum of a response's normalized rewards."""
+    path = config.reward_model
+    reward_model = RewardModel.load(path, mesh=config.mesh, dtype=config.dtype)
+    check_fits("reward_model", path, reward_model.meta, model)
+
+    def score(rows: list[tuple[list[int], int]]) -> list[float]:
+        reward_model.length_limit(max(len(ids) for ids, _ in rows))
+        rewards = reward_model.score_ids(rows, batch_size=config.batch_size)
+        return [float(reward_T.sum()) for reward_T in rewards]
+
+    return score
 
 
 def log(text: str) -> None:

@@ -40,6 +40,33 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
 
 
+def check_same(ours: Tokenizer, theirs: Tokenizer, model: str, reward_model: str) -> None:
+    """Raises InputError where two tokenizers give a text different ids, saying how they differ.
+
+    Args:
+      model, reward_model: what the message calls their models, such as ``policy=FOLDER``.
+    """
+    our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
+    differing = sorted(
+        t for t in our_ids.keys() | their_ids.keys() if our_ids.get(t) != their_ids.get(t)
+    )
+    if differing:
+        token = differing[0]
+        difference = (
+            f"{len(our_ids)} against {len(their_ids)} tokens, {len(differing)} of them different, "
+            f"for example {token!r} is {our_ids.get(token, 'missing')} and "
+            f"{their_ids.get(token, 'missing')}"
+        )
+    elif ours.eos_token_id != theirs.eos_token_id:
+        difference = f"the end of sequence is {ours.eos_token!r} and {theirs.eos_token!r}"
+    else:
+        return
+    raise InputError(
+        f"{model} and {reward_model} have different tokenizers ({difference}); rewards belong to "
+        "token ids, so train the reward model from this model's checkpoint"
+    )
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens, a function of ``texts`` only.
 

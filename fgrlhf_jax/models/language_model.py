@@ -109,12 +109,7 @@ class LanguageModel:
     @functools.cached_property
     def weights(self) -> sampling.DecodingWeights:
         """The parameters as they are decoded with; those of :meth:`read_params` are not kept."""
-        params = self.read_params()
-        weights = sampling.abstract_weights(params, self.module, self.mesh)
-        layout = jax.tree.map(lambda x: x.sharding, weights)
-        convert = functools.partial(sampling.decoding_weights, model=self.module)
-        with jax.set_mesh(self.mesh):
-            return jax.jit(convert, out_shardings=layout)(params)
+        return sampling.place_weights(self.read_params(), self.module, self.mesh)
 
     @classmethod
     def load(
@@ -184,11 +179,13 @@ class LanguageModel:
         *,
         seed: int = 0,
         batch_size: int = 16,
+        guide: sampling.Guide | None = None,
     ) -> Generations:
         """One response a prompt; prompt i of a seed has the same key whatever the others are.
 
         Args:
           prompts: as for :meth:`encode`.
+          guide: of ``reward_model.guide.load_guide``, what improves the policy at every token.
           batch_size: prompts at a time, rounded up to what the mesh divides.
 
         Raises:
@@ -203,6 +200,7 @@ class LanguageModel:
             seed=seed,
             streams=[(number, 0) for number in range(len(prompts))],
             batch_size=batch_size,
+            guide=guide,
         )
 
     def generate_from_ids(
@@ -213,6 +211,7 @@ class LanguageModel:
         seed: int,
         streams: Sequence[tuple[int, int]],
         batch_size: int,
+        guide: sampling.Guide | None = None,
         longest: int = 0,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> Generations:
@@ -221,6 +220,7 @@ class LanguageModel:
         Args:
           prompts: token ids of each.
           streams: two numbers below 2^32 each; with the seed they are a response's random key.
+          guide: as for :meth:`generate`.
           longest: tokens of the longest prompt that later calls may bring; with it they need no
             other program. 0 is the longest of these.
           progress: wraps the iteration over batches.
@@ -228,7 +228,9 @@ class LanguageModel:
         Raises:
           InputError: when prompt and response are more than the model's positions.
         """
-        lengths, limit = [len(ids) for ids in prompts], self.module.cfg.max_position
+        modules = [self.module, *([guide.module] if guide else [])]
+        lengths = [len(ids) for ids in prompts]
+        limit = min(module.cfg.max_position for module in modules)
         max_new = sampling_params.max_new_tokens
         if max(lengths, default=0) + max_new > limit:
             raise InputError(
@@ -247,6 +249,7 @@ class LanguageModel:
                     self.weights,
                     *sharding.put_batch(arrays, self.mesh),
                     sampling.stream_keys(seed, [streams[row] for row in batch.filled]),
+                    guide,
                     model=self.module,
                     ends=self.end_ids,
                     max_new=max_new,
@@ -287,6 +290,9 @@ def generate_responses(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 16,
+    guide: sampling.Guide | None = None,
+    score: Callable[[list[tuple[list[int], int]]], list[float]] | None = None,
+    keep: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
     log: Callable[[str], None] = print,
 ) -> list[dict]:
@@ -298,13 +304,17 @@ def generate_responses(
       max_prompt_length: tokens; longer prompts are cut ("truncate") or left out ("drop").
       samples: responses a prompt, each with the key of (seed, number of its record, number of its
         sample); rows come prompt by prompt.
+      guide: as for :meth:`LanguageModel.generate`.
+      score: from token ids of prompt and response, and how many of them are the prompt's, to what
+        each response is worth; those to a prompt then come best first.
+      keep: how many of them; 0 keeps all.
       progress: wraps the iteration over batches.
       log: gets a line on how many prompts were cut or left out, where any were.
 
     Returns:
       The fields of ``alpaca_eval_prompt``, "output", "generator", "length" (tokens, end included),
-      "finished" and, unless greedy, "logprob" (of the response under the distribution that it was
-      drawn from).
+      "finished"; unless greedy, "logprob" (of the response under the distribution that it was
+      drawn from); with ``score``, "reward".
 
     Raises:
       InputError: when no prompt is left, or one leaves no room for a response.
@@ -316,24 +326,34 @@ def generate_responses(
     if counts["truncated"] or counts["dropped_overlong"]:
         log(", ".join(f"{count} {name}" for name, count in counts.items()))
     streams = [(number, sample) for number in numbers for sample in range(samples)]
+    repeated = [ids for ids in prompts for _ in range(samples)]
     responses = model.generate_from_ids(
-        [ids for ids in prompts for _ in range(samples)],
+        repeated,
         sampling_params,
         seed=seed,
         streams=streams,
         batch_size=batch_size,
+        guide=guide,
         progress=progress,
     )
+    order, rewards = np.arange(len(streams)), None
+    if score:
+        texts = zip(repeated, responses.ids, strict=True)
+        rewards = np.array(score([(prompt + ids, len(prompt)) for prompt, ids in texts]))
+        best = np.argsort(-rewards.reshape(-1, samples), axis=1, kind="stable")
+        order = order.reshape(-1, samples)[np.arange(len(best))[:, None], best]
+        order = order[:, : keep or samples].ravel()
     sampled = sampling_params.temperature > 0  # greedily a token has no other to be drawn
     return [
         {
-            **alpaca_eval_prompt(records[number]),
-            "input": records[number].input,
+            **alpaca_eval_prompt(records[streams[row][0]]),
+            "input": records[streams[row][0]].input,
             "output": responses.texts[row],
             "generator": generator,
             "length": len(responses.ids[row]),
             "finished": responses.finished[row],
             **({"logprob": float(responses.logprobs[row].sum())} if sampled else {}),
+            **({"reward": float(rewards[row])} if score else {}),
         }
-        for row, (number, _) in enumerate(streams)
+        for row in order.tolist()
     ]

@@ -452,6 +452,14 @@ class TokenValueModel(nn.Module):
         """What every next token would be paid in states that :meth:`states` gave, r_BSV."""
         return self.head.prices(hidden_BSD)
 
+    def embed(self, tokens_BS: jax.Array) -> jax.Array:
+        """hidden_BSD before the first block."""
+        return self.backbone.look_up(tokens_BS)
+
+    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Prices of states that come out of the last block, r_BSV."""
+        return self.prices(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
+
 
 # The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,
 # norms and scalar heads, in float32.

@@ -1,10 +1,13 @@
 """Sampling from a policy: prefill and decode with a KV cache, in one compiled program.
 
+A reward model whose head prices every next token may guide it, in step and with a cache of its own.
+
 A row has its own random key and its own positions, so its response depends neither on its batch
 mates nor on padding. The loop ends when every row has ended. Shape letters as in llama.py; the
 columns of the cache are S = P + T.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -100,6 +103,29 @@ class DecodingWeights(NamedTuple):
     layers: tuple[dict, ...]
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights", "scale"], meta_fields=["module"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guide:
+    """What turns a policy pi into its closed-form improvement, in every state s
+
+        pi+(a|s) ~ pi(a|s) exp(scale r(s, a)),
+
+    the maximum over p of E_p[r(s, a)] - KL(p || pi) / scale (Peters et al. 2010; Rafailov et al.
+    2023, arXiv:2305.18290, Equation 4, for one token in place of a response).
+
+    Attributes:
+      module: with a head that prices every next token, see ``llama.ScalarHead.prices``.
+      weights: :func:`decoding_weights` of its parameters.
+      scale: float32, 1 / (beta std): beta in nats and std that of the rewards' normalization.
+    """
+
+    module: llama.TokenValueModel
+    weights: DecodingWeights
+    scale: float | jax.Array
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
     """A copy of the parameters of ``model``, in the dtypes that it computes with.
@@ -136,13 +162,21 @@ def abstract_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeigh
     return sharding.abstract(shapes, mesh, split=("tensor",))
 
 
+def place_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:
+    """:func:`decoding_weights` laid out over a mesh as :func:`abstract_weights` says."""
+    layout = jax.tree.map(lambda x: x.sharding, abstract_weights(params, model, mesh))
+    convert = functools.partial(decoding_weights, model=model)
+    with jax.set_mesh(mesh):
+        return jax.jit(convert, out_shardings=layout)(params)
+
+
 class _Rows(NamedTuple):
     """What decoding knows of its rows; every array has B first."""
 
     last_B: jax.Array  # the token drawn last
     prompt_length_B: jax.Array
     key_B: jax.Array
-    cache: tuple  # ``attention.to_cache`` of each layer
+    caches: tuple  # of policy and guide, ``attention.to_cache`` of each layer
     sampled: Sampled
 
 
@@ -155,6 +189,7 @@ def generate(
     prompt_BP: jax.Array,
     mask_BP: jax.Array,
     key_B: jax.Array,
+    guide: Guide | None = None,
     *,
     model: llama.CausalLM,
     ends: tuple[int, ...],
@@ -171,6 +206,7 @@ def generate(
       prompt_BP: int32 prompts, padded on either side (or both).
       mask_BP: bool, True on real tokens.
       key_B: a typed random key a row, see :func:`row_keys`.
+      guide: draws from the policy that it improves; what follows applies to that.
       ends: the tokens that end a response.
       temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
       int8_cache: keeps keys and values in 8 bits, see ``attention.to_cache``.
@@ -180,8 +216,21 @@ def generate(
     B, P = prompt_BP.shape
     draw_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     append = functools.partial(_append, ends=ends, **draw_options)
-    logits_BV, prompt_length_B, cache = _prefill(
-        model, weights, prompt_BP, mask_BP, max_new, int8_cache
+    prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
+    prompt_length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+
+    def next_logits(run, caches=((), ())):
+        """Of the policy, guided, and the caches of both models."""
+        logits_BV, cache = run(model, weights, caches[0])
+        if guide is None:
+            return logits_BV, (cache, ())
+        price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
+        return logits_BV + guide.scale * price_BV, (cache, guide_cache)
+
+    logits_BV, caches = next_logits(
+        lambda model, weights, _: _prefill(
+            model, weights, prompt_BP, mask_BP, max_new=max_new, int8=int8_cache
+        )
     )
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
@@ -193,28 +242,31 @@ def generate(
         is_response_1S = (columns_1S >= P) & (columns_1S <= column)
         attend_BS = (columns_1S < prompt_length_B1) | is_response_1S
         positions_B1 = prompt_length_B1 + step - 1
-        logits_BV, cache = _decode_token(
-            model, weights, rows.last_B[:, None], positions_B1, attend_BS, rows.cache, column
+        inputs = rows.last_B[:, None], positions_B1, attend_BS
+        logits_BV, caches = next_logits(
+            lambda model, weights, cache: _decode_token(model, weights, *inputs, cache, column),
+            rows.caches,
         )
         last_B, sampled = append(rows.sampled, step, logits_BV, rows.key_B)
-        return step + 1, rows._replace(last_B=last_B, cache=cache, sampled=sampled)
+        return step + 1, rows._replace(last_B=last_B, caches=caches, sampled=sampled)
 
     def goes_on(state: tuple[jax.Array, _Rows]) -> jax.Array:
         step, rows = state
         return (step < max_new) & ~jnp.all(rows.sampled.finished_B)
 
     last_B, sampled = append(empty, 0, logits_BV, key_B)
-    rows = _Rows(last_B, prompt_length_B, key_B, cache, sampled)
+    rows = _Rows(last_B, prompt_length_B, key_B, caches, sampled)
     return jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
 
 
-def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int, int8: bool):
-    """Logits after each prompt, the tokens of each, and a cache with them.
+def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, *, max_new: int, int8: bool):
+    """What a model says of the token after each prompt, and a cache with the prompts.
 
     The columns of the cache are the prompt, padding up to P, and room for ``max_new`` tokens.
+
+    Args:
+      prompt_BP, mask_BP: from :func:`align_left`.
     """
-    prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
-    length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
     rope = llama.rotary_tables(model.cfg, llama.positions_and_mask(mask_BP)[0])
     cache = []
@@ -225,16 +277,16 @@ def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, max_new: int, 
         room = lambda axis: [(0, max_new if a == axis else 0) for a in range(4)]  # noqa: E731
         cache.append(tuple(jnp.pad(x, room(axis)) for x, axis in arrays))
     cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
-    last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
+    last_B11 = jnp.maximum(jnp.sum(mask_BP, axis=1) - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
     logits_B1V = model.apply({"params": weights.outer}, last_B1D, method="finish")
-    return logits_B1V[:, 0], length_B, cache
+    return logits_B1V[:, 0], cache
 
 
 def _decode_token(
     model, weights: DecodingWeights, token_B1, positions_B1, attend_BS, cache, column
 ):
-    """Logits after one more token a row, and the cache with it in ``column``."""
+    """What a model says after one more token a row, and the cache with it in ``column``."""
     hidden_B1D = model.apply({"params": weights.outer}, token_B1, method="embed")
     rope = llama.rotary_tables(model.cfg, positions_B1)
     updated = []

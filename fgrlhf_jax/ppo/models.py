@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.templates import check_vocabulary
+from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
@@ -178,7 +179,8 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
     check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
         other = hf_load.load_tokenizer(config.reward_model)
-        check_same(tokenizer, other, config.policy, config.reward_model)
+        names = f"policy={config.policy}", f"reward_model={config.reward_model}"
+        check_same(tokenizer, other, *names)
     needs_chat = (
         models.meta and not config.reward_function and models.meta.data["template"] == "chat"
     )
@@ -189,30 +191,6 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
             "export into the policy's folder"
         )
     return tokenizer
-
-
-def check_same(policy_tokenizer, reward_tokenizer, policy: str, reward_model: str) -> None:
-    """Raises InputError where two tokenizers give a text different ids, saying how they differ."""
-    ours, theirs = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
-    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-    if differing:
-        token = differing[0]
-        difference = (
-            f"{len(ours)} against {len(theirs)} tokens, {len(differing)} of them different, for "
-            f"example {token!r} is {ours.get(token, 'missing')} and {theirs.get(token, 'missing')}"
-        )
-    elif policy_tokenizer.eos_token_id != reward_tokenizer.eos_token_id:
-        difference = (
-            f"the end of sequence is {policy_tokenizer.eos_token!r} and "
-            f"{reward_tokenizer.eos_token!r}"
-        )
-    else:
-        return
-    raise InputError(
-        f"policy={policy} and reward_model={reward_model} have different tokenizers "
-        f"({difference}); rewards belong to token ids, so train the reward model from this "
-        "policy's checkpoint"
-    )
 
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:

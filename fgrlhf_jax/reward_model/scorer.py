@@ -31,7 +31,6 @@ from fgrlhf_jax.reward_model.model import (
     score_tokens,
 )
 from fgrlhf_jax.reward_model.token_rewards import (
-    EncodedResponse,
     ScoredResponse,
     as_records,
     encode_responses,
@@ -180,24 +179,52 @@ class RewardModel:
         rows = as_records(records)
         encoded = encode_responses(rows, self.tokenizer, self.meta.data, max_length)
         flat = [response for row in encoded for response in row]
-        lengths = [len(response.ids) for response in flat]
-        batch_size = sharding.round_batch_size(batch_size, self.mesh)
-        for batch in progress(by_length(lengths, batch_size, make_buckets(max_length))):
-            responses = [flat[row] for row in batch.rows]
-            reward_BS = self._batch_rewards(responses, batch.width, batch_size, normalized)
-            for response, reward_S in zip(responses, reward_BS, strict=False):
-                columns = slice(response.prompt_length, len(response.ids))
-                response.scored.rewards.extend(reward_S[columns].tolist())
+        rewards = self.score_ids(
+            [response[1:] for response in flat],
+            max_length=max_length,
+            normalized=normalized,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for response, reward_T in zip(flat, rewards, strict=True):
+            response.scored.rewards.extend(reward_T.tolist())
         return [[response.scored for response in row] for row in encoded]
 
+    def score_ids(
+        self,
+        rows: Sequence[tuple[list[int], int]],
+        *,
+        max_length: int = 0,
+        normalized: bool = True,
+        batch_size: int = 16,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ) -> list[np.ndarray]:
+        """The rewards float64[T] of responses that are token ids already.
+
+        Args:
+          rows: token ids of prompt and response, and how many are the prompt's.
+          max_length: the longest row that later calls may bring; 0 is the longest of these.
+          normalized, batch_size, progress: as for :meth:`score_all`.
+        """
+        lengths, rewards = [len(ids) for ids, _ in rows], [np.zeros(0)] * len(rows)
+        batch_size = sharding.round_batch_size(batch_size, self.mesh)
+        buckets = make_buckets(max_length or max(lengths, default=1))
+        for batch in progress(by_length(lengths, batch_size, buckets)):
+            some = [rows[row] for row in batch.rows]
+            reward_BS = self._batch_rewards(some, batch.width, batch_size, normalized)
+            for b, row in enumerate(batch.rows):
+                ids, start = rows[row]
+                rewards[row] = reward_BS[b, start : len(ids)]
+        return rewards
+
     def _batch_rewards(
-        self, responses: list[EncodedResponse], width: int, batch_size: int, normalized: bool
+        self, rows: list[tuple[list[int], int]], width: int, batch_size: int, normalized: bool
     ) -> np.ndarray:
         """Rewards of one batch, float64[batch size, width]; what is no response is meaningless."""
         tokens_BS = np.zeros((batch_size, width), np.int32)
         mask_BS, response_BS = np.zeros((2, batch_size, width), bool)
         mask_BS[:, 0] = True  # rows that only fill the batch
-        for b, (_, ids, prompt_length) in enumerate(responses):
+        for b, (ids, prompt_length) in enumerate(rows):
             tokens_BS[b, : len(ids)] = ids
             mask_BS[b, : len(ids)] = True
             response_BS[b, prompt_length : len(ids)] = True

@@ -72,12 +72,18 @@ def save_policy(
 
 
 def save_reward_model(
-    folder: Path, loss: str, tokenizer=TOKENIZER, seed: int = 1, *, base: Path | None = None
+    folder: Path,
+    loss: str,
+    tokenizer=TOKENIZER,
+    seed: int = 1,
+    *,
+    head: str = "after",
+    base: Path | None = None,
 ) -> Path:
     """What a finished launch.train_rm leaves for launch.ppo; an adapter with a ``base``."""
-    model = make_module(CFG, loss, "after")
+    model = make_module(CFG, loss, head)
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
-    meta = RewardMeta("after", settings, NORMALIZATION, DATA)
+    meta = RewardMeta(head, settings, NORMALIZATION, DATA)
     mesh = sharding.make_mesh("1,-1,1")
     params = (hf_cases.adapter_params if base else tiny_cases.parameters)(model, seed=seed)
     options = {"adapter": hf_cases.ADAPTER, "origin": Origin(str(base))} if base else {}

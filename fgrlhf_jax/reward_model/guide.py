@@ -1,0 +1,67 @@
+"""Reward models beside a language model that answers: they guide its tokens or rank its responses.
+
+model = LanguageModel.load("runs/sft_tiny")
+guide = load_guide("runs/rm_action", model, beta=0.3)
+answers = model.generate(["Name three fruits."], guide=guide)
+"""
+
+import os
+
+import jax
+
+from fgrlhf_jax.data.tokenizers import check_same
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models.language_model import LanguageModel
+from fgrlhf_jax.models.sampling import Guide, place_weights
+from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
+
+
+def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Guide:
+    """A reward model as what guides ``model``: pi+(a|s) ~ pi(a|s) exp(r(s, a) / beta).
+
+    The rewards are normalized as they are stored with the reward model, so that beta is on the
+    scale of PPO's ``kl.coef``. An "action" head prices every next token; of a "state_action" head
+    only the part that reads the state before the token does, and that alone guides.
+
+    Args:
+      path: a run folder of launch.train_rm, or its ``export``.
+      beta: nats that one unit of reward may cost, inverted; above 0.
+
+    Raises:
+      InputError: for a head that prices only the token that was taken, and for a reward model
+        that was trained with another tokenizer, template or vocabulary than the model's.
+    """
+    module, meta = read_module(path, dtype=model.module.cfg.dtype)
+    if module.kind == "after":
+        raise InputError(
+            f"guide={path}: its head (model.head=after) reads the state after a token, so it "
+            "cannot price all that might come; train one with --config.model.head=action"
+        )
+    check_fits("guide", path, meta, model)
+    sizes = module.cfg.vocab_size, model.module.cfg.vocab_size
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"guide={path}: prices {sizes[0]} tokens, and model={model.path} has {sizes[1]}; train "
+            "the reward model from this model's checkpoint"
+        )
+    with jax.set_mesh(model.mesh):
+        params = hf_load.load_params(path, llama.abstract_params(module, model.mesh))
+    weights = place_weights(params, module, model.mesh)
+    return Guide(module, weights, 1 / (beta * meta.normalization.std))
+
+
+def check_fits(field: str, path: str | os.PathLike, meta: RewardMeta, model: LanguageModel) -> None:
+    """Raises InputError where a reward model cannot read the tokens of ``model``'s responses.
+
+    Args:
+      field: what the command calls it.
+    """
+    check_same(
+        model.tokenizer, hf_load.load_tokenizer(path), f"model={model.path}", f"{field}={path}"
+    )
+    if (template := meta.data["template"]) != model.template:
+        raise InputError(
+            f"{field}={path}: was trained with the template {template}, and prompts are written "
+            f"with {model.template}; if this is meant, give --config.template={template}"
+        )
