@@ -5,10 +5,13 @@ python -m launch.evaluate --config.outputs=A.json[,C.json] --config.reference=B.
     --config.output=FILE.json [--config.both_orders] [--dry-run]
 python -m launch.evaluate … --config.judge=MODULE:FUNCTION      a Python function scores responses
 python -m launch.evaluate --config.annotations=A.json[,C.json]  from annotations of alpaca_eval
+python -m launch.evaluate --config.edits=FILE --config.model=FOLDER [--config.reference=FOLDER]
+                                 without a judge: does a policy prefer what people put in?
 
 Prints draws, unparsed replies, the length of both sides, the win rate at equal length and how often
 the response shown first was preferred; of two models also their difference, with an interval of the
-paired bootstrap. Shares are in percent. However a run ends, the same command goes on: no reply
+paired bootstrap; with --config.fluency_model=FOLDER how likely the responses are under that model.
+Shares are in percent. However a run ends, the same command goes on: no reply
 that arrived is lost or requested again. With no flag it compares the embedded world's edits with
 their originals.
 """
@@ -17,9 +20,11 @@ from itertools import islice
 from pathlib import Path
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Instruction
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.functional import correction as correction_metrics
 from fgrlhf_jax.functional.length_control import MINIMAL, Difficulty
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
@@ -30,6 +35,9 @@ Models = list[list[Comparison]]  # the comparisons of one or two models
 
 
 def main(config) -> None:
+    if config.edits:
+        evaluate_corrections(config)
+        return
     output, judge = check(config)
     difficulty = alpaca_eval.read_difficulty(config.difficulty) if config.difficulty else None
     if config.annotations:
@@ -41,10 +49,57 @@ def main(config) -> None:
         return
     judging.print_unparsed([row for rows in models for row in rows])
     result = summarize(models, config.seed, difficulty)
+    if config.fluency_model:
+        add_fluency(config, models, [result, *filter(None, [result.get("other")])])
     print(table(result))
     if config.output:
         write_json(output, result)
         print(output)
+
+
+def evaluate_corrections(config) -> None:
+    """Correction accuracy of a policy, and what it is less that of a reference."""
+    for field in ("outputs", "annotations", "difficulty", "fluency_model"):
+        if config[field]:
+            raise InputError(f"{field}={config[field]}: has no part in edits; drop one of them")
+    if not config.model:
+        raise InputError("model is empty; give --config.model=FOLDER of the policy")
+    from fgrlhf_jax.training import correction  # seconds to import
+
+    output = cli.check_output(config, (".json",), [config.edits])
+    edits = reading.read(config, config.edits)
+    edits = edits[: config.limit] if config.limit else edits
+    models = [load_model(config, path) for path in (config.model, config.reference) if path]
+    result = correction.evaluate(models[0], edits, *models[1:], batch_size=config.local.batch_size)
+    print(correction_metrics.format_table(result))
+    if config.output:
+        names = {"model": config.model, "compared_with": config.reference, "edits": config.edits}
+        write_json(output, names | result)
+        print(output)
+
+
+def load_model(config, path: str):
+    """A ``LanguageModel`` of ``local``'s mesh, dtype and template; its weights are not read yet."""
+    from fgrlhf_jax.models.language_model import LanguageModel
+
+    cli.use_devices()
+    options = {name: config.local[name] for name in ("mesh", "dtype", "template")}
+    return LanguageModel.load(path, **options, lazy=True)
+
+
+def add_fluency(config, models: Models, results: list[dict]) -> None:
+    """Adds to each model's result how likely its responses and the reference's are."""
+    from fgrlhf_jax.training import correction
+
+    judge = load_model(config, config.fluency_model)
+    for rows, result in zip(models, results, strict=True):
+        prompts = [Instruction(row.instruction, row.input, "", row.messages) for row in rows]
+        result["fluency_model"] = config.fluency_model
+        for name, texts in (
+            ("fluency", [row.output_2 for row in rows]),
+            ("reference_fluency", [row.output_1 for row in rows]),
+        ):
+            result[name] = correction.fluency(judge, prompts, texts, config.local.batch_size)
 
 
 def check(config) -> tuple[Path, str]:
@@ -172,12 +227,24 @@ def model_lines(result: dict) -> list[str]:
         f"length          {result['length']:.1f} characters, the reference's "
         f"{result['reference_length']:.1f}",
     ]
+    if "fluency_model" in result:
+        ours, others = (nats(result[name]) for name in ("fluency", "reference_fluency"))
+        lines.append(
+            f"fluency         {ours} nats a token under {result['fluency_model']}, the "
+            f"reference's {others}"
+        )
     if result["first_shown"] is not None:
         lines.append(
             f"shown first     won {result['first_shown']:.1f} % of {result['verdicts']} verdicts "
             "for one response (50 % without a position bias)"
         )
     return lines
+
+
+def nats(row: dict) -> str:
+    if row["mean"] is None:
+        return "-"
+    return f"{row['mean']:.3f}" + ("" if row["se"] is None else f" ± {row['se']:.3f}")
 
 
 def percent(value: float, error: float | None) -> str:

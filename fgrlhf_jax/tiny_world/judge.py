@@ -16,7 +16,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots
+from rapidfuzz.distance import Levenshtein
+
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, fill_slots
 from fgrlhf_jax.tiny_world.words import FILLERS, KIND_OF, KINDS, RUDE
 
 EXTRA, INSULT, UNFINISHED = 3, 10, 10  # in the unit of the slots' weights
@@ -117,6 +119,19 @@ def word_rewards(prompt: str, words: Sequence[str], finished: bool = True) -> li
     """The gold score as one reward a word, and last that of the end, present or missing."""
     points, total = _points(prompt, words, finished)
     return [point / total for point in points]
+
+
+def words_to_change(prompt: str, response: str) -> int:
+    """How many words an editor who sees every flaw, and repairs it, would still change.
+
+    The Levenshtein distance in words from the response to the right answer. A list's places that
+    the response fills rightly stay as they are; in the others stand members that it has not.
+    """
+    words, answer = response.split(), answer_slots(prompt)
+    for step in align_words(answer, words):
+        if step.right and answer[step.slot].is_open:
+            answer[step.slot] = Slot(words[step.word], "list", words[step.word])
+    return Levenshtein.distance(words, [slot.word for slot in fill_slots(answer)])
 
 
 def judge(

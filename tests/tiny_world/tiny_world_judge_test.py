@@ -5,13 +5,14 @@ import random
 from collections import Counter
 
 import pytest
+from rapidfuzz.distance import Levenshtein
 
 from fgrlhf_jax.data.templates import encode_text
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import judge as gold
 from fgrlhf_jax.tiny_world.judge import END, align_words, gold_score, judge, word_rewards
-from fgrlhf_jax.tiny_world.people import write_demonstration
+from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer, draw_prompts
 from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer, vocabulary
 
@@ -164,6 +165,33 @@ def test_word_rewards_add_up_to_the_score(drafts):
     ended = [n % 2 == 0 for n in range(len(drafts))]
     expected = [gold_score(*row, end) for row, end in zip(drafts, ended, strict=True)]
     assert judge(prompts, responses, finished=ended) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "words"),
+    [
+        (CAPITAL, "the capital of peru is lima and cuba is havana", 0),
+        (CAPITAL, "", 10),
+        (CAPITAL, "the capital of peru is paris and cuba is havana", 1),
+        (CAPITAL, "well the capital of peru is lima lima and is paris", 4),
+        (LIST, "fruits are plum pear , tools are saw axe", 0),
+        (LIST, "fruits are plum plum , tools are saw dog", 2),
+        (TWICE, "pear , saw saw", 1),
+    ],
+)
+def test_words_that_an_editor_would_still_change(prompt, response, words):
+    assert gold.words_to_change(prompt, response) == words
+
+
+def test_an_editor_without_noise_leaves_nothing_to_change(drafts):
+    """And changes, of all but lists, that many words."""
+    for number, (prompt, response) in enumerate(drafts):
+        left = gold.words_to_change(prompt, response)
+        assert (left == 0) == (gold_score(prompt, response) == 1)
+        edited = edit_response(prompt, response, random.Random(number), Rates(repair=1, damage=0))
+        assert gold.words_to_change(prompt, edited) == 0
+        changed = Levenshtein.distance(response.split(), edited.split())
+        assert changed == left or (prompt.startswith("list") and changed >= left)
 
 
 def test_neither_silence_nor_endless_talk_pays(drafts):

@@ -1,0 +1,143 @@
+"""The places that an edit changed, and what each text writes there: rows to teacher-force.
+
+At a change the two texts differ for the first time since they were last the same. The edited text
+before it is the prefix of both continuations, so that every earlier correction is made already:
+
+    original  a b   x y c </s>        prefix a b,   put in p q r c   (the span p q r and c)
+    edited    a b p q r c </s>                      taken out x y c </s>   (the span x y, c and EOS)
+
+Both continuations have the same number of tokens, so that none is more likely for being shorter:
+that of the longer span, unless the texts differ again, or end, before. Behind an insertion stands
+what the original goes on with, behind a deletion what the edit goes on with.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fgrlhf_jax.data.bucketing import fill_batch, pad_right
+from fgrlhf_jax.data.pairs import Pair
+
+
+class Change(NamedTuple):
+    """One place that an edit changed.
+
+    Attributes:
+      kind: insert, replace or delete, by which of the two spans has tokens.
+      column: of the edited tokens, where the texts differ first.
+      end: the column behind the span that was put in.
+      put_in, taken_out: int32[n], how the edited and the original text go on. n is 0 where one of
+        them has ended, without an EOS: then there is nothing to compare.
+    """
+
+    kind: str
+    column: int
+    end: int
+    put_in: np.ndarray
+    taken_out: np.ndarray
+
+
+def find_changes(pair: Pair) -> list[Change]:
+    """The changes of an edit in their order.
+
+    An inserted or deleted span that could as well stand further to the right does: the edit "pear
+    pear ," of "pear ," inserts the second one.
+    """
+    edited, original = pair.tokens_i, pair.tokens_j
+    matched = [(i, j) for i, j in enumerate(pair.partner.tolist()) if j >= 0]
+    matched.append((len(edited), len(original)))
+    i = j = min(pair.start_i, pair.start_j)
+    changes = []
+    while True:
+        same = _same(edited[i:], original[j:])
+        i, j = i + same, j + same
+        if i == len(edited) and j == len(original):
+            return changes
+        p, q = next((p, q) for p, q in matched if p >= i and q >= j)
+        put_in, taken_out = p - i, q - j
+        count = min(put_in, taken_out) + _same(edited[p:], original[q:])
+        count = min(max(put_in, taken_out), count)
+        kind = "insert" if not taken_out else "replace" if put_in else "delete"
+        spans = edited[i : i + count], original[j : j + count]
+        changes.append(Change(kind, i, p, *spans))
+        i, j = p, q
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two texts begin with in common."""
+    shorter = min(len(a), len(b))
+    differs = a[:shorter] != b[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter
+
+
+class ChangedRow(NamedTuple):
+    """An edited response with, behind it, what the original has at every change.
+
+    Attributes:
+      tokens: int32[S], prompt and edited response, then ``taken_out`` of each change.
+      start: the first column of the response.
+      length: tokens of prompt and edited response.
+      unchanged: bool[length], the response tokens that nobody put in.
+      changes: those that can be compared.
+      row: number of the record.
+    """
+
+    tokens: np.ndarray
+    start: int
+    length: int
+    unchanged: np.ndarray
+    changes: list[Change]
+    row: int
+
+    @property
+    def branches(self) -> list[int]:
+        """The first column of every change's ``taken_out``."""
+        sizes = (len(change.taken_out) for change in self.changes)
+        return [*itertools.accumulate(sizes, initial=self.length)][:-1]
+
+
+def make_row(pair: Pair) -> ChangedRow:
+    """The row of an edit; a token with nothing before it is neither changed nor unchanged."""
+    length, start = len(pair.tokens_i), max(pair.start_i, 1)
+    changes = find_changes(pair)
+    unchanged = np.arange(length) >= start
+    for change in changes:
+        unchanged[change.column : change.end] = False
+    compared = [change for change in changes if change.column > 0 and len(change.put_in)]
+    tokens = np.concatenate([pair.tokens_i, *(change.taken_out for change in compared)])
+    return ChangedRow(tokens, start, length, unchanged, compared, pair.row)
+
+
+def pad_rows(rows: Sequence[ChangedRow], bucket: int, batch_size: int) -> dict[str, np.ndarray]:
+    """One batch, padded on the right with zeros to ``bucket`` columns.
+
+    Of prompt a, edited b c and a change at c whose original had x y:
+
+        tokens     a b c x y 0
+        branch     0 0 0 1 1 0       0: prompt and edited response
+        positions  0 1 2 2 3 0
+        limit      1 2 3 2 2 0       how many columns of branch 0 a token sees
+
+    Returns:
+      tokens_BS, branch_BS, positions_BS, limit_BS and before_BS (the column of the token before, 0
+      for the first), all int32; mask_BS bool, real tokens. Beyond the rows the last is repeated.
+    """
+    names = ("branch", "positions", "limit", "before")
+    columns: dict[str, list] = {name: [] for name in names}
+    rows, _ = fill_batch(rows, batch_size)
+    for row in rows:
+        base, branch = np.arange(len(row.tokens), dtype=np.int32), np.zeros_like(row.tokens)
+        positions, limit, before = base.copy(), base + 1, np.maximum(base - 1, 0)
+        for number, (change, start) in enumerate(zip(row.changes, row.branches, strict=True), 1):
+            part = slice(start, start + len(change.taken_out))
+            branch[part], limit[part] = number, change.column
+            positions[part] += change.column - start
+            before[start] = change.column - 1
+        for name, values in zip(names, (branch, positions, limit, before), strict=True):
+            columns[name].append(values)
+    ends_B1 = np.array([len(row.tokens) for row in rows])[:, None]
+    padded = {f"{name}_BS": pad_right(values, bucket) for name, values in columns.items()}
+    padded["tokens_BS"] = pad_right([row.tokens for row in rows], bucket)
+    return padded | {"mask_BS": np.arange(bucket) < ends_B1}

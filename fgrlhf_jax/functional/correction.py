@@ -1,0 +1,156 @@
+"""How often a policy prefers what people put in to what they took out, in NumPy on the host.
+
+At each place that an edit changed, with A the tokens that the edited text goes on with, B as many
+of the original, and both behind the same prefix x:
+
+    sampled   P(A | x) / (P(A | x) + P(B | x)): of a policy that writes either, how often it is A
+    greedy    1 where P(a_1 | x) > P(b_1 | x), the first tokens, which differ; equal is one half
+    written   1 where greedy decoding takes a_1
+
+The means are over changes. Changes of one record are not independent of each other, so standard
+errors are over records (the linearised ratio estimator; Cochran 1977, "Sampling techniques", 6.4).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+READINGS = ("sampled", "greedy", "written")
+_Z = 1.959964  # the normal quantile of 95 %
+
+
+class Scores(NamedTuple):
+    """What a policy makes of the edits of a file: N changes, M unchanged tokens.
+
+    Attributes:
+      kind_N: str, what kind of change.
+      record_N, record_M: int, the record that each belongs to.
+      put_in_N, taken_out_N: float, log P(A | x) and log P(B | x).
+      first_put_in_N, first_taken_out_N: float, log-probabilities of their first tokens.
+      written_N: bool, whether greedy decoding takes the first token that was put in.
+      logprob_M: float, log-probability of each token that nobody changed.
+    """
+
+    kind_N: np.ndarray
+    record_N: np.ndarray
+    put_in_N: np.ndarray
+    taken_out_N: np.ndarray
+    first_put_in_N: np.ndarray
+    first_taken_out_N: np.ndarray
+    written_N: np.ndarray
+    record_M: np.ndarray
+    logprob_M: np.ndarray
+
+
+def preferences(scores: Scores) -> dict[str, np.ndarray]:
+    """float64[N] by reading, see the formulas above."""
+    margin_N = scores.put_in_N.astype(np.float64) - scores.taken_out_N
+    first_N = scores.first_put_in_N.astype(np.float64) - scores.first_taken_out_N
+    return {
+        "sampled": 0.5 * (1.0 + np.tanh(margin_N / 2)),
+        "greedy": 0.5 * (1.0 + np.sign(first_N)),
+        "written": scores.written_N.astype(np.float64),
+    }
+
+
+def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float | int | None]:
+    """The mean over all values, with its error over the records that they belong to.
+
+    With n_r values of sum s_r in record r of R, and m = Σ s_r / Σ n_r,
+
+        se² = R / (R - 1) Σ_r (s_r - m n_r)² / (Σ n_r)²
+
+    Returns:
+      mean, se, low and high (mean ± 1.96 se), n values and ``records``. Without values all but the
+      counts are None, with a single record the error and the interval are.
+    """
+    records, index_N = np.unique(record_N, return_inverse=True)
+    result = dict.fromkeys(("mean", "se", "low", "high"))
+    result |= {"n": len(values_N), "records": len(records)}
+    if not len(values_N):
+        return result
+    result["mean"] = mean = float(np.mean(values_N, dtype=np.float64))
+    if len(records) > 1:
+        residual_R = np.bincount(index_N, np.asarray(values_N, np.float64) - mean)
+        share = len(records) / (len(records) - 1)
+        error = float(np.sqrt(share * np.sum(residual_R**2)) / len(values_N))
+        result |= {"se": error, "low": mean - _Z * error, "high": mean + _Z * error}
+    return result
+
+
+def summarize(scores: Scores, reference: Scores | None = None) -> dict:
+    """Correction accuracy, by kind of change too, and how far unchanged tokens moved.
+
+    Args:
+      reference: of another policy, on the same changes and tokens: that of before training, say.
+
+    Returns:
+      A :func:`cluster_mean` for each of ``READINGS``; ``by_kind`` the same for each kind of change;
+      ``unchanged``: ``logprob``, the mean log-probability of the tokens that nobody changed. With a
+      reference also its own ``summarize`` as ``reference``, the paired differences to it as
+      ``gain`` by reading, and in ``unchanged`` how far these tokens moved: ``moved`` is the mean of
+      |log p - log p_ref|, ``drift`` that of log p - log p_ref, in nats a token.
+    """
+    result = _table(scores, preferences(scores))
+    result["unchanged"] = {"logprob": cluster_mean(scores.logprob_M, scores.record_M)}
+    if reference is not None:
+        ours, others = preferences(scores), preferences(reference)
+        gains = {name: ours[name] - others[name] for name in READINGS}
+        drift_M = scores.logprob_M.astype(np.float64) - reference.logprob_M
+        result["unchanged"] |= {
+            "moved": cluster_mean(np.abs(drift_M), scores.record_M),
+            "drift": cluster_mean(drift_M, scores.record_M),
+        }
+        result |= {"reference": summarize(reference), "gain": _table(scores, gains)}
+    return result
+
+
+def _table(scores: Scores, values: Mapping[str, np.ndarray]) -> dict:
+    """Means of values by reading, over all changes and over those of each kind."""
+    by_kind = {}
+    for kind in dict.fromkeys(scores.kind_N.tolist()):
+        chosen = scores.kind_N == kind
+        record_N = scores.record_N[chosen]
+        by_kind[kind] = {n: cluster_mean(values[n][chosen], record_N) for n in READINGS}
+    return {n: cluster_mean(values[n], scores.record_N) for n in READINGS} | {"by_kind": by_kind}
+
+
+def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
+    """Spearman's rank correlation over the pairs that have both values.
+
+    None where there are fewer than three of them, or where either does not vary.
+    """
+    from scipy.stats import spearmanr  # a second to import
+
+    known = np.array([p for p in zip(x, y, strict=True) if None not in p], np.float64)
+    if len(known) < 3 or not np.ptp(known, axis=0).all():
+        return None
+    return float(spearmanr(*known.T).statistic)
+
+
+def format_table(result: Mapping) -> str:
+    """The result of :func:`summarize` as text, a line for each kind of change."""
+    heads = "".join(f"{name:>22}" for name in READINGS)
+    lines = [f"{'changes':<12}{'n':>7}{heads}"]
+    parts = {"": result, "reference": result.get("reference"), "gain": result.get("gain")}
+    for part, table in parts.items():
+        rows = {"all": table, **table["by_kind"]} if table else {}
+        lines += [part] if table and part else []
+        for name, row in rows.items():
+            cells = "".join(f"{_percent(row[reading], part == 'gain'):>22}" for reading in READINGS)
+            lines.append(f"{name:<12}{row['sampled']['n']:>7}{cells}")
+    unchanged = result["unchanged"]
+    lines.append(f"unchanged tokens: {unchanged['logprob']['n']}, in nats a token:")
+    for name, row in unchanged.items():
+        error = "" if row["se"] is None else f" ± {row['se']:.4f}"
+        value = "-" if row["mean"] is None else f"{row['mean']:.4f}{error}"
+        lines.append(f"{name:<12}{value:>7}")
+    return "\n".join(lines)
+
+
+def _percent(row: Mapping, signed: bool) -> str:
+    if row["mean"] is None:
+        return "-"
+    value = f"{100 * row['mean']:{'+' if signed else ''}.1f}"
+    return f"{value} %" if row["se"] is None else f"{value} ± {100 * row['se']:.1f} %"

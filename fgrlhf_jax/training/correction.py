@@ -1,0 +1,218 @@
+"""Correction accuracy: a policy's probabilities of what people put in and took out, and fluency.
+
+The formulas are in ``functional.correction``, which tokens are compared in ``data.changes``.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fgrlhf_jax.data.bucketing import by_length, choose_buckets
+from fgrlhf_jax.data.changes import ChangedRow, make_row, pad_rows
+from fgrlhf_jax.data.pairs import encode_pairs
+from fgrlhf_jax.data.records import Edit, Record
+from fgrlhf_jax.data.templates import encode_responses
+from fgrlhf_jax.data.tokenizers import Tokenizer
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional import correction, policy_losses
+from fgrlhf_jax.functional.correction import Scores
+from fgrlhf_jax.functional.win_rate import mean_and_error
+from fgrlhf_jax.models.attention import dense_mask
+from fgrlhf_jax.models.language_model import LanguageModel
+from fgrlhf_jax.models.llama import CausalLM
+from fgrlhf_jax.models.lora import variables
+from fgrlhf_jax.runtime import sharding
+
+BUCKETS = 4
+
+
+def evaluate(
+    policy: LanguageModel,
+    edits: Sequence[Record],
+    reference: LanguageModel | None = None,
+    *,
+    batch_size: int = 16,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Correction accuracy of a policy on edits that it was not trained on.
+
+    Args:
+      edits: prompts are written in the policy's template; what is longer than the positions of a
+        model is left out.
+      reference: what it is compared with, mostly the policy before training.
+      batch_size: edits at a time, rounded up to what the mesh divides.
+      log: gets a line that counts what was left out.
+
+    Returns:
+      As ``functional.correction.summarize``.
+
+    Raises:
+      InputError: for records that are no edits, when none is left, and for a reference with another
+        tokenizer.
+    """
+    models = [policy] if reference is None else [policy, reference]
+    vocabularies = [model.tokenizer.get_vocab() for model in models]
+    if vocabularies[0] != vocabularies[-1]:
+        raise InputError(
+            f"reference={models[-1].path}: has another tokenizer than {policy.path}; give a model "
+            "with the same one, or none"
+        )
+    limit = min(model.module.cfg.max_position for model in models)
+    rows, counts = encode_changes(edits, policy.tokenizer, policy.template, limit)
+    log("edits: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    scored = [
+        score_changes(model.read_params(), rows, model.module, model.mesh, batch_size)
+        for model in models
+    ]
+    return correction.summarize(*scored)
+
+
+def fluency(
+    model: LanguageModel, prompts: Sequence[Record], responses: Sequence[str], batch_size: int = 16
+) -> dict[str, float | int | None]:
+    """How likely responses are under a model that has not seen the feedback.
+
+    Returns:
+      ``mean`` over the n responses that are not empty of their mean log-probability a token, in
+      nats and without the end, and its standard error ``se``.
+    """
+    logprobs = response_logprobs(model, prompts, responses, batch_size=batch_size)
+    means = [logprob_T.mean(dtype=np.float64) for logprob_T in logprobs if logprob_T.size]
+    mean, error = mean_and_error(means) if means else (None, None)
+    return {"mean": mean, "se": error, "n": len(means)}
+
+
+def response_logprobs(
+    model: LanguageModel,
+    prompts: Sequence[Record],
+    responses: Sequence[str],
+    finished: Sequence[bool] | None = None,
+    *,
+    batch_size: int = 16,
+) -> list[np.ndarray]:
+    """float32[T], the log-probability under a model of each token of each response.
+
+    What is beyond the model's positions is left out, and an empty response has no tokens.
+
+    Args:
+      finished: whether a response has an end, an EOS that counts as a token; None: none has.
+    """
+    limit, rows = model.module.cfg.max_position, []
+    ended = [False] * len(responses) if finished is None else finished
+    for number, (prompt, response, end) in enumerate(zip(prompts, responses, ended, strict=True)):
+        options = {"max_prompt_length": limit // 2, "append_eos": end}
+        (encoded,), _ = encode_responses(
+            model.tokenizer, model.template, prompt, [response], **options
+        )
+        ids, start = np.array(encoded.ids[:limit], np.int32), max(encoded.start, 1)
+        if len(ids) > start:
+            rows.append(ChangedRow(ids, start, len(ids), np.arange(len(ids)) >= start, [], number))
+    logprobs = [np.zeros(0, np.float32)] * len(responses)
+    if rows:
+        scored = score_rows(model.read_params(), rows, model.module, model.mesh, batch_size)
+        for row, logprob_S, _ in scored:
+            logprobs[row.row] = logprob_S[row.start :]
+    return logprobs
+
+
+def encode_changes(
+    edits: Sequence[Record], tokenizer: Tokenizer, template: str, max_length: int
+) -> tuple[list[ChangedRow], dict[str, int]]:
+    """Rows of the usable edits, and counts of what was left out; raises as :func:`evaluate`."""
+    if not all(isinstance(edit, Edit) for edit in edits):
+        raise InputError("edits: some rows are no edits (original, edited); give edits only")
+    limits = {"max_length": max_length, "max_prompt_length": max_length - 1}
+    pairs, counts = encode_pairs(edits, tokenizer, template=template, **limits)
+    rows = [row for pair in pairs if (row := make_row(pair)).changes]
+    counts["changes"] = sum(len(row.changes) for row in rows)
+    if not rows:
+        raise InputError("edits: no place that an edit changed can be compared; give other edits")
+    return rows, counts
+
+
+def score_changes(
+    params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int = 16
+) -> Scores:
+    """What a model makes of edits: log-probabilities of both texts at every change."""
+    put_in, taken_out, kinds, records, unchanged, of_record = [], [], [], [], [], []
+    for row, logprob_S, greedy_S in score_rows(params, rows, module, mesh, batch_size):
+        for change, start in zip(row.changes, row.branches, strict=True):
+            a, b = (
+                logprob_S[column : column + len(change.put_in)] for column in (change.column, start)
+            )
+            put_in.append((a.sum(dtype=np.float64), a[0], greedy_S[change.column]))
+            taken_out.append((b.sum(dtype=np.float64), b[0]))
+            kinds.append(change.kind)
+            records.append(row.row)
+        unchanged.append(logprob_S[: row.length][row.unchanged])
+        of_record.append(np.full(len(unchanged[-1]), row.row))
+    (put_N, first_N, written_N), (out_N, first_out_N) = (
+        [*map(np.array, zip(*part, strict=True))] for part in (put_in, taken_out)
+    )
+    return Scores(
+        kind_N=np.array(kinds),
+        record_N=np.array(records),
+        put_in_N=put_N,
+        taken_out_N=out_N,
+        first_put_in_N=first_N,
+        first_taken_out_N=first_out_N,
+        written_N=written_N,
+        record_M=np.concatenate(of_record),
+        logprob_M=np.concatenate(unchanged),
+    )
+
+
+def score_rows(
+    params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int
+) -> list[tuple[ChangedRow, np.ndarray, np.ndarray]]:
+    """Each row, in their order, with float32[S] log-probability and bool[S] "is the likeliest".
+
+    Both are of a token behind what it sees; those of prompts are zeros.
+    """
+    targets = [np.arange(row.start, len(row.tokens)) for row in rows]
+    lengths, longest = [len(row.tokens) for row in rows], max(map(len, targets))
+    batch_size = sharding.round_batch_size(batch_size, mesh)
+    scored: list = [None] * len(rows)
+    for bucket, numbers, _ in by_length(lengths, batch_size, choose_buckets(lengths, BUCKETS)):
+        batch = pad_rows([rows[n] for n in numbers], bucket, batch_size)
+        columns_BT = np.ones((batch_size, min(-(-longest // 8) * 8, bucket)), np.int32)
+        for b, n in enumerate(numbers):
+            columns_BT[b, : len(targets[n])] = targets[n]
+        with jax.set_mesh(mesh):
+            on_mesh = sharding.put_batch(batch | {"columns_BT": columns_BT}, mesh)
+            results = sharding.to_host(token_scores(params, on_mesh, model=module))
+        for b, n in enumerate(numbers):
+            of_row = np.zeros(lengths[n], np.float32), np.zeros(lengths[n], bool)
+            for array, result_BT in zip(of_row, results, strict=True):
+                array[targets[n]] = result_BT[b, : len(targets[n])]
+            scored[n] = (rows[n], *of_row)
+    return scored
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, jax.Array]:
+    """Of the tokens at ``columns_BT``: log-probability, and whether none is likelier, both [B, T].
+
+    Args:
+      batch: the arrays of ``pad_rows``, and columns_BT int32.
+    """
+    tokens_BS, columns_BT, branch_BS = (batch[n] for n in ("tokens_BS", "columns_BT", "branch_BS"))
+    S = tokens_BS.shape[1]
+    of_branch_BSS = branch_BS[:, :, None] == branch_BS[:, None, :]
+    prefix_BSS = (branch_BS == 0)[:, None, :] & (
+        jnp.arange(S)[None, None, :] < batch["limit_BS"][:, :, None]
+    )
+    attend_BSS = dense_mask(batch["mask_BS"]) & (of_branch_BSS | prefix_BSS)
+    inputs = tokens_BS, batch["positions_BS"], attend_BSS
+    hidden_BSD = model.apply(variables(params), *inputs, method="states")
+    before_BT = jnp.take_along_axis(batch["before_BS"], columns_BT, axis=1)
+    before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
+    logits_BTV = model.apply(variables(params), before_BTD, method="unembed")
+    chosen_BT = jnp.take_along_axis(tokens_BS, columns_BT, axis=1)
+    logprob_BT, _ = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
+    logit_BT = jnp.take_along_axis(logits_BTV, chosen_BT[..., None], axis=-1)[..., 0]
+    return logprob_BT, logit_BT >= jnp.max(logits_BTV, axis=-1)
