@@ -27,9 +27,10 @@ from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import read_json, write_json, write_jsonl
 from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
-from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards
+from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards, words_to_change
 from fgrlhf_jax.tiny_world.people import Rates
 from fgrlhf_jax.tiny_world.words import make_tokenizer
+from fgrlhf_jax.training import correction
 
 FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
@@ -251,7 +252,9 @@ def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
 def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str, str]) -> None:
     """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
 
-    Without a judge the scores are None.
+    Without a judge the scores are None. With them stand the policy's correction accuracy on the
+    seed's edits that nothing was trained on, and its KL from the policy that all arms start from;
+    in the embedded world each response has the words that an editor would still change.
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
 
@@ -282,9 +285,15 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         rows = generate_responses(model, prompts, sampling, generator=arm, seed=seed, **options)
         responses, ended = ([row[key] for row in rows] for key in ("output", "finished"))
         scores = score(texts, responses, finished=ended) if judge else [None] * len(rows)
-        return [row | {"score": s} for row, s in zip(rows, scores, strict=True)]
+        rows = [row | {"score": s} for row, s in zip(rows, scores, strict=True)]
+        if config.embedded:
+            for text, row in zip(texts, rows, strict=True):
+                row["words_to_change"] = words_to_change(text, row["output"])
+        return rows
 
-    out = folder / f"seed_{seed}" / "answers"
+    home = folder / f"seed_{seed}"
+    edits, out = records.read(str(home / "feedback" / "edits_test.jsonl")), home / "answers"
+    start = LanguageModel.load(policies["sft"], template=config.template, lazy=True)
     for arm, path in policies.items():
         model = LanguageModel.load(path, template=config.template)
         if arm == "sft":
@@ -292,8 +301,35 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             write_json(out / "reference.json", {"sampled": reference})
         decodings = {"sampled": 1.0, "greedy": 0.0}
         answers = {name: sample_and_score(t, seed, model, arm) for name, t in decodings.items()}
-        write_json(out / f"{arm}.json", answers)
+        moved = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
+        write_json(out / f"{arm}.json", answers | moved)
         del model  # else its weights would stay until those of the next one are loaded
+
+
+def compare_with_start(
+    config: ConfigDict,
+    policy: LanguageModel,
+    start: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Record],
+    sampled: Sequence[dict],
+) -> dict:
+    """Correction accuracy on edits, before and after, and the KL of a policy's samples in nats."""
+    size = config.answer_batch_size
+    corrections = correction.evaluate(policy, edits, start, batch_size=size)
+    texts, ended = ([row[name] for row in sampled] for name in ("output", "finished"))
+    options = {"max_prompt_length": config.max_prompt_length, "batch_size": size}
+    ours, others = (
+        correction.response_logprobs(model, prompts, texts, ended, **options)
+        for model in (policy, start)
+    )
+    kl = sum(float((a - b).sum()) for a, b in zip(ours, others, strict=True)) / len(prompts)
+    return {
+        "correction_accuracy": corrections["sampled"]["mean"],
+        "greedy_correction_accuracy": corrections["greedy"]["mean"],
+        "corrections": corrections,
+        "kl": kl,
+    }
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ from fgrlhf_jax.models.llama import CausalLM
 from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime import sharding
 
-BUCKETS = 4
+_NARROW = 64  # columns that a further bucket must save, to be worth its compilation
 
 
 def evaluate(
@@ -92,6 +92,7 @@ def response_logprobs(
     responses: Sequence[str],
     finished: Sequence[bool] | None = None,
     *,
+    max_prompt_length: int = 0,
     batch_size: int = 16,
 ) -> list[np.ndarray]:
     """float32[T], the log-probability under a model of each token of each response.
@@ -100,11 +101,13 @@ def response_logprobs(
 
     Args:
       finished: whether a response has an end, an EOS that counts as a token; None: none has.
+      max_prompt_length: tokens, of longer prompts the rest is cut; 0: half of the positions.
     """
     limit, rows = model.module.cfg.max_position, []
+    longest = max_prompt_length or limit // 2
     ended = [False] * len(responses) if finished is None else finished
     for number, (prompt, response, end) in enumerate(zip(prompts, responses, ended, strict=True)):
-        options = {"max_prompt_length": limit // 2, "append_eos": end}
+        options = {"max_prompt_length": longest, "append_eos": end}
         (encoded,), _ = encode_responses(
             model.tokenizer, model.template, prompt, [response], **options
         )
@@ -176,8 +179,9 @@ def score_rows(
     targets = [np.arange(row.start, len(row.tokens)) for row in rows]
     lengths, longest = [len(row.tokens) for row in rows], max(map(len, targets))
     batch_size = sharding.round_batch_size(batch_size, mesh)
+    buckets = choose_buckets(lengths, min(max(lengths) // _NARROW, 3) + 1)
     scored: list = [None] * len(rows)
-    for bucket, numbers, _ in by_length(lengths, batch_size, choose_buckets(lengths, BUCKETS)):
+    for bucket, numbers, _ in by_length(lengths, batch_size, buckets):
         batch = pad_rows([rows[n] for n in numbers], bucket, batch_size)
         columns_BT = np.ones((batch_size, min(-(-longest // 8) * 8, bucket)), np.int32)
         for b, n in enumerate(numbers):

@@ -4,7 +4,9 @@ import itertools
 import json
 import weakref
 
+import ppo_cases
 import pytest
+import tiny_cases
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Preference
@@ -17,7 +19,7 @@ from fgrlhf_jax.report.content import build_report, to_json
 from fgrlhf_jax.report.page import to_html
 from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
-from fgrlhf_jax.tiny_world.datasets import make_instructions
+from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
 from launch.shared import config_files
 
@@ -53,9 +55,10 @@ def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
     write_jsonl(tmp_path / "data" / "test.jsonl", make_instructions(1, "test", 0))
 
     class Model:
-        def __init__(self, path, template):
-            assert not any(model() for model in loaded)
-            loaded.append(weakref.ref(self))
+        def __init__(self, path, template, lazy=False):
+            if not lazy:
+                assert not any(model() for model in loaded)
+                loaded.append(weakref.ref(self))
 
     def respond(model, prompts, sampling_params, **options):
         return [{"output": "b", "finished": True} for _ in prompts]
@@ -63,9 +66,38 @@ def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks.LanguageModel, "load", Model)
     monkeypatch.setattr(tasks, "generate_responses", respond)
     monkeypatch.setattr(tasks.hf_load, "learned_template", lambda path: "")
+    monkeypatch.setattr(tasks, "compare_with_start", lambda *args: {"kl": 1.0})
+    write_jsonl(tmp_path / "seed_0" / "feedback" / "edits_test.jsonl", make_feedback(1, 0)[0])
     tasks.make_answers(config, tmp_path, 0, {"oracle": "a", "ppo_rlhf": "b", "sft": "c"})
     answers = sorted(path.stem for path in (tmp_path / "seed_0" / "answers").iterdir())
     assert answers == ["oracle", "ppo_rlhf", "reference", "sft"]
+    answers = json.loads((tmp_path / "seed_0" / "answers" / "oracle.json").read_text())
+    assert answers["sampled"][0]["words_to_change"] > 1
+    assert answers["kl"] == 1
+
+
+def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
+    """Its KL is the mean log-ratio of its samples, and of the start itself 0."""
+    tiny_cases.one_device(monkeypatch)
+    policy, start = (
+        tasks.LanguageModel.load(
+            ppo_cases.save_policy(tmp_path / f"{seed}", seed=seed, template="plain")
+        )
+        for seed in (0, 1)
+    )
+    config, edits = make_config(), make_feedback(6, 0)[0]
+    prompts = make_instructions(8, "test", 0)
+    rows = [{"output": row.output, "finished": n % 2 == 0} for n, row in enumerate(prompts)]
+    result = tasks.compare_with_start(config, policy, start, edits, prompts, rows)
+    texts, ended = ([row[name] for row in rows] for name in ("output", "finished"))
+    totals = [
+        sum(x.sum() for x in tasks.correction.response_logprobs(model, prompts, texts, ended))
+        for model in (policy, start)
+    ]
+    assert result["kl"] == pytest.approx((totals[0] - totals[1]) / 8, rel=1e-4)
+    assert result["correction_accuracy"] == result["corrections"]["sampled"]["mean"]
+    itself = tasks.compare_with_start(config, start, start, edits, prompts, rows)
+    assert itself["kl"] == itself["corrections"]["gain"]["sampled"]["mean"] == 0
 
 
 # --- the embedded world ------------------------------------------------------------------------

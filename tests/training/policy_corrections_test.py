@@ -24,7 +24,7 @@ PAIRS = [
         [
             ([9, 8, 4, 5, 6, 7], [4, 5, 6, 7]),  # put in at the start
             ([4, 5], [4, 5, 6, 7]),  # taken out at the end
-            ([4, 10, 11, 12, 7, 13, 8, 8], [4, 5, 6, 7, 13, 14, 8]),  # several
+            ([4, 10, 11, 12, 7, 13, 8, 8, 15], [4, 5, 6, 7, 13, 14, 8]),  # several
             ([20], [21, 22, 23]),
         ]
     )
@@ -32,11 +32,14 @@ PAIRS = [
 
 
 def logprobs(tokens) -> np.ndarray:
-    """float64[S, V] of what stands behind every token of one sequence, unpadded."""
-    row = jnp.array([tokens], jnp.int32)
-    inputs = row, *llama.positions_and_mask(row >= 0)
-    logits = MODEL.apply({"params": PARAMS}, *inputs)[0]
-    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+    """float64[S, V] of what stands behind every token of one sequence."""
+    row = np.pad(tokens, (0, 16 - len(tokens)))[None].astype(np.int32)
+    return np.asarray(whole_pass(row, *llama.positions_and_mask(row >= 0))[0], np.float64)
+
+
+@jax.jit
+def whole_pass(*inputs):
+    return jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, *inputs))
 
 
 def mesh():
