@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import checkpoint
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.prompts import encode_prompts
-from fgrlhf_jax.data.records import Preference, Record, better_and_worse
+from fgrlhf_jax.data.records import Preference, Record, sides
 from fgrlhf_jax.data.templates import encode_responses, encode_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
@@ -149,8 +149,8 @@ def _encode_sides(tokenizer, rows: Sequence[Record], data: dict) -> dict:
     options = {"max_prompt_length": data["max_prompt_length"], "append_eos": True}
     pairs = []
     for row in rows:
-        sides = better_and_worse(row)
-        encoded, _ = encode_responses(tokenizer, data["template"], row, sides, **options)
+        names = sides(row)
+        encoded, _ = encode_responses(tokenizer, data["template"], row, names, **options)
         pairs.append([side.ids[: data["max_length"]] for side in encoded])
     fields = [dataclasses.asdict(row) for row in rows]
     return {"rows": pairs, "records": fields, "data": data}

@@ -139,8 +139,11 @@ def read_tasks(config) -> list[EditTask]:
 
 
 def row_key(request_key: str, task: EditTask, max_change_ratio: float) -> str:
-    """The hash of everything that determines a row of the output."""
-    parts = json.dumps([request_key, task, max_change_ratio])
+    """The hash of everything that determines a row of the output.
+
+    Whether a response ended counts where it did not: the keys of earlier versions hold.
+    """
+    parts = json.dumps([request_key, task[:-1] if task.finished else task, max_change_ratio])
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -155,6 +158,8 @@ def make_row(
     else:
         row |= {"instruction": task.instruction, "input": task.input}
     row["original"] = task.response
+    if not task.finished:
+        row["finished"] = False
     annotator = {"annotator": f"{config.provider}/{config.model}"}
     if isinstance(reply, Rejected):
         reason = reply.reason if question.unasked else f"rejected: {reply.reason}"

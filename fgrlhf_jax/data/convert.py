@@ -30,18 +30,23 @@ SIDES = ("better", "worse")
 Row = dict[str, Any]
 
 # What a converted row has under the names of its target; a pair may keep labels and predictions.
-_REPLACED = {*formats.PROMPTS, *formats.ANSWERS, "input", "system", "raw_instruction"}
+_REPLACED = {
+    *(*formats.PROMPTS, *formats.ANSWERS, *formats.FINISHED),
+    *("input", "system", "raw_instruction"),
+}
 _LABELS = {"predictions", "preference", "overall_preference"}
 
 
 def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
     """The same pair with its sides in an order that a hash of its texts decides."""
-    texts, better = records.better_and_worse(pair), 1
+    names, better = records.sides(pair), 1
+    texts = records.better_and_worse(pair)
     coin = json.dumps([seed, *records.shown_prompt(pair), *texts]).encode()
     if hashlib.sha256(coin).digest()[0] & 1:
-        texts, better = texts[::-1], 2
+        names, texts, better = names[::-1], texts[::-1], 2
+    finished = (records.is_finished(pair, name) for name in names)
     prompt = pair.instruction, pair.input
-    return Preference(*prompt, *texts, better, id=pair.id, messages=pair.messages)
+    return Preference(*prompt, *texts, better, pair.id, pair.messages, *finished)
 
 
 def json_fields(row: Mapping[str, Any]) -> Row:
@@ -118,9 +123,7 @@ def _convert(
     id = getattr(record, "id", "") or row.get("id")
     id = {} if id in (None, "") else {"id": str(id)}
     if to in ("instructions", "messages") and not isinstance(record, Instruction):
-        better = records.better_response(record)
-        _, worse = records.better_and_worse(record)
-        record = better if side == "better" else dataclasses.replace(better, output=worse)
+        record = records.as_instruction(record, records.sides(record)[SIDES.index(side)])
         row = id
     elif to in ("instructions", "messages") and side == "worse":
         raise InputError("an instruction has one response, no worse one; choose side=better.")
@@ -154,7 +157,7 @@ def _convert(
     fields = {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
     if isinstance(record, Preference):
         fields["preference"] = record.preference
-    return further | prompt | fields
+    return further | prompt | fields | records.unfinished_fields(record)
 
 
 def _has_turns(record: Record) -> bool:
@@ -173,9 +176,11 @@ def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:
     texts = [text for text in texts if text]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
     if to == "messages":
-        return parts | {"messages": sum(answers, chat)}
+        fields = {"messages": sum(answers, chat)}
+        return parts | fields | records.unfinished_fields(record)
     names = ("chosen", "rejected") if is_pair else ("completion",)
     fields = {"prompt": chat if in_turns else prompt}
+    fields |= records.unfinished_fields(record, records.sides(record) if is_pair else ())
     return parts | fields | dict(zip(names, answers if in_turns else texts, strict=False))
 
 
@@ -188,8 +193,10 @@ def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
     unnamed = generator or "unnamed"
     if isinstance(record, Instruction):
         name = row.get("generator") or unnamed
-        return prompt | {"output": record.output, "generator": name}
+        fields = {"output": record.output, "generator": name}
+        return prompt | fields | records.unfinished_fields(record)
     (name_1, text_1), (name_2, text_2) = records.responses_of(record).items()
+    prompt |= records.unfinished_fields(record, (name_1, name_2))
     return prompt | {
         "output_1": text_1,
         "generator_1": row.get("generator_1") or name_1,

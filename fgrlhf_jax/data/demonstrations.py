@@ -59,9 +59,7 @@ def encode_demonstrations(
         if not record.output.strip():
             counts["dropped_empty"] += 1
             continue
-        (encoded,), truncated = encode_responses(
-            tokenizer, template, record, [record.output], **options
-        )
+        (encoded,), truncated = encode_responses(tokenizer, template, record, ["output"], **options)
         truncated = truncated or len(encoded.ids) > max_length
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1

@@ -38,7 +38,8 @@ LAYOUTS = {
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 UNUSABLE = ("tools", "images")  # of TRL
-FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans")
+FINISHED = ("finished", "finished_1", "finished_2")
+FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans", *FINISHED)
 ROW_BYTES = 2_000_000
 
 Row = Mapping[str, Any]
@@ -115,10 +116,12 @@ def normalize(
     if kind == EDIT:
         spans = _spans(row.get("error_spans"), len(answers[0]), where)
         fields = {"original": answers[0], "edited": answers[1], "error_spans": spans}
+        fields |= _finished(row, FINISHED[:1], where)
     elif kind == PREFERENCE:
         has_label = len(layout) > 2 and not is_candidate
         preference = _preference(row, layout[2], where) if has_label else 1
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
+        fields |= _finished(row, FINISHED[1:], where)
     else:
         label = row.get("label")  # of TRL's completions: a bool, or what a table makes of one
         is_false = layout == ("completion",) and str(label).lower() in ("false", "0", "0.0")
@@ -127,7 +130,7 @@ def normalize(
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
-        return [(kind, prompt | {"output": answers[0]})]
+        return [(kind, prompt | {"output": answers[0]} | _finished(row, FINISHED[:1], where))]
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
 
@@ -347,6 +350,16 @@ def _preference(row: Row, name: str, where: str) -> int:
         allowed = "1 or 2, the better output"
     shown = json.dumps(value, default=str)[:40]
     raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
+
+
+def _finished(row: Row, names: Iterable[str], where: str) -> dict[str, bool]:
+    """Which responses ended by themselves; all of which nothing is said. CSV has texts."""
+    values = {"true": True, "false": False, "": True, "none": True}
+    fields = {name: values.get(str(row.get(name)).lower()) for name in names}
+    for name, value in fields.items():
+        if value is None:
+            raise InputError(f"{where}: {name} is {row[name]!r:.40}; it must be true or false.")
+    return fields
 
 
 def _comparisons(row: Row, where: str) -> list[Row]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.bucketing import fill_batch, pad_right
-from fgrlhf_jax.data.records import Edit, Preference, Record, better_and_worse, kind_of
+from fgrlhf_jax.data.records import Edit, Preference, Record, better_and_worse, kind_of, sides
 from fgrlhf_jax.data.templates import Encoded, check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
@@ -112,9 +112,9 @@ def encode_pairs(
 ) -> tuple[list[Pair], dict[str, int]]:
     """Pairs of the usable records, in their order, and counts of what was left out.
 
-    An edit is aligned on its whole responses, EOS included. Of a preference every response token
-    counts as changed and no token has a partner: Equation 4 then is Equation 3. A pair whose sides
-    are equal has no gradient and is left out.
+    An edit is aligned on its whole responses, EOS included, which one that was cut does not have.
+    Of a preference every response token counts as changed and no token has a partner: Equation 4
+    then is Equation 3. A pair whose sides are equal has no gradient and is left out.
 
     Args:
       max_length: tokens of the prompt and either response.
@@ -134,17 +134,15 @@ def encode_pairs(
     counts = {"rows": len(records), **dict.fromkeys(names, 0)}
     pairs = []
     for row, record in enumerate(records):
-        sides, truncated = encode_responses(
-            tokenizer, template, record, better_and_worse(record), **options
-        )
-        truncated = truncated or max(len(side.ids) for side in sides) > max_length
+        encoded, truncated = encode_responses(tokenizer, template, record, sides(record), **options)
+        truncated = truncated or max(len(side.ids) for side in encoded) > max_length
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
-        elif sides[0].ids[:max_length] == sides[1].ids[:max_length]:
+        elif encoded[0].ids[:max_length] == encoded[1].ids[:max_length]:
             counts["unchanged"] += 1  # else one side has a changed token
         else:
             method = alignment if isinstance(record, Edit) else None
-            pairs.append(_make_pair(*sides, record, row, method, max_length))
+            pairs.append(_make_pair(*encoded, record, row, method, max_length))
             counts["truncated"] += truncated
     counts["kept"] = len(pairs)
     if not pairs:

@@ -37,6 +37,7 @@ class Edit:
     The prompt of any record is either ``instruction`` (with ``input`` or not) or ``messages``, the
     turns before the response, of which the last is the user's; the other fields are empty then.
     ``error_spans`` are (start, end) characters of ``original`` that somebody marked as wrong.
+    ``finished``, of any record, says whether a response ended by itself: of an edit the original.
     """
 
     instruction: str
@@ -46,6 +47,7 @@ class Edit:
     id: str = ""
     error_spans: tuple[tuple[int, int], ...] = ()
     messages: tuple[Message, ...] = ()
+    finished: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Preference:
     preference: int
     id: str = ""
     messages: tuple[Message, ...] = ()
+    finished_1: bool = True
+    finished_2: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Instruction:
     input: str
     output: str
     messages: tuple[Message, ...] = ()
+    finished: bool = True
 
 
 RESPONSES = {  # the fields with responses
@@ -126,12 +131,48 @@ def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
     return fields | {"instruction": prompt_text(record)}
 
 
+def sides(pair: Edit | Preference) -> tuple[str, str]:
+    """The fields of the edited or preferred response of a pair, and of the other one."""
+    first, second = RESPONSES[type(pair)]
+    is_first = isinstance(pair, Preference) and pair.preference == 1
+    return (first, second) if is_first else (second, first)
+
+
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:
     """The edited or preferred response of a pair, and the other one."""
-    if isinstance(pair, Edit):
-        return pair.edited, pair.original
-    texts = pair.output_1, pair.output_2
-    return texts if pair.preference == 1 else texts[::-1]
+    better, worse = sides(pair)
+    return getattr(pair, better), getattr(pair, worse)
+
+
+def is_finished(record: Record, name: str) -> bool:
+    """Whether the response in the field ``name`` ended by itself.
+
+    The edit of a response that was cut is cut too, unless its last word is another: then an editor
+    gave it an end.
+    """
+    if isinstance(record, Preference):
+        return record.finished_1 if name == "output_1" else record.finished_2
+    if name != "edited" or record.finished:
+        return record.finished
+    return record.edited.split()[-1:] != record.original.split()[-1:]
+
+
+def unfinished_fields(record: Record, names: Sequence[str] = ()) -> dict[str, bool]:
+    """The fields of a row that say which responses were cut; {} where none was.
+
+    Args:
+      names: the fields of a record's responses that are first and second in a row of a pair; ()
+        where the row is of the record's own kind.
+    """
+    cut = {f"finished_{n}": is_finished(record, name) for n, name in enumerate(names, 1)}
+    cut = cut or {name: getattr(record, name, True) for name in formats.FINISHED}
+    return {name: value for name, value in cut.items() if not value}
+
+
+def as_instruction(record: Record, name: str) -> Instruction:
+    """A record's prompt with the response in the field ``name``."""
+    prompt = record.instruction, record.input
+    return Instruction(*prompt, getattr(record, name), record.messages, is_finished(record, name))
 
 
 def read(spec: str, **options: Any) -> list[Record]:
@@ -222,10 +263,7 @@ def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
 
 def better_response(record: Record) -> Instruction:
     """A record's prompt with its only or its better response."""
-    if isinstance(record, Instruction):
-        return record
-    better, _ = better_and_worse(record)
-    return Instruction(record.instruction, record.input, better, record.messages)
+    return record if isinstance(record, Instruction) else as_instruction(record, sides(record)[0])
 
 
 def prompt_key(record: Record) -> tuple[str, str]:

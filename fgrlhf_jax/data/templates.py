@@ -24,7 +24,7 @@ from fgrlhf_jax.data.chat import (
     tokenize,
 )
 from fgrlhf_jax.data.conversations import join_prompt
-from fgrlhf_jax.data.records import Message, Record, shown_prompt
+from fgrlhf_jax.data.records import Message, Record, is_finished, shown_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
@@ -210,15 +210,22 @@ def encode_responses(
     tokenizer: Tokenizer,
     template: str,
     record: Record,
-    responses: Iterable[str],
+    names: Iterable[str],
     *,
     max_prompt_length: int,
     append_eos: bool,
 ) -> tuple[list[Encoded], bool]:
-    """Responses behind the same prompt, and whether :func:`fit_prompt` shortened that."""
+    """The responses in these fields of a record, and whether :func:`fit_prompt` cut its prompt.
+
+    Args:
+      append_eos: whether responses that ended by themselves end with a control token.
+    """
     record, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
     encode = functools.partial(encode_response, tokenizer, template, record)
-    return [encode(response, append_eos) for response in responses], truncated
+    encoded = [
+        encode(getattr(record, name), append_eos and is_finished(record, name)) for name in names
+    ]
+    return encoded, truncated
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -8,6 +8,7 @@
 Seed S has its own samples, feedback, reward models and policies.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,9 +91,7 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
         edits, held_out = records.split(edits, 0.1, config.seed)
     # Without demonstrations a policy imitates both sides of the edits.
     sft = (records.read(files.sft, need="responses") if files.sft else []) or [
-        Instruction(edit.instruction, edit.input, response, edit.messages)
-        for edit in edits
-        for response in (edit.original, edit.edited)
+        records.as_instruction(edit, name) for edit in edits for name in records.RESPONSES[Edit]
     ]
     prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
     # Another seed than that of the split before, whose hash these rows have in common.
@@ -244,8 +243,7 @@ def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
         scores = [gold_score(row.instruction, t) for t in (row.output_1, row.output_2)]
         if scores[0] != scores[1]:
             better = 1 if scores[0] > scores[1] else 2
-            pair = Preference(row.instruction, "", row.output_1, row.output_2, better, row.id)
-            labelled.append(pair)
+            labelled.append(dataclasses.replace(row, preference=better))
     return labelled
 
 

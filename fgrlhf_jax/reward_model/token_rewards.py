@@ -59,8 +59,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
 
 def first_response(row: records.Record) -> records.Instruction:
     """A record with its first response only."""
-    response = getattr(row, records.RESPONSES[type(row)][0])
-    return records.Instruction(row.instruction, row.input, response, row.messages)
+    return records.as_instruction(row, records.RESPONSES[type(row)][0])
 
 
 def encode_responses(
@@ -85,7 +84,7 @@ def encode_responses(
         if missing := [name for name, text in texts.items() if not text]:
             raise InputError(f"row {number}: there is no response in {missing[0]!r} to score")
         sides, is_cut = templates.encode_responses(
-            tokenizer, data["template"], row, texts.values(), **options
+            tokenizer, data["template"], row, texts, **options
         )
         if (length := max(side.start for side in sides)) >= max_length:
             raise InputError(

@@ -7,7 +7,7 @@ import random
 import hub_cases
 import pytest
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.data.convert import SIDES, as_preference, convert_records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.errors import InputError
@@ -65,7 +65,8 @@ def test_a_row_that_keeps_its_kind_keeps_its_fields():
     for record, to in ((EDIT, "edits"), (FIRST, "preferences"), (ANSWER, "instructions")):
         (row,) = converted(record, to=to, further=further)
         fields = json.loads(json.dumps(dataclasses.asdict(record)))
-        del fields["messages"]
+        for name in ("messages", *formats.FINISHED):
+            fields.pop(name, None)
         assert row == {**fields, "annotator": "human", "a set": "{1}"}
 
 
@@ -125,14 +126,22 @@ def test_to_preferences_and_back(tmp_path):
     """AlpacaFarm's rows have all of a preference; both sides of an edit survive the shuffling."""
     rng, path = random.Random(0), tmp_path / "pairs.jsonl"
     texts = [[random_text(rng, first) for first in ("x", "", "y", "z")] for _ in range(300)]
-    pairs = [Preference(*t, rng.choice((1, 2)), rng.choice(("", "id/7"))) for t in texts]
+    ended = [rng.choice(([True, True], [True, False], [False, True])) for _ in texts]
+    pairs = [
+        Preference(*t, rng.choice((1, 2)), rng.choice(("", "id/7")), (), *ends)
+        for t, ends in zip(texts, ended, strict=True)
+    ]
     write_jsonl(path, converted(*pairs, to="alpaca_farm"))
     assert records.read(str(path)) == pairs
-    edits = [Edit(*t) for t in texts]
-    write_jsonl(path, converted(*edits, to="preferences"))
-    assert list(map(better_and_worse, records.read(str(path)))) == [
-        (edit.edited, edit.original) for edit in edits
-    ]
+    edits = [Edit(*t, finished=ends[0]) for t, ends in zip(texts, ended, strict=True)]
+    for to in ("preferences", "trl"):
+        write_jsonl(path, converted(*edits, to=to))
+        for edit, pair in zip(edits, records.read(str(path)), strict=True):
+            sides = records.sides(pair)
+            assert better_and_worse(pair) == (edit.edited, edit.original)
+            assert [records.is_finished(pair, side) for side in sides] == [
+                records.is_finished(edit, side) for side in ("edited", "original")
+            ]
 
 
 def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):

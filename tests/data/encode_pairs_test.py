@@ -8,8 +8,9 @@ from layout_cases import layouts
 from tokenizers.normalizers import Lowercase
 
 from fgrlhf_jax.data.alignment import align
+from fgrlhf_jax.data.demonstrations import encode_demonstrations
 from fgrlhf_jax.data.pairs import Pair, encode_pairs, pad_pairs, span_labels
-from fgrlhf_jax.data.records import Edit, Preference, better_and_worse
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.data.templates import encode_prompt, encode_response, encode_text
 from fgrlhf_jax.errors import InputError
 
@@ -281,3 +282,21 @@ def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):
     for count, size in ((0, 2), (3, 2)):
         with pytest.raises(AssertionError, match=f"{count} rows for a batch of {size}"):
             pad_pairs(pairs[:count], 32, batch_size=size)
+
+
+def test_a_response_that_was_cut_has_no_eos(tokenizer):
+    cut = Edit("write", "", "the dull film and", "the bright film and", finished=False)
+    mended = dataclasses.replace(cut, edited="the bright film")
+    pair, with_end = encode([cut, mended], tokenizer)[0]
+    assert pair.tokens_i[-1] == pair.tokens_j[-1] != 2
+    assert with_end.tokens_i[-1] == 2 != with_end.tokens_j[-1]
+    assert with_end.changed_i[-1]
+    sides = Preference("write", "", "the film", "the town was", 1, finished_2=False)
+    (pair,) = encode([sides], tokenizer)[0]
+    assert pair.tokens_i[-1] == 2 != pair.tokens_j[-1]
+    rows, _ = encode_demonstrations(
+        [Instruction("write", "", "the film", finished=ended) for ended in (True, False)],
+        tokenizer,
+        **SETTINGS,
+    )
+    assert rows[0].tokens.tolist() == [*rows[1].tokens.tolist(), 2]

@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import (
     Edit,
     Instruction,
@@ -344,3 +345,21 @@ def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
         read(name)
     assert [row.instruction for row in read(name, refused=refused)] == ["Name a fruit."]
     assert len(refused) == 1
+
+
+def test_whether_a_response_ended_travels_with_its_record():
+    edit = EDIT | {"original": "It rains and", "edited": "It snows and", "finished": False}
+    row = records.parse_record(edit, "a:1")
+    assert not row.finished
+    assert not records.is_finished(row, "edited")
+    mended = records.parse_record(edit | {"edited": "It snows."}, "a:1")
+    assert records.is_finished(mended, "edited")
+    assert not records.is_finished(mended, "original")
+    assert records.better_response(row).finished is False
+    pair = records.parse_record(PREFERENCE | {"finished_2": "False", "finished_1": ""}, "a:1")
+    assert (pair.finished_1, pair.finished_2) == (True, False)
+    assert records.is_finished(pair, "output_1")
+    assert not records.is_finished(pair, "output_2")
+    assert records.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
+    with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):
+        records.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")

@@ -161,9 +161,10 @@ def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAnd
             "as output or original"
         )
     if isinstance(record, records.Instruction):
-        return Item(*prompt, record.output, turns=turns), []
+        return Item(*prompt, record.output, turns=turns, finished=record.finished), []
     others = ((str(row["annotator"]), record.edited),) if row.get("annotator") else ()
-    return Item(*prompt, record.original, record.edited, turns, others), []
+    texts = record.original, record.edited
+    return Item(*prompt, *texts, turns, others, record.finished), []
 
 
 def _item(id: str, row: Row, suggestion: str, where: str) -> Item:

@@ -17,6 +17,7 @@ class Item:
       suggestion: the text that editing starts from; "" for ``original``.
       turns: (role, text) of a conversation before the response; () for instruction and input.
       others: (annotator, text) of further edits of the row, at hand while editing.
+      finished: whether the response ended by itself.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Item:
     suggestion: str = ""
     turns: tuple[tuple[str, str], ...] = ()
     others: tuple[tuple[str, str], ...] = ()
+    finished: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,8 @@ def edit_row(item: Item, decision: Decision) -> dict[str, Any]:
     if item.turns:
         prompt = {"messages": [{"role": role, "content": text} for role, text in item.turns]}
     texts = {"original": item.original, "edited": decision.text, "annotator": decision.annotator}
-    return {"id": item.id, **prompt, **texts, **json.loads(decision.details or "{}")}
+    cut = {} if item.finished else {"finished": False}
+    return {"id": item.id, **prompt, **texts, **cut, **json.loads(decision.details or "{}")}
 
 
 def input_digest(items: Sequence[Item], imported: Sequence[Decision] = ()) -> str:
@@ -80,8 +83,9 @@ def input_digest(items: Sequence[Item], imported: Sequence[Decision] = ()) -> st
     """
     rows: list[tuple] = []
     for item in items:
-        *fields, turns, others = dataclasses.astuple(item)
-        rows.append((*fields, turns, others) if turns or others else tuple(fields))
+        *fields, turns, others, finished = dataclasses.astuple(item)
+        further = (turns, others) if turns or others else ()
+        rows.append((*fields, *further) if finished else (*fields, turns, others, finished))
     for decision in imported:
         fields = dataclasses.astuple(decision)[:4]
         rows.append((*fields, decision.details) if decision.details else fields)

@@ -17,8 +17,9 @@ from fgrlhf_jax.data.records import (
     Instruction,
     Preference,
     Record,
-    better_and_worse,
+    is_finished,
     shown_prompt,
+    sides,
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
@@ -63,6 +64,7 @@ class EditTask(NamedTuple):
     input: str
     response: str
     messages: tuple[Mapping[str, str], ...] = ()  # of several turns, which instruction transcribes
+    finished: bool = True  # whether the response ended by itself
 
 
 class ParsedEdit(NamedTuple):
@@ -84,13 +86,15 @@ def make_tasks(
     tasks = []
     for n, (record, fields) in enumerate(rows, 1):
         if isinstance(record, Instruction):
-            response = record.output
+            name = "output"
         else:
-            better, worse = better_and_worse(record)
-            response = better if side == "better" and isinstance(record, Preference) else worse
+            better, worse = sides(record)
+            name = better if side == "better" and isinstance(record, Preference) else worse
         identifier = n if fields.get("id") in (None, "") else fields["id"]
         messages = tuple(map(dataclasses.asdict, record.messages))
-        tasks.append(EditTask(str(identifier), *shown_prompt(record), response, messages))
+        prompt, finished = shown_prompt(record), is_finished(record, name)
+        response = getattr(record, name)
+        tasks.append(EditTask(str(identifier), *prompt, response, messages, finished))
     return tasks
 
 

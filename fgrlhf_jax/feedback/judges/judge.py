@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.formats import FINISHED
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
@@ -222,5 +223,6 @@ def make_labels(
         fields = dataclasses.asdict(comparison)
         prompt = ("messages",) if comparison.messages else ("instruction", "input")
         names = *prompt, "output_1", "output_2", *(["annotator"] if comparison.annotator else [])
-        rows.append({name: fields[name] for name in names} | {"preference": better})
+        row = {name: fields[name] for name in names} | {"preference": better}
+        rows.append(row | {name: False for name in FINISHED[1:] if not fields[name]})
     return rows, counts

@@ -53,8 +53,8 @@ def _comparison(response_1: RecordAndRow, response_2: RecordAndRow) -> Compariso
         *(first.instruction, first.input, first.output, second.output),
         generator_1=str(row_1.get("generator") or ""),
         generator_2=str(row_2.get("generator") or ""),
-        finished_1=row_1.get("finished") is not False,
-        finished_2=row_2.get("finished") is not False,
+        finished_1=first.finished,
+        finished_2=second.finished,
         messages=first.messages,
     )
 
@@ -104,7 +104,11 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
                 elif texts[0] == texts[1]:
                     left_out["identical responses"] += 1
                 else:
-                    pairs.append(Comparison(*pair, messages=record.messages))
+                    finished = {
+                        f"finished_{side}": records.is_finished(record, field)
+                        for side, field in enumerate(records.RESPONSES[type(record)], 1)
+                    }
+                    pairs.append(Comparison(*pair, messages=record.messages, **finished))
             elif not record.output.strip():
                 left_out["empty responses"] += 1
             elif record.output in distinct:
