@@ -9,26 +9,32 @@ MODEL is one of
   llama_7b_lora  the same by adapters on one device of 80 GB
   llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
 
-and LOSS is token_edit (default), token_full or sequence.
+and LOSS is token_edit (default), token_full, tlcr or sequence.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
 from configs.fields import Field, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.alignment import METHODS
-from fgrlhf_jax.functional.reward_losses import LOSSES
+from fgrlhf_jax.functional.reward_losses import CENTER_WEIGHT, LOSSES, SCALES
 from fgrlhf_jax.models.llama import HEADS
 
 GROUPS = {
     "Reward model": {
         "loss": Field(
             "token_edit",
-            "rewards of changed tokens | of every token | one score a response",
+            "rewards of changed tokens | of every token | the confidence that a token was put in, not "
+            "taken out | one score a response",
             choices=LOSSES,
         ),
         "center_weight": Field(
-            0.3,
+            CENTER_WEIGHT,
             "pulls rewards of unchanged tokens to 0; 0 is the paper's Equation 4",
             at_least=0,
+        ),
+        "center_scale": Field(
+            "score",
+            "what is pulled: r / T, as Equation 4 adds it up | r, at 0.3 the default of old",
+            choices=SCALES,
         ),
         "consistency_weight": Field(
             0.0, "pulls rewards of the same token on both sides together", at_least=0
@@ -66,7 +72,7 @@ def get_config(argument: str = "tiny,token_edit"):
     check_argument(f"rm.py:{argument}", loss, LOSSES, "loss")
     config = make_config(FIELDS)
     config.loss = loss
-    if loss == "sequence":
+    if loss in ("sequence", "tlcr"):  # which has a class of its own for unchanged tokens
         config.center_weight = 0.0
     config.run_dir = f"runs/rm_{model}_{loss}"
     VARIANTS[model](config)

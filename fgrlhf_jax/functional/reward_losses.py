@@ -14,7 +14,11 @@ import jax.numpy as jnp
 
 from fgrlhf_jax.functional.masking import last_token, masked_mean, masked_sum
 
-LOSSES = ("token_edit", "token_full", "sequence")
+LOSSES = ("token_edit", "token_full", "tlcr", "sequence")
+SCALES = ("score", "reward")
+CENTER_WEIGHT = 50.0
+
+_LEAST = 1e-6  # probability whose logarithm is taken
 
 
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
@@ -74,21 +78,51 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
     return masked_mean(jnp.square(jnp.where(matched_S, difference_S, 0.0)), matched_S)
 
 
-def center(reward_2S: jax.Array, unchanged_2S: jax.Array) -> jax.Array:
-    """Mean of r^2 over the unchanged tokens (U0) of both sides; 0 where there are none.
+def center(
+    reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array, scale: str = "score"
+) -> jax.Array:
+    """Mean of (r_t / T)^2 over the unchanged tokens (U0) of both sides; 0 where there are none.
 
     Equation 4 leaves these rewards untrained while PPO reads every token; this keeps them near 0.
+    Its scores add r_t / T, so that rewards grow with the length T of a response: what is kept small
+    is what an unchanged token would add to the score. With ``scale="reward"`` it is r_t itself.
     """
-    chex.assert_equal_shape([reward_2S, unchanged_2S])
-    chex.assert_type([reward_2S, unchanged_2S], [float, bool])
-    return masked_mean(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), unchanged_2S)
+    chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
+    chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
+    unchanged_2S = response_2S & ~changed_2S
+    squares_2 = jnp.sum(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), axis=1)
+    if scale == "score":
+        squares_2 /= jnp.square(jnp.maximum(jnp.sum(response_2S, axis=1), 1))
+    return jnp.sum(squares_2) / jnp.maximum(jnp.sum(unchanged_2S), 1)
+
+
+def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array) -> jax.Array:
+    """TLCR (Yoon et al. 2024, arXiv:2407.16574): what a discriminator says of every token.
+
+    The reward r_t = 2 D_t - 1 is the confidence of D_t, the probability that the edit put the token
+    in. The loss is the mean cross-entropy of D_t and a label: 1 of tokens that were put in, 0 of
+    those taken out, 1/2 of those kept. Its minimum has r_t = P(put in) - P(taken out).
+
+    Args:
+      reward_2S: float rewards in (-1, 1) of the edited and of the original side.
+      response_2S: bool, True on response tokens.
+      changed_2S: bool, True on tokens of U1.
+    """
+    chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
+    chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
+    put_in_21 = jnp.array([[1.0], [0.0]])
+    label_2S = jnp.where(changed_2S, put_in_21, 0.5)
+    reward_2S = jnp.where(response_2S, reward_2S, 0.0)  # the gradient at NaN is NaN, masked or not
+    d_2S = jnp.clip((1.0 + reward_2S) / 2, _LEAST, 1.0 - _LEAST)
+    loss_2S = -label_2S * jnp.log(d_2S) - (1.0 - label_2S) * jnp.log1p(-d_2S)
+    return masked_mean(loss_2S, response_2S)
 
 
 def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:
-    """The scores float[2] that ``loss`` compares: sequence, token_full or token_edit."""
+    """The scores float[2] that ``loss`` compares; of tlcr those of Equation 1."""
     if loss == "sequence":
         return jax.vmap(last_score)(reward_2S, response_2S)
-    if loss == "token_full":
+    if loss in ("token_full", "tlcr"):
         return jax.vmap(mean_score)(reward_2S, response_2S)
     if loss == "token_edit":
         return jax.vmap(edit_score)(reward_2S, changed_2S, response_2S)
@@ -103,9 +137,12 @@ def reward_model_loss(
     *,
     loss: str,
     consistency_weight: float = 0.0,
-    center_weight: float = 0.3,
+    center_weight: float = CENTER_WEIGHT,
+    center_scale: str = "score",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of one pair: Bradley-Terry on the scores that ``loss`` names, plus the two regularisers.
+
+    With ``loss="tlcr"`` the cross-entropy of :func:`tlcr_loss` is in the place of Bradley-Terry.
 
     The regularisers are means within the pair, so the batch loss is a mean over pairs and gradient
     accumulation over micro-batches is exact. They apply to the token losses only. A preference pair
@@ -117,6 +154,7 @@ def reward_model_loss(
       changed_2S: bool, True on tokens of U1.
       partner_S: int, matched column of side 1 for each column of side 0, or -1.
       loss: one of ``LOSSES``. ``token_edit`` with both weights 0 is Equation 4 to the letter.
+      center_scale: one of ``SCALES``, that of :func:`center`.
 
     Returns:
       The scalar loss, and scalars: ``preference_loss``, ``reward/consistency_penalty``,
@@ -124,7 +162,10 @@ def reward_model_loss(
       for a tie).
     """
     score_2 = pair_scores(reward_2S, response_2S, changed_2S, loss)
-    preference_loss = bradley_terry_loss(score_2[0], score_2[1])
+    if loss == "tlcr":
+        preference_loss = tlcr_loss(reward_2S, response_2S, changed_2S)
+    else:
+        preference_loss = bradley_terry_loss(score_2[0], score_2[1])
     total = preference_loss
     margin = score_2[0] - score_2[1]
     metrics = {
@@ -134,7 +175,7 @@ def reward_model_loss(
     }
     if loss != "sequence":
         consistency_penalty = consistency(reward_2S, partner_S)
-        center_penalty = center(reward_2S, response_2S & ~changed_2S)
+        center_penalty = center(reward_2S, response_2S, changed_2S, center_scale)
         metrics["reward/consistency_penalty"] = consistency_penalty
         metrics["reward/center_penalty"] = center_penalty
         total += consistency_weight * consistency_penalty + center_weight * center_penalty

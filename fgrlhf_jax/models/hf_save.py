@@ -312,6 +312,8 @@ def _note(folder: Path, architecture: str, config: dict, has_template: bool, ada
     if adapted.endswith(".gguf"):
         return f"{folder} in peft's form, but peft does not read GGUF files, so use fgrlhf_jax"
     note = f"{folder} loads in {library} as {auto}{architecture.removeprefix('Llama')}"
+    if config.get("fgrlhf", {}).get("settings", {}).get("loss") == "tlcr":
+        note += "; its logits v give the rewards tanh(v / 2)"
     if "template" in _data(config) and not has_template:
         note += "; no chat template gives the ids of its prompts, so use fgrlhf_jax for them"
     if architecture == SEQUENCE_REWARD and config["pad_token_id"] is None:

@@ -427,12 +427,14 @@ class TokenValueModel(nn.Module):
     """One number a token, value_BS float32: the reward of every action, or a critic's value.
 
     The module of reward models and critics; ``reward_model.scorer.RewardModel`` is one with its
-    weights. ``kind`` is that of its :class:`ScalarHead`.
+    weights. ``kind`` is that of its :class:`ScalarHead`, whose v is the logit of a probability D
+    where the model is ``bounded``: its number is 2 D - 1 = tanh(v / 2).
     """
 
     cfg: LlamaConfig
     kind: str = "after"
     use_bias: bool = True
+    bounded: bool = False
 
     def setup(self):
         if self.kind not in HEADS:
@@ -442,7 +444,7 @@ class TokenValueModel(nn.Module):
 
     def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
         hidden_BSD = self.states(tokens_BS, positions_BS, attend)
-        return self.head(hidden_BSD, tokens_BS, positions_BS, before_BS)
+        return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, before_BS))
 
     def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
         """hidden_BSD, for callers that need prices of some columns only."""
@@ -450,7 +452,10 @@ class TokenValueModel(nn.Module):
 
     def prices(self, hidden_BSD: jax.Array) -> jax.Array:
         """What every next token would be paid in states that :meth:`states` gave, r_BSV."""
-        return self.head.prices(hidden_BSD)
+        return self._bound(self.head.prices(hidden_BSD))
+
+    def _bound(self, value: jax.Array) -> jax.Array:
+        return jnp.tanh(value / 2) if self.bounded else value
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """hidden_BSD before the first block."""

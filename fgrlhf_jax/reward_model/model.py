@@ -115,6 +115,7 @@ def pair_losses(
     loss: str,
     consistency_weight: float,
     center_weight: float,
+    center_scale: str = "score",
 ):
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
@@ -134,6 +135,7 @@ def pair_losses(
         loss=loss,
         consistency_weight=consistency_weight,
         center_weight=center_weight,
+        center_scale=center_scale,
     )
     loss_B, metrics_B = jax.vmap(pair_loss)(
         value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
@@ -158,7 +160,7 @@ def train_step(
       frozen: parameters of the model that are not in the state, see ``models/lora.py``.
       optimizer: optax transformation.
       freeze: that of ``optimizer``, see ``optim.adamw``.
-      **settings: ``model``, ``loss`` and the two weights of :func:`pair_losses`.
+      **settings: ``model`` and those of the loss, see :func:`pair_losses`.
 
     Returns:
       The new state, and float32 scalars: loss, its parts, accuracy, grad_norm.

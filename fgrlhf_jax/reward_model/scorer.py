@@ -62,7 +62,7 @@ class RewardMeta:
 
     Attributes:
       head: after | state_action | action.
-      settings: loss, consistency_weight and center_weight of its training.
+      settings: the loss of its training and the weights of its parts.
       normalization: what brings its rewards to about one unit a response.
       data: the arguments of ``encode_pairs`` that it was trained with.
     """
@@ -249,10 +249,10 @@ def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValu
     Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
     what Adam would follow: the sequence variant has none.
     """
-    level = level_of(loss)
+    level, is_confidence = level_of(loss), loss == "tlcr"
     if head != "after" and level == "sequence":
         raise InputError(f"model.head={head} needs a token loss; use head=after")
-    return llama.TokenValueModel(cfg, kind=head, use_bias=level == "token")
+    return llama.TokenValueModel(cfg, head, use_bias=level == "token", bounded=is_confidence)
 
 
 def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueModel, RewardMeta]:

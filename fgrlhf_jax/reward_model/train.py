@@ -124,7 +124,8 @@ def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
 
 def loss_settings(config: ConfigDict) -> dict:
     """The loss and the weights of its parts."""
-    return {name: config[name] for name in ("loss", "consistency_weight", "center_weight")}
+    names = ("loss", "consistency_weight", "center_weight", "center_scale")
+    return {name: config[name] for name in names}
 
 
 def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: dict) -> dict:

@@ -16,7 +16,7 @@ import pytest
 from absl.testing import parameterized
 
 from fgrlhf_jax.functional import reward_losses
-from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
+from fgrlhf_jax.functional.reward_losses import LOSSES, SCALES, reward_model_loss
 
 WEIGHTS = [(0.0, 0.0), (0.0, 0.3), (0.7, 0.0), (0.4, 1.1)]
 BOTH = {"consistency_weight": 0.5, "center_weight": 0.3}
@@ -82,6 +82,15 @@ def pairs(count: int) -> list[Pair]:
     return drawn
 
 
+def pairs_of(loss: str, count: int) -> list[Pair]:
+    """The same with rewards that the loss allows: tlcr's are between -1 and 1."""
+    shrink = 0.45 if loss == "tlcr" else 1.0
+    return [
+        pair._replace(reward=tuple([shrink * r for r in side] for side in pair.reward))
+        for pair in pairs(count)
+    ]
+
+
 def oracle_minus_log_sigmoid(x: float) -> float:
     return math.log1p(math.exp(-x)) if x >= 0 else -x + math.log1p(math.exp(x))
 
@@ -91,7 +100,7 @@ def oracle_score(rewards: list[float], changed: list[bool], loss: str) -> float:
         return rewards[-1]
     total = 0.0
     for r, is_changed in zip(rewards, changed, strict=True):
-        if loss == "token_full" or is_changed:
+        if loss in ("token_full", "tlcr") or is_changed:
             total += r
     return total / len(rewards)
 
@@ -103,21 +112,45 @@ def oracle_consistency(pair: Pair) -> float:
     return total / len(pair.matched) if pair.matched else 0.0
 
 
-def oracle_center(pair: Pair) -> float:
+def oracle_center(pair: Pair, scale: str) -> float:
     total, count = 0.0, 0
     for side in (0, 1):
+        length = len(pair.reward[side]) if scale == "score" else 1
         for r, is_changed in zip(pair.reward[side], pair.changed(side), strict=True):
             if not is_changed:
-                total, count = total + r * r, count + 1
+                total, count = total + (r / length) ** 2, count + 1
     return total / count if count else 0.0
 
 
-def oracle_loss(pair: Pair, loss: str, consistency_weight: float, center_weight: float) -> float:
+def oracle_tlcr(pair: Pair) -> float:
+    total, count = 0.0, 0
+    for side in (0, 1):
+        for r, is_changed in zip(pair.reward[side], pair.changed(side), strict=True):
+            d = (1 + r) / 2
+            label = 0.5 if not is_changed else 1.0 if side == 0 else 0.0
+            total += -label * math.log(d) - (1 - label) * math.log(1 - d)
+            count += 1
+    return total / count
+
+
+def oracle_preference_loss(pair: Pair, loss: str) -> float:
+    if loss == "tlcr":
+        return oracle_tlcr(pair)
     scores = [oracle_score(pair.reward[side], pair.changed(side), loss) for side in (0, 1)]
-    total = oracle_minus_log_sigmoid(scores[0] - scores[1])
+    return oracle_minus_log_sigmoid(scores[0] - scores[1])
+
+
+def oracle_loss(
+    pair: Pair,
+    loss: str,
+    consistency_weight: float,
+    center_weight: float,
+    center_scale: str = "score",
+) -> float:
+    total = oracle_preference_loss(pair, loss)
     if loss != "sequence":
         total += consistency_weight * oracle_consistency(pair)
-        total += center_weight * oracle_center(pair)
+        total += center_weight * oracle_center(pair, center_scale)
     return total
 
 
@@ -125,21 +158,23 @@ def oracle_loss(pair: Pair, loss: str, consistency_weight: float, center_weight:
 @pytest.mark.parametrize(("consistency_weight", "center_weight"), WEIGHTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
+    scale = SCALES[consistency_weight == 0]
     weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
+    weights["center_scale"] = scale
     compute = jax.jit(functools.partial(reward_model_loss, loss=loss, **weights))
-    for pair in pairs(24):
+    for pair in pairs_of(loss, 24):
         value, metrics = compute(*pad(pair, 24, left=(2, 5)))
         score = [oracle_score(pair.reward[s], pair.changed(s), loss) for s in (0, 1)]
         expected = {
-            "preference_loss": oracle_minus_log_sigmoid(score[0] - score[1]),
+            "preference_loss": oracle_preference_loss(pair, loss),
             "reward/margin": score[0] - score[1],
             "accuracy": 0.5 if score[0] == score[1] else float(score[0] > score[1]),
         }
         if loss != "sequence":
             expected["reward/consistency_penalty"] = oracle_consistency(pair)
-            expected["reward/center_penalty"] = oracle_center(pair)
+            expected["reward/center_penalty"] = oracle_center(pair, scale)
         assert value.dtype == jnp.float64
-        expected_loss = oracle_loss(pair, loss, consistency_weight, center_weight)
+        expected_loss = oracle_loss(pair, loss, **weights)
         np.testing.assert_allclose(value, expected_loss, rtol=1e-13)
         chex.assert_trees_all_close(
             metrics, jax.tree.map(np.float64, expected), rtol=1e-13, atol=1e-14
@@ -153,7 +188,7 @@ def test_gradient_equals_differences_of_the_loops(loss, consistency_weight, cent
     weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
     gradient = jax.jit(jax.grad(lambda *p: reward_model_loss(*p, loss=loss, **weights)[0]))
     step = 1e-5
-    for pair in pairs(12):
+    for pair in pairs_of(loss, 12):
         reward_2S, response_2S, *rest = pad(pair, 24, left=(2, 5))
         slope_2S = np.array(gradient(reward_2S, response_2S, *rest))
         expected_2S = np.zeros_like(slope_2S)
@@ -177,7 +212,7 @@ class VariantsTest(chex.TestCase):
     @parameterized.parameters(*LOSSES)
     def test_a_batch_is_its_pairs(self, loss):
         compute = functools.partial(reward_model_loss, loss=loss, **BOTH)
-        padded = [pad(pair, 24) for pair in pairs(6)]
+        padded = [pad(pair, 24) for pair in pairs_of(loss, 6)]
         padded = [(reward_2S.astype(np.float32), *masks) for reward_2S, *masks in padded]
         batch = jax.tree.map(lambda *rows: np.stack(rows), *padded)
         together = self.variant(jax.vmap(compute))(*batch)
@@ -189,17 +224,23 @@ class VariantsTest(chex.TestCase):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_padding_of_any_length_changes_nothing(loss):
-    """Bit for bit, wherever the padding stands and whatever the model said there."""
+    """Bit for bit, wherever the padding stands and whatever the model said there.
+
+    But for the sums of logarithms of tlcr, which the order of the additions rounds.
+    """
     compute = jax.jit(functools.partial(reward_model_loss, loss=loss, **BOTH))
     layouts = [(14, (0, 0)), (17, (3, 0)), (64, (41, 50))]
-    for pair in pairs(8):
+    for pair in pairs_of(loss, 8):
         results = []
         for columns, left in layouts:
             for junk in (0.0, -3e8, np.inf, np.nan):
                 reward_2S, *masks = pad(pair, columns, left=left, junk=junk)
                 results.append(compute(reward_2S.astype(np.float32), *masks))
         for other in results[1:]:
-            chex.assert_trees_all_equal(other, results[0])
+            if loss == "tlcr":
+                chex.assert_trees_all_close(other, results[0], rtol=1e-6)
+            else:
+                chex.assert_trees_all_equal(other, results[0])
 
 
 def test_a_preference_pair_makes_equation_4_equation_3():
@@ -217,7 +258,9 @@ HAND = Pair(2, ([1.0, 3.0, -2.0, 0.5], [0.0, 6.0, -1.5]), [(0, 0), (3, 2)])
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_tie_counts_one_half(loss):
-    padded = pad(Pair(1, ([0.5, 0.5], [0.5, 0.5]), [(0, 0)]), 4)
+    """Two equal sides; with tlcr of tokens that somebody kept, of which nothing is known."""
+    rewards = [0.0, 0.0] if loss == "tlcr" else [0.5, 0.5]
+    padded = pad(Pair(1, (rewards, rewards), [(0, 0)]), 4)
     value, metrics = reward_model_loss(*padded, loss=loss, center_weight=0.0)
     np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
     assert metrics["accuracy"] == 0.5
@@ -225,9 +268,12 @@ def test_a_tie_counts_one_half(loss):
 
 def test_center_weighs_tokens_not_sides():
     """Truncation leaves U0 of unequal size on the two sides: 3 and 1 tokens are 4 tokens."""
-    unchanged_2S = np.array([[True, True, True, False], [False, True, False, False]])
+    response_2S = np.array([[True, True, True, False], [True, True, False, False]])
+    changed_2S = np.array([[False] * 4, [True, False, False, False]])
     reward_2S = np.array([[1.0, 1.0, 1.0, 9.0], [9.0, 3.0, 9.0, 9.0]])
-    assert reward_losses.center(reward_2S, unchanged_2S) == 3.0
+    center = functools.partial(reward_losses.center, reward_2S, response_2S, changed_2S)
+    assert center("reward") == 3.0
+    np.testing.assert_allclose(center(), (3 / 9 + 9 / 4) / 4, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("difference", "loss", "slope"), [(1e4, 0.0, 0.0), (-1e4, 1e4, -1.0)])
@@ -236,7 +282,7 @@ def test_huge_scores(difference, loss, slope):
     assert value == loss
     assert gradient == slope
     padded = pad(Pair(1, ([difference], [0.0]), []), 4)
-    for name in LOSSES:
+    for name in set(LOSSES) - {"tlcr"}:
         assert reward_model_loss(*padded, loss=name)[0] == loss
 
 
@@ -249,7 +295,8 @@ def test_integer_rewards_and_masks_are_refused():
         lambda: reward_losses.mean_score(reward_2S[0], response_2S[0]),
         lambda: reward_losses.edit_score(reward_2S[0], changed_2S[0], response_2S[0]),
         lambda: reward_losses.consistency(reward_2S, partner_S),
-        lambda: reward_losses.center(reward_2S, response_2S),
+        lambda: reward_losses.center(reward_2S, response_2S, changed_2S),
+        lambda: reward_losses.tlcr_loss(reward_2S, response_2S, changed_2S),
     ]
     for call in calls:
         with pytest.raises(AssertionError, match="type"):
@@ -266,20 +313,36 @@ def test_an_unknown_loss_is_named():
         reward_model_loss(*pad(HAND, 10), loss="pairwise")
 
 
-def test_gradient_ignores_junk_outside_the_masks():
+@pytest.mark.parametrize("loss", ["token_edit", "tlcr"])
+def test_gradient_ignores_junk_outside_the_masks(loss):
     """A NaN or infinite reward in padding reaches neither the loss nor any gradient."""
     rng = np.random.default_rng(0)
-    reward_2S = rng.standard_normal((2, 6)).astype(np.float32)
+    reward_2S = np.tanh(rng.standard_normal((2, 6))).astype(np.float32)
     reward_2S[:, 4], reward_2S[:, 5] = np.nan, np.inf
     response_2S = np.array([[0, 1, 1, 1, 0, 0]] * 2, bool)
     changed_2S = np.array([[0, 0, 1, 0, 0, 0]] * 2, bool)
     partner_S = np.array([-1, 1, -1, 3, -1, -1], np.int32)
 
-    def loss(reward_2S):
+    def loss_of(reward_2S):
         masks = (response_2S, changed_2S, partner_S)
-        return reward_model_loss(reward_2S, *masks, loss="token_edit", **BOTH)[0]
+        return reward_model_loss(reward_2S, *masks, loss=loss, **BOTH)[0]
 
-    value, gradient_2S = jax.value_and_grad(loss)(reward_2S)
+    value, gradient_2S = jax.value_and_grad(loss_of)(reward_2S)
     assert np.isfinite(value)
     assert np.isfinite(gradient_2S).all()
     assert not np.any(gradient_2S[~response_2S])
+
+
+@pytest.mark.usefixtures("float64")
+def test_tlcr_is_least_where_the_reward_is_put_in_less_taken_out():
+    """Of one token that is put in 5 times, kept 3 times and taken out 2 times of 10."""
+    counts, rewards = (5, 3, 2), np.linspace(-0.99, 0.99, 1981)
+    response_2S = np.array([[True], [True]])
+    losses = np.zeros_like(rewards)
+    for count, (side, changed) in zip(counts, ((0, True), (0, False), (1, True)), strict=True):
+        mask_2S = response_2S & (np.arange(2)[:, None] == side)
+        compute = jax.vmap(
+            lambda r, m=mask_2S, c=changed: reward_losses.tlcr_loss(jnp.full((2, 1), r), m, m & c)
+        )
+        losses += count * np.array(compute(rewards))
+    np.testing.assert_allclose(rewards[losses.argmin()], 0.3, atol=1e-9)

@@ -35,7 +35,7 @@ def test_train_step_of_a_variant(model, loss):
     config = get(f"--config=configs/rm.py:{model},{loss}")
     assert (config.loss, config.run_dir) == (loss, f"runs/rm_{model}_{loss}")
     # The centre term is of the token losses; nothing pulls a sequence score anywhere.
-    assert (config.center_weight > 0) == (loss != "sequence")
+    assert (config.center_weight > 0) == (loss in ("token_edit", "token_full"))
     with pytest.raises(AttributeError):
         config.optimizer.rate = 1.0
     train_rm.check(config)

@@ -15,6 +15,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.flops import rows_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor
 from fgrlhf_jax.reward_model.model import pair_losses, score_tokens, token_values
+from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.reward_model.train import batch_flops
 from fgrlhf_jax.runtime import sharding
 
@@ -56,7 +57,7 @@ def cases() -> dict[str, Pair]:
 
 @functools.cache
 def model_and_params(head: str, loss: str):
-    model = llama.TokenValueModel(tiny_cases.CFG, head, use_bias=loss != "sequence")
+    model = make_module(tiny_cases.CFG, loss, head)
     return model, tiny_cases.parameters(model)
 
 

@@ -29,7 +29,7 @@ MODELS = {
     "action": llama.TokenValueModel(tiny_cases.CFG, "action"),
     "sequence": llama.TokenValueModel(tiny_cases.CFG, use_bias=False),
 }
-WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
+WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3, "center_scale": "reward"}
 
 
 @functools.cache

@@ -202,7 +202,9 @@ def test_what_cannot_be_scored_is_refused(row, room, message):
         reward_model().score_all([ROWS[2], row], max_length=len(prompt) + room)
 
 
-@pytest.mark.parametrize(("loss", "head"), [("token_full", "state_action"), ("sequence", "after")])
+@pytest.mark.parametrize(
+    ("loss", "head"), [("token_full", "state_action"), ("sequence", "after"), ("tlcr", "action")]
+)
 def test_the_command_reads_a_saved_model_and_writes_rows(tmp_path, capsys, loss, head):
     """Saving and loading in between: the calibration and the meaning of the numbers survive."""
     model = reward_model(loss, head)
