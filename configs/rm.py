@@ -22,8 +22,8 @@ GROUPS = {
     "Reward model": {
         "loss": Field(
             "token_edit",
-            "rewards of changed tokens | of every token | the confidence that a token was put in, not "
-            "taken out | one score a response",
+            "rewards of changed tokens | of every token | the confidence that a token was put in, "
+            "not taken out | one score a response",
             choices=LOSSES,
         ),
         "center_weight": Field(
