@@ -16,7 +16,7 @@ from fgrlhf_jax.functional.masking import last_token, masked_mean, masked_sum
 
 LOSSES = ("token_edit", "token_full", "tlcr", "sequence")
 SCALES = ("score", "reward")
-CENTER_WEIGHT = 50.0
+CENTER_WEIGHT = 100.0
 
 _LEAST = 1e-6  # probability whose logarithm is taken
 
