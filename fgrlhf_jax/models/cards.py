@@ -22,9 +22,11 @@ _KINDS = {
 
 _UNITS = {  # of a figure, by the end of its name
     "accuracy": "of the tokens",
+    **dict.fromkeys(("sampled", "greedy", "written"), "of the places that people edited"),
     "kl": "nats a response",
     "length": "tokens a response",
     "loss": "nats a token",
+    "moved": "nats a token that nobody changed",
     "n": "rows",
     "reward": "a response, normalized",
     "unfinished": "of the responses",

@@ -3,8 +3,9 @@
 The formulas are in ``functional.correction``, which tokens are compared in ``data.changes``.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data.bucketing import by_length, choose_buckets
 from fgrlhf_jax.data.changes import ChangedRow, make_row, pad_rows
-from fgrlhf_jax.data.pairs import encode_pairs
+from fgrlhf_jax.data.pairs import Pair, encode_pairs
 from fgrlhf_jax.data.records import Edit, Record
 from fgrlhf_jax.data.templates import encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -27,6 +28,7 @@ from fgrlhf_jax.models.llama import CausalLM
 from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime import sharding
 
+MOST_EDITS = 100  # of a card
 _NARROW = 64  # columns that a further bucket must save, to be worth its compilation
 
 
@@ -69,6 +71,54 @@ def evaluate(
         for model in models
     ]
     return correction.summarize(*scored)
+
+
+def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> list[Pair]:
+    """Edits within the lengths of a training's ``data``; none where none is left of them."""
+    with contextlib.suppress(InputError):
+        return encode_pairs(edits, tokenizer, **data)[0]
+    return []
+
+
+def before_and_after(
+    start: dict | None,
+    params: dict,
+    pairs: Sequence[Pair],
+    module: CausalLM,
+    mesh: Mesh,
+    batch_size: int = 16,
+) -> dict:
+    """What a training did to correction accuracy, on at most ``MOST_EDITS`` of its held-out edits.
+
+    Args:
+      start: the parameters before it, of the same module; None: not compared.
+      pairs: edits, encoded for the model; those taken are spread evenly over them.
+
+    Returns:
+      As :func:`evaluate`; {} where no change can be compared.
+    """
+    chosen = {round(k) for k in np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_EDITS))}
+    rows = [row for k in sorted(chosen) if (row := make_row(pairs[k])).changes]
+    if not rows:
+        return {}
+    models = [params] if start is None else [params, start]
+    scored = (score_changes(each, rows, module, mesh, batch_size) for each in models)
+    return correction.summarize(*scored)
+
+
+def card_figures(result: Mapping) -> dict[str, float]:
+    """The figures of :func:`before_and_after` for a model's card, over all places."""
+    if not result:
+        return {}
+    figures = {"correction/places": result["sampled"]["n"]}
+    for reading in correction.READINGS:
+        for name, table in (("", result), ("gain_", result.get("gain"))):
+            if table:
+                figures[f"correction/{name}{reading}"] = table[reading]["mean"]
+                figures[f"correction/{name}{reading}_se"] = table[reading]["se"]
+    if "moved" in result["unchanged"]:
+        figures["correction/moved"] = result["unchanged"]["moved"]["mean"]
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def fluency(

@@ -24,8 +24,8 @@ from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
+from fgrlhf_jax.training import correction, supervised
 from fgrlhf_jax.training import run as training
-from fgrlhf_jax.training import supervised
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
@@ -34,11 +34,13 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 
     Args:
       config: ``configs/sft.py``.
-      sets: instruction records by name: ``train`` and ``validation``.
+      sets: instruction records by name: ``train`` and ``validation``; ``edits``, where there are
+        any, have the validation's responses as edited ones.
       tokenizer: for random weights; None trains one on the training records.
 
     Returns:
-      The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}.
+      The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}, and
+      of edits "corrections", as ``correction.before_and_after``.
 
     Raises:
       InputError: for anything in the config, data, model or folder that cannot be used, and when
@@ -48,8 +50,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     if config.model.path:
         hf_load.check_language_model(config.model.path)
     mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
-    encoded = {}
-    for name, records in sets.items():
+    encoded, edits = {}, sets.get("edits", [])
+    for name, records in ((name, sets[name]) for name in ("train", "validation")):
         try:
             encoded[name], counts = encode_demonstrations(records, tokenizer, **data)
         except InputError as error:
@@ -73,6 +75,13 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
             "n": len(encoded["validation"]),
         }
     }
+    figures = dict(result["validation"])
+    if edits:
+        start = trainer.whole(trainer.initial_params()) if config.model.path else None
+        pairs = correction.encode_held_out(edits, tokenizer, data)
+        corrections = correction.before_and_after(start, params, pairs, CausalLM(cfg), mesh)
+        result["corrections"] = corrections
+        figures |= correction.card_figures(corrections)
     note = hf_save.save(
         folder / "export",
         params,
@@ -80,7 +89,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
-        origin=Origin(config.model.path, config.train, format_figures(result["validation"])),
+        origin=Origin(config.model.path, config.train, format_figures(figures)),
         extra={"data": data},
         adapter=None if config.export.merged else lora.from_config(config),
     )

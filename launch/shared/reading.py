@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.formats import is_prompt_in_texts, parse_columns
-from fgrlhf_jax.data.records import Instruction, Record, RecordAndRow
+from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 
 NAMED = 3  # messages about rows that are left out
 
@@ -33,8 +33,11 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
 def read(config: ConfigDict, spec: str, need: str = "any") -> list[Record]:
     """The records of files, as :func:`read_with_rows`; "responses" are of Instructions only."""
     rows = [record for record, _ in read_with_rows(config, spec, need)]
-    if need != "responses":
-        return rows
+    return imitated(rows, spec) if need == "responses" else rows
+
+
+def imitated(rows: Sequence[Record], spec: str) -> list[Record]:
+    """The response of each record that is imitated."""
     better = [record for record in rows if not isinstance(record, Instruction)]
     if better:
         print(f"{spec}: {len(better)} pairs, of which the better response is imitated")
@@ -50,11 +53,21 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     Args:
       train: FILE, or several by commas. Where ``config.validation`` is "", some of its prompts are
         for validation.
+
+    Returns:
+      With "responses" also ``edits``, those whose edited response is validated on.
     """
-    rows = read(config, train, need)
-    files = {name: config.get(name) for name in ("validation", "test") if config.get(name)}
-    sets = {name: read(config, file, need) for name, file in files.items()}
-    if config.validation:
-        return {"train": rows, **sets}
-    parts = records.split(rows, config.validation_share, config.seed, exact=True)
-    return dict(zip(("train", "validation"), parts, strict=True)) | sets
+    files = {"train": train}
+    files |= {name: config.get(name) for name in ("validation", "test") if config.get(name)}
+    rows = {n: [record for record, _ in read_with_rows(config, f, need)] for n, f in files.items()}
+    sets = rows
+    if need == "responses":
+        sets = {name: imitated(rows[name], file) for name, file in files.items()}
+    if not config.validation:
+        parts = records.split(sets["train"], config.validation_share, config.seed, exact=True)
+        sets |= dict(zip(("train", "validation"), parts, strict=True))
+    if need == "responses":
+        held_out, source = set(sets["validation"]), rows.get("validation", rows["train"])
+        edits = (row for row in source if isinstance(row, Edit))
+        sets["edits"] = [edit for edit in edits if records.better_response(edit) in held_out]
+    return sets

@@ -1,5 +1,7 @@
 """A policy's probabilities at every change, against whole sequences through the model."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,18 @@ import ppo_cases
 import pytest
 import tiny_cases
 
+from fgrlhf_jax.data import records
 from fgrlhf_jax.data.changes import make_row
 from fgrlhf_jax.data.records import Edit, Instruction
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import write_jsonl
+from fgrlhf_jax.tiny_world.datasets import make_feedback
 from fgrlhf_jax.training import correction
+from launch import sft
+from launch.shared import config_files
 
 MODEL = llama.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
@@ -130,6 +137,38 @@ def test_how_likely_responses_are(policies):
     assert (len(logprobs[1]), len(logprobs[2])) == (0, 1)
     result = correction.fluency(policies[0], [prompt] * 2, texts[:2])
     assert result == {"mean": pytest.approx(np.mean(expected[:-1]), abs=2e-5), "se": None, "n": 1}
+
+
+def test_a_training_on_edits_says_what_it_did_to_those_held_out(policies, tmp_path, monkeypatch):
+    """In eval.json as launch.evaluate would, and in the card."""
+    tiny_cases.one_device(monkeypatch)
+    write_jsonl(tmp_path / "edits.jsonl", make_feedback(40, 0)[0])
+    fields = {
+        "train": tmp_path / "edits.jsonl",
+        "validation_share": 0.25,
+        "model.path": policies[1].path,
+        "run_dir": tmp_path / "run",
+        "steps": 3,
+        "batch_size": 8,
+        "data.max_length": 48,
+        "data.max_prompt_length": 16,
+        "data.buckets": 1,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    sft.main(config_files.parse(["sft", *flags], sft.CONFIG))
+    with open(tmp_path / "run" / "eval.json") as file:
+        found = json.load(file)["corrections"]
+    edits = records.read(str(tmp_path / "edits.jsonl"))
+    _, held_out = records.split([*map(records.better_response, edits)], 0.25, 0, exact=True)
+    edits = [edit for edit in edits if records.better_response(edit) in held_out]
+    trained = LanguageModel.load(tmp_path / "run" / "export", lazy=True)
+    expected = correction.evaluate(trained, edits, policies[1])
+    for part in ("sampled", "greedy", "written"):
+        assert found[part] == pytest.approx(expected[part], abs=1e-4)
+        assert found["gain"][part] == pytest.approx(expected["gain"][part], abs=1e-4)
+    assert found["unchanged"]["moved"]["mean"] > 0
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert f"correction/sampled       {found['sampled']['mean']:.6g} of the places" in card
 
 
 def test_refused(policies):
