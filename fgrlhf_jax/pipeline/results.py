@@ -56,7 +56,9 @@ def read_run(home: Path, arm: str) -> dict:
     # Both decodings against the reference's samples at T = 1.
     reference = _read(home / "answers" / "reference.json")["sampled"]
     reference_scores = [answer["score"] for answer in reference]
-    for decoding, answers in _read(home / "answers" / f"{arm}.json").items():
+    answers_of_arm = _read(home / "answers" / f"{arm}.json")
+    for decoding in ("sampled", "greedy"):
+        answers = answers_of_arm[decoding]
         scores = [answer["score"] for answer in answers]
         run[decoding] = {
             "scores": scores,

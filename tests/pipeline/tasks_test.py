@@ -175,7 +175,9 @@ def write_runs(path, arms) -> None:
             for n, score in enumerate(scores)
         ]
         home = path / f"seed_{seed}"
-        write_json(home / "answers" / f"{arm}.json", {"sampled": answers, "greedy": answers})
+        measured = {"kl": 1.5, "correction_accuracy": 0.7}
+        both = {"sampled": answers, "greedy": answers}
+        write_json(home / "answers" / f"{arm}.json", both | measured)
         if arm in rewarded:
             figures = {"validation/reward": 0.2, "validation/length": 5.0}
             figures |= {"validation/unfinished": 0.0, "time/step": 2.0}
