@@ -16,7 +16,7 @@ from fgrlhf_jax.data.bucketing import by_length, choose_buckets
 from fgrlhf_jax.data.changes import ChangedRow, make_row, pad_rows
 from fgrlhf_jax.data.pairs import Pair, encode_pairs
 from fgrlhf_jax.data.records import Edit, Record
-from fgrlhf_jax.data.templates import encode_responses
+from fgrlhf_jax.data.templates import encode_response, fit_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import correction, policy_losses
@@ -157,10 +157,8 @@ def response_logprobs(
     longest = max_prompt_length or limit // 2
     ended = [False] * len(responses) if finished is None else finished
     for number, (prompt, response, end) in enumerate(zip(prompts, responses, ended, strict=True)):
-        options = {"max_prompt_length": longest, "append_eos": end}
-        (encoded,), _ = encode_responses(
-            model.tokenizer, model.template, prompt, [response], **options
-        )
+        record, *_ = fit_prompt(model.tokenizer, model.template, prompt, longest)
+        encoded = encode_response(model.tokenizer, model.template, record, response, end)
         ids, start = np.array(encoded.ids[:limit], np.int32), max(encoded.start, 1)
         if len(ids) > start:
             rows.append(ChangedRow(ids, start, len(ids), np.arange(len(ids)) >= start, [], number))
