@@ -143,6 +143,9 @@ GROUPS = {
     "Evaluation": {
         "judge": Field("", 'MODULE:FUNCTION that scores responses; "": no win rates'),
         "judge_name": Field("", "its name in the report"),
+        "fluency_model": Field(
+            "", 'FOLDER of an untouched model that says how likely responses are; "": none'
+        ),
         "test_prompts": Field(805, "test prompts, at most", at_least=1),
         "answer_batch_size": Field(128, "prompts at a time", at_least=1),
         "table_batch_size": Field(64, "pairs at a time", at_least=1),

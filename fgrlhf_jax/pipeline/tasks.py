@@ -252,7 +252,8 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
 
     Without a judge the scores are None. With them stand the policy's correction accuracy on the
     seed's edits that nothing was trained on, and its KL from the policy that all arms start from;
-    in the embedded world each response has the words that an editor would still change.
+    in the embedded world each response has the words that an editor would still change. Where there
+    is a model to tell, it says how fluent the responses are.
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
 
@@ -299,8 +300,10 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             write_json(out / "reference.json", {"sampled": reference})
         decodings = {"sampled": 1.0, "greedy": 0.0}
         answers = {name: sample_and_score(t, seed, model, arm) for name, t in decodings.items()}
-        moved = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
-        write_json(out / f"{arm}.json", answers | moved)
+        measured = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
+        if config.fluency_model:
+            measured["fluency"] = measure_fluency(config, prompts, answers)
+        write_json(out / f"{arm}.json", answers | measured)
         del model  # else its weights would stay until those of the next one are loaded
 
 
@@ -327,6 +330,17 @@ def compare_with_start(
         "greedy_correction_accuracy": corrections["greedy"]["mean"],
         "corrections": corrections,
         "kl": kl,
+    }
+
+
+def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict) -> dict:
+    """How likely the responses of each decoding are under ``config.fluency_model``."""
+    model = LanguageModel.load(config.fluency_model, lazy=True)
+    return {
+        decoding: correction.fluency(
+            model, prompts, [row["output"] for row in rows], config.table_batch_size
+        )
+        for decoding, rows in answers.items()
     }
 
 

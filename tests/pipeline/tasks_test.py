@@ -96,6 +96,9 @@ def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
     ]
     assert result["kl"] == pytest.approx((totals[0] - totals[1]) / 8, rel=1e-4)
     assert result["correction_accuracy"] == result["corrections"]["sampled"]["mean"]
+    config = make_config(fluency_model=str(start.path))
+    fluency = tasks.measure_fluency(config, prompts, {"sampled": rows})["sampled"]
+    assert fluency == pytest.approx(tasks.correction.fluency(start, prompts, texts), abs=1e-5)
     itself = tasks.compare_with_start(config, start, start, edits, prompts, rows)
     assert itself["kl"] == itself["corrections"]["gain"]["sampled"]["mean"] == 0
 
