@@ -69,6 +69,27 @@ ARMS = {
         "start": "sft_edits",
         "reward": "rm_state_action",
     },
+    **{
+        learner: {"label": label, "learner": learner}
+        for learner, label in {
+            "dpo": "DPO on the edits",
+            "ddpo": "Dense DPO on the edits",
+            "salt": "SALT on the edits",
+            "figa": "FIGA on the edits",
+        }.items()
+    },
+    **{
+        learner: {"label": label, "learner": learner, "reward": "rm_state_action"}
+        for learner, label in {
+            "rloo": "RLOO: token, state-action head",
+            "grpo": "GRPO: token, state-action head",
+        }.items()
+    },
+    "sft_longer": {
+        "label": "SFT on the edits, as long again",
+        "learner": "sft",
+        "start": "sft_edits",
+    },
     "sft_first_half": {
         "label": "SFT on half of the edits",
         "learner": "sft",
@@ -130,6 +151,15 @@ GROUPS = {
             'workers would else meet on one accelerator; "": what JAX finds',
         ),
         "task": Field("", "set by the pipeline itself, for its own stages"),
+    },
+    "Budget": {
+        "budget": Field(
+            "",
+            "what every training of an arm or a reward model gets alike: updates of the parameters "
+            '| seconds of them; "": what its config says',
+            choices=("", "updates", "seconds"),
+        ),
+        "budget_amount": Field(0.0, "how many", at_least=0),
     },
     "Files": {
         "embedded": Field(False, "the embedded world, which needs no files"),

@@ -37,7 +37,7 @@ from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function, versions
 from fgrlhf_jax.runtime.files import write_text
-from launch.shared import cli, config_files
+from launch.shared import budget, cli, config_files
 
 CONFIG = "configs/pipeline.py:tiny"
 
@@ -86,7 +86,7 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], sec
     study["seconds"] = stages.seconds(planned, folder)
     study["commands"] = {stage.name: stage.shown() for stage in planned}
     study["about"] |= {
-        "Command": shlex.join(["python", "-m", "launch.pipeline", *sys.argv[1:]]),
+        "Command": shlex.join(["python", "-m", f"launch.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "Duration": f"{seconds:.0f} s, of this start",
         "Versions": versions.describe_versions(),
         "Commit": versions.describe_commit() or "not a checkout",
@@ -110,6 +110,7 @@ def main(config: ConfigDict) -> None:
     started = time.perf_counter()
     planned = commands.build_stages(config, Path(config.run_dir))
     check_commands(planned)
+    planned = budget.share(config, planned)
     folder = run_folder.open_run(config)
     stages.run(planned, folder, workers=config.workers)
     seconds = time.perf_counter() - started

@@ -1,0 +1,85 @@
+"""Which learner for your edits? ``--config=configs/compare.py:VARIANT``.
+
+VARIANT says for which model the learners' rates and lengths are; each takes the settings of the
+variant of configs/pipeline.py of the same name:
+
+  tiny      the embedded world's, or a model trained on it
+  cad       the small LLaMA of configs/sft.py:cad
+  smollm2   SmolLM2-135M by adapters
+  llama_7b  LLaMA-7B (all weights; --config.lora.rank=16 for adapters)
+
+The arms are those of configs/pipeline.py, so ``--config.arms.NAME.learner=…`` adds one here too.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pipeline
+from configs.base import LORA
+from configs.common import MODEL, SOURCE
+from configs.fields import Field, check_argument, collect_fields
+from fgrlhf_jax.data.templates import TEMPLATES
+
+_OWN = {
+    "Files": {
+        "edits": Field("", f'{SOURCE}, of edits; "": the embedded world\'s'),
+        "model": Field("", f'{MODEL} that all arms start from, as it is; "" with no edits only'),
+    },
+    "Of every command": {
+        "template": Field(
+            "", 'format of a prompt; "": as in launch.generate', choices=("", *TEMPLATES)
+        )
+    },
+}
+# What follows from edits and model.
+_GIVEN = ("embedded", "files.edits", "files.sft", "task")
+FIELDS = {
+    name: field
+    for name, field in collect_fields(
+        pipeline.GROUPS,
+        LORA,
+        _OWN,
+        first="run_dir edits model judge run_arms budget budget_amount seeds workers template "
+        "max_prompt_length max_new_tokens lora.rank imitate.flags dpo.flags rm.flags ppo.flags",
+        defaults={"run_dir": "runs/compare", "title": "Which learner for these edits?"},
+    ).items()
+    if name not in _GIVEN
+}
+# The one before the last has twice the budget: what the last one spends on its two stages.
+ARMS = "sft_edits,dpo,ddpo,salt,figa,state_action,rloo,sft_longer,edits_then_token"
+# The updates of a training: about what PPO of that size makes by default.
+VARIANTS = {"tiny": 320, "cad": 240, "smollm2": 80, "llama_7b": 1560}
+
+
+def get_config(argument: str = "tiny"):
+    check_argument(f"compare.py:{argument}", argument, VARIANTS)
+    config = pipeline.get_config(argument)
+    with config.unlocked():
+        config.run_dir = f"runs/compare_{argument}"
+        config.title = FIELDS["title"].default
+        config.judge = config.judge_name = config.template = ""
+        config.run_arms = ARMS
+        config.budget, config.budget_amount = "updates", float(VARIANTS[argument])
+        config.edits = ""
+        for name in _GIVEN:
+            group, _, field = name.rpartition(".")
+            del (config[group] if group else config)[field]
+    return config
+
+
+def to_study(config: ConfigDict, template: str) -> ConfigDict:
+    """The same as a config of launch.pipeline.
+
+    Args:
+      template: of the prompts; "" is the embedded world's.
+    """
+    study, given = pipeline.get_config("cad" if config.edits else "tiny"), config.to_dict()
+    edits = given.pop("edits")
+    if edits:
+        given["template"] = template
+        given["judge_name"] = config.judge_name or config.judge.rpartition(":")[2]
+    else:
+        given |= {name: config[name] or study[name] for name in ("judge", "judge_name", "template")}
+    with study.unlocked():
+        study.update(given)
+        study.files.edits = edits
+    return study

@@ -1,0 +1,58 @@
+"""What every training of a study gets alike: updates, or seconds of updates."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline.commands import parse_flags
+from fgrlhf_jax.pipeline.stages import Stage
+from launch.shared import config_files
+
+NEVER = 10**5  # steps that no limit of seconds lets a run make
+
+
+def share(config: ConfigDict, planned: Sequence[Stage]) -> list[Stage]:
+    """The stages, those that train an arm or a reward model with ``config.budget_amount``.
+
+    An update is one step of the optimizer: a step of PPO makes several. The flags of an arm itself
+    win. In seconds the learning rate is constant, since nobody knows what the last step is.
+
+    Raises:
+      InputError: for a budget that is no budget.
+    """
+    if not config.budget:
+        return [*planned]
+    if config.budget_amount <= 0:
+        raise InputError(
+            f"budget_amount={config.budget_amount:g}: is no number of {config.budget}; give one "
+            "above 0"
+        )
+    return [_limit(config, stage) for stage in planned]
+
+
+def _limit(config: ConfigDict, stage: Stage) -> Stage:
+    name = stage.name.rpartition("/")[2]
+    member = config.arms.get(name) or config.reward_models.get(name)
+    if not member:
+        return stage
+    if config.budget == "seconds":
+        flags = {"max_seconds": config.budget_amount, "steps": NEVER}
+        flags["optimizer.schedule"] = "constant"
+    else:
+        flags = {"steps": max(1, round(config.budget_amount / updates_a_step(stage)))}
+    own = parse_flags(member.flags)
+    flags = {flag: value for flag, value in flags.items() if flag not in own}
+    before = [word for word in stage.command if word[9:].partition("=")[0] not in flags]
+    after = [f"--config.{flag}={value}" for flag, value in flags.items()]
+    return replace(stage, command=(*before, *after))
+
+
+def updates_a_step(stage: Stage) -> int:
+    """Updates of the parameters in one of the ``steps`` of a stage's command."""
+    config = config_files.parse(stage.command, importlib.import_module(stage.command[0]).CONFIG)
+    if "ppo_epochs" not in config:
+        return 1
+    return config.ppo_epochs * -(-config.rollout_batch_size // config.minibatch_size)

@@ -1,0 +1,98 @@
+"""Which learner for your edits: the same model, edits and budget for every arm."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import compare
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline.commands import build_stages
+from launch import compare as command
+from launch import pipeline
+from launch.shared import budget, config_files
+
+RUN = Path("run")
+
+
+def study_of(*words: str, variant: str = "tiny", edits: str = "edits.jsonl"):
+    """The config of launch.pipeline that a command line of launch.compare comes to."""
+    given = [f"--config.edits={edits}", "--config.model=folder"] if edits else []
+    given += [f"--config.{word}" for word in words]
+    config = config_files.parse(["", *given], f"configs/compare.py:{variant}")
+    return compare.to_study(config, "chat" if edits else "")
+
+
+def stages_of(study) -> dict[str, dict[str, str]]:
+    """The fields that every training sets, by its name."""
+    planned = budget.share(study, build_stages(study, RUN))
+    pipeline.check_commands(planned)
+    names = [[word[9:].partition("=")[0] for word in stage.command] for stage in planned]
+    assert all(len(each) == len({*each}) for each in names)
+    return {
+        stage.name.removeprefix("seed_0/"): dict(
+            word.removeprefix("--config.").split("=", 1) for word in stage.command[2:]
+        )
+        for stage in planned
+    }
+
+
+@pytest.mark.parametrize("variant", compare.VARIANTS)
+def test_every_arm_starts_from_the_model_with_the_same_edits(variant):
+    study = study_of("lora.rank=4", variant=variant)
+    pipeline.check(study)
+    made = stages_of(study)
+    assert "sft" not in made
+    arms = {name: made[name] for name in compare.ARMS.split(",")}
+    for name, fields in arms.items():
+        start = {"sft_longer": "run/seed_0/sft_edits/export"}.get(name, "folder")
+        if name == "edits_then_token":
+            start = "run/seed_0/sft_edits/export"
+        assert fields.get("policy", fields.get("model.path")) == start
+        assert (fields["data.template"], fields["lora.rank"]) == ("chat", "4")
+        if "reward_model" not in fields:
+            assert fields["train"] == "run/seed_0/feedback/edits_train.jsonl"
+    assert arms["state_action"]["reward_model"] == arms["rloo"]["reward_model"]
+
+
+def test_without_edits_it_is_done_on_the_embedded_world():
+    study = study_of(edits="")
+    pipeline.check(study)
+    assert (study.embedded, study.judge_name, study.template) == (True, "gold", "plain")
+    assert {"sft", "samples"} <= stages_of(study).keys()
+    assert study_of("judge=mine:judge", edits="").judge == "mine:judge"
+
+
+@pytest.mark.parametrize("words", [["budget_amount=100"], ["budget_amount=8", "budget=seconds"]])
+def test_budgets_are_equal(words):
+    """In updates a step of PPO counts as many as it makes; flags of an arm itself win."""
+    made = stages_of(study_of(*words, "arms.dpo.flags=steps=7", "ppo.flags=minibatch_size=16"))
+    names = ("sft_edits", "rm_state_action", "state_action", "dpo")
+    steps = [made[name]["steps"] for name in names]
+    limits = [made[name].get("max_seconds") for name in names]
+    if len(words) == 1:
+        assert steps == ["100", "100", "12", "7"]  # 2 epochs of 64 / 16 minibatches
+        assert limits == [None] * 4
+    else:
+        assert steps == [str(budget.NEVER)] * 3 + ["7"]
+        assert limits == ["8.0"] * 4
+        assert {made[name]["optimizer.schedule"] for name in names} == {"constant"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["edits=x.jsonl"], "model is empty; give --config.edits=FILE and --config.model=FOLDER"),
+        (["model=x"], "edits is empty; give --config.edits=FILE and --config.model=FOLDER"),
+        (["budget_amount=0"], "budget_amount=0: is no number of updates; give one above 0"),
+    ],
+)
+def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, message):
+    monkeypatch.delattr(pipeline.stages, "run")
+    given = [f"--config.{word}" for word in (*words, f"run_dir={tmp_path / 'run'}")]
+    with pytest.raises(InputError, match=re.escape(message)):
+        command.main(config_files.parse(["", *given], command.CONFIG))
+    given = ["--config=configs/compare.py:cad", *given[-1:]]
+    with pytest.raises(InputError, match=r"edits is empty; .* \(only tiny has its own\)"):
+        command.main(config_files.parse(["", *given], command.CONFIG))
+    assert list(tmp_path.iterdir()) == []
