@@ -98,6 +98,7 @@ ARMS = {
     "sft_two_rounds": {
         "label": "SFT on two rounds of edits",
         "learner": "sft",
+        "start": "sft_first_half",
         "data": "first_half,second_round",
     },
     "two_rounds_then_token": {
@@ -121,7 +122,8 @@ REWARD_MODELS = {
         "defaults": "model.head=state_action",
     },
     "rm_two_rounds": {
-        "label": "token, two rounds of edits, state-action",
+        "label": "token, two rounds, state-action, from the policy that imitates them",
+        "start": "sft_two_rounds",
         "data": "first_half,second_round",
         "loss": "token_edit",
         "defaults": "model.head=state_action",
@@ -136,7 +138,7 @@ GROUPS = {
         "seed": Field(0, "the first seed", at_least=0),
         "seeds": Field(1, "number of seeds; all start from one SFT", at_least=1),
         "run_arms": Field(
-            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,oracle",
+            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,two_rounds_then_token",
             "arms to compare; those that they are made from are trained and shown too",
         ),
         "workers": Field(
@@ -289,8 +291,12 @@ def tiny(config):
     config.arms.state_action.defaults = "kl.coef=0.1"
     # Gold is in units of its own: a third of a normalised reward model's.
     config.arms.oracle.defaults += ",kl.coef=0.03"
-    config.arms.edits_then_token.defaults = "kl.coef=0.3"
-    config.arms.two_rounds_then_token.defaults = "kl.coef=0.3"
+    # A policy that imitates already keeps its greedy accuracy only with small steps near its start.
+    for arm in ("edits_then_token", "two_rounds_then_token"):
+        config.arms[arm].defaults = (
+            "kl.coef=1,gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,"
+            "optimizer.warmup_steps=5"
+        )
 
 
 def study(config):

@@ -52,7 +52,7 @@ def test_every_arm_starts_from_the_model_with_the_same_edits(variant):
         assert (fields["data.template"], fields["lora.rank"]) == ("chat", "4")
         if "reward_model" not in fields:
             assert fields["train"] == "run/seed_0/feedback/edits_train.jsonl"
-    assert arms["state_action"]["reward_model"] == arms["rloo"]["reward_model"]
+    assert arms["state_action"]["reward_model"] == arms["edits_then_token"]["reward_model"]
 
 
 def test_without_edits_it_is_done_on_the_embedded_world():
@@ -66,8 +66,8 @@ def test_without_edits_it_is_done_on_the_embedded_world():
 @pytest.mark.parametrize("words", [["budget_amount=100"], ["budget_amount=8", "budget=seconds"]])
 def test_budgets_are_equal(words):
     """In updates a step of PPO counts as many as it makes; flags of an arm itself win."""
-    made = stages_of(study_of(*words, "arms.dpo.flags=steps=7", "ppo.flags=minibatch_size=16"))
-    names = ("sft_edits", "rm_state_action", "state_action", "dpo")
+    made = stages_of(study_of(*words, "arms.sft_longer.flags=steps=7", "ppo.flags=minibatch_size=16"))
+    names = ("sft_edits", "rm_state_action", "state_action", "sft_longer")
     steps = [made[name]["steps"] for name in names]
     limits = [made[name].get("max_seconds") for name in names]
     if len(words) == 1:
