@@ -38,8 +38,8 @@ FIELDS = {
         pipeline.GROUPS,
         LORA,
         _OWN,
-        first="run_dir edits model judge run_arms budget budget_amount seeds workers template "
-        "max_prompt_length max_new_tokens lora.rank imitate.flags dpo.flags rm.flags ppo.flags",
+        first="run_dir edits model judge run_arms budget budget_amount seeds template "
+        "max_prompt_length max_new_tokens lora.rank",
         defaults={"run_dir": "runs/compare", "title": "Which learner for these edits?"},
     ).items()
     if name not in _GIVEN

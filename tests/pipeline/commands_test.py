@@ -176,7 +176,7 @@ def test_an_arm_starts_right_after_its_reward_model():
     start = names.index("sft_edits")
     assert names[start : start + 8] == [
         *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
-        *("rm_token", "fine_grained_token", "oracle"),
+        *("rm_token", "fine_grained_token", "sft_first_half"),
     ]
 
 
@@ -212,6 +212,7 @@ def test_flags_are_plain_text(text, flags):
 
 def test_flags_are_added_to_the_defaults_and_win():
     config = make_config(
+        run_arms="fine_grained,fine_grained_token,oracle",
         ppo__flags="kl.coef=0.2,gamma=0.5,missing_eos=subtract",
         arms__oracle__flags="gamma=0.9,steps=40",
         rm__flags="batch_size=16,steps=7",
@@ -223,7 +224,8 @@ def test_flags_are_added_to_the_defaults_and_win():
     assert [oracle.get(n) for n in names] == ["5", "0.2", "0.9", "40", "subtract"]
     config.arms.oracle.flags = "missing_eos=replace"
     assert commands_of(config)["seed_0/oracle"]["missing_eos"] == "replace"
-    assert commands_of(make_config())["seed_0/oracle"]["missing_eos"] == "none"
+    untouched = commands_of(make_config(run_arms="oracle"))["seed_0/oracle"]
+    assert untouched["missing_eos"] == "none"
     rm = commands["seed_0/rm_edits"]
     assert [rm[n] for n in ("batch_size", "steps", "patience")] == ["16", "7", "3"]
 
@@ -246,7 +248,7 @@ REFUSED = [
     ({"ppo__flags": "seed=3"}, "seed=3: the pipeline sets this flag of launch.ppo itself"),
     ({"ppo__flags": "judge=a:b"}, "itself; give --config.judge=…"),
     ({"ppo__flags": "data.max_new_tokens=9"}, "give --config.max_new_tokens=…"),
-    ({"arms__oracle__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
+    ({"arms__ppo_rlhf__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
     ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
     ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
     ({"imitate__flags": "train=x"}, "pipeline sets this flag of launch.sft itself; drop it"),
@@ -255,7 +257,7 @@ REFUSED = [
         {"ppo__flags": "kl.coeff=1"},
         "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such",
     ),
-    ({"arms__oracle__flags": "stepps=1"}, "stage seed_0/oracle: --config.stepps: there is"),
+    ({"arms__ppo_rlhf__flags": "stepps=1"}, "stage seed_0/ppo_rlhf: --config.stepps: there is"),
     ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
     ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),

@@ -66,7 +66,9 @@ def test_without_edits_it_is_done_on_the_embedded_world():
 @pytest.mark.parametrize("words", [["budget_amount=100"], ["budget_amount=8", "budget=seconds"]])
 def test_budgets_are_equal(words):
     """In updates a step of PPO counts as many as it makes; flags of an arm itself win."""
-    made = stages_of(study_of(*words, "arms.sft_longer.flags=steps=7", "ppo.flags=minibatch_size=16"))
+    made = stages_of(
+        study_of(*words, "arms.sft_longer.flags=steps=7", "ppo.flags=minibatch_size=16")
+    )
     names = ("sft_edits", "rm_state_action", "state_action", "sft_longer")
     steps = [made[name]["steps"] for name in names]
     limits = [made[name].get("max_seconds") for name in names]
