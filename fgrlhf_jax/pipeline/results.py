@@ -57,6 +57,8 @@ def read_run(home: Path, arm: str) -> dict:
     reference = _read(home / "answers" / "reference.json")["sampled"]
     reference_scores = [answer["score"] for answer in reference]
     answers_of_arm = _read(home / "answers" / f"{arm}.json")
+    names = ("correction_accuracy", "corrections", "fluency")
+    run |= {name: answers_of_arm.get(name) for name in names}
     for decoding in ("sampled", "greedy"):
         answers = answers_of_arm[decoding]
         scores = [answer["score"] for answer in answers]
@@ -66,6 +68,7 @@ def read_run(home: Path, arm: str) -> dict:
             "lengths": [answer["length"] for answer in answers],
             "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
             "kl": kl if decoding == "sampled" else None,
+            "words_to_change": [a["words_to_change"] for a in answers if "words_to_change" in a],
         }
     return run
 

@@ -19,6 +19,7 @@ import numpy as np
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import pair_metrics, win_rate
 from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds, steps_to_reach
+from fgrlhf_jax.report import corrections
 from fgrlhf_jax.report.verdict import answer_questions
 
 REFERENCE, BASELINE = "sft", "ppo_rlhf"
@@ -66,6 +67,7 @@ def build_report(study: dict) -> dict:
         **{key: study[key] for key in ("heatmaps", "samples", "seconds", "commands", "config")},
         "about": study["about"],
     }
+    report["corrections"] = corrections.compare_arms(arms, report["table1"])
     report["answer"] = answer_questions(report)
     return _plain(report)
 

@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
 def sections(report: dict) -> list[Section]:
     """All tables in the order to show them; those without rows are left out."""
-    tables = (_table1, _comparisons, _table2, _curves, _table3, _end, _stages)
+    tables = (_table1, _comparisons, _corrections, _table2, _curves, _table3, _end, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
@@ -116,6 +116,51 @@ def _comparisons(report: dict) -> Section:
     for decoding in ("T = 1", "greedy"):
         head += [f"Points, {decoding}", "Not better", "So"]
     return Section("comparisons", "Arm against arm", text, head, rows)
+
+
+_CORRECTIONS = {  # column: its head, how it is written, and with what
+    "sampled": ("Sampled", percent, {}),
+    "greedy": ("Greedy", percent, {}),
+    "written": ("Written", percent, {}),
+    "moved": ("Moved", number, {}),
+    "words_sampled": ("Words left, T = 1", number, {"digits": 2}),
+    "words_greedy": ("Words left, greedy", number, {"digits": 2}),
+    "fluency_sampled": ("Fluency, T = 1", number, {}),
+    "fluency_greedy": ("Fluency, greedy", number, {}),
+}
+
+
+def _corrections(report: dict) -> Section:
+    arms = report["corrections"]["arms"]
+    shown = [n for n in _CORRECTIONS if any(row[n]["mean"] is not None for row in arms.values())]
+    rows = [
+        [report["labels"]["arms"][name]]
+        + [_CORRECTIONS[n][1](row[n]["mean"], row[n]["se"], **_CORRECTIONS[n][2]) for n in shown]
+        for name, row in arms.items()
+    ]
+    ranks = report["corrections"]["rank_correlation"]
+    said = [
+        f"{number(ranks[decoding], digits=2)} {decoding}"
+        for decoding in ("sampled", "greedy")
+        if ranks[decoding] is not None
+    ]
+    text = (
+        "At the places that people edited in responses which nothing was trained on, without a "
+        "judge: how much of the probability of either text is the correction's (sampled), how "
+        "often its first token is likelier than that of the original (greedy), how often it is "
+        "the likeliest of all (written); and how far tokens that nobody changed have moved from "
+        "the first policy, in nats. Words left: how many an editor would still change in a "
+        "response. Fluency: log-probability a token of responses under a model that was not "
+        "trained here."
+    )
+    if said:
+        text += (
+            f" Over the {len(arms)} arms the rank correlation (Spearman) of correction accuracy "
+            f"with the {report['judge']} score is {' and '.join(said)}."
+        )
+    head = ["Arm", *(_CORRECTIONS[name][0] for name in shown)]
+    title = "What the policies do where people edited"
+    return Section("corrections", title, text, head, rows if shown else [])
 
 
 def _table2(report: dict) -> Section:

@@ -1,0 +1,63 @@
+"""What every policy does where people edited, and how well that tells which policy is better."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fgrlhf_jax.functional.correction import rank_correlation
+from fgrlhf_jax.functional.win_rate import mean_and_error
+
+DECODINGS = ("sampled", "greedy")
+_FIGURES = {"sampled": (), "greedy": (), "written": (), "moved": ("unchanged",)}
+
+
+def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> dict:
+    """Correction accuracy, words still to change and fluency of every arm.
+
+    Args:
+      arms: of a study; what its runs do not have is None here.
+      table1: ``gold`` and ``greedy_gold`` by arm.
+
+    Returns:
+      ``arms``: for each the mean and its error (over seeds, of one seed over records) of the
+      readings of ``functional.correction``, of how far unchanged tokens moved, and, in each
+      decoding, of the words that an editor would still change and of ``fluency``.
+      ``rank_correlation`` (Spearman) of correction accuracy with the score, over the arms: sampled
+      with the score at T = 1, greedy with the greedy one.
+    """
+    rows = {name: _row(arm["runs"]) for name, arm in arms.items()}
+    scores = {"sampled": "gold", "greedy": "greedy_gold"}
+    correlations = {
+        decoding: rank_correlation(
+            [row[decoding]["mean"] for row in rows.values()],
+            [table1[name][score] for name in rows],
+        )
+        for decoding, score in scores.items()
+    }
+    return {"arms": rows, "rank_correlation": correlations}
+
+
+def _row(runs: Sequence[Mapping]) -> dict:
+    row = {}
+    for name, within in _FIGURES.items():
+        found = [run.get("corrections") or {} for run in runs]
+        for key in (*within, name):
+            found = [part.get(key) or {} for part in found]
+        row[name] = _mean([(part.get("mean"), part.get("se")) for part in found])
+    for decoding in DECODINGS:
+        words = [run[decoding].get("words_to_change") or [] for run in runs]
+        found = [mean_and_error(each) if each else (None, None) for each in words]
+        row[f"words_{decoding}"] = _mean(found)
+        fluency = [(run.get("fluency") or {}).get(decoding) or {} for run in runs]
+        row[f"fluency_{decoding}"] = _mean([(part.get("mean"), part.get("se")) for part in fluency])
+    return row
+
+
+def _mean(runs: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
+    """Of means and their errors, one a seed."""
+    means = [mean for mean, _ in runs]
+    if None in means:
+        return {"mean": None, "se": None}
+    if len(runs) == 1:
+        return dict(zip(("mean", "se"), runs[0], strict=True))
+    return dict(zip(("mean", "se"), mean_and_error(np.array(means)), strict=True))

@@ -1,0 +1,66 @@
+"""The report's table of correction accuracy, and how well it tells which arm is better."""
+
+import pytest
+from report_cases import make_study
+
+from fgrlhf_jax.report.content import build_report
+from fgrlhf_jax.report.tables import sections, to_markdown
+
+SHARES = {"sft": 0.5, "ppo_rlhf": 0.7, "fine_grained": 0.6, "fine_grained_token": 0.9}
+
+
+def make_corrections(share: float) -> dict:
+    def cell(value):
+        return {"mean": value, "se": 0.01, "low": 0.0, "high": 1.0, "n": 9, "records": 5}
+
+    readings = {"sampled": cell(share), "greedy": cell(1 - share), "written": cell(0.25)}
+    return readings | {"by_kind": {}, "unchanged": {"logprob": cell(-1.0), "moved": cell(0.125)}}
+
+
+def make(seeds: int, **fields) -> dict:
+    study = make_study(seeds)
+    for number, (name, arm) in enumerate(study["arms"].items()):
+        for seed, run in enumerate(arm["runs"]):
+            run["corrections"] = make_corrections(SHARES[name] + 0.01 * seed)
+            for decoding in ("sampled", "greedy"):
+                run[decoding]["words_to_change"] = [seed, 2 + seed]
+                run[decoding]["scores"] = [float(number)] * len(run[decoding]["scores"])
+            run |= fields
+    return build_report(study)
+
+
+def test_means_and_errors_over_records_or_seeds():
+    row = make(1)["corrections"]["arms"]["ppo_rlhf"]
+    assert row["sampled"] == {"mean": 0.7, "se": 0.01}
+    assert row["moved"] == {"mean": 0.125, "se": 0.01}
+    assert row["words_greedy"] == {"mean": 1, "se": pytest.approx(1)}
+    assert row["fluency_sampled"] == {"mean": None, "se": None}
+    row = make(3)["corrections"]["arms"]["ppo_rlhf"]
+    assert row["sampled"] == {"mean": pytest.approx(0.71), "se": pytest.approx(0.01 / 3**0.5)}
+    assert row["words_sampled"] == {"mean": 2, "se": pytest.approx(1 / 3**0.5)}
+
+
+def test_ranks_are_compared_with_those_of_the_score():
+    """Scores 0 1 2 3 in the study's order, against the shares, and against one less these."""
+    report = make(1)
+    order = [SHARES[name] for name in report["table1"] if name in SHARES]
+    ranks = [sorted(order).index(share) for share in order]
+    squares = sum((rank - k) ** 2 for k, rank in enumerate(ranks))
+    expected = 1 - 6 * squares / (4 * 15)
+    correlation = report["corrections"]["rank_correlation"]
+    assert correlation["sampled"] == pytest.approx(expected)
+    assert correlation["greedy"] == pytest.approx(-expected)
+    text = to_markdown(report)
+    assert f"score is {expected:.2f} sampled and −{expected:.2f} greedy" in text
+
+
+def test_columns_that_a_study_does_not_have_are_left_out():
+    fluency = {name: {"mean": -2.5, "se": 0.1, "n": 3} for name in ("sampled", "greedy")}
+    (section,) = (s for s in sections(make(1, fluency=fluency)) if s.key == "corrections")
+    assert section.head[-1] == "Fluency, greedy"
+    assert section.rows[1][-1] == "−2.500 ± 0.100"
+    (section,) = (s for s in sections(make(1)) if s.key == "corrections")
+    assert section.head[-1] == "Words left, greedy"
+    without = build_report(make_study(2))
+    assert "corrections" not in [s.key for s in sections(without)]
+    assert without["corrections"]["rank_correlation"] == {"sampled": None, "greedy": None}
