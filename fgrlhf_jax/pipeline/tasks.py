@@ -88,14 +88,15 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
     if files.edits_validation:
         held_out = read_kind(Edit, files.edits_validation)
     else:
-        edits, held_out = records.split(edits, 0.1, config.seed)
+        # Exactly, since a file that was split by the same hash before may have no low ones.
+        edits, held_out = records.split(edits, 0.1, config.seed, exact=True)
     # Without demonstrations a policy imitates both sides of the edits.
     sft = (records.read(files.sft, need="responses") if files.sft else []) or [
         records.as_instruction(edit, name) for edit in edits for name in records.RESPONSES[Edit]
     ]
     prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
     # Another seed than that of the split before, whose hash these rows have in common.
-    validation, test = records.split(held_out, 0.5, config.seed + 1)
+    validation, test = records.split(held_out, 0.5, config.seed + 1, exact=True)
     test_prompts = records.read(files.test, need="prompts") if files.test else test
     sets = {
         "sft": sft,

@@ -299,6 +299,14 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
         tasks.make_round(config, home, 0, "second_round")
 
 
+def test_what_a_split_left_is_split_again(make_sets):
+    """By the same hash, a tenth of the prompts that it has left would be none of them."""
+    left, _ = records.split(EDITS, 0.15, 0)
+    sets = make_sets(edits=left)
+    held_out = round(0.1 * len(left))
+    assert len(sets["edits_validation"]) + len(sets["edits_test"]) == held_out
+
+
 def test_rows_of_another_kind(make_sets):
     message = r"edits.jsonl: row 1 is no edit \(original, edited\); give edits"
     with pytest.raises(InputError, match=message):
