@@ -2,8 +2,9 @@
 
 VARIANT is one of
 
-  tiny      the embedded world, one seed, the paper's arms and the oracle; minutes on two cores
-  study     the same with every arm and baseline, and 3 seeds
+  tiny      the embedded world, one seed: the paper's arms, SFT on the edits, and two rounds of
+            edits with token PPO after them; minutes on two cores
+  study     the same with every learner, and 5 seeds
   cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
   smollm2   adapters on SmolLM2-135M, steered by your file of edits, on a laptop or Colab (give
             files.edits and sft.flags=model.path=FOLDER)
@@ -56,10 +57,11 @@ ARMS = {
         "learner": "ppo",
         "reward": "rm_state_action",
     },
-    # No penalty of PPO's own: the judge charges a missing end.
+    # From where the best arm starts. No penalty of PPO's own: the judge charges a missing end.
     "oracle": {
-        "label": "Oracle: gold token rewards",
+        "label": "SFT on two rounds, then oracle: gold token rewards",
         "learner": "ppo",
+        "start": "sft_two_rounds",
         "reward": "oracle",
         "defaults": "missing_eos=none",
     },
@@ -289,24 +291,24 @@ def tiny(config):
     config.arms.fine_grained.defaults = "kl.coef=0.3"
     config.arms.fine_grained_token.defaults = "kl.coef=0.3"
     config.arms.state_action.defaults = "kl.coef=0.1"
-    # Gold is in units of its own: a third of a normalised reward model's.
-    config.arms.oracle.defaults += ",kl.coef=0.03"
     # A policy that imitates already keeps its greedy accuracy only with small steps near its start.
-    for arm in ("edits_then_token", "two_rounds_then_token"):
-        config.arms[arm].defaults = (
-            "kl.coef=1,gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,"
-            "optimizer.warmup_steps=5"
-        )
+    gentle = (
+        "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
+    )
+    config.arms.edits_then_token.defaults = f"kl.coef=1,{gentle}"
+    config.arms.two_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
+    # Gold is in units of its own: a third of a normalised reward model's.
+    config.arms.oracle.defaults += f",kl.coef=0.3,{gentle}"
 
 
 def study(config):
     tiny(config)
-    config.title = "Fine-grained supervision on the embedded world: all arms, three seeds"
-    config.seeds = 3
+    config.title = "Fine-grained supervision on the embedded world: all arms, five seeds"
+    config.seeds = 5
     config.sft.defaults = config.sft.defaults.replace("steps=1500", "steps=2400")
     config.run_arms = (
-        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,oracle,"
-        "edits_then_token"
+        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,sft_longer,"
+        "edits_then_token,two_rounds_then_token,oracle"
     )
     config.test_prompts = 1024
 

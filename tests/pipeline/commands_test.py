@@ -147,7 +147,7 @@ def test_all_start_from_a_model_as_it_is():
 def test_every_seed_and_arm_has_its_stages():
     config = make_config("study")
     commands = commands_of(config)
-    for seed, arm in itertools.product(range(3), config.run_arms.split(",")):
+    for seed, arm in itertools.product(range(5), config.run_arms.split(",")):
         assert commands[f"seed_{seed}/{arm}"]["seed"] == str(seed)
     start = commands["seed_1/edits_then_token"]
     assert start["policy"] == "run/seed_1/sft_edits/export"
