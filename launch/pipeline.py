@@ -84,6 +84,11 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], sec
     labels |= arms.selected(config, "arms", names)
     study = gather(config, folder, labels, arms.selected(config, "reward_models", names))
     study["seconds"] = stages.seconds(planned, folder)
+    training = stages.training_seconds(planned, folder)
+    for name, arm in study["arms"].items():
+        arm["oracle"] = name in config.arms and config.arms[name].reward == arms.ORACLE
+        for seed, run in enumerate(arm["runs"]):
+            run["seconds"] = training.get(f"seed_{seed}/{name}")
     study["commands"] = {stage.name: stage.shown() for stage in planned}
     study["about"] |= {
         "Command": shlex.join(["python", "-m", f"launch.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),

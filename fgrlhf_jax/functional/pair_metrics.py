@@ -97,7 +97,8 @@ def compute_pair_metrics(
     Returns:
       n, accuracy and its standard error ``se``, length_correlation (of a response's total reward
       with its length, both sides); for edits accuracy_changed_only (Equation 4's score),
-      auroc_changed (-r_t against "the edit changed this token", tokens of the original side) and
+      auroc_changed (-r_t against "the edit changed this token", tokens of the original side; None
+      of a sequence's values, which were never trained as rewards of tokens) and
       reward (mean, std, n on unchanged and changed tokens of each side).
     """
     if level == "sequence":
@@ -127,10 +128,9 @@ def compute_pair_metrics(
         np.float64,
     )
     table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_margins)
-    table["auroc_changed"] = auroc(
-        -np.concatenate([p.value_j for p in pairs]),
-        np.concatenate([p.changed_j for p in pairs]),
-    )
+    values_j = -np.concatenate([p.value_j for p in pairs])
+    changed_j = np.concatenate([p.changed_j for p in pairs])
+    table["auroc_changed"] = auroc(values_j, changed_j) if level == "token" else None
     table["reward"] = {
         "unchanged_edited": _moments([p.value_i[~p.changed_i] for p in pairs]),
         "unchanged_original": _moments([p.value_j[~p.changed_j] for p in pairs]),

@@ -1,17 +1,20 @@
 """Win rates, their errors, and steps to a score: Tables 1 and 3 of the paper, in NumPy.
 
-Standard errors are over prompts, or over seeds where there are several. A number that cannot be
-computed is None.
+Standard errors are over prompts, or over seeds where there are several; intervals of differences
+are over both. A number that cannot be computed is None.
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import special
 
 from fgrlhf_jax.errors import InputError
 
 _CHUNK = 2**22  # prompts drawn at a time
+_SPLITS = 5000  # of runs into two groups, at most
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -97,6 +100,49 @@ def paired_bootstrap(
     }
 
 
+def paired_interval(
+    outcomes_a: Sequence[Sequence[float]], outcomes_b: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """How much better policy a is than policy b, over training seeds and prompts at once.
+
+    The paired difference of seed s at prompt n is mean + A_s + B_n + E_sn. With the variances of
+    the means over prompts, over seeds, and of what both leave (two-way analysis of variance),
+
+        V = V_seed / S + V_prompt / N - V_rest / (S N)
+
+    as in the two-way cluster variance of Cameron, Gelbach and Miller (2011), and the interval is
+    mean ± t √V with Satterthwaite's degrees of freedom, which are S - 1 where the seeds decide.
+    Resampling seeds and prompts instead covers 70 to 90 % in the place of 95 % with three or five
+    seeds that differ much, and 99 to 100 % with seeds that do not.
+
+    Args:
+      outcomes_a: float[S, N], outcome of policy a, one row a seed, at each prompt.
+      outcomes_b: float[S, N], of policy b with the same seeds at the same prompts. Of either there
+        may be one row, for all seeds. With one seed the interval is over its prompts alone.
+
+    Returns:
+      difference (mean of a less mean of b), and low and high, its 95 % interval.
+
+    Raises:
+      InputError: where the shapes differ, or an outcome is not finite.
+    """
+    a, b = _matrix("outcomes_a", outcomes_a), _matrix("outcomes_b", outcomes_b)
+    if a.shape[1] != b.shape[1] or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        raise InputError(f"outcomes of shape {a.shape} cannot be paired with {b.shape}")
+    difference = a - b
+    seeds, prompts = difference.shape
+    mean = difference.mean()
+    seed_S, prompt_N = difference.mean(1) - mean, difference.mean(0) - mean
+    rest = difference - mean - seed_S[:, None] - prompt_N
+    free = (max(1, seeds - 1), max(1, prompts - 1))  # where 0, the sum of squares is 0 too
+    parts = (seed_S @ seed_S / free[0] / seeds, prompt_N @ prompt_N / free[1] / prompts)
+    variance = sum(parts) - (rest**2).sum() / (free[0] * free[1]) / (seeds * prompts)
+    variance = max(variance, *(0.0, parts[1] if seeds > 1 else sum(parts)))
+    spread = sum(part**2 / of_part for part, of_part in zip(parts, free, strict=True))
+    half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5 if variance > 0 else 0.0
+    return {"difference": float(mean), "low": float(mean - half), "high": float(mean + half)}
+
+
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:
     """``mean``, ``se`` and ``n`` of one value a seed.
 
@@ -124,18 +170,18 @@ def steps_to_reach(
     share: float = 0.95,
     target: float | None = None,
 ) -> int | None:
-    """The first step at which the smoothed score reaches a target; an entry of Table 3.
+    """The first step at which a score reaches a target; an entry of Table 3.
 
     Args:
       curve_steps: int[n], increasing; the first is before training.
-      curve_scores: float[n], the judge's mean score at each, smoothed here by :func:`smooth`.
-      share: the target, as a share of the way from the first to the best smoothed score.
+      curve_scores: float[n], the judge's mean score at each, best smoothed by :func:`smooth`.
+      share: the target, as a share of the way from the first to the best score.
       target: a fixed score, in the place of ``share``.
 
     Returns:
       None where it is never reached, or where the best is no better than the start.
     """
-    steps, scores = list(curve_steps), smooth(curve_scores)
+    steps, scores = list(curve_steps), _vector("curve_scores", curve_scores)
     if len(steps) != scores.size or any(a >= b for a, b in itertools.pairwise(steps)):
         raise InputError("a curve needs increasing steps, and one score at each of them")
     if target is None:
@@ -144,6 +190,46 @@ def steps_to_reach(
     else:
         reached = scores >= target
     return int(steps[np.argmax(reached)]) if reached.any() else None
+
+
+def permutation_test(
+    first: Sequence, second: Sequence, statistics: Callable[[list, list], Sequence[float]]
+) -> tuple[list[float], list[float]]:
+    """Do two groups of runs differ by any of several criteria? Two-sided, by relabelling the runs.
+
+    Where nothing distinguishes the groups, so that every way to split the runs is equally likely,
+    some p of the criteria together is at most α in a share of at most α of all studies: p is the
+    share of splits whose largest statistic, each in units of its standard deviation over the
+    splits, is at least the observed one (the maximum-statistic correction of Westfall and Young,
+    1993). All splits are counted where there are at most 5,000, else as many random ones.
+
+    Args:
+      first, second: the runs of each group, whatever they are.
+      statistics: one number a criterion for two groups of runs, 0 where they do not differ.
+
+    Returns:
+      The observed statistics, and the p of each criterion.
+    """
+    runs = [*first, *second]
+    everyone, count = range(len(runs)), len(first)
+    if math.comb(len(runs), count) <= _SPLITS:
+        splits = itertools.combinations(everyone, count)  # the observed one comes first
+    else:
+        rng = np.random.default_rng(0)
+        drawn = (rng.permutation(len(runs))[:count].tolist() for _ in range(_SPLITS - 1))
+        splits = itertools.chain([range(count)], drawn)
+    values = np.array(
+        [
+            statistics([runs[k] for k in split], [runs[k] for k in everyone if k not in split])
+            for split in splits
+        ],
+        np.float64,
+    )
+    scale = values.std(axis=0)
+    sizes = np.abs(values) / np.where(scale > 0, scale, 1)
+    largest = sizes.max(axis=1)
+    p = [float((largest >= size - 1e-9).mean()) for size in sizes[0]]
+    return values[0].tolist(), p
 
 
 def _vector(name: str, values: Sequence[float]) -> np.ndarray:
@@ -156,3 +242,10 @@ def _vector(name: str, values: Sequence[float]) -> np.ndarray:
             "every one must be a finite number"
         )
     return vector
+
+
+def _matrix(name: str, values: Sequence[Sequence[float]]) -> np.ndarray:
+    matrix = np.asarray(values, np.float64)
+    if matrix.ndim != 2:
+        raise InputError(f"{name} must be one row a seed, of one number a prompt")
+    return np.stack([_vector(name, row) for row in matrix])

@@ -11,6 +11,9 @@ from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
+CORRELATION = "reward/length_correlation"  # of PPO, over the responses of a rollout
+DECODINGS = ("sampled", "greedy")
+
 
 def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]) -> dict:
     """The ``study`` that ``report.content`` takes, but for seconds and commands.
@@ -38,28 +41,30 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
         },
         "heatmaps": tables[0]["heatmaps"],
         "samples": read_samples(folder, homes[0] / "answers", arms, config.report_samples),
-        "bootstrap_seed": config.seed,
+        "at_once": config.workers,
         "about": {"Hardware": tables[0].get("devices", "not recorded")},
     }
 
 
 def read_run(home: Path, arm: str) -> dict:
     """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
-    rows = read_jsonl(home / arm / "metrics.jsonl")
+    rows, answers_file = read_jsonl(home / arm / "metrics.jsonl"), home / "answers" / f"{arm}.json"
     curve = learning_curve(rows)
     seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
     per_step = sum(seconds) / len(seconds) if curve and seconds else None
-    run, kl = {"curve": curve, "seconds_per_step": per_step}, None
-    if curve:  # of the step that was exported, which need not be the last one
-        exported = _read(home / arm / "finished.json")["step"]
-        kl = {point["step"]: point["kl"] for point in curve}.get(exported)
+    within = [row[CORRELATION] for row in rows if row.get(CORRELATION) is not None][-10:]
+    run = {
+        "curve": curve,
+        "seconds_per_step": per_step,
+        "length_correlation": sum(within) / len(within) if within else None,
+    }
     # Both decodings against the reference's samples at T = 1.
     reference = _read(home / "answers" / "reference.json")["sampled"]
     reference_scores = [answer["score"] for answer in reference]
-    answers_of_arm = _read(home / "answers" / f"{arm}.json")
-    names = ("correction_accuracy", "corrections", "fluency")
+    answers_of_arm = _read(answers_file)
+    names = ("kl", "correction_accuracy", "corrections", "fluency")
     run |= {name: answers_of_arm.get(name) for name in names}
-    for decoding in ("sampled", "greedy"):
+    for decoding in DECODINGS:
         answers = answers_of_arm[decoding]
         scores = [answer["score"] for answer in answers]
         run[decoding] = {
@@ -67,7 +72,6 @@ def read_run(home: Path, arm: str) -> dict:
             "outcome": _outcomes(scores, reference_scores),
             "lengths": [answer["length"] for answer in answers],
             "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
-            "kl": kl if decoding == "sampled" else None,
             "words_to_change": [a["words_to_change"] for a in answers if "words_to_change" in a],
         }
     return run

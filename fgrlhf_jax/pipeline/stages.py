@@ -19,6 +19,8 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files
 from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
 
+_NO_TRAINING = ("launch.pipeline", "launch.generate")
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -169,6 +171,20 @@ def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """Seconds that each finished stage took, by its name."""
     done = [stage for stage in stages if _marker(stage, folder).exists()]
     return {stage.name: _read_marker(stage, folder)["seconds"] for stage in done}
+
+
+def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
+    """Seconds of each stage and of every training that it needs, but for the common first policy.
+
+    Stages that are not done are left out.
+    """
+    took, needs = seconds(stages, folder), {stage.name: stage.needs for stage in stages}
+    common = {stage.name for stage in stages if stage.command[0] in _NO_TRAINING} | {"sft"}
+
+    def ancestors(name: str) -> set[str]:
+        return {name}.union(*map(ancestors, needs[name]))
+
+    return {name: sum(took.get(n, 0.0) for n in ancestors(name) - common) for name in took}
 
 
 def _start(stage: Stage, folder: Path) -> subprocess.Popen:

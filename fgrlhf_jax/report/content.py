@@ -3,37 +3,26 @@
 :func:`build_report` takes what the stages of a pipeline left behind, as one plain dict: per arm and
 seed the judge's scores of the test responses, outcomes against the reference, lengths and the
 learning curve; per reward model and seed its accuracies; one response's token rewards under each
-reward model; seconds and commands. It computes no more than means, errors, steps and bootstraps.
+reward model; seconds and commands. It computes no more than means, errors, steps and intervals.
 
 Standard errors are over seeds where an arm has several runs, else over prompts ("se_over").
 """
 
-import functools
 import itertools
 import json
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import pair_metrics, win_rate
-from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds, steps_to_reach
-from fgrlhf_jax.report import corrections
-from fgrlhf_jax.report.verdict import answer_questions
+from fgrlhf_jax.functional import win_rate
+from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
+from fgrlhf_jax.report import corrections, speed
+from fgrlhf_jax.report.verdict import DECODINGS, answer_questions, recommend
 
-REFERENCE, BASELINE = "sft", "ppo_rlhf"
-# Pairs of arms to compare, besides every arm with the one before it.
-COMPARED = (
-    ("fine_grained", "ppo_rlhf"),
-    ("fine_grained_token", "fine_grained"),
-    ("fine_grained_token", "ppo_rlhf"),
-    ("fine_grained_token", "sft_edits"),
-    ("edits_then_token", "sft_edits"),
-)
-DECODINGS = ("sampled", "greedy")
+BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
+RIVALS = (BASELINE, "fine_grained", "sft_edits")  # whose curves the token arm's are tested against
 CURVES = ("gold", "reward", "kl", "length", "unfinished", "seconds")
-SHARES_OF_GAIN = {"steps_80": 0.80, "steps_95": 0.95}
 
 
 def build_report(study: dict) -> dict:
@@ -47,27 +36,45 @@ def build_report(study: dict) -> dict:
     trained = {n: curves for n, arm in arms.items() if (curves := _evaluations(arm["runs"]))}
     # The first arm of PPO where the one that everything is measured by is missing.
     baseline = BASELINE if BASELINE in trained else next(iter(trained), None)
-    target = study.get("gold_target")
-    if target is None and baseline:
-        target = gold_target(trained[baseline])
+    target, own = study.get("gold_target"), study.get("gold_target") is None
+    if own and baseline:
+        target = speed.gold_target(trained[baseline])
+    labels = {
+        part: {name: item["label"] for name, item in study[part].items()}
+        for part in ("arms", "reward_models")
+    }
+    seconds = {n: [run["seconds_per_step"] for run in arms[n]["runs"]] for n in trained}
     report = {
         **{key: study[key] for key in ("title", "judge", "seeds", "test_prompts")},
-        "labels": {
-            part: {name: item["label"] for name, item in study[part].items()}
-            for part in ("arms", "reward_models")
-        },
+        "labels": labels,
         "table1": _table1(arms),
+        "differences": _differences(arms),
         "table2": {name: _accuracies(model["runs"]) for name, model in models.items()},
         "auroc": {name: _auroc(model["runs"]) for name, model in models.items()},
-        "table3": {n: _times(curves, arms[n]["runs"], target) for n, curves in trained.items()},
+        "table3": {n: speed.time_arm(c, seconds[n], target) for n, c in trained.items()},
+        "speed": [
+            {"arm": TOKEN, "against": rival}
+            | speed.compare_arms(
+                *(trained[TOKEN], trained[rival], target), own and rival == baseline
+            )
+            for rival in RIVALS
+            if {TOKEN, rival} <= trained.keys()
+        ],
+        "at_once": study.get("at_once", 1),
         "gold_target": target,
-        "gold_target_arm": baseline if study.get("gold_target") is None else None,
-        "curves": {name: _mean_curve(curves) for name, curves in trained.items()},
-        "comparisons": _comparisons(arms, study["bootstrap_seed"]),
+        "gold_target_arm": baseline if own else None,
+        "curves": {
+            n: _mean_curve(c)
+            | {"reward_length_correlation": _of_runs(arms[n]["runs"], "length_correlation")}
+            for n, c in trained.items()
+        },
         **{key: study[key] for key in ("heatmaps", "samples", "seconds", "commands", "config")},
         "about": study["about"],
     }
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
+    # Nobody can train with an oracle's rewards.
+    rows = {n: row for n, row in report["table1"].items() if not arms[n].get("oracle")}
+    report["recommendation"] = recommend(report["differences"], rows, labels["arms"])
     report["answer"] = answer_questions(report)
     return _plain(report)
 
@@ -75,18 +82,6 @@ def build_report(study: dict) -> dict:
 def to_json(report: dict) -> str:
     """The text of ``report.json``."""
     return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def gold_target(curves: Sequence[list[dict]]) -> float | None:
-    """The fixed score of Table 3: 80 % of the way from the baseline's start to its best.
-
-    The best is the lowest of its seeds' bests, so that every seed of it gets there; the scores are
-    smoothed as in ``win_rate.steps_to_reach``. None where a seed has no gain.
-    """
-    scores = [win_rate.smooth([point["gold"] for point in curve]) for curve in curves]
-    start = float(np.mean([of_seed[0] for of_seed in scores]))
-    best = float(min(of_seed.max() for of_seed in scores))
-    return start + 0.8 * (best - start) if best > start else None
 
 
 def _check(study: dict) -> None:
@@ -127,15 +122,22 @@ def _mean_of_seeds(samples: list[list[float]]) -> tuple[float, float | None]:
 def _table1(arms: dict) -> dict:
     table = {}
     for name, arm in arms.items():
-        sampled, greedy = (_decoded([run[d] for run in arm["runs"]]) for d in DECODINGS)
-        prompts, seeds = len(arm["runs"][0]["sampled"]["outcome"]), len(arm["runs"])
-        over = "seeds" if seeds > 1 else "prompts"
-        common = {"n": prompts, "seeds": seeds, "se_over": over}
-        prefixed = {f"greedy_{key}": value for key, value in greedy.items()}
-        table[name] = {**sampled, **prefixed, **common, "decoding": "sampled"}
-        if name == REFERENCE and f"{name}_greedy" not in arms:
-            table[f"{name}_greedy"] = {**greedy, **prefixed, **common, "decoding": "greedy"}
+        runs = arm["runs"]
+        sampled, greedy = (_decoded([run[d] for run in runs]) for d in DECODINGS)
+        table[name] = {
+            **sampled,
+            **{f"greedy_{key}": value for key, value in greedy.items()},
+            **{key: _of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")},
+            "correction_se": corrections.correction_error(runs),
+            "n": len(runs[0]["sampled"]["outcome"]),
+            "seeds": len(runs),
+            "se_over": "seeds" if len(runs) > 1 else "prompts",
+        }
     return table
+
+
+def _of_runs(runs: list[dict], key: str) -> float | None:
+    return mean_over_seeds([run.get(key) for run in runs])["mean"]
 
 
 def _decoded(sets: list[dict]) -> dict:
@@ -144,8 +146,7 @@ def _decoded(sets: list[dict]) -> dict:
     gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
     scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
     length, _ = _mean_of_seeds([s["lengths"] for s in sets])
-    kl, unfinished = (mean_over_seeds([s[k] for s in sets])["mean"] for k in ("kl", "unfinished"))
-    return {**scores, "length": length, "kl": kl, "unfinished": unfinished}
+    return {**scores, "length": length, "unfinished": _of_runs(sets, "unfinished")}
 
 
 def _accuracies(runs: list[dict]) -> dict:
@@ -165,27 +166,6 @@ def _auroc(runs: list[dict]) -> dict:
     return mean_over_seeds([run.get("auroc") for run in runs])
 
 
-def _times(curves: list[list[dict]], runs: list[dict], target: float | None) -> dict:
-    """Steps, their errors over seeds, and seconds; of a target: how many seeds reached it."""
-    seconds = [run["seconds_per_step"] for run in runs]
-    per_step = mean_over_seeds([s for s in seconds if s is not None])["mean"]
-    steps = {name: [] for name in (*SHARES_OF_GAIN, "steps_to_gold")}
-    for curve in curves:
-        columns = [point["step"] for point in curve], [point["gold"] for point in curve]
-        for name, share in SHARES_OF_GAIN.items():
-            steps[name].append(steps_to_reach(*columns, share=share))
-        reached = None if target is None else steps_to_reach(*columns, target=target)
-        steps["steps_to_gold"].append(reached)
-    row = {"seeds": len(curves), "seconds_per_step": per_step}
-    for name, values in steps.items():
-        over = mean_over_seeds(values)
-        row[name], row[f"{name}_se"] = over["mean"], over["se"]
-        row[f"{name}_reached"] = sum(value is not None for value in values)
-        known = over["mean"] is not None and per_step is not None
-        row[name.replace("steps", "seconds")] = over["mean"] * per_step if known else None
-    return row
-
-
 def _mean_curve(curves: list[list[dict]]) -> dict:
     """Means over seeds at the steps that all of them have, as columns, each with its error."""
     by_step = [{point["step"]: point for point in curve} for curve in curves]
@@ -198,32 +178,23 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
             o["se"] if len(curves) > 1 else by_step[0][step].get(f"{field}_se")
             for o, step in zip(over, steps, strict=True)
         ]
-    pairs = zip(columns["reward"], columns["length"], strict=True)
-    known = [pair for pair in pairs if None not in pair]
-    rewards, lengths = np.array(known, np.float64).reshape(-1, 2).T
-    columns["reward_length_correlation"] = pair_metrics.correlation(rewards, lengths)
     return columns
 
 
-def _comparisons(arms: dict, seed: int) -> list[dict]:
-    """Paired bootstraps over prompts of each arm and the one before it, and of ``COMPARED``.
-
-    A prompt's outcome is its mean over seeds.
-    """
-    names = [name for name in arms if name != REFERENCE]
-    if any(None in arms[name]["runs"][0]["sampled"]["outcome"] for name in names):
+def _differences(arms: dict) -> list[dict]:
+    """Win rates of every pair of arms, in points, with intervals over seeds and prompts."""
+    if any(None in arm["runs"][0]["sampled"]["outcome"] for arm in arms.values()):
         return []  # no judge
-    pairs = [(b, a) for a, b in itertools.pairwise(names)]
-    pairs += [pair for pair in COMPARED if pair not in pairs and {*pair} <= arms.keys()]
-    outcomes = {
-        (name, decoding): np.mean([run[decoding]["outcome"] for run in arms[name]["runs"]], 0)
-        for name in names
-        for decoding in DECODINGS
-    }
-    compare = functools.partial(win_rate.paired_bootstrap, seed=seed)
+
+    def compare(arm: str, against: str, decoding: str) -> dict:
+        sides = ([run[decoding]["outcome"] for run in arms[a]["runs"]] for a in (arm, against))
+        interval = win_rate.paired_interval(*sides)
+        names = {"points": "difference", "low": "low", "high": "high"}
+        return {name: 100 * interval[key] for name, key in names.items()}
+
     return [
-        {"a": a, "b": b, **{d: compare(outcomes[a, d], outcomes[b, d]) for d in DECODINGS}}
-        for a, b in pairs
+        {"arm": a, "against": b, **{decoding: compare(a, b, decoding) for decoding in DECODINGS}}
+        for b, a in itertools.combinations(arms, 2)
     ]
 
 

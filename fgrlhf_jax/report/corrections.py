@@ -6,8 +6,8 @@ import numpy as np
 
 from fgrlhf_jax.functional.correction import rank_correlation
 from fgrlhf_jax.functional.win_rate import mean_and_error
+from fgrlhf_jax.report.verdict import DECODINGS
 
-DECODINGS = ("sampled", "greedy")
 _FIGURES = {"sampled": (), "greedy": (), "written": (), "moved": ("unchanged",)}
 
 
@@ -35,6 +35,11 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
         for decoding, score in scores.items()
     }
     return {"arms": rows, "rank_correlation": correlations}
+
+
+def correction_error(runs: Sequence[Mapping]) -> float | None:
+    """The error of correction accuracy: over seeds, of one seed over records."""
+    return _row(runs)["sampled"]["se"]
 
 
 def _row(runs: Sequence[Mapping]) -> dict:

@@ -9,7 +9,7 @@ import re
 from fgrlhf_jax.report import charts, heatmap
 from fgrlhf_jax.report.charts import Dot, Line, draw_dots, draw_lines
 from fgrlhf_jax.report.html import CHART_COLOURS, HARMLESS, page_template
-from fgrlhf_jax.report.tables import number, sections, subtitle
+from fgrlhf_jax.report.tables import number, recommendation, sections, subtitle
 
 _NUMBERED = 40  # tokens; a longer response has its rewards under the pointer, and in print
 _OPEN_SAMPLES = 2
@@ -23,6 +23,7 @@ def to_html(report: dict) -> str:
         title=report["title"],
         subtitle=subtitle(report),
         about=report["about"],
+        recommendation=recommendation(report),
         answer=report["answer"].values(),
         sections=sections(report),
         figures=_figures(report),
@@ -64,16 +65,12 @@ def _win_rates(report: dict):
     colours = {name: k % CHART_COLOURS for k, name in enumerate(report["curves"])}
     rows = []
     for name, row in report["table1"].items():
-        if row["decoding"] == "sampled":
-            pairs = [
-                (100 * row[f"{decoding}win_rate"], 100 * (row[f"{decoding}se"] or 0))
-                for decoding in ("", "greedy_")
-            ]
-            rows.append(Dot(report["labels"]["arms"][name], colours.get(name), *pairs))
-    marks = [(50.0, "even")]
-    if untouched := report["table1"].get("sft_greedy"):
-        marks.append((100 * untouched["win_rate"], "SFT, greedy"))
-    return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=marks)
+        pairs = [
+            (100 * row[f"{decoding}win_rate"], 100 * (row[f"{decoding}se"] or 0))
+            for decoding in ("", "greedy_")
+        ]
+        rows.append(Dot(report["labels"]["arms"][name], colours.get(name), *pairs))
+    return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=[(50.0, "even")])
 
 
 def _heatmaps(report: dict) -> list[dict]:
@@ -118,8 +115,6 @@ p { margin: .4rem 0 1rem; max-width: 46rem; }
 .answer { background: var(--tint); border-radius: 4px; padding: 1rem 1.2rem; }
 .answer p, .answer ul { margin: 0; padding: 0; list-style: none; max-width: 52rem; }
 .answer li { border-left: 4px solid var(--soft); padding-left: .8rem; margin: .5rem 0; }
-.answer .yes { border-color: var(--c2); }
-.answer .no { border-color: var(--c1); }
 .answer small { display: block; color: var(--soft); font-size: .84rem; }
 .wide-table { overflow-x: auto; margin: .8rem 0; }
 tbody th { font-weight: 500; min-width: 11rem; }
@@ -148,15 +143,14 @@ _BODY = """\
 <header>
 <h1>{{ title }}</h1>
 <p class="soft">{{ subtitle }}</p>
+<p><b>{{ unbroken(recommendation) }}</b></p>
 <div class="answers">
 {% for part in answer %}
 <div class="answer">
 <h3>{{ part.question }}</h3>
 <ul>
 {% for line in part.lines %}
-<li{% if line.verdict in ("yes", "no") %} class="{{ line.verdict }}"{% endif %}>{{ line.than }}:
-<b>{{ line.verdict }}</b>
-<small>{{ unbroken(line.text) }}</small></li>
+<li>{{ line.arm }}: <small>{{ unbroken(line.text) }}</small></li>
 {% endfor %}
 </ul>
 {% if part.text %}<p>{{ unbroken(part.text) }}</p>{% endif %}

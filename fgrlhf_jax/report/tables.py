@@ -7,11 +7,11 @@ import re
 from typing import NamedTuple
 
 from fgrlhf_jax.functional.win_rate import wilson_interval
-from fgrlhf_jax.report.verdict import NONE, points, win_verdict
+from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
+from fgrlhf_jax.report.verdict import DECODINGS, NONE, lead_words
 
 MAX_TOKENS = 40  # rows of a heat map in Markdown
 _CURVE_COLUMNS = 8
-_LEADS = {1: "better", 0: "not shown", -1: "worse"}
 
 
 class Section(NamedTuple):
@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
 def sections(report: dict) -> list[Section]:
     """All tables in the order to show them; those without rows are left out."""
-    tables = (_table1, _comparisons, _corrections, _table2, _curves, _table3, _end, _stages)
+    tables = (_table1, _differences, _corrections, _table2, _curves, _table3, _end, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
@@ -63,59 +63,76 @@ def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
 
 
 def _table1(report: dict) -> Section:
-    judge, labels = report["judge"] or "judge", report["labels"]["arms"]
+    judge, table = report["judge"] or "judge", report["table1"]
+    # Columns that not every study has.
+    extra = {"correction_accuracy": "Correction", "kl": "KL", "seconds": "Seconds"}
+    extra = {k: v for k, v in extra.items() if any(row[k] is not None for row in table.values())}
     rows = []
-    for name, row in report["table1"].items():
-        cells = [
-            percent(row["win_rate"], row["se"], row["n"]),
-            percent(row["greedy_win_rate"], row["greedy_se"], row["n"]),
-            number(row["gold"], row["gold_se"]),
-            number(row["greedy_gold"], row["greedy_gold_se"]),
-            *(number(row["length"], digits=1), number(row["kl"], digits=2)),
-            percent(row["unfinished"]),
-        ]
-        if row["decoding"] == "greedy":
-            cells[0] = cells[2] = NONE
-        label = labels[name] if name in labels else f"{labels['sft']}, greedy"
-        rows.append([label, *cells])
-    both = {row["se_over"] for row in report["table1"].values()} == {"seeds", "prompts"}
-    note = " The ± of an arm with a single run is over prompts." if both else ""
+    for name, row in table.items():
+        cells = {
+            "correction_accuracy": percent(row["correction_accuracy"]),
+            "kl": number(row["kl"], digits=2),
+            "seconds": number(row["seconds"], digits=0),
+        }
+        rows.append(
+            [
+                report["labels"]["arms"][name],
+                percent(row["win_rate"], row["se"], row["n"]),
+                percent(row["greedy_win_rate"], row["greedy_se"], row["n"]),
+                number(row["gold"], row["gold_se"]),
+                number(row["greedy_gold"], row["greedy_gold_se"]),
+                number(row["length"], digits=1),
+                percent(row["unfinished"]),
+                *(cells[key] for key in extra),
+            ]
+        )
+    both = {row["se_over"] for row in table.values()} == {"seeds", "prompts"}
+    notes = {
+        "correction_accuracy": " Correction: on held-out edits, how often the policy prefers what "
+        "a person put in to what was taken out.",
+        "kl": " KL: nats a response, of the policy's own samples, from the policy that all arms "
+        "started from.",
+        "seconds": " Seconds of training, with the reward model and the arms before it, not the "
+        f"common start{_at_once(report)}.",
+    }
     text = (
         f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
         "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
-        "sharpening. Length in tokens and the share without an end are of the responses at T = 1, "
-        "in the row of a greedy policy of the greedy ones. KL (nats a response) is that of this "
-        f"policy's evaluation in PPO, from the model that the arm started from.{note}"
+        "sharpening. Length in tokens and the share without an end are of responses at T = 1."
+        f"{''.join(notes[key] for key in extra)}"
+        f"{' The ± of an arm with a single run is over prompts.' if both else ''}"
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy", f"{_capitalise(judge)}, T = 1"]
-    head += [f"{_capitalise(judge)}, greedy", "Length", "KL", "Unfinished"]
+    head += [f"{_capitalise(judge)}, greedy", "Length", "Unfinished", *extra.values()]
     return Section("table1", "Table 1. Which arm aligns better?", text, head, rows)
 
 
-def _comparisons(report: dict) -> Section:
+def _at_once(report: dict) -> str:
+    count = report["at_once"]
+    return f"; up to {count} stages ran at once, so they are rough" if count > 1 else ""
+
+
+def _differences(report: dict) -> Section:
     labels, rows = report["labels"]["arms"], []
-    for pair in report["comparisons"]:
-        row = [labels[pair["a"]], labels[pair["b"]]]
-        for decoding in ("sampled", "greedy"):
-            bootstrap = pair[decoding]
-            row += [
-                f"{points(bootstrap['difference'])} "
-                f"[{points(bootstrap['low'])}, {points(bootstrap['high'])}]",
-                f"{bootstrap['not_better']:.3f}",
-                _LEADS[win_verdict(report, pair["a"], pair["b"], decoding)],
-            ]
-        rows.append(row)
+    for pair in report["differences"]:
+        cells = (
+            f"{_points(pair[d]['points'])} [{_points(pair[d]['low'])}, {_points(pair[d]['high'])}]"
+            for d in DECODINGS
+        )
+        rows.append([labels[pair["arm"]], lead_words(pair), labels[pair["against"]], *cells])
+    over = "seeds and prompts" if report["seeds"] > 1 else "the prompts of this one seed, so that"
+    over += "" if report["seeds"] > 1 else " nothing of it is shown: another seed may turn it"
     text = (
-        "Win rate of one arm less that of the other, in points. In brackets the 95 % interval of a "
-        "paired bootstrap over prompts (outcomes averaged over seeds); “not better” is the share "
-        "of its rounds in which the first arm does not win more. An arm is called better or worse "
-        "if the interval excludes zero and the standard errors of Table 1 do not overlap. Each row "
-        "is a test of its own; nothing is corrected for their number."
+        "Win rate of one arm less that of the other, in points, paired by seed and prompt, with "
+        f"its 95 % interval over {over}. An arm is better or worse if the interval excludes zero; "
+        "each is a test of its own, nothing is corrected for their number."
     )
-    head = ["Arm", "Against"]
-    for decoding in ("T = 1", "greedy"):
-        head += [f"Points, {decoding}", "Not better", "So"]
-    return Section("comparisons", "Arm against arm", text, head, rows)
+    head = ["Arm", "Is", "Than", "Points, T = 1", "Points, greedy"]
+    return Section("differences", "Arm against arm", text, head, rows)
+
+
+def _points(value: float) -> str:
+    return f"{value:+z.1f}".replace("-", "−")
 
 
 _CORRECTIONS = {  # column: its head, how it is written, and with what
@@ -177,8 +194,8 @@ def _table2(report: dict) -> Section:
         rows.append([report["labels"]["reward_models"][name], *accuracies, auroc])
     text = (
         "How often each reward model ranks the better response of a pair above the other, on each "
-        "set of test pairs (chance is 50 %), and the area under the ROC curve of −r against "
-        "“the edit changed this token”."
+        "set of test pairs (chance is 50 %), and of those that were trained to reward tokens the "
+        "area under the ROC curve of −r against “the edit changed this token”."
     )
     head = ["Reward model", *(f"{_capitalise(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
     title = "Table 2. Which reward model judges better?"
@@ -186,21 +203,25 @@ def _table2(report: dict) -> Section:
 
 
 def _table3(report: dict) -> Section:
-    rows = []
-    criteria = ("80", "95", "to_gold")
+    target, arm = report["gold_target"], report["gold_target_arm"]
+    goal = f"{report['judge']} {number(target)}"
+    head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
+    alone, rows = report["at_once"] == 1, []
+    if alone:
+        seconds = ("a step", "to 80 %", "to 95 %", f"to {goal}")
+        head += [f"Seconds {part}" for part in seconds]
     for name, row in report["table3"].items():
         cells = [report["labels"]["arms"][name]]
-        for criterion in criteria:
-            key = f"steps_{criterion}"
+        for key in CRITERIA:
             cell = number(row[key], row[f"{key}_se"], digits=0)
             if row[key] is None and row[f"{key}_reached"]:
                 cell = f"{row[f'{key}_reached']} of {row['seeds']} seeds"
             cells.append(cell)
-        cells.append(number(row["seconds_per_step"]))
-        cells += [number(row[f"seconds_{criterion}"], digits=1) for criterion in criteria]
+        if alone:
+            seconds = [row[key.replace("steps", "seconds")] for key in CRITERIA]
+            cells.append(number(row["seconds_per_step"]))
+            cells += [number(value, digits=1) for value in seconds]
         rows.append(cells)
-    target, arm = report["gold_target"], report["gold_target_arm"]
-    goal = f"{report['judge']} {number(target)}"
     source = (
         f"; {number(target)} is 80 % of the way of “{report['labels']['arms'][arm]}”, to the "
         "lowest of its seeds' bests"
@@ -211,10 +232,12 @@ def _table3(report: dict) -> Section:
         f"PPO steps until the {report['judge']} score on validation prompts first gets there; each "
         "evaluation is averaged with its two neighbours. The first two criteria measure an arm by "
         "its own best, so a small gain is soon made; the third asks the same score of every arm"
-        f"{source}. 0 where an arm starts there, {NONE} where no seed gets there."
+        f"{source}. 0 where an arm starts there, {NONE} where no seed gets there. The verdicts "
+        "above are of a test that relabels whole curves: where two arms do not differ it finds a "
+        f"difference by any of the criteria in at most {100 * SIGNIFICANCE:.0f} % of studies."
     )
-    head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
-    head += ["Seconds a step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
+    if not alone:
+        text += " Stages ran at once, so their seconds are not compared."
     return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
 
 
@@ -250,9 +273,9 @@ def _end(report: dict) -> Section:
         rows.append([label, step, *cells, percent(last["unfinished"]), correlation])
     text = (
         f"What each arm paid for its {report['judge']} score in KL, and whether its reward grew "
-        "with length: the figures of the last evaluation, and the correlation of mean reward and "
-        "mean length over all evaluations of the arm. Rewards are each reward model's own, not "
-        "comparable between arms."
+        "with length: the figures of the last evaluation, and the correlation of reward and length "
+        "over the responses of a rollout, the mean of its last steps. KL is from where the arm "
+        "started. Rewards are each reward model's own, not comparable between arms."
     )
     head = ["Arm", "Last step", "KL", _capitalise(report["judge"]), "Reward", "Length"]
     head += ["Unfinished", "r(reward, length)"]
@@ -267,6 +290,12 @@ def _stages(report: dict) -> Section:
     return Section("stages", "Stages", text, ["Stage", "Seconds"], rows)
 
 
+def recommendation(report: dict) -> str:
+    """The recommended arm and its reason, in a sentence."""
+    arm, why = (report["recommendation"][key] for key in ("arm", "why"))
+    return f"Take “{report['labels']['arms'][arm]}”: {why}." if arm else f"{_capitalise(why)}."
+
+
 def _capitalise(word: str) -> str:
     return word[:1].upper() + word[1:]
 
@@ -274,12 +303,11 @@ def _capitalise(word: str) -> str:
 def to_markdown(report: dict) -> str:
     """The text of ``report.md``."""
     lines = [f"# {_escape(report['title'])}", "", _escape(subtitle(report)), ""]
+    if report["recommendation"]["arm"]:
+        lines += [f"**{_escape(recommendation(report))}**", ""]
     for part in report["answer"].values():
         lines += [f"**{part['question']}**", ""]
-        lines += [
-            f"- {_escape(line['than'])}: **{line['verdict']}**; {_escape(line['text'])}"
-            for line in part["lines"]
-        ]
+        lines += [f"- {_escape(line['arm'])}: {_escape(line['text'])}" for line in part["lines"]]
         lines += ["", _escape(part["text"]), ""] if part["text"] else [""]
     lines += [f"{_escape(name)}: {_escape(value)}  " for name, value in report["about"].items()]
     lines += [""]

@@ -1,140 +1,203 @@
-"""Does fine-grained supervision align better, and faster? Answered by rule, a line a comparison.
+"""Which arm aligns better, which is faster, which to take? Answered by rule.
 
-"Yes" is a win rate only if the two standard-error bars do not overlap and the paired bootstrap's
-95 % interval excludes zero; a number of steps only if the bars over seeds do not overlap (one seed
-has none, so it shows nothing). "No" is the same with the sign turned; all else is "not shown".
+Of two arms one is better if the 95 % interval of the paired difference of their win rates, over
+seeds and prompts, excludes zero; all else is within noise. One seed shows nothing: another one may
+turn it, so what is said is said of that seed. Faster is what :mod:`.speed` tests.
 """
 
-TOKEN, EDITS = "fine_grained_token", "fine_grained"
-BASELINE, IMITATION = "ppo_rlhf", "sft_edits"
+import math
+
+from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
+
 NONE = "–"
-# What the token-level arm is compared with, in words.
-RIVALS = {
-    BASELINE: "than PPO on preferences",
-    EDITS: "than one reward a response, from the same edits",
-    IMITATION: "than SFT on the same edits",
+DECODINGS = ("sampled", "greedy")
+# What the signs of a lead at T = 1 and greedily are called.
+_LEADS = {
+    (1, 1): "better in both decodings than",
+    (1, 0): "better at T = 1 than",
+    (0, 1): "better greedily than",
+    (1, -1): "better at T = 1 and worse greedily than",
+    (-1, 1): "worse at T = 1 and better greedily than",
+    (0, -1): "worse greedily than",
+    (-1, 0): "worse at T = 1 than",
+    (-1, -1): "worse in both decodings than",
+    (0, 0): "within noise of",
 }
-CRITERIA = {
-    "steps_80": "to 80 % of its own gain",
-    "steps_95": "to 95 %",
-    "steps_to_gold": "to the fixed {judge} score {target}",
-}
-WORDS = {1: "yes", 0: "not shown", -1: "no"}
+_CRITERIA = dict(
+    zip(
+        CRITERIA,
+        ("to 80 % of its own gain", "to 95 %", "to the fixed {judge} score {target}"),
+        strict=True,
+    )
+)
 
 
 def answer_questions(report: dict) -> dict:
-    """``better`` and ``faster``: each its question, a verdict, lines and a text.
-
-    A line is one comparison: what ``than``, its ``verdict`` (yes, no or not shown) and numbers as
-    ``text``. The verdict of a question is those of all its lines.
+    """``better`` and ``faster``: each its question, a text, and lines of ``arm`` and ``text``.
 
     Args:
       report: the content of a report, without the answer.
     """
-    rivals = {arm: words for arm, words in RIVALS.items() if arm in report["table1"]}
-    if any(row["win_rate"] is None for row in report["table1"].values()):
-        better, remark = [], "This study has no judge."
-    elif TOKEN in report["table1"] and rivals:
-        better = [_compare_wins(report, arm, words) for arm, words in rivals.items()]
-        remark = _sharpening(report)
-    else:
-        better, remark = [], f"This study has not {TOKEN} and an arm to compare it with."
-    arms = [arm for arm in rivals if {TOKEN, arm} <= set(report["table3"])]
-    faster = [_compare_steps(report, arm, rivals[arm]) for arm in arms]
-    without_curves = "" if faster else "There are no learning curves of two arms to compare."
+    one_seed = report["seeds"] < 2
+    where = " in this one seed" if one_seed else ""
+    remarks = ["This study has no judge."] if not report["judge"] else []
+    if one_seed and not remarks:
+        remarks.append("One seed shows nothing: another one may turn it.")
+    faster = [_faster_line(report, test) for test in report["speed"]]
+    missing = "" if faster else "There are no learning curves of two arms to compare."
     return {
-        "better": _answer("Does fine-grained supervision align better?", better, remark),
-        "faster": _answer("And faster?", faster, without_curves),
+        "better": {
+            "question": f"Which arm aligns better{where}?",
+            "lines": _better_lines(report),
+            "text": " ".join([*remarks, *_sharpening(report)]),
+        },
+        "faster": {"question": f"And faster{where}?", "lines": faster, "text": missing},
     }
 
 
-def win_verdict(report: dict, a: str, b: str, decoding: str = "sampled") -> int:
-    """1 where a wins more than b, -1 where less, 0 where that is not shown."""
-    prefix = "greedy_" if decoding == "greedy" else ""
-    table, bootstrap = report["table1"], _bootstrap(report, a, b, decoding)
-    certain = bootstrap["low"] > 0 or bootstrap["high"] < 0
-    return _sign(table[a], table[b], f"{prefix}win_rate", f"{prefix}se") if certain else 0
+def recommend(
+    differences: list[dict], table: dict[str, dict], labels: dict[str, str] | None = None
+) -> dict[str, str | None]:
+    """The arm to take, and why.
+
+    It is one that no other arm beats, sampled or greedy; of several the cheapest in seconds. Where
+    every arm is beaten by another in some decoding, it is the one that is beaten least often, then
+    the one with the highest mean of both win rates. Without a judge, and so without differences,
+    the highest correction accuracy decides.
+
+    Args:
+      differences: those of a report, of every pair of arms.
+      table: its ``table1``, without arms that nobody can train (the oracle). Without a judge
+        ``correction_accuracy`` and ``correction_se`` are read.
+      labels: how "why" calls the arms; by default by their names.
+
+    Returns:
+      ``arm`` (None where nothing can be compared) and ``why``.
+    """
+    leads = {}
+    for pair in differences:
+        if {pair["arm"], pair["against"]} <= table.keys():
+            leads[pair["arm"], pair["against"]] = signs = lead_signs(pair)
+            leads[pair["against"], pair["arm"]] = tuple(-sign for sign in signs)
+    name = (labels or {}).get
+    if not leads:
+        return _by_correction(table, name)
+
+    def losses(arm: str) -> int:
+        return sum(signs.count(-1) for (a, _), signs in leads.items() if a == arm)
+
+    def rates(arm: str) -> float:
+        return table[arm]["win_rate"] + table[arm]["greedy_win_rate"]
+
+    def cost(arm: str) -> float:
+        seconds = table[arm].get("seconds")
+        return float("inf") if seconds is None else seconds
+
+    least = min(map(losses, table))
+    rivals = [arm for arm in table if losses(arm) == least]
+    if least:
+        arm = max(rivals, key=rates)
+        why = "every arm is beaten by another at T = 1 or greedily; this one the least often"
+    else:
+        arm = min(rivals, key=lambda arm: (cost(arm), -rates(arm)))
+        why = "no arm is better at T = 1 or greedily"
+        if len(rivals) > 1 and cost(arm) < float("inf"):
+            why += f", and of the {len(rivals)} arms of which that is so it costs least"
+    why += "; it is " + _grouped({b: s for (a, b), s in leads.items() if a == arm}, name)
+    return {"arm": arm, "why": why + _one_seed(table[arm])}
 
 
-def points(difference: float) -> str:
-    """A difference of two rates in percentage points, with its sign."""
-    return f"{100 * difference:+z.1f}".replace("-", "−")
+def lead_signs(pair: dict) -> tuple[int, int]:
+    """Of an entry of ``differences``: 1 where its arm is better sampled, greedy; −1 worse; 0."""
+    return tuple((pair[d]["low"] > 0) - (pair[d]["high"] < 0) for d in DECODINGS)
 
 
-def _answer(question: str, lines: list[dict], text: str) -> dict:
-    verdict = "; ".join(f"{line['than']}: {line['verdict']}" for line in lines) or "not asked"
-    return {"question": question, "verdict": verdict, "lines": lines, "text": text}
+def lead_words(pair: dict) -> str:
+    """:func:`lead_signs` in words, to be followed by the other arm."""
+    return _LEADS[lead_signs(pair)]
 
 
-def _sign(a: dict, b: dict, field: str, error: str) -> int:
-    """The sign of a's lead where both have an error and the bars do not overlap, else 0."""
-    if None in (a[field], b[field], a[error], b[error]):
-        return 0
-    lead = a[field] - b[field]
-    return (lead > 0) - (lead < 0) if abs(lead) > a[error] + b[error] else 0
-
-
-def _bootstrap(report: dict, a: str, b: str, decoding: str = "sampled") -> dict:
-    return next(c[decoding] for c in report["comparisons"] if (c["a"], c["b"]) == (a, b))
-
-
-def _compare_wins(report: dict, rival: str, than: str) -> dict:
-    """The line of one win-rate comparison of the token-level arm."""
-    sampled, greedy = (_bootstrap(report, TOKEN, rival, d) for d in ("sampled", "greedy"))
-    interval = " to ".join(points(sampled[end]) for end in ("low", "high"))
-    verdicts = [WORDS[win_verdict(report, TOKEN, rival, d)] for d in ("sampled", "greedy")]
-    text = (
-        f"{points(sampled['difference'])} points of win rate at T = 1 (95 % interval {interval}); "
-        f"decoded greedily {points(greedy['difference'])} ({verdicts[1]})"
+def _by_correction(table: dict, name) -> dict:
+    known = {arm: row for arm, row in table.items() if row.get("correction_accuracy") is not None}
+    if not known:
+        return {"arm": None, "why": "there is no judge and no correction accuracy to compare by"}
+    values = {arm: row["correction_accuracy"] for arm, row in known.items()}
+    arm = max(values, key=values.get)
+    # Two errors of a difference as if unpaired, so on the safe side.
+    errors = {a: row.get("correction_se") for a, row in known.items()}
+    close = [
+        name(a, a)
+        for a in known
+        if a != arm
+        and None not in (errors[a], errors[arm])
+        and values[arm] - values[a] <= 2 * math.hypot(errors[arm], errors[a])
+    ]
+    why = (
+        f"there is no judge, and it has the highest correction accuracy, {100 * values[arm]:.1f} %"
     )
-    return {"than": than, "verdict": verdicts[0], "text": text}
+    why += f"; within noise of {', '.join(close)}" if close else ""
+    return {"arm": arm, "why": why + _one_seed(known[arm])}
 
 
-def _sharpening(report: dict) -> str:
+def _one_seed(row: dict) -> str:
+    return ". One seed: another one may turn it" if row.get("seeds", 1) < 2 else ""
+
+
+def _grouped(signs: dict[str, tuple], name) -> str:
+    """ "better in both decodings than A, B; within noise of C"."""
+    groups: dict[str, list[str]] = {}
+    for lead, words in _LEADS.items():
+        for arm, of_arm in signs.items():
+            if of_arm == lead:
+                groups.setdefault(words, []).append(name(arm, arm))
+    return "; ".join(f"{words} {', '.join(arms)}" for words, arms in groups.items())
+
+
+def _better_lines(report: dict) -> list[dict]:
+    """A line an arm, the best at T = 1 first, on all arms below it: so every pair is on a line."""
+    leads, table, name = {}, report["table1"], report["labels"]["arms"].get
+    for pair in report["differences"]:
+        leads[pair["arm"], pair["against"]] = signs = lead_signs(pair)
+        leads[pair["against"], pair["arm"]] = tuple(-sign for sign in signs)
+    names = list(table) if leads else []
+    order = sorted(names, key=lambda arm: -table[arm]["win_rate"])
+    return [
+        {"arm": name(arm, arm), "text": _grouped({b: leads[arm, b] for b in order[k:]}, name)}
+        for k, arm in enumerate(order[:-1], 1)
+    ]
+
+
+def _sharpening(report: dict) -> list[str]:
     """A remark where decoding the untouched model greedily is a gain of its own."""
-    table = report["table1"]
-    untouched = table.get("sft_greedy")
-    if not untouched or untouched["win_rate"] - (untouched["se"] or 0) <= 0.5:
-        return ""
-    than = "more" if untouched["win_rate"] > table[TOKEN]["win_rate"] else "less"
-    return (
-        f"The untouched SFT model decoded greedily wins {100 * untouched['win_rate']:.1f} %, "
-        f"{than} than “{report['labels']['arms'][TOKEN]}” at T = 1: part of a gain at T = 1 may be "
-        "sharpening."
-    )
+    rate = report["table1"].get("sft", {}).get("greedy_win_rate")
+    if rate is None or rate <= 0.55:
+        return []
+    return [
+        f"The untouched SFT model decoded greedily wins {100 * rate:.1f} % against its own samples:"
+        " part of a gain at T = 1 may be sharpening."
+    ]
 
 
-def _compare_steps(report: dict, rival: str, than: str) -> dict:
-    """The line of one comparison of PPO steps, by all criteria."""
-    table, target = report["table3"], report["gold_target"]
-    arms = [table[TOKEN], table[rival]]
-    signs, parts = [], []
-    for criterion, words in CRITERIA.items():
-        if criterion == "steps_to_gold" and target is None:
-            continue
-        signs.append(-_sign(*arms, criterion, f"{criterion}_se"))  # fewer steps are better
-        if criterion == "steps_to_gold":
-            words = words.format(judge=report["judge"], target=f"{target:.3f}")
-        steps = " against ".join(_steps(row, criterion) for row in arms)
-        parts.append(f"{words}: {steps} ({WORDS[signs[-1]]})")
+def _faster_line(report: dict, test: dict) -> dict:
+    """A line of one entry of ``speed``: by which criteria an arm needs fewer steps."""
+    name, table, parts = report["labels"]["arms"].get, report["table3"], []
+    for criterion, words in _CRITERIA.items():
+        if criterion in test:
+            target = f"{report['gold_target'] or 0:.3f}"
+            words = words.format(judge=report["judge"], target=target)
+            rows = (table[test[side]] for side in ("arm", "against"))
+            steps = " against ".join(_steps(row, criterion) for row in rows)
+            parts.append(f"{words} {steps} ({_speed_words(test[criterion])})")
     text = f"steps {'; '.join(parts)}"
-    seconds = [row["seconds_per_step"] for row in arms]
-    if None not in seconds:
-        text += f"; a step takes {seconds[0]:.3g} s against {seconds[1]:.3g} s"
-    if min(row["seeds"] for row in arms) < 2:
-        text += "; of one seed, steps have no standard error"
-    return {"than": than, "verdict": _combine(signs), "text": text}
+    if test["least_p"] > SIGNIFICANCE:
+        text += f"; no p can be below {test['least_p']:.2g} with {test['seeds']} of each"
+    return {"arm": f"{name(test['arm'])} against {name(test['against'])}", "text": text}
 
 
-def _combine(signs: list[int]) -> str:
-    """One verdict of those of all criteria."""
-    yes, no = signs.count(1), signs.count(-1)
-    if not yes:
-        return WORDS[-1 if no else 0]
-    if yes == len(signs):
-        return WORDS[1]
-    parts = [f"{word} by {count}" for word, count in (("yes", yes), ("no", no)) if count]
-    return f"{', '.join(parts)} of {len(signs)} criteria"
+def _speed_words(tested: dict) -> str:
+    if tested["p"] > SIGNIFICANCE:
+        return f"not shown, p = {tested['p']:.2g}"
+    return f"{'faster' if tested['difference'] < 0 else 'slower'}, p = {tested['p']:.2g}"
 
 
 def _steps(row: dict, criterion: str) -> str:

@@ -108,6 +108,7 @@ def test_sequence_level_reads_the_last_value_only():
     assert metrics["length_correlation"] == pytest.approx(
         np.corrcoef([2, 1, -1, 1, 0, 2], [2, 2, 1, 3, 2, 1])[0, 1]
     )
+    assert metrics["auroc_changed"] is None  # its values were never trained as rewards of tokens
 
 
 def test_sides_without_changed_or_unchanged_tokens():

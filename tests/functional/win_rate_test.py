@@ -1,4 +1,4 @@
-"""Win rates, bootstraps and steps to a score: by hand, by loops, and by a published figure."""
+"""Win rates, intervals and steps to a score: by hand, by loops, and by a published figure."""
 
 import math
 
@@ -11,6 +11,8 @@ from fgrlhf_jax.functional.win_rate import (
     mean_over_seeds,
     outcomes,
     paired_bootstrap,
+    paired_interval,
+    permutation_test,
     smooth,
     steps_to_reach,
     wilson_interval,
@@ -95,6 +97,83 @@ def test_bootstrap_at_its_ends():
         paired_bootstrap(a, a, seed=0, rounds=0)
 
 
+def test_the_interval_of_one_seed_is_that_of_a_paired_t_test():
+    from scipy import stats
+
+    a, b = np.random.default_rng(0).choice([0.0, 0.5, 1.0], (2, 1, 40))
+    low, high = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95)
+    expected = {"difference": (a - b).mean(), "low": low, "high": high}
+    assert paired_interval(a, b) == pytest.approx(expected)
+
+
+def test_the_interval_where_seeds_alone_differ_is_that_of_a_t_test_over_seeds():
+    from scipy import stats
+
+    a = np.array([[1.0, 0.5, 0.0, 1.0] * 5] * 3) + np.array([[0.1], [0.0], [-0.3]])
+    b = np.array([[1.0, 0.5, 0.0, 1.0] * 5])
+    low, high = stats.ttest_1samp([0.1, 0.0, -0.3], 0).confidence_interval(0.95)
+    assert paired_interval(a, b) == pytest.approx(
+        {"difference": -0.2 / 3, "low": low, "high": high}
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread_of_seeds", "spread_of_prompts"),
+    [(3, 0.0, 0.0), (3, 0.1, 0.1), (5, 0.0, 0.3), (5, 0.02, 0.0), (5, 0.05, 0.1), (5, 0.1, 0.3)],
+)
+def test_intervals_cover_what_is_so(seeds, spread_of_seeds, spread_of_prompts):
+    """In studies whose seeds, prompts and chance all vary, 95 % of the intervals contain it."""
+    rng, prompts, covered = np.random.default_rng(1), 60, []
+    for _ in range(800):
+        a = 0.3 + rng.normal(0, spread_of_seeds, (seeds, 1))
+        a = a + rng.normal(0, spread_of_prompts, prompts) + rng.normal(0, 0.5, (seeds, prompts))
+        interval = paired_interval(a, np.zeros((1, prompts)))
+        covered.append(interval["low"] <= 0.3 <= interval["high"])
+    assert 0.935 <= np.mean(covered) <= 0.995
+
+
+def test_intervals_at_their_ends():
+    a = np.array([[1.0, 0.5, 0.0, 1.0]])
+    assert paired_interval(a, a) == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert paired_interval(np.ones((2, 9)), np.zeros((1, 9)))["low"] == 1.0
+    assert paired_interval([[1.0]], [[0.0]])["low"] == 1.0  # nothing is known of its error
+    for other in (a[:, :3], np.ones((3, 4))):
+        with pytest.raises(InputError, match=r"shape \(2, 4\) cannot be paired with \(\d, \d\)"):
+            paired_interval(np.repeat(a, 2, 0), other)
+    with pytest.raises(InputError, match="one row a seed"):
+        paired_interval(a[0], a[0])
+
+
+def test_relabelling_by_hand():
+    """Of two and two runs there are six ways; 1 + 2 against 3 + 4 is the farthest of three."""
+
+    def difference(one, other):
+        return [np.mean(one) - np.mean(other), 0.0]
+
+    observed, p = permutation_test([1.0, 2.0], [3.0, 4.0], difference)
+    assert (observed, p) == ([-2.0, 0.0], [pytest.approx(2 / 6), 1.0])
+    assert permutation_test([1.0, 4.0], [3.0, 2.0], difference)[1] == [1.0, 1.0]
+
+
+def test_relabelling_equals_another_implementation(monkeypatch):
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 1, 6), rng.normal(1, 1, 6)
+
+    def difference(one, other, axis=-1):
+        return np.mean(one, axis=axis) - np.mean(other, axis=axis)
+
+    expected = stats.permutation_test((first, second), difference, n_resamples=np.inf).pvalue
+
+    def statistics(one, other):
+        return [difference(one, other)]
+
+    assert permutation_test(first, second, statistics)[1] == [pytest.approx(expected)]
+    monkeypatch.setattr("fgrlhf_jax.functional.win_rate._SPLITS", 500)  # of 924
+    assert permutation_test(first, second, statistics)[1] == [pytest.approx(expected, abs=0.03)]
+
+
 def test_mean_over_seeds():
     result = mean_over_seeds([1.0, 2.0, 6.0])
     assert result == pytest.approx({"mean": 3.0, "se": math.sqrt(14 / 2 / 3), "n": 3})
@@ -133,9 +212,10 @@ def test_smoothing_by_hand():
 )
 def test_steps_to_reach_a_score(scores, options, step):
     steps = STEPS[: len(scores)]
-    assert steps_to_reach(steps, scores, **options) == step
+    assert steps_to_reach(steps, smooth(scores), **options) == step
     if "target" not in options:  # whatever the unit of the scores
-        assert steps_to_reach(steps, 0.3 * np.array(scores) - 0.7, **options) == step
+        other = smooth(0.3 * np.array(scores) - 0.7)
+        assert steps_to_reach(steps, other, **options) == step
 
 
 @pytest.mark.parametrize(

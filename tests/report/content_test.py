@@ -1,5 +1,6 @@
 """The report's numbers by hand."""
 
+import itertools
 import json
 import math
 
@@ -8,7 +9,7 @@ import pytest
 from report_cases import make_arm, make_curve, make_outcomes, make_reward_model, make_study
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional.win_rate import paired_bootstrap
+from fgrlhf_jax.functional.win_rate import paired_interval
 from fgrlhf_jax.report.content import build_report, to_json
 from fgrlhf_jax.report.page import to_html
 from fgrlhf_jax.report.tables import percent, sections, to_markdown
@@ -17,14 +18,20 @@ from fgrlhf_jax.report.tables import percent, sections, to_markdown
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_what_scripts_outside_rely_on(seeds):
     report = json.loads(to_json(build_report(make_study(seeds))))
-    assert {"table1", "table2", "table3", "curves", "seconds"} <= set(report)
-    arms = ["sft", "sft_greedy", "ppo_rlhf", "fine_grained", "fine_grained_token"]
+    assert {"table1", "table2", "table3", "curves", "seconds", "recommendation"} <= set(report)
+    arms = ["sft", "ppo_rlhf", "fine_grained", "fine_grained_token"]
     assert list(report["table1"]) == arms
-    assert list(report["table3"]) == list(report["curves"]) == arms[2:]
-    names = {"win_rate", "se", "n", "gold", "greedy_win_rate", "length", "kl", "unfinished"}
+    assert list(report["table3"]) == list(report["curves"]) == arms[1:]
+    names = {"win_rate", "se", "n", "gold", "greedy_win_rate", "greedy_gold", "length", "kl"}
+    names |= {"unfinished", "seconds"}
     for row in report["table1"].values():
         assert all(isinstance(row[name], int | float) for name in names)
-        assert row["n"] == 64
+        assert (row["n"], row["correction_accuracy"]) == (64, None)
+    pairs = [(pair["arm"], pair["against"]) for pair in report["differences"]]
+    assert pairs == [(a, b) for b, a in itertools.combinations(arms, 2)]
+    for pair in report["differences"]:
+        assert set(pair) == {"arm", "against", "sampled", "greedy"}
+        assert pair["sampled"].keys() == pair["greedy"].keys() == {"points", "low", "high"}
     assert set(report["table2"]["token_edit"]) == {"edits", "auroc"}
     assert {"accuracy", "se"} <= set(report["table2"]["token_edit"]["edits"])
     for row in report["table3"].values():
@@ -53,12 +60,10 @@ def test_greedy_and_sampled_are_kept_apart():
     study["arms"] = {"sft": make_arm("SFT", [[0.5, 0.5]], greedy=[[1, 0.5]])}
     study["arms"]["sft"]["runs"][0]["greedy"]["scores"] = [0.9, 0.7]
     report = build_report(study)
-    table, rows = report["table1"], sections(report)[0].rows
-    assert rows[0][1:5] == ["50.0 ± 0.0 %", "75.0 ± 25.0 %", "0.500 ± 0.000", "0.800 ± 0.100"]
-    assert rows[1][:5] == ["SFT, greedy", "–", "75.0 ± 25.0 %", "–", "0.800 ± 0.100"]
+    row, cells = report["table1"]["sft"], sections(report)[0].rows[0]
+    assert cells[1:5] == ["50.0 ± 0.0 %", "75.0 ± 25.0 %", "0.500 ± 0.000", "0.800 ± 0.100"]
     names = ("win_rate", "greedy_win_rate", "gold", "greedy_gold")
-    assert [table["sft"][n] for n in names] == pytest.approx([0.5, 0.75, 0.5, 0.8])
-    assert [table["sft_greedy"][n] for n in names[:3]] == pytest.approx([0.75, 0.75, 0.8])
+    assert [row[n] for n in names] == pytest.approx([0.5, 0.75, 0.5, 0.8])
 
 
 def test_all_of_twenty_is_not_certain():
@@ -122,7 +127,7 @@ def test_curves_are_means_at_common_steps():
     assert curve["gold"] == pytest.approx([0.2, 0.35])
     assert curve["gold_se"] == pytest.approx([0.1, 0.05])
     assert curve["length"] == [10, 12]
-    assert curve["reward_length_correlation"] == pytest.approx(1)
+    assert curve["reward_length_correlation"] == 0.25
     study = make_study(1)  # one seed may bring errors of its curve
     for point in study["arms"]["ppo_rlhf"]["runs"][0]["curve"]:
         point["gold_se"] = 0.02
@@ -143,37 +148,48 @@ def test_a_missing_curve_is_missed_and_no_more():
     report = build_report(study)
     assert report["table3"] == report["curves"] == {}
     assert report["gold_target"] is None
-    assert report["answer"]["faster"]["verdict"] == "not asked"
+    assert report["speed"] == report["answer"]["faster"]["lines"] == []
     for page in (to_html(report), to_markdown(report)):
         assert "Table 1" in page
         assert "Table 3" not in page
         assert "Learning curves" not in page
 
 
-def test_comparisons_pair_prompts_averaged_over_seeds():
-    study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.6, 1)))
+def test_differences_pair_seeds_and_prompts():
+    study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.6, 3)))
     report = build_report(study)
-    assert [(c["a"], c["b"]) for c in report["comparisons"]] == [
-        ("fine_grained", "ppo_rlhf"),
-        ("fine_grained_token", "fine_grained"),
-        ("sft_edits", "fine_grained_token"),  # each with the one before it
-        ("fine_grained_token", "ppo_rlhf"),
-        ("fine_grained_token", "sft_edits"),
-    ]
-    a, b = (
-        np.mean([run["sampled"]["outcome"] for run in study["arms"][name]["runs"]], axis=0)
-        for name in ("fine_grained_token", "sft_edits")
+    arms = ("sft_edits", "fine_grained_token")
+    a, b = ([run["sampled"]["outcome"] for run in study["arms"][arm]["runs"]] for arm in arms)
+    pair = report["differences"][-1]
+    assert (pair["arm"], pair["against"]) == arms
+    interval = paired_interval(a, b)
+    assert pair["sampled"] == pytest.approx(
+        {"points": 100 * interval["difference"]}
+        | {end: 100 * interval[end] for end in ("low", "high")}
     )
-    comparison = report["comparisons"][-1]["sampled"]
-    assert comparison == paired_bootstrap(a, b, seed=0)
-    rates = [report["table1"][n]["win_rate"] for n in ("fine_grained_token", "sft_edits")]
-    assert comparison["difference"] == pytest.approx(rates[0] - rates[1])
+    rates = [report["table1"][arm]["win_rate"] for arm in arms]
+    assert pair["sampled"]["points"] == pytest.approx(100 * (rates[0] - rates[1]))
+
+
+def test_columns_that_not_every_study_has():
+    study = make_study(2) | {"at_once": 2}
+    tables = {section.key: section for section in sections(build_report(study))}
+    assert tables["table1"].head[6:] == ["Unfinished", "KL", "Seconds"]
+    assert tables["table1"].rows[1][6:] == ["25.0 %", "1.50", "90"]
+    assert "up to 2 stages ran at once" in tables["table1"].text
+    assert len(tables["table3"].head) == 4  # seconds that were measured side by side
+    for arm in study["arms"].values():
+        for run in arm["runs"]:
+            run |= {"correction_accuracy": 0.75, "kl": None, "seconds": None}
+    (table, *_) = sections(build_report(study | {"at_once": 1}))
+    assert table.head[6:] == ["Unfinished", "Correction"]
+    assert table.rows[0][7] == "75.0 %"
 
 
 def test_what_is_not_a_number_is_null():
     study = make_study(1)
-    study["arms"]["ppo_rlhf"]["runs"][0]["sampled"]["kl"] = math.nan
-    study["arms"]["sft"]["runs"][0]["sampled"]["kl"] = None
+    study["arms"]["ppo_rlhf"]["runs"][0]["kl"] = math.nan
+    study["arms"]["sft"]["runs"][0]["kl"] = None
     study["arms"]["ppo_rlhf"]["runs"][0]["curve"][2]["reward"] = math.inf
     study["heatmaps"][0]["by"]["oracle"]["rewards"][0] = math.nan
     study["config"]["lr"] = np.float32(0.5)
@@ -207,7 +223,8 @@ def test_a_study_without_a_judge():
     report = build_report(study)
     row = report["table1"]["fine_grained_token"]
     assert (row["win_rate"], row["gold"], row["length"], row["kl"]) == (None, None, 10, 1.5)
-    assert report["comparisons"] == []
+    assert report["differences"] == report["answer"]["better"]["lines"] == []
+    assert report["recommendation"]["arm"] is None
     assert report["answer"]["better"]["text"] == "This study has no judge."
     tables = {section.key: section for section in sections(report)}
     assert tables.keys() == {"table1", "table2", "stages"}

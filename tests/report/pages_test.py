@@ -57,7 +57,7 @@ def test_the_page_is_for_light_and_dark(report):
 def test_the_pages_show_the_same_tables(report):
     page, text = Page(to_html(report)), to_markdown(report)
     tables = sections(report)
-    keys = ["table1", "comparisons", "table2", "curves", "table3", "end", "stages"]
+    keys = ["table1", "differences", "table2", "curves", "table3", "end", "stages"]
     assert [table.key for table in tables] == keys
     assert page.cells == [cell for t in tables for row in (t.head, *t.rows) for cell in row]
     cells = [
@@ -72,7 +72,7 @@ def test_the_pages_show_the_same_tables(report):
     assert row["Win rate, T = 1"].startswith(f"{100 * np.mean(make_outcomes(0.8, 3)):.1f} ± ")
     assert row["KL"] == "1.50"
     lines = [line for part in report["answer"].values() for line in part["lines"]]
-    answers = [line[key] for line in lines for key in ("than", "verdict", "text")]
+    answers = [line[key] for line in lines for key in ("arm", "text")]
     for shown in (*answers, *report["commands"].values(), "Hardware", "2 CPU cores"):
         assert shown in page.text
         assert shown in text
@@ -125,7 +125,7 @@ def test_without_reward_models_heat_maps_and_arms_of_ppo():
     page = Page(to_html(report))
     assert "Table 2" not in page.text
     assert "Token rewards" not in page.text + to_markdown(report)
-    assert report["comparisons"] == []
+    assert report["differences"] == []
     assert page.count("figure") == 1  # win rates, no curves
 
 

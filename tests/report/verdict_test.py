@@ -1,99 +1,122 @@
 """The report's claims against its numbers."""
 
-import numpy as np
 import pytest
-from report_cases import make_arm, make_curve, make_outcomes, make_study
+from report_cases import make_arm, make_outcomes, make_study
 
 from fgrlhf_jax.report.content import build_report
-from fgrlhf_jax.report.verdict import win_verdict
+from fgrlhf_jax.report.verdict import lead_signs, lead_words, recommend
 
-RLHF, EDITS = "than PPO on preferences", "than one reward a response, from the same edits"
-IMITATION = "than SFT on the same edits"
+NOISE = (-1, 2)
 
 
-def verdicts(study) -> list[dict]:
-    """The verdict of every line, by what is compared, of both questions."""
-    answer = build_report(study)["answer"]
-    return [
-        {line["than"]: line["verdict"] for line in answer[part]["lines"]}
-        for part in ("better", "faster")
+def make_difference(arm, against, sampled=NOISE, greedy=NOISE):
+    intervals = {"sampled": sampled, "greedy": greedy}
+    parts = {d: {"points": (a + b) / 2, "low": a, "high": b} for d, (a, b) in intervals.items()}
+    return {"arm": arm, "against": against, **parts}
+
+
+def make_table(*seconds, seeds=5):
+    """Arms a, b, c … whose win rates fall."""
+    return {
+        name: {"win_rate": 0.8 - 0.1 * k, "greedy_win_rate": 0.9, "seconds": s, "seeds": seeds}
+        for k, (name, s) in enumerate(zip("abc", seconds, strict=False))
+    }
+
+
+@pytest.mark.parametrize(
+    ("sampled", "greedy", "signs", "words"),
+    [
+        ((1, 9), (2, 3), (1, 1), "better in both decodings than"),
+        ((1, 9), (-2, 3), (1, 0), "better at T = 1 than"),
+        ((-1, 9), (0, 3), (0, 0), "within noise of"),
+        ((-9, 1), (0.1, 3), (0, 1), "better greedily than"),
+        ((1, 9), (-3, -1), (1, -1), "better at T = 1 and worse greedily than"),
+        ((-9, -1), (-3, -1), (-1, -1), "worse in both decodings than"),
+    ],
+)
+def test_a_lead_is_an_interval_without_zero(sampled, greedy, signs, words):
+    pair = make_difference("a", "b", sampled, greedy)
+    assert (lead_signs(pair), lead_words(pair)) == (signs, words)
+
+
+def test_the_arm_that_no_other_beats_is_recommended():
+    """b beats a greedily and c in both; a and b are within noise at T = 1."""
+    differences = [
+        make_difference("a", "b", NOISE, (-3, -1)),
+        make_difference("c", "a"),
+        make_difference("c", "b", (-9, -5), (-9, -5)),
     ]
-
-
-def test_clear_numbers_are_shown():
-    answer = build_report(make_study(3))["answer"]
-    expected = f"{RLHF}: yes; {EDITS}: yes"
-    assert answer["better"]["verdict"] == answer["faster"]["verdict"] == expected
-    lead = np.mean(make_outcomes(0.8, 3)) - np.mean(make_outcomes(0.4, 3))
-    line = answer["better"]["lines"][0]
-    assert line["text"].startswith(f"{100 * lead:+.1f} points of win rate at T = 1 (95 % interval")
-    assert (
-        "80 % of its own gain: 20 ± 0 against 40 ± 0 (yes)" in answer["faster"]["lines"][0]["text"]
+    advice = recommend(differences, make_table(1, 50, 1), {"a": "the first"})
+    assert advice["arm"] == "b"
+    assert advice["why"] == (
+        "no arm is better at T = 1 or greedily; it is better in both decodings than c; better "
+        "greedily than the first"
     )
-    assert answer["better"]["text"] == ""  # nothing about sharpening
+    assert "One seed" in recommend(differences, make_table(1, 50, 1, seeds=1))["why"]
+    # Without b, a and c are within noise: the cheaper one, or of unknown cost the higher one.
+    advice = recommend(differences, {k: v for k, v in make_table(9, 0, 5).items() if k != "b"})
+    assert advice["arm"] == "c"
+    assert "of the 2 arms of which that is so it costs least; it is within" in advice["why"]
+    table = {k: v for k, v in make_table(None, 0, None).items() if k != "b"}
+    assert recommend(differences, table)["arm"] == "a"
 
 
-def test_every_comparison_has_a_verdict_of_its_own():
-    """Better than PPO on preferences, and worse than imitating the same edits."""
-    study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.95, 3)))
-    assert verdicts(study)[0] == {RLHF: "yes", EDITS: "yes", IMITATION: "no"}
-
-
-def test_one_seed_shows_nothing_about_speed():
-    assert verdicts(make_study(1)) == [
-        {RLHF: "yes", EDITS: "yes"},
-        {RLHF: "not shown", EDITS: "not shown"},
+def test_where_every_arm_is_beaten_the_least_beaten_is_recommended():
+    circle = [
+        make_difference("a", "b", (1, 2), (-2, -1)),
+        make_difference("a", "c", (1, 2), (1, 2)),
+        make_difference("b", "c", (-2, -1), (1, 2)),
     ]
-    lines = build_report(make_study(1))["answer"]["faster"]["lines"]
-    assert "no standard error" in lines[0]["text"]
+    advice = recommend(circle, make_table(9, 1, 1))
+    assert advice["arm"] == "a"
+    assert advice["why"].startswith("every arm is beaten by another")
 
 
-def test_the_opposite_can_be_shown():
-    study = make_study(3, token=0.1)
-    runs = [study["arms"][name]["runs"] for name in ("ppo_rlhf", "fine_grained_token")]
-    for slow, fast in zip(*runs, strict=True):
-        slow["curve"], fast["curve"] = fast["curve"], slow["curve"]
-    assert [of_question[RLHF] for of_question in verdicts(study)] == ["no", "no"]
+def test_without_a_judge_correction_accuracy_decides():
+    accuracies = {"a": (0.6, 0.01), "b": (0.7, 0.01), "c": (0.68, 0.02), "d": (None, None)}
+    table = {
+        name: {"correction_accuracy": mean, "correction_se": se, "seeds": 3}
+        for name, (mean, se) in accuracies.items()
+    }
+    assert recommend([], table) == {
+        "arm": "b",
+        "why": "there is no judge, and it has the highest correction accuracy, 70.0 %; within "
+        "noise of c",
+    }
+    assert recommend([], {"a": {}})["arm"] is None
 
 
-def test_only_some_criteria():
-    study = make_study(3)
-    for run in study["arms"]["fine_grained_token"]["runs"]:
-        run["curve"] = make_curve([0.0, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.7])
-    assert verdicts(study)[1][RLHF] == "yes by 1, no by 2 of 3 criteria"
+def test_every_pair_is_on_a_line():
+    study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.6, 3)))
+    answer = build_report(study)["answer"]["better"]
+    assert answer["question"] == "Which arm aligns better?"
+    assert [line["arm"] for line in answer["lines"]] == [
+        *("PPO on tokens", "SFT on edits", "SFT", "PPO on preferences")
+    ]
+    assert answer["lines"][0]["text"] == (
+        "better in both decodings than SFT on edits, SFT, PPO on preferences, PPO on edits"
+    )
+    assert answer["lines"][-1]["text"] == "within noise of PPO on edits"
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"token": 0.41}, [{RLHF: "not shown", EDITS: "not shown"}, {RLHF: "yes", EDITS: "yes"}]),
-        ({"fine_grained_token": None}, [{}, {}]),
-        ({"fine_grained": None}, [{RLHF: "yes"}, {RLHF: "yes"}]),
-    ],
-)
-def test_verdicts(fields, expected):
-    assert verdicts(make_study(3, **fields)) == expected
+def test_one_seed_shows_nothing():
+    answer = build_report(make_study(1))["answer"]
+    assert answer["better"]["question"] == "Which arm aligns better in this one seed?"
+    assert answer["better"]["text"] == "One seed shows nothing: another one may turn it."
+    text = answer["faster"]["lines"][0]["text"]
+    assert text.count("not shown, p = 1") == 3
+    assert text.endswith("no p can be below 0.5 with 1 of each")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "rate", "se", "verdict"),
-    [
-        (0.01, 0.2, 0.6, 0.02, 1),
-        (-0.01, 0.2, 0.6, 0.02, 0),
-        (0.01, 0.2, 0.6, 0.09, 0),
-        (0.01, 0.2, 0.6, None, 0),
-        (-0.3, -0.1, 0.3, 0.02, -1),
-    ],
-)
-def test_both_the_bars_and_the_bootstrap_must_agree(low, high, rate, se, verdict):
-    rows = {"a": {"win_rate": rate, "se": se}, "b": {"win_rate": 0.5, "se": 0.02}}
-    comparison = {"a": "a", "b": "b", "sampled": {"low": low, "high": high}}
-    report = {"table1": rows, "comparisons": [comparison]}
-    assert win_verdict(report, "a", "b", "sampled") == verdict
+def test_nobody_can_take_the_oracle():
+    study = make_study(3, oracle=make_arm("Oracle", make_outcomes(0.98, 3)) | {"oracle": True})
+    report = build_report(study)
+    assert report["recommendation"]["arm"] == "fine_grained_token"
+    assert report["answer"]["better"]["lines"][0]["arm"] == "Oracle"
 
 
 def test_greedy_decoding_of_the_untouched_model_is_mentioned():
     won = [[1.0] * 60 + [0.0] * 4]
     study = make_study(3, sft=make_arm("SFT", [[0.5] * 64], greedy=won))
     text = build_report(study)["answer"]["better"]["text"]
-    assert "decoded greedily wins 93.8 %, more than" in text
+    assert "decoded greedily wins 93.8 % against its own samples" in text

@@ -10,7 +10,7 @@ ROUNDS = np.random.default_rng(0).random(PROMPTS)
 def make_decoding(outcome):
     size = len(outcome)
     figures = {"scores": [0.5] * size, "outcome": list(outcome), "lengths": [10] * size}
-    return figures | {"unfinished": 0.25, "kl": 1.5}
+    return figures | {"unfinished": 0.25}
 
 
 def make_curve(gold):
@@ -34,6 +34,9 @@ def make_arm(label, outcomes, curves=None, greedy=None):
                 "greedy": make_decoding(greedy),
                 "curve": make_curve(curve),
                 "seconds_per_step": 0.5 if curve else None,
+                "length_correlation": 0.25 if curve else None,
+                "kl": 1.5,
+                "seconds": 90.0,
             }
             for sampled, greedy, curve in runs
         ],
@@ -100,5 +103,4 @@ def make_study(seeds=3, token=0.8, preferences=0.4, **arms):
         "about": {"Hardware": "2 CPU cores"},
         "seconds": {"sft": 84.25, "ppo": 31.5},
         "commands": {"sft": "python -m launch.sft", "ppo": "python -m launch.ppo"},
-        "bootstrap_seed": 0,
     }
