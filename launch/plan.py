@@ -4,7 +4,7 @@ python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h
                       [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--lengths=FILE]
                       [--json=FILE] [--config.FIELD=VALUE …]
 
-For configs/ppo.py, configs/rm.py and configs/sft.py. By default there are 8 devices (--devices) of
+For configs/ppo.py, rm.py, sft.py and dpo.py. By default there are 8 devices (--devices) of
 the kind h100 (--device: h100, h200, a100, v5p, v5e, v6e) with its memory (--memory: GB a device)
 and the config's mesh; they are virtual ones of this computer's CPU. Without the path of a
 checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes of
@@ -40,15 +40,16 @@ from fgrlhf_jax.plan.fit import (
 from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
-from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.accelerators import ACCELERATORS
 from fgrlhf_jax.runtime.files import read_jsonl, write_json
 from launch import ppo
 from launch.shared import cli, reading
 
 UNSET = "that of the device"
-CONFIG, *OTHERS = "configs/ppo.py:llama_7b", "configs/rm.py", "configs/sft.py"
-SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes}
+CONFIG = "configs/ppo.py:llama_7b"
+OTHERS = ("configs/rm.py", "configs/sft.py", "configs/dpo.py")
+SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes, "dpo": dpo_shapes}
 OPTIONS = {
     "devices": "8",
     "device": "h100",
@@ -174,6 +175,8 @@ def kind_of(config) -> str:
         ppo.check(config)
         return "ppo"
     cli.check_run(config)
+    if "beta" in config:
+        return "dpo"
     return "rm" if "loss" in config else "sft"
 
 

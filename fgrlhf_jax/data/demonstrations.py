@@ -81,14 +81,16 @@ def encode_demonstrations(
 
 
 def response_widths(
-    demonstrations: Sequence[Demonstration], buckets: Sequence[int]
+    lengths: Sequence[int], starts: Sequence[int], buckets: Sequence[int]
 ) -> dict[int, int]:
-    """For each bucket the columns of its responses, a multiple of 8 that holds the longest."""
-    lengths = np.array([(len(row.tokens), row.prompt_length) for row in demonstrations])
-    widths = {}
+    """For each bucket the columns of its responses, a multiple of 8 that holds the longest.
+
+    Args:
+      lengths: tokens of each row; starts: how many of them are before its response.
+    """
+    lengths, starts, widths = np.asarray(lengths), np.asarray(starts), {}
     for bucket in buckets:
-        fits = lengths[lengths[:, 0] <= bucket]
-        longest = int((fits[:, 0] - fits[:, 1]).max(initial=1))
+        longest = int((lengths - starts)[lengths <= bucket].max(initial=1))
         widths[bucket] = min(-(-longest // 8) * 8, bucket)
     return widths
 

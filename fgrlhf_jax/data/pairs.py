@@ -81,8 +81,8 @@ def encode_by_kind(
     for number, row in enumerate(rows):
         if kind_of(row) not in rows_of_kind:
             raise InputError(
-                f"{source}: holds instructions; a reward model needs edits (original, edited) or "
-                "preferences (output_1, output_2, preference)"
+                f"{source}: holds instructions; what is learned from here is edits (original, "
+                "edited) or preferences (output_1, output_2, preference)"
             )
         rows_of_kind[kind_of(row)].append(number)
     pairs = {}
@@ -97,6 +97,16 @@ def encode_by_kind(
         pairs[kind] = [dataclasses.replace(pair, row=numbers[pair.row]) for pair in encoded]
         log(f"{source}: {kind}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     return pairs
+
+
+def tell_preferences(pairs: dict[str, list[Pair]]) -> None:
+    """Says of training pairs by kind what a loss that looks at changed tokens makes of them."""
+    if "preferences" in pairs:
+        print(
+            f"train: {len(pairs['preferences'])} preferences: every token counts as changed; to "
+            "learn from what differs only: --config.columns=original=rejected,edited=chosen (or "
+            "your names of these)"
+        )
 
 
 def encode_pairs(

@@ -250,7 +250,7 @@ def parse_row(
         records.append(_TYPES[kind](**values | prompt))
         if need == "pairs" and kind == formats.RESPONSE:
             raise InputError(
-                f"{where}: has one response or none; a reward model needs edits (original, "
+                f"{where}: has one response or none; what is learned from here is edits (original, "
                 "edited) or preferences (chosen, rejected or output_1, output_2, preference)."
             )
     return records

@@ -91,6 +91,16 @@ def dense_mask(attend: jax.Array) -> jax.Array:
     return (causal_1SS & attend[:, None, :]) | self_1SS
 
 
+def attend_in_pairs(branch_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """Who sees whom in rows of pairs, attend_BSS: the common beginning and one's own side's tail.
+
+    branch   attend (rows are queries)
+    0 1 2    1 0 0 | 1 1 0 | 1 0 1
+    """
+    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
+    return dense_mask(mask_BS) & ((key_B1S == 0) | (key_B1S == query_BS1))
+
+
 def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.Array:
     """Grouped-query attention of a sequence to itself, [B, S, N, H]; softmax in float32.
 

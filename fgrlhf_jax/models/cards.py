@@ -28,6 +28,8 @@ _UNITS = {  # of a figure, by the end of its name
     "loss": "nats a token",
     "moved": "nats a token that nobody changed",
     "n": "rows",
+    "preferred": "of the pairs",
+    "reference_kl": "nats a response",
     "reward": "a response, normalized",
     "unfinished": "of the responses",
 }

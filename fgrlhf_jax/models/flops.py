@@ -23,6 +23,14 @@ def rows_flops(cfg: LlamaConfig, lengths) -> float:
     return forward_flops(cfg, lengths.sum(), (lengths**2).sum())
 
 
+def pair_flops(cfg: LlamaConfig, batch: dict) -> float:
+    """:func:`forward_flops` of ``pairs.pad_pairs``: a token attends to those of its own side."""
+    branches = (batch["mask_BS"] & (batch["branch_BS"] == branch) for branch in range(3))
+    common, rest_i, rest_j = (branch_BS.sum(axis=-1, dtype=float) for branch_BS in branches)
+    attended = (common + rest_i) ** 2 + (common + rest_j) ** 2 - common**2
+    return forward_flops(cfg, batch["mask_BS"].sum(), attended.sum())
+
+
 def logits_flops(cfg: LlamaConfig, tokens: float) -> float:
     """FLOPs of the language model's head, forward."""
     return 2.0 * cfg.hidden_size * cfg.vocab_size * tokens

@@ -28,7 +28,7 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.training import sft, supervised
+from fgrlhf_jax.training import dpo, sft, supervised
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 MODELS = (
@@ -179,13 +179,12 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int, *, 
 def reward_model_shapes(config: ConfigDict) -> RunShapes:
     """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows.
 
-    These are of pairs that have nothing in common: two sides of ``max_length`` in a row.
+    These are of pairs that have nothing in common, see :func:`longest_pair`.
     """
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
-    tokens = np.zeros(2, np.int32)
-    pair = Pair(tokens, tokens, 1, 1, *[tokens > 0] * 3, tokens, 0)
+    pair = longest_pair(length)
     pairs = {"edits": [pair] * config.batch_size}
     buckets = choose_buckets([2 * length], 1)
     trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, buckets)
@@ -195,6 +194,32 @@ def reward_model_shapes(config: ConfigDict) -> RunShapes:
         "reward model",
         lambda: predictor.step.lower(whole(trainer), batch),
         rows_flops(cfg, [length] * 2),
+    )
+
+
+def longest_pair(length: int) -> Pair:
+    """Two responses that have nothing in common: a row of twice as many tokens."""
+    tokens = np.arange(length, dtype=np.int32)
+    return Pair(tokens, tokens + 1, 1, 1, *[tokens > 0] * 3, tokens, 0)
+
+
+def dpo_shapes(config: ConfigDict) -> RunShapes:
+    """Shapes of ``configs/dpo.py``; rows as in :func:`reward_model_shapes`, all of it responses.
+
+    The reference is a batch of the evaluation, before there is an update.
+    """
+    mesh, config = supervised.make_mesh(config), dpo.supervised_config(config)
+    cfg, length = supervised_model_config(config)
+    model, settings = llama.CausalLM(cfg), dpo.preference_settings(config)
+    pair, buckets = longest_pair(length), choose_buckets([2 * length], 1)
+    trainer = dpo.make_trainer(config, mesh, model, [pair] * config.batch_size, [], buckets)
+    batch_size = supervised.eval_batch_size(config, mesh)
+    batch = on_mesh(trainer.pad([pair], *buckets, batch_size), mesh)
+    return supervised_shapes(
+        trainer,
+        "policy",
+        lambda: dpo.eval_step.lower(whole(trainer), batch, model=model, settings=settings),
+        rows_flops(cfg, [length] * 2) + logits_flops(cfg, 2 * length),
     )
 
 

@@ -16,7 +16,7 @@ import optax
 
 from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
-from fgrlhf_jax.models.attention import dense_mask
+from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
 from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
@@ -95,16 +95,6 @@ def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization
         mean = float(np.concatenate(rewards).mean(dtype=np.float64))
         totals = np.array([np.sum(r - mean, dtype=np.float64) for r in rewards])
     return Normalization(mean, float(totals.std()) or 1.0)
-
-
-def attend_in_pairs(branch_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """Who sees whom in rows of pairs, attend_BSS: the common beginning and one's own side's tail.
-
-    branch   attend (rows are queries)
-    0 1 2    1 0 0 | 1 1 0 | 1 0 1
-    """
-    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
-    return dense_mask(mask_BS) & ((key_B1S == 0) | (key_B1S == query_BS1))
 
 
 def pair_losses(

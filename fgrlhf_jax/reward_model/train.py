@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets
-from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import hf_load, llama, lora, peft
 from fgrlhf_jax.models.cards import Origin
-from fgrlhf_jax.models.flops import forward_flops
+from fgrlhf_jax.models.flops import pair_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
@@ -42,12 +42,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
-    if config.loss == "token_edit" and "preferences" in pairs["train"]:
-        print(
-            f"train: {len(pairs['train']['preferences'])} preferences: every token counts as "
-            "changed; to learn from what differs only: "
-            "--config.columns=original=rejected,edited=chosen (or your names of these)"
-        )
+    if config.loss == "token_edit":
+        tell_preferences(pairs["train"])
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     buckets = choose_buckets(lengths, config.data.buckets)
     trainer, predictor = make_trainer(
@@ -106,20 +102,12 @@ def make_trainer(
         mask="mask_BS",
         pad=pad_pairs,
         train_step=functools.partial(train_step, model=model, **settings),
-        flops=functools.partial(batch_flops, model.cfg),
+        flops=functools.partial(pair_flops, model.cfg),
         initial_params=functools.partial(initial_params, config, model, trained),
         load_frozen=functools.partial(hf_load.load_params, config.model.path, frozen, merged=False),
         evaluate_model=lambda params: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor
-
-
-def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
-    """FLOPs of a forward pass over rows of pairs: a token attends to those of its own side."""
-    branches = (batch["mask_BS"] & (batch["branch_BS"] == branch) for branch in range(3))
-    common, rest_i, rest_j = (branch_BS.sum(axis=-1, dtype=float) for branch_BS in branches)
-    attended = (common + rest_i) ** 2 + (common + rest_j) ** 2 - common**2
-    return forward_flops(cfg, batch["mask_BS"].sum(), attended.sum())
 
 
 def loss_settings(config: ConfigDict) -> dict:

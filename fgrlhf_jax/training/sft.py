@@ -109,7 +109,9 @@ def make_trainer(
     abstract, path = llama.abstract_params(model, mesh), config.model.path
     trained, frozen = lora.split(abstract, lora.from_config(config), mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
-    widths = response_widths([*train, *validation], buckets)
+    rows = [*train, *validation]
+    starts = [row.prompt_length for row in rows]
+    widths = response_widths([len(row.tokens) for row in rows], starts, buckets)
 
     def pad(rows: list[Demonstration], width: int, size: int | None = None) -> dict:
         return pad_demonstrations(rows, width, size, widths[width])

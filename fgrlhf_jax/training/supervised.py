@@ -163,6 +163,7 @@ class SupervisedTrainer:
       initial_params: see ``run.Trainer``.
       load_frozen: the frozen parameters.
       evaluate_model: metrics of a model with these parameters, see ``run.Trainer``.
+      remember: what the run remembers, as JSON, of the model that it starts from; None: nothing.
 
     Raises:
       InputError: for sizes of batches and numbers of updates that cannot be.
@@ -184,6 +185,7 @@ class SupervisedTrainer:
     initial_params: Callable[[], dict]
     load_frozen: Callable[[], dict]
     evaluate_model: Callable[[dict], dict[str, float]]
+    remember: Callable[[dict], dict] | None = None
 
     def __post_init__(self):
         config, lengths, buckets = self.config, self.lengths, self.buckets
@@ -232,8 +234,8 @@ class SupervisedTrainer:
             base = int(sharding.fingerprint(params))
         if self.memory.setdefault("base", base) != base:
             raise InputError(
-                f"run_dir={config.run_dir}: the weights in model.path={config.model.path} have "
-                "changed since the run began; choose another run_dir, or put the old ones back"
+                f"run_dir={config.run_dir}: the weights in {config.model.path} have changed "
+                "since the run began; choose another run_dir, or put the old ones back"
             )
         return params
 
@@ -252,6 +254,8 @@ class SupervisedTrainer:
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Loads what is frozen; compiles the train step for every shape of batch in use."""
         _ = self.frozen_params
+        if self.remember and not start:
+            self.memory |= self.remember(self.whole(state.params))
         step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
         for step in step_of_width.values():
             width, batch = self.batch(step)

@@ -49,7 +49,7 @@ def check_adapters(config: ConfigDict) -> None:
 
 def check_embedded(config: ConfigDict) -> None:
     """Raises InputError where a config has no training file, and the embedded data will not do."""
-    files = (config.model.path, config.validation, config.get("test"))
+    files = (config.model.get("path"), config.validation, config.get("test"))
     if any(files) or config.model.size != "tiny":
         raise InputError(
             "train is empty; give --config.train=FILE (only tiny makes its data, and only without "

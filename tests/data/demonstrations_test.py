@@ -110,7 +110,7 @@ def test_responses_have_as_many_columns_as_the_longest_that_a_batch_can_have():
     """Rows move up to longer buckets; nothing before a token, nothing to imitate."""
     lengths = {(20, 12), (30, 29), (22, 5), (64, 60)}  # tokens, of which prompt
     rows = [Demonstration(np.zeros(n, np.int32), prompt) for n, prompt in sorted(lengths)]
-    widths = response_widths(rows, (8, 20, 24, 64))
+    widths = response_widths(*zip(*sorted(lengths), strict=True), (8, 20, 24, 64))
     assert widths == {8: 8, 20: 8, 24: 24, 64: 24}
     batch = pad_demonstrations(rows[:2], 24, response_width=24)
     assert batch["columns_BT"].shape == batch["response_BT"].shape == (2, 24)

@@ -287,8 +287,9 @@ def test_use(refused, data, world, tmp_path, module, fields, message):
 
 
 def test_nothing_to_evaluate_or_to_score(refused, data, world):
-    assert "instructions.jsonl:1: has one response or none; a reward model needs" in refused(
-        evaluate_rm, reward_model=world.token, test=data / "instructions.jsonl"
+    assert (
+        "instructions.jsonl:1: has one response or none; what is learned from here is edits"
+        in refused(evaluate_rm, reward_model=world.token, test=data / "instructions.jsonl")
     )
     assert "no response in 'output'" in refused(
         score, reward_model=world.token, input=data / "prompts.jsonl"

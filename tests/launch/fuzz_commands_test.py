@@ -13,6 +13,7 @@ from launch import (
     collect_edits,
     collect_preferences,
     data,
+    dpo,
     edit_report,
     evaluate,
     evaluate_rm,
@@ -36,6 +37,7 @@ COMMANDS = {
     score: {"reward_model": "none"},
     generate: {"model": "none"},
     ppo: {"policy": "none", "reward_model": "none", "prompts": "good.jsonl", "distributed": False},
+    dpo: {"policy": "none", "train": "good.jsonl", "distributed": False},
     sft: {"model.path": "none", "train": "good.jsonl", "distributed": False},
     train_rm: {"model.path": "none", "train": "good.jsonl", "distributed": False},
 }

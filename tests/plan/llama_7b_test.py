@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import ppo, rm, sft
+from configs import dpo, ppo, rm, sft
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
-from fgrlhf_jax.plan.shapes import ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime import sharding
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -72,6 +72,14 @@ def test_supervised_fine_tuning():
     plan = measure(sft_shapes(sft.get_config("llama_7b")), 80e9)
     assert max(step["total"] for step in plan["steps"].values()) < 25e9
     check_supervised_flops(plan, rows=128)
+
+
+def test_losses_on_pairs():
+    """One model is held: the reference is remembered."""
+    plan = measure(dpo_shapes(dpo.get_config("llama_7b")), 80e9)
+    assert plan["models"].keys() == {"policy"}
+    assert max(step["total"] for step in plan["steps"].values()) < 25e9
+    check_supervised_flops(plan, rows=2 * 32, extra=0.03)
 
 
 def test_ppo():

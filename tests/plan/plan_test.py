@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import ppo, rm, sft
+from configs import dpo, ppo, rm, sft
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.plan.lengths import Lengths
@@ -25,7 +25,13 @@ from fgrlhf_jax.plan.memory import (
     measure,
     measure_step,
 )
-from fgrlhf_jax.plan.shapes import RunShapes, ppo_shapes, reward_model_shapes, sft_shapes
+from fgrlhf_jax.plan.shapes import (
+    RunShapes,
+    dpo_shapes,
+    ppo_shapes,
+    reward_model_shapes,
+    sft_shapes,
+)
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
@@ -221,10 +227,11 @@ def test_adapters_have_one_base():
     [
         (rm.get_config("tiny"), reward_model_shapes, "reward model", 2 * 40),
         (sft.get_config("tiny"), sft_shapes, "policy", 40),
+        (dpo.get_config("tiny"), dpo_shapes, "policy", 2 * 40),
     ],
 )
 def test_supervised(config, make_shapes, model, tokens):
-    """The longest rows, pairs of them for a reward model; whole evaluation batches."""
+    """The longest rows, pairs of them but for SFT; whole evaluation batches."""
     sizes = {"batch_size": 16, "micro_batch_size": 8, "eval_batch_size": 6}
     config.update_from_flattened_dict(sizes | {"mesh": "4,1,2", "data.max_length": 40})
     shapes = make_shapes(config)
@@ -233,12 +240,12 @@ def test_supervised(config, make_shapes, model, tokens):
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     size = plan["models"][model]["bytes"]
     # A token has its id, and a flag each for being real and being of the response; more in pairs.
-    most = 6 * 2 if model == "policy" else 6 * 6
+    most = 6 * 2 if tokens == 40 else 6 * 7
     assert 16 / 4 * tokens * 6 < train["arguments"] - 3 * size < 16 / 4 * tokens * most
     assert 8 / 4 * tokens * 6 < evaluate["arguments"] - size < 8 / 4 * tokens * most
     assert (train["beside"], evaluate["beside"]) == (0, plan["optimizer"])
     assert train["reused"] == size + plan["optimizer"] - 4  # the last update_rms is not read
-    cfg = dataclasses.replace(TINY, vocab_size=config.model.vocab_size)
+    cfg = dataclasses.replace(TINY, vocab_size=config.model.get("vocab_size", TINY.vocab_size))
     columns = config.data.max_length
     logits = columns if model == "policy" else 0
     flops = tokens / columns * row_flops(cfg, [columns] * columns, logits)

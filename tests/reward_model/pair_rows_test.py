@@ -12,11 +12,10 @@ import tiny_cases
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.models.flops import rows_flops
+from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor
 from fgrlhf_jax.reward_model.model import pair_losses, score_tokens, token_values
 from fgrlhf_jax.reward_model.scorer import make_module
-from fgrlhf_jax.reward_model.train import batch_flops
 from fgrlhf_jax.runtime import sharding
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
@@ -161,5 +160,5 @@ def test_flops_are_of_what_both_sides_have_once():
     alone, equal = (
         pad_pairs([cases()[name]], WIDTH) for name in ("not even the first token", "equal sides")
     )
-    assert batch_flops(tiny_cases.CFG, alone) == rows_flops(tiny_cases.CFG, [2, 3])
-    assert batch_flops(tiny_cases.CFG, equal) == rows_flops(tiny_cases.CFG, [5])
+    assert pair_flops(tiny_cases.CFG, alone) == rows_flops(tiny_cases.CFG, [2, 3])
+    assert pair_flops(tiny_cases.CFG, equal) == rows_flops(tiny_cases.CFG, [5])

@@ -41,13 +41,14 @@ def flags(files, run_dir: Path, **fields) -> list[str]:
 
 
 class Command:
-    """``launch.train_rm`` in a process of its own, with one device."""
+    """``launch.train_rm``, or another ``module``, in a process of its own, with one device."""
 
-    def __init__(self, files, run_dir: Path):
+    def __init__(self, files, run_dir: Path, module: str = "launch.train_rm", arguments=None):
         self.run_dir = run_dir
         self.inode_before = self.inode()  # left by the start before this one
         self.streams = [run_dir.with_suffix(f".{name}") for name in ("stdout", "stderr")]
-        arguments = ["-m", "launch.train_rm", *flags(files, run_dir)]
+        arguments = arguments or flags(files, run_dir)
+        arguments = ["-m", module, *arguments, f"--config.run_dir={run_dir}"]
         self.process = Process(arguments, *self.streams, XLA_FLAGS=devices(1), COLUMNS="120")
 
     def inode(self) -> int:

@@ -71,7 +71,7 @@ def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
     world.policy.rename(kept)
     try:
         other.rename(world.policy)
-        with pytest.raises(InputError, match=r"in model.path=.* have changed since the run began"):
+        with pytest.raises(InputError, match=r"the weights in .* have changed since the run began"):
             launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
     finally:
         shutil.rmtree(world.policy)

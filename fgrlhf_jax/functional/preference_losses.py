@@ -1,0 +1,198 @@
+"""Losses of a policy on pairs of responses, as pure functions. Each is about ONE pair.
+
+Callers ``vmap`` over the batch. S tokens of a padded side; a leading "2" is the two sides of a
+pair, side 0 the preferred or edited response (i) and side 1 the other, the original (j). Log-
+probabilities are in nats; what stands outside the masks, even NaN, has no effect. U1 are the tokens
+that an edit changed (``changed``), U0 the other response tokens; of two responses that are not
+versions of each other every token is in U1.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.functional.masking import masked_mean, masked_sum
+
+LOSSES = ("dpo", "ddpo", "salt", "figa")
+WITH_REFERENCE = ("dpo", "ddpo")
+
+
+class TokenWeights(NamedTuple):
+    """Weights of the four classes of tokens, for :func:`salt_loss` and :func:`figa_loss`."""
+
+    inserted: float  # U1 of side i
+    kept: float  # U0 of side i
+    removed: float  # U1 of side j: their likelihood falls
+    original: float  # U0 of side j
+
+
+class PreferenceSettings(NamedTuple):
+    """A loss and what it is computed with.
+
+    Attributes:
+      loss: one of ``LOSSES``.
+      beta: of ``dpo`` and ``ddpo``, see :func:`dpo_loss`.
+      gamma, normalize: of ``ddpo``, see :func:`dense_logprob`.
+      weights: of ``salt`` and ``figa``.
+      limit: of ``figa``.
+    """
+
+    loss: str
+    beta: float = 0.1
+    gamma: float = 1.0
+    normalize: bool = False
+    weights: TokenWeights = TokenWeights(1.0, 1.0, 1.0, 0.0)
+    limit: float = 0.6
+
+
+def dpo_loss(logprob_2: jax.Array, ref_logprob_2: jax.Array, beta: float) -> jax.Array:
+    """-log sigmoid(beta ((l_i - ref_i) - (l_j - ref_j))) (Rafailov et al. 2023, 2305.18290, Eq. 7).
+
+    Args:
+      logprob_2, ref_logprob_2: float32, of both responses by the policy and by the reference.
+      beta: above 0; the larger, the nearer the policy stays to the reference.
+    """
+    chex.assert_shape([logprob_2, ref_logprob_2], (2,))
+    ratio_2 = logprob_2 - ref_logprob_2
+    return -jax.nn.log_sigmoid(beta * (ratio_2[0] - ratio_2[1]))
+
+
+def dense_logprob(
+    logprob_S: jax.Array,
+    response_S: jax.Array,
+    changed_S: jax.Array,
+    gamma: float,
+    normalize: bool = False,
+) -> jax.Array:
+    """Dense DPO's log-probability of a response: sum over U0 + gamma sum over U1.
+
+    RLHF-V (Yu et al. 2024, 2312.00849, Eq. 3) divides it by N = |U0| + gamma |U1|
+    (``normalize``), so that longer responses do not have larger scores; the sum is what the
+    authors' training code takes. With gamma = 1 the sum is the log-probability itself, and
+    :func:`dpo_loss` of it is DPO; normalized it is DPO on means.
+
+    Args:
+      logprob_S: float32 per token.
+      response_S, changed_S: bool, response tokens and those of U1.
+    """
+    chex.assert_rank([logprob_S, response_S, changed_S], 1)
+    chex.assert_type([logprob_S, response_S, changed_S], [float, bool, bool])
+    weight_S = jnp.where(changed_S, gamma, 1.0)
+    total = masked_sum(weight_S * logprob_S, response_S)
+    return total / jnp.maximum(masked_sum(weight_S, response_S), 1e-6) if normalize else total
+
+
+def unlikelihood(logprob_S: jax.Array) -> jax.Array:
+    """-log(1 - p) of every token, p at most 1 - 1e-6 (Welleck et al. 2020, 1908.04319)."""
+    return -jnp.log(-jnp.expm1(jnp.minimum(logprob_S, -1e-6)))
+
+
+def salt_loss(
+    logprob_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array, weights: TokenWeights
+) -> jax.Array:
+    """Likelihood of what was put in or kept, unlikelihood of what was taken out, in nats a token.
+
+    Sequence alignment (un)likelihood training (Yao et al. 2023, 2310.05857, Section 3), with -log p
+    and the :func:`unlikelihood` u:
+
+        mean over i's tokens of (inserted on U1, kept on U0) (-log p)
+        + mean over j's tokens of (removed u on U1, original (-log p) on U0)
+
+    Args:
+      logprob_2S: float32 per token.
+      response_2S, changed_2S: bool, response tokens and those of U1.
+    """
+    _check_pair(logprob_2S, response_2S, changed_2S)
+    logprob_2S = jnp.where(response_2S, logprob_2S, 0.0)
+    edited_S = jnp.where(changed_2S[0], weights.inserted, weights.kept) * -logprob_2S[0]
+    original_S = jnp.where(
+        changed_2S[1],
+        weights.removed * unlikelihood(logprob_2S[1]),
+        weights.original * -logprob_2S[1],
+    )
+    return masked_mean(edited_S, response_2S[0]) + masked_mean(original_S, response_2S[1])
+
+
+def figa_loss(
+    logprob_2S: jax.Array,
+    response_2S: jax.Array,
+    changed_2S: jax.Array,
+    weights: TokenWeights,
+    limit: float,
+) -> jax.Array:
+    """Weighted log-likelihood, negative on what was taken out (FIGA; Guo et al. 2024, 2311.04072).
+
+    -sum of w_t log p_t over the number of tokens with w_t != 0, where w_t is ``inserted`` (alpha)
+    and ``kept`` (gamma) on i, -``removed`` (beta) and ``original`` (0) on j. As in the authors'
+    code a removed token counts only as long as -log p is below ``limit``: without a bound its
+    likelihood would fall for ever.
+
+    Args:
+      logprob_2S: float32 per token.
+      response_2S, changed_2S: bool, response tokens and those of U1.
+      limit: nats.
+    """
+    _check_pair(logprob_2S, response_2S, changed_2S)
+    loss_2S = -jnp.where(response_2S, logprob_2S, 0.0)
+    removed_S = jnp.where(loss_2S[1] < limit, -weights.removed, 0.0)
+    weight_2S = jnp.stack(
+        [
+            jnp.where(changed_2S[0], weights.inserted, weights.kept),
+            jnp.where(changed_2S[1], removed_S, weights.original),
+        ]
+    )
+    counted_2S = response_2S & (weight_2S != 0)
+    return masked_mean(weight_2S * loss_2S, counted_2S)
+
+
+def preference_loss(
+    logprob_2S: jax.Array,
+    response_2S: jax.Array,
+    changed_2S: jax.Array,
+    ref_logprob_22: jax.Array,
+    settings: PreferenceSettings,
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+    """The loss of one pair that ``settings`` name.
+
+    Args:
+      logprob_2S: float32 per token, by the policy.
+      response_2S, changed_2S: bool, response tokens and those of U1.
+      ref_logprob_22: float32, the third result for the reference; read by ``dpo`` and ``ddpo``.
+
+    Returns:
+      The scalar loss; scalars: ``accuracy`` (1 where i is preferred, 0, or one half for a tie),
+      ``logprob/chosen`` and ``logprob/rejected`` (nats a response), and with a reference
+      ``reward/chosen``, ``reward/rejected`` and ``reward/margin`` (beta times what the log-
+      probabilities of the loss gained) and ``reference_kl`` (nats a response: what the rejected one
+      lost, an estimate of KL(reference || policy) where it was sampled from the reference); and
+      float32[2, 2], of each side the log-probability that the loss compares, and the plain one.
+    """
+    plain_2 = jax.vmap(masked_sum)(logprob_2S, response_2S)
+    preferred_2, metrics = plain_2, {"logprob/chosen": plain_2[0], "logprob/rejected": plain_2[1]}
+    compared_2 = plain_2
+    if settings.loss == "ddpo":
+        compared_2 = jax.vmap(dense_logprob, in_axes=(0, 0, 0, None, None))(
+            logprob_2S, response_2S, changed_2S, settings.gamma, settings.normalize
+        )
+    if settings.loss in WITH_REFERENCE:
+        loss = dpo_loss(compared_2, ref_logprob_22[:, 0], settings.beta)
+        preferred_2 = settings.beta * (compared_2 - ref_logprob_22[:, 0])
+        metrics["reward/chosen"], metrics["reward/rejected"] = preferred_2
+        metrics["reward/margin"] = preferred_2[0] - preferred_2[1]
+        metrics["reference_kl"] = ref_logprob_22[1, 1] - plain_2[1]
+    elif settings.loss == "salt":
+        loss = salt_loss(logprob_2S, response_2S, changed_2S, settings.weights)
+    elif settings.loss == "figa":
+        loss = figa_loss(logprob_2S, response_2S, changed_2S, settings.weights, settings.limit)
+    else:
+        raise ValueError(f"loss {settings.loss!r} is not one of {LOSSES}")
+    metrics["accuracy"] = 0.5 * (1.0 + jnp.sign(preferred_2[0] - preferred_2[1]))
+    return loss, metrics, jnp.stack([compared_2, plain_2], axis=1)
+
+
+def _check_pair(logprob_2S, response_2S, changed_2S) -> None:
+    chex.assert_equal_shape([logprob_2S, response_2S, changed_2S])
+    chex.assert_rank(logprob_2S, 2)
+    chex.assert_type([logprob_2S, response_2S, changed_2S], [float, bool, bool])

@@ -1,0 +1,40 @@
+"""Learn from edits or preferences without a reward model: DPO, dense DPO, SALT, FIGA.
+
+python -m launch.dpo --config=configs/dpo.py:MODEL[,dpo|ddpo|salt|figa] --config.policy=FOLDER
+                     --config.train=FILE [--config.FIELD=VALUE …]
+
+With no flag at all it trains tiny,dpo on the embedded world, after the policy that it starts from.
+The same command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
+checkpoints/, export/ (a Hugging Face folder with its tokenizer), eval.json and finished.json to
+run_dir.
+"""
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.training import dpo
+from launch import sft
+from launch.shared import cli, embedded
+
+CONFIG = "configs/dpo.py:tiny,dpo"
+
+
+def check(config) -> None:
+    """Raises InputError for a value that no data or model could make right."""
+    cli.check_run(config)
+    if config.train and not config.policy:
+        raise InputError("policy is empty; give --config.policy=FOLDER|HUB_ID, as of launch.sft")
+
+
+def main(config) -> None:
+    check(config)
+    if not config.policy:
+        cli.use_devices(config)
+        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
+    result = embedded.train(config, dpo.run, "pairs", embedded.pairs)["validation"]
+    print(
+        f"validation: {result['n']} pairs, loss {result['loss']:.4f}, the better response is "
+        f"preferred in {result['accuracy']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    cli.command(main, CONFIG, __doc__)
