@@ -91,7 +91,8 @@ def tiny(config):
     config.steps = 250
     config.eval_every = 50
     config.save_every = 100
-    config.optimizer.learning_rate = 3e-4
+    # Of the highest rates at which the policy did not leave the language.
+    config.optimizer.learning_rate = {"ddpo": 3e-4, "salt": 1e-3}.get(config.loss, 1e-4)
 
 
 def cad(config):

@@ -85,34 +85,40 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
     """The rows of every file of ``data/``, from the files that the config names."""
     files = config.files
     edits = read_kind(Edit, files.edits)
+    preferences = read_kind(Preference, files.preferences) if files.preferences else []
+    # Edits and preferences at once, so that a prompt of both is on one side; exactly, since a file
+    # that was split by the same hash before may have no low ones.
     if files.edits_validation:
         held_out = read_kind(Edit, files.edits_validation)
+        learned, rest = preferences, []
+        if preferences:
+            learned, rest = records.split(preferences, 0.1, config.seed, exact=True)
+        learned, held_out = [*edits, *learned], [*held_out, *rest]
     else:
-        # Exactly, since a file that was split by the same hash before may have no low ones.
-        edits, held_out = records.split(edits, 0.1, config.seed, exact=True)
+        learned, held_out = records.split([*edits, *preferences], 0.1, config.seed, exact=True)
+    # Another seed than that of the split before, whose hash these rows have in common.
+    parts = {"train": learned}
+    parts["validation"], parts["test"] = records.split(held_out, 0.5, config.seed + 1, exact=True)
+    kinds = {"edits": Edit, "preferences": Preference} if preferences else {"edits": Edit}
+    feedback = {
+        f"{name}_{part}": [row for row in rows if isinstance(row, kind)]
+        for name, kind in kinds.items()
+        for part, rows in parts.items()
+    }
+    edits = feedback["edits_train"]
     # Without demonstrations a policy imitates both sides of the edits.
     sft = (records.read(files.sft, need="responses") if files.sft else []) or [
         records.as_instruction(edit, name) for edit in edits for name in records.RESPONSES[Edit]
     ]
     prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
-    # Another seed than that of the split before, whose hash these rows have in common.
-    validation, test = records.split(held_out, 0.5, config.seed + 1, exact=True)
-    test_prompts = records.read(files.test, need="prompts") if files.test else test
-    sets = {
+    test = records.read(files.test, need="prompts") if files.test else feedback["edits_test"]
+    return {
         "sft": sft,
         "ppo": distinct_prompts(prompts),
-        "validation": distinct_prompts(validation),
-        "test": distinct_prompts(test_prompts),
-        "edits_train": edits,
-        "edits_validation": validation,
-        "edits_test": test,
+        "validation": distinct_prompts(feedback["edits_validation"]),
+        "test": distinct_prompts(test),
+        **feedback,
     }
-    if files.preferences:
-        preferences = read_kind(Preference, files.preferences)
-        sets["preferences_train"], rest = records.split(preferences, 0.1, config.seed)
-        validation, test = records.split(rest, 0.5, config.seed + 1)
-        sets |= {"preferences_validation": validation, "preferences_test": test}
-    return sets
 
 
 def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Record]]:

@@ -271,7 +271,7 @@ def test_the_card_and_the_sentence_say_whose_adapter_it_is(tmp_path, base, adapt
     note = hf_save.save(
         folder, params, hf_cases.CFG, tokenizer(), origin=Origin(str(base)), **options
     )
-    assert note.startswith(f"{folder}: adapter of {base}, token rewards with a state-action head")
+    assert note.startswith(f"{folder}: adapter of {base}, token rewards of state and action")
     assert (
         json.loads((folder / "adapter_config.json").read_text())["peft_type"] == peft.STATE_ACTION
     )
