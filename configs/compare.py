@@ -45,7 +45,7 @@ FIELDS = {
     if name not in _GIVEN
 }
 # The one before the last has twice the budget: what the last one spends on its two stages.
-ARMS = "sft_edits,state_action,sft_longer,edits_then_token"
+ARMS = "sft_edits,dpo,ddpo,state_action,sft_longer,edits_then_token"
 # The updates of a training: about what PPO of that size makes by default.
 VARIANTS = {"tiny": 320, "cad": 240, "smollm2": 80, "llama_7b": 1560}
 

@@ -91,7 +91,7 @@ def tiny(config):
     config.steps = 250
     config.eval_every = 50
     config.save_every = 100
-    # Of the highest rates at which the policy did not leave the language.
+    # At 3e-4 DPO leaves the language, at 1e-3 FIGA does.
     config.optimizer.learning_rate = {"ddpo": 3e-4, "salt": 1e-3}.get(config.loss, 1e-4)
 
 

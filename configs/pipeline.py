@@ -80,13 +80,6 @@ ARMS = {
             "figa": "FIGA on the edits",
         }.items()
     },
-    **{
-        learner: {"label": label, "learner": learner, "reward": "rm_state_action"}
-        for learner, label in {
-            "rloo": "RLOO: token, state-action head",
-            "grpo": "GRPO: token, state-action head",
-        }.items()
-    },
     "sft_longer": {
         "label": "SFT on the edits, as long again",
         "learner": "sft",
@@ -204,8 +197,8 @@ GROUPS = {
     "Arms": {
         "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
         "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
-        "arms.*.reward": Field("", "reward model, several by commas | oracle; of ppo, rloo, …"),
-        "arms.*.data": Field("edits", f"what it learns from, or imitates beside rewards: {_DATA}"),
+        "arms.*.reward": Field("", "of ppo: a reward model | oracle"),
+        "arms.*.data": Field("edits", f"what it learns from, but of ppo: {_DATA}"),
         "arms.*.label": Field("", 'its name in the report; "": NAME'),
         "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
         "arms.*.flags": Field("", "yours, which win; {ARM} is the folder of that arm's policy"),
@@ -307,8 +300,8 @@ def study(config):
     config.seeds = 5
     config.sft.defaults = config.sft.defaults.replace("steps=1500", "steps=2400")
     config.run_arms = (
-        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,sft_longer,"
-        "edits_then_token,two_rounds_then_token,oracle"
+        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,dpo,ddpo,salt,"
+        "figa,sft_longer,edits_then_token,two_rounds_then_token,oracle"
     )
     config.test_prompts = 1024
 

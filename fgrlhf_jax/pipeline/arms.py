@@ -3,7 +3,7 @@
 All are fields of the config, ``arms.NAME``, ``reward_models.NAME`` and ``rounds.NAME``; what one is
 made from is named in its fields, so that together they are a graph without circles:
 
-    arm           start (another arm), reward (reward models), data (rounds), {ARM} in its flags
+    arm           start (another arm), reward (reward model), data (rounds), {ARM} in its flags
     reward model  start (an arm), data (rounds), {ARM} in its flags
     round         policy (an arm), whose responses are edited
 """
@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 
 PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
-REWARD_LEARNERS = ("ppo", "rloo", "grpo", "distill")
-LEARNERS = ("sft", *PREFERENCE_LEARNERS, *REWARD_LEARNERS)
+LEARNERS = ("sft", *PREFERENCE_LEARNERS, "ppo")
 BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
 # Feedback on the first policy; the other half of the prompts is that of rounds.
 DATA = ("edits", "first_half", "preferences")
@@ -76,7 +75,7 @@ def needs_of(config: ConfigDict, name: str) -> list[str]:
         _known(config, f"{field}.policy", start, "arms", BASE)
     else:
         start, data = member.start, split_names(member.data)
-        rewards = split_names(member.reward) if group == "arms" else []
+        rewards = [member.reward] if group == "arms" and member.reward else []
         _known(config, f"{field}.start", start, "arms", BASE)
         for each in data:
             _known(config, f"{field}.data", each, "rounds", *DATA)
@@ -102,11 +101,8 @@ def needs_halves(config: ConfigDict) -> bool:
 
 def reward_level(config: ConfigDict, name: str) -> str:
     """Whether an arm's reward model pays for tokens or a sequence, as ``level`` of launch.ppo."""
-    models = [m for m in split_names(config.arms[name].reward) if m != ORACLE]
-    levels = {"sequence" if config.reward_models[m].loss == "sequence" else "token" for m in models}
-    if len(levels) > 1:
-        raise InputError(f"arms.{name}.reward={','.join(models)}: mixes scores and token rewards")
-    return levels.pop() if levels else "token"
+    model = config.reward_models.get(config.arms[name].reward)
+    return "sequence" if model and model.loss == "sequence" else "token"
 
 
 def _check_name(config: ConfigDict, group: str, name: str) -> None:
@@ -137,17 +133,15 @@ def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) 
 
 def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
     """Raises InputError for a learner without what it learns from."""
-    rewards = split_names(arm.reward)
-    if arm.learner in REWARD_LEARNERS and not rewards:
-        raise InputError(f"{field}.reward is empty; {arm.learner} needs a reward model's name")
-    if arm.learner not in REWARD_LEARNERS and rewards:
+    if arm.learner == "ppo" and not arm.reward:
+        raise InputError(f"{field}.reward is empty; ppo needs a reward model's name")
+    if arm.learner != "ppo" and arm.reward:
         raise InputError(
             f"{field}.reward={arm.reward}: {arm.learner} learns from data, not rewards; drop it"
         )
-    if ORACLE in rewards and (not config.embedded or len(rewards) > 1):
+    if arm.reward == ORACLE and not config.embedded:
         raise InputError(
-            f"{field}.reward={arm.reward}: the oracle is the embedded world's only, and alone; "
-            "drop the arm from run_arms"
+            f"{field}.reward=oracle: is the embedded world's only; drop the arm from run_arms"
         )
 
 

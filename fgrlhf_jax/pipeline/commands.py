@@ -211,18 +211,20 @@ def _training_stage(
     files = {part: data_files(config, home, member.data, part) for part in ("train", "validation")}
     settings = {"run_dir": home / name, "seed": config.seed + seed, **_prompt_settings(config)}
     learner = "rm" if group == "reward_models" else member.learner
-    if learner in arms.REWARD_LEARNERS:
+    if learner == "ppo":
         kind, command = "ppo", "launch.ppo"
+        reward = {"reward_model": home / member.reward}
+        if member.reward == arms.ORACLE:
+            reward = {"reward_function": ORACLE}
         spec = f"{config.ppo.config},{arms.reward_level(config, name)}"
         settings |= {
-            **_reward(home, member.reward),
+            **reward,
             "data.max_new_tokens": config.max_new_tokens,
             "policy": start,
             "prompts": folder / "data" / "ppo.jsonl",
             "validation": folder / "data" / "validation.jsonl",
             "judge": config.judge,
         }
-        settings |= {} if learner == "ppo" else {"algorithm": learner}
     elif learner == "rm":
         kind, command, spec = "rm", "launch.train_rm", f"{config.rm.config},{member.loss}"
         settings |= {"model.path": start, **files}
@@ -233,8 +235,6 @@ def _training_stage(
         kind, command, spec = "dpo", "launch.dpo", f"{config.dpo.config},{learner}"
         settings |= {"policy": start, **files}
     flags = read_flags(config, kind, f"{group}.{name}")
-    if flags.get("ptx_weight", "0") not in ("0", "0.0"):
-        settings["ptx_edits"] = files["train"]
     flags = {
         flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
         for flag, value in flags.items()
@@ -253,9 +253,3 @@ def data_files(config: ConfigDict, home: Path, data: str, part: str) -> str:
         for name in arms.split_names(data)
     ]
     return ",".join(map(str, paths))
-
-
-def _reward(home: Path, names: str) -> dict:
-    if names == arms.ORACLE:
-        return {"reward_function": ORACLE}
-    return {"reward_model": ",".join(str(home / name) for name in arms.split_names(names))}
