@@ -2,7 +2,7 @@
 
 VARIANT is one of
 
-  tiny      the embedded world, one seed: the paper's arms, SFT on the edits, and two rounds of
+  tiny      the embedded world, one seed: the paper's arms, SFT on the edits, and three rounds of
             edits with token PPO after them; minutes on two cores
   study     the same with every learner, and 5 seeds
   cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
@@ -27,7 +27,8 @@ from fgrlhf_jax.pipeline.arms import LEARNERS
 from fgrlhf_jax.tiny_world.people import Rates
 
 _FLAGS = "as NAME=VALUE,NAME=VALUE"
-_DATA = "edits | first_half | preferences | a round; several by commas"
+_DATA = "edits | edits_K_of_N, those on a part of the prompts | preferences | a round; "
+_DATA += "several by commas"
 
 ARMS = {
     "sft_edits": {"label": "SFT on the edits", "learner": "sft"},
@@ -59,9 +60,9 @@ ARMS = {
     },
     # From where the best arm starts. No penalty of PPO's own: the judge charges a missing end.
     "oracle": {
-        "label": "SFT on two rounds, then oracle: gold token rewards",
+        "label": "SFT on three rounds, then oracle: gold token rewards",
         "learner": "ppo",
-        "start": "sft_two_rounds",
+        "start": "sft_three_rounds",
         "reward": "oracle",
         "defaults": "missing_eos=none",
     },
@@ -81,26 +82,32 @@ ARMS = {
         }.items()
     },
     "sft_longer": {
-        "label": "SFT on the edits, as long again",
+        "label": "SFT on the edits, longer",
         "learner": "sft",
         "start": "sft_edits",
     },
-    "sft_first_half": {
-        "label": "SFT on half of the edits",
+    "sft_one_round": {
+        "label": "SFT on a third of the edits",
         "learner": "sft",
-        "data": "first_half",
+        "data": "edits_1_of_3",
     },
     "sft_two_rounds": {
-        "label": "SFT on two rounds of edits",
+        "label": "SFT on a second round of edits too",
         "learner": "sft",
-        "start": "sft_first_half",
-        "data": "first_half,second_round",
+        "start": "sft_one_round",
+        "data": "edits_1_of_3,second_round",
     },
-    "two_rounds_then_token": {
-        "label": "SFT on two rounds, then token",
-        "learner": "ppo",
+    "sft_three_rounds": {
+        "label": "SFT on three rounds of edits",
+        "learner": "sft",
         "start": "sft_two_rounds",
-        "reward": "rm_two_rounds",
+        "data": "edits_1_of_3,second_round,third_round",
+    },
+    "three_rounds_then_token": {
+        "label": "SFT on three rounds, then token",
+        "learner": "ppo",
+        "start": "sft_three_rounds",
+        "reward": "rm_three_rounds",
     },
 }
 REWARD_MODELS = {
@@ -116,15 +123,18 @@ REWARD_MODELS = {
         "loss": "token_edit",
         "defaults": "model.head=state_action",
     },
-    "rm_two_rounds": {
-        "label": "token, two rounds, state-action, from the policy that imitates them",
-        "start": "sft_two_rounds",
-        "data": "first_half,second_round",
+    "rm_three_rounds": {
+        "label": "token, three rounds, state-action, from the policy that imitates them",
+        "start": "sft_three_rounds",
+        "data": "edits_1_of_3,second_round,third_round",
         "loss": "token_edit",
         "defaults": "model.head=state_action",
     },
 }
-ROUNDS = {"second_round": {"policy": "sft_first_half"}}
+ROUNDS = {
+    "second_round": {"policy": "sft_one_round", "part": "2_of_3"},
+    "third_round": {"policy": "sft_two_rounds", "part": "3_of_3"},
+}
 
 GROUPS = {
     "Run": {
@@ -133,7 +143,7 @@ GROUPS = {
         "seed": Field(0, "the first seed", at_least=0),
         "seeds": Field(1, "number of seeds; all start from one SFT", at_least=1),
         "run_arms": Field(
-            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,two_rounds_then_token",
+            "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,three_rounds_then_token",
             "arms to compare; those that they are made from are trained and shown too",
         ),
         "workers": Field(
@@ -212,9 +222,8 @@ GROUPS = {
         "reward_models.*.flags": Field("", "yours, which win; {ARM} as above"),
     },
     "Rounds of edits": {
-        "rounds.*.policy": Field(
-            "", "the arm whose responses to the other half of the prompts are edited"
-        ),
+        "rounds.*.policy": Field("", "the arm whose responses to a part of the prompts are edited"),
+        "rounds.*.part": Field("2_of_2", "that part: K_of_N"),
     },
     "Embedded world": {
         f"world.{name}": Field(count, "distinct prompts", at_least=1)
@@ -277,6 +286,7 @@ def tiny(config):
     )
     config.imitate.config = "configs/sft.py:tiny"
     config.imitate.defaults = f"{lengths},steps=400,eval_every=50,optimizer.learning_rate=0.001"
+    config.arms.sft_longer.defaults = "steps=800"  # with those before, as many as three rounds
     config.dpo.config = "configs/dpo.py:tiny"
     config.ppo.config = "configs/ppo.py:tiny"
     config.ppo.defaults = "eval_every=5"
@@ -289,7 +299,7 @@ def tiny(config):
         "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
     )
     config.arms.edits_then_token.defaults = f"kl.coef=1,{gentle}"
-    config.arms.two_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
+    config.arms.three_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
     # Gold is in units of its own: a third of a normalised reward model's.
     config.arms.oracle.defaults += f",kl.coef=0.3,{gentle}"
 
@@ -301,7 +311,7 @@ def study(config):
     config.sft.defaults = config.sft.defaults.replace("steps=1500", "steps=2400")
     config.run_arms = (
         "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,dpo,ddpo,salt,"
-        "figa,sft_longer,edits_then_token,two_rounds_then_token,oracle"
+        "figa,sft_longer,edits_then_token,three_rounds_then_token,oracle"
     )
     config.test_prompts = 1024
 

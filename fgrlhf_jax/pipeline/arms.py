@@ -18,8 +18,8 @@ from fgrlhf_jax.errors import InputError
 PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
 LEARNERS = ("sft", *PREFERENCE_LEARNERS, "ppo")
 BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
-# Feedback on the first policy; the other half of the prompts is that of rounds.
-DATA = ("edits", "first_half", "preferences")
+DATA = ("edits", "preferences")  # feedback on the first policy
+_PART = r"([1-9]\d*)_of_([1-9]\d*)"  # the prompts of a round; edits_1_of_3: the edits on them
 GROUPS = {"arms": "arm", "reward_models": "reward model", "rounds": "round"}
 _USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # have other meanings
 
@@ -73,12 +73,16 @@ def needs_of(config: ConfigDict, name: str) -> list[str]:
     if group == "rounds":
         start, rewards, data = member.policy, [], []
         _known(config, f"{field}.policy", start, "arms", BASE)
+        _check_part(f"{field}.part", member.part)
     else:
         start, data = member.start, split_names(member.data)
         rewards = [member.reward] if group == "arms" and member.reward else []
         _known(config, f"{field}.start", start, "arms", BASE)
         for each in data:
-            _known(config, f"{field}.data", each, "rounds", *DATA)
+            if _part_of(each):
+                _check_part(f"{field}.data", _part_of(each))
+            else:
+                _known(config, f"{field}.data", each, "rounds", *DATA, "edits_1_of_2")
         for each in rewards:
             _known(config, f"{field}.reward", each, "reward_models", ORACLE)
         if group == "arms":
@@ -89,14 +93,27 @@ def needs_of(config: ConfigDict, name: str) -> list[str]:
     for each in references:
         _known(config, f"{field}.flags", each, "arms", BASE)
     given = (start, *rewards, *data, *references)
-    return [each for each in dict.fromkeys(given) if each not in (BASE, ORACLE, *DATA)]
+    ready = (BASE, ORACLE, *DATA)
+    return [each for each in dict.fromkeys(given) if each not in ready and not _part_of(each)]
 
 
-def needs_halves(config: ConfigDict) -> bool:
-    """Whether anything is learned from edits on half of the prompts, or on the other half."""
-    names = select(config)
-    data = [config[group_of(config, n)][n].get("data", "") for n in names]
-    return any(n in config.rounds for n in names) or "first_half" in split_names(",".join(data))
+def parts(config: ConfigDict) -> list[tuple[int, int]]:
+    """(K, N) of each Kth of N parts of the feedback's prompts that anything is made of."""
+    members = [config[group_of(config, name)][name] for name in select(config)]
+    named = [_part_of(name) for m in members for name in split_names(m.get("data", ""))]
+    named += [m.part for m in members if "part" in m]
+    return sorted({tuple(map(int, part.split("_of_"))) for part in named if part})
+
+
+def _part_of(data: str) -> str:
+    """ "1_of_3" of "edits_1_of_3"; "" of other names."""
+    return data.removeprefix("edits_") if re.fullmatch(f"edits_{_PART}", data) else ""
+
+
+def _check_part(field: str, part: str) -> None:
+    found = re.fullmatch(_PART, part)
+    if not found or int(found[1]) > int(found[2]):
+        raise InputError(f"{field}={part}: is no part of the prompts; give for instance 2_of_3")
 
 
 def reward_level(config: ConfigDict, name: str) -> str:
@@ -148,7 +165,8 @@ def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
 def _check_data(config: ConfigDict, field: str, data: list[str]) -> None:
     if not data:
         raise InputError(f"{field}.data is empty; give {', '.join(DATA)} or rounds")
-    if {"edits", "first_half"} <= {*data}:
-        raise InputError(f"{field}.data: edits has first_half already; give one of them")
+    part = next(filter(_part_of, data), "")
+    if part and "edits" in data:
+        raise InputError(f"{field}.data: edits has {part} already; give one of them")
     if "preferences" in data and not (config.embedded or config.files.preferences):
         raise InputError(f"{field}.data=preferences: give files.preferences, or drop it")

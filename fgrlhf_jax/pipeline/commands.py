@@ -171,7 +171,7 @@ def _sample_stage(
     prompts, name = folder / "data" / "feedback.jsonl", "samples"
     if round_name:
         policy, name = config.rounds[round_name].policy, f"{round_name}_samples"
-        prompts = home / "feedback" / "second_half.jsonl"
+        prompts = home / "feedback" / f"prompts_{config.rounds[round_name].part}.jsonl"
     settings = {
         "model": policy_folder(config, folder, seed, policy),
         "prompts": prompts,

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
@@ -160,9 +161,10 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
-    """``feedback/``: a seed's edits and preferences, split by prompt; the halves of a round.
+    """``feedback/``: a seed's edits and preferences, split by prompt.
 
-    ``first_half_*`` are the edits on half of the prompts; ``second_half`` are the others' prompts.
+    For rounds ``prompts_K_of_N`` are the Kth part of the prompts, ``edits_K_of_N_*`` the edits on
+    them.
     """
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
@@ -174,18 +176,31 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
         prompts = records.read(str(folder / "data" / "feedback.jsonl"))
     tested = {records.prompt_key(row) for name in sets if "test" in name for row in sets[name]}
     prompts = distinct_prompts([row for row in prompts if records.prompt_key(row) not in tested])
-    # Only where an arm has rounds: few rows may have no halves.
-    if arms.needs_halves(config):
-        first, second = records.split(prompts, 0.5, config.seed + 2)
-        chosen = {records.prompt_key(row) for row in first}
-        for part in ("train", "validation"):
-            edits = sets[f"edits_{part}"]
-            half = [row for row in edits if records.prompt_key(row) in chosen]
-            sets[f"first_half_{part}"] = half
-        sets["second_half"] = second
+    for number, total in arms.parts(config):
+        part = part_of_prompts(prompts, number, total, config.seed + 2)
+        sets[f"prompts_{number}_of_{total}"] = part
+        chosen = {records.prompt_key(row) for row in part}
+        for side in ("train", "validation"):
+            edits = sets[f"edits_{side}"]
+            on_part = [row for row in edits if records.prompt_key(row) in chosen]
+            sets[f"edits_{number}_of_{total}_{side}"] = on_part
     for name, rows in sets.items():
         write_jsonl(out / f"{name}.jsonl", rows)
     write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
+
+
+def part_of_prompts(
+    prompts: Sequence[Instruction], number: int, total: int, seed: int
+) -> list[Instruction]:
+    """The ``number``-th (from 1) of ``total`` parts of distinct prompts, of equal size but for one.
+
+    Raises:
+      InputError: for fewer prompts than parts.
+    """
+    if len(prompts) < total:
+        raise InputError(f"{total} rounds of edits need as many prompts; there are {len(prompts)}")
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    return [prompts[index] for index in sorted(order[number - 1 :: total])]
 
 
 def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
@@ -197,8 +212,9 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
     samples, out = home / f"{name}_samples.json", home / name
     if config.embedded:
         rates = Rates(**config.world.rates)
-        # Another seed than that of the first round, whose people would err alike.
-        edits, _ = collect_feedback(*read_samples(samples), config.seed + seed + ROUND_SEED, rates)
+        # Each round has a seed of its own: with the same one its people would err alike.
+        people = config.seed + seed + ROUND_SEED * int(config.rounds[name].part.split("_")[0])
+        edits, _ = collect_feedback(*read_samples(samples), people, rates)
     elif (file := out / "edits.jsonl").exists():
         edits = read_kind(Edit, str(file))
     else:

@@ -113,19 +113,20 @@ def test_every_learner_has_its_command():
         assert fields_of(made[name])["policy"] == "run/sft/export"
 
 
-def test_two_rounds_of_edits():
-    config = make_config(run_arms="two_rounds_then_token")
+def test_rounds_of_edits():
+    config = make_config(run_arms="three_rounds_then_token")
     made = {s.name: s for s in build_stages(config, RUN)}
     home = "run/seed_0"
     samples = fields_of(made["seed_0/second_round_samples"])
-    assert samples["model"] == f"{home}/sft_first_half/export"
-    assert samples["prompts"] == f"{home}/feedback/second_half.jsonl"
+    assert samples["model"] == f"{home}/sft_one_round/export"
+    assert samples["prompts"] == f"{home}/feedback/prompts_2_of_3.jsonl"
     assert made["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
     assert fields_of(made["seed_0/second_round"])["task"] == "round:0:second_round"
-    for name in ("sft_two_rounds", "rm_two_rounds"):
-        assert "seed_0/second_round" in made[f"seed_0/{name}"].needs
-        assert fields_of(made[f"seed_0/{name}"])["train"] == (
-            f"{home}/feedback/first_half_train.jsonl,{home}/second_round/edits_train.jsonl"
+    for name in ("sft_three_rounds", "rm_three_rounds"):
+        assert "seed_0/third_round" in made[f"seed_0/{name}"].needs
+        assert fields_of(made[f"seed_0/{name}"])["train"] == ",".join(
+            f"{home}/{name}_train.jsonl"
+            for name in ("feedback/edits_1_of_3", "second_round/edits", "third_round/edits")
         )
 
 
@@ -169,7 +170,7 @@ def test_an_arm_starts_right_after_its_reward_model():
     start = names.index("sft_edits")
     assert names[start : start + 8] == [
         *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
-        *("rm_token", "fine_grained_token", "sft_first_half"),
+        *("rm_token", "fine_grained_token", "sft_one_round"),
     ]
 
 
@@ -276,15 +277,16 @@ REFUSED = [
         for name, value, message in (
             ("start", "mine", "arms.sft_edits.start: 'mine' is not one of sft, "),
             ("start", "sft_edits", "sft_edits → sft_edits: each is made from the next, in a"),
-            ("data", "third_round", "arms.sft_edits.data: 'third_round' is not one of edits, "),
+            ("data", "fifth_round", "arms.sft_edits.data: 'fifth_round' is not one of edits, "),
             ("data", "", "arms.sft_edits.data is empty"),
-            ("data", "edits,first_half", "edits has first_half already"),
+            ("data", "edits,edits_1_of_2", "edits has edits_1_of_2 already"),
+            ("data", "edits_3_of_2", "arms.sft_edits.data=3_of_2: is no part of the prompts"),
             ("reward", "rm_token", "arms.sft_edits.reward=rm_token: sft learns from data"),
             ("learner", "ppo", "arms.sft_edits.reward is empty; ppo needs"),
             ("flags", "model.tokenizer={mine}", "arms.sft_edits.flags: 'mine' is not one of sft"),
         )
     ),
-    ({"arms__sft_first_half__data": "second_round", "run_arms": "sft_two_rounds"}, "in a circle"),
+    ({"arms__sft_one_round__data": "second_round", "run_arms": "sft_two_rounds"}, "in a circle"),
     (
         {"run_arms": "state_action", "arms__state_action__reward": "rm_edits,rm_token"},
         "arms.state_action.reward: 'rm_edits,rm_token' is not one of oracle, rm_edits",

@@ -138,10 +138,10 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
     assert json.loads((feedback / "counts.json").read_text())["edits_train"] > 0
 
 
-def test_a_round_edits_the_other_half_of_the_prompts(tmp_path):
-    """No prompt is in both halves, nothing is learned from the test's, and people err anew."""
+def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
+    """No prompt is in two parts, nothing is learned from the test's, and people err anew."""
     sizes = {f"world__{name}": size for name, size in SIZES.items()} | {"world__feedback": 300}
-    config = make_config(run_arms="sft_two_rounds", **sizes)
+    config = make_config(run_arms="sft_three_rounds", **sizes)
     home = tmp_path / "seed_0"
     tasks.make_data(config, tmp_path)
 
@@ -153,18 +153,21 @@ def test_a_round_edits_the_other_half_of_the_prompts(tmp_path):
 
     sample(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
     tasks.make_feedback(config, tmp_path, 0)
-    prompts = records.read(str(home / "feedback" / "second_half.jsonl"), need="prompts")
-    sample(home / "second_round_samples.json", prompts)
-    tasks.make_round(config, home, 0, "second_round")
-    paths = [*(home / "feedback").glob("*.jsonl"), *(home / "second_round").glob("*.jsonl")]
-    sets = {path.stem: records.read(str(path), need="prompts") for path in paths[:-2]}
-    rounds = {path.stem: records.read(str(path)) for path in paths[-2:]}
-    first = sets["first_half_train"] + sets["first_half_validation"]
-    assert_disjoint(first, [row for rows in rounds.values() for row in rows], sets["edits_test"])
-    assert_disjoint(rounds["edits_train"], rounds["edits_validation"])
-    assert prompts_of(rounds["edits_validation"]) <= prompts_of(sets["edits_validation"])
+    paths = (home / "feedback").glob("*.jsonl")
+    sets = {path.stem: records.read(str(path), need="prompts") for path in paths}
+    first = sets["edits_1_of_3_train"] + sets["edits_1_of_3_validation"]
+    rounds = []
+    for part, name in ((2, "second_round"), (3, "third_round")):
+        sample(home / f"{name}_samples.json", sets[f"prompts_{part}_of_3"])
+        tasks.make_round(config, home, 0, name)
+        parts = ("train", "validation")
+        train, held_out = (records.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
+        assert_disjoint(train, held_out)
+        assert prompts_of(held_out) <= prompts_of(sets["edits_validation"])
+        rounds.append(train + held_out)
+    assert_disjoint(first, *rounds, sets["edits_test"])
     assert prompts_of(first) <= prompts_of(sets["edits_train"] + sets["edits_validation"])
-    total = len(first) + sum(map(len, rounds.values()))
+    total = len(first) + sum(map(len, rounds))
     assert total == pytest.approx(len(sets["edits_train"]) + len(sets["edits_validation"]), rel=0.1)
 
 
@@ -288,7 +291,7 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
     message = f"{file}: does not exist; have the responses edited, python -m launch.collect_edits"
     with pytest.raises(InputError, match=message):
         tasks.make_round(config, home, 0, "second_round")
-    prompts = records.read(str(home / "feedback" / "second_half.jsonl"), need="prompts")
+    prompts = records.read(str(home / "feedback" / "prompts_2_of_3.jsonl"), need="prompts")
     write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
     tasks.make_round(config, home, 0, "second_round")
     parts = ("train", "validation")
