@@ -13,12 +13,13 @@ VARIANT is one of
 
 ``sft``, ``rm``, ``imitate`` and ``ppo`` each name the config of a command and, as ``defaults``, the
 flags that differ from it; ``arms.NAME.defaults`` are those of one arm. ``lora`` is of all commands
-that start from a model. ``ARMS``, ``REWARD_MODELS`` and ``ROUNDS`` are what every variant knows;
-``run_arms`` chooses, and ``--config.arms.NAME.learner=…`` or a config of yours adds to them.
+that start from a model. ``run_arms`` chooses among the arms of
+configs/arms.py; ``--config.arms.NAME.learner=…`` or a config of yours adds to them.
 """
 
 import dataclasses
 
+from configs.arms import ARMS, REWARD_MODELS, ROUNDS
 from configs.base import LORA
 from configs.fields import Field, add_member, check_argument, collect_fields, make_config
 from fgrlhf_jax.data.templates import TEMPLATES
@@ -27,114 +28,10 @@ from fgrlhf_jax.pipeline.arms import LEARNERS
 from fgrlhf_jax.tiny_world.people import Rates
 
 _FLAGS = "as NAME=VALUE,NAME=VALUE"
-_DATA = "edits | edits_K_of_N, those on a part of the prompts | preferences | a round; "
-_DATA += "several by commas"
-
-ARMS = {
-    "sft_edits": {"label": "SFT on the edits", "learner": "sft"},
-    "ppo_rlhf": {
-        "label": "PPO-RLHF: sequence, preferences",
-        "learner": "ppo",
-        "reward": "rm_preferences",
-    },
-    "fine_grained": {
-        "label": "Fine-grained: sequence, edits",
-        "learner": "ppo",
-        "reward": "rm_edits",
-    },
-    "fine_grained_token": {
-        "label": "Fine-grained: token, edits",
-        "learner": "ppo",
-        "reward": "rm_token",
-    },
-    "kl_outside": {
-        "label": "Token, no KL in the reward",
-        "learner": "ppo",
-        "reward": "rm_token",
-        "defaults": "kl.in_reward=False",
-    },
-    "state_action": {
-        "label": "Fine-grained: token, state-action head",
-        "learner": "ppo",
-        "reward": "rm_state_action",
-    },
-    # From where the best arm starts. No penalty of PPO's own: the judge charges a missing end.
-    "oracle": {
-        "label": "SFT on three rounds, then oracle: gold token rewards",
-        "learner": "ppo",
-        "start": "sft_three_rounds",
-        "reward": "oracle",
-        "defaults": "missing_eos=none",
-    },
-    "edits_then_token": {
-        "label": "SFT on the edits, then token",
-        "learner": "ppo",
-        "start": "sft_edits",
-        "reward": "rm_state_action",
-    },
-    **{
-        learner: {"label": label, "learner": learner}
-        for learner, label in {
-            "dpo": "DPO on the edits",
-            "ddpo": "Dense DPO on the edits",
-            "salt": "SALT on the edits",
-            "figa": "FIGA on the edits",
-        }.items()
-    },
-    "sft_longer": {
-        "label": "SFT on the edits, longer",
-        "learner": "sft",
-        "start": "sft_edits",
-    },
-    "sft_one_round": {
-        "label": "SFT on a third of the edits",
-        "learner": "sft",
-        "data": "edits_1_of_3",
-    },
-    "sft_two_rounds": {
-        "label": "SFT on a second round of edits too",
-        "learner": "sft",
-        "start": "sft_one_round",
-        "data": "edits_1_of_3,second_round",
-    },
-    "sft_three_rounds": {
-        "label": "SFT on three rounds of edits",
-        "learner": "sft",
-        "start": "sft_two_rounds",
-        "data": "edits_1_of_3,second_round,third_round",
-    },
-    "three_rounds_then_token": {
-        "label": "SFT on three rounds, then token",
-        "learner": "ppo",
-        "start": "sft_three_rounds",
-        "reward": "rm_three_rounds",
-    },
-}
-REWARD_MODELS = {
-    "rm_preferences": {
-        "label": "sequence, preferences",
-        "data": "preferences",
-        "loss": "sequence",
-    },
-    "rm_edits": {"label": "sequence, edits", "loss": "sequence"},
-    "rm_token": {"label": "token, edits", "loss": "token_edit"},
-    "rm_state_action": {
-        "label": "token, edits, state-action",
-        "loss": "token_edit",
-        "defaults": "model.head=state_action",
-    },
-    "rm_three_rounds": {
-        "label": "token, three rounds, state-action, from the policy that imitates them",
-        "start": "sft_three_rounds",
-        "data": "edits_1_of_3,second_round,third_round",
-        "loss": "token_edit",
-        "defaults": "model.head=state_action",
-    },
-}
-ROUNDS = {
-    "second_round": {"policy": "sft_one_round", "part": "2_of_3"},
-    "third_round": {"policy": "sft_two_rounds", "part": "3_of_3"},
-}
+_DATA = (
+    "edits | edits_K_of_N, those on a part of the prompts | preferences | a round; several by "
+    "commas"
+)
 
 GROUPS = {
     "Run": {

@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from configs.pipeline import ARMS
+from configs.arms import ARMS
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms, commands, stages, tasks
 from fgrlhf_jax.pipeline.results import gather

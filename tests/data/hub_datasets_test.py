@@ -13,7 +13,7 @@ from configs import pipeline
 from fgrlhf_jax.data import hub_datasets, records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.tasks import make_data
+from fgrlhf_jax.pipeline.datasets import make_data
 from fgrlhf_jax.runtime.files import write_jsonl
 
 SIZES = {path.replace("/", ":"): len(rows) for path, rows in hub_cases.alpaca_farm().items()}

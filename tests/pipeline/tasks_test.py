@@ -11,7 +11,7 @@ import tiny_cases
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Preference
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline import tasks
+from fgrlhf_jax.pipeline import datasets, tasks
 from fgrlhf_jax.pipeline.arms import BASE, select, selected
 from fgrlhf_jax.pipeline.commands import build_stages
 from fgrlhf_jax.pipeline.results import gather
@@ -110,20 +110,20 @@ def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
 def folder(tmp_path):
     """What a finished run of two seeds has on disk, but for its models."""
     config = make_config(seeds=2, **{f"world__{name}": size for name, size in SIZES.items()})
-    tasks.make_data(config, tmp_path)
+    datasets.make_data(config, tmp_path)
     prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
     for seed in range(2):
         responses = make_instructions(2, "feedback", seed + 10)
         pairs = itertools.product(prompts, responses)
         samples = [{"instruction": p.instruction, "output": r.output} for p, r in pairs]
         write_json(tmp_path / f"seed_{seed}" / "samples.json", samples)
-        tasks.make_feedback(config, tmp_path, seed)
+        datasets.make_feedback(config, tmp_path, seed)
     return config, tmp_path
 
 
 def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
     _, path = folder
-    sets = {name: records.read(str(path / "data" / f"{name}.jsonl")) for name in tasks.SETS}
+    sets = {name: records.read(str(path / "data" / f"{name}.jsonl")) for name in datasets.SETS}
     assert {name: len(rows) for name, rows in sets.items()} == SIZES
     assert_disjoint(*sets.values())
     feedback = path / "seed_0" / "feedback"
@@ -143,7 +143,7 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
     sizes = {f"world__{name}": size for name, size in SIZES.items()} | {"world__feedback": 300}
     config = make_config(run_arms="sft_three_rounds", **sizes)
     home = tmp_path / "seed_0"
-    tasks.make_data(config, tmp_path)
+    datasets.make_data(config, tmp_path)
 
     def sample(path, prompts) -> None:
         responses = make_instructions(2, "feedback", 10)
@@ -152,14 +152,14 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
         write_json(path, rows)
 
     sample(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
-    tasks.make_feedback(config, tmp_path, 0)
+    datasets.make_feedback(config, tmp_path, 0)
     paths = (home / "feedback").glob("*.jsonl")
     sets = {path.stem: records.read(str(path), need="prompts") for path in paths}
     first = sets["edits_1_of_3_train"] + sets["edits_1_of_3_validation"]
     rounds = []
     for part, name in ((2, "second_round"), (3, "third_round")):
         sample(home / f"{name}_samples.json", sets[f"prompts_{part}_of_3"])
-        tasks.make_round(config, home, 0, name)
+        datasets.make_round(config, home, 0, name)
         parts = ("train", "validation")
         train, held_out = (records.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
         assert_disjoint(train, held_out)
@@ -251,8 +251,8 @@ def make_sets(tmp_path):
             write_jsonl(tmp_path / f"{name}.jsonl", rows)
             fields[f"files__{name}"] = str(tmp_path / f"{name}.jsonl")
         config = make_config("cad", **fields)
-        tasks.make_data(config, tmp_path)
-        tasks.make_feedback(config, tmp_path, 0)
+        datasets.make_data(config, tmp_path)
+        datasets.make_feedback(config, tmp_path, 0)
         paths = [*(tmp_path / "data").iterdir(), *tmp_path.glob("seed_0/feedback/*.jsonl")]
         return {path.stem: records.read(str(path), need="prompts") for path in paths}
 
@@ -286,20 +286,20 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
     make_sets(edits=EDITS)
     config, home = make_config("cad", run_arms="sft_two_rounds"), tmp_path / "seed_0"
     config.files.edits = str(tmp_path / "edits.jsonl")
-    tasks.make_feedback(config, tmp_path, 0)
+    datasets.make_feedback(config, tmp_path, 0)
     file = home / "second_round" / "edits.jsonl"
     message = f"{file}: does not exist; have the responses edited, python -m launch.collect_edits"
     with pytest.raises(InputError, match=message):
-        tasks.make_round(config, home, 0, "second_round")
+        datasets.make_round(config, home, 0, "second_round")
     prompts = records.read(str(home / "feedback" / "prompts_2_of_3.jsonl"), need="prompts")
     write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
-    tasks.make_round(config, home, 0, "second_round")
+    datasets.make_round(config, home, 0, "second_round")
     parts = ("train", "validation")
     made = [records.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
     assert sum(map(len, made)) == len(prompts)
     write_jsonl(file, [Edit(made[0][0].instruction, "", "bad", "good")])
     with pytest.raises(InputError, match="no edit is on a prompt of validation"):
-        tasks.make_round(config, home, 0, "second_round")
+        datasets.make_round(config, home, 0, "second_round")
 
 
 def test_what_a_split_left_is_split_again(make_sets):

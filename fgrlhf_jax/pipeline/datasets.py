@@ -1,0 +1,225 @@
+"""The data of a study: ``data/``, each seed's ``feedback/``, and the edits of later rounds."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline import arms
+from fgrlhf_jax.runtime.files import read_json, write_json, write_jsonl
+from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
+from fgrlhf_jax.tiny_world.judge import gold_score
+from fgrlhf_jax.tiny_world.people import Rates
+from fgrlhf_jax.tiny_world.words import make_tokenizer
+
+FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
+SETS = ("sft", "feedback", "ppo", "validation", "test")
+ROUND_SEED = 10**5  # added to a seed for the people of a round
+
+
+def make_data(config: ConfigDict, folder: Path) -> None:
+    """``data/``: of the embedded world, or of the files that the config names."""
+    if config.files.edits:
+        sets = sets_of_files(config)
+        for name, rows in drop_held_out_prompts(sets).items():
+            total = len(sets[name])
+            print(f"{name}: {total} rows, {total - len(rows)} dropped: their prompt is held out")
+            write_jsonl(folder / "data" / f"{name}.jsonl", rows)
+    else:
+        rates = Rates(**config.world.rates)
+        sizes = {name: config.world[name] for name in SETS}
+        make_tokenizer().save_pretrained(folder / "data" / "tokenizer")
+        write_instructions(folder / "data", sizes, config.seed, rates)
+
+
+def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
+    """The rows of every file of ``data/``, from the files that the config names."""
+    files = config.files
+    edits = read_kind(Edit, files.edits)
+    preferences = read_kind(Preference, files.preferences) if files.preferences else []
+    # Edits and preferences at once, so that a prompt of both is on one side; exactly, since a file
+    # that was split by the same hash before may have no low ones.
+    if files.edits_validation:
+        held_out = read_kind(Edit, files.edits_validation)
+        learned, rest = preferences, []
+        if preferences:
+            learned, rest = records.split(preferences, 0.1, config.seed, exact=True)
+        learned, held_out = [*edits, *learned], [*held_out, *rest]
+    else:
+        learned, held_out = records.split([*edits, *preferences], 0.1, config.seed, exact=True)
+    # Another seed than that of the split before, whose hash these rows have in common.
+    parts = {"train": learned}
+    parts["validation"], parts["test"] = records.split(held_out, 0.5, config.seed + 1, exact=True)
+    kinds = {"edits": Edit, "preferences": Preference} if preferences else {"edits": Edit}
+    feedback = {
+        f"{name}_{part}": [row for row in rows if isinstance(row, kind)]
+        for name, kind in kinds.items()
+        for part, rows in parts.items()
+    }
+    edits = feedback["edits_train"]
+    # Without demonstrations a policy imitates both sides of the edits.
+    sft = (records.read(files.sft, need="responses") if files.sft else []) or [
+        records.as_instruction(edit, name) for edit in edits for name in records.RESPONSES[Edit]
+    ]
+    prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
+    test = records.read(files.test, need="prompts") if files.test else feedback["edits_test"]
+    return {
+        "sft": sft,
+        "ppo": distinct_prompts(prompts),
+        "validation": distinct_prompts(feedback["edits_validation"]),
+        "test": distinct_prompts(test),
+        **feedback,
+    }
+
+
+def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """Nothing is learned from a prompt of validation or test; none of test is in validation."""
+
+    def prompts_of(*parts: str) -> set[tuple[str, str]]:
+        names = [name for name in sets if any(part in name for part in parts)]
+        return {records.prompt_key(row) for name in names for row in sets[name]}
+
+    test, held_out = prompts_of("test"), prompts_of("validation", "test")
+    allowed = {}
+    for name, rows in sets.items():
+        barred = set() if "test" in name else test if "validation" in name else held_out
+        allowed[name] = [row for row in rows if records.prompt_key(row) not in barred]
+    return allowed
+
+
+def read_kind(kind: type, spec: str) -> list[Record]:
+    """The records of files that hold one kind.
+
+    Raises:
+      InputError: for a row of another kind.
+    """
+    rows, name = records.read(spec), kind.__name__.lower()
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, kind):
+            fields = ", ".join(FIELDS[kind])
+            raise InputError(f"{spec}: row {number} is no {name} ({fields}); give {name}s")
+    return rows
+
+
+def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
+    """The prompts of records, each once, in order."""
+    first: dict = {}
+    for row in rows:
+        prompt = Instruction(row.instruction, row.input, "", row.messages)
+        first.setdefault(records.prompt_key(row), prompt)
+    return [*first.values()]
+
+
+def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
+    """``feedback/``: a seed's edits and preferences, split by prompt.
+
+    For rounds ``prompts_K_of_N`` are the Kth part of the prompts, ``edits_K_of_N_*`` the edits on
+    them.
+    """
+    out = folder / f"seed_{seed}" / "feedback"
+    if config.files.edits:
+        paths = sorted((folder / "data").glob("*_*.jsonl"))
+        sets = {path.stem: records.read(str(path)) for path in paths}
+        prompts = [*sets["edits_train"], *sets["edits_validation"]]
+    else:
+        sets = feedback_on_samples(config, out.parent / "samples.json", seed)
+        prompts = records.read(str(folder / "data" / "feedback.jsonl"))
+    tested = {records.prompt_key(row) for name in sets if "test" in name for row in sets[name]}
+    prompts = distinct_prompts([row for row in prompts if records.prompt_key(row) not in tested])
+    for number, total in arms.parts(config):
+        part = part_of_prompts(prompts, number, total, config.seed + 2)
+        sets[f"prompts_{number}_of_{total}"] = part
+        chosen = {records.prompt_key(row) for row in part}
+        for side in ("train", "validation"):
+            edits = sets[f"edits_{side}"]
+            on_part = [row for row in edits if records.prompt_key(row) in chosen]
+            sets[f"edits_{number}_of_{total}_{side}"] = on_part
+    for name, rows in sets.items():
+        write_jsonl(out / f"{name}.jsonl", rows)
+    write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
+
+
+def part_of_prompts(
+    prompts: Sequence[Instruction], number: int, total: int, seed: int
+) -> list[Instruction]:
+    """The ``number``-th (from 1) of ``total`` parts of distinct prompts, of equal size but for one.
+
+    Raises:
+      InputError: for fewer prompts than parts.
+    """
+    if len(prompts) < total:
+        raise InputError(f"{total} rounds of edits need as many prompts; there are {len(prompts)}")
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    return [prompts[index] for index in sorted(order[number - 1 :: total])]
+
+
+def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
+    """``ROUND/``: edits of the samples of the round's policy.
+
+    Raises:
+      InputError: where people or a language model have to make them first, saying how.
+    """
+    samples, out = home / f"{name}_samples.json", home / name
+    if config.embedded:
+        rates = Rates(**config.world.rates)
+        # Each round has a seed of its own: with the same one its people would err alike.
+        people = config.seed + seed + ROUND_SEED * int(config.rounds[name].part.split("_")[0])
+        edits, _ = collect_feedback(*read_samples(samples), people, rates)
+    elif (file := out / "edits.jsonl").exists():
+        edits = read_kind(Edit, str(file))
+    else:
+        raise InputError(
+            f"{file}: does not exist; have the responses edited, python -m launch.collect_edits "
+            f"--config.input={samples} --config.output={file} --config.provider=… "
+            f"--config.model=…, or by people, python -m launch.annotate --config.input={samples} "
+            f"--config.output={file}; then run the same command again"
+        )
+    validation = records.read(str(home / "feedback" / "edits_validation.jsonl"))
+    held_out = {records.prompt_key(row) for row in validation}
+    sets = {"train": [], "validation": []}
+    for row in edits:
+        sets["validation" if records.prompt_key(row) in held_out else "train"].append(row)
+    for part, rows in sets.items():
+        if not rows:
+            raise InputError(f"{out}: no edit is on a prompt of {part}; have more responses edited")
+        write_jsonl(out / f"edits_{part}.jsonl", rows)
+    write_json(out / "counts.json", {part: len(rows) for part, rows in sets.items()})
+
+
+def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:
+    """What the people of the embedded world say about two samples a prompt.
+
+    ``gold_test`` are the same pairs as ``preferences_test``, labelled without noise.
+    """
+    rates = Rates(**config.world.rates)
+    feedback = collect_feedback(*read_samples(path), config.seed + seed, rates)
+    sets = {}
+    for name, rows in zip(("edits", "preferences"), feedback, strict=True):
+        sets[f"{name}_train"], rest = records.split(rows, 0.15, config.seed)
+        validation, test = records.split(rest, 0.6, config.seed + 1)
+        sets |= {f"{name}_validation": validation, f"{name}_test": test}
+    return sets | {"gold_test": gold_pairs(sets["preferences_test"])}
+
+
+def read_samples(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Prompts, and two responses to each, of ``launch.generate``."""
+    like, to_do = [{"instruction": "", "output": ""}], "delete it and run the pipeline again"
+    samples = read_json(path, like, to_do)
+    prompts = [sample["instruction"] for sample in samples[::2]]
+    return prompts, *([sample["output"] for sample in samples[k::2]] for k in range(2))
+
+
+def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
+    """The same pairs labelled by the gold judge; those that it scores equally left out."""
+    labelled = []
+    for row in rows:
+        scores = [gold_score(row.instruction, t) for t in (row.output_1, row.output_2)]
+        if scores[0] != scores[1]:
+            better = 1 if scores[0] > scores[1] else 2
+            labelled.append(dataclasses.replace(row, preference=better))
+    return labelled
