@@ -14,7 +14,8 @@ each from the policy in --config.policy, and LOSS is dpo (default), ddpo, salt o
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
 from configs.common import MODEL, SOURCE
-from configs.fields import Field, check_argument, collect_fields, make_config
+from configs.fields import Field, check_argument, collect_fields
+from configs.models import PAIRS, make_model_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.preference_losses import LOSSES
@@ -65,12 +66,23 @@ FIELDS = {
 }
 
 
+VARIANTS = {
+    # At 3e-4 DPO leaves the language, at 1e-3 FIGA does.
+    "tiny": {"optimizer.learning_rate": 1e-4},
+    "cad": {"epochs": 3, "optimizer.learning_rate": 3e-4},
+    "smollm2": {"optimizer.learning_rate": 5e-6},
+    "llama_7b": {"batch_size": 32, "micro_batch_size": 16},
+    "llama_7b_lora": {"micro_batch_size": 8, "optimizer.learning_rate": 2e-5},
+    "llama3_2_1b": {"micro_batch_size": 2},
+}
+
+
 def get_config(argument: str = "tiny,dpo"):
     model, _, loss = argument.partition(",")
     loss = loss or "dpo"
     check_argument(f"dpo.py:{argument}", model, VARIANTS, "model")
     check_argument(f"dpo.py:{argument}", loss, LOSSES, "loss")
-    config = make_config(FIELDS)
+    config = make_model_config(FIELDS, model, PAIRS, VARIANTS)
     config.loss = loss
     config.run_dir = f"runs/dpo_{model}_{loss}"
     if loss == "salt":
@@ -79,69 +91,6 @@ def get_config(argument: str = "tiny,dpo"):
     if loss == "figa":
         config.weights.kept = 0.0
         config.weights.removed = 0.5
-    VARIANTS[model](config)
+    if model == "tiny" and loss in ("ddpo", "salt"):
+        config.optimizer.learning_rate = {"ddpo": 3e-4, "salt": 1e-3}[loss]
     return config
-
-
-def tiny(config):
-    config.data.max_length = 128
-    config.data.max_prompt_length = 64
-    config.data.buckets = 3
-    config.batch_size = 32
-    config.steps = 250
-    config.eval_every = 50
-    config.save_every = 100
-    # At 3e-4 DPO leaves the language, at 1e-3 FIGA does.
-    config.optimizer.learning_rate = {"ddpo": 3e-4, "salt": 1e-3}.get(config.loss, 1e-4)
-
-
-def cad(config):
-    config.model.size = "small"
-    config.data.max_length = 512
-    config.data.max_prompt_length = 128
-    config.epochs = 3
-    config.eval_every = 25
-    config.optimizer.learning_rate = 3e-4
-
-
-def smollm2(config):
-    config.model.size = "smollm2_135m"
-    config.model.remat = True
-    config.data.max_length = 384
-    config.data.max_prompt_length = 256
-    config.batch_size = 8
-    config.micro_batch_size = 4
-    config.eval_every = 20
-    config.optimizer.learning_rate = 5e-6
-
-
-def llama_7b(config):
-    config.model.size = "llama_7b"
-    config.model.dtype = "bfloat16"
-    config.model.remat = True
-    config.batch_size = 32
-    config.micro_batch_size = 16
-
-
-def llama_7b_lora(config):
-    llama_7b(config)
-    config.lora.rank = 16
-    config.lora.base_dtype = "bfloat16"
-    config.micro_batch_size = 8
-    config.optimizer.learning_rate = 2e-5
-
-
-def llama3_2_1b(config):
-    llama_7b_lora(config)
-    config.model.size = "llama3_2_1b"
-    config.micro_batch_size = 2
-
-
-VARIANTS = {
-    "tiny": tiny,
-    "cad": cad,
-    "smollm2": smollm2,
-    "llama_7b": llama_7b,
-    "llama_7b_lora": llama_7b_lora,
-    "llama3_2_1b": llama3_2_1b,
-}

@@ -14,7 +14,8 @@ and LEVEL is token (default) or sequence: what the reward model pays for.
 
 from configs.base import CHECKPOINTS, DEVICES, LORA, OPTIMIZER, RUN
 from configs.common import DTYPES, INT8_CACHE, MODEL, OVERLONG, READING
-from configs.fields import Field, check_argument, collect_fields, make_config
+from configs.fields import Field, check_argument, collect_fields
+from configs.models import make_model_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
 from fgrlhf_jax.models.llama import SIZES
@@ -142,100 +143,74 @@ FIELDS = collect_fields(
 )
 
 
+VARIANTS = {
+    "tiny": {
+        "data.max_prompt_length": 64,
+        "data.max_new_tokens": 22,
+        "rollout_batch_size": 64,
+        "minibatch_size": 32,
+        "kl.coef": 0.1,
+        "gae_lambda": 0.95,
+        "missing_eos": "subtract",
+        "optimizer.learning_rate": 5e-4,
+        "optimizer.critic_learning_rate": 1e-3,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "validation_prompts": 256,
+        "save_every": 40,
+    },
+    "cad": {
+        "data.max_prompt_length": 64,
+        "data.max_new_tokens": 64,
+        "rollout_batch_size": 32,
+        "minibatch_size": 16,
+        "steps": 60,
+        "kl.coef": 0.3,  # 0.1 leaves the language: 29 nats a response after 60 steps
+        "gae_lambda": 0.95,
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.critic_learning_rate": 1e-3,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+    },
+    "smollm2": {
+        "data.max_prompt_length": 96,
+        "data.max_new_tokens": 64,
+        "rollout_batch_size": 16,
+        "minibatch_size": 8,
+        "micro_batch_size": 8,
+        "ppo_epochs": 1,
+        "steps": 40,
+        "kl.coef": 0.05,
+        "gae_lambda": 0.95,
+        "optimizer.critic_learning_rate": 3e-5,
+        "validation_prompts": 32,
+    },
+    "llama_7b": {
+        "inference_dtype": "bfloat16",
+        "micro_batch_size": 32,
+        "kl.estimator": "k1_clipped",
+        "whiten_rewards": True,
+        "steps": 390,  # 10 epochs over 20k prompts
+    },
+    "llama_7b_lora": {
+        "rollout_batch_size": 128,
+        "minibatch_size": 64,
+        "micro_batch_size": 16,
+        "optimizer.learning_rate": 1e-4,
+        "steps": 1560,  # 10 epochs over 20k prompts
+    },
+    "llama3_2_1b": {"micro_batch_size": 4},
+}
+
+
 def get_config(argument: str = "tiny,token"):
     model, _, level = argument.partition(",")
     level = level or "token"
     check_argument(f"ppo.py:{argument}", model, VARIANTS, "model")
     check_argument(f"ppo.py:{argument}", level, LEVELS, "level")
-    config = make_config(FIELDS)
+    config = make_model_config(FIELDS, model, VARIANTS, size="size")
     config.level = level
+    if (model, level) == ("tiny", "sequence"):
+        config.kl.coef = 0.3
     config.run_dir = f"runs/ppo_{model}_{level}"
-    VARIANTS[model](config)
     return config
-
-
-def tiny(config):
-    config.data.max_prompt_length = 64
-    config.data.max_new_tokens = 22
-    config.rollout_batch_size = 64
-    config.minibatch_size = 32
-    config.steps = 80
-    config.kl.coef = 0.3 if config.level == "sequence" else 0.1
-    config.gae_lambda = 0.95
-    config.missing_eos = "subtract"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.critic_learning_rate = 1e-3
-    config.optimizer.schedule = "constant"
-    config.optimizer.warmup_steps = 0
-    config.validation_prompts = 256
-    config.save_every = 40
-
-
-def cad(config):
-    config.size = "small"
-    config.data.max_prompt_length = 64
-    config.data.max_new_tokens = 64
-    config.rollout_batch_size = 32
-    config.minibatch_size = 16
-    config.steps = 60
-    config.kl.coef = 0.3  # 0.1 leaves the language: 29 nats a response after 60 steps
-    config.gae_lambda = 0.95
-    config.optimizer.learning_rate = 2e-4
-    config.optimizer.critic_learning_rate = 1e-3
-    config.optimizer.schedule = "constant"
-    config.optimizer.warmup_steps = 0
-
-
-def smollm2(config):
-    config.size = "smollm2_135m"
-    config.model.remat = True
-    config.data.max_prompt_length = 96
-    config.data.max_new_tokens = 64
-    config.rollout_batch_size = 16
-    config.minibatch_size = 8
-    config.micro_batch_size = 8
-    config.ppo_epochs = 1
-    config.steps = 40
-    config.kl.coef = 0.05
-    config.gae_lambda = 0.95
-    config.optimizer.learning_rate = 1e-5
-    config.optimizer.critic_learning_rate = 3e-5
-    config.validation_prompts = 32
-
-
-def llama_7b(config):
-    config.size = "llama_7b"
-    config.model.dtype = "bfloat16"
-    config.model.remat = True
-    config.inference_dtype = "bfloat16"
-    config.micro_batch_size = 32
-    config.kl.estimator = "k1_clipped"
-    config.whiten_rewards = True
-    config.steps = 390  # 10 epochs over 20k prompts
-
-
-def llama_7b_lora(config):
-    llama_7b(config)
-    config.lora.rank = 16
-    config.lora.base_dtype = "bfloat16"
-    config.rollout_batch_size = 128
-    config.minibatch_size = 64
-    config.micro_batch_size = 16
-    config.optimizer.learning_rate = 1e-4
-    config.steps = 1560  # 10 epochs over 20k prompts
-
-
-def llama3_2_1b(config):
-    llama_7b_lora(config)
-    config.size = "llama3_2_1b"
-    config.micro_batch_size = 4
-
-
-VARIANTS = {
-    "tiny": tiny,
-    "cad": cad,
-    "smollm2": smollm2,
-    "llama_7b": llama_7b,
-    "llama_7b_lora": llama_7b_lora,
-    "llama3_2_1b": llama3_2_1b,
-}

@@ -13,7 +13,8 @@ and LOSS is token_edit (default), token_full, tlcr or sequence.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
-from configs.fields import Field, check_argument, collect_fields, make_config
+from configs.fields import Field, check_argument, collect_fields
+from configs.models import PAIRS, make_model_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import CENTER_WEIGHT, LOSSES, SCALES
 from fgrlhf_jax.models.llama import HEADS
@@ -65,85 +66,32 @@ FIELDS = collect_fields(
 )
 
 
+VARIANTS = {
+    "tiny": {
+        "data.template": "plain",
+        "model.vocab_size": 1024,
+        "optimizer.learning_rate": 3e-3,
+    },
+    "cad": {"model.vocab_size": 4096, "steps": 300, "optimizer.learning_rate": 2e-3},
+    "smollm2": {
+        "data.template": "chat",
+        "model.head_init": "zero",
+        "optimizer.learning_rate": 1e-4,
+    },
+    "llama_7b": {},  # the defaults are its
+    "llama_7b_lora": {"micro_batch_size": 8, "optimizer.learning_rate": 1e-4},
+    "llama3_2_1b": {"micro_batch_size": 4},
+}
+
+
 def get_config(argument: str = "tiny,token_edit"):
     model, _, loss = argument.partition(",")
     loss = loss or "token_edit"
     check_argument(f"rm.py:{argument}", model, VARIANTS, "model")
     check_argument(f"rm.py:{argument}", loss, LOSSES, "loss")
-    config = make_config(FIELDS)
+    config = make_model_config(FIELDS, model, PAIRS, VARIANTS)
     config.loss = loss
     if loss in ("sequence", "tlcr"):  # which has a class of its own for unchanged tokens
         config.center_weight = 0.0
     config.run_dir = f"runs/rm_{model}_{loss}"
-    VARIANTS[model](config)
     return config
-
-
-def tiny(config):
-    config.model.vocab_size = 1024
-    config.data.template = "plain"
-    config.data.max_length = 128
-    config.data.max_prompt_length = 64
-    config.data.buckets = 3
-    config.batch_size = 32
-    config.steps = 250
-    config.eval_every = 50
-    config.save_every = 100
-    config.optimizer.learning_rate = 3e-3
-
-
-def cad(config):
-    config.model.size = "small"
-    config.model.vocab_size = 4096
-    config.data.max_length = 512  # at 256, three quarters of the film reviews are cut
-    config.data.max_prompt_length = 128
-    config.steps = 300
-    config.eval_every = 25
-    config.optimizer.learning_rate = 2e-3
-
-
-def smollm2(config):
-    config.model.size = "smollm2_135m"
-    config.model.head_init = "zero"
-    config.model.remat = True
-    config.data.template = "chat"
-    config.data.max_length = 384
-    config.data.max_prompt_length = 256
-    config.batch_size = 8
-    config.micro_batch_size = 4
-    config.eval_every = 20
-    config.optimizer.learning_rate = 1e-4
-
-
-def llama_7b(config):
-    config.model.size = "llama_7b"
-    config.model.dtype = "bfloat16"
-    config.model.remat = True
-    config.data.max_length = 512
-    config.batch_size = 16
-    config.epochs = 1
-    config.optimizer.learning_rate = 3e-6
-
-
-def llama_7b_lora(config):
-    llama_7b(config)
-    config.lora.rank = 16
-    config.lora.base_dtype = "bfloat16"
-    config.micro_batch_size = 8
-    config.optimizer.learning_rate = 1e-4
-
-
-def llama3_2_1b(config):
-    llama_7b_lora(config)
-    config.model.size = "llama3_2_1b"
-    config.micro_batch_size = 4
-
-
-VARIANTS = {
-    "tiny": tiny,
-    "cad": cad,
-    "smollm2": smollm2,
-    "llama_7b": llama_7b,
-    "llama_7b_lora": llama_7b_lora,
-    "llama3_2_1b": llama3_2_1b,
-}

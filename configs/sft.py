@@ -11,7 +11,8 @@ MODEL is one of
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
-from configs.fields import check_argument, collect_fields, make_config
+from configs.fields import check_argument, collect_fields
+from configs.models import make_model_config
 
 FIELDS = collect_fields(
     *SUPERVISED,
@@ -26,75 +27,44 @@ FIELDS = collect_fields(
 )
 
 
+VARIANTS = {
+    "tiny": {
+        "data.template": "plain",
+        "data.max_length": 128,
+        "data.max_prompt_length": 64,
+        "data.buckets": 3,
+        "model.vocab_size": 1024,
+        "batch_size": 64,
+        "steps": 2000,
+        "eval_every": 500,
+        "save_every": 500,
+        "eval_batch_size": 256,
+        "optimizer.learning_rate": 4e-3,
+    },
+    "cad": {
+        "data.max_length": 128,
+        "data.max_prompt_length": 64,
+        "model.vocab_size": 4096,
+        "batch_size": 32,
+        "epochs": 4,
+        "eval_every": 100,
+        "optimizer.learning_rate": 3e-3,
+    },
+    "smollm2": {
+        "data.template": "chat",
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "epochs": 1,
+        "optimizer.learning_rate": 5e-5,
+    },
+    "llama_7b": {"micro_batch_size": 32},
+    "llama_7b_lora": {"micro_batch_size": 16, "optimizer.learning_rate": 2e-4},
+    "llama3_2_1b": {"micro_batch_size": 4},
+}
+
+
 def get_config(argument: str = "tiny"):
     check_argument(f"sft.py:{argument}", argument, VARIANTS)
-    config = make_config(FIELDS)
+    config = make_model_config(FIELDS, argument, VARIANTS)
     config.run_dir = f"runs/sft_{argument}"
-    VARIANTS[argument](config)
     return config
-
-
-def tiny(config):
-    config.data.template = "plain"
-    config.model.vocab_size = 1024
-    config.data.max_length = 128
-    config.data.max_prompt_length = 64
-    config.data.buckets = 3
-    config.batch_size = 64
-    config.steps = 2000
-    config.eval_every = 500
-    config.save_every = 500
-    config.eval_batch_size = 256
-    config.optimizer.learning_rate = 4e-3
-
-
-def cad(config):
-    config.model.size = "small"
-    config.model.vocab_size = 4096
-    config.data.max_length = 128
-    config.data.max_prompt_length = 64
-    config.batch_size = 32
-    config.epochs = 4
-    config.eval_every = 100
-    config.optimizer.learning_rate = 3e-3
-
-
-def smollm2(config):
-    config.model.size = "smollm2_135m"
-    config.model.remat = True
-    config.data.template = "chat"
-    config.batch_size = 8
-    config.micro_batch_size = 4
-    config.epochs = 1
-    config.optimizer.learning_rate = 5e-5
-
-
-def llama_7b(config):
-    config.model.size = "llama_7b"
-    config.model.dtype = "bfloat16"
-    config.model.remat = True
-    config.micro_batch_size = 32
-
-
-def llama_7b_lora(config):
-    llama_7b(config)
-    config.lora.rank = 16
-    config.lora.base_dtype = "bfloat16"
-    config.micro_batch_size = 16
-    config.optimizer.learning_rate = 2e-4
-
-
-def llama3_2_1b(config):
-    llama_7b_lora(config)
-    config.model.size = "llama3_2_1b"
-    config.micro_batch_size = 4
-
-
-VARIANTS = {
-    "tiny": tiny,
-    "cad": cad,
-    "smollm2": smollm2,
-    "llama_7b": llama_7b,
-    "llama_7b_lora": llama_7b_lora,
-    "llama3_2_1b": llama3_2_1b,
-}
