@@ -7,7 +7,7 @@ import jax
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.reward_model.model import Normalization
@@ -60,9 +60,9 @@ def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
     cfg = dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, 512))  # bytes need that many
     pages = [TEXT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     tokenizer = train_tokenizer([page.read_text() for page in pages], cfg.vocab_size)
-    module, mesh = llama.CausalLM(cfg), sharding.make_mesh("1,-1,1")
+    module, mesh = heads.CausalLM(cfg), sharding.make_mesh("1,-1,1")
     with jax.set_mesh(mesh):
-        abstract = llama.abstract_params(module, mesh)
+        abstract = heads.abstract_params(module, mesh)
         params = supervised.random_params(module, jax.random.key(0), abstract)
     return params, cfg, tokenizer
 
@@ -88,7 +88,7 @@ def reward_model(
     policy = LanguageModel.load(model, lazy=True)
     module = make_module(policy.module.cfg, LOSS["loss"], "after")
     with jax.set_mesh(policy.mesh):
-        abstract = llama.abstract_params(module, policy.mesh)
+        abstract = heads.abstract_params(module, policy.mesh)
         params = supervised.random_params(module, jax.random.key(1), {"head": abstract["head"]})
         if adapters:
             trained, _ = lora.split(abstract, adapters, policy.mesh)

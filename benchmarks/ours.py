@@ -25,7 +25,7 @@ from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.pairs import encode_by_kind
 from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.rollout import Prompts
 from fgrlhf_jax.ppo.train import PPOTrainer
@@ -87,7 +87,7 @@ def train_sft(job: dict) -> dict:
     config.data.template = "plain"
     rows = [Demonstration(np.array(ids, np.int32), 1) for ids in job["rows"]]
     mesh, cfg, _, _ = supervised.set_up(config, rows)
-    trainer = sft.make_trainer(config, mesh, llama.CausalLM(cfg), rows, rows, (width,))
+    trainer = sft.make_trainer(config, mesh, heads.CausalLM(cfg), rows, rows, (width,))
     return time_updates(trainer, **timing(job)) | {"count": job["count"]}
 
 

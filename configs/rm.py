@@ -17,7 +17,7 @@ from configs.fields import Field, check_argument, collect_fields
 from configs.models import PAIRS, make_model_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import CENTER_WEIGHT, LOSSES, SCALES
-from fgrlhf_jax.models.llama import HEADS
+from fgrlhf_jax.models.heads import HEADS
 
 GROUPS = {
     "Reward model": {

@@ -23,7 +23,7 @@ from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record, alpaca_eval_prompt, parse_record
 from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama, sampling
+from fgrlhf_jax.models import heads, hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LanguageModel:
     """
 
     path: str | os.PathLike
-    module: llama.CausalLM
+    module: heads.CausalLM
     tokenizer: "PreTrainedTokenizerFast"
     mesh: Mesh
     template: str
@@ -103,7 +103,7 @@ class LanguageModel:
     def read_params(self) -> dict:
         """The parameters of ``module``, laid out over ``mesh``."""
         with jax.set_mesh(self.mesh):
-            abstract = llama.abstract_params(self.module, self.mesh)
+            abstract = heads.abstract_params(self.module, self.mesh)
             return hf_load.load_params(self.path, abstract)
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class LanguageModel:
         hf_load.check_language_model(path)
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
         check_max_new_tokens(max_new_tokens, cfg)
-        module, tokenizer = llama.CausalLM(cfg), hf_load.load_tokenizer(path)
+        module, tokenizer = heads.CausalLM(cfg), hf_load.load_tokenizer(path)
         template = hf_load.resolve_template(path, tokenizer, template)
         templates.check_template(template, tokenizer)
         templates.check_vocabulary(tokenizer, cfg.vocab_size, template)

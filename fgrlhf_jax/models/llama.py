@@ -1,4 +1,4 @@
-"""LLaMA in Flax Linen: one backbone, three ways to read it (language model, reward, value).
+"""The backbone of LLaMA in Flax Linen: token ids to states, which models/heads.py reads.
 
 Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and their kin: RMSNorm, rotary positions, grouped-query
 attention, SwiGLU (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Ainslie et al. 2023,
@@ -18,9 +18,7 @@ does not depend on where the padding stands, nor on what it holds.
 """
 
 import dataclasses
-import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +26,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fgrlhf_jax.models import attention
-from fgrlhf_jax.models.dense import Dense, flat_product, logits_product
+from fgrlhf_jax.models.dense import Dense
 from fgrlhf_jax.runtime import sharding
 
 
@@ -311,182 +309,3 @@ class Llama(nn.Module):
         if not self.cfg.float32_gradients:
             table = table.astype(self.cfg.dtype)
         return sharding.look_up(table, tokens_BS).astype(self.cfg.dtype)
-
-
-class LogitsHead(nn.Module):
-    """The head of a language model that does not share its embedding."""
-
-    cfg: LlamaConfig
-
-    @nn.compact
-    def __call__(self, hidden_BSD):
-        init, shape = nn.initializers.normal(self.cfg.initializer_range), hidden_BSD.shape[-1:]
-        kernel_DV = self.param("kernel", init, (*shape, self.cfg.vocab_size))
-        return logits_product(hidden_BSD, kernel_DV, 0)
-
-
-class CausalLM(nn.Module):
-    """Next-token logits_BSV, float32; the embedding is the head where the config ties them."""
-
-    cfg: LlamaConfig
-
-    def setup(self):
-        cfg = self.cfg
-        self.backbone = Llama(cfg)
-        if not cfg.tie_embeddings:
-            self.lm_head = LogitsHead(cfg)
-
-    def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        return self.unembed(self.states(tokens_BS, positions_BS, attend))
-
-    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD, for callers that need logits of some columns only."""
-        return self.backbone(tokens_BS, positions_BS, attend)
-
-    def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        """hidden_BSD before the first block."""
-        return self.backbone.look_up(tokens_BS)
-
-    def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits of states that :meth:`states` gave."""
-        if not self.cfg.tie_embeddings:
-            return self.lm_head(hidden_BSD)
-        return logits_product(hidden_BSD, self.backbone.embed.embedding, 1)
-
-    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits of states that come out of the last block."""
-        return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
-
-
-HEADS = ("after", "state_action", "action")
-
-
-class ScalarHead(nn.Module):
-    """A number a token, of one of three ``kind``:
-
-    "after"         v . h_t + b                                 read from the state after a_t
-    "state_action"  v . h_t + w . (h_{t-1} * U[a_t]) + b        and what a_t is worth before it
-    "action"        (h_{t-1} W) . U[a_t] + b                    of the state before it alone
-
-    w and W (gate) start at zero; U (unembed) should be the language model's head, if there is one.
-    The token before stands in column ``before_BS``; without these in the column before.
-    """
-
-    cfg: LlamaConfig
-    kind: str
-    use_bias: bool
-
-    def setup(self):
-        vocab, width = self.cfg.vocab_size, self.cfg.hidden_size
-        zeros, normal = nn.initializers.zeros_init(), nn.initializers.normal
-        if self.kind != "action":
-            # 1/sqrt(D + 1) is a standard deviation (Stiennon et al. 2020, arXiv:2009.01325).
-            self.kernel_D1 = self.param("kernel", normal((width + 1) ** -0.5), (width, 1))
-        if self.use_bias:
-            self.bias_1 = self.param("bias", zeros, (1,))
-        if self.kind != "after":
-            shape = (width, width) if self.kind == "action" else (width,)
-            self.gate = self.param("gate", zeros, shape)
-            self.unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
-
-    def __call__(self, hidden_BSD, tokens_BS, positions_BS, before_BS=None):
-        hidden_BSD = hidden_BSD.astype(jnp.float32)
-        einsum = functools.partial(jnp.einsum, precision="highest")
-        value_BS = self.bias_1[None] if self.use_bias else jnp.zeros((1, 1))
-        if self.kind != "action":
-            value_BS += einsum("BSD,DO->BS", hidden_BSD, self.kernel_D1)
-        if self.kind != "after":
-            gated_BSD = self.gated(hidden_BSD)
-            if before_BS is None:
-                before_BSD = jnp.pad(gated_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            else:
-                before_BSD = jnp.take_along_axis(gated_BSD, before_BS[:, :, None], axis=1)
-            action_BSD = sharding.look_up(self.unembed_VD, tokens_BS)
-            chosen_BS = einsum("BSD,BSD->BS", before_BSD, action_BSD)
-            # The first real token has nothing before it but, perhaps, padding.
-            value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
-        return value_BS
-
-    def gated(self, hidden_BSD: jax.Array) -> jax.Array:
-        """What is multiplied by U[a] to price the next token a."""
-        if self.kind == "state_action":
-            return hidden_BSD * self.gate[None, None]
-        return flat_product(hidden_BSD, self.gate, 0, precision="highest")
-
-    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
-        """r_BSV, what every next token would be paid in each state, float32.
-
-        Of "state_action" without v . h_t, which the state before a token does not tell.
-        """
-        gated_BSD = self.gated(hidden_BSD.astype(jnp.float32))
-        price_BSV = flat_product(gated_BSD, self.unembed_VD, 1, precision="highest")
-        return price_BSV + self.bias_1[None, None] if self.use_bias else price_BSV
-
-
-class TokenValueModel(nn.Module):
-    """One number a token, value_BS float32: the reward of every action, or a critic's value.
-
-    The module of reward models and critics; ``reward_model.scorer.RewardModel`` is one with its
-    weights. ``kind`` is that of its :class:`ScalarHead`, whose v is the logit of a probability D
-    where the model is ``bounded``: its number is 2 D - 1 = tanh(v / 2).
-    """
-
-    cfg: LlamaConfig
-    kind: str = "after"
-    use_bias: bool = True
-    bounded: bool = False
-
-    def setup(self):
-        if self.kind not in HEADS:
-            raise ValueError(f"head {self.kind!r} is none of {HEADS}")
-        self.backbone = Llama(self.cfg)
-        self.head = ScalarHead(self.cfg, self.kind, self.use_bias)
-
-    def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
-        hidden_BSD = self.states(tokens_BS, positions_BS, attend)
-        return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, before_BS))
-
-    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD, for callers that need prices of some columns only."""
-        return self.backbone(tokens_BS, positions_BS, attend)
-
-    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
-        """What every next token would be paid in states that :meth:`states` gave, r_BSV."""
-        return self._bound(self.head.prices(hidden_BSD))
-
-    def _bound(self, value: jax.Array) -> jax.Array:
-        return jnp.tanh(value / 2) if self.bounded else value
-
-    def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        """hidden_BSD before the first block."""
-        return self.backbone.look_up(tokens_BS)
-
-    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Prices of states that come out of the last block, r_BSV."""
-        return self.prices(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
-
-
-# The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,
-# norms and scalar heads, in float32.
-_CAST = re.compile(r"(^|/)(embed/embedding|lm_head/kernel|(q|k|v|o|gate|up|down)/(kernel|bias))$")
-
-
-def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
-    """For each of ``params`` the dtype that ``model`` computes with.
-
-    Parameters that are stored in these give the very bits that those in float32 do.
-    """
-    return jax.tree.map_with_path(
-        lambda path, _: jnp.dtype(
-            model.cfg.dtype if _CAST.search(sharding.path_name(path)) else jnp.float32
-        ),
-        params,
-    )
-
-
-def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:
-    """Shapes, dtypes and shardings of ``model``'s parameters; allocates nothing."""
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    positions, attend = jax.eval_shape(positions_and_mask, row)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)
-    return sharding.abstract(shapes["params"], mesh)

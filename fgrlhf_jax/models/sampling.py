@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import attention, llama, lora
+from fgrlhf_jax.models import attention, heads, llama, lora
 from fgrlhf_jax.runtime import sharding
 
 
@@ -116,18 +116,18 @@ class Guide:
     2023, arXiv:2305.18290, Equation 4, for one token in place of a response).
 
     Attributes:
-      module: with a head that prices every next token, see ``llama.ScalarHead.prices``.
+      module: with a head that prices every next token, see ``heads.ScalarHead.prices``.
       weights: :func:`decoding_weights` of its parameters.
       scale: float32, 1 / (beta std): beta in nats and std that of the rewards' normalization.
     """
 
-    module: llama.TokenValueModel
+    module: heads.TokenValueModel
     weights: DecodingWeights
     scale: float | jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
+def decoding_weights(params: dict, model: heads.CausalLM) -> DecodingWeights:
     """A copy of the parameters of ``model``, in the dtypes that it computes with.
 
     An adapter is merged: no token pays for its products.
@@ -136,14 +136,14 @@ def decoding_weights(params: dict, model: llama.CausalLM) -> DecodingWeights:
     return DecodingWeights(outer_weights(params, model), tuple(layers))
 
 
-def outer_weights(params: dict, model: llama.CausalLM) -> dict:
+def outer_weights(params: dict, model: heads.CausalLM) -> dict:
     """The ``outer`` of :func:`decoding_weights`."""
     backbone = {name: part for name, part in params["backbone"].items() if name != "layers"}
     outer = {name: part for name, part in params.items() if name != "lora"}
     return _cast(outer | {"backbone": backbone}, model)
 
 
-def layer_weights(params: dict, number: int | jax.Array, model: llama.CausalLM) -> dict:
+def layer_weights(params: dict, number: int | jax.Array, model: heads.CausalLM) -> dict:
     """One of the ``layers`` of :func:`decoding_weights`."""
     adapter = params.get("lora", {"backbone": {"layers": {}}})
     stacks = params["backbone"]["layers"], adapter["backbone"]["layers"]
@@ -151,18 +151,18 @@ def layer_weights(params: dict, number: int | jax.Array, model: llama.CausalLM) 
     return _cast(lora.merge_layer(base, pairs, model.cfg.lora_scale), model)
 
 
-def _cast(part: dict, model: llama.CausalLM) -> dict:
-    dtypes = llama.compute_dtypes(model, part)
+def _cast(part: dict, model: heads.CausalLM) -> dict:
+    dtypes = heads.compute_dtypes(model, part)
     return jax.tree.map(lambda x, dtype: x.astype(dtype), part, dtypes)
 
 
-def abstract_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:
+def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
     """Shapes, dtypes and shardings of :func:`decoding_weights`: whole but for the tensor axis."""
     shapes = jax.eval_shape(functools.partial(decoding_weights, model=model), params)
     return sharding.abstract(shapes, mesh, split=("tensor",))
 
 
-def place_weights(params: dict, model: llama.CausalLM, mesh) -> DecodingWeights:
+def place_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
     """:func:`decoding_weights` laid out over a mesh as :func:`abstract_weights` says."""
     layout = jax.tree.map(lambda x: x.sharding, abstract_weights(params, model, mesh))
     convert = functools.partial(decoding_weights, model=model)
@@ -191,7 +191,7 @@ def generate(
     key_B: jax.Array,
     guide: Guide | None = None,
     *,
-    model: llama.CausalLM,
+    model: heads.CausalLM,
     ends: tuple[int, ...],
     max_new: int,
     temperature: float = 1.0,

@@ -15,7 +15,7 @@ from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.lengths import rounds as mean_rounds
@@ -210,7 +210,7 @@ def dpo_shapes(config: ConfigDict) -> RunShapes:
     """
     mesh, config = supervised.make_mesh(config), dpo.supervised_config(config)
     cfg, length = supervised_model_config(config)
-    model, settings = llama.CausalLM(cfg), dpo.preference_settings(config)
+    model, settings = heads.CausalLM(cfg), dpo.preference_settings(config)
     pair, buckets = longest_pair(length), choose_buckets([2 * length], 1)
     trainer = dpo.make_trainer(config, mesh, model, [pair] * config.batch_size, [], buckets)
     batch_size = supervised.eval_batch_size(config, mesh)
@@ -228,7 +228,7 @@ def sft_shapes(config: ConfigDict) -> RunShapes:
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     rows = [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
-    model = llama.CausalLM(cfg)
+    model = heads.CausalLM(cfg)
     buckets = choose_buckets([length], 1)
     trainer = sft.make_trainer(config, mesh, model, rows, rows, buckets)
     batch_size = supervised.eval_batch_size(config, mesh)

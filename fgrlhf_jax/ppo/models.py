@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.templates import check_vocabulary
 from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama, lora, peft
+from fgrlhf_jax.models import heads, hf_load, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
 
@@ -29,9 +29,9 @@ class Architectures(NamedTuple):
       reward_lora: the reward model's adapter on the policy's base; None where it is held whole.
     """
 
-    policy: llama.CausalLM
-    critic: llama.TokenValueModel | None
-    reward_model: llama.TokenValueModel | None
+    policy: heads.CausalLM
+    critic: heads.TokenValueModel | None
+    reward_model: heads.TokenValueModel | None
     meta: RewardMeta | None
     lora: Lora | None = None
     adapted: bool = False
@@ -99,7 +99,7 @@ def read_architectures(config: ConfigDict) -> Architectures:
 def make_architectures(
     config: ConfigDict,
     cfg: llama.LlamaConfig,
-    reward_model: llama.TokenValueModel | None,
+    reward_model: heads.TokenValueModel | None,
     meta: RewardMeta | None,
 ) -> Architectures:
     """The modules of a policy with ``cfg`` and of this reward model.
@@ -125,8 +125,8 @@ def make_architectures(
             held = reward_model and not config.reward_function
             critic_cfg = reward_model.cfg if held else cfg
             critic_cfg = dataclasses.replace(critic_cfg, lora_scale=adapters.scale)
-    critic = None if config.critic == "shared" else llama.TokenValueModel(critic_cfg, "after")
-    policy = llama.CausalLM(cfg)
+    critic = None if config.critic == "shared" else heads.TokenValueModel(critic_cfg, "after")
+    policy = heads.CausalLM(cfg)
     return Architectures(policy, critic, reward_model, meta, adapters, adapted, reward_lora)
 
 
@@ -195,12 +195,12 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
-    policy, _ = lora.split(llama.abstract_params(models.policy, mesh), models.lora, mesh)
+    policy, _ = lora.split(heads.abstract_params(models.policy, mesh), models.lora, mesh)
     if models.critic is None:
-        model = llama.TokenValueModel(models.policy.cfg, "after")
-        head = llama.abstract_params(model, mesh)["head"]
+        model = heads.TokenValueModel(models.policy.cfg, "after")
+        head = heads.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
-    critic = llama.abstract_params(models.critic, mesh)
+    critic = heads.abstract_params(models.critic, mesh)
     critic, _ = lora.split(critic, models.critic_lora, mesh)
     return {"policy": policy, "critic": critic}
 
@@ -213,19 +213,19 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Fr
     """
 
     def abstract(model) -> dict:
-        params = llama.abstract_params(model, mesh)
+        params = heads.abstract_params(model, mesh)
         if config.inference_dtype == "float32":
             return params
         return jax.tree.map(
-            lambda x, dtype: x.update(dtype=dtype), params, llama.compute_dtypes(model, params)
+            lambda x, dtype: x.update(dtype=dtype), params, heads.compute_dtypes(model, params)
         )
 
     base, reference, reward_model = {}, abstract(models.policy), {}
     if models.lora:
-        adapter, base = lora.split(llama.abstract_params(models.policy, mesh), models.lora, mesh)
+        adapter, base = lora.split(heads.abstract_params(models.policy, mesh), models.lora, mesh)
         reference = adapter if models.adapted else {}
     if models.reward_lora:
-        whole = llama.abstract_params(models.reward_model, mesh)
+        whole = heads.abstract_params(models.reward_model, mesh)
         reward_model, _ = lora.split(whole, models.reward_lora, mesh)
     elif models.reward_model is not None:
         reward_model = abstract(models.reward_model)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import llama, lora
+from fgrlhf_jax.models import heads, llama, lora
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
@@ -39,7 +39,7 @@ def predict(
             logits_BTV / settings.temperature, chosen_BT
         )
     if "critic" in params and models.critic is None:
-        head = llama.ScalarHead(models.policy.cfg, "after", True)
+        head = heads.ScalarHead(models.policy.cfg, "after", True)
         value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
     elif "critic" in params:
         value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)

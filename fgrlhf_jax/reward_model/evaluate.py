@@ -12,7 +12,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import by_length, choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model import model
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
@@ -29,7 +29,7 @@ class PairPredictor:
 
     def __init__(
         self,
-        module: llama.TokenValueModel,
+        module: heads.TokenValueModel,
         settings: dict,
         mesh: Mesh,
         buckets: Sequence[int],
@@ -41,7 +41,7 @@ class PairPredictor:
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         step = functools.partial(model.eval_step, model=module, **settings)
         self.step = jax.jit(step, out_shardings=replicated)
-        self.params = llama.abstract_params(module, mesh) if params is None else params
+        self.params = heads.abstract_params(module, mesh) if params is None else params
         self._compiled: dict = {}
 
     def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[dict[str, float], list]:

@@ -11,7 +11,7 @@ import jax
 
 from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.models.sampling import Guide, place_weights
 from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
@@ -46,7 +46,7 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
             "the reward model from this model's checkpoint"
         )
     with jax.set_mesh(model.mesh):
-        params = hf_load.load_params(path, llama.abstract_params(module, model.mesh))
+        params = hf_load.load_params(path, heads.abstract_params(module, model.mesh))
     weights = place_weights(params, module, model.mesh)
     return Guide(module, weights, 1 / (beta * meta.normalization.std))
 

@@ -17,7 +17,8 @@ import optax
 from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
 from fgrlhf_jax.models.attention import attend_in_pairs
-from fgrlhf_jax.models.llama import TokenValueModel, positions_and_mask
+from fgrlhf_jax.models.heads import TokenValueModel
+from fgrlhf_jax.models.llama import positions_and_mask
 from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 

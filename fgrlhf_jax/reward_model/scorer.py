@@ -23,7 +23,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.reward_losses import LOSSES
-from fgrlhf_jax.models import checksums, hf_files, hf_load, hf_save, llama
+from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, hf_save, llama
 from fgrlhf_jax.reward_model.model import (
     Normalization,
     level_of,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # What an export must say of its training, and whether a value can be right.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    "head": lambda value: value in llama.HEADS,
+    "head": lambda value: value in heads.HEADS,
     "loss": lambda value: value in LOSSES,
     "template": lambda value: value in templates.TEMPLATES,
     "alignment": lambda value: value in METHODS,
@@ -88,7 +88,7 @@ class RewardModel:
       meta: what its numbers mean.
     """
 
-    module: llama.TokenValueModel
+    module: heads.TokenValueModel
     params: dict
     tokenizer: "PreTrainedTokenizerFast"
     meta: RewardMeta
@@ -110,7 +110,7 @@ class RewardModel:
         module, meta = read_module(path, dtype=dtype)
         devices = sharding.make_mesh(mesh)
         with jax.set_mesh(devices):
-            params = hf_load.load_params(path, llama.abstract_params(module, devices))
+            params = hf_load.load_params(path, heads.abstract_params(module, devices))
         return cls(module, params, hf_load.load_tokenizer(path), meta, devices)
 
     def save(self, folder: Path, **options) -> str:
@@ -243,7 +243,7 @@ class RewardModel:
             return score_tokens(self.params, tokens_BS, mask_BS, **options)
 
 
-def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValueModel:
+def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValueModel:
     """The module for a loss; raises InputError for an action's head on a sequence score.
 
     Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
@@ -252,10 +252,10 @@ def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> llama.TokenValu
     level, is_confidence = level_of(loss), loss == "tlcr"
     if head != "after" and level == "sequence":
         raise InputError(f"model.head={head} needs a token loss; use head=after")
-    return llama.TokenValueModel(cfg, head, use_bias=level == "token", bounded=is_confidence)
+    return heads.TokenValueModel(cfg, head, use_bias=level == "token", bounded=is_confidence)
 
 
-def read_module(path: str | os.PathLike, **compute) -> tuple[llama.TokenValueModel, RewardMeta]:
+def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueModel, RewardMeta]:
     """Module and meta data of a reward model in a run folder, its ``export``, or on the hub.
 
     Args:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.models import hf_load, llama, lora, peft
+from fgrlhf_jax.models import heads, hf_load, lora, peft
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import pair_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
@@ -79,14 +79,14 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 def make_trainer(
     config: ConfigDict,
     mesh: Mesh,
-    model: llama.TokenValueModel,
+    model: heads.TokenValueModel,
     train: dict[str, list[Pair]],
     validation: dict[str, list[Pair]],
     buckets: tuple[int, ...],
 ) -> tuple[SupervisedTrainer, PairPredictor]:
     """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
     settings, adapters = loss_settings(config), lora.from_config(config)
-    trained, frozen = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
+    trained, frozen = lora.split(heads.abstract_params(model, mesh), adapters, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     predictor = PairPredictor(model, settings, mesh, buckets, batch_size, frozen | trained)
     rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
@@ -116,7 +116,7 @@ def loss_settings(config: ConfigDict) -> dict:
     return {name: config[name] for name in names}
 
 
-def initial_params(config: ConfigDict, model: llama.TokenValueModel, abstract: dict) -> dict:
+def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: dict) -> dict:
     """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``.
 
     With an adapter in ``abstract`` it is that and a head, both those of an adapter in

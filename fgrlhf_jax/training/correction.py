@@ -23,8 +23,8 @@ from fgrlhf_jax.functional import correction, policy_losses
 from fgrlhf_jax.functional.correction import Scores
 from fgrlhf_jax.functional.win_rate import mean_and_error
 from fgrlhf_jax.models.attention import dense_mask
+from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.models.llama import CausalLM
 from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime import sharding
 

@@ -25,11 +25,11 @@ from fgrlhf_jax.functional.preference_losses import (
     TokenWeights,
     preference_loss,
 )
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.flops import logits_flops, pair_flops
-from fgrlhf_jax.models.llama import CausalLM
+from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import run as training
@@ -116,7 +116,7 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Training of ``model`` on pairs; ``config`` is one of :func:`supervised_config`."""
     path, settings = config.model.path, preference_settings(config)
-    trained, frozen = lora.split(llama.abstract_params(model, mesh), lora.from_config(config), mesh)
+    trained, frozen = lora.split(heads.abstract_params(model, mesh), lora.from_config(config), mesh)
     rows = [*train, *validation]
     starts = [first_column(pair) for pair in rows]
     widths = response_widths([pair.length for pair in rows], starts, buckets)

@@ -18,10 +18,11 @@ from fgrlhf_jax.data.demonstrations import (
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
-from fgrlhf_jax.models.llama import CausalLM, positions_and_mask
+from fgrlhf_jax.models.heads import CausalLM
+from fgrlhf_jax.models.llama import positions_and_mask
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import correction, supervised
@@ -106,7 +107,7 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
-    abstract, path = llama.abstract_params(model, mesh), config.model.path
+    abstract, path = heads.abstract_params(model, mesh), config.model.path
     trained, frozen = lora.split(abstract, lora.from_config(config), mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     rows = [*train, *validation]

@@ -19,7 +19,7 @@ from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, llama, sampling
+from fgrlhf_jax.models import attention, heads, llama, sampling
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 
@@ -47,7 +47,7 @@ def cudnn_version(monkeypatch):
 @functools.cache
 def logits_and_gradient(implementation: str, side: str, mesh: str = ""):
     """Of a loss on all logits of real tokens; without a mesh on one device."""
-    model = llama.CausalLM(dataclasses.replace(CFG, attention=implementation))
+    model = heads.CausalLM(dataclasses.replace(CFG, attention=implementation))
     params = tiny_cases.parameters(model)
     tokens, mask = tiny_cases.laid_out(ROWS, side, fill=3, width=WIDTH)
     drawn = np.random.default_rng(0).standard_normal((8, WIDTH, 64)).astype(np.float32)
@@ -124,8 +124,8 @@ def test_what_a_cache_of_8_bits_holds():
 
 def train_step(cfg, mesh, rows: int, columns: int):
     """A traced update of supervised fine-tuning, of two micro-batches."""
-    model, optimizer = llama.CausalLM(cfg), optim.adamw(optax.constant_schedule(1e-3))
-    state = optim.abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
+    model, optimizer = heads.CausalLM(cfg), optim.adamw(optax.constant_schedule(1e-3))
+    state = optim.abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
     shape = (2, rows, columns)
     batch = {"tokens_BS": jax.ShapeDtypeStruct(shape, jnp.int32)}
     batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BT")}
@@ -158,13 +158,13 @@ def test_prompts_are_prefilled_by_flash_kernels(cudnn_version, kernel, platform)
     cfg = dataclasses.replace(CFG, dtype="bfloat16", attention=kernel)
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = llama.abstract_params(llama.CausalLM(cfg), mesh)
+        params = heads.abstract_params(heads.CausalLM(cfg), mesh)
         weights = jax.eval_shape(
-            functools.partial(sampling.decoding_weights, model=llama.CausalLM(cfg)), params
+            functools.partial(sampling.decoding_weights, model=heads.CausalLM(cfg)), params
         )
         prompt, mask = (jax.ShapeDtypeStruct((8, 384), dtype) for dtype in (jnp.int32, bool))
         keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), 8))
-        options = {"model": llama.CausalLM(cfg), "ends": (1,), "max_new": 16}
+        options = {"model": heads.CausalLM(cfg), "ends": (1,), "max_new": 16}
         traced = sampling.generate.trace(weights, prompt, mask, keys, **options)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert re.search(r"custom_call @(__cudnn\$fmhaSoftmax|tpu_custom_call)\(", text)

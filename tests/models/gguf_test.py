@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import heads, hf_load, hf_save, lora
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 pytestmark = pytest.mark.parity
@@ -26,7 +26,7 @@ SHAPES = {
 
 
 def abstract(cfg):
-    return hf_cases.abstract(llama.CausalLM(cfg))
+    return hf_cases.abstract(heads.CausalLM(cfg))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def write_gguf(file, cfg, tensors, tokenizer, *, arch="llama", types=(), fields=
         getattr(writer, add)(*values)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, cfg.num_layers)
     for name, value in tensors.items():
-        for part, heads in (("q_proj", cfg.num_heads), ("k_proj", cfg.num_kv_heads)):
+        for part, number in (("q_proj", cfg.num_heads), ("k_proj", cfg.num_kv_heads)):
             if part in name:  # as LlamaModel.permute there
-                split = (heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
+                split = (number, 2, value.shape[0] // number // 2, *value.shape[1:])
                 value = value.reshape(split).swapaxes(1, 2).reshape(value.shape)
         kind = gguf.GGMLQuantizationType[dict(types).get(name, "F32")]
         stored = gguf.quants.quantize(value, kind)
@@ -115,7 +115,7 @@ def test_a_gguf_file_is_the_folder_it_was_made_of(written, shape, tokenizer):
 def test_an_adapter_of_a_gguf_file(written, tmp_path, tokenizer):
     """Which peft cannot load; the digest of its base is that of the folder it was made of."""
     file, params, _ = written()
-    module = llama.CausalLM(CFG)
+    module = heads.CausalLM(CFG)
     folder, adapter = hf_cases.save_adapter(tmp_path / "adapter", file, module=module)
     assert hf_load.read_config(folder) == CFG
     assert hf_load.base_digest(folder) == hf_load.base_digest(tmp_path / "folder")

@@ -18,7 +18,7 @@ import safetensors.numpy
 from hf_cases import CFG, MODULES, SHAPES, abstract, same, save, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_files, hf_load, hf_save, llama
+from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, hf_save
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
@@ -41,7 +41,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_comes_back(saved, shape):
-    module = llama.CausalLM(SHAPES[shape])
+    module = heads.CausalLM(SHAPES[shape])
     folder, params = saved(module=module)
     assert hf_load.read_config(folder) == SHAPES[shape]
     same(hf_load.load_params(folder, abstract(module)), params)
@@ -100,7 +100,7 @@ def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
     same(backbone, {"backbone": params["backbone"]})
     part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
     np.testing.assert_array_equal(part["head"]["unembed"], params["lm_head"]["kernel"].T)
-    folder, params = saved(module=llama.CausalLM(SHAPES["tied"]))
+    folder, params = saved(module=heads.CausalLM(SHAPES["tied"]))
     part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
     embedding = params["backbone"]["embed"]["embedding"]
     np.testing.assert_array_equal(part["head"]["unembed"], embedding)
@@ -228,7 +228,7 @@ def test_other_architectures_are_refused(saved, fields, message):
 
 def test_a_folder_of_others_may_have_no_rope_theta_and_no_kv_heads(saved):
     cfg = dataclasses.replace(CFG, num_kv_heads=CFG.num_heads)
-    folder, _ = saved(module=llama.CausalLM(cfg))
+    folder, _ = saved(module=heads.CausalLM(cfg))
     names = ("rope_theta", "num_key_value_heads", "head_dim")
     for value in (None, ...):
         configure(folder, fgrlhf=..., **dict.fromkeys(names, value))
@@ -363,7 +363,7 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
         cfg = llama.LlamaConfig(300, 512, 2048, 16, 8, 8, 64)
         row = jnp.zeros((1, 2), jnp.int32)
         args = (jax.random.key(0), row, *llama.positions_and_mask(row == 0))
-        shapes = jax.eval_shape(llama.CausalLM(cfg).init, *args)["params"]
+        shapes = jax.eval_shape(heads.CausalLM(cfg).init, *args)["params"]
         wanted = sharding.abstract(shapes, sharding.make_mesh("1,2,1", jax.devices()[:2]))
         folder = Path(sys.argv[1])
         if sys.argv[2] == "save":

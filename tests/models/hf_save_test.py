@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import heads, hf_load, hf_save, llama
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_torch_gives_our_logits(saved, shape):
     import torch
     import transformers
 
-    module = llama.CausalLM(SHAPES[shape])
+    module = heads.CausalLM(SHAPES[shape])
     folder, params = saved(module=module, max_shard_bytes=20_000)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True

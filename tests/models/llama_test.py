@@ -14,7 +14,7 @@ import pytest
 from hf_cases import abstract
 from tiny_cases import by_path, laid_out, parameters
 
-from fgrlhf_jax.models import attention, dense, hf_load, llama
+from fgrlhf_jax.models import attention, dense, heads, hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 BASE = LlamaConfig(97, 48, 80, 3, 4, 4, 12, norm_eps=1e-6)
@@ -101,7 +101,7 @@ def twin(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
     assert hf_load.read_config(folder) == cfg
-    return Twin(cfg, theirs, hf_load.load_params(folder, abstract(llama.CausalLM(cfg))))
+    return Twin(cfg, theirs, hf_load.load_params(folder, abstract(heads.CausalLM(cfg))))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_logits_of_padded_rows_are_torchs_of_the_rows_alone(twin, side):
     rng = np.random.default_rng(3)
     rows = [rng.integers(0, twin.cfg.vocab_size, n) for n in (40, 7, 1)]
     tokens, mask = laid_out(rows, side, fill=2, width=43)
-    ours = apply(llama.CausalLM(twin.cfg), twin.params, tokens, mask)
+    ours = apply(heads.CausalLM(twin.cfg), twin.params, tokens, mask)
     assert ours.dtype == np.float32
     for i, row in enumerate(rows):
         with torch.no_grad():
@@ -200,9 +200,9 @@ def test_an_explicit_mask_is_attended_as_it_is():
 
 
 MODULES = {
-    "lm": llama.CausalLM(BASE),
-    "after": llama.TokenValueModel(BASE),
-    "state_action": llama.TokenValueModel(BASE, "state_action"),
+    "lm": heads.CausalLM(BASE),
+    "after": heads.TokenValueModel(BASE),
+    "state_action": heads.TokenValueModel(BASE, "state_action"),
 }
 
 
@@ -235,7 +235,7 @@ def loss_and_gradient(cfg, params, tokens, mask):
     args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
 
     def loss(params):
-        logits = llama.CausalLM(cfg).apply({"params": params}, *args)
+        logits = heads.CausalLM(cfg).apply({"params": params}, *args)
         return jnp.mean(jnp.square(logits)), logits
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile()
@@ -243,13 +243,13 @@ def loss_and_gradient(cfg, params, tokens, mask):
 
 def test_scan_unroll_and_remat_are_the_same_function():
     cfg = dataclasses.replace(BASE, num_kv_heads=2)
-    params = parameters(llama.CausalLM(cfg))
+    params = parameters(heads.CausalLM(cfg))
     tokens = np.random.default_rng(6).integers(0, cfg.vocab_size, (2, 64))
     mask = np.ones_like(tokens, bool)
     want, temporaries = None, {}
     for scan, remat in itertools.product((True, False), (False, True)):
         how = dataclasses.replace(cfg, scan_layers=scan, remat=remat)
-        chex.assert_trees_all_equal_shapes(parameters(llama.CausalLM(how)), params)
+        chex.assert_trees_all_equal_shapes(parameters(heads.CausalLM(how)), params)
         compiled = loss_and_gradient(how, params, tokens, mask)
         (_, logits), gradient = compiled(params)
         loops = compiled.as_text().count(" while(")  # a scatter of the embedding may be one
@@ -275,11 +275,11 @@ def test_weight_gradients_need_no_transposed_copies():
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
-    params = parameters(llama.CausalLM(BASE))
+    params = parameters(heads.CausalLM(BASE))
     tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
     mask = np.ones_like(tokens, bool)
-    full = apply(llama.CausalLM(BASE), params, tokens, mask)
-    half_model = llama.CausalLM(dataclasses.replace(BASE, dtype="bfloat16"))
+    full = apply(heads.CausalLM(BASE), params, tokens, mask)
+    half_model = heads.CausalLM(dataclasses.replace(BASE, dtype="bfloat16"))
     half = apply(half_model, params, tokens, mask)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(abstract(half_model))} == {"float32"}
     assert half.dtype == np.float32
@@ -291,7 +291,7 @@ def test_gradients_of_matrices_are_not_rounded_where_they_should_not():
     tokens = jnp.asarray(np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12)))
 
     def gradients(**fields) -> dict:
-        model = llama.CausalLM(dataclasses.replace(BASE, attention_bias=True, **fields))
+        model = heads.CausalLM(dataclasses.replace(BASE, attention_bias=True, **fields))
         args = tokens, *llama.positions_and_mask(tokens >= 0)
 
         def loss(params):
@@ -299,7 +299,7 @@ def test_gradients_of_matrices_are_not_rounded_where_they_should_not():
 
         return by_path(jax.jit(jax.grad(loss))(params))
 
-    params = parameters(llama.CausalLM(dataclasses.replace(BASE, attention_bias=True)))
+    params = parameters(heads.CausalLM(dataclasses.replace(BASE, attention_bias=True)))
     exact = gradients()
     half, whole, same = (
         gradients(dtype=dtype, float32_gradients=option)
@@ -344,11 +344,11 @@ def is_rounded(x) -> bool:
 def test_the_computation_rounds_the_parameters_that_the_table_says(name):
     """In bfloat16; the others, rounded, change what comes out."""
     cfg = dataclasses.replace(BASE, dtype="bfloat16", tie_embeddings=name == "tied")
-    model = MODULES.get(name, llama.CausalLM(cfg)).clone(cfg=cfg)
+    model = MODULES.get(name, heads.CausalLM(cfg)).clone(cfg=cfg)
     params = parameters(model)
     tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
     outputs = functools.partial(apply, model, tokens=tokens, mask=tokens >= 0)
-    want, dtypes = outputs(params), llama.compute_dtypes(model, params)
+    want, dtypes = outputs(params), heads.compute_dtypes(model, params)
     stored = jax.tree.map(jnp.asarray, params, dtypes)
     np.testing.assert_array_equal(outputs(stored), want)
     leaves, tree = jax.tree.flatten(params)
@@ -366,7 +366,7 @@ def test_sizes_have_the_published_number_of_parameters():
         ("llama3_8b", 8_030_261_248),
     ):
         for size in sizes.split():
-            leaves = jax.tree.leaves(abstract(llama.CausalLM(llama.SIZES[size])))
+            leaves = jax.tree.leaves(abstract(heads.CausalLM(llama.SIZES[size])))
             assert sum(math.prod(leaf.shape) for leaf in leaves) == count, size
 
 
@@ -377,4 +377,4 @@ def test_impossible_configs_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         dataclasses.replace(BASE, **wrong)
     with pytest.raises(ValueError, match="sideways"):
-        parameters(llama.TokenValueModel(BASE, "sideways"))
+        parameters(heads.TokenValueModel(BASE, "sideways"))

@@ -10,20 +10,20 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama, lora
+from fgrlhf_jax.models import heads, llama, lora
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
 
 ADAPTERS = Lora(rank=4, alpha=6.0)
 CFG = dataclasses.replace(tiny_cases.CFG, lora_scale=ADAPTERS.scale)
-MODEL = llama.CausalLM(CFG)
+MODEL = heads.CausalLM(CFG)
 BASE = tiny_cases.parameters(MODEL)
 MESH = sharding.make_mesh("1,-1,1", jax.devices()[:1])
 TOKENS = np.random.default_rng(0).integers(0, CFG.vocab_size, (3, 10)).astype(np.int32)
 
 
 def abstract(adapters: Lora = ADAPTERS) -> dict:
-    return lora.abstract_adapter(llama.abstract_params(MODEL, MESH), adapters, MESH)
+    return lora.abstract_adapter(heads.abstract_params(MODEL, MESH), adapters, MESH)
 
 
 def random_adapter(seed: int = 0) -> dict:
@@ -103,8 +103,8 @@ def test_targets_choose_layers():
 
 
 def test_what_is_trained_and_what_is_not():
-    model = llama.TokenValueModel(CFG)
-    whole = llama.abstract_params(model, MESH)
+    model = heads.TokenValueModel(CFG)
+    whole = heads.abstract_params(model, MESH)
     assert lora.split(whole, None, MESH) == (whole, {})
     trained, base = lora.split(whole, ADAPTERS, MESH)
     assert set(trained) == {"lora", "head"}

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from fgrlhf_jax.data.templates import check_vocabulary
 from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama
+from fgrlhf_jax.models import heads, hf_load, hf_save
 from fgrlhf_jax.models.language_model import LanguageModel
 
 
@@ -142,6 +142,6 @@ def test_a_run_folder_without_an_export_is_no_model(tmp_path):
 def test_a_reward_model_is_no_language_model(tmp_path):
     """Also where the embedding is the head, so that no tensor is missing."""
     cfg = dataclasses.replace(CFG, tie_embeddings=True)
-    folder, _ = save(tmp_path / "rm", hf_save.TOKEN_REWARD, llama.TokenValueModel(cfg))
+    folder, _ = save(tmp_path / "rm", hf_save.TOKEN_REWARD, heads.TokenValueModel(cfg))
     with pytest.raises(InputError, match=r"is a reward model .*, and a language model is expected"):
         LanguageModel.load(folder)

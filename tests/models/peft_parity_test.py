@@ -10,7 +10,7 @@ import pytest
 import transformers
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, save, save_adapter
 
-from fgrlhf_jax.models import hf_load, hf_names, hf_save, llama, lora, peft
+from fgrlhf_jax.models import heads, hf_load, hf_names, hf_save, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
 
 pytestmark = pytest.mark.parity
@@ -60,7 +60,7 @@ def close(got, want):
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_peft_gives_our_logits(tmp_path, shape, settings):
-    module = llama.CausalLM(SHAPES[shape])
+    module = heads.CausalLM(SHAPES[shape])
     base, _ = save(tmp_path / "base", module=module)
     folder, _ = save_adapter(tmp_path / "adapter", base, module=module, lora=SETTINGS[settings])
     want = their_logits(theirs(folder))
@@ -140,7 +140,7 @@ def test_gradients_are_pefts_in_float64(tmp_path, settings):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     torch.sin(model(torch.from_numpy(TOKENS)).logits).sum().backward()
-    module = llama.CausalLM(dataclasses.replace(hf_cases.CFG, lora_scale=adapters.scale))
+    module = heads.CausalLM(dataclasses.replace(hf_cases.CFG, lora_scale=adapters.scale))
     args = (jnp.asarray(TOKENS), *llama.positions_and_mask(jnp.ones(TOKENS.shape, bool)))
 
     @jax.jit

@@ -14,7 +14,7 @@ import safetensors.numpy
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, same, save, save_adapter, tokenizer
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, hf_save, llama, lora, peft, quantize
+from fgrlhf_jax.models import heads, hf_load, hf_save, lora, peft, quantize
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
@@ -82,7 +82,7 @@ def test_every_architecture_comes_back_apart_and_merged(tmp_path, architecture, 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_merged_onto_any_mesh(tmp_path, shape):
-    module = llama.CausalLM(SHAPES[shape])
+    module = heads.CausalLM(SHAPES[shape])
     base, params = save(tmp_path / "base", module=module)
     folder, written = save_adapter(tmp_path / "adapter", base, module=module)
     mesh = sharding.make_mesh("2,2,2")

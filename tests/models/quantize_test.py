@@ -14,7 +14,7 @@ import scipy.stats
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, llama, lora, quantize, sampling
+from fgrlhf_jax.models import heads, hf_load, llama, lora, quantize, sampling
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
@@ -98,7 +98,7 @@ def test_a_width_that_blocks_do_not_divide():
 
 
 def abstract(kind: str, cfg: llama.LlamaConfig = CFG) -> dict:
-    params = hf_cases.abstract(llama.CausalLM(cfg))
+    params = hf_cases.abstract(heads.CausalLM(cfg))
     return jax.eval_shape(functools.partial(quantize.quantize_params, kind=kind), params)
 
 
@@ -120,7 +120,7 @@ def test_bytes_of_a_7b_base(kind, bits, shape):
 
 @pytest.mark.parametrize(("kind", "shape"), [("int8", ""), ("nf4", "2,2,2")])
 def test_kernels_are_quantized_as_they_are_read(kind, shape, tmp_path):
-    folder, params = hf_cases.save(tmp_path / "model", module=llama.CausalLM(CFG))
+    folder, params = hf_cases.save(tmp_path / "model", module=heads.CausalLM(CFG))
     expected = jax.jit(functools.partial(quantize.quantize_params, kind=kind))(params)
     wanted, mesh = abstract(kind), sharding.make_mesh(shape or "8,1,1")
     if shape:
@@ -142,18 +142,18 @@ TOKENS = np.random.default_rng(0).integers(0, 300, (8, 12)).astype(np.int32)
 
 def base_and_adapter(kind: str, mesh) -> tuple[dict, dict]:
     """A quantized base on a mesh, and an adapter that changes what it computes."""
-    whole = llama.abstract_params(llama.CausalLM(CFG), mesh)
+    whole = heads.abstract_params(heads.CausalLM(CFG), mesh)
     trained, base = lora.split(whole, dataclasses.replace(ADAPTERS, base_dtype=kind), mesh)
     rng = np.random.default_rng(1)
     adapter = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape, np.float32), trained)
     store = jax.jit(functools.partial(quantize.quantize_params, kind=kind))
-    params = store(tiny_cases.parameters(llama.CausalLM(CFG)))
+    params = store(tiny_cases.parameters(heads.CausalLM(CFG)))
     place = functools.partial(jax.tree.map, lambda x, like: jax.device_put(x, like.sharding))
     return place(params, base), place(adapter, trained)
 
 
 def loss_and_gradients(base: dict, adapter: dict, mesh, **options) -> tuple:
-    model = llama.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale, **options))
+    model = heads.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale, **options))
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -196,7 +196,7 @@ def test_a_model_on_quantized_kernels_is_that_on_the_restored_ones(kind, shape, 
 def test_what_is_decoded_with_is_merged_into_the_restored_kernels():
     base, adapter = base_and_adapter("nf4", ONE)
     del adapter["lora"]["backbone"]["layers"]["mlp"]["up"]  # of which the base alone is there
-    model = llama.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale))
+    model = heads.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale))
     weights = sampling.decoding_weights(base | adapter, model)
     restored = jax.jit(quantize.dequantize_params)(base)
     expected = sampling.decoding_weights(restored | adapter, model)
@@ -205,9 +205,9 @@ def test_what_is_decoded_with_is_merged_into_the_restored_kernels():
 
 def test_what_is_gathered_is_quantized():
     mesh = sharding.make_mesh("1,4,2")
-    model = llama.CausalLM(dataclasses.replace(CFG, num_kv_heads=4))
+    model = heads.CausalLM(dataclasses.replace(CFG, num_kv_heads=4))
     adapters = lora.Lora(4, targets="mlp", base_dtype="nf4")
-    trained, base = lora.split(llama.abstract_params(model, mesh), adapters, mesh)
+    trained, base = lora.split(heads.abstract_params(model, mesh), adapters, mesh)
     rows = jax.ShapeDtypeStruct(TOKENS.shape, "int32", sharding=sharding.batch_sharding(mesh))
 
     def loss(adapter, base, tokens):
@@ -225,8 +225,8 @@ def test_what_is_gathered_is_quantized():
 def test_one_layer_at_a_time_stands_in_full():
     """Neither the forward nor the backward pass keeps restored kernels of all layers."""
     cfg = dataclasses.replace(CFG, hidden_size=256, intermediate_size=512, num_layers=8)
-    model = llama.CausalLM(cfg)
-    whole = llama.abstract_params(model, ONE)
+    model = heads.CausalLM(cfg)
+    whole = heads.abstract_params(model, ONE)
     trained, base = lora.split(whole, lora.Lora(4, base_dtype="nf4"), ONE)
     row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 

@@ -13,11 +13,11 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.models import heads, llama, sampling
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.runtime import sharding
 
-MODEL = llama.CausalLM(tiny_cases.CFG)
+MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
 WEIGHTS = sampling.decoding_weights(PARAMS, MODEL)
 PROMPTS = [[5, 6, 7], [9], [3, 1, 4, 1, 5], [8, 8]]
@@ -132,7 +132,7 @@ def test_positions_do_not_count_padding(monkeypatch):
     plain = llama.rotary_tables
     monkeypatch.setattr(llama, "rotary_tables", lambda cfg, p: plain(cfg, p * p))
     # A model of its own: compiled functions of others must not have the changed tables.
-    model = llama.CausalLM(dataclasses.replace(tiny_cases.CFG, max_position=11))
+    model = heads.CausalLM(dataclasses.replace(tiny_cases.CFG, max_position=11))
 
     row = jnp.array([PROMPTS[2]])
     positions, mask = llama.positions_and_mask(row >= 0)
@@ -228,7 +228,7 @@ def test_a_cache_of_8_bits_is_close():
 
 def test_tied_embeddings_and_bfloat16():
     cfg = dataclasses.replace(tiny_cases.CFG, tie_embeddings=True, dtype="bfloat16")
-    model = llama.CausalLM(cfg)
+    model = heads.CausalLM(cfg)
     weights = sampling.decoding_weights(tiny_cases.parameters(model), model)
     out = run(model=model, weights=weights)
     assert out.logprob_BT.dtype == np.float32

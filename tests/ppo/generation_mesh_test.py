@@ -12,7 +12,7 @@ import tiny_cases
 
 from configs import ppo
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.models import heads, sampling
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo import programs
 from fgrlhf_jax.ppo.models import Architectures, abstract_params
@@ -21,7 +21,7 @@ from fgrlhf_jax.runtime import sharding
 # Wide, so that a batch's states and logits are smaller than an eighth of a matrix.
 SIZES = {"num_heads": 8, "num_kv_heads": 8, "hidden_size": 256, "intermediate_size": 384}
 CFG = dataclasses.replace(tiny_cases.CFG, **SIZES, head_dim=32, vocab_size=512)
-MODELS = Architectures(llama.CausalLM(CFG), None, None, None)
+MODELS = Architectures(heads.CausalLM(CFG), None, None, None)
 B, P, T, ENDS = 8, 6, 8, tuple(range(100))
 
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.models import llama, lora, quantize, sampling
+from fgrlhf_jax.models import heads, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen
@@ -30,7 +30,7 @@ B, P, T = 8, 4, 6  # as in tiny_cases.PPO_SETTINGS
 POLICY_LORA, REWARD_LORA = Lora(4, alpha=6.0), Lora(2, alpha=5.0, targets="attention")
 POLICY, REWARD = (
     model(dataclasses.replace(tiny_cases.CFG, lora_scale=adapters.scale))
-    for model, adapters in ((llama.CausalLM, POLICY_LORA), (llama.TokenValueModel, REWARD_LORA))
+    for model, adapters in ((heads.CausalLM, POLICY_LORA), (heads.TokenValueModel, REWARD_LORA))
 )
 MODELS = Architectures(POLICY, REWARD, REWARD, Meta(), POLICY_LORA, False, REWARD_LORA)
 WHOLE = MODELS._replace(lora=None, reward_lora=None)
@@ -44,7 +44,7 @@ BASE = tiny_cases.parameters(POLICY, 1)
 
 def adapter(model, adapters: Lora, seed: int, zero: bool = False) -> dict:
     """Random, or as a fresh one: B zero."""
-    shapes = lora.abstract_adapter(llama.abstract_params(model, MESH), adapters, MESH)
+    shapes = lora.abstract_adapter(heads.abstract_params(model, MESH), adapters, MESH)
     fresh = lora.init_adapter(jax.random.key(seed), shapes)
     if zero:
         return fresh

@@ -21,7 +21,7 @@ from rm_cases import contents, rows, saved, without_clock
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.ppo import learning, models, programs, rollout, train
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
@@ -111,10 +111,10 @@ def test_the_export_is_the_last_policy(ppo_run, world):
     assert cfg == ppo_cases.CFG
     assert hf_load.load_tokenizer(export).get_vocab() == ppo_cases.TOKENIZER.get_vocab()
     assert hf_load.learned_template(str(export)) == "plain"
-    abstract = llama.abstract_params(llama.CausalLM(cfg), sharding.make_mesh("1,-1,1"))
+    abstract = heads.abstract_params(heads.CausalLM(cfg), sharding.make_mesh("1,-1,1"))
     exported = hf_load.load_params(export, abstract)
-    critic = llama.abstract_params(
-        llama.TokenValueModel(cfg, "after"), sharding.make_mesh("1,-1,1")
+    critic = heads.abstract_params(
+        heads.TokenValueModel(cfg, "after"), sharding.make_mesh("1,-1,1")
     )
     checkpoints = Checkpoints(ppo_run / "checkpoints")
     parts = {"params": {"policy": abstract, "critic": critic}}
@@ -305,7 +305,7 @@ def test_the_weight_of_the_value_loss_does_not_hide_the_critics_rate():
 def test_frozen_parameters_of_either_part_stay_as_they_are():
     config = parse({"optimizer__freeze": "embed", "optimizer__warmup_steps": 0})
     optimizer, _ = programs.make_optimizer(config)
-    critic = tiny_cases.parameters(llama.TokenValueModel(ppo_cases.CFG, "after"))
+    critic = tiny_cases.parameters(heads.TokenValueModel(ppo_cases.CFG, "after"))
     params = {"policy": ppo_cases.policy_params(), "critic": critic}
     updates, _ = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p))(params)
     for path, update in tiny_cases.by_path(updates).items():

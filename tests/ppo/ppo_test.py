@@ -14,7 +14,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional.masking import masked_mean
-from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.models import heads, llama, sampling
 from fgrlhf_jax.ppo import algorithm, learning, micro_batches, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
@@ -28,8 +28,8 @@ class Meta(NamedTuple):
     level: str = "token"
 
 
-POLICY = llama.CausalLM(tiny_cases.CFG)
-CRITIC = llama.TokenValueModel(tiny_cases.CFG, "after")
+POLICY = heads.CausalLM(tiny_cases.CFG)
+CRITIC = heads.TokenValueModel(tiny_cases.CFG, "after")
 MODELS = Architectures(POLICY, CRITIC, CRITIC, Meta())
 PARAMS = {
     "policy": tiny_cases.parameters(POLICY, 1),
@@ -127,7 +127,7 @@ def test_in_bfloat16_frozen_models_give_the_bits_of_trained_ones():
 
 
 def in_compute_dtypes(model, params: dict) -> dict:
-    return jax.tree.map(jnp.asarray, params, llama.compute_dtypes(model, params))
+    return jax.tree.map(jnp.asarray, params, heads.compute_dtypes(model, params))
 
 
 def test_values_come_from_before_and_rewards_from_at_the_token():

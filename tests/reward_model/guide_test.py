@@ -12,7 +12,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama, sampling
+from fgrlhf_jax.models import heads, llama, sampling
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.reward_model.guide import load_guide
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -22,7 +22,7 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate
 from launch.shared import config_files
 
-POLICY = llama.CausalLM(tiny_cases.CFG)
+POLICY = heads.CausalLM(tiny_cases.CFG)
 PROMPTS = [[5, 6, 7], [9], [3, 1, 4, 1, 5], [8, 8]]
 SCALE = 0.8
 
@@ -30,7 +30,7 @@ SCALE = 0.8
 @functools.cache
 def params_of(kind: str = "") -> tuple:
     """A policy, or a reward model with that head, and random parameters."""
-    model = llama.TokenValueModel(tiny_cases.CFG, kind) if kind else POLICY
+    model = heads.TokenValueModel(tiny_cases.CFG, kind) if kind else POLICY
     return model, tiny_cases.parameters(model, seed=bool(kind))
 
 
@@ -148,7 +148,7 @@ def test_frequencies_are_the_closed_forms_probabilities():
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guide")
     ppo_cases.save_policy(folder / "policy", template="plain")
-    for head in llama.HEADS:
+    for head in heads.HEADS:
         ppo_cases.save_reward_model(folder / head, "token_edit", head=head)
     write_jsonl(folder / "prompts.jsonl", make_instructions(4, "test", 0))
     return folder

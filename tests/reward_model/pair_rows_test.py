@@ -11,7 +11,7 @@ import tiny_cases
 
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor
 from fgrlhf_jax.reward_model.model import pair_losses, score_tokens, token_values
@@ -132,7 +132,7 @@ def test_over_eight_devices(mesh):
     model, params = model_and_params(head, loss)
     pairs, two = plain(head, loss)
     devices = sharding.make_mesh(mesh)
-    abstract = llama.abstract_params(model, devices)
+    abstract = heads.abstract_params(model, devices)
     with jax.set_mesh(devices):
         params = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), params, abstract)
         batch = sharding.put_batch(pad_pairs(pairs, WIDTH), devices)

@@ -15,7 +15,7 @@ from configs import rm
 from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens, train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.reward_model.train import make_trainer
@@ -24,10 +24,10 @@ from fgrlhf_jax.runtime.optim import TrainState
 
 EOS = 2
 MODELS = {
-    "token": llama.TokenValueModel(tiny_cases.CFG),
-    "state_action": llama.TokenValueModel(tiny_cases.CFG, "state_action"),
-    "action": llama.TokenValueModel(tiny_cases.CFG, "action"),
-    "sequence": llama.TokenValueModel(tiny_cases.CFG, use_bias=False),
+    "token": heads.TokenValueModel(tiny_cases.CFG),
+    "state_action": heads.TokenValueModel(tiny_cases.CFG, "state_action"),
+    "action": heads.TokenValueModel(tiny_cases.CFG, "action"),
+    "sequence": heads.TokenValueModel(tiny_cases.CFG, use_bias=False),
 }
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3, "center_scale": "reward"}
 
@@ -164,7 +164,7 @@ def test_a_sequence_score_has_no_bias_and_no_state_action_head():
     mesh = sharding.make_mesh("8,1,1")
     for loss in reward_losses.LOSSES:
         model = make_module(tiny_cases.CFG, loss, "after")
-        head = llama.abstract_params(model, mesh)["head"]
+        head = heads.abstract_params(model, mesh)["head"]
         assert ("bias" in head) == (loss != "sequence")
     assert make_module(tiny_cases.CFG, "token_edit", "state_action").kind == "state_action"
     for head in ("state_action", "action"):

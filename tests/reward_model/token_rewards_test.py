@@ -16,7 +16,7 @@ from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.records import RESPONSES, Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model.model import Normalization, token_values
 from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
 from fgrlhf_jax.runtime import sharding
@@ -117,7 +117,7 @@ def test_tokens_concatenate_to_the_response(append_eos):
     assert min(widths) < 64 < max(widths)  # more than one shape is in use
 
 
-@pytest.mark.parametrize("head", llama.HEADS)
+@pytest.mark.parametrize("head", heads.HEADS)
 def test_raw_rewards_are_those_of_the_response_alone(head):
     for row, responses in zip(ROWS, scored(head=head), strict=True):
         for text, each in zip(texts_of(row), responses, strict=True):

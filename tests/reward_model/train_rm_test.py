@@ -24,7 +24,7 @@ from rm_cases import (
     without_clock,
 )
 
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
@@ -105,7 +105,7 @@ def kernel(run_dir: Path, step: int) -> bytes:
     checkpoints = Checkpoints(run_dir / "checkpoints")
     model = make_module(hf_load.read_config(run_dir / "export"), "token_edit", "after")
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-    params = llama.abstract_params(model, mesh)
+    params = heads.abstract_params(model, mesh)
     restored = checkpoints.restore(step, {"params": params})["params"]
     checkpoints.close()
     return np.asarray(restored["head"]["kernel"]).tobytes()

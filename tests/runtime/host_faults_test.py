@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from fgrlhf_jax.models import hf_save, llama
+from fgrlhf_jax.models import hf_save, heads, llama
 from fgrlhf_jax.runtime import files, optim, run_dir, sharding
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from fgrlhf_jax.training import run as training
@@ -27,7 +27,7 @@ from launch.shared import cli
 
 fault, number = sys.argv.pop(1), int(sys.argv.pop(1))
 TOKENIZER = make_tokenizer()
-MODEL = llama.CausalLM(llama.LlamaConfig(len(TOKENIZER), 64, 32, 1, 2, 1, 8))
+MODEL = heads.CausalLM(llama.LlamaConfig(len(TOKENIZER), 64, 32, 1, 2, 1, 8))
 
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -44,7 +44,7 @@ class Trainer:
 
     def __init__(self):
         self.mesh = sharding.make_mesh("1,-1,1")
-        params = llama.abstract_params(MODEL, self.mesh)
+        params = heads.abstract_params(MODEL, self.mesh)
         self.abstract = optim.abstract_state(params, self.optimizer, self.mesh)
 
     def initial_params(self):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.runtime import optim, sharding
 
 CFG = llama.LlamaConfig(23, 8, 12, 2, 2, 1, 4, attention_bias=True, mlp_bias=True)
@@ -35,7 +35,7 @@ def every_parameter() -> dict:
     args = (row, *llama.positions_and_mask(row == 0))
     rng = np.random.default_rng(0)
     tree = {}
-    for module in (llama.CausalLM(CFG), llama.TokenValueModel(CFG, "state_action")):
+    for module in (heads.CausalLM(CFG), heads.TokenValueModel(CFG, "state_action")):
         tree |= jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
     return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
 
@@ -124,7 +124,7 @@ def test_decay_pulls_on_matrices_and_on_nothing_else():
     cfg = dataclasses.replace(CFG, tie_embeddings=True, attention_bias=False, mlp_bias=False)
     row = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(
-        llama.CausalLM(cfg).init, jax.random.key(0), row, *llama.positions_and_mask(row == 0)
+        heads.CausalLM(cfg).init, jax.random.key(0), row, *llama.positions_and_mask(row == 0)
     )["params"]
     params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     assert pulled_by_decay(params) == MATRICES & set(by_name(params))

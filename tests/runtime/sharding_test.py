@@ -16,7 +16,7 @@ import tiny_cases
 from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.reward_model.model import train_step
 from fgrlhf_jax.reward_model.scorer import make_module
 from fgrlhf_jax.runtime import optim, sharding
@@ -55,9 +55,9 @@ FAMILIES = llama.SIZES | {
     "tied": dataclasses.replace(tiny_cases.CFG, tie_embeddings=True),
 }
 MODULES = {
-    "lm": llama.CausalLM,
-    "after": llama.TokenValueModel,
-    "state_action": functools.partial(llama.TokenValueModel, kind="state_action"),
+    "lm": heads.CausalLM,
+    "after": heads.TokenValueModel,
+    "state_action": functools.partial(heads.TokenValueModel, kind="state_action"),
 }
 
 
@@ -67,7 +67,7 @@ class Run(NamedTuple):
     metrics: list[dict]
 
 
-def model_of(loss: str) -> llama.TokenValueModel:
+def model_of(loss: str) -> heads.TokenValueModel:
     head = "after" if loss == "sequence" else "state_action"
     return make_module(tiny_cases.CFG, loss, head)
 
@@ -83,7 +83,7 @@ def two_steps(shape: str, loss: str) -> Run:
     mesh = sharding.make_mesh(shape, devices)
     model = model_of(loss)
     optimizer = optim.adamw(optim.schedule("linear", 0.02, 4, 1), eps=1e-3, weight_decay=0.1)
-    abstract = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
+    abstract = abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
     params = jax.tree.map(
         lambda x, like: jax.device_put(x, like.sharding),
         tiny_cases.parameters(model),
@@ -136,8 +136,8 @@ def test_two_steps_are_those_of_a_single_device(shape, loss):
 def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     """Of weights only their columns or rows over fsdp are gathered, of activations nothing."""
     mesh = sharding.make_mesh("2,2,2")
-    model, optimizer = llama.CausalLM(tiny_cases.CFG), optax.sgd(1e-3)
-    abstract = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
+    model, optimizer = heads.CausalLM(tiny_cases.CFG), optax.sgd(1e-3)
+    abstract = abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
     batch = {"tokens_BS": np.zeros((2, 8, 16), np.int32), "weight_B": np.zeros((2, 8), np.float32)}
     batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
@@ -170,9 +170,9 @@ def test_every_parameter_lies_where_it_should(family, module):
 def test_nothing_large_is_whole_on_a_device(size, shape):
     mesh = sharding.make_mesh(shape)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    model = llama.TokenValueModel(llama.SIZES[size], "state_action")
+    model = heads.TokenValueModel(llama.SIZES[size], "state_action")
     optimizer = optim.adamw(optax.constant_schedule(1e-5))
-    state = abstract_state(llama.abstract_params(model, mesh), optimizer, mesh)
+    state = abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
     held = whole = 0
     for path, leaf in tiny_cases.by_path(state).items():
         share = math.prod(leaf.sharding.shard_shape(leaf.shape))

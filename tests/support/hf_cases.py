@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
-from fgrlhf_jax.models import hf_save, llama
+from fgrlhf_jax.models import heads, hf_save, llama
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.models.lora import Lora, split
@@ -23,10 +23,10 @@ SHAPES = {
     "scaled": dataclasses.replace(CFG, rope_theta=5e5, rope_scaling=RopeScaling()),
 }
 MODULES = {
-    hf_save.LANGUAGE_MODEL: llama.CausalLM(CFG),
-    hf_save.TOKEN_REWARD: llama.TokenValueModel(CFG),
-    hf_save.SEQUENCE_REWARD: llama.TokenValueModel(CFG, use_bias=False),
-    hf_save.STATE_ACTION: llama.TokenValueModel(CFG, "state_action"),
+    hf_save.LANGUAGE_MODEL: heads.CausalLM(CFG),
+    hf_save.TOKEN_REWARD: heads.TokenValueModel(CFG),
+    hf_save.SEQUENCE_REWARD: heads.TokenValueModel(CFG, use_bias=False),
+    hf_save.STATE_ACTION: heads.TokenValueModel(CFG, "state_action"),
 }
 
 

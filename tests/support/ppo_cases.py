@@ -14,7 +14,7 @@ import pytest
 import tiny_cases
 from rm_cases import contents, saved, without_clock
 
-from fgrlhf_jax.models import hf_save, llama
+from fgrlhf_jax.models import heads, hf_save, llama
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model.model import Normalization
@@ -30,7 +30,7 @@ DEFAULT = "configs/ppo.py:tiny,token"
 FUNCTION = {"reward_model": "", "reward_function": "mine:pay", "critic": "shared"}
 TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
-POLICY = llama.CausalLM(CFG)
+POLICY = heads.CausalLM(CFG)
 NORMALIZATION = Normalization(0.1, 2.0)
 DATA = {
     "template": "plain",

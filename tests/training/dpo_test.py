@@ -20,7 +20,7 @@ from rm_cases import contents, rows, saved, without_clock
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional.preference_losses import PreferenceSettings, preference_loss
-from fgrlhf_jax.models import hf_load, llama
+from fgrlhf_jax.models import heads, hf_load, llama
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import dpo
@@ -28,7 +28,7 @@ from launch import dpo as command
 from launch.shared import config_files
 
 pytest_plugins = ["runs"]
-MODEL = llama.CausalLM(tiny_cases.CFG)
+MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
 OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
 SETTINGS = {loss: PreferenceSettings(loss, 0.3, 2.0) for loss in ("dpo", "ddpo", "salt", "figa")}

@@ -13,7 +13,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.changes import make_row
 from fgrlhf_jax.data.records import Edit, Instruction
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -22,7 +22,7 @@ from fgrlhf_jax.training import correction
 from launch import sft
 from launch.shared import config_files
 
-MODEL = llama.CausalLM(tiny_cases.CFG)
+MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
 END = 0
 PAIRS = [

@@ -22,13 +22,13 @@ from bad_input_cases import damage
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 from launch import sft as command
 from launch.shared import cli, config_files
 
-MODEL = llama.CausalLM(tiny_cases.CFG)
+MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
 OPTIMIZER = optax.sgd(1.0)  # the change of a parameter is its gradient
 
@@ -162,7 +162,7 @@ def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
 
 def test_prompts_cost_no_logits():
     """Nor their gradients: rows of 13 columns, of which 8 are responses'."""
-    model = llama.CausalLM(dataclasses.replace(tiny_cases.CFG, vocab_size=96))
+    model = heads.CausalLM(dataclasses.replace(tiny_cases.CFG, vocab_size=96))
     batch = pad_demonstrations(TEXTS, 13, response_width=8)
     loss = lambda params: sft.token_sums(params, batch, model=model)["loss"]  # noqa: E731
     text = str(jax.make_jaxpr(jax.grad(loss))(tiny_cases.parameters(model)))
