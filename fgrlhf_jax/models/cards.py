@@ -44,12 +44,15 @@ class Origin:
       data: the training rows, as the config names them.
       figures: what was measured at the end, as text.
       rewards: the reward model or function that it was trained with, if any.
+      base_digest: of an adapter, what ``hf_load.load_base`` says of the base that it was trained
+        on; "" where the files of ``base`` are certain to be still those.
     """
 
     base: str = ""
     data: str = ""
     figures: str = ""
     rewards: str = ""
+    base_digest: str = ""
 
 
 def format_figures(figures: Mapping[str, float]) -> str:

@@ -196,10 +196,26 @@ def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) 
         that are cut short or differ from the checksum of our own export; for NaN or infinite
         weights; for an adapter of another base.
     """
-    path, digests = resolve(path), {}
-    stored = _base_tensors(path)
+    stored, digests = _base_tensors(path), {}
     if peft.recorded_digest(path):
         stored = peft.digest_as_read(stored, digests)
+    return _load(resolve(path), abstract, stored, digests, merged=merged)
+
+
+def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:
+    """The base of a model and its digest, both of the bytes that are read now.
+
+    Args:
+      abstract: see :func:`load_params`; of all of the backbone, without an adapter.
+    """
+    digests: dict[str, str] = {}
+    stored = peft.digest_as_read(_base_tensors(path), digests)
+    params = _load(resolve(path), abstract, stored, digests, merged=False)
+    return params, peft.backbone_digest(digests)
+
+
+def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, merged: bool) -> Any:
+    """``abstract`` filled from ``stored``, the tensors of the base of ``path``, and its adapter."""
     stored = peft.add_adapter(path, stored, merged=merged)
     embedding = stored.get("model.embed_tokens.weight")
     if embedding and "lm_head.weight" not in stored and read_config(path).tie_embeddings:
@@ -245,7 +261,8 @@ def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
 def base_digest(path: str | os.PathLike) -> str:
     """What tells one base from another, and is the same of an adapter and of the base itself.
 
-    It is recorded in an adapter of ours, or else the weights are read for it.
+    It is recorded in an adapter of ours, or else the weights are read for it: those of a run in
+    progress may not be there any more, see :func:`load_base`.
     """
     if recorded := peft.recorded_digest(path):
         return recorded

@@ -78,9 +78,9 @@ def save(
     folder, extra = Path(folder), {"encoding": ENCODING} | (extra or {})
     is_whole, base = adapter is None, ""
     if not is_whole:
-        params = {part: tree for part, tree in params.items() if part in ("lora", "head")}
+        params = lora.without_base(params)
         base = peft.base_name(origin.base)
-        digest = hf_load.base_digest(origin.base)
+        digest = origin.base_digest or hf_load.base_digest(origin.base)
         extra["base"] = {"path": base, "digest": digest, "dtype": adapter.base_dtype}
     tensors = _tensors(params, is_whole)
     has_bias = _check_heads(tensors, cfg, architecture, is_whole)
@@ -140,11 +140,14 @@ def _check_heads(
     """Whether the head has a bias; raises ValueError for heads of another architecture."""
     heads = {name for name in tensors if not name.startswith("model.")}
     bias = heads & {"score.bias"}
+    # Its gate is a matrix where the head reads nothing from the state after the action.
+    gate = tensors.get("head.gate")
+    state_head = set() if gate and gate[0].ndim == 2 else {"score.weight"}
     wanted = {
         LANGUAGE_MODEL: {"lm_head.weight"} if is_whole and not cfg.tie_embeddings else set(),
         TOKEN_REWARD: {"score.weight"} | bias,
         SEQUENCE_REWARD: {"score.weight"},
-        STATE_ACTION: {"head.gate", "head.unembed"} | heads & {"score.weight", "score.bias"},
+        STATE_ACTION: {"head.gate", *state_head, *(["head.unembed"] if is_whole else [])} | bias,
     }[architecture]
     if heads != wanted:
         raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")

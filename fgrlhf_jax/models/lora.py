@@ -8,8 +8,9 @@ model, under "lora":
     {"backbone": …, "lm_head": …, "lora": …}       a policy: the same arrays, and an adapter
     {"backbone": …, "head": …, "lora": …}          a reward model or critic on the same backbone
 
-What is trained is a tree of its own, of which the optimizer knows nothing else: ``base | trained``
-are the parameters of the model.
+What is trained is a tree of its own, of which the optimizer knows nothing else: both together, by
+:func:`join`, are the parameters of the model. The table U of a reward model's head is the language
+model's, and frozen like the base.
 """
 
 import dataclasses
@@ -67,18 +68,39 @@ def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
     """What is trained and what is only read, of a model's abstract parameters.
 
     Returns:
-      All and nothing, without ``lora``; or else {"lora"} with, of a reward model, its "head", and
-      the base. Raises InputError as :func:`abstract_adapter`, and for a base that cannot be
-      quantized.
+      All and nothing, without ``lora``; or else :func:`trained` and the base. Raises InputError as
+      that does, and for a base that cannot be quantized.
     """
     if lora is None:
         return params, {}
-    trained = {"lora": abstract_adapter(params, lora, mesh)}
-    if "head" in params:
-        trained["head"] = params["head"]
-    base = {part: tree for part, tree in params.items() if part not in trained}
+    base = {part: tree for part, tree in params.items() if part != "head"}
+    if "unembed" in params.get("head", {}):
+        base["head"] = {"unembed": params["head"]["unembed"]}
     store = functools.partial(quantize.quantize_params, kind=lora.base_dtype)
-    return trained, sharding.abstract(jax.eval_shape(store, base), mesh)
+    return trained(params, lora, mesh), sharding.abstract(jax.eval_shape(store, base), mesh)
+
+
+def trained(params: dict, lora: Lora | None, mesh: Mesh) -> dict:
+    """What is trained of a model's abstract parameters: {"lora"} with, of a reward model, its head.
+
+    Of the head all but its table U. Without ``lora`` all. Raises InputError as
+    :func:`abstract_adapter`.
+    """
+    if lora is None:
+        return params
+    return without_base(params | {"lora": abstract_adapter(params, lora, mesh)})
+
+
+def without_base(params: dict) -> dict:
+    """What is trained, of all parameters of a model that has an adapter."""
+    head = {name: x for name, x in params.get("head", {}).items() if name != "unembed"}
+    return {"lora": params["lora"]} | ({"head": head} if head else {})
+
+
+def join(base: dict, trained: dict) -> dict:
+    """All parameters of a model, of the two parts that :func:`split` makes."""
+    head = base.get("head", {}) | trained.get("head", {})
+    return base | trained | ({"head": head} if head else {})
 
 
 def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:

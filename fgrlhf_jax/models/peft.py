@@ -8,6 +8,7 @@ import hashlib
 import operator
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,8 @@ def is_classifier(path: str | os.PathLike) -> bool:
     return task in ("SEQ_CLS", "TOKEN_CLS")
 
 
-def has_head(path: str | os.PathLike, head: dict) -> bool:
-    """Whether an adapter has a reward model's head with the parameters of ``head``."""
+def has_head(path: str | os.PathLike, head: Iterable[str]) -> bool:
+    """Whether an adapter has a reward model's head with parameters of these names."""
     folder = hf_files.resolve(path)
     names = {HF_NAME[f"head/{name}"] for name in head}
     return checksums.is_adapter(folder) and names <= read_tensors(folder).keys()

@@ -15,7 +15,7 @@ from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, llama
+from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.lengths import rounds as mean_rounds
@@ -253,7 +253,7 @@ def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]
 
 def whole(trainer: SupervisedTrainer) -> dict:
     """The abstract parameters of the model, trained and frozen."""
-    return trainer.frozen | trainer.params
+    return lora.join(trainer.frozen, trainer.params)
 
 
 def supervised_shapes(

@@ -145,10 +145,8 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
     reward_lora = peft.read_lora(config.reward_model)
     if reward_lora is None:
         return None
-    policy, bases = config.policy or config.reward_model, []
-    for path in (policy, config.reward_model):
-        bases.append({str(peft.base_of(path).resolve()), peft.recorded_digest(path)} - {""})
-    if not bases[0] & bases[1]:
+    policy = config.policy or config.reward_model
+    if not has_same_base(policy, config.reward_model):
         raise InputError(
             f"reward_model={config.reward_model}: is an adapter of "
             f"{peft.base_name(config.reward_model)}, and the policy's base is "
@@ -162,6 +160,17 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
             f"in lora.base_dtype={adapters.base_dtype}, so that its rewards differ by the rounding"
         )
     return reward_lora
+
+
+def has_same_base(policy: str, adapter: str) -> bool:
+    """Whether an adapter was trained on the weights that a policy is, or is an adapter of.
+
+    By their digests, which are recorded or else computed, unless both have the same files.
+    """
+    recorded = peft.recorded_digest(policy), peft.recorded_digest(adapter)
+    if not all(recorded) and peft.base_of(policy).resolve() == peft.base_of(adapter).resolve():
+        return True  # or load_frozen finds that they were changed
+    return hf_load.base_digest(policy) == hf_load.base_digest(adapter)
 
 
 def parts_of(models: Architectures) -> list[tuple[str, ...]]:
@@ -195,14 +204,14 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:
     """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
-    policy, _ = lora.split(heads.abstract_params(models.policy, mesh), models.lora, mesh)
+    policy = lora.trained(heads.abstract_params(models.policy, mesh), models.lora, mesh)
     if models.critic is None:
         model = heads.TokenValueModel(models.policy.cfg, "after")
         head = heads.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
     critic = heads.abstract_params(models.critic, mesh)
-    critic, _ = lora.split(critic, models.critic_lora, mesh)
-    return {"policy": policy, "critic": critic}
+    # Not split from a base: it may be on a whole reward model, which is not quantized.
+    return {"policy": policy, "critic": lora.trained(critic, models.critic_lora, mesh)}
 
 
 def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:
@@ -226,7 +235,7 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Fr
         reference = adapter if models.adapted else {}
     if models.reward_lora:
         whole = heads.abstract_params(models.reward_model, mesh)
-        reward_model, _ = lora.split(whole, models.reward_lora, mesh)
+        reward_model = lora.trained(whole, models.reward_lora, mesh) | {"head": whole["head"]}
     elif models.reward_model is not None:
         reward_model = abstract(models.reward_model)
     return Frozen(base, reference, {} if config.reward_function else reward_model)
@@ -262,26 +271,25 @@ def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dic
     return {"policy": policy, "critic": critic}
 
 
-def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:
-    """The parameters of :func:`abstract_frozen`, loaded.
+def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[Frozen, str]:
+    """The parameters of :func:`abstract_frozen`, loaded, and the digest of the base, or "".
 
     Raises:
       InputError: for a reward model that was trained as an adapter on other weights.
     """
     base, reference, reward_model = abstract_frozen(config, models, mesh)
-    if models.reward_lora:
-        recorded = peft.recorded_digest(config.reward_model)
-        if recorded and recorded != hf_load.base_digest(config.policy):
+    digest = ""
+    with jax.set_mesh(mesh):
+        if base:
+            base, digest = hf_load.load_base(config.policy, base)
+        if models.reward_lora and peft.recorded_digest(config.reward_model) not in ("", digest):
             raise InputError(
                 f"reward_model={config.reward_model}: is an adapter of another base: the weights "
                 f"in {peft.base_name(config.policy)} are not those that it was trained on; put "
                 "these back, or train it again"
             )
-    with jax.set_mesh(mesh):
-        if base:
-            base = hf_load.load_params(config.policy, base, merged=False)
         if reference:
             reference = hf_load.load_params(config.policy, reference)
         if reward_model:
             reward_model = hf_load.load_params(config.reward_model, reward_model)
-    return Frozen(base, reference, reward_model)
+    return Frozen(base, reference, reward_model), digest

@@ -102,6 +102,7 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             config.prompts,
             read_figures(trainer.folder, step),
             config.reward_function or config.reward_model,
+            trainer.base_digest,
         ),
         extra={"data": {"template": template}, "step": step},
         adapter=adapter,
@@ -157,7 +158,7 @@ class PPOTrainer:
         ids = json.dumps([part.ids for part in prompts.values()])
         self.data = hashlib.sha256(ids.encode()).hexdigest()[:16]
         self.memory = {"kl_coef": config.kl.coef, "stopped_at": None, "samples": {}}
-        self.checked = False
+        self.checked, self.base_digest = False, ""
 
     def initial_params(self) -> dict:
         return ppo_models.initial_params(self.config, self.models, self.mesh)
@@ -165,7 +166,7 @@ class PPOTrainer:
     @functools.cached_property
     def frozen(self) -> Frozen:
         """What is only read, loaded once; raises InputError where a resume finds other weights."""
-        loaded = ppo_models.load_frozen(self.config, self.models, self.mesh)
+        loaded, self.base_digest = ppo_models.load_frozen(self.config, self.models, self.mesh)
         with jax.set_mesh(self.mesh):
             found = [int(sharding.fingerprint(part)) for part in loaded]
         if (known := self.memory.setdefault("frozen", found)) != found:

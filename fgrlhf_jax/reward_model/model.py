@@ -16,10 +16,10 @@ import optax
 
 from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
+from fgrlhf_jax.models import lora
 from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.heads import TokenValueModel
 from fgrlhf_jax.models.llama import positions_and_mask
-from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
 
@@ -42,7 +42,7 @@ def level_of(loss: str) -> str:
 
 def token_values(params: dict, tokens_BS, mask_BS, *, model: TokenValueModel) -> jax.Array:
     """Raw head output of every column, float32[B, S]; meaningless in padding."""
-    return model.apply(variables(params), tokens_BS, *positions_and_mask(mask_BS))
+    return model.apply(lora.variables(params), tokens_BS, *positions_and_mask(mask_BS))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
@@ -119,7 +119,7 @@ def pair_losses(
         batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
     )
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
-    value_BS = model.apply(variables(params), tokens_BS, positions_BS, attend_BSS, before_BS)
+    value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend_BSS, before_BS)
     value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
     pair_loss = functools.partial(
         reward_model_loss,
@@ -158,7 +158,7 @@ def train_step(
     """
 
     def mean_loss(params, micro_batch):
-        params = (frozen or {}) | params
+        params = lora.join(frozen or {}, params)
         loss_B, metrics_B, _ = pair_losses(params, micro_batch, **settings)
         return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import heads, hf_load, lora, peft
 from fgrlhf_jax.models.cards import Origin
@@ -69,7 +70,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     note = reward_model.save(
         folder / "export",
         dtype=config.export.dtype,
-        origin=Origin(config.model.path, config.train, pair_metrics.format_table(result)),
+        origin=Origin(
+            config.model.path,
+            config.train,
+            pair_metrics.format_table(result),
+            base_digest=trainer.base_digest,
+        ),
         adapter=None if config.export.merged else lora.from_config(config),
     )
     run_dir.finish(folder, step, note, result)
@@ -87,8 +93,8 @@ def make_trainer(
     """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
     settings, adapters = loss_settings(config), lora.from_config(config)
     trained, frozen = lora.split(heads.abstract_params(model, mesh), adapters, mesh)
-    batch_size = supervised.eval_batch_size(config, mesh)
-    predictor = PairPredictor(model, settings, mesh, buckets, batch_size, frozen | trained)
+    batch_size, whole = supervised.eval_batch_size(config, mesh), lora.join(frozen, trained)
+    predictor = PairPredictor(model, settings, mesh, buckets, batch_size, whole)
     rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
     trainer = SupervisedTrainer(
         config,
@@ -104,7 +110,7 @@ def make_trainer(
         train_step=functools.partial(train_step, model=model, **settings),
         flops=functools.partial(pair_flops, model.cfg),
         initial_params=functools.partial(initial_params, config, model, trained),
-        load_frozen=functools.partial(hf_load.load_params, config.model.path, frozen, merged=False),
+        load_frozen=functools.partial(hf_load.load_base, config.model.path, frozen),
         evaluate_model=lambda params: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor
@@ -121,6 +127,9 @@ def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: d
 
     With an adapter in ``abstract`` it is that and a head, both those of an adapter in
     ``model.path`` where it has such a head.
+
+    Raises:
+      InputError: for an adapter that has a table U of its own, which an export would not have.
     """
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
@@ -128,6 +137,12 @@ def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: d
     if config.model.head_init == "zero" and "kernel" in params["head"]:
         params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
     if "lora" in abstract:
+        if peft.has_head(path, ["unembed"]):
+            raise InputError(
+                f"model.path={path}: trained its head's table of tokens too, as is no longer done; "
+                f"give its base, {peft.base_name(path)}, or train all weights with "
+                "--config.lora.rank=0"
+            )
         params["lora"] = hf_load.initial_adapter(path, key, abstract["lora"])
         if peft.has_head(path, abstract["head"]):
             params |= hf_load.load_params(path, {"head": abstract["head"]})

@@ -82,7 +82,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
-        origin=Origin(config.policy, config.train, format_figures(figures)),
+        origin=Origin(
+            config.policy,
+            config.train,
+            format_figures(figures),
+            base_digest=trainer.base_digest,
+        ),
         extra={"data": data},
         adapter=None if config.export.merged else lora.from_config(config),
     )
@@ -181,7 +186,7 @@ def make_trainer(
         train_step=functools.partial(train_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
         initial_params=initial_params,
-        load_frozen=functools.partial(hf_load.load_params, path, frozen, merged=False),
+        load_frozen=functools.partial(hf_load.load_base, path, frozen),
         evaluate_model=evaluate,
         remember=remember if settings.loss in WITH_REFERENCE else None,
     )

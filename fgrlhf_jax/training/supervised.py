@@ -131,12 +131,12 @@ def check_freeze(pattern: str, params: dict) -> None:
 
 
 def random_params(model, key: jax.Array, abstract: dict) -> dict:
-    """The parts of ``model``'s random parameters that ``abstract`` names, laid out as it says."""
+    """Those of ``model``'s random parameters that ``abstract`` names, laid out as it says."""
 
     def init(key):
         row = jnp.zeros((1, 2), jnp.int32)
         params = model.init(key, row, *llama.positions_and_mask(row == 0))["params"]
-        return {part: params[part] for part in abstract}
+        return {part: {n: params[part][n] for n in tree} for part, tree in abstract.items()}
 
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
 
@@ -151,7 +151,7 @@ class SupervisedTrainer:
       config: ``configs/sft.py`` or ``configs/rm.py``.
       mesh: see :func:`make_mesh`.
       params: abstract parameters that are trained.
-      frozen: abstract parameters that are not; ``frozen | params`` are the model's.
+      frozen: abstract parameters that are not; ``lora.join`` of both are the model's.
       train, validation: encoded rows, dataclasses of arrays.
       lengths: tokens of each training row.
       buckets: numbers of columns that batches are padded to.
@@ -161,7 +161,7 @@ class SupervisedTrainer:
         freeze=…)`` -> ``(state, metrics)``.
       flops: of a forward pass over the real tokens of a host batch.
       initial_params: see ``run.Trainer``.
-      load_frozen: the frozen parameters.
+      load_frozen: the frozen parameters, and the digest of the base that they are of.
       evaluate_model: metrics of a model with these parameters, see ``run.Trainer``.
       remember: what the run remembers, as JSON, of the model that it starts from; None: nothing.
 
@@ -183,7 +183,7 @@ class SupervisedTrainer:
     train_step: Callable[..., tuple[TrainState, dict]]
     flops: Callable[[dict[str, np.ndarray]], float]
     initial_params: Callable[[], dict]
-    load_frozen: Callable[[], dict]
+    load_frozen: Callable[[], tuple[dict, str]]
     evaluate_model: Callable[[dict], dict[str, float]]
     remember: Callable[[dict], dict] | None = None
 
@@ -193,6 +193,7 @@ class SupervisedTrainer:
         self.eval_every, self.patience = config.eval_every, config.patience
         self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
         self.overlaps, self.memory, self.problem = True, {}, ""
+        self.base_digest = ""  # of what is frozen, once it is loaded
         self.micro_batch_size = config.micro_batch_size or config.batch_size
 
         @functools.lru_cache(maxsize=2)
@@ -229,7 +230,8 @@ class SupervisedTrainer:
         """The frozen parameters, loaded once; raises InputError where a resume finds others."""
         if not self.frozen:
             return {}
-        params, config = self.load_frozen(), self.config
+        config = self.config
+        params, self.base_digest = self.load_frozen()
         with jax.set_mesh(self.mesh):
             base = int(sharding.fingerprint(params))
         if self.memory.setdefault("base", base) != base:
@@ -241,7 +243,7 @@ class SupervisedTrainer:
 
     def whole(self, params: dict) -> dict:
         """All parameters of the model whose trained ones are ``params``."""
-        return self.frozen_params | params
+        return lora.join(self.frozen_params, params)
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
         return self.evaluate_model(self.whole(params))

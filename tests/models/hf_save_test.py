@@ -149,6 +149,18 @@ def test_what_cannot_be_written_leaves_the_last_export(saved, monkeypatch, error
     same(hf_load.load_params(folder, abstract(MODULES[hf_save.TOKEN_REWARD])), params)
 
 
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("state_action", "kernel"), ("action", "gate"), ("action", "unembed")]
+)
+def test_a_head_without_one_of_its_parts_is_not_written(tmp_path, kind, missing):
+    module = heads.TokenValueModel(CFG, kind)
+    params = random_params(module)
+    del params["head"][missing]
+    with pytest.raises(ValueError, match=r"FgrlhfStateActionRewardModel has \["):
+        hf_save.save(tmp_path / "rm", params, CFG, tokenizer(), architecture=hf_save.STATE_ACTION)
+    assert save(tmp_path / "rm", hf_save.STATE_ACTION, module)[0].is_dir()
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     """A folder within a file; parameters of another architecture."""
     (tmp_path / "file").write_text("")

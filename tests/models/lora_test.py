@@ -109,3 +109,13 @@ def test_what_is_trained_and_what_is_not():
     trained, base = lora.split(whole, ADAPTERS, MESH)
     assert set(trained) == {"lora", "head"}
     assert set(base) == {"backbone"}
+
+
+@pytest.mark.parametrize("kind", ["state_action", "action"])
+def test_the_table_of_a_head_is_the_bases(kind):
+    whole = heads.abstract_params(heads.TokenValueModel(CFG, kind), MESH)
+    trained, base = lora.split(whole, ADAPTERS, MESH)
+    assert set(trained["head"]) == whole["head"].keys() - {"unembed"}
+    assert set(base) == {"backbone", "head"}
+    assert lora.join(base, trained) == whole | {"lora": trained["lora"]}
+    assert lora.without_base(lora.join(base, trained)) == trained

@@ -222,6 +222,21 @@ def test_adapters_have_one_base():
     assert 2 * bytes_per_device(half) <= bytes_per_device(shapes.models["base"]) + 4 * tables
 
 
+def test_the_table_of_a_state_action_head_is_of_the_frozen_base():
+    config = rm.get_config("tiny")
+    config.update_from_flattened_dict({"lora.rank": 4, "model.head": "state_action"})
+    shapes = reward_model_shapes(config)
+    assert "unembed" not in shapes.models["reward model"]["head"]
+    sizes = {n: sum(x.size for x in jax.tree.leaves(m)) for n, m in shapes.models.items()}
+    base = rm.get_config("tiny").model.vocab_size * TINY.hidden_size
+    plain = rm.get_config("tiny")
+    plain.update_from_flattened_dict({"lora.rank": 4})
+    plain = reward_model_shapes(plain)
+    without = {n: sum(x.size for x in jax.tree.leaves(m)) for n, m in plain.models.items()}
+    assert sizes["base"] == without["base"] + base
+    assert sizes["reward model"] == without["reward model"] + TINY.hidden_size
+
+
 @pytest.mark.parametrize(
     ("config", "make_shapes", "model", "tokens"),
     [

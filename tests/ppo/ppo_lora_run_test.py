@@ -146,6 +146,19 @@ def test_an_adapter_of_another_base_is_refused(fields, world, tmp_path):
     ppo_cases.run(fields(tmp_path / "both", steps=1, lora__share_base=False, **changes))
 
 
+def test_the_same_base_may_be_elsewhere(fields, world, tmp_path):
+    """Which its digest tells, of a policy of whole weights and of an adapter."""
+    copy = shutil.copytree(world.policy, tmp_path / "copy")
+    adapted = ppo_cases.save_policy(tmp_path / "sft", seed=3, base=copy)
+    for policy in (copy, adapted):
+        changes = fields(tmp_path / "run", policy=policy)
+        config = config_files.parse(["", *ppo_cases.flags(changes)], ppo_cases.DEFAULT)
+        assert read_architectures(config).reward_lora == SETTINGS
+    ppo_cases.save_policy(copy, seed=5, template="plain")
+    with pytest.raises(InputError, match=r"is an adapter of .*, and the policy's base is .*copy;"):
+        ppo_cases.run(fields(tmp_path / "run", policy=copy))
+
+
 def test_a_base_in_another_dtype_is_said(fields, tmp_path, capsys):
     for dtype, said in (("float32", ""), ("nf4", "was trained on a base in float32; here it is")):
         changes = fields(tmp_path / "run", lora__base_dtype=dtype)

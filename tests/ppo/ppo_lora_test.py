@@ -15,7 +15,13 @@ import tiny_cases
 from fgrlhf_jax.models import heads, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen
+from fgrlhf_jax.ppo.models import (
+    Architectures,
+    Frozen,
+    abstract_params,
+    complete,
+    complete_frozen,
+)
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import sharding
@@ -128,6 +134,15 @@ def test_a_whole_reward_model_carries_the_critic():
     )
     plain = roll_out(params, frozen._replace(reward_model=own), WHOLE)
     chex.assert_trees_all_close(rollout, plain, atol=3e-5)
+
+
+def test_a_quantized_policy_may_have_a_whole_reward_model_of_any_width():
+    """Whose weights the critic's adapter is on, as they are: these blocks do not divide."""
+    policy_lora = dataclasses.replace(POLICY_LORA, base_dtype="nf4")
+    policy = heads.CausalLM(dataclasses.replace(POLICY.cfg, hidden_size=64, intermediate_size=128))
+    models = MODELS._replace(policy=policy, lora=policy_lora, reward_lora=None)
+    assert REWARD.cfg.hidden_size % quantize.BLOCK
+    assert set(abstract_params(models, MESH)["critic"]) == {"lora", "head"}
 
 
 @pytest.mark.parametrize("shared", [False, True])

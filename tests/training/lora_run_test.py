@@ -13,6 +13,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime.files import read_jsonl
+from fgrlhf_jax.training import run as supervised_run
 from launch import generate, score, sft, train_rm
 from launch.shared import config_files
 
@@ -76,6 +77,24 @@ def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
     finally:
         shutil.rmtree(world.policy)
         kept.rename(world.policy)
+
+
+def test_an_export_names_the_base_that_was_trained_on(fields, world, tmp_path, monkeypatch):
+    """Even where another one is in its place by the time that the run ends."""
+    base = shutil.copytree(world.policy, tmp_path / "base")
+    other = ppo_cases.save_policy(tmp_path / "other", seed=5, template="plain")
+    train = supervised_run.run
+
+    def train_and_replace(*args):
+        result = train(*args)
+        shutil.rmtree(base)
+        shutil.move(other, base)
+        return result
+
+    monkeypatch.setattr(supervised_run, "run", train_and_replace)
+    once = fields | {"model__path": base, "run_dir": tmp_path / "run", "steps": 1}
+    launch(sft, sft.CONFIG, once)
+    assert peft.recorded_digest(tmp_path / "run") == hf_load.base_digest(world.policy)
 
 
 def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world, tmp_path):
@@ -146,3 +165,5 @@ def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_p
     for name in ["adapter_model", "head"] if head == "state_action" else ["adapter_model"]:
         files = [tmp_path / run / "export" / f"{name}.safetensors" for run in ("rm", "again")]
         assert files[0].read_bytes() == files[1].read_bytes()
+    if head == "state_action":
+        assert set(safetensors.numpy.load_file(files[0])) == {"head.gate"}
