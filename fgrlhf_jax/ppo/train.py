@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import attention, hf_load, hf_save
@@ -28,8 +29,8 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import files, metric_log, multihost, run_dir, sharding, user_function
 from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.training import correction, supervised
 from fgrlhf_jax.training import run as training
-from fgrlhf_jax.training import supervised
 
 HIGH_KL = 100.0  # nats a response: a run without a limit warns from half of it on
 
@@ -42,7 +43,8 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
       train, validation: records with the prompts to learn from, and to evaluate on.
 
     Returns:
-      The run folder, with ``export`` in it.
+      The run folder, with ``export`` in it, and where ``validation`` has edits ``eval.json`` with
+      "corrections", as ``correction.before_and_after``.
 
     Raises:
       InputError: for anything in the config, prompts, models or reward function that cannot be
@@ -90,6 +92,9 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     policy, adapter = params["policy"], None if config.export.merged else models.lora
     if models.lora:  # the base is what it was, also where a run had only its export to make
         policy = trainer.frozen.base | policy
+    edits = [row for row in validation if isinstance(row, Edit)]
+    corrections = trainer.correct(policy, edits, template)
+    figures = read_figures(trainer.folder, step) | correction.card_figures(corrections)
     note = hf_save.save(
         trainer.folder / "export",
         policy,
@@ -100,23 +105,24 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
         origin=Origin(
             config.policy,
             config.prompts,
-            read_figures(trainer.folder, step),
+            format_figures(figures),
             config.reward_function or config.reward_model,
             trainer.base_digest,
         ),
         extra={"data": {"template": template}, "step": step},
         adapter=adapter,
     )
-    run_dir.finish(trainer.folder, step, note)
+    result = {"corrections": corrections} if corrections else None
+    run_dir.finish(trainer.folder, step, note, result)
     return trainer.folder
 
 
-def read_figures(folder: Path, step: int) -> str:
-    """The last evaluation up to a step, from the log of the run; "" on a host without it."""
+def read_figures(folder: Path, step: int) -> dict[str, float]:
+    """The last evaluation up to a step, from the log of the run; {} on a host without it."""
     rows = files.read_jsonl(folder / "metrics.jsonl")
     last = [row for row in rows if "validation/kl" in row and row["step"] <= step][-1:]
     shown = [item for row in last for item in row.items() if item[0].startswith("validation/")]
-    return format_figures(dict(shown))
+    return dict(shown)
 
 
 class PPOTrainer:
@@ -297,6 +303,21 @@ class PPOTrainer:
             self.samples.append(*samples)
             self.memory["samples"] = self.samples.state
         return metrics
+
+    def correct(self, policy: dict, edits: list[Edit], template: str) -> dict:
+        """``correction.before_and_after`` on held-out edits, cut to what a response may be."""
+        if not edits:
+            return {}
+        data = self.config.data
+        limits = {
+            "template": template,
+            "max_prompt_length": data.max_prompt_length,
+            "max_length": data.max_prompt_length + data.max_new_tokens,
+            "overlong": "truncate",
+        }
+        pairs = correction.encode_held_out(edits, self.tokenizer, limits)
+        start, _ = ppo_models.complete_frozen(self.frozen)
+        return correction.before_and_after(start, policy, pairs, self.models.policy, self.mesh)
 
     def value(self, evaluation: dict[str, float]) -> float:
         """With ``best_metric=score`` the judge's score, or without a judge the reward."""

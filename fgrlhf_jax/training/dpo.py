@@ -32,8 +32,8 @@ from fgrlhf_jax.models.flops import logits_flops, pair_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
+from fgrlhf_jax.training import correction, supervised
 from fgrlhf_jax.training import run as training
-from fgrlhf_jax.training import supervised
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
@@ -47,7 +47,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 
     Returns:
       The content of ``eval.json``: {"validation": {"loss", "accuracy", …, "n"}}, see
-      ``preference_losses.preference_loss``.
+      ``preference_losses.preference_loss``, and of edits "corrections", as
+      ``correction.before_and_after``.
 
     Raises:
       InputError: for anything in the config, data, model or folder that cannot be used, and when
@@ -75,6 +76,12 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     figures = {
         {"loss": "pair_loss", "accuracy": "preferred"}.get(n, n): x for n, x in result.items()
     }
+    result = {"validation": result}
+    if edits := kinds["validation"].get("edits"):
+        start = trainer.whole(trainer.initial_params())
+        corrections = correction.before_and_after(start, params, edits, CausalLM(cfg), mesh)
+        result["corrections"] = corrections
+        figures |= correction.card_figures(corrections)
     note = hf_save.save(
         folder / "export",
         params,
@@ -91,8 +98,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         extra={"data": data},
         adapter=None if config.export.merged else lora.from_config(config),
     )
-    run_dir.finish(folder, step, note, {"validation": result})
-    return {"validation": result}
+    run_dir.finish(folder, step, note, result)
+    return result
 
 
 def supervised_config(config: ConfigDict) -> ConfigDict:

@@ -19,13 +19,17 @@ from ppo_cases import read_samples, same_run
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import heads, hf_load
+from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.ppo import learning, models, programs, rollout, train
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.runtime.run_dir import read_finished
+from fgrlhf_jax.training import correction
 from launch import ppo as command
 from launch.shared import config_files
 
@@ -100,6 +104,24 @@ def test_samples_have_their_tokens_and_rewards(ppo_run, world):
         assert text == sample["output"] + "</s>" * sample["finished"]
         assert sample["finished"] or len(sample["tokens"]) == 6
     assert len({sample["output"] for sample in samples}) > 4
+
+
+def test_edits_in_the_validation_are_corrected_before_and_after(run, world, tmp_path):
+    """In eval.json as launch.evaluate would, and in the card."""
+    texts = itertools.cycle(
+        [("dog cat sun", "dog sun"), ("sun", "sun dog"), ("cat dog", "dog cat")]
+    )
+    edits = [Edit(row.instruction, "", *next(texts)) for row in records.read(str(world.validation))]
+    write_jsonl(tmp_path / "edits.jsonl", edits)
+    run_dir = run(validation=tmp_path / "edits.jsonl", steps=1)
+    found = json.loads((run_dir / "eval.json").read_text())["corrections"]
+    after, before = (LanguageModel.load(path) for path in (run_dir, world.policy))
+    expected = correction.evaluate(after, edits, before)
+    for table, other in ((found, expected), (found["gain"], expected["gain"])):
+        assert table["sampled"] == pytest.approx(other["sampled"], abs=1e-4)
+    assert found["gain"]["sampled"]["mean"] != 0
+    card = (run_dir / "export" / "README.md").read_text()
+    assert f"correction/sampled       {found['sampled']['mean']:.6g} of the places" in card
 
 
 def test_the_export_is_the_last_policy(ppo_run, world):

@@ -17,13 +17,15 @@ import rm_cases
 import tiny_cases
 from rm_cases import contents, rows, saved, without_clock
 
+from fgrlhf_jax.data import records
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
+from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.functional.preference_losses import PreferenceSettings, preference_loss
 from fgrlhf_jax.models import heads, hf_load, llama
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training import dpo
+from fgrlhf_jax.training import correction, dpo
 from launch import dpo as command
 from launch.shared import config_files
 
@@ -179,9 +181,10 @@ def run_of(fields, tmp_path_factory, in_process):
 
 
 @pytest.mark.parametrize("loss", SETTINGS)
-def test_what_a_run_leaves(run_of, loss, world):
+def test_what_a_run_leaves(run_of, fields, loss, world):
     run_dir = run_of(loss)
-    metrics, result = rows(run_dir), json.loads((run_dir / "eval.json").read_text())["validation"]
+    metrics, evaluation = rows(run_dir), json.loads((run_dir / "eval.json").read_text())
+    result = evaluation["validation"]
     with_reference = loss in ("dpo", "ddpo")
     names = {"loss", "accuracy", "logprob/chosen", "logprob/rejected"}
     if with_reference:
@@ -203,6 +206,11 @@ def test_what_a_run_leaves(run_of, loss, world):
     card = (run_dir / "export" / "README.md").read_text()
     assert f"| Trained from | {world.policy} |" in card
     assert "of the pairs" in card
+    edits = [row for row in records.read(str(fields["validation"])) if isinstance(row, Edit)]
+    expected = correction.evaluate(policy, edits, LanguageModel.load(world.policy))
+    corrections = evaluation["corrections"]
+    assert corrections["gain"]["sampled"] == pytest.approx(expected["gain"]["sampled"], abs=1e-4)
+    assert f"correction/sampled       {corrections['sampled']['mean']:.6g} of the places" in card
 
 
 def test_a_run_that_lost_its_last_steps_ends_the_same(run_of, fields, in_process, tmp_path):
