@@ -13,22 +13,24 @@ and as compiled, and how long each stage takes at least where products reach a s
 (--efficiency). With --memory it looks for the largest micro-batch that fits. Where a step does not
 fit, it looks for the smallest change of micro-batch, meshes, dtypes and remat that does, and ends
 with status 1; where models and optimizer state alone never fit, no step is compiled. Rows are as
-long as the config allows, or with --lengths=FILE (PPO) as its rows of {"prompt": tokens,
-"response": tokens}, or as the prompts and responses of any file.
+long as the config allows, or with --lengths=FILE as its rows of {"prompt": tokens, "response":
+tokens} (of pairs {"common": tokens, "edited": tokens, "original": tokens}), or as any file to learn
+from, encoded as the run itself does.
 """
 
 import argparse
-import functools
 import math
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from configs.fields import check_argument
-from fgrlhf_jax.data.demonstrations import encode_demonstrations
+from fgrlhf_jax.data.demonstrations import Demonstration, encode_demonstrations
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.plan.fit import (
@@ -37,7 +39,7 @@ from fgrlhf_jax.plan.fit import (
     largest_micro_batch,
     smallest_change,
 )
-from fgrlhf_jax.plan.lengths import Lengths
+from fgrlhf_jax.plan.lengths import Lengths, made_up_demonstration, made_up_pair
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
 from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
@@ -79,7 +81,8 @@ def main(config, options: dict[str, str]) -> bool:
     use_virtual_devices(devices)
     make_shapes = SHAPES[kind]
     if options["lengths"]:
-        make_shapes = functools.partial(ppo_shapes, lengths=read_lengths(config, kind, options))
+        rows = read_rows(config, kind, options["lengths"])
+        make_shapes = lambda config: SHAPES[kind](config, rows)  # noqa: E731
     shapes = make_shapes(config)
     if not (can_fit := holds_models(config, make_shapes, memory)):
         shapes = shapes._replace(steps={})
@@ -141,32 +144,53 @@ def check_file(path: Path) -> None:
         raise InputError(f"--json={path}: {reason}")
 
 
-def read_lengths(config, kind: str, options: dict[str, str]) -> Lengths:
-    """Of --lengths: numbers, or texts by the policy's tokenizer."""
-    path = options["lengths"]
-    if kind != "ppo":
-        raise InputError(f"--lengths={path}: is for configs/ppo.py; others plan their longest rows")
+def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | list[Pair]:
+    """Rows of --lengths for ``SHAPES[kind]``: of numbers, or of texts by the model's tokenizer."""
+    in_pairs = kind in ("rm", "dpo")
+    names = ("common", "edited", "original") if in_pairs else ("prompt", "response")
     records = []
     if Path(path).suffix == ".jsonl" and Path(path).is_file():
         records = read_jsonl(Path(path))
-    if records and all(row.keys() >= {"prompt", "response"} for row in records):
-        columns = [[row[name] for row in records] for name in ("prompt", "response")]
-        if all(type(n) is int and n > 0 for column in columns for n in column):
-            return Lengths(*map(np.array, columns))
-    if not config.policy:
-        raise InputError(
-            f"--lengths={path}: texts have lengths in tokens of a model; give --config.policy, or "
-            'rows of {"prompt": 57, "response": 120}, whole numbers above 0'
+    numbers = [[row.get(name) for name in names] for row in records]
+    if numbers and all(type(n) is int and n > 0 for row in numbers for n in row):
+        if kind == "ppo":
+            return Lengths(*np.array(numbers).T)
+        make = made_up_pair if in_pairs else made_up_demonstration
+        limit = config.data.max_length
+        rows = [make(*row) for row in numbers if row[0] + max(row[1:]) <= limit]
+        if not rows:
+            raise InputError(f"--lengths={path}: all rows are longer than data.max_length={limit}")
+        return rows
+    field = "policy" if "policy" in config else "model.path"
+    if not (model := config.policy if field == "policy" else config.model.path):
+        example = ", ".join(
+            f'"{name}": {n}' for name, n in zip(names, (57, 120, 110), strict=False)
         )
-    rows = reading.read(config, path, "responses")
-    tokenizer = hf_load.load_tokenizer(config.policy)
-    template = hf_load.resolve_template(config.policy, tokenizer, config.data.template)
-    longest = sys.maxsize
-    encoded, _ = encode_demonstrations(
-        rows, tokenizer, template=template, max_length=longest, max_prompt_length=longest - 1
-    )
-    prompts = np.array([row.prompt_length for row in encoded])
-    return Lengths(prompts, np.array([len(row.tokens) for row in encoded]) - prompts)
+        raise InputError(
+            f"--lengths={path}: texts have lengths in tokens of a model; give --config.{field}, or "
+            f"rows of {{{example}}}, whole numbers above 0"
+        )
+    tokenizer = hf_load.load_tokenizer(model)
+    data = config.data.to_dict()
+    if kind in ("ppo", "dpo"):
+        data["template"] = hf_load.resolve_template(model, tokenizer, config.data.template)
+    if in_pairs:
+        del data["buckets"]
+        pairs = encode_by_kind(reading.read(config, path, "pairs"), path, tokenizer, data, report)
+        return [*chain(*pairs.values())]
+    if kind == "ppo":  # sampled until they are full
+        longest = sys.maxsize
+        data = {
+            "template": data["template"],
+            "max_length": longest,
+            "max_prompt_length": longest - 1,
+        }
+    data.pop("buckets", None)
+    rows, _ = encode_demonstrations(reading.read(config, path, "responses"), tokenizer, **data)
+    if kind == "sft":
+        return rows
+    prompts = np.array([row.prompt_length for row in rows])
+    return Lengths(prompts, np.array([len(row.tokens) for row in rows]) - prompts)
 
 
 def kind_of(config) -> str:

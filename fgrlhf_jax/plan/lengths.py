@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fgrlhf_jax.data.demonstrations import Demonstration
+from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings
@@ -49,3 +51,26 @@ def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> di
         ]
     means = {width: float(np.mean([count[width] for count in counts])) for width in counts[0]}
     return {f"{micro_batches.scope(width)}/while": mean for width, mean in means.items()}
+
+
+def made_up_demonstration(prompt: int, response: int) -> Demonstration:
+    """A row of so many tokens."""
+    return Demonstration(np.zeros(prompt + response, np.int32), prompt)
+
+
+def made_up_pair(common: int, edited: int, original: int) -> Pair:
+    """Two responses that begin with so many common tokens and have no equal ones behind them."""
+    columns_i, columns_j = (np.arange(common + n, dtype=np.int32) for n in (edited, original))
+    start = max(common, 1)
+    changed_i, changed_j = columns_i >= start, columns_j >= start
+    return Pair(
+        tokens_i=columns_i,
+        tokens_j=columns_j + (columns_j >= common),
+        start_i=start,
+        start_j=start,
+        changed_i=changed_i,
+        changed_j=changed_j,
+        marked_j=changed_j,
+        partner=np.where(changed_i, -1, columns_i),
+        row=0,
+    )

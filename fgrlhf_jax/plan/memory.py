@@ -96,13 +96,14 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
         "fits": total <= memory,
         "model_flops": step.flops / devices,
         "compiled_flops": count.flops,
-        "notes": list(count.notes),
+        "notes": [*count.notes, *([f"{step.share:.0%} of the updates"] if step.share < 1 else ())],
         "stages": _stages(step, module, halved, count, parts["arguments"] + parts["outputs"]),
     }
 
 
 def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> dict[str, dict]:
-    """FLOPs and bytes by stage. Elementwise operations count as part of the products beside them.
+    """FLOPs and bytes by stage, of a mean update. Elementwise operations count as part of the
+    products beside them.
 
     Args:
       ends: bytes of arguments and outputs, which are read or written at least once.
@@ -113,7 +114,10 @@ def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> di
         costs = dict(zip(step.stages, (once[:3], np.subtract(count[:3], once[:3])), strict=True))
     costs[step.stages[0]] += np.array([0, ends, 0])
     names = ("flops", "memory_bytes", "link_bytes")
-    return {stage: dict(zip(names, map(float, c), strict=True)) for stage, c in costs.items()}
+    return {
+        stage: dict(zip(names, map(float, step.share * c), strict=True))
+        for stage, c in costs.items()
+    }
 
 
 def format_table(plan: dict) -> str:

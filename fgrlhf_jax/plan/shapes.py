@@ -1,7 +1,8 @@
 """The models of a run and the steps that it compiles, as shapes: nothing is allocated."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,12 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets
-from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
-from fgrlhf_jax.data.pairs import Pair, pad_pairs
+from fgrlhf_jax.data.demonstrations import Demonstration
+from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora
-from fgrlhf_jax.models.flops import logits_flops, rows_flops
-from fgrlhf_jax.plan.lengths import Lengths
+from fgrlhf_jax.plan.lengths import Lengths, made_up_pair
 from fgrlhf_jax.plan.lengths import rounds as mean_rounds
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.algorithm import PPOSettings
@@ -48,6 +48,7 @@ class Step(NamedTuple):
     flops: float  # of the model, over all devices
     stages: tuple[str, ...]  # one, or what is before its loop and what is inside
     rounds: Mapping[str, float] = MappingProxyType({})  # see hlo_costs.count
+    share: float = 1.0  # of the updates that it makes
 
 
 class RunShapes(NamedTuple):
@@ -176,34 +177,22 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int, *, 
     return 2 * cfg.num_layers * rows * columns * heads * of_head
 
 
-def reward_model_shapes(config: ConfigDict) -> RunShapes:
-    """Shapes of ``configs/rm.py``: an update and a batch of the evaluation, the longest rows.
+def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
+    """Shapes of ``configs/rm.py``, trained on these pairs, or else on the longest.
 
-    These are of pairs that have nothing in common, see :func:`longest_pair`.
+    The longest have nothing in common: a row of twice as many tokens.
     """
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
-    pair = longest_pair(length)
-    pairs = {"edits": [pair] * config.batch_size}
-    buckets = choose_buckets([2 * length], 1)
-    trainer, predictor = make_trainer(config, mesh, model, pairs, pairs, buckets)
-    batch = on_mesh(pad_pairs([pair], *buckets, predictor.batch_size), mesh)
-    return supervised_shapes(
-        trainer,
-        "reward model",
-        lambda: predictor.step.lower(whole(trainer), batch),
-        rows_flops(cfg, [length] * 2),
-    )
+    rows = rows or [made_up_pair(0, length, length)] * config.batch_size
+    buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
+    kinds = {"edits": list(rows)}
+    trainer, predictor = make_trainer(config, mesh, model, kinds, kinds, buckets)
+    return supervised_shapes(trainer, "reward model", predictor.step.lower)
 
 
-def longest_pair(length: int) -> Pair:
-    """Two responses that have nothing in common: a row of twice as many tokens."""
-    tokens = np.arange(length, dtype=np.int32)
-    return Pair(tokens, tokens + 1, 1, 1, *[tokens > 0] * 3, tokens, 0)
-
-
-def dpo_shapes(config: ConfigDict) -> RunShapes:
+def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
     """Shapes of ``configs/dpo.py``; rows as in :func:`reward_model_shapes`, all of it responses.
 
     The reference is a batch of the evaluation, before there is an update.
@@ -211,34 +200,22 @@ def dpo_shapes(config: ConfigDict) -> RunShapes:
     mesh, config = supervised.make_mesh(config), dpo.supervised_config(config)
     cfg, length = supervised_model_config(config)
     model, settings = heads.CausalLM(cfg), dpo.preference_settings(config)
-    pair, buckets = longest_pair(length), choose_buckets([2 * length], 1)
-    trainer = dpo.make_trainer(config, mesh, model, [pair] * config.batch_size, [], buckets)
-    batch_size = supervised.eval_batch_size(config, mesh)
-    batch = on_mesh(trainer.pad([pair], *buckets, batch_size), mesh)
-    return supervised_shapes(
-        trainer,
-        "policy",
-        lambda: dpo.eval_step.lower(whole(trainer), batch, model=model, settings=settings),
-        rows_flops(cfg, [length] * 2) + logits_flops(cfg, 2 * length),
-    )
+    rows = rows or [made_up_pair(0, length, length)] * config.batch_size
+    buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
+    trainer = dpo.make_trainer(config, mesh, model, list(rows), [], buckets)
+    lower = functools.partial(dpo.eval_step.lower, model=model, settings=settings)
+    return supervised_shapes(trainer, "policy", lower)
 
 
-def sft_shapes(config: ConfigDict) -> RunShapes:
-    """Shapes of ``configs/sft.py``: an update and a batch of the evaluation, the longest rows."""
+def sft_shapes(config: ConfigDict, rows: Sequence[Demonstration] = ()) -> RunShapes:
+    """Shapes of ``configs/sft.py``, trained on these rows, or else on the longest."""
     mesh = supervised.make_mesh(config)
     cfg, length = supervised_model_config(config)
-    rows = [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
+    rows = rows or [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
+    buckets = choose_buckets([len(row.tokens) for row in rows], config.data.buckets)
     model = heads.CausalLM(cfg)
-    buckets = choose_buckets([length], 1)
-    trainer = sft.make_trainer(config, mesh, model, rows, rows, buckets)
-    batch_size = supervised.eval_batch_size(config, mesh)
-    batch = on_mesh(pad_demonstrations(rows[:1], *buckets, batch_size), mesh)
-    return supervised_shapes(
-        trainer,
-        "policy",
-        lambda: sft.eval_step.lower(whole(trainer), batch, model=model),
-        rows_flops(cfg, [length]) + logits_flops(cfg, length),
-    )
+    trainer = sft.make_trainer(config, mesh, model, list(rows), [], buckets)
+    return supervised_shapes(trainer, "policy", functools.partial(sft.eval_step.lower, model=model))
 
 
 def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
@@ -257,30 +234,37 @@ def whole(trainer: SupervisedTrainer) -> dict:
 
 
 def supervised_shapes(
-    trainer: SupervisedTrainer, name: str, lower: Callable[[], jax.stages.Lowered], flops: float
+    trainer: SupervisedTrainer, name: str, lower: Callable[[dict, dict], jax.stages.Lowered]
 ) -> RunShapes:
-    """Shapes of a run that updates the model ``name`` and evaluates it; ``flops`` of one row."""
+    """Shapes of a run that updates the model ``name`` and evaluates it.
+
+    An update is compiled for every width of batches that an epoch has; the evaluation, which
+    ``lower`` is given parameters and batch of, for the longest row.
+    """
     config, mesh, state = trainer.config, trainer.mesh, trainer.abstract
-    batch = on_mesh(trainer.batch(0)[1], mesh, axis=1)
+    epoch = [trainer.batch(n) for n in range(min(trainer.updates_per_epoch, trainer.steps))]
+    steps = {}
+    for width in sorted({width for width, _ in epoch}):
+        batches = [batch for w, batch in epoch if w == width]
+        share = len(batches) / len(epoch)
+        step_name = "train" if share == 1 else f"train_{width}"
+        steps[step_name] = Step(
+            functools.partial(trainer.compile, on_mesh(batches[0], mesh, axis=1)),
+            (state, trainer.frozen),
+            trainer.passes * float(np.mean([*map(trainer.flops, batches)])),
+            (step_name,),
+            share=share,
+        )
+    longest = trainer.train[int(np.argmax(trainer.lengths))]
+    rows = [longest] * supervised.eval_batch_size(config, mesh)
+    held_out = trainer.pad(rows, trainer.buckets[-1])
 
     def compile_evaluation():
         with jax.set_mesh(mesh):
-            return lower().compile()
+            return lower(whole(trainer), on_mesh(held_out, mesh)).compile()
 
-    steps = {
-        "train": Step(
-            lambda: trainer.compile(batch),
-            (state, trainer.frozen),
-            trainer.passes * config.batch_size * flops,
-            ("train",),
-        ),
-        "evaluate": Step(
-            compile_evaluation,
-            whole(trainer),
-            supervised.eval_batch_size(config, mesh) * flops,
-            ("evaluate",),
-        ),
-    }
+    flops = float(trainer.flops(held_out))
+    steps["evaluate"] = Step(compile_evaluation, whole(trainer), flops, ("evaluate",))
     models = {name: state.params} | ({"base": trainer.frozen} if trainer.frozen else {})
     return RunShapes(mesh, models, state.opt_state, 0, steps)
 

@@ -35,6 +35,7 @@ from fgrlhf_jax.plan.shapes import (
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import write_jsonl
 from launch import plan as command
 from launch.shared import process
 
@@ -262,8 +263,9 @@ def test_supervised(config, make_shapes, model, tokens):
     assert train["reused"] == size + plan["optimizer"] - 4  # the last update_rms is not read
     cfg = dataclasses.replace(TINY, vocab_size=config.model.get("vocab_size", TINY.vocab_size))
     columns = config.data.max_length
-    logits = columns if model == "policy" else 0
-    flops = tokens / columns * row_flops(cfg, [columns] * columns, logits)
+    flops = tokens / columns * row_flops(cfg, [columns] * columns, 0)
+    if model == "policy":
+        flops += row_flops(cfg, [], tokens - 1)  # nothing is before the first token
     assert train["model_flops"] == pytest.approx(3 * 16 * flops / 8, rel=1e-12)
     assert evaluate["model_flops"] == pytest.approx(8 * flops / 8, rel=1e-12)
     for step in (train, evaluate):
@@ -304,6 +306,39 @@ def test_rows_of_real_lengths():
     assert all(note.startswith("width_") for note in counts[1]["notes"])
     with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
         ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("rm", rm.get_config("tiny")), ("sft", sft.get_config("tiny"))]
+)
+def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
+    """A program for each width, with the FLOPs of a mean batch and its share of the updates."""
+    sizes = {"batch_size": 8, "mesh": "4,1,2", "data.max_length": 64, "data.buckets": 2}
+    config.update_from_flattened_dict(sizes)
+    names = ("common", "edited", "original") if kind == "rm" else ("prompt", "response")
+    short, long = ((4, 9, 11), (7, 25, 13)) if kind == "rm" else ((4, 20), (5, 40))
+    rows = [dict(zip(names, row, strict=True)) for row in [short] * 24 + [long] * 8]
+    too_long = dict.fromkeys(names, 40)
+    write_jsonl(tmp_path / "rows.jsonl", [too_long, *rows])
+    read = command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
+    assert len(read) == len(rows)
+    shapes = command.SHAPES[kind](config, read)
+    assert [step.share for step in shapes.steps.values()] == [0.75, 0.25, 1]
+    cfg = dataclasses.replace(TINY, vocab_size=config.model.vocab_size)
+    for name, row in {"train_24": short, "train_48": long}.items():
+        if kind == "rm":
+            keys = [k for n in row[1:] for k in [row[0] + n] * (row[0] + n)]
+            flops = row_flops(cfg, keys, 0) - row_flops(cfg, [row[0]] * row[0], 0)
+        else:
+            flops = row_flops(cfg, [sum(row)] * sum(row), row[1])
+        assert shapes.steps[name].flops == pytest.approx(3 * 8 * flops, rel=1e-12)
+    plan = measure_step(shapes.steps["train_48"], 0, 1e9, 8)
+    assert plan["notes"] == ["25% of the updates"]
+    assert plan["stages"]["train_48"]["flops"] == pytest.approx(plan["compiled_flops"] / 4)
+    assert 0.7 < plan["model_flops"] / plan["compiled_flops"] <= 1
+    write_jsonl(tmp_path / "rows.jsonl", [too_long])
+    with pytest.raises(InputError, match=r"all rows are longer than data\.max_length=64"):
+        command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize("rows", [16, 5])
