@@ -76,9 +76,10 @@ def to_study(config: ConfigDict, template: str) -> ConfigDict:
     edits = given.pop("edits")
     if edits:
         given["template"] = template
-        given["judge_name"] = config.judge_name or config.judge.rpartition(":")[2]
     else:
-        given |= {name: config[name] or study[name] for name in ("judge", "judge_name", "template")}
+        if not config.judge:
+            given |= {"judge": study.judge, "judge_name": config.judge_name or study.judge_name}
+        given["template"] = config.template or study.template
     with study.unlocked():
         study.update(given)
         study.files.edits = edits

@@ -76,7 +76,7 @@ GROUPS = {
     },
     "Evaluation": {
         "judge": Field("", 'MODULE:FUNCTION that scores responses; "": no win rates'),
-        "judge_name": Field("", "its name in the report"),
+        "judge_name": Field("", 'its name in the report; "": that of its function'),
         "fluency_model": Field(
             "", 'FOLDER of an untouched model that says how likely responses are; "": none'
         ),
@@ -216,7 +216,6 @@ def study(config):
 def cad(config):
     config.title = "Film reviews, steered by people's edits"
     config.judge = "fgrlhf_jax.feedback.judges.vader:judge"
-    config.judge_name = "VADER"
     config.template = "plain"
     config.max_prompt_length = 48
     config.max_new_tokens = 64
@@ -239,7 +238,6 @@ def cad(config):
 
 def smollm2(config):
     config.title = "SmolLM2-135M, steered by people's edits"
-    config.judge_name = "judge"
     config.template = "chat"
     config.max_prompt_length = 256
     config.max_new_tokens = 64
@@ -262,7 +260,6 @@ def smollm2(config):
 def llama_7b(config):
     config.title = "Fine-grained supervision of LLaMA-7B"
     config.judge = ""
-    config.judge_name = "judge"
     config.sft.config = "configs/sft.py:llama_7b"
     config.rm.config = "configs/rm.py:llama_7b"
     config.imitate.config = "configs/sft.py:llama_7b"

@@ -29,7 +29,7 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
         "config": run_dir.flatten(config.to_dict()),
         "seeds": config.seeds,
         "title": config.title,
-        "judge": config.judge_name if config.judge else "",
+        "judge": config.judge and (config.judge_name or config.judge.rpartition(".")[2]),
         "test_prompts": len(reference),
         "arms": {
             arm: {"label": label, "runs": [read_run(home, arm) for home in homes]}

@@ -60,7 +60,8 @@ def test_without_edits_it_is_done_on_the_embedded_world():
     pipeline.check(study)
     assert (study.embedded, study.judge_name, study.template) == (True, "gold", "plain")
     assert {"sft", "samples"} <= stages_of(study).keys()
-    assert study_of("judge=mine:judge", edits="").judge == "mine:judge"
+    own = study_of("judge=mine:judge", edits="")
+    assert (own.judge, own.judge_name) == ("mine:judge", "")
 
 
 @pytest.mark.parametrize("words", [["budget_amount=100"], ["budget_amount=8", "budget=seconds"]])

@@ -205,6 +205,9 @@ def test_the_report_is_of_what_the_stages_left(folder):
     content = build_report(study)
     row = content["table1"]["ppo_rlhf"]
     assert row["win_rate"] == 1.0
+    assert content["judge"] == "gold"
+    config.judge_name = ""
+    assert gather(config, path, arms, {})["judge"] == "judge:judge"
     assert (row["kl"], row["correction_accuracy"]) == (1.5, 0.7)
     assert row["unfinished"] == pytest.approx(1 / 30)
     assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
