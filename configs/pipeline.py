@@ -104,8 +104,8 @@ GROUPS = {
     "Arms": {
         "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
         "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
-        "arms.*.reward": Field("", "of ppo: a reward model | oracle"),
-        "arms.*.data": Field("edits", f"what it learns from, but of ppo: {_DATA}"),
+        "arms.*.reward": Field("", "of ppo, rloo and grpo: a reward model | oracle"),
+        "arms.*.data": Field("edits", f"what it learns from where it has no reward: {_DATA}"),
         "arms.*.label": Field("", 'its name in the report; "": NAME'),
         "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
         "arms.*.flags": Field("", "yours, which win; {ARM} is the folder of that arm's policy"),

@@ -1,4 +1,4 @@
-"""PPO with token-level or sequence-level rewards: ``--config=configs/ppo.py:MODEL[,LEVEL]``.
+"""PPO, RLOO and GRPO with token or sequence rewards: ``--config=configs/ppo.py:MODEL[,LEVEL]``.
 
 MODEL is one of
 
@@ -19,6 +19,7 @@ from configs.models import make_model_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
 from fgrlhf_jax.models.llama import SIZES
+from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 
 LEVELS = ("token", "sequence")
 
@@ -31,7 +32,7 @@ GROUPS = {
         "judge": Field("", "MODULE:FUNCTION that scores validation responses"),
         "critic": Field(
             "separate",
-            "a copy of the reward model's backbone | a head on the policy",
+            "of ppo: a copy of the reward model's backbone | a head on the policy",
             choices=("separate", "shared"),
         ),
         "reward_normalization": Field(
@@ -47,6 +48,7 @@ GROUPS = {
         "validation": Field("", 'the same; "" splits validation_share off prompts'),
         "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
         "validation_prompts": Field(64, "prompts of an evaluation, at most", at_least=1),
+        "ptx_edits": Field("", "FILE of edits or demonstrations to imitate, as train of SFT"),
         "data.template": Field(
             "",
             'format of a prompt; "": the reward model\'s, or else as in launch.generate',
@@ -58,7 +60,10 @@ GROUPS = {
     },
     "Rollouts and updates": {
         "steps": Field(80, "rollouts, each with its updates", at_least=1),
-        "rollout_batch_size": Field(512, "prompts a step", at_least=1),
+        "rollout_batch_size": Field(512, "responses a step, all samples of a prompt", at_least=1),
+        "samples_per_prompt": Field(
+            0, "responses to each prompt; 0: 4 for rloo and grpo, else 1", at_least=0
+        ),
         "minibatch_size": Field(256, "of them an update", at_least=1),
         "micro_batch_size": Field(
             0,
@@ -70,6 +75,12 @@ GROUPS = {
         "sampling.int8_cache": INT8_CACHE,
     },
     "Algorithm": {
+        "algorithm": Field(
+            "ppo",
+            "ppo: against a critic's values | rloo: against the other samples' returns to go | "
+            "grpo: rewards normalized over a prompt's samples; the last two have no critic",
+            choices=ALGORITHMS,
+        ),
         "kl.coef": Field(0.0067, "KL penalty, in rewards a nat", at_least=0),
         "kl.estimator": Field("k1", "k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS),
         "kl.in_reward": Field(True, "False: rewards without a KL term, as in the paper"),
@@ -84,6 +95,11 @@ GROUPS = {
         ),
         "value_coef": Field(
             0.1, "weight of the value loss in gradients of states that both share", at_least=0
+        ),
+        "ptx_weight": Field(
+            0.0,
+            "weight of the cross-entropy of ptx_edits (PPO-ptx), minibatch_size of them an update",
+            at_least=0,
         ),
         "whiten_rewards": Field(False, "unit variance, mean kept, as AlpacaFarm does"),
         "whiten_advantages": Field(True, "mean 0 and variance 1 in a minibatch"),
@@ -131,8 +147,8 @@ FIELDS = collect_fields(
     CHECKPOINTS,
     DEVICES,
     first="run_dir policy reward_model reward_function judge prompts validation "
-    "data.max_new_tokens steps rollout_batch_size minibatch_size micro_batch_size kl.coef "
-    "optimizer.learning_rate eval_every seed",
+    "data.max_new_tokens algorithm steps rollout_batch_size minibatch_size micro_batch_size "
+    "kl.coef optimizer.learning_rate eval_every seed",
     defaults={
         "run_dir": "runs/ppo",
         "optimizer.learning_rate": 1e-5,

@@ -1,4 +1,4 @@
-"""PPO with token-level or sequence-level rewards.
+"""PPO, RLOO or GRPO with token-level or sequence-level rewards, and edits to imitate beside.
 
 python -m launch.ppo --config=configs/ppo.py:MODEL[,token|sequence] --config.policy=FOLDER
                      --config.reward_model=DIR --config.prompts=FILE [--config.FIELD=VALUE …]
@@ -35,6 +35,12 @@ def check(config) -> None:
             f"rollout_batch_size={config.rollout_batch_size} responses of one step; raise it"
         )
 
+    if bool(config.ptx_weight) != bool(config.ptx_edits):
+        raise InputError(
+            f"ptx_weight={config.ptx_weight:g} and ptx_edits={config.ptx_edits!r}: imitating needs "
+            "both, a weight above 0 and a file; give the other one too, or neither"
+        )
+
 
 def main(config) -> None:
     check(config)
@@ -57,7 +63,8 @@ def main(config) -> None:
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)
-    folder = run(config, sets["train"], sets["validation"])
+    edits = reading.read(config, config.ptx_edits, "responses") if config.ptx_edits else []
+    folder = run(config, sets["train"], sets["validation"], edits)
     print(summary(folder))
 
 

@@ -1,8 +1,9 @@
 """Policy optimisation as pure functions: rewards, advantages, losses. Each is about ONE response.
 
 Callers ``vmap`` over the batch; ``whiten``, ``masked_mean`` and ``explained_variance`` are about
-the whole batch at once. T columns of a response; a mask is True on its real tokens, which come
-first. What stands beyond them, even NaN, reaches no real token's result.
+the whole batch at once, ``leave_one_out`` is about the K samples of one prompt. T columns of a
+response; a mask is True on its real tokens, which come first. What stands beyond them, even NaN,
+reaches no real token's result.
 """
 
 import chex
@@ -19,7 +20,9 @@ def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Arr
     """(x - mu) * rsqrt(var + 1e-8) where ``mask``, 0 elsewhere; mu and var over ``mask`` only.
 
     ``shift_mean=False`` adds mu again: the spread becomes one and the mean stays, as AlpacaFarm
-    whitens rewards.
+    whitens rewards. Of the rewards [K, T] of one prompt's samples it is GRPO's normalization (Shao
+    et al. 2024, arXiv:2402.03300): over all tokens where each has a reward (Section 4.1.3), over
+    the last ones where a response has one (4.1.2).
     """
     mean = masked_mean(x, mask)
     variance = masked_mean(jnp.square(jnp.where(mask, x - mean, 0.0)), mask)
@@ -111,6 +114,35 @@ def gae(
     _, advantage_T = jax.lax.scan(backwards, jnp.float32(0), delta_T, reverse=True)
     advantage_T = jnp.where(response_T, advantage_T, 0.0)
     return advantage_T, advantage_T + value_T
+
+
+def return_to_go(reward_T: jax.Array, response_T: jax.Array, gamma: float) -> jax.Array:
+    """G_t = r_t + gamma G_{t+1}, float32[T], 0 beyond the last real token."""
+    return gae(reward_T, jnp.zeros_like(reward_T), response_T, gamma, 1.0)[0]
+
+
+def leave_one_out(
+    return_KT: jax.Array, response_KT: jax.Array, ended_K: jax.Array | float = 0.0
+) -> jax.Array:
+    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740, Section 3.3), at every position of its own.
+
+    A^i_t = G^i_t - 1 / (K - 1) sum_{j != i} G^j_t. The baseline depends on the other samples only,
+    so that the gradient stays unbiased.
+
+    Args:
+      return_KT: float32, :func:`return_to_go` of the K >= 2 samples of one prompt.
+      response_KT: bool, real tokens; samples may differ in length.
+      ended_K: what a sample counts beyond its end: 0, its return to go, where tokens have rewards;
+        its score where that is the whole response's: then this is RLOO to the letter.
+
+    Returns:
+      float32[K, T], 0 beyond a response's last token.
+    """
+    chex.assert_rank([return_KT, response_KT], 2)
+    ended_KT = jnp.broadcast_to(jnp.reshape(ended_K, (-1, 1)), return_KT.shape)
+    return_KT = jnp.where(response_KT, return_KT, ended_KT)
+    others_KT = jnp.sum(return_KT, axis=0, keepdims=True) - return_KT
+    return jnp.where(response_KT, return_KT - others_KT / (return_KT.shape[0] - 1), 0.0)
 
 
 def policy_loss(

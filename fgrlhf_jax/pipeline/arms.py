@@ -14,9 +14,10 @@ import re
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 
 PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
-LEARNERS = ("sft", *PREFERENCE_LEARNERS, "ppo")
+LEARNERS = ("sft", *PREFERENCE_LEARNERS, *ALGORITHMS)
 BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
 DATA = ("edits", "preferences")  # feedback on the first policy
 _PART = r"([1-9]\d*)_of_([1-9]\d*)"  # the prompts of a round; edits_1_of_3: the edits on them
@@ -150,9 +151,9 @@ def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) 
 
 def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
     """Raises InputError for a learner without what it learns from."""
-    if arm.learner == "ppo" and not arm.reward:
-        raise InputError(f"{field}.reward is empty; ppo needs a reward model's name")
-    if arm.learner != "ppo" and arm.reward:
+    if arm.learner in ALGORITHMS and not arm.reward:
+        raise InputError(f"{field}.reward is empty; {arm.learner} needs a reward model's name")
+    if arm.learner not in ALGORITHMS and arm.reward:
         raise InputError(
             f"{field}.reward={arm.reward}: {arm.learner} learns from data, not rewards; drop it"
         )

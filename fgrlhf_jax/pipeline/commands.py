@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.pipeline.stages import Stage
+from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 
 # Flags of commands that follow from a field of the pipeline, and that field.
 FIELD_OF_FLAG = {
@@ -211,7 +212,7 @@ def _training_stage(
     files = {part: data_files(config, home, member.data, part) for part in ("train", "validation")}
     settings = {"run_dir": home / name, "seed": config.seed + seed, **_prompt_settings(config)}
     learner = "rm" if group == "reward_models" else member.learner
-    if learner == "ppo":
+    if learner in ALGORITHMS:
         kind, command = "ppo", "launch.ppo"
         reward = {"reward_model": home / member.reward}
         if member.reward == arms.ORACLE:
@@ -219,6 +220,7 @@ def _training_stage(
         spec = f"{config.ppo.config},{arms.reward_level(config, name)}"
         settings |= {
             **reward,
+            "algorithm": learner,
             "data.max_new_tokens": config.max_new_tokens,
             "policy": start,
             "prompts": folder / "data" / "ppo.jsonl",

@@ -130,6 +130,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         epochs=config.ppo_epochs,
         scored=bool(frozen.reward_model),
         one_pass=settings.one_pass,
+        imitated=config.ptx_weight and [np.full(config.ppo_epochs * B, n) for n in (P, T)],
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
     rounds: dict[str, dict] = {"score_rollout": {}, "update": {}}
@@ -153,7 +154,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     int8 = config.sampling.int8_cache
     cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=int8)
     models = {**params, **frozen._asdict(), "reward model": frozen.reward_model}
-    models = {name: models[name] for name in MODELS if models[name]}
+    models = {name: models[name] for name in MODELS if models.get(name)}
     return RunShapes(mesh, models, state.opt_state, cache, steps)
 
 

@@ -1,4 +1,4 @@
-"""PPO with token-level rewards, as pure functions of arrays: rollout -> advantages -> update.
+"""PPO, RLOO and GRPO with token-level rewards, as pure functions: rollout -> advantages -> update.
 
 A rollout's row is [prompt | response | padding], from column 0 on: ``start_B`` is where a response
 begins, and its T columns are gathered from there. The policy's log-probability and the critic's
@@ -10,6 +10,7 @@ token-level rewards are treated alike.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.functional.masking import masked_mean
+from fgrlhf_jax.functional.masking import last_token, masked_mean
+
+ALGORITHMS = ("ppo", "rloo", "grpo")
+COMPARING = ("rloo", "grpo")  # the samples of a prompt with one another; the others have no need to
+
+
+def samples_per_prompt(config: ConfigDict) -> int:
+    """Of the config, or else the algorithm's own."""
+    return config.samples_per_prompt or (4 if config.algorithm in COMPARING else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +34,9 @@ class PPOSettings:
     """The numbers and choices that are compiled into the programs; fields of ``configs/ppo.py``.
 
     Attributes:
+      algorithm: one of ALGORITHMS.
+      samples_per_prompt: K; rows of a rollout that follow one another are of the same prompt.
+      level: what has rewards, token or sequence.
       max_new_tokens: T, columns of a response.
       temperature: logits are divided by it, for sampling and for log-probabilities alike.
       widths: columns that micro-batches may have, ascending.
@@ -32,6 +44,9 @@ class PPOSettings:
         as have neither more tokens nor more columns of responses.
     """
 
+    algorithm: str
+    samples_per_prompt: int
+    level: str
     max_new_tokens: int
     temperature: float
     widths: tuple[int, ...]
@@ -50,6 +65,7 @@ class PPOSettings:
     value_coef: float
     whiten_rewards: bool
     whiten_advantages: bool
+    ptx_weight: float = 0.0
     freeze: str = ""
 
     @property
@@ -66,6 +82,7 @@ class PPOSettings:
         return cls(
             **values
             | {
+                "samples_per_prompt": samples_per_prompt(config),
                 "max_new_tokens": config.data.max_new_tokens,
                 "temperature": config.sampling.temperature,
                 "widths": widths,
@@ -186,18 +203,39 @@ def make_experience(
     )
     if settings.whiten_rewards:
         reward_BT = policy_losses.whiten(reward_BT, mask_BT, shift_mean=False)
-    advantage_BT, return_BT = jax.vmap(policy_losses.gae, (0, 0, 0, None, None))(
-        reward_BT, rollout.value_BT, mask_BT, settings.gamma, settings.gae_lambda
-    )
+    advantage_BT, return_BT = advantages(reward_BT, rollout, settings)
     raw_advantage_BT = advantage_BT
     if settings.whiten_advantages:
         advantage_BT = policy_losses.whiten(advantage_BT, mask_BT)
+    metrics = rollout_metrics(rollout, reward_BT, raw_advantage_BT)
+    if settings.algorithm == "ppo":
+        metrics |= {
+            "value/mean": masked_mean(rollout.value_BT, mask_BT),
+            "value/return": masked_mean(return_BT, mask_BT),
+            "value/explained_variance": policy_losses.explained_variance(
+                rollout.value_BT, return_BT, mask_BT
+            ),
+        }
+    names = set(Experience._fields) & set(rollout._fields)
+    arrays = {name: getattr(rollout, name) for name in names}
+    return Experience(**arrays, advantage_BT=advantage_BT, return_BT=return_BT), metrics
+
+
+def rollout_metrics(
+    rollout: Rollout, reward_BT: jax.Array, advantage_BT: jax.Array
+) -> dict[str, jax.Array]:
+    """Means over a rollout.
+
+    Args:
+      reward_BT, advantage_BT: what is learned from, the latter before whitening.
+    """
+    mask_BT = rollout.response_BT
     length_B = jnp.sum(mask_BT, axis=1).astype(jnp.float32)
     total_B = jnp.sum(rollout.reward_BT, axis=1)
     drawn_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.drawn_BT, 0.0)
     # k1 whatever the penalty's estimator: unbiased, and comparable between runs.
     log_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.ref_logprob_BT, 0.0)
-    metrics = {
+    return {
         "debug/sampler_mismatch_kl": masked_mean(
             jnp.expm1(drawn_ratio_BT) - drawn_ratio_BT, mask_BT
         ),
@@ -210,19 +248,43 @@ def make_experience(
         "policy/kl": jnp.mean(jnp.sum(log_ratio_BT, axis=1)),
         "policy/kl_per_token": masked_mean(log_ratio_BT, mask_BT),
         "policy/advantage_rms": jnp.sqrt(
-            masked_mean(jnp.square(jnp.where(mask_BT, raw_advantage_BT, 0.0)), mask_BT)
+            masked_mean(jnp.square(jnp.where(mask_BT, advantage_BT, 0.0)), mask_BT)
         ),
         "response/length": jnp.mean(length_B),
         "response/unfinished": jnp.mean(1.0 - rollout.finished_B),
-        "value/mean": masked_mean(rollout.value_BT, mask_BT),
-        "value/return": masked_mean(return_BT, mask_BT),
-        "value/explained_variance": policy_losses.explained_variance(
-            rollout.value_BT, return_BT, mask_BT
-        ),
     }
-    names = set(Experience._fields) & set(rollout._fields)
-    arrays = {name: getattr(rollout, name) for name in names}
-    return Experience(**arrays, advantage_BT=advantage_BT, return_BT=return_BT), metrics
+
+
+def advantages(
+    reward_BT: jax.Array, rollout: Rollout, settings: PPOSettings
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages, float32[B, T], and returns by the algorithm.
+
+    With rewards of sequences RLOO and GRPO take a whole response, its KL included, as one action.
+    """
+    mask_BT, gamma = rollout.response_BT, settings.gamma
+    if settings.algorithm not in COMPARING:
+        return jax.vmap(policy_losses.gae, (0, 0, 0, None, None))(
+            reward_BT, rollout.value_BT, mask_BT, gamma, settings.gae_lambda
+        )
+    rewarded_BT, ended_B = mask_BT, jnp.zeros(mask_BT.shape[0])
+    if settings.level == "sequence":
+        rewarded_BT, ended_B = jax.vmap(last_token)(mask_BT), jnp.sum(reward_BT, axis=1)
+        reward_BT = jnp.where(rewarded_BT, ended_B[:, None], 0.0)
+    if settings.algorithm == "grpo":
+        reward_BT = by_prompt(policy_losses.whiten, settings, reward_BT, rewarded_BT)
+    return_BT = jax.vmap(policy_losses.return_to_go, (0, 0, None))(reward_BT, mask_BT, gamma)
+    if settings.algorithm == "grpo":
+        return return_BT, return_BT
+    arrays = return_BT, mask_BT, ended_B
+    return by_prompt(policy_losses.leave_one_out, settings, *arrays), return_BT
+
+
+def by_prompt(function: Callable, settings: PPOSettings, *arrays: jax.Array) -> jax.Array:
+    """``function`` of each prompt's samples: of arrays [B, ...], as [K, ...] a prompt."""
+    K = settings.samples_per_prompt
+    result = jax.vmap(function)(*(x.reshape(-1, K, *x.shape[1:]) for x in arrays))
+    return result.reshape(-1, *result.shape[2:])
 
 
 def losses(

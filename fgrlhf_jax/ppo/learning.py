@@ -1,6 +1,8 @@
 """The updates from one rollout: gradients of policy and critic by micro-batches."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,15 @@ from fgrlhf_jax.ppo.algorithm import (
     Experience,
     PPOSettings,
     Rollout,
+    Rows,
     losses,
     make_experience,
 )
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, parts_of
 from fgrlhf_jax.ppo.scoring import predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
+
+GROUPS = {"policy": "policy", "critic": "value"}  # of metrics, by the part that they are of
 
 
 def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Array:
@@ -27,28 +32,60 @@ def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Arra
     return order.reshape(-1, settings.minibatch_size)
 
 
-def tokens_of(batch: Experience) -> jax.Array:
+def tokens_of(batch: Experience | Rows) -> jax.Array:
     """Response tokens of a minibatch, at least 1."""
     return jnp.maximum(jnp.sum(batch.response_BT), 1)
 
 
-def sum_gradients(
+def reinforce(
     params: dict,
-    frozen: Frozen,
     batch: Experience,
+    tokens: jax.Array,
     *,
+    frozen: Frozen,
     models: Architectures,
     settings: PPOSettings,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+    """``algorithm.losses`` of what ``params`` predict, of the parts that they have."""
+    predictions = predict(complete(params, frozen), batch.rows, models=models, settings=settings)
+    return losses(predictions, batch, tokens, tuple(params), settings)
+
+
+def imitate(
+    params: dict,
+    rows: Rows,
+    tokens: jax.Array,
+    *,
+    frozen: Frozen,
+    models: Architectures,
+    settings: PPOSettings,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+    """``ptx_weight`` times the cross-entropy (nats a token, at temperature 1) of demonstrations.
+
+    Ouyang et al. 2022, arXiv:2203.02155, Equation 2.
+    """
+    settings = dataclasses.replace(settings, temperature=1.0)
+    predictions = predict(complete(params, frozen), rows, models=models, settings=settings)
+    loss = jnp.sum(jnp.where(rows.response_BT, -predictions.logprob_BT, 0.0)) / tokens
+    return settings.ptx_weight * loss, ({"ptx/loss": loss}, {})
+
+
+def sum_gradients(
+    params: dict, batch: Experience | Rows, objective: Callable, settings: PPOSettings
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Gradients and metrics of a minibatch, of the parts that ``params`` has, by micro-batches."""
-    parts, tokens = tuple(params), tokens_of(batch)
+    """Gradients and metrics of a minibatch, of the parts that ``params`` has, by micro-batches.
+
+    Args:
+      objective: (params, rows of the batch, its response tokens) -> loss, (sums, maxima); of all
+        micro-batches they sum to the loss of the minibatch.
+    """
+    tokens = tokens_of(batch)
+    length_B = Rows(batch.tokens_BS, batch.start_B, batch.response_BT).length_B
 
     def loss(params, rows, real, width):
-        params = complete(stop_gradients(params, settings.freeze), frozen)
         part = micro_batches.take(batch, rows, width)
         part = part._replace(response_BT=part.response_BT & real[:, None])
-        predictions = predict(params, part.rows, models=models, settings=settings)
-        return losses(predictions, part, tokens, parts, settings)
+        return objective(stop_gradients(params, settings.freeze), part, tokens)
 
     def gradient(rows, real, width):
         grads, (sums, maxima) = jax.grad(loss, has_aux=True)(params, rows, real, width)
@@ -66,7 +103,7 @@ def sum_gradients(
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def every():
-        return micro_batches.fold(add, zeros(), batch.rows.length_B, settings)
+        return micro_batches.fold(add, zeros(), length_B, settings)
 
     # The compiler does not mix what is in a branch with the gradients of another part.
     (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), every, zeros)
@@ -79,6 +116,7 @@ def update(
     rollout: Rollout,
     kl_coef: jax.Array,
     key: jax.Array,
+    demonstrations: Rows | None = None,
     *,
     models: Architectures,
     settings: PPOSettings,
@@ -90,9 +128,11 @@ def update(
     of them are held at a time.
 
     Args:
-      state: its ``params`` have "policy" and "critic".
+      state: its ``params`` have "policy" and, where the algorithm has one, "critic".
       frozen: only what adapters are on is read.
       key: of this rollout; every epoch draws its own permutation from it.
+      demonstrations: arrays [minibatches of all epochs, minibatch, ...], which every minibatch
+        imitates some of; None: none.
       optimizer: ``programs.by_part``.
 
     Returns:
@@ -103,24 +143,27 @@ def update(
     static = {"models": models, "settings": settings}
     if settings.one_pass:
         state, rollout_metrics, metrics = update_in_one_pass(
-            state, frozen, rollout, kl_coef, optimizer=optimizer, **static
+            state, frozen, rollout, kl_coef, demonstrations, optimizer=optimizer, **static
         )
         metrics = jax.tree.map(lambda x: x[None], metrics)
     else:
         experience, rollout_metrics = make_experience(rollout, kl_coef, settings)
+        objective = functools.partial(reinforce, frozen=frozen, **static)
 
-        def update_on(state: TrainState, rows):
+        def update_on(state: TrainState, minibatch):
+            rows, imitated = minibatch
             batch = jax.tree.map(lambda x: x[rows], experience)
             metrics = {}
             for names in parts_of(models):
                 params = {name: state.params[name] for name in names}
-                grads, new = sum_gradients(params, frozen, batch, **static)
+                grads, new = sum_gradients(params, batch, objective, settings)
+                grads, more = add_imitation(grads, params, frozen, imitated, **static)
                 state, norms = apply_part(state, grads, optimizer, settings)
-                metrics |= new | norms
+                metrics |= new | more | norms
             return state, metrics
 
         rows = minibatch_rows(key, experience.tokens_BS.shape[0], settings)
-        state, metrics = jax.lax.scan(update_on, state, rows)
+        state, metrics = jax.lax.scan(update_on, state, (rows, demonstrations))
     first = {
         "debug/initial_log_ratio": metrics.pop("log_ratio_max")[0],
         "debug/initial_kl": metrics["policy/approx_kl"][0],
@@ -128,11 +171,24 @@ def update(
     return state, rollout_metrics | jax.tree.map(jnp.mean, metrics) | first
 
 
+def add_imitation(
+    grads: dict, params: dict, frozen: Frozen, demonstrations: Rows | None, **static
+) -> tuple[dict, dict[str, jax.Array]]:
+    """The gradients with those of :func:`imitate` in the policy's, and its metrics."""
+    if demonstrations is None or "policy" not in params:
+        return grads, {}
+    objective = functools.partial(imitate, frozen=frozen, **static)
+    policy = {"policy": params["policy"]}
+    more, metrics = sum_gradients(policy, demonstrations, objective, static["settings"])
+    return grads | {"policy": jax.tree.map(jnp.add, grads["policy"], more["policy"])}, metrics
+
+
 def update_in_one_pass(
     state: TrainState,
     frozen: Frozen,
     rollout: Rollout,
     kl_coef: jax.Array,
+    demonstrations: Rows | None = None,
     *,
     models: Architectures,
     settings: PPOSettings,
@@ -153,22 +209,28 @@ def update_in_one_pass(
         params = complete(stop_gradients(params, settings.freeze), frozen)
         return predict(params, rollout.rows, **static)
 
-    predictions, backward = jax.vjp(apply, {name: state.params[name] for name in first})
+    params = {name: state.params[name] for name in first}
+    predictions, backward = jax.vjp(apply, params)
     old = {"logprob_BT": predictions.logprob_BT}
     if "critic" in first:
         old["value_BT"] = predictions.value_BT
     experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
     loss = functools.partial(losses, parts=first, settings=settings)
     gradient = jax.grad(loss, has_aux=True)
-    cotangents, (sums, maxima) = gradient(predictions, experience, tokens_of(experience))
-    state, norms = apply_part(state, *backward(cotangents), optimizer, settings)
-    metrics = sums | maxima | norms
+    tokens = tokens_of(experience)
+    cotangents, (sums, maxima) = gradient(predictions, experience, tokens)
+    (grads,) = backward(cotangents)
+    imitated = jax.tree.map(lambda x: x[0], demonstrations)
+    grads, more = add_imitation(grads, params, frozen, imitated, **static)
+    state, norms = apply_part(state, grads, optimizer, settings)
+    metrics = sums | maxima | more | norms
     # Always true, but known with the policy's gradients only: its activations are gone by then.
     is_next = metrics["policy/grad_norm"] != -1.0
     experience = experience._replace(response_BT=experience.response_BT & is_next)
+    objective = functools.partial(reinforce, frozen=frozen, **static)
     for names in others:
         params = {name: state.params[name] for name in names}
-        grads, new = sum_gradients(params, frozen, experience, **static)
+        grads, new = sum_gradients(params, experience, objective, settings)
         state, norms = apply_part(state, grads, optimizer, settings)
         metrics |= new | norms
     return state, rollout_metrics, metrics
@@ -183,9 +245,8 @@ def apply_part(
     """
     part = TrainState(*({name: tree[name] for name in grads} for tree in state))
     part = apply_gradients(part, grads, optimizer)
-    groups = {"policy": "policy", "critic": "value"}
     weights, metrics = {"policy": 1.0, "critic": settings.value_coef or 1.0}, {}
     for name, grad in grads.items():
-        metrics[f"{groups[name]}/grad_norm"] = optax.tree.norm(grad) / weights[name]
-        metrics[f"{groups[name]}/update_rms"] = update_rms(part.opt_state[name])
+        metrics[f"{GROUPS[name]}/grad_norm"] = optax.tree.norm(grad) / weights[name]
+        metrics[f"{GROUPS[name]}/update_rms"] = update_rms(part.opt_state[name])
     return TrainState(state.params | part.params, state.opt_state | part.opt_state), metrics

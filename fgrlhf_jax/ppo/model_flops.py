@@ -7,7 +7,14 @@ from fgrlhf_jax.ppo.models import Architectures
 
 
 def model_flops(
-    models: Architectures, prompts, responses, *, epochs: int, scored: bool, one_pass: bool = False
+    models: Architectures,
+    prompts,
+    responses,
+    *,
+    epochs: int,
+    scored: bool,
+    one_pass: bool = False,
+    imitated=None,
 ) -> dict[str, float]:
     """FLOPs of each program for rows of these tokens, over all devices.
 
@@ -16,14 +23,21 @@ def model_flops(
       epochs: passes of the update over the rollout.
       scored: whether a reward model gives the rewards.
       one_pass: whether the update alone predicts what the policy does.
+      imitated: tokens of prompts and of responses that are imitated beside, if any.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
-    forward = rows_flops(cfg, rows) + logits_flops(cfg, np.sum(responses, dtype=float))
+
+    def of_policy(prompts, responses) -> float:
+        logits = logits_flops(cfg, np.sum(responses, dtype=float))
+        return rows_flops(cfg, np.add(prompts, responses).ravel()) + logits
+
+    forward = of_policy(prompts, responses)
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
+    beside = of_policy(*imitated) if imitated else 0.0
     score = rows_flops(models.reward_model.cfg, rows) if scored else 0.0
     predicted = value if one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + predicted + score,
-        "update": (2 if models.lora else 3) * epochs * (forward + value),
+        "update": (2 if models.lora else 3) * (epochs * (forward + value) + beside),
     }

@@ -22,11 +22,12 @@ class Architectures(NamedTuple):
 
     Attributes:
       policy: also the reference's.
-      critic: None where the value is a head on the policy's own states.
+      critic: None where the value is a head on the policy's own states, or there is none.
       reward_model, meta: None where a function gives the rewards.
       lora: the policy's adapter; None where all of its parameters are trained.
       adapted: whether the policy starts from an adapter, which the reference then has too.
       reward_lora: the reward model's adapter on the policy's base; None where it is held whole.
+      has_values: whether the algorithm has a critic, of its own or as a head.
     """
 
     policy: heads.CausalLM
@@ -36,6 +37,7 @@ class Architectures(NamedTuple):
     lora: Lora | None = None
     adapted: bool = False
     reward_lora: Lora | None = None
+    has_values: bool = True
 
     @property
     def critic_lora(self) -> Lora | None:
@@ -104,8 +106,8 @@ def make_architectures(
 ) -> Architectures:
     """The modules of a policy with ``cfg`` and of this reward model.
 
-    The critic is as large as the reward model, or else as the policy; with ``critic=shared`` there
-    is none.
+    The critic is as large as the reward model, or else as the policy; with ``critic=shared``, and
+    for an algorithm without one, there is none.
 
     Raises:
       InputError: for adapters that do not go with ``config.lora``.
@@ -125,9 +127,14 @@ def make_architectures(
             held = reward_model and not config.reward_function
             critic_cfg = reward_model.cfg if held else cfg
             critic_cfg = dataclasses.replace(critic_cfg, lora_scale=adapters.scale)
-    critic = None if config.critic == "shared" else heads.TokenValueModel(critic_cfg, "after")
-    policy = heads.CausalLM(cfg)
-    return Architectures(policy, critic, reward_model, meta, adapters, adapted, reward_lora)
+    has_values, critic = config.algorithm == "ppo", None
+    if has_values and config.critic == "separate":
+        critic = heads.TokenValueModel(critic_cfg, "after")
+    return Architectures(
+        heads.CausalLM(cfg),
+        critic,
+        *(reward_model, meta, adapters, adapted, reward_lora, has_values),
+    )
 
 
 def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
@@ -175,6 +182,8 @@ def has_same_base(policy: str, adapter: str) -> bool:
 
 def parts_of(models: Architectures) -> list[tuple[str, ...]]:
     """What is updated at a time: together where they share states."""
+    if not models.has_values:
+        return [("policy",)]
     return [("policy", "critic")] if models.critic is None else [("policy",), ("critic",)]
 
 
@@ -203,8 +212,10 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
 
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:
-    """{"policy", "critic"}: shapes, dtypes and shardings of what is trained."""
+    """{"policy", "critic"}, or {"policy"}: shapes, dtypes and shardings of what is trained."""
     policy = lora.trained(heads.abstract_params(models.policy, mesh), models.lora, mesh)
+    if not models.has_values:
+        return {"policy": policy}
     if models.critic is None:
         model = heads.TokenValueModel(models.policy.cfg, "after")
         head = heads.abstract_params(model, mesh)["head"]
@@ -242,33 +253,37 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Fr
 
 
 def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dict:
-    """The policy's checkpoint, and a critic with a head of zeros.
+    """The policy's checkpoint and, for an algorithm that has one, a critic with a head of zeros.
 
     The critic's backbone is a copy of the reward model's (of the policy's, where a function gives
     the rewards), or it has none of its own. Adapters are those of the checkpoints, or fresh ones.
     """
-    abstract = abstract_params(models, mesh)
+    abstract, key = abstract_params(models, mesh), jax.random.key(config.seed)
+    if models.lora:
+        policy = hf_load.initial_adapter(config.policy, key, abstract["policy"]["lora"])
+        params = {"policy": {"lora": policy}}
+    else:
+        params = {"policy": hf_load.load_params(config.policy, abstract["policy"])}
+    if models.has_values:
+        params["critic"] = _initial_critic(config, models, abstract["critic"], key)
+    return params
 
+
+def _initial_critic(
+    config: ConfigDict, models: Architectures, abstract: dict, key: jax.Array
+) -> dict:
     def zeros(leaf):
         make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
         return jax.jit(make, out_shardings=leaf.sharding)()
 
-    key = jax.random.key(config.seed)
-    critic = {"head": jax.tree.map(zeros, abstract["critic"]["head"])}
-    if models.lora:
-        policy = hf_load.initial_adapter(config.policy, key, abstract["policy"]["lora"])
-        if models.critic is not None:
-            shapes, key = {"lora": abstract["critic"]["lora"]}, jax.random.fold_in(key, 1)
-            if models.reward_lora:
-                critic |= hf_load.load_params(config.reward_model, shapes)
-            else:
-                critic["lora"] = lora.init_adapter(key, shapes["lora"])
-        return {"policy": {"lora": policy}, "critic": critic}
-    policy = hf_load.load_params(config.policy, abstract["policy"])
-    if models.critic is not None:
-        path = config.policy if models.reward_model is None else config.reward_model
-        critic |= hf_load.load_params(path, {"backbone": abstract["critic"]["backbone"]})
-    return {"policy": policy, "critic": critic}
+    critic = {"head": jax.tree.map(zeros, abstract["head"])}
+    others = {name: tree for name, tree in abstract.items() if name != "head"}
+    if not others:
+        return critic
+    if models.lora and not models.reward_lora:
+        return critic | {"lora": lora.init_adapter(jax.random.fold_in(key, 1), others["lora"])}
+    path = config.policy if models.reward_model is None else config.reward_model
+    return critic | hf_load.load_params(path, others)
 
 
 def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[Frozen, str]:

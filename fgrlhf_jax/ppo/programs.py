@@ -20,7 +20,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
 from fgrlhf_jax.models.sampling import DecodingWeights, Sampled
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
+from fgrlhf_jax.ppo.algorithm import COMPARING, PPOSettings, Rollout, Rows, samples_per_prompt
 from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, complete
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
@@ -48,11 +48,13 @@ class Program(NamedTuple):
             return jitted.lower(*self.arguments)
 
 
-def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, np.ndarray]:
-    """One AdamW for the policy and one for the critic, and both learning rates of every PPO step.
+def make_optimizer(
+    config: ConfigDict,
+) -> tuple[optax.GradientTransformation, dict[str, np.ndarray]]:
+    """One AdamW for the policy and one for the critic, and the learning rates of every step.
 
     Returns:
-      The optax transformation, and float[steps, 2]: the rates of each step's first update.
+      The optax transformation, and float[steps] by part: the rates of each step's first update.
     """
     options = config.optimizer.to_dict()
     per_step = config.ppo_epochs * (config.rollout_batch_size // config.minibatch_size)
@@ -61,15 +63,19 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, np
     name, peak = options.pop("schedule"), options.pop("learning_rate")
     critic_peak = options.pop("critic_learning_rate") or peak
     freeze = options.pop("freeze")
-    rates = [optim.schedule(name, p, updates, warmup) for p in (peak, critic_peak)]
-    policy, critic = (optim.adamw(rate, freeze=freeze, **options) for rate in rates)
-    # value_coef weighs what both losses do to shared states. The critic's own gradients, alone in
-    # their optimizer, it would only hide from clip_norm and eps.
-    critic = optax.chain(optax.scale(1 / (config.value_coef or 1)), critic)
-    optimizer = by_part({"policy": policy, "critic": critic})
+    peaks = {"policy": peak}
+    if config.algorithm == "ppo":
+        peaks["critic"] = critic_peak
+    rates = {part: optim.schedule(name, p, updates, warmup) for part, p in peaks.items()}
+    parts = {part: optim.adamw(rate, freeze=freeze, **options) for part, rate in rates.items()}
+    if "critic" in parts:
+        # value_coef weighs what both losses do to shared states. The critic's own gradients, alone
+        # in their optimizer, it would only hide from clip_norm and eps.
+        scale = optax.scale(1 / (config.value_coef or 1))
+        parts["critic"] = optax.chain(scale, parts["critic"])
     first_updates = jnp.arange(config.steps) * per_step
-    table = np.stack([np.asarray(jax.vmap(rate)(first_updates)) for rate in rates], axis=1)
-    return optimizer, table
+    table = {part: np.asarray(jax.vmap(rate)(first_updates)) for part, rate in rates.items()}
+    return by_part(parts), table
 
 
 def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
@@ -90,7 +96,26 @@ def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTra
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError where sizes of batches do not divide one another, or not over a mesh."""
+    """Raises InputError where sizes of batches do not divide one another, or not over a mesh.
+
+    And where there are too few samples of a prompt for the algorithm to compare, or a kind of
+    critic for one that has none.
+    """
+    samples = samples_per_prompt(config)
+    if config.algorithm in COMPARING and samples < 2:
+        raise InputError(
+            f"samples_per_prompt={samples}: algorithm={config.algorithm} compares the samples of a "
+            "prompt; give at least 2"
+        )
+    if config.algorithm != "ppo" and config.critic != "separate":
+        raise InputError(
+            f"critic={config.critic}: algorithm={config.algorithm} has no critic; drop the flag"
+        )
+    if config.rollout_batch_size % samples:
+        raise InputError(
+            f"rollout_batch_size={config.rollout_batch_size} is not a multiple of "
+            f"samples_per_prompt={samples}"
+        )
     micro = config.micro_batch_size or config.minibatch_size
     sharding.check_batch(mesh, micro)
     names = ("rollout_batch_size", "minibatch_size", "micro_batch_size")
@@ -125,7 +150,7 @@ def make(
     layer_weights: (policy, base, number) -> one of DecodingWeights.layers
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
-    update: (state, Frozen, Rollout, kl_coef, key) -> state, metrics
+    update: (state, Frozen, Rollout, kl_coef, key, demonstrations) -> state, metrics
     """
     check_sizes(config, mesh)
     widths = widths or (prompt_width + config.data.max_new_tokens,)
@@ -180,7 +205,7 @@ def make(
         ),
         "update": Program(
             functools.partial(learning.update, optimizer=optimizer, **static),
-            (state, frozen, rollout, scalar, key),
+            (state, frozen, rollout, scalar, key, _demonstrations(settings, mesh)),
             mesh,
             donated=(0,),
             out_shardings=(layout, replicated),
@@ -202,6 +227,20 @@ def decoding_weights(
         for number in range(models.policy.cfg.num_layers)
     )
     return DecodingWeights(compiled["outer_weights"](policy, base), tuple(layers))
+
+
+def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:
+    """What a step imitates, as shapes; see ``imitation.draw``."""
+    if not settings.ptx_weight:
+        return None
+    size, by_rows = settings.minibatch_size, sharding.batch_sharding(mesh, axis=1)
+    updates = settings.ppo_epochs * (settings.rollout_batch_size // size)
+    kinds = (jnp.int32, settings.widths[-1]), (jnp.int32,), (bool, settings.max_new_tokens)
+    arrays = (
+        jax.ShapeDtypeStruct((updates, size, *shape), dtype, sharding=by_rows)
+        for dtype, *shape in kinds
+    )
+    return Rows(*arrays)
 
 
 def _abstract_arrays(B: int, P: int, T: int, by_rows: NamedSharding):

@@ -80,6 +80,13 @@ def key_of(seed: int, purpose: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
+def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
+    """int[size]: the rows of a step, a fresh permutation every epoch; a pure function."""
+    epoch, batch = divmod(step, count // size)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[batch * size : (batch + 1) * size]
+
+
 def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
     """The prompt template of a run.
 
@@ -154,7 +161,7 @@ def roll_out(
     Args:
       params: of policy and critic.
       normalization: of the reward model's rewards; a function's are taken as they are.
-      prompts: as many as ``rollout_batch_size``.
+      prompts: as many as ``rollout_batch_size``; to learn from, each as often as it has samples.
       learning: whether an update follows, see ``algorithm.score_rollout``.
     """
     clock = time.perf_counter()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,14 +15,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import attention, hf_load, hf_save
 from fgrlhf_jax.models.cards import Origin, format_figures
-from fgrlhf_jax.ppo import micro_batches, programs, rollout
+from fgrlhf_jax.ppo import imitation, learning, micro_batches, programs, rollout
 from fgrlhf_jax.ppo import models as ppo_models
-from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.ppo.algorithm import PPOSettings, samples_per_prompt
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
@@ -35,12 +37,13 @@ from fgrlhf_jax.training import run as training
 HIGH_KL = 100.0  # nats a response: a run without a limit warns from half of it on
 
 
-def run(config: ConfigDict, train: list, validation: list) -> Path:
+def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ()) -> Path:
     """Trains as ``config`` says; goes on where an earlier start stopped.
 
     Args:
       config: ``configs/ppo.py``.
       train, validation: records with the prompts to learn from, and to evaluate on.
+      edits: records to imitate, where ``config.ptx_weight`` is above 0.
 
     Returns:
       The run folder, with ``export`` in it, and where ``validation`` has edits ``eval.json`` with
@@ -57,6 +60,36 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     models = ppo_models.read_architectures(config)
     supervised.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(models, mesh))
     tokenizer = ppo_models.read_tokenizer(config, models)
+    template = read_template(config, models, tokenizer)
+    prompts = {
+        name: rollout.encode(name, rows, config, models, tokenizer, template)
+        for name, rows in (("train", train), ("validation", validation))
+    }
+    check_prompts(config, prompts)
+    imitated = imitation.encode(edits, config, tokenizer, template) if config.ptx_weight else []
+
+    def load_functions() -> None:
+        for path in filter(None, (config.reward_function, config.judge)):
+            user_function.load(path)
+
+    multihost.from_first(load_functions)
+    trainer = PPOTrainer(config, mesh, models, tokenizer, prompts, imitated)
+    trainer.folder = run_dir.open_run(config)
+    step, params = training.run(config, trainer, trainer.folder)
+    policy = params["policy"]
+    if models.lora:  # the base is what it was, also where a run had only its export to make
+        policy = trainer.frozen.base | policy
+    shown = [row for row in validation if isinstance(row, Edit)]
+    corrections = trainer.correct(policy, shown, template)
+    figures = read_figures(trainer.folder, step) | correction.card_figures(corrections)
+    note = export(trainer, policy, step, template, format_figures(figures))
+    result = {"corrections": corrections} if corrections else None
+    run_dir.finish(trainer.folder, step, note, result)
+    return trainer.folder
+
+
+def read_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
+    """That of ``rollout.resolve_template``; prints what is unusual about it."""
     template = rollout.resolve_template(config, models, tokenizer)
     learned = hf_load.learned_template(config.policy)
     if learned not in ("", template):
@@ -64,16 +97,18 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
     ends = hf_load.end_ids(config.policy, tokenizer)
     if note := templates.check_end_of_turn(tokenizer, template, ends):
         print(f"policy={config.policy}: {note}")
-    prompts = {
-        name: rollout.encode(name, rows, config, models, tokenizer, template)
-        for name, rows in (("train", train), ("validation", validation))
-    }
-    if len(prompts["train"].ids) < config.rollout_batch_size:
-        raise InputError(
-            f"rollout_batch_size={config.rollout_batch_size} is more than the "
-            f"{len(prompts['train'].ids)} prompts there are; lower it or give more prompts"
-        )
+    return template
 
+
+def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
+    """Raises InputError for too few to learn from; prints that there are few to evaluate on."""
+    count, samples = len(prompts["train"].ids), samples_per_prompt(config)
+    if count * samples < config.rollout_batch_size:
+        times = f", {samples} times each" if samples > 1 else ""
+        raise InputError(
+            f"rollout_batch_size={config.rollout_batch_size} is more than the {count} prompts "
+            f"there are{times}; lower it or give more prompts"
+        )
     wanted, count = config.validation_prompts, len(prompts["validation"].ids)
     if count < wanted:
         print(
@@ -81,40 +116,27 @@ def run(config: ConfigDict, train: list, validation: list) -> Path:
             "for more give --config.validation or a larger validation_share"
         )
 
-    def load_functions() -> None:
-        for path in filter(None, (config.reward_function, config.judge)):
-            user_function.load(path)
 
-    multihost.from_first(load_functions)
-    trainer = PPOTrainer(config, mesh, models, tokenizer, prompts)
-    trainer.folder = run_dir.open_run(config)
-    step, params = training.run(config, trainer, trainer.folder)
-    policy, adapter = params["policy"], None if config.export.merged else models.lora
-    if models.lora:  # the base is what it was, also where a run had only its export to make
-        policy = trainer.frozen.base | policy
-    edits = [row for row in validation if isinstance(row, Edit)]
-    corrections = trainer.correct(policy, edits, template)
-    figures = read_figures(trainer.folder, step) | correction.card_figures(corrections)
-    note = hf_save.save(
+def export(trainer: "PPOTrainer", policy: dict, step: int, template: str, figures: str) -> str:
+    """Writes the policy of a step as a Hugging Face folder; a note as of ``hf_save.save``."""
+    config = trainer.config
+    return hf_save.save(
         trainer.folder / "export",
         policy,
-        models.policy.cfg,
-        tokenizer,
+        trainer.models.policy.cfg,
+        trainer.tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
         origin=Origin(
             config.policy,
             config.prompts,
-            format_figures(figures),
+            figures,
             config.reward_function or config.reward_model,
             trainer.base_digest,
         ),
         extra={"data": {"template": template}, "step": step},
-        adapter=adapter,
+        adapter=None if config.export.merged else trainer.models.lora,
     )
-    result = {"corrections": corrections} if corrections else None
-    run_dir.finish(trainer.folder, step, note, result)
-    return trainer.folder
 
 
 def read_figures(folder: Path, step: int) -> dict[str, float]:
@@ -140,15 +162,17 @@ class PPOTrainer:
         models: Architectures,
         tokenizer,
         prompts: dict[str, Prompts],
+        demonstrations: Sequence[Demonstration] = (),
     ):
         self.config, self.mesh, self.models, self.tokenizer = config, mesh, models, tokenizer
-        self.prompts, self.steps = prompts, config.steps
+        self.prompts, self.demonstrations, self.steps = prompts, demonstrations, config.steps
         self.eval_every, self.patience = config.eval_every or config.steps, 0
         self.overlaps = False  # the next rollout needs the updated policy
         self.bar = {"reward/mean": ".3f", "policy/kl": ".2f"}
         lengths = [len(ids) for part in prompts.values() for ids in part.ids]
+        lengths += [row.prompt_length for row in demonstrations]
         widths = micro_batches.row_widths(lengths, config.data.max_new_tokens)
-        self.prompt_width = max(lengths)
+        self.prompt_width, self.width = max(lengths), widths[-1]
         self.one_pass = PPOSettings.from_config(config, widths).one_pass
         self.optimizer, self.learning_rates = programs.make_optimizer(config)
         self.programs = programs.make(
@@ -161,7 +185,10 @@ class PPOTrainer:
             widths=widths,
         )
         self.abstract = self.programs["update"].arguments[0]
-        ids = json.dumps([part.ids for part in prompts.values()])
+        rows = [part.ids for part in prompts.values()]
+        if demonstrations:
+            rows.append([[row.prompt_length, *row.tokens.tolist()] for row in demonstrations])
+        ids = json.dumps(rows)
         self.data = hashlib.sha256(ids.encode()).hexdigest()[:16]
         self.memory = {"kl_coef": config.kl.coef, "stopped_at": None, "samples": {}}
         self.checked, self.base_digest = False, ""
@@ -217,25 +244,26 @@ class PPOTrainer:
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         """A rollout with the current policy, and all updates from it."""
         config, prompts, kl_coef = self.config, self.prompts["train"], self.memory["kl_coef"]
-        rows = rows_of_step(
-            len(prompts.ids), config.rollout_batch_size, seed=config.seed, step=step
-        )
+        samples, size = samples_per_prompt(config), config.rollout_batch_size
+        rows = rollout.rows_of_step(len(prompts.ids), size // samples, seed=config.seed, step=step)
         responses = rollout.roll_out(
             self.context,
             state.params,
             Normalization(**self.memory["normalization"]),
-            prompts.take(rows),
+            prompts.take(np.repeat(rows, samples)),
             rollout.key_of(config.seed, rollout.SAMPLE, step),
             learning=True,
         )
         clock = time.perf_counter()
         with jax.set_mesh(self.mesh):
+            imitated = imitation.draw(self.demonstrations, config, self.width, step)
             state, metrics = self.context.programs["update"](
                 state,
                 self.frozen,
                 responses.rollout,
                 np.float32(kl_coef),
                 rollout.key_of(config.seed, rollout.SHUFFLE, step),
+                sharding.put_batch(imitated, self.mesh, axis=1),
             )
         metrics = metric_log.to_floats(metrics)
         seconds = responses.seconds | {"update": time.perf_counter() - clock}
@@ -247,11 +275,14 @@ class PPOTrainer:
             epochs=config.ppo_epochs,
             scored=bool(self.frozen.reward_model),
             one_pass=self.one_pass,
+            imitated=imitated and (imitated.start_B, imitated.response_BT.sum(axis=-1)),
         )
         metrics |= {
             "policy/kl_coef": kl_coef,
-            "policy/learning_rate": float(self.learning_rates[step, 0]),
-            "value/learning_rate": float(self.learning_rates[step, 1]),
+            **{
+                f"{learning.GROUPS[part]}/learning_rate": float(rates[step])
+                for part, rates in self.learning_rates.items()
+            },
             "tokens": tokens,
             "model_flops": sum(flops.values()),
             **{f"time/{name}": s for name, s in seconds.items()},
@@ -324,13 +355,6 @@ class PPOTrainer:
         if self.config.best_metric == "last":
             return -np.inf
         return evaluation.get("validation/score", evaluation["validation/reward"])
-
-
-def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
-    """int[size]: the prompts of a step, a fresh permutation every epoch; a pure function."""
-    epoch, batch = divmod(step, count // size)
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return order[batch * size : (batch + 1) * size]
 
 
 def check_first(

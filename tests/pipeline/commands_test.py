@@ -15,6 +15,7 @@ from fgrlhf_jax.pipeline.arms import (
     selected,
 )
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
+from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from launch import pipeline
 from launch.shared import config_files
 
@@ -104,10 +105,13 @@ def test_arms_of_ones_own():
 
 def test_every_learner_has_its_command():
     learners = {f"arms__{each}__learner": each for each in LEARNERS[1:]}
-    config = make_config(run_arms=",".join(LEARNERS[1:]), arms__ppo__reward="rm_token", **learners)
+    rewards = {f"arms__{each}__reward": "rm_token" for each in ALGORITHMS}
+    config = make_config(run_arms=",".join(LEARNERS[1:]), **rewards, **learners)
     made = {s.name.removeprefix("seed_0/"): s for s in build_stages(config, RUN)}
     pipeline.check_commands([*made.values()])
-    assert made["ppo"].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
+    for name in ALGORITHMS:
+        assert made[name].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
+        assert fields_of(made[name])["algorithm"] == name
     for name in PREFERENCE_LEARNERS:
         assert made[name].command[:2] == ("launch.dpo", f"--config=configs/dpo.py:tiny,{name}")
         assert fields_of(made[name])["policy"] == "run/sft/export"

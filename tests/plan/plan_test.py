@@ -191,6 +191,10 @@ def test_what_there_is_depends_on_the_config():
     assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
     own = ppo_shapes(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
+    others = [
+        x.models.keys() for x in map(ppo_shapes, (ppo_config(), ppo_config(algorithm="rloo")))
+    ]
+    assert others[0] - others[1] == {"critic"}
     flops = [x.steps["score_rollout"].flops for x in (own, ppo_shapes(ppo_config()))]
     assert flops[0] < flops[1]
     half = {"inference_dtype": "bfloat16", "model.dtype": "bfloat16"}

@@ -119,6 +119,24 @@ PPO = [
         {"rollout_batch_size": 24, "minibatch_size": 16, "micro_batch_size": 8},
         "rollout_batch_size=24 is not a multiple of minibatch_size=16",
     ),
+    (
+        {"algorithm": "rloo", "samples_per_prompt": 1},
+        "samples_per_prompt=1: algorithm=rloo compares the samples of a prompt; give at least 2",
+    ),
+    (
+        {"algorithm": "grpo", "critic": "shared"},
+        "critic=shared: algorithm=grpo has no critic; drop",
+    ),
+    ({"ptx_weight": 1.0}, "ptx_weight=1 and ptx_edits='': imitating needs both, a weight above 0"),
+    (
+        {"ptx_weight": 1.0, "ptx_edits": "edits.jsonl"},
+        "edits.jsonl: there is no such file",
+    ),
+    ({"samples_per_prompt": 3}, "rollout_batch_size=16 is not a multiple of samples_per_prompt=3"),
+    (
+        {"algorithm": "grpo", "rollout_batch_size": 192, "kl__target": 0.0},
+        "rollout_batch_size=192 is more than the 40 prompts there are, 4 times each; lower it or",
+    ),
     ({"generation_mesh": "1,1,4"}, "generation_mesh='1,1,4' makes 4 devices and there are 8; ch"),
     (
         {"kl__target": 2.0, "kl__horizon": 15},

@@ -14,7 +14,7 @@ from processes import Process
 from rm_cases import rows, saved, without_clock
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.ppo import rollout, train
+from fgrlhf_jax.ppo import rollout
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
@@ -96,7 +96,7 @@ FORGOTTEN = {
     "policy's moments": lambda: forget("opt_state", "policy"),
     "critic's moments": lambda: forget("opt_state", "critic"),
     "KL coefficient": forget_coefficient,
-    "data position": lambda: from_the_start(train, "rows_of_step"),
+    "data position": lambda: from_the_start(rollout, "rows_of_step"),
     "random keys": lambda: from_the_start(rollout, "key_of"),
 }
 

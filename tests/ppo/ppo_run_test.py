@@ -195,12 +195,12 @@ def test_a_template_that_the_policy_has_not_learned_is_reported(world, tmp_path,
 
 
 def test_every_epoch_has_all_prompts_in_an_order_of_its_own():
-    steps = [train.rows_of_step(40, 16, seed=3, step=step) for step in range(8)]
+    steps = [rollout.rows_of_step(40, 16, seed=3, step=step) for step in range(8)]
     for epoch in range(4):
         assert len({*steps[2 * epoch], *steps[2 * epoch + 1]}) == 32
     assert len({tuple(rows) for rows in steps}) == 8
-    np.testing.assert_array_equal(train.rows_of_step(40, 16, seed=3, step=5), steps[5])
-    assert {*train.rows_of_step(40, 16, seed=4, step=5)} != {*steps[5]}
+    np.testing.assert_array_equal(rollout.rows_of_step(40, 16, seed=3, step=5), steps[5])
+    assert {*rollout.rows_of_step(40, 16, seed=4, step=5)} != {*steps[5]}
 
 
 # Peer faults 6 and 8

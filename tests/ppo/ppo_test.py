@@ -16,7 +16,7 @@ import tiny_cases
 from fgrlhf_jax.functional.masking import masked_mean
 from fgrlhf_jax.models import heads, llama, sampling
 from fgrlhf_jax.ppo import algorithm, learning, micro_batches, scoring
-from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout
+from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout, Rows
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
@@ -95,10 +95,28 @@ def fresh_state() -> TrainState:
     return TrainState(PARAMS, OPTIMIZER.init(PARAMS))
 
 
-def learn(rollout: Rollout, state: TrainState | None = None, seed: int = 5, **changes):
-    key = jax.random.key(seed)
+def learn(
+    rollout: Rollout,
+    state: TrainState | None = None,
+    seed: int = 5,
+    edits: Rows | None = None,
+    **changes,
+):
     state = fresh_state() if state is None else state
-    return update(state, FROZEN, rollout, jnp.float32(0.1), key, settings=settings(**changes))
+    arguments = state, FROZEN, rollout, jnp.float32(0.1), jax.random.key(seed), edits
+    return update(*arguments, settings=settings(**changes))
+
+
+def demonstrations(updates: int, size: int) -> Rows:
+    """Rows of a few lengths, other ones for every update."""
+    rng = np.random.default_rng(7)
+    shape = updates, size
+    length = rng.integers(1, T + 1, shape)
+    return Rows(
+        rng.integers(3, 64, (*shape, P + T)).astype(np.int32),
+        rng.integers(1, P + 1, shape).astype(np.int32),
+        np.arange(T) < length[..., None],
+    )
 
 
 def experience_of(rollout: Rollout, kl_coef: float = 0.1, **changes):
@@ -259,6 +277,50 @@ def advantages_by_hand(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, white, 0.0), returns
 
 
+def penalised(rollout: Rollout) -> list[np.ndarray]:
+    """float64, of each response: rewards less the KL."""
+    kl_BT = np.asarray(rollout.logprob_BT - rollout.ref_logprob_BT, np.float64)
+    reward_BT = np.asarray(rollout.reward_BT, np.float64) - 0.1 * kl_BT
+    return [row[m] for row, m in zip(reward_BT, np.asarray(rollout.response_BT), strict=True)]
+
+
+def sum_to_go(rewards) -> np.ndarray:
+    return np.array([sum(rewards[t:]) for t in range(len(rewards))])
+
+
+def group_advantages(name: str, level: str, rewards: list[np.ndarray]) -> list[np.ndarray]:
+    """Of the samples of one prompt, by the letter of either paper."""
+    scores, others = np.array([row.sum() for row in rewards]), len(rewards) - 1
+    if level == "sequence":
+        centred = [s - (scores.sum() - s) / others for s in scores]
+        if name == "grpo":
+            centred = (scores - scores.mean()) / scores.std()
+        return [np.full(len(row), a) for row, a in zip(rewards, centred, strict=True)]
+    if name == "grpo":
+        every = np.concatenate(rewards)
+        return [sum_to_go((row - every.mean()) / every.std()) for row in rewards]
+    returns = [np.pad(sum_to_go(row), (0, T - len(row))) for row in rewards]
+    total = np.sum(returns, axis=0)
+    return [(g - (total - g) / others)[: len(r)] for g, r in zip(returns, rewards, strict=True)]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_advantages_within_the_samples_of_a_prompt(name, level):
+    """Rows 0 to 3 are of one prompt, 4 to 7 of another; the KL is part of the rewards."""
+    group = {"algorithm": name, "samples_per_prompt": 4, "whiten_advantages": False, "level": level}
+    experience, metrics = experience_of(rolled_out(), **group, missing_eos="none")
+    rewards = penalised(rolled_out())
+    expected = [
+        a for rows in (rewards[:4], rewards[4:]) for a in group_advantages(name, level, rows)
+    ]
+    for b, advantage in enumerate(expected):
+        found_T = experience.advantage_BT[b]
+        np.testing.assert_allclose(found_T[: len(advantage)], advantage, atol=3e-5)
+        assert not np.any(found_T[len(advantage) :])
+    assert not any(metric.startswith("value/") for metric in metrics)
+
+
 def test_one_rollout_of_updates_equals_a_plain_loop():
     """No scans, no micro-batches, prompts padded on the left, each optimizer on its own."""
     rollout, (prompt_BP, mask_BP, responses) = rolled_out(), sampled()
@@ -298,6 +360,47 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
     assert float(metrics["debug/initial_log_ratio"]) < 1e-5
     assert abs(float(metrics["debug/initial_kl"])) < 1e-6
     assert 0 < float(metrics["policy/clip_fraction"]) < 1
+
+
+def test_ptx_adds_the_cross_entropy_of_edits_to_the_gradient():
+    """optax's, at temperature 1, row by row; the gradient of the critic stays."""
+    rows = jax.tree.map(lambda x: x[0], demonstrations(1, 4))
+
+    def loss(params):
+        total, real = 0.0, np.arange(P + T) < (rows.start_B + rows.response_BT.sum(1))[:, None]
+        every = POLICY.apply(
+            {"params": params}, rows.tokens_BS, *llama.positions_and_mask(jnp.array(real))
+        )
+        for logits_SV, tokens_S, first, response_T in zip(every, *rows, strict=True):
+            columns = slice(first - 1, first - 1 + response_T.sum())
+            wanted = tokens_S[first : first + response_T.sum()]
+            entropy = optax.softmax_cross_entropy_with_integer_labels
+            total += jnp.sum(entropy(logits_SV[columns], wanted))
+        return total / rows.response_BT.sum()
+
+    value, expected = jax.jit(jax.value_and_grad(loss))(PARAMS["policy"])
+    changes = settings(ptx_weight=0.3, micro_batch_size=2)
+    before = jax.tree.map(jnp.ones_like, PARAMS)
+    grads, metrics = jax.jit(learning.add_imitation, static_argnames=("models", "settings"))(
+        before, PARAMS, FROZEN, rows, models=MODELS, settings=changes
+    )
+    assert float(metrics["ptx/loss"]) == pytest.approx(float(value), rel=1e-5)
+    wanted = jax.tree.map(lambda x: 1 + 0.3 * x, expected)
+    chex.assert_trees_all_close(grads["policy"], wanted, atol=2e-5)
+    chex.assert_trees_all_equal(grads["critic"], before["critic"])
+
+
+@pytest.mark.slow
+def test_ptx_in_one_pass_learns_what_micro_batches_do():
+    edits, changes = demonstrations(1, 8), {**ONCE, "ptx_weight": 0.5}
+    (plain, metrics), (once, same) = (
+        learn(
+            rolled_out(**ONCE, micro_batch_size=size), edits=edits, micro_batch_size=size, **changes
+        )
+        for size in (4, 8)
+    )
+    chex.assert_trees_all_close(once.params, plain.params, atol=2e-5)
+    chex.assert_trees_all_close(same, metrics, atol=1e-4)
 
 
 def test_every_epoch_and_every_step_has_its_own_order():
@@ -341,17 +444,27 @@ def test_a_value_head_on_the_policys_states_trains_both():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "sizes"),
-    [("8,1,1", {"micro_batch_size": 8}), ("2,2,2", SORTED | {"micro_batch_size": 4})],
+    ("shape", "sizes", "group"),
+    [
+        ("8,1,1", {"micro_batch_size": 8}, {}),
+        ("2,2,2", SORTED | {"micro_batch_size": 4}, {}),
+        (
+            "2,2,2",
+            {"micro_batch_size": 4},
+            {"algorithm": "rloo", "samples_per_prompt": 4, "ptx_weight": 0.5},
+        ),
+    ],
 )
-def test_a_mesh_learns_what_one_device_does(shape, sizes):
-    sizes = sizes | {"minibatch_size": 8}
-    alone, metrics = jax.device_get(learn(rolled_out(), minibatch_size=8))
+def test_a_mesh_learns_what_one_device_does(shape, sizes, group):
+    sizes = sizes | {"minibatch_size": 8} | group
+    edits = demonstrations(2, 8) if group else None
+    alone, metrics = jax.device_get(learn(rolled_out(), edits=edits, minibatch_size=8, **group))
     mesh = sharding.make_mesh(shape)
     start = jax.device_put(fresh_state(), sharding.shardings(fresh_state(), mesh))
     with jax.set_mesh(mesh):
         placed = sharding.put_batch(jax.device_get(rolled_out()), mesh)
-        spread, same = jax.device_get(learn(placed, start, **sizes))
+        edits = sharding.put_batch(edits, mesh, axis=1)
+        spread, same = jax.device_get(learn(placed, start, edits=edits, **sizes))
     chex.assert_trees_all_close(spread.params, alone.params, atol=5e-5)
     chex.assert_trees_all_close(same, metrics, atol=1e-3)
 

@@ -169,8 +169,9 @@ def same_run(one: Path, two: Path) -> None:
 class Once:
     """A program that is compiled at its first use; ``keys`` has the random key of every call."""
 
-    def __init__(self, program: ppo_programs.Program):
+    def __init__(self, name: str, program: ppo_programs.Program):
         self.program, self.arguments = program, program.arguments
+        self.place = {"generate": -1, "update": 4}.get(name)  # the key's among the arguments
         self.compiled, self.keys = None, []
 
     def lower(self):
@@ -181,7 +182,8 @@ class Once:
         return self
 
     def __call__(self, *args):
-        self.keys.append(args[-1])
+        if self.place is not None:
+            self.keys.append(args[self.place])
         return self.compiled(*args)
 
 
@@ -211,7 +213,7 @@ def conditions() -> Iterator[None]:
             free = OF_UPDATES if name != "update" and config.micro_batch_size else ()
             fixed = {k: v for k, v in fields.items() if k not in free}
             key = json.dumps([name, fixed, repr(models), repr(mesh), options], sort_keys=True)
-            shared[name] = programs.setdefault(key, Once(program))
+            shared[name] = programs.setdefault(key, Once(name, program))
         return shared
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,9 @@ from fgrlhf_jax.runtime import sharding
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
 # Of rollouts of 8 rows, prompts of at most 4 tokens and responses of at most 6.
 PPO_SETTINGS = PPOSettings(
+    algorithm="ppo",
+    samples_per_prompt=1,
+    level="token",
     max_new_tokens=6,
     temperature=0.8,
     widths=(4 + 6,),
