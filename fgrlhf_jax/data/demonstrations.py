@@ -22,6 +22,10 @@ class Demonstration:
     tokens: np.ndarray
     prompt_length: int
 
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
 
 def encode_demonstrations(
     records: Sequence[Record],

@@ -103,14 +103,11 @@ def make_trainer(
         frozen,
         rows,
         held_out,
-        lengths=[pair.length for pair in rows],
         buckets=buckets,
-        mask="mask_BS",
         pad=pad_pairs,
         train_step=functools.partial(train_step, model=model, **settings),
         flops=functools.partial(pair_flops, model.cfg),
         initial_params=functools.partial(initial_params, config, model, trained),
-        load_frozen=functools.partial(hf_load.load_base, config.model.path, frozen),
         evaluate_model=lambda params: predictor.validation_metrics(params, validation),
     )
     return trainer, predictor

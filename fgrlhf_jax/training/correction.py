@@ -19,14 +19,14 @@ from fgrlhf_jax.data.records import Edit, Record
 from fgrlhf_jax.data.templates import encode_response, fit_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import correction, policy_losses
+from fgrlhf_jax.functional import correction
 from fgrlhf_jax.functional.correction import Scores
 from fgrlhf_jax.functional.win_rate import mean_and_error
 from fgrlhf_jax.models.attention import dense_mask
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.models.lora import variables
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.training.logprobs import token_logprobs
 
 MOST_EDITS = 100  # of a card
 _NARROW = 64  # columns that a further bucket must save, to be worth its compilation
@@ -259,12 +259,6 @@ def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Arr
         jnp.arange(S)[None, None, :] < batch["limit_BS"][:, :, None]
     )
     attend_BSS = dense_mask(batch["mask_BS"]) & (of_branch_BSS | prefix_BSS)
-    inputs = tokens_BS, batch["positions_BS"], attend_BSS
-    hidden_BSD = model.apply(variables(params), *inputs, method="states")
     before_BT = jnp.take_along_axis(batch["before_BS"], columns_BT, axis=1)
-    before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-    logits_BTV = model.apply(variables(params), before_BTD, method="unembed")
-    chosen_BT = jnp.take_along_axis(tokens_BS, columns_BT, axis=1)
-    logprob_BT, _ = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
-    logit_BT = jnp.take_along_axis(logits_BTV, chosen_BT[..., None], axis=-1)[..., 0]
-    return logprob_BT, logit_BT >= jnp.max(logits_BTV, axis=-1)
+    inputs = tokens_BS, batch["positions_BS"], attend_BSS
+    return token_logprobs(params, model, inputs, before_BT, columns_BT)

@@ -18,22 +18,21 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.bucketing import by_length, choose_buckets, fill_batch
 from fgrlhf_jax.data.demonstrations import response_widths
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
-from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.preference_losses import (
     WITH_REFERENCE,
     PreferenceSettings,
     TokenWeights,
     preference_loss,
 )
-from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
+from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.attention import attend_in_pairs
-from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.flops import logits_flops, pair_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import correction, supervised
 from fgrlhf_jax.training import run as training
+from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
@@ -82,22 +81,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         corrections = correction.before_and_after(start, params, edits, CausalLM(cfg), mesh)
         result["corrections"] = corrections
         figures |= correction.card_figures(corrections)
-    note = hf_save.save(
-        folder / "export",
-        params,
-        cfg,
-        tokenizer,
-        architecture=hf_save.LANGUAGE_MODEL,
-        dtype=config.export.dtype,
-        origin=Origin(
-            config.policy,
-            config.train,
-            format_figures(figures),
-            base_digest=trainer.base_digest,
-        ),
-        extra={"data": data},
-        adapter=None if config.export.merged else lora.from_config(config),
-    )
+    note = supervised.export_policy(trainer, folder, params, cfg, tokenizer, data, figures)
     run_dir.finish(folder, step, note, result)
     return result
 
@@ -127,7 +111,7 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> SupervisedTrainer:
     """Training of ``model`` on pairs; ``config`` is one of :func:`supervised_config`."""
-    path, settings = config.model.path, preference_settings(config)
+    settings = preference_settings(config)
     trained, frozen = lora.split(heads.abstract_params(model, mesh), lora.from_config(config), mesh)
     rows = [*train, *validation]
     starts = [first_column(pair) for pair in rows]
@@ -173,12 +157,6 @@ def make_trainer(
         """What the reference says of every pair."""
         return {"reference": predict(params, rows)[1].tolist()}
 
-    def initial_params() -> dict:
-        if frozen:
-            key = jax.random.key(config.seed)
-            return {"lora": hf_load.initial_adapter(path, key, trained["lora"])}
-        return hf_load.load_params(path, trained)
-
     trainer = SupervisedTrainer(
         config,
         mesh,
@@ -186,14 +164,11 @@ def make_trainer(
         frozen,
         train,
         validation,
-        lengths=[pair.length for pair in train],
         buckets=buckets,
-        mask="mask_BS",
         pad=pad,
         train_step=functools.partial(train_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
-        initial_params=initial_params,
-        load_frozen=functools.partial(hf_load.load_base, path, frozen),
+        initial_params=functools.partial(supervised.initial_params, config, model, trained),
         evaluate_model=evaluate,
         remember=remember if settings.loss in WITH_REFERENCE else None,
     )
@@ -222,15 +197,9 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
         batch[name] for name in ("tokens_BS", "before_BS", "columns_BT")
     )
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
-    variables = lora.variables(params)
-    hidden_BSD = model.apply(
-        variables, tokens_BS, batch["positions_BS"], attend_BSS, method="states"
-    )
     before_BT = jnp.take_along_axis(before_BS, columns_BT, axis=1)
-    before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-    logits_BTV = model.apply(variables, before_BTD, method="unembed")
-    token_BT = jnp.take_along_axis(tokens_BS, columns_BT, axis=1)
-    logprob_BT, _ = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, token_BT)
+    inputs = tokens_BS, batch["positions_BS"], attend_BSS
+    logprob_BT, _ = token_logprobs(params, model, inputs, before_BT, columns_BT)
     column_B2S = batch["columns_B2S"] - columns_BT[:, :1, None]
     column_B2S = jnp.clip(column_B2S, 0, columns_BT.shape[1] - 1)
     return jnp.take_along_axis(logprob_BT[:, None], column_B2S, axis=-1)

@@ -17,9 +17,7 @@ from fgrlhf_jax.data.demonstrations import (
     response_widths,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
-from fgrlhf_jax.models.cards import Origin, format_figures
+from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.llama import positions_and_mask
@@ -27,6 +25,7 @@ from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import correction, supervised
 from fgrlhf_jax.training import run as training
+from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
@@ -58,7 +57,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
-    lengths = [len(row.tokens) for rows in encoded.values() for row in rows]
+    lengths = [row.length for rows in encoded.values() for row in rows]
     buckets = choose_buckets(lengths, config.data.buckets)
     trainer = make_trainer(
         config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
@@ -83,22 +82,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         corrections = correction.before_and_after(start, params, pairs, CausalLM(cfg), mesh)
         result["corrections"] = corrections
         figures |= correction.card_figures(corrections)
-    note = hf_save.save(
-        folder / "export",
-        params,
-        cfg,
-        tokenizer,
-        architecture=hf_save.LANGUAGE_MODEL,
-        dtype=config.export.dtype,
-        origin=Origin(
-            config.model.path,
-            config.train,
-            format_figures(figures),
-            base_digest=trainer.base_digest,
-        ),
-        extra={"data": data},
-        adapter=None if config.export.merged else lora.from_config(config),
-    )
+    note = supervised.export_policy(trainer, folder, params, cfg, tokenizer, data, figures)
     run_dir.finish(folder, step, note, result)
     return result
 
@@ -112,29 +96,20 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
-    abstract, path = heads.abstract_params(model, mesh), config.model.path
-    trained, frozen = lora.split(abstract, lora.from_config(config), mesh)
+    abstract, adapters = heads.abstract_params(model, mesh), lora.from_config(config)
+    trained, frozen = lora.split(abstract, adapters, mesh)
     batch_size = supervised.eval_batch_size(config, mesh)
     rows = [*train, *validation]
     starts = [row.prompt_length for row in rows]
-    widths = response_widths([len(row.tokens) for row in rows], starts, buckets)
+    widths = response_widths([row.length for row in rows], starts, buckets)
 
     def pad(rows: list[Demonstration], width: int, size: int | None = None) -> dict:
         return pad_demonstrations(rows, width, size, widths[width])
 
-    def initial_params() -> dict:
-        """Of the checkpoint in ``model.path``, or random."""
-        key = jax.random.key(config.seed)
-        if frozen:
-            return {"lora": hf_load.initial_adapter(path, key, trained["lora"])}
-        if path:
-            return hf_load.load_params(path, abstract)
-        return supervised.random_params(model, key, abstract)
-
     def evaluate(params: dict) -> dict[str, float]:
         """Loss (nats a response token) and accuracy of greedy decoding on the validation set."""
         total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
-        lengths = [len(row.tokens) for row in validation]
+        lengths = [row.length for row in validation]
         for width, numbers, _ in by_length(lengths, batch_size, buckets):
             batch = pad([validation[n] for n in numbers], width, batch_size)
             with jax.set_mesh(mesh):
@@ -153,14 +128,11 @@ def make_trainer(
         frozen,
         train,
         validation,
-        lengths=[len(row.tokens) for row in train],
         buckets=buckets,
-        mask="mask_BS",
         pad=pad,
         train_step=functools.partial(train_step, model=model),
         flops=functools.partial(batch_flops, model.cfg),
-        initial_params=initial_params,
-        load_frozen=functools.partial(hf_load.load_base, path, frozen),
+        initial_params=functools.partial(supervised.initial_params, config, model, trained),
         evaluate_model=evaluate,
     )
 
@@ -182,13 +154,8 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
       taken, and how many tokens there are. Rows of weight 0 count nothing.
     """
     tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
-    variables, inputs = lora.variables(params), (tokens_BS, *positions_and_mask(batch["mask_BS"]))
-    hidden_BSD = model.apply(variables, *inputs, method="states")
-    before_BTD = jnp.take_along_axis(hidden_BSD, columns_BT[..., None] - 1, axis=1)
-    logits_BTV = model.apply(variables, before_BTD, method="unembed")
-    chosen_BT = jnp.take_along_axis(tokens_BS, columns_BT, axis=1)
-    logprob_BT, _ = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
-    logit_BT = jnp.take_along_axis(logits_BTV, chosen_BT[..., None], axis=-1)[..., 0]
+    inputs = tokens_BS, *positions_and_mask(batch["mask_BS"])
+    logprob_BT, is_likeliest_BT = token_logprobs(params, model, inputs, columns_BT - 1, columns_BT)
     counted_BT = _counted(batch)
 
     def total(x_BT):
@@ -196,7 +163,7 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
 
     return {
         "loss": total(-logprob_BT),
-        "accuracy": total(logit_BT >= jnp.max(logits_BTV, axis=-1)),
+        "accuracy": total(is_likeliest_BT),
         "tokens": total(jnp.float32(1)),
     }
 

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from fgrlhf_jax.data.bucketing import plan_epoch
 from fgrlhf_jax.data.templates import check_vocabulary
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_load, llama, lora, peft
+from fgrlhf_jax.models import attention, hf_load, hf_save, llama, lora, peft
+from fgrlhf_jax.models.cards import Origin, format_figures
+from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
@@ -141,6 +144,17 @@ def random_params(model, key: jax.Array, abstract: dict) -> dict:
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
 
 
+def initial_params(config: ConfigDict, model: CausalLM, abstract: dict) -> dict:
+    """The parameters that a language model starts from: those of ``model.path``, or random.
+
+    With an adapter in ``abstract`` that alone.
+    """
+    path, key = config.model.path, jax.random.key(config.seed)
+    if "lora" in abstract:
+        return {"lora": hf_load.initial_adapter(path, key, abstract["lora"])}
+    return hf_load.load_params(path, abstract) if path else random_params(model, key, abstract)
+
+
 @dataclasses.dataclass(eq=False)
 class SupervisedTrainer:
     """A ``run.Trainer`` on the rows of a data set.
@@ -152,16 +166,13 @@ class SupervisedTrainer:
       mesh: see :func:`make_mesh`.
       params: abstract parameters that are trained.
       frozen: abstract parameters that are not; ``lora.join`` of both are the model's.
-      train, validation: encoded rows, dataclasses of arrays.
-      lengths: tokens of each training row.
+      train, validation: encoded rows, dataclasses of arrays with a ``length``.
       buckets: numbers of columns that batches are padded to.
-      mask: the array of a batch that is True on real tokens.
-      pad: ``(rows, columns)`` -> host arrays [B, ...].
+      pad: ``(rows, columns)`` -> host arrays [B, ...], among them mask_BS, True on real tokens.
       train_step: pure, ``(state, micro-batches [A, B, ...], frozen parameters, optimizer=…,
         freeze=…)`` -> ``(state, metrics)``.
       flops: of a forward pass over the real tokens of a host batch.
       initial_params: see ``run.Trainer``.
-      load_frozen: the frozen parameters, and the digest of the base that they are of.
       evaluate_model: metrics of a model with these parameters, see ``run.Trainer``.
       remember: what the run remembers, as JSON, of the model that it starts from; None: nothing.
 
@@ -176,19 +187,17 @@ class SupervisedTrainer:
     train: list
     validation: list
     _: dataclasses.KW_ONLY
-    lengths: Sequence[int]
     buckets: Sequence[int]
-    mask: str
     pad: Callable[[list, int], dict[str, np.ndarray]]
     train_step: Callable[..., tuple[TrainState, dict]]
     flops: Callable[[dict[str, np.ndarray]], float]
     initial_params: Callable[[], dict]
-    load_frozen: Callable[[], tuple[dict, str]]
     evaluate_model: Callable[[dict], dict[str, float]]
     remember: Callable[[dict], dict] | None = None
 
     def __post_init__(self):
-        config, lengths, buckets = self.config, self.lengths, self.buckets
+        config, buckets = self.config, self.buckets
+        lengths = [row.length for row in self.train]
         check_freeze(config.optimizer.freeze, self.params)
         self.eval_every, self.patience = config.eval_every, config.patience
         self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
@@ -231,7 +240,7 @@ class SupervisedTrainer:
         if not self.frozen:
             return {}
         config = self.config
-        params, self.base_digest = self.load_frozen()
+        params, self.base_digest = hf_load.load_base(config.model.path, self.frozen)
         with jax.set_mesh(self.mesh):
             base = int(sharding.fingerprint(params))
         if self.memory.setdefault("base", base) != base:
@@ -276,7 +285,7 @@ class SupervisedTrainer:
         width, batch = self.batch(step)
         on_mesh = sharding.put_batch(batch, self.mesh, axis=1)
         state, metrics = self.compiled[width](state, on_mesh, self.frozen_params)
-        tokens, rate = int(batch[self.mask].sum()), float(self.learning_rates[step])
+        tokens, rate = int(batch["mask_BS"].sum()), float(self.learning_rates[step])
         flops = self.passes * self.flops(batch)
         return state, metrics | {"tokens": tokens, "learning_rate": rate, "model_flops": flops}
 
@@ -295,3 +304,37 @@ def _digest(sets: list[list]) -> str:
             for value in vars(row).values():
                 digest.update(np.asarray(value).tobytes())
     return digest.hexdigest()[:16]
+
+
+def export_policy(
+    trainer: SupervisedTrainer,
+    folder: Path,
+    params: dict,
+    cfg: llama.LlamaConfig,
+    tokenizer: Any,
+    data: dict,
+    figures: dict[str, float],
+) -> str:
+    """Writes a trained language model to ``export`` of a run folder, as ``hf_save.save`` does.
+
+    Args:
+      params: all that the model has.
+      data: how rows were encoded, see :class:`Setup`.
+      figures: what the card says of the model.
+
+    Returns:
+      A sentence on what was written and what can load it.
+    """
+    config = trainer.config
+    base, digest = config.model.path, trainer.base_digest
+    return hf_save.save(
+        folder / "export",
+        params,
+        cfg,
+        tokenizer,
+        architecture=hf_save.LANGUAGE_MODEL,
+        dtype=config.export.dtype,
+        origin=Origin(base, config.train, format_figures(figures), base_digest=digest),
+        extra={"data": data},
+        adapter=None if config.export.merged else lora.from_config(config),
+    )

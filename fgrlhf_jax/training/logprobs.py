@@ -1,0 +1,36 @@
+"""Log-probabilities that a language model gives to some tokens of its input."""
+
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
+from fgrlhf_jax.models import lora
+from fgrlhf_jax.models.heads import CausalLM
+
+
+def token_logprobs(
+    params: dict,
+    model: CausalLM,
+    inputs: tuple[jax.Array, jax.Array, jax.Array],
+    before_BT: jax.Array,
+    columns_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Of the tokens in ``columns_BT``: log-probability, and whether none is likelier.
+
+    Args:
+      params: those of ``model``, with any adapter.
+      inputs: what the model is called with: tokens_BS, positions_BS and attend.
+      before_BT: int32, the column of the token before each; its state has the logits.
+      columns_BT: int32, the columns of the tokens.
+
+    Returns:
+      float32[B, T] in nats, and bool[B, T].
+    """
+    variables = lora.variables(params)
+    hidden_BSD = model.apply(variables, *inputs, method="states")
+    before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
+    logits_BTV = model.apply(variables, before_BTD, method="unembed")
+    token_BT = jnp.take_along_axis(inputs[0], columns_BT, axis=1)
+    logprob_BT, _ = jax.vmap(logprob_and_entropy)(logits_BTV, token_BT)
+    logit_BT = jnp.take_along_axis(logits_BTV, token_BT[..., None], axis=-1)[..., 0]
+    return logprob_BT, logit_BT >= jnp.max(logits_BTV, axis=-1)
