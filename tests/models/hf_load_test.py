@@ -357,7 +357,7 @@ def test_loading_needs_a_model_and_a_few_tensors_of_memory(tmp_path):
         from pathlib import Path
         import jax, jax.numpy as jnp
         from fgrlhf_jax.data.tokenizers import train_tokenizer
-        from fgrlhf_jax.models import hf_load, hf_save, llama
+        from fgrlhf_jax.models import heads, hf_load, hf_save, llama
         from fgrlhf_jax.runtime import sharding
 
         cfg = llama.LlamaConfig(300, 512, 2048, 16, 8, 8, 64)
