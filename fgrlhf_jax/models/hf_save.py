@@ -1,5 +1,6 @@
 """Parameters to a Hugging Face or PEFT folder, with tokenizer and a checksum of every file."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -7,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,12 @@ def save(
     config |= {"torch_dtype": dtype}
     if architecture != LANGUAGE_MODEL:  # or token rewards that are an adapter of it have none
         config |= {"token_classification_bias": has_bias}
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        if jax.process_index() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+    with _replacing(folder) as temporary:
         fetch = functools.partial(_fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
         files = _write_weights(temporary, tensors, max_shard_bytes, fetch, is_whole)
         if jax.process_index() == 0:
-            kind, template = (
-                architecture.removeprefix("LlamaFor"),
-                _data(config).get("template", ""),
-            )
+            kind = architecture.removeprefix("LlamaFor")
+            template = _data(config).get("template", "")
             usage = "" if base.endswith(".gguf") else response
             card = model_card(kind, template, usage, origin, dtype, adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -115,15 +110,6 @@ def save(
             checksums.write_config(temporary, config)
             for file in files:  # the library makes them private, whatever the umask
                 shutil.copymode(temporary / "README.md", temporary / file)
-            _replace(folder, temporary)
-    except (OSError, SafetensorError) as error:
-        cause = _system_error(error)
-        raise InputError(
-            f"{folder}: the model cannot be written ({cause.strerror}); {advice(cause)}"
-        ) from error
-    finally:
-        if jax.process_index() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
     return _note(folder, architecture, config, bool(response), base)
 
 
@@ -193,14 +179,34 @@ def _size(tensor: tuple, dtype) -> int:
     return dtype.itemsize * math.prod(leaf.shape if layer is None else leaf.shape[1:])
 
 
-def _replace(folder: Path, new: Path) -> None:
-    """Puts the folder ``new`` in the place of ``folder``."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():  # a folder that is not empty cannot be renamed over
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` once the block has written all of it.
+
+    Raises:
+      InputError: when it cannot be written; what was there stays.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("tmp", "old"))
+    is_first = jax.process_index() == 0
+    try:
+        if is_first:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        yield new
+        if is_first:
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():  # a folder that is not empty cannot be renamed over
+                folder.rename(old)
+            new.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        cause = _system_error(error)
+        raise InputError(
+            f"{folder}: the model cannot be written ({cause.strerror}); {advice(cause)}"
+        ) from error
+    finally:
+        if is_first:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "transpose", "dtype", "target"))

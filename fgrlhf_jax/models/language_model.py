@@ -340,9 +340,7 @@ def generate_responses(
     if score:
         texts = zip(repeated, responses.ids, strict=True)
         rewards = np.array(score([(prompt + ids, len(prompt)) for prompt, ids in texts]))
-        best = np.argsort(-rewards.reshape(-1, samples), axis=1, kind="stable")
-        order = order.reshape(-1, samples)[np.arange(len(best))[:, None], best]
-        order = order[:, : keep or samples].ravel()
+        order = _best_first(rewards.reshape(-1, samples), keep or samples)
     sampled = sampling_params.temperature > 0  # greedily a token has no other to be drawn
     return [
         {
@@ -357,3 +355,9 @@ def generate_responses(
         }
         for row in order.tolist()
     ]
+
+
+def _best_first(rewards_NK: np.ndarray, keep: int) -> np.ndarray:
+    """The rows of the ``keep`` best of K responses, prompt by prompt."""
+    best_NK = np.argsort(-rewards_NK, axis=1, kind="stable")[:, :keep]
+    return (np.arange(len(best_NK))[:, None] * rewards_NK.shape[1] + best_NK).ravel()

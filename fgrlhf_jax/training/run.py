@@ -128,14 +128,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         state = _restore_state(trainer, checkpoints, start)
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
-        log = Log(
-            folder,
-            checkpoints,
-            trainer.bar,
-            progress.log,
-            (start, trainer.steps),
-            config.tensorboard,
-        )
+        steps = start, trainer.steps
+        log = Log(folder, checkpoints, trainer.bar, progress.log, steps, config.tensorboard)
         with contextlib.closing(log), Interrupt(several=jax.process_count() > 1) as interrupt:
             if baseline:
                 log.write_baseline(baseline)
@@ -151,10 +145,9 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 last = number == trainer.steps
                 last |= config.max_seconds > 0 and log.has_spent(config.max_seconds)
 
-                improved = False
                 if trainer.eval_every and (number % trainer.eval_every == 0 or last):
                     progress = _evaluate(trainer, state.params, progress, number, log)
-                    improved = progress.best_step == number
+                improved = progress.best_step == number
                 if not trainer.overlaps:
                     log.write()
 
