@@ -17,8 +17,9 @@ setup(
         include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
     ),
     package_data={
-        "fgrlhf_jax.feedback.annotation": ["assets/*"],
+        "fgrlhf_jax.feedback": ["annotation/assets/*", "edits/assets/*"],
         "fgrlhf_jax.models": ["*.md", "*.jinja"],
+        "fgrlhf_jax.report": ["assets/*"],
     },
     entry_points={"console_scripts": ["fgrlhf = launch.__main__:main"]},
     install_requires=[

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fgrlhf_jax.report.html import ENVIRONMENT
+from fgrlhf_jax.report.html import ASSETS, ENVIRONMENT
 
 _CUT = 2.5
 
@@ -73,7 +73,7 @@ def draw_lines(
             farthest = (max if cut == "high" else min)(p[axis] for p in points)
             text = f"{name.split(',')[0]} {_text(farthest, 3)}"
             beyond.setdefault(line.label, []).append(text)
-    return _TEMPLATE.module.lines(
+    return ENVIRONMENT.get_template(f"{ASSETS}/charts.html").module.lines(
         x_ticks=[(to_x(tick), _text(tick)) for tick in ticks(x_low, x_high)],
         y_ticks=[(to_y(tick), _text(tick)) for tick in ticks(y_low, y_high)],
         x_label=x,
@@ -105,7 +105,7 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
             "right": round(100 - right, 2),
         }
 
-    return _TEMPLATE.module.dots(
+    return ENVIRONMENT.get_template(f"{ASSETS}/charts.html").module.dots(
         rows=[
             {
                 "label": row.label,
@@ -193,105 +193,3 @@ def _text(value: float, digits: int = 6) -> str:
 
 def _plus_minus(value: float, error: float | None) -> str:
     return f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
-
-
-STYLE = """\
-figure { margin: 1rem 0; }
-.box { position: relative; }
-.plot .box { height: 15rem; margin: .2rem .6rem 1.3rem 3.2rem; border-left: 1px solid var(--edge);
-  border-bottom: 1px solid var(--soft); }
-.tall .box { height: 22rem; }
-.box svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden; }
-.box svg * { vector-effect: non-scaling-stroke; }
-.box > *, .track > * { position: absolute; }
-.tick, .axis-name { color: var(--soft); font-size: .75rem; line-height: 1; white-space: nowrap; }
-.axis-name { font-weight: 600; }
-.dots .axis-name { white-space: normal; }
-.y.tick { right: calc(100% + .4rem); transform: translateY(-50%); }
-.x.tick { top: calc(100% + .35rem); transform: translateX(-50%); }
-.plot > .x { text-align: center; }
-.grid { stroke: var(--edge); }
-.line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
-.band { fill: var(--c); opacity: .16; }
-.point { width: .6rem; height: .6rem; border-radius: 50%; translate: -50% -50%; }
-.hit:hover, .end, .filled.point { background: var(--c); }
-.start, .hollow.point { background: var(--paper); border: 2px solid var(--c); }
-.dots { display: grid; grid: auto-flow dense / max-content 1fr max-content; gap: 0 1rem;
-  align-items: center; font-size: .86rem; padding-top: 1rem; }
-.track { position: relative; height: 1.9rem; border-bottom: 1px solid var(--edge); }
-.track .point { top: 50%; }
-.whisker { top: 50%; height: 2px; background: var(--c); translate: 0 -50%; }
-.mark { top: 0; bottom: 0; border-left: 1px dashed var(--soft); }
-.scale { border: 0; height: 1.2rem; }
-.scale .tick { top: .3rem; translate: -50%; }
-.above .tick { top: auto; bottom: 0; }
-.numbers { font-variant-numeric: tabular-nums; color: var(--soft); }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .86rem; margin: .4rem 0; }
-.legend i { display: inline-block; width: 1.4em; height: 3px; border-radius: 2px;
-  background: var(--c); vertical-align: middle; margin-right: .45em; }
-@media (max-width: 40rem) { .dots { grid-template-columns: minmax(0, 1fr) max-content; }
-  .dots .track { grid-column: 1 / 3; } .dots .empty { display: none; } }
-"""
-_TEMPLATE = ENVIRONMENT.from_string("""\
-{% macro lines(x_ticks, y_ticks, x_label, y_label, curves, notes) %}
-<figure class="plot">
-<div class="axis-name">{{ y_label }}</div>
-<div class="box" role="img" aria-label="{{ y_label }} against {{ x_label }}">
-<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">
-{% for at, _ in y_ticks %}
-<path class="grid" d="M0 {{ at }}H100"/>
-{% endfor %}
-{% for curve in curves if curve.band %}
-<path class="band c{{ curve.colour }}" d="{{ curve.band }}Z"/>
-{% endfor %}
-{% for curve in curves %}
-<path class="line c{{ curve.colour }}" d="{{ curve.path }}"/>
-{% endfor %}
-</svg>
-{% for at, text in y_ticks %}<span class="y tick" style="top:{{ at }}%">{{ text }}</span>
-{% endfor %}
-{% for at, text in x_ticks %}<span class="x tick" style="left:{{ at }}%">{{ text }}</span>
-{% endfor %}
-{% for curve in curves %}
-{% for point in curve.points if 0 <= point.y <= 100 and 0 <= point.x <= 100 %}
-<i class="point {{ point.kind }} c{{ curve.colour }}" title="{{ point.title }}"
- style="left:{{ point.x }}%;top:{{ point.y }}%"></i>
-{% endfor %}
-{% endfor %}
-</div>
-<div class="x axis-name">{{ x_label }}</div>
-<div class="legend">
-{% for curve in curves %}<span class="c{{ curve.colour }}"><i></i>{{ curve.label }}</span>
-{% endfor %}
-</div>
-{% for note in notes %}
-<figcaption>{{ note }}</figcaption>
-{% endfor %}
-</figure>
-{% endmacro %}
-{% macro dots(rows, ticks, marks, x_label) %}
-<figure class="dots" aria-label="{{ x_label }} of every arm">
-<span class="empty"></span><div class="track scale above">
-{% for at, label in marks %}<span class="tick" style="left:{{ at }}%">{{ label }}</span>
-{% endfor %}
-</div><span class="empty"></span>
-{% for row in rows %}
-<span>{{ row.label }}</span>
-<div class="track {{ row.colour }}">
-{% for at, _ in marks %}<i class="mark" style="left:{{ at }}%"></i>
-{% endfor %}
-{% for dot in row.dots %}
-<i class="whisker" style="left:{{ dot.left }}%;right:{{ dot.right }}%"></i>
-<i class="{{ dot.kind }} point" style="left:{{ dot.x }}%" title="{{ dot.text }}"></i>
-{% endfor %}
-</div>
-<span class="numbers">{{ row.dots|map(attribute="text")|join(" · ") }}</span>
-{% endfor %}
-<span class="empty"></span><div class="track scale">
-{% for at, text in ticks %}<span class="tick" style="left:{{ at }}%">{{ text }}</span>
-{% endfor %}
-</div><span class="empty"></span>
-<span class="empty"></span><span class="axis-name">{{ x_label }}</span><span class="empty"></span>
-</figure>
-{% endmacro %}
-""")

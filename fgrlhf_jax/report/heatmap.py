@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.report.html import ENVIRONMENT, HARMLESS, page_template
+from fgrlhf_jax.report.html import ASSETS, ENVIRONMENT, HARMLESS, render_page
 
 REMOVED = "original"
 
@@ -33,7 +33,8 @@ def to_html(rows: Sequence[Mapping], *, title: str) -> str:
     """A page that loads nothing: no script, no font, no network. One scale for all its rows."""
     limit = colour_limit(rows)
     rows = [{**row, "sides": [render_side(side, limit) for side in row["sides"]]} for row in rows]
-    return _PAGE.render(title=title, limit=limit, rows=rows)
+    values = {"title": title, "limit": limit, "rows": rows, "harmless": HARMLESS}
+    return render_page(ASSETS, "heatmap.html", ["heatmap.css", "heatmap_page.css"], **values)
 
 
 def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> str:
@@ -106,7 +107,7 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
 def render_side(side: Mapping, limit: float, *, numbered: bool = False) -> dict:
     """A side with its tokens as ``html``; ``numbered`` has each token's number below it."""
     side = _side(side, limit) | {"numbered": numbered}
-    return side | {"html": _TOKENS(side)}
+    return side | {"html": ENVIRONMENT.get_template(f"{ASSETS}/tokens.html").module.tokens(side)}
 
 
 def _side(side: Mapping, limit: float) -> dict:
@@ -140,65 +141,3 @@ def _ansi(token: Mapping, style: str) -> str:
     codes = f"\x1b[30;48;2;{ground[0]};{ground[1]};{ground[2]}{line}m"
     # The ground must not run on to the end of the line.
     return codes + token["text"].replace("\n", f"\x1b[0m\n{codes}") + "\x1b[0m"
-
-
-STYLE = """\
-.tokens { white-space: break-spaces; overflow-wrap: anywhere; line-height: 1.9; margin: .3rem 0; }
-.tokens span { position: relative; padding: .12em 0; border-radius: 3px;
-  box-shadow: inset 0 0 0 1px rgb(128 128 128 / .22); }
-.tokens span::after { content: attr(data-reward); display: none; font-size: .68rem;
-  font-variant-numeric: tabular-nums; line-height: 1.3; text-decoration: none; }
-.tokens span:is(:hover, :focus)::after { display: block; position: absolute; z-index: 1; left: 0;
-  bottom: 100%; padding: .1rem .35rem; border-radius: 3px; background: var(--ink);
-  color: var(--paper); }
-.numbered { line-height: 1.35; }
-.numbered span { display: inline-block; min-width: 3.1em; padding: .1rem .35rem;
-  margin: 0 3px 3px 0; text-align: center; }
-.numbered span::after, .numbered span:is(:hover, :focus)::after { display: block;
-  position: static; padding: 0; background: none; color: inherit; opacity: .75; }
-.added { text-decoration: underline 2px; text-underline-offset: .25em; }
-.removed { text-decoration: line-through 1px; }
-@media print { .tokens span::after { display: inline-block; vertical-align: sub; margin: 0 .2em; } }
-"""
-_PAGE_STYLE = """\
-body { padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.2rem; }
-h2 { font-size: .85rem; margin: .9rem 0 .2rem; }
-h2 small { color: var(--soft); font-weight: normal; margin-left: .6em; }
-.prompt { color: var(--soft); white-space: break-spaces; overflow-wrap: anywhere; margin: .3rem 0; }
-.legend { position: sticky; top: 0; z-index: 2; padding: .5rem 0; font-size: .85rem;
-  color: var(--soft); background: var(--paper); }
-.legend b { font-weight: normal; color: var(--ink); margin-left: 1em; }
-.bar { display: inline-block; width: 10rem; height: .8em; vertical-align: middle;
-  margin: 0 .5em; border: 1px solid var(--edge); background: linear-gradient(to right,
-    rgb(var(--low) / .8), transparent, rgb(var(--high) / .8)); }
-"""
-_TOKENS = ENVIRONMENT.from_string("""\
-{% macro tokens(side) %}
-<p class="tokens{{ ' numbered' if side.numbered }}">
-{%- for t in side.tokens -%}
-<span class="{{ 'low' if t.strength < 0 else 'high' }}{{ ' ' ~ side.style if t.changed }}"
- style="--share:{{ '%.2f'|format(0.8 * t.strength|abs) }}" tabindex="-1"
- data-reward="{{ t.number }}">{{ t.text }}</span>
-{%- endfor -%}
-</p>
-{% endmacro %}
-""").module.tokens
-_BODY = """\
-<h1>{{ title }}</h1>
-<div class="legend">reward of a token: {{ "%+.2f"|format(-limit) }}
-<span class="bar"></span>{{ "%+.2f"|format(limit) }}
-<b class="added">put in by the edit</b> <b class="removed">taken out</b>
-<b>point at, tap or print a token for its number</b></div>
-{% for row in rows %}
-<article>
-<p class="prompt">{{ row.instruction.translate(harmless) }}</p>
-{% if row.input %}<p class="prompt">{{ row.input.translate(harmless) }}</p>{% endif %}
-{% for side in row.sides %}
-<h2>{{ side.label }}<small>{{ side.summary }}</small></h2>
-{{ side.html }}
-{%- endfor %}
-</article>
-{% endfor %}
-"""
-_PAGE = page_template(STYLE + _PAGE_STYLE, _BODY, harmless=HARMLESS)
