@@ -5,6 +5,8 @@ VARIANT is one of
   tiny      the embedded world, one seed: the paper's arms, SFT on the edits, and three rounds of
             edits with token PPO after them; minutes on two cores
   study     the same with every learner, and 5 seeds
+  fair      the study in a world that is harder to imitate: an editor who sees and repairs less,
+            facts that nobody gives feedback on, two families in which a mistake goes far
   cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
   smollm2   adapters on SmolLM2-135M, steered by your file of edits, on a laptop or Colab (give
             files.edits and sft.flags=model.path=FOLDER)
@@ -25,7 +27,8 @@ from configs.fields import Field, add_member, check_argument, collect_fields, ma
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.reward_losses import LOSSES
 from fgrlhf_jax.pipeline.arms import LEARNERS
-from fgrlhf_jax.tiny_world.people import Rates
+from fgrlhf_jax.tiny_world.people import FAIR, Rates
+from fgrlhf_jax.tiny_world.tasks import KINDS_OF_WORLD
 
 _FLAGS = "as NAME=VALUE,NAME=VALUE"
 _DATA = (
@@ -123,6 +126,14 @@ GROUPS = {
         "rounds.*.part": Field("2_of_2", "that part: K_of_N"),
     },
     "Embedded world": {
+        "world.kind": Field(
+            "easy",
+            "fair: two families more, test prompts about facts that no feedback is on, and none of "
+            "the same words in another order; pipeline.py:fair has its editor too",
+            choices=KINDS_OF_WORLD,
+        )
+    }
+    | {
         f"world.{name}": Field(count, "distinct prompts", at_least=1)
         for name, count in {
             "sft": 16000,
@@ -268,4 +279,18 @@ def llama_7b(config):
     config.run_arms = "ppo_rlhf,fine_grained,fine_grained_token"
 
 
-VARIANTS = {"tiny": tiny, "study": study, "cad": cad, "smollm2": smollm2, "llama_7b": llama_7b}
+def fair(config):
+    study(config)
+    config.title += ", fair world"
+    config.world.kind = "fair"
+    config.world.rates.update(dataclasses.asdict(FAIR))
+
+
+VARIANTS = {
+    "tiny": tiny,
+    "study": study,
+    "fair": fair,
+    "cad": cad,
+    "smollm2": smollm2,
+    "llama_7b": llama_7b,
+}

@@ -34,7 +34,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         rates = Rates(**config.world.rates)
         sizes = {name: config.world[name] for name in SETS}
         make_tokenizer().save_pretrained(folder / "data" / "tokenizer")
-        write_instructions(folder / "data", sizes, config.seed, rates)
+        write_instructions(folder / "data", sizes, config.seed, rates, config.world.kind)
 
 
 def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:

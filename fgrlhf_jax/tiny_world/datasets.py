@@ -17,21 +17,25 @@ from fgrlhf_jax.tiny_world.tasks import draw_prompts
 
 
 def make_instructions(
-    count: int, set_name: str, seed: int, rates: Rates = DEFAULT
+    count: int, set_name: str, seed: int, rates: Rates = DEFAULT, world: str = "easy"
 ) -> list[Instruction]:
-    """``count`` distinct prompts of a set, each with a demonstration."""
+    """``count`` distinct prompts of a set, each with a demonstration; world: easy | fair."""
     rng = random.Random(f"demonstrations/{set_name}/{seed}")
-    prompts = draw_prompts({set_name: count}, seed)[set_name]
+    prompts = draw_prompts({set_name: count}, seed, world)[set_name]
     return [Instruction(prompt, "", write_demonstration(prompt, rng, rates)) for prompt in prompts]
 
 
 def write_instructions(
-    folder: str | os.PathLike, sizes: Mapping[str, int], seed: int, rates: Rates = DEFAULT
+    folder: str | os.PathLike,
+    sizes: Mapping[str, int],
+    seed: int,
+    rates: Rates = DEFAULT,
+    world: str = "easy",
 ) -> dict[str, Path]:
     """Writes SET.jsonl, instructions with demonstrations, for every set named in ``sizes``."""
     paths = {name: Path(folder) / f"{name}.jsonl" for name in sizes}
     for name, count in sizes.items():
-        write_jsonl(paths[name], make_instructions(count, name, seed, rates))
+        write_jsonl(paths[name], make_instructions(count, name, seed, rates, world))
     return paths
 
 

@@ -15,12 +15,12 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, fill_slots
-from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE
+from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, NUMBERS, RUDE
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Probabilities, all of them between 0 and 1, and a temperature above 0."""
+    """Probabilities, all of them between 0 and 1, a temperature above 0 and a number of flaws."""
 
     easy: float = 0.35  # share of the facts
     medium: float = 0.35  # share; what remains are misconceptions
@@ -36,18 +36,23 @@ class Rates:
     repair: float = 0.8  # the editor, of a flaw
     damage: float = 0.02  # the editor, of a right content word
     temperature: float = 0.35  # of a preference, in gold
+    deletion: float = 0.0  # of the editor's repairs of a wrong word, those that take it out
+    flaws: int = 99  # that the editor repairs at most
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if name == "temperature" and not value > 0:
                 raise InputError(f"temperature: {value} is not above 0.")
-            if name != "temperature" and not 0 <= value <= 1:
+            if name == "flaws" and not value >= 1:
+                raise InputError(f"flaws: {value} is not at least 1.")
+            if name not in ("temperature", "flaws") and not 0 <= value <= 1:
                 raise InputError(f"{name}: {value} is not between 0 and 1.")
         if self.easy + self.medium > 1:
             raise InputError(f"easy + medium: {self.easy} + {self.medium} is more than 1.")
 
 
 DEFAULT = Rates()
+FAIR = Rates(repair=0.4, deletion=0.3, flaws=2)  # an editor who sees less, and does less
 
 
 @functools.cache
@@ -84,21 +89,34 @@ def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
 
 def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """A demonstrator's imperfect answer of at most ``tasks.MAX_RESPONSE`` words."""
-    words = []
-    for slot in fill_slots(answer_slots(prompt), rng):
+    words, shift = [], 0  # shift: by how much a running total is off
+    for slot in _misplaced(fill_slots(answer_slots(prompt), rng), rng, rates):
         if rng.random() < rates.filler:
             words.append(rng.choice(FILLERS))
         if rng.random() < rates.rude:
             words.append(rng.choice(RUDE))
         if rng.random() < rates.omission:
             continue
+        if shift:
+            slot = slot._replace(word=NUMBERS[(NUMBERS.index(slot.word) + shift) % len(NUMBERS)])
         word = slot.word
-        if slot.family:
+        if slot.family and slot.family != "sort":
             kind = difficulty(slot, rates)
             if rng.random() < getattr(rates, f"wrong_{kind}"):
                 word = _mistake(slot, kind, rng, rates)
+                if slot.family == "total":
+                    shift += NUMBERS.index(word) - NUMBERS.index(slot.word)
         words += [word] * (2 if rng.random() < rates.repetition else 1)
     return " ".join(words[: tasks.MAX_RESPONSE])
+
+
+def _misplaced(slots: list[Slot], rng: random.Random, rates: Rates) -> list[Slot]:
+    """The mistakes in sorting: a number carried past the one after it, and perhaps farther."""
+    slots = list(slots)
+    for i in range(len(slots) - 1):
+        if slots[i].family == "sort" and rng.random() < rates.wrong_algorithmic:
+            slots[i], slots[i + 1] = slots[i + 1], slots[i]
+    return slots
 
 
 def prefer(
@@ -112,23 +130,29 @@ def prefer(
 def edit_response(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """The response, any text at all, after an imperfect minimal edit, which may change nothing.
 
-    Each flaw is repaired with probability ``repair``: a wrong word replaced, a missing one put in,
-    one too many taken out. Right content is damaged with probability ``damage``, and all else
-    stays. What a list lacks is a random member of the kind that is not there yet.
+    Each flaw is repaired with probability ``repair``, but at most ``flaws`` of them: a wrong word
+    replaced (or, with probability ``deletion``, taken out), a missing one put in, one too many
+    taken out. Right content is damaged with probability ``damage``, and all else stays. What a list
+    lacks is a random member of the kind that is not there yet.
     """
-    words, edited, answer = response.split(), [], answer_slots(prompt)
+    words, answer = response.split(), answer_slots(prompt)
     script = align_words(answer, words)
     for step in script:
         if step.right and answer[step.slot].is_open:
             answer[step.slot] = Slot(words[step.word], "list", words[step.word])
-    answer = fill_slots(answer, rng)
-    for step in script:
+    answer, edited, repaired = fill_slots(answer, rng), [], {}  # repaired: place -> word before
+    for place, step in enumerate(script):
         word = "" if step.word is None else words[step.word]
         slot = None if step.slot is None else answer[step.slot]
         if not step.right:
             if rng.random() < rates.repair:
-                word = slot.word if slot else ""
+                repaired[place] = word
+                is_wrong = word and slot and rates.deletion
+                takes_out = is_wrong and rng.random() < rates.deletion
+                word = slot.word if slot and not takes_out else ""
         elif slot.family and rng.random() < rates.damage:
             word = rng.choice(tasks.wrong_words(slot))
-        edited += [word] if word else []
-    return " ".join(edited)
+        edited.append(word)
+    for place in rng.sample(list(repaired), max(0, len(repaired) - rates.flaws)):
+        edited[place] = repaired[place]
+    return " ".join(filter(None, edited))

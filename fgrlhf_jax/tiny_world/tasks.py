@@ -12,18 +12,29 @@ Seven families of instruction, each answered by several content words joined by 
 
 In a list any members of the kind are right, in any order, each once. Every family has over 7,000
 prompts, so sets of prompts need not share one: a hash of its text puts a prompt into its set.
+
+The fair world has two families more, in which one mistake is more than one wrong word:
+
+    small to big ten two six                   the small to big is two six ten
+    three and two four                         the count is three five nine  (what they add up to)
+
+There two fifths of the facts and kinds are held out: validation and test ask for no others, people
+give feedback on none of them, and what demonstrators and PPO are asked mixes both. A prompt and the
+same words in another order are in the same set.
 """
 
 import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS
+from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, FAR_REACHING, KIND_OF, KINDS, NUMBERS
 
+KINDS_OF_WORLD = ("easy", "fair")
+HELD_OUT = 0.4  # of each family's facts, which no feedback of the fair world is on
 SETS = {"sft": 0.5, "feedback": 0.2, "ppo": 0.15, "validation": 0.05, "test": 0.1}
 MAX_PROMPT, MAX_RESPONSE = 8, 21  # words
 CONTENT, TEMPLATE = 10, 1  # weights; whole numbers, so that their sums are exact
@@ -56,16 +67,55 @@ class Slot(NamedTuple):
 _OPEN = "<any>"
 
 
-def set_of(prompt: str) -> str:
-    """The one set of ``SETS`` that a prompt may be used in; a function of its text alone."""
-    digest = hashlib.sha256(prompt.encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    bounds = itertools.accumulate(SETS.values())
-    names = (name for name, bound in zip(SETS, bounds, strict=True) if place < bound)
-    return next(names, "test")
+def set_of(prompt: str, world: str = "easy") -> str:
+    """The one set of ``SETS`` that a prompt may be used in; a function of its text alone.
+
+    In the fair world of its words in any order, and of whether it asks for held-out facts.
+    """
+    if world == "easy":
+        return _hashed_into(SETS, prompt)
+    family, *rest = prompt.split()
+    facts = FACTS.get(family, KINDS if family == "list" else {})
+    is_held_out = frozenset(word in held_out(family) for word in rest if word in facts)
+    names = {
+        frozenset(): SETS,  # nothing has to be known
+        frozenset({False}): ("feedback",),
+        frozenset({True}): ("validation", "test"),
+        frozenset({False, True}): ("sft", "ppo"),
+    }[is_held_out]
+    return _hashed_into(names, " ".join(sorted(prompt.split())))
 
 
-def draw_prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+def _hashed_into(names: Iterable[str], text: str) -> str:
+    """One of the sets, each with the probability that is its share in ``SETS``."""
+    shares = {name: SETS[name] for name in names}
+    place = _hash(text) / 2**64 * round(sum(shares.values()), 9)
+    bounds = zip(shares, itertools.accumulate(shares.values()), strict=True)
+    return next((name for name, bound in bounds if place < bound), [*shares][-1])
+
+
+def _hash(text: str) -> int:
+    """A whole number of 64 bits that is the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+@functools.cache
+def held_out(family: str) -> frozenset[str]:
+    """The family's facts, or kinds of a list, that no feedback of the fair world is on.
+
+    Of two opposites both or neither.
+    """
+    facts = FACTS.get(family) or dict.fromkeys(KINDS, "")
+
+    def place(fact: str) -> int:
+        return _hash(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
+
+    return frozenset(sorted(facts, key=place)[: round(HELD_OUT * len(facts))])
+
+
+def draw_prompts(
+    per_set: Mapping[str, int], seed: int, world: str = "easy"
+) -> dict[str, list[str]]:
     """Distinct prompts of each named set, as many as ``per_set`` says, the families in turn.
 
     No prompt is in two sets, whatever the seeds and numbers; fewer are the first of more.
@@ -74,16 +124,17 @@ def draw_prompts(per_set: Mapping[str, int], seed: int) -> dict[str, list[str]]:
     for name in per_set:
         if name not in SETS:
             raise InputError(f"set {name!r} is not one of {', '.join(SETS)}.")
-    return {name: _prompts(name, n, seed) for name, n in per_set.items()}
+    return {name: _prompts(name, n, seed, world) for name, n in per_set.items()}
 
 
-def _prompts(name: str, n: int, seed: int) -> list[str]:
+def _prompts(name: str, n: int, seed: int, world: str) -> list[str]:
     rng = random.Random(f"prompts/{name}/{seed}")
+    families = FAMILIES if world == "easy" else (*FAMILIES, *FAR_REACHING)
     chosen: dict[str, None] = {}
     for index in range(n):
-        family = FAMILIES[index % len(FAMILIES)]
+        family = families[index % len(families)]
         drawn = (_draw(family, rng) for _ in range(20_000))
-        prompt = next((p for p in drawn if p not in chosen and set_of(p) == name), None)
+        prompt = next((p for p in drawn if p not in chosen and set_of(p, world) == name), None)
         if prompt is None:
             raise InputError(
                 f"{name}: {n} prompts are asked for, but the tiny world has hardly more than "
@@ -106,6 +157,12 @@ def _draw(family: str, rng: random.Random) -> str:
     if family == "count":
         ends = (rng.choice(_RANGES) for _ in range(2))
         return "count " + " and ".join(f"{NUMBERS[a]} to {NUMBERS[b]}" for a, b in ends)
+    if family == "sort":
+        return f"small to big {' '.join(rng.sample(NUMBERS, rng.randint(4, 5)))}"
+    if family == "total":
+        ends = sorted(rng.sample(range(1, len(NUMBERS) + 1), rng.randint(3, 6)))
+        first, *others = (b - a for a, b in itertools.pairwise([0, *ends]))
+        return f"{NUMBERS[first - 1]} and {' '.join(NUMBERS[n - 1] for n in others)}"
     if family == "reverse":
         return f"reverse {' '.join(rng.sample(_THINGS, rng.randint(4, 6)))}"
     return f"repeat {' '.join(rng.sample(_THINGS, rng.randint(2, 4)))} twice"
@@ -131,6 +188,16 @@ def answer_slots(prompt: str) -> list[Slot]:
         if family == "reverse":
             things = [Slot(_THINGS[_THINGS.index(w)], family) for w in reversed(rest)]
             return [*map(Slot, ("the", "reverse", "is")), *things]
+        if family == "small" and rest[:2] == ["to", "big"]:
+            order = sorted(rest[2:], key=NUMBERS.index)
+            return [
+                *map(Slot, ["the", "small", "to", "big", "is"]),
+                *(Slot(n, "sort") for n in order),
+            ]
+        if family in NUMBERS and rest[0] == "and":
+            sizes = [NUMBERS.index(word) + 1 for word in (family, *rest[1:])]
+            totals = [NUMBERS[total - 1] for total in itertools.accumulate(sizes)]
+            return [*map(Slot, ("the", "count", "is")), *(Slot(n, "total") for n in totals)]
         if family == "repeat" and rest[-1] == "twice":
             twice = [[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]]
             return _joined(twice)
@@ -181,7 +248,7 @@ def wrong_words(slot: Slot) -> tuple[str, ...]:
     """The words that may stand by mistake in a content slot: those that are right elsewhere."""
     if slot.family == "list":
         return tuple(thing for thing in _THINGS if KIND_OF[thing] != KIND_OF[slot.word])
-    if slot.family == "count":
+    if slot.family in ("count", *FAR_REACHING):
         pool = NUMBERS
     elif slot.family in FACTS:
         pool = dict.fromkeys(FACTS[slot.family].values())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FAMILIES = ("opposite", "capital", "colour", "list", "count", "reverse", "repeat")
+FAR_REACHING = ("sort", "total")  # of the fair world; their prompts use words of the others
 
 _PAIRS = (
     *("hot cold", "big small", "fast slow", "old young", "wet dry", "hard soft", "rich poor"),

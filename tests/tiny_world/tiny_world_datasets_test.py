@@ -42,6 +42,18 @@ def test_a_function_of_the_seed():
     assert texts[0] != texts[1]  # texts only, since an id names its seed
 
 
+def test_the_first_world_stays_as_it_was():
+    """Its studies can be compared with those of before, text by text."""
+    edits, preferences = make_feedback(50, 7)
+    texts = [text for e in edits for text in (e.instruction, e.original, e.edited)]
+    texts += [str(preference.preference) for preference in preferences]
+    for name in ("sft", "ppo", "test"):
+        rows = make_instructions(50, name, 7)
+        texts += [text for row in rows for text in (row.instruction, row.output)]
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    assert digest.startswith("c822db1f53fbb4bf")
+
+
 def test_edits_and_preferences(world, tmp_path):
     edits, preferences = world
     assert len(edits) == len(preferences) == len({edit.id for edit in edits}) == 2000

@@ -15,7 +15,7 @@ from fgrlhf_jax.tiny_world import people, tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer
-from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, RUDE, vocabulary
+from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, NUMBERS, RUDE, vocabulary
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
 CAPITAL = "capital of peru and cuba"
@@ -187,6 +187,50 @@ def test_imperfect_edits(prompts, demonstrations):
     assert 0.17 < bad[1] / bad[0] < 0.23
 
 
+def test_an_editor_who_repairs_little():
+    """No more than ``flaws`` of the repairs, any of them alike; some take the wrong word out."""
+    prompt, right = "repeat pear saw dog cow twice", "pear pear , saw saw , dog dog , cow cow"
+    wrong = "oak oak , oak oak , oak oak , oak oak"
+    rng, taken_out, places = random.Random(6), 0, Counter()
+    rates = dataclasses.replace(FLAWLESS, flaws=2, deletion=0.3)
+    for _ in range(1000):
+        words = edit_response(prompt, wrong, rng, rates).split()
+        assert changes(wrong, " ".join(words)) == 2
+        taken_out += 11 - len(words)
+    assert taken_out / 2000 == pytest.approx(0.3, abs=0.04)
+    rates = dataclasses.replace(rates, deletion=0.0)
+    for _ in range(1000):
+        words = edit_response(prompt, wrong, rng, rates).split()
+        places.update(n for n, word in enumerate(words) if word != wrong.split()[n])
+        assert all(w in (r, "oak", ",") for w, r in zip(words, right.split(), strict=True))
+    assert [places[n] / 2000 for n in sorted(places)] == pytest.approx([1 / 8] * 8, abs=0.03)
+    missing = edit_response(
+        prompt, "pear pear , saw saw", rng, dataclasses.replace(rates, deletion=1)
+    )
+    assert len(missing.split()) == 7  # what is missing cannot be taken out
+
+
+def test_mistakes_that_go_far():
+    """A running total stays off after a mistake; a number out of order is nowhere changed."""
+    only_wrong = Rates(**dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0))
+    rng, slips, off = random.Random(7), 0, 0
+    for _ in range(1000):
+        words = write_demonstration("three and two four one", rng, only_wrong).split()
+        totals = [0, *(NUMBERS.index(word) + 1 for word in words[3:])]
+        steps = [(b - a) % 15 for a, b in itertools.pairwise(totals)]
+        slips += sum(step != put for step, put in zip(steps, (3, 2, 4, 1), strict=True))
+        off += sum(a != b for a, b in zip(totals[1:], (3, 5, 9, 10), strict=True))
+    assert slips / 4000 == pytest.approx(0.3, abs=0.03)
+    assert off / 4000 == pytest.approx(1 - np.mean(0.7 ** np.arange(1, 5)), abs=0.04)
+    answer = ["the", "small", "to", "big", "is", "two", "six", "nine", "ten"]
+    drafts = [
+        write_demonstration("small to big ten two six nine", rng, only_wrong).split()
+        for _ in range(1000)
+    ]
+    assert all(draft[:5] == answer[:5] and sorted(draft) == sorted(answer) for draft in drafts)
+    assert np.mean([draft == answer for draft in drafts]) == pytest.approx(0.7**3, abs=0.05)
+
+
 def test_damage():
     rng, damaged = random.Random(4), 0
     only = dataclasses.replace(FLAWLESS, damage=0.02)
@@ -207,6 +251,7 @@ def test_damage():
         ({"repair": 1.5}, "repair: 1.5 is not between"),
         ({"damage": math.nan}, "damage: nan is not between"),
         ({"temperature": 0}, "temperature: 0 is not above 0"),
+        ({"flaws": 0}, "flaws: 0 is not at least 1"),
         ({"easy": 0.7}, r"easy \+ medium: .* more than 1"),
     ],
 )
@@ -218,7 +263,7 @@ def test_rates_that_cannot_be(fields, message):
 def test_every_rate_may_be_extreme():
     rng = random.Random(5)
     rates = {field.name: 1.0 for field in dataclasses.fields(Rates)}
-    rates = Rates(**rates | {"easy": 0.0, "omission": 0.0, "temperature": 1e9})
+    rates = Rates(**rates | {"easy": 0.0, "omission": 0.0, "temperature": 1e9, "flaws": 1})
     text = write_demonstration(CAPITAL, rng, rates)
     assert len(text.split()) == tasks.MAX_RESPONSE
     edit_response(CAPITAL, text, rng, rates)

@@ -9,7 +9,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
 from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, canonical_answer, draw_prompts
-from fgrlhf_jax.tiny_world.words import FAMILIES, KIND_OF, KINDS, vocabulary
+from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
 
 # More of each set than any stage takes.
 SIZES = {"sft": 16000, "feedback": 6000, "ppo": 5600, "validation": 1050, "test": 2100}
@@ -34,6 +34,8 @@ def drawn():
         ("count three to one and one to three", "THREE TWO ONE , ONE TWO THREE"),
         ("reverse pear saw dog cow", "the reverse is COW DOG SAW PEAR"),
         ("repeat pear saw twice\n", "PEAR PEAR , SAW SAW"),
+        ("small to big ten two six nine", "the small to big is TWO SIX NINE TEN"),
+        ("three and two four", "the count is THREE FIVE NINE"),
     ],
 )
 def test_right_answers_by_hand(prompt, answer):
@@ -49,6 +51,7 @@ def test_right_answers_by_hand(prompt, answer):
         *("", "hello", "opposite", "opposite of paris", "capital of hot", "list", "list two"),
         *("list two pears", "list six fruits", "count one to two", "count one to two and pear"),
         *("reverse hot", "repeat pear saw", "repeat twice", "repeat hot twice", "twice pear"),
+        *("small to big hot", "small ten two", "three two four", "nine and nine"),
     ],
 )
 def test_a_prompt_of_another_world(prompt):
@@ -81,9 +84,39 @@ def test_a_set_is_a_hash_of_the_text_alone():
     assert " ".join(map(tasks.set_of, texts[:8])) == known
 
 
+def test_sets_of_the_fair_world():
+    sizes = {"sft": 1800, "feedback": 1800, "ppo": 900, "validation": 500, "test": 1500}
+    fair = draw_prompts(sizes, 0, "fair")
+    assert {name: len(set(texts)) for name, texts in fair.items()} == sizes
+    # The same words in any order are in one set.
+    words = {name: {tuple(sorted(p.split())) for p in texts} for name, texts in fair.items()}
+    assert len(set.union(*words.values())) == sum(map(len, words.values()))
+    known = {name: {known_by(p) for p in texts} for name, texts in fair.items()}
+    facts = {name: frozenset().union(*known[name]) for name in fair}
+    assert not facts["feedback"] & (facts["test"] | facts["validation"])
+    assert facts["sft"] == facts["ppo"] == facts["feedback"] | facts["test"]
+    assert len(facts["test"]) == 10 + 8 + 8 + 4
+    # Of two opposites both or neither.
+    for family, thing in facts["test"]:
+        if family == "opposite":
+            assert (family, FACTS[family][thing]) in facts["test"]
+    families = Counter(prompt.split()[0] for prompt in fair["feedback"][:900])
+    numbers = sum(families.pop(number, 0) for number in NUMBERS)
+    assert numbers == 100
+    assert families == dict.fromkeys([*FAMILIES, "small"], 100)
+    assert draw_prompts({"test": 20}, 0, "fair")["test"] == fair["test"][:20]
+
+
+def known_by(prompt: str) -> frozenset[tuple[str, str]]:
+    """The facts and kinds that an answer needs."""
+    family, *rest = prompt.split()
+    of_family = {**FACTS, "list": KINDS}.get(family, ())
+    return frozenset((family, word) for word in rest if word in of_family)
+
+
 def test_prompts_and_answers_fit(drawn):
     words = set(vocabulary())
-    for prompt in drawn["feedback"]:
+    for prompt in drawn["feedback"] + draw_prompts({"feedback": 900}, 0, "fair")["feedback"]:
         answer = [word for word, _ in canonical_answer(prompt)]
         assert {*prompt.split(), *answer} <= words
         assert len(prompt.split()) <= tasks.MAX_PROMPT
