@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
-from fgrlhf_jax.data.formats import FIELDS, ROW_BYTES
+from fgrlhf_jax.data.formats import FIELDS
+from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")

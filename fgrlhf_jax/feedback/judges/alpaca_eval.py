@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data import conversations, formats, records
+from fgrlhf_jax.data import conversations, formats, records, row_fields
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import length_control, win_rate
 from fgrlhf_jax.runtime.files import write_json
@@ -78,12 +78,12 @@ def read(path: str) -> list[Comparison]:
 
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
-    formats.check_row(row, where)
+    row_fields.check_row(row, where)
     fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
     prompt = records.parse_record(fields, where, prompts=True)
     names = ("generator_1", "generator_2", "annotator", "reason")
     names = ["output_1", "output_2", *(name for name in names if row.get(name) is not None)]
-    texts = {name: formats.text_of(row, name, where, blank=True) for name in names}
+    texts = {name: row_fields.text_of(row, name, where, blank=True) for name in names}
     value = row.get("preference", "missing")
     if type(value) not in (int, float, type(None)):
         raise InputError(
@@ -139,7 +139,7 @@ def read_difficulty(path: str) -> length_control.Difficulty:
     names = ("std_delta_len", "instruction_difficulty", "preference")
     difficulties, baselines = {}, []
     for where, row in records.read_rows(path):
-        formats.check_row(row, where)
+        row_fields.check_row(row, where)
         row = dict(zip(("index", names[1]), row.values(), strict=True)) if len(row) == 2 else row
         try:
             known = [name for name in names if row.get(name) not in (None, "")]

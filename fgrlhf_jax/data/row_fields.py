@@ -1,0 +1,215 @@
+"""What stands in the fields of a row, checked: its texts, its prompt, labels and spans."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fgrlhf_jax.data.conversations import Turns, is_transcript, join_prompt, parse_turns, transcribe
+from fgrlhf_jax.errors import InputError
+
+ROW_BYTES = 2_000_000
+PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
+
+Row = Mapping[str, Any]
+
+
+def check_row(row: Any, where: str) -> None:
+    """Raises InputError for what is no object, is too large, or holds invalid Unicode."""
+    if isinstance(row, InputError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+    try:
+        size = len(json.dumps(dict(row), ensure_ascii=False, default=str).encode())
+    except UnicodeEncodeError:
+        name = next(name for name in row if not _is_unicode([name, row[name]]))
+        reason = f"the field {name!a:.60} holds invalid Unicode (half of a surrogate pair)"
+        raise InputError(f"{where}: {reason}; remove it.") from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read ({error}); correct this row.") from error
+    if size > ROW_BYTES:
+        reason = f"has {size:,} bytes, more than the {ROW_BYTES:,} that a row may have"
+        raise InputError(f"{where}: {reason}; shorten it.")
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, ensure_ascii=False, default=str).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _names(names: Iterable[str]) -> str:
+    names = [f"{name:.40}" for name in names]
+    return ", ".join([*names[:12], *(["…"] if len(names) > 12 else [])]) or "none"
+
+
+def field_of(row: Row, name: str, where: str) -> Any:
+    if name not in row:
+        raise InputError(
+            f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
+            "(instruction, prompt or messages) and original and edited, chosen and rejected, "
+            "output_1, output_2 and preference, or output; give other names with "
+            "--config.columns=field=column, as prompt=question."
+        )
+    return row[name]
+
+
+def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
+    """The text in a field of a row; raises InputError where there is none.
+
+    Args:
+      blank: whether the text may be empty.
+    """
+    text = field_of(row, name, where)
+    if not isinstance(text, str):
+        value = json.dumps(text, default=str)[:40]
+        raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
+    if not blank and not text.strip():
+        raise InputError(f"{where}: the response {name!r} is empty; fill it in.")
+    return text
+
+
+def preference_of(row: Row, name: str, where: str) -> int:
+    """Which answer is better, 1 or 2."""
+    value = field_of(row, name, where)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "overall_preference":
+        if is_number and 1 <= abs(value) <= 3:
+            return 1 if value < 0 else 2
+        allowed = "-3 to -1 (response1 is better) or 1 to 3; ties teach nothing"
+    else:
+        if value in ("1", "2") or (is_number and value in (1, 2)):
+            return int(value)
+        allowed = "1 or 2, the better output"
+    shown = json.dumps(value, default=str)[:40]
+    raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
+
+
+def finished_of(row: Row, names: Iterable[str], where: str) -> dict[str, bool]:
+    """Which responses ended by themselves; all of which nothing is said. CSV has texts."""
+    values = {"true": True, "false": False, "": True, "none": True}
+    fields = {name: values.get(str(row.get(name)).lower()) for name in names}
+    for name, value in fields.items():
+        if value is None:
+            raise InputError(f"{where}: {name} is {row[name]!r:.40}; it must be true or false.")
+    return fields
+
+
+def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
+    if spans is not None and not isinstance(spans, list | tuple):
+        raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans.")
+    checked = []
+    for span in spans or ():
+        pair = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
+        match pair:
+            case [start, end] if type(start) is type(end) is int and 0 <= start < end <= length:
+                checked.append((start, end))
+            case _:
+                raise InputError(
+                    f"{where}: error_spans holds {span!r:.60}; give start and end as character "
+                    f"offsets into the original (0 to {length})."
+                )
+    return tuple(checked)
+
+
+def read_prompt(
+    row: Row, named: Iterable[str], before: Mapping[str, Turns], answers: list[str], where: str
+) -> tuple[dict[str, Any], str | None]:
+    """Fields of a record's prompt ({}: there is none), and the answer that ends its conversation.
+
+    Args:
+      before: the conversation that a field of the answers holds, if any.
+    """
+    names = set(named) & set(PROMPTS) or PROMPTS
+    conversations, texts, last = dict(before), {}, None
+    for name in PROMPTS:
+        value = row.get(name)
+        if name not in names or value is None or value == []:
+            continue
+        if name == "instruction":
+            texts[name] = text_of(row, name, where, blank=True)
+        elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
+            turns = parse_turns(value, f"{where}: {name}")
+            *rest, end = turns
+            is_open = is_transcript(value) and not end["content"]  # it ends in "Assistant:"
+            may_end = is_open or end["content"] in answers or (not answers and name != "context")
+            if end["role"] == "assistant" and may_end:
+                last, turns = (None if is_open else end["content"]), rest
+            conversations[name] = turns
+        elif name != "context":
+            texts[name] = text_of(row, name, where, blank=True)
+    input = row.get("input", row.get("context") if isinstance(row.get("context"), str) else None)
+    input = "" if input is None else text_of({"input": input}, "input", where, blank=True)
+    for name, turns in before.items():
+        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # it goes on there
+            conversations[name] = conversations["prompt"] + turns
+    if any(conversations[name] != before[name] for name in before):
+        del conversations["prompt"]
+    if not conversations:
+        return (_text_prompt(row, texts, input, where) if texts else {}), last
+    (first, turns), *_ = conversations.items()
+    reason = ""
+    if not turns or turns[-1]["role"] != "user":
+        reason = "the messages before the response do not end with one of the user's; add it"
+    elif not turns[-1]["content"].strip():
+        reason = "the user's message before the response is empty; fill it in"
+    if reason:
+        raise InputError(f"{where}: {first}: {reason}.")
+    known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
+    known |= {"", transcribe(turns).strip()}
+    other = [name for name, others in conversations.items() if others != turns]
+    other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
+    if other:
+        refuse_two_prompts([first, other[0]], where)
+    if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
+        return {"instruction": texts["instruction"], "input": input}, last
+    return {"messages": _with_system(row, turns, where)}, last
+
+
+def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> dict[str, Any]:
+    text = next((text for text in reversed(texts.values()) if text.strip()), "")
+    if not (text.strip() or input.strip()):
+        names = "instruction and input are both" if "instruction" in texts else "prompt is"
+        raise InputError(f"{where}: {names} empty; give a prompt.")
+    whole = join_prompt(text, input)
+    if texts.get("prompt", text).strip() not in ("", text.strip(), whole.strip()):
+        refuse_two_prompts(["prompt", "instruction"], where)
+    turns = _with_system(row, [{"role": "user", "content": whole}], where)
+    return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
+
+
+def _with_system(row: Row, turns: Turns, where: str) -> Turns:
+    """The turns behind the message of a column "system"."""
+    system = row.get("system")
+    text = "" if system is None else text_of(row, "system", where, blank=True)
+    if not text.strip() or turns[0] == {"role": "system", "content": text}:
+        return turns
+    return parse_turns([{"role": "system", "content": text}, *turns], where)
+
+
+def refuse_two_prompts(names: list[str], where: str) -> None:
+    raise InputError(
+        f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
+        f"--config.columns={names[1]}."
+    )
+
+
+def common_beginning(
+    row: Row, names: tuple[str, ...], answers: list[str], where: str
+) -> tuple[dict[str, str], list[str]]:
+    """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
+    if empty := [name for name in PROMPTS if name in row]:
+        raise InputError(f"{where}: {empty[0]} is empty; give a prompt.")
+    others = [n for n, value in row.items() if isinstance(value, str) and n not in (*names, "id")]
+    begin = ""
+    if names == ("chosen", "rejected"):
+        pairs = zip(*answers, strict=False)
+        begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+        begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
+    if others or not begin:
+        field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
+    rests = {name: text[len(begin) :] for name, text in zip(names, answers, strict=True)}
+    return {"instruction": begin, "input": ""}, [text_of(rests, name, where) for name in names]
