@@ -1,6 +1,6 @@
 """The whole method: supervised fine-tuning, feedback, reward models, PPO, win rates, a report.
 
-python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|llama_7b]
+python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|smollm2|llama_7b]
                           [--config.run_dir=DIR] [--config.seeds=N] [--config.FIELD=VALUE …]
 
 Flags of the commands that it runs:

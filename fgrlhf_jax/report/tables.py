@@ -166,10 +166,15 @@ def _corrections(report: dict) -> Section:
         "judge: how much of the probability of either text is the correction's (sampled), how "
         "often its first token is likelier than that of the original (greedy), how often it is "
         "the likeliest of all (written); and how far tokens that nobody changed have moved from "
-        "the first policy, in nats. Words left: how many an editor would still change in a "
-        "response. Fluency: log-probability a token of responses under a model that was not "
-        "trained here."
+        "the first policy, in nats."
     )
+    if "words_sampled" in shown:
+        text += " Words left: how many an editor would still change in a response."
+    if "fluency_sampled" in shown:
+        text += (
+            " Fluency: log-probability a token of responses under a model that was not trained "
+            "here."
+        )
     if said:
         text += (
             f" Over the {len(arms)} arms the rank correlation (Spearman) of correction accuracy "

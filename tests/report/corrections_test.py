@@ -61,6 +61,7 @@ def test_columns_that_a_study_does_not_have_are_left_out():
     assert section.rows[1][-1] == "−2.500 ± 0.100"
     (section,) = (s for s in sections(make(1)) if s.key == "corrections")
     assert section.head[-1] == "Words left, greedy"
+    assert ("Words left:" in section.text, "Fluency:" in section.text) == (True, False)
     without = build_report(make_study(2))
     assert "corrections" not in [s.key for s in sections(without)]
     assert without["corrections"]["rank_correlation"] == {"sampled": None, "greedy": None}
