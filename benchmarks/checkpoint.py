@@ -11,7 +11,8 @@ from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.reward_model.model import Normalization
-from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import supervised
 

@@ -30,7 +30,7 @@ from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.rollout import Prompts
 from fgrlhf_jax.ppo.train import PPOTrainer
 from fgrlhf_jax.reward_model import train as reward_model
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import sft, supervised

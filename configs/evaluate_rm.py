@@ -1,14 +1,15 @@
 """The table of a reward model for any file of pairs: what ``launch.evaluate_rm`` needs."""
 
-from configs.common import DTYPE, MESH, OVERLONG, OVERWRITE, READING
+from configs.common import DTYPE, ENSEMBLE_PENALTY, MESH, OVERLONG, OVERWRITE, READING, REWARD_MODEL
 from configs.fields import Field, collect_fields, make_config
 
 GROUPS = {
     "": {
-        "reward_model": Field("runs/rm_tiny_token_edit", "run_dir of launch.train_rm"),
+        "reward_model": Field("runs/rm_tiny_token_edit", REWARD_MODEL),
         "test": Field("runs/rm_tiny_token_edit/data/test.jsonl", "edits, preferences or both"),
         "output": Field("", 'FILE.json; "" only prints'),
         "overwrite": OVERWRITE,
+        "ensemble_penalty": ENSEMBLE_PENALTY,
         "batch_size": Field(16, "pairs at a time", at_least=1),
         "max_length": Field(0, "tokens of prompt and response; 0: as trained", at_least=0),
         "overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),

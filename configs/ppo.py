@@ -13,7 +13,15 @@ and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
 from configs.base import CHECKPOINTS, DEVICES, LORA, OPTIMIZER, RUN
-from configs.common import DTYPES, INT8_CACHE, MODEL, OVERLONG, READING
+from configs.common import (
+    DTYPES,
+    ENSEMBLE_PENALTY,
+    INT8_CACHE,
+    MODEL,
+    OVERLONG,
+    READING,
+    REWARD_MODEL,
+)
 from configs.fields import Field, check_argument, collect_fields
 from configs.models import make_model_config
 from fgrlhf_jax.data.templates import TEMPLATES
@@ -26,7 +34,8 @@ LEVELS = ("token", "sequence")
 GROUPS = {
     "Models and rewards": {
         "policy": Field("", f"{MODEL} of the policy and its reference"),
-        "reward_model": Field("", "run_dir of launch.train_rm"),
+        "reward_model": Field("", REWARD_MODEL),
+        "ensemble_penalty": ENSEMBLE_PENALTY,
         "level": Field("token", "what the reward model rewards", choices=LEVELS),
         "reward_function": Field("", "MODULE:FUNCTION in place of a reward model"),
         "judge": Field("", "MODULE:FUNCTION that scores validation responses"),

@@ -17,7 +17,8 @@ def main(config) -> None:
     output = cli.check_output(config, (".json",), [config.test])
     rows = reading.read(config, config.test, "pairs")
     cli.use_devices()
-    reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    options = {name: config[name] for name in ("mesh", "dtype", "ensemble_penalty")}
+    reward_model = RewardModel.load(config.reward_model, **options)
     tables = evaluate(
         reward_model,
         {config.test: rows},

@@ -31,7 +31,8 @@ def main(config) -> None:
     rows = [row for _, row in records_and_rows[:shown]]
     inputs = [record for record, _ in records_and_rows[:shown]]
     cli.use_devices()
-    reward_model = RewardModel.load(config.reward_model, mesh=config.mesh, dtype=config.dtype)
+    options = {name: config[name] for name in ("mesh", "dtype", "ensemble_penalty")}
+    reward_model = RewardModel.load(config.reward_model, **options)
     max_length = reward_model.length_limit(config.max_length)
     longest_prompt = reward_model.meta.data["max_prompt_length"]
     if max_length <= longest_prompt:

@@ -96,6 +96,18 @@ def center(
     return jnp.sum(squares_2) / jnp.maximum(jnp.sum(unchanged_2S), 1)
 
 
+def pessimistic_reward(reward_N: jax.Array, penalty: float) -> jax.Array:
+    """mean_n r_n - penalty std_n r_n of an ensemble: where its models disagree, the policy gains
+    less by what only some of them like (Coste et al. 2023, arXiv:2310.02743, have the variance).
+
+    Args:
+      reward_N: float, the rewards of N models, on one scale; any axes behind the first.
+      penalty: 0 is the mean; of two models 1 is the lower of both. The variance is over N.
+    """
+    chex.assert_type(reward_N, float)
+    return jnp.mean(reward_N, axis=0) - penalty * jnp.std(reward_N, axis=0)
+
+
 def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array) -> jax.Array:
     """TLCR (Yoon et al. 2024, arXiv:2407.16574): what a discriminator says of every token.
 

@@ -60,6 +60,13 @@ class CausalLM(nn.Module):
 HEADS = ("after", "state_action", "action")
 
 
+def state_before(x_BSD: jax.Array, before_BS: jax.Array | None) -> jax.Array:
+    """What stands at the token before: in column ``before_BS``, or without these to the left."""
+    if before_BS is None:
+        return jnp.pad(x_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    return jnp.take_along_axis(x_BSD, before_BS[:, :, None], axis=1)
+
+
 class ScalarHead(nn.Module):
     """A number a token, of one of three ``kind``:
 
@@ -95,11 +102,7 @@ class ScalarHead(nn.Module):
         if self.kind != "action":
             value_BS += einsum("BSD,DO->BS", hidden_BSD, self.kernel_D1)
         if self.kind != "after":
-            gated_BSD = self.gated(hidden_BSD)
-            if before_BS is None:
-                before_BSD = jnp.pad(gated_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            else:
-                before_BSD = jnp.take_along_axis(gated_BSD, before_BS[:, :, None], axis=1)
+            before_BSD = state_before(self.gated(hidden_BSD), before_BS)
             action_BSD = sharding.look_up(self.unembed_VD, tokens_BS)
             chosen_BS = einsum("BSD,BSD->BS", before_BSD, action_BSD)
             # The first real token has nothing before it but, perhaps, padding.

@@ -24,8 +24,9 @@ from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.micro_batches import row_widths
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import make_architectures
+from fgrlhf_jax.reward_model.combined import first_backbone
 from fgrlhf_jax.reward_model.model import Normalization
-from fgrlhf_jax.reward_model.scorer import RewardMeta, make_module, read_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, make_module, read_modules
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import dpo, sft, supervised
@@ -110,7 +111,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     cfg = model_config(config.policy, config.size, fields, S)
     reward_model = meta = None
     if config.reward_model:
-        reward_model, meta = read_module(config.reward_model, **fields)
+        reward_model, meta = read_modules(config.reward_model, config.ensemble_penalty, **fields)
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
         reward_model = make_module(cfg, loss, "after")
@@ -138,7 +139,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         sizes = {"score_rollout": B, "update": config.minibatch_size}
         rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
     has_own = architectures.lora and architectures.critic  # it is on a whole reward model's weights
-    critic_base = frozen.reward_model.get("backbone", {}) if has_own else {}
+    critic_base = first_backbone(frozen.reward_model) if has_own else {}
     resident = {
         "generate": (),
         "score_rollout": (params, frozen),

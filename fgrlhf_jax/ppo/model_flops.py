@@ -3,7 +3,9 @@
 import numpy as np
 
 from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops
+from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.ppo.models import Architectures
+from fgrlhf_jax.reward_model.combined import models_of
 
 
 def model_flops(
@@ -34,7 +36,11 @@ def model_flops(
     forward = of_policy(prompts, responses)
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
     beside = of_policy(*imitated) if imitated else 0.0
-    score = rows_flops(models.reward_model.cfg, rows) if scored else 0.0
+    score = 0.0
+    for model in models_of(models.reward_model) if scored else ():
+        is_policy = isinstance(model, CausalLM)
+        score += rows_flops(model.cfg, rows)
+        score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
     predicted = value if one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),

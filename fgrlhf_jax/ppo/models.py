@@ -14,7 +14,8 @@ from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
-from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
+from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio, first_backbone
+from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
 
 
 class Architectures(NamedTuple):
@@ -32,7 +33,7 @@ class Architectures(NamedTuple):
 
     policy: heads.CausalLM
     critic: heads.TokenValueModel | None
-    reward_model: heads.TokenValueModel | None
+    reward_model: heads.TokenValueModel | Ensemble | LogRatio | None
     meta: RewardMeta | None
     lora: Lora | None = None
     adapted: bool = False
@@ -64,7 +65,7 @@ def complete(params: dict, frozen: Frozen) -> dict:
     """All parameters of policy and critic, of those of their parameters that are trained."""
     bases = {"policy": frozen.base, "critic": {}}
     if frozen.base:  # the critic is as the reward model: on its weights, where it has its own
-        backbone = frozen.reward_model.get("backbone", frozen.base["backbone"])
+        backbone = first_backbone(frozen.reward_model) or frozen.base["backbone"]
         bases["critic"] = {"backbone": backbone}
     return {name: bases[name] | part for name, part in params.items()}
 
@@ -88,7 +89,7 @@ def read_architectures(config: ConfigDict) -> Architectures:
     cfg = dataclasses.replace(hf_load.read_config(config.policy), **options)
     reward_model = meta = None
     if config.reward_model:
-        reward_model, meta = read_module(config.reward_model, **options)
+        reward_model, meta = read_modules(config.reward_model, config.ensemble_penalty, **options)
         if meta.level != config.level and not config.reward_function:
             raise InputError(
                 f"level={config.level}: reward_model={config.reward_model} was trained with "
@@ -101,13 +102,13 @@ def read_architectures(config: ConfigDict) -> Architectures:
 def make_architectures(
     config: ConfigDict,
     cfg: llama.LlamaConfig,
-    reward_model: heads.TokenValueModel | None,
+    reward_model: heads.TokenValueModel | Ensemble | LogRatio | None,
     meta: RewardMeta | None,
 ) -> Architectures:
     """The modules of a policy with ``cfg`` and of this reward model.
 
-    The critic is as large as the reward model, or else as the policy; with ``critic=shared``, and
-    for an algorithm without one, there is none.
+    The critic is as large as the (first) reward model, or else as the policy; with
+    ``critic=shared``, and for an algorithm without one, there is none.
 
     Raises:
       InputError: for adapters that do not go with ``config.lora``.
@@ -138,7 +139,7 @@ def make_architectures(
 
 
 def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
-    """The reward model's adapter on the policy's base; None where it is held whole.
+    """The reward model's adapter on the policy's base; None where it is held whole, as several are.
 
     Without a path it has the policy's ``adapters``.
 
@@ -149,7 +150,8 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
         return None
     if not config.reward_model:
         return adapters
-    reward_lora = peft.read_lora(config.reward_model)
+    several = len(folders_of(config.reward_model)) > 1
+    reward_lora = None if several else peft.read_lora(config.reward_model)
     if reward_lora is None:
         return None
     policy = config.policy or config.reward_model
@@ -196,7 +198,7 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
     tokenizer = hf_load.load_tokenizer(config.policy)
     check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
-        other = hf_load.load_tokenizer(config.reward_model)
+        other = hf_load.load_tokenizer(folders_of(config.reward_model)[0])
         names = f"policy={config.policy}", f"reward_model={config.reward_model}"
         check_same(tokenizer, other, *names)
     needs_chat = (
@@ -282,7 +284,7 @@ def _initial_critic(
         return critic
     if models.lora and not models.reward_lora:
         return critic | {"lora": lora.init_adapter(jax.random.fold_in(key, 1), others["lora"])}
-    path = config.policy if models.reward_model is None else config.reward_model
+    path = folders_of(config.reward_model)[0] if models.reward_model else config.policy
     return critic | hf_load.load_params(path, others)
 
 
@@ -306,5 +308,5 @@ def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[
         if reference:
             reference = hf_load.load_params(config.policy, reference)
         if reward_model:
-            reward_model = hf_load.load_params(config.reward_model, reward_model)
+            reward_model = load_params(config.reward_model, reward_model)
     return Frozen(base, reference, reward_model), digest

@@ -14,7 +14,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.models.sampling import Guide, place_weights
-from fgrlhf_jax.reward_model.scorer import RewardMeta, read_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, read_module
 
 
 def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Guide:
@@ -57,9 +57,8 @@ def check_fits(field: str, path: str | os.PathLike, meta: RewardMeta, model: Lan
     Args:
       field: what the command calls it.
     """
-    check_same(
-        model.tokenizer, hf_load.load_tokenizer(path), f"model={model.path}", f"{field}={path}"
-    )
+    tokenizer = hf_load.load_tokenizer(folders_of(path)[0])
+    check_same(model.tokenizer, tokenizer, f"model={model.path}", f"{field}={path}")
     if (template := meta.data["template"]) != model.template:
         raise InputError(
             f"{field}={path}: was trained with the template {template}, and prompts are written "

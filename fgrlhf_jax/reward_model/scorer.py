@@ -6,9 +6,7 @@ for token, reward in reward_model.score([{"instruction": "…", "output": "…"}
 """
 
 import dataclasses
-import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fgrlhf_jax.data import templates
-from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.functional.reward_losses import LOSSES
-from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, hf_save, llama
-from fgrlhf_jax.reward_model.model import (
-    Normalization,
-    level_of,
-    normalize_rewards,
-    score_tokens,
-)
+from fgrlhf_jax.models import heads, hf_load, hf_save
+from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio
+from fgrlhf_jax.reward_model.model import normalize_rewards, score_tokens
+from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
 from fgrlhf_jax.reward_model.token_rewards import (
     ScoredResponse,
     as_records,
@@ -40,42 +32,6 @@ from fgrlhf_jax.runtime import sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# What an export must say of its training, and whether a value can be right.
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "head": lambda value: value in heads.HEADS,
-    "loss": lambda value: value in LOSSES,
-    "template": lambda value: value in templates.TEMPLATES,
-    "alignment": lambda value: value in METHODS,
-    "overlong": lambda value: value in ("truncate", "drop"),
-    "append_eos": lambda value: isinstance(value, bool),
-    "max_length": lambda value: type(value) is int,
-    "max_prompt_length": lambda value: type(value) is int and value > 0,
-    "mean": lambda value: isinstance(value, int | float) and math.isfinite(value),
-    "std": lambda value: isinstance(value, int | float) and 0 < value < math.inf,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardMeta:
-    """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``.
-
-    Attributes:
-      head: after | state_action | action.
-      settings: the loss of its training and the weights of its parts.
-      normalization: what brings its rewards to about one unit a response.
-      data: the arguments of ``encode_pairs`` that it was trained with.
-    """
-
-    head: str
-    settings: dict
-    normalization: Normalization
-    data: dict
-
-    @property
-    def level(self) -> str:
-        """What is rewarded: "token" or "sequence"."""
-        return level_of(self.settings["loss"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +44,7 @@ class RewardModel:
       meta: what its numbers mean.
     """
 
-    module: heads.TokenValueModel
+    module: heads.TokenValueModel | Ensemble | LogRatio
     params: dict
     tokenizer: "PreTrainedTokenizerFast"
     meta: RewardMeta
@@ -96,22 +52,32 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, *, mesh: str = "1,-1,1", dtype: str = "float32"
+        cls,
+        path: str | os.PathLike,
+        *,
+        mesh: str = "1,-1,1",
+        dtype: str = "float32",
+        ensemble_penalty: float = 1.0,
     ) -> "RewardModel":
         """Opens the reward model in a run folder of launch.train_rm, or in its ``export``.
 
         Args:
+          path: or several, see :mod:`fgrlhf_jax.reward_model.modules`.
           mesh: devices along data, fsdp and tensor, one of them -1 for the rest.
           dtype: what is computed in, float32 or bfloat16.
+          ensemble_penalty: of several reward models, see ``reward_losses.pessimistic_reward``.
 
         Raises:
           InputError: when the folder is missing, is no reward model of ours, or is damaged.
         """
-        module, meta = read_module(path, dtype=dtype)
-        devices = sharding.make_mesh(mesh)
+        module, meta = read_modules(path, ensemble_penalty, dtype=dtype)
+        first, devices = folders_of(path)[0], sharding.make_mesh(mesh)
         with jax.set_mesh(devices):
-            params = hf_load.load_params(path, heads.abstract_params(module, devices))
-        return cls(module, params, hf_load.load_tokenizer(path), meta, devices)
+            params = load_params(path, heads.abstract_params(module, devices))
+        tokenizer = hf_load.load_tokenizer(first)
+        if not meta.data["template"]:  # language models that are not ours
+            meta.data["template"] = hf_load.resolve_template(first, tokenizer)
+        return cls(module, params, tokenizer, meta, devices)
 
     def save(self, folder: Path, **options) -> str:
         """Writes a Hugging Face folder; returns a sentence on what transformers can load it as.
@@ -241,58 +207,3 @@ class RewardModel:
         options = {"model": self.module, "level": self.meta.level}
         with jax.set_mesh(self.mesh):
             return score_tokens(self.params, tokens_BS, mask_BS, **options)
-
-
-def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValueModel:
-    """The module for a loss; raises InputError for an action's head on a sequence score.
-
-    Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
-    what Adam would follow: the sequence variant has none.
-    """
-    level, is_confidence = level_of(loss), loss == "tlcr"
-    if head != "after" and level == "sequence":
-        raise InputError(f"model.head={head} needs a token loss; use head=after")
-    return heads.TokenValueModel(cfg, head, use_bias=level == "token", bounded=is_confidence)
-
-
-def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueModel, RewardMeta]:
-    """Module and meta data of a reward model in a run folder, its ``export``, or on the hub.
-
-    Args:
-      **compute: fields of LlamaConfig on how to compute, such as ``dtype``.
-
-    Raises:
-      InputError: when the folder is missing, is no reward model of ours, or was changed.
-    """
-    folder = hf_files.resolve(path)
-    file = checksums.config_file(folder)
-    ours = hf_files.read_json(file).get("fgrlhf") if file.is_file() else None
-    match ours:
-        case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
-            values = {"head": head, **settings, **scale, **data}
-        case _:
-            raise InputError(
-                f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "
-                "give the run_dir of a finished run"
-            )
-    faults = [
-        f"{name}={values.get(name)!r:.60}"
-        for name, is_valid in _CHECKS.items()
-        if not is_valid(values.get(name))
-    ]
-    if not faults and values["max_prompt_length"] >= values["max_length"]:
-        faults = ["max_prompt_length is not below max_length"]
-    if faults:
-        raise InputError(
-            f"{file}: no reward model was trained with {', '.join(faults)}; use a sound copy"
-        )
-    if ours.get("encoding") != templates.ENCODING:
-        print(
-            f"{path}: was trained when prompt and response were encoded apart; around their border "
-            "its token ids may differ from now, so compare its numbers with those of its own time "
-            "only, or train it anew",
-            file=sys.stderr,
-        )
-    cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
-    normalization = Normalization(scale["mean"], scale["std"])
-    return make_module(cfg, values["loss"], head), RewardMeta(head, settings, normalization, data)

@@ -17,7 +17,8 @@ from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import pair_flops
 from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
 from fgrlhf_jax.reward_model.model import level_of, train_step
-from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import supervised

@@ -346,3 +346,17 @@ def test_tlcr_is_least_where_the_reward_is_put_in_less_taken_out():
         )
         losses += count * np.array(compute(rewards))
     np.testing.assert_allclose(rewards[losses.argmin()], 0.3, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
+def test_an_ensemble_is_its_mean_less_deviations(penalty):
+    """Against a loop in float64; of two models, 1 is the lower one."""
+    reward_3BT = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
+    got_BT = np.asarray(reward_losses.pessimistic_reward(jnp.asarray(reward_3BT), penalty))
+    for b, t in np.ndindex(2, 4):
+        values = [float(x) for x in reward_3BT[:, b, t]]
+        mean = sum(values) / 3
+        deviation = (sum((x - mean) ** 2 for x in values) / 3) ** 0.5
+        assert got_BT[b, t] == pytest.approx(mean - penalty * deviation, abs=1e-6)
+    two = reward_losses.pessimistic_reward(jnp.asarray(reward_3BT[:2]), 1.0)
+    np.testing.assert_allclose(two, reward_3BT[:2].min(axis=0), atol=1e-6)

@@ -13,7 +13,7 @@ from configs import rm
 from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan.shapes import supervised_model_config
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from launch import train_rm

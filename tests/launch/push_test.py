@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_files, hf_load
-from fgrlhf_jax.reward_model.scorer import read_module
+from fgrlhf_jax.reward_model.modules import read_module
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import push, score
 from launch.shared import config_files

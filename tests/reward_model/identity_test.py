@@ -9,7 +9,7 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.reward_model.scorer import read_module
+from fgrlhf_jax.reward_model.modules import read_module
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import score
 

@@ -13,14 +13,16 @@ from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import pair_flops, rows_flops
+from fgrlhf_jax.reward_model.combined import LogRatio
 from fgrlhf_jax.reward_model.evaluate import PairPredictor
 from fgrlhf_jax.reward_model.model import pair_losses, score_tokens, token_values
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 HEADS = [("after", loss) for loss in LOSSES]
 HEADS += [("state_action", "token_edit"), ("state_action", "token_full"), ("action", "token_edit")]
+HEADS += [("ratio", "token_edit")]  # of two language models
 WIDTH = 24
 
 
@@ -56,7 +58,9 @@ def cases() -> dict[str, Pair]:
 
 @functools.cache
 def model_and_params(head: str, loss: str):
-    model = make_module(tiny_cases.CFG, loss, head)
+    policy = heads.CausalLM(tiny_cases.CFG)
+    ratio = LogRatio(policy, policy, 0.5)
+    model = ratio if head == "ratio" else make_module(tiny_cases.CFG, loss, head)
     return model, tiny_cases.parameters(model)
 
 

@@ -17,7 +17,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens, train_step
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState

@@ -18,7 +18,8 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model.model import Normalization, token_values
-from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import score

@@ -25,7 +25,7 @@ from rm_cases import (
 )
 
 from fgrlhf_jax.models import heads, hf_load
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import write_jsonl

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.reward_model.model import train_step
-from fgrlhf_jax.reward_model.scorer import make_module
+from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state, compile_step
 from fgrlhf_jax.training import sft

@@ -18,7 +18,8 @@ from fgrlhf_jax.models import heads, hf_save, llama
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model.model import Normalization
-from fgrlhf_jax.reward_model.scorer import RewardMeta, RewardModel, make_module
+from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
+from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import write_instructions

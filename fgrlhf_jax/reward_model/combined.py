@@ -1,0 +1,79 @@
+"""Rewards that several models give together, each as one module with the parameters of all."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
+from fgrlhf_jax.functional.reward_losses import pessimistic_reward
+from fgrlhf_jax.models.heads import CausalLM, TokenValueModel, state_before
+from fgrlhf_jax.models.llama import LlamaConfig
+
+
+class Ensemble(nn.Module):
+    """Reward models whose rewards become one: their mean less ``penalty`` standard deviations.
+
+    ``scales`` are the mean and the standard deviation of each one's normalization, by which their
+    rewards become comparable.
+    """
+
+    members: tuple[TokenValueModel, ...]
+    scales: tuple[tuple[float, float], ...]
+    penalty: float
+
+    @property
+    def cfg(self) -> LlamaConfig:
+        """The first one's, with the positions that all have."""
+        positions = min(member.cfg.max_position for member in self.members)
+        return dataclasses.replace(self.members[0].cfg, max_position=positions)
+
+    def __call__(self, *inputs) -> jax.Array:
+        pairs = zip(self.members, self.scales, strict=True)
+        reward_NBS = jnp.stack([(member(*inputs) - mean) / std for member, (mean, std) in pairs])
+        return pessimistic_reward(reward_NBS, self.penalty)
+
+
+class LogRatio(nn.Module):
+    """log pi(a_t | s_t) - w log pi_ref(a_t | s_t): what one language model prefers to another.
+
+    Of a policy of DPO and its reference this is, but for DPO's beta, the token reward of RTO (Zhong
+    et al. 2024, arXiv:2404.18922): what DPO's implicit reward, which is of a whole response, says
+    of each token. A response's first token of all has nothing before it: 0.
+    """
+
+    policy: CausalLM
+    reference: CausalLM
+    reference_weight: float = 1.0
+
+    @property
+    def cfg(self) -> LlamaConfig:
+        """The policy's, with the positions that both have."""
+        positions = min(self.policy.cfg.max_position, self.reference.cfg.max_position)
+        return dataclasses.replace(self.policy.cfg, max_position=positions)
+
+    def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
+        def logprob(model: CausalLM) -> jax.Array:
+            hidden_BSD = model.states(tokens_BS, positions_BS, attend)
+            logits_BSV = model.unembed(state_before(hidden_BSD, before_BS))
+            return jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
+
+        ratio_BS = logprob(self.policy) - self.reference_weight * logprob(self.reference)
+        return jnp.where(positions_BS > 0, ratio_BS, 0.0)
+
+
+def models_of(module: TokenValueModel | Ensemble | LogRatio) -> tuple:
+    """The models that are read for a reward."""
+    match module:
+        case Ensemble():
+            return module.members
+        case LogRatio():
+            return module.policy, module.reference
+    return (module,)
+
+
+def first_backbone(params: dict) -> dict:
+    """The backbone of a reward model, or of the first of several; {} where there is none."""
+    first = params.get("members_0") or params.get("policy") or params
+    return first.get("backbone", {})

@@ -1,0 +1,220 @@
+"""What a reward model computes and what its numbers mean, read from its folder; its weights.
+
+The path of a reward model may name several models:
+
+    A,B,C                           an ensemble, whose rewards are the pessimistic mean
+    POLICY:REFERENCE[:WEIGHT]       log pi(a_t | s_t) - WEIGHT log pi_ref(a_t | s_t); 1 without
+"""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fgrlhf_jax.data import templates
+from fgrlhf_jax.data.alignment import METHODS
+from fgrlhf_jax.data.tokenizers import check_same
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.reward_losses import LOSSES
+from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, llama
+from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio
+from fgrlhf_jax.reward_model.model import Normalization, level_of
+
+# What an export must say of its training, and whether a value can be right.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "head": lambda value: value in heads.HEADS,
+    "loss": lambda value: value in LOSSES,
+    "template": lambda value: value in templates.TEMPLATES,
+    "alignment": lambda value: value in METHODS,
+    "overlong": lambda value: value in ("truncate", "drop"),
+    "append_eos": lambda value: isinstance(value, bool),
+    "max_length": lambda value: type(value) is int,
+    "max_prompt_length": lambda value: type(value) is int and value > 0,
+    "mean": lambda value: isinstance(value, int | float) and math.isfinite(value),
+    "std": lambda value: isinstance(value, int | float) and 0 < value < math.inf,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardMeta:
+    """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``.
+
+    Attributes:
+      head: after | state_action | action.
+      settings: the loss of its training and the weights of its parts.
+      normalization: what brings its rewards to about one unit a response.
+      data: the arguments of ``encode_pairs`` that it was trained with.
+    """
+
+    head: str
+    settings: dict
+    normalization: Normalization
+    data: dict
+
+    @property
+    def level(self) -> str:
+        """What is rewarded: "token" or "sequence"."""
+        return level_of(self.settings["loss"])
+
+
+def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValueModel:
+    """The module for a loss; raises InputError for an action's head on a sequence score.
+
+    Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
+    what Adam would follow: the sequence variant has none.
+    """
+    level, is_confidence = level_of(loss), loss == "tlcr"
+    if head != "after" and level == "sequence":
+        raise InputError(f"model.head={head} needs a token loss; use head=after")
+    return heads.TokenValueModel(cfg, head, use_bias=level == "token", bounded=is_confidence)
+
+
+def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueModel, RewardMeta]:
+    """Module and meta data of a reward model in a run folder, its ``export``, or on the hub.
+
+    Args:
+      **compute: fields of LlamaConfig on how to compute, such as ``dtype``.
+
+    Raises:
+      InputError: when the folder is missing, is no reward model of ours, or was changed.
+    """
+    folder = hf_files.resolve(path)
+    file = checksums.config_file(folder)
+    ours = hf_files.read_json(file).get("fgrlhf") if file.is_file() else None
+    match ours:
+        case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
+            values = {"head": head, **settings, **scale, **data}
+        case _:
+            raise InputError(
+                f"{path}: is not a reward model of launch.train_rm (no usable export/config.json); "
+                "give the run_dir of a finished run"
+            )
+    faults = [
+        f"{name}={values.get(name)!r:.60}"
+        for name, is_valid in _CHECKS.items()
+        if not is_valid(values.get(name))
+    ]
+    if not faults and values["max_prompt_length"] >= values["max_length"]:
+        faults = ["max_prompt_length is not below max_length"]
+    if faults:
+        raise InputError(
+            f"{file}: no reward model was trained with {', '.join(faults)}; use a sound copy"
+        )
+    if ours.get("encoding") != templates.ENCODING:
+        print(
+            f"{path}: was trained when prompt and response were encoded apart; around their border "
+            "its token ids may differ from now, so compare its numbers with those of its own time "
+            "only, or train it anew",
+            file=sys.stderr,
+        )
+    cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
+    normalization = Normalization(scale["mean"], scale["std"])
+    return make_module(cfg, values["loss"], head), RewardMeta(head, settings, normalization, data)
+
+
+def folders_of(path: str | os.PathLike) -> list[str]:
+    """The folders of all models that the path of a reward model names."""
+    text = os.fspath(path)
+    if Path(text).exists():  # whatever its name
+        return [text]
+    names = [name.strip() for name in re.split("[,:]", text)]
+    return names[:-1] if text.count(":") == 2 else names
+
+
+def read_modules(
+    path: str | os.PathLike, penalty: float, **compute
+) -> tuple[heads.TokenValueModel | Ensemble | LogRatio, RewardMeta]:
+    """:func:`read_module` of any path of a reward model; the rewards of several are normalized.
+
+    Args:
+      penalty: standard deviations that are taken from the mean of an ensemble.
+
+    Raises:
+      InputError: as :func:`read_module`, and for models that do not go together.
+    """
+    folders = folders_of(path)
+    if len(folders) == 1:
+        return read_module(path, **compute)
+    if not all(folders):
+        raise InputError(f"reward_model={path}: an empty name; give A,B,C or POLICY:REFERENCE")
+    if ":" in os.fspath(path):
+        return _read_ratio(os.fspath(path), folders, compute)
+    modules, metas = zip(*(read_module(folder, **compute) for folder in folders), strict=True)
+    for folder, meta in zip(folders[1:], metas[1:], strict=True):
+        for what, first, other in (
+            ("rewards every", metas[0].level, meta.level),
+            ("was trained with the template", metas[0].data["template"], meta.data["template"]),
+        ):
+            if first != other:
+                raise InputError(
+                    f"reward_model={path}: {folder} {what} {other}, {folders[0]} {first}; an "
+                    "ensemble is of reward models that are alike"
+                )
+    _check_tokenizers(folders)
+    scales = tuple(tuple(meta.normalization) for meta in metas)
+    longest = min(meta.data["max_length"] for meta in metas)
+    meta = dataclasses.replace(
+        metas[0],
+        normalization=Normalization(0.0, 1.0),
+        data=metas[0].data | {"max_length": longest},
+    )
+    return Ensemble(modules, scales, penalty), meta
+
+
+def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio, RewardMeta]:
+    """What POLICY:REFERENCE[:WEIGHT] names; rewards are nats, and are not normalized."""
+    *_, weight = path.split(":")
+    weight = weight.strip() if path.count(":") == 2 else "1"
+    if len(folders) != 2 or not re.fullmatch(r"\d*\.?\d+", weight):
+        raise InputError(
+            f"reward_model={path}: is not POLICY:REFERENCE or POLICY:REFERENCE:WEIGHT; give the "
+            "folders of two language models"
+        )
+    modules = []
+    for folder in folders:
+        hf_load.check_language_model(folder)
+        cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
+        modules.append(heads.CausalLM(cfg))
+    learned = [hf_load.learned_template(folder) for folder in folders]
+    if all(learned) and learned[0] != learned[1]:
+        raise InputError(
+            f"reward_model={path}: the two were fine-tuned with the templates "
+            f"{' and '.join(learned)}; give models of the same one"
+        )
+    _check_tokenizers(folders)
+    module = LogRatio(*modules, float(weight))
+    data = {
+        "template": learned[0] or learned[1],
+        "max_length": module.cfg.max_position,
+        "max_prompt_length": module.cfg.max_position - 1,
+        "overlong": "truncate",
+        "alignment": METHODS[0],
+        "append_eos": True,
+    }
+    settings = {"loss": "token_edit", "consistency_weight": 0.0, "center_weight": 0.0}
+    return module, RewardMeta("action", settings, Normalization(0.0, 1.0), data)
+
+
+def _check_tokenizers(folders: list[str]) -> None:
+    """Raises InputError for models of different token ids."""
+    first, *others = (hf_load.load_tokenizer(folder) for folder in folders)
+    for folder, tokenizer in zip(folders[1:], others, strict=True):
+        check_same(first, tokenizer, folders[0], folder)
+
+
+def load_params(path: str | os.PathLike, abstract: dict) -> dict:
+    """``abstract``, parameters of :func:`read_modules` or parts of them, filled from the folders.
+
+    Raises:
+      InputError: as ``hf_load.load_params``.
+    """
+    folders = folders_of(path)
+    if len(folders) == 1:
+        return hf_load.load_params(path, abstract)
+    ratio, several = ("policy", "reference"), [f"members_{n}" for n in range(len(folders))]
+    parts = zip(ratio if "policy" in abstract else several, folders, strict=True)
+    return {name: hf_load.load_params(folder, abstract[name]) for name, folder in parts}
