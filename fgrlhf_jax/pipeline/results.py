@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
+from fgrlhf_jax.pipeline.arms import BASE
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
@@ -58,9 +59,10 @@ def read_run(home: Path, arm: str) -> dict:
         "seconds_per_step": per_step,
         "length_correlation": sum(within) / len(within) if within else None,
     }
-    # Both decodings against the reference's samples at T = 1.
+    # Both decodings against the reference's samples at T = 1, and against the start, greedy.
     reference = _read(home / "answers" / "reference.json")["sampled"]
-    reference_scores = [answer["score"] for answer in reference]
+    start = _read(home / "answers" / f"{BASE}.json")["greedy"]
+    reference_scores, start_scores = ([a["score"] for a in rows] for rows in (reference, start))
     answers_of_arm = _read(answers_file)
     names = ("kl", "correction_accuracy", "corrections", "fluency")
     run |= {name: answers_of_arm.get(name) for name in names}
@@ -70,6 +72,7 @@ def read_run(home: Path, arm: str) -> dict:
         run[decoding] = {
             "scores": scores,
             "outcome": _outcomes(scores, reference_scores),
+            "outcome_greedy_start": _outcomes(scores, start_scores),
             "lengths": [answer["length"] for answer in answers],
             "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
             "words_to_change": [a["words_to_change"] for a in answers if "words_to_change" in a],

@@ -146,6 +146,8 @@ def _decoded(sets: list[dict]) -> dict:
     gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
     scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
     length, _ = _mean_of_seeds([s["lengths"] for s in sets])
+    strict, _ = _mean_of_seeds([s.get("outcome_greedy_start", [None]) for s in sets])
+    scores["win_rate_greedy_start"] = strict
     return {**scores, "length": length, "unfinished": _of_runs(sets, "unfinished")}
 
 

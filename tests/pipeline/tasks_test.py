@@ -204,7 +204,8 @@ def test_the_report_is_of_what_the_stages_left(folder):
     study = gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
     content = build_report(study)
     row = content["table1"]["ppo_rlhf"]
-    assert row["win_rate"] == 1.0
+    assert row["win_rate"] == row["win_rate_greedy_start"] == 1.0
+    assert content["table1"]["sft"]["greedy_win_rate_greedy_start"] == 0.5
     assert content["judge"] == "gold"
     config.judge_name = ""
     assert gather(config, path, arms, {})["judge"] == "judge:judge"
