@@ -72,15 +72,15 @@ def to_study(config: ConfigDict, template: str) -> ConfigDict:
     Args:
       template: of the prompts; "" is the embedded world's.
     """
-    study, given = pipeline.get_config("cad" if config.edits else "tiny"), config.to_dict()
-    edits = given.pop("edits")
+    study, values = pipeline.get_config("cad" if config.edits else "tiny"), config.to_dict()
+    edits = values.pop("edits")
     if edits:
-        given["template"] = template
+        values["template"] = template
     else:
         if not config.judge:
-            given |= {"judge": study.judge, "judge_name": config.judge_name or study.judge_name}
-        given["template"] = config.template or study.template
+            values |= {"judge": study.judge, "judge_name": config.judge_name or study.judge_name}
+        values["template"] = config.template or study.template
     with study.unlocked():
-        study.update(given)
+        study.update(values)
         study.files.edits = edits
     return study

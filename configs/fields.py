@@ -135,8 +135,8 @@ def close_groups(
     """
     closed = {name: field for name, field in fields.items() if ".*." not in name}
     for group in {name.partition(".*.")[0]: None for name in fields.keys() - closed.keys()}:
-        given = [name.split(".")[1] for name in names if re.match(rf"{group}\.\w+\.", name)]
-        for member in dict.fromkeys([*config[group], *given]):
+        new = [name.split(".")[1] for name in names if re.match(rf"{group}\.\w+\.", name)]
+        for member in dict.fromkeys([*config[group], *new]):
             add_member(config, fields, group, member, **config[group].get(member, {}))
             prefix = f"{group}.*."
             closed |= {

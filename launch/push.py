@@ -112,10 +112,10 @@ def upload(config, kind: str, card, files: dict[str, Path]) -> str:
         if config.revision:
             api.create_branch(**options, branch=config.revision, exist_ok=True)
         options["revision"] = config.revision or None
-        there = api.list_repo_files(**options) if kind == "model" else []
+        on_hub = api.list_repo_files(**options) if kind == "model" else []
         gone = [
             name
-            for name in set(there) - set(files)
+            for name in set(on_hub) - set(files)
             if any(fnmatch.fnmatch(name, pattern) for pattern in checksums.PATTERNS)
         ]
         operations = [CommitOperationDelete(name) for name in sorted(gone)]

@@ -192,8 +192,8 @@ def _logprob_and_entropy(logits_TV, token_T):
     return (chosen_T - total_T, entropy_T), (logits_TV, total_T, token_T)
 
 
-def _logits_gradient(kept, cotangents):
-    (logits_TV, total_T, token_T), (logprob_T, _) = kept, cotangents
+def _logits_gradient(residuals, cotangents):
+    (logits_TV, total_T, token_T), (logprob_T, _) = residuals, cotangents
     columns_1V = jnp.arange(logits_TV.shape[-1])[None]
     chosen_TV = (columns_1V == token_T[:, None]).astype(jnp.float32)
     return logprob_T[:, None] * (chosen_TV - jnp.exp(logits_TV - total_T[:, None])), None

@@ -96,8 +96,8 @@ def _product_forward(x, kernel, contracted, dtype):
     return _product_and_float32_gradient(x, kernel, contracted, dtype), (x, kernel)
 
 
-def _product_backward(contracted, _, kept, dy):
-    x, kernel = kept
+def _product_backward(contracted, _, residuals, dy):
+    x, kernel = residuals
     dy = dy.astype(x.dtype)
     dx = flat_product(dy, kernel.astype(x.dtype), 1 - contracted)
     rows = [array.reshape(-1, array.shape[-1]) for array in (x, dy)]

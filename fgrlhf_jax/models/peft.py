@@ -210,15 +210,15 @@ def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]
             stem = name.removesuffix(".weight")
             shapes |= {f"{stem}{_A}": (rank, kernel.shape[1])}
             shapes |= {f"{stem}.lora_B.weight": (kernel.shape[0], rank)}
-    found = {name: tensor.shape for name, tensor in adapter.items() if _module(name)}
-    for name in [*shapes, *found]:
-        if shapes.get(name) != found.get(name):
-            there, here = (
-                f"is {list(x[name])}" if name in x else "is not there" for x in (found, shapes)
+    stored = {name: tensor.shape for name, tensor in adapter.items() if _module(name)}
+    for name in [*shapes, *stored]:
+        if shapes.get(name) != stored.get(name):
+            has, wanted = (
+                f"is {list(x[name])}" if name in x else "is not there" for x in (stored, shapes)
             )
             raise InputError(
-                f"{folder}: is an adapter of another base than {base_name(folder)}: {name} {there} "
-                f"where that of this base {here}; write the right one as {BASE} into {ADAPTER}"
+                f"{folder}: is an adapter of another base than {base_name(folder)}: {name} {has} "
+                f"where that of this base {wanted}; write the right one as {BASE} into {ADAPTER}"
             )
 
 

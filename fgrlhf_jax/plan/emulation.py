@@ -171,13 +171,13 @@ def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) 
         computation = computations[name]
         buffers, sizes, ends = _buffers(computations, name, halved)
         live, most = 0, 0
-        made, freed = defaultdict(int), defaultdict(int)
+        allocated, freed = defaultdict(int), defaultdict(int)
         for buffer, size in sizes.items():
-            made[buffer[0]] += size
+            allocated[buffer[0]] += size
             freed[ends[buffer]] += size
         for index, i in enumerate(computation.values()):
             over = sizes.get(_reused(i, computation, buffers, ends, index), 0)
-            live += made[index] - over
+            live += allocated[index] - over
             inner = i.called if i.opcode in ("while", "call", "conditional") else []
             most = max(most, live + max(map(peak, inner), default=0))
             live -= freed[index] - over
@@ -216,13 +216,13 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
             value[i.name] = value.get(i.operands[place], [])
         else:
             value[i.name] = [(index, 0)]
-            made = {(index, 0): i}
+            arrays = {(index, 0): i}
             if not i.dtype:  # several arrays, of which each that is read has a name
-                made = {(index, int(e.attribute("index"))): e for e in elements.get(i.name, ())}
+                arrays = {(index, int(e.attribute("index"))): e for e in elements.get(i.name, ())}
                 value[i.name] = [[(index, k)] for k in range(len(i.elements))]
-            for buffer, array in made.items():
+            for buffer, array in arrays.items():
                 sizes[buffer] = array.bytes // (2 if array.name in halved.get(name, ()) else 1)
-            ends |= dict.fromkeys(made, index)
+            ends |= dict.fromkeys(arrays, index)
     sizes |= dict.fromkeys(sizes.keys() & set(_flat(value[root_of(computation).name])), 0)
     return value, sizes, ends
 

@@ -89,10 +89,10 @@ def _tester(
         def step_fits(name: str) -> bool:
             if (name, flags) in known:
                 return known[name, flags]
-            found = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
+            is_small = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
             if name in WITHOUT_MICRO:
-                known[name, flags] = found
-            return found
+                known[name, flags] = is_small
+            return is_small
 
         # The largest step is the last one.
         return resident <= memory and all(map(step_fits, reversed(shapes.steps)))
@@ -169,9 +169,9 @@ def _with_largest(
       below: the present one does not fit, and the smallest does; else the present one does.
     """
     sizes, present = _micro_batches(config, change)
-    kept = [n for n in sizes if (n < present if below else n >= present)]
-    low, high = 0, len(kept)
+    sizes = [n for n in sizes if (n < present if below else n >= present)]
+    low, high = 0, len(sizes)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(change | {MICRO: kept[middle]}) else (low, middle)
-    return change if not kept or kept[low] == present else change | {MICRO: kept[low]}
+        low, high = (middle, high) if fits(change | {MICRO: sizes[middle]}) else (low, middle)
+    return change if not sizes or sizes[low] == present else change | {MICRO: sizes[low]}

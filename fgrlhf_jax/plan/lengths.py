@@ -23,13 +23,13 @@ class Lengths(NamedTuple):
 
     def within(self, max_prompt: int, max_response: int) -> "Lengths":
         """The rows that a run would take, as long as it would sample them."""
-        kept = self.prompts <= max_prompt
-        if not kept.any():
+        short = self.prompts <= max_prompt
+        if not short.any():
             raise InputError(
-                f"all {len(kept)} prompts of --lengths are longer than "
+                f"all {len(short)} prompts of --lengths are longer than "
                 f"data.max_prompt_length={max_prompt}; raise it"
             )
-        return Lengths(self.prompts[kept], np.clip(self.responses[kept], 1, max_response))
+        return Lengths(self.prompts[short], np.clip(self.responses[short], 1, max_response))
 
     def draw(self, rows: int) -> list["Lengths"]:
         """Batches of so many rows, always the same ones."""

@@ -257,7 +257,7 @@ def supervised_shapes(
             (step_name,),
             share=share,
         )
-    longest = trainer.train[int(np.argmax(trainer.lengths))]
+    longest = max(trainer.train, key=lambda row: row.length)
     rows = [longest] * supervised.eval_batch_size(config, mesh)
     held_out = trainer.pad(rows, trainer.buckets[-1])
 

@@ -45,14 +45,14 @@ def correction_error(runs: Sequence[Mapping]) -> float | None:
 def _row(runs: Sequence[Mapping]) -> dict:
     row = {}
     for name, within in _FIGURES.items():
-        found = [run.get("corrections") or {} for run in runs]
+        parts = [run.get("corrections") or {} for run in runs]
         for key in (*within, name):
-            found = [part.get(key) or {} for part in found]
-        row[name] = _mean([(part.get("mean"), part.get("se")) for part in found])
+            parts = [part.get(key) or {} for part in parts]
+        row[name] = _mean([(part.get("mean"), part.get("se")) for part in parts])
     for decoding in DECODINGS:
         words = [run[decoding].get("words_to_change") or [] for run in runs]
-        found = [mean_and_error(each) if each else (None, None) for each in words]
-        row[f"words_{decoding}"] = _mean(found)
+        errors_of_runs = [mean_and_error(each) if each else (None, None) for each in words]
+        row[f"words_{decoding}"] = _mean(errors_of_runs)
         fluency = [(run.get("fluency") or {}).get(decoding) or {} for run in runs]
         row[f"fluency_{decoding}"] = _mean([(part.get("mean"), part.get("se")) for part in fluency])
     return row

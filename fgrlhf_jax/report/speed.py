@@ -64,10 +64,10 @@ def compare_arms(
     runs = [(_steps(curve), _scores(curve)) for curve in (*first, *second)]
     runs = [(*run, [_censored(*run, name, None) for name in SHARES_OF_GAIN]) for run in runs]
 
-    def statistics(one: list, other: list) -> list[float]:
-        goal = _target([scores for _, scores, _ in other]) if against_baseline else target
+    def statistics(first_runs: list, second_runs: list) -> list[float]:
+        goal = _target([scores for _, scores, _ in second_runs]) if against_baseline else target
         columns = []
-        for side in (one, other):
+        for side in (first_runs, second_runs):
             rows = [
                 [*own, *([] if target is None else [_censored(steps, scores, names[-1], goal)])]
                 for steps, scores, own in side

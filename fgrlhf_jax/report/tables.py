@@ -156,7 +156,7 @@ def _corrections(report: dict) -> Section:
         for name, row in arms.items()
     ]
     ranks = report["corrections"]["rank_correlation"]
-    said = [
+    correlations = [
         f"{number(ranks[decoding], digits=2)} {decoding}"
         for decoding in ("sampled", "greedy")
         if ranks[decoding] is not None
@@ -175,10 +175,10 @@ def _corrections(report: dict) -> Section:
             " Fluency: log-probability a token of responses under a model that was not trained "
             "here."
         )
-    if said:
+    if correlations:
         text += (
             f" Over the {len(arms)} arms the rank correlation (Spearman) of correction accuracy "
-            f"with the {report['judge']} score is {' and '.join(said)}."
+            f"with the {report['judge']} score is {' and '.join(correlations)}."
         )
     head = ["Arm", *(_CORRECTIONS[name][0] for name in shown)]
     title = "What the policies do where people edited"

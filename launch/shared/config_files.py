@@ -46,10 +46,10 @@ def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[
     config, own_fields = _load(spec, known)
     fields = _matching_fields(spec, config, own_fields, dict(zip(specs, known, strict=True)))
     matches = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in overrides)
-    given = [match[1] for match in matches if match]
-    fields = close_groups(config, fields, given)
+    overridden = [match[1] for match in matches if match]
+    fields = close_groups(config, fields, overridden)
     names = list(flatten(config.to_dict()))
-    for name in given:
+    for name in overridden:
         if name not in names:
             raise InputError(f"--config.{name}: {_no_field(name, names)}")
     try:

@@ -61,8 +61,8 @@ def protect() -> None:
             os.open(os.devnull, os.O_RDWR)
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        kept = [r"\r" if name == "stderr" else r"\r\n", *[COLOUR] * stream.isatty()]
-        setattr(sys, name, Stream(stream, "|".join(kept)))
+        patterns = [r"\r" if name == "stderr" else r"\r\n", *[COLOUR] * stream.isatty()]
+        setattr(sys, name, Stream(stream, "|".join(patterns)))
         setattr(sys, f"__{name}__", getattr(sys, name))
 
 

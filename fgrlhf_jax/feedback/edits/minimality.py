@@ -119,10 +119,10 @@ def is_elided(original: str, edited: str) -> bool:
         if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue
         sides = edited[: match.start()], edited[match.end() :]
-        kept = [[*filter(_is_term, split_words(side))] for side in sides]
-        partner = align_words(before, kept[0] + kept[1]).partner_i.tolist()
+        terms = [[*filter(_is_term, split_words(side))] for side in sides]
+        partner = align_words(before, terms[0] + terms[1]).partner_i.tolist()
         # A few words of either side, since a word that comes again may be matched far away.
-        around = [-1, *partner, len(before)][max(0, len(kept[0]) - 2) : len(kept[0]) + 4]
+        around = [-1, *partner, len(before)][max(0, len(terms[0]) - 2) : len(terms[0]) + 4]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
         if missing >= max(_OMITTED, len([*filter(_is_term, split_words(match[0]))])):
             return True

@@ -70,6 +70,9 @@ def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
       "first", "second" or "tie".
     """
     text = reply.strip()
-    found = text.split("\n")[-1] if marker else text if marker == "" else read_json(text, "verdict")
+    if marker is None:
+        answer = read_json(text, "verdict")
+    else:
+        answer = text.split("\n")[-1] if marker else text
     forms = [f"{marker or ''} {label}".strip() for label in labels]
-    return next((c for form, c in zip(forms, _CHOICES, strict=False) if form == found), None)
+    return next((c for form, c in zip(forms, _CHOICES, strict=False) if form == answer), None)
