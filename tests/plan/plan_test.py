@@ -211,13 +211,13 @@ def test_adapters_have_one_base():
     adapter = 4 * TINY.num_layers * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
     numbers_of |= {"policy": adapter, "critic": adapter + D + 1, "reward model": adapter + D + 1}
     shapes = ppo_shapes(ppo_config(**{"lora.rank": 4}))
-    plan = measure(shapes, 1e9)
-    sizes = {name: model["parameters"] for name, model in plan["models"].items()}
-    assert sizes == numbers_of
-    assert plan["optimizer"] == pytest.approx(2 * 4 * (2 * adapter + D + 1), abs=64)
-    _, score, update = plan["steps"].values()
-    assert score["beside"] == plan["optimizer"]
-    assert update["beside"] == plan["models"]["reward model"]["bytes"]
+    sizes = {name: bytes_per_device(model) for name, model in shapes.models.items()}
+    assert sizes == {name: 4 * size for name, size in numbers_of.items()}
+    optimizer = bytes_per_device(shapes.optimizer)
+    assert optimizer == pytest.approx(2 * 4 * (2 * adapter + D + 1), abs=64)
+    _, score, update = (bytes_per_device(step.resident) for step in shapes.steps.values())
+    assert score == sum(sizes.values())
+    assert update == sum(sizes.values()) + optimizer - sizes["reward model"]
     # A whole reward model carries the critic's adapter: an update takes all of it but its head.
     own = ppo_shapes(ppo_config(**{"lora.rank": 4, "lora.share_base": False}))
     every = sum(map(bytes_per_device, [*own.models.values(), own.optimizer]))
@@ -305,9 +305,9 @@ def test_rows_of_real_lengths():
     assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
     assert len(step.rounds) > 2
     assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
-    counts = [measure_step(x.steps["score_rollout"], 0, 1e9, 8) for x in (longest, real)]
-    assert 0.5 < counts[1]["compiled_flops"] / counts[0]["compiled_flops"] < 0.9
-    assert all(note.startswith("width_") for note in counts[1]["notes"])
+    counts = measure_step(step, 0, 1e9, 8)
+    assert 0.5 < counts["compiled_flops"] / (longest.steps["score_rollout"].flops / 8) < 0.9
+    assert all(note.startswith("width_") for note in counts["notes"])
     with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
         ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
 

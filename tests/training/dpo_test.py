@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import shutil
 import signal
 
 import chex
@@ -98,32 +97,45 @@ def learn(batch, settings, optimizer=OPTIMIZER):
     return jax.device_get(step(state, batch, settings, optimizer))
 
 
-@pytest.mark.parametrize("loss", SETTINGS)
-def test_an_update_is_the_gradient_of_the_mean_over_pairs(loss):
+def sides() -> tuple[np.ndarray, ...]:
+    """Each side alone: tokens [B, 2, S], and which of them are of the response and changed."""
+    tokens, *masks = np.zeros((3, len(PAIRS), 2, WIDTH), np.int32)
+    for b, pair in enumerate(PAIRS):
+        for side, letter in enumerate("ij"):
+            ids, changed = (getattr(pair, f"{n}_{letter}") for n in ("tokens", "changed"))
+            tokens[b, side, : len(ids)], masks[1][b, side, : len(ids)] = ids, changed
+            masks[0][b, side, dpo.first_column(pair) : len(ids)] = True
+    return tokens, *(mask.astype(bool) for mask in masks)
+
+
+@jax.jit
+def read_alone(params, cotangent_B2S):
+    """Log-probabilities of all sides, [B, 2, S], and the gradient of their products with that."""
+    tokens_BS = sides()[0].reshape(-1, WIDTH)
+    args = llama.positions_and_mask(np.ones(tokens_BS.shape, bool))
+
+    def read(params):
+        logits = jax.nn.log_softmax(MODEL.apply({"params": params}, tokens_BS, *args))
+        later = jnp.take_along_axis(logits[:, :-1], tokens_BS[:, 1:, None], axis=-1)[..., 0]
+        return jnp.pad(later, ((0, 0), (1, 0))).reshape(-1, 2, WIDTH)
+
+    logprob_B2S, pull_back = jax.vjp(read, params)
+    return logprob_B2S, *pull_back(cotangent_B2S)
+
+
+@pytest.mark.parametrize(("loss", "counts"), [("ddpo", (1, 4)), ("salt", (4,))])
+def test_an_update_is_the_gradient_of_the_mean_over_pairs(loss, counts):
     """However many micro-batches there are, of each side read alone."""
 
-    def mean_loss(params):
-        losses = []
-        for pair, reference_22 in zip(PAIRS, REFERENCE, strict=True):
-            logprob, masks = [], []
-            for letter in "ij":
-                tokens, changed = (getattr(pair, f"{n}_{letter}") for n in ("tokens", "changed"))
-                padded = np.zeros((1, WIDTH), np.int32)
-                padded[0, : len(tokens)] = tokens
-                args = llama.positions_and_mask(np.ones((1, WIDTH), bool))
-                logits = jax.nn.log_softmax(MODEL.apply({"params": params}, padded, *args)[0])
-                logprob.append(jnp.r_[0.0, logits[np.arange(WIDTH - 1), padded[0, 1:]]])
-                response = np.arange(WIDTH) < len(tokens)
-                response[: dpo.first_column(pair)] = False
-                masks.append((response, np.r_[changed, np.zeros(WIDTH - len(tokens), bool)]))
-            response_2S, changed_2S = (jnp.array(x) for x in zip(*masks, strict=True))
-            arrays = jnp.stack(logprob), response_2S, changed_2S, jnp.array(reference_22)
-            losses.append(preference_loss(*arrays, SETTINGS[loss])[0])
-        return jnp.mean(jnp.stack(losses))
+    def mean_loss(logprob_B2S):
+        arrays = logprob_B2S, *map(jnp.array, sides()[1:]), jnp.array(REFERENCE)
+        return jnp.mean(jax.vmap(lambda *x: preference_loss(*x, SETTINGS[loss])[0])(*arrays))
 
-    value, grads = jax.jit(jax.value_and_grad(mean_loss))(PARAMS)
+    logprob_B2S, _ = read_alone(PARAMS, np.zeros((len(PAIRS), 2, WIDTH), np.float32))
+    value, cotangent_B2S = jax.value_and_grad(mean_loss)(logprob_B2S)
+    grads = read_alone(PARAMS, cotangent_B2S)[1]
     expected = jax.tree.map(lambda p, g: p - g, PARAMS, grads)
-    for parts in (1, 4):
+    for parts in counts:
         state, metrics = learn(make_batch(parts), SETTINGS[loss])
         assert metrics["loss"] == pytest.approx(float(value), rel=1e-4)
         chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=2e-4)
@@ -213,40 +225,19 @@ def test_what_a_run_leaves(run_of, fields, loss, world):
     assert f"correction/sampled       {corrections['sampled']['mean']:.6g} of the places" in card
 
 
-def test_a_run_that_lost_its_last_steps_ends_the_same(run_of, fields, in_process, tmp_path):
-    """The reference is remembered, not computed anew."""
-    run_dir = shutil.copytree(run_of("ddpo"), tmp_path / "run")
-    for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
-        shutil.rmtree(run_dir / name)
-    launch(fields | {"run_dir": run_dir})
-    assert without_clock(run_dir) == without_clock(run_of("ddpo"))
-    assert contents(run_dir / "export") == contents(run_of("ddpo") / "export")
-    assert (run_dir / "eval.json").read_bytes() == (run_of("ddpo") / "eval.json").read_bytes()
-    assert saved(run_dir) == saved(run_of("ddpo"))
-
-
-def test_an_export_that_is_missing_is_made_again(run_of, fields, in_process, tmp_path):
-    run_dir = shutil.copytree(run_of("dpo"), tmp_path / "run")
-    shutil.rmtree(run_dir / "export")
-    launch(fields | {"run_dir": run_dir}, "dpo")
-    assert contents(run_dir / "export") == contents(run_of("dpo") / "export")
-
-
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_the_same(rm_files, world, fields, tmp_path):
-    """SIGKILL before its first checkpoint and later."""
-    flags = ["--config=configs/dpo.py:tiny,dpo", *ppo_cases.flags(fields | {"steps": 40})]
-    start = functools.partial(rm_cases.Command, module="launch.dpo", arguments=flags)
-    whole, killed = (tmp_path / name for name in ("whole", "killed"))
-    assert start(rm_files, whole).end()[0] == 0
-    run = start(rm_files, killed)
-    run.until(lambda: run.reached(1)).end(signal.SIGKILL)
-    run = start(rm_files, killed)
-    run.until(lambda: run.reached(9) and saved(killed)).end(signal.SIGKILL)
-    assert len(rows(killed)) < 40
-    assert start(rm_files, killed).end()[0] == 0
+def test_a_run_that_is_killed_ends_the_same(run_of, fields, in_process, tmp_path):
+    """The reference is remembered, not computed anew."""
+    whole, killed = run_of("ddpo"), tmp_path / "killed"
+    flags = ["--config=configs/dpo.py:tiny,ddpo", *ppo_cases.flags(fields)]
+    run = rm_cases.Command({}, killed, module="launch.dpo", arguments=flags)
+    run.until(lambda: run.reached(2) and saved(killed)).end(signal.SIGKILL)
+    assert not (killed / "finished.json").exists()
+    launch(fields | {"run_dir": killed})
     assert without_clock(killed) == without_clock(whole)
     assert contents(killed / "export") == contents(whole / "export")
+    assert (killed / "eval.json").read_bytes() == (whole / "eval.json").read_bytes()
+    assert saved(killed) == saved(whole)
 
 
 def test_adapters_start_from_their_base(fields, in_process, tmp_path):
