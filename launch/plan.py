@@ -4,18 +4,12 @@ python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h
                       [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--lengths=FILE]
                       [--json=FILE] [--config.FIELD=VALUE …]
 
-For configs/ppo.py, rm.py, sft.py and dpo.py. By default there are 8 devices (--devices) of
-the kind h100 (--device: h100, h200, a100, v5p, v5e, v6e) with its memory (--memory: GB a device)
-and the config's mesh; they are virtual ones of this computer's CPU. Without the path of a
-checkpoint the models have config.size (config.model.size). It prints, for one device, the bytes of
-models, optimizer state, KV cache and of each step, whether that fits --memory, FLOPs of the model
-and as compiled, and how long each stage takes at least where products reach a share of the peak
-(--efficiency). With --memory it looks for the largest micro-batch that fits. Where a step does not
-fit, it looks for the smallest change of micro-batch, meshes, dtypes and remat that does, and ends
-with status 1; where models and optimizer state alone never fit, no step is compiled. Rows are as
-long as the config allows, or with --lengths=FILE as its rows of {"prompt": tokens, "response":
-tokens} (of pairs {"common": tokens, "edited": tokens, "original": tokens}), or as any file to learn
-from, encoded as the run itself does.
+For configs/ppo.py, rm.py, sft.py and dpo.py, on virtual devices of this computer's CPU: h100 (or
+h200, a100, v5p, v5e, v6e) with that memory, or --memory=GB. It prints bytes a device, FLOPs and the
+least time of every step where products reach --efficiency of the peak. With --memory it looks for
+the largest micro-batch; where a step does not fit, for the smallest change that does, and ends with
+status 1. Rows are as long as the config allows, or as in --lengths=FILE: token counts {"prompt",
+"response"} or {"common", "edited", "original"} a row, or any file to learn from.
 """
 
 import argparse
