@@ -1,6 +1,7 @@
 """What the models make of prompts and responses: predictions of policy and critic, and rewards."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -88,22 +89,9 @@ def score_rollout(
     apply = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""
 
-    def predicted(rows: Rows) -> Predictions:
-        """Of policy and critic, but for those that nobody needs."""
-        nothing = functools.partial(apply, {}, rows)
-        first, *others = (
-            functools.partial(apply, {name: params[name] for name in part}, rows)
-            for part in parts_of(models)
-        )
-        predictions = jax.lax.cond(learning, nothing, first) if settings.one_pass else first()
-        for critic in others:
-            values = jax.lax.cond(learning, critic, nothing)
-            predictions = predictions._replace(value_BT=values.value_BT)
-        return predictions
-
     def score(scored, numbers, real, width):
         rows = micro_batches.take(every, numbers, width)
-        predictions = predicted(rows)
+        predictions = _needed_predictions(params, rows, learning, apply, models, settings)
         results = {
             "logprob_BT": predictions.logprob_BT,
             "value_BT": predictions.value_BT,
@@ -137,3 +125,24 @@ def score_rollout(
         reward_BT=reward_BT,
         **scored,
     )
+
+
+def _needed_predictions(
+    params: dict,
+    rows: Rows,
+    learning: jax.Array,
+    apply: Callable[[dict, Rows], Predictions],
+    models: Architectures,
+    settings: PPOSettings,
+) -> Predictions:
+    """What policy and critic predict, but for what nobody needs, see :func:`score_rollout`."""
+    nothing = functools.partial(apply, {}, rows)
+    first, *others = (
+        functools.partial(apply, {name: params[name] for name in part}, rows)
+        for part in parts_of(models)
+    )
+    predictions = jax.lax.cond(learning, nothing, first) if settings.one_pass else first()
+    for critic in others:
+        values = jax.lax.cond(learning, critic, nothing)
+        predictions = predictions._replace(value_BT=values.value_BT)
+    return predictions
