@@ -30,7 +30,7 @@ _UNITS = {  # of a figure, by the end of its name
     "n": "rows",
     "preferred": "of the pairs",
     "reference_kl": "nats a response",
-    "reward": "a response, normalized",
+    **dict.fromkeys(("reward", "reward_with_missing_eos"), "a response, normalized"),
     "unfinished": "of the responses",
 }
 

@@ -272,6 +272,12 @@ def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts)
     return fit_normalization(rewards, level=meta.level)
 
 
+def with_missing_eos(reward_B, finished_B, rule: str, penalty: float) -> np.ndarray:
+    """The total rewards of responses after ``policy_losses.missing_eos``, on the host."""
+    kept_B = finished_B | (rule != "replace")
+    return reward_B * kept_B + np.where(finished_B | (rule == "none"), 0.0, penalty)
+
+
 def evaluate(
     context: PPOContext,
     params: dict,
@@ -281,7 +287,7 @@ def evaluate(
 ) -> tuple[dict[str, float], list[dict]]:
     """Metrics of responses to the validation prompts, and some of them with their rewards."""
     config = context.config
-    names = ("reward", "kl", "length", "unfinished", "score")
+    names = ("reward", "reward_with_missing_eos", "kl", "length", "unfinished", "score")
     values: dict[str, list[float]] = {name: [] for name in names}
     samples = []
     for responses, count in roll_out_validation(context, params, normalization, prompts, EVALUATE):
@@ -293,7 +299,12 @@ def evaluate(
             column[:count] for column in (responses.ids, responses.texts, responses.finished_B)
         )
         kl_B = np.where(response_BT, logprob_BT - ref_BT, 0.0).sum(axis=1)
-        values["reward"] += reward_BT.sum(axis=1)[:count].tolist()
+        reward_B = reward_BT.sum(axis=1)[:count]
+        values["reward"] += reward_B.tolist()
+        if config.missing_eos != "none":
+            rule = config.missing_eos, config.missing_eos_penalty
+            paid_B = with_missing_eos(reward_B, finished_B, *rule)
+            values["reward_with_missing_eos"] += paid_B.tolist()
         values["kl"] += kl_B[:count].tolist()
         values["length"] += [len(row) for row in ids]
         values["unfinished"] += (~finished_B).astype(float).tolist()

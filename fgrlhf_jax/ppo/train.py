@@ -351,10 +351,11 @@ class PPOTrainer:
         return correction.before_and_after(start, policy, pairs, self.models.policy, self.mesh)
 
     def value(self, evaluation: dict[str, float]) -> float:
-        """With ``best_metric=score`` the judge's score, or without a judge the reward."""
+        """With ``best_metric=score`` the judge's score, or without a judge what PPO is paid for."""
         if self.config.best_metric == "last":
             return -np.inf
-        return evaluation.get("validation/score", evaluation["validation/reward"])
+        names = ("score", "reward_with_missing_eos", "reward")
+        return next(x for name in names if (x := evaluation.get(f"validation/{name}")) is not None)
 
 
 def check_first(

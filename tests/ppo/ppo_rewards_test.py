@@ -6,6 +6,7 @@ from ppo_cases import FUNCTION, read_samples, same_run
 from rm_cases import contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.policy_losses import MISSING_EOS, missing_eos
 from fgrlhf_jax.ppo import rollout
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.run_dir import read_finished
@@ -123,6 +124,17 @@ def test_the_normalization_of_the_reward_model_or_none(run, reward_normalization
     assert first["reward/normalization_std"] == std
     normalized = (step["reward/raw"] - mean * step["response/length"]) / std
     assert step["reward/mean"] == pytest.approx(normalized, abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", MISSING_EOS)
+def test_the_best_reward_counts_a_missing_end_as_ppo_does(rule):
+    """Of every response the sum of what ``missing_eos`` makes of its tokens' rewards."""
+    reward_BT = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    finished_B, response_T = np.array([True, False, True, False]), np.ones(3, bool)
+    got = rollout.with_missing_eos(reward_BT.sum(axis=1), finished_B, rule, -0.7)
+    for b, finished in enumerate(finished_B):
+        want_T = missing_eos(reward_BT[b], response_T, finished, rule=rule, penalty=-0.7)
+        assert got[b] == pytest.approx(float(want_T.sum()), abs=1e-6)
 
 
 # Models that are frozen

@@ -50,6 +50,7 @@ METRICS = {
 ALWAYS = {f"{group}/{name}" for group, names in METRICS.items() for name in names.split()}
 ALWAYS |= {"step", "tokens", "tokens_per_second", "tflops_per_device"}
 VALIDATION = {f"validation/{n}" for n in ("reward", "kl", "length", "unfinished", "score")}
+VALIDATION |= {"validation/reward_with_missing_eos"}
 
 
 def parse(fields: dict):
