@@ -441,7 +441,7 @@ def test_a_value_head_on_the_policys_states_trains_both():
 @pytest.mark.parametrize(
     ("shape", "sizes", "group"),
     [
-        ("2,2,2", SORTED | {"micro_batch_size": 4}, {}),
+        ("1,2,4", SORTED | {"micro_batch_size": 6}, {}),
         (
             "2,2,2",
             {"micro_batch_size": 4},
