@@ -46,6 +46,28 @@ ARMS = {
         "start": "sft_edits",
         "reward": "rm_state_action",
     },
+    "rloo": {
+        "label": "RLOO: token, state-action head",
+        "learner": "rloo",
+        "reward": "rm_state_action",
+    },
+    "grpo": {
+        "label": "GRPO: token, state-action head",
+        "learner": "grpo",
+        "reward": "rm_state_action",
+    },
+    "edits_then_grpo": {
+        "label": "SFT on the edits, then GRPO",
+        "learner": "grpo",
+        "start": "sft_edits",
+        "reward": "rm_state_action",
+    },
+    "edits_then_distill": {
+        "label": "SFT on the edits, then distilled rewards",
+        "learner": "distill",
+        "start": "sft_edits",
+        "reward": "rm_action",
+    },
     **{
         learner: {"label": label, "learner": learner}
         for learner, label in {
@@ -96,6 +118,11 @@ REWARD_MODELS = {
         "label": "token, edits, state-action",
         "loss": "token_edit",
         "defaults": "model.head=state_action",
+    },
+    "rm_action": {
+        "label": "token, edits, action head",
+        "loss": "token_edit",
+        "defaults": "model.head=action",
     },
     "rm_three_rounds": {
         "label": "token, three rounds, state-action, from the policy that imitates them",

@@ -107,7 +107,7 @@ GROUPS = {
     "Arms": {
         "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
         "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
-        "arms.*.reward": Field("", "of ppo, rloo and grpo: a reward model | oracle"),
+        "arms.*.reward": Field("", "of ppo, rloo, grpo, distill: a reward model | oracle"),
         "arms.*.data": Field("edits", f"what it learns from where it has no reward: {_DATA}"),
         "arms.*.label": Field("", 'its name in the report; "": NAME'),
         "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
@@ -206,6 +206,9 @@ def tiny(config):
     gentle = (
         "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
     )
+    config.arms.rloo.defaults = config.arms.grpo.defaults = "kl.coef=0.1"
+    config.arms.edits_then_grpo.defaults = f"kl.coef=0.3,{gentle}"
+    config.arms.edits_then_distill.defaults = f"kl.coef=0.3,{gentle}"
     config.arms.edits_then_token.defaults = f"kl.coef=1,{gentle}"
     config.arms.three_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
     # Gold is in units of its own: a third of a normalised reward model's.

@@ -1,4 +1,4 @@
-"""PPO, RLOO and GRPO with token or sequence rewards: ``--config=configs/ppo.py:MODEL[,LEVEL]``.
+"""PPO, RLOO, GRPO, distillation: ``--config=configs/ppo.py:MODEL[,LEVEL]``.
 
 MODEL is one of
 
@@ -87,7 +87,8 @@ GROUPS = {
         "algorithm": Field(
             "ppo",
             "ppo: against a critic's values | rloo: against the other samples' returns to go | "
-            "grpo: rewards normalized over a prompt's samples; the last two have no critic",
+            "grpo: rewards normalized over a prompt's samples | distill: towards the reference "
+            "times exp(reward / kl.coef) over all tokens; only ppo has a critic",
             choices=ALGORITHMS,
         ),
         # Of rewards that are worth about one unit a response: 0.05 to 0.3 were the best of every

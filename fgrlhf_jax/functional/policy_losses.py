@@ -202,6 +202,20 @@ def _logits_gradient(residuals, cotangents):
 logprob_and_entropy.defvjp(_logprob_and_entropy, _logits_gradient)
 
 
+def kl_to_target(logits_TV: jax.Array, target_logits_TV: jax.Array) -> jax.Array:
+    """KL(target || policy) over the whole vocabulary at each position, in nats, float32[T].
+
+    sum_a p(a) (log p(a) - log q(a)), p and q the softmax of ``target_logits_TV`` and ``logits_TV``.
+    """
+    chex.assert_equal_shape([logits_TV, target_logits_TV])
+    target_TV, logprob_TV = (
+        jax.nn.log_softmax(x.astype(jnp.float32)) for x in (target_logits_TV, logits_TV)
+    )
+    probability_TV = jnp.exp(target_TV)
+    difference_TV = jnp.where(probability_TV > 0, target_TV - logprob_TV, 0.0)
+    return jnp.sum(probability_TV * difference_TV, axis=-1)
+
+
 def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
     """1 - Var(G - V) / Var(G) over ``mask``; 0 where the target does not vary."""
 

@@ -114,8 +114,9 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         reward_model, meta = read_modules(config.reward_model, config.ensemble_penalty, **fields)
     elif not config.reward_function:
         loss = "sequence" if config.level == "sequence" else "token_edit"
-        reward_model = make_module(cfg, loss, "after")
-        meta = RewardMeta("after", {"loss": loss}, Normalization(0.0, 1.0), {})
+        head = "action" if config.algorithm == "distill" else "after"
+        reward_model = make_module(cfg, loss, head)
+        meta = RewardMeta(head, {"loss": loss}, Normalization(0.0, 1.0), {})
     architectures = make_architectures(config, cfg, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
     programs = ppo_programs.make(
@@ -131,6 +132,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         epochs=config.ppo_epochs,
         scored=bool(frozen.reward_model),
         one_pass=settings.one_pass,
+        distills=config.algorithm == "distill",
         imitated=config.ptx_weight and [np.full(config.ppo_epochs * B, n) for n in (P, T)],
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
@@ -143,7 +145,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     resident = {
         "generate": (),
         "score_rollout": (params, frozen),
-        "update": (state, frozen.base, critic_base),
+        "update": (state, frozen if config.algorithm == "distill" else (frozen.base, critic_base)),
     }
     steps = {
         name: Step(lambda name=name: programs[name].lower().compile(), resident[name], *values)

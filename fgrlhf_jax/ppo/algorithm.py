@@ -1,4 +1,4 @@
-"""PPO, RLOO and GRPO with token-level rewards, as pure functions: rollout -> advantages -> update.
+"""PPO, RLOO, GRPO and distillation as pure functions: rollout -> advantages -> update.
 
 A rollout's row is [prompt | response | padding], from column 0 on: ``start_B`` is where a response
 begins, and its T columns are gathered from there. The policy's log-probability and the critic's
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.masking import last_token, masked_mean
 
-ALGORITHMS = ("ppo", "rloo", "grpo")
+ALGORITHMS = ("ppo", "rloo", "grpo", "distill")
 COMPARING = ("rloo", "grpo")  # the samples of a prompt with one another; the others have no need to
 
 
@@ -173,11 +173,15 @@ class Experience(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of the response columns, float32[B, T] each."""
+    """Of the response columns, float32[B, T] each.
+
+    ``target_kl_BT`` is KL(pi+ || policy), see ``scoring.Target``; None where nothing is distilled.
+    """
 
     logprob_BT: jax.Array
     entropy_BT: jax.Array
     value_BT: jax.Array
+    target_kl_BT: jax.Array | None = None
 
 
 def make_experience(
@@ -312,6 +316,8 @@ def losses(
         policy_loss_BT, clipped_BT = jax.vmap(policy_losses.policy_loss, (0, 0, 0, None))(
             logprob_BT, batch.logprob_BT, batch.advantage_BT, settings.clip_ratio
         )
+        if settings.algorithm == "distill":  # what was drawn has no say but in which states it is
+            policy_loss_BT, clipped_BT = predictions.target_kl_BT, jnp.zeros_like(clipped_BT)
         log_ratio_BT = logprob_BT - batch.logprob_BT
         sums |= {
             "policy/loss": share(policy_loss_BT),

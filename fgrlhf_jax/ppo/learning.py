@@ -17,8 +17,8 @@ from fgrlhf_jax.ppo.algorithm import (
     losses,
     make_experience,
 )
-from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, parts_of
-from fgrlhf_jax.ppo.scoring import predict
+from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
+from fgrlhf_jax.ppo.scoring import Target, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
 
 GROUPS = {"policy": "policy", "critic": "value"}  # of metrics, by the part that they are of
@@ -43,11 +43,13 @@ def reinforce(
     tokens: jax.Array,
     *,
     frozen: Frozen,
+    target: Target | None,
     models: Architectures,
     settings: PPOSettings,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """``algorithm.losses`` of what ``params`` predict, of the parts that they have."""
-    predictions = predict(complete(params, frozen), batch.rows, models=models, settings=settings)
+    whole = complete(params, frozen)
+    predictions = predict(whole, batch.rows, target, models=models, settings=settings)
     return losses(predictions, batch, tokens, tuple(params), settings)
 
 
@@ -117,6 +119,7 @@ def update(
     kl_coef: jax.Array,
     key: jax.Array,
     demonstrations: Rows | None = None,
+    reward_std: jax.Array | None = None,
     *,
     models: Architectures,
     settings: PPOSettings,
@@ -129,10 +132,11 @@ def update(
 
     Args:
       state: its ``params`` have "policy" and, where the algorithm has one, "critic".
-      frozen: only what adapters are on is read.
+      frozen: only what adapters are on is read, unless it is distilled.
       key: of this rollout; every epoch draws its own permutation from it.
       demonstrations: arrays [minibatches of all epochs, minibatch, ...], which every minibatch
         imitates some of; None: none.
+      reward_std: of a distilled reward model, what its rewards are divided by; else None.
       optimizer: ``programs.by_part``.
 
     Returns:
@@ -140,15 +144,18 @@ def update(
       ``debug/initial_log_ratio`` and ``debug/initial_kl`` are of the first one, where the policy is
       still the one that sampled: both are 0 but for rounding.
     """
-    static = {"models": models, "settings": settings}
+    static, target = {"models": models, "settings": settings}, None
+    if settings.algorithm == "distill":
+        target = Target(*complete_frozen(frozen), kl_coef * reward_std)
     if settings.one_pass:
+        arguments = state, frozen, rollout, kl_coef, target, demonstrations
         state, rollout_metrics, metrics = update_in_one_pass(
-            state, frozen, rollout, kl_coef, demonstrations, optimizer=optimizer, **static
+            *arguments, optimizer=optimizer, **static
         )
         metrics = jax.tree.map(lambda x: x[None], metrics)
     else:
         experience, rollout_metrics = make_experience(rollout, kl_coef, settings)
-        objective = functools.partial(reinforce, frozen=frozen, **static)
+        objective = functools.partial(reinforce, frozen=frozen, target=target, **static)
 
         def update_on(state: TrainState, minibatch):
             rows, imitated = minibatch
@@ -188,7 +195,8 @@ def update_in_one_pass(
     frozen: Frozen,
     rollout: Rollout,
     kl_coef: jax.Array,
-    demonstrations: Rows | None = None,
+    target: Target | None,
+    demonstrations: Rows | None,
     *,
     models: Architectures,
     settings: PPOSettings,
@@ -207,7 +215,7 @@ def update_in_one_pass(
 
     def apply(params):
         params = complete(stop_gradients(params, settings.freeze), frozen)
-        return predict(params, rollout.rows, **static)
+        return predict(params, rollout.rows, target, **static)
 
     params = {name: state.params[name] for name in first}
     predictions, backward = jax.vjp(apply, params)
@@ -227,7 +235,7 @@ def update_in_one_pass(
     # Always true, but known with the policy's gradients only: its activations are gone by then.
     is_next = metrics["policy/grad_norm"] != -1.0
     experience = experience._replace(response_BT=experience.response_BT & is_next)
-    objective = functools.partial(reinforce, frozen=frozen, **static)
+    objective = functools.partial(reinforce, frozen=frozen, target=target, **static)
     for names in others:
         params = {name: state.params[name] for name in names}
         grads, new = sum_gradients(params, experience, objective, settings)

@@ -17,6 +17,7 @@ def model_flops(
     scored: bool,
     one_pass: bool = False,
     imitated=None,
+    distills: bool = False,
 ) -> dict[str, float]:
     """FLOPs of each program for rows of these tokens, over all devices.
 
@@ -26,6 +27,7 @@ def model_flops(
       scored: whether a reward model gives the rewards.
       one_pass: whether the update alone predicts what the policy does.
       imitated: tokens of prompts and of responses that are imitated beside, if any.
+      distills: whether the update reads reference and reward model, over all tokens.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
 
@@ -41,9 +43,11 @@ def model_flops(
         is_policy = isinstance(model, CausalLM)
         score += rows_flops(model.cfg, rows)
         score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
+    prices = logits_flops(cfg, np.sum(responses, dtype=float))
+    taught = epochs * (forward + score + prices) if distills else 0.0
     predicted = value if one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + predicted + score,
-        "update": (2 if models.lora else 3) * (epochs * (forward + value) + beside),
+        "update": (2 if models.lora else 3) * (epochs * (forward + value) + beside) + taught,
     }

@@ -150,7 +150,7 @@ def make(
     layer_weights: (policy, base, number) -> one of DecodingWeights.layers
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
-    update: (state, Frozen, Rollout, kl_coef, key, demonstrations) -> state, metrics
+    update: (state, Frozen, Rollout, kl_coef, key, demonstrations, reward_std) -> state, metrics
     """
     check_sizes(config, mesh)
     widths = widths or (prompt_width + config.data.max_new_tokens,)
@@ -180,6 +180,7 @@ def make(
     weights = sampling.abstract_weights(whole, models.policy, generation)
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
+    std = scalar if settings.algorithm == "distill" else None
     layout = jax.tree.map(lambda x: x.sharding, state)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     outer, layers = jax.tree.map(lambda x: x.sharding, weights)
@@ -205,7 +206,7 @@ def make(
         ),
         "update": Program(
             functools.partial(learning.update, optimizer=optimizer, **static),
-            (state, frozen, rollout, scalar, key, _demonstrations(settings, mesh)),
+            (state, frozen, rollout, scalar, key, _demonstrations(settings, mesh), std),
             mesh,
             donated=(0,),
             out_shardings=(layout, replicated),

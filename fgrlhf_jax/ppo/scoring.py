@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,53 @@ from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_froz
 from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, score_tokens
 
 
+class Target(NamedTuple):
+    """The closed-form improvement of the reference by a reward model, which a policy learns.
+
+        pi+(a|s) ~ pi_ref(a|s) exp(r(s, a) / beta)
+
+    maximises E[r(s, a)] - beta KL(pi || pi_ref) in every state (see ``sampling.Guide``). On the
+    policy's own responses it is the teacher of Agarwal et al. 2024, arXiv:2306.13649.
+
+    Attributes:
+      reference, reward_model: all of their parameters.
+      beta: float32 scalar, ``kl_coef`` times the std that rewards are normalized by.
+    """
+
+    reference: dict
+    reward_model: dict
+    beta: jax.Array
+
+
+def target_logits(
+    target: Target, inputs: tuple, before_BT1: jax.Array, *, models: Architectures, temperature
+) -> jax.Array:
+    """Of pi+ in the states before the response tokens, float32[B, T, V].
+
+    Args:
+      inputs: tokens, positions and mask of rows.
+      before_BT1: the columns of these states.
+      temperature: divides the reference's logits.
+    """
+
+    def at_responses(model, params, read: str) -> jax.Array:
+        variables = lora.variables(params)
+        hidden_BSD = model.apply(variables, *inputs, method="states")
+        hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT1, axis=1)
+        return model.apply(variables, hidden_BTD, method=read)
+
+    reference_BTV = at_responses(models.policy, target.reference, "unembed")
+    price_BTV = at_responses(models.reward_model, target.reward_model, "prices")
+    return reference_BTV / temperature + price_BTV / target.beta
+
+
 def predict(
-    params: dict, rows: Rows, *, models: Architectures, settings: PPOSettings
+    params: dict,
+    rows: Rows,
+    target: Target | None = None,
+    *,
+    models: Architectures,
+    settings: PPOSettings,
 ) -> Predictions:
     """Log-probability, entropy and value of the response columns.
 
@@ -26,26 +72,31 @@ def predict(
     Args:
       params: {"policy": ..., "critic": ...} or less, complete: what the others predict are zeros.
         Where ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
+      target: what the policy is compared with over all tokens, if anything.
     """
     before_BT = jnp.maximum(rows.columns_BT - 1, 0)
     inputs = rows.tokens_BS, *llama.positions_and_mask(rows.mask_BS)
     logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
+    target_kl_BT = None
     if "policy" in params:
         variables = lora.variables(params["policy"])
         hidden_BSD = models.policy.apply(variables, *inputs, method="states")
         before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
         logits_BTV = models.policy.apply(variables, before_BTD, method="unembed")
+        logits_BTV = logits_BTV / settings.temperature
         chosen_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
-        logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(
-            logits_BTV / settings.temperature, chosen_BT
-        )
+        logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
+        if target is not None:
+            options = {"models": models, "temperature": settings.temperature}
+            goal_BTV = target_logits(target, inputs, before_BT[..., None], **options)
+            target_kl_BT = jax.vmap(policy_losses.kl_to_target)(logits_BTV, goal_BTV)
     if "critic" in params and models.critic is None:
         head = heads.ScalarHead(models.policy.cfg, "after", True)
         value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
     elif "critic" in params:
         value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)
         value_BT = jnp.take_along_axis(value_BS, before_BT, axis=1)
-    return Predictions(logprob_BT, entropy_BT, value_BT)
+    return Predictions(logprob_BT, entropy_BT, value_BT, target_kl_BT)
 
 
 def sampled_rows(prompt_BP: jax.Array, prompt_mask_BP: jax.Array, sampled: Sampled) -> Rows:

@@ -254,7 +254,7 @@ class PPOTrainer:
             rollout.key_of(config.seed, rollout.SAMPLE, step),
             learning=True,
         )
-        clock = time.perf_counter()
+        clock, std = time.perf_counter(), np.float32(self.memory["normalization"]["std"])
         with jax.set_mesh(self.mesh):
             imitated = imitation.draw(self.demonstrations, config, self.width, step)
             state, metrics = self.context.programs["update"](
@@ -264,6 +264,7 @@ class PPOTrainer:
                 np.float32(kl_coef),
                 rollout.key_of(config.seed, rollout.SHUFFLE, step),
                 sharding.put_batch(imitated, self.mesh, axis=1),
+                std if config.algorithm == "distill" else None,
             )
         metrics = metric_log.to_floats(metrics)
         seconds = responses.seconds | {"update": time.perf_counter() - clock}
@@ -275,6 +276,7 @@ class PPOTrainer:
             epochs=config.ppo_epochs,
             scored=bool(self.frozen.reward_model),
             one_pass=self.one_pass,
+            distills=config.algorithm == "distill",
             imitated=imitated and (imitated.start_B, imitated.response_BT.sum(axis=-1)),
         )
         metrics |= {

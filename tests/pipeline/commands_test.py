@@ -293,7 +293,7 @@ REFUSED = [
     ({"arms__sft_one_round__data": "second_round", "run_arms": "sft_two_rounds"}, "in a circle"),
     (
         {"run_arms": "state_action", "arms__state_action__reward": "rm_edits,rm_token"},
-        "arms.state_action.reward: 'rm_edits,rm_token' is not one of oracle, rm_edits",
+        "arms.state_action.reward: 'rm_edits,rm_token' is not one of oracle, rm_action",
     ),
     ({"reward_models__rm_token__loss": ""}, "reward_models.rm_token.loss is empty; give"),
 ]

@@ -195,6 +195,11 @@ def test_what_there_is_depends_on_the_config():
         x.models.keys() for x in map(ppo_shapes, (ppo_config(), ppo_config(algorithm="rloo")))
     ]
     assert others[0] - others[1] == {"critic"}
+    updates = [
+        ppo_shapes(ppo_config(algorithm=name)).steps["update"] for name in ("rloo", "distill")
+    ]
+    assert updates[0].flops < updates[1].flops
+    assert bytes_per_device(updates[0].resident) < bytes_per_device(updates[1].resident)
     flops = [x.steps["score_rollout"].flops for x in (own, ppo_shapes(ppo_config()))]
     assert flops[0] < flops[1]
     half = {"inference_dtype": "bfloat16", "model.dtype": "bfloat16"}
