@@ -115,7 +115,7 @@ class Log:
       checkpoints: to say which is the last good one.
       bar: what the progress bar shows, {metric: format}.
       saved: see :class:`RowFile`.
-      steps: updates that are made already, and of the whole run.
+      steps: updates that are made already, and of the whole run; None where the clock says.
     """
 
     CLOCK = ("time", "tokens_per_second", "tflops_per_device", "mfu")  # and CLOCK/…
@@ -126,7 +126,7 @@ class Log:
         checkpoints: Checkpoints,
         bar: dict[str, str],
         saved: dict,
-        steps: tuple[int, int],
+        steps: tuple[int, int | None],
         tensorboard: bool = False,
     ):
         self.checkpoints, self.shown = checkpoints, bar

@@ -128,7 +128,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         state = _restore_state(trainer, checkpoints, start)
         baseline = trainer.prepare(state, start)
         multihost.wait_for_all()
-        steps = start, trainer.steps
+        steps = start, None if config.max_seconds else trainer.steps
         log = Log(folder, checkpoints, trainer.bar, progress.log, steps, config.tensorboard)
         with contextlib.closing(log), Interrupt(several=jax.process_count() > 1) as interrupt:
             if baseline:

@@ -173,7 +173,7 @@ def test_killed_at_any_moment(undisturbed, go, tmp_path, seed):
     assert outcome(tmp_path) == undisturbed[1:]
 
 
-def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch):
+def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch, capsys):
     """Those of earlier starts count; each update is what it is without a limit."""
     now, killed = 0.0, False
 
@@ -198,6 +198,8 @@ def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch):
     assert [row["step"] for row in metrics] == list(range(1, 7))
     assert metrics[:4] == undisturbed[1][:4]
     assert "validation/loss" in metrics[-1]  # the last one is evaluated, whatever its number
+    bar = capsys.readouterr().err
+    assert ("step" in bar, "%" in bar) == (True, False)  # nobody knows how many are to come
     assert saved[6][1].done
     assert np.asarray(params["w"]).tobytes() in saved[step][0]
 
