@@ -221,8 +221,9 @@ def study(config):
     config.seeds = 5
     config.sft.defaults = config.sft.defaults.replace("steps=1500", "steps=2400")
     config.run_arms = (
-        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,dpo,ddpo,salt,"
-        "figa,sft_longer,edits_then_token,three_rounds_then_token,oracle"
+        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,rloo,grpo,dpo,"
+        "ddpo,salt,figa,sft_longer,edits_then_token,edits_then_grpo,edits_then_distill,"
+        "three_rounds_then_token,oracle"
     )
     config.test_prompts = 1024
 
