@@ -128,7 +128,7 @@ def test_a_bandit_becomes_the_closed_form():
     state = TrainState(PARAMS, OPTIMIZER.init(PARAMS))
     first = jnp.asarray(np.arange(T) == 0)[None] & ROWS.response_BT
     rollout = rolled_out()._replace(response_BT=first)
-    for step in range(150):
+    for step in range(200):
         state, metrics = learn(state, rollout, step, micro_batch_size=8, minibatch_size=8)
     assert metrics["policy/loss"] < 2e-3
     logits_BTV, reference_BTV, price_BTV = logits_and_prices(state.params["policy"])
