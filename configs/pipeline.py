@@ -246,6 +246,7 @@ def cad(config):
     config.imitate.config = "configs/sft.py:cad"
     config.imitate.defaults = f"{lengths},epochs=1,optimizer.learning_rate=0.0005"
     config.dpo.config = "configs/dpo.py:cad"
+    config.dpo.defaults = f"{lengths},epochs=1,optimizer.learning_rate=0.0001"
     config.ppo.config = "configs/ppo.py:cad"
     config.ppo.defaults = "eval_every=10"
     config.run_arms = "sft_edits,fine_grained,fine_grained_token"
