@@ -192,7 +192,7 @@ class Once:
 FREE = (
     *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "best_metric"),
     *("max_to_keep", "save_every", "eval_every", "validation_prompts", "logged_samples"),
-    "reward_normalization",
+    *("reward_normalization", "export", "ptx_edits", "invalid", "columns", "max_seconds"),
 )
 # What only the update depends on, where micro_batch_size is given.
 OF_UPDATES = ("steps", "optimizer", "ppo_epochs", "minibatch_size")
@@ -213,7 +213,11 @@ def conditions() -> Iterator[None]:
         for name, program in make(config, models, mesh, optimizer, **options).items():
             free = OF_UPDATES if name != "update" and config.micro_batch_size else ()
             fixed = {k: v for k, v in fields.items() if k not in free}
-            key = json.dumps([name, fixed, repr(models), repr(mesh), options], sort_keys=True)
+            key = [name, fixed, repr(models), repr(mesh), options]
+            if name not in ("score_rollout", "update"):  # of the policy and what they are given
+                given = getattr(program.function, "keywords", {}), program.arguments
+                key = [name, repr(models.policy), repr(program.mesh), repr(given)]
+            key = json.dumps(key, sort_keys=True)
             shared[name] = programs.setdefault(key, Once(name, program))
         return shared
 
