@@ -86,9 +86,9 @@ GROUPS = {
     "Algorithm": {
         "algorithm": Field(
             "ppo",
-            "ppo: against a critic's values | rloo: against the other samples' returns to go | "
-            "grpo: rewards normalized over a prompt's samples | distill: towards the reference "
-            "times exp(reward / kl.coef) over all tokens; only ppo has a critic",
+            "against a critic's values | other samples' returns to go | rewards normalized over "
+            "a prompt's samples | towards the reference times exp(reward / kl.coef); only ppo has "
+            "a critic",
             choices=ALGORITHMS,
         ),
         # Of rewards that are worth about one unit a response: 0.05 to 0.3 were the best of every
