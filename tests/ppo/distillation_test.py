@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import signal
 
 import chex
 import jax
@@ -22,7 +20,7 @@ from fgrlhf_jax.ppo.algorithm import Rollout, Rows
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.ppo.scoring import Target
-from fgrlhf_jax.runtime import metric_log, optim, sharding
+from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
 pytest_plugins = ["runs"]
@@ -182,24 +180,11 @@ def fields(world, prices, run_dir, **changes) -> dict:
 
 
 @pytest.mark.slow
-def test_a_run_nears_its_target_and_goes_on_after_a_signal(
-    in_process, world, prices, tmp_path, monkeypatch
-):
+def test_a_run_nears_its_target_and_goes_on_after_a_signal(in_process, world, prices, tmp_path):
     ppo_cases.run(fields(world, prices, tmp_path / "whole"))
     losses = [row["policy/loss"] for row in rows(tmp_path / "whole") if "policy/loss" in row]
     assert losses[-1] < losses[0] - 0.1
-    to_floats, calls = metric_log.to_floats, []
-
-    def signalled(tree):
-        calls.append(tree)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return to_floats(tree)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metric_log, "to_floats", signalled)
-        with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
-            ppo_cases.run(fields(world, prices, tmp_path / "stopped"))
+    ppo_cases.run_until_asked_to_stop(fields(world, prices, tmp_path / "stopped"))
     ppo_cases.run(fields(world, prices, tmp_path / "stopped"))
     ppo_cases.same_run(tmp_path / "stopped", tmp_path / "whole")
 

@@ -1,8 +1,6 @@
 """Runs of launch.ppo whose policy, critic and reward model are adapters on one base."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import hf_cases
@@ -17,7 +15,6 @@ from fgrlhf_jax import LanguageModel, SamplingParams
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
 from fgrlhf_jax.ppo.models import read_architectures
-from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from launch.shared import config_files
 
@@ -92,18 +89,7 @@ def test_a_merged_export_has_the_same_weights(fields, lora_run, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(fields, lora_run, tmp_path):
-    to_floats, calls = metric_log.to_floats, []
-
-    def signalled(tree):
-        calls.append(tree)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return to_floats(tree)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_log, "to_floats", signalled)
-        with pytest.raises(KeyboardInterrupt, match="step 2 is saved"):
-            ppo_cases.run(fields(tmp_path / "run", save_every=0))
+    ppo_cases.run_until_asked_to_stop(fields(tmp_path / "run", save_every=0))
     ppo_cases.run(fields(tmp_path / "run", save_every=0))
     reference = shutil.copytree(lora_run, tmp_path / "copy")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -1,6 +1,5 @@
 """A run of PPO that was stopped, killed or out of disk space goes on as if it had not been."""
 
-import os
 import shutil
 import signal
 import time
@@ -15,7 +14,6 @@ from rm_cases import rows, saved, without_clock
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout
-from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 
 pytest_plugins = ["runs"]
@@ -29,19 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 def interrupted(in_process, world, tmp_path_factory) -> Path:
     """A run that was asked to stop during its second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    to_floats, calls = metric_log.to_floats, []
-
-    def signalled(tree):
-        calls.append(tree)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return to_floats(tree)
-
     fields = ppo_cases.fields(world, run_dir, save_every=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_log, "to_floats", signalled)
-        with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
-            ppo_cases.run(fields)
+    ppo_cases.run_until_asked_to_stop(fields)
     return run_dir
 
 

@@ -5,6 +5,8 @@ As a script it is launch.ppo under the same conditions as in a test, to be kille
 
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
-from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime import metric_log, sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import write_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -153,6 +155,22 @@ def flags(fields: dict) -> list[str]:
 def run(fields: dict) -> None:
     """launch.ppo within this process; what it raises is raised."""
     ppo.main(config_files.parse(["", *flags(fields)], DEFAULT))
+
+
+def run_until_asked_to_stop(fields: dict) -> None:
+    """A run that gets SIGTERM during its second step, and ends once that is saved."""
+    to_floats, calls = metric_log.to_floats, []
+
+    def signalled(tree):
+        calls.append(tree)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return to_floats(tree)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_log, "to_floats", signalled)
+        with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
+            run(fields)
 
 
 def read_samples(run_dir: Path) -> list[dict]:
