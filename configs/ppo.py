@@ -144,7 +144,7 @@ GROUPS = {
     },
     "Devices and precision": {
         "generation_mesh": Field(
-            "", 'of the same devices while they decode, such as 1,1,8; "": the mesh'
+            "", 'of the same devices while they decode, such as 1,1,-1; "": the mesh'
         ),
         "inference_dtype": Field(
             "float32",
@@ -228,6 +228,7 @@ VARIANTS = {
         "rollout_batch_size": 128,
         "minibatch_size": 64,
         "micro_batch_size": 16,
+        "generation_mesh": "1,1,-1",  # each device decodes with its part of the merged weights
         "optimizer.learning_rate": 1e-4,
         "steps": 1560,  # 10 epochs over 20k prompts
     },

@@ -140,7 +140,7 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     if config.lora.rank and config.lora.base_dtype == "float32":
         options["lora.base_dtype"] = ["bfloat16", "int8", "nf4"]
     decoding = f"1,1,{devices}"
-    if devices > 1 and config.get("generation_mesh", decoding) != decoding:
+    if devices > 1 and config.get("generation_mesh", decoding) not in (decoding, "1,1,-1"):
         options["generation_mesh"] = [decoding]
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):

@@ -81,8 +81,9 @@ def test_adapters_may_have_a_smaller_base():
 def test_decoding_may_have_another_mesh():
     config = ppo.get_config("tiny")
     assert {"generation_mesh": "1,1,8"} in fit._changes(config)
-    config.generation_mesh = "1,1,8"
-    assert not any("generation_mesh" in change for change in fit._changes(config))
+    for shape in ("1,1,8", "1,1,-1"):
+        config.generation_mesh = shape
+        assert not any("generation_mesh" in change for change in fit._changes(config))
 
 
 @pytest.mark.slow

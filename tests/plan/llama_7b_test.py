@@ -104,19 +104,14 @@ def test_ppo():
 
 
 @pytest.mark.parametrize(
-    ("variant", "devices", "fields", "most"),
-    [
-        ("llama_7b_lora", 1, {}, 72e9),
-        ("llama_7b_lora", 8, {"generation_mesh": "1,1,8"}, 14e9),
-        ("llama3_2_1b", 1, {}, 14e9),
-    ],
+    ("variant", "devices", "most"),
+    [("llama_7b_lora", 1, 72e9), ("llama_7b_lora", 8, 14e9), ("llama3_2_1b", 1, 14e9)],
 )
-def test_ppo_by_adapters(monkeypatch, variant, devices, fields, most):
+def test_ppo_by_adapters(monkeypatch, variant, devices, most):
     """AlpacaFarm's lengths, rollouts of 128; one base and little else is held all the time."""
     make = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:devices]))
     config = ppo.get_config(variant)
-    config.update_from_flattened_dict(fields)
     assert config.rollout_batch_size >= 128
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     shapes = ppo_shapes(config)
