@@ -151,8 +151,12 @@ class Log:
         return self.file.state if self.file else {}
 
     def has_spent(self, seconds: float) -> bool:
-        """Whether the updates that are logged took that long, those of earlier starts included."""
-        return multihost.from_first(lambda: self.earlier + self.seconds >= seconds)
+        """Whether updates took that long until now, those of earlier starts included."""
+
+        def spent() -> float:
+            return self.earlier + self.seconds + time.perf_counter() - self.clock
+
+        return multihost.from_first(lambda: spent() >= seconds)
 
     def restart_clock(self) -> None:
         self.clock = time.perf_counter()

@@ -173,8 +173,10 @@ def test_killed_at_any_moment(undisturbed, go, tmp_path, seed):
     assert outcome(tmp_path) == undisturbed[1:]
 
 
-def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch, capsys):
-    """Those of earlier starts count; each update is what it is without a limit."""
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch, capsys, overlaps):
+    """Those of earlier starts count, and those of an update that is not logged yet; each update is
+    what it is without a limit."""
     now, killed = 0.0, False
 
     def tick(event, step):
@@ -191,9 +193,9 @@ def test_a_limit_of_seconds(undisturbed, go, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(metric_log.time, "perf_counter", clock)
     with pytest.raises(Killed):
-        go(tmp_path, Toy(tick), save_every=2, max_seconds=5.9)
-    go(tmp_path, Toy(tick), save_every=2, max_seconds=5.9)
-    step, params = go(tmp_path, Toy(), save_every=2, max_seconds=5.9)
+        go(tmp_path, Toy(tick, overlaps=overlaps), save_every=2, max_seconds=5.9)
+    go(tmp_path, Toy(tick, overlaps=overlaps), save_every=2, max_seconds=5.9)
+    step, params = go(tmp_path, Toy(overlaps=overlaps), save_every=2, max_seconds=5.9)
     metrics, saved = outcome(tmp_path)
     assert [row["step"] for row in metrics] == list(range(1, 7))
     assert metrics[:4] == undisturbed[1][:4]
