@@ -11,7 +11,20 @@ ROLES = dict.fromkeys(("system", "developer"), "system")
 ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
 Turns = list[dict[str, str]]
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+NOT_TEXT = ("tools", "functions", "tool_calls", "function_call", "audio", "audios")
+NOT_TEXT += ("image", "images", "video", "videos")
+
+
+def check_texts(value: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for a row or message with more than texts, such as tools or images."""
+    for name in NOT_TEXT:
+        if parse_list(value.get(name)):
+            raise InputError(
+                f"{where}: {name} stands beside the text, and only texts can be used; leave such "
+                "rows out, or take the field away."
+            )
 
 
 def is_transcript(value: Any) -> bool:
@@ -19,8 +32,9 @@ def is_transcript(value: Any) -> bool:
 
     Where the blank lines in front are lost, an assistant's turn shows it.
     """
-    beginnings = ("\n\nHuman:", "Human:")[: 1 + ("\n\nAssistant:" in str(value))]
-    return isinstance(value, str) and value.startswith(beginnings)
+    if not isinstance(value, str) or not (text := value.lstrip()).startswith("Human:"):
+        return False
+    return value.count("\n", 0, len(value) - len(text)) > 1 or "Assistant" in _TURN.findall(text)
 
 
 def parse_turns(value: Any, where: str) -> Turns:
@@ -41,21 +55,27 @@ def parse_turns(value: Any, where: str) -> Turns:
         message = each if isinstance(each, Mapping) else {}
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
-        if isinstance(content, list | tuple):  # of parts
-            texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        check_texts(message, where)
+        if isinstance(content, list | tuple):
+            texts = [_part_text(part) for part in content]
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
                 f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
                 "(system, user or assistant) and a text as content; correct it."
             )
-        if message.get("tool_calls"):
-            raise InputError(f"{where}: a message has tool_calls, and only texts can be used.")
         if ROLES[role] == "system" and turns:
             raise InputError(f"{where}: a system message stands behind others; put it before them.")
         if content.strip() or ROLES[role] != "system":
             turns.append({"role": ROLES[role], "content": content})
     return turns or parse_turns([], where)
+
+
+def _part_text(part: Any) -> Any:
+    """The text of a part of a message; None of a thought, an image or the like."""
+    if not isinstance(part, Mapping):
+        return part
+    return part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
 
 
 def parse_list(value: Any) -> Any:

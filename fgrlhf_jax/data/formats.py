@@ -14,6 +14,7 @@ from typing import Any
 
 from fgrlhf_jax.data.conversations import (
     Turns,
+    check_texts,
     is_transcript,
     join_prompt,
     parse_list,
@@ -25,7 +26,7 @@ from fgrlhf_jax.data.row_fields import (
     check_row,
     common_beginning,
     field_of,
-    finished_of,
+    flag_of,
     preference_of,
     read_prompt,
     refuse_two_prompts,
@@ -48,9 +49,8 @@ LAYOUTS = {
     ("response",): RESPONSE,  # Dolly
 }
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
-UNUSABLE = ("tools", "images")  # of TRL
 FINISHED = ("finished", "finished_1", "finished_2")
-FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "id", "error_spans", *FINISHED)
+FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
@@ -86,11 +86,9 @@ def normalize(
         difference, and may be empty.
     """
     check_row(row, where)
-    for name in filter(row.get, UNUSABLE):
-        if parse_list(row[name]):
-            reason = f"{name} are a part of its prompt, and only texts can be used"
-            raise InputError(f"{where}: {reason}; leave such rows out, or take the field away.")
-    row = dict(row) | {field: field_of(row, column, where) for field, column in columns.items()}
+    check_texts(row, where)
+    named = {field: field_of(row, column, where) for field, column in columns.items()}
+    row = {name: value for name, value in row.items() if name not in columns.values()} | named
     if "raw_instruction" in row:  # of a file for alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
@@ -117,21 +115,23 @@ def normalize(
     if kind == EDIT:
         spans = spans_of(row.get("error_spans"), len(answers[0]), where)
         fields = {"original": answers[0], "edited": answers[1], "error_spans": spans}
-        fields |= finished_of(row, FINISHED[:1], where)
+        fields["finished"] = flag_of(row, "finished", where)
     elif kind == PREFERENCE:
         has_label = len(layout) > 2 and not is_candidate
         preference = preference_of(row, layout[2], where) if has_label else 1
         fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
-        fields |= finished_of(row, FINISHED[1:], where)
+        fields |= {name: flag_of(row, name, where) for name in FINISHED[1:]}
     else:
-        label = row.get("label")  # of TRL's completions: a bool, or what a table makes of one
-        is_false = layout == ("completion",) and str(label).lower() in ("false", "0", "0.0")
-        if (label is False or is_false) and need not in ("prompts", "candidates"):
+        is_learnt = row.get("label") is not False
+        if layout == ("completion",) and need not in ("prompts", "candidates"):
+            is_learnt = flag_of(row, "label", where)  # of TRL
+        if not is_learnt and need not in ("prompts", "candidates"):
             raise InputError(f"{where}: label is false, a response not to learn; leave it out.")
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
-        return [(kind, prompt | {"output": answers[0]} | finished_of(row, FINISHED[:1], where))]
+        finished = flag_of(row, "finished", where)
+        return [(kind, prompt | {"output": answers[0], "finished": finished})]
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
 

@@ -2,10 +2,18 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fgrlhf_jax.data.conversations import Turns, is_transcript, join_prompt, parse_turns, transcribe
+from fgrlhf_jax.data.conversations import (
+    Turns,
+    is_transcript,
+    join_prompt,
+    parse_list,
+    parse_turns,
+    transcribe,
+)
 from fgrlhf_jax.errors import InputError
 
 ROW_BYTES = 2_000_000
@@ -74,27 +82,40 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
 def preference_of(row: Row, name: str, where: str) -> int:
     """Which answer is better, 1 or 2."""
     value = field_of(row, name, where)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = number_of(value)
     if name == "overall_preference":
-        if is_number and 1 <= abs(value) <= 3:
-            return 1 if value < 0 else 2
+        if 1 <= abs(number) <= 3:
+            return 1 if number < 0 else 2
         allowed = "-3 to -1 (response1 is better) or 1 to 3; ties teach nothing"
     else:
-        if value in ("1", "2") or (is_number and value in (1, 2)):
-            return int(value)
+        if number in (1, 2):
+            return int(number)
         allowed = "1 or 2, the better output"
     shown = json.dumps(value, default=str)[:40]
     raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
 
 
-def finished_of(row: Row, names: Iterable[str], where: str) -> dict[str, bool]:
-    """Which responses ended by themselves; all of which nothing is said. CSV has texts."""
-    values = {"true": True, "false": False, "": True, "none": True}
-    fields = {name: values.get(str(row.get(name)).lower()) for name in names}
-    for name, value in fields.items():
-        if value is None:
-            raise InputError(f"{where}: {name} is {row[name]!r:.40}; it must be true or false.")
-    return fields
+def number_of(value: Any) -> float:
+    """A number, or a text that is one, as CSV has them; NaN of anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+_FLAGS = {
+    **dict.fromkeys(("true", "1", "1.0"), True),
+    **dict.fromkeys(("false", "0", "0.0"), False),
+}
+
+
+def flag_of(row: Row, name: str, where: str) -> bool:
+    """Whether a field is true, as it is where nothing is said. CSV has texts."""
+    value = row.get(name)
+    flag = True if value in (None, "") else _FLAGS.get(str(value).lower())
+    if flag is None:
+        raise InputError(f"{where}: {name} is {value!r:.40}; it must be true or false.")
+    return flag
 
 
 def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
@@ -161,6 +182,7 @@ def read_prompt(
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
+    other += ["history"] if parse_list(row.get("history")) else []
     other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
     if other:
         refuse_two_prompts([first, other[0]], where)
@@ -177,8 +199,21 @@ def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> 
     whole = join_prompt(text, input)
     if texts.get("prompt", text).strip() not in ("", text.strip(), whole.strip()):
         refuse_two_prompts(["prompt", "instruction"], where)
-    turns = _with_system(row, [{"role": "user", "content": whole}], where)
+    turns = [*_history(row, where), {"role": "user", "content": whole}]
+    turns = _with_system(row, turns, where)
     return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
+
+
+def _history(row: Row, where: str) -> Turns:
+    """The turns of a column of [question, answer] pairs, as LLaMA-Factory has it."""
+    pairs = parse_list(row.get("history")) or []
+    is_list = isinstance(pairs, list | tuple)
+    if not is_list or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+        reason = "history is no list of [question, answer] pairs"
+        raise InputError(f"{where}: {reason}; correct it.")
+    roles = zip(("user", "assistant") * len(pairs), itertools.chain(*pairs), strict=True)
+    turns = [{"role": role, "content": text} for role, text in roles]
+    return parse_turns(turns, f"{where}: history") if turns else []
 
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:

@@ -1,10 +1,13 @@
 """Rows of files and datasets, each with its place: JSON, JSONL, CSV, Parquet, Hub ids."""
 
+import ast
+import contextlib
 import csv
 import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +24,8 @@ SOURCE_BYTES = 2 * 10**9
 LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
 BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
+
+_MESSAGES = re.compile(r"\s*\[?\s*\{\s*[\"'](role|content|from|value)[\"']\s*:")  # in a cell
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -121,17 +126,34 @@ def _csv_rows(data: bytes, source: str) -> Rows:
     names: list[str] = []
     try:
         for cells in reader:
+            where = f"{source}:{reader.line_num}"
             if not names:
                 names = cells
+                if twice := [name for name in names if names.count(name) > 1]:
+                    reason = f"{twice[0]!r:.60} names two columns"
+                    raise InputError(f"{where}: {reason}; rename one.")
             elif len(cells) == len(names):
-                yield f"{source}:{reader.line_num}", dict(zip(names, cells, strict=True))
+                try:
+                    yield where, {n: _cell(c, where) for n, c in zip(names, cells, strict=True)}
+                except InputError as error:
+                    yield where, error
             elif cells:
                 reason = f"has {len(cells)} cells, the first line {len(names)} names"
-                where = f"{source}:{reader.line_num}"
                 yield where, InputError(f"{where}: {reason}; correct this line.")
     except csv.Error as error:
         reason = f"malformed CSV ({error}); correct this line"
         raise InputError(f"{source}:{reader.line_num}: {reason}.") from error
+
+
+def _cell(text: str, where: str) -> Any:
+    """A cell's text, or the messages in it: JSON, or what Python shows of such a list."""
+    if not _MESSAGES.match(text):
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(text)
+    reason = f"{text[:60]!r} is no list of messages in JSON"
+    raise InputError(f"{where}: {reason}; save the table as JSONL or Parquet.")
 
 
 def _parquet_batches(source: str) -> Iterator:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fgrlhf_jax.data.row_fields import number_of
+
 Row = Mapping[str, Any]
 
 
@@ -30,7 +32,8 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple
         if not messages:
             yield where, row
         for message in messages:
-            if not message.get("deleted") and message.get("review_result") is not False:
+            deleted, passed = (str(message.get(n)).lower() for n in ("deleted", "review_result"))
+            if deleted != "true" and passed != "false":  # CSV has texts
                 nodes[str(message["message_id"])] = where, message
     answers = defaultdict(list)
     for _, message in nodes.values():
@@ -77,8 +80,8 @@ def _messages(row: Any) -> list[Row]:
 
 
 def _rank(message: Row) -> float:
-    rank = message.get("rank")
-    return rank if isinstance(rank, int | float) and not isinstance(rank, bool) else math.inf
+    rank = number_of(message.get("rank"))
+    return math.inf if math.isnan(rank) else rank
 
 
 def _path(nodes: Mapping[str, tuple[str, Row]], id: str) -> list[Row] | None:
@@ -87,7 +90,7 @@ def _path(nodes: Mapping[str, tuple[str, Row]], id: str) -> list[Row] | None:
     while id in nodes and id not in path:
         message = nodes[id][1]
         path[id] = {"role": message["role"], "content": message["text"]}
-        if message.get("parent_id") is None:
+        if message.get("parent_id") in (None, ""):
             return [*path.values()][::-1]
         id = str(message["parent_id"])
     return None

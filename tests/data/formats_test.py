@@ -22,6 +22,7 @@ MAPPED = [
     ({"question": SKY, "good": "A", "bad": "B"}, "prompt=question,chosen=good,rejected=bad"),
     ({"prompt": "no", "q": SKY, "chosen": "A", "rejected": "B", "output": "C"}, "prompt=q,chosen"),
     ({"instruction": "x", "prompt": SKY, "chosen": "A", "rejected": "B"}, "prompt"),
+    ({"input": SKY, "chosen": "A", "rejected": "B"}, "prompt=input"),
 ]
 
 
@@ -89,6 +90,18 @@ def test_message_trees(nested, need, expected):
     assert read == expected
 
 
+@pytest.mark.parametrize("none", ["", float("nan")])
+def test_message_trees_of_a_table(none):
+    """CSV has texts, and a table of numbers NaN where there is none."""
+    rows = [
+        row | {"rank": none if row["rank"] is None else str(float(row["rank"])), "deleted": "False"}
+        for row in TREE[:3]
+    ]
+    rows[0]["parent_id"] = "" if none == "" else None
+    (read,) = [row for _, row in trees.unfold(enumerate(rows), "pairs")]
+    assert (read["chosen"], read["rejected"]) == ("Hello", "No.")
+
+
 EDITED = {"instruction": SKY, "original": "Green.", "edited": "Blue."}
 REFUSED = [
     (EDITED | {"chosen": "A", "rejected": "B"}, "fits two layouts.*config.columns=original,edited"),
@@ -116,12 +129,24 @@ REFUSED = [
         ({"prompt": SKY, "completion": "Blue.", "label": label}, "label is false")
         for label in (False, 0, "False")
     ),
-    ({"prompt": SKY, "completion": "Blue.", "tools": [{"name": "f"}]}, "tools are a part of its p"),
-    ({"prompt": SKY, "chosen": "A", "rejected": "B", "images": '["x"]'}, "images are a part of"),
-    (
-        {"messages": [*turns(SKY), {"role": "assistant", "content": "A", "tool_calls": [{}]}]},
-        "a message has tool_calls, and only texts can be used",
+    *(
+        ({"prompt": SKY, "completion": "Blue.", "label": label}, "label is .* true or false")
+        for label in (-1, "no")
     ),
+    *(
+        ({"prompt": SKY, "completion": "Blue.", name: value}, f"{name} stands beside the text, and")
+        for name, value in {"tools": [{"name": "f"}], "images": '["x"]', "image": "a.png"}.items()
+    ),
+    *(
+        ({"messages": [*turns(SKY), {"role": "assistant", "content": "A", name: [{}]}]}, name)
+        for name in ("tool_calls", "function_call")
+    ),
+    *(
+        ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is no message")
+        for part in ({"type": "reasoning", "text": "A"}, {"type": "image", "text": ""})
+    ),
+    ({"instruction": SKY, "output": "A", "history": ["Hi"]}, "history is no list of .question"),
+    (ULTRA | {"history": [["Hi", "Hello"]]}, "chosen and history hold two different prompts"),
     (
         HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0},
         "ties teach nothing",

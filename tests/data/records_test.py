@@ -81,7 +81,10 @@ def test_a_file_for_alpaca_eval_is_read_again(write):
         read(write(rows[0] | {"input": "c"}), need="prompts")
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1, 1), (2, 2), (1.0, 1), (2.0, 2)])
+VALUES = [(1, 1), (2, 2), (1.0, 1), (2.0, 2), ("2", 2), ("2.0", 2)]
+
+
+@pytest.mark.parametrize(("value", "expected"), VALUES)
 def test_preference_as_number(write, value, expected):
     (record,) = read(write(changed(PREFERENCE, preference=value, input=...)))
     assert (record.preference, type(record.preference)) == (expected, int)
@@ -171,6 +174,24 @@ def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
     write(data=CSV + b"x,y\n", name="a.csv")
     assert len(read("a.csv", refused=refused)) == 2
     assert refused[-1].startswith("a.csv:4: has 2 cells, the first line 4 names")
+
+
+@pytest.mark.parametrize("show", [json.dumps, repr])
+def test_messages_in_cells_are_messages(write, show):
+    """As pandas writes lists."""
+    user, *answers = (
+        '"{}"'.format(show([{"role": role, "content": text}]).replace('"', '""'))
+        for role, text in (("user", "Hi"), ("assistant", "it's"), ("assistant", "b"))
+    )
+    head, row = "prompt,chosen,rejected\n", f"{user},{','.join(answers)}\n"
+    (pair,) = read(write(data=f"{head}{row}".encode(), name="a.csv"))
+    expected = (Message("user", "Hi"),), "it's", "b"
+    assert (pair.messages, pair.output_1, pair.output_2) == expected
+    write(data=f"{head}{row}".replace("}]", "} {}]").encode(), name="a.csv")  # numpy's
+    with pytest.raises(InputError, match=r"a\.csv:2: .* is no list of messages in JSON; save the"):
+        read("a.csv")
+    with pytest.raises(InputError, match=r"a\.csv:1: 'output' names two columns; rename one"):
+        read(write(data=b"instruction,output,output\na,b,c\n", name="a.csv"))
 
 
 def test_sources_that_are_too_large(write, monkeypatch):

@@ -81,6 +81,11 @@ LAYOUTS = {
         {"chosen": f"{HUMAN.strip()} Blue.", "rejected": f"{HUMAN.strip()} Green."},
         pair("Blue.", "Green.", *MANY),
     ),
+    "HH-RLHF with Windows line ends": (
+        {"chosen": f"{HUMAN} Blue.".replace("\n", "\r\n")}
+        | {"rejected": f" {HUMAN} Green.".replace("\n", "\r\n")},
+        pair("Blue.", "Green.", *MANY),
+    ),
     "full-hh-rlhf": (
         {"prompt": HUMAN, "response": " Blue.", "chosen": " Blue.", "rejected": " Green."},
         pair("Blue.", "Green.", *MANY),
@@ -112,6 +117,11 @@ LAYOUTS = {
         {"conversations": [said("human", SKY)]}
         | {"chosen": said("gpt", "Blue."), "rejected": said("gpt", "Green.")},
         pair("Blue.", "Green.", *chat(SKY)),
+    ),
+    "LLaMA-Factory's history": (
+        {"instruction": SKY, "input": "", "output": "Blue.", "system": "Be brief."}
+        | {"history": [["Hi", "Hello"]]},
+        Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
     ),
     "HelpSteer3 preference": (
         HELPSTEER
