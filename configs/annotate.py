@@ -33,11 +33,7 @@ GROUPS = {
         "overwrite": OVERWRITE,
     }
 }
-FIELDS = collect_fields(
-    GROUPS,
-    READING,
-    first="input output overlap guidelines",
-)
+FIELDS = collect_fields(GROUPS, READING, first="input output overlap guidelines")
 
 
 def get_config():

@@ -77,11 +77,7 @@ ARMS = {
             "figa": "FIGA on the edits",
         }.items()
     },
-    "sft_longer": {
-        "label": "SFT on the edits, longer",
-        "learner": "sft",
-        "start": "sft_edits",
-    },
+    "sft_longer": {"label": "SFT on the edits, longer", "learner": "sft", "start": "sft_edits"},
     "sft_one_round": {
         "label": "SFT on a third of the edits",
         "learner": "sft",
@@ -107,11 +103,7 @@ ARMS = {
     },
 }
 REWARD_MODELS = {
-    "rm_preferences": {
-        "label": "sequence, preferences",
-        "data": "preferences",
-        "loss": "sequence",
-    },
+    "rm_preferences": {"label": "sequence, preferences", "data": "preferences", "loss": "sequence"},
     "rm_edits": {"label": "sequence, edits", "loss": "sequence"},
     "rm_token": {"label": "token, edits", "loss": "token_edit"},
     "rm_state_action": {

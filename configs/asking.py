@@ -44,9 +44,7 @@ MODEL_FIELDS = {
     },
     "With provider=local": {
         "local.template": Field(
-            "",
-            'format of a prompt; "": as in launch.generate',
-            choices=("", *TEMPLATES),
+            "", 'format of a prompt; "": as in launch.generate', choices=("", *TEMPLATES)
         ),
         "local.max_prompt_length": Field(2048, "tokens; longer ones are refused", at_least=1),
         "local.batch_size": Field(8, "prompts at a time", at_least=1),

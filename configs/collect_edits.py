@@ -14,8 +14,7 @@ GROUPS = {
             '"": responses of the embedded world',
         ),
         "output": Field(
-            "",
-            "FILE.jsonl of edits; beside it FILE.rejected.jsonl: replies that are none, and why",
+            "", "FILE.jsonl of edits; beside it FILE.rejected.jsonl: replies that are none, and why"
         ),
         "side": Field("worse", "which response of a preference is edited", choices=SIDES),
         "limit": Field(0, "rows; 0: all", at_least=0),
@@ -33,7 +32,7 @@ GROUPS = {
             "FILE of jinja2 in place of it: {{ response }}, {{ instruction }}, {{ input }} and "
             "{{ reply_form }}, which asks for the form",
         ),
-    },
+    }
 }
 FIELDS = collect_fields(
     GROUPS,

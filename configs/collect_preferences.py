@@ -20,7 +20,7 @@ GROUPS = {
             at_most=0.5,
         ),
         "draws": Field("drop", "drop, or label at random", choices=("drop", "random")),
-    },
+    }
 }
 FIELDS = collect_fields(
     GROUPS,

@@ -26,9 +26,7 @@ READING = {
     "Rows": {
         "columns": Field("", "the file's names of fields: prompt=question,chosen=best,…"),
         "invalid": Field(
-            "stop",
-            "rows that cannot be used: stop, or drop and count",
-            choices=("stop", "drop"),
+            "stop", "rows that cannot be used: stop, or drop and count", choices=("stop", "drop")
         ),
     }
 }

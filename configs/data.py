@@ -27,11 +27,7 @@ GROUPS = {
         "generator": Field("", "the model's name in rows for alpaca_eval that have none"),
     },
 }
-FIELDS = collect_fields(
-    GROUPS,
-    READING,
-    first="input output limit samples tokenizer to",
-)
+FIELDS = collect_fields(GROUPS, READING, first="input output limit samples tokenizer to")
 
 
 def get_config():

@@ -18,11 +18,7 @@ GROUPS = {
         "seed": Field(0, "of the embedded world", at_least=0),
     }
 }
-FIELDS = collect_fields(
-    GROUPS,
-    READING,
-    first="input output tokenizer max_change_ratio examples",
-)
+FIELDS = collect_fields(GROUPS, READING, first="input output tokenizer max_change_ratio examples")
 
 
 def get_config():

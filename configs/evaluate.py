@@ -32,7 +32,7 @@ GROUPS = {
         "output": Field("", "FILE.json; FILE.annotations.json beside it has every verdict"),
         "overwrite": OVERWRITE,
         "common": Field(False, "compare the prompts that all have; False refuses others"),
-    },
+    }
 }
 FIELDS = collect_fields(
     GROUPS,

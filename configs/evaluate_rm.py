@@ -17,11 +17,7 @@ GROUPS = {
         "dtype": DTYPE,
     }
 }
-FIELDS = collect_fields(
-    GROUPS,
-    READING,
-    first="reward_model test output",
-)
+FIELDS = collect_fields(GROUPS, READING, first="reward_model test output")
 
 
 def get_config():

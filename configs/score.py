@@ -21,11 +21,7 @@ GROUPS = {
         "dtype": DTYPE,
     }
 }
-FIELDS = collect_fields(
-    GROUPS,
-    READING,
-    first="reward_model input output limit",
-)
+FIELDS = collect_fields(GROUPS, READING, first="reward_model input output limit")
 
 
 def get_config():

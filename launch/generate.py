@@ -31,11 +31,7 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     sampling_params = SamplingParams(
-        config.temperature,
-        config.top_k,
-        config.top_p,
-        config.max_new_tokens,
-        config.int8_cache,
+        config.temperature, config.top_k, config.top_p, config.max_new_tokens, config.int8_cache
     )
     check(config)
     output = cli.check_output(config, (".json",), [config.prompts])

@@ -14,7 +14,6 @@ status 1. Rows are as long as the config allows, or as in --lengths=FILE: token 
 
 import argparse
 import math
-import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -27,12 +26,7 @@ from fgrlhf_jax.data.demonstrations import Demonstration, encode_demonstrations
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.plan.fit import (
-    format_change,
-    holds_models,
-    largest_micro_batch,
-    smallest_change,
-)
+from fgrlhf_jax.plan.fit import format_change, holds_models, largest_micro_batch, smallest_change
 from fgrlhf_jax.plan.lengths import Lengths, made_up_demonstration, made_up_pair
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
@@ -68,7 +62,7 @@ def main(config, options: dict[str, str]) -> bool:
     if options["memory"] != UNSET:
         memory = number(options, "memory", float) * 1e9
     if options["json"]:
-        check_file(Path(options["json"]))
+        cli.check_writable("--json", Path(options["json"]))
     kind = kind_of(config)
     if options["mesh"]:
         config.mesh = options["mesh"]
@@ -123,19 +117,6 @@ def number(options: dict[str, str], name: str, kind: type):
         article = "a whole number" if kind is int else "a number"
         raise InputError(f"--{name}={options[name]}: give {article} above 0")
     return value
-
-
-def check_file(path: Path) -> None:
-    """Raises InputError now where writing would fail after all the compiling."""
-    reason = ""
-    if path.is_dir():
-        reason = "is a folder; give the name of a file"
-    elif not path.parent.is_dir():
-        reason = f"the folder {path.parent} does not exist; make it"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        reason = "cannot be written; choose another folder"
-    if reason:
-        raise InputError(f"--json={path}: {reason}")
 
 
 def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | list[Pair]:

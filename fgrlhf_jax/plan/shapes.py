@@ -97,11 +97,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     """
     mesh = sharding.make_mesh(config.mesh)
     ppo_programs.check_sizes(config, mesh)
-    B, P, T = (
-        config.rollout_batch_size,
-        config.data.max_prompt_length,
-        config.data.max_new_tokens,
-    )
+    B, P, T = (config.rollout_batch_size, config.data.max_prompt_length, config.data.max_new_tokens)
     widths, prompts, responses = (), np.full(B, P), np.full(B, T)
     if lengths:
         lengths = lengths.within(P, T)

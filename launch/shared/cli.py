@@ -1,6 +1,8 @@
 """What commands share: errors become one sentence and an exit status; checks of files and runs."""
 
+import errno
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import interrupt
+from fgrlhf_jax.runtime import files, interrupt
 from fgrlhf_jax.runtime.run_dir import flatten, unlock
 from launch.shared import config_files, explain, process, terminal
 
@@ -49,8 +51,8 @@ def check_adapters(config: ConfigDict) -> None:
 
 def check_embedded(config: ConfigDict) -> None:
     """Raises InputError where a config has no training file, and the embedded data will not do."""
-    files = (config.model.get("path"), config.validation, config.get("test"))
-    if any(files) or config.model.size != "tiny":
+    given = (config.model.get("path"), config.validation, config.get("test"))
+    if any(given) or config.model.size != "tiny":
         raise InputError(
             "train is empty; give --config.train=FILE (only tiny makes its data, and only without "
             "model.path, validation and test)"
@@ -69,6 +71,8 @@ def use_devices(config: ConfigDict | None = None) -> None:
     import jax  # not above: commands that need no device start a second faster
 
     if config and config.distributed:
+        if not re.fullmatch(r".+:\d+|", config.coordinator):
+            raise InputError(f"coordinator={config.coordinator}: give HOST:PORT of process 0")
         try:
             jax.distributed.initialize(
                 config.coordinator or None,
@@ -120,10 +124,7 @@ def check_output(
         return path
     if path.suffix not in suffixes:
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise InputError(f"{field}={path}: the folder {path.parent} does not exist; make it")
-    if path.is_dir():
-        raise InputError(f"{field}={path}: is a folder; give the name of a file")
+    check_writable(field, path)
     sources = {Path(file).resolve() for spec in read if spec for file in records.sources(spec)}
     for each in (path, *beside):
         if each.resolve() in sources:
@@ -132,6 +133,16 @@ def check_output(
             reason = "exists; choose another, or write over it with --config.overwrite"
             raise InputError(f"{field}={each}: {reason}")
     return path
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Raises InputError, ``name=path: …``, now where writing a file would fail after the work."""
+    if not path.parent.is_dir():
+        raise InputError(f"{name}={path}: the folder {path.parent} does not exist; make it")
+    if path.is_dir():
+        raise InputError(f"{name}={path}: is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{name}={path}: cannot be written; choose another folder")
 
 
 def _end(sentence: str) -> NoReturn:
@@ -163,6 +174,21 @@ def _leave_others(error: Exception) -> None:
         multihost.leave(1, traceback.format_exc().rstrip(), f"{type(error).__name__}: {error}")
 
 
+def explain_fault(error: Exception) -> str:
+    """A fault of the machine in one sentence; "" for what may be a fault of ours."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = " ".join(str(error).split()) or "MemoryError"
+        return (
+            f"out of memory ({reason:.200}); take fewer rows at a time (micro_batch_size, "
+            "batch_size) or shorter ones, or ask launch.plan what fits"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: cannot be used ({error.strerror}); give another path"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}; {files.advice(error)}"
+    return ""
+
+
 def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others: str) -> None:
     """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C.
 
@@ -189,9 +215,8 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
             sentence = sentence.replace("--config.template", "--config.data.template")
         _end(sentence)
     except Exception as error:
-        if isinstance(error, OSError) and error.filename:
-            path, reason = error.filename, error.strerror
-            _end(f"error: {path}: cannot be used ({reason}); give another path")
+        if sentence := explain_fault(error):
+            _end(f"error: {sentence}")
         _leave_others(error)
         raise
     except KeyboardInterrupt as error:

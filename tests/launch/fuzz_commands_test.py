@@ -1,5 +1,6 @@
 """Commands with random values of their fields: they work, or refuse with one sentence."""
 
+import importlib
 import json
 import random
 import sys
@@ -8,57 +9,30 @@ import pytest
 from format_cases import LAYOUTS
 
 from fgrlhf_jax.runtime.files import write_jsonl
-from launch import (
-    annotate,
-    collect_edits,
-    collect_preferences,
-    data,
-    dpo,
-    edit_report,
-    evaluate,
-    evaluate_rm,
-    generate,
-    ppo,
-    score,
-    sft,
-    train_rm,
-)
 from launch.shared import cli, config_files
 
 # Flags with which a command is quick whatever the others are; their fields keep these values.
+TRAINING = {"train": "good.jsonl", "distributed": False}
 COMMANDS = {
-    data: {"samples": 1},
-    edit_report: {"input": "good.jsonl"},
-    annotate: {"input": "good.jsonl", "export": "export.json"},
-    collect_edits: {"input": "good.jsonl", "dry_run": True},
-    collect_preferences: {"input": "good.jsonl", "dry_run": True},
-    evaluate: {"annotations": "pairs.json"},
-    evaluate_rm: {"reward_model": "none"},
-    score: {"reward_model": "none"},
-    generate: {"model": "none"},
-    ppo: {"policy": "none", "reward_model": "none", "prompts": "good.jsonl", "distributed": False},
-    dpo: {"policy": "none", "train": "good.jsonl", "distributed": False},
-    sft: {"model.path": "none", "train": "good.jsonl", "distributed": False},
-    train_rm: {"model.path": "none", "train": "good.jsonl", "distributed": False},
+    "data": {"samples": 1},
+    "edit_report": {"input": "good.jsonl"},
+    "annotate": {"input": "good.jsonl", "export": "export.json"},
+    "collect_edits": {"input": "good.jsonl", "dry_run": True},
+    "collect_preferences": {"input": "good.jsonl", "dry_run": True},
+    "evaluate": {"annotations": "pairs.json"},
+    "evaluate_rm": {"reward_model": "none"},
+    "score": {"reward_model": "none"},
+    "generate": {"model": "none"},
+    "ppo": {"policy": "a", "reward_model": "b", "prompts": "good.jsonl", "distributed": False},
+    "dpo": {"policy": "none"} | TRAINING,
+    "sft": {"model.path": "none"} | TRAINING,
+    "train_rm": {"model.path": "none"} | TRAINING,
 }
 VALUES = [
-    "",
-    "0",
-    "-1",
-    "1",
-    "7",
-    "1e9",
-    "nan",
-    "inf",
-    "True",
-    "none",
-    "é\u202e",
-    "a,b",
-    "[]",
-    "{}",
+    *("", "0", "-1", "1", "7", "1e9", "nan", "inf", "True", "none", "é\u202e", "a,b", "[]", "{}"),
+    *(".", "..", "/dev/null", "good.jsonl", "bad.jsonl", "pairs.json", "new.jsonl", "new.json"),
+    *("no/folder/x.json", "org/name", "x" * 300, "trl", "drop", "prompt=a", "original,edited"),
 ]
-VALUES += [".", "..", "/dev/null", "good.jsonl", "bad.jsonl", "pairs.json", "new.jsonl", "new.json"]
-VALUES += ["no/folder/x.json", "org/name", "x" * 300, "trl", "drop", "prompt=a", "original,edited"]
 
 
 @pytest.fixture
@@ -82,8 +56,8 @@ def value_of(field, rng: random.Random):
 def test_random_flags(request, monkeypatch, capsys):
     rng = random.Random(0)
     for _ in range(request.config.getoption("--fuzz-commands")):
-        module = rng.choice([*COMMANDS])
-        fixed = COMMANDS[module]
+        name, fixed = rng.choice([*COMMANDS.items()])
+        module = importlib.import_module(f"launch.{name}")
         _, fields = config_files.parse_described(["x"], module.CONFIG)
         names = rng.sample(sorted(fields.keys() - fixed.keys()), rng.randrange(1, 4))
         values = {name: value_of(fields[name], rng) for name in names}

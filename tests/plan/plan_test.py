@@ -3,24 +3,15 @@
 import dataclasses
 import functools
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from plan_cases import EPOCHS, TINY, B, P, T, numbers, ppo_config, row_flops
 
-from configs import dpo, ppo, rm, sft
+from configs import dpo, rm, sft
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
-from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import (
     bytes_per_device,
-    format_advice,
     format_table,
     measure,
     measure_step,
@@ -32,50 +23,8 @@ from fgrlhf_jax.plan.shapes import (
     reward_model_shapes,
     sft_shapes,
 )
-from fgrlhf_jax.ppo import micro_batches
-from fgrlhf_jax.ppo.algorithm import PPOSettings
-from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.runtime.files import write_jsonl
-from launch import plan as command
-from launch.shared import process
-
-TINY = llama.SIZES["tiny"]
-B, P, T, EPOCHS = 16, 8, 12, 2
 
 pytestmark = pytest.mark.slow
-
-
-def ppo_config(**fields):
-    config = ppo.get_config("tiny")
-    changes = {
-        "rollout_batch_size": B,
-        "minibatch_size": 8,
-        "ppo_epochs": EPOCHS,
-        "mesh": "8,1,1",
-        "data.max_prompt_length": P,
-        "data.max_new_tokens": T,
-    }
-    config.update_from_flattened_dict(changes | fields)
-    return config
-
-
-def numbers(cfg: llama.LlamaConfig, vocabularies: int) -> int:
-    """Parameters: matrices and norms of every layer, the last norm, and [V, D] tables."""
-    D, F, H = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-    attention = D * cfg.num_heads * H * 2 + D * cfg.num_kv_heads * H * 2
-    layers = cfg.num_layers * (attention + 3 * D * F + 2 * D)
-    return layers + D + vocabularies * cfg.vocab_size * D
-
-
-def row_flops(cfg: llama.LlamaConfig, keys: list[int], logits: int) -> float:
-    """Of a row: a token for every entry of ``keys``, the keys it may look at; and some logits."""
-    D, N, K, H = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-    layer = 0
-    for seen in keys:
-        layer += 2 * D * (N * H) + 2 * 2 * D * (K * H) + 2 * (N * H) * D  # q, k and v, o
-        layer += 3 * 2 * D * cfg.intermediate_size  # gate, up, down
-        layer += N * (2 * H * seen + 2 * seen * H)  # scores, and what they mix
-    return cfg.num_layers * layer + logits * 2 * D * cfg.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -297,129 +246,3 @@ def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
     assert 8 * bytes_per_device(policy) > 4 * numbers(cfg, 2)
     with pytest.raises(InputError, match="rows of 72 tokens are more than the model's 64 pos"):
         ppo_shapes(ppo_config(policy=str(tmp_path), **{"data.max_prompt_length": 60}))
-
-
-def test_rows_of_real_lengths():
-    """As many micro-batches of each width as such rows make, and the FLOPs of their tokens."""
-    sizes = {"rollout_batch_size": 64, "minibatch_size": 64, "micro_batch_size": 16}
-    config = ppo_config(**sizes | {"data.max_prompt_length": 40, "data.max_new_tokens": 200})
-    rng = np.random.default_rng(1)
-    lengths = Lengths(rng.integers(4, 60, 300), rng.integers(1, 300, 300))
-    longest, real = ppo_shapes(config), ppo_shapes(config, lengths)
-    step = real.steps["score_rollout"]
-    assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
-    assert len(step.rounds) > 2
-    assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
-    counts = measure_step(step, 0, 1e9, 8)
-    assert 0.5 < counts["compiled_flops"] / (longest.steps["score_rollout"].flops / 8) < 0.9
-    assert all(note.startswith("width_") for note in counts["notes"])
-    with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
-        ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
-
-
-@pytest.mark.parametrize(
-    ("kind", "config"), [("rm", rm.get_config("tiny")), ("sft", sft.get_config("tiny"))]
-)
-def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
-    """A program for each width, with the FLOPs of a mean batch and its share of the updates."""
-    sizes = {"batch_size": 8, "mesh": "4,1,2", "data.max_length": 64, "data.buckets": 2}
-    config.update_from_flattened_dict(sizes)
-    names = ("common", "edited", "original") if kind == "rm" else ("prompt", "response")
-    short, long = ((4, 9, 11), (7, 25, 13)) if kind == "rm" else ((4, 20), (5, 40))
-    rows = [dict(zip(names, row, strict=True)) for row in [short] * 24 + [long] * 8]
-    too_long = dict.fromkeys(names, 40)
-    write_jsonl(tmp_path / "rows.jsonl", [too_long, *rows])
-    read = command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
-    assert len(read) == len(rows)
-    shapes = command.SHAPES[kind](config, read)
-    assert [step.share for step in shapes.steps.values()] == [0.75, 0.25, 1]
-    cfg = dataclasses.replace(TINY, vocab_size=config.model.vocab_size)
-    for name, row in {"train_24": short, "train_48": long}.items():
-        if kind == "rm":
-            keys = [k for n in row[1:] for k in [row[0] + n] * (row[0] + n)]
-            flops = row_flops(cfg, keys, 0) - row_flops(cfg, [row[0]] * row[0], 0)
-        else:
-            flops = row_flops(cfg, [sum(row)] * sum(row), row[1])
-        assert shapes.steps[name].flops == pytest.approx(3 * 8 * flops, rel=1e-12)
-    plan = measure_step(shapes.steps["train_48"], 0, 1e9, 8)
-    assert plan["notes"] == ["25% of the updates"]
-    assert plan["stages"]["train_48"]["flops"] == pytest.approx(plan["compiled_flops"] / 4)
-    assert 0.7 < plan["model_flops"] / plan["compiled_flops"] <= 1
-    write_jsonl(tmp_path / "rows.jsonl", [too_long])
-    with pytest.raises(InputError, match=r"all rows are longer than data\.max_length=64"):
-        command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
-
-
-@pytest.mark.parametrize("rows", [16, 5])
-def test_rounds_are_those_of_the_compiled_loop(rows):
-    config = ppo_config(mesh="1,8,1", **{"data.max_new_tokens": 200})
-    settings = PPOSettings.from_config(config, (96, 160, 208))
-    lengths = np.random.default_rng(rows).integers(1, 209, rows)
-    counted = []
-
-    def function(carry, numbers, real, width):
-        jax.debug.callback(lambda: counted.append(width))
-        return carry
-
-    with jax.set_mesh(sharding.make_mesh(config.mesh)):
-        expected = micro_batches.rounds(lengths, settings)
-        jax.jit(lambda n: micro_batches.fold(function, 0, n, settings))(jnp.asarray(lengths))
-        jax.effects_barrier()
-    assert {width: counted.count(width) for width in settings.widths} == expected
-
-
-BAD = {
-    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
-    "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
-    "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
-    "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
-    "--config.reward_model=nowhere": "nowhere: no such model; give a ",
-    "--devices=0": "--devices=0: give a whole number above 0",
-    "--memory=nan": "--memory=nan: give a number above 0",
-    "--memory": "--memory=: give a number above 0",
-    "-memory -5": "--memory=-5: give a number above 0",
-    "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
-    "--device": "--device=: is not one of",
-    "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
-    "--lengths=nowhere.jsonl": "--lengths=nowhere.jsonl: texts have lengths in tokens of a model; ",
-    "--json=.": "--json=.: is a folder; give the name of a file",
-    "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
-}
-
-
-@pytest.mark.parametrize("argument", BAD)
-def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
-    monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
-    monkeypatch.setattr(process, "prepare", lambda: None)
-    arguments = ["--config=configs/ppo.py:tiny", *argument.split()]
-    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        command.command()
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert re.fullmatch(r"error: [^\n]+\n", err)
-    assert BAD[argument] in err
-
-
-def test_the_command(tmp_path):
-    """As many devices as asked for, whatever the environment says; models that never fit."""
-    output = tmp_path / "plan.json"
-    arguments = ["--config", "configs/rm.py:tiny", "--devices", "4", "--mesh=1,-1,2"]
-    arguments += ["--memory=0.0001", f"--json={output}", "--config.data.max_length=64"]
-    arguments += ["--config.model.remat=True", "--config.model.dtype=bfloat16"]  # little to try
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.plan", *arguments],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (1, "")  # nothing is compiled
-    assert "these alone do not fit, on any mesh" in done.stdout
-    plan = json.loads(output.read_text())
-    assert plan["change"] is None
-    assert done.stdout == f"{format_table(plan)}\n{format_advice(None, 1e5)}\n"
-    assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
-    assert plan["devices"] == 4
-    assert not plan["fits"]

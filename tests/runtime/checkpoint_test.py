@@ -173,14 +173,8 @@ def test_another_architecture(original):
 
     with opened(original) as checkpoints:
         for leaves, message in (
-            (
-                {"a": like((16, 12), jnp.float32)},
-                "x/a (saved float32[8, 12], now float32[16, 12])",
-            ),
-            (
-                {"a": like((8, 12), jnp.bfloat16)},
-                "x/a (saved float32[8, 12], now bfloat16[8, 12])",
-            ),
+            ({"a": like((16, 12), jnp.float32)}, "x/a (saved float32[8, 12], now float32[16, 12])"),
+            ({"a": like((8, 12), jnp.bfloat16)}, "x/a (saved float32[8, 12], now bfloat16[8, 12])"),
             ({"z": leaf}, "x/z (saved missing, now float32[8, 12])"),
             ({"a": None}, "x/a (saved float32[8, 12], now missing)"),
             (dict.fromkeys("abns"), "now missing), 1 more; go on with that model"),

@@ -51,8 +51,7 @@ def gradients(count: int) -> list:
 
     def draw(size: float) -> dict:
         return jax.tree.map(
-            lambda x: (size * rng.standard_normal(x.shape)).astype(np.float32),
-            every_parameter(),
+            lambda x: (size * rng.standard_normal(x.shape)).astype(np.float32), every_parameter()
         )
 
     return [draw(10.0 if number % 2 else 0.01) for number in range(count)]

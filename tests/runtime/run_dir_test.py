@@ -139,11 +139,7 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
     ("spec", "saved", "message"),
     [
         ("configs/rm.py:tiny", {"calibration_pairs": 9}, "calibration_pairs is now norm"),
-        (
-            "configs/ppo.py:tiny",
-            {"lam": 1.0, "clip": 0.2},
-            "lam is now gae_lambda, clip is now",
-        ),
+        ("configs/ppo.py:tiny", {"lam": 1.0, "clip": 0.2}, "lam is now gae_lambda, clip is now"),
         ("configs/ppo.py:tiny", {"sampling": {"unroll": True}}, r"sampling\.unroll is gone"),
         ("configs/pipeline.py:tiny", {"rm": {"flags": {"steps": 9}}}, "rm.flags is now text"),
     ],

@@ -1,0 +1,72 @@
+"""``launch.plan``: what it refuses, and what it prints of a run that never fits."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrlhf_jax.plan.memory import format_advice, format_table
+from launch import plan as command
+from launch.shared import process
+
+pytestmark = pytest.mark.slow
+
+BAD = {
+    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
+    "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
+    "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
+    "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
+    "--config.reward_model=nowhere": "nowhere: no such model; give a ",
+    "--devices=0": "--devices=0: give a whole number above 0",
+    "--memory=nan": "--memory=nan: give a number above 0",
+    "--memory": "--memory=: give a number above 0",
+    "-memory -5": "--memory=-5: give a number above 0",
+    "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
+    "--device": "--device=: is not one of",
+    "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
+    "--lengths=nowhere.jsonl": "--lengths=nowhere.jsonl: texts have lengths in tokens of a model; ",
+    "--json=.": "--json=.: is a folder; give the name of a file",
+    "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
+    monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
+    monkeypatch.setattr(process, "prepare", lambda: None)
+    arguments = ["--config=configs/ppo.py:tiny", *argument.split()]
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        command.command()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", err)
+    assert BAD[argument] in err
+
+
+def test_the_command(tmp_path):
+    """As many devices as asked for, whatever the environment says; models that never fit."""
+    output = tmp_path / "plan.json"
+    arguments = ["--config", "configs/rm.py:tiny", "--devices", "4", "--mesh=1,-1,2"]
+    arguments += ["--memory=0.0001", f"--json={output}", "--config.data.max_length=64"]
+    arguments += ["--config.model.remat=True", "--config.model.dtype=bfloat16"]  # little to try
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.plan", *arguments],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")  # nothing is compiled
+    assert "these alone do not fit, on any mesh" in done.stdout
+    plan = json.loads(output.read_text())
+    assert plan["change"] is None
+    assert done.stdout == f"{format_table(plan)}\n{format_advice(None, 1e5)}\n"
+    assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert plan["devices"] == 4
+    assert not plan["fits"]

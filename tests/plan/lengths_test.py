@@ -1,0 +1,91 @@
+"""Plans for rows of real lengths."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plan_cases import TINY, ppo_config, row_flops
+
+from configs import rm, sft
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.plan.lengths import Lengths
+from fgrlhf_jax.plan.memory import measure_step
+from fgrlhf_jax.plan.shapes import ppo_shapes
+from fgrlhf_jax.ppo import micro_batches
+from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.runtime.files import write_jsonl
+from launch import plan as command
+
+pytestmark = pytest.mark.slow
+
+
+def test_rows_of_real_lengths():
+    """As many micro-batches of each width as such rows make, and the FLOPs of their tokens."""
+    sizes = {"rollout_batch_size": 64, "minibatch_size": 64, "micro_batch_size": 16}
+    config = ppo_config(**sizes | {"data.max_prompt_length": 40, "data.max_new_tokens": 200})
+    rng = np.random.default_rng(1)
+    lengths = Lengths(rng.integers(4, 60, 300), rng.integers(1, 300, 300))
+    longest, real = ppo_shapes(config), ppo_shapes(config, lengths)
+    step = real.steps["score_rollout"]
+    assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
+    assert len(step.rounds) > 2
+    assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
+    counts = measure_step(step, 0, 1e9, 8)
+    assert 0.5 < counts["compiled_flops"] / (longest.steps["score_rollout"].flops / 8) < 0.9
+    assert all(note.startswith("width_") for note in counts["notes"])
+    with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
+        ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("rm", rm.get_config("tiny")), ("sft", sft.get_config("tiny"))]
+)
+def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
+    """A program for each width, with the FLOPs of a mean batch and its share of the updates."""
+    sizes = {"batch_size": 8, "mesh": "4,1,2", "data.max_length": 64, "data.buckets": 2}
+    config.update_from_flattened_dict(sizes)
+    names = ("common", "edited", "original") if kind == "rm" else ("prompt", "response")
+    short, long = ((4, 9, 11), (7, 25, 13)) if kind == "rm" else ((4, 20), (5, 40))
+    rows = [dict(zip(names, row, strict=True)) for row in [short] * 24 + [long] * 8]
+    too_long = dict.fromkeys(names, 40)
+    write_jsonl(tmp_path / "rows.jsonl", [too_long, *rows])
+    read = command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
+    assert len(read) == len(rows)
+    shapes = command.SHAPES[kind](config, read)
+    assert [step.share for step in shapes.steps.values()] == [0.75, 0.25, 1]
+    cfg = dataclasses.replace(TINY, vocab_size=config.model.vocab_size)
+    for name, row in {"train_24": short, "train_48": long}.items():
+        if kind == "rm":
+            keys = [k for n in row[1:] for k in [row[0] + n] * (row[0] + n)]
+            flops = row_flops(cfg, keys, 0) - row_flops(cfg, [row[0]] * row[0], 0)
+        else:
+            flops = row_flops(cfg, [sum(row)] * sum(row), row[1])
+        assert shapes.steps[name].flops == pytest.approx(3 * 8 * flops, rel=1e-12)
+    plan = measure_step(shapes.steps["train_48"], 0, 1e9, 8)
+    assert plan["notes"] == ["25% of the updates"]
+    assert plan["stages"]["train_48"]["flops"] == pytest.approx(plan["compiled_flops"] / 4)
+    assert 0.7 < plan["model_flops"] / plan["compiled_flops"] <= 1
+    write_jsonl(tmp_path / "rows.jsonl", [too_long])
+    with pytest.raises(InputError, match=r"all rows are longer than data\.max_length=64"):
+        command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("rows", [16, 5])
+def test_rounds_are_those_of_the_compiled_loop(rows):
+    config = ppo_config(mesh="1,8,1", **{"data.max_new_tokens": 200})
+    settings = PPOSettings.from_config(config, (96, 160, 208))
+    lengths = np.random.default_rng(rows).integers(1, 209, rows)
+    counted = []
+
+    def function(carry, numbers, real, width):
+        jax.debug.callback(lambda: counted.append(width))
+        return carry
+
+    with jax.set_mesh(sharding.make_mesh(config.mesh)):
+        expected = micro_batches.rounds(lengths, settings)
+        jax.jit(lambda n: micro_batches.fold(function, 0, n, settings))(jnp.asarray(lengths))
+        jax.effects_barrier()
+    assert {width: counted.count(width) for width in settings.widths} == expected
