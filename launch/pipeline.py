@@ -77,6 +77,19 @@ def check_commands(planned: Sequence[Stage]) -> None:
             raise InputError(f"stage {stage.name}: {error}") from error
 
 
+def check_parts(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> None:
+    """Raises InputError where feedback that is there was not split as new arms need it."""
+    for stage in planned:
+        if stage.name.startswith("feedback:") and stages.is_done(stage, planned, folder):
+            for number, total in arms.parts(config):
+                path = stage.output.with_name(f"prompts_{number}_of_{total}.jsonl")
+                if not path.exists():
+                    raise InputError(
+                        f"run_arms={config.run_arms}: needs {path}, without which the feedback of "
+                        "this run was made; choose another run_dir, or arms that need other parts"
+                    )
+
+
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:
     """Write report.json, report.md and report.html; returns the text of report.md."""
     names = arms.select(config)
@@ -117,6 +130,7 @@ def main(config: ConfigDict) -> None:
     check_commands(planned)
     planned = budget.share(config, planned)
     folder = run_folder.open_run(config)
+    check_parts(config, folder, planned)
     stages.run(planned, folder, workers=config.workers)
     seconds = time.perf_counter() - started
     print(write_report(config, folder, planned, seconds).split("\n## Learning")[0])

@@ -17,9 +17,10 @@ from fgrlhf_jax.runtime import files, interrupt
 NOT_COMPARED = (
     *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
-    # Of a pipeline: more seeds go on where fewer stopped.
-    *("workers", "platforms", "seeds", "task"),
+    # Of a pipeline, whose stages know their commands: more seeds and arms go on where it stopped.
+    *("workers", "platforms", "seeds", "run_arms", "task"),
 )
+MEMBERS = ("arms.", "reward_models.", "rounds.")  # of a pipeline: new ones change no other
 
 RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
 
@@ -91,10 +92,12 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
             f"had other names ({', '.join(renamed)}); choose another run_dir, or finish it with "
             "that version"
         )
+    names = {name for name in saved.keys() | now.keys() if not name.startswith(MEMBERS)}
+    names |= saved.keys() & now.keys()
     differing = [
         f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
+        for name in sorted(names.difference(NOT_COMPARED))
+        if saved.get(name, "unset") != now.get(name, "unset")
     ]
     if differing:
         raise InputError(
@@ -140,6 +143,8 @@ def read_finished(folder: Path) -> dict | None:
         result = folder / name
         if files.digest(result) == digest:
             continue
+        if result.suffix == ".jsonl":
+            files.read_jsonl(result)  # which names a row that is damaged
         if name == "eval.json" and not result.exists():
             return None
         fault = "is not as the run left it" if result.exists() else "is missing"

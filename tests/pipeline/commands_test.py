@@ -56,6 +56,17 @@ def test_every_command_is_understood(variant):
     pipeline.check_commands(stages)
 
 
+def test_new_arms_need_feedback_that_was_split_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.stages, "is_done", lambda *_: True)
+    config = make_config(run_arms="three_rounds_then_token")
+    planned = build_stages(config, tmp_path)
+    with pytest.raises(
+        InputError, match=r"^run_arms=three\S*: needs \S*/prompts_1_of_3\.jsonl"
+    ):
+        pipeline.check_parts(config, tmp_path, planned)
+    pipeline.check_parts(make_config(run_arms="sft_edits,dpo"), tmp_path, planned)
+
+
 @pytest.mark.parametrize("variant", ["smollm2", "tiny"])
 def test_every_command_that_starts_from_a_model_adapts_it(variant):
     """The tiny one's SFT is from random weights; flags of a command win."""

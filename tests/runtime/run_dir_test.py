@@ -152,6 +152,22 @@ def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(spec, saved, 
         run_folder.check_run(config)
 
 
+def test_a_study_may_grow(tmp_path):
+    """By seeds and arms; a member that is there already stays as it is."""
+    (tmp_path / "stages").mkdir()
+    write_json(tmp_path / "stages" / "sft.json", {})
+
+    def configure(*flags: str):
+        flags = [f"--config.{flag}" for flag in (f"run_dir={tmp_path}", *flags)]
+        return config_files.parse(["", *flags], "configs/pipeline.py:tiny")
+
+    run_folder.write_config(tmp_path, configure())
+    run_folder.check_run(configure("seeds=2", "run_arms=sft_edits,mine", "arms.mine.learner=dpo"))
+    run_folder.check_run(configure())
+    with pytest.raises(InputError, match=r"another config: arms\.sft_edits\.flags \(saved '', now"):
+        run_folder.check_run(configure("arms.sft_edits.flags=steps=3"))
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/run cannot be written .*; choose another"):
