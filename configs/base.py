@@ -12,7 +12,7 @@ RUN = {
     "Run": {
         "run_dir": Field("", "FOLDER of the run; the same command goes on where it stopped"),
         "seed": Field(0, "seed of weights, order and sampling", at_least=0),
-    },
+    }
 }
 DEVICES = {
     "Devices and precision": {
@@ -34,7 +34,7 @@ DEVICES = {
         ),
         "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
         "export.merged": Field(False, "with lora.rank: whole weights; else an adapter for peft"),
-    },
+    }
 }
 OPTIMIZER = {
     "Optimizer (AdamW)": {
@@ -46,7 +46,7 @@ OPTIMIZER = {
         "optimizer.weight_decay": Field(0.0, "decoupled weight decay", at_least=0),
         "optimizer.clip_norm": Field(1.0, "largest global norm of a gradient", at_least=0),
         "optimizer.freeze": Field("", "regular expression of parameter paths not to train"),
-    },
+    }
 }
 LORA = {
     "Adapters (LoRA)": {
@@ -57,7 +57,7 @@ LORA = {
             "float32", "of the frozen kernels; int8, nf4: quantized", choices=(*DTYPES, *KINDS)
         ),
         "lora.targets": Field(".", "regular expression of layers, such as attention/q, mlp/down"),
-    },
+    }
 }
 CHECKPOINTS = {
     "Evaluation and checkpoints": {
@@ -66,12 +66,15 @@ CHECKPOINTS = {
             100, "steps between checkpoints; 0: at a new best and at the end only", at_least=0
         ),
         "max_seconds": Field(
-            0.0, "of updates (no compiling, evaluating, saving) that end a run; 0: none", at_least=0
+            0.0,
+            "of updates (no compiling, evaluating, saving); the update that reaches them is the "
+            "last; 0: none",
+            at_least=0,
         ),
         "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
         "profile": Field(0, "step to trace into run_dir/profile; 0: none", at_least=0),
-    },
+    }
 }
 
 # What a reward model and supervised fine-tuning share.

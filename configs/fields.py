@@ -22,6 +22,7 @@ KINDS = {
     float: ((int, float), "a number"),
     str: (str, "text"),
 }
+LARGEST = 2**31  # what is larger wraps round somewhere, a seed for one; so NaN and infinity go too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Field:
         types, kind = KINDS[type(self.default)]
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             return f"must be {kind}"
+        if not isinstance(value, str) and not abs(value) < LARGEST:
+            return f"must be a number below {LARGEST}"
         if self.choices and value not in self.choices:
             return f"is not one of {', '.join(choice or repr('') for choice in self.choices)}"
         if self.at_least is not None and not value >= self.at_least:

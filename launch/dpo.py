@@ -3,6 +3,7 @@
 python -m launch.dpo --config=configs/dpo.py:MODEL[,dpo|ddpo|salt|figa] --config.policy=FOLDER
                      --config.train=FILE [--config.FIELD=VALUE …]
 
+MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
 With no flag at all it trains tiny,dpo on the embedded world, after the policy that it starts from.
 The same command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
 checkpoints/, export/ (a Hugging Face folder with its tokenizer), eval.json and finished.json to

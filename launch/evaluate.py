@@ -11,9 +11,8 @@ python -m launch.evaluate --config.edits=FILE --config.model=FOLDER [--config.re
 Prints draws, unparsed replies, the length of both sides, the win rate at equal length and how often
 the response shown first was preferred; of two models also their difference, with an interval of the
 paired bootstrap; with --config.fluency_model=FOLDER how likely the responses are under that model.
-Shares are in percent. However a run ends, the same command goes on: no reply
-that arrived is lost or requested again. With no flag it compares the embedded world's edits with
-their originals.
+Shares are in percent. However a run ends, the same command goes on: no reply that arrived is lost
+or requested again. With no flag it compares the embedded world's edits with their originals.
 """
 
 from itertools import islice

@@ -3,6 +3,7 @@
 python -m launch.ppo --config=configs/ppo.py:MODEL[,token|sequence] --config.policy=FOLDER
                      --config.reward_model=DIR --config.prompts=FILE [--config.FIELD=VALUE …]
 
+MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
 With no flag at all it runs on the embedded world, after training what it needs there. The same
 command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
 samples.jsonl, checkpoints/, export/ (a Hugging Face folder) and finished.json to run_dir.

@@ -2,6 +2,7 @@
 
 python -m launch.sft --config=configs/sft.py:MODEL [--config.FIELD=VALUE …]
 
+MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
 With no flag at all it trains a tiny LLaMA on the embedded world. The same command on the same
 run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/ (a
 Hugging Face folder with its tokenizer), eval.json and finished.json to run_dir.

@@ -151,12 +151,10 @@ class Log:
         return self.file.state if self.file else {}
 
     def has_spent(self, seconds: float) -> bool:
-        """Whether updates took that long until now, those of earlier starts included."""
-
-        def spent() -> float:
-            return self.earlier + self.seconds + time.perf_counter() - self.clock
-
-        return multihost.from_first(lambda: spent() >= seconds)
+        """Whether all updates took that long, earlier starts' and the last one, which it awaits."""
+        self._fetch()
+        running = time.perf_counter() - self.clock
+        return multihost.from_first(lambda: self.earlier + self.seconds + running >= seconds)
 
     def restart_clock(self) -> None:
         self.clock = time.perf_counter()

@@ -80,7 +80,7 @@ def use_devices(config: ConfigDict | None = None) -> None:
                 config.process_id if config.process_id >= 0 else None,
                 shutdown_timeout_seconds=30,  # from an error in one process to the others' end
             )
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # each wrong value has a type of its own
             raise InputError(
                 f"distributed=True: {error}; give coordinator, num_processes and process_id"
             ) from error

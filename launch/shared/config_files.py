@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import re
 import runpy
 from collections.abc import Collection, Mapping, Sequence
@@ -73,7 +74,7 @@ def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) 
         field = fields.get(flag.partition("=")[0].partition(".")[2])
         kind = KINDS[type(field.default)][1] if field else "a value of its type"
         raise InputError(f"{flag}: give {kind}") from error
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         raise InputError(str(error).splitlines()[-1]) from error
     if rest:
         raise flags.UnrecognizedFlagError(rest[0].partition("=")[0], rest[0])
@@ -96,10 +97,12 @@ def _no_flag(argument: str, names: Collection[str]) -> str:
     name, _, value = argument.lstrip("-").partition("=")
     if field := name if name in names else _new_name(name, names):
         hint = f"write --config.{field}={value or 'VALUE'}"
-    elif close := difflib.get_close_matches(name, ["config", *names], 1, 0.5):
+    elif name.partition(":")[0].endswith(".py"):
+        hint = f"write --config={name}"
+    elif argument != name and (close := difflib.get_close_matches(name, ["config", *names], 1)):
         hint = f"did you mean --{close[0] if close == ['config'] else f'config.{close[0]}'}?"
     else:
-        hint = "write --config.FIELD=VALUE"
+        hint = "write --config.FIELD=VALUE; --help shows the fields"
     return f"{argument}: is not a flag; {hint}"
 
 
@@ -126,7 +129,10 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
         raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
     try:
         module = runpy.run_path(str(path))
-        config = module["get_config"](*([argument] if argument else []))
+        get_config = module["get_config"]
+        if argument and not inspect.signature(get_config).parameters:
+            raise InputError(f"--config={spec}: takes no argument; write --config={name}")
+        config = get_config(*([argument] if argument else []))
         return config.lock(), module.get("FIELDS")
     except InputError:
         raise

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -19,9 +20,14 @@ PR_SET_PDEATHSIG = 1
 
 @functools.cache
 def begin() -> None:
-    """Sets signals and the streams, and leaves a folder that is gone; before the slow imports."""
+    """Sets signals and the streams, and leaves a folder that is gone; before the slow imports.
+
+    Shells expand ``~/`` where a word begins, so not in ``--config.run_dir=~/run``.
+    """
     interrupt.begin_command()
     terminal.protect()
+    home = os.path.expanduser("~")
+    sys.argv[1:] = [re.sub("(?<=[=,])~(?=/)", lambda _: home, word) for word in sys.argv[1:]]
     try:
         os.getcwd()
     except FileNotFoundError:  # it was removed, at which libraries fail

@@ -1,5 +1,6 @@
 """What a user may get wrong, through the commands: one sentence, exit status 2, nothing written."""
 
+import errno
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import bad_input_cases
+import jax
 import pytest
 from bad_input_cases import fill, read_files
 
@@ -84,10 +86,7 @@ TRAIN = [
     ({"model__path": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     ({"model__path": "DATA"}, "config.json"),
     ({"model__size": "llama_7b"}, "model.path is empty, and random weights are for"),
-    (
-        {"loss": "sequence", "model__head": "state_action"},
-        "head=state_action needs a token loss",
-    ),
+    ({"loss": "sequence", "model__head": "state_action"}, "head=state_action needs a token loss"),
 ]
 
 
@@ -122,8 +121,7 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
     (run_dir / trace).parent.mkdir(parents=True)
     (run_dir / trace).touch()
     config = config_files.parse(
-        ["", f"--config.train={data / 'train.jsonl'}", "--config.optimizer.b1=0.5"],
-        train_rm.CONFIG,
+        ["", f"--config.train={data / 'train.jsonl'}", "--config.optimizer.b1=0.5"], train_rm.CONFIG
     )
     write_json(run_dir / "config.json", json.loads(config.to_json()))
     before = read_files(tmp_path)
@@ -313,6 +311,26 @@ def test_interrupts(monkeypatch, capsys, reason, message):
     monkeypatch.setattr(score, "main", main)
     result = bad_input_cases.run(monkeypatch, capsys, score)
     assert result == (130, [f"{message}; run the same command to go on"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory allocating 9 bytes."),
+            "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); take fewer",
+        ),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB); take"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left; free some space and run"),
+        (OSError(errno.EIO, "It broke", "a/b"), "a/b: cannot be used (It broke); give another"),
+    ],
+)
+def test_faults_of_the_machine(refused, monkeypatch, error, message):
+    def main(config):
+        raise error
+
+    monkeypatch.setattr(score, "main", main)
+    assert refused(score).startswith(message)
 
 
 def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):

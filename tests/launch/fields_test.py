@@ -38,15 +38,14 @@ def bad_values(field: Field) -> list[tuple[str, str]]:
         cases.append(("maybe", "give True or False"))
     elif isinstance(field.default, int):
         cases += [("abc", "give a whole number"), ("1.5", "give a whole number")]
+        cases.append(("3000000000", "must be a number below 2147483648"))
     elif isinstance(field.default, float):
-        cases.append(("fast", "give a number"))
+        cases += [("fast", "give a number"), ("nan", "must be a number"), ("1e400", "must be a")]
     if field.choices:
         cases.append(("no such choice", "is not one of "))
     if field.at_least is not None:
         below = field.at_least - 1
         cases.append((f"{below:g}", f"must be at least {field.at_least:g}"))
-        if isinstance(field.default, float):
-            cases.append(("nan", "must be at least"))
     if field.at_most is not None:
         cases.append((f"{field.at_most + 1:g}", f"must be at most {field.at_most:g}"))
     return cases
@@ -112,11 +111,12 @@ def test_the_config_of_another_command_is_refused(command):
             ["--learning_rate=1"],
             "--learning_rate=1: is not a flag; did you mean --config.optimizer.learning_rate?",
         ),
-        (
-            ["--confg=configs/rm.py"],
-            "--confg=configs/rm.py: is not a flag; did you mean --config?",
-        ),
-        (["--qqq"], "--qqq: is not a flag; write --config.FIELD=VALUE"),
+        (["--confg=configs/rm.py"], "--confg=configs/rm.py: is not a flag; did you mean --config?"),
+        (["--qqq"], "--qqq: is not a flag; write --config.FIELD=VALUE; --help shows the fields"),
+        (["--config.model.remat", "true"], "true: is not a flag; write --config.FIELD=VALUE"),
+        (["--noconfig.model.remat=3"], "--noconfig.model.remat=3 does not take an argument"),
+        (["configs/rm.py:cad"], "is not a flag; write --config=configs/rm.py:cad"),
+        (["--config=configs/score.py:x"], "score.py:x: takes no argument; write --config=configs/"),
         (["--config.qqq=1"], "--config.qqq: there is no such field; --help=all shows all "),
         (["--config.data=1"], "--config.data: is a group of fields: data.alignment, "),
         (["--config.learning_rate=1"], "did you mean optimizer.learning_rate?"),
@@ -124,10 +124,7 @@ def test_the_config_of_another_command_is_refused(command):
         (["--config"], "there is no such file; give FILE.py[:ARGUMENT]"),
         (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
         (["--config=configs/fields.py"], "configs/fields.py: is no usable config (KeyError"),
-        (
-            ["--config=configs/rm.py:tinny"],
-            "rm.py:tinny: model 'tinny' is not one of tiny, cad",
-        ),
+        (["--config=configs/rm.py:tinny"], "rm.py:tinny: model 'tinny' is not one of tiny, cad"),
         (["--config=configs/rm.py:tiny,x"], "rm.py:tiny,x: loss 'x' is not one of token_edit,"),
         (["--config=configs/ppo.py:tiny,x"], "ppo.py:tiny,x: level 'x' is not one of token, s"),
     ],
@@ -206,6 +203,10 @@ def test_help(monkeypatch, capsys, module):
         assert (f"\n    {name}=" in few) == field.first
         assert field.help.split()[-1] in everything
     assert few.startswith(inspect.cleandoc(module.__doc__).splitlines()[0])
+    if "MODEL" in module.__doc__.split("\n\n")[1]:
+        variants = importlib.import_module(f"configs.{Path(module.CONFIG).stem}").VARIANTS
+        sentence = few.split("MODEL is ")[1].splitlines()[0]
+        assert re.findall(r"\w{3,}", sentence) == [*variants]
     assert max(map(len, few.splitlines())) <= 100
     assert len(few.splitlines()) <= 45
     assert few.splitlines()[-1].startswith("--help=all explains the other ")

@@ -60,9 +60,7 @@ def test_new_arms_need_feedback_that_was_split_for_them(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.stages, "is_done", lambda *_: True)
     config = make_config(run_arms="three_rounds_then_token")
     planned = build_stages(config, tmp_path)
-    with pytest.raises(
-        InputError, match=r"^run_arms=three\S*: needs \S*/prompts_1_of_3\.jsonl"
-    ):
+    with pytest.raises(InputError, match=r"^run_arms=three\S*: needs \S*/prompts_1_of_3\.jsonl"):
         pipeline.check_parts(config, tmp_path, planned)
     pipeline.check_parts(make_config(run_arms="sft_edits,dpo"), tmp_path, planned)
 
