@@ -127,7 +127,7 @@ GROUPS = {
     "Adapters (LoRA)": {
         "lora.share_base": Field(
             True, "an adapter as reward model is on the policy's base; False: it is held whole"
-        ),
+        )
     },
     "Optimizer (AdamW)": {
         "optimizer.critic_learning_rate": Field(0.0, "of the critic; 0: learning_rate", at_least=0),

@@ -59,19 +59,12 @@ GROUPS = {
     "Data": {"test": Field("", "rows of the final table; as train")},
 }
 FIELDS = collect_fields(
-    *SUPERVISED,
-    GROUPS,
-    first=f"{SUPERVISED_FIRST} loss",
-    defaults={"run_dir": "runs/rm"},
+    *SUPERVISED, GROUPS, first=f"{SUPERVISED_FIRST} loss", defaults={"run_dir": "runs/rm"}
 )
 
 
 VARIANTS = {
-    "tiny": {
-        "data.template": "plain",
-        "model.vocab_size": 1024,
-        "optimizer.learning_rate": 3e-3,
-    },
+    "tiny": {"data.template": "plain", "model.vocab_size": 1024, "optimizer.learning_rate": 3e-3},
     "cad": {"model.vocab_size": 4096, "steps": 300, "optimizer.learning_rate": 2e-3},
     "smollm2": {
         "data.template": "chat",

@@ -21,14 +21,7 @@ if TYPE_CHECKING:
     from fgrlhf_jax.reward_model.model import score_tokens
     from fgrlhf_jax.reward_model.scorer import RewardModel
 
-__all__ = [
-    "InputError",
-    "LanguageModel",
-    "RewardModel",
-    "SamplingParams",
-    "align",
-    "score_tokens",
-]
+__all__ = ["InputError", "LanguageModel", "RewardModel", "SamplingParams", "align", "score_tokens"]
 
 _MODULES = {
     "InputError": "errors",

@@ -67,12 +67,5 @@ def test_commands_without_a_device_start_without_jax():
         "    config_files.load(importlib.import_module(f'launch.{name}').CONFIG)\n"
         "assert 'jax' not in sys.modules"
     )
-    names = (
-        "annotate",
-        "collect_edits",
-        "collect_preferences",
-        "data",
-        "edit_report",
-        "evaluate",
-    )
+    names = ("annotate", "collect_edits", "collect_preferences", "data", "edit_report", "evaluate")
     subprocess.run([sys.executable, "-c", code, *names], check=True)

@@ -18,10 +18,7 @@ prompts = torch.tensor(job["prompts"])
 def generate(tokens: int) -> float:
     clock = time.perf_counter()
     output = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=tokens,
-        do_sample=False,
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens, do_sample=False
     )
     assert output.shape[1] == prompts.shape[1] + tokens
     return time.perf_counter() - clock

@@ -190,11 +190,7 @@ def read(spec: str, **options: Any) -> list[Record]:
 
 
 def read_with_rows(
-    spec: str,
-    *,
-    need: str = "any",
-    columns: str = "",
-    refused: list[str] | None = None,
+    spec: str, *, need: str = "any", columns: str = "", refused: list[str] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
     """As :func:`read`, each record with all fields of the row that it was read from.
 
@@ -237,10 +233,7 @@ def read_with_rows(
 
 
 def parse_row(
-    row: Any,
-    where: str,
-    need: str = "any",
-    columns: Mapping[str, str] = formats.NO_COLUMNS,
+    row: Any, where: str, need: str = "any", columns: Mapping[str, str] = formats.NO_COLUMNS
 ) -> list[Record]:
     """The records in a row, checked; ``where`` opens every message about it."""
     records = []

@@ -48,12 +48,7 @@ def kl_estimate(logprob_T: jax.Array, ref_logprob_T: jax.Array, estimator: str) 
 
 
 def missing_eos(
-    reward_T: jax.Array,
-    response_T: jax.Array,
-    finished: jax.Array,
-    *,
-    rule: str,
-    penalty: float,
+    reward_T: jax.Array, response_T: jax.Array, finished: jax.Array, *, rule: str, penalty: float
 ) -> jax.Array:
     """Rewards of a response that may have run into the length limit.
 

@@ -64,12 +64,7 @@ def format_figures(figures: Mapping[str, float]) -> str:
 
 
 def model_card(
-    kind: str,
-    template: str,
-    response: str,
-    origin: Origin,
-    dtype: str,
-    adapter: Lora | None = None,
+    kind: str, template: str, response: str, origin: Origin, dtype: str, adapter: Lora | None = None
 ) -> str:
     """The card of an export.
 

@@ -106,12 +106,7 @@ def load_tokenizer(file: Path):
             "chat_template": field("tokenizer.chat_template"),
             "clean_up_tokenization_spaces": False,
         }
-        for ours, name in {
-            "bos": "bos",
-            "eos": "eos",
-            "unk": "unknown",
-            "pad": "padding",
-        }.items():
+        for ours, name in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
             index = field(f"tokenizer.ggml.{name}_token_id")
             options[f"{ours}_token"] = None if index is None else tokens[index]
         if kind == "gpt2":

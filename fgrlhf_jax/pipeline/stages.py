@@ -64,11 +64,7 @@ def run(
                 for stage in list(waiting):
                     if len(running) < workers and done.issuperset(stage.needs):
                         waiting.remove(stage)
-                        running[stage.name] = (
-                            stage,
-                            _start(stage, folder),
-                            time.perf_counter(),
-                        )
+                        running[stage.name] = (stage, _start(stage, folder), time.perf_counter())
                 if not running:
                     missing = sorted({n for stage in waiting for n in stage.needs} - done)
                     raise ValueError(f"stages need {missing}, which nothing makes")

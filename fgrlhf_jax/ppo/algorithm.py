@@ -197,9 +197,7 @@ def make_experience(
         rollout.logprob_BT, rollout.ref_logprob_BT
     )
     rule = functools.partial(
-        policy_losses.missing_eos,
-        rule=settings.missing_eos,
-        penalty=settings.missing_eos_penalty,
+        policy_losses.missing_eos, rule=settings.missing_eos, penalty=settings.missing_eos_penalty
     )
     reward_BT = jax.vmap(rule)(rollout.reward_BT, mask_BT, rollout.finished_B)
     reward_BT = jax.vmap(policy_losses.reward_vector, (0, 0, 0, None))(

@@ -9,14 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgrlhf_jax.ppo import micro_batches
-from fgrlhf_jax.ppo.algorithm import (
-    Experience,
-    PPOSettings,
-    Rollout,
-    Rows,
-    losses,
-    make_experience,
-)
+from fgrlhf_jax.ppo.algorithm import Experience, PPOSettings, Rollout, Rows, losses, make_experience
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
 from fgrlhf_jax.ppo.scoring import Target, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms

@@ -236,11 +236,7 @@ def call_function(
 
 
 def roll_out_validation(
-    context: PPOContext,
-    params: dict,
-    normalization: Normalization,
-    prompts: Prompts,
-    purpose: int,
+    context: PPOContext, params: dict, normalization: Normalization, prompts: Prompts, purpose: int
 ) -> Iterator[tuple[Responses, int]]:
     """Responses to the validation prompts in batches, always sampled with the same keys.
 
@@ -279,11 +275,7 @@ def with_missing_eos(reward_B, finished_B, rule: str, penalty: float) -> np.ndar
 
 
 def evaluate(
-    context: PPOContext,
-    params: dict,
-    normalization: Normalization,
-    prompts: Prompts,
-    step: int,
+    context: PPOContext, params: dict, normalization: Normalization, prompts: Prompts, step: int
 ) -> tuple[dict[str, float], list[dict]]:
     """Metrics of responses to the validation prompts, and some of them with their rewards."""
     config = context.config

@@ -35,13 +35,7 @@ class Dot(NamedTuple):
 
 
 def draw_lines(
-    curves: Sequence[Line],
-    *,
-    x: str,
-    y: str,
-    cut_x: str = "",
-    cut_y: str = "",
-    ends: bool = False,
+    curves: Sequence[Line], *, x: str, y: str, cut_x: str = "", cut_y: str = "", ends: bool = False
 ) -> str:
     """Curves over a common pair of axes, or an empty string where no curve has a point.
 

@@ -29,8 +29,7 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
     scores = {"sampled": "gold", "greedy": "greedy_gold"}
     correlations = {
         decoding: rank_correlation(
-            [row[decoding]["mean"] for row in rows.values()],
-            [table1[name][score] for name in rows],
+            [row[decoding]["mean"] for row in rows.values()], [table1[name][score] for name in rows]
         )
         for decoding, score in scores.items()
     }

@@ -5,12 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fgrlhf_jax.functional.win_rate import (
-    mean_over_seeds,
-    permutation_test,
-    smooth,
-    steps_to_reach,
-)
+from fgrlhf_jax.functional.win_rate import mean_over_seeds, permutation_test, smooth, steps_to_reach
 
 SHARES_OF_GAIN = {"steps_80": 0.80, "steps_95": 0.95}
 CRITERIA = (*SHARES_OF_GAIN, "steps_to_gold")

@@ -86,9 +86,7 @@ class PairPredictor:
 
 
 def make_tables(
-    predictor: PairPredictor,
-    reward_model: RewardModel,
-    pairs: Mapping[str, Sequence[Pair]],
+    predictor: PairPredictor, reward_model: RewardModel, pairs: Mapping[str, Sequence[Pair]]
 ) -> dict[str, dict]:
     """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
     meta, tables = reward_model.meta, {}

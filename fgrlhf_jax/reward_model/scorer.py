@@ -108,9 +108,7 @@ class RewardModel:
         return max_length or self.meta.data["max_length"]
 
     def score(
-        self,
-        records: Sequence[Record | Mapping[str, Any]],
-        **options,
+        self, records: Sequence[Record | Mapping[str, Any]], **options
     ) -> list[ScoredResponse]:
         """The rewards of one response a record: its ``output``, ``original`` or ``output_1``.
 

@@ -57,11 +57,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     params = trainer.whole(params)
     # On the validation set: the rejected responses of training pairs have been learned by heart.
     normalization = fit_normalization(
-        predictor,
-        params,
-        pairs["validation"],
-        level_of(config.loss),
-        config.normalization_pairs,
+        predictor, params, pairs["validation"], level_of(config.loss), config.normalization_pairs
     )
     meta = RewardMeta(config.model.head, loss_settings(config), normalization, data)
     reward_model = RewardModel(model, params, tokenizer, meta, mesh)

@@ -36,11 +36,7 @@ def changes(edited, original, ends=(True, True)) -> list[tuple]:
         ([4, 5], [4, 4, 5], [("delete", 1, [5], [4])]),
         ([1, 2, 1, 2, 3], [1, 2, 3], [("insert", 2, [1, 2], [3, END])]),
         # Several, where the first one's continuation ends at the second one.
-        (
-            [7, 8, 1, 9, 3],
-            [1, 2, 3],
-            [("insert", 0, [7], [1]), ("replace", 3, [9], [2])],
-        ),
+        ([7, 8, 1, 9, 3], [1, 2, 3], [("insert", 0, [7], [1]), ("replace", 3, [9], [2])]),
         # Moved to the right, a change meets the next one, and they are one.
         ([4, 4, 6, 5], [4, 7, 5], [("replace", 1, [4, 6], [7, 5])]),
         ([1, 2], [1, 2], []),

@@ -219,10 +219,7 @@ BAD = [
     ),
     (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
     (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
-    (
-        CONVERT | {"output": "edits.jsonl"},
-        "output: would write over edits.jsonl, which is read",
-    ),
+    (CONVERT | {"output": "edits.jsonl"}, "output: would write over edits.jsonl, which is read"),
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
     (CONVERT | {"output": "there.jsonl"}, "there.jsonl: exists; choose another, or write over"),
     (

@@ -75,10 +75,7 @@ def test_the_papers_setting(folder, tmp_path):
 def test_a_folder_is_named_as_an_id_is(folder):
     assert len(records.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
     for spec, message in (
-        (
-            ":alpaca_instructions",
-            "has the splits preference, sft, unlabeled, val; choose one: ",
-        ),
+        (":alpaca_instructions", "has the splits preference, sft, unlabeled, val; choose one: "),
         (":alpaca_instructions:gold", "datasets cannot load it .*gold.*; give ORG/NAME"),
         ("", "is a folder; name the files in it"),
     ):

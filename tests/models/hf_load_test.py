@@ -172,11 +172,7 @@ BAD_NORM = np.where(np.arange(32) == 3, np.nan, 1).astype("f")
         ("model.norm.weight", BAD_NORM, "infinite numbers in model.norm.weight;"),
         ("model.layers.1.mlp.up_proj.weight", np.full((48, 32), np.inf), "infinite .*1.mlp.up"),
         ("model.norm.weight", np.ones(32, np.int8), r"model\.norm\.weight is quantized as I8"),
-        (
-            "model.embed_tokens.weight",
-            np.ones((310, 32), "f"),
-            "310 tokens and the model's 300",
-        ),
+        ("model.embed_tokens.weight", np.ones((310, 32), "f"), "310 tokens and the model's 300"),
     ],
     ids=["nan", "inf", "int8", "vocabulary"],
 )

@@ -213,12 +213,7 @@ def test_neither_padding_nor_the_future_changes_a_token():
     rng = np.random.default_rng(4)
     rows = [rng.integers(0, BASE.vocab_size, n) for n in (9, 5, 1)]
     alone = [apply(module, params, row[None], np.ones((1, len(row)), bool))[0] for row in rows]
-    for side, fill, width in (
-        ("left", 0, 14),
-        ("right", 96, 14),
-        ("left", 96, 9),
-        ("right", 0, 9),
-    ):
+    for side, fill, width in (("left", 0, 14), ("right", 96, 14), ("left", 96, 9), ("right", 0, 9)):
         tokens, mask = laid_out(rows, side, fill, width)
         got = apply(module, params, tokens, mask)
         assert np.isfinite(got).all()

@@ -14,10 +14,7 @@ from fgrlhf_jax.models import heads, hf_load, hf_names, hf_save, llama, lora, pe
 from fgrlhf_jax.models.lora import Lora
 
 pytestmark = pytest.mark.parity
-SETTINGS = {
-    "all": ADAPTER,
-    "some": Lora(3, 5.0, r"attention/(q|v)$|mlp/down", rslora=True),
-}
+SETTINGS = {"all": ADAPTER, "some": Lora(3, 5.0, r"attention/(q|v)$|mlp/down", rslora=True)}
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 20))
 AUTO = {
     hf_save.LANGUAGE_MODEL: "CausalLM",

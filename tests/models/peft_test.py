@@ -198,10 +198,7 @@ def test_what_is_refused(adapter, fields, change, message):
     foreign(adapter)
     configure(adapter, **fields)
     if change:
-        rewrite(
-            adapter,
-            lambda old: {k: v for k, v in (old | change).items() if v is not None},
-        )
+        rewrite(adapter, lambda old: {k: v for k, v in (old | change).items() if v is not None})
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         hf_load.load_params(adapter, abstract(LANGUAGE_MODEL))
     assert ("cannot be had" in str(caught.value)) == ("cannot be had" in message)
@@ -224,10 +221,7 @@ def test_a_classifiers_adapter_is_no_language_model(tmp_path, base):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"rank": 8},
-            "lora.rank=8: the adapter in {} has another; go on with --config.",
-        ),
+        ({"rank": 8}, "lora.rank=8: the adapter in {} has another; go on with --config."),
         ({"alpha": 32.0}, "lora.alpha=32.0: .*go on with --config.lora.alpha='6.0', or give its"),
         ({"rslora": True}, "lora.rslora=True: "),
         ({"targets": "mlp"}, "lora.targets=mlp: .*--config.lora.targets='.'"),

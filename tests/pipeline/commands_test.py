@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.arms import (
-    LEARNERS,
-    PREFERENCE_LEARNERS,
-    select,
-    selected,
-)
+from fgrlhf_jax.pipeline.arms import LEARNERS, PREFERENCE_LEARNERS, select, selected
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from launch import pipeline
@@ -95,9 +90,7 @@ def test_arms_of_ones_own():
         reward_models__from_it__start="imitating",
     )
     assert select(config) == ["sft_edits", "imitating", "from_it", "mine"]
-    assert selected(config, "reward_models", select(config)) == {
-        "from_it": "from_it",
-    }
+    assert selected(config, "reward_models", select(config)) == {"from_it": "from_it"}
     pipeline.check(config)
     stages = build_stages(config, RUN)
     pipeline.check_commands(stages)
@@ -260,10 +253,7 @@ REFUSED = [
     ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
     ({"imitate__flags": "train=x"}, "pipeline sets this flag of launch.sft itself; drop it"),
     # Flags that their command refuses.
-    (
-        {"ppo__flags": "kl.coeff=1"},
-        "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such",
-    ),
+    ({"ppo__flags": "kl.coeff=1"}, "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such"),
     ({"arms__ppo_rlhf__flags": "stepps=1"}, "stage seed_0/ppo_rlhf: --config.stepps: there is"),
     ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
     ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),

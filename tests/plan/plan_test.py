@@ -10,12 +10,7 @@ from plan_cases import EPOCHS, TINY, B, P, T, numbers, ppo_config, row_flops
 
 from configs import dpo, rm, sft
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.plan.memory import (
-    bytes_per_device,
-    format_table,
-    measure,
-    measure_step,
-)
+from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure, measure_step
 from fgrlhf_jax.plan.shapes import (
     RunShapes,
     dpo_shapes,

@@ -106,12 +106,7 @@ def rolled_out() -> Rollout:
     logprob_BT = scoring.predict(PARAMS, ROWS, models=MODELS, settings=SETTINGS).logprob_BT
     logprob_BT = jnp.where(ROWS.response_BT, logprob_BT, 0.0)
     zeros_BT = jnp.zeros_like(logprob_BT)
-    return Rollout(
-        *map(jnp.asarray, ROWS),
-        jnp.ones(8, bool),
-        *[logprob_BT] * 2,
-        *[zeros_BT] * 4,
-    )
+    return Rollout(*map(jnp.asarray, ROWS), jnp.ones(8, bool), *[logprob_BT] * 2, *[zeros_BT] * 4)
 
 
 def learn(state: TrainState, rollout: Rollout, key: int = 0, **changes):

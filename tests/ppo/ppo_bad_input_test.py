@@ -102,10 +102,7 @@ PPO = [
         "token; use --config=configs/ppo.py:MODEL,token",
     ),
     ({"data__template": "alpaca"}, "template=alpaca: the reward model was trained with plain"),
-    (
-        {"policy": "", "reward_model": ""},
-        "policy and reward_model must be given too: --config.",
-    ),
+    ({"policy": "", "reward_model": ""}, "policy and reward_model must be given too: --config."),
     # functions
     ({"reward_function": "nowhere:f"}, "nowhere:f: cannot be loaded (ModuleNotFoundError: "),
     ({"judge": JUDGE[:-1]}, "judge:judg: cannot be loaded (AttributeError: "),
@@ -128,10 +125,7 @@ PPO = [
         "critic=shared: algorithm=grpo has no critic; drop",
     ),
     ({"ptx_weight": 1.0}, "ptx_weight=1 and ptx_edits='': imitating needs both, a weight above 0"),
-    (
-        {"ptx_weight": 1.0, "ptx_edits": "edits.jsonl"},
-        "edits.jsonl: there is no such file",
-    ),
+    ({"ptx_weight": 1.0, "ptx_edits": "edits.jsonl"}, "edits.jsonl: there is no such file"),
     ({"samples_per_prompt": 3}, "rollout_batch_size=16 is not a multiple of samples_per_prompt=3"),
     (
         {"algorithm": "grpo", "rollout_batch_size": 192, "kl__target": 0.0},

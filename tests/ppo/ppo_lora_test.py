@@ -15,13 +15,7 @@ import tiny_cases
 from fgrlhf_jax.models import heads, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.models import (
-    Architectures,
-    Frozen,
-    abstract_params,
-    complete,
-    complete_frozen,
-)
+from fgrlhf_jax.ppo.models import Architectures, Frozen, abstract_params, complete, complete_frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import sharding
@@ -156,10 +150,7 @@ def test_updates_follow_the_gradients_of_whole_models(shared, micro_batch_size):
         for tree in (params, whole_params):
             tree["critic"] = {"head": params["critic"]["head"]}
     results = []
-    for models_, params_, frozen in (
-        (models, params, FROZEN),
-        (whole, whole_params, whole_frozen),
-    ):
+    for models_, params_, frozen in ((models, params, FROZEN), (whole, whole_params, whole_frozen)):
         rollout = roll_out(params_, frozen, models_, **changes)
         settings = dataclasses.replace(SETTINGS, **changes)
         options = {"models": models_, "settings": settings, "optimizer": OPTIMIZER}

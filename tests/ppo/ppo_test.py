@@ -31,10 +31,7 @@ class Meta(NamedTuple):
 POLICY = heads.CausalLM(tiny_cases.CFG)
 CRITIC = heads.TokenValueModel(tiny_cases.CFG, "after")
 MODELS = Architectures(POLICY, CRITIC, CRITIC, Meta())
-PARAMS = {
-    "policy": tiny_cases.parameters(POLICY, 1),
-    "critic": tiny_cases.parameters(CRITIC, 2),
-}
+PARAMS = {"policy": tiny_cases.parameters(POLICY, 1), "critic": tiny_cases.parameters(CRITIC, 2)}
 SHARED = {"policy": PARAMS["policy"], "critic": {"head": PARAMS["critic"]["head"]}}
 REFERENCE = tiny_cases.parameters(POLICY, 3)
 REWARD_MODEL = tiny_cases.parameters(CRITIC, 4)

@@ -66,8 +66,7 @@ def guided_logits(tokens_S, kind="action"):
 
 
 @pytest.mark.parametrize(
-    ("side", "options"),
-    [("left", {}), ("right", {"temperature": 1.3, "top_k": 9, "top_p": 0.8})],
+    ("side", "options"), [("left", {}), ("right", {"temperature": 1.3, "top_k": 9, "top_p": 0.8})]
 )
 def test_tokens_are_drawn_from_the_guided_policy(side, options):
     out = run(PROMPTS, side=side, **options)

@@ -39,10 +39,7 @@ HELPSTEER = {"domain": "general", "language": "english", "context": turns("Hi", 
 MANY = chat("Hi", "Hello", SKY)
 
 LAYOUTS = {
-    "TRL preference": (
-        {"prompt": SKY, "chosen": "Blue.", "rejected": "Green."},
-        pair(prompt=SKY),
-    ),
+    "TRL preference": ({"prompt": SKY, "chosen": "Blue.", "rejected": "Green."}, pair(prompt=SKY)),
     "TRL preference, conversational": (
         {"prompt": turns("Hi", "Hello", SKY), "chosen": [BLUE], "rejected": [GREEN]},
         pair("Blue.", "Green.", *MANY),

@@ -154,10 +154,7 @@ def layouts() -> dict[str, tuple[PreTrainedTokenizerFast, str]]:
         ),
         "TinyLlama-Chat": (sentencepiece(ZEPHYR, legacy=False), "chat"),
         "Zephyr": (sentencepiece(ZEPHYR), "chat"),
-        "Llama-3": (
-            byte_level(LLAMA_3, split, headers, bos=headers[0], eos="<|eot_id|>"),
-            "chat",
-        ),
+        "Llama-3": (byte_level(LLAMA_3, split, headers, bos=headers[0], eos="<|eot_id|>"), "chat"),
         "SmolLM2": (byte_level(CHATML, smol, marks, bos=None, eos="<|im_end|>"), "chat"),
         "Qwen2.5": (
             byte_level(

@@ -100,10 +100,7 @@ TEXT_AREA = {"id": "qd1jIVAq1h", "type": "textarea", "origin": "manual"}
 TEXT_AREA |= {"to_name": "response", "from_name": "answer", "value": {"text": ["In France!"]}}
 ANN = {"id": 3, "email": "ann@example.org", "first_name": "Ann"}
 ANNOTATION = {"id": 22, "completed_by": ANN, "result": [TEXT_AREA], "was_cancelled": False}
-PREDICTION = {
-    "model_version": "gpt",
-    "result": [TEXT_AREA | {"value": {"text": ["In France."]}}],
-}
+PREDICTION = {"model_version": "gpt", "result": [TEXT_AREA | {"value": {"text": ["In France."]}}]}
 LABEL_STUDIO = {
     "id": 87,
     "data": {"instruction": "Where is Paris?", "response": "In Germany."},

@@ -12,11 +12,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.page import render_page
-from fgrlhf_jax.feedback.edits.report import (
-    compute_statistics,
-    format_examples,
-    format_figures,
-)
+from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples, format_figures
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import edit_report

@@ -123,10 +123,7 @@ def test_ratio_and_kind_by_their_definition():
 def test_spans_add_up_and_mark_what_changed():
     for original, edited in random_pairs(300):
         sides = mark_changes(original, edited)
-        assert tuple("".join(span.text for span in side) for side in sides) == (
-            original,
-            edited,
-        )
+        assert tuple("".join(span.text for span in side) for side in sides) == (original, edited)
         for side in sides:
             assert all(a.changed != b.changed for a, b in itertools.pairwise(side))
         before, after = (

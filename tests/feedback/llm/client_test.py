@@ -16,14 +16,7 @@ from llm_server import KEY
 from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm.client import (
-    PROVIDERS,
-    Client,
-    Rejected,
-    Reply,
-    Request,
-    find_fault,
-)
+from fgrlhf_jax.feedback.llm.client import PROVIDERS, Client, Rejected, Reply, Request, find_fault
 
 REQUEST = Request("Why?", "Be brief.", 77, 0.5)
 ANSWER = llm_server.echo("Why?")
@@ -258,8 +251,7 @@ def test_the_pause_that_a_server_wants(fault_of, provider, pause, tries, fault, 
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["400: the prompt is too long", "413: no", "422: no", "400: temperature: at most 1"],
+    "message", ["400: the prompt is too long", "413: no", "422: no", "400: temperature: at most 1"]
 )
 def test_a_request_that_is_refused(fault_of, provider, message):
     assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
