@@ -1,14 +1,11 @@
 """What a user may get wrong, through the commands: one sentence, exit status 2, nothing written."""
 
-import errno
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import bad_input_cases
-import jax
 import pytest
 from bad_input_cases import fill, read_files
 
@@ -16,7 +13,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import evaluate_rm, score, train_rm
-from launch.shared import cli, config_files
+from launch.shared import config_files
 
 pytest_plugins = ["runs"]
 
@@ -77,6 +74,7 @@ TRAIN = [
     ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
     ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
+    ({"distributed": True, "coordinator": "here"}, "coordinator=here: give HOST:PORT of process 0"),
     ({"mesh": "3,1,1"}, "mesh='3,1,1' makes 3 devices and there are 8"),
     ({"batch_size": 12}, "micro_batch_size=12 does not divide over data x fsdp = 8 devices"),
     (
@@ -299,46 +297,3 @@ def test_a_damaged_reward_model(refused, data, world, tmp_path):
     change_file(copy, "model.safetensors", flip)
     sentence = refused(score, reward_model=copy, input=data / "validation.jsonl")
     assert f"{copy}/model.safetensors: is damaged" in sentence
-
-
-@pytest.mark.parametrize(
-    ("reason", "message"), [((), "interrupted"), (("step 3 is saved",), "step 3 is saved")]
-)
-def test_interrupts(monkeypatch, capsys, reason, message):
-    def main(config):
-        raise KeyboardInterrupt(*reason)
-
-    monkeypatch.setattr(score, "main", main)
-    result = bad_input_cases.run(monkeypatch, capsys, score)
-    assert result == (130, [f"{message}; run the same command to go on"])
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory allocating 9 bytes."),
-            "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); take fewer",
-        ),
-        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB); take"),
-        (OSError(errno.ENOSPC, "No space left"), "No space left; free some space and run"),
-        (OSError(errno.EIO, "It broke", "a/b"), "a/b: cannot be used (It broke); give another"),
-    ],
-)
-def test_faults_of_the_machine(refused, monkeypatch, error, message):
-    def main(config):
-        raise error
-
-    monkeypatch.setattr(score, "main", main)
-    assert refused(score).startswith(message)
-
-
-def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):
-    """With its traceback: it is a fault of ours."""
-
-    def main(config):
-        raise ValueError("ours")
-
-    monkeypatch.setattr(sys, "argv", ["score"])
-    with pytest.raises(ValueError, match="ours"):
-        cli.command(main, score.CONFIG, "")

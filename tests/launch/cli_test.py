@@ -1,11 +1,14 @@
-"""What commands share: prompts, which need no responses, and demonstrations, which do."""
+"""What commands share: which rows they need, what they write over, how faults end them."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from unittest import mock
 
+import bad_input_cases
+import jax
 import pytest
 
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -22,7 +25,7 @@ from launch import (
     score,
     sft,
 )
-from launch.shared import config_files
+from launch.shared import cli, config_files
 
 ROWS = [{"instruction": f"say {n}", "dataset": "helpful_base"} for n in range(200)]
 
@@ -123,3 +126,46 @@ def test_a_stage_whose_pipeline_has_ended_does_not_begin():
     )
     assert result.returncode == -signal.SIGINT
     assert result.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [((), "interrupted"), (("step 3 is saved",), "step 3 is saved")]
+)
+def test_interrupts(monkeypatch, capsys, reason, message):
+    def main(config):
+        raise KeyboardInterrupt(*reason)
+
+    monkeypatch.setattr(score, "main", main)
+    result = bad_input_cases.run(monkeypatch, capsys, score)
+    assert result == (130, [f"{message}; run the same command to go on"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory allocating 9 bytes."),
+            "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); take fewer",
+        ),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB); take"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left; free some space and run"),
+        (OSError(errno.EIO, "It broke", "a/b"), "a/b: cannot be used (It broke); give another"),
+    ],
+)
+def test_faults_of_the_machine(refused, monkeypatch, error, message):
+    def main(config):
+        raise error
+
+    monkeypatch.setattr(score, "main", main)
+    assert refused(score).startswith(message)
+
+
+def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):
+    """With its traceback: it is a fault of ours."""
+
+    def main(config):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(sys, "argv", ["score"])
+    with pytest.raises(ValueError, match="ours"):
+        cli.command(main, score.CONFIG, "")
