@@ -53,6 +53,9 @@ OPTIONS = {
 
 def main(config, options: dict[str, str]) -> bool:
     """Prints the plan; returns whether the run fits."""
+    for name, value in options.items():
+        if value is None:
+            raise InputError(f"--{name}: give a value")
     devices = number(options, "devices", int)
     device, efficiency = options["device"], number(options, "efficiency", float)
     check_argument(f"--device={device}", device, ACCELERATORS)
@@ -102,7 +105,7 @@ def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """The options of this command, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in OPTIONS.items():
-        parser.add_argument(f"-{name}", f"--{name}", nargs="?", const="", default=default)
+        parser.add_argument(f"-{name}", f"--{name}", nargs="?", default=default)
     options, others = parser.parse_known_args(argv[1:])
     return vars(options), [argv[0], *others]
 
