@@ -18,6 +18,7 @@ GROUPS = {
         "top_k": Field(0, "likeliest tokens to sample from; 0: all", at_least=0),
         "top_p": Field(1.0, "probability to sample from", at_least=1e-6, at_most=1),
         "samples": Field(1, "responses a prompt", at_least=1),
+        "greedy_last": Field(False, "the last of them is decoded greedily"),
         "seed": Field(0, "of sampling", at_least=0),
         "max_new_tokens": Field(300, "tokens of a response", at_least=1),
     },

@@ -122,6 +122,11 @@ GROUPS = {
     "Rounds of edits": {
         "rounds.*.policy": Field("", "the arm whose responses to a part of the prompts are edited"),
         "rounds.*.part": Field("2_of_2", "that part: K_of_N"),
+        "rounds.*.greedy": Field(
+            False,
+            "two responses a prompt, the second decoded greedily; else one (in the embedded world "
+            "two), at T = 1",
+        ),
     },
     "Embedded world": {
         "world.kind": Field(
@@ -209,6 +214,8 @@ def tiny(config):
     config.arms.edits_then_distill.defaults = f"kl.coef=0.3,{gentle}"
     config.arms.edits_then_token.defaults = f"kl.coef=1,{gentle}"
     config.arms.three_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
+    # What greedy decoding gets wrong is seldom among samples, so else nobody would correct it.
+    config.rounds.second_round.greedy = config.rounds.third_round.greedy = True
     # Gold is in units of its own: a third of a normalised reward model's.
     config.arms.oracle.defaults += f",kl.coef=0.3,{gentle}"
 

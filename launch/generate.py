@@ -11,6 +11,7 @@ with --config.overwrite. With no flag at all it answers prompts of the embedded 
 training a policy there.
 """
 
+import dataclasses
 import sys
 
 from tqdm import tqdm
@@ -56,22 +57,23 @@ def main(config) -> None:
     note = f", though the model was fine-tuned with {learned}" if differs else ""
     log(f"template={model.template}{note}")
     guide = load_guide(config.guide, model, config.guide_beta) if config.guide else None
-    rows = generate_responses(
-        model,
-        prompts,
-        sampling_params,
-        generator=config.generator or path,
-        max_prompt_length=config.max_prompt_length,
-        overlong=config.overlong,
-        samples=config.best_of or config.samples,
-        guide=guide,
-        score=make_score(config, model) if config.reward_model else None,
-        keep=config.samples,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        progress=lambda batches: tqdm(batches, unit="batch"),
-        log=log,
-    )
+    options = {
+        "generator": config.generator or path,
+        "max_prompt_length": config.max_prompt_length,
+        "overlong": config.overlong,
+        "guide": guide,
+        "score": make_score(config, model) if config.reward_model else None,
+        "batch_size": config.batch_size,
+        "progress": lambda batches: tqdm(batches, unit="batch"),
+    }
+    drawn = config.samples - config.greedy_last
+    sizes = {"samples": config.best_of or drawn, "keep": drawn, "seed": config.seed}
+    rows = generate_responses(model, prompts, sampling_params, **options, **sizes, log=log)
+    if config.greedy_last:
+        greedy = dataclasses.replace(sampling_params, temperature=0.0)
+        last = generate_responses(model, prompts, greedy, **options, log=lambda line: None)
+        groups = [[*rows[n * drawn : (n + 1) * drawn], row] for n, row in enumerate(last)]
+        rows = [row for group in groups for row in group]
     if config.output:
         write_json(output, rows)
         print(f"{len(rows)} responses in {output}")
@@ -82,7 +84,12 @@ def main(config) -> None:
 
 
 def check(config) -> None:
-    """Raises InputError where ``best_of`` does not go with the other fields."""
+    """Raises InputError where ``best_of`` or ``greedy_last`` does not go with the other fields."""
+    if config.greedy_last and (config.samples < 2 or not config.temperature):
+        raise InputError(
+            f"greedy_last=True: needs samples to draw beside the greedy response, but samples="
+            f"{config.samples} and temperature={config.temperature}; give 2 and 1, say"
+        )
     if not config.best_of:
         return
     if not config.reward_model:

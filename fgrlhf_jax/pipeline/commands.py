@@ -168,16 +168,18 @@ def _sample_stage(
 
     In the embedded world two a prompt, the worse of which is edited.
     """
-    home, policy = folder / f"seed_{seed}", arms.BASE
+    home, policy, greedy = folder / f"seed_{seed}", arms.BASE, False
     prompts, name = folder / "data" / "feedback.jsonl", "samples"
     if round_name:
-        policy, name = config.rounds[round_name].policy, f"{round_name}_samples"
-        prompts = home / "feedback" / f"prompts_{config.rounds[round_name].part}.jsonl"
+        edited = config.rounds[round_name]
+        policy, greedy, name = edited.policy, edited.greedy, f"{round_name}_samples"
+        prompts = home / "feedback" / f"prompts_{edited.part}.jsonl"
     settings = {
         "model": policy_folder(config, folder, seed, policy),
         "prompts": prompts,
         "output": home / f"{name}.json",
-        "samples": 2 if config.embedded else 1,
+        "samples": 2 if config.embedded or greedy else 1,
+        **({"greedy_last": True} if greedy else {}),
         "temperature": 1.0,
         "seed": config.seed + seed,
         **{name: config[name] for name in ("template", "max_prompt_length", "max_new_tokens")},

@@ -126,6 +126,8 @@ def test_rounds_of_edits():
     samples = fields_of(made["seed_0/second_round_samples"])
     assert samples["model"] == f"{home}/sft_one_round/export"
     assert samples["prompts"] == f"{home}/feedback/prompts_2_of_3.jsonl"
+    assert (samples["samples"], samples["greedy_last"]) == ("2", "True")
+    assert "greedy_last" not in fields_of(made["seed_0/samples"])
     assert made["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
     assert fields_of(made["seed_0/second_round"])["task"] == "round:0:second_round"
     for name in ("sft_three_rounds", "rm_three_rounds"):
