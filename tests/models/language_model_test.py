@@ -232,6 +232,13 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
     with pytest.raises(InputError, match=r"responses\.json: exists; choose another, or write over"):
         run()
     assert "5 responses in" in run(overwrite=True).out
+    run(overwrite=True, samples=3, temperature=1.0, greedy_last=True)
+    mixed = json.loads((tmp_path / "responses.json").read_text())
+    same(mixed[2::3], rows)
+    drawn = generate_responses(model, PROMPTS[:5], SAMPLED, **OPTIONS | {"samples": 2})
+    same([row for n, row in enumerate(mixed) if n % 3 < 2], drawn)
+    with pytest.raises(InputError, match="greedy_last=True: needs samples to draw"):
+        run(overwrite=True, samples=1, temperature=1.0, greedy_last=True)
     out, err = run(output="")
     assert "fine-tuned" not in err
     for row in rows:
