@@ -16,6 +16,11 @@ from fgrlhf_jax.errors import InputError
 
 OTHER_TEMPLATE = "--config.template=alpaca (or plain)"
 _UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
+# A prompt must not read the clock: it is always Llama 3's default day.
+_DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
+_DAY |= {"%a": "Fri", "%H": "12", "%M": "00", "%S": "00"}
+_FORM = "form" + "".join(f"|replace({name!r}, {value!r})" for name, value in _DAY.items())
+_CLOCK = f"{{% macro strftime_now(form) %}}{{{{ {_FORM} }}}}{{% endmacro %}}{{{{ '' }}}}"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 
 
@@ -46,11 +51,13 @@ def render_chat(
     """
     answers = [] if answer is None else [Message("assistant", answer)]
     try:
+        source = tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
             [dataclasses.asdict(message) for message in [*messages, *answers]],
             tokenize=False,
             add_generation_prompt=answer is None,
-            date_string="26 Jul 2024",  # Llama 3's default: a prompt must not read the clock
+            chat_template=f"{_CLOCK if 'strftime_now' in source else ''}{source}",
+            date_string="26 Jul 2024",
         )
     except Exception as error:  # a template is a program, which may raise anything
         roles = ", ".join(message.role for message in messages)

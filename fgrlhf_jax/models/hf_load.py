@@ -211,7 +211,7 @@ def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:
     digests: dict[str, str] = {}
     stored = peft.digest_as_read(_base_tensors(path), digests)
     params = _load(resolve(path), abstract, stored, digests, merged=False)
-    return params, peft.backbone_digest(digests)
+    return params, peft.base_digest(digests)
 
 
 def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, merged: bool) -> Any:
@@ -259,7 +259,7 @@ def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
 
 
 def base_digest(path: str | os.PathLike) -> str:
-    """What tells one base from another, and is the same of an adapter and of the base itself.
+    """What tells one base from another, see :func:`peft.is_same_base`; an adapter has its base's.
 
     It is recorded in an adapter of ours, or else the weights are read for it: those of a run in
     progress may not be there any more, see :func:`load_base`.
@@ -268,9 +268,9 @@ def base_digest(path: str | os.PathLike) -> str:
         return recorded
     stored, digests = _base_tensors(path), {}
     for name, tensor in peft.digest_as_read(stored, digests).items():
-        if name.startswith("model.") and not _BUFFER.match(name):
+        if name.startswith(("model.", peft.LM_HEAD)) and not _BUFFER.match(name):
             tensor.read()
-    return peft.backbone_digest(digests)
+    return peft.base_digest(digests)
 
 
 def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:

@@ -22,6 +22,7 @@ from fgrlhf_jax.models.lora import Lora
 PREFIX = "base_model.model."  # of all names in the file of tensors
 # A type that peft does not know: it would load the rest and give wrong rewards.
 STATE_ACTION = "FGRLHF_STATE_ACTION_LORA"
+LM_HEAD = "lm_head.weight"
 _A = ".lora_A.weight"
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 _TASKS |= {"ForTokenClassification": "TOKEN_CLS"}
@@ -250,10 +251,16 @@ def digest_as_read(stored: dict[str, Stored], digests: dict[str, str]) -> dict[s
     }
 
 
-def backbone_digest(digests: dict[str, str]) -> str:
-    """Of all tensors of a backbone, whatever files they are in and whatever head is beside them."""
+def base_digest(digests: dict[str, str]) -> str:
+    """Of a backbone's tensors, whatever files they are in; with "+" that of the LM head if read."""
     lines = (f"{name} {digests[name]}\n" for name in sorted(digests) if name.startswith("model."))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    backbone = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return "+".join([backbone, *(digests[name] for name in [LM_HEAD] if name in digests)])
+
+
+def is_same_base(digest: str, other: str) -> bool:
+    """Whether two digests are of one base: a head, which reward models lack, counts if in both."""
+    return all(a == b for a, b in zip(digest.split("+"), other.split("+"), strict=False))
 
 
 def check_base(folder: Path, digests: dict[str, str]) -> None:
@@ -263,7 +270,8 @@ def check_base(folder: Path, digests: dict[str, str]) -> None:
       digests: of the base's tensors that were read; without its backbone nothing can be said.
     """
     recorded = recorded_digest(folder)
-    if recorded and "model.norm.weight" in digests and recorded != backbone_digest(digests):
+    is_read = recorded and "model.norm.weight" in digests
+    if is_read and not is_same_base(recorded, base_digest(digests)):
         raise InputError(
             f"{folder}: is an adapter of another base: the weights in {base_name(folder)} are not "
             f"those that it was trained on; write the right ones as {BASE} into {ADAPTER}"

@@ -202,7 +202,7 @@ def has_same_base(policy: str, adapter: str) -> bool:
     recorded = peft.recorded_digest(policy), peft.recorded_digest(adapter)
     if not all(recorded) and peft.base_of(policy).resolve() == peft.base_of(adapter).resolve():
         return True  # or load_frozen finds that they were changed
-    return hf_load.base_digest(policy) == hf_load.base_digest(adapter)
+    return peft.is_same_base(hf_load.base_digest(policy), hf_load.base_digest(adapter))
 
 
 def parts_of(models: Architectures) -> list[tuple[str, ...]]:
@@ -322,7 +322,8 @@ def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[
     with jax.set_mesh(mesh):
         if base:
             base, digest = hf_load.load_base(config.policy, base)
-        if models.reward_lora and peft.recorded_digest(config.reward_model) not in ("", digest):
+        recorded = peft.recorded_digest(config.reward_model) if models.reward_lora else ""
+        if recorded and not peft.is_same_base(recorded, digest):
             raise InputError(
                 f"reward_model={config.reward_model}: is an adapter of another base: the weights "
                 f"in {peft.base_name(config.policy)} are not those that it was trained on; put "

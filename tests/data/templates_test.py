@@ -145,9 +145,11 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
         assert "\n" not in str(error.value)
 
 
-def test_a_template_cannot_read_the_clock(tokenizer, monkeypatch):
-    source = "{{ date_string if date_string is defined else strftime_now('%S') }}"
-    monkeypatch.setattr(tokenizer, "chat_template", source)
+@pytest.mark.parametrize(
+    "source", ["date_string if date_string is defined else 'today'", "strftime_now('%d %b %Y')"]
+)
+def test_a_template_cannot_read_the_clock(tokenizer, monkeypatch, source):
+    monkeypatch.setattr(tokenizer, "chat_template", f"{{{{ {source} }}}}")
     assert render(tokenizer, "chat", QUESTION) == "26 Jul 2024"
 
 

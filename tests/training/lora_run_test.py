@@ -48,6 +48,7 @@ def test_a_run_leaves_an_adapter_of_its_base(adapted, world):
     assert peft.read_lora(adapted) == Lora(4, 8.0, ATTENTION)
     assert peft.base_of(adapted) == world.policy
     assert hf_load.base_digest(adapted) == hf_load.base_digest(world.policy)
+    assert "+" in hf_load.base_digest(adapted)  # an LM head too
     assert len(tensors(adapted)) == 8
     assert all(np.abs(x).max() > 0 for x in tensors(adapted).values())
     assert rows(adapted)[-1]["loss"] < rows(adapted)[0]["loss"]
