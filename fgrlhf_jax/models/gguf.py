@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models.hf_names import TABLE, Stored, as_input_error
@@ -28,7 +28,7 @@ _PRE_TOKENIZERS = {
         pre_tokenizers.ByteLevel(False, use_regex=False),
     ],
 }
-_CONTROL = 3  # a token type: matched whole in text, and special
+_CONTROL, _USER_DEFINED = 3, 4  # types of tokens that are matched whole in text; one is special
 
 
 def read_config(file: Path) -> LlamaConfig:
@@ -44,6 +44,11 @@ def read_config(file: Path) -> LlamaConfig:
     with as_input_error(file, "has a missing or malformed field"):
         heads = _field(reader, "llama.attention.head_count")
         width = _field(reader, "llama.embedding_length")
+        head = _field(reader, "llama.attention.key_length", width // heads)
+        for name in ("rope.dimension_count", "attention.value_length"):
+            if (value := _field(reader, f"llama.{name}", head)) != head:
+                reason = f"llama.{name} is {value} where heads are {head} wide"
+                raise InputError(f"{file}: {reason}; only LLaMA-like models can be read")
         cfg = LlamaConfig(
             vocab_size=int(tensors["token_embd.weight"].shape[1]),
             hidden_size=width,
@@ -51,7 +56,7 @@ def read_config(file: Path) -> LlamaConfig:
             num_layers=_field(reader, "llama.block_count"),
             num_heads=heads,
             num_kv_heads=_field(reader, "llama.attention.head_count_kv", heads),
-            head_dim=_field(reader, "llama.attention.key_length", width // heads),
+            head_dim=head,
             rope_theta=_field(reader, "llama.rope.freq_base", 10000.0),
             norm_eps=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 12),
             max_position=_field(reader, "llama.context_length"),
@@ -95,7 +100,9 @@ def load_tokenizer(file: Path):
 
     field = functools.partial(_field, _reader(file))
     kind, cut = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre", "default")
-    if kind not in ("gpt2", "llama") or (kind == "gpt2" and cut not in _PRE_TOKENIZERS):
+    if kind == "llama":
+        cut = "blank" if field("tokenizer.ggml.add_space_prefix", True) else "no blank in front"
+    if cut not in {"gpt2": _PRE_TOKENIZERS, "llama": ("blank",)}.get(kind, ()):
         raise InputError(f"{file}: its tokenizer ({kind}, {cut}) is unknown; give a folder instead")
     with as_input_error(file, "has no usable tokenizer"):
         tokens = field("tokenizer.ggml.tokens")
@@ -119,8 +126,12 @@ def load_tokenizer(file: Path):
             merges = _merges(vocabulary, field("tokenizer.ggml.scores"))
             tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **options)
         types = field("tokenizer.ggml.token_type", [])
-        control = [token for token, i in zip(tokens, types, strict=False) if i == _CONTROL]
-        tokenizer.add_special_tokens({"additional_special_tokens": control})
+        whole = {
+            kind: [token for token, i in zip(tokens, types, strict=False) if i == kind]
+            for kind in (_CONTROL, _USER_DEFINED)
+        }
+        tokenizer.add_special_tokens({"additional_special_tokens": whole[_CONTROL]})
+        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in whole[_USER_DEFINED]])
     return tokenizer
 
 

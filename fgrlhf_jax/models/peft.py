@@ -28,15 +28,15 @@ _TASKS = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 _TASKS |= {"ForTokenClassification": "TOKEN_CLS"}
 _MODULES = {name.rpartition(".")[2]: name for name in LINEAR.values()}
 _HEADS = ("score", "classifier")  # peft names both, of every classifier
-# What makes another product of A and B, or another base; and what does not.
+# Fields that say nothing of the product of A and B; all others must be neutral.
+_IGNORED = (
+    "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config "
+    "exclude_modules fan_in_fan_out inference_mode layers_pattern loftq_config lora_alpha "
+    "lora_dropout lora_ga_config megatron_config megatron_core modules_to_save peft_type "
+    "peft_version qalora_group_size r runtime_config target_modules task_type use_rslora "
+    "velora_config"
+)
 _NEUTRAL = {
-    **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "use_bdlora"), (None, False)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
-    **dict.fromkeys(
-        ("layers_to_transform", "layer_replication", "target_parameters", "arrow_config"), (None,)
-    ),
-    **dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"), (None,)),
-    "monteclora_config": (None,),
     "bias": (None, "none"),
     "revision": (None, "main"),
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
@@ -136,9 +136,9 @@ def _settings(folder: Path) -> dict:
     config = hf_files.read_json(folder / ADAPTER)
     if config.get("peft_type") not in ("LORA", STATE_ACTION):
         raise _refusal(folder, f"peft_type is {config.get('peft_type')!r:.60}")
-    for name, neutral in _NEUTRAL.items():
-        if config.get(name) not in neutral:
-            raise _refusal(folder, f"{name} is {config[name]!r:.60}")
+    for name, value in config.items():
+        if name not in _IGNORED.split() and value not in _NEUTRAL.get(name, (None, False, {}, [])):
+            raise _refusal(folder, f"{name} is {value!r:.60}")
     targets, saved = config.get("target_modules"), config.get("modules_to_save") or ()
     unknown = {name for name in saved if name not in _HEADS}
     if isinstance(targets, list):

@@ -165,7 +165,8 @@ def test_llama3_frequencies(written, factor):
 def test_a_sentencepiece_vocabulary(written):
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcd"]
     pieces += ["bc", "▁a", "ab", "▁abc"]  # best first, as SentencePiece has them
-    types = [2, 3, 3] + [6] * 256 + [1] * 9
+    pieces += ["<own>"]  # of the user's: whole wherever it stands, and no control token
+    types = [2, 3, 3] + [6] * 256 + [1] * 8 + [1, 4]
     fields = [
         ("add_tokenizer_model", "llama"),
         ("add_token_list", pieces),
@@ -181,10 +182,14 @@ def test_a_sentencepiece_vocabulary(written):
         ("abc", ["<s>", "▁abc"]),
         ("d ab", ["<s>", "▁", "d", "▁a", "b"]),
         ("dab", ["<s>", "▁", "d", "ab"]),
+        ("d<own>", ["<s>", "▁", "d", "<own>"]),
         ("é", ["<s>", "▁", "<0xC3>", "<0xA9>"]),
     ):
         assert tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) == want
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    file, _, _ = written(fields=[*fields, ("add_add_space_prefix", False)])
+    with pytest.raises(InputError, match="no blank in front"):
+        hf_load.load_tokenizer(file)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,8 @@ def test_a_sentencepiece_vocabulary(written):
     [
         (hf_load.read_config, ("add_string", "llama.rope.scaling.type", "yarn"), "'yarn'"),
         (hf_load.read_config, ("add_expert_count", 4), "experts"),
+        (hf_load.read_config, ("add_rope_dimension_count", 4), "rope.dimension_count is 4 where h"),
+        (hf_load.read_config, ("add_value_length", 4), "value_length is 4 where heads are 8 wide"),
         (hf_load.load_tokenizer, ("add_tokenizer_model", "rwkv"), r"\(.*rwkv.*\) is unknown"),
         (hf_load.load_tokenizer, ("add_tokenizer_pre", "rwkv"), r"\(.*rwkv.*\) is unknown"),
     ],

@@ -163,6 +163,8 @@ LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
         ({"peft_type": ...}, {}, "peft_type is None"),
         ({"use_dora": True}, {}, "use_dora is True, which"),
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'"),
+        ({"kasa_config": {"beta": 1}}, {}, "kasa_config is {'beta': 1}, which"),
+        ({"use_what_is_yet_to_come": True}, {}, "use_what_is_yet_to_come is True, which"),
         ({"rank_pattern": {"q_proj": 2}}, {}, "rank_pattern is {'q_proj': 2}"),
         ({"alpha_pattern": {"q_proj": 2}}, {}, "alpha_pattern is {'q_proj': 2}"),
         ({"layers_to_transform": [0]}, {}, "layers_to_transform is [0]"),
