@@ -10,6 +10,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save, llama, lora
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.language_model import LanguageModel
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -18,7 +19,7 @@ from fgrlhf_jax.training import supervised
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "LICENSE"
-SHAPES = llama.SIZES | {
+SHAPES = SIZES | {
     "llama_1b": llama.LlamaConfig(
         *(32000, 2048, 8192, 16, 32, 8, 64), max_position=2048, tie_embeddings=True
     )

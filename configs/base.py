@@ -4,8 +4,8 @@ from configs.common import DTYPES, EXPORT_DTYPES, MESH, MODEL, OVERLONG, READING
 from configs.fields import Field
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.models.attention import CHOICES
-from fgrlhf_jax.models.llama import SIZES
 from fgrlhf_jax.models.quantize import KINDS
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.runtime.optim import SCHEDULES
 
 RUN = {

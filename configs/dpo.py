@@ -19,7 +19,7 @@ from configs.models import PAIRS, make_model_config
 from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.preference_losses import LOSSES
-from fgrlhf_jax.models.llama import SIZES
+from fgrlhf_jax.models.sizes import SIZES
 
 GROUPS = {
     "Loss": {

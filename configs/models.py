@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs.fields import Field, make_config
 
-# One of models.llama.SIZES each.
+# One of models.sizes.SIZES each.
 SIZES = {
     "tiny": "tiny",
     "cad": "small",

@@ -26,7 +26,7 @@ from configs.fields import Field, check_argument, collect_fields
 from configs.models import make_model_config
 from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.policy_losses import KL_ESTIMATORS, MISSING_EOS
-from fgrlhf_jax.models.llama import SIZES
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 
 LEVELS = ("token", "sequence")

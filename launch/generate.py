@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
+from fgrlhf_jax.models.responses import generate_responses
 from fgrlhf_jax.reward_model.guide import check_fits, load_guide
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime.files import write_json

@@ -219,19 +219,10 @@ def generate(
     prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
     prompt_length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
 
-    def next_logits(run, caches=((), ())):
-        """Of the policy, guided, and the caches of both models."""
-        logits_BV, cache = run(model, weights, caches[0])
-        if guide is None:
-            return logits_BV, (cache, ())
-        price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
-        return logits_BV + guide.scale * price_BV, (cache, guide_cache)
-
-    logits_BV, caches = next_logits(
-        lambda model, weights, _: _prefill(
-            model, weights, prompt_BP, mask_BP, max_new=max_new, int8=int8_cache
-        )
+    prefill = functools.partial(
+        _prefill, prompt_BP=prompt_BP, mask_BP=mask_BP, max_new=max_new, int8=int8_cache
     )
+    logits_BV, caches = _guided_logits(prefill, model, weights, guide)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -242,11 +233,14 @@ def generate(
         is_response_1S = (columns_1S >= P) & (columns_1S <= column)
         attend_BS = (columns_1S < prompt_length_B1) | is_response_1S
         positions_B1 = prompt_length_B1 + step - 1
-        inputs = rows.last_B[:, None], positions_B1, attend_BS
-        logits_BV, caches = next_logits(
-            lambda model, weights, cache: _decode_token(model, weights, *inputs, cache, column),
-            rows.caches,
+        run = functools.partial(
+            _decode_token,
+            token_B1=rows.last_B[:, None],
+            positions_B1=positions_B1,
+            attend_BS=attend_BS,
+            column=column,
         )
+        logits_BV, caches = _guided_logits(run, model, weights, guide, rows.caches)
         last_B, sampled = append(rows.sampled, step, logits_BV, rows.key_B)
         return step + 1, rows._replace(last_B=last_B, caches=caches, sampled=sampled)
 
@@ -259,7 +253,16 @@ def generate(
     return jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
 
 
-def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, *, max_new: int, int8: bool):
+def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, caches=((), ())):
+    """Logits of the policy, guided, and the caches of both models, each of which ``run`` calls."""
+    logits_BV, cache = run(model, weights, caches[0])
+    if guide is None:
+        return logits_BV, (cache, ())
+    price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
+    return logits_BV + guide.scale * price_BV, (cache, guide_cache)
+
+
+def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, max_new: int, int8: bool):
     """What a model says of the token after each prompt, and a cache with the prompts.
 
     The columns of the cache are the prompt, padding up to P, and room for ``max_new`` tokens.
@@ -284,7 +287,7 @@ def _prefill(model, weights: DecodingWeights, prompt_BP, mask_BP, *, max_new: in
 
 
 def _decode_token(
-    model, weights: DecodingWeights, token_B1, positions_B1, attend_BS, cache, column
+    model, weights: DecodingWeights, cache, *, token_B1, positions_B1, attend_BS, column
 ):
     """What a model says after one more token a row, and the cache with it in ``column``."""
     hidden_B1D = model.apply({"params": weights.outer}, token_B1, method="embed")

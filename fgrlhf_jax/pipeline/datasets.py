@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
+from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.runtime.files import read_json, write_json, write_jsonl
@@ -48,13 +49,13 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
         held_out = read_kind(Edit, files.edits_validation)
         learned, rest = preferences, []
         if preferences:
-            learned, rest = records.split(preferences, 0.1, config.seed, exact=True)
+            learned, rest = split(preferences, 0.1, config.seed, exact=True)
         learned, held_out = [*edits, *learned], [*held_out, *rest]
     else:
-        learned, held_out = records.split([*edits, *preferences], 0.1, config.seed, exact=True)
+        learned, held_out = split([*edits, *preferences], 0.1, config.seed, exact=True)
     # Another seed than that of the split before, whose hash these rows have in common.
     parts = {"train": learned}
-    parts["validation"], parts["test"] = records.split(held_out, 0.5, config.seed + 1, exact=True)
+    parts["validation"], parts["test"] = split(held_out, 0.5, config.seed + 1, exact=True)
     kinds = {"edits": Edit, "preferences": Preference} if preferences else {"edits": Edit}
     feedback = {
         f"{name}_{part}": [row for row in rows if isinstance(row, kind)]
@@ -200,8 +201,8 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
     feedback = collect_feedback(*read_samples(path), config.seed + seed, rates)
     sets = {}
     for name, rows in zip(("edits", "preferences"), feedback, strict=True):
-        sets[f"{name}_train"], rest = records.split(rows, 0.15, config.seed)
-        validation, test = records.split(rest, 0.6, config.seed + 1)
+        sets[f"{name}_train"], rest = split(rows, 0.15, config.seed)
+        validation, test = split(rest, 0.6, config.seed + 1)
         sets |= {f"{name}_validation": validation, f"{name}_test": test}
     return sets | {"gold_test": gold_pairs(sets["preferences_test"])}
 

@@ -18,7 +18,8 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
+from fgrlhf_jax.models.responses import generate_responses
 from fgrlhf_jax.pipeline import arms, datasets
 from fgrlhf_jax.pipeline.commands import policy_folder
 from fgrlhf_jax.reward_model.evaluate import evaluate

@@ -17,6 +17,7 @@ from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.lengths import Lengths, made_up_pair
 from fgrlhf_jax.plan.lengths import rounds as mean_rounds
 from fgrlhf_jax.ppo import programs as ppo_programs
@@ -63,7 +64,7 @@ class RunShapes(NamedTuple):
 
 
 def model_config(path: str, size: str, fields: dict, length: int) -> llama.LlamaConfig:
-    """The configuration of a local checkpoint, or of ``llama.SIZES`` where ``path`` is empty.
+    """The configuration of a local checkpoint, or of ``SIZES`` where ``path`` is empty.
 
     Args:
       fields: of LlamaConfig, in the place of the checkpoint's, such as ``dtype``.
@@ -77,9 +78,9 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
             f"{path}: is no local folder or .gguf file, and a plan downloads nothing; leave the "
             f"path empty to plan for {size}"
         )
-    if not path and size not in llama.SIZES:
-        raise InputError(f"size={size!r} is not one of {', '.join(llama.SIZES)}")
-    cfg = hf_load.read_config(path) if path else llama.SIZES[size]
+    if not path and size not in SIZES:
+        raise InputError(f"size={size!r} is not one of {', '.join(SIZES)}")
+    cfg = hf_load.read_config(path) if path else SIZES[size]
     if length > cfg.max_position:
         raise InputError(
             f"rows of {length} tokens are more than the model's {cfg.max_position} positions; "

@@ -28,6 +28,7 @@ from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.flops import logits_flops, pair_flops
 from fgrlhf_jax.models.heads import CausalLM
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 from fgrlhf_jax.training import correction, supervised
@@ -89,7 +90,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 def supervised_config(config: ConfigDict) -> ConfigDict:
     """A copy with what ``supervised`` reads of a config that may start from random weights."""
     config = config.copy_and_resolve_references().unlock()
-    vocab_size = llama.SIZES[config.model.size].vocab_size  # where a plan has no path
+    vocab_size = SIZES[config.model.size].vocab_size  # where a plan has no path
     config.model.update({"path": config.policy, "tokenizer": "", "vocab_size": vocab_size})
     return config
 

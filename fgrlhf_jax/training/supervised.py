@@ -21,6 +21,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, hf_load, hf_save, llama, lora, peft
 from fgrlhf_jax.models.cards import Origin, format_figures
 from fgrlhf_jax.models.heads import CausalLM
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
@@ -104,9 +105,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             fields = (field for row in rows for field in dataclasses.asdict(row).items())
             texts = (text for name, text in fields if isinstance(text, str) and name != "id")
             tokenizer = train_tokenizer(texts, config.model.vocab_size)
-        cfg = dataclasses.replace(
-            llama.SIZES[config.model.size], vocab_size=len(tokenizer), **options
-        )
+        cfg = dataclasses.replace(SIZES[config.model.size], vocab_size=len(tokenizer), **options)
     else:
         raise InputError(
             "model.path is empty, and random weights are for model.size="

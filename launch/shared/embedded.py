@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import multihost, run_dir
 from fgrlhf_jax.runtime.files import read_json, write_jsonl
@@ -23,8 +23,8 @@ def instructions(folder: Path, seed: int) -> dict[str, list]:
 def pairs(folder: Path, seed: int) -> dict[str, list]:
     """Edits to train and validate on, both kinds to test on; written to ``folder`` too."""
     edits, preferences = make_feedback(3000, seed)
-    train, rest = records.split(edits, 0.25, seed)
-    _, held_out = records.split(preferences, 0.25, seed)
+    train, rest = split(edits, 0.25, seed)
+    _, held_out = split(preferences, 0.25, seed)
     return _write(folder, train=train, validation=rest[::2], test=rest[1::2] + held_out)
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.formats import is_prompt_in_texts, parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
+from fgrlhf_jax.data.split import split
 
 NAMED = 3  # messages about rows that are left out
 
@@ -64,7 +65,7 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     if need == "responses":
         sets = {name: imitated(rows[name], file) for name, file in files.items()}
     if not config.validation:
-        parts = records.split(sets["train"], config.validation_share, config.seed, exact=True)
+        parts = split(sets["train"], config.validation_share, config.seed, exact=True)
         sets |= dict(zip(("train", "validation"), parts, strict=True))
     if need == "responses":
         held_out, source = set(sets["validation"]), rows.get("validation", rows["train"])

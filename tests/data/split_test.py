@@ -2,7 +2,8 @@
 
 import pytest
 
-from fgrlhf_jax.data.records import Edit, Instruction, split
+from fgrlhf_jax.data.records import Edit, Instruction
+from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 
 

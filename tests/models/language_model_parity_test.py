@@ -10,6 +10,7 @@ import tiny_cases
 
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
+from fgrlhf_jax.models.sizes import SIZES
 
 pytestmark = pytest.mark.parity
 
@@ -72,7 +73,7 @@ def their_logits(theirs, ids) -> np.ndarray:
 
 
 def test_logits_are_those_of_each_text_alone(model, prompts, theirs, our_logits):
-    size = llama.SIZES["smollm2_135m"]
+    size = SIZES["smollm2_135m"]
     initializer_range = model.module.cfg.initializer_range
     assert model.module.cfg == dataclasses.replace(size, initializer_range=initializer_range)
     assert model.template == "chat"

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data.records import Instruction, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import llama
-from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, generate_responses
+from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
+from fgrlhf_jax.models.responses import generate_responses
 from fgrlhf_jax.ppo import rollout
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions

@@ -16,6 +16,7 @@ from tiny_cases import by_path, laid_out, parameters
 
 from fgrlhf_jax.models import attention, dense, heads, hf_load, llama
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
+from fgrlhf_jax.models.sizes import SIZES
 
 BASE = LlamaConfig(97, 48, 80, 3, 4, 4, 12, norm_eps=1e-6)
 FAMILIES = {
@@ -361,7 +362,7 @@ def test_sizes_have_the_published_number_of_parameters():
         ("llama3_8b", 8_030_261_248),
     ):
         for size in sizes.split():
-            leaves = jax.tree.leaves(abstract(heads.CausalLM(llama.SIZES[size])))
+            leaves = jax.tree.leaves(abstract(heads.CausalLM(SIZES[size])))
             assert sum(math.prod(leaf.shape) for leaf in leaves) == count, size
 
 

@@ -15,6 +15,7 @@ import tiny_cases
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora, quantize, sampling
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
@@ -107,7 +108,7 @@ def abstract(kind: str, cfg: llama.LlamaConfig = CFG) -> dict:
 def test_bytes_of_a_7b_base(kind, bits, shape):
     """The scales of int8, one a column and whole over fsdp, are 0.6 % more at most."""
     mesh = sharding.make_mesh(shape, jax.devices()[:1] if shape == "1,1,1" else None)
-    params = sharding.abstract(abstract(kind, llama.SIZES["llama_7b"]), mesh)
+    params = sharding.abstract(abstract(kind, SIZES["llama_7b"]), mesh)
     layers = params["backbone"]["layers"]
     expected = 32 * (4 * 4096**2 + 3 * 4096 * 11008) * bits / 8
     norms = 2 * 32 * 4096 * 4

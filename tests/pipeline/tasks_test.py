@@ -10,6 +10,7 @@ import tiny_cases
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Edit, Preference
+from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import datasets, tasks
 from fgrlhf_jax.pipeline.arms import BASE, select, selected
@@ -308,7 +309,7 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
 
 def test_what_a_split_left_is_split_again(make_sets):
     """By the same hash, a tenth of the prompts that it has left would be none of them."""
-    left, _ = records.split(EDITS, 0.15, 0)
+    left, _ = split(EDITS, 0.15, 0)
     sets = make_sets(edits=left)
     held_out = round(0.1 * len(left))
     assert len(sets["edits_validation"]) + len(sets["edits_test"]) == held_out

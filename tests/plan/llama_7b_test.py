@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import dpo, ppo, rm, sft
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.memory import bytes_per_device, format_table, measure
 from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime import sharding
@@ -116,7 +116,7 @@ def test_ppo_by_adapters(monkeypatch, variant, devices, most):
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     shapes = ppo_shapes(config)
     models = {name: bytes_per_device(tree) for name, tree in shapes.models.items()}
-    cfg = llama.SIZES[config.size]
+    cfg = SIZES[config.size]
     numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes.models["base"]))
     tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.hidden_size  # in float32
     assert models.pop("base") == pytest.approx(2 * (numbers + tables) / devices, rel=0.001)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.reward_model.model import train_step
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import optim, sharding
@@ -50,7 +51,7 @@ LAID_OUT = {
     "head/bias": P(),
     "head/gate": P(),
 }
-FAMILIES = llama.SIZES | {
+FAMILIES = SIZES | {
     "biases": dataclasses.replace(tiny_cases.CFG, attention_bias=True, mlp_bias=True),
     "tied": dataclasses.replace(tiny_cases.CFG, tie_embeddings=True),
 }
@@ -170,7 +171,7 @@ def test_every_parameter_lies_where_it_should(family, module):
 def test_nothing_large_is_whole_on_a_device(size, shape):
     mesh = sharding.make_mesh(shape)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    model = heads.TokenValueModel(llama.SIZES[size], "state_action")
+    model = heads.TokenValueModel(SIZES[size], "state_action")
     optimizer = optim.adamw(optax.constant_schedule(1e-5))
     state = abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
     held = whole = 0

@@ -2,8 +2,9 @@
 
 from configs import ppo
 from fgrlhf_jax.models import llama
+from fgrlhf_jax.models.sizes import SIZES
 
-TINY = llama.SIZES["tiny"]
+TINY = SIZES["tiny"]
 B, P, T, EPOCHS = 16, 8, 12, 2
 
 

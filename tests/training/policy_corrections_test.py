@@ -12,6 +12,7 @@ import tiny_cases
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.changes import make_row
 from fgrlhf_jax.data.records import Edit, Instruction
+from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.models.language_model import LanguageModel
@@ -159,7 +160,7 @@ def test_a_training_on_edits_says_what_it_did_to_those_held_out(policies, tmp_pa
     with open(tmp_path / "run" / "eval.json") as file:
         found = json.load(file)["corrections"]
     edits = records.read(str(tmp_path / "edits.jsonl"))
-    _, held_out = records.split([*map(records.better_response, edits)], 0.25, 0, exact=True)
+    _, held_out = split([*map(records.better_response, edits)], 0.25, 0, exact=True)
     edits = [edit for edit in edits if records.better_response(edit) in held_out]
     trained = LanguageModel.load(tmp_path / "run" / "export", lazy=True)
     expected = correction.evaluate(trained, edits, policies[1])

@@ -1,0 +1,83 @@
+"""Records for training and for validation, with no prompt on both sides."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from fgrlhf_jax.data.records import Record, prompt_key, responses_of
+from fgrlhf_jax.errors import InputError
+
+
+def split(
+    records: Sequence[Record],
+    share: float,
+    seed: int,
+    log: Callable[[str], None] = print,
+    *,
+    exact: bool = False,
+) -> tuple[list[Record], list[Record]]:
+    """(train, validation), about ``share`` of the prompts in the latter, in their order.
+
+    A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.
+    Where half of the rows have one prompt, or the prompts are few for the share, rows that share a
+    response are on one side in its place.
+
+    Args:
+      log: is told of the latter, and of a side that would be empty and got the nearest prompt.
+      exact: the share, rounded, of the prompts, those with the lowest hashes; which these are
+        depends on the others.
+
+    Raises:
+      InputError: where a side is empty.
+    """
+    keys: list[tuple[str, ...]] = [prompt_key(record) for record in records]
+    name, counts, rows = "prompt", Counter(keys), len(keys)
+    is_large = 4 * min(share, 1 - share) * len(counts) < 1 or max(counts.values()) * 2 >= rows
+    if 0 < share < 1 < rows and (len(counts) == 1 or (is_large and rows >= 20)):
+        keys, name = _response_keys(records), "response"
+        log(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
+    places = {key: _fraction(json.dumps([seed, *key])) for key in keys}
+    drawn = sum(place < share for place in places.values())
+    count = wanted = round(share * len(places)) if exact else drawn
+    if 0 < share < 1 < len(places):
+        count = min(max(wanted, 1), len(places) - 1)
+    held_out = set(sorted(places, key=places.__getitem__)[:count])
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record, key in zip(records, keys, strict=True):
+        sides[key in held_out].append(record)
+    for side_name, side in zip(("training", "validation"), sides, strict=True):
+        if not side:
+            raise InputError(
+                f"validation share {share}: of {len(records)} rows none is left for {side_name}; "
+                "change the share or give a validation file."
+            )
+    if count != wanted:
+        amount, size = ("none", "larger") if count > wanted else ("all", "smaller")
+        log(
+            f"validation: {len(sides[1])} of {rows} rows (validation_share={share} is {amount} of "
+            f"{len(places)} {name}s); give --config.validation or a {size} share"
+        )
+    return sides
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to 1 by a hash."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _response_keys(records: Sequence[Record]) -> list[tuple[str]]:
+    """The same key for records that share a response, themselves or by way of others."""
+    first: dict[str, str] = {}
+
+    def find(text: str) -> str:
+        while first.setdefault(text, text) != text:
+            first[text] = first[first[text]]
+            text = first[text]
+        return text
+
+    texts = [[*responses_of(record).values()] or [""] for record in records]
+    for group in texts:
+        roots = sorted(find(text) for text in group)
+        first.update(dict.fromkeys(roots, roots[0]))
+    return [(find(group[0]),) for group in texts]
