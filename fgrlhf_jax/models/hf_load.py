@@ -73,7 +73,7 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
 
 def check_language_model(path: str | os.PathLike) -> None:
     """Raises InputError for a reward model or another classifier."""
-    names = [str(name) for name in _read_part(path, checksums.CONFIG).get("architectures") or ()]
+    names = re.findall(r"\w+", str(_read_part(path, checksums.CONFIG).get("architectures")))
     is_classifier = any(name.endswith(("Classification", "RewardModel")) for name in names)
     if is_classifier or peft.is_classifier(path):
         raise InputError(
@@ -141,6 +141,8 @@ def load_tokenizer(path: str | os.PathLike):
         path = peft.base_of(path)
     import_transformers()
     tokenizer = gguf.load_tokenizer(path) if path.suffix == ".gguf" else _folder_tokenizer(path)
+    with hf_names.as_input_error(path, "has no usable tokenizer"):
+        tokenizer("a", verbose=False)  # settings of a wrong type show now
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: the tokenizer has no EOS token; set eos_token in its config")
     return tokenizer

@@ -139,12 +139,12 @@ def _settings(folder: Path) -> dict:
     for name, value in config.items():
         if name not in _IGNORED.split() and value not in _NEUTRAL.get(name, (None, False, {}, [])):
             raise _refusal(folder, f"{name} is {value!r:.60}")
-    targets, saved = config.get("target_modules"), config.get("modules_to_save") or ()
+    lists = {name: config.get(name) for name in ("target_modules", "modules_to_save")}
+    targets, saved = (map(str, x if isinstance(x, list) else ()) for x in lists.values())
     unknown = {name for name in saved if name not in _HEADS}
-    if isinstance(targets, list):
-        unknown |= {name for name in targets if str(name).rpartition(".")[2] not in _MODULES}
+    unknown |= {name for name in targets if name.rpartition(".")[2] not in _MODULES}
     if unknown:
-        raise _refusal(folder, f"it adapts {', '.join(sorted(map(str, unknown)))}")
+        raise _refusal(folder, f"it adapts {', '.join(sorted(unknown))}")
     with as_input_error(folder / ADAPTER, "has a missing or malformed field"):
         rank, alpha = config["r"], float(config["lora_alpha"])
         if type(rank) is not int or rank < 1 or not isinstance(config[BASE], str):

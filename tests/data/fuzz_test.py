@@ -1,7 +1,6 @@
 """Mutated rows and files: each is read or refused with one sentence, and what is read is kept."""
 
 import copy
-import datetime
 import io
 import json
 import random
@@ -10,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from format_cases import LAYOUTS, TREE
+from mutation_cases import JUNK, paths
 
 from fgrlhf_jax.data import formats, records, trees
 from fgrlhf_jax.data.convert import TARGETS, convert_records
@@ -28,15 +28,6 @@ ROWS += [
     },
     {"instruction": "a", "predictions": ["b", "c"], "preference": [1], "id": 3},
 ]
-JUNK = [None, "", " ", "a b", "\ud83d", "\x00\x1b[31m", "\n\nHuman: a\n\nAssistant: b", "x" * 3000]
-JUNK += [0, -3, 1e999, float("nan"), True, False, 2**80, b"\xff", datetime.datetime(1, 1, 1)]
-JUNK += [[], {}, [[]], [None], {"role": "user"}, [{"from": "gpt"}], {"a": {1: 2}}, [["deep"]] * 3]
-JUNK += [
-    "[1, 2",
-    '[{"role": "user", "content": "a"}]',
-    {"": ""},
-    [{"role": "system", "content": 0}],
-]
 ENDS = ("", "\r\n", "\u2028", "é", "😀")
 
 
@@ -54,14 +45,6 @@ def content(record: records.Record) -> tuple:
         prompt = record.messages or records.shown_prompt(record)
         return type(record), prompt, records.responses_of(record)
     return records.better_response(record), *records.better_and_worse(record), record.id
-
-
-def paths(value, path=()):
-    """The paths of every value inside."""
-    items = value.items() if isinstance(value, dict) else []
-    for key, inner in enumerate(value) if isinstance(value, list) else items:
-        yield (*path, key)
-        yield from paths(inner, (*path, key))
 
 
 def mutate(row: dict, rng: random.Random):

@@ -1,0 +1,82 @@
+"""Files of a model's folder with other values: what comes of it is a model or one sentence."""
+
+import copy
+import json
+import random
+
+import pytest
+from hf_cases import save, save_adapter
+from mutation_cases import JUNK, paths
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_load, peft
+from fgrlhf_jax.models.language_model import LanguageModel
+
+FAULTS = [
+    ("base", "config.json", {"architectures": 3}),
+    ("base", "tokenizer_config.json", {"model_max_length": "long"}),
+    ("adapter", "adapter_config.json", {"target_modules": [["q_proj"]]}),
+    ("adapter", "adapter_config.json", {"modules_to_save": [{}]}),
+    ("adapter", "adapter_config.json", {"modules_to_save": 3}),
+]
+FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and an adapter of it, as another program writes them: without our checksums."""
+    root = tmp_path_factory.mktemp("models")
+    base, _ = save(root / "base")
+    adapter, _ = save_adapter(root / "adapter", base)
+    (adapter / "fgrlhf.json").unlink()
+    config = json.loads((base / "config.json").read_text()) | {"fgrlhf": {}}
+    (base / "config.json").write_text(json.dumps(config))
+    return root
+
+
+def use(folder, file, content) -> str:
+    """The sentence of a folder with a file of that content, "" where it can be used."""
+    before = (folder / file).read_text()
+    (folder / file).write_text(json.dumps(content))
+    try:
+        peft.read_lora(folder)
+        hf_load.read_generation_config(folder)
+        LanguageModel.load(folder, lazy=True, log=lambda _: None).encode("the cat")
+        return ""
+    except InputError as error:
+        return str(error)
+    finally:
+        (folder / file).write_text(before)
+
+
+@pytest.mark.parametrize(("name", "file", "fields"), FAULTS)
+def test_fields_of_a_wrong_type(folders, name, file, fields):
+    content = json.loads((folders / name / file).read_text()) | fields
+    assert "\n" not in use(folders / name, file, content)
+
+
+def test_mutated_files(request, folders):
+    rng, refused = random.Random(0), 0
+    files = [*(("base", file) for file in FILES), ("adapter", "adapter_config.json")]
+    count = request.config.getoption("--fuzz-records") // 50
+    for _ in range(count):
+        name, file = rng.choice(files)
+        content = json.loads((folders / name / file).read_text())
+        for _ in range(rng.randrange(1, 4)):
+            *path, last = rng.choice([*paths(content)])
+            parent = content
+            for key in path:
+                parent = parent[key]
+            parent[last] = copy.deepcopy(rng.choice([x for x in JUNK if is_json(x)]))
+        message = use(folders / name, file, content)
+        assert len(message) < 900
+        assert "\n" not in message
+        refused += bool(message)
+    assert 0.1 * count < refused < 0.9 * count
+
+
+def is_json(value) -> bool:
+    try:
+        return bool(json.dumps(value))
+    except TypeError:
+        return False
