@@ -1,16 +1,18 @@
 """Sums, means and last positions under a mask. What stands outside it, even NaN, has no effect."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 
 def masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Sum of ``x`` (any shape) where ``mask``."""
+    """Sum of ``x`` (any shape) where ``mask`` (the same shape)."""
+    chex.assert_equal_shape([x, mask])
     return jnp.sum(jnp.where(mask, x, 0.0))
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of ``x`` (any shape) where ``mask``; 0 where the mask is empty."""
+    """Mean of ``x`` (any shape) where ``mask`` (the same shape); 0 where the mask is empty."""
     return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
 
 

@@ -59,6 +59,7 @@ def missing_eos(
         ``subtract``: ``penalty`` is added to the last token's.
       penalty: a number, usually negative.
     """
+    chex.assert_equal_shape([reward_T, response_T])
     at_end_T = jnp.where(last_token(response_T), penalty, 0.0)
     if rule == "none":
         return reward_T
@@ -76,6 +77,7 @@ def reward_vector(
 
     A sequence-level reward is R_t = 0 but at the last token: [-beta KL_1, ..., R - beta KL_T].
     """
+    chex.assert_equal_shape([reward_T, kl_T, response_T])
     chex.assert_type([reward_T, kl_T, response_T], [jnp.float32, jnp.float32, bool])
     return jnp.where(response_T, reward_T - kl_coef * kl_T, 0.0)
 
@@ -95,7 +97,8 @@ def gae(
     Returns:
       advantage_T and return_T = A_t + V_t, 0 beyond the last token.
     """
-    chex.assert_rank([reward_T, value_T, response_T], 1)
+    chex.assert_equal_shape([reward_T, value_T, response_T])
+    chex.assert_rank(reward_T, 1)
     chex.assert_type([reward_T, value_T, response_T], [jnp.float32, jnp.float32, bool])
     reward_T = jnp.where(response_T, reward_T, 0.0)
     value_T = jnp.where(response_T, value_T, 0.0)
@@ -133,7 +136,9 @@ def leave_one_out(
     Returns:
       float32[K, T], 0 beyond a response's last token.
     """
-    chex.assert_rank([return_KT, response_KT], 2)
+    chex.assert_equal_shape([return_KT, response_KT])
+    chex.assert_rank(return_KT, 2)
+    chex.assert_axis_dimension_gt(return_KT, 0, 1)
     ended_KT = jnp.broadcast_to(jnp.reshape(ended_K, (-1, 1)), return_KT.shape)
     return_KT = jnp.where(response_KT, return_KT, ended_KT)
     others_KT = jnp.sum(return_KT, axis=0, keepdims=True) - return_KT
@@ -148,6 +153,7 @@ def policy_loss(
     Returns:
       The loss of every token, and bool: where the clipped branch is the larger.
     """
+    chex.assert_equal_shape([logprob_T, old_logprob_T, advantage_T])
     ratio_T = jnp.exp(logprob_T - old_logprob_T)
     plain_T = -advantage_T * ratio_T
     clipped_T = -advantage_T * jnp.clip(ratio_T, 1.0 - clip, 1.0 + clip)
@@ -162,6 +168,7 @@ def value_loss(
     Returns:
       The loss of every token, and bool: where the clipped branch is the larger.
     """
+    chex.assert_equal_shape([value_T, old_value_T, return_T])
     near_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
     plain_T, clipped_T = jnp.square(value_T - return_T), jnp.square(near_T - return_T)
     return 0.5 * jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
@@ -173,11 +180,17 @@ def logprob_and_entropy(logits_TV: jax.Array, token_T: jax.Array) -> tuple[jax.A
 
     The entropy has no gradient. For that of the log-probability, one-hot minus probabilities, the
     logits alone are kept.
+
+    Args:
+      logits_TV: float, of the token at each position; those of a temperature divided by it.
+      token_T: int, the token there.
     """
     return _logprob_and_entropy(logits_TV, token_T)[0]
 
 
 def _logprob_and_entropy(logits_TV, token_T):
+    chex.assert_shape(logits_TV, (*token_T.shape, None))
+    chex.assert_rank(token_T, 1)
     logits_TV = logits_TV.astype(jnp.float32)
     total_T = jax.nn.logsumexp(logits_TV, axis=-1)
     chosen_T = jnp.take_along_axis(logits_TV, token_T[:, None], axis=-1)[:, 0]
@@ -217,6 +230,7 @@ def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> 
     def variance(x):
         return masked_mean(jnp.square(jnp.where(mask, x - masked_mean(x, mask), 0.0)), mask)
 
+    chex.assert_equal_shape([value, target, mask])
     total = variance(target)
     # The mean of equal numbers is not that number in float32.
     varies = total > 1e-10 * masked_mean(jnp.square(jnp.where(mask, target, 0.0)), mask)

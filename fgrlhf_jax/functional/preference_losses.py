@@ -77,7 +77,8 @@ def dense_logprob(
       logprob_S: float32 per token.
       response_S, changed_S: bool, response tokens and those of U1.
     """
-    chex.assert_rank([logprob_S, response_S, changed_S], 1)
+    chex.assert_equal_shape([logprob_S, response_S, changed_S])
+    chex.assert_rank(logprob_S, 1)
     chex.assert_type([logprob_S, response_S, changed_S], [float, bool, bool])
     weight_S = jnp.where(changed_S, gamma, 1.0)
     total = masked_sum(weight_S * logprob_S, response_S)

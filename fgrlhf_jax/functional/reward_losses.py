@@ -28,7 +28,8 @@ def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
       reward_S: float per-token values.
       response_S: bool, True on response tokens; at least one.
     """
-    chex.assert_rank([reward_S, response_S], 1)
+    chex.assert_equal_shape([reward_S, response_S])
+    chex.assert_rank(reward_S, 1)
     chex.assert_type([reward_S, response_S], [float, bool])
     return reward_S[jnp.argmax(last_token(response_S))]
 
@@ -40,7 +41,8 @@ def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
       reward_S: float per-token rewards.
       response_S: bool, True on response tokens.
     """
-    chex.assert_rank([reward_S, response_S], 1)
+    chex.assert_equal_shape([reward_S, response_S])
+    chex.assert_rank(reward_S, 1)
     chex.assert_type([reward_S, response_S], [float, bool])
     return masked_mean(reward_S, response_S)
 
@@ -53,7 +55,8 @@ def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array)
       changed_S: bool, True on tokens of U1 (a subset of ``response_S``).
       response_S: bool, True on response tokens; T is their number, not the number of changed ones.
     """
-    chex.assert_rank([reward_S, changed_S, response_S], 1)
+    chex.assert_equal_shape([reward_S, changed_S, response_S])
+    chex.assert_rank(reward_S, 1)
     chex.assert_type([reward_S, changed_S, response_S], [float, bool, bool])
     return masked_sum(reward_S, changed_S) / jnp.maximum(jnp.sum(response_S), 1)
 
@@ -70,7 +73,8 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
       reward_2S: float per-token rewards of both sides.
       partner_S: int; for a column of side 0 the matched column of side 1, or -1.
     """
-    chex.assert_rank([reward_2S, partner_S], [2, 1])
+    chex.assert_shape(reward_2S, (2, *partner_S.shape))
+    chex.assert_rank(partner_S, 1)
     chex.assert_type([reward_2S, partner_S], [float, int])
     matched_S = partner_S >= 0
     difference_S = reward_2S[0] - reward_2S[1][jnp.maximum(partner_S, 0)]
@@ -87,6 +91,8 @@ def center(
     Its scores add r_t / T, so that rewards grow with the length T of a response: what is kept small
     is what an unchanged token would add to the score. With ``scale="reward"`` it is r_t itself.
     """
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale!r} is not one of {SCALES}")
     chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
     chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
     unchanged_2S = response_2S & ~changed_2S
