@@ -29,7 +29,7 @@ def main(config) -> None:
     check(config)
     if not config.policy:
         cli.use_devices(config)
-        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
+        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny", config.mesh)
     result = embedded.train(config, dpo.run, "pairs", embedded.pairs)["validation"]
     print(
         f"validation: {result['n']} pairs, loss {result['loss']:.4f}, the better response is "

@@ -43,7 +43,7 @@ def main(config) -> None:
         prompts = make_instructions(64, "test", config.seed)
     prompts = prompts[: config.limit or (len(prompts) if config.output else TERMINAL_ROWS)]
     cli.use_devices()
-    path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
+    path = config.model or embedded.ensure_trained(sft.main, "configs/sft.py:tiny", config.mesh)
     model = LanguageModel.load(
         path,
         mesh=config.mesh,

@@ -59,8 +59,9 @@ def main(config) -> None:
     else:
         check_embedded(config)
         loss = "sequence" if config.level == "sequence" else "token_edit"
-        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny")
-        config.reward_model = embedded.ensure_trained(train_rm.main, f"configs/rm.py:tiny,{loss}")
+        config.policy = embedded.ensure_trained(sft.main, "configs/sft.py:tiny", config.mesh)
+        spec = f"configs/rm.py:tiny,{loss}"
+        config.reward_model = embedded.ensure_trained(train_rm.main, spec, config.mesh)
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
         sets = embedded.prompts(folder / "data", config.seed)

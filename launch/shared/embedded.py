@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import multihost, run_dir
+from fgrlhf_jax.runtime import multihost, run_dir, sharding
 from fgrlhf_jax.runtime.files import read_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -68,8 +68,14 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
     return sets
 
 
-def ensure_trained(main: Callable[[ConfigDict], None], spec: str) -> str:
-    """The run folder of a config; ``main`` of its command is run now where it is not finished."""
+def ensure_trained(main: Callable[[ConfigDict], None], spec: str, mesh: str) -> str:
+    """The run folder of a config; ``main`` of its command is run now where it is not finished.
+
+    Raises:
+      InputError: of that command, or where ``mesh``, of the one that needs it, is not of the
+        devices: before minutes of training.
+    """
+    sharding.make_mesh(mesh)
     config = config_files.load(spec)
     if run_dir.read_finished(Path(config.run_dir)):
         print(f"{config.run_dir} is there already, and used as it is")

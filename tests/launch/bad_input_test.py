@@ -12,7 +12,7 @@ from bad_input_cases import fill, read_files
 from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch import evaluate_rm, score, train_rm
+from launch import dpo, evaluate_rm, generate, ppo, score, train_rm
 from launch.shared import config_files
 
 pytest_plugins = ["runs"]
@@ -280,6 +280,15 @@ def test_use(refused, data, world, tmp_path, module, fields, message):
     fields[source] = fields.pop("INPUT")
     assert message in refused(module, **fields)
     assert read_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("module", [dpo, generate, ppo])
+def test_a_mesh_is_refused_before_the_embedded_models_are_trained(
+    refused, tmp_path, monkeypatch, module
+):
+    monkeypatch.chdir(tmp_path)
+    assert "mesh='5,1,1' makes 5 devices and there are 8" in refused(module, mesh="5,1,1")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_to_evaluate_or_to_score(refused, data, world):

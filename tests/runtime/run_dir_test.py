@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_every_command_refuses_a_folder_in_use(hold, monkeypatch, refused, tmp_path):
     """On the embedded data too, which would be the first that it writes."""
-    monkeypatch.setattr(embedded, "ensure_trained", lambda main, spec: str(tmp_path))
+    monkeypatch.setattr(embedded, "ensure_trained", lambda *args: str(tmp_path))
     holder = hold(tmp_path / "run")
     before = bad_input_cases.read_files(tmp_path)
     for module in (train_rm, sft, ppo, pipeline):
