@@ -57,6 +57,13 @@ def team(chromium, start):
         person.leave()
 
 
+AT_ONCE = """text => {
+  $("edit").value = text;
+  $("edit").dispatchEvent(new Event("input"));
+  return $("save").textContent;
+}"""
+
+
 def test_what_an_annotator_sees(team):
     ann, bob = team.ann, team.bob
     assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
@@ -68,6 +75,8 @@ def test_what_an_annotator_sees(team):
     assert bob.page.inner_text("#prompt").count(EVIL) == 2
     assert bob.page.evaluate("window.evil") is None
     assert bob.page.locator("#prompt img, #difference img, #prompt script").count() == 0
+    assert ann.page.evaluate(AT_ONCE, "It is 0.") == "Fine as it is"
+    assert ann.page.evaluate(AT_ONCE, "It is zero.") == "Save the edit"
     team.edit(ann, "r0", "It is zero.")
     team.edit(bob, "r1", EVIL + " Yes.")
     # All odd blanks come back.
@@ -194,11 +203,14 @@ CONTRAST = """() => {
 }"""
 
 
+CODE = f"```\n{'name' * 20} = " + "x + " * 2000
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 860), (390, 780)])
 def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
     (tmp_path / "own.jsonl").write_text(
-        json.dumps({"instruction": "Add. " * 300, "output": "```\ndef f(): " + "x + " * 2000})
+        json.dumps({"instruction": "Add. " * 300, "output": CODE})
         + "\n"
         + json.dumps({"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"})
     )
@@ -213,6 +225,7 @@ def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate(CONTRAST) == []
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert page.evaluate("$('list').scrollWidth - $('list').clientWidth") <= 0
 
     page.wait_for_selector("h1:has-text('House rules')")
     check()

@@ -91,8 +91,13 @@ function show(answer) {
 function compare(answer) {
   if (!answer || answer.difference === undefined) return;
   $("difference").innerHTML = answer.difference;
-  $("save").textContent = answer.changed ? "Save the edit" : "Fine as it is";
+  nameSave(answer.changed);
   scrollToChange();
+}
+
+/** Says on its button what a decision would be. */
+function nameSave(changed) {
+  $("save").textContent = changed ? "Save the edit" : "Fine as it is";
 }
 
 /** Scrolls the difference to the change at the caret, or the last one before it. */
@@ -202,7 +207,8 @@ document.addEventListener("keydown", (event) => {
 }, true);
 for (const id of ["edit", "tags", "comment"]) {
   $(id).addEventListener("input", () => {
-    typed();
+    // At once: the comparison comes a moment later. A textarea has no carriage returns.
+    nameSave(typed().text !== shown.original.replace(/\r\n?/g, "\n"));
     clearTimeout(timer);
     timer = setTimeout(keep, MOMENT);
   });
