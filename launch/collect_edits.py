@@ -186,7 +186,7 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
         rows = read_jsonl(rejected_path(output))
         unread = (row["reply"] for row in rows if row["reason"] in ("unparsed", "doubtful"))
         if example := " ".join(next(unread, "").split()):
-            aside += f", such as {example[:EXAMPLE_LENGTH]!r}"
+            aside += f"; a reply begins {example[:EXAMPLE_LENGTH]!r}"
     if not edits:
         raise InputError(
             f"{output}: no usable edit; {aside}; see the replies there, and try another model, "

@@ -78,7 +78,7 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
         examples.setdefault(row.reason, " ".join("".join(replies[-1:]).split()))
     lines = [
         f"{count} × {reason}"
-        + (f", such as {shorten(examples[reason])!r}" if examples[reason] else "")
+        + (f"; a reply ends {shorten(examples[reason])!r}" if examples[reason] else "")
         for reason, count in counts.most_common(3)
     ]
     choices = {verdict.choice for row in judged for verdict in row.verdicts}

@@ -58,7 +58,7 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
     for text in (
         "4 of them had something around them, which was taken off (field reply)",
         "14 rows set aside in",
-        "4 unparsed, 4 unchanged, 4 rewritten, 1 no response, 1 rejected, such as \"I'm sorry, but",
+        "4 unparsed, 4 unchanged, 4 rewritten, 1 no response, 1 rejected; a reply begins",
         f"26 edits in {output}, median word change ratio 0.",
         f"python -m launch.edit_report --config.input={output}\n",
         f"--config.train={output}",
@@ -228,7 +228,7 @@ def test_a_run_without_an_edit_fails(responses, tmp_path):
         pytest.raises(InputError, match=sentence) as error,
     ):
         collect(server, responses, output, limit=14)
-    assert f"{rejected_path(output)}: 14 unparsed, such as 'No.'; see the replies" in str(
+    assert f"{rejected_path(output)}: 14 unparsed; a reply begins 'No.'; see the replies" in str(
         error.value
     )
     assert len(read(rejected_path(output))) == 14
