@@ -89,13 +89,15 @@ class LanguageModel:
     Attributes:
       path: where its weights are.
       module: the Flax module of its weights.
+      tokenizer: transformers' own.
+      mesh: of the axes data, fsdp and tensor.
       template: how a prompt is written: alpaca | chat | plain.
       end_ids: the tokens that end a response.
     """
 
     path: str | os.PathLike
-    module: heads.CausalLM
-    tokenizer: "PreTrainedTokenizerFast"
+    module: heads.CausalLM = dataclasses.field(repr=False)
+    tokenizer: "PreTrainedTokenizerFast" = dataclasses.field(repr=False)
     mesh: Mesh
     template: str
     end_ids: tuple[int, ...]

@@ -41,12 +41,14 @@ class RewardModel:
     Attributes:
       module: the Flax module of ``params``.
       params: its parameters, laid out over ``mesh``.
+      tokenizer: transformers' own.
       meta: what its numbers mean.
+      mesh: of the axes data, fsdp and tensor.
     """
 
-    module: heads.TokenValueModel | Ensemble | LogRatio
-    params: dict
-    tokenizer: "PreTrainedTokenizerFast"
+    module: heads.TokenValueModel | Ensemble | LogRatio = dataclasses.field(repr=False)
+    params: dict = dataclasses.field(repr=False)
+    tokenizer: "PreTrainedTokenizerFast" = dataclasses.field(repr=False)
     meta: RewardMeta
     mesh: Mesh
 

@@ -162,6 +162,11 @@ def test_what_cannot_be_answered_is_refused(model, prompt, message):
         model.generate([TEXTS[0], prompt], GREEDY)
 
 
+def test_a_model_is_shown_in_a_line(model):
+    assert len(repr(model)) < 400
+    assert f"template={model.template!r}" in repr(model)
+
+
 def test_other_refused_arguments(model, folder, tmp_path):
     for field, value in (
         *(("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)),

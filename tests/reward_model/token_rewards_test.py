@@ -158,6 +158,7 @@ def test_score_gives_the_first_response_of_records_or_mappings():
         np.testing.assert_allclose(each.rewards, want.rewards, atol=2e-5)
         assert list(each) == [*zip(each.tokens, each.rewards, strict=True)]
     assert reward_model().score([]) == []
+    assert "Array" not in repr(reward_model())
 
 
 @pytest.mark.parametrize("devices", [1, 8])
