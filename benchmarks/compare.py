@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks import checkpoint, fresh, machine, table, work
 from benchmarks.work import Sizes, Work
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime.files import read_json, write_json, write_text
+from fgrlhf_jax.runtime.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("ours", "peer")
@@ -30,26 +30,11 @@ SIDES = ("ours", "peer")
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options; raises InputError for values that cannot be."""
-    parser = argparse.ArgumentParser(
-        "benchmarks.compare", usage=__doc__.split("\n\n")[1], allow_abbrev=False
-    )
-    parser.add_argument("--only", default=",".join(work.GROUPS))
-    for name in ("model", "edits", "prompts", "json", "markdown"):
-        parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--peers", default=str(HERE / "peers" / "venv"))
-    parser.add_argument("--sides", default=",".join(SIDES))
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=Sizes().steps)
-    parser.add_argument("--limit", type=float, default=1200.0)
-    parser.add_argument("--size", choices=("full", "tiny"), default="full")
-    options = parser.parse_args(argv)
-    for name, known in (("only", work.GROUPS), ("sides", SIDES)):
-        values = getattr(options, name).split(",")
-        if unknown := [value for value in values if value not in known]:
-            raise InputError(f"{name}={unknown[0]}: is not one of {', '.join(known)}")
-        setattr(options, name, values)
-    if not options.json:
-        raise InputError("json is empty; give --json=FILE for the results")
+    texts = dict.fromkeys(("model", "edits", "prompts", "markdown"), "")
+    texts |= {"peers": str(HERE / "peers" / "venv"), "sides": ",".join(SIDES)}
+    numbers = {"rounds": 2, "steps": Sizes().steps, "limit": 1200.0}
+    options = fresh.parse_options(__doc__, argv, work.GROUPS, **texts, **numbers)
+    options.sides = fresh.choose("sides", options.sides, SIDES)
     if min(options.rounds, options.steps) < 1:
         raise InputError(f"rounds={options.rounds}, steps={options.steps}: must be at least 1")
     for name, group in (("edits", "rm_edits"), ("prompts", "ppo_real")):
@@ -72,9 +57,7 @@ def main(options: argparse.Namespace) -> bool:
     print(f"load average {os.getloadavg()[0]:.2f} on {machine.cores()} cores")
     if warning := machine.busy_warning():
         print(warning, file=sys.stderr)
-    results = {}
-    if Path(options.json).exists():
-        results = read_json(options.json, {}, "choose another file")
+    results = fresh.read_results(options.json)
     size, sizes = ("tiny", work.TINY) if options.size == "tiny" else ("smollm2_135m", Sizes())
     sizes = sizes._replace(steps=options.steps)
     model = checkpoint.language_model(options.model, fresh.CACHE, size)

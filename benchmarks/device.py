@@ -11,7 +11,6 @@ the roofline of memory bandwidth, and launch.plan against the memory that was us
 fails is recorded and the others go on; the exit status then is 1.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -28,13 +27,12 @@ import numpy as np
 from benchmarks import checkpoint, fresh, ours, work
 from benchmarks.work import Sizes
 from fgrlhf_jax.data.templates import encode_text
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
 from fgrlhf_jax.models import attention, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.models.llama import positions_and_mask
 from fgrlhf_jax.runtime import accelerators
-from fgrlhf_jax.runtime.files import read_json, write_json
+from fgrlhf_jax.runtime.files import write_json
 from launch.shared import process
 
 SECONDS = 480.0  # of all checks
@@ -220,29 +218,10 @@ def require(holds: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options; raises InputError for values that cannot be."""
-    usage = __doc__.split("\n\n")[1]
-    parser = argparse.ArgumentParser("benchmarks.device", usage=usage, allow_abbrev=False)
-    parser.add_argument("--json", default="")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--only", default=",".join(CHECKS))
-    parser.add_argument("--size", choices=tuple(SHAPES), default="full")
-    options = parser.parse_args(argv)
-    options.only = options.only.split(",")
-    if unknown := [name for name in options.only if name not in CHECKS]:
-        raise InputError(f"only={unknown[0]}: is not one of {', '.join(CHECKS)}")
-    if not options.json:
-        raise InputError("json is empty; give --json=FILE for the results")
-    return options
-
-
-def main(options: argparse.Namespace) -> bool:
+def main(argv: list[str]) -> bool:
     """Runs the checks; whether all of them hold."""
-    end = time.monotonic() + SECONDS
-    results = {}
-    if Path(options.json).exists():
-        results = read_json(options.json, {}, "choose another file")
+    options = fresh.parse_options(__doc__, argv, CHECKS, model="")
+    end, results = time.monotonic() + SECONDS, fresh.read_results(options.json)
     for name in options.only:
         print(f"{name} …", flush=True)
         command = [sys.executable, "-m", "benchmarks.device", f"--check={name}"]
@@ -277,7 +256,7 @@ def command() -> None:
         figures = run_check(check.removeprefix("--check="), json.loads(Path(job).read_text()))
         Path(result).write_text(json.dumps(figures))
         return
-    fresh.exit_with_status(lambda: main(parse_arguments(sys.argv[1:])))
+    fresh.exit_with_status(lambda: main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

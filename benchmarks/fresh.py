@@ -1,5 +1,6 @@
-"""A process of its own for a measurement: nothing of another one is in its memory."""
+"""What the commands share: their options, and a process of its own for each measurement."""
 
+import argparse
 import json
 import math
 import os
@@ -12,9 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "benchmarks" / "cache"
+
+
+def parse_options(
+    doc: str, argv: Sequence[str], parts: Sequence[str], **others: Any
+) -> argparse.Namespace:
+    """The options ``--json``, ``--only``, ``--size`` and ``others`` of a command.
+
+    Args:
+      doc: of the command; its second paragraph says how it is used.
+      parts: what ``--only`` may name; all of them unless it is given.
+      others: defaults by name.
+
+    Raises:
+      InputError: for an unknown part, and where there is no file for the results.
+    """
+    usage = doc.split("\n\n")[1]
+    parser = argparse.ArgumentParser(usage.split()[2], usage=usage, allow_abbrev=False)
+    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    for name, default in ({"json": "", "only": ",".join(parts)} | others).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    options = parser.parse_args(argv)
+    options.only = choose("only", options.only, parts)
+    if not options.json:
+        raise InputError("json is empty; give --json=FILE for the results")
+    return options
+
+
+def choose(name: str, text: str, known: Sequence[str]) -> list[str]:
+    """What an option names, separated by commas; raises InputError for what is not known."""
+    values = text.split(",")
+    if unknown := [value for value in values if value not in known]:
+        raise InputError(f"{name}={unknown[0]}: is not one of {', '.join(known)}")
+    return values
+
+
+def read_results(path: str) -> dict:
+    """What a file of results has already, which stays."""
+    return read_json(path, {}, "choose another file") if Path(path).exists() else {}
 
 
 def run(command: Sequence[str], job: Any, limit: float, *, ours: bool = True) -> dict:

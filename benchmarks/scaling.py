@@ -7,7 +7,6 @@ small LLaMA on rows of 128 tokens, and on 8 rows. decode: responses of 64 tokens
 process of its own. The power p says that time grew as size^p since the point before.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -22,7 +21,6 @@ from benchmarks.machine import peak_memory_gb
 from fgrlhf_jax.data.bucketing import choose_buckets, plan_epoch
 from fgrlhf_jax.data.pairs import encode_by_kind, pad_pairs
 from fgrlhf_jax.data.records import Edit
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import process
@@ -92,8 +90,9 @@ def powers(points: list[dict]) -> list[dict]:
     return points
 
 
-def main(options: argparse.Namespace) -> None:
+def main(argv: list[str]) -> None:
     """Measures all points and prints them as a table."""
+    options = fresh.parse_options(__doc__, argv, POINTS["full"])
     model = checkpoint.language_model("", fresh.CACHE, MODELS[options.size])
     results = {}
     print(f"{'':8}{'size':>10}{'seconds':>12}{'GB':>8}{'power':>8}")
@@ -110,29 +109,13 @@ def main(options: argparse.Namespace) -> None:
             write_json(options.json, results)
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options; raises InputError for values that cannot be."""
-    usage = __doc__.split("\n\n")[1]
-    parser = argparse.ArgumentParser("benchmarks.scaling", usage=usage, allow_abbrev=False)
-    parser.add_argument("--json", default="")
-    parser.add_argument("--only", default=",".join(POINTS["full"]))
-    parser.add_argument("--size", choices=tuple(POINTS), default="full")
-    options = parser.parse_args(argv)
-    options.only = options.only.split(",")
-    if unknown := [name for name in options.only if name not in POINTS["full"]]:
-        raise InputError(f"only={unknown[0]}: is not one of {', '.join(POINTS['full'])}")
-    if not options.json:
-        raise InputError("json is empty; give --json=FILE for the results")
-    return options
-
-
 def command() -> None:
     if sys.argv[1:2] == ["--point"]:
         process.prepare()
         *_, job, result = sys.argv
         Path(result).write_text(json.dumps(measure(*json.loads(Path(job).read_text()))))
         return
-    fresh.exit_with_status(lambda: main(parse_arguments(sys.argv[1:])))
+    fresh.exit_with_status(lambda: main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Importing the package changes nothing in the program that imports it."""
+"""Importing the package is quick, changes nothing, and gives the names that a program needs."""
 
 import json
 import subprocess
 import sys
+
+import pytest
+
+import fgrlhf_jax
 
 # Prints what differs after every module of ours was imported. Third parties come first: what they
 # do is theirs.
@@ -69,3 +73,36 @@ def test_commands_without_a_device_start_without_jax():
     )
     names = ("annotate", "collect_edits", "collect_preferences", "data", "edit_report", "evaluate")
     subprocess.run([sys.executable, "-c", code, *names], check=True)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, fgrlhf_jax; "
+        "print(sorted({'jax', 'numpy', 'flax', 'transformers'} & sys.modules.keys()))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_nothing_advises_to_install_torch():
+    """Models are ours; transformers, of which only the tokenizers are used, would say so."""
+    code = (
+        "import importlib.util as util; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from fgrlhf_jax.tiny_world import words; words.make_tokenizer()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize("name", fgrlhf_jax.__all__)
+def test_every_name_is_there(name):
+    assert getattr(fgrlhf_jax, name).__name__ == name
+
+
+def test_other_names_are_not():
+    assert dir(fgrlhf_jax) == fgrlhf_jax.__all__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fgrlhf_jax.nothing  # noqa: B018

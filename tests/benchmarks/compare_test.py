@@ -4,13 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import pytest
+import tiny_cases
 from processes import devices
 
 from benchmarks import checkpoint, compare, machine, ours, work
 from fgrlhf_jax.models import hf_load
-from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +30,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    tiny_cases.one_device(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +148,7 @@ def test_a_side_that_takes_too_long_is_ended(model, peers, tmp_path):
     ("flags", "message"),
     [
         (["--only=rm,sit"], "only=sit: is not one of rm,"),
-        (["--sides=theirs"], "sides=theirs: is not one of ours, peer"),
+        (["--json=x", "--sides=theirs"], "sides=theirs: is not one of ours, peer"),
         ([], "json is empty"),
         (["--json=x", "--rounds=0"], "rounds=0, steps=3: must be at least 1"),
         (["--json=x", "--peers=nowhere"], "bash benchmarks/peers/setup.sh"),

@@ -4,27 +4,22 @@ import json
 import subprocess
 from pathlib import Path
 
-import jax
 import pytest
+import tiny_cases
 
 from benchmarks import device, fresh
-from fgrlhf_jax.runtime import sharding
 from launch import plan as launch_plan
 from launch.shared import config_files
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch, cache):
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
-    monkeypatch.setattr(fresh, "CACHE", cache)
+@pytest.fixture(scope="module", autouse=True)
+def one_device(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_cases.one_device(patch)
+        patch.setattr(fresh, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.mark.parametrize(
@@ -64,21 +59,13 @@ def test_a_fault_is_recorded_and_the_others_go_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(fresh, "run", run)
     file = tmp_path / "device.json"
-    assert not device.main(device.parse_arguments([f"--json={file}"]))
+    assert not device.main([f"--json={file}"])
     results = json.loads(file.read_text())
     assert results.keys() == device.CHECKS.keys()
     assert results["ppo"]["error"] == "out of memory"
     assert results["plan"]["seconds"] == 1.0
-    assert device.main(device.parse_arguments([f"--json={file}", "--only=plan"]))
+    assert device.main([f"--json={file}", "--only=plan"])
 
     monkeypatch.setattr(device, "SECONDS", 0.0)
-    assert not device.main(device.parse_arguments([f"--json={file}", "--only=plan"]))
+    assert not device.main([f"--json={file}", "--only=plan"])
     assert "time is up" in json.loads(file.read_text())["plan"]["error"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"), [(["--only=speed"], "only=speed: is not one of"), ([], "json is empty")]
-)
-def test_bad_options_are_one_sentence(flags, message):
-    with pytest.raises(device.InputError, match=message):
-        device.parse_arguments(flags)

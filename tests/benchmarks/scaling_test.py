@@ -2,22 +2,20 @@
 
 import json
 
-import jax
 import pytest
+import tiny_cases
 
 from benchmarks import fresh, scaling
-from fgrlhf_jax.runtime import sharding
 
 pytestmark = pytest.mark.slow
 
 
 def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:1]))
+    tiny_cases.one_device(monkeypatch)
     monkeypatch.setattr(fresh, "CACHE", tmp_path)
     monkeypatch.setattr(fresh, "run", lambda command, job, limit: scaling.measure(*job))
     file = tmp_path / "scaling.json"
-    scaling.main(scaling.parse_arguments([f"--json={file}", "--size=tiny"]))
+    scaling.main([f"--json={file}", "--size=tiny"])
     results = json.loads(file.read_text())
     sizes = {name: tuple(point["size"] for point in points) for name, points in results.items()}
     assert sizes == {name: points for name, points in scaling.POINTS["tiny"].items() if points}
@@ -27,8 +25,3 @@ def test_all_points_become_a_table(monkeypatch, tmp_path, capsys):
 def test_quadratic_time_has_power_2():
     points = [{"size": n, "seconds": 3e-6 * n * n} for n in (10, 100, 1000)]
     assert [point["power"] for point in scaling.powers(points)[1:]] == pytest.approx([2, 2])
-
-
-def test_an_unknown_part_is_refused():
-    with pytest.raises(scaling.InputError, match="only=depth: is not one of pairs, batch"):
-        scaling.parse_arguments(["--only=depth"])

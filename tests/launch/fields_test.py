@@ -24,6 +24,11 @@ FIELDS = {
 }
 OWN_FIELDS = [command for command in SPECS if command != "launch.plan"]  # which has PPO's
 
+FIRST = {}  # of the commands that have a field in common, the one that it is tried on
+for command in OWN_FIELDS:
+    for item in FIELDS[SPECS[command][0].partition(":")[0]].items():
+        FIRST.setdefault(repr(item), command)
+
 
 def refused(command: str, *arguments: str) -> str:
     with pytest.raises(InputError) as caught:
@@ -61,7 +66,8 @@ def test_every_command_has_described_fields():
 
 @pytest.mark.parametrize("command", OWN_FIELDS)
 def test_bad_values_are_refused(command):
-    for name, field in FIELDS[SPECS[command][0].partition(":")[0]].items():
+    items = FIELDS[SPECS[command][0].partition(":")[0]].items()
+    for name, field in (item for item in items if FIRST[repr(item)] == command):
         for value, fault in bad_values(field):
             message = refused(command, f"--config.{name}={value}")
             assert re.match(rf"(--config\.)?{name}=[^:]+: ", message)
