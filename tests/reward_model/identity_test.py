@@ -48,6 +48,7 @@ MALFORMED = {
     "std is 0": lambda ours: ours["calibration"].update(std=0),
     "mean is NaN": lambda ours: ours["calibration"].update(mean=float("nan")),
     "std is infinite": lambda ours: ours["calibration"].update(std=1e999),
+    "mean is no float": lambda ours: ours["calibration"].update(mean=10**400),
     "calibration is text": lambda ours: ours.update(calibration="0.1"),
     "loss is unknown": lambda ours: ours["settings"].update(loss="mine"),
     "a length is text": lambda ours: ours["data"].update(max_length="long"),
