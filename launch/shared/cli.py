@@ -125,9 +125,9 @@ def check_output(
     if path.suffix not in suffixes:
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
     check_writable(field, path)
-    sources = {Path(file).resolve() for spec in read if spec for file in records.sources(spec)}
+    sources = {os.path.realpath(f) for spec in read if spec for f in records.sources(spec)}
     for each in (path, *beside):
-        if each.resolve() in sources:
+        if os.path.realpath(each) in sources:
             raise InputError(f"{field}: would write over {each}, which is read; choose another")
         if each.exists() and not (config.get("overwrite", True) or config.get("dry_run")):
             reason = "exists; choose another, or write over it with --config.overwrite"

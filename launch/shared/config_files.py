@@ -136,7 +136,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
         return config.lock(), module.get("FIELDS")
     except InputError:
         raise
-    except Exception as error:  # the file may hold anything
+    except (Exception, SystemExit) as error:  # the file may hold anything
         # A ConfigDict quotes the name of a field that it does not have.
         key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
         for fields in known if key else ():

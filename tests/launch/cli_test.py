@@ -84,6 +84,13 @@ def test_what_is_read_is_not_written_over(refused, tmp_path, command, field):
     assert path.read_text() == "[]"
 
 
+def test_an_output_that_is_a_link_to_itself(tmp_path):
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    config = config_files.parse(["", f"--config.output={loop}"], generate.CONFIG)
+    assert cli.check_output(config, (".json",)) == loop
+
+
 OUTPUTS = [
     (data, "output", "x.json", {}),
     (data, "output", "x.jsonl", {"input": "ROWS", "to": "prompts"}),

@@ -153,6 +153,7 @@ OWN = {
     "config = ConfigDict(config)": "keep is now max_to_keep; build on configs/rm.py",
     "config = sft.get_config()": "lacks the field loss; build on configs/rm.py",
     "config = 3": "is no usable config (AttributeError: ",
+    "raise SystemExit(0)": "is no usable config (SystemExit: 0)",
     "config = ConfigDict(rm.get_config().to_dict() | {'steps': '3'})": (
         "steps='3': must be a whole number"
     ),
