@@ -13,8 +13,10 @@ status 1. Rows are as long as the config allows, or as in --lengths=FILE: token 
 """
 
 import argparse
+import json
 import math
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import jax
 import numpy as np
 
 from configs.fields import check_argument
+from fgrlhf_jax.data import rows as data_rows
 from fgrlhf_jax.data.demonstrations import Demonstration, encode_demonstrations
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind
 from fgrlhf_jax.errors import InputError
@@ -32,7 +35,7 @@ from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
 from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
 from fgrlhf_jax.runtime.accelerators import ACCELERATORS
-from fgrlhf_jax.runtime.files import read_jsonl, write_json
+from fgrlhf_jax.runtime.files import write_json
 from launch import ppo
 from launch.shared import cli, reading
 
@@ -126,11 +129,7 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
     """Rows of --lengths for ``SHAPES[kind]``: of numbers, or of texts by the model's tokenizer."""
     in_pairs = kind in ("rm", "dpo")
     names = ("common", "edited", "original") if in_pairs else ("prompt", "response")
-    records = []
-    if Path(path).suffix == ".jsonl" and Path(path).is_file():
-        records = read_jsonl(Path(path))
-    numbers = [[row.get(name) for name in names] for row in records]
-    if numbers and all(type(n) is int and n > 0 for row in numbers for n in row):
+    if numbers := read_numbers(path, names):
         if kind == "ppo":
             return Lengths(*np.array(numbers).T)
         make = made_up_pair if in_pairs else made_up_demonstration
@@ -141,34 +140,38 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
         return rows
     field = "policy" if "policy" in config else "model.path"
     if not (model := config.policy if field == "policy" else config.model.path):
-        example = ", ".join(
-            f'"{name}": {n}' for name, n in zip(names, (57, 120, 110), strict=False)
-        )
+        example = dict(zip(names, (57, 120, 110), strict=False))
         raise InputError(
             f"--lengths={path}: texts have lengths in tokens of a model; give --config.{field}, or "
-            f"rows of {{{example}}}, whole numbers above 0"
+            f"rows of {json.dumps(example)}, whole numbers above 0"
         )
     tokenizer = hf_load.load_tokenizer(model)
     data = config.data.to_dict()
+    data.pop("buckets", None)
     if kind in ("ppo", "dpo"):
         data["template"] = hf_load.resolve_template(model, tokenizer, config.data.template)
     if in_pairs:
-        del data["buckets"]
         pairs = encode_by_kind(reading.read(config, path, "pairs"), path, tokenizer, data, report)
         return [*chain(*pairs.values())]
     if kind == "ppo":  # sampled until they are full
-        longest = sys.maxsize
-        data = {
-            "template": data["template"],
-            "max_length": longest,
-            "max_prompt_length": longest - 1,
-        }
-    data.pop("buckets", None)
+        longest = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize - 1}
+        data = {"template": data["template"]} | longest
     rows, _ = encode_demonstrations(reading.read(config, path, "responses"), tokenizer, **data)
     if kind == "sft":
         return rows
     prompts = np.array([row.prompt_length for row in rows])
     return Lengths(prompts, np.array([len(row.tokens) for row in rows]) - prompts)
+
+
+def read_numbers(path: str, names: Sequence[str]) -> list[list[int]]:
+    """The numbers of that name in every row of files; [] where some row has others or none."""
+    sources = data_rows.sources(path)
+    if not all(source.endswith(data_rows.SUFFIXES) for source in sources):
+        return []
+    rows = [row for source in sources for _, row in data_rows.read_rows(source)]
+    numbers = [[row.get(name) for name in names] for row in rows if isinstance(row, dict)]
+    known = len(numbers) == len(rows) and all(type(n) is int and n > 0 for n in chain(*numbers))
+    return numbers if known else []
 
 
 def kind_of(config) -> str:

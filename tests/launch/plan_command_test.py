@@ -27,7 +27,8 @@ BAD = {
     "-memory -5": "--memory=-5: give a number above 0",
     "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
     "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
-    "--lengths=nowhere.jsonl": "--lengths=nowhere.jsonl: texts have lengths in tokens of a model; ",
+    "--lengths=nowhere.jsonl": "nowhere.jsonl: there is no such file; check the path",
+    "--lengths=org/texts": "--lengths=org/texts: texts have lengths in tokens of a model; give --c",
     "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }

@@ -1,6 +1,7 @@
 """Plans for rows of real lengths."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,10 @@ def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
     assert plan["notes"] == ["25% of the updates"]
     assert plan["stages"]["train_48"]["flops"] == pytest.approx(plan["compiled_flops"] / 4)
     assert 0.7 < plan["model_flops"] / plan["compiled_flops"] <= 1
-    write_jsonl(tmp_path / "rows.jsonl", [too_long])
+    (tmp_path / "rows.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl: texts have lengths in tokens of a model"):
+        command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(too_long))  # a last line without its end
     with pytest.raises(InputError, match=r"all rows are longer than data\.max_length=64"):
         command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
 
