@@ -44,6 +44,7 @@ CONFIG = "configs/pipeline.py:tiny"
 
 def check(config: ConfigDict) -> None:
     """Raises InputError for values that no study could use."""
+    cli.check_run_dir(config)
     names = arms.select(config)
     own = config.arms.keys() - ARMS.keys()
     if unused := sorted(own.difference(names)):

@@ -22,12 +22,17 @@ from launch.shared import config_files, explain, process, terminal
 
 def check_run(config: ConfigDict) -> None:
     """Raises InputError for values that no training run can use, whatever it trains."""
-    if not config.run_dir:
-        raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
+    check_run_dir(config)
     check_expression("optimizer.freeze", config.optimizer.freeze)
     check_adapters(config)
     if config.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise InputError("tensorboard=True needs: pip install 'fgrlhf_jax[tensorboard]'")
+
+
+def check_run_dir(config: ConfigDict) -> None:
+    """Raises InputError where no folder is named: it would be the present one."""
+    if not config.run_dir.strip():
+        raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
 
 
 def check_expression(name: str, value: str) -> None:

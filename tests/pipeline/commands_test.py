@@ -261,7 +261,8 @@ REFUSED = [
     ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
     ({"ppo__flags": "critic=1"}, "critic='1': is not one of separate, shared"),
-    # Files, judges and arms that cannot be.
+    # Folders, files, judges and arms that cannot be.
+    ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
     ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
     ({"run_arms": "ppo"}, "run_arms: 'ppo' is not one of"),
@@ -304,5 +305,5 @@ REFUSED = [
 def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
     monkeypatch.delattr(pipeline.stages, "run")
     with pytest.raises(InputError, match=re.escape(message)):
-        pipeline.main(make_config(run_dir=str(tmp_path / "run"), **fields))
+        pipeline.main(make_config(**{"run_dir": str(tmp_path / "run")} | fields))
     assert list(tmp_path.iterdir()) == []
