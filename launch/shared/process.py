@@ -26,6 +26,7 @@ def begin() -> None:
     """
     interrupt.begin_command()
     terminal.protect()
+    os.environ["JAX_ENABLE_X64"] = "0"  # everything is of at most 32 bits, checkpoints too
     home = os.path.expanduser("~")
     sys.argv[1:] = [re.sub("(?<=[=,])~(?=/)", lambda _: home, word) for word in sys.argv[1:]]
     try:

@@ -121,6 +121,17 @@ def test_no_command_writes_over_a_file_unless_it_is_told(
     assert path.read_text() == "mine"
 
 
+def test_numbers_are_of_32_bits_whatever_the_shell_has():
+    code = "from launch.shared import process; process.begin(); import jax; "
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code} print(jax.numpy.ones(1, int).dtype)"],
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "int32\n"
+
+
 def test_a_stage_whose_pipeline_has_ended_does_not_begin():
     """It may have ended before the kernel was asked to report it."""
     ended = subprocess.Popen(["true"])
