@@ -162,11 +162,6 @@ condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
     assert count_text(older) == expected
 
 
-def test_what_is_no_module():
-    with pytest.raises(ValueError, match="ENTRY"):
-        hlo.parse("func.func @main() {\n}\n")
-
-
 def on_mesh():
     return jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
