@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -230,15 +231,15 @@ def _log(stage: Stage, folder: Path) -> Path:
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:
-    """The last error of a stage's log, or else its last line."""
+    """The last error in a stage's log since its last failure, or else its last line."""
     path = _log(stage, folder)
-    lines = [
-        line
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = re.split(r"^failed with status .*\n", text, flags=re.MULTILINE)[-1].splitlines()
+    lines = [line for line in lines if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
     message = errors[-1].removeprefix("error: ") if errors else "it said nothing"
+    if status == -signal.SIGKILL:
+        message = "it was killed, as where memory runs out; take fewer workers or smaller batches"
     try:
         with path.open("a", encoding="utf-8") as log:
             log.write(f"failed with status {status}\n")

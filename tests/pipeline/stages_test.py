@@ -21,11 +21,13 @@ from fgrlhf_jax.pipeline.stages import Stage
 
 # Like our commands: what is finished is not made again. Its text says what it was made from.
 COMMAND = """
-import pathlib, sys, time
+import os, pathlib, signal, sys, time
 name, output, *needs = sys.argv[1:]
 output = pathlib.Path(output)
 if name == "wrong":
     sys.exit("noise\\nerror: a.jsonl:3: is not what it should be")
+if name == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if name == "slow":
     time.sleep(60)
 if name != "silent" and not output.exists():
@@ -110,6 +112,11 @@ def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
     assert a.output.exists()
     assert not b.output.exists()
     assert json.loads((tmp_path / "stages" / "a.json").read_text())["command"][1] == "a"
+    log = tmp_path / "logs" / "killed.log"
+    log.write_text("error: of an earlier start\nfailed with status 2\n")
+    with pytest.raises(InputError, match="stage killed failed with status -9: it was killed, as w"):
+        run(tmp_path, make_stage("killed", tmp_path / "killed"))
+    log.with_name("silent.log").write_text(log.read_text())
     with pytest.raises(InputError, match="stage silent failed with status 0: it said nothing"):
         run(tmp_path, make_stage("silent", tmp_path / "silent"))
     with pytest.raises(ValueError, match="nothing makes"):
