@@ -169,6 +169,8 @@ def read_numbers(path: str, names: Sequence[str]) -> list[list[int]]:
     if not all(source.endswith(data_rows.SUFFIXES) for source in sources):
         return []
     rows = [row for source in sources for _, row in data_rows.read_rows(source)]
+    for fault in (row for row in rows if isinstance(row, InputError)):
+        raise fault
     numbers = [[row.get(name) for name in names] for row in rows if isinstance(row, dict)]
     known = len(numbers) == len(rows) and all(type(n) is int and n > 0 for n in chain(*numbers))
     return numbers if known else []
