@@ -4,125 +4,74 @@ Fields that are not here have the defaults of configs/pipeline.py; what may name
 fgrlhf_jax/pipeline/arms.py.
 """
 
+
+def _arm(label: str, learner: str, reward: str = "", **fields: str) -> dict[str, str]:
+    return {"label": label, "learner": learner, "reward": reward, **fields}
+
+
+def _model(label: str, loss: str = "token_edit", **fields: str) -> dict[str, str]:
+    return {"label": label, "loss": loss, **fields}
+
+
+_TWO_ROUNDS = "edits_1_of_3,second_round"
+_THREE_ROUNDS = f"{_TWO_ROUNDS},third_round"
 ARMS = {
-    "sft_edits": {"label": "SFT on the edits", "learner": "sft"},
-    "ppo_rlhf": {
-        "label": "PPO-RLHF: sequence, preferences",
-        "learner": "ppo",
-        "reward": "rm_preferences",
-    },
-    "fine_grained": {
-        "label": "Fine-grained: sequence, edits",
-        "learner": "ppo",
-        "reward": "rm_edits",
-    },
-    "fine_grained_token": {
-        "label": "Fine-grained: token, edits",
-        "learner": "ppo",
-        "reward": "rm_token",
-    },
-    "kl_outside": {
-        "label": "Token, no KL in the reward",
-        "learner": "ppo",
-        "reward": "rm_token",
-        "defaults": "kl.in_reward=False",
-    },
-    "state_action": {
-        "label": "Fine-grained: token, state-action head",
-        "learner": "ppo",
-        "reward": "rm_state_action",
-    },
+    "sft_edits": _arm("SFT on the edits", "sft"),
+    "ppo_rlhf": _arm("PPO-RLHF: sequence, preferences", "ppo", "rm_preferences"),
+    "fine_grained": _arm("Fine-grained: sequence, edits", "ppo", "rm_edits"),
+    "fine_grained_token": _arm("Fine-grained: token, edits", "ppo", "rm_token"),
+    "kl_outside": _arm(
+        "Token, no KL in the reward", "ppo", "rm_token", defaults="kl.in_reward=False"
+    ),
+    "state_action": _arm("Fine-grained: token, state-action head", "ppo", "rm_state_action"),
     # From where the best arm starts. No penalty of PPO's own: the judge charges a missing end.
-    "oracle": {
-        "label": "SFT on three rounds, then oracle: gold token rewards",
-        "learner": "ppo",
-        "start": "sft_three_rounds",
-        "reward": "oracle",
-        "defaults": "missing_eos=none",
-    },
-    "edits_then_token": {
-        "label": "SFT on the edits, then token",
-        "learner": "ppo",
-        "start": "sft_edits",
-        "reward": "rm_state_action",
-    },
-    "rloo": {
-        "label": "RLOO: token, state-action head",
-        "learner": "rloo",
-        "reward": "rm_state_action",
-    },
-    "grpo": {
-        "label": "GRPO: token, state-action head",
-        "learner": "grpo",
-        "reward": "rm_state_action",
-    },
-    "edits_then_grpo": {
-        "label": "SFT on the edits, then GRPO",
-        "learner": "grpo",
-        "start": "sft_edits",
-        "reward": "rm_state_action",
-    },
-    "edits_then_distill": {
-        "label": "SFT on the edits, then distilled rewards",
-        "learner": "distill",
-        "start": "sft_edits",
-        "reward": "rm_action",
-    },
-    **{
-        learner: {"label": label, "learner": learner}
-        for learner, label in {
-            "dpo": "DPO on the edits",
-            "ddpo": "Dense DPO on the edits",
-            "salt": "SALT on the edits",
-            "figa": "FIGA on the edits",
-        }.items()
-    },
-    "sft_longer": {"label": "SFT on the edits, longer", "learner": "sft", "start": "sft_edits"},
-    "sft_one_round": {
-        "label": "SFT on a third of the edits",
-        "learner": "sft",
-        "data": "edits_1_of_3",
-    },
-    "sft_two_rounds": {
-        "label": "SFT on a second round of edits too",
-        "learner": "sft",
-        "start": "sft_one_round",
-        "data": "edits_1_of_3,second_round",
-    },
-    "sft_three_rounds": {
-        "label": "SFT on three rounds of edits",
-        "learner": "sft",
-        "start": "sft_two_rounds",
-        "data": "edits_1_of_3,second_round,third_round",
-    },
-    "three_rounds_then_token": {
-        "label": "SFT on three rounds, then token",
-        "learner": "ppo",
-        "start": "sft_three_rounds",
-        "reward": "rm_three_rounds",
-    },
+    "oracle": _arm(
+        "SFT on three rounds, then oracle: gold token rewards",
+        "ppo",
+        "oracle",
+        start="sft_three_rounds",
+        defaults="missing_eos=none",
+    ),
+    "edits_then_token": _arm(
+        "SFT on the edits, then token", "ppo", "rm_state_action", start="sft_edits"
+    ),
+    "rloo": _arm("RLOO: token, state-action head", "rloo", "rm_state_action"),
+    "grpo": _arm("GRPO: token, state-action head", "grpo", "rm_state_action"),
+    "edits_then_grpo": _arm(
+        "SFT on the edits, then GRPO", "grpo", "rm_state_action", start="sft_edits"
+    ),
+    "edits_then_distill": _arm(
+        "SFT on the edits, then distilled rewards", "distill", "rm_action", start="sft_edits"
+    ),
+    "dpo": _arm("DPO on the edits", "dpo"),
+    "ddpo": _arm("Dense DPO on the edits", "ddpo"),
+    "salt": _arm("SALT on the edits", "salt"),
+    "figa": _arm("FIGA on the edits", "figa"),
+    "sft_longer": _arm("SFT on the edits, longer", "sft", start="sft_edits"),
+    "sft_one_round": _arm("SFT on a third of the edits", "sft", data="edits_1_of_3"),
+    "sft_two_rounds": _arm(
+        "SFT on a second round of edits too", "sft", start="sft_one_round", data=_TWO_ROUNDS
+    ),
+    "sft_three_rounds": _arm(
+        "SFT on three rounds of edits", "sft", start="sft_two_rounds", data=_THREE_ROUNDS
+    ),
+    "three_rounds_then_token": _arm(
+        "SFT on three rounds, then token", "ppo", "rm_three_rounds", start="sft_three_rounds"
+    ),
 }
+_HEAD = "model.head=state_action"
 REWARD_MODELS = {
-    "rm_preferences": {"label": "sequence, preferences", "data": "preferences", "loss": "sequence"},
-    "rm_edits": {"label": "sequence, edits", "loss": "sequence"},
-    "rm_token": {"label": "token, edits", "loss": "token_edit"},
-    "rm_state_action": {
-        "label": "token, edits, state-action",
-        "loss": "token_edit",
-        "defaults": "model.head=state_action",
-    },
-    "rm_action": {
-        "label": "token, edits, action head",
-        "loss": "token_edit",
-        "defaults": "model.head=action",
-    },
-    "rm_three_rounds": {
-        "label": "token, three rounds, state-action, from the policy that imitates them",
-        "start": "sft_three_rounds",
-        "data": "edits_1_of_3,second_round,third_round",
-        "loss": "token_edit",
-        "defaults": "model.head=state_action",
-    },
+    "rm_preferences": _model("sequence, preferences", "sequence", data="preferences"),
+    "rm_edits": _model("sequence, edits", "sequence"),
+    "rm_token": _model("token, edits"),
+    "rm_state_action": _model("token, edits, state-action", defaults=_HEAD),
+    "rm_action": _model("token, edits, action head", defaults="model.head=action"),
+    "rm_three_rounds": _model(
+        "token, three rounds, state-action, from the policy that imitates them",
+        start="sft_three_rounds",
+        data=_THREE_ROUNDS,
+        defaults=_HEAD,
+    ),
 }
 ROUNDS = {
     "second_round": {"policy": "sft_one_round", "part": "2_of_3"},

@@ -137,7 +137,7 @@ def close_groups(
       names: dotted names whose members, such as ``mine`` of ``arms.mine.learner``, are added too.
     """
     closed = {name: field for name, field in fields.items() if ".*." not in name}
-    for group in {name.partition(".*.")[0]: None for name in fields.keys() - closed.keys()}:
+    for group in {name.partition(".*.")[0]: None for name in fields if name not in closed}:
         new = [name.split(".")[1] for name in names if re.match(rf"{group}\.\w+\.", name)]
         for member in dict.fromkeys([*config[group], *new]):
             add_member(config, fields, group, member, **config[group].get(member, {}))

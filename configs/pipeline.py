@@ -105,7 +105,11 @@ GROUPS = {
     "Arms": {
         "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
         "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
-        "arms.*.reward": Field("", "of ppo, rloo, grpo, distill: a reward model | oracle"),
+        "arms.*.reward": Field(
+            "",
+            "of ppo, rloo, grpo, distill: a reward model | A,B,C, an ensemble of them | "
+            "ARM:ARM[:WEIGHT], the log-ratio of two policies | oracle",
+        ),
         "arms.*.data": Field("edits", f"what it learns from where it has no reward: {_DATA}"),
         "arms.*.label": Field("", 'its name in the report; "": NAME'),
         "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
@@ -162,145 +166,124 @@ FIELDS = collect_fields(
 )
 
 
+# A policy that imitates already keeps its greedy accuracy only with small steps near its start.
+_GENTLE = (
+    "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
+)
+
+
+def _commands(size: str, **defaults: str) -> dict[str, str]:
+    """The configs of a size for every command, and the flags that differ from them."""
+    files = {"sft": "sft", "rm": "rm", "imitate": "sft", "dpo": "dpo", "ppo": "ppo"}
+    configs = {f"{name}.config": f"configs/{file}.py:{size}" for name, file in files.items()}
+    return configs | {f"{name}.defaults": flags for name, flags in defaults.items()}
+
+
+_TINY_LENGTHS = "data.max_length=32,data.buckets=2"  # a prompt has at most 10, a response 22
+_TINY = {
+    "embedded": True,
+    "title": "Fine-grained supervision on the embedded world",
+    "judge": "fgrlhf_jax.tiny_world.judge:judge",
+    "judge_name": "gold",
+    "template": "plain",
+    "max_prompt_length": 12,
+    "max_new_tokens": 22,
+    "answer_batch_size": 256,
+    "test_prompts": 512,
+    "workers": 2,
+    "platforms": "cpu",
+    "sft.devices": 2,
+    **_commands(
+        "tiny",
+        sft=f"{_TINY_LENGTHS},steps=1500",
+        rm=f"{_TINY_LENGTHS},model.head_init=zero,steps=600,eval_every=50,patience=3,save_every=0,"
+        "optimizer.learning_rate=0.001",
+        imitate=f"{_TINY_LENGTHS},steps=400,eval_every=50,optimizer.learning_rate=0.001",
+        ppo="eval_every=5",
+    ),
+    "arms.sft_longer.defaults": "steps=800",  # with those before, as many as three rounds
+    "arms.ppo_rlhf.defaults": "kl.coef=0.3",
+    "arms.fine_grained.defaults": "kl.coef=0.3",
+    "arms.fine_grained_token.defaults": "kl.coef=0.3",
+    "arms.state_action.defaults": "kl.coef=0.1",
+    "arms.rloo.defaults": "kl.coef=0.1",
+    "arms.grpo.defaults": "kl.coef=0.1",
+    "arms.edits_then_grpo.defaults": f"kl.coef=0.3,{_GENTLE}",
+    "arms.edits_then_distill.defaults": f"kl.coef=0.3,{_GENTLE}",
+    "arms.edits_then_token.defaults": f"kl.coef=1,{_GENTLE}",
+    "arms.three_rounds_then_token.defaults": f"kl.coef=1,{_GENTLE}",
+    # What greedy decoding gets wrong is seldom among samples, so else nobody would correct it.
+    "rounds.second_round.greedy": True,
+    "rounds.third_round.greedy": True,
+    # Gold is in units of its own: a third of a normalised reward model's.
+    "arms.oracle.defaults": f"missing_eos=none,kl.coef=0.3,{_GENTLE}",
+}
+_STUDY = _TINY | {
+    "title": "Fine-grained supervision on the embedded world: all arms, five seeds",
+    "seeds": 5,
+    "test_prompts": 1024,
+    "sft.defaults": f"{_TINY_LENGTHS},steps=2400",
+    "run_arms": "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,rloo,"
+    "grpo,dpo,ddpo,salt,figa,sft_longer,edits_then_token,edits_then_grpo,edits_then_distill,"
+    "three_rounds_then_token,oracle",
+}
+VARIANTS = {
+    "tiny": _TINY,
+    "study": _STUDY,
+    "fair": _STUDY
+    | {"title": f"{_STUDY['title']}, fair world", "world.kind": "fair"}
+    | {f"world.rates.{name}": rate for name, rate in dataclasses.asdict(FAIR).items()},
+    "cad": {
+        "title": "Film reviews, steered by people's edits",
+        "judge": "fgrlhf_jax.feedback.judges.vader:judge",
+        "template": "plain",
+        "max_prompt_length": 48,
+        "max_new_tokens": 64,
+        "test_prompts": 512,
+        "workers": 2,
+        "platforms": "cpu",
+        "sft.devices": 2,
+        **_commands(
+            "cad",
+            sft="data.max_length=160",
+            rm="data.max_length=160,steps=200",
+            imitate="data.max_length=160,epochs=1,optimizer.learning_rate=0.0005",
+            dpo="data.max_length=160,epochs=1,optimizer.learning_rate=0.0001",
+            ppo="eval_every=10",
+        ),
+        "run_arms": "sft_edits,fine_grained,fine_grained_token",
+    },
+    "smollm2": {
+        "title": "SmolLM2-135M, steered by people's edits",
+        "template": "chat",
+        "max_prompt_length": 256,
+        "max_new_tokens": 64,
+        "test_prompts": 64,
+        "answer_batch_size": 16,
+        "table_batch_size": 8,
+        "lora.rank": 16,
+        **_commands(
+            "smollm2",
+            sft="data.max_length=384,optimizer.learning_rate=0.0002",
+            rm="optimizer.learning_rate=0.0005",
+            imitate="data.max_length=384,optimizer.learning_rate=0.0002",
+            ppo="optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003",
+        ),
+        "run_arms": "sft_edits,fine_grained,fine_grained_token",
+    },
+    "llama_7b": {
+        "title": "Fine-grained supervision of LLaMA-7B",
+        **_commands("llama_7b"),
+        "run_arms": "ppo_rlhf,fine_grained,fine_grained_token",
+    },
+}
+
+
 def get_config(argument: str = "tiny"):
     check_argument(f"pipeline.py:{argument}", argument, VARIANTS)
     config = make_config(FIELDS)
-    config.run_dir = f"runs/pipeline_{argument}"
     for group, members in {"arms": ARMS, "reward_models": REWARD_MODELS, "rounds": ROUNDS}.items():
         for name, values in members.items():
             add_member(config, FIELDS, group, name, **values)
-    VARIANTS[argument](config)
+    config.update_from_flattened_dict({"run_dir": f"runs/pipeline_{argument}"} | VARIANTS[argument])
     return config
-
-
-def tiny(config):
-    config.embedded = True
-    config.title = "Fine-grained supervision on the embedded world"
-    config.judge = "fgrlhf_jax.tiny_world.judge:judge"
-    config.judge_name = "gold"
-    config.template = "plain"
-    config.max_prompt_length = 12
-    config.max_new_tokens = 22
-    config.answer_batch_size = 256
-    config.test_prompts = 512
-    config.workers = 2
-    config.platforms = "cpu"
-    config.sft.devices = 2
-    # The world's prompts have at most 10 tokens, its responses 22.
-    lengths = "data.max_length=32,data.buckets=2"
-    config.sft.config = "configs/sft.py:tiny"
-    config.sft.defaults = f"{lengths},steps=1500"
-    config.rm.config = "configs/rm.py:tiny"
-    config.rm.defaults = (
-        f"{lengths},model.head_init=zero,steps=600,eval_every=50,patience=3,save_every=0,"
-        "optimizer.learning_rate=0.001"
-    )
-    config.imitate.config = "configs/sft.py:tiny"
-    config.imitate.defaults = f"{lengths},steps=400,eval_every=50,optimizer.learning_rate=0.001"
-    config.arms.sft_longer.defaults = "steps=800"  # with those before, as many as three rounds
-    config.dpo.config = "configs/dpo.py:tiny"
-    config.ppo.config = "configs/ppo.py:tiny"
-    config.ppo.defaults = "eval_every=5"
-    config.arms.ppo_rlhf.defaults = "kl.coef=0.3"
-    config.arms.fine_grained.defaults = "kl.coef=0.3"
-    config.arms.fine_grained_token.defaults = "kl.coef=0.3"
-    config.arms.state_action.defaults = "kl.coef=0.1"
-    # A policy that imitates already keeps its greedy accuracy only with small steps near its start.
-    gentle = (
-        "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
-    )
-    config.arms.rloo.defaults = config.arms.grpo.defaults = "kl.coef=0.1"
-    config.arms.edits_then_grpo.defaults = f"kl.coef=0.3,{gentle}"
-    config.arms.edits_then_distill.defaults = f"kl.coef=0.3,{gentle}"
-    config.arms.edits_then_token.defaults = f"kl.coef=1,{gentle}"
-    config.arms.three_rounds_then_token.defaults = f"kl.coef=1,{gentle}"
-    # What greedy decoding gets wrong is seldom among samples, so else nobody would correct it.
-    config.rounds.second_round.greedy = config.rounds.third_round.greedy = True
-    # Gold is in units of its own: a third of a normalised reward model's.
-    config.arms.oracle.defaults += f",kl.coef=0.3,{gentle}"
-
-
-def study(config):
-    tiny(config)
-    config.title = "Fine-grained supervision on the embedded world: all arms, five seeds"
-    config.seeds = 5
-    config.sft.defaults = config.sft.defaults.replace("steps=1500", "steps=2400")
-    config.run_arms = (
-        "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,rloo,grpo,dpo,"
-        "ddpo,salt,figa,sft_longer,edits_then_token,edits_then_grpo,edits_then_distill,"
-        "three_rounds_then_token,oracle"
-    )
-    config.test_prompts = 1024
-
-
-def cad(config):
-    config.title = "Film reviews, steered by people's edits"
-    config.judge = "fgrlhf_jax.feedback.judges.vader:judge"
-    config.template = "plain"
-    config.max_prompt_length = 48
-    config.max_new_tokens = 64
-    config.test_prompts = 512
-    config.workers = 2
-    config.platforms = "cpu"
-    config.sft.devices = 2
-    lengths = "data.max_length=160"
-    config.sft.config = "configs/sft.py:cad"
-    config.sft.defaults = lengths
-    config.rm.config = "configs/rm.py:cad"
-    config.rm.defaults = f"{lengths},steps=200"
-    config.imitate.config = "configs/sft.py:cad"
-    config.imitate.defaults = f"{lengths},epochs=1,optimizer.learning_rate=0.0005"
-    config.dpo.config = "configs/dpo.py:cad"
-    config.dpo.defaults = f"{lengths},epochs=1,optimizer.learning_rate=0.0001"
-    config.ppo.config = "configs/ppo.py:cad"
-    config.ppo.defaults = "eval_every=10"
-    config.run_arms = "sft_edits,fine_grained,fine_grained_token"
-
-
-def smollm2(config):
-    config.title = "SmolLM2-135M, steered by people's edits"
-    config.template = "chat"
-    config.max_prompt_length = 256
-    config.max_new_tokens = 64
-    config.test_prompts = 64
-    config.answer_batch_size = 16
-    config.table_batch_size = 8
-    config.lora.rank = 16
-    config.sft.config = "configs/sft.py:smollm2"
-    config.sft.defaults = "data.max_length=384,optimizer.learning_rate=0.0002"
-    config.rm.config = "configs/rm.py:smollm2"
-    config.rm.defaults = "optimizer.learning_rate=0.0005"
-    config.imitate.config = "configs/sft.py:smollm2"
-    config.imitate.defaults = config.sft.defaults
-    config.dpo.config = "configs/dpo.py:smollm2"
-    config.ppo.config = "configs/ppo.py:smollm2"
-    config.ppo.defaults = "optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003"
-    config.run_arms = "sft_edits,fine_grained,fine_grained_token"
-
-
-def llama_7b(config):
-    config.title = "Fine-grained supervision of LLaMA-7B"
-    config.judge = ""
-    config.sft.config = "configs/sft.py:llama_7b"
-    config.rm.config = "configs/rm.py:llama_7b"
-    config.imitate.config = "configs/sft.py:llama_7b"
-    config.dpo.config = "configs/dpo.py:llama_7b"
-    config.ppo.config = "configs/ppo.py:llama_7b"
-    config.run_arms = "ppo_rlhf,fine_grained,fine_grained_token"
-
-
-def fair(config):
-    study(config)
-    config.title += ", fair world"
-    config.world.kind = "fair"
-    config.world.rates.update(dataclasses.asdict(FAIR))
-
-
-VARIANTS = {
-    "tiny": tiny,
-    "study": study,
-    "fair": fair,
-    "cad": cad,
-    "smollm2": smollm2,
-    "llama_7b": llama_7b,
-}

@@ -36,7 +36,7 @@ from fgrlhf_jax.report.page import to_html
 from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function, versions
-from fgrlhf_jax.runtime.files import write_text
+from fgrlhf_jax.runtime.files import read_json, write_text
 from launch.shared import budget, cli, config_files
 
 CONFIG = "configs/pipeline.py:tiny"
@@ -78,17 +78,19 @@ def check_commands(planned: Sequence[Stage]) -> None:
             raise InputError(f"stage {stage.name}: {error}") from error
 
 
-def check_parts(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> None:
-    """Raises InputError where feedback that is there was not split as new arms need it."""
-    for stage in planned:
-        if stage.name.startswith("feedback:") and stages.is_done(stage, planned, folder):
-            for number, total in arms.parts(config):
-                path = stage.output.with_name(f"prompts_{number}_of_{total}.jsonl")
-                if not path.exists():
-                    raise InputError(
-                        f"run_arms={config.run_arms}: needs {path}, without which the feedback of "
-                        "this run was made; choose another run_dir, or arms that need other parts"
-                    )
+def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> None:
+    """Raises InputError, naming fields that differ, where a finished stage would be another one."""
+    if not [*folder.glob("stages/*.json")]:
+        run_folder.check_run(config)  # whatever else the folder holds
+        return
+    to_do = "put back a copy of it, or choose another run_dir"
+    saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
+    now = {name: value for name, value in run_folder.values_of(config).items() if name in saved}
+    try:
+        stages.find_done(planned, folder)
+    except InputError as error:
+        differing = ", ".join(run_folder.differing_fields(saved, saved | now))
+        raise InputError(f"{differing}: {error}" if differing else str(error)) from error
 
 
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:
@@ -130,11 +132,15 @@ def main(config: ConfigDict) -> None:
     planned = commands.build_stages(config, Path(config.run_dir))
     check_commands(planned)
     planned = budget.share(config, planned)
-    folder = run_folder.open_run(config)
-    check_parts(config, folder, planned)
+    folder = Path(config.run_dir)
+    check_folder(config, folder, planned)
+    run_folder.lock(folder)
+    run_folder.write_config(folder, config)
     stages.run(planned, folder, workers=config.workers)
     seconds = time.perf_counter() - started
-    print(write_report(config, folder, planned, seconds).split("\n## Learning")[0])
+    text = write_report(config, folder, planned, seconds)
+    # The answer and Table 1, without the escapes of Markdown.
+    print("\n## ".join(text.split("\n## ")[:2]).replace("\\", ""))
     print(f"{seconds:.0f} s; the report is in {folder / 'report.html'}")
 
 

@@ -118,7 +118,8 @@ def paired_interval(
     Args:
       outcomes_a: float[S, N], outcome of policy a, one row a seed, at each prompt.
       outcomes_b: float[S, N], of policy b with the same seeds at the same prompts. Of either there
-        may be one row, for all seeds. With one seed the interval is over its prompts alone.
+        may be one row, for all seeds. With one seed the interval is over its prompts alone. Where
+        all differences are alike, it is that of Clopper and Pearson for none of N prompts.
 
     Returns:
       difference (mean of a less mean of b), and low and high, its 95 % interval.
@@ -139,8 +140,13 @@ def paired_interval(
     variance = sum(parts) - (rest**2).sum() / (free[0] * free[1]) / (seeds * prompts)
     variance = max(variance, *(0.0, parts[1] if seeds > 1 else sum(parts)))
     spread = sum(part**2 / of_part for part, of_part in zip(parts, free, strict=True))
-    half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5 if variance > 0 else 0.0
-    return {"difference": float(mean), "low": float(mean - half), "high": float(mean + half)}
+    if variance > 0:
+        half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
+        low, high = mean - half, mean + half
+    else:  # all alike: the largest share of other prompts that shows none of them in 2.5 %
+        unseen = 1 - 0.025 ** (1 / prompts)
+        low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+    return {"difference": float(mean), "low": float(low), "high": float(high)}
 
 
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:

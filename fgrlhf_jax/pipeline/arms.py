@@ -3,9 +3,10 @@
 All are fields of the config, ``arms.NAME``, ``reward_models.NAME`` and ``rounds.NAME``; what one is
 made from is named in its fields, so that together they are a graph without circles:
 
-    arm           start (another arm), reward (reward model), data (rounds), {ARM} in its flags
-    reward model  start (an arm), data (rounds), {ARM} in its flags
-    round         policy (an arm), whose responses are edited
+    arm           start (another arm), reward (reward models or arms), data, {ARM} in its flags
+    reward model  start (an arm), data, {ARM} in its flags
+    round         policy (an arm), whose responses are edited, part
+    data          rounds, or edits_K_of_N, those on the Kth of N parts of the prompts
 """
 
 import difflib
@@ -20,8 +21,8 @@ PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
 LEARNERS = ("sft", *PREFERENCE_LEARNERS, *ALGORITHMS)
 BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
 DATA = ("edits", "preferences")  # feedback on the first policy
-_PART = r"([1-9]\d*)_of_([1-9]\d*)"  # the prompts of a round; edits_1_of_3: the edits on them
-GROUPS = {"arms": "arm", "reward_models": "reward model", "rounds": "round"}
+PARTS = "parts_of_"  # parts_of_3: the prompts and edits of the feedback in three parts
+GROUPS = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}  # what a member must say
 _USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # have other meanings
 
 
@@ -70,56 +71,39 @@ def selected(config: ConfigDict, group: str, order: list[str]) -> dict[str, str]
 def needs_of(config: ConfigDict, name: str) -> list[str]:
     """What an arm, a reward model or a round is made from, without the base."""
     group = group_of(config, name)
+    if not group:  # parts of the prompts
+        return []
     member, field = config[group][name], f"{group}.{name}"
     if group == "rounds":
-        start, rewards, data = member.policy, [], []
-        _known(config, f"{field}.policy", start, "arms", BASE)
-        _check_part(f"{field}.part", member.part)
+        _known(config, f"{field}.policy", member.policy, "arms", BASE)
+        needs = [member.policy, PARTS + split_part(f"{field}.part", member.part)[1]]
     else:
-        start, data = member.start, split_names(member.data)
-        rewards = [member.reward] if group == "arms" and member.reward else []
-        _known(config, f"{field}.start", start, "arms", BASE)
-        for each in data:
-            if _part_of(each):
-                _check_part(f"{field}.data", _part_of(each))
-            else:
-                _known(config, f"{field}.data", each, "rounds", *DATA, "edits_1_of_2")
-        for each in rewards:
-            _known(config, f"{field}.reward", each, "reward_models", ORACLE)
-        if group == "arms":
-            _check_arm(config, field, member)
-        _check_data(config, field, data)
-    flags = "" if group == "rounds" else f"{member.defaults},{member.flags}"
-    references = re.findall(r"\{(.*?)\}", flags)
-    for each in references:
-        _known(config, f"{field}.flags", each, "arms", BASE)
-    given = (start, *rewards, *data, *references)
-    ready = (BASE, ORACLE, *DATA)
-    return [each for each in dict.fromkeys(given) if each not in ready and not _part_of(each)]
+        _known(config, f"{field}.start", member.start, "arms", BASE)
+        rewards = _check_arm(config, field, member) if group == "arms" else []
+        data = _check_data(config, field, split_names(member.data))
+        references = re.findall(r"\{(.*?)\}", f"{member.defaults},{member.flags}")
+        for each in references:
+            _known(config, f"{field}.flags", each, "arms", BASE)
+        needs = [member.start, *rewards, *data, *references]
+    return [each for each in dict.fromkeys(needs) if each not in (BASE, ORACLE, *DATA)]
 
 
-def parts(config: ConfigDict) -> list[tuple[int, int]]:
-    """(K, N) of each Kth of N parts of the feedback's prompts that anything is made of."""
-    members = [config[group_of(config, name)][name] for name in select(config)]
-    named = [_part_of(name) for m in members for name in split_names(m.get("data", ""))]
-    named += [m.part for m in members if "part" in m]
-    return sorted({tuple(map(int, part.split("_of_"))) for part in named if part})
-
-
-def _part_of(data: str) -> str:
-    """ "1_of_3" of "edits_1_of_3"; "" of other names."""
-    return data.removeprefix("edits_") if re.fullmatch(f"edits_{_PART}", data) else ""
-
-
-def _check_part(field: str, part: str) -> None:
-    found = re.fullmatch(_PART, part)
+def split_part(field: str, part: str) -> tuple[str, str]:
+    """K and N of the field ``K_of_N``, the Kth of N parts of the feedback's prompts."""
+    found = re.fullmatch(r"([1-9]\d*)_of_([1-9]\d*)", part)
     if not found or int(found[1]) > int(found[2]):
         raise InputError(f"{field}={part}: is no part of the prompts; give for instance 2_of_3")
+    return found[1], found[2]
+
+
+def part_of(data: str) -> str:
+    """ "1_of_3" of "edits_1_of_3"; "" of other names."""
+    return data.removeprefix("edits_") if re.fullmatch(r"edits_\d+_of_\d+", data) else ""
 
 
 def reward_level(config: ConfigDict, name: str) -> str:
     """Whether an arm's reward model pays for tokens or a sequence, as ``level`` of launch.ppo."""
-    model = config.reward_models.get(config.arms[name].reward)
+    model = config.reward_models.get(split_names(config.arms[name].reward)[0])
     return "sequence" if model and model.loss == "sequence" else "token"
 
 
@@ -127,13 +111,13 @@ def _check_name(config: ConfigDict, group: str, name: str) -> None:
     """Raises InputError for a name that has another meaning, or is a misspelt one."""
     field = f"{group}.{name}"
     used = (*_USED, ORACLE) if group == "reward_models" else _USED
-    if name in used or not re.fullmatch(r"\w+", name):
+    if name in used or not re.fullmatch(rf"(?!{PARTS})\w+", name):
         raise InputError(
             f"{field}: the name is taken or not of letters, digits and _; give another"
         )
     if group != group_of(config, name):
         raise InputError(f"{field}: there is {group_of(config, name)}.{name} too; rename one")
-    required = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}[group]
+    required = GROUPS[group]
     if not config[group][name][required]:
         known = [each for each in config[group] if config[group][each][required]]
         close = difflib.get_close_matches(name, known, 1, 0.6)
@@ -149,9 +133,13 @@ def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) 
         raise InputError(f"{field}: {name!r} is not one of {', '.join(names)}; give one, {hint}")
 
 
-def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
-    """Raises InputError for a learner without what it learns from."""
-    if arm.learner in ALGORITHMS and not arm.reward:
+def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> list[str]:
+    """The names in the reward of an arm: models of an ensemble, or the arms of a log-ratio.
+
+    Raises InputError for a learner without what it learns from, and rewards that cannot be.
+    """
+    names = split_names(arm.reward)
+    if arm.learner in ALGORITHMS and not names:
         raise InputError(f"{field}.reward is empty; {arm.learner} needs a reward model's name")
     if arm.learner not in ALGORITHMS and arm.reward:
         raise InputError(
@@ -161,13 +149,36 @@ def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> None:
         raise InputError(
             f"{field}.reward=oracle: is the embedded world's only; drop the arm from run_arms"
         )
+    if ":" in arm.reward:
+        if not re.fullmatch(r"\w+:\w+(:\d*\.?\d+)?", arm.reward):
+            raise InputError(
+                f"{field}.reward={arm.reward}: is not POLICY:REFERENCE or POLICY:REFERENCE:WEIGHT; "
+                "give the names of two arms"
+            )
+        names = arm.reward.split(":")[:2]
+        for each in names:
+            _known(config, f"{field}.reward", each, "arms", BASE)
+        return names
+    for each in names:
+        _known(config, f"{field}.reward", each, "reward_models", *(ORACLE,) * (len(names) == 1))
+    if len({config.reward_models[each].loss == "sequence" for each in names if each != ORACLE}) > 1:
+        raise InputError(
+            f"{field}.reward={arm.reward}: some reward tokens, some sequences; an ensemble is of "
+            "reward models that are alike"
+        )
+    return names
 
 
-def _check_data(config: ConfigDict, field: str, data: list[str]) -> None:
+def _check_data(config: ConfigDict, field: str, data: list[str]) -> list[str]:
+    """What the names in a ``data`` field are made from."""
     if not data:
         raise InputError(f"{field}.data is empty; give {', '.join(DATA)} or rounds")
-    part = next(filter(_part_of, data), "")
-    if part and "edits" in data:
-        raise InputError(f"{field}.data: edits has {part} already; give one of them")
+    parts = [part for each in data if (part := part_of(each))]
+    if parts and "edits" in data:
+        raise InputError(f"{field}.data: edits has edits_{parts[0]} already; give one of them")
     if "preferences" in data and not (config.embedded or config.files.preferences):
         raise InputError(f"{field}.data=preferences: give files.preferences, or drop it")
+    rounds = [each for each in data if not part_of(each)]
+    for each in rounds:
+        _known(config, f"{field}.data", each, "rounds", *DATA, "edits_1_of_2")
+    return [*rounds, *(PARTS + split_part(f"{field}.data", part)[1] for part in parts)]

@@ -9,7 +9,7 @@ what after ``feedback`` is said by the arms, see ``arms.py``.
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
+from fgrlhf_jax.runtime.run_dir import flatten
 
 # Flags of commands that follow from a field of the pipeline, and that field.
 FIELD_OF_FLAG = {
@@ -25,6 +26,19 @@ FIELD_OF_FLAG = {
     **{f"data.{name}": name for name in ("template", "max_prompt_length", "max_new_tokens")},
 }
 ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
+# Fields, or groups of them, that tell what a task leaves; of commands their flags do.
+_SAMPLING = ("template", "max_prompt_length", "max_new_tokens")
+TASK_FIELDS = {
+    "data": ("embedded", "seed", "files", "world"),
+    "feedback": ("embedded", "seed", "files.edits", "world.rates"),
+    "parts": ("embedded", "seed"),
+    "round": ("embedded", "seed", "world.rates", "rounds.{name}.part"),
+    "tables": ("embedded", "heatmaps", "table_batch_size"),
+    "answers": (
+        *("embedded", "seed", "model", "judge", "fluency_model", "test_prompts", *_SAMPLING),
+        *("answer_batch_size", "table_batch_size"),
+    ),
+}
 _NAME = r"[A-Za-z_][\w.]*"
 
 
@@ -101,34 +115,37 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     Raises:
       InputError: for arms or flags that cannot be.
     """
-    names, homes = arms.select(config), {s: folder / f"seed_{s}" for s in range(config.seeds)}
-    stages = [_task_stage(folder, "data", folder / "data" / "test.jsonl")]
+    names, seeds = arms.select(config), range(config.seeds)
+    homes = {seed: folder / f"seed_{seed}" for seed in seeds}
     base = () if config.model else ("sft",)
+    stages = [_task_stage(config, folder, "data", folder / "data" / "test.jsonl", ())]
     if base:
         stages.append(_sft_stage(config, folder))
     if config.embedded:
-        stages += [_sample_stage(config, folder, seed, "", base) for seed in homes]
+        prompts = folder / "data" / "feedback.jsonl"
+        stages += [
+            _sample_stage(config, folder, seed, "samples", arms.BASE, prompts, base)
+            for seed in seeds
+        ]
     for seed, home in homes.items():
-        needs = f"seed_{seed}/samples" if config.embedded else "data"
+        needs = (f"seed_{seed}/samples" if config.embedded else "data",)
         output = home / "feedback" / "counts.json"
-        stages.append(_task_stage(folder, f"feedback:{seed}", output, needs))
+        stages.append(_task_stage(config, folder, f"feedback:{seed}", output, needs))
     # An arm comes right after what it is made from. Of two reward models, or arms, that compile to
     # the same programs the second one then starts later and finds the programs in the cache.
-    for seed in homes:
+    for seed in seeds:
+        common = (f"feedback:{seed}", *base)
         for name in names:
-            needs = (f"feedback:{seed}", *base, *_stages_of(seed, arms.needs_of(config, name)))
-            if name in config.rounds:
-                stages += _round_stages(config, folder, seed, name, needs)
-            else:
-                stages.append(_training_stage(config, folder, seed, name, needs))
+            needs = common + _stages_of(seed, arms.needs_of(config, name))
+            stages += _stages_of_name(config, folder, seed, name, needs)
     for task, group, output in (
         ("tables", "reward_models", "tables.json"),
         ("answers", "arms", "answers/sft.json"),
     ):
         for seed, home in homes.items():
-            made = _stages_of(seed, arms.selected(config, group, names))
-            needs = (f"feedback:{seed}", *base, *made)
-            stages.append(_task_stage(folder, f"{task}:{seed}", home / output, *needs))
+            needs = (f"feedback:{seed}", *base)
+            needs += _stages_of(seed, arms.selected(config, group, names))
+            stages.append(_task_stage(config, folder, f"{task}:{seed}", home / output, needs))
     # Where the user's own environment chooses a platform, it stays.
     choose = config.platforms and "JAX_PLATFORMS" not in os.environ
     platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
@@ -139,21 +156,29 @@ def _stages_of(seed: int, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"seed_{seed}/{name}" for name in names)
 
 
-def _task_stage(folder: Path, task: str, output: Path, *needs: str, name: str = "") -> Stage:
+def _task_stage(
+    config: ConfigDict, folder: Path, task: str, output: Path, needs: tuple, name: str = ""
+) -> Stage:
     """A stage that ``tasks.run_task`` does, with the config of the run folder."""
     words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={task}")
-    return Stage(name or task, words, output, needs)
+    return Stage(name or task, words, output, needs, fields=task_fields(config, task))
 
 
-def _prompt_settings(config: ConfigDict) -> dict:
-    """How every training command makes its prompts."""
-    return {f"data.{name}": config[name] for name in ("template", "max_prompt_length")}
+def task_fields(config: ConfigDict, task: str) -> dict[str, object]:
+    """The values of the config that tell what a task leaves, by dotted name."""
+    kind, _, name = (*task.split(":"), "", "")[:3]
+    groups = [group.format(name=name) for group in TASK_FIELDS[kind]]
+    return {
+        field: value
+        for field, value in flatten(config.to_dict()).items()
+        if any(field == group or field.startswith(f"{group}.") for group in groups)
+    }
 
 
 def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
     """The policy that everything starts from."""
-    settings = {"train": folder / "data" / "sft.jsonl", "run_dir": folder / "sft"}
-    settings |= {"seed": config.seed, **_prompt_settings(config)}
+    settings = _training_settings(config, folder / "sft", 0)
+    settings["train"] = folder / "data" / "sft.jsonl"
     if config.embedded:
         settings["model.tokenizer"] = folder / "data" / "tokenizer"
     words = command_line("launch.sft", config.sft.config, read_flags(config, "sft"), settings)
@@ -161,47 +186,57 @@ def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
     return Stage("sft", words, folder / "sft" / "eval.json", ("data",), devices)
 
 
-def _sample_stage(
-    config: ConfigDict, folder: Path, seed: int, round_name: str, needs: Sequence[str]
-) -> Stage:
-    """Responses of a round's policy, or of the first one, which people give feedback on.
+def _training_settings(config: ConfigDict, run_dir: Path, seed: int) -> dict[str, object]:
+    prompts = {f"data.{name}": config[name] for name in ("template", "max_prompt_length")}
+    return {"run_dir": run_dir, "seed": config.seed + seed, **prompts}
 
-    In the embedded world two a prompt, the worse of which is edited.
-    """
-    home, policy, greedy = folder / f"seed_{seed}", arms.BASE, False
-    prompts, name = folder / "data" / "feedback.jsonl", "samples"
-    if round_name:
-        edited = config.rounds[round_name]
-        policy, greedy, name = edited.policy, edited.greedy, f"{round_name}_samples"
-        prompts = home / "feedback" / f"prompts_{edited.part}.jsonl"
+
+def _sample_stage(
+    config: ConfigDict,
+    folder: Path,
+    seed: int,
+    name: str,
+    policy: str,
+    prompts: Path,
+    needs: tuple[str, ...],
+    greedy: bool = False,
+) -> Stage:
+    """Responses that people edit; in the embedded world two a prompt, the worse of which."""
+    output = folder / f"seed_{seed}" / f"{name}.json"
     settings = {
         "model": policy_folder(config, folder, seed, policy),
         "prompts": prompts,
-        "output": home / f"{name}.json",
+        "output": output,
         "samples": 2 if config.embedded or greedy else 1,
         **({"greedy_last": True} if greedy else {}),
         "temperature": 1.0,
         "seed": config.seed + seed,
-        **{name: config[name] for name in ("template", "max_prompt_length", "max_new_tokens")},
+        **{name: config[name] for name in _SAMPLING},
         "batch_size": config.answer_batch_size,
     }
     words = command_line("launch.generate", "configs/generate.py", {}, settings)
-    return Stage(f"seed_{seed}/{name}", words, home / f"{name}.json", tuple(needs))
+    return Stage(f"seed_{seed}/{name}", words, output, needs)
 
 
-def _round_stages(
-    config: ConfigDict, folder: Path, seed: int, name: str, needs: Sequence[str]
-) -> tuple[Stage, Stage]:
-    """Samples of the round's policy, and their edits."""
-    samples, output = _sample_stage(config, folder, seed, name, needs), f"{name}/counts.json"
-    edits = _task_stage(
-        folder,
-        f"round:{seed}:{name}",
-        folder / f"seed_{seed}" / output,
-        samples.name,
-        name=f"seed_{seed}/{name}",
-    )
-    return samples, edits
+def _stages_of_name(
+    config: ConfigDict, folder: Path, seed: int, name: str, needs: tuple[str, ...]
+) -> list[Stage]:
+    """Those that make an arm, a reward model, a round of edits or parts of the prompts."""
+    home, stage = folder / f"seed_{seed}", f"seed_{seed}/{name}"
+    if arms.group_of(config, name) in ("arms", "reward_models"):
+        return [_training_stage(config, folder, seed, name, needs)]
+    if name.startswith(arms.PARTS):
+        stages, task = [], f"parts:{seed}:{name.removeprefix(arms.PARTS)}"
+        needs = needs[:1]  # the feedback
+    else:
+        task, edited = f"round:{seed}:{name}", config.rounds[name]
+        number, total = arms.split_part("part", edited.part)
+        prompts = home / f"{arms.PARTS}{total}" / f"prompts_{number}.jsonl"
+        sampled = (f"{name}_samples", edited.policy, prompts, needs, edited.greedy)
+        stages = [_sample_stage(config, folder, seed, *sampled)]
+        needs = (stages[0].name,)
+    output = home / name / "counts.json"
+    return [*stages, _task_stage(config, folder, task, output, needs, stage)]
 
 
 def _training_stage(
@@ -210,18 +245,13 @@ def _training_stage(
     """The command that trains an arm or a reward model."""
     home, group = folder / f"seed_{seed}", arms.group_of(config, name)
     member = config[group][name]
-    start = policy_folder(config, folder, seed, member.start)
-    files = {part: data_files(config, home, member.data, part) for part in ("train", "validation")}
-    settings = {"run_dir": home / name, "seed": config.seed + seed, **_prompt_settings(config)}
     learner = "rm" if group == "reward_models" else member.learner
+    start = policy_folder(config, folder, seed, member.start)
+    settings = _training_settings(config, home / name, seed)
     if learner in ALGORITHMS:
-        kind, command = "ppo", "launch.ppo"
-        reward = {"reward_model": home / member.reward}
-        if member.reward == arms.ORACLE:
-            reward = {"reward_function": ORACLE}
-        spec = f"{config.ppo.config},{arms.reward_level(config, name)}"
+        kind, command, argument = "ppo", "launch.ppo", f",{arms.reward_level(config, name)}"
         settings |= {
-            **reward,
+            **_reward(config, folder, seed, member.reward),
             "algorithm": learner,
             "data.max_new_tokens": config.max_new_tokens,
             "policy": start,
@@ -229,31 +259,45 @@ def _training_stage(
             "validation": folder / "data" / "validation.jsonl",
             "judge": config.judge,
         }
-    elif learner == "rm":
-        kind, command, spec = "rm", "launch.train_rm", f"{config.rm.config},{member.loss}"
-        settings |= {"model.path": start, **files}
-    elif learner == "sft":
-        kind, command, spec = "imitate", "launch.sft", config.imitate.config
-        settings |= {"model.path": start, **files}
     else:
-        kind, command, spec = "dpo", "launch.dpo", f"{config.dpo.config},{learner}"
-        settings |= {"policy": start, **files}
-    flags = read_flags(config, kind, f"{group}.{name}")
+        kind, command, argument = {
+            "rm": ("rm", "launch.train_rm", f",{member.get('loss')}"),
+            "sft": ("imitate", "launch.sft", ""),
+        }.get(learner, ("dpo", "launch.dpo", f",{learner}"))
+        settings["policy" if kind == "dpo" else "model.path"] = start
+        for side in ("train", "validation"):
+            settings[side] = data_files(config, home, member.data, side)
     flags = {
         flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
-        for flag, value in flags.items()
+        for flag, value in read_flags(config, kind, f"{group}.{name}").items()
     }
-    words = command_line(command, spec, flags, settings)
+    words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
     return Stage(f"seed_{seed}/{name}", words, home / name / output, needs)
 
 
-def data_files(config: ConfigDict, home: Path, data: str, part: str) -> str:
+def _reward(config: ConfigDict, folder: Path, seed: int, reward: str) -> dict[str, object]:
+    """The field of launch.ppo for the ``reward`` of an arm."""
+    if reward == arms.ORACLE:
+        return {"reward_function": ORACLE}
+    if ":" in reward:
+        policy, reference, *weight = reward.split(":")
+        folders = [policy_folder(config, folder, seed, arm) for arm in (policy, reference)]
+        return {"reward_model": ":".join([*folders, *weight])}
+    models = [str(folder / f"seed_{seed}" / name) for name in arms.split_names(reward)]
+    return {"reward_model": ",".join(models)}
+
+
+def data_files(config: ConfigDict, home: Path, data: str, side: str) -> str:
     """The files of ``train`` or ``validation`` that a ``data`` field names, joined by commas."""
-    paths = [
-        home / name / f"edits_{part}.jsonl"
-        if name in config.rounds
-        else home / "feedback" / f"{name}_{part}.jsonl"
-        for name in arms.split_names(data)
-    ]
-    return ",".join(map(str, paths))
+    paths = []
+    for name in arms.split_names(data):
+        if name in config.rounds:
+            path = home / name / f"edits_{side}.jsonl"
+        elif part := arms.part_of(name):
+            number, total = arms.split_part("data", part)
+            path = home / f"{arms.PARTS}{total}" / f"edits_{number}_{side}.jsonl"
+        else:
+            path = home / "feedback" / f"{name}_{side}.jsonl"
+        paths.append(str(path))
+    return ",".join(paths)

@@ -117,46 +117,52 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
-    """``feedback/``: a seed's edits and preferences, split by prompt.
-
-    For rounds ``prompts_K_of_N`` are the Kth part of the prompts, ``edits_K_of_N_*`` the edits on
-    them.
-    """
+    """``feedback/``: a seed's edits and preferences, split by prompt."""
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
         paths = sorted((folder / "data").glob("*_*.jsonl"))
         sets = {path.stem: records.read(str(path)) for path in paths}
-        prompts = [*sets["edits_train"], *sets["edits_validation"]]
     else:
         sets = feedback_on_samples(config, out.parent / "samples.json", seed)
-        prompts = records.read(str(folder / "data" / "feedback.jsonl"))
-    tested = {records.prompt_key(row) for name in sets if "test" in name for row in sets[name]}
-    prompts = distinct_prompts([row for row in prompts if records.prompt_key(row) not in tested])
-    for number, total in arms.parts(config):
-        part = part_of_prompts(prompts, number, total, config.seed + 2)
-        sets[f"prompts_{number}_of_{total}"] = part
-        chosen = {records.prompt_key(row) for row in part}
-        for side in ("train", "validation"):
-            edits = sets[f"edits_{side}"]
-            on_part = [row for row in edits if records.prompt_key(row) in chosen]
-            sets[f"edits_{number}_of_{total}_{side}"] = on_part
-    for name, rows in sets.items():
-        write_jsonl(out / f"{name}.jsonl", rows)
-    write_json(out / "counts.json", {name: len(rows) for name, rows in sets.items()})
+    write_sets(out, sets)
 
 
-def part_of_prompts(
-    prompts: Sequence[Instruction], number: int, total: int, seed: int
-) -> list[Instruction]:
-    """The ``number``-th (from 1) of ``total`` parts of distinct prompts, of equal size but for one.
+def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
+    """``parts_of_N/``: the prompts of the feedback in N parts, and the edits on each of them.
 
     Raises:
       InputError: for fewer prompts than parts.
     """
+    home = folder / f"seed_{seed}"
+    paths = (home / "feedback").glob("*.jsonl")
+    feedback = {path.stem: records.read(str(path)) for path in paths}
+    edits = {side: feedback[f"edits_{side}"] for side in ("train", "validation")}
+    prompts = [*edits["train"], *edits["validation"]]
+    if config.embedded:
+        prompts = records.read(str(folder / "data" / "feedback.jsonl"))
+    tested = {
+        records.prompt_key(row) for name in feedback if "test" in name for row in feedback[name]
+    }
+    prompts = distinct_prompts([row for row in prompts if records.prompt_key(row) not in tested])
     if len(prompts) < total:
         raise InputError(f"{total} rounds of edits need as many prompts; there are {len(prompts)}")
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    return [prompts[index] for index in sorted(order[number - 1 :: total])]
+    order = np.random.default_rng(config.seed + 2).permutation(len(prompts))
+    sets = {}
+    for number in range(1, total + 1):
+        part = [prompts[index] for index in sorted(order[number - 1 :: total])]
+        chosen = {records.prompt_key(row) for row in part}
+        sets[f"prompts_{number}"] = part
+        for side in ("train", "validation"):
+            on_part = [row for row in edits[side] if records.prompt_key(row) in chosen]
+            sets[f"edits_{number}_{side}"] = on_part
+    write_sets(home / f"{arms.PARTS}{total}", sets)
+
+
+def write_sets(folder: Path, sets: dict[str, list[Record]]) -> None:
+    """``NAME.jsonl`` of every set, and at last ``counts.json``."""
+    for name, rows in sets.items():
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    write_json(folder / "counts.json", {name: len(rows) for name, rows in sets.items()})
 
 
 def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
@@ -188,8 +194,7 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
     for part, rows in sets.items():
         if not rows:
             raise InputError(f"{out}: no edit is on a prompt of {part}; have more responses edited")
-        write_jsonl(out / f"edits_{part}.jsonl", rows)
-    write_json(out / "counts.json", {part: len(rows) for part, rows in sets.items()})
+    write_sets(out, {f"edits_{part}": rows for part, rows in sets.items()})
 
 
 def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:

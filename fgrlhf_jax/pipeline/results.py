@@ -14,6 +14,7 @@ from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
 CORRELATION = "reward/length_correlation"  # of PPO, over the responses of a rollout
 DECODINGS = ("sampled", "greedy")
+FIGURES = ("kl", "correction_accuracy", "corrections", "fluency")  # of a policy
 
 
 def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]) -> dict:
@@ -49,33 +50,29 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
 
 def read_run(home: Path, arm: str) -> dict:
     """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
-    rows, answers_file = read_jsonl(home / arm / "metrics.jsonl"), home / "answers" / f"{arm}.json"
+    rows = read_jsonl(home / arm / "metrics.jsonl")
     curve = learning_curve(rows)
     seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
-    per_step = sum(seconds) / len(seconds) if curve and seconds else None
     within = [row[CORRELATION] for row in rows if row.get(CORRELATION) is not None][-10:]
+    answers, reference, start = (
+        _read(home / "answers" / f"{name}.json") for name in (arm, "reference", BASE)
+    )
+    # Both decodings against the reference's samples at T = 1, and against the start, greedy.
+    references = {"outcome": reference["sampled"], "outcome_greedy_start": start["greedy"]}
     run = {
         "curve": curve,
-        "seconds_per_step": per_step,
+        "seconds_per_step": sum(seconds) / len(seconds) if curve and seconds else None,
         "length_correlation": sum(within) / len(within) if within else None,
+        **{name: answers.get(name) for name in FIGURES},
     }
-    # Both decodings against the reference's samples at T = 1, and against the start, greedy.
-    reference = _read(home / "answers" / "reference.json")["sampled"]
-    start = _read(home / "answers" / f"{BASE}.json")["greedy"]
-    reference_scores, start_scores = ([a["score"] for a in rows] for rows in (reference, start))
-    answers_of_arm = _read(answers_file)
-    names = ("kl", "correction_accuracy", "corrections", "fluency")
-    run |= {name: answers_of_arm.get(name) for name in names}
     for decoding in DECODINGS:
-        answers = answers_of_arm[decoding]
-        scores = [answer["score"] for answer in answers]
+        responses = answers[decoding]
         run[decoding] = {
-            "scores": scores,
-            "outcome": _outcomes(scores, reference_scores),
-            "outcome_greedy_start": _outcomes(scores, start_scores),
-            "lengths": [answer["length"] for answer in answers],
-            "unfinished": sum(not answer["finished"] for answer in answers) / len(answers),
-            "words_to_change": [a["words_to_change"] for a in answers if "words_to_change" in a],
+            "scores": [response["score"] for response in responses],
+            **{name: _outcomes(responses, other) for name, other in references.items()},
+            "lengths": [response["length"] for response in responses],
+            "unfinished": sum(not r["finished"] for r in responses) / len(responses),
+            "words_to_change": [r["words_to_change"] for r in responses if "words_to_change" in r],
         }
     return run
 
@@ -87,8 +84,7 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
     samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
     for name in ("reference", *arms):
         answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]
-        scores = [[a["score"] for a in rows] for rows in (answers_of_arm, reference)]
-        outcomes = _outcomes(*scores)
+        outcomes = _outcomes(answers_of_arm, reference)
         for sample, answer, outcome in zip(samples, answers_of_arm, outcomes, strict=True):
             sample["by"][name] = {
                 "text": answer["output"],
@@ -98,11 +94,10 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
     return samples
 
 
-def _outcomes(scores: list, reference: list) -> list[float | None]:
+def _outcomes(responses: list[dict], reference: list[dict]) -> list[float | None]:
     """See ``win_rate.outcomes``; without a judge there are neither scores nor outcomes."""
-    if None in scores:
-        return [None] * len(scores)
-    return win_rate.outcomes(scores, reference).tolist()
+    scores, others = ([row["score"] for row in rows] for rows in (responses, reference))
+    return [None] * len(scores) if None in scores else win_rate.outcomes(scores, others).tolist()
 
 
 def learning_curve(rows: list[dict]) -> list[dict]:

@@ -1,5 +1,9 @@
 """Stages: commands joined by files. Each runs once, when what it needs is there.
 
+A finished stage is known by its command, and by the values of the config that it read: another
+config may go on in the same folder where these are the same. One that needs more stages than
+before, as answers of more arms, runs again and adds what it lacks.
+
 To have a stage made again, delete its output: what it left, and what was made from it, directly or
 not, is set aside as NAME.old-1 and made again too.
 """
@@ -13,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -32,6 +36,7 @@ class Stage:
     output: Path
     needs: tuple[str, ...] = ()  # names of stages that must be done before
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)  # that it reads itself
 
     def shown(self) -> str:
         """The command as a person would type it."""
@@ -53,19 +58,22 @@ def run(
     """
     for name in ("stages", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    done = {stage.name for stage in stages if is_done(stage, stages, folder)}
-    done = set_aside(stages, done, folder, say)
+    done = set_aside(stages, find_done(stages, folder), folder, say)
     if done:
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
+    grown = {
+        stage.name: _read_marker(stage, folder) for stage in waiting if _has_run(stage, folder)
+    }
     with Interrupt() as interrupt:
         try:
             while waiting or running:
                 for stage in list(waiting):
                     if len(running) < workers and done.issuperset(stage.needs):
                         waiting.remove(stage)
-                        running[stage.name] = (stage, _start(stage, folder), time.perf_counter())
+                        started = time.perf_counter()
+                        running[stage.name] = stage, _start(stage, folder), started
                 if not running:
                     missing = sorted({n for stage in waiting for n in stage.needs} - done)
                     raise ValueError(f"stages need {missing}, which nothing makes")
@@ -76,17 +84,20 @@ def run(
                     if process.poll() is None:
                         continue
                     del running[name]
-                    seconds = time.perf_counter() - started
+                    took = time.perf_counter() - started
                     if process.returncode or not stage.output.exists():
                         raise InputError(_failure(stage, process.returncode, folder))
+                    before = grown.get(name, {"needs": [], "seconds": 0.0})
                     marker = {
                         "command": stage.command,
-                        "seconds": round(seconds, 1),
+                        "fields": dict(stage.fields),
+                        "needs": sorted({*stage.needs, *before["needs"]}),
+                        "seconds": round(took + before["seconds"], 1),
                         "sha256": _digests(stage, stages, folder),
                     }
                     files.write_json(_marker(stage, folder), marker)
                     done.add(name)
-                    say(f"[{len(done)}/{len(stages)}] {name}: {seconds:.0f} s")
+                    say(f"[{len(done)}/{len(stages)}] {name}: {took:.0f} s")
         finally:
             processes = [process for _, process, _ in running.values()]
             for process in processes:
@@ -96,30 +107,51 @@ def run(
                 time.sleep(0.05)
 
 
-def is_done(stage: Stage, stages: Sequence[Stage], folder: Path) -> bool:
-    """Whether an earlier start finished this stage.
+def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
+    """The names of the stages that an earlier start finished, with all that they need now.
 
     Raises:
-      InputError: when it did so with another command, naming the flags that differ; and when what
-        it left has changed since.
+      InputError: for a stage that was made with other values, naming them; and where what it left
+        has changed since.
     """
-    if not _marker(stage, folder).exists() or not stage.output.exists():
-        return False
-    marker = _read_marker(stage, folder)
-    again = f"delete {stage.output}: then it and what was made from it are made again"
-    if differing := sorted(set(marker["command"]) ^ set(stage.command)):
-        raise InputError(
-            f"{folder}: stage {stage.name} was made with another config ({', '.join(differing)}); "
-            f"choose another run_dir, or {again}"
-        )
-    now = _digests(stage, stages, folder)
-    for name, digest in marker["sha256"].items():
-        if now.get(name) != digest:
+    done = set()
+    for stage in stages:
+        if not _has_run(stage, folder):
+            continue
+        marker = _read_marker(stage, folder)
+        if "needs" not in marker:
             raise InputError(
-                f"{stage.output.with_name(name)}: is not as stage {stage.name} left it; put back "
-                f"a copy, or {again}"
+                f"run_dir={folder} holds a run of an earlier version; choose another run_dir, or "
+                "finish it with that version"
             )
-    return True
+        again = f"delete {stage.output}: then it and what was made from it are made again"
+        before = _made_with(marker["command"], marker["fields"])
+        now = _made_with(stage.command, stage.fields)
+        if before != now:
+            old, new = (", ".join(sorted(s)) or "no such" for s in (before - now, now - before))
+            raise InputError(
+                f"{folder}: stage {stage.name} was made with {old}, not with {new}; use the same "
+                f"values or another run_dir, or {again}"
+            )
+        digests = _digests(stage, stages, folder)
+        for name, digest in marker["sha256"].items():
+            if digests.get(name) != digest:
+                raise InputError(
+                    f"{stage.output.with_name(name)}: is not as stage {stage.name} left it; put "
+                    f"back a copy, or {again}"
+                )
+        if set(stage.needs) <= set(marker["needs"]):
+            done.add(stage.name)
+    return done
+
+
+def _made_with(command: Sequence[str], fields: Mapping[str, object]) -> set[str]:
+    words = {word.removeprefix("--config.") for word in command}
+    return words | {f"{name}={value}" for name, value in fields.items()}
+
+
+def _has_run(stage: Stage, folder: Path) -> bool:
+    return _marker(stage, folder).exists() and stage.output.exists()
 
 
 def _read_marker(stage: Stage, folder: Path) -> dict:
@@ -130,9 +162,8 @@ def _read_marker(stage: Stage, folder: Path) -> dict:
 
 def _digests(stage: Stage, stages: Sequence[Stage], folder: Path) -> dict[str, str]:
     """Digests of the JSON that a stage leaves, by the names of the files beside its output."""
-    paths = (
-        [stage.output] if _is_shared(stage, stages, folder) else stage.output.parent.glob("*.json*")
-    )
+    owned = _owned(stage, stages, folder)
+    paths = [owned] if owned == stage.output else owned.glob("*.json*")
     return {path.name: files.digest(path) for path in paths if path.name != "config.json"}
 
 
@@ -143,25 +174,33 @@ def set_aside(
 
     In its place a command would go on with it, or answer that it is finished.
     """
-    needs = {stage.name: stage.needs for stage in stages}
-
-    def ancestors(name: str) -> set[str]:
-        """All stages that a stage is made from, directly or not."""
-        return {name for need in needs.get(name, ()) for name in (need, *ancestors(need))}
-
-    remains = {stage.name: _remains(stage, stages, folder) for stage in stages}
-    was_done = {n for name, paths in remains.items() if paths for n in ancestors(name)}
+    needs = {}  # of what is there, what it was made from: a stage may need more now
     for stage in stages:
-        missing = sorted(ancestors(stage.name) - done)
+        has_run = _has_run(stage, folder)
+        made_from = _read_marker(stage, folder)["needs"] if has_run else stage.needs
+        needs[stage.name] = {each.name for each in stages}.intersection(made_from)
+
+    remains = {}
+    for stage in stages:
+        paths = (_owned(stage, stages, folder), _marker(stage, folder))
+        remains[stage.name] = [path for path in paths if path.exists()]
+    was_done = {n for name, paths in remains.items() if paths for n in _ancestors(name, needs)}
+    for stage in stages:
+        missing = sorted(_ancestors(stage.name, needs) - done)
         # An interrupted stage has no marker, and nothing was made from it: it goes on.
         finished = stage.name in was_done or _marker(stage, folder).exists()
-        deleted = stage.name not in done and finished
+        deleted = stage.name not in done and finished and not _has_run(stage, folder)
         if remains[stage.name] and (missing or deleted):
             names = ", ".join(missing)
             reason = f"made from {names}" if missing else "its output or marker was deleted"
             moved = [_rename(path) for path in remains[stage.name]]
             say(f"{stage.name} is made again ({reason}); the old one is kept: {moved[0]}")
-    return {name for name in done if ancestors(name) <= done}
+    return {name for name in done if _ancestors(name, needs) <= done}
+
+
+def _ancestors(name: str, needs: Mapping[str, Iterable[str]]) -> set[str]:
+    """All stages that a stage is made from, directly or not."""
+    return {each for need in needs[name] for each in (need, *_ancestors(need, needs))}
 
 
 def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
@@ -177,15 +216,13 @@ def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """
     took, needs = seconds(stages, folder), {stage.name: stage.needs for stage in stages}
     common = {stage.name for stage in stages if stage.command[0] in _NO_TRAINING} | {"sft"}
-
-    def ancestors(name: str) -> set[str]:
-        return {name}.union(*map(ancestors, needs[name]))
-
-    return {name: sum(took.get(n, 0.0) for n in ancestors(name) - common) for name in took}
+    all_of = {name: {name} | _ancestors(name, needs) for name in took}
+    return {name: sum(took.get(n, 0.0) for n in all_of[name] - common) for name in took}
 
 
 def _start(stage: Stage, folder: Path) -> subprocess.Popen:
     stage.output.parent.mkdir(parents=True, exist_ok=True)
+    _marker(stage, folder).unlink(missing_ok=True)
     shared = {
         PARENT: str(os.getpid()),
         "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
@@ -202,18 +239,11 @@ def _start(stage: Stage, folder: Path) -> subprocess.Popen:
         )
 
 
-def _remains(stage: Stage, stages: Sequence[Stage], folder: Path) -> list[Path]:
-    """What there is of a stage: the folder of its output, or in a folder of several stages the
-    output alone; and the marker."""
-    output = stage.output if _is_shared(stage, stages, folder) else stage.output.parent
-    paths = (output, _marker(stage, folder))
-    return [path for path in paths if path.exists()]
-
-
-def _is_shared(stage: Stage, stages: Sequence[Stage], folder: Path) -> bool:
-    """Whether the folder of a stage's output is that of other stages, too."""
+def _owned(stage: Stage, stages: Sequence[Stage], folder: Path) -> Path:
+    """What a stage leaves: the folder of its output, or its output alone where others share it."""
     home, others = stage.output.parent, (other.output for other in stages if other is not stage)
-    return home == folder or any(home in output.parents for output in others)
+    shared = home == folder or any(home in output.parents for output in others)
+    return stage.output if shared else home
 
 
 def _rename(path: Path) -> Path:
@@ -235,9 +265,9 @@ def _failure(stage: Stage, status: int, folder: Path) -> str:
     path = _log(stage, folder)
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = re.split(r"^failed with status .*\n", text, flags=re.MULTILINE)[-1].splitlines()
-    lines = [line for line in lines if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
-    message = errors[-1].removeprefix("error: ") if errors else "it said nothing"
+    lines = [line for line in lines if line.strip()] or ["it said nothing"]
+    errors = [line for line in lines if line.startswith("error: ")] or lines
+    message = errors[-1].removeprefix("error: ")
     if status == -signal.SIGKILL:
         message = "it was killed, as where memory runs out; take fewer workers or smaller batches"
     try:

@@ -21,7 +21,7 @@ from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.models.responses import generate_responses
 from fgrlhf_jax.pipeline import arms, datasets
-from fgrlhf_jax.pipeline.commands import policy_folder
+from fgrlhf_jax.pipeline.commands import TASK_FIELDS, policy_folder, task_fields
 from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import user_function
@@ -30,16 +30,16 @@ from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards, words_to_change
 from fgrlhf_jax.training import correction
 
+MADE_AGAIN = "delete it and run the same command, which makes it again"
 REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
-TASKS = ("data", "feedback", "round", "answers", "tables")
 
 
 def run_task(config: ConfigDict) -> None:
     """Do ``config.task``, NAME[:SEED[:ROUND]], with the config of the run folder."""
     folder = Path(config.run_dir)
     task, seed, name = (*config.task.split(":"), "", "")[:3]
-    if task not in TASKS:
-        raise InputError(f"task={config.task!r}: is not one of {', '.join(TASKS)}")
+    if task not in TASK_FIELDS:
+        raise InputError(f"task={config.task!r}: is not one of {', '.join(TASK_FIELDS)}")
     config = ConfigDict(read_json(folder / "config.json", {}, "start the pipeline again"))
     if task == "data":
         datasets.make_data(config, folder)
@@ -47,6 +47,8 @@ def run_task(config: ConfigDict) -> None:
     names, seed = arms.select(config), int(seed)
     if task == "feedback":
         datasets.make_feedback(config, folder, seed)
+    elif task == "parts":
+        datasets.make_parts(config, folder, seed, int(name))
     elif task == "round":
         datasets.make_round(config, folder / f"seed_{seed}", seed, name)
     elif task == "tables":
@@ -63,7 +65,8 @@ def run_task(config: ConfigDict) -> None:
 def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str, str]) -> None:
     """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
 
-    Without a judge the scores are None. With them stand the policy's correction accuracy on the
+    What an earlier start left with the same config stays. Without a judge the scores are None. With
+    them stand the policy's correction accuracy on the
     seed's edits that nothing was trained on, and its KL from the policy that all arms start from;
     in the embedded world each response has the words that an editor would still change. Where there
     is a model to tell, it says how fluent the responses are.
@@ -106,7 +109,11 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     home = folder / f"seed_{seed}"
     edits, out = records.read(str(home / "feedback" / "edits_test.jsonl")), home / "answers"
     start = LanguageModel.load(policies["sft"], template=config.template, lazy=True)
+    made_with = task_fields(config, "answers")
     for arm, path in policies.items():
+        file = out / f"{arm}.json"
+        if file.exists() and read_json(file, {}, MADE_AGAIN).get("made_with") == made_with:
+            continue
         model = LanguageModel.load(path, template=config.template)
         if arm == "sft":
             reference = sample_and_score(1.0, seed + REFERENCE_SEED, model, "reference")
@@ -116,7 +123,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         measured = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
         if config.fluency_model:
             measured["fluency"] = measure_fluency(config, prompts, answers)
-        write_json(out / f"{arm}.json", answers | measured)
+        write_json(file, {"made_with": made_with} | answers | measured)
         del model  # else its weights would stay until those of the next one are loaded
 
 

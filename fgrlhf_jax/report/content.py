@@ -18,15 +18,24 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
 from fgrlhf_jax.report import corrections, speed
-from fgrlhf_jax.report.verdict import DECODINGS, answer_questions, recommend
+from fgrlhf_jax.report.verdict import (
+    BASELINE,
+    DECODINGS,
+    RIVALS,
+    TOKEN,
+    answer_questions,
+    recommend,
+)
 
-BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
-RIVALS = (BASELINE, "fine_grained", "sft_edits")  # whose curves the token arm's are tested against
+_AS_IT_IS = (
+    *("title", "judge", "seeds", "test_prompts"),
+    *("heatmaps", "samples", "seconds", "commands", "config", "about"),
+)
 CURVES = ("gold", "reward", "kl", "length", "unfinished", "seconds")
 
 
 def build_report(study: dict) -> dict:
-    """What ``report.json`` holds: tables, curves, bootstraps, heat maps, commands, the answer.
+    """What ``report.json`` holds: tables, curves, differences, heat maps, commands, the answer.
 
     Raises:
       InputError: where runs of the study are not on the same test prompts.
@@ -36,40 +45,37 @@ def build_report(study: dict) -> dict:
     trained = {n: curves for n, arm in arms.items() if (curves := _evaluations(arm["runs"]))}
     # The first arm of PPO where the one that everything is measured by is missing.
     baseline = BASELINE if BASELINE in trained else next(iter(trained), None)
-    target, own = study.get("gold_target"), study.get("gold_target") is None
-    if own and baseline:
-        target = speed.gold_target(trained[baseline])
+    target = speed.gold_target(trained[baseline]) if baseline else None
     labels = {
         part: {name: item["label"] for name, item in study[part].items()}
         for part in ("arms", "reward_models")
     }
     seconds = {n: [run["seconds_per_step"] for run in arms[n]["runs"]] for n in trained}
     report = {
-        **{key: study[key] for key in ("title", "judge", "seeds", "test_prompts")},
         "labels": labels,
-        "table1": _table1(arms),
+        "table1": {name: _table1_row(arm["runs"]) for name, arm in arms.items()},
         "differences": _differences(arms),
         "table2": {name: _accuracies(model["runs"]) for name, model in models.items()},
-        "auroc": {name: _auroc(model["runs"]) for name, model in models.items()},
+        "auroc": {
+            name: mean_over_seeds([run.get("auroc") for run in model["runs"]])
+            for name, model in models.items()
+        },
         "table3": {n: speed.time_arm(c, seconds[n], target) for n, c in trained.items()},
         "speed": [
             {"arm": TOKEN, "against": rival}
-            | speed.compare_arms(
-                *(trained[TOKEN], trained[rival], target), own and rival == baseline
-            )
+            | speed.compare_arms(trained[TOKEN], trained[rival], target, rival == baseline)
             for rival in RIVALS
             if {TOKEN, rival} <= trained.keys()
         ],
         "at_once": study.get("at_once", 1),
         "gold_target": target,
-        "gold_target_arm": baseline if own else None,
+        "gold_target_arm": baseline,
         "curves": {
             n: _mean_curve(c)
             | {"reward_length_correlation": _of_runs(arms[n]["runs"], "length_correlation")}
             for n, c in trained.items()
         },
-        **{key: study[key] for key in ("heatmaps", "samples", "seconds", "commands", "config")},
-        "about": study["about"],
+        **{key: study[key] for key in _AS_IT_IS},
     }
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
     # Nobody can train with an oracle's rewards.
@@ -107,48 +113,37 @@ def _evaluations(runs: list[dict]) -> list[list[dict]]:
     return [curve for curve in curves if curve]
 
 
-def _mean_of_seeds(samples: list[list[float]]) -> tuple[float, float | None]:
-    """Mean and error of one list of numbers a seed: over seeds, of one seed over prompts.
+def _mean_of_seeds(sets: list[dict], key: str) -> tuple[float | None, float | None]:
+    """Mean and error of a list of numbers in each seed's set: over seeds, of one seed over prompts.
 
     None and None without a judge.
     """
+    samples = [responses.get(key, [None]) for responses in sets]
     if None in samples[0]:
         return None, None
-    if len(samples) == 1:
-        return mean_and_error(samples[0])
-    return mean_and_error([np.mean(sample) for sample in samples])
+    return mean_and_error(samples[0] if len(sets) == 1 else [np.mean(each) for each in samples])
 
 
-def _table1(arms: dict) -> dict:
-    table = {}
-    for name, arm in arms.items():
-        runs = arm["runs"]
-        sampled, greedy = (_decoded([run[d] for run in runs]) for d in DECODINGS)
-        table[name] = {
-            **sampled,
-            **{f"greedy_{key}": value for key, value in greedy.items()},
-            **{key: _of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")},
-            "correction_se": corrections.correction_error(runs),
-            "n": len(runs[0]["sampled"]["outcome"]),
-            "seeds": len(runs),
-            "se_over": "seeds" if len(runs) > 1 else "prompts",
-        }
-    return table
+def _table1_row(runs: list[dict]) -> dict:
+    row = {key: _of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")}
+    for decoding, prefix in zip(DECODINGS, ("", "greedy_"), strict=True):
+        sets = [run[decoding] for run in runs]
+        row[f"{prefix}win_rate"], row[f"{prefix}se"] = _mean_of_seeds(sets, "outcome")
+        row[f"{prefix}gold"], row[f"{prefix}gold_se"] = _mean_of_seeds(sets, "scores")
+        row[f"{prefix}length"], _ = _mean_of_seeds(sets, "lengths")
+        strict, _ = _mean_of_seeds(sets, "outcome_greedy_start")
+        row[f"{prefix}win_rate_greedy_start"] = strict
+        row[f"{prefix}unfinished"] = _of_runs(sets, "unfinished")
+    return row | {
+        "correction_se": corrections.correction_error(runs),
+        "n": len(runs[0]["sampled"]["outcome"]),
+        "seeds": len(runs),
+        "se_over": "seeds" if len(runs) > 1 else "prompts",
+    }
 
 
 def _of_runs(runs: list[dict], key: str) -> float | None:
     return mean_over_seeds([run.get(key) for run in runs])["mean"]
-
-
-def _decoded(sets: list[dict]) -> dict:
-    """Figures of one way of decoding; one set of responses a seed."""
-    rate, se = _mean_of_seeds([s["outcome"] for s in sets])
-    gold, gold_se = _mean_of_seeds([s["scores"] for s in sets])
-    scores = {"win_rate": rate, "se": se, "gold": gold, "gold_se": gold_se}
-    length, _ = _mean_of_seeds([s["lengths"] for s in sets])
-    strict, _ = _mean_of_seeds([s.get("outcome_greedy_start", [None]) for s in sets])
-    scores["win_rate_greedy_start"] = strict
-    return {**scores, "length": length, "unfinished": _of_runs(sets, "unfinished")}
 
 
 def _accuracies(runs: list[dict]) -> dict:
@@ -161,11 +156,7 @@ def _accuracies(runs: list[dict]) -> dict:
         over = mean_over_seeds([table["accuracy"] for table in tables])
         se = over["se"] if len(runs) > 1 else tables[0]["se"]
         row[test_set] = {"accuracy": over["mean"], "se": se, "n": tables[0]["n"]}
-    return row | {"auroc": _auroc(runs)["mean"]}
-
-
-def _auroc(runs: list[dict]) -> dict:
-    return mean_over_seeds([run.get("auroc") for run in runs])
+    return row | {"auroc": _of_runs(runs, "auroc")}
 
 
 def _mean_curve(curves: list[list[dict]]) -> dict:
@@ -176,10 +167,7 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
     for field in CURVES:
         over = [mean_over_seeds([points[step].get(field) for points in by_step]) for step in steps]
         columns[field] = [o["mean"] for o in over]
-        columns[f"{field}_se"] = [
-            o["se"] if len(curves) > 1 else by_step[0][step].get(f"{field}_se")
-            for o, step in zip(over, steps, strict=True)
-        ]
+        columns[f"{field}_se"] = [o["se"] for o in over]
     return columns
 
 

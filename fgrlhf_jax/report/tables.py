@@ -3,12 +3,13 @@
 A section is a title, a sentence or two on how to read it, and a table.
 """
 
+import functools
 import re
 from typing import NamedTuple
 
 from fgrlhf_jax.functional.win_rate import wilson_interval
 from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
-from fgrlhf_jax.report.verdict import DECODINGS, NONE, lead_words
+from fgrlhf_jax.report.verdict import DECODINGS, NONE, describe
 
 MAX_TOKENS = 40  # rows of a heat map in Markdown
 _CURVE_COLUMNS = 8
@@ -62,104 +63,108 @@ def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
     return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
+_MORE_COLUMNS = {  # of Table 1, that not every study has: head, how it is written, what it means
+    "win_rate_greedy_start": (
+        "Against greedy, T = 1",
+        percent,
+        "Against greedy: the win rate against the start decoded greedily, a harder reference.",
+    ),
+    "greedy_win_rate_greedy_start": ("Against greedy, greedy", percent, ""),
+    "correction_accuracy": (
+        "Correction",
+        percent,
+        "Correction: on held-out edits, how often the "
+        "policy prefers what a person put in to what was taken out.",
+    ),
+    "kl": (
+        "KL",
+        functools.partial(number, digits=2),
+        "KL: nats a response, of the policy's own "
+        "samples, from the policy that all arms started from.",
+    ),
+    "seconds": (
+        "Seconds",
+        functools.partial(number, digits=0),
+        "Seconds of training, with the "
+        "reward model and the arms before it, not the common start{at_once}.",
+    ),
+}
+
+
 def _table1(report: dict) -> Section:
-    judge, table = report["judge"] or "judge", report["table1"]
-    # Columns that not every study has.
-    extra = {"correction_accuracy": "Correction", "kl": "KL", "seconds": "Seconds"}
-    extra = {k: v for k, v in extra.items() if any(row[k] is not None for row in table.values())}
-    rows = []
-    for name, row in table.items():
-        cells = {
-            "correction_accuracy": percent(row["correction_accuracy"]),
-            "kl": number(row["kl"], digits=2),
-            "seconds": number(row["seconds"], digits=0),
-        }
-        rows.append(
-            [
-                report["labels"]["arms"][name],
-                percent(row["win_rate"], row["se"], row["n"]),
-                percent(row["greedy_win_rate"], row["greedy_se"], row["n"]),
-                number(row["gold"], row["gold_se"]),
-                number(row["greedy_gold"], row["greedy_gold_se"]),
-                number(row["length"], digits=1),
-                percent(row["unfinished"]),
-                *(cells[key] for key in extra),
-            ]
-        )
-    both = {row["se_over"] for row in table.values()} == {"seeds", "prompts"}
-    notes = {
-        "correction_accuracy": " Correction: on held-out edits, how often the policy prefers what "
-        "a person put in to what was taken out.",
-        "kl": " KL: nats a response, of the policy's own samples, from the policy that all arms "
-        "started from.",
-        "seconds": " Seconds of training, with the reward model and the arms before it, not the "
-        f"common start{_at_once(report)}.",
+    judge, table, count = report["judge"] or "judge", report["table1"], report["at_once"]
+    more = {
+        key: column
+        for key, column in _MORE_COLUMNS.items()
+        if any(row[key] is not None for row in table.values())
+        and ("greedy_start" not in key or report["config"].get("world.kind") == "fair")
     }
+    rows = [
+        [
+            report["labels"]["arms"][name],
+            percent(row["win_rate"], row["se"], row["n"]),
+            percent(row["greedy_win_rate"], row["greedy_se"], row["n"]),
+            number(row["gold"], row["gold_se"]),
+            number(row["greedy_gold"], row["greedy_gold_se"]),
+            number(row["length"], digits=1),
+            percent(row["unfinished"]),
+            *(write(row[key]) for key, (_, write, _) in more.items()),
+        ]
+        for name, row in table.items()
+    ]
+    at_once = f"; up to {count} stages ran at once, so they are rough" if count > 1 else ""
+    notes = [note.format(at_once=at_once) for _, _, note in more.values() if note]
+    if {row["se_over"] for row in table.values()} == {"seeds", "prompts"}:
+        notes.append("The ± of an arm with a single run is over prompts.")
     text = (
         f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
         "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
         "sharpening. Length in tokens and the share without an end are of responses at T = 1."
-        f"{''.join(notes[key] for key in extra)}"
-        f"{' The ± of an arm with a single run is over prompts.' if both else ''}"
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy", f"{_capitalise(judge)}, T = 1"]
-    head += [f"{_capitalise(judge)}, greedy", "Length", "Unfinished", *extra.values()]
-    return Section("table1", "Table 1. Which arm aligns better?", text, head, rows)
-
-
-def _at_once(report: dict) -> str:
-    count = report["at_once"]
-    return f"; up to {count} stages ran at once, so they are rough" if count > 1 else ""
+    head += [f"{_capitalise(judge)}, greedy", "Length", "Unfinished"]
+    head += [title for title, _, _ in more.values()]
+    title = "Table 1. Which arm aligns better?"
+    return Section("table1", title, " ".join([text, *notes]), head, rows)
 
 
 def _differences(report: dict) -> Section:
-    labels, rows = report["labels"]["arms"], []
-    for pair in report["differences"]:
-        cells = (
-            f"{_points(pair[d]['points'])} [{_points(pair[d]['low'])}, {_points(pair[d]['high'])}]"
-            for d in DECODINGS
-        )
-        rows.append([labels[pair["arm"]], lead_words(pair), labels[pair["against"]], *cells])
-    over = "seeds and prompts" if report["seeds"] > 1 else "the prompts of this one seed, so that"
-    over += "" if report["seeds"] > 1 else " nothing of it is shown: another seed may turn it"
+    labels = report["labels"]["arms"]
+    rows = [
+        [labels[pair["arm"]], labels[pair["against"]], *(describe(pair[d]) for d in DECODINGS)]
+        for pair in report["differences"]
+    ]
+    over = "seeds, which all start from the same model, and prompts"
+    if report["seeds"] == 1:
+        over = "the prompts of this one seed, so that nothing of it is shown: another may turn it"
     text = (
         "Win rate of one arm less that of the other, in points, paired by seed and prompt, with "
         f"its 95 % interval over {over}. An arm is better or worse if the interval excludes zero; "
         "each is a test of its own, nothing is corrected for their number."
     )
-    head = ["Arm", "Is", "Than", "Points, T = 1", "Points, greedy"]
+    head = ["Arm", "Against", "Points, T = 1", "Points, greedy"]
     return Section("differences", "Arm against arm", text, head, rows)
 
 
-def _points(value: float) -> str:
-    return f"{value:+z.1f}".replace("-", "−")
-
-
-_CORRECTIONS = {  # column: its head, how it is written, and with what
-    "sampled": ("Sampled", percent, {}),
-    "greedy": ("Greedy", percent, {}),
-    "written": ("Written", percent, {}),
-    "moved": ("Moved", number, {}),
-    "words_sampled": ("Words left, T = 1", number, {"digits": 2}),
-    "words_greedy": ("Words left, greedy", number, {"digits": 2}),
-    "fluency_sampled": ("Fluency, T = 1", number, {}),
-    "fluency_greedy": ("Fluency, greedy", number, {}),
+_CORRECTIONS = {  # column: its head and how it is written
+    "sampled": ("Sampled", percent),
+    "greedy": ("Greedy", percent),
+    "written": ("Written", percent),
+    "moved": ("Moved", number),
+    "words_sampled": ("Words left, T = 1", functools.partial(number, digits=2)),
+    "words_greedy": ("Words left, greedy", functools.partial(number, digits=2)),
+    "fluency_sampled": ("Fluency, T = 1", number),
+    "fluency_greedy": ("Fluency, greedy", number),
 }
 
 
 def _corrections(report: dict) -> Section:
-    arms = report["corrections"]["arms"]
+    arms, ranks = (report["corrections"][key] for key in ("arms", "rank_correlation"))
     shown = [n for n in _CORRECTIONS if any(row[n]["mean"] is not None for row in arms.values())]
     rows = [
         [report["labels"]["arms"][name]]
-        + [_CORRECTIONS[n][1](row[n]["mean"], row[n]["se"], **_CORRECTIONS[n][2]) for n in shown]
+        + [_CORRECTIONS[n][1](row[n]["mean"], row[n]["se"]) for n in shown]
         for name, row in arms.items()
-    ]
-    ranks = report["corrections"]["rank_correlation"]
-    correlations = [
-        f"{number(ranks[decoding], digits=2)} {decoding}"
-        for decoding in ("sampled", "greedy")
-        if ranks[decoding] is not None
     ]
     text = (
         "At the places that people edited in responses which nothing was trained on, without a "
@@ -171,14 +176,12 @@ def _corrections(report: dict) -> Section:
     if "words_sampled" in shown:
         text += " Words left: how many an editor would still change in a response."
     if "fluency_sampled" in shown:
-        text += (
-            " Fluency: log-probability a token of responses under a model that was not trained "
-            "here."
-        )
-    if correlations:
+        text += " Fluency: log-probability a token of responses under a model not trained here."
+    known = [f"{number(ranks[d], digits=2)} {d}" for d in DECODINGS if ranks[d] is not None]
+    if known:
         text += (
             f" Over the {len(arms)} arms the rank correlation (Spearman) of correction accuracy "
-            f"with the {report['judge']} score is {' and '.join(correlations)}."
+            f"with the {report['judge']} score is {' and '.join(known)}."
         )
     head = ["Arm", *(_CORRECTIONS[name][0] for name in shown)]
     title = "What the policies do where people edited"
@@ -186,13 +189,12 @@ def _corrections(report: dict) -> Section:
 
 
 def _table2(report: dict) -> Section:
+    table = report["table2"]
     sizes: dict[str, int] = {}  # of the test sets
-    for row in report["table2"].values():
-        for test_set, cell in row.items():
-            if test_set != "auroc":
-                sizes.setdefault(test_set, cell["n"])
+    for row in table.values():
+        sizes |= {name: cell["n"] for name, cell in row.items() if name not in (*sizes, "auroc")}
     rows = []
-    for name, row in report["table2"].items():
+    for name, row in table.items():
         cells = [row.get(test_set, {"accuracy": None, "se": None}) for test_set in sizes]
         accuracies = [percent(c["accuracy"], c["se"], c.get("n", 0)) for c in cells]
         auroc = number(report["auroc"][name]["mean"], report["auroc"][name]["se"])
@@ -203,34 +205,31 @@ def _table2(report: dict) -> Section:
         "area under the ROC curve of −r against “the edit changed this token”."
     )
     head = ["Reward model", *(f"{_capitalise(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
-    title = "Table 2. Which reward model judges better?"
-    return Section("table2", title, text, head, rows)
+    return Section("table2", "Table 2. Which reward model judges better?", text, head, rows)
 
 
 def _table3(report: dict) -> Section:
     target, arm = report["gold_target"], report["gold_target_arm"]
-    goal = f"{report['judge']} {number(target)}"
+    goal, alone = f"{report['judge']} {number(target)}", report["at_once"] == 1
     head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
-    alone, rows = report["at_once"] == 1, []
     if alone:
-        seconds = ("a step", "to 80 %", "to 95 %", f"to {goal}")
-        head += [f"Seconds {part}" for part in seconds]
+        head += ["Seconds a step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
+    rows = []
     for name, row in report["table3"].items():
-        cells = [report["labels"]["arms"][name]]
+        cells = []
         for key in CRITERIA:
+            reached = row[f"{key}_reached"]
+            some = row[key] is None and reached
             cell = number(row[key], row[f"{key}_se"], digits=0)
-            if row[key] is None and row[f"{key}_reached"]:
-                cell = f"{row[f'{key}_reached']} of {row['seeds']} seeds"
-            cells.append(cell)
+            cells.append(f"{reached} of {row['seeds']} seeds" if some else cell)
         if alone:
-            seconds = [row[key.replace("steps", "seconds")] for key in CRITERIA]
-            cells.append(number(row["seconds_per_step"]))
-            cells += [number(value, digits=1) for value in seconds]
-        rows.append(cells)
+            seconds = (row[key.replace("steps", "seconds")] for key in CRITERIA)
+            cells += [number(row["seconds_per_step"]), *(number(s, digits=1) for s in seconds)]
+        rows.append([report["labels"]["arms"][name], *cells])
     source = (
         f"; {number(target)} is 80 % of the way of “{report['labels']['arms'][arm]}”, to the "
         "lowest of its seeds' bests"
-        if arm and target is not None
+        if target is not None
         else ""
     )
     text = (
@@ -240,9 +239,8 @@ def _table3(report: dict) -> Section:
         f"{source}. 0 where an arm starts there, {NONE} where no seed gets there. The verdicts "
         "above are of a test that relabels whole curves: where two arms do not differ it finds a "
         f"difference by any of the criteria in at most {100 * SIGNIFICANCE:.0f} % of studies."
+        f"{'' if alone else ' Stages ran at once, so their seconds are not compared.'}"
     )
-    if not alone:
-        text += " Stages ran at once, so their seconds are not compared."
     return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
 
 

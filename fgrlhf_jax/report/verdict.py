@@ -6,30 +6,19 @@ turn it, so what is said is said of that seed. Faster is what :mod:`.speed` test
 """
 
 import math
+from collections.abc import Mapping
+
+from scipy import special
 
 from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
 
 NONE = "–"
 DECODINGS = ("sampled", "greedy")
-# What the signs of a lead at T = 1 and greedily are called.
-_LEADS = {
-    (1, 1): "better in both decodings than",
-    (1, 0): "better at T = 1 than",
-    (0, 1): "better greedily than",
-    (1, -1): "better at T = 1 and worse greedily than",
-    (-1, 1): "worse at T = 1 and better greedily than",
-    (0, -1): "worse greedily than",
-    (-1, 0): "worse at T = 1 than",
-    (-1, -1): "worse in both decodings than",
-    (0, 0): "within noise of",
-}
-_CRITERIA = dict(
-    zip(
-        CRITERIA,
-        ("to 80 % of its own gain", "to 95 %", "to the fixed {judge} score {target}"),
-        strict=True,
-    )
-)
+BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
+RIVALS = (BASELINE, "fine_grained", "sft_edits")  # that the token arm is compared with
+_WORDS = {1: "better", 0: "within noise", -1: "worse"}
+_CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
+_NAMED = 3  # arms, before only their number is said
 
 
 def answer_questions(report: dict) -> dict:
@@ -43,20 +32,27 @@ def answer_questions(report: dict) -> dict:
     remarks = ["This study has no judge."] if not report["judge"] else []
     if one_seed and not remarks:
         remarks.append("One seed shows nothing: another one may turn it.")
+    # Decoding the untouched model greedily may be a gain of its own.
+    rate = report["table1"].get("sft", {}).get("greedy_win_rate")
+    if rate is not None and rate > 0.55:
+        remarks.append(
+            f"The untouched SFT model decoded greedily wins {100 * rate:.1f} % against its own "
+            "samples: part of a gain at T = 1 may be sharpening."
+        )
     faster = [_faster_line(report, test) for test in report["speed"]]
     missing = "" if faster else "There are no learning curves of two arms to compare."
     return {
         "better": {
             "question": f"Which arm aligns better{where}?",
             "lines": _better_lines(report),
-            "text": " ".join([*remarks, *_sharpening(report)]),
+            "text": " ".join(remarks),
         },
         "faster": {"question": f"And faster{where}?", "lines": faster, "text": missing},
     }
 
 
 def recommend(
-    differences: list[dict], table: dict[str, dict], labels: dict[str, str] | None = None
+    differences: list[dict], table: dict[str, dict], labels: Mapping[str, str] | None = None
 ) -> dict[str, str | None]:
     """The arm to take, and why.
 
@@ -74,17 +70,15 @@ def recommend(
     Returns:
       ``arm`` (None where nothing can be compared) and ``why``.
     """
-    leads = {}
-    for pair in differences:
-        if {pair["arm"], pair["against"]} <= table.keys():
-            leads[pair["arm"], pair["against"]] = signs = lead_signs(pair)
-            leads[pair["against"], pair["arm"]] = tuple(-sign for sign in signs)
-    name = (labels or {}).get
-    if not leads:
-        return _by_correction(table, name)
-
-    def losses(arm: str) -> int:
-        return sum(signs.count(-1) for (a, _), signs in leads.items() if a == arm)
+    pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
+    if not pairs:
+        return _by_correction(table, labels or {})
+    won, lost = ({arm: dict.fromkeys(DECODINGS, 0) for arm in table} for _ in range(2))
+    for pair in pairs:
+        for decoding in DECODINGS:
+            sides = (pair["arm"], pair["against"])[:: lead(pair[decoding]) or 1]
+            won[sides[0]][decoding] += abs(lead(pair[decoding]))
+            lost[sides[1]][decoding] += abs(lead(pair[decoding]))
 
     def rates(arm: str) -> float:
         return table[arm]["win_rate"] + table[arm]["greedy_win_rate"]
@@ -93,9 +87,9 @@ def recommend(
         seconds = table[arm].get("seconds")
         return float("inf") if seconds is None else seconds
 
-    least = min(map(losses, table))
-    rivals = [arm for arm in table if losses(arm) == least]
-    if least:
+    losses = {arm: sum(lost[arm].values()) for arm in table}
+    rivals = [arm for arm in table if losses[arm] == min(losses.values())]
+    if min(losses.values()):
         arm = max(rivals, key=rates)
         why = "every arm is beaten by another at T = 1 or greedily; this one the least often"
     else:
@@ -103,105 +97,95 @@ def recommend(
         why = "no arm is better at T = 1 or greedily"
         if len(rivals) > 1 and cost(arm) < float("inf"):
             why += f", and of the {len(rivals)} arms of which that is so it costs least"
-    why += "; it is " + _grouped({b: s for (a, b), s in leads.items() if a == arm}, name)
+    sampled, greedy = (won[arm][decoding] for decoding in DECODINGS)
+    why += f"; of the {len(table) - 1} others it beats {sampled} at T = 1 and {greedy} greedily"
     return {"arm": arm, "why": why + _one_seed(table[arm])}
 
 
-def lead_signs(pair: dict) -> tuple[int, int]:
-    """Of an entry of ``differences``: 1 where its arm is better sampled, greedy; −1 worse; 0."""
-    return tuple((pair[d]["low"] > 0) - (pair[d]["high"] < 0) for d in DECODINGS)
+def lead(interval: Mapping[str, float]) -> int:
+    """1 where an interval of ``differences`` is above zero, -1 where it is below, else 0."""
+    return (interval["low"] > 0) - (interval["high"] < 0)
 
 
-def lead_words(pair: dict) -> str:
-    """:func:`lead_signs` in words, to be followed by the other arm."""
-    return _LEADS[lead_signs(pair)]
+def describe(interval: Mapping[str, float]) -> str:
+    """ "+7.1 [+6.1, +8.1], better": points of win rate, their interval, and what it means."""
+    values = (f"{interval[key]:+z.1f}".replace("-", "−") for key in ("points", "low", "high"))
+    return "{} [{}, {}], ".format(*values) + _WORDS[lead(interval)]
 
 
-def _by_correction(table: dict, name) -> dict:
+def _by_correction(table: dict, labels: Mapping[str, str]) -> dict:
     known = {arm: row for arm, row in table.items() if row.get("correction_accuracy") is not None}
     if not known:
         return {"arm": None, "why": "there is no judge and no correction accuracy to compare by"}
-    values = {arm: row["correction_accuracy"] for arm, row in known.items()}
-    arm = max(values, key=values.get)
-    # Two errors of a difference as if unpaired, so on the safe side.
-    errors = {a: row.get("correction_se") for a, row in known.items()}
+    arm = max(known, key=lambda arm: known[arm]["correction_accuracy"])
+    best, seeds = known[arm], known[arm].get("seeds", 1)
+    # An interval of the difference as if unpaired, so on the safe side.
+    quantile = special.stdtrit(2 * (seeds - 1), 0.975) if seeds > 1 else special.ndtri(0.975)
     close = [
-        name(a, a)
-        for a in known
+        labels.get(a, a)
+        for a, row in known.items()
         if a != arm
-        and None not in (errors[a], errors[arm])
-        and values[arm] - values[a] <= 2 * math.hypot(errors[arm], errors[a])
+        and None not in (errors := (row.get("correction_se"), best.get("correction_se")))
+        and best["correction_accuracy"] - row["correction_accuracy"]
+        <= quantile * math.hypot(*errors)
     ]
-    why = (
-        f"there is no judge, and it has the highest correction accuracy, {100 * values[arm]:.1f} %"
-    )
-    why += f"; within noise of {', '.join(close)}" if close else ""
-    return {"arm": arm, "why": why + _one_seed(known[arm])}
+    why = "there is no judge, and it has the highest correction accuracy, "
+    why += f"{100 * best['correction_accuracy']:.1f} %"
+    why += f"; within noise of {_enumerate(close)}" if close else ""
+    return {"arm": arm, "why": why + _one_seed(best)}
 
 
 def _one_seed(row: dict) -> str:
     return ". One seed: another one may turn it" if row.get("seeds", 1) < 2 else ""
 
 
-def _grouped(signs: dict[str, tuple], name) -> str:
-    """ "better in both decodings than A, B; within noise of C"."""
-    groups: dict[str, list[str]] = {}
-    for lead, words in _LEADS.items():
-        for arm, of_arm in signs.items():
-            if of_arm == lead:
-                groups.setdefault(words, []).append(name(arm, arm))
-    return "; ".join(f"{words} {', '.join(arms)}" for words, arms in groups.items())
+def _enumerate(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _better_lines(report: dict) -> list[dict]:
-    """A line an arm, the best at T = 1 first, on all arms below it: so every pair is on a line."""
-    leads, table, name = {}, report["table1"], report["labels"]["arms"].get
+    """By how much the recommended arm leads the next best and its baselines, the token arm its."""
+    table, labels, best = (
+        report["table1"],
+        report["labels"]["arms"],
+        report["recommendation"]["arm"],
+    )
+    known = {}
     for pair in report["differences"]:
-        leads[pair["arm"], pair["against"]] = signs = lead_signs(pair)
-        leads[pair["against"], pair["arm"]] = tuple(-sign for sign in signs)
-    names = list(table) if leads else []
-    order = sorted(names, key=lambda arm: -table[arm]["win_rate"])
-    return [
-        {"arm": name(arm, arm), "text": _grouped({b: leads[arm, b] for b in order[k:]}, name)}
-        for k, arm in enumerate(order[:-1], 1)
-    ]
+        known[pair["arm"], pair["against"]] = [pair[decoding] for decoding in DECODINGS]
+        known[pair["against"], pair["arm"]] = [_turned(pair[decoding]) for decoding in DECODINGS]
+    others = sorted(
+        (arm for arm in table if arm != best), key=lambda arm: -(table[arm]["win_rate"] or 0)
+    )
+    chosen = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, "sft"))]
+    chosen += [(TOKEN, rival) for rival in RIVALS]
+    lines = []
+    for pair in dict.fromkeys(chosen):
+        if pair in known and pair[::-1] not in chosen[: chosen.index(pair)]:
+            sampled, greedy = map(describe, known[pair])
+            names = (labels[arm] for arm in pair)
+            text = f"at T = 1 {sampled}; greedily {greedy}"
+            lines.append({"arm": " against ".join(names), "text": text})
+    return lines
 
 
-def _sharpening(report: dict) -> list[str]:
-    """A remark where decoding the untouched model greedily is a gain of its own."""
-    rate = report["table1"].get("sft", {}).get("greedy_win_rate")
-    if rate is None or rate <= 0.55:
-        return []
-    return [
-        f"The untouched SFT model decoded greedily wins {100 * rate:.1f} % against its own samples:"
-        " part of a gain at T = 1 may be sharpening."
-    ]
+def _turned(interval: Mapping[str, float]) -> dict[str, float]:
+    return {"points": -interval["points"], "low": -interval["high"], "high": -interval["low"]}
 
 
 def _faster_line(report: dict, test: dict) -> dict:
     """A line of one entry of ``speed``: by which criteria an arm needs fewer steps."""
-    name, table, parts = report["labels"]["arms"].get, report["table3"], []
-    for criterion, words in _CRITERIA.items():
-        if criterion in test:
-            target = f"{report['gold_target'] or 0:.3f}"
+    labels, parts = report["labels"]["arms"], {"faster": [], "slower": [], "not shown": []}
+    target = f"{report['gold_target'] or 0:.3f}"
+    for criterion, words in zip(CRITERIA, _CRITERIA, strict=True):
+        if tested := test.get(criterion):
+            verdict = "faster" if tested["difference"] < 0 else "slower"
+            if tested["p"] > SIGNIFICANCE:
+                verdict = "not shown"
             words = words.format(judge=report["judge"], target=target)
-            rows = (table[test[side]] for side in ("arm", "against"))
-            steps = " against ".join(_steps(row, criterion) for row in rows)
-            parts.append(f"{words} {steps} ({_speed_words(test[criterion])})")
-    text = f"steps {'; '.join(parts)}"
+            parts[verdict].append(f"{words} (p = {tested['p']:.2g})")
+    text = "; ".join(f"{verdict} {', '.join(each)}" for verdict, each in parts.items() if each)
     if test["least_p"] > SIGNIFICANCE:
         text += f"; no p can be below {test['least_p']:.2g} with {test['seeds']} of each"
-    return {"arm": f"{name(test['arm'])} against {name(test['against'])}", "text": text}
-
-
-def _speed_words(tested: dict) -> str:
-    if tested["p"] > SIGNIFICANCE:
-        return f"not shown, p = {tested['p']:.2g}"
-    return f"{'faster' if tested['difference'] < 0 else 'slower'}, p = {tested['p']:.2g}"
-
-
-def _steps(row: dict, criterion: str) -> str:
-    mean, error = row[criterion], row[f"{criterion}_se"]
-    if mean is None:
-        return f"reached by {row[f'{criterion}_reached']} of {row['seeds']} seeds"
-    return f"{mean:.0f}" if error is None else f"{mean:.0f} ± {error:.0f}"
+    return {"arm": f"{labels[test['arm']]} against {labels[test['against']]}", "text": text}

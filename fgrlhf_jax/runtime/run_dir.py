@@ -17,10 +17,9 @@ from fgrlhf_jax.runtime import files, interrupt
 NOT_COMPARED = (
     *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
-    # Of a pipeline, whose stages know their commands: more seeds and arms go on where it stopped.
-    *("workers", "platforms", "seeds", "run_arms", "task"),
+    # Of a pipeline, whose stages know what they were made of.
+    *("workers", "platforms", "seeds", "task", "run_arms", "title", "judge_name", "report_samples"),
 )
-MEMBERS = ("arms.", "reward_models.", "rounds.")  # of a pipeline: new ones change no other
 
 RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
 
@@ -83,27 +82,26 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
         for old, new in RENAMED_FIELDS.items()
         if old in saved and old not in now and (new in now or not new)
     ]
-    # Flags of a pipeline's commands, once a field each, are one text now.
-    groups = {name for name in now for old in saved if old.startswith(f"{name}.")}
-    renamed += [f"{name} is now text, NAME=VALUE,…" for name in sorted(groups)]
     if renamed:
         raise InputError(
             f"run_dir={folder} holds a run of an earlier version, whose config fields and metrics "
             f"had other names ({', '.join(renamed)}); choose another run_dir, or finish it with "
             "that version"
         )
-    names = {name for name in saved.keys() | now.keys() if not name.startswith(MEMBERS)}
-    names |= saved.keys() & now.keys()
-    differing = [
-        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
-        for name in sorted(names.difference(NOT_COMPARED))
-        if saved.get(name, "unset") != now.get(name, "unset")
-    ]
-    if differing:
+    if differing := differing_fields(saved, now):
         raise InputError(
             f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
             "choose another run_dir or use the same values"
         )
+
+
+def differing_fields(saved: dict, now: dict) -> list[str]:
+    """``NAME (saved …, now …)`` for each value by dotted name that two starts must share."""
+    return [
+        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
+    ]
 
 
 def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:

@@ -134,9 +134,12 @@ def test_intervals_cover_what_is_so(seeds, spread_of_seeds, spread_of_prompts):
 
 def test_intervals_at_their_ends():
     a = np.array([[1.0, 0.5, 0.0, 1.0]])
-    assert paired_interval(a, a) == {"difference": 0.0, "low": 0.0, "high": 0.0}
-    assert paired_interval(np.ones((2, 9)), np.zeros((1, 9)))["low"] == 1.0
-    assert paired_interval([[1.0]], [[0.0]])["low"] == 1.0  # nothing is known of its error
+    for prompts in (1, 5, 6, 20):  # all won: as sure as a sign test, 2 / 2^N
+        all_won = paired_interval(np.ones((2, prompts)), np.zeros((1, prompts)))
+        assert (all_won["low"] > 0) == (2 / 2**prompts < 0.05)
+        assert (all_won["difference"], all_won["high"]) == (1.0, 1.0)
+    unseen = 1 - 0.025 ** (1 / 4)
+    assert paired_interval(a, a) == {"difference": 0.0, "low": -unseen, "high": unseen}
     for other in (a[:, :3], np.ones((3, 4))):
         with pytest.raises(InputError, match=r"shape \(2, 4\) cannot be paired with \(\d, \d\)"):
             paired_interval(np.repeat(a, 2, 0), other)

@@ -11,6 +11,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.arms import LEARNERS, PREFERENCE_LEARNERS, select, selected
 from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
+from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline
 from launch.shared import config_files
 
@@ -49,15 +50,6 @@ def test_every_command_is_understood(variant):
         assert set(stage.needs) <= set(names[:number]), stage.name
         importlib.import_module(stage.command[0])
     pipeline.check_commands(stages)
-
-
-def test_new_arms_need_feedback_that_was_split_for_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.stages, "is_done", lambda *_: True)
-    config = make_config(run_arms="three_rounds_then_token")
-    planned = build_stages(config, tmp_path)
-    with pytest.raises(InputError, match=r"^run_arms=three\S*: needs \S*/prompts_1_of_3\.jsonl"):
-        pipeline.check_parts(config, tmp_path, planned)
-    pipeline.check_parts(make_config(run_arms="sft_edits,dpo"), tmp_path, planned)
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "tiny"])
@@ -119,13 +111,31 @@ def test_every_learner_has_its_command():
         assert fields_of(made[name])["policy"] == "run/sft/export"
 
 
+def test_rewards_of_several_models():
+    """An ensemble, and the log-ratio of two arms, as launch.ppo takes them."""
+    config = make_config(
+        run_arms="state_action,rloo",
+        arms__state_action__reward="rm_edits, rm_preferences",
+        arms__rloo__reward="ddpo:sft:0.5",
+    )
+    assert select(config) == ["rm_edits", "rm_preferences", "state_action", "ddpo", "rloo"]
+    stages = build_stages(config, RUN)
+    pipeline.check_commands(stages)
+    made = {stage.name.removeprefix("seed_0/"): stage for stage in stages}
+    ensemble, ratio = (fields_of(made[name])["reward_model"] for name in ("state_action", "rloo"))
+    assert ensemble == "run/seed_0/rm_edits,run/seed_0/rm_preferences"
+    assert ratio == "run/seed_0/ddpo/export:run/sft/export:0.5"
+    assert made["state_action"].command[1] == "--config=configs/ppo.py:tiny,sequence"
+    assert made["rloo"].command[1] == "--config=configs/ppo.py:tiny,token"
+
+
 def test_rounds_of_edits():
     config = make_config(run_arms="three_rounds_then_token")
     made = {s.name: s for s in build_stages(config, RUN)}
     home = "run/seed_0"
     samples = fields_of(made["seed_0/second_round_samples"])
     assert samples["model"] == f"{home}/sft_one_round/export"
-    assert samples["prompts"] == f"{home}/feedback/prompts_2_of_3.jsonl"
+    assert samples["prompts"] == f"{home}/parts_of_3/prompts_2.jsonl"
     assert (samples["samples"], samples["greedy_last"]) == ("2", "True")
     assert "greedy_last" not in fields_of(made["seed_0/samples"])
     assert made["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
@@ -134,7 +144,7 @@ def test_rounds_of_edits():
         assert "seed_0/third_round" in made[f"seed_0/{name}"].needs
         assert fields_of(made[f"seed_0/{name}"])["train"] == ",".join(
             f"{home}/{name}_train.jsonl"
-            for name in ("feedback/edits_1_of_3", "second_round/edits", "third_round/edits")
+            for name in ("parts_of_3/edits_1", "second_round/edits", "third_round/edits")
         )
 
 
@@ -151,11 +161,7 @@ def test_every_seed_and_arm_has_its_stages():
     commands = commands_of(config)
     for seed, arm in itertools.product(range(5), config.run_arms.split(",")):
         assert commands[f"seed_{seed}/{arm}"]["seed"] == str(seed)
-    start = commands["seed_1/edits_then_token"]
-    assert start["policy"] == "run/seed_1/sft_edits/export"
-    assert start["reward_model"] == "run/seed_1/rm_state_action"
-    assert commands["seed_1/kl_outside"]["kl.in_reward"] == "False"
-    assert commands["seed_1/rm_state_action"]["model.head"] == "state_action"
+    assert commands["seed_1/edits_then_token"]["policy"] == "run/seed_1/sft_edits/export"
 
 
 @pytest.mark.parametrize("variant", ["tiny", "cad"])
@@ -178,7 +184,7 @@ def test_an_arm_starts_right_after_its_reward_model():
     start = names.index("sft_edits")
     assert names[start : start + 8] == [
         *("sft_edits", "rm_preferences", "ppo_rlhf", "rm_edits", "fine_grained"),
-        *("rm_token", "fine_grained_token", "sft_one_round"),
+        *("rm_token", "fine_grained_token", "parts_of_3"),
     ]
 
 
@@ -247,20 +253,17 @@ REFUSED = [
     ({"ppo__flags": "steps"}, "ppo.flags=steps: 'steps' is no flag; write NAME=VALUE"),
     *(({"ppo__flags": text}, "is no flag") for text in ("--config.steps=1", "=1", "a b=1")),
     # Flags that would be in vain.
-    ({"ppo__flags": "seed=3"}, "seed=3: the pipeline sets this flag of launch.ppo itself"),
-    ({"ppo__flags": "judge=a:b"}, "itself; give --config.judge=…"),
-    ({"ppo__flags": "data.max_new_tokens=9"}, "give --config.max_new_tokens=…"),
+    (
+        {"ppo__flags": "data.max_new_tokens=9"},
+        "this flag of launch.ppo itself; give --config.max_n",
+    ),
     ({"arms__ppo_rlhf__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
     ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
-    ({"rm__flags": "run_dir=x"}, "launch.train_rm itself; give --config.run_dir=…"),
     ({"imitate__flags": "train=x"}, "pipeline sets this flag of launch.sft itself; drop it"),
     # Flags that their command refuses.
-    ({"ppo__flags": "kl.coeff=1"}, "stage seed_0/ppo_rlhf: --config.kl.coeff: there is no such"),
     ({"arms__ppo_rlhf__flags": "stepps=1"}, "stage seed_0/ppo_rlhf: --config.stepps: there is"),
     ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
-    ({"imitate__flags": "batch_sise=1"}, "stage seed_0/sft_edits: --config.batch_sise"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
-    ({"ppo__flags": "critic=1"}, "critic='1': is not one of separate, shared"),
     # Folders, files, judges and arms that cannot be.
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
@@ -293,12 +296,69 @@ REFUSED = [
         )
     ),
     ({"arms__sft_one_round__data": "second_round", "run_arms": "sft_two_rounds"}, "in a circle"),
-    (
-        {"run_arms": "state_action", "arms__state_action__reward": "rm_edits,rm_token"},
-        "arms.state_action.reward: 'rm_edits,rm_token' is not one of oracle, rm_action",
+    *(
+        ({"run_arms": "grpo", "arms__grpo__reward": reward}, f"arms.grpo.reward{message}")
+        for reward, message in (
+            (",", " is empty; grpo needs a reward model's name"),
+            ("rm_edit", ": 'rm_edit' is not one of oracle, rm_action"),
+            ("rm_edits,rm_token", "=rm_edits,rm_token: some reward tokens, some sequences"),
+            ("rm_token,oracle", ": 'oracle' is not one of rm_action"),
+            ("ddpo:", "=ddpo:: is not POLICY:REFERENCE"),
+            ("ddpo:sft:x", "=ddpo:sft:x: is not POLICY:REFERENCE"),
+            ("rm_token:sft", ": 'rm_token' is not one of sft, "),
+        )
     ),
     ({"reward_models__rm_token__loss": ""}, "reward_models.rm_token.loss is empty; give"),
 ]
+
+
+class InThisProcess:
+    """A process of a stage that has left its output when it is started."""
+
+    returncode, started, outputs = 0, [], {}
+
+    def __init__(self, command, **_):
+        stage, output = self.outputs[tuple(command[2:])]
+        self.started.append(stage)
+        write_json(output, [])
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline.stages.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(pipeline, "write_report", lambda *_: "")
+
+    def start(**fields) -> list[str]:
+        """The stages that run."""
+        InThisProcess.started = []
+        config = make_config(run_dir=str(tmp_path), **fields)
+        planned = build_stages(config, tmp_path)
+        InThisProcess.outputs = {stage.command: (stage.name, stage.output) for stage in planned}
+        pipeline.main(config)
+        return InThisProcess.started
+
+    assert "answers:0" in start(run_arms="sft_edits,fine_grained")
+    assert start(run_arms="sft_edits", title="another", heatmaps=3) == []
+    mine = {"arms__mine__learner": "dpo", "arms__mine__flags": "steps=2"}
+    more = start(run_arms="sft_edits,fine_grained,fine_grained_token,mine", **mine)
+    trained = {f"seed_0/{name}" for name in ("rm_token", "fine_grained_token", "mine")}
+    assert {*more} == {*trained, "tables:0", "answers:0"}
+    assert "seed_0/sft_two_rounds" in start(run_arms="sft_two_rounds")
+    assert start(run_arms="sft_edits,fine_grained,fine_grained_token,sft_two_rounds") == []
+    for fields, message in (
+        ({"rm__flags": "steps=7"}, "rm.flags (saved '', now 'steps=7'): "),
+        ({"rm__flags": "steps=7"}, "stage seed_0/rm_edits was made with steps=600, not with st"),
+        ({"world__rates__repair": 0.5}, "stage data was made with world.rates.repair=0.8, not"),
+        ({"judge": "fgrlhf_jax.feedback.judges.vader:judge"}, "judge (saved 'fgrlhf_jax.tiny"),
+        ({"test_prompts": 9, "seeds": 2}, "stage answers:0 was made with test_prompts=512, not"),
+    ):
+        before = (tmp_path / "config.json").read_text()
+        with pytest.raises(InputError, match=re.escape(message)):
+            start(run_arms="sft_edits,fine_grained", **fields)
+        assert (tmp_path / "config.json").read_text() == before
+        assert InThisProcess.started == []
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)

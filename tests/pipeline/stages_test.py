@@ -18,6 +18,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import stages
 from fgrlhf_jax.pipeline.stages import Stage
+from fgrlhf_jax.runtime.files import write_json
 
 # Like our commands: what is finished is not made again. Its text says what it was made from.
 COMMAND = """
@@ -73,9 +74,40 @@ def test_each_runs_once_after_what_it_needs(make_stage, tmp_path, workers):
 
 
 def test_another_command_is_refused_and_named(make_stage, tmp_path):
-    run(tmp_path, make_stage("a", tmp_path / "a"))
-    with pytest.raises(InputError, match=r"stage a was made with another config \(a, other\)"):
-        run(tmp_path, make_stage("a", tmp_path / "a", argument="other"))
+    a = dataclasses.replace(make_stage("a", tmp_path / "a"), fields={"sizes.x": 1, "y": ""})
+    run(tmp_path, a)
+    other = dataclasses.replace(make_stage("a", tmp_path / "a", argument="other"), fields={"y": ""})
+    with pytest.raises(
+        InputError, match=r"stage a was made with a, sizes.x=1, not with other; use"
+    ):
+        run(tmp_path, other)
+    marker = json.loads((tmp_path / "stages" / "a.json").read_text())
+    write_json(tmp_path / "stages" / "a.json", {k: v for k, v in marker.items() if k != "needs"})
+    with pytest.raises(InputError, match="holds a run of an earlier version"):
+        run(tmp_path, a)
+
+
+def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path):
+    a, b, d = (make_stage(name, tmp_path / name / "out") for name in "abd")
+    few, more, most = (
+        dataclasses.replace(make_stage("c", tmp_path / "c" / "out"), needs=needs)
+        for needs in (("a",), ("a", "b"), ("a", "b", "d"))
+    )
+    run(tmp_path, a, few)
+    (tmp_path / "c" / "kept").touch()
+    assert [line.split()[1] for line in run(tmp_path, a, b, more)[1:]] == ["b:", "c:"]
+    assert run(tmp_path, a, few) == ["2 of 2 stages are there already"]
+    # Interrupted when it goes on, it goes on again.
+    interrupted = mock.patch.object(stages.subprocess, "Popen", side_effect=KeyboardInterrupt)
+    run(tmp_path, d)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        run(tmp_path, a, b, d, most)
+    assert [line.split()[1] for line in run(tmp_path, a, b, d, most)[1:]] == ["c:"]
+    assert (tmp_path / "c" / "kept").exists()
+    # Of what it is made from all must be there still.
+    b.output.unlink()
+    assert "c is made again (made from b)" in " ".join(run(tmp_path, a, b, d, most))
+    assert not (tmp_path / "c" / "kept").exists()
 
 
 @pytest.mark.parametrize("text", ["", '{"command": [', "[]", '{"command": ["a"], "seconds": "1"}'])

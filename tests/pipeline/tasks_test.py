@@ -51,8 +51,8 @@ def test_a_policy_of_another_template_is_not_measured(tmp_path):
         tasks.make_answers(make_config(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
 
 
-def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
-    loaded, config = [], make_config()
+def test_one_policy_at_a_time_is_in_memory_and_answers_once(monkeypatch, tmp_path):
+    loaded, paths, config = [], [], make_config()
     write_jsonl(tmp_path / "data" / "test.jsonl", make_instructions(1, "test", 0))
 
     class Model:
@@ -60,6 +60,7 @@ def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
             if not lazy:
                 assert not any(model() for model in loaded)
                 loaded.append(weakref.ref(self))
+                paths.append(path)
 
     def respond(model, prompts, sampling_params, **options):
         return [{"output": "b", "finished": True} for _ in prompts]
@@ -69,12 +70,18 @@ def test_one_policy_at_a_time_is_in_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks.hf_load, "learned_template", lambda path: "")
     monkeypatch.setattr(tasks, "compare_with_start", lambda *args: {"kl": 1.0})
     write_jsonl(tmp_path / "seed_0" / "feedback" / "edits_test.jsonl", make_feedback(1, 0)[0])
-    tasks.make_answers(config, tmp_path, 0, {"oracle": "a", "ppo_rlhf": "b", "sft": "c"})
+    policies = {"oracle": "a", "ppo_rlhf": "b", "sft": "c"}
+    tasks.make_answers(config, tmp_path, 0, policies)
     answers = sorted(path.stem for path in (tmp_path / "seed_0" / "answers").iterdir())
     assert answers == ["oracle", "ppo_rlhf", "reference", "sft"]
     answers = json.loads((tmp_path / "seed_0" / "answers" / "oracle.json").read_text())
     assert answers["sampled"][0]["words_to_change"] > 1
     assert answers["kl"] == 1
+    tasks.make_answers(config, tmp_path, 0, {"dpo": "d"} | policies)
+    assert paths == ["a", "b", "c", "d"]
+    config.max_new_tokens = 3
+    tasks.make_answers(config, tmp_path, 0, policies)
+    assert paths[4:] == ["a", "b", "c"]
 
 
 def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
@@ -154,12 +161,13 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
 
     sample(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
     datasets.make_feedback(config, tmp_path, 0)
-    paths = (home / "feedback").glob("*.jsonl")
+    datasets.make_parts(config, tmp_path, 0, 3)
+    paths = [*(home / "feedback").glob("*.jsonl"), *(home / "parts_of_3").glob("*.jsonl")]
     sets = {path.stem: records.read(str(path), need="prompts") for path in paths}
-    first = sets["edits_1_of_3_train"] + sets["edits_1_of_3_validation"]
+    first = sets["edits_1_train"] + sets["edits_1_validation"]
     rounds = []
     for part, name in ((2, "second_round"), (3, "third_round")):
-        sample(home / f"{name}_samples.json", sets[f"prompts_{part}_of_3"])
+        sample(home / f"{name}_samples.json", sets[f"prompts_{part}"])
         datasets.make_round(config, home, 0, name)
         parts = ("train", "validation")
         train, held_out = (records.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
@@ -292,11 +300,12 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
     config, home = make_config("cad", run_arms="sft_two_rounds"), tmp_path / "seed_0"
     config.files.edits = str(tmp_path / "edits.jsonl")
     datasets.make_feedback(config, tmp_path, 0)
+    datasets.make_parts(config, tmp_path, 0, 3)
     file = home / "second_round" / "edits.jsonl"
     message = f"{file}: does not exist; have the responses edited, python -m launch.collect_edits"
     with pytest.raises(InputError, match=message):
         datasets.make_round(config, home, 0, "second_round")
-    prompts = records.read(str(home / "feedback" / "prompts_2_of_3.jsonl"), need="prompts")
+    prompts = records.read(str(home / "parts_of_3" / "prompts_2.jsonl"), need="prompts")
     write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
     datasets.make_round(config, home, 0, "second_round")
     parts = ("train", "validation")

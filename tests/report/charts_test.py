@@ -34,10 +34,3 @@ def test_what_runs_out_is_said():
     assert "“&lt;c&gt;” runs out of the picture, to KL 9 and score −0.875." in chart
     assert len(re.findall('title="', chart)) == 5  # of six points, one lies outside
     assert "runs out" not in draw_lines(curves, x="KL, nats", y="score")
-
-
-def test_labels_are_text():
-    chart = draw_lines([make_line("<b>&")], x="<x>", y="<y>")
-    assert "&lt;b&gt;&amp;</span>" in chart
-    chart += draw_dots([Dot("<b>", 0, (1, 2), (1, 2))], x="<x>", marks=[(0, "<m>")])
-    assert not re.search("<[bxym]>", chart)

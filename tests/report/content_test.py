@@ -103,8 +103,10 @@ def test_table_3_by_hand():
 
 
 def test_a_fixed_score_that_a_seed_never_gets_to_or_that_there_is_none_of():
-    report = build_report(make_study(3) | {"gold_target": 0.405})
-    slow = report["table3"]["ppo_rlhf"]
+    study = make_study(3)
+    study["arms"]["fine_grained"]["runs"][0]["curve"] = make_curve([0.0, 0.1, 0.2, 0.3])
+    report = build_report(study)
+    slow = report["table3"]["fine_grained"]
     assert (slow["steps_to_gold"], slow["seconds_to_gold"]) == (None, None)
     assert slow["steps_to_gold_reached"] == 2
     assert report["table3"]["fine_grained_token"]["steps_to_gold"] == 10
@@ -128,11 +130,7 @@ def test_curves_are_means_at_common_steps():
     assert curve["gold_se"] == pytest.approx([0.1, 0.05])
     assert curve["length"] == [10, 12]
     assert curve["reward_length_correlation"] == 0.25
-    study = make_study(1)  # one seed may bring errors of its curve
-    for point in study["arms"]["ppo_rlhf"]["runs"][0]["curve"]:
-        point["gold_se"] = 0.02
-    curves = build_report(study)["curves"]
-    assert curves["ppo_rlhf"]["gold_se"] == [0.02] * 6
+    curves = build_report(make_study(1))["curves"]
     assert curves["fine_grained"]["gold_se"] == [None] * 6
 
 
@@ -181,9 +179,15 @@ def test_columns_that_not_every_study_has():
     for arm in study["arms"].values():
         for run in arm["runs"]:
             run |= {"correction_accuracy": 0.75, "kl": None, "seconds": None}
+            run["sampled"]["outcome_greedy_start"] = [0.25] * 64
+            run["greedy"]["outcome_greedy_start"] = [0.5] * 64
     (table, *_) = sections(build_report(study | {"at_once": 1}))
     assert table.head[6:] == ["Unfinished", "Correction"]
     assert table.rows[0][7] == "75.0 %"
+    study["config"]["world.kind"] = "fair"  # which has a second reference
+    (table, *_) = sections(build_report(study | {"at_once": 1}))
+    assert table.head[7:9] == ["Against greedy, T = 1", "Against greedy, greedy"]
+    assert table.rows[0][7:9] == ["25.0 %", "50.0 %"]
 
 
 def test_what_is_not_a_number_is_null():

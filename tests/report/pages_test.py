@@ -75,7 +75,7 @@ def test_the_pages_show_the_same_tables(report):
     answers = [line[key] for line in lines for key in ("arm", "text")]
     for shown in (*answers, *report["commands"].values(), "Hardware", "2 CPU cores"):
         assert shown in page.text
-        assert shown in text
+        assert shown in re.sub(r"\\(.)", r"\1", text)
 
 
 def test_markdown_tables_are_not_torn(evil_report):
@@ -116,17 +116,6 @@ def test_long_responses():
     assert "| Token | oracle |" in text
     assert page.count("p", **{"class": "tokens"}) == page.count("p", **{"class": "tokens numbered"})
     assert page.count("span", **{"data-reward": "+0.098"}) == 1
-
-
-def test_without_reward_models_heat_maps_and_arms_of_ppo():
-    study = make_study(1) | {"reward_models": {}, "heatmaps": []}
-    study["arms"] = {"sft": study["arms"]["sft"]}
-    report = build_report(study)
-    page = Page(to_html(report))
-    assert "Table 2" not in page.text
-    assert "Token rewards" not in page.text + to_markdown(report)
-    assert report["differences"] == []
-    assert page.count("figure") == 1  # win rates, no curves
 
 
 def test_responses_side_by_side(report):

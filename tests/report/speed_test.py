@@ -51,11 +51,11 @@ def test_the_report_tests_the_token_arm_against_its_rivals():
     assert [test["against"] for test in report["speed"]] == ["ppo_rlhf", "fine_grained"]
     assert report["speed"][0]["steps_80"] == {"difference": -20, "p": pytest.approx(2 / 70)}
     text = report["answer"]["faster"]["lines"][0]["text"]
-    assert "80 % of its own gain 20 ± 0 against 40 ± 0 (faster, p = 0.029)" in text
+    assert "faster to 80 % of its own gain (p = 0.029), to 95 %" in text
     assert "no p can be" not in text
     three = build_report(make_study(3))["answer"]["faster"]["lines"][1]
     assert three["arm"] == "PPO on tokens against PPO on edits"
-    assert "20 ± 0 against 40 ± 0 (not shown, p = 0.1)" in three["text"]
+    assert "not shown to 80 % of its own gain (p = 0.1)" in three["text"]
 
 
 def test_what_is_never_reached_counts_as_later_than_the_last_evaluation():

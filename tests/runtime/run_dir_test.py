@@ -141,7 +141,6 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
         ("configs/rm.py:tiny", {"calibration_pairs": 9}, "calibration_pairs is now norm"),
         ("configs/ppo.py:tiny", {"lam": 1.0, "clip": 0.2}, "lam is now gae_lambda, clip is now"),
         ("configs/ppo.py:tiny", {"sampling": {"unroll": True}}, r"sampling\.unroll is gone"),
-        ("configs/pipeline.py:tiny", {"rm": {"flags": {"steps": 9}}}, "rm.flags is now text"),
     ],
 )
 def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(spec, saved, message, tmp_path):
@@ -150,22 +149,6 @@ def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(spec, saved, 
     config = config_files.parse(["", f"--config.run_dir={tmp_path}"], spec)
     with pytest.raises(InputError, match=rf"of an earlier version, .*\({message}"):
         run_folder.check_run(config)
-
-
-def test_a_study_may_grow(tmp_path):
-    """By seeds and arms; a member that is there already stays as it is."""
-    (tmp_path / "stages").mkdir()
-    write_json(tmp_path / "stages" / "sft.json", {})
-
-    def configure(*flags: str):
-        flags = [f"--config.{flag}" for flag in (f"run_dir={tmp_path}", *flags)]
-        return config_files.parse(["", *flags], "configs/pipeline.py:tiny")
-
-    run_folder.write_config(tmp_path, configure())
-    run_folder.check_run(configure("seeds=2", "run_arms=sft_edits,mine", "arms.mine.learner=dpo"))
-    run_folder.check_run(configure())
-    with pytest.raises(InputError, match=r"another config: arms\.sft_edits\.flags \(saved '', now"):
-        run_folder.check_run(configure("arms.sft_edits.flags=steps=3"))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -1,9 +1,6 @@
 """The tiny world's data: always the same, valid records, one set a prompt, and learnable."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,16 +10,10 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
-from fgrlhf_jax.tiny_world.judge import gold_score, judge
+from fgrlhf_jax.tiny_world.judge import gold_score
 from fgrlhf_jax.tiny_world.people import Rates
 from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SETS, set_of
 from fgrlhf_jax.tiny_world.words import FAMILIES, vocabulary
-
-DIGEST = """
-import hashlib; from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
-rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
-print(hashlib.sha256(repr(rows).encode()).hexdigest())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +22,7 @@ def world():
 
 
 def test_a_function_of_the_seed():
-    """In another process too, where Python's own hashes are others."""
     rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
-    environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    output = subprocess.check_output([sys.executable, "-c", DIGEST], env=environment, text=True)
-    assert output.strip() == hashlib.sha256(repr(rows).encode()).hexdigest()
     assert make_feedback(20, 7) == tuple(kind[:20] for kind in rows[0])
     assert make_instructions(20, "ppo", 7) == rows[1][:20]
     texts = [[edit.original for edit in make_feedback(50, seed)[0]] for seed in (7, 8)]
@@ -43,7 +30,7 @@ def test_a_function_of_the_seed():
 
 
 def test_the_first_world_stays_as_it_was():
-    """Its studies can be compared with those of before, text by text."""
+    """Its studies can be compared with those of before, text by text, in every process."""
     edits, preferences = make_feedback(50, 7)
     texts = [text for e in edits for text in (e.instruction, e.original, e.edited)]
     texts += [str(preference.preference) for preference in preferences]
@@ -88,9 +75,6 @@ def test_files_for_the_stages(tmp_path):
         assert {set_of(row.instruction) for row in rows} == {name}
         assert len({row.instruction for row in rows}) == sizes[name]
         assert -0.2 < np.mean([gold_score(row.instruction, row.output) for row in rows]) < 0.7
-    flawless = Rates(*(0.35, 0.35, *[0.0] * 9))
-    rows = make_instructions(35, "test", 3, flawless)
-    assert judge([r.instruction for r in rows], [r.output for r in rows]) == [1.0] * 35
 
 
 def test_feedback_on_samples():

@@ -15,7 +15,7 @@ from fgrlhf_jax.tiny_world import people, tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer
-from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, NUMBERS, RUDE, vocabulary
+from fgrlhf_jax.tiny_world.words import FACTS, KIND_OF, NUMBERS, RUDE
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
 CAPITAL = "capital of peru and cuba"
@@ -87,19 +87,6 @@ def test_errors_come_at_their_rates():
     assert np.mean([len(words) for words in drafts]) == pytest.approx(0.96 * 11, abs=0.1)
 
 
-def test_demonstrations(prompts, demonstrations):
-    words = [text.split() for text in demonstrations]
-    assert all(0 < len(text) <= tasks.MAX_RESPONSE for text in words)
-    assert {word for text in words for word in text} <= set(vocabulary())
-    slot_count = sum(len(canonical_answer(prompt)) for prompt in prompts)
-    for bad, rate in ((RUDE, 0.03), (FILLERS, 0.04)):
-        found = sum(word in bad for text in words for word in text)
-        assert found / slot_count == pytest.approx(rate, rel=0.15)
-    scores = [gold_score(*row) for row in zip(prompts, demonstrations, strict=True)]
-    assert 0.42 < np.mean(scores) < 0.52
-    assert 0.01 < np.mean([score == 1 for score in scores]) < 0.1
-
-
 def test_preferences_are_bradley_terry():
     good, bad = "the capital of peru is lima", "the capital of peru is paris"
     margin = gold_score(CAPITAL, good) - gold_score(CAPITAL, bad)
@@ -142,16 +129,6 @@ def test_a_whole_repair_by_hand(prompt, response, edited):
                 assert word not in response.split()
             else:
                 assert word == expected
-
-
-def test_any_text_can_be_repaired(prompts):
-    rng = random.Random(1)
-    for prompt in prompts[:350]:
-        answer = [word for word, _ in canonical_answer(prompt)]
-        near = [*prompt.split(), *answer, *RUDE, "giraffe"]
-        response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
-        edited = edit_response(prompt, response, rng, FLAWLESS)
-        assert gold_score(prompt, edited) == 1, (prompt, response, edited)
 
 
 def changes(before: str, after: str) -> int:
