@@ -1,7 +1,6 @@
 """What commands share: which rows they need, what they write over, how faults end them."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from unittest import mock
 
 import bad_input_cases
 import jax
+import processes
 import pytest
 
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -123,12 +123,7 @@ def test_no_command_writes_over_a_file_unless_it_is_told(
 
 def test_numbers_are_of_32_bits_whatever_the_shell_has():
     code = "from launch.shared import process; process.begin(); import jax; "
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code} print(jax.numpy.ones(1, int).dtype)"],
-        env=os.environ | {"JAX_ENABLE_X64": "1"},
-        capture_output=True,
-        text=True,
-    )
+    run = processes.python("-c", f"{code} print(jax.numpy.ones(1, int).dtype)", JAX_ENABLE_X64="1")
     assert run.stdout == "int32\n"
 
 
@@ -136,12 +131,8 @@ def test_a_stage_whose_pipeline_has_ended_does_not_begin():
     """It may have ended before the kernel was asked to report it."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    result = subprocess.run(
-        [sys.executable, "-c", "from launch.shared import process; process.prepare()"],
-        env=os.environ | {PARENT: str(ended.pid)},
-        capture_output=True,
-        text=True,
-    )
+    code = "from launch.shared import process; process.prepare()"
+    result = processes.python("-c", code, **{PARENT: str(ended.pid)})
     assert result.returncode == -signal.SIGINT
     assert result.stderr.splitlines()[-1] == "KeyboardInterrupt"
 

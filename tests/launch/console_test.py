@@ -1,18 +1,11 @@
 """``fgrlhf COMMAND`` runs a command, lists them, and names the close match of a misspelt one."""
 
 import importlib.metadata
-import subprocess
-import sys
 
+import processes
 import pytest
 
 from launch.__main__ import list_commands, main
-from launch.shared import config_files
-
-
-def fgrlhf(*arguments: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "launch", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, cwd=config_files.ROOT)
 
 
 def test_it_is_installed():
@@ -21,7 +14,7 @@ def test_it_is_installed():
 
 
 def test_it_lists_the_commands():
-    run = fgrlhf()
+    run = processes.python("-m", "launch")
     lines = run.stdout.splitlines()
     assert (run.returncode, run.stderr) == (0, "")
     assert {"ppo", "train_rm", "pipeline"} <= list_commands().keys()
@@ -37,12 +30,12 @@ def test_it_lists_the_commands():
     [("trian_rm", "did you mean train_rm?"), ("xyz", "fgrlhf alone lists the commands")],
 )
 def test_an_unknown_command(name, hint):
-    run = fgrlhf(name, "--config=x")
+    run = processes.python("-m", "launch", name, "--config=x")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == f"error: {name!r} is no command; {hint}\n"
 
 
 def test_flags_and_status_are_the_commands_own():
-    run = fgrlhf("sft", "--config.setps=1")
+    run = processes.python("-m", "launch", "sft", "--config.setps=1")
     assert run.returncode == 2
     assert run.stderr.startswith("error: --config.setps: there is no such field; did you mean s")

@@ -1,12 +1,10 @@
 """``launch.plan``: what it refuses, and what it prints of a run that never fits."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
+import processes
 import pytest
 
 from fgrlhf_jax.plan.memory import format_advice, format_table
@@ -54,14 +52,8 @@ def test_the_command(tmp_path):
     arguments = ["--config", "configs/rm.py:tiny", "--devices", "4", "--mesh=1,-1,2"]
     arguments += ["--memory=0.0001", f"--json={output}", "--config.data.max_length=64"]
     arguments += ["--config.model.remat=True", "--config.model.dtype=bfloat16"]  # little to try
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.plan", *arguments],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"}
+    done = processes.python("-m", "launch.plan", *arguments, **environment)
     assert (done.returncode, done.stderr) == (1, "")  # nothing is compiled
     assert "these alone do not fit, on any mesh" in done.stdout
     plan = json.loads(output.read_text())

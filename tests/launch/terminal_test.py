@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 
 from fgrlhf_jax.runtime import interrupt
@@ -164,9 +165,7 @@ def test_nohup():
 
 
 def test_a_platform_that_is_missing():
-    command = [sys.executable, "-m", "launch.sft", "--config.run_dir=/nowhere"]
-    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    run = processes.python("-m", "launch.sft", "--config.run_dir=/nowhere", JAX_PLATFORMS="cuda")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device")
     assert "()" not in run.stderr

@@ -9,11 +9,18 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = ["orbax.checkpoint", "transformers", "launch.sft", "launch.train_rm", "launch.ppo"]
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """What ``python WORDS`` does in the project's folder, its output as text."""
+    command, environment = [sys.executable, *words], os.environ | environment
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @functools.cache
