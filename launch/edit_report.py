@@ -13,8 +13,12 @@ from pathlib import Path
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import LONGEST
-from fgrlhf_jax.feedback.edits.page import render_page
-from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples, format_figures
+from fgrlhf_jax.feedback.edits.report import (
+    compute_statistics,
+    format_examples,
+    format_figures,
+    render_page,
+)
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback

@@ -171,7 +171,7 @@ def test_no_circle_among_folders_or_files():
         ("fgrlhf_jax/models/llama.py", "from fgrlhf_jax import nothing", "models may not"),
         ("fgrlhf_jax/errors.py", "from fgrlhf_jax.runtime import optim", "errors may not"),
         ("fgrlhf_jax/feedback/llm/client.py", "from ..judges import judge", "feedback.llm may not"),
-        ("fgrlhf_jax/feedback/edits/page.py", "from fgrlhf_jax.report import page", "may not"),
+        ("fgrlhf_jax/feedback/edits/report.py", "from fgrlhf_jax.report import page", "may not"),
         ("fgrlhf_jax/utils.py", "", "is in no folder"),
         ("fgrlhf_jax/__init__.py", "from fgrlhf_jax.models import llama", "llama at once"),
         ("fgrlhf_jax/data/__init__.py", "import json", "meant to be empty"),

@@ -119,7 +119,7 @@ def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
     for number, request in enumerate(prompts[:PROMPTS_SHOWN], 1):
         print(f"== prompt {number} of {len(prompts)}\n{request.prompt}\n")
     left = find_remaining(config, prompts)
-    to_read = sum(estimate_tokens(request.system + request.prompt) for request in left)
+    to_read = sum(estimate_tokens(request.prompt) for request in left)
     written = round(written * len(left) / max(1, len(prompts)))
     bounds = [("about", written)] if written else []
     bounds.append(("at most", sum(request.max_tokens for request in left)))

@@ -12,6 +12,7 @@ from fgrlhf_jax.feedback.llm import requests as llm_requests
 from fgrlhf_jax.feedback.llm.cache import Cache, append_rows
 from fgrlhf_jax.feedback.llm.client import Client, Rejected, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies, request_key
+from launch.shared import config_files
 
 IDENTITY = {"provider": "openai", "model": "m", "base_url": ""}
 
@@ -22,6 +23,12 @@ def shorten_pauses(setattr=setattr) -> None:
     setattr(anyio, "sleep", lambda seconds: sleep(seconds / 500))
     setattr(llm_requests, "FIRST_PAUSE", 0.001)
     setattr(llm_requests, "LONGEST_PAUSE", 0.01)
+
+
+def launch(module, **fields) -> None:
+    """Runs a command within this process; "__" for the dots of its fields."""
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    module.main(config_files.parse(["", *flags], module.CONFIG))
 
 
 def questions(count: int) -> list[Request]:

@@ -1,9 +1,10 @@
 """Measures how far annotators of the same rows agree."""
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Sequence
+
+import numpy as np
 
 from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.edits import minimality
@@ -11,7 +12,7 @@ from fgrlhf_jax.feedback.edits import minimality
 
 def measure_agreement(
     items: Sequence[Item], decisions: Sequence[Decision]
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """Compares all pairs of annotators of a row; skipped rows do not count.
 
     Returns:
@@ -31,40 +32,32 @@ def measure_agreement(
         return None
     originals = {item.id: item.original for item in items}
     overlaps = []
-    for first, second in pairs:
-        if first.verdict == second.verdict == EDITED:
-            a, b = (_changed_places(originals[d.id], d.text) for d in (first, second))
+    for pair in pairs:
+        if {decision.verdict for decision in pair} == {EDITED}:
+            a, b = (_changed_places(originals[d.id], d.text) for d in pair)
             overlaps.append(2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0)
     return {
         "rows": len({first.id for first, _ in pairs}),
         "pairs": len(pairs),
         "verdict": sum(first.verdict == second.verdict for first, second in pairs) / len(pairs),
         "same_text": sum(first.text == second.text for first, second in pairs) / len(pairs),
-        "changed_words": sum(overlaps) / len(overlaps) if overlaps else float("nan"),
+        "changed_words": sum(overlaps) / len(overlaps) if overlaps else None,
     }
 
 
-def describe(agreement: dict[str, float]) -> str:
+def describe(agreement: dict[str, float | None]) -> str:
     """The agreement in a sentence."""
-    sentence = (
+    words = agreement["changed_words"]
+    return (
         f"Rows decided by several people: {agreement['rows']}; the same verdict in "
         f"{agreement['verdict']:.0%} of {agreement['pairs']} pairs, the same text in "
         f"{agreement['same_text']:.0%}"
-    )
-    if math.isnan(agreement["changed_words"]):
-        return sentence
-    return f"{sentence}, agreement on the changed words {agreement['changed_words']:.2f}"
+    ) + ("" if words is None else f", agreement on the changed words {words:.2f}")
 
 
 def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
     """Words taken out, and words behind which others were put in."""
-    words = map(minimality.split_words, (original, edited))
-    aligned = minimality.align_words(*words)
-    places = {("out", int(j)) for j in aligned.changed_j.nonzero()[0]}
-    last = -1
-    for partner in aligned.partner_i.tolist():
-        if partner < 0:
-            places.add(("in", last))
-        else:
-            last = partner
-    return places
+    aligned = minimality.align_words(*map(minimality.split_words, (original, edited)))
+    out = aligned.changed_j.nonzero()[0].tolist()
+    behind = np.maximum.accumulate(aligned.partner_i)[aligned.changed_i].tolist()
+    return {("out", n) for n in out} | {("in", n) for n in behind}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.items import VERDICTS, Decision
+from fgrlhf_jax.feedback.annotation.items import OTHER_INPUT, VERDICTS, Decision
 
 INPUT, OPEN, DRAFT, CLOSED = "input", "open", "draft", "closed"
 SCHEMA = """
@@ -47,11 +47,7 @@ INSERT INTO events (time, event, row, annotator, text, details, standing, seen)
 
 
 class Events:
-    """The table, made where it is missing. Its other methods are called inside a `transaction`.
-
-    Raises:
-      InputError: for a file that cannot be opened.
-    """
+    """The table, made where it is missing. Its other methods are called inside a `transaction`."""
 
     def __init__(self, path: Path, clock: Callable[[], float]):
         self.path, self._clock = path, clock
@@ -89,21 +85,14 @@ class Events:
             ) from error
 
     def begin(self, digest: str) -> bool:
-        """Makes the table for the input of this digest, and says whether it was missing.
-
-        Raises:
-          InputError: where it is of another input.
-        """
+        """Whether the table was missing and is made; InputError where it is of another input."""
         is_new = not self.query("SELECT 1 FROM sqlite_master")
         if is_new:
             for statement in SCHEMA.split(";\n"):
                 self.query(statement)
             self.add(INPUT, text=digest)
         if self.query("SELECT event, text FROM events ORDER BY n LIMIT 1") != [(INPUT, digest)]:
-            raise InputError(
-                f"{self.path}: was begun with another input, or the input has changed since; put "
-                "it back or choose another output"
-            )
+            raise InputError(f"{self.path}: {OTHER_INPUT}")
         return is_new
 
     def query(self, sql: str, **values: Any) -> list[tuple]:
@@ -111,16 +100,15 @@ class Events:
 
     def select(self, condition: str, **values: Any) -> list[tuple[float, Decision]]:
         """(time, decision or draft) of the events for which a condition holds."""
-        columns = "time, details, row, annotator, event, text"
-        rows = self.query(f"SELECT {columns} FROM events WHERE {condition}", **values)
+        query = "SELECT time, details, row, annotator, event, text FROM events WHERE"
+        rows = self.query(f"{query} {condition}", **values)
         return [(time, Decision(*texts).with_details(details)) for time, details, *texts in rows]
 
     def add(self, event: str, row: str = "", annotator: str = "", **columns: Any) -> None:
         """Adds an event, which stands instead of the one before it unless it is a draft."""
-        now = self._clock()
+        now, standing = self._clock(), event in (OPEN, *VERDICTS)
         values = {"text": None, "details": "", "time": now, "now": now, **columns}
-        values |= {"event": event, "row": row, "annotator": annotator}
-        values["standing"] = event in (OPEN, *VERDICTS)
+        values |= {"event": event, "row": row, "annotator": annotator, "standing": standing}
         if event not in (INPUT, DRAFT):
             self.query(REPLACE, **values)
         self.query(INSERT, **values)

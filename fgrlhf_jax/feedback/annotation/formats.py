@@ -51,11 +51,9 @@ def read(
       columns: other names of fields, as for ``records.read_with_rows``.
       refused: where given, wrong rows are left out and the messages about them are added to it.
 
-    Raises:
-      InputError: for the first row that is wrong, or where none is left.
+    Raises InputError for the first row that is wrong, or where none is left.
     """
-    rows: Sequence[Any] | None = _rows_of_other_tool(spec)
-    convert: Convert = _from_record
+    rows, convert = _rows_of_other_tool(spec), _from_record
     if rows is None:
         rows = records.read_with_rows(spec, columns=columns, refused=refused)
     else:
@@ -68,9 +66,8 @@ def read(
         try:
             item, answers = _checked(convert, row, where, number)
             if item.id in items:
-                item = _merged(
-                    items[item.id], item, f"{where}: has the id of row {numbers[item.id]}"
-                )
+                twice = f"{where}: has the id of row {numbers[item.id]}"
+                item = _merged(items[item.id], item, twice)
         except InputError as error:
             if refused is None:
                 raise
@@ -108,20 +105,17 @@ def _rows_of_other_tool(spec: str) -> list[Row] | None:
         rows = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None  # records.py says what is wrong
-    first = rows[0] if isinstance(rows, list) and rows else None
-    is_other = isinstance(first, dict) and any(
-        isinstance(first.get(name), dict) for name in ("fields", "data")
-    )
-    return rows if is_other else None
+    match rows:
+        case [{"fields": dict()} | {"data": dict()}, *_]:
+            return rows
+    return None
 
 
 def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
     """A row's item and decisions; a row of any other shape is an InputError."""
     try:
         item, decisions = convert(row, where, number)
-        json.dumps(
-            [dataclasses.astuple(each) for each in (item, *decisions)], ensure_ascii=False
-        ).encode()
+        json.dumps([*map(dataclasses.astuple, (item, *decisions))], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -156,10 +150,7 @@ def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAnd
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
     turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):
-        raise InputError(
-            f"{where}: is a preference, which has two responses; give rows with the one to edit, "
-            "as output or original"
-        )
+        raise InputError(f"{where}: is a preference; give the response to edit, as output")
     if isinstance(record, records.Instruction):
         return Item(*prompt, record.output, turns=turns, finished=record.finished), []
     others = ((str(row["annotator"]), record.edited),) if row.get("annotator") else ()
@@ -203,11 +194,14 @@ def _annotator_id(name: str) -> str:
 
 
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    answers = []
-    for decision in decisions:
-        status = "discarded" if decision.verdict == SKIPPED else "submitted"
-        user = _annotator_id(decision.annotator)
-        answers.append({"value": decision.text, "user_id": user, "status": status})
+    answers = [
+        {
+            "value": decision.text,
+            "user_id": _annotator_id(decision.annotator),
+            "status": "discarded" if decision.verdict == SKIPPED else "submitted",
+        }
+        for decision in decisions
+    ]
     metadata = {
         "annotators": [decision.annotator for decision in decisions],
         "details": [decision.details for decision in decisions],
@@ -226,9 +220,7 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
 
 def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     if isinstance(row.get("responses"), list):
-        raise InputError(
-            f"{where}: is of Argilla 1; load it into Argilla 2 and export it with records.to_json"
-        )
+        raise InputError(f"{where}: is of Argilla 1; export it from Argilla 2 (records.to_json)")
     answers = row.get("responses") or {}
     suggestions = {  # those of other questions may be ratings
         question: suggestion["value"]

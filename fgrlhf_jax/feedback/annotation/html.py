@@ -1,25 +1,23 @@
-"""Names, line ends and differences of texts, and the parts of the page that show them escaped.
+"""Names and differences of texts, and the parts of the page that show them escaped.
 
 The difference is drawn in one text: what stays, what was taken out (red, struck through), what was
 put in (green, underlined). Its numbers are those of ``edits.minimality``.
 """
 
 import itertools
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from rapidfuzz.distance import Levenshtein, Prefix
+from rapidfuzz.distance import Prefix
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality
 
 LONGEST_NAME = 60
 SAME, OUT, IN = "same", "out", "in"
-_LINE = re.compile(r"([^\r\n]*)(\r\n|\r|\n|\Z)")  # the text of a line, and its end
 ASSETS = Path(__file__).with_name("assets")
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ASSETS),
@@ -55,28 +53,8 @@ def clean_name(text: str) -> str:
 def known_name(name: str, known: Sequence[str]) -> str:
     """The spelling that is known of a name, whatever its case and blanks; "" for a new name."""
 
-    def fold(text: str) -> str:
-        return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-    return next((other for other in known if fold(other) == fold(name)), "")
-
-
-def with_line_ends_of(original: str, text: str) -> str:
-    """`text`, in which a browser has ended all lines by \\n, with those of the original."""
-    if "\r" not in original:
-        return text
-    before, after = (list(filter(any, _LINE.findall(side))) for side in (original, text))
-    ends = [end for _, end in before if end]
-    most_common = max(ends, key=ends.count)
-    lines = []
-    for step in Levenshtein.opcodes(*([line for line, _ in side] for side in (before, after))):
-        for n in range(step.dest_start, step.dest_end):
-            line, end = after[n]
-            if end:
-                same = step.tag == "equal" and before[step.src_start + n - step.dest_start][1]
-                end = same or most_common
-            lines.append(line + end)
-    return "".join(lines)
+    folded = ["".join(unicodedata.normalize("NFKC", n).casefold().split()) for n in (name, *known)]
+    return known[folded.index(folded[0], 1) - 1] if folded[0] in folded[1:] else ""
 
 
 def inline(original: str, edited: str) -> list[tuple[str, str]]:
@@ -84,7 +62,11 @@ def inline(original: str, edited: str) -> list[tuple[str, str]]:
 
     SAME and OUT add up to the original, SAME and IN to the edited text.
     """
-    unchanged = [_unchanged_words(side) for side in minimality.mark_changes(original, edited)]
+    aligned = minimality.align_words(*map(minimality.split_words, (original, edited)))
+    unchanged = [
+        [m.span() for m in itertools.compress(minimality.WORD.finditer(text), ~changed)]
+        for text, changed in ((original, aligned.changed_j), (edited, aligned.changed_i))
+    ]
     ends = [((len(original), len(original)), (len(edited), len(edited)))]
     parts, i, j = [], 0, 0
     for (start_i, end_i), (start_j, end_j) in [*zip(*unchanged, strict=True), *ends]:
@@ -103,16 +85,3 @@ def _common_blanks(first: str, second: str) -> str:
     """The blanks that both begin with."""
     common = first[: Prefix.similarity(first, second)]
     return common[: len(common) - len(common.lstrip())]
-
-
-def _unchanged_words(spans: Sequence[minimality.Span]) -> list[tuple[int, int]]:
-    """(start, end) in the whole text of every word that stays."""
-    words, offset = [], 0
-    for text, changed in spans:
-        start = 0
-        for word in () if changed else minimality.split_words(text):
-            start = text.index(word, start)
-            words.append((offset + start, offset + start + len(word)))
-            start += len(word)
-        offset += len(text)
-    return words

@@ -6,64 +6,56 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+OTHER_INPUT = (
+    "was begun with another input, or the input has changed since; put it back or choose another "
+    "output"
+)
 EDITED, FINE, SKIPPED = VERDICTS = "edited", "fine", "skipped"
+DETAILS = {  # of a decision, and what makes them of JSON
+    "seconds": float,
+    "tags": lambda tags: tuple(map(str, tags)),
+    "comment": str,
+    "over_limit": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A response to edit.
-
-    Attributes:
-      suggestion: the text that editing starts from; "" for ``original``.
-      turns: (role, text) of a conversation before the response; () for instruction and input.
-      others: (annotator, text) of further edits of the row, at hand while editing.
-      finished: whether the response ended by itself.
-    """
+    """A response to edit."""
 
     id: str
     instruction: str
     input: str
     original: str
-    suggestion: str = ""
-    turns: tuple[tuple[str, str], ...] = ()
-    others: tuple[tuple[str, str], ...] = ()
-    finished: bool = True
+    suggestion: str = ""  # the text that editing starts from; "" for the original
+    turns: tuple[tuple[str, str], ...] = ()  # (role, text), in place of instruction and input
+    others: tuple[tuple[str, str], ...] = ()  # (annotator, text) of further edits, at hand
+    finished: bool = True  # whether the response ended by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """An annotator's verdict on an item, and the response after it.
-
-    Attributes:
-      seconds: of work on the row; 0 where unknown.
-      over_limit: whether the annotator confirmed an edit beyond the limit.
-    """
+    """An annotator's verdict on an item, and the response after it."""
 
     id: str  # of the item
     annotator: str
     verdict: str  # of VERDICTS
     text: str
-    seconds: float = 0.0
+    seconds: float = 0.0  # of work on the row; 0 where unknown
     tags: tuple[str, ...] = ()
     comment: str = ""
-    over_limit: bool = False
+    over_limit: bool = False  # whether the annotator confirmed an edit beyond the limit
 
     @property
     def details(self) -> str:
         """What was recorded besides the text, as JSON; "" where nothing was."""
-        names = ("seconds", "tags", "comment", "over_limit")
-        values = {name: getattr(self, name) for name in names if getattr(self, name)}
+        values = {name: getattr(self, name) for name in DETAILS if getattr(self, name)}
         return json.dumps(values, ensure_ascii=False) if values else ""
 
     def with_details(self, details: str) -> "Decision":
         values = json.loads(details or "{}")
-        return dataclasses.replace(
-            self,
-            seconds=float(values.get("seconds", 0)),
-            tags=tuple(map(str, values.get("tags", ()))),
-            comment=str(values.get("comment", "")),
-            over_limit=bool(values.get("over_limit", False)),
-        )
+        typed = {name: DETAILS[name](values[name]) for name in DETAILS if name in values}
+        return dataclasses.replace(self, **typed)
 
 
 def edit_row(item: Item, decision: Decision) -> dict[str, Any]:

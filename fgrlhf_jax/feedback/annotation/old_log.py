@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.items import VERDICTS, Item
+from fgrlhf_jax.feedback.annotation.items import OTHER_INPUT, VERDICTS, Item
 from fgrlhf_jax.runtime import files
 
 FORMAT = "fgrlhf_jax annotations, version 1"
@@ -23,19 +23,12 @@ def path_of(output: Path) -> Path:
 
 
 def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]:
-    """The events as rows of the database: time, event, row, annotator and text.
-
-    Raises:
-      InputError: for a log that is damaged or of another input.
-    """
+    """The events as rows of the database; InputError for a damaged log, or of another input."""
     head, *rows = files.read_jsonl(path) or [{}]
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")
     if head.get("input") != digest:
-        raise InputError(
-            f"{path}: was begun with another input, or the input has changed since; put it back "
-            "or choose another output"
-        )
+        raise InputError(f"{path}: {OTHER_INPUT}")
     try:
         return [*_replay(rows, {item.id: item.original for item in items})]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -52,15 +45,13 @@ def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[d
         event, id, name, text = row["event"], row["id"], row["annotator"], None
         if event == "open" and id is None:
             event, id = "closed", opened.pop(name)
-        elif event == "undo":
-            event, text, opened[name] = "open", decided.pop((name, id)), id
-        elif event == "open":
-            opened[name] = id
-        elif event in VERDICTS:
-            text = decided[name, id] = row.get("text", originals[id])
-            opened.pop(name, None)
+        elif event in ("open", "undo"):
+            text, opened[name] = decided.pop((name, id)) if event == "undo" else None, id
+            event = "open"
         else:
-            raise KeyError(event)
+            text = decided[name, id] = row.get("text", originals[id])
+            event = VERDICTS[VERDICTS.index(event)]
+            opened.pop(name, None)
         time = datetime.datetime.fromisoformat(row["time"]).timestamp()
         originals[id]  # a row of the input
         yield {"event": event, "row": id, "annotator": name, "text": text, "time": time}

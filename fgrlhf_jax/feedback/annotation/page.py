@@ -15,6 +15,7 @@ from fgrlhf_jax.feedback.annotation.database import DRAFT
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
+from fgrlhf_jax.feedback.edits.normal_form import has_half_a_character, restore_line_ends
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
@@ -25,23 +26,15 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """The actions of a name.
-
-    Attributes:
-      limit: share of changed words above which an edit is no longer minimal.
-    """
+    """The actions of a name."""
 
     store: Annotations
-    limit: float
+    limit: float  # share of changed words above which an edit is no longer minimal
 
     def act(self, name: str, data: Mapping) -> Json:
-        """What a tab shows after one of its actions.
+        """What a tab shows after one of its actions; InputError where it is refused.
 
-        Args:
-          data: ``action`` and, as far as the action needs them, the texts of the tab.
-
-        Raises:
-          InputError: where the action is refused; nothing changed then.
+        ``data`` has the ``action`` and, as far as it needs them, the texts of the tab.
         """
         try:
             action, typed = data["action"], _read_typed(name, data)
@@ -93,10 +86,8 @@ class Page:
     def with_line_ends(self, typed: Decision) -> tuple[Item, Decision]:
         item = self.store.item(typed.id)
         if len(typed.text) > LONGEST:
-            raise InputError(
-                f"not saved: the text has {len(typed.text)} characters; {LONGEST} are the most"
-            )
-        text = html.with_line_ends_of(item.original, typed.text)
+            raise InputError(f"not saved: it has {len(typed.text)} characters; {LONGEST} at most")
+        text = restore_line_ends(typed.text, item.original)
         return item, dataclasses.replace(typed, text=text)
 
     def open(self, typed: Decision, data: Mapping) -> Json:
@@ -167,11 +158,11 @@ class Page:
             at = datetime.datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
             texts.setdefault(version.text, f"{at}, {version.verdict}")
         texts.pop(item.original, None)
-        item_texts = [("Suggestion", item.suggestion)] if item.suggestion else []
-        item_texts += [(f"Edit of {other}", text) for other, text in item.others]
-        item_texts.append(("The original response", item.original))
         listed = [(label, text) for text, label in texts.items()][:LISTED]
-        return {"list": html.render("versions", listed + item_texts)}
+        listed += [("Suggestion", item.suggestion)] if item.suggestion else []
+        listed += [(f"Edit of {other}", text) for other, text in item.others]
+        listed.append(("The original response", item.original))
+        return {"list": html.render("versions", listed)}
 
 
 def _read_typed(name: str, data: Mapping) -> Decision:
@@ -179,7 +170,7 @@ def _read_typed(name: str, data: Mapping) -> Decision:
     texts = [data.get(key, "") for key in ("row", "text", "comment")]
     tags = tuple(data.get("tags", ()))
     for text in (*texts, *tags):
-        if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not isinstance(text, str) or has_half_a_character(text):
             raise ValueError(f"half a character, or no text: {text!r:.40}")
     row, text, comment = texts
     seconds = float(data.get("seconds", 0))

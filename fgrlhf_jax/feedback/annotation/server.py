@@ -43,11 +43,7 @@ def password() -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that nobody else takes the port before the page is up.
-
-    Raises:
-      InputError: for an address that is not of this machine, or a port that is in use.
-    """
+    """A listening socket, so that nobody else takes the port; InputError where there is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
@@ -74,13 +70,9 @@ def read_guidelines(path: str) -> str:
 
 
 class App:
-    """The ASGI application.
+    """The ASGI application, bound to ``host``; ``guidelines`` are HTML.
 
-    Args:
-      host: the address that it is bound to.
-      root_path: "", or where people reach it behind a proxy: https://host/path.
-      password: asked for, with the name, where it is not "".
-      guidelines: HTML.
+    ``root_path`` is "", or where people reach it behind a proxy: https://host/path.
     """
 
     def __init__(self, page: Page, *, host: str, root_path: str, password: str, guidelines: str):
@@ -130,20 +122,16 @@ class App:
         if path == "/" and request.method in ("GET", "HEAD"):
             return responses.HTMLResponse(self.source)
         if path != "/act" or request.method != "POST":
-            message = (
-                f"There is nothing at {path:.60}: the page is at {self.root}/. {BEHIND_A_PROXY}"
-            )
-            return responses.PlainTextResponse(message, status_code=404)
+            message = f"There is nothing at {path:.60}: the page is at {self.root}/."
+            return responses.PlainTextResponse(f"{message} {BEHIND_A_PROXY}", status_code=404)
         try:
             answer = await self.act(request)
         except InputError as error:
             answer = {"message": f"{error}.", "wrong": True}
-        return responses.JSONResponse(
-            answer, background=background.BackgroundTask(self.write_edits)
-        )
+        task = background.BackgroundTask(self.write_edits)
+        return responses.JSONResponse(answer, background=task)
 
     def write_edits(self) -> None:
-        """Brings the file of edits up to date."""
         try:
             self.page.store.write_edits()
         except InputError as error:
@@ -168,9 +156,8 @@ class App:
         async for chunk in request.stream():
             body += chunk
             if len(body) > LARGEST:
-                raise InputError(
-                    f"not saved: the text is too long; {LONGEST} characters are the most"
-                )
+                too_long = f"the text is too long; {LONGEST} characters are the most"
+                raise InputError(f"not saved: {too_long}")
         try:
             data = json.loads(body)
             action = data["action"]
@@ -214,14 +201,8 @@ def serve(app: Callable, bound: socket.socket) -> None:
     """Serves an application until Ctrl-C, on a socket of :func:`listen`."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        ws="none",
-        lifespan="off",
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )
+    options = {"log_level": "warning", "ws": "none", "lifespan": "off", "proxy_headers": False}
+    config = uvicorn.Config(app, **options, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[bound])
 
 

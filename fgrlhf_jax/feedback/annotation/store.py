@@ -35,6 +35,10 @@ from fgrlhf_jax.feedback.annotation.items import (
 from fgrlhf_jax.runtime import files
 
 DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
+OPEN_WITH_NAME = "standing AND event = 'open' AND annotator = :name"
+SILENT = """
+SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row
+  AND annotator != :name AND seen <= :since"""
 # By row: how many others have it, how many of these are present, and whether :name decided it.
 TAKEN = """
 SELECT row,
@@ -61,8 +65,7 @@ class Annotations(contextlib.AbstractContextManager):
       release_after: seconds of silence after which an open row may be assigned to somebody else.
       imported: decisions of another tool, with which a new output begins.
 
-    Raises:
-      InputError: when the files are of another input, hold something else, or cannot be written.
+    Raises InputError when the files are of another input, hold something else, or are unwritable.
     """
 
     def __init__(
@@ -85,9 +88,7 @@ class Annotations(contextlib.AbstractContextManager):
         self._events = Events(path, clock)
         try:
             with self._events.transaction():
-                digest = input_digest(items, imported)
-                if self._events.begin(digest):
-                    self._import(digest, imported)
+                self._begin(input_digest(items, imported), imported)
             self.write_edits()
             self._events.use_wal()
             with self._events.transaction():
@@ -98,14 +99,14 @@ class Annotations(contextlib.AbstractContextManager):
                 path.unlink(missing_ok=True)
             raise
 
-    def _import(self, digest: str, decisions: Sequence[Decision]) -> None:
-        """Begins with the log of an earlier version, or else with decisions of another tool."""
-        log = old_log.path_of(self.output)
-        if log.exists():
+    def _begin(self, digest: str, decisions: Sequence[Decision]) -> None:
+        """A new database has the log of an earlier version, or else decisions of another tool."""
+        is_new, log = self._events.begin(digest), old_log.path_of(self.output)
+        if is_new and log.exists():
+            self.imported_log = log
             for event in old_log.read(log, self.items, digest):
                 self._events.add(**event)
-            self.imported_log = log
-        else:
+        elif is_new:
             for decision in decisions:
                 self._events.record(decision)
 
@@ -122,13 +123,9 @@ class Annotations(contextlib.AbstractContextManager):
         return self.items[self._number[id]]
 
     def take(self, name: str, put_back: str | None = None) -> Item | None:
-        """Opens a row for the annotator and returns it.
+        """The annotator's open row, or else the next free one, opened; None where none is free.
 
-        Args:
-          put_back: the id of a row to close undecided, if it is the open one.
-
-        Returns:
-          The annotator's open row, or else the next free one; None where none is free.
+        ``put_back`` is the id of a row to close undecided, if it is the open one.
         """
         self.touch(name)
         with self._events.transaction():
@@ -146,12 +143,8 @@ class Annotations(contextlib.AbstractContextManager):
     def touch(self, name: str) -> None:
         """Notes that the annotator's browser is still connected."""
         with self._events.transaction():
-            self._events.query(
-                "UPDATE events SET seen = :now WHERE standing AND event = 'open' "
-                "AND annotator = :name",
-                now=self._clock(),
-                name=name,
-            )
+            update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
+            self._events.query(update, now=self._clock(), name=name)
 
     def latest(self, name: str, id: str) -> Decision:
         """What the annotator has of a row so far: the last draft or decision."""
@@ -171,16 +164,13 @@ class Annotations(contextlib.AbstractContextManager):
         A draft that only adds to the one before replaces it. A text that was there earlier (after
         a reset, for instance) never does: what it undoes must stay.
         """
-        _check_text(draft.text)
         name, id = draft.annotator, draft.id
         self.touch(name)
         with self._events.transaction():
             if self._open_row(name) != id:
                 return False
-            query = (
-                "SELECT n, event, text FROM events WHERE annotator = :name AND row = :id "
-                "ORDER BY n DESC"
-            )
+            of_row = "FROM events WHERE annotator = :name AND row = :id ORDER BY n DESC"
+            query = f"SELECT n, event, text {of_row}"
             (n, event, last), *before = self._events.query(query, name=name, id=id)
             item = self.item(id)
             earlier = {item.original, item.suggestion, *(text for *_, text in before)}
@@ -196,16 +186,14 @@ class Annotations(contextlib.AbstractContextManager):
     def decide(self, decision: Decision) -> Decision:
         """Records an edit (fine, where nothing was changed) or a skipped row.
 
-        Raises:
-          InputError: for a text that cannot be an edit, a second and different decision, or a row
-            that others have by now.
+        Raises InputError for a text that cannot be an edit, a second and different decision, or a
+        row that others have by now.
         """
         name, id, original = decision.annotator, decision.id, self.item(decision.id).original
         if decision.verdict == SKIPPED:
             decision = dataclasses.replace(decision, text=original)
         elif decision.text == original:
             decision = dataclasses.replace(decision, verdict=FINE, over_limit=False)
-        _check_text(decision.text)
         if not decision.text.strip():
             raise InputError("not saved: an edit cannot be empty; skip the row instead")
         with self._events.transaction():
@@ -213,10 +201,7 @@ class Annotations(contextlib.AbstractContextManager):
             for _, before in self._events.select(condition, name=name, id=id):
                 if (before.verdict, before.text) == (decision.verdict, decision.text):
                     return before  # sent twice
-                raise InputError(
-                    "not saved: you decided this row before, perhaps in another tab; press Undo "
-                    "to change it"
-                )
+                raise InputError("not saved: you decided this row before; press Undo to change it")
             if not self._has_room(name, id, count_silent=False):
                 raise InputError(
                     "not saved: your browser was silent so long that somebody else has this row "
@@ -230,8 +215,7 @@ class Annotations(contextlib.AbstractContextManager):
     def reopen(self, name: str, id: str) -> Item | None:
         """Takes a decision back: that on a row, or the last one if that row ("" for none) is open.
 
-        Returns:
-          The row, which is open again; None for a tab that is out of date.
+        Returns the row, which is open again; None for a tab that is out of date.
         """
         with self._events.transaction():
             decided = f"{DECIDED} AND annotator = :name ORDER BY n DESC"
@@ -260,11 +244,10 @@ class Annotations(contextlib.AbstractContextManager):
 
     def annotators(self) -> list[str]:
         """The names of all who had a row, in the order in which they came."""
-        query = (
-            "SELECT annotator FROM events WHERE annotator != '' GROUP BY annotator ORDER BY min(n)"
-        )
+        names = "SELECT annotator FROM events WHERE annotator != ''"
         with self._events.transaction():
-            return [name for (name,) in self._events.query(query)]
+            rows = self._events.query(f"{names} GROUP BY annotator ORDER BY min(n)")
+        return [name for (name,) in rows]
 
     def progress(self, name: str) -> dict[str, Any]:
         """How far everybody is, and an annotator.
@@ -276,10 +259,9 @@ class Annotations(contextlib.AbstractContextManager):
           open_elsewhere: rows not done that others have open; open: rows open with anybody;
           skipped_by: {name: rows not done that were skipped}.
         """
+        query = "SELECT row, annotator, event FROM events WHERE standing"
         with self._events.transaction():
-            query = "SELECT row, annotator, event FROM events WHERE standing"
-            standing = self._events.query(query)
-            taken = self._taken(name)
+            standing, taken = self._events.query(query), self._taken(name)
         verdicts = Counter(event for *_, event in standing)
         deciders = Counter(row for row, _, event in standing if event in (EDITED, FINE))
         done = {row for row, number in deciders.items() if number >= self.overlap}
@@ -302,8 +284,7 @@ class Annotations(contextlib.AbstractContextManager):
     def write_edits(self) -> None:
         """Writes the edits that stand to ``output``, unless this process has since the last one.
 
-        Raises:
-          InputError: where it cannot be written, or holds rows that are not from the database.
+        Raises InputError where it cannot be, or holds rows that are not from the database.
         """
         if self._is_written:
             return
@@ -334,8 +315,7 @@ class Annotations(contextlib.AbstractContextManager):
         )
 
     def _open_row(self, name: str) -> str:
-        condition = "standing AND event = 'open' AND annotator = :name"
-        rows = self._events.query(f"SELECT row FROM events WHERE {condition}", name=name)
+        rows = self._events.query(f"SELECT row FROM events WHERE {OPEN_WITH_NAME}", name=name)
         return rows[0][0] if rows else ""
 
     def _next_free(self, name: str) -> Item | None:
@@ -352,11 +332,12 @@ class Annotations(contextlib.AbstractContextManager):
 
     def _taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
         """By row, or for one: how many others have it, how many are present, if name decided."""
-        condition = "AND row = :row" if row else ""
-        since = self._clock() - self.release_after
-        query = f"{TAKEN} {condition} GROUP BY row"
-        rows = self._events.query(query, name=name, row=row, since=since)
+        query = f"{TAKEN} {'AND row = :row' if row else ''} GROUP BY row"
+        rows = self._events.query(query, name=name, row=row, since=self._silent_since())
         return {id: tuple(counts) for id, *counts in rows}
+
+    def _silent_since(self) -> float:
+        return self._clock() - self.release_after
 
     def _has_room(self, name: str, row: str, count_silent: bool = True) -> bool:
         """Whether fewer than ``overlap`` other people have decided the row or have it open."""
@@ -365,19 +346,10 @@ class Annotations(contextlib.AbstractContextManager):
 
     def _release_silent(self, name: str, row: str) -> None:
         """Makes room where silent annotators have the row open."""
-        since = self._clock() - self.release_after
-        query = (
-            "SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row "
-            "AND annotator != :name AND seen <= :since"
-        )
-        for (other,) in self._events.query(query, row=row, name=name, since=since):
+        since = self._silent_since()
+        for (other,) in self._events.query(SILENT, row=row, name=name, since=since):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)
-
-
-def _check_text(text: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError("not saved: half a character is in the text; type it again")
 
 
 def _only_adds(before: str, after: str) -> bool:

@@ -83,16 +83,15 @@ def measure(
         "delete" if not inserted else "replace" if deleted else "insert"
         for deleted, inserted in changes
     }
+    tokens = align(encode(edited), encode(original)) if encode else None
     return EditMetrics(
-        kind="mixed" if len(kinds) > 1 else "".join(kinds) or "none",
-        word_change_ratio=_change_ratio(aligned),
-        token_change_ratio=(
-            _change_ratio(align(encode(edited), encode(original))) if encode else None
-        ),
-        length_change=len(after) - len(before),
-        words_original=len(before),
-        words_edited=len(after),
-        changes=len(changes),
+        "mixed" if len(kinds) > 1 else "".join(kinds) or "none",
+        _change_ratio(aligned),
+        None if tokens is None else _change_ratio(tokens),
+        len(after) - len(before),
+        len(before),
+        len(after),
+        len(changes),
     )
 
 

@@ -14,13 +14,33 @@ from rapidfuzz.distance import Levenshtein
 from fgrlhf_jax.feedback.edits.minimality import WORD
 
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
-# Soft hyphen, zero-width space, word joiner, byte order mark.
-_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+# Soft hyphen, zero-width space, word joiner, byte order mark; marks of the direction of writing.
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS))
+
+
+def has_half_a_character(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, as JSON may spell it, which no file can hold."""
+    return any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def fold(text: str) -> str:
     """A text in one form: composed (NFC), with lines that end in ``\\n``, all signs with width."""
     return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))
+
+
+def restore_line_ends(text: str, original: str) -> str:
+    """A text, in which a browser has ended all lines by ``\\n``, with the original's line ends."""
+    before, after = (re.findall(r"\r\n?|\n|[^\r\n]+", side) for side in (original, text))
+    ends = [unit for unit in before if unit[0] in "\r\n"]
+    line_end, restored = max(ends, key=ends.count, default="\n"), []
+    for step in Levenshtein.opcodes([re.sub("\r\n?", "\n", unit) for unit in before], after):
+        if step.tag == "equal":
+            restored += before[step.src_start : step.src_end]
+        else:
+            new = after[step.dest_start : step.dest_end]
+            restored += (line_end if unit == "\n" else unit for unit in new)
+    return "".join(restored)
 
 
 def restore_form(text: str, original: str) -> str:
@@ -29,9 +49,8 @@ def restore_form(text: str, original: str) -> str:
     What they do not share gets the line end that the original has most, and is decomposed where the
     whole original is.
     """
-    before, after = _units(original), _units(text)
-    ends = _LINE_END.findall(original)
-    line_end = max(ends, key=ends.count) if ends else "\n"
+    before, after, ends = _units(original), _units(text), _LINE_END.findall(original)
+    line_end = max(ends, key=ends.count, default="\n")
     composed = unicodedata.is_normalized("NFC", original)
     form = "NFD" if not composed and unicodedata.is_normalized("NFD", original) else "NFC"
     restored = []

@@ -14,9 +14,9 @@ No rule knows a word of any language. Distances are Levenshtein's, in words.
 """
 
 import functools
+import html
 import json
 import re
-import string
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -28,7 +28,6 @@ Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
 _MOST_DELIMITERS = 8  # that may open, and that may close, an enclosed edit
 _LONGEST_FRAME = 40  # sentences or lines that are looked at before an edit, and behind it
-_EDGES = string.whitespace + "\ufeff\u200b\u2060"  # blanks, and signs without width
 _TAG = (
     r"[<◁][/|｜]?[^<>◁▷\s!]{1,60}(?:\s+[\w:-]+=[^<>\n]{1,60})?[>▷]|<!\[CDATA\[|\]\]>"
     r"|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
@@ -70,13 +69,14 @@ def read_tags(reply: str, tag: str) -> str | None:
 def unwrap(reply: str, original: str) -> str:
     """The edit in a reply, or in its form, without what stands around it and not in the original.
 
-    Raises:
-      Doubtful: where more than one part of the reply could be the edit, or a sentence around it
-        could be a part of it.
+    Raises Doubtful where more than one part of the reply could be the edit, or a sentence around it
+    a part of it, or "&amp;" may be the form's.
     """
-    text, original = reply.strip(_EDGES), original.strip()
+    text, original = reply.strip(), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
+    if _distance(html.unescape(text), original) < _distance(text, original):
+        raise Doubtful
     return _without_frame(text, original)
 
 

@@ -1,7 +1,7 @@
 """Statistics of the edits in a file: how minimal they are, their kinds and annotators, examples.
 
-Records in, a dict out, which is the report's JSON; page.py renders the same dict as HTML,
-:func:`format_figures` and :func:`format_examples` as text for a terminal.
+Records in, a dict out, which is the report's JSON; :func:`render_page` makes HTML of the dict,
+:func:`format_figures` and :func:`format_examples` text for a terminal.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from fgrlhf_jax.data.records import Edit, shown_prompt
 from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.report.html import HARMLESS
+from fgrlhf_jax.report import html
 
 # The metrics of an edit and their names for people.
 MEASURES = {
@@ -53,8 +53,7 @@ def compute_statistics(
     Args:
       annotators: who made each edit, "" where that is unknown.
       encode: text to token ids; without it there are no token change ratios.
-      max_change_ratio: as in :func:`minimality.find_fault`; rows beyond it are counted, not left
-        out.
+      max_change_ratio: as in :func:`minimality.find_fault`; rows beyond it are counted.
       rejected: reason -> rows that were set aside when the edits were collected.
       examples: how many of each sort are included.
 
@@ -74,7 +73,7 @@ def compute_statistics(
     for name, edit in zip(names, metrics, strict=True):
         by_name.setdefault(name, []).append(edit)
     by_annotator = {name or "unknown": _summary(by_name[name]) for name in sorted(by_name)}
-    zipped = enumerate(zip(rows, names, metrics, faults, strict=True), 1)
+    together = zip(rows, names, metrics, faults, strict=True)
     return {
         **_summary(metrics),
         "histograms": {
@@ -89,14 +88,27 @@ def compute_statistics(
         "examples": _examples(rows, names, metrics, examples),
         "rows": [
             {"row": n, "id": row.id, "annotator": name, **edit._asdict(), "fault": fault}
-            for n, (row, name, edit, fault) in zipped
+            for n, (row, name, edit, fault) in enumerate(together, 1)
         ],
     }
 
 
 def printable(text: str) -> str:
     """Text that is safe to write to a terminal or a page."""
-    return text.translate(HARMLESS)
+    return text.translate(html.HARMLESS)
+
+
+def render_page(statistics: Mapping, *, title: str, source: str) -> str:
+    """One HTML page that loads nothing; `source` is where the edits are from."""
+    return html.render_page(
+        "feedback/edits/assets",
+        "edits.html",
+        ["edits.css"],
+        title=printable(title),
+        source=printable(source),
+        figures=format_figures(statistics),
+        examples=statistics["examples"],
+    )
 
 
 def _summary(metrics: Sequence[minimality.EditMetrics]) -> dict:
@@ -109,10 +121,9 @@ def _summary(metrics: Sequence[minimality.EditMetrics]) -> dict:
     for measure in MEASURES:
         values = [getattr(edit, measure) for edit in metrics]
         if values and None not in values:
-            summary[measure] = {
-                "mean": float(np.mean(values)),
-                **{name: float(np.quantile(values, q)) for name, q in QUANTILES.items()},
-            }
+            quantiles = np.quantile(values, [*QUANTILES.values()]).tolist()
+            summary[measure] = {"mean": float(np.mean(values))}
+            summary[measure] |= dict(zip(QUANTILES, quantiles, strict=True))
     return summary
 
 
@@ -143,14 +154,15 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         taken |= set(chosen)
         for rank, k in enumerate(chosen, 1):
             row, edit = rows[k], metrics[k]
-            texts = zip(("id", "instruction", "input"), (row.id, *shown_prompt(row)), strict=True)
-            example = {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
-            example |= {name: printable(text) for name, text in texts}
-            example |= {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
+            identifier, *prompt = map(printable, (row.id, *shown_prompt(row)))
             sides = minimality.mark_changes(row.original, row.edited)
-            for side, spans in zip(("original", "edited"), sides, strict=True):
-                example[side] = [(printable(text), changed) for text, changed in spans]
-            examples.append(example)
+            original, edited = ([(printable(text), now) for text, now in side] for side in sides)
+            examples.append(
+                {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
+                | {"id": identifier, "instruction": prompt[0], "input": prompt[1]}
+                | {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
+                | {"original": original, "edited": edited}
+            )
     return examples
 
 

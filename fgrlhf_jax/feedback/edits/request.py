@@ -7,7 +7,6 @@ what compares well with the original (parse.py).
 """
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from fgrlhf_jax.data.records import (
 )
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
-from fgrlhf_jax.feedback.edits.normal_form import fold, restore_form
+from fgrlhf_jax.feedback.edits.normal_form import fold, has_half_a_character, restore_form
 from fgrlhf_jax.feedback.llm.answers import read_json
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
@@ -68,42 +67,33 @@ class EditTask(NamedTuple):
 
 
 class ParsedEdit(NamedTuple):
-    """The edited response, or why there is none."""
+    """The edited response, or why there is none; whether anything around it was taken off."""
 
     edited: str
     reason: str
-    unwrapped: bool = False  # whether anything around it was taken off
+    unwrapped: bool = False
 
 
 def make_tasks(
     rows: Sequence[tuple[Record, Mapping[str, Any]]], side: str = "worse"
 ) -> list[EditTask]:
-    """One task a record: an instruction's output, an edit's original, a preference's `side`.
+    """One task a row: an instruction's output, an edit's original, a preference's `side`.
 
-    Args:
-      rows: records and the fields of their rows; a row without an id gets its number, from 1.
+    A row without an id gets its number, from 1.
     """
     tasks = []
     for n, (record, fields) in enumerate(rows, 1):
-        if isinstance(record, Instruction):
-            name = "output"
-        else:
-            better, worse = sides(record)
-            name = better if side == "better" and isinstance(record, Preference) else worse
+        better, worse = ("output",) * 2 if isinstance(record, Instruction) else sides(record)
+        name = better if side == "better" and isinstance(record, Preference) else worse
         identifier = n if fields.get("id") in (None, "") else fields["id"]
         messages = tuple(map(dataclasses.asdict, record.messages))
-        prompt, finished = shown_prompt(record), is_finished(record, name)
-        response = getattr(record, name)
-        tasks.append(EditTask(str(identifier), *prompt, response, messages, finished))
+        texts = *shown_prompt(record), getattr(record, name)
+        tasks.append(EditTask(str(identifier), *texts, messages, is_finished(record, name)))
     return tasks
 
 
 def load_template(path: str = "", name: str = "form") -> PromptTemplate:
-    """The template of a file, one of `TEMPLATES` for "", to be filled with a task's fields.
-
-    Raises:
-      InputError: for a file that cannot be read, or is no template that shows {{ response }}.
-    """
+    """The template of a file that shows {{ response }}, or one of `TEMPLATES` for ""."""
     return PromptTemplate(path, TEMPLATES[name], FIELDS, ("response",))
 
 
@@ -112,8 +102,8 @@ def build_prompt(
 ) -> tuple[str, str | None]:
     """A prompt, and the tag that its reply is in: None for JSON, "" for a reply of no form."""
     texts = {name: getattr(task, name) for name in FIELDS[:3]}
-    names = itertools.chain([NAME], (f"{NAME}_{number}" for number in itertools.count(2)))
-    tag = None if as_json else choose_unused(names, [*texts.values(), template.literal_text])
+    shown = [*texts.values(), template.literal_text]
+    tag = None if as_json else choose_unused(f"{NAME}{{}}", "_", shown)
     prompt = template.fill({**texts, "reply_form": describe_form(tag)})
     return prompt, tag if as_json or template.shows("reply_form") else ""
 
@@ -141,9 +131,8 @@ def parse_reply(
     reply is not in its form, or repeats the template; doubtful: what stands around the edit may be
     a part of it.
 
-    Args:
-      tag: the form, as :func:`build_prompt` returned it.
-      template_text: what every prompt says, so that a reply which repeats it is recognised.
+    ``tag`` is the form, as :func:`build_prompt` returned it; ``template_text`` what every prompt
+    says, so that a reply which repeats it is recognised.
     """
     original, text = fold(task.response).strip(), fold(reply.text).strip()
     cut = reply.stop == LENGTH
@@ -157,7 +146,8 @@ def parse_reply(
         edited = parse.unwrap(text, original)
     except parse.Doubtful:
         return ParsedEdit("", "doubtful")
-    if (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original):
+    is_repeated = (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original)
+    if is_repeated or has_half_a_character(edited):
         return ParsedEdit("", "unparsed")
     before, bare, after = task.response.partition(task.response.strip())
     restored = before + restore_form(edited, bare) + after if edited else ""
@@ -171,16 +161,11 @@ def _ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def count_rejected(outputs: Iterable[Path]) -> dict[str, int]:
-    """Reason -> rejected rows in the files beside these edits, the most frequent first.
-
-    Raises InputError for a line that is no such row.
-    """
+    """Reason -> rejected rows in the files beside these edits, the most frequent first."""
     counts: Counter[str] = Counter()
     for path in filter(Path.is_file, map(rejected_path, outputs)):
         for number, row in enumerate(read_jsonl(path), 1):
             if not isinstance(row, dict) or "reason" not in row:
-                raise InputError(
-                    f"{path}:{number}: is no row that was set aside; move the file away"
-                )
+                raise InputError(f"{path}:{number}: is no row that was set aside; move it away")
             counts[str(row["reason"]).partition(":")[0]] += 1
     return dict(counts.most_common())

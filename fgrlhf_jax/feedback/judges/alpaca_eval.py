@@ -17,6 +17,7 @@ import numpy as np
 
 from fgrlhf_jax.data import conversations, formats, records, row_fields
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.judges.verdicts import CHOICES
 from fgrlhf_jax.functional import length_control, win_rate
 from fgrlhf_jax.runtime.files import write_json
 
@@ -66,11 +67,7 @@ def prompt_key(record: records.Record | Comparison) -> str:
 
 
 def read(path: str) -> list[Comparison]:
-    """The rows of an annotation file (JSON, JSONL or Parquet).
-
-    Raises:
-      InputError: ``file:row N: …`` for the first row that is not in the format.
-    """
+    """The rows of an annotation file (JSON, JSONL or Parquet); InputError for one in no form."""
     rows = [_comparison(row, where) for where, row in records.read_rows(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
@@ -81,8 +78,8 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     row_fields.check_row(row, where)
     fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
     prompt = records.parse_record(fields, where, prompts=True)
-    names = ("generator_1", "generator_2", "annotator", "reason")
-    names = ["output_1", "output_2", *(name for name in names if row.get(name) is not None)]
+    named = ("generator_1", "generator_2", "annotator", "reason")
+    names = "output_1", "output_2", *(name for name in named if row.get(name) is not None)
     texts = {name: row_fields.text_of(row, name, where, blank=True) for name in names}
     value = row.get("preference", "missing")
     if type(value) not in (int, float, type(None)):
@@ -91,36 +88,28 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
             "is better) to 2, 1.5 or 0 for a draw, or null"
         )
     value = 1.5 if value == 0 else value
+    verdicts, possible = row.get("verdicts") or (), itertools.product((1, 2), (*CHOICES, None))
+    try:
+        read = tuple(Verdict(*(verdict[name] for name in _VERDICT_FIELDS)) for verdict in verdicts)
+        if not set(possible).issuperset(verdict[:2] for verdict in read):
+            raise ValueError
+    except (TypeError, KeyError, ValueError) as error:
+        reason = f"verdicts is {verdicts!r:.60}, not what launch.evaluate writes"
+        raise InputError(f"{where}: {reason}; remove it") from error
     return Comparison(
         *(prompt.instruction, prompt.input),
         messages=prompt.messages,
         **texts,
         # alpaca_eval drops NaN and other numbers too
         preference=float(value) if value is not None and 1 <= value <= 2 else None,
-        verdicts=_verdicts(row.get("verdicts") or (), where),
+        verdicts=read,
         finished_1=row.get("finished_1") is not False,
         finished_2=row.get("finished_2") is not False,
     )
 
 
-def _verdicts(rows: Any, where: str) -> tuple[Verdict, ...]:
-    possible = set(itertools.product((1, 2), ("first", "second", "tie", None)))
-    try:
-        verdicts = tuple(Verdict(*(row[name] for name in _VERDICT_FIELDS)) for row in rows)
-        if possible.issuperset(verdict[:2] for verdict in verdicts):
-            return verdicts
-    except (TypeError, KeyError):
-        pass
-    reason = f"verdicts is {rows!r:.60}, not what launch.evaluate writes"
-    raise InputError(f"{where}: {reason}; remove it")
-
-
 def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
-    """Writes an annotation file, all or nothing; fields that alpaca_eval lacks only where set.
-
-    Raises:
-      InputError: when the file cannot be written.
-    """
+    """Writes an annotation file, all or nothing; fields that alpaca_eval lacks only where set."""
     unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True, "messages": ()}
     rows = []
     for comparison in comparisons:
@@ -133,8 +122,7 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
 def read_difficulty(path: str) -> length_control.Difficulty:
     """Reads alpaca_eval's `df_gamed.csv`, or a file of two columns: row number and difficulty.
 
-    Raises:
-      InputError: for a file that is neither, or whose row numbers are not 0, 1, … without a gap.
+    Raises InputError for any other, or whose row numbers are not 0, 1, … without a gap.
     """
     names = ("std_delta_len", "instruction_difficulty", "preference")
     difficulties, baselines = {}, []
@@ -165,17 +153,13 @@ def summarize(
 ) -> dict[str, float | int | str | None]:
     """The results of one model against one reference; shares and errors in percent.
 
-    Args:
-      difficulty: of the comparisons' prompts, as for ``length_control.win_rate``.
-
     Returns:
       win_rate, ``se`` and Wilson's 95 % interval (``win_rate_low``, ``win_rate_high``) over the
       ``n`` rows with a preference; wins, losses, draws; ``unparsed``, the rows without one;
       ``length`` and ``reference_length``, mean characters over all rows; what ``length_control``
-      makes of them; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
+      makes of them and ``difficulty``; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
 
-    Raises:
-      InputError: without one preference, or with responses of several models on one side.
+    Raises InputError without one preference, or with responses of several models on one side.
     """
     for side in ("generator_1", "generator_2"):
         names = sorted({getattr(comparison, side) for comparison in comparisons} - {""})
@@ -212,10 +196,9 @@ def summarize(
 
 
 def position_bias(comparisons: Sequence[Comparison]) -> tuple[float | None, int]:
-    """How often, in percent, a judge chose the response that it was shown first; 50 is no bias.
+    """How often, in percent, a judge chose what it was shown first (50: no bias); of how many.
 
-    Returns:
-      That share, None without such verdicts, and the number of verdicts for one response.
+    The share is None where no verdict is for one response.
     """
     choices = [verdict.choice for c in comparisons for verdict in c.verdicts]
     first, second = choices.count("first"), choices.count("second")
@@ -231,15 +214,11 @@ def paired_difference(
       difference, low and high in percent (``win_rate.paired_bootstrap``), not_better (a share),
       and n, the prompts with a preference in both.
 
-    Raises:
-      InputError: when the prompts or the reference's responses are not the same.
+    Raises InputError when the prompts or the reference's responses are not the same.
     """
     first, second = ({row.prompt: row for row in rows} for rows in (model, other))
     if len(first) < len(model) or len(second) < len(other):
-        raise InputError(
-            "some comparisons of one model have the same prompt; two models are compared on "
-            "prompts that stand once"
-        )
+        raise InputError("some comparisons of one model have the same prompt; give each once")
     alone = [prompt for prompt in (*first, *second) if (prompt in first) != (prompt in second)]
     if alone:
         raise InputError(

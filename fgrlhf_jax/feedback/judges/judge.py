@@ -24,7 +24,7 @@ from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Rejected
-from fgrlhf_jax.feedback.llm.template import PromptTemplate
+from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import user_function
 
@@ -70,11 +70,7 @@ class Question(NamedTuple):
 
 
 def load_template(path: str = "") -> PromptTemplate:
-    """The template of a file, the default one for ""; it shows the instruction and both responses.
-
-    Raises:
-      InputError: for a file that cannot be read or is no such template.
-    """
+    """The template of a file, the default for ""; InputError unless it shows all but the input."""
     return PromptTemplate(path, TEMPLATE, FIELDS, ("instruction", "first", "second"))
 
 
@@ -96,8 +92,7 @@ def build_questions(
       as_json: whether the server holds replies to a schema. If not, and the template shows no
         ``reply_form`` (it asks for a label and nothing else), the label is the whole reply.
 
-    Raises:
-      InputError: when the template shows no input though rows have one, or fails on a row.
+    Raises InputError when the template shows no input though rows have one, or fails on a row.
     """
     with_input = sum(bool(row.input.strip()) for row in comparisons)
     if with_input and not template.shows("input"):
@@ -113,7 +108,7 @@ def build_questions(
         first = _lesser_or_other(comparison, "order", seed)
         for shown in (first, 3 - first)[: 1 + both_orders]:
             texts = [*records.shown_prompt(comparison), outputs[shown], outputs[3 - shown]]
-            marker = None if as_json else verdicts.choose_marker(texts) if marked else ""
+            marker = None if as_json else choose_unused("VERDICT{}:", "-", texts) if marked else ""
             texts.append(verdicts.describe(labels, marker))
             prompt = template.fill(dict(zip(FIELDS, texts, strict=True))).strip()
             request = Request(prompt, max_tokens=max_tokens, temperature=temperature, schema=schema)
@@ -122,7 +117,7 @@ def build_questions(
 
 
 def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
-    """In [0, 1), for one purpose: of the seed, the prompt and the two outputs in no order."""
+    """In [0, 1), for one purpose: of the seed, the prompt and the outputs in either order."""
     outputs = sorted((comparison.output_1, comparison.output_2))
     digest = hashlib.sha256(json.dumps([purpose, seed, comparison.prompt, *outputs]).encode())
     return int.from_bytes(digest.digest()[:7], "big") / 2**56
@@ -180,9 +175,8 @@ def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
 def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comparison]:
     """The comparisons with the preferences of a user's function, called once for each side.
 
-    Args:
-      name: ``module:function``; it is given prompts and responses and returns a score for each, as
-        a reward function does (``user_function``). Equal scores are a draw.
+    ``name`` is ``module:function``, which scores responses as a reward function does; equal scores
+    are a draw.
     """
     score = functools.partial(user_function.score_responses, user_function.load(name), name)
     prompts = [records.prompt_text(row) for row in comparisons]

@@ -22,15 +22,8 @@ class Responses(NamedTuple):
 def match_files(outputs: Responses, reference: Responses, common: bool = False) -> list[Comparison]:
     """Pairs a model's responses (`output_2`) with a reference's (`output_1`) to the same prompts.
 
-    Args:
-      outputs, reference: one response a prompt.
-      common: compare only the prompts that both have, in place of refusing the others.
-
-    Returns:
-      One comparison a prompt, in the order of the reference.
-
-    Raises:
-      InputError: for a prompt that stands twice in a file or in only one of them.
+    One comparison a prompt, in the order of the reference. Raises InputError for a prompt that
+    stands twice in a file, or in only one of them; with ``common`` these are left out.
     """
     ours, theirs = _by_prompt(outputs), _by_prompt(reference)
     missing = [prompt for prompt in ours if prompt not in theirs]
@@ -68,15 +61,10 @@ def _by_prompt(responses: Responses) -> dict[str, RecordAndRow]:
     by_prompt = {}
     for number, (record, row) in enumerate(rows, 1):
         if not isinstance(record, Instruction):
-            raise InputError(
-                f"{spec}:row {number}: is of a pair; give responses: instruction, input, output"
-            )
+            raise InputError(f"{spec}:row {number}: is of a pair; give responses, one a row")
         prompt = prompt_key(record)
         if prompt in by_prompt:
-            raise InputError(
-                f"{spec}:row {number}: an earlier row has the same prompt; give one response a "
-                "prompt"
-            )
+            raise InputError(f"{spec}:row {number}: an earlier row has the same prompt; drop one")
         by_prompt[prompt] = record, row | {"generator": row.get("generator") or default}
     return by_prompt
 
@@ -86,35 +74,28 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
 
     Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2),
     of which those in a row to one prompt make pairs, first with second, third with fourth. Empty
-    and identical responses are left out.
-
-    Raises:
-      InputError: when there is no pair.
+    and identical responses are left out. Raises InputError when there is no pair.
     """
     pairs, left_out = [], Counter()
     for _, group in groupby(responses.rows, key=lambda item: prompt_key(item[0])):
         distinct: dict[str, RecordAndRow] = {}
         for record, row in group:
-            if not isinstance(record, Instruction):
-                texts = [getattr(record, name) for name in records.RESPONSES[type(record)]]
-                names = [str(row.get(f"generator_{side}") or "") for side in (1, 2)]
-                pair = record.instruction, record.input, *texts, None, *names
-                if not all(text.strip() for text in texts):
-                    left_out["empty responses"] += 1
-                elif texts[0] == texts[1]:
-                    left_out["identical responses"] += 1
-                else:
-                    finished = {
-                        f"finished_{side}": records.is_finished(record, field)
-                        for side, field in enumerate(records.RESPONSES[type(record)], 1)
-                    }
-                    pairs.append(Comparison(*pair, messages=record.messages, **finished))
-            elif not record.output.strip():
+            names = records.RESPONSES[type(record)]
+            texts = [getattr(record, name) for name in names]
+            if not all(text.strip() for text in texts):
                 left_out["empty responses"] += 1
-            elif record.output in distinct:
+            elif len(set(texts)) < len(names) or (len(names) == 1 and texts[0] in distinct):
                 left_out["identical responses"] += 1
-            else:
+            elif isinstance(record, Instruction):
                 distinct[record.output] = record, row
+            else:
+                finished = {
+                    f"finished_{side}": records.is_finished(record, name)
+                    for side, name in enumerate(names, 1)
+                }
+                generators = [str(row.get(f"generator_{side}") or "") for side in (1, 2)]
+                pair = record.instruction, record.input, *texts, None, *generators
+                pairs.append(Comparison(*pair, messages=record.messages, **finished))
         samples = list(distinct.values())
         left_out["responses without another"] += len(samples) % 2
         pairs += map(_comparison, samples[::2], samples[1::2])

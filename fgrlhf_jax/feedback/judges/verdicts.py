@@ -6,25 +6,19 @@ a template that asks for nothing but the label (alpaca_eval's "m" or "M") has it
 A reply in any other form has no verdict: nothing is guessed from headings, labels or words.
 """
 
-import itertools
 import json
 from collections.abc import Sequence
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.answers import read_json
-from fgrlhf_jax.feedback.llm.template import choose_unused
 
-FIRST, SECOND, TIE = "first", "second", "tie"
-
-_CHOICES = (FIRST, SECOND, TIE)
-_MARKER = "VERDICT"
+CHOICES = FIRST, SECOND, TIE = "first", "second", "tie"
 
 
 def parse_labels(spec: str) -> tuple[str, ...]:
     """The labels of a list by commas: of the first response, of the second, of a draw if there is.
 
-    Raises:
-      InputError: unless there are two or three different ones.
+    Raises InputError unless there are two or three different ones.
     """
     labels = tuple(label.strip() for label in spec.split(","))
     if "" in labels or len(set(labels)) != len(labels) or len(labels) not in (2, 3):
@@ -42,12 +36,6 @@ def schema(labels: Sequence[str]) -> dict:
     return {"type": "object", "properties": properties, **strict}
 
 
-def choose_marker(texts: Sequence[str]) -> str:
-    """A marker that none of the texts has, in any case of its letters."""
-    more = (f"{_MARKER}-{number}:" for number in itertools.count(2))
-    return choose_unused(itertools.chain([f"{_MARKER}:"], more), texts)
-
-
 def describe(labels: Sequence[str], marker: str | None) -> str:
     """The sentence that asks for the form; without a marker it is JSON."""
     if marker is None:
@@ -61,13 +49,10 @@ def describe(labels: Sequence[str], marker: str | None) -> str:
 
 
 def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
-    """The verdict of a complete reply; None where it is not in the form.
+    """The verdict of a complete reply, one of `CHOICES`; None where it is not in the form.
 
     Args:
       marker: what opens the last line; "" where the label is the whole reply, None for JSON.
-
-    Returns:
-      "first", "second" or "tie".
     """
     text = reply.strip()
     if marker is None:
@@ -75,4 +60,4 @@ def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
     else:
         answer = text.split("\n")[-1] if marker else text
     forms = [f"{marker or ''} {label}".strip() for label in labels]
-    return next((c for form, c in zip(forms, _CHOICES, strict=False) if form == answer), None)
+    return next((c for form, c in zip(forms, CHOICES, strict=False) if form == answer), None)

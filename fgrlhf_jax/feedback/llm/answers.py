@@ -9,6 +9,13 @@ STOPS = {
     **dict.fromkeys(("length", "max_tokens", "model_context_window_exceeded"), LENGTH),
     **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
 }
+COUNTS = {  # of tokens read, and written
+    "anthropic": (
+        ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
+        ("output_tokens",),
+    ),
+    "openai": (("prompt_tokens",), ("completion_tokens",)),
+}
 
 
 def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, int | None]:
@@ -19,20 +26,18 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
     """
     data = None
     try:
-        streamed = content.lstrip().startswith((b"data:", b"event:", b":"))
+        streamed = content.lstrip().startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
         data = _join_stream(content) if streamed else json.loads(content)
         usage = data.get("usage") or {}
         if provider == "anthropic":
             text, refusal, stop = _join_parts(data["content"]), "", data["stop_reason"]
-            inputs = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-            counts = sum(int(usage.get(name) or 0) for name in inputs), usage.get("output_tokens")
         else:
             choice = data["choices"][0]
             message, stop = choice["message"], choice.get("finish_reason")
             text, refusal = _join_parts(message.get("content")), message.get("refusal")
-            counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
-        read, written = (None if count is None else int(count) for count in counts)
+        counts = [[usage.get(name) for name in names] for names in COUNTS[provider]]
+        read, written = (sum(n for n in each if isinstance(n, int)) or None for each in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

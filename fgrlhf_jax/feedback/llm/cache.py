@@ -13,25 +13,18 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
-from fgrlhf_jax.runtime.files import (
-    UNSUPPORTED,
-    JsonlFile,
-    Lock,
-    as_input_error,
-    json_line,
-    parse_jsonl,
-)
+from fgrlhf_jax.runtime import files
 
-SCHEMA = 1  # version of the cache
+VERSION = 1  # of the cache's table
+TABLE = """
+CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, stop TEXT NOT NULL,
+  input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL) WITHOUT ROWID"""
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
 KEY = "request_key"  # the field of a row with the key of its request
 
 
 class Cache:
-    """Replies by key, in an SQLite file that several processes may share.
-
-    Raises InputError wherever the file cannot be used.
-    """
+    """Replies by key, in an SQLite file that processes share; InputError where it is unusable."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -44,35 +37,31 @@ class Cache:
             run = self.connection.execute
             run("PRAGMA synchronous=FULL")
             run("BEGIN IMMEDIATE")  # no other process creates the same table now
-            if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                run(
-                    "CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
-                    "stop TEXT NOT NULL, input_tokens INTEGER NOT NULL, "
-                    "output_tokens INTEGER NOT NULL) WITHOUT ROWID"
-                )
-                run(f"PRAGMA user_version={SCHEMA}")
+            if not run("SELECT 1 FROM sqlite_master").fetchone():
+                run(TABLE)
+                run(f"PRAGMA user_version={VERSION}")
             run("COMMIT")
-            version = run("PRAGMA user_version").fetchone()[0]
-            if version != SCHEMA:
+            (version,) = run("PRAGMA user_version").fetchone()
+            if version != VERSION:
                 raise InputError(
                     f"{path}: is no cache of this version (its version is {version}, not "
-                    f"{SCHEMA}); name another cache, or move this file away"
+                    f"{VERSION}); name another cache, or move this file away"
                 )
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             self._claims = os.open(self.path.with_name(f".{self.path.name}.lock"), flags, 0o666)
             stack.pop_all()
 
     def get(self, key: str) -> Reply | None:
-        query = "SELECT text, stop, input_tokens, output_tokens FROM replies WHERE key = ?"
         with self._reported_errors():
+            query = "SELECT * FROM replies WHERE key = ?"
             row = self.connection.execute(query, (key,)).fetchone()
-        return row and Reply(*row)
+        return row and Reply(*row[1:])
 
     def put(self, key: str, reply: Reply) -> None:
         """On the disk when it returns."""
-        row = (key, reply.text, reply.stop, reply.input_tokens, reply.output_tokens)
         with self._reported_errors():
-            self.connection.execute("INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)", row)
+            query = "INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)"
+            self.connection.execute(query, (key, *reply))
 
     def claim(self, key: str, release: bool = False) -> bool:
         """Whether no other process has claimed a key; lasts until released, or this one's end."""
@@ -80,7 +69,7 @@ class Cache:
         try:  # a byte of the lock file stands for a key
             fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
         except OSError as error:
-            return error.errno in UNSUPPORTED
+            return error.errno in files.UNSUPPORTED
         return True
 
     def close(self) -> None:
@@ -119,32 +108,28 @@ def append_rows(
       rows: called with the number of rows that exist already, gives the others: (row, whether it
         goes to ``output``).
 
-    Returns:
-      The number of rows in ``output`` and of rejected rows.
-
-    Raises:
-      InputError: when the files hold rows of other keys, another process writes them, or they
-        cannot be written.
+    Returns the number of rows in ``output`` and of rejected rows. Raises InputError when the files
+    hold rows of other keys, another process writes them, or they cannot be written.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:
         try:
-            lock = Lock(paths[0].with_name(f".{paths[0].name}.lock"))
+            lock = files.Lock(paths[0].with_name(f".{paths[0].name}.lock"))
             stack.callback(lock.close)
-            files = [stack.enter_context(contextlib.closing(JsonlFile(p))) for p in paths]
+            writers = [stack.enter_context(contextlib.closing(files.JsonlFile(p))) for p in paths]
         except BlockingIOError as error:
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
         counts = _count_written(paths, keys)
-        for file in files:
-            file.cut(file.size)  # a torn last line
+        for writer in writers:
+            writer.cut(writer.size)  # a torn last line
         done = sum(counts)
         remaining = stack.enter_context(contextlib.closing(rows(done)))
         for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
             number = 0 if accepted else 1
-            with as_input_error(paths[number]):
-                files[number].append(json_line({**row, KEY: key[:16]}))
+            with files.as_input_error(paths[number]):
+                writers[number].append(files.json_line({**row, KEY: key[:16]}))
             counts[number] += 1
         if not counts[1]:
             paths[1].unlink(missing_ok=True)
@@ -152,17 +137,10 @@ def append_rows(
 
 
 def _count_written(paths: Sequence[Path], keys: Sequence[str]) -> list[int]:
-    """How many rows each file has, which together are of the first of ``keys``, in their order.
-
-    Raises:
-      InputError: if there are rows of anything else.
-    """
-    to_do = "choose another output, or move this one away"
-    written = [
-        [isinstance(row, dict) and row.get(KEY) for row in parse_jsonl(p.read_bytes(), p, to_do)]
-        for p in paths
-    ]
-    counts = [0] * len(paths)
+    """How many rows each file has, which together must be of the first of ``keys``, in order."""
+    to_do, counts = "choose another output, or move this one away", [0] * len(paths)
+    contents = [files.parse_jsonl(path.read_bytes(), path, to_do) for path in paths]
+    written = [[isinstance(row, dict) and row.get(KEY) for row in rows] for rows in contents]
     for key in keys:
         heads = [row_keys[n : n + 1] for n, row_keys in zip(counts, written, strict=True)]
         if [key[:16]] not in heads:

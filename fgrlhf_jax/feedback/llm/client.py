@@ -1,8 +1,4 @@
-"""A language model behind a network: a request in, a reply out.
-
-    send = Client("anthropic", "claude-opus-4-5")
-    reply = await send(Request("Why is the sky blue?"))
-    await send.aclose()
+"""A language model behind a network: ``reply = await Client("openai", model)(Request(prompt))``.
 
 The official clients speak the wire protocols, and try again after a fault. Keys come from the
 environment; no message that leaves this file holds one.
@@ -17,8 +13,8 @@ import os
 import re
 import ssl
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.answers import END, LENGTH, REFUSAL, parse_answer
@@ -26,16 +22,14 @@ from fgrlhf_jax.feedback.llm.answers import END, LENGTH, REFUSAL, parse_answer
 LONGEST_PAUSE = 120.0  # seconds that a server may ask for; beyond, the run stops
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
-# provider -> (environment variable of the key, address)
+# provider -> (environment variable of the key, address, the official client)
 PROVIDERS = {
-    "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com"),
-    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
+    "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com", "AsyncAnthropic"),
+    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1", "AsyncOpenAI"),
 }
 # In the environment, in capitals too.
-_PROXIES, _CERTIFICATES = (
-    ("all_proxy", "http_proxy", "https_proxy"),
-    ("ssl_cert_file", "sslkeylogfile"),
-)
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy")
+_CERTIFICATES = ("ssl_cert_file", "sslkeylogfile")
 _ACCOUNT_EMPTY = re.compile("insufficient_quota|credit balance")
 # How servers name a schema, or a field, that they do not take.
 _SCHEMA = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
@@ -44,22 +38,15 @@ _UNSUPPORTED = re.compile("(?i)deprecated|support|removed|instead")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows.
-
-    Attributes:
-      schema: a JSON schema that the server holds the reply to, whose text is then one JSON object;
-        strict: every property is required and ``additionalProperties`` false. None asks for text.
-    """
+    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows."""
 
     prompt: str
-    system: str = ""
     max_tokens: int = 1024
     temperature: float = 0.0
-    schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] | None = None  # a strict JSON schema of the reply; None asks for text
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A text, why it stopped (end | length | refusal, else a fault's message) and its tokens."""
 
     text: str
@@ -68,8 +55,7 @@ class Reply:
     output_tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Rejected:
+class Rejected(NamedTuple):
     """The outcome of a request that gets no reply however often it is sent."""
 
     reason: str
@@ -108,16 +94,8 @@ class Client:
         call, for what every request would meet: a wrong key, an unknown model, an empty account.
     """
 
-    def __init__(
-        self,
-        provider: str,
-        model: str,
-        *,
-        base_url: str = "",
-        timeout: float = 60,
-        retries: int = 6,
-    ):
-        variable, url = PROVIDERS[provider]
+    def __init__(self, provider, model, *, base_url="", timeout: float = 60, retries: int = 6):
+        variable, url, api = PROVIDERS[provider]
         self.url = check_url(base_url) or url
         self.key = os.environ.get(variable, "").strip()
         self.direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS  # by no proxy
@@ -136,12 +114,9 @@ class Client:
             ) from error
         options = {"api_key": self.key or "none", "timeout": timeout, "max_retries": retries}
         options["http_client"] = _build_http_client(self)
+        url = self.url.removesuffix("/v1") if provider == "anthropic" else self.url
         try:
-            if provider == "anthropic":
-                url = self.url.removesuffix("/v1")
-                self.api = self.sdk.AsyncAnthropic(base_url=url, **options)
-            else:
-                self.api = self.sdk.AsyncOpenAI(base_url=self.url, **options)
+            self.api = getattr(self.sdk, api)(base_url=url, **options)
         except Exception as error:  # of its parser
             raise InputError(f"base_url is no address ({self._redacted(error)})") from None
 
@@ -154,7 +129,7 @@ class Client:
         try:
             answer = await resource.with_raw_response.create(**body)
             text, stop, read, written = parse_answer(self.provider, answer.http_response.content)
-            read = read or estimate_tokens(request.system + request.prompt)
+            read = read or estimate_tokens(request.prompt)
             written = estimate_tokens(text) if written is None else written
             return Reply(text, self._redacted(stop), read, written)
         except ValueError as error:  # a text that no request can hold
@@ -163,10 +138,8 @@ class Client:
             if isinstance(error, self.sdk.APITimeoutError):
                 return f"no complete answer within {self.timeout:g} s"
             cause = error.__cause__ or error
-            via = ", ".join(
-                name for name in os.environ if name.lower() in _PROXIES and os.environ[name]
-            )
-            via = f" by {via}" * bool(via and not self.direct)
+            proxies = () if self.direct else _names_set(_PROXIES)
+            via = f" by {', '.join(proxies)}" * bool(proxies)
             return self._redacted(f"no connection to {self.url}{via} ({cause or type(cause)})")
         except self.sdk.APIStatusError as error:
             outcome = self._classified(error, body)
@@ -213,7 +186,7 @@ class Client:
 
 
 def _build_http_client(client: Client):
-    """The official client's own HTTP client, whose every try is announced and bounded in time.
+    """The official client's own HTTP client: every try is announced and bounded in time.
 
     It does not wait for longer than LONGEST_PAUSE, nor for an empty account.
     """
@@ -240,12 +213,16 @@ def _build_http_client(client: Client):
             return Http(trust_env=False, verify=ssl.create_default_context())
         return Http()
     except Exception as error:
-        variables = _CERTIFICATES if isinstance(error, OSError) else _PROXIES  # ssl's are OSErrors
-        names = " or ".join(name for name in os.environ if name.lower() in variables)
+        names = _names_set(_CERTIFICATES if isinstance(error, OSError) else _PROXIES)  # ssl's
         raise InputError(
-            f"{names}: no connection can be made with that of the environment "
+            f"{' or '.join(names)}: no connection can be made with that of the environment "
             f"({client._redacted(error)}); correct or unset it"
         ) from None
+
+
+def _names_set(variables: Sequence[str]) -> list[str]:
+    """Those of the environment's variables that are not empty, as they are spelt there."""
+    return [name for name, value in os.environ.items() if name.lower() in variables and value]
 
 
 def _pause(headers: Mapping[str, str]) -> float:
@@ -265,10 +242,11 @@ def _pause(headers: Mapping[str, str]) -> float:
 def check_url(base_url: str) -> str:
     """``base_url`` without blanks around it and its last slash; InputError if it is no address."""
     base_url = base_url.strip()
-    parts, usable = urllib.parse.urlsplit(""), not base_url
-    with contextlib.suppress(ValueError):  # also of a port that is no number
-        parts = urllib.parse.urlsplit(base_url)
-        usable |= parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    try:
+        parts = urllib.parse.urlsplit(base_url or PROVIDERS["openai"][1])
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # also of a port that is no number
+        usable = False
     if not usable or len(base_url.split()) > 1:
         raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
     if parts.username or parts.password or parts.query:
@@ -279,19 +257,14 @@ def check_url(base_url: str) -> str:
 
 
 def _body(provider: str, model: str, request: Request, without: set[str]) -> dict:
-    messages = [{"role": "user", "content": request.prompt}]
-    body: dict[str, Any] = {"model": model, "messages": messages}
+    body: dict[str, Any] = {"model": model}
+    body["messages"] = [{"role": "user", "content": request.prompt}]
+    body["max_completion_tokens" if "max_tokens" in without else "max_tokens"] = request.max_tokens
     if "extra_body" not in without:  # not every release of the clients has the argument
         body["extra_body"] = {"temperature": request.temperature}
-    form = {"type": "json_schema", "schema": request.schema}
-    if provider == "anthropic":
-        body |= {"max_tokens": request.max_tokens}
-        body |= {"system": request.system} if request.system else {}
-        return body | ({"output_config": {"format": form}} if request.schema else {})
-    if request.system:
-        messages.insert(0, {"role": "system", "content": request.system})
-    body["max_completion_tokens" if "max_tokens" in without else "max_tokens"] = request.max_tokens
-    if request.schema:
+    if request.schema and provider == "anthropic":
+        body["output_config"] = {"format": {"type": "json_schema", "schema": request.schema}}
+    elif request.schema:
         schema = {"name": "reply", "strict": True, "schema": request.schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body

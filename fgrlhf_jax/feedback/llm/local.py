@@ -1,8 +1,5 @@
 """A checkpoint on this machine in the place of an API: many requests in, their replies out.
 
-    send = connect("HuggingFaceTB/SmolLM2-135M-Instruct", batch_size=8)
-    collect_replies(requests, send, batch_size=64, …)
-
 Requests are sampled together, each with the random key of its own digest, so that a reply depends
 neither on what else is asked nor on when.
 """
@@ -26,11 +23,8 @@ def connect(
     Args:
       max_prompt_length: tokens; a longer prompt is refused, never cut.
       seed: of the samples of requests with a temperature above 0.
-      options: of ``LanguageModel.load``.
-
-    Raises:
-      InputError: for a model or a template that cannot be used. The function raises it where
-        max_tokens leaves no room for any prompt.
+      options: of ``LanguageModel.load``, which raises InputError for what cannot be used; the
+        function raises it where max_tokens leaves no room for any prompt.
     """
     language_model = LanguageModel.load(model, **options)
 
@@ -61,8 +55,7 @@ def connect(
 def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] | Rejected:
     """The prompt's token ids, or why the request is refused."""
     check_max_new_tokens(request.max_tokens, model.module.cfg)
-    system = f"{request.system}\n\n" if request.system else ""
-    ids = model.encode(system + request.prompt)
+    ids = model.encode(request.prompt)
     room = min(longest, model.module.cfg.max_position - request.max_tokens)
     if len(ids) > room:
         return Rejected(f"the prompt has {len(ids)} tokens, more than {room}")
@@ -71,6 +64,6 @@ def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] |
 
 def _digest_words(request: Request) -> tuple[int, int]:
     """Two 32-bit words of the request's digest."""
-    parts = [request.prompt, request.system, request.max_tokens, request.temperature]
+    parts = [request.prompt, "", request.max_tokens, request.temperature]
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return tuple(np.frombuffer(digest[:8], np.uint32).tolist())

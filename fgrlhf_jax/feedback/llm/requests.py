@@ -101,9 +101,9 @@ class Usage:
 
 def request_key(identity: dict, request: Request) -> str:
     """The key of a reply in the cache: sha256 of everything that determines it."""
-    fields = dataclasses.asdict(request)
+    fields = dataclasses.asdict(request) | {"system": ""}  # as in caches of earlier versions
     if request.schema is None:
-        del fields["schema"]  # the keys of caches from before there was one
+        del fields["schema"]
     return hashlib.sha256(json.dumps([identity, fields], sort_keys=True).encode()).hexdigest()
 
 
@@ -148,13 +148,14 @@ def collect_replies(
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
         rejected: dict[str, Rejected] = {}  # since the last reply: perhaps everything is
         failed: dict[str, str] = {}
-        position = in_a_row = 0
+        waiting, in_a_row = iter(keys), 0
+        next_key = next(waiting, None)
 
         def ready() -> Iterator[Reply | Rejected]:
-            nonlocal position
-            while position < len(keys) and keys[position] in arrived:
-                position += 1
-                yield arrived[keys[position - 1]] or stored.get(keys[position - 1])
+            nonlocal next_key
+            while next_key in arrived:
+                yield arrived[next_key] or stored.get(next_key)
+                next_key = next(waiting, None)
 
         yield from ready()
         sender = _send_in_batches if batch_size else _send_concurrently
@@ -197,13 +198,18 @@ def _send_concurrently(
     waiting, tasks, usage.end = iter(todo.items()), {}, None
     if isinstance(send, Client):
         send.before_retry = usage.before_try
-    with _event_loop() as (loop, run):
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    with ThreadPoolExecutor(1) as thread:  # the caller's may run a loop, as in a notebook
+
+        def run(coroutine):
+            return thread.submit(runner.run, coroutine).result()
+
         try:
             while True:
                 room = 0 if usage.end else usage.concurrency - len(tasks)
                 for key, request in itertools.islice(waiting, room):
-                    task = loop.create_task(_ask(key, request, send, stored, usage))
-                    tasks[task] = key
+                    ask = _ask(key, request, send, stored, usage)
+                    tasks[runner.get_loop().create_task(ask)] = key
                 if not tasks:
                     break
                 first = asyncio.wait(tasks, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
@@ -221,22 +227,6 @@ def _send_concurrently(
                 run(asyncio.wait(tasks, timeout=GRACE))
             if isinstance(send, Client):
                 run(send.aclose())
-
-
-@contextlib.contextmanager
-def _event_loop() -> Iterator[tuple[asyncio.AbstractEventLoop, Callable]]:
-    """A loop, and what runs it until a coroutine ends; beside a running one, as of a notebook."""
-    runner = asyncio.Runner()
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        with runner:
-            yield runner.get_loop(), runner.run
-        return
-    with ThreadPoolExecutor(1) as thread:  # a thread has one loop that runs
-        try:
-            yield runner.get_loop(), lambda each: thread.submit(runner.run, each).result()
-        finally:
             thread.submit(runner.close).result()
 
 

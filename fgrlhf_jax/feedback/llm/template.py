@@ -1,6 +1,7 @@
 """Prompt templates: jinja2 text with the fields of a row, checked before any request is sent."""
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,26 +16,19 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 )
 
 
-def choose_unused(names: Iterable[str], texts: Iterable[str]) -> str:
-    """The first name that none of the texts has, in any case of its letters."""
+def choose_unused(form: str, separator: str, texts: Iterable[str]) -> str:
+    """The form with nothing, _2, _3 … in it: the first that no text has in any case of letters."""
     shown = "\n".join(texts).casefold()
+    numbers = itertools.chain([""], (f"{separator}{n}" for n in itertools.count(2)))
+    names = (form.format(number) for number in numbers)
     return next(name for name in names if name.casefold() not in shown)
 
 
 class PromptTemplate:
     """A template that is known to parse, to use no other fields and to show the required ones.
 
-    Args:
-      path: a file of the user's; "" is the default template.
-      default: the text of the default template.
-      fields: the names that a template may use.
-      required: the fields whose values must be in every prompt.
-
-    Attributes:
-      literal_text: what a prompt says whatever its fields are.
-
-    Raises:
-      InputError: for a file that cannot be read or is no such template.
+    ``path`` is a file of the user's, "" the ``default`` text; ``literal_text`` is what a prompt
+    says whatever its fields are. Raises InputError for a file that is unreadable or no such one.
     """
 
     def __init__(self, path: str, default: str, fields: Sequence[str], required: Sequence[str]):

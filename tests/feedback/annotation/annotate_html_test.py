@@ -9,6 +9,7 @@ from html_page import Page
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import html as page_html
 from fgrlhf_jax.feedback.annotation.items import Decision, Item
+from fgrlhf_jax.feedback.edits.normal_form import restore_line_ends
 
 EVIL = '<script>alert("1")</script> ${alert(1)} {{value}} <img src=x onerror=alert(1)> & \'"'
 
@@ -37,7 +38,7 @@ def test_names():
     ],
 )
 def test_line_ends_are_kept(original, typed, kept):
-    assert page_html.with_line_ends_of(original, typed) == kept
+    assert restore_line_ends(typed, original) == kept
 
 
 def test_a_response_that_was_not_touched_comes_back_to_the_letter():
@@ -46,7 +47,7 @@ def test_a_response_that_was_not_touched_comes_back_to_the_letter():
         pieces = rng.choices(["a", "b", " ", "\n", "\r", "\r\n"], k=rng.randrange(12))
         original = "".join(pieces)
         typed = original.replace("\r\n", "\n").replace("\r", "\n")
-        assert page_html.with_line_ends_of(original, typed) == original
+        assert restore_line_ends(typed, original) == original
 
 
 @pytest.mark.parametrize(

@@ -87,20 +87,6 @@ def test_what_an_annotator_sees(team):
         pass
 
 
-def test_a_reload_in_the_middle_of_a_row(team):
-    ann = team.ann
-    ann.type("It is ze", shown="ze")
-    ann.page.reload()
-    ann.page.wait_for_selector("#bar")
-    assert (ann.row(), ann.text()) == ("r0", "It is ze")
-    ann.page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
-    ann.page.keyboard.press("Control+End")
-    ann.page.keyboard.type("ro. ")
-    ann.page.keyboard.press("Backspace")
-    ann.page.wait_for_selector("#difference ins:has-text('zero')")
-    team.edit(ann, "r0", "It is zero.")
-
-
 def test_two_tabs_of_a_person_and_every_key(team):
     ann = team.ann
     first, second = ann.page, ann.tab()

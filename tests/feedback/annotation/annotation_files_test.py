@@ -115,28 +115,6 @@ def test_processes_and_threads_never_share_a_row_beyond_the_overlap(output, over
     assert edits(output) == [(decision.text, decision.annotator) for decision in decisions]
 
 
-def test_two_processes_and_the_same_row(output):
-    with Annotations(items(2), output) as one, Annotations(items(2), output) as other:
-        assert [one.take("Ann").id, other.take("Bob").id, other.take("Ann").id] == [
-            "r0",
-            "r1",
-            "r0",
-        ]
-        draft(one, "Ann", "r0", "Ze")
-        assert other.latest("Ann", "r0").text == "Ze"
-        for store in (one, other):  # sent twice
-            accept(store, "Ann", "r0", "Zero.")
-        with pytest.raises(InputError, match="you decided this row before"):
-            accept(other, "Ann", "r0", "Null.")
-        with pytest.raises(InputError, match="somebody else has this row"):
-            accept(one, "Ann", "r1", "One.")
-        accept(other, "Bob", "r1", "One!")
-        for store in (one, other):
-            store.write_edits()
-        assert edits(output) == [("Zero.", "Ann"), ("One!", "Bob")]
-        assert one.reopen("Ann", "").id == other.take("Ann").id == "r0"
-
-
 def test_every_commit_is_on_the_disk(output):
     with Annotations(items(1), output) as store:
         values = [store._events.query(f"PRAGMA {name}") for name in ("synchronous", "journal_mode")]

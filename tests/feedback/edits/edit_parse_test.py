@@ -69,7 +69,6 @@ AROUND = [
     "<|channel|>analysis<|message|>Lyon?<|end|><|channel|>final<|message|>{}<|return|>",
     "◁think▷It names Lyon.◁/think▷{}",
     "<![CDATA[{}]]>",
-    "\ufeff{}\u200b",
     "[THINK]It names Lyon, which is wrong.[/THINK]{}",
     "<reasoning>It names Lyon, which is wrong.</reasoning>{}",
     "<think>\nIt says 'The capital of France is Lyon. It has many parks.' I go on.\n</think>\n\n{}",
@@ -179,6 +178,11 @@ def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
 )
 def test_what_is_of_the_edit_stays(original, edited):
     assert unwrap(f"\n{edited} ", original) == edited
+
+
+def test_signs_that_were_escaped_for_the_form_are_doubtful():
+    with pytest.raises(Doubtful):
+        unwrap("Paris &amp; Lyon are big.", "Nice & Lyon are big.")
 
 
 # Pieces of responses that look like what a model would say around one.

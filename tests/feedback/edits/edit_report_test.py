@@ -7,16 +7,20 @@ import bad_input_cases
 import numpy as np
 import pytest
 from html_page import Page
+from request_cases import launch
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.feedback.edits.minimality import measure
-from fgrlhf_jax.feedback.edits.page import render_page
-from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples, format_figures
+from fgrlhf_jax.feedback.edits.report import (
+    compute_statistics,
+    format_examples,
+    format_figures,
+    render_page,
+)
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import edit_report
-from launch.shared import config_files
 
 EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}\x1b[2J\u202e"
 EDITED = ["a b c x", "a b c", "a b c d e f g h i j k l", "w x y z", "a x c d e"]
@@ -154,11 +158,6 @@ def written(tmp_path):
     return tmp_path / "edits.jsonl"
 
 
-def launch(**fields) -> None:
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    edit_report.main(config_files.parse(["", *flags], edit_report.CONFIG))
-
-
 def test_the_command(written, tmp_path, capsys):
     more = {"instruction": "q", "original": "a", "edited": "b"}
     write_jsonl(tmp_path / "more.jsonl", [more])
@@ -167,7 +166,7 @@ def test_the_command(written, tmp_path, capsys):
     train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
     sources = f"{written}, {tmp_path / 'more.jsonl'}"
     for name in ("report.json", "report.html"):
-        launch(input=sources, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
+        launch(edit_report, input=sources, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
     out = capsys.readouterr().out
     assert out.count("6 edits: ") == 2
     assert "when they were collected: 2 cut, 1 rejected" in out
@@ -192,7 +191,7 @@ def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
     assert f"{sentence}; shorten it, or set invalid" in refused(
         edit_report, input=tmp_path / "long.jsonl"
     )
-    launch(input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
+    launch(edit_report, input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
     out, err = capsys.readouterr()
     assert out.startswith("6 edits: ")
     assert len(out) < 5_000  # of long responses the surroundings of the change
@@ -200,7 +199,7 @@ def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
 
 
 def test_without_a_flag_it_shows_the_embedded_world(capsys):
-    launch()
+    launch(edit_report)
     assert capsys.readouterr().out.startswith("300 edits: ")
 
 

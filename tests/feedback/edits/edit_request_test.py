@@ -38,6 +38,7 @@ def tagged(text: str) -> Reply:
     ("received", "tag", "reason"),
     [
         (tagged(EDITED), NAME, ""),
+        (tagged(f"\xa0{EDITED}\xa0"), NAME, ""),
         (tagged(f"```\n“{EDITED}”\n```<|eot_id|>"), NAME, ""),
         (tagged(ORIGINAL), NAME, "unchanged"),
         (tagged(""), NAME, "empty"),
@@ -57,6 +58,8 @@ def tagged(text: str) -> Reply:
         (reply(EDITED, "length"), "", "cut"),
         (reply("", "refusal"), NAME, "refusal"),
         (reply(json.dumps({NAME: EDITED})), None, ""),
+        (reply(json.dumps({NAME: f"{EDITED}\ud83d"})), None, "unparsed"),
+        (reply(json.dumps({"answer": f"{EDITED}\ud83d"})), "", "unparsed"),
         (reply(json.dumps({NAME: ORIGINAL})), None, "unchanged"),
         (reply(json.dumps({"response": EDITED})), None, "unparsed"),
         (tagged(EDITED), None, "unparsed"),
@@ -86,6 +89,7 @@ def test_replies(received, tag, reason):
         (" \n A b. \n", "A x.", " \n A x. \n"),
         ("A b c.", "\ufeffA\u200b b x\xady.\u2060", "A b xy."),
         ("A b\xadb\u200b c.", "A bb x.", "A b\xadb\u200b x."),
+        ("\u200fאב\u200f (c)!", "אב (x)!", "\u200fאב\u200f (x)!"),
     ],
 )
 def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):

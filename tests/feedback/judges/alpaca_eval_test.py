@@ -4,12 +4,14 @@ import json
 import math
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
+from fgrlhf_jax.runtime.files import write_json
 
 
 def row(number: int, preference, **fields) -> dict:
@@ -17,10 +19,9 @@ def row(number: int, preference, **fields) -> dict:
     return {"instruction": f"do {number}", "preference": preference} | texts | fields
 
 
-def save(folder, rows):
-    path = folder / "annotations.json"
-    path.write_text(json.dumps(rows))
-    return str(path)
+def read(rows) -> list[Comparison]:
+    write_json("annotations.json", rows)
+    return alpaca_eval.read("annotations.json")
 
 
 def comparisons(*preferences, **fields) -> list[Comparison]:
@@ -30,11 +31,11 @@ def comparisons(*preferences, **fields) -> list[Comparison]:
     ]
 
 
-def test_a_published_file(tmp_path):
+def test_a_published_file():
     """text-davinci-001 on AlpacaEval: 112 won, 20 drawn (0), 672 lost, one without a verdict."""
     preferences = [1.0] * 672 + [0.0] * 20 + [2.0] * 112 + [None]
     rows = [row(n, value, annotator="alpaca_eval_gpt4") for n, value in enumerate(preferences)]
-    results = alpaca_eval.summarize(alpaca_eval.read(save(tmp_path, rows)))
+    results = alpaca_eval.summarize(read(rows))
     assert round(results["win_rate"], 4) == 15.1741
     assert round(results["se"], 4) == 1.2351
     counts = {"n": 804, "wins": 112, "losses": 672, "draws": 20, "unparsed": 1}
@@ -54,15 +55,15 @@ def test_by_hand():
     assert (alone["win_rate"], alone["se"]) == (100, None)
 
 
-def test_preferences(tmp_path):
+def test_preferences():
     expected = [(1.0, 1.0), (2, 2.0), (1.25, 1.25), (None, None), (0, 1.5), (0.0, 1.5)]
     # alpaca_eval drops what is no preference.
     expected += [(value, None) for value in (math.nan, -1, 0.5, 2.01, 7, math.inf)]
-    read = alpaca_eval.read(save(tmp_path, [row(0, value) for value, _ in expected]))
-    assert [comparison.preference for comparison in read] == [value for _, value in expected]
+    rows = read([row(0, value) for value, _ in expected])
+    assert [comparison.preference for comparison in rows] == [value for _, value in expected]
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_what_is_written_is_read_again():
     names = {"generator_1": "r", "generator_2": "m", "annotator": "j"}
     verdicts = Verdict(1, None, "hm"), Verdict(2, "tie", "C"), Verdict(2, "first", "A")
     rows = [
@@ -71,10 +72,9 @@ def test_what_is_written_is_read_again(tmp_path):
         Comparison("x", "", "a", "b", 1.5, finished_1=False, finished_2=False),
         Comparison("z", "", "a", "b", None, verdicts=verdicts),
     ]
-    path = tmp_path / "new" / "annotations.json"
-    alpaca_eval.write(path, rows)
-    assert alpaca_eval.read(str(path)) == rows
-    first, *_, last = json.loads(path.read_text())
+    alpaca_eval.write("new/annotations.json", rows)
+    assert alpaca_eval.read("new/annotations.json") == rows
+    first, *_, last = json.loads(Path("new/annotations.json").read_text())
     texts = {"instruction": "do 0", "input": "", "output_1": "reference 0"}
     assert first == {**texts, "output_2": "model's 0", "preference": 1.0, **names}
     assert last["verdicts"][1] == {"shown_first": 2, "said": "tie", "reply": "C"}
@@ -94,10 +94,10 @@ VERDICT = {"shown_first": 3, "said": "tie", "reply": ""}
         *(([row(0, 1, verdicts=x)], "1: verdicts is ") for x in (3, ["x"], [{}], [VERDICT])),
     ],
 )
-def test_refused_files(tmp_path, rows, message):
+def test_refused_files(rows, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        alpaca_eval.read(path := save(tmp_path, rows))
-    assert str(error.value).startswith(path)
+        read(rows)
+    assert str(error.value).startswith("annotations.json")
 
 
 def test_rows_that_cannot_be_summed_up():
@@ -118,17 +118,17 @@ def test_two_models_are_paired_by_prompt():
     assert paired["low"] <= 50 <= paired["high"]
 
 
-def test_a_leaderboards_difficulties(tmp_path):
+def test_a_leaderboards_difficulties():
     """Its df_gamed.csv, whose empty preferences are missing, and a file of difficulties alone."""
-    path = tmp_path / "d.csv"
+    path = Path("d.csv")
     head = "preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline,model\n"
     path.write_text(f"{head}0.25,0,-1.5,0.5,False,m\n,1,0.1,-2,False,m\n0,0,2,0.5,False,n\n")
-    read = alpaca_eval.read_difficulty(str(path))
-    assert read.difficulty_N.tolist() == [0.5, -2]
-    assert read.baselines_G3.tolist() == [[-1.5, 0.5, 0.25], [2, 0.5, 0]]
+    found = alpaca_eval.read_difficulty(str(path))
+    assert found.difficulty_N.tolist() == [0.5, -2]
+    assert found.baselines_G3.tolist() == [[-1.5, 0.5, 0.25], [2, 0.5, 0]]
     path.write_text(",0\n0,1.5\n1,-1\n")
-    read = alpaca_eval.read_difficulty(str(path))
-    assert (read.difficulty_N.tolist(), read.baselines_G3.shape) == ([1.5, -1], (0, 3))
+    found = alpaca_eval.read_difficulty(str(path))
+    assert (found.difficulty_N.tolist(), found.baselines_G3.shape) == ([1.5, -1], (0, 3))
     for text, message in (
         ("a,b,c\n1,2,3", ":2: is no row of numbers; give alpaca_eval's df_gamed.csv"),
         (",0\n0,1.5\n1,inf", ":3: is no row of numbers"),

@@ -1,30 +1,18 @@
 """launch.collect_preferences: pairs and samples to labels that launch.train_rm reads."""
 
-import json
 import re
 
 import llm_server
 import pytest
+from request_cases import launch
 
 from fgrlhf_jax.data import records
+from fgrlhf_jax.feedback.judges import alpaca_eval
+from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_preferences
-from launch.shared import config_files
 
-DEFAULT = "configs/collect_preferences.py"
 GOLD = "fgrlhf_jax.tiny_world.judge:judge"
 RIGHT, WRONG = "the capital of hungary is budapest", "the capital of hungary is lisbon"
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
-    monkeypatch.setenv("OPENAI_API_KEY", llm_server.KEY)
-    monkeypatch.chdir(tmp_path)
-
-
-def save(name: str, rows: list[dict]) -> str:
-    with open(name, "w") as file:
-        file.write("\n".join(map(json.dumps, rows)))
-    return name
 
 
 def pair(first: str, second: str, **fields) -> dict:
@@ -33,8 +21,7 @@ def pair(first: str, second: str, **fields) -> dict:
 
 
 def run(**fields) -> None:
-    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
-    collect_preferences.main(config_files.parse(["collect_preferences", *flags], DEFAULT))
+    launch(collect_preferences, **{"input": "pairs.jsonl", "output": "labels.jsonl"} | fields)
 
 
 def labels(path: str = "labels.jsonl") -> list[int]:
@@ -49,7 +36,8 @@ def test_pairs_get_labels(capsys):
         pair(WRONG, "the capital of hungary is cairo"),  # as wrong
         pair(RIGHT, ""),
     ]
-    run(input=save("pairs.jsonl", rows), output="labels.jsonl", judge=GOLD)
+    write_jsonl("pairs.jsonl", rows)
+    run(judge=GOLD)
     assert records.read("labels.jsonl") == [
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
@@ -58,14 +46,13 @@ def test_pairs_get_labels(capsys):
     assert "1 empty responses" in out
     assert "1 identical responses" in out
     assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
-    fields = {"input": "pairs.jsonl", "output": "labels.jsonl", "overwrite": True, "judge": GOLD}
-    run(**fields, draws="random", label_noise=0.5)
+    run(overwrite=True, judge=GOLD, draws="random", label_noise=0.5)
     out = capsys.readouterr().out
     assert len(labels()) == 3
     assert "1 draws kept at random" in out
     assert "labels flipped (label_noise=0.5)" in out
-    with open("labels.annotations.json") as file:  # the judge's preferences are kept
-        assert [row["preference"] for row in json.load(file)] == [1.0, 2.0, 1.5]
+    kept = alpaca_eval.read("labels.annotations.json")
+    assert [row.preference for row in kept] == [1.0, 2.0, 1.5]
 
 
 def test_a_language_model_labels(capsys):
@@ -75,12 +62,11 @@ def test_a_language_model_labels(capsys):
         return "Not sure" if "odd" in first + second else f"VERDICT: {better}"
 
     rows = [pair(f"number {n}", f"number {n}{'!' * (n % 2)}?") for n in range(12)]
-    fields = {"input": save("pairs.jsonl", [*rows, pair("odd", "odder")]), "model": "m"}
-    fields |= {"output": "labels.jsonl", "provider": "openai"}
+    write_jsonl("pairs.jsonl", [*rows, pair("odd", "odder")])
     with llm_server.running(answer=prefer_longer) as server:
-        fields["base_url"] = f"{server.url}/v1"
-        run(**fields)
-        run(**fields, overwrite=True)
+        for _ in range(2):
+            url = f"{server.url}/v1"
+            run(model="m", provider="openai", base_url=url, overwrite=True)
         assert list(server.delivered.values()) == [1] * 13
     assert labels() == [2] * 12
     out = capsys.readouterr().out
@@ -98,6 +84,6 @@ BAD = [
 
 @pytest.mark.parametrize(("fields", "message"), BAD)
 def test_bad_input(refused, fields, message):
-    save("pairs.jsonl", [pair(RIGHT, WRONG)])
-    save("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
+    write_jsonl("pairs.jsonl", [pair(RIGHT, WRONG)])
+    write_jsonl("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
     assert message in refused(collect_preferences, **fields)

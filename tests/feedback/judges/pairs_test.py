@@ -1,6 +1,5 @@
 """Pairs of responses: from two files, and from one, in any layout of rows."""
 
-import json
 import re
 from collections import Counter
 
@@ -11,16 +10,11 @@ from fgrlhf_jax.data.records import Message
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+from fgrlhf_jax.runtime.files import write_json
 
 
 def read(name: str, rows: list[dict], need: str) -> pairs.Responses:
-    with open(name, "w") as file:
-        json.dump(rows, file)
+    write_json(name, rows)
     return pairs.Responses(name, records.read_with_rows(name, need=need))
 
 

@@ -18,7 +18,7 @@ from request_cases import shorten_pauses
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import PROVIDERS, Client, Rejected, Reply, Request, find_fault
 
-REQUEST = Request("Why?", "Be brief.", 77, 0.5)
+REQUEST = Request("Why?", 77, 0.5)
 ANSWER = llm_server.echo("Why?")
 
 
@@ -82,16 +82,11 @@ def fault_of(caplog):
 
 def test_a_reply(provider):
     with serve(key=KEY) as server:
-        reply, _ = ask(provider, server.url + "/v1", REQUEST, Request("Why?"))
-        body, without_system = server.bodies
+        (reply,) = ask(provider, server.url + "/v1")
+        (body,) = server.bodies
     assert reply == Reply(ANSWER, "end", 4, len(ANSWER))
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 77, 0.5)
-    user = {"role": "user", "content": "Why?"}
-    system = [] if provider == "anthropic" else [{"role": "system", "content": "Be brief."}]
-    assert body["messages"] == [*system, user]
-    assert body.get("system") == ("Be brief." if provider == "anthropic" else None)
-    assert "system" not in without_system
-    assert without_system["messages"] == [user]
+    assert body["messages"] == [{"role": "user", "content": "Why?"}]
 
 
 @pytest.mark.parametrize("action", ["refusal", "length", "slow"])
@@ -140,6 +135,8 @@ CLAUDE = [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
         (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 4, 3)),
         (chat({"content": TEXT}, None), Reply("B", "end", 4, 1)),
+        (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 4, 1)),
+        ("retry: 3\nid: 7\n" + stream(delta("stop", content="a")), Reply("a", "end", 4, 1)),
         (chat({"content": "B"}, "EOS"), Reply("B", "end", 4, 1)),
         (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 4, 1)),
         (chat({"content": "a\ud83d"}), Reply("a?", "end", 4, 1)),  # else no file could hold it

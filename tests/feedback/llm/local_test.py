@@ -7,7 +7,6 @@ import tiny_cases
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import local
 from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 
@@ -81,22 +80,6 @@ def test_max_tokens_of_each_request_and_prompts_that_are_too_long(send, sampled)
     assert "more than 4" in str(send([Request(TEXTS[0], max_tokens=60)])[0])
     with pytest.raises(InputError, match=r"max_new_tokens=64 leaves no room .* 64 positions"):
         send([Request(TEXTS[0], max_tokens=64)])
-
-
-def test_a_system_prompt_stands_before_the_prompt(send):
-    with_system, joined = Request("b c", "a", max_tokens=6), Request("a\n\nb c", max_tokens=6)
-    assert send([with_system]) == send([joined])
-
-
-def test_through_the_cache(tmp_path, send, sampled):
-    options = {"cache": tmp_path / "cache.sqlite", "identity": {}, "batch_size": 4}
-    usage = Usage()
-    replies = list(collect_replies([*requests(), LONG], send, **options, usage=usage))
-    assert replies[:9] == sampled
-    assert isinstance(replies[9], Rejected)
-    assert usage.requests == 10
-    assert usage.output_tokens == sum(reply.output_tokens for reply in sampled)
-    assert list(collect_replies(requests(), None, **options)) == sampled
 
 
 @pytest.mark.parity

@@ -15,7 +15,6 @@ from request_cases import (
     cached_prompts,
     collect,
     connected,
-    echo,
     number_of,
     questions,
     read,
@@ -234,19 +233,6 @@ def test_replies_come_as_soon_as_all_before_them_are_known(tmp_path):
     allowed |= {1, 2}
     assert len(list(replies)) == 2
     assert order == [0, 2, 1]
-
-
-def test_progress_is_over_what_is_still_to_be_sent(tmp_path):
-    totals = []
-
-    def progress(items):
-        totals.append(len(items))
-        yield from items
-
-    for count in (0, 3, 10, 10):
-        replies = list(collect(questions(count), echo, tmp_path, progress=progress))
-        assert replies == [answer(request) for request in questions(count)]
-    assert totals == [3, 7]
 
 
 def test_batches_for_a_model_on_this_machine(tmp_path):
