@@ -10,6 +10,7 @@ discarded). The details of a decision are JSON, in Argilla's metadata and behind
 Studio's meta.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -53,11 +54,9 @@ def read(
 
     Raises InputError for the first row that is wrong, or where none is left.
     """
-    rows, convert = _rows_of_other_tool(spec), _from_record
+    rows, convert = _rows_of_other_tool(spec)
     if rows is None:
         rows = records.read_with_rows(spec, columns=columns, refused=refused)
-    else:
-        convert = _from_argilla if "fields" in rows[0] else _from_label_studio
     items: dict[str, Item] = {}
     numbers: dict[str, int] = {}
     decisions: list[Decision] = []
@@ -96,19 +95,19 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
     return len(items)
 
 
-def _rows_of_other_tool(spec: str) -> list[Row] | None:
+def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
     """The rows of a file of Argilla or Label Studio, None for any other source."""
-    path = Path(spec)
-    if path.suffix != ".json" or not path.is_file():
-        return None
-    try:
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None  # records.py says what is wrong
-    match rows:
-        case [{"fields": dict()} | {"data": dict()}, *_]:
-            return rows
-    return None
+    rows = None
+    if spec.endswith(".json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # records.py says what
+            rows = json.loads(Path(spec).read_bytes())
+    for row in rows if isinstance(rows, list) else ():
+        match row:
+            case {"fields": dict()}:
+                return rows, _from_argilla
+            case {"data": dict()}:
+                return rows, _from_label_studio
+    return None, _from_record
 
 
 def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:

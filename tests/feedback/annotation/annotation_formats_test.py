@@ -161,6 +161,8 @@ def test_rows_that_cannot_be_read_are_left_out_and_named(read, tmp_path):
     assert [message.split(": ")[0][-5:] for message in refused] == [
         f"row {n}" for n in (2, 3, 4, 5)
     ]
+    items, _ = read([3, LABEL_STUDIO], refused=(refused := []))
+    assert ([item.id for item in items], len(refused)) == (["87"], 1)
     items, _ = read([PLAIN, {"output": 3}, PLAIN | {"id": 7}], refused=(refused := []))
     assert ([item.id for item in items], len(refused)) == (["1", "7"], 1)
     with pytest.raises(InputError, match="row 1: has no response"):
