@@ -133,14 +133,14 @@ CLAUDE = [
     ("body", "reply"),
     [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
-        (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 4, 3)),
-        (chat({"content": TEXT}, None), Reply("B", "end", 4, 1)),
-        (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 4, 1)),
-        ("retry: 3\nid: 7\n" + stream(delta("stop", content="a")), Reply("a", "end", 4, 1)),
-        (chat({"content": "B"}, "EOS"), Reply("B", "end", 4, 1)),
-        (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 4, 1)),
-        (chat({"content": "a\ud83d"}), Reply("a?", "end", 4, 1)),  # else no file could hold it
-        (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 4, 1)),
+        (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 1, 3)),
+        (chat({"content": TEXT}, None), Reply("B", "end", 1, 1)),
+        (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 1, 1)),
+        ("retry: 3\nid: 7\n" + stream(delta("stop", content="a")), Reply("a", "end", 1, 1)),
+        (chat({"content": "B"}, "EOS"), Reply("B", "end", 1, 1)),
+        (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 1, 1)),
+        (chat({"content": "a\ud83d"}), Reply("a?", "end", 1, 1)),  # else no file could hold it
+        (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 1, 1)),
         (stream(delta(content="a"), delta("stop"), COUNTS), Reply("a", "end", 7, 8)),
     ],
 )
