@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import jax
@@ -54,11 +55,12 @@ class SamplingParams:
     int8_cache: bool = False
 
     def __post_init__(self):
+        k, longest = self.top_k, self.max_new_tokens
         for name, is_valid, bounds in (
             ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_k", isinstance(k, Integral) and k >= 0, "whole and at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("max_new_tokens", isinstance(longest, Integral) and longest > 0, "whole and above 0"),
         ):
             if not is_valid:
                 raise InputError(f"{name}={getattr(self, name)} must be {bounds}")
@@ -139,8 +141,9 @@ class LanguageModel:
           log: gets a line where the template ends a turn with what does not end a response.
 
         Raises:
-          InputError: for a model, tokenizer or template that cannot be used.
+          InputError: for a model, mesh, dtype, tokenizer or template that cannot be used.
         """
+        llama.check_dtype(dtype)
         hf_load.check_language_model(path)
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
         check_max_new_tokens(max_new_tokens, cfg)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention
 from fgrlhf_jax.models.dense import Dense
 from fgrlhf_jax.runtime import sharding
@@ -89,6 +90,12 @@ class LlamaConfig:
     def kernel(self) -> str:
         """What computes causal attention here, see :func:`attention.kernel`."""
         return attention.kernel(self.attention, self.dtype, self.head_dim)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises InputError for what a model that is opened is not computed in."""
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r}: is not one of float32, bfloat16")
 
 
 def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, hf_save
+from fgrlhf_jax.models import heads, hf_load, hf_save, llama
 from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio
 from fgrlhf_jax.reward_model.model import normalize_rewards, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
@@ -70,8 +70,10 @@ class RewardModel:
           ensemble_penalty: of several reward models, see ``reward_losses.pessimistic_reward``.
 
         Raises:
-          InputError: when the folder is missing, is no reward model of ours, or is damaged.
+          InputError: when the folder is missing, is no reward model of ours, or is damaged, and for
+            a mesh or dtype that cannot be used.
         """
+        llama.check_dtype(dtype)
         module, meta = read_modules(path, ensemble_penalty, dtype=dtype)
         first, devices = folders_of(path)[0], sharding.make_mesh(mesh)
         with jax.set_mesh(devices):

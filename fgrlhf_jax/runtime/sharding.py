@@ -60,10 +60,12 @@ def reshape_mesh(mesh: Mesh, field: str, shape: str) -> Mesh:
 def _mesh_sizes(field: str, shape: str, devices: int) -> tuple[int, ...]:
     try:
         sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
+    except (AttributeError, ValueError):
         sizes = []
     if len(sizes) != 3 or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise InputError(f"{field}={shape!r}: give data,fsdp,tensor as three sizes, at most one -1")
+        raise InputError(
+            f"{field}={shape!r}: give data,fsdp,tensor as three sizes, at most one -1: '1,-1,1'"
+        )
     known = int(np.prod([s for s in sizes if s != -1]))
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
@@ -87,6 +89,8 @@ def check_batch(mesh: Mesh, rows: int, field: str = "micro_batch_size") -> None:
 
 def round_batch_size(batch_size: int, mesh: Mesh) -> int:
     """``batch_size`` rounded up to a multiple of the mesh's data x fsdp devices."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // shards) * shards
 

@@ -170,10 +170,18 @@ def test_a_model_is_shown_in_a_line(model):
 def test_other_refused_arguments(model, folder, tmp_path):
     for field, value in (
         *(("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)),
-        ("max_new_tokens", 0),
+        *(("max_new_tokens", 0), ("max_new_tokens", 8.0), ("top_k", 0.5)),
     ):
         with pytest.raises(InputError, match=f"{field}={value} must be"):
             SamplingParams(**{field: value})
+    for options, message in (
+        ({"dtype": "bf16"}, "dtype='bf16': is not one of float32, bfloat16"),
+        ({"mesh": (1, 1, 1)}, r"mesh=\(1, 1, 1\): give data,fsdp,tensor as three sizes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LanguageModel.load(folder, **options)
+    with pytest.raises(InputError, match="batch_size=0 must be at least 1"):
+        model.generate(TEXTS, GREEDY, batch_size=0)
     options = OPTIONS | {"max_prompt_length": 2, "overlong": "drop"}
     with pytest.raises(InputError, match="all 7 prompts are longer than"):
         generate_responses(model, PROMPTS, GREEDY, **options)
