@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -99,10 +99,15 @@ def score_responses(
     optional = {"tokens": tokens, "finished": finished}
     optional = {name: value for name, value in optional.items() if takes(function, name)}
     try:
-        values = list(function(list(prompts), list(responses), **optional))
+        values = function(list(prompts), list(responses), **optional)
+        values = list(values) if isinstance(values, Iterable) else values
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         form = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
         raise InputError(f"{name}: raised {_describe(error)}{form}") from error
+    if not isinstance(values, list):
+        raise InputError(
+            f"{name}: returned {values!r:.60}; return a list, of one for each response"
+        )
     if len(values) != len(responses):
         raise InputError(
             f"{name}: returned {len(values)} values for {len(responses)} responses; return one each"

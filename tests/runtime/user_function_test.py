@@ -113,7 +113,8 @@ def raises(prompts, responses):
 REFUSED = {
     "raises": (raises, "mine:f: raised KeyError: 'b'"),
     "ends": (lambda prompts, responses: sys.exit(3), "mine:f: raised SystemExit: 3"),
-    "not a list": (lambda prompts, responses: 3, "mine:f: raised TypeError: .* not iterable"),
+    "not a list": (lambda prompts, responses: 3, "mine:f: returned 3; return a list"),
+    "no return": (lambda prompts, responses: None, "mine:f: returned None; return a list"),
     "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
     "too few tokens": (
         returns([1, 2], 1),
