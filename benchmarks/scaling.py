@@ -32,7 +32,7 @@ POINTS = {
         "length": (64, 128, 256, 512),
         "decode": (1, 8, 64),
     },
-    "tiny": {"pairs": (50, 100), "batch": (2,), "length": (), "decode": (1,)},
+    "tiny": {"pairs": (50, 100), "batch": (2,), "length": (), "decode": ()},
 }
 MODELS = {"full": "small", "tiny": "tiny"}
 LIMIT = 300.0  # seconds of a point

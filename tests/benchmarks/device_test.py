@@ -22,6 +22,7 @@ def one_device(tmp_path_factory):
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "figures"),
     [

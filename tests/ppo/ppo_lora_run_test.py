@@ -107,22 +107,13 @@ def test_an_adapted_policy_goes_on_and_its_reference_keeps_its_adapter(fields, w
         ppo_cases.run(fields(tmp_path / "other", policy=policy, lora__rank=5))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"critic": "shared"}, {"lora__share_base": False}, ppo_cases.FUNCTION],
-    ids=lambda changes: "_".join(changes),
-)
-def test_other_critics_and_rewards(fields, world, tmp_path, changes, monkeypatch):
-    if "reward_function" in changes:
-        changes = changes | {
-            "reward_function": "fgrlhf_jax.tiny_world.judge:judge",
-            "reward_model": "",
-        }
+def test_a_head_on_the_policy_as_critic_and_a_function_as_reward(fields, tmp_path):
+    changes = ppo_cases.FUNCTION | {"reward_function": "fgrlhf_jax.tiny_world.judge:judge"}
     ppo_cases.run(fields(tmp_path / "run", steps=1, **changes))
     assert rows(tmp_path / "run")[0]["validation/kl"] == 0.0
 
 
-def test_an_adapter_of_another_base_is_refused(fields, world, tmp_path):
+def test_an_adapter_of_another_base_is_refused_unless_both_are_held(fields, world, tmp_path):
     other = ppo_cases.save_policy(tmp_path / "other", seed=9, template="plain")
     changes = {
         "reward_model": ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=other)
@@ -130,6 +121,7 @@ def test_an_adapter_of_another_base_is_refused(fields, world, tmp_path):
     with pytest.raises(InputError, match=r"is an adapter of .*other, and the policy's base is"):
         ppo_cases.run(fields(tmp_path / "run", **changes))
     ppo_cases.run(fields(tmp_path / "both", steps=1, lora__share_base=False, **changes))
+    assert rows(tmp_path / "both")[0]["validation/kl"] == 0.0
 
 
 def test_the_same_base_may_be_elsewhere(fields, world, tmp_path):

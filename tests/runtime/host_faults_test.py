@@ -8,7 +8,7 @@ import ppo_cases
 import pytest
 from host_cases import Pair
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 # A run of three updates and an export, with a fault in one of the processes.
