@@ -76,10 +76,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "cha
     A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
     the chat template writes it, in one piece or in several: nothing else makes one of a text.
     """
-    added, written = (
-        tokenizer.added_tokens_decoder,
-        {tokenizer.bos_token_id, tokenizer.eos_token_id},
-    )
+    added = tokenizer.added_tokens_decoder
+    written = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     if template == "chat" and (source := str(tokenizer.chat_template or "")):
         written |= {index for index, token in added.items() if token.content in source}
         for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
@@ -189,8 +187,7 @@ def fit_prompt(
 
 
 def _texts(record: Record) -> list[str]:
-    contents = [message.content for message in record.messages]
-    return contents or [record.instruction, record.input]
+    return [turn.content for turn in record.messages] or [record.instruction, record.input]
 
 
 def _cut(record: Record, keep: int) -> Record:
@@ -222,10 +219,8 @@ def encode_responses(
     """
     record, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
     encode = functools.partial(encode_response, tokenizer, template, record)
-    encoded = [
-        encode(getattr(record, name), append_eos and is_finished(record, name)) for name in names
-    ]
-    return encoded, truncated
+    parts = ((getattr(record, name), append_eos and is_finished(record, name)) for name in names)
+    return [encode(*part) for part in parts], truncated
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -4,26 +4,20 @@ Tensors are read one by one into arrays that are already sharded, so the host ne
 Torch is not needed for anything; GGUF needs the extra ``gguf``.
 """
 
-import functools
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from fgrlhf_jax.data.tokenizers import import_transformers
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, gguf, hf_names, lora, peft, quantize
+from fgrlhf_jax.models import checksums, gguf, hf_fill, hf_names, lora, peft, quantize
 from fgrlhf_jax.models.hf_files import read_json, read_tensors, resolve
 from fgrlhf_jax.models.hf_names import STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.runtime import sharding
-
-_HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
-_BUFFER = re.compile(r".*rotary_emb\.inv_freq$")  # in old checkpoints, read by nobody
 
 
 def read_config(path: str | os.PathLike) -> LlamaConfig:
@@ -227,12 +221,12 @@ def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, m
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=quantize.is_quantized)
     leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]
-    _check_fit(path, stored, leaves)
+    hf_fill.check_fit(path, stored, leaves)
     bad, filled = [], []
     for ours, leaf in leaves:
         array = None
         for number, name in enumerate(hf_names.stored_names(ours, leaf.shape)):
-            array, finite = _place(array, number, stored[name], ours, leaf)
+            array, finite = hf_fill.place(array, number, stored[name], ours, leaf)
             bad += [] if finite else [name]
         filled.append(array)
     if bad:
@@ -256,7 +250,7 @@ def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
         return gguf.read_tensors(base)
     stored = read_tensors(base)
     if "embed_tokens.weight" in stored:  # a bare LlamaModel
-        return {n if _HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
+        return {n if hf_fill.HEADS.match(n) else f"model.{n}": t for n, t in stored.items()}
     return stored
 
 
@@ -270,72 +264,6 @@ def base_digest(path: str | os.PathLike) -> str:
         return recorded
     stored, digests = _base_tensors(path), {}
     for name, tensor in peft.digest_as_read(stored, digests).items():
-        if name.startswith(("model.", peft.LM_HEAD)) and not _BUFFER.match(name):
+        if name.startswith(("model.", peft.LM_HEAD)) and not hf_fill.BUFFER.match(name):
             tensor.read()
     return peft.base_digest(digests)
-
-
-def _check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:
-    """Raises an InputError that names all missing, surplus and misshapen tensors."""
-    wanted = {
-        name: hf_names.stored_shape(ours, leaf.shape)
-        for ours, leaf in leaves
-        for name in hf_names.stored_names(ours, leaf.shape)
-    }
-    allowed = re.compile(rf"{_HEADS.pattern}|{_BUFFER.pattern}|.*\.lora_[AB]\.weight$")
-    surplus = [name for name in stored if name not in wanted and not allowed.match(name)]
-    has_backbone = "model.norm.weight" in wanted
-    problems = {
-        "missing": [name for name in wanted if name not in stored],
-        "surplus": surplus if has_backbone else [],
-        "misshapen": [
-            f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
-            for name, shape in wanted.items()
-            if name in stored and stored[name].shape != shape
-        ],
-    }
-    parts = [f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names]
-    if not parts:
-        return
-    name = "model.embed_tokens.weight"
-    if name in wanted and name in stored and stored[name].shape[0] != wanted[name][0]:
-        sizes = f"{stored[name].shape[0]} tokens and the model's {wanted[name][0]}"
-        parts.insert(0, f"its vocabulary has {sizes}")
-    raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
-
-
-@functools.lru_cache(maxsize=64)
-def _inserter(transpose: bool, dtype, target):
-    """(array or None, layer, stored tensor) -> (array with it, is it finite), array donated."""
-
-    def insert(array, layer, raw):
-        value = quantize.store(raw.T if transpose else raw, dtype)
-        if array is not None:
-            place = functools.partial(jax.lax.dynamic_update_index_in_dim, index=layer, axis=0)
-            value = jax.tree.map(place, array, value)
-        return value, jnp.isfinite(raw).all()
-
-    return jax.jit(insert, donate_argnums=0, out_shardings=(target, None))
-
-
-def _zeros(leaf) -> jax.Array:
-    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=getattr(leaf, "sharding", None))
-    return zeros(leaf.shape, leaf.dtype)
-
-
-def _place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
-    """Put one stored tensor where it belongs; also whether all of it is finite."""
-    stacked, transpose = hf_names.is_stacked(ours), hf_names.is_transposed(ours)
-    raw, target = tensor.read(), jax.tree.map(lambda x: getattr(x, "sharding", None), leaf)
-    whole = target.qvalue if quantize.is_quantized(leaf) else target
-    if isinstance(whole, NamedSharding):  # the tensor as stored, split the way it will be
-        spec = [*whole.spec, *[None] * (len(leaf.shape) - len(whole.spec))][stacked:]
-        spec = PartitionSpec(*(spec[::-1] if transpose else spec))
-        source = NamedSharding(whole.mesh, spec)
-        value = jax.make_array_from_callback(raw.shape, source, lambda index: raw[index])
-    else:
-        value = jax.device_put(raw, whole)
-    if stacked and layer == 0:
-        array = jax.tree.map(_zeros, leaf)
-    array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)
-    return array, bool(finite)

@@ -4,31 +4,25 @@ import contextlib
 import copy
 import functools
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
-from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError
 
 from fgrlhf_jax.data.templates import ENCODING
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import checksums, hf_load, hf_names, lora, peft, quantize
+from fgrlhf_jax.models import checksums, hf_load, hf_names, hf_tensors, lora, peft
 from fgrlhf_jax.models.cards import Origin, model_card
 from fgrlhf_jax.models.chat_template import with_chat_template
-from fgrlhf_jax.models.hf_names import INDEX, SIDECAR, STATE_ACTION_TYPE
+from fgrlhf_jax.models.hf_names import STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.models.lora import Lora
-from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import advice
 
 LANGUAGE_MODEL = "LlamaForCausalLM"
@@ -83,7 +77,7 @@ def save(
         base = peft.base_name(origin.base)
         digest = origin.base_digest or hf_load.base_digest(origin.base)
         extra["base"] = {"path": base, "digest": digest, "dtype": adapter.base_dtype}
-    tensors = _tensors(params, is_whole)
+    tensors = hf_tensors.stored_tensors(params, is_whole)
     has_bias = _check_heads(tensors, cfg, architecture, is_whole)
     config, generation, tokenizer, response = _describe(
         cfg, tokenizer, architecture, extra, origin.base
@@ -92,8 +86,8 @@ def save(
     if architecture != LANGUAGE_MODEL:  # or token rewards that are an adapter of it have none
         config |= {"token_classification_bias": has_bias}
     with _replacing(folder) as temporary:
-        fetch = functools.partial(_fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
-        files = _write_weights(temporary, tensors, max_shard_bytes, fetch, is_whole)
+        fetch = functools.partial(hf_tensors.fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
+        files = hf_tensors.write(temporary, tensors, max_shard_bytes, fetch, is_whole)
         if jax.process_index() == 0:
             kind = architecture.removeprefix("LlamaFor")
             template = _data(config).get("template", "")
@@ -140,45 +134,6 @@ def _check_heads(
     return bool(bias)
 
 
-def _write_weights(
-    folder: Path, tensors: dict[str, tuple], limit: int, fetch: Callable, is_whole: bool
-) -> list[str]:
-    """Weight files of about ``limit`` bytes at most, and their index; returns their names.
-
-    An adapter is one file, whatever its size. ``fetch`` is :func:`_fetch` with its keywords.
-    """
-    stem, dtype = "model", fetch.keywords["dtype"]
-    if not is_whole:
-        stem, limit = "adapter_model", 1 << 62
-        tensors = {n if n.startswith("head.") else peft.PREFIX + n: t for n, t in tensors.items()}
-    plan = huggingface_hub.split_state_dict_into_shards_factory(
-        {name: value for name, value in tensors.items() if not name.startswith("head.")},
-        get_storage_size=functools.partial(_size, dtype=dtype),
-        filename_pattern=f"{stem}{{suffix}}.safetensors",
-        max_shard_size=limit,
-    )
-    sidecar = [name for name in tensors if name.startswith("head.")]
-    files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
-    for file, names in files.items():
-        # Every process takes part in gathering a tensor; one of them writes.
-        arrays = {name: fetch(*tensors[name]) for name in names}
-        if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
-            raise InputError(
-                f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
-            )
-        if jax.process_index() == 0:
-            safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded and jax.process_index() == 0:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
-    return list(files)
-
-
-def _size(tensor: tuple, dtype) -> int:
-    leaf, layer, *_ = tensor
-    return dtype.itemsize * math.prod(leaf.shape if layer is None else leaf.shape[1:])
-
-
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``folder`` once the block has written all of it.
@@ -207,46 +162,6 @@ def _replacing(folder: Path) -> Iterator[Path]:
     finally:
         if is_first:
             shutil.rmtree(new, ignore_errors=True)
-
-
-@functools.partial(jax.jit, static_argnames=("scale", "transpose", "dtype", "target"))
-def _extract(leaf, pair, layer, *, scale: float, transpose: bool, dtype, target):
-    if layer is not None:
-        leaf, pair = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, False), (leaf, pair)
-        )
-    value = lora.merge_kernel(leaf, pair, scale)
-    value = (value.T if transpose else value).astype(dtype)
-    return value if target is None else jax.lax.with_sharding_constraint(value, target)
-
-
-def _fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> np.ndarray:
-    """One tensor, merged and gathered from all devices, as it is stored."""
-    target = getattr(jax.tree.leaves(leaf)[0], "sharding", None)
-    is_placed = isinstance(target, NamedSharding)
-    target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
-    options = {"transpose": hf_names.is_transposed(ours), "dtype": dtype, "target": target}
-    return np.ascontiguousarray(_extract(leaf, pair, layer, scale=scale, **options))
-
-
-def _tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, str, dict | None]]:
-    """Stored name: (array it is in, its layer or None, our name, A and B to add to it or None).
-
-    In the table's order.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=quantize.is_quantized)
-    leaves, pairs = {sharding.path_name(path): leaf for path, leaf in leaves}, {}
-    for ours in [name for name in leaves if is_whole and name.startswith("lora/")]:
-        layer, x = ours.removeprefix("lora/").rsplit("/", 1)
-        pairs.setdefault(f"{layer}/kernel", {})[x] = leaves.pop(ours)
-    if unknown := set(leaves) - set(hf_names.HF_NAME):
-        raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
-    return {
-        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours, pairs.get(ours))
-        for ours in hf_names.HF_NAME
-        if ours in leaves
-        for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))
-    }
 
 
 def _data(config: dict) -> dict:

@@ -24,7 +24,7 @@ from fgrlhf_jax.data.prompts import pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record, parse_record
 from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, llama, sampling
+from fgrlhf_jax.models import decoding, heads, hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ class LanguageModel:
             return hf_load.load_params(self.path, abstract)
 
     @functools.cached_property
-    def weights(self) -> sampling.DecodingWeights:
+    def weights(self) -> decoding.DecodingWeights:
         """The parameters as they are decoded with; those of :meth:`read_params` are not kept."""
-        return sampling.place_weights(self.read_params(), self.module, self.mesh)
+        return decoding.place_weights(self.read_params(), self.module, self.mesh)
 
     @classmethod
     def load(

@@ -279,7 +279,7 @@ def check_base(folder: Path, digests: dict[str, str]) -> None:
 
 
 def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
-    """The adapter_config.json of an export.
+    """The adapter_config.json of an export; what it leaves out is peft's default.
 
     Args:
       names: of its tensors, without the prefix.
@@ -293,20 +293,11 @@ def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict
         "peft_type": "LORA" if task else STATE_ACTION,
         "task_type": task,
         BASE: base,
-        "revision": None,
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": alpha,
         "use_rslora": lora.rslora,
-        "use_dora": False,
-        "lora_dropout": 0.0,
         "target_modules": sorted(modules),
         "modules_to_save": None if task == "CAUSAL_LM" else ["score"],
-        "layers_to_transform": None,
-        "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
         "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
     }

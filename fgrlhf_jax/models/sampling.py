@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import attention, heads, llama, lora
+from fgrlhf_jax.models import attention, heads, llama
+from fgrlhf_jax.models.decoding import DecodingWeights
 from fgrlhf_jax.runtime import sharding
 
 
@@ -91,18 +92,6 @@ def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(keys, streams_B2[:, 1])
 
 
-class DecodingWeights(NamedTuple):
-    """A model's weights as :func:`generate` reads them.
-
-    Attributes:
-      outer: those of the model without its layers.
-      layers: those of each layer; cut out of the stack, for inside a loop every slice is a copy.
-    """
-
-    outer: dict
-    layers: tuple[dict, ...]
-
-
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["weights", "scale"], meta_fields=["module"]
 )
@@ -117,57 +106,13 @@ class Guide:
 
     Attributes:
       module: with a head that prices every next token, see ``heads.ScalarHead.prices``.
-      weights: :func:`decoding_weights` of its parameters.
+      weights: ``decoding.decoding_weights`` of its parameters.
       scale: float32, 1 / (beta std): beta in nats and std that of the rewards' normalization.
     """
 
     module: heads.TokenValueModel
     weights: DecodingWeights
     scale: float | jax.Array
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def decoding_weights(params: dict, model: heads.CausalLM) -> DecodingWeights:
-    """A copy of the parameters of ``model``, in the dtypes that it computes with.
-
-    An adapter is merged: no token pays for its products.
-    """
-    layers = (layer_weights(params, number, model) for number in range(model.cfg.num_layers))
-    return DecodingWeights(outer_weights(params, model), tuple(layers))
-
-
-def outer_weights(params: dict, model: heads.CausalLM) -> dict:
-    """The ``outer`` of :func:`decoding_weights`."""
-    backbone = {name: part for name, part in params["backbone"].items() if name != "layers"}
-    outer = {name: part for name, part in params.items() if name != "lora"}
-    return _cast(outer | {"backbone": backbone}, model)
-
-
-def layer_weights(params: dict, number: int | jax.Array, model: heads.CausalLM) -> dict:
-    """One of the ``layers`` of :func:`decoding_weights`."""
-    adapter = params.get("lora", {"backbone": {"layers": {}}})
-    stacks = params["backbone"]["layers"], adapter["backbone"]["layers"]
-    base, pairs = jax.tree.map(lambda x: x[number], stacks)
-    return _cast(lora.merge_layer(base, pairs, model.cfg.lora_scale), model)
-
-
-def _cast(part: dict, model: heads.CausalLM) -> dict:
-    dtypes = heads.compute_dtypes(model, part)
-    return jax.tree.map(lambda x, dtype: x.astype(dtype), part, dtypes)
-
-
-def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
-    """Shapes, dtypes and shardings of :func:`decoding_weights`: whole but for the tensor axis."""
-    shapes = jax.eval_shape(functools.partial(decoding_weights, model=model), params)
-    return sharding.abstract(shapes, mesh, split=("tensor",))
-
-
-def place_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
-    """:func:`decoding_weights` laid out over a mesh as :func:`abstract_weights` says."""
-    layout = jax.tree.map(lambda x: x.sharding, abstract_weights(params, model, mesh))
-    convert = functools.partial(decoding_weights, model=model)
-    with jax.set_mesh(mesh):
-        return jax.jit(convert, out_shardings=layout)(params)
 
 
 class _Rows(NamedTuple):
@@ -202,7 +147,7 @@ def generate(
     """One response a prompt, of at most ``max_new`` tokens.
 
     Args:
-      weights: :func:`decoding_weights` of ``model``'s parameters.
+      weights: ``decoding.decoding_weights`` of ``model``'s parameters.
       prompt_BP: int32 prompts, padded on either side (or both).
       mask_BP: bool, True on real tokens.
       key_B: a typed random key a row, see :func:`row_keys`.

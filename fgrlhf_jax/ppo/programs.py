@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import sampling
+from fgrlhf_jax.models import decoding, sampling
 from fgrlhf_jax.models.sampling import DecodingWeights, Sampled
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import COMPARING, PPOSettings, Rollout, Rows, samples_per_prompt
@@ -177,7 +177,7 @@ def make(
     decoded_rows = sharding.batch_sharding(generation)
     inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
     whole = complete(params, frozen)["policy"]
-    weights = sampling.abstract_weights(whole, models.policy, generation)
+    weights = decoding.abstract_weights(whole, models.policy, generation)
     static = {"models": models, "settings": settings}
     normalization = Normalization(scalar, scalar)
     std = scalar if settings.algorithm == "distill" else None
@@ -186,13 +186,13 @@ def make(
     outer, layers = jax.tree.map(lambda x: x.sharding, weights)
     return {
         "outer_weights": Program(
-            lambda policy, base: sampling.outer_weights(base | policy, models.policy),
+            lambda policy, base: decoding.outer_weights(base | policy, models.policy),
             (params["policy"], frozen.base),
             mesh,
             out_shardings=outer,
         ),
         "layer_weights": Program(
-            lambda policy, base, n: sampling.layer_weights(base | policy, n, models.policy),
+            lambda policy, base, n: decoding.layer_weights(base | policy, n, models.policy),
             (params["policy"], frozen.base, number),
             mesh,
             out_shardings=layers[0],

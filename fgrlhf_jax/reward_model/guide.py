@@ -12,8 +12,9 @@ import jax
 from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load
+from fgrlhf_jax.models.decoding import place_weights
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.models.sampling import Guide, place_weights
+from fgrlhf_jax.models.sampling import Guide
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, read_module
 
 

@@ -19,7 +19,7 @@ from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, heads, llama, sampling
+from fgrlhf_jax.models import attention, decoding, heads, llama, sampling
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 
@@ -160,7 +160,7 @@ def test_prompts_are_prefilled_by_flash_kernels(cudnn_version, kernel, platform)
     with jax.set_mesh(mesh):
         params = heads.abstract_params(heads.CausalLM(cfg), mesh)
         weights = jax.eval_shape(
-            functools.partial(sampling.decoding_weights, model=heads.CausalLM(cfg)), params
+            functools.partial(decoding.decoding_weights, model=heads.CausalLM(cfg)), params
         )
         prompt, mask = (jax.ShapeDtypeStruct((8, 384), dtype) for dtype in (jnp.int32, bool))
         keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), 8))

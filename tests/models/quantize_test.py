@@ -14,7 +14,7 @@ import scipy.stats
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, llama, lora, quantize, sampling
+from fgrlhf_jax.models import decoding, heads, hf_load, llama, lora, quantize
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
@@ -198,9 +198,9 @@ def test_what_is_decoded_with_is_merged_into_the_restored_kernels():
     base, adapter = base_and_adapter("nf4", ONE)
     del adapter["lora"]["backbone"]["layers"]["mlp"]["up"]  # of which the base alone is there
     model = heads.CausalLM(dataclasses.replace(CFG, lora_scale=ADAPTERS.scale))
-    weights = sampling.decoding_weights(base | adapter, model)
+    weights = decoding.decoding_weights(base | adapter, model)
     restored = jax.jit(quantize.dequantize_params)(base)
-    expected = sampling.decoding_weights(restored | adapter, model)
+    expected = decoding.decoding_weights(restored | adapter, model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), weights, expected)
 
 

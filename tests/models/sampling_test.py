@@ -13,13 +13,13 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import heads, llama, sampling
+from fgrlhf_jax.models import decoding, heads, llama, sampling
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.runtime import sharding
 
 MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
-WEIGHTS = sampling.decoding_weights(PARAMS, MODEL)
+WEIGHTS = decoding.decoding_weights(PARAMS, MODEL)
 PROMPTS = [[5, 6, 7], [9], [3, 1, 4, 1, 5], [8, 8]]
 EOS = 2
 
@@ -171,7 +171,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
 def compiled(shape: str, **options):
     """The program of 8 rows on a mesh, and its weights."""
     mesh = sharding.make_mesh(shape)
-    weights = sampling.abstract_weights(PARAMS, MODEL, mesh)
+    weights = decoding.abstract_weights(PARAMS, MODEL, mesh)
     weights = jax.device_put(WEIGHTS, jax.tree.map(lambda x: x.sharding, weights))
     tokens, mask = tiny_cases.laid_out(PROMPTS * 2, "left", fill=63, width=7)
     keys = sampling.row_keys(jax.random.key(1), 8)
@@ -229,7 +229,7 @@ def test_a_cache_of_8_bits_is_close():
 def test_tied_embeddings_and_bfloat16():
     cfg = dataclasses.replace(tiny_cases.CFG, tie_embeddings=True, dtype="bfloat16")
     model = heads.CausalLM(cfg)
-    weights = sampling.decoding_weights(tiny_cases.parameters(model), model)
+    weights = decoding.decoding_weights(tiny_cases.parameters(model), model)
     out = run(model=model, weights=weights)
     assert out.logprob_BT.dtype == np.float32
     assert (out.length_B > 0).all()

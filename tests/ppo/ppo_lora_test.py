@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.models import heads, lora, quantize, sampling
+from fgrlhf_jax.models import decoding, heads, lora, quantize, sampling
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.models import Architectures, Frozen, abstract_params, complete, complete_frozen
@@ -70,7 +70,7 @@ def sampled(base_dtype: str = "float32"):
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
     base = quantize.quantize_params(BASE, base_dtype)
-    weights = sampling.decoding_weights(base | PARAMS["policy"], POLICY)
+    weights = decoding.decoding_weights(base | PARAMS["policy"], POLICY)
     options = {"model": POLICY, "ends": (2,), "max_new": T, "temperature": 0.8}
     keys = sampling.row_keys(jax.random.key(0), B)
     return *prompt, sampling.generate(weights, *prompt, keys, **options)

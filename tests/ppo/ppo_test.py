@@ -14,7 +14,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.functional.masking import masked_mean
-from fgrlhf_jax.models import heads, llama, sampling
+from fgrlhf_jax.models import decoding, heads, llama, sampling
 from fgrlhf_jax.ppo import algorithm, learning, micro_batches, scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Rollout, Rows
 from fgrlhf_jax.ppo.models import Architectures, Frozen
@@ -63,7 +63,7 @@ def sampled(seed: int = 0):
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
     keys = sampling.row_keys(jax.random.key(0), B)
     options = {"model": POLICY, "ends": (EOS,), "max_new": T, "temperature": 0.8}
-    weights = sampling.decoding_weights(PARAMS["policy"], POLICY)
+    weights = decoding.decoding_weights(PARAMS["policy"], POLICY)
     responses = sampling.generate(weights, *prompt, keys, **options)
     lengths = np.minimum(responses.length_B, rng.integers(1, T + 1, B)).astype(np.int32)
     real = np.arange(T)[None] < lengths[:, None]

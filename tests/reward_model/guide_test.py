@@ -12,7 +12,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, llama, sampling
+from fgrlhf_jax.models import decoding, heads, llama, sampling
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.reward_model.guide import load_guide
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -38,8 +38,8 @@ def run(prompts, kind="action", side="left", **options):
     tokens, mask = tiny_cases.laid_out(prompts, side, 63, 7)
     keys = sampling.row_keys(jax.random.key(1), len(prompts))
     model, params = params_of(kind)
-    guide = sampling.Guide(model, sampling.decoding_weights(params, model), jnp.float32(SCALE))
-    weights = sampling.decoding_weights(params_of()[1], POLICY)
+    guide = sampling.Guide(model, decoding.decoding_weights(params, model), jnp.float32(SCALE))
+    weights = decoding.decoding_weights(params_of()[1], POLICY)
     options = {"model": POLICY, "ends": (2,), "max_new": 5, **options}
     arrays = tokens.astype(np.int32), mask, keys
     return jax.device_get(sampling.generate(weights, *arrays, guide, **options))

@@ -1,0 +1,98 @@
+"""A model's arrays as tensors of safetensors files: merged, gathered, and written in shards."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import numpy as np
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.models import hf_names, lora, peft, quantize
+from fgrlhf_jax.models.hf_names import INDEX, SIDECAR
+from fgrlhf_jax.runtime import sharding
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "transpose", "dtype", "target"))
+def _extract(leaf, pair, layer, *, scale: float, transpose: bool, dtype, target):
+    if layer is not None:
+        leaf, pair = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, False), (leaf, pair)
+        )
+    value = lora.merge_kernel(leaf, pair, scale)
+    value = (value.T if transpose else value).astype(dtype)
+    return value if target is None else jax.lax.with_sharding_constraint(value, target)
+
+
+def fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> np.ndarray:
+    """One tensor, merged and gathered from all devices, as it is stored."""
+    target = getattr(jax.tree.leaves(leaf)[0], "sharding", None)
+    is_placed = isinstance(target, NamedSharding)
+    target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
+    options = {"transpose": hf_names.is_transposed(ours), "dtype": dtype, "target": target}
+    return np.ascontiguousarray(_extract(leaf, pair, layer, scale=scale, **options))
+
+
+def stored_tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, str, dict | None]]:
+    """Stored name: (array it is in, its layer or None, our name, A and B to add to it or None).
+
+    In the table's order.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=quantize.is_quantized)
+    leaves, pairs = {sharding.path_name(path): leaf for path, leaf in leaves}, {}
+    for ours in [name for name in leaves if is_whole and name.startswith("lora/")]:
+        layer, x = ours.removeprefix("lora/").rsplit("/", 1)
+        pairs.setdefault(f"{layer}/kernel", {})[x] = leaves.pop(ours)
+    if unknown := set(leaves) - set(hf_names.HF_NAME):
+        raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
+    return {
+        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours, pairs.get(ours))
+        for ours in hf_names.HF_NAME
+        if ours in leaves
+        for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))
+    }
+
+
+def write(
+    folder: Path, tensors: dict[str, tuple], limit: int, fetch: Callable, is_whole: bool
+) -> list[str]:
+    """Weight files of about ``limit`` bytes at most, and their index; returns their names.
+
+    An adapter is one file, whatever its size. ``fetch`` is :func:`fetch` with its keywords.
+    """
+    stem, dtype = "model", fetch.keywords["dtype"]
+    if not is_whole:
+        stem, limit = "adapter_model", 1 << 62
+        tensors = {n if n.startswith("head.") else peft.PREFIX + n: t for n, t in tensors.items()}
+    plan = huggingface_hub.split_state_dict_into_shards_factory(
+        {name: value for name, value in tensors.items() if not name.startswith("head.")},
+        get_storage_size=functools.partial(_size, dtype=dtype),
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=limit,
+    )
+    sidecar = [name for name in tensors if name.startswith("head.")]
+    files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
+    for file, names in files.items():
+        # Every process takes part in gathering a tensor; one of them writes.
+        arrays = {name: fetch(*tensors[name]) for name in names}
+        if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
+            raise InputError(
+                f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
+            )
+        if jax.process_index() == 0:
+            safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded and jax.process_index() == 0:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+    return list(files)
+
+
+def _size(tensor: tuple, dtype) -> int:
+    leaf, layer, *_ = tensor
+    return dtype.itemsize * math.prod(leaf.shape if layer is None else leaf.shape[1:])
