@@ -13,14 +13,14 @@ ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assista
 Turns = list[dict[str, str]]
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-NOT_TEXT = ("tools", "functions", "tool_calls", "function_call", "audio", "audios")
-NOT_TEXT += ("image", "images", "video", "videos")
+_NOT_TEXT = {"tools", "functions", "tool_calls", "function_call"}
+_NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos"}
 
 
 def check_texts(value: Mapping[str, Any], where: str) -> None:
     """Raises InputError for a row or message with more than texts, such as tools or images."""
-    for name in NOT_TEXT:
-        if parse_list(value.get(name)):
+    for name in sorted(_NOT_TEXT & value.keys()):
+        if parse_list(value[name]):
             raise InputError(
                 f"{where}: {name} stands beside the text, and only texts can be used; leave such "
                 "rows out, or take the field away."

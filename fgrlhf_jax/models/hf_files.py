@@ -38,15 +38,14 @@ def _locate(path: str | os.PathLike) -> Path:
     if not str(path):
         raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
     local = Path(path)
-    if (local / "export").is_dir():
+    # os.path, for which a name that is too long is that of no file.
+    if os.path.isdir(local / "export"):
         return local / "export"
-    if local.is_dir():
+    if os.path.isdir(local) or (os.path.isfile(local) and local.suffix == ".gguf"):
         return local
-    if local.is_file() and local.suffix == ".gguf":
-        return local
-    if local.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+    if os.path.exists(local) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise InputError(
-            f"{path}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
+            f"{path!s:.300}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
         )
     try:
         wanted = list(checksums.PATTERNS)
@@ -56,7 +55,7 @@ def _locate(path: str | os.PathLike) -> Path:
         if status in (401, 403):
             advice = f"the name and the token (HF_TOKEN, `hf auth login`; this is status {status})"
         raise InputError(
-            f"{path}: neither a local folder nor to be had from the hub "
+            f"{path!s:.300}: neither a local folder nor to be had from the hub "
             f"({type(error).__name__}); check {advice}, or give a local folder"
         ) from error
 
@@ -99,9 +98,10 @@ def weight_files(folder: Path) -> list[str]:
         files = [checksums.ADAPTER_WEIGHTS]
     elif (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError(f"{folder / INDEX}: has no weight_map; use a sound copy")
-        files = sorted(set(weight_map.values()))
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(file, str) for file in files):
+            raise InputError(f"{folder / INDEX}: has no weight_map of files; use a sound copy")
+        files = sorted(set(files))
     else:
         files = ["model.safetensors"]
     return files + ([SIDECAR] if (folder / SIDECAR).exists() else [])
@@ -117,7 +117,7 @@ def read_tensors(folder: Path) -> dict[str, hf_names.Stored]:
         checksums.check(folder, read_json(config), weights=True)
     stored: dict[str, hf_names.Stored] = {}
     for file in (folder / name for name in weight_files(folder)):
-        if not file.is_file():
+        if not os.path.isfile(file):  # where the name is no possible one too
             raise InputError(f"{file}: is missing; weights are read from safetensors files only")
         with (
             hf_names.as_input_error(file, "is damaged or cut short"),

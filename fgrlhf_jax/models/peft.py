@@ -68,13 +68,14 @@ def base_name(path: str | os.PathLike) -> str:
     """What names the base of a model everywhere: its hub id, or its absolute path here."""
     folder = hf_files.resolve(path)
     name = _base_name(folder) if checksums.is_adapter(folder) else str(path)
-    return str(hf_files.resolve(name).absolute()) if Path(name).exists() else name
+    return str(hf_files.resolve(name).absolute()) if os.path.exists(name) else name
 
 
 def _base_name(folder: Path) -> str:
     """As peft reads it, or else from within the adapter's folder."""
     name = _settings(folder)[BASE]
-    return str(folder / name) if not Path(name).exists() and (folder / name).exists() else name
+    is_inside = not os.path.exists(name) and os.path.exists(folder / name)
+    return str(folder / name) if is_inside else name
 
 
 def read_lora(path: str | os.PathLike) -> Lora | None:

@@ -3,13 +3,14 @@
 import copy
 import json
 import random
+import shutil
 
 import pytest
 from hf_cases import save, save_adapter
 from mutation_cases import JUNK, paths
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, peft
+from fgrlhf_jax.models import hf_files, hf_load, peft
 from fgrlhf_jax.models.language_model import LanguageModel
 
 FAULTS = [
@@ -17,7 +18,8 @@ FAULTS = [
     ("base", "tokenizer_config.json", {"model_max_length": "long"}),
     ("adapter", "adapter_config.json", {"target_modules": [["q_proj"]]}),
     ("adapter", "adapter_config.json", {"modules_to_save": [{}]}),
-    ("adapter", "adapter_config.json", {"modules_to_save": 3}),
+    ("adapter", "adapter_config.json", {"base_model_name_or_path": "x" * 5000}),
+    ("adapter", "adapter_config.json", {"base_model_name_or_path": "a/" * 3000}),
 ]
 FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
 
@@ -52,7 +54,19 @@ def use(folder, file, content) -> str:
 @pytest.mark.parametrize(("name", "file", "fields"), FAULTS)
 def test_fields_of_a_wrong_type(folders, name, file, fields):
     content = json.loads((folders / name / file).read_text()) | fields
-    assert "\n" not in use(folders / name, file, content)
+    message = use(folders / name, file, content)
+    assert "\n" not in message
+    assert len(message) < 900
+
+
+@pytest.mark.parametrize("files", [["x"], [3], None, ["x" * 5000], [""]])
+def test_an_index_of_odd_files(folders, tmp_path, files):
+    shutil.copytree(folders / "base", tmp_path / "model")
+    weight_map = files and dict.fromkeys("a", files[0])
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=r"is missing; weights are|has no weight_map of files"):
+        hf_files.read_tensors(tmp_path / "model")
 
 
 def test_mutated_files(request, folders):
