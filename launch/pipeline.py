@@ -32,8 +32,8 @@ from fgrlhf_jax.pipeline import arms, commands, stages, tasks
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.markdown import to_markdown
 from fgrlhf_jax.report.page import to_html
-from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime import run_dir as run_folder
 from fgrlhf_jax.runtime import user_function, versions
 from fgrlhf_jax.runtime.files import read_json, write_text
@@ -86,11 +86,11 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     to_do = "put back a copy of it, or choose another run_dir"
     saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
     now = {name: value for name, value in run_folder.values_of(config).items() if name in saved}
-    try:
-        stages.find_done(planned, folder)
-    except InputError as error:
-        differing = ", ".join(run_folder.differing_fields(saved, saved | now))
-        raise InputError(f"{differing}: {error}" if differing else str(error)) from error
+    if differing := run_folder.differing_fields(saved, saved | now):
+        try:
+            stages.find_done(planned, folder)
+        except InputError as error:
+            raise InputError(f"{', '.join(differing)}: {error}") from error
 
 
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:

@@ -9,22 +9,17 @@ what after ``feedback`` is said by the arms, see ``arms.py``.
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms
+from fgrlhf_jax.pipeline.flags import command_line, read_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from fgrlhf_jax.runtime.run_dir import flatten
 
-# Flags of commands that follow from a field of the pipeline, and that field.
-FIELD_OF_FLAG = {
-    **{name: name for name in ("seed", "judge", "run_dir")},
-    **{f"data.{name}": name for name in ("template", "max_prompt_length", "max_new_tokens")},
-}
 ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
 # Fields, or groups of them, that tell what a task leaves; of commands their flags do.
 _SAMPLING = ("template", "max_prompt_length", "max_new_tokens")
@@ -39,67 +34,6 @@ TASK_FIELDS = {
         *("answer_batch_size", "table_batch_size"),
     ),
 }
-_NAME = r"[A-Za-z_][\w.]*"
-
-
-def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
-    """``{"steps": "20", "kl.coef": "0.1"}`` of ``"steps=20,kl.coef=0.1"``.
-
-    A comma that no ``NAME=`` follows belongs to the value before it, as in ``mesh=1,-1,1``.
-
-    Args:
-      field: the config field that has the text, for the error message.
-
-    Raises:
-      InputError: for text of another form.
-    """
-    flags = {}
-    for flag in re.split(rf",\s*(?={_NAME}=)", text.strip(" ,")) if text.strip(" ,") else ():
-        name, _, value = flag.partition("=")
-        if not re.fullmatch(f"{_NAME}=.*", flag, re.DOTALL):
-            raise InputError(f"{field}={text}: {flag!r} is no flag; write NAME=VALUE,NAME=VALUE")
-        flags[name] = value
-    return flags
-
-
-def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
-    """The flags of groups such as "ppo" and "arms.oracle": their defaults, then their flags.
-
-    A later one replaces an earlier one of the same name, flags replace defaults. Before all are
-    those of ``config.lora``, but for an SFT from random weights.
-    """
-    flags = {}
-    for kind in ("defaults", "flags"):
-        for group in groups:
-            values = config
-            for name in group.split("."):
-                values = values[name]
-            flags |= parse_flags(values[kind], f"{group}.{kind}")
-    adapts = config.lora.rank and ("sft" not in groups or flags.get("model.path"))
-    adapters = {f"lora.{name}": str(value) for name, value in config.lora.items()}
-    return adapters | flags if adapts else flags
-
-
-def command_line(
-    command: str, spec: str, flags: Mapping[str, object], settings: Mapping[str, object]
-) -> tuple[str, ...]:
-    """The words that run a command with ``--config=spec``.
-
-    Args:
-      flags: of the user or the study.
-      settings: what the pipeline itself sets, which joins this command to the others.
-
-    Raises:
-      InputError: for a flag that is also a setting, and would be in vain.
-    """
-    for name in sorted(flags.keys() & settings.keys()):
-        field = FIELD_OF_FLAG.get(name)
-        hint = f"give --config.{field}=…" if field else "drop it"
-        raise InputError(
-            f"{name}={flags[name]}: the pipeline sets this flag of {command} itself; {hint}"
-        )
-    overrides = (f"--config.{name}={value}" for name, value in {**flags, **settings}.items())
-    return (command, f"--config={spec}", *overrides)
 
 
 def policy_folder(config: ConfigDict, folder: Path, seed: int, arm: str) -> str:

@@ -66,10 +66,9 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
 
     What an earlier start left with the same config stays. Without a judge the scores are None. With
-    them stand the policy's correction accuracy on the
-    seed's edits that nothing was trained on, and its KL from the policy that all arms start from;
-    in the embedded world each response has the words that an editor would still change. Where there
-    is a model to tell, it says how fluent the responses are.
+    them stand the policy's correction accuracy on the seed's edits that nothing was trained on, its
+    KL from the policy that all arms start from, in the embedded world the words that an editor
+    would still change, and where there is a model to tell, how fluent the responses are.
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
 
@@ -100,9 +99,9 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         rows = generate_responses(model, prompts, sampling, generator=arm, seed=seed, **options)
         responses, ended = ([row[key] for row in rows] for key in ("output", "finished"))
         scores = score(texts, responses, finished=ended) if judge else [None] * len(rows)
-        rows = [row | {"score": s} for row, s in zip(rows, scores, strict=True)]
-        if config.embedded:
-            for text, row in zip(texts, rows, strict=True):
+        for text, row, value in zip(texts, rows, scores, strict=True):
+            row["score"] = value
+            if config.embedded:
                 row["words_to_change"] = words_to_change(text, row["output"])
         return rows
 

@@ -1,22 +1,22 @@
-"""A report's content as tables of plain text, which both pages show, and as Markdown.
+"""A report's content as tables of plain text, which both pages show.
 
 A section is a title, a sentence or two on how to read it, and a table.
 """
 
 import functools
-import re
 from typing import NamedTuple
+
+import numpy as np
 
 from fgrlhf_jax.functional.win_rate import wilson_interval
 from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
 from fgrlhf_jax.report.verdict import DECODINGS, NONE, describe
 
-MAX_TOKENS = 40  # rows of a heat map in Markdown
 _CURVE_COLUMNS = 8
 
 
 class Section(NamedTuple):
-    """A table of a report; every cell is plain text, the first one of a row is its label."""
+    """A table; every cell is plain text, the first one of a row is its label."""
 
     key: str
     title: str
@@ -245,13 +245,11 @@ def _table3(report: dict) -> Section:
 
 
 def _curves(report: dict) -> Section:
-    curves = report["curves"]
-    longest = max((curve["step"] for curve in curves.values()), key=len, default=[])
-    last = len(longest) - 1
-    picked = sorted({round(k * last / (_CURVE_COLUMNS - 1)) for k in range(_CURVE_COLUMNS)})
-    steps = [longest[k] for k in picked if last >= 0]
+    longest = max((curve["step"] for curve in report["curves"].values()), key=len, default=[])
+    picked = np.unique(np.linspace(0, len(longest) - 1, _CURVE_COLUMNS).round().astype(int))
+    steps = [longest[k] for k in picked] if longest else []
     rows = []
-    for name, curve in curves.items():
+    for name, curve in report["curves"].items():
         scores = map(number, curve["gold"], curve["gold_se"])
         by_step = dict(zip(curve["step"], scores, strict=True))
         cells = [by_step.get(step, NONE) for step in steps]
@@ -286,9 +284,8 @@ def _end(report: dict) -> Section:
 
 
 def _stages(report: dict) -> Section:
-    rows = [[name, number(seconds, digits=1)] for name, seconds in report["seconds"].items()]
-    total = sum(seconds for seconds in report["seconds"].values() if seconds is not None)
-    rows.append(["all", number(total, digits=1)])
+    seconds = report["seconds"] | {"all": sum(report["seconds"].values())}
+    rows = [[name, number(value, digits=1)] for name, value in seconds.items()]
     text = "Seconds of each stage, start-up and compilation included; then the commands."
     return Section("stages", "Stages", text, ["Stage", "Seconds"], rows)
 
@@ -301,56 +298,3 @@ def recommendation(report: dict) -> str:
 
 def _capitalise(word: str) -> str:
     return word[:1].upper() + word[1:]
-
-
-def to_markdown(report: dict) -> str:
-    """The text of ``report.md``."""
-    lines = [f"# {_escape(report['title'])}", "", _escape(subtitle(report)), ""]
-    if report["recommendation"]["arm"]:
-        lines += [f"**{_escape(recommendation(report))}**", ""]
-    for part in report["answer"].values():
-        lines += [f"**{part['question']}**", ""]
-        lines += [f"- {_escape(line['arm'])}: {_escape(line['text'])}" for line in part["lines"]]
-        lines += ["", _escape(part["text"]), ""] if part["text"] else [""]
-    lines += [f"{_escape(name)}: {_escape(value)}  " for name, value in report["about"].items()]
-    lines += [""]
-    for section in sections(report):
-        if section.key == "stages":
-            lines += _heatmaps(report)
-        lines += [f"## {_escape(section.title)}", "", _escape(section.text), ""]
-        lines += [*_pipes(section.head, section.rows), ""]
-    commands = "\n".join(f"# {stage}\n{c}" for stage, c in report["commands"].items())
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
-    return "\n".join([*lines, f"{fence}bash", commands, fence, ""])
-
-
-def _heatmaps(report: dict) -> list[str]:
-    lines = ["## Token rewards", ""] if report["heatmaps"] else []
-    for item in report["heatmaps"]:
-        score = f"{_escape(report['judge'])} {number(item['gold'])}"
-        lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])} ({score})", ""]
-        groups = {}  # reward models that read the same tokens share a table
-        for name, side in item["by"].items():
-            groups.setdefault(tuple(side["tokens"]), []).append(name)
-        for tokens, names in groups.items():
-            labels = [report["labels"]["reward_models"].get(name, name) for name in names]
-            rewards = [item["by"][name]["rewards"] for name in names]
-            rows = [
-                [token, *(number(reward, digits=2) for reward in of_models)]
-                for token, *of_models in zip(tokens, *rewards, strict=True)
-            ]
-            lines += [*_pipes(["Token", *labels], rows[:MAX_TOKENS]), ""]
-            if len(rows) > MAX_TOKENS:
-                lines += [f"… and {len(rows) - MAX_TOKENS} more tokens.", ""]
-    return lines
-
-
-def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    table = [[_escape(cell) for cell in row] for row in (head, *rows)]
-    return [f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:])]
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

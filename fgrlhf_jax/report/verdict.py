@@ -63,8 +63,7 @@ def recommend(
 
     Args:
       differences: those of a report, of every pair of arms.
-      table: its ``table1``, without arms that nobody can train (the oracle). Without a judge
-        ``correction_accuracy`` and ``correction_se`` are read.
+      table: its ``table1``, without arms that nobody can train (the oracle).
       labels: how "why" calls the arms; by default by their names.
 
     Returns:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline.commands import parse_flags
+from fgrlhf_jax.pipeline.flags import parse_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from launch.shared import config_files
 

@@ -9,7 +9,8 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.arms import LEARNERS, PREFERENCE_LEARNERS, select, selected
-from fgrlhf_jax.pipeline.commands import build_stages, parse_flags
+from fgrlhf_jax.pipeline.commands import build_stages
+from fgrlhf_jax.pipeline.flags import parse_flags
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline

@@ -17,8 +17,8 @@ from fgrlhf_jax.pipeline.arms import BASE, select, selected
 from fgrlhf_jax.pipeline.commands import build_stages
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.markdown import to_markdown
 from fgrlhf_jax.report.page import to_html
-from fgrlhf_jax.report.tables import to_markdown
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score

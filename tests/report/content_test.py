@@ -11,8 +11,9 @@ from report_cases import make_arm, make_curve, make_outcomes, make_reward_model,
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.win_rate import paired_interval
 from fgrlhf_jax.report.content import build_report, to_json
+from fgrlhf_jax.report.markdown import to_markdown
 from fgrlhf_jax.report.page import to_html
-from fgrlhf_jax.report.tables import percent, sections, to_markdown
+from fgrlhf_jax.report.tables import percent, sections
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

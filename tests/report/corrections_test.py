@@ -4,7 +4,8 @@ import pytest
 from report_cases import make_study
 
 from fgrlhf_jax.report.content import build_report
-from fgrlhf_jax.report.tables import sections, to_markdown
+from fgrlhf_jax.report.markdown import to_markdown
+from fgrlhf_jax.report.tables import sections
 
 SHARES = {"sft": 0.5, "ppo_rlhf": 0.7, "fine_grained": 0.6, "fine_grained_token": 0.9}
 

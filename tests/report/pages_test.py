@@ -8,8 +8,9 @@ from html_page import Page
 from report_cases import SLOW, make_arm, make_outcomes, make_reward_model, make_study
 
 from fgrlhf_jax.report.content import build_report
+from fgrlhf_jax.report.markdown import to_markdown
 from fgrlhf_jax.report.page import to_html
-from fgrlhf_jax.report.tables import sections, to_markdown
+from fgrlhf_jax.report.tables import sections
 
 EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}|*_```\n# x"
 
