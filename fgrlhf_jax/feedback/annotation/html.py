@@ -1,23 +1,20 @@
-"""Names and differences of texts, and the parts of the page that show them escaped.
+"""Names of annotators, and the parts of the page that show them escaped.
 
 The difference is drawn in one text: what stays, what was taken out (red, struck through), what was
 put in (green, underlined). Its numbers are those of ``edits.minimality``.
 """
 
-import itertools
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from rapidfuzz.distance import Prefix
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality
 
 LONGEST_NAME = 60
-SAME, OUT, IN = "same", "out", "in"
 ASSETS = Path(__file__).with_name("assets")
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ASSETS),
@@ -37,7 +34,9 @@ def difference(original: str, text: str, limit: float) -> str:
     """The edit so far, with a warning where more than a share `limit` of the words changed."""
     metrics = minimality.measure(original, text)
     only_blanks = text != original and not metrics.changes
-    return render("difference", metrics, inline(original, text), limit, only_blanks)
+    return render(
+        "difference", metrics, minimality.mark_changes(original, text), limit, only_blanks
+    )
 
 
 def clean_name(text: str) -> str:
@@ -52,36 +51,5 @@ def clean_name(text: str) -> str:
 
 def known_name(name: str, known: Sequence[str]) -> str:
     """The spelling that is known of a name, whatever its case and blanks; "" for a new name."""
-
     folded = ["".join(unicodedata.normalize("NFKC", n).casefold().split()) for n in (name, *known)]
     return known[folded.index(folded[0], 1) - 1] if folded[0] in folded[1:] else ""
-
-
-def inline(original: str, edited: str) -> list[tuple[str, str]]:
-    """The difference as (SAME | OUT | IN, text) in reading order.
-
-    SAME and OUT add up to the original, SAME and IN to the edited text.
-    """
-    aligned = minimality.align_words(*map(minimality.split_words, (original, edited)))
-    unchanged = [
-        [m.span() for m in itertools.compress(minimality.WORD.finditer(text), ~changed)]
-        for text, changed in ((original, aligned.changed_j), (edited, aligned.changed_i))
-    ]
-    ends = [((len(original), len(original)), (len(edited), len(edited)))]
-    parts, i, j = [], 0, 0
-    for (start_i, end_i), (start_j, end_j) in [*zip(*unchanged, strict=True), *ends]:
-        removed, added = original[i:start_i], edited[j:start_j]  # between two unchanged words
-        before = _common_blanks(removed, added)
-        removed, added = removed[len(before) :], added[len(before) :]
-        after = _common_blanks(removed[::-1], added[::-1])[::-1]
-        parts += [(SAME, before), (OUT, removed.removesuffix(after))]
-        parts += [(IN, added.removesuffix(after)), (SAME, after + edited[start_j:end_j])]
-        i, j = end_i, end_j
-    grouped = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
-    return [(kind, "".join(text for _, text in run)) for kind, run in grouped]
-
-
-def _common_blanks(first: str, second: str) -> str:
-    """The blanks that both begin with."""
-    common = first[: Prefix.similarity(first, second)]
-    return common[: len(common) - len(common.lstrip())]

@@ -147,7 +147,7 @@ class Page:
             texts += [decision.text, decision.comment, *decision.tags]
             if any(search in text.casefold() for text in texts):
                 matches.append((item, decision))
-        rows = [(i, d, html.inline(i.original, d.text)) for i, d in matches[:LISTED]]
+        rows = [(i, d, minimality.mark_changes(i.original, d.text)) for i, d in matches[:LISTED]]
         return {"list": html.render("decisions", rows, len(matches))}
 
     def versions(self, typed: Decision, _: Mapping) -> Json:

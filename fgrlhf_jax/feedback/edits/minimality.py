@@ -22,9 +22,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rapidfuzz.distance import Prefix
+
 from fgrlhf_jax.data.alignment import Alignment, align
 
 KINDS = ("insert", "delete", "replace", "mixed", "none")
+SAME, OUT, IN = "same", "out", "in"  # parts of a difference
 FAULTS = ("empty", "unchanged", "elided", "rewritten")
 
 # Thai … Han
@@ -61,13 +64,6 @@ class EditMetrics(NamedTuple):
     changes: int
 
 
-class Span(NamedTuple):
-    """A part of a response with its blanks; the spans of a response add up to its text."""
-
-    text: str
-    changed: bool
-
-
 def split_words(text: str) -> list[str]:
     return WORD.findall(text)
 
@@ -101,10 +97,34 @@ def _change_ratio(aligned: Alignment) -> float:
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
 
 
-def mark_changes(original: str, edited: str) -> tuple[list[Span], list[Span]]:
-    """The original and the edited response, each as alternating changed and unchanged spans."""
-    aligned = align_words(split_words(original), split_words(edited))
-    return _spans(original, aligned.changed_j), _spans(edited, aligned.changed_i)
+def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
+    """The difference as (SAME | OUT | IN, text), blanks too, in reading order.
+
+    SAME and OUT add up to the original, SAME and IN to the edited text.
+    """
+    aligned = align_words(*map(split_words, (original, edited)))
+    unchanged = [
+        [m.span() for m in itertools.compress(WORD.finditer(text), ~changed)]
+        for text, changed in ((original, aligned.changed_j), (edited, aligned.changed_i))
+    ]
+    ends = [((len(original), len(original)), (len(edited), len(edited)))]
+    parts, i, j = [], 0, 0
+    for (start_i, end_i), (start_j, end_j) in [*zip(*unchanged, strict=True), *ends]:
+        removed, added = original[i:start_i], edited[j:start_j]  # between two unchanged words
+        before = _common_blanks(removed, added)
+        removed, added = removed[len(before) :], added[len(before) :]
+        after = _common_blanks(removed[::-1], added[::-1])[::-1]
+        parts += [(SAME, before), (OUT, removed.removesuffix(after))]
+        parts += [(IN, added.removesuffix(after)), (SAME, after + edited[start_j:end_j])]
+        i, j = end_i, end_j
+    grouped = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
+    return [(kind, "".join(text for _, text in run)) for kind, run in grouped]
+
+
+def _common_blanks(first: str, second: str) -> str:
+    """The blanks that both begin with."""
+    common = first[: Prefix.similarity(first, second)]
+    return common[: len(common) - len(common.lstrip())]
 
 
 def is_elided(original: str, edited: str) -> bool:
@@ -162,14 +182,3 @@ def _changes(aligned: Alignment) -> list[tuple[int, int]]:
     ends = [(-1, -1), *unchanged, (aligned.changed_i.size, aligned.changed_j.size)]
     gaps = ((j - b - 1, i - a - 1) for (a, b), (i, j) in itertools.pairwise(ends))
     return [gap for gap in gaps if any(gap)]
-
-
-def _spans(text: str, changed: Sequence[bool]) -> list[Span]:
-    """Blanks between two changed words count as changed, all others do not."""
-    spans, end, before = [], 0, False
-    for match, now in zip(WORD.finditer(text), map(bool, changed), strict=True):
-        spans += [(before and now, text[end : match.start()]), (now, match[0])]
-        end, before = match.end(), now
-    spans.append((False, text[end:]))
-    groups = itertools.groupby(filter(lambda span: span[1], spans), key=lambda span: span[0])
-    return [Span("".join(part for _, part in group), changed) for changed, group in groups]

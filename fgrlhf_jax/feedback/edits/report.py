@@ -155,8 +155,8 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         for rank, k in enumerate(chosen, 1):
             row, edit = rows[k], metrics[k]
             identifier, *prompt = map(printable, (row.id, *shown_prompt(row)))
-            sides = minimality.mark_changes(row.original, row.edited)
-            original, edited = ([(printable(text), now) for text, now in side] for side in sides)
+            parts = minimality.mark_changes(row.original, row.edited)
+            original, edited = (_side(parts, other) for other in (minimality.IN, minimality.OUT))
             examples.append(
                 {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
                 | {"id": identifier, "instruction": prompt[0], "input": prompt[1]}
@@ -164,6 +164,13 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
                 | {"original": original, "edited": edited}
             )
     return examples
+
+
+def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]]:
+    """(text, whether it is changed) of one side of a difference, without what is the other's."""
+    side = [(printable(text), kind != minimality.SAME) for kind, text in parts if kind != other]
+    runs = itertools.groupby(side, key=lambda part: part[1])
+    return [("".join(text for text, _ in run), changed) for changed, run in runs]
 
 
 def format_figures(statistics: Mapping) -> str:
