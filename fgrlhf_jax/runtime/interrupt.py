@@ -1,13 +1,16 @@
 """Ctrl-C, SIGTERM, SIGHUP: a flag that who has something to save looks at between its steps.
 
 Elsewhere a signal raises KeyboardInterrupt, and again until the command has ended: where it happens
-to be raised in a callback or in ``__del__``, Python reports it and goes on.
+to be raised in a callback or in ``__del__``, Python reports it and goes on. Python comes to neither
+while it waits for C++, a compilation for one: a thread that is told of signals ends the command.
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
+import threading
 import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -15,6 +18,7 @@ if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
     SIGNALS += (signal.SIGHUP,)  # of a terminal that is closed
 PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
 SAME = 0.3  # seconds: `timeout` sends a signal to a process, and then to its group
+STUCK = 2.0  # seconds that Python has to come to a signal where nobody looks at a flag
 AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
 MESSAGE = "interrupted; run the same command to go on"
 
@@ -28,11 +32,19 @@ class _Process:
     received = 0.0  # the time of the first signal
 
 
+_ending = threading.Lock()
+
+
 def begin_command() -> None:
     """Handles signals for the rest of this process; until :func:`begin_main` they end it."""
     _Process.is_command = _Process.is_importing = True
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, _receive)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    threading.Thread(target=_end_where_stuck, args=[told], name="signals", daemon=True).start()
 
 
 def begin_main() -> None:
@@ -65,6 +77,31 @@ def is_distributed() -> bool:
     return bool(jax and jax.distributed.is_initialized())
 
 
+def _end_where_stuck(told: int) -> None:
+    """Ends the command at signals that its main thread does not come to."""
+    first, patience = 0.0, None
+    while True:
+        if not select.select([told], [], [], patience)[0]:
+            if not (_Process.received or _Process.watchers):
+                _end_at_once()
+            patience = None
+            continue
+        ours = [n for n in os.read(told, 64) if n in SIGNALS and signal.getsignal(n) is _receive]
+        if not ours or is_distributed():
+            continue
+        if first and time.monotonic() - first >= SAME:
+            _end_at_once()
+        if not first:
+            first, patience = time.monotonic(), STUCK
+
+
+def _end_at_once() -> None:
+    _ending.acquire()  # for good: the main thread and the one above may both be here
+    with contextlib.suppress(OSError):  # a full disk, a terminal that is closed
+        os.write(2, f"{MESSAGE}\n".encode())
+    os._exit(130)
+
+
 def _receive(number: int, frame) -> None:
     now, watcher = time.monotonic(), _Process.watchers[-1:]
     if number == signal.SIGALRM:
@@ -75,9 +112,7 @@ def _receive(number: int, frame) -> None:
         return
     second, _Process.received = bool(_Process.received), now
     if _Process.is_command and (second or _Process.is_importing):
-        with contextlib.suppress(OSError):  # a full disk, a terminal that is closed
-            os.write(2, f"{MESSAGE}\n".encode())
-        os._exit(130)
+        _end_at_once()
     if second or not watcher:
         if _Process.is_command:
             signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)

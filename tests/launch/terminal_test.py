@@ -129,6 +129,10 @@ IN_CALLBACK = (
 )
 
 
+# What Python waits for as for a compilation: no signal interrupts it.
+IN_C = "import hashlib; print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b'', b'', 10**8)"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
@@ -137,8 +141,9 @@ IN_CALLBACK = (
         ("print('ready', flush=True); time.sleep(20)", "pass"),
         ("pass", "pass"),
         ("pass", IN_CALLBACK),
+        ("pass", IN_C),
     ],
-    ids=["importing", "working", "in a callback"],
+    ids=["importing", "working", "in a callback", "in C"],
 )
 def test_one_signal_ends_a_command(number, before, main):
     assert interrupted(number, before=before, main=main) == (130, f"{interrupt.MESSAGE}\n")
