@@ -162,7 +162,7 @@ def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a c
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}:{number}: this row is damaged (it is no JSON); {to_do}"
             ) from error

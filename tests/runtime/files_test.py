@@ -89,10 +89,11 @@ def test_a_file_of_ours_that_is_damaged(tmp_path, text, fault):
     assert files.read_json(path, like, "delete it")["seconds"] == 1
 
 
-def test_a_damaged_row_is_named(tmp_path):
+@pytest.mark.parametrize("row", [b'{"a" 2}', b"[" * 99_999])
+def test_a_damaged_row_is_named(tmp_path, row):
     """Only a last line without its end, torn by a kill, may go."""
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a" 2}\n{"a": 3}\n')
+    path.write_bytes(b'{"a": 1}\n' + row + b'\n{"a": 3}\n')
     with pytest.raises(InputError, match=r"rows.jsonl:2: this row is damaged"):
         files.read_jsonl(path)
 
