@@ -83,7 +83,7 @@ def _digest(file: Path) -> str:
     it leaves out where its base is, which is somewhere else on another machine.
     """
     if file.name == ADAPTER:
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             fields = json.loads(file.read_text(encoding="utf-8")).items()
             return _sha256(json.dumps(sorted(field for field in fields if field[0] != BASE)))
     status = file.stat()

@@ -40,7 +40,7 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         read, written = (sum(n for n in each if isinstance(n, int)) or None for each in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, RecursionError, TypeError, ValueError) as error:
         message = isinstance(data, dict) and data.get("error")
         message = message or f"{type(error).__name__}: {error}"
         return "", f"the answer is not one of {provider}'s ({message})", None, None

@@ -164,6 +164,7 @@ def test_a_stream_of_anthropics_events():
         (chat(parts({"type": "text", "text": 3})), "is not one of openai's"),
         (stream(delta(content="a"), end=""), "its stream broke off"),
         (stream({"error": {"message": "overloaded"}}), "overloaded"),
+        ("[" * 99_999, "is not one of openai's (RecursionError"),
     ],
 )
 def test_an_answer_that_is_no_reply(body, fault):
