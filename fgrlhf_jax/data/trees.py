@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fgrlhf_jax.data.row_fields import number_of
+from fgrlhf_jax.errors import InputError
 
 Row = Mapping[str, Any]
 
@@ -34,7 +35,10 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple
         for message in messages:
             deleted, passed = (str(message.get(n)).lower() for n in ("deleted", "review_result"))
             if deleted != "true" and passed != "false":  # CSV has texts
-                nodes[str(message["message_id"])] = where, message
+                id = str(message["message_id"])
+                if nodes.setdefault(id, (where, message))[1] != message:
+                    reason = f"message_id {id:.60} is another message's too"
+                    yield where, InputError(f"{where}: {reason}; give one of them another id.")
     answers = defaultdict(list)
     for _, message in nodes.values():
         if message["role"] == "assistant":

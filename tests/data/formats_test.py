@@ -102,6 +102,14 @@ def test_message_trees_of_a_table(none):
     assert (read["chosen"], read["rejected"]) == ("Hello", "No.")
 
 
+def test_two_messages_of_one_id_are_not_one():
+    rows = [*TREE[:3], TREE[1], TREE[1] | {"text": "Nay."}]  # a message may come again
+    unfolded = [*trees.unfold([(f"a:{n}", row) for n, row in enumerate(rows, 1)])]
+    with pytest.raises(InputError, match="a:5: message_id b is another message's too"):
+        records.parse_row(unfolded[0][1], "a:5")
+    assert [row["rejected"] for _, row in unfolded[1:]] == ["No."]
+
+
 EDITED = {"instruction": SKY, "original": "Green.", "edited": "Blue."}
 REFUSED = [
     (EDITED | {"chosen": "A", "rejected": "B"}, "fits two layouts.*config.columns=original,edited"),
