@@ -205,7 +205,12 @@ class RewardModel:
         return np.asarray(reward_BS, np.float64)
 
     def score_tokens(self, tokens_BS, mask_BS) -> jax.Array:
-        """``model.score_tokens`` with this model's parameters: arrays in, arrays out."""
+        """Rewards of every token, float32[B, S], as the model gives them: not normalized.
+
+        Args:
+          tokens_BS: int token ids of prompt and response, padded on either side.
+          mask_BS: bool, True on real tokens.
+        """
         options = {"model": self.module, "level": self.meta.level}
         with jax.set_mesh(self.mesh):
             return score_tokens(self.params, tokens_BS, mask_BS, **options)
