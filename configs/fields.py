@@ -8,6 +8,7 @@ an open group, to which people add members of their own (``--config.arms.mine.le
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
@@ -22,7 +23,7 @@ KINDS = {
     float: ((int, float), "a number"),
     str: (str, "text"),
 }
-LARGEST = 2**31  # what is larger wraps round somewhere, a seed for one; so NaN and infinity go too
+LARGEST = 2**31  # larger whole numbers wrap round somewhere, a seed for one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,10 @@ class Field:
         types, kind = KINDS[type(self.default)]
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             return f"must be {kind}"
-        if not isinstance(value, str) and not abs(value) < LARGEST:
-            return f"must be a number below {LARGEST}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be finite"
+        if isinstance(self.default, int) and value >= LARGEST:
+            return f"must be below {LARGEST}"
         if self.choices and value not in self.choices:
             return f"is not one of {', '.join(choice or repr('') for choice in self.choices)}"
         if self.at_least is not None and not value >= self.at_least:
