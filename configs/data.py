@@ -16,7 +16,12 @@ GROUPS = {
     "To show": {
         "samples": Field(3, "rows of each file shown in full", at_least=0),
         "tokenizer": Field("", "FOLDER | HUB_ID | FILE.gguf: lengths in tokens too"),
-        "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
+        "template": Field(
+            "",
+            'format of a prompt; "": what the model of the tokenizer was fine-tuned with here, or '
+            "else chat where there is a chat template, or else alpaca",
+            choices=("", *TEMPLATES),
+        ),
         "max_length": Field(512, "tokens of prompt and response", at_least=1),
         "max_prompt_length": Field(192, "tokens of a prompt of PPO", at_least=1),
     },

@@ -44,12 +44,9 @@ def show(config) -> None:
     if config.tokenizer:
         from fgrlhf_jax.models import hf_load  # imports JAX
 
-        limits = TokenLimits(
-            hf_load.load_tokenizer(config.tokenizer),
-            config.template,
-            config.max_length,
-            config.max_prompt_length,
-        )
+        tokenizer = hf_load.load_tokenizer(config.tokenizer)
+        template = hf_load.resolve_template(config.tokenizer, tokenizer, config.template)
+        limits = TokenLimits(tokenizer, template, config.max_length, config.max_prompt_length)
     statistics = describe_files(files, limits=limits, samples=config.samples, seed=config.seed)
     print(format_table(statistics))
     for file in statistics["files"]:

@@ -42,6 +42,14 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_page_is_in_both_lists_of_pages():
+    names = {path.name for path in PAGES[1:]} - {"index.md"}
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert names == set(re.findall(r"\]\((\w+\.md)\)", index))
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert names == set(re.findall(r": (\w+\.md)$", nav, re.M)) - {"index.md"}
+
+
 def test_the_readme_is_short_and_names_the_folders():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 140

@@ -56,11 +56,12 @@ def read_rows(source: str) -> Rows:
     if source.endswith(".parquet"):
         return _arrow_rows(source, lambda: _parquet_batches(source))
     try:
-        with gzip.open(source) if source.endswith(".gz") else open(source, "rb") as file:
-            data = file.read(SOURCE_BYTES + 1)
+        with open(source, "rb") as file:  # downloads lose the ending .gz, or keep it and unpack
+            packed = file.peek(2).startswith(b"\x1f\x8b")
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(SOURCE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown}: cannot be read ({reason}).") from error
+        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy.") from error
     check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
     return _csv_rows(data, source) if ".csv" in Path(source).suffixes else _json_rows(data, source)
@@ -122,7 +123,9 @@ def _csv_rows(data: bytes, source: str) -> Rows:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _invalid_utf8(error, source, 1) from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = text.partition("\n")[0]  # of names, none of which has a comma, semicolon or tab
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names: list[str] = []
     try:
         for cells in reader:

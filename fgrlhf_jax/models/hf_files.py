@@ -85,6 +85,9 @@ def _check_is_model(folder: Path) -> None:
 
 def read_json(file: Path) -> dict:
     """The JSON object in a file; raises InputError where there is none."""
+    if not file.exists():
+        advice = "give a Hugging Face folder, a .gguf file or a hub id"
+        raise InputError(f"{file.parent}: has no {file.name}; {advice}")
     with hf_names.as_input_error(file, "is not readable JSON"):
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):

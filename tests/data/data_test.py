@@ -114,6 +114,9 @@ def test_tokens(run, folder):
     fields = {"input": "edits.jsonl", "tokenizer": "tokenizer", "max_length": 20}
     assert statistics(run, **fields)["files"][0]["tokens"]["rows_over_max_length"] == 2
     assert "tokens: median" in run(**fields)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}</s>{% endfor %}"
+    tokenizer.save_pretrained(folder / "tokenizer")
+    assert "(template chat)" in run(**fields)
 
 
 def test_prompts_that_files_share(run):

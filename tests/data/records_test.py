@@ -142,6 +142,10 @@ CSV = b"instruction,output_1,output_2,preference\n" + b'"Name a fruit.",Pear.,"B
         ("a.jsonl.gz", gzip.compress(lines(*ROWS), mtime=0)),
         ("a.csv", b"\xef\xbb\xbf" + CSV),
         ("a.csv.gz", gzip.compress(CSV, mtime=0)),
+        ("unpacked.csv.gz", CSV),
+        ("packed.jsonl", gzip.compress(lines(*ROWS), mtime=0)),
+        ("semicolons.csv", CSV.replace(b",", b";")),
+        ("tabs.csv", CSV.replace(b",", b"\t")),
         ("a.parquet", None),
     ],
 )

@@ -335,6 +335,8 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     for path in (tmp_path / "nothing.gguf", tmp_path / "file.bin"):
         with pytest.raises(InputError, match="no such model"):
             hf_load.read_config(path)
+    with pytest.raises(InputError, match=f"^{tmp_path}: has no config.json; give a Hugging Face"):
+        hf_load.read_config(tmp_path)
     assert not downloads
     with pytest.raises(InputError, match="someone/model: neither a local folder nor"):
         hf_load.read_config("someone/model")
