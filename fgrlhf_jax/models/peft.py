@@ -74,7 +74,7 @@ def base_name(path: str | os.PathLike) -> str:
 def _base_name(folder: Path) -> str:
     """As peft reads it, or else from within the adapter's folder."""
     name = _settings(folder)[BASE]
-    is_inside = not os.path.exists(name) and os.path.exists(folder / name)
+    is_inside = name and not os.path.exists(name) and os.path.exists(folder / name)
     return str(folder / name) if is_inside else name
 
 
