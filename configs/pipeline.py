@@ -201,8 +201,8 @@ _TINY = {
         imitate=f"{_TINY_LENGTHS},steps=400,eval_every=50,optimizer.learning_rate=0.001",
         ppo="eval_every=5",
     ),
-    # Later rounds bring little that is new: learned longer, they cost greedy accuracy. All three have
-    # as many updates as SFT on the edits that goes on.
+    # Later rounds bring little that is new: learned longer, they cost greedy accuracy. The three
+    # rounds have as many updates as SFT on the edits that goes on.
     "arms.sft_two_rounds.defaults": "steps=200",
     "arms.sft_three_rounds.defaults": "steps=200",
     "arms.sft_longer.defaults": "steps=400",
