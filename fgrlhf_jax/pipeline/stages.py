@@ -87,15 +87,7 @@ def run(
                     took = time.perf_counter() - started
                     if process.returncode or not stage.output.exists():
                         raise InputError(_failure(stage, process.returncode, folder))
-                    before = grown.get(name, {"needs": [], "seconds": 0.0})
-                    marker = {
-                        "command": stage.command,
-                        "fields": dict(stage.fields),
-                        "needs": sorted({*stage.needs, *before["needs"]}),
-                        "seconds": round(took + before["seconds"], 1),
-                        "sha256": _digests(stage, stages, folder),
-                    }
-                    files.write_json(_marker(stage, folder), marker)
+                    _mark(stage, stages, folder, took, grown.get(name))
                     done.add(name)
                     say(f"[{len(done)}/{len(stages)}] {name}: {took:.0f} s")
         finally:
@@ -143,6 +135,21 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
         if set(stage.needs) <= set(marker["needs"]):
             done.add(stage.name)
     return done
+
+
+def _mark(
+    stage: Stage, stages: Sequence[Stage], folder: Path, took: float, before: dict | None
+) -> None:
+    """Writes down what a stage was made of; ``before`` is the marker of one that went on."""
+    before = before or {"needs": [], "seconds": 0.0}
+    marker = {
+        "command": stage.command,
+        "fields": dict(stage.fields),
+        "needs": sorted({*stage.needs, *before["needs"]}),
+        "seconds": round(took + before["seconds"], 1),
+        "sha256": _digests(stage, stages, folder),
+    }
+    files.write_json(_marker(stage, folder), marker)
 
 
 def _made_with(command: Sequence[str], fields: Mapping[str, object]) -> set[str]:
