@@ -5,11 +5,11 @@ python -m launch.compare --config.edits=FILE --config.model=FOLDER --config.run_
                          [--config.budget=updates|seconds] [--config.budget_amount=N]
                          [--config.judge=MODULE:FUNCTION] [--config.FIELD=VALUE …]
 
-SFT on the edits, PPO with token rewards, and SFT followed by PPO, each from the model as it is. A
-tenth of the prompts is held out; half of these judge. Without a judge it is correction accuracy on
-the held-out edits that does. With no edits it is done on the embedded world. The same command goes
-on where it stopped. DIR/report.html says which arm to take and why; DIR/report.json has it as
-"recommendation".
+SFT on the edits, DPO and dense DPO, PPO with token rewards, and SFT followed by PPO, each from the
+model as it is. A tenth of the prompts is held out; half of these judge. Without a judge it is
+correction accuracy on the held-out edits that does. With no edits it is done on the embedded world.
+The same command goes on where it stopped. DIR/report.html says which arm to take and why;
+DIR/report.json has it as "recommendation".
 """
 
 from ml_collections import ConfigDict

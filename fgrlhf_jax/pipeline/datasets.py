@@ -103,7 +103,11 @@ def read_kind(kind: type, spec: str) -> list[Record]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, kind):
             fields = ", ".join(FIELDS[kind])
-            raise InputError(f"{spec}: row {number} is no {name} ({fields}); give {name}s")
+            advice = f"give {name}s"
+            if kind is Edit and isinstance(row, Preference):
+                columns = "--config.columns=original=rejected,edited=chosen"
+                advice += f", as `launch.data {columns} --config.to=edits` makes of preferences"
+            raise InputError(f"{spec}: row {number} is no {name} ({fields}); {advice}")
     return rows
 
 

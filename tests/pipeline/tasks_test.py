@@ -328,6 +328,8 @@ def test_rows_of_another_kind(make_sets):
     message = r"edits.jsonl: row 1 is no edit \(original, edited\); give edits"
     with pytest.raises(InputError, match=message):
         make_sets(edits=[{"instruction": "a", "output": "b"}])
+    with pytest.raises(InputError, match="original=rejected,edited=chosen"):
+        make_sets(edits=[Preference("say", "", "1", "2", 1)])
     message = r"row 2 is no preference \(output_1, output_2, preference\); give preferences"
     with pytest.raises(InputError, match=message):
         make_sets(edits=EDITS, preferences=[Preference("say", "", "1", "2", 1), EDITS[0]])
