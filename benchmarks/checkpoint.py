@@ -15,7 +15,7 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.training import supervised
+from fgrlhf_jax.training import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "LICENSE"
@@ -65,7 +65,7 @@ def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
     module, mesh = heads.CausalLM(cfg), sharding.make_mesh("1,-1,1")
     with jax.set_mesh(mesh):
         abstract = heads.abstract_params(module, mesh)
-        params = supervised.random_params(module, jax.random.key(0), abstract)
+        params = setup.random_params(module, jax.random.key(0), abstract)
     return params, cfg, tokenizer
 
 
@@ -91,7 +91,7 @@ def reward_model(
     module = make_module(policy.module.cfg, LOSS["loss"], "after")
     with jax.set_mesh(policy.mesh):
         abstract = heads.abstract_params(module, policy.mesh)
-        params = supervised.random_params(module, jax.random.key(1), {"head": abstract["head"]})
+        params = setup.random_params(module, jax.random.key(1), {"head": abstract["head"]})
         if adapters:
             trained, _ = lora.split(abstract, adapters, policy.mesh)
             params["lora"] = lora.init_adapter(jax.random.key(1), trained["lora"])

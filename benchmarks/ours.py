@@ -28,12 +28,12 @@ from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference
 from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.rollout import Prompts
-from fgrlhf_jax.ppo.train import PPOTrainer
+from fgrlhf_jax.ppo.trainer import PPOTrainer
 from fgrlhf_jax.reward_model import train as reward_model
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
-from fgrlhf_jax.training import sft, supervised
+from fgrlhf_jax.training import setup, sft
 from launch.shared import process
 
 
@@ -60,12 +60,12 @@ def train_pairs(job: dict) -> dict:
     supervised_config(config, job, job["data"]["max_length"])
     config.data.update(job["data"])
     rows = [parse(fields) for fields in job["records"]]
-    mesh, cfg, tokenizer, data = supervised.set_up(config, rows)
+    mesh, cfg, tokenizer, data = setup.set_up(config, rows)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = encode_by_kind(rows, "train", tokenizer, data)
     lengths = [pair.length for by_kind in pairs.values() for pair in by_kind]
     buckets = choose_buckets(lengths, config.data.buckets)
-    trainer, _ = reward_model.make_trainer(config, mesh, model, pairs, pairs, buckets)
+    trainer = reward_model.make_trainer(config, mesh, model, pairs, pairs, buckets)
     if not job.get("epoch"):
         return time_updates(trainer, **timing(job)) | {"count": job["count"]}
     updates = trainer.updates_per_epoch
@@ -86,7 +86,7 @@ def train_sft(job: dict) -> dict:
     config = supervised_config(sft_config.get_config("smollm2"), job, width)
     config.data.template = "plain"
     rows = [Demonstration(np.array(ids, np.int32), 1) for ids in job["rows"]]
-    mesh, cfg, _, _ = supervised.set_up(config, rows)
+    mesh, cfg, _, _ = setup.set_up(config, rows)
     trainer = sft.make_trainer(config, mesh, heads.CausalLM(cfg), rows, rows, (width,))
     return time_updates(trainer, **timing(job)) | {"count": job["count"]}
 

@@ -23,24 +23,18 @@ _Z = 1.959964  # the normal quantile of 95 %
 class Scores(NamedTuple):
     """What a policy makes of the edits of a file: N changes, M unchanged tokens.
 
-    Attributes:
-      kind_N: str, what kind of change.
-      record_N, record_M: int, the record that each belongs to.
-      put_in_N, taken_out_N: float, log P(A | x) and log P(B | x).
-      first_put_in_N, first_taken_out_N: float, log-probabilities of their first tokens.
-      written_N: bool, whether greedy decoding takes the first token that was put in.
-      logprob_M: float, log-probability of each token that nobody changed.
+    Log-probabilities are floats.
     """
 
-    kind_N: np.ndarray
-    record_N: np.ndarray
-    put_in_N: np.ndarray
-    taken_out_N: np.ndarray
-    first_put_in_N: np.ndarray
-    first_taken_out_N: np.ndarray
-    written_N: np.ndarray
+    kind_N: np.ndarray  # str, what kind of change
+    record_N: np.ndarray  # int, the record that it belongs to
+    put_in_N: np.ndarray  # log P(A | x)
+    taken_out_N: np.ndarray  # log P(B | x)
+    first_put_in_N: np.ndarray  # of the first token of A
+    first_taken_out_N: np.ndarray  # of B
+    written_N: np.ndarray  # bool, whether greedy decoding takes the first token of A
     record_M: np.ndarray
-    logprob_M: np.ndarray
+    logprob_M: np.ndarray  # of each token that nobody changed
 
 
 def preferences(scores: Scores) -> dict[str, np.ndarray]:

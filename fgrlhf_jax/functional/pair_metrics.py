@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.functional.win_rate import wilson_interval
+from fgrlhf_jax.functional.win_rate import mean_and_error, wilson_interval
 
 
 class PairValues(NamedTuple):
@@ -23,19 +23,6 @@ class PairValues(NamedTuple):
     changed_i: np.ndarray
     value_j: np.ndarray
     changed_j: np.ndarray
-
-
-def unpad(value_B2S: np.ndarray, batch: dict) -> list[PairValues]:
-    """The pairs of weight 1 of a padded batch, each cut to its response tokens."""
-    pairs = []
-    for row in np.flatnonzero(batch["weight_B"]):
-        response_2S, changed_2S = batch["response_B2S"][row], batch["changed_B2S"][row]
-        sides = [
-            (value_B2S[row, side][response_2S[side]], changed_2S[side][response_2S[side]])
-            for side in (0, 1)
-        ]
-        pairs.append(PairValues(*sides[0], *sides[1]))
-    return pairs
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
@@ -74,11 +61,10 @@ def _moments(values: list[np.ndarray]) -> dict:
     return {"mean": float(joined.mean()), "std": float(joined.std()), "n": int(joined.size)}
 
 
-def _accuracy(margins: np.ndarray) -> tuple[float, float]:
+def _accuracy(margins: list[float]) -> tuple[float, float]:
     """Share of positive margins, ties counted as one half, and its standard error."""
-    wins = 0.5 * (1.0 + np.sign(margins))
-    error = float(wins.std(ddof=1) / np.sqrt(wins.size)) if wins.size > 1 else 0.0
-    return float(wins.mean()), error
+    share, error = mean_and_error(0.5 * (1.0 + np.sign(np.array(margins, np.float64))))
+    return share, error or 0.0
 
 
 def compute_pair_metrics(
@@ -105,32 +91,25 @@ def compute_pair_metrics(
         score = total = lambda values: values[-1]
     else:
         score, total = np.mean, lambda values: (values - center).sum()
-    margins = np.array([score(p.value_i) - score(p.value_j) for p in pairs], np.float64)
-    accuracy, error = _accuracy(margins)
+    accuracy, error = _accuracy([score(p.value_i) - score(p.value_j) for p in pairs])
     responses = [r for p in pairs for r in (p.value_i, p.value_j)]
+    totals, lengths = np.array([(total(r), r.size) for r in responses], np.float64).T
     table = {
         "n": len(pairs),
         "accuracy": accuracy,
         "se": error,
-        "length_correlation": correlation(
-            np.array([total(r) for r in responses], np.float64),
-            np.array([r.size for r in responses], np.float64),
-        ),
+        "length_correlation": correlation(totals, lengths),
     }
     if not edits:
         return table
-    changed_margins = np.array(
-        [
-            p.value_i[p.changed_i].sum() / p.value_i.size
-            - p.value_j[p.changed_j].sum() / p.value_j.size
-            for p in pairs
-        ],
-        np.float64,
-    )
-    table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_margins)
-    values_j = -np.concatenate([p.value_j for p in pairs])
-    changed_j = np.concatenate([p.changed_j for p in pairs])
-    table["auroc_changed"] = auroc(values_j, changed_j) if level == "token" else None
+    changed_only = [
+        p.value_i[p.changed_i].sum() / p.value_i.size
+        - p.value_j[p.changed_j].sum() / p.value_j.size
+        for p in pairs
+    ]
+    table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_only)
+    values = [p.value_j for p in pairs] if level == "token" else []
+    table["auroc_changed"] = span_auroc(values, [p.changed_j for p in pairs])
     table["reward"] = {
         "unchanged_edited": _moments([p.value_i[~p.changed_i] for p in pairs]),
         "unchanged_original": _moments([p.value_j[~p.changed_j] for p in pairs]),
@@ -141,7 +120,7 @@ def compute_pair_metrics(
 
 
 def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | None:
-    """AUROC of -r_t against tokens that people marked as errors, one array a response each."""
+    """AUROC of -r_t against tokens that are marked as errors, one array a response each."""
     return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
 
 

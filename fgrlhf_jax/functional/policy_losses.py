@@ -53,11 +53,9 @@ def missing_eos(
     """Rewards of a response that may have run into the length limit.
 
     Args:
-      reward_T: float32 rewards, 0 beyond the response.
-      finished: bool scalar; a finished response keeps its rewards.
+      reward_T: float32 rewards, 0 beyond the response; they stay where it is ``finished``.
       rule: ``none``; ``replace``: all of them go and ``penalty`` stands at the last token;
-        ``subtract``: ``penalty`` is added to the last token's.
-      penalty: a number, usually negative.
+        ``subtract``: the ``penalty``, usually negative, is added to the last token's.
     """
     chex.assert_equal_shape([reward_T, response_T])
     at_end_T = jnp.where(last_token(response_T), penalty, 0.0)
@@ -90,12 +88,8 @@ def gae(
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; beyond the last
     real token both V and A are 0.
 
-    Args:
-      reward_T, value_T: float32; V_t is the value of the state before the action a_t.
-      response_T: bool, real tokens.
-
     Returns:
-      advantage_T and return_T = A_t + V_t, 0 beyond the last token.
+      advantage_T and return_T = A_t + V_t, float32, 0 beyond the last token.
     """
     chex.assert_equal_shape([reward_T, value_T, response_T])
     chex.assert_rank(reward_T, 1)
@@ -129,12 +123,8 @@ def leave_one_out(
 
     Args:
       return_KT: float32, :func:`return_to_go` of the K >= 2 samples of one prompt.
-      response_KT: bool, real tokens; samples may differ in length.
       ended_K: what a sample counts beyond its end: 0, its return to go, where tokens have rewards;
         its score where that is the whole response's: then this is RLOO to the letter.
-
-    Returns:
-      float32[K, T], 0 beyond a response's last token.
     """
     chex.assert_equal_shape([return_KT, response_KT])
     chex.assert_rank(return_KT, 2)
@@ -255,10 +245,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float, r
 
     beta * (1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon)
 
-    Args:
-      kl: mean over the rollout's responses of the summed per-token KL, in nats.
-      target: the KL to hold, above 0.
-      horizon: responses over which to adapt; rows: responses of this rollout.
+    The KL is in nats a response; ``horizon`` are the responses over which to adapt, ``rows`` those
+    of this rollout.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * rows / horizon)

@@ -26,15 +26,10 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share of ``n`` comparisons, right at 0 and 1 too.
+    """Wilson's score interval (low, high) of a share of ``n`` comparisons, right at 0 and 1 too.
 
-    With draws as one half it is a little wide: they vary less than the binomial distribution.
-
-    Args:
-      z: the normal quantile, that of 95 %.
-
-    Returns:
-      (low, high): all p for which |share - p| <= z √(p (1 - p) / n).
+    All p for which |share - p| <= z √(p (1 - p) / n), z the normal quantile of 95 %. With draws as
+    one half it is a little wide: they vary less than the binomial distribution.
     """
     center, scale = share + z**2 / (2 * n), 1 + z**2 / n
     half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
@@ -44,11 +39,7 @@ def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, f
 def outcomes(
     scores: Sequence[float], reference: Sequence[float], tolerance: float = 1e-6
 ) -> np.ndarray:
-    """Whether a policy wins against a reference, prompt by prompt.
-
-    Args:
-      scores: float[n], the judge's scores of the policy's responses, higher is better.
-      reference: float[n], those of the reference's responses to the same prompts.
+    """Whether a policy wins against a reference, by a judge's scores of both at the same prompts.
 
     Returns:
       float[n]: 1 won, 0.5 drawn (scores within ``tolerance``), 0 lost.
@@ -69,11 +60,7 @@ def outcomes(
 def paired_bootstrap(
     outcomes_a: Sequence[float], outcomes_b: Sequence[float], seed: int, rounds: int = 2000
 ) -> dict[str, float]:
-    """Bootstrap over prompts of the difference between two policies' outcomes.
-
-    Args:
-      outcomes_a: float[n], outcome of policy a at each prompt (a mean over seeds, say).
-      outcomes_b: float[n], of policy b at the same prompts.
+    """Bootstrap over prompts of the difference between two policies' outcomes at each, float[n].
 
     Returns:
       difference (mean of a less mean of b), low and high (its 95 % percentile interval), and
@@ -179,8 +166,8 @@ def steps_to_reach(
     """The first step at which a score reaches a target; an entry of Table 3.
 
     Args:
-      curve_steps: int[n], increasing; the first is before training.
-      curve_scores: float[n], the judge's mean score at each, best smoothed by :func:`smooth`.
+      curve_steps: increasing; the first is before training.
+      curve_scores: the judge's mean score at each, best smoothed by :func:`smooth`.
       share: the target, as a share of the way from the first to the best score.
       target: a fixed score, in the place of ``share``.
 

@@ -30,7 +30,7 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module, read_modules
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.training import dpo, sft, supervised
+from fgrlhf_jax.training import dpo, setup, sft
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 MODELS = (
@@ -125,11 +125,8 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     params, frozen = programs["score_rollout"].arguments[:2]
 
     flops = model_flops(
-        *(architectures, prompts, responses),
-        epochs=config.ppo_epochs,
+        *(architectures, settings, prompts, responses),
         scored=bool(frozen.reward_model),
-        one_pass=settings.one_pass,
-        distills=config.algorithm == "distill",
         imitated=config.ptx_weight and [np.full(config.ppo_epochs * B, n) for n in (P, T)],
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
@@ -183,14 +180,14 @@ def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunSha
 
     The longest have nothing in common: a row of twice as many tokens.
     """
-    mesh = supervised.make_mesh(config)
+    mesh = setup.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
     rows = rows or [made_up_pair(0, length, length)] * config.batch_size
     buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
     kinds = {"edits": list(rows)}
-    trainer, predictor = make_trainer(config, mesh, model, kinds, kinds, buckets)
-    return supervised_shapes(trainer, "reward model", predictor.step.lower)
+    trainer = make_trainer(config, mesh, model, kinds, kinds, buckets)
+    return supervised_shapes(trainer, "reward model")
 
 
 def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
@@ -198,51 +195,41 @@ def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
 
     The reference is a batch of the evaluation, before there is an update.
     """
-    mesh, config = supervised.make_mesh(config), dpo.supervised_config(config)
+    mesh, config = setup.make_mesh(config), dpo.supervised_config(config)
     cfg, length = supervised_model_config(config)
-    model, settings = heads.CausalLM(cfg), dpo.preference_settings(config)
     rows = rows or [made_up_pair(0, length, length)] * config.batch_size
     buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
-    trainer = dpo.make_trainer(config, mesh, model, list(rows), [], buckets)
-    lower = functools.partial(dpo.eval_step.lower, model=model, settings=settings)
-    return supervised_shapes(trainer, "policy", lower)
+    trainer = dpo.make_trainer(config, mesh, heads.CausalLM(cfg), list(rows), [], buckets)
+    return supervised_shapes(trainer, "policy")
 
 
 def sft_shapes(config: ConfigDict, rows: Sequence[Demonstration] = ()) -> RunShapes:
     """Shapes of ``configs/sft.py``, trained on these rows, or else on the longest."""
-    mesh = supervised.make_mesh(config)
+    mesh = setup.make_mesh(config)
     cfg, length = supervised_model_config(config)
     rows = rows or [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
     buckets = choose_buckets([len(row.tokens) for row in rows], config.data.buckets)
-    model = heads.CausalLM(cfg)
-    trainer = sft.make_trainer(config, mesh, model, list(rows), [], buckets)
-    return supervised_shapes(trainer, "policy", functools.partial(sft.eval_step.lower, model=model))
+    trainer = sft.make_trainer(config, mesh, heads.CausalLM(cfg), list(rows), [], buckets)
+    return supervised_shapes(trainer, "policy")
 
 
 def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
     """The model's configuration, and the length of the longest rows."""
     names = ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
     fields = {name: config.model[name] for name in names}
-    if not config.model.path and config.model.size in supervised.RANDOM_SIZES:
+    if not config.model.path and config.model.size in setup.RANDOM_SIZES:
         fields["vocab_size"] = config.model.vocab_size
     length = config.data.max_length
     return model_config(config.model.path, config.model.size, fields, length), length
 
 
-def whole(trainer: SupervisedTrainer) -> dict:
-    """The abstract parameters of the model, trained and frozen."""
-    return lora.join(trainer.frozen, trainer.params)
-
-
-def supervised_shapes(
-    trainer: SupervisedTrainer, name: str, lower: Callable[[dict, dict], jax.stages.Lowered]
-) -> RunShapes:
+def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
     """Shapes of a run that updates the model ``name`` and evaluates it.
 
-    An update is compiled for every width of batches that an epoch has; the evaluation, which
-    ``lower`` is given parameters and batch of, for the longest row.
+    An update is compiled for every width of batches that an epoch has; the evaluation for the
+    longest row.
     """
-    config, mesh, state = trainer.config, trainer.mesh, trainer.abstract
+    mesh, state = trainer.mesh, trainer.abstract
     epoch = [trainer.batch(n) for n in range(min(trainer.updates_per_epoch, trainer.steps))]
     steps = {}
     for width in sorted({width for width, _ in epoch}):
@@ -257,15 +244,16 @@ def supervised_shapes(
             share=share,
         )
     longest = max(trainer.train, key=lambda row: row.length)
-    rows = [longest] * supervised.eval_batch_size(config, mesh)
+    rows = [longest] * trainer.predictor.batch_size
     held_out = trainer.pad(rows, trainer.buckets[-1])
+    whole = lora.join(trainer.frozen, trainer.params)
 
     def compile_evaluation():
         with jax.set_mesh(mesh):
-            return lower(whole(trainer), on_mesh(held_out, mesh)).compile()
+            return trainer.predictor.step.lower(whole, on_mesh(held_out, mesh)).compile()
 
     flops = float(trainer.flops(held_out))
-    steps["evaluate"] = Step(compile_evaluation, whole(trainer), flops, ("evaluate",))
+    steps["evaluate"] = Step(compile_evaluation, whole, flops, ("evaluate",))
     models = {name: state.params} | ({"base": trainer.frozen} if trainer.frozen else {})
     return RunShapes(mesh, models, state.opt_state, 0, steps)
 

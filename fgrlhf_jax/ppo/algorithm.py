@@ -31,26 +31,15 @@ def samples_per_prompt(config: ConfigDict) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PPOSettings:
-    """The numbers and choices that are compiled into the programs; fields of ``configs/ppo.py``.
-
-    Attributes:
-      algorithm: one of ALGORITHMS.
-      samples_per_prompt: K; rows of a rollout that follow one another are of the same prompt.
-      level: what has rewards, token or sequence.
-      max_new_tokens: T, columns of a response.
-      temperature: logits are divided by it, for sampling and for log-probabilities alike.
-      widths: columns that micro-batches may have, ascending.
-      micro_batch_size: rows of the last width that are computed at a time; of the others as many
-        as have neither more tokens nor more columns of responses.
-    """
+    """The numbers and choices that are compiled into the programs; fields of ``configs/ppo.py``."""
 
     algorithm: str
-    samples_per_prompt: int
-    level: str
-    max_new_tokens: int
-    temperature: float
-    widths: tuple[int, ...]
-    micro_batch_size: int
+    samples_per_prompt: int  # K; rows that follow one another are of the same prompt
+    level: str  # what has rewards, token or sequence
+    max_new_tokens: int  # T, columns of a response
+    temperature: float  # divides logits, for sampling and for log-probabilities alike
+    widths: tuple[int, ...]  # columns that micro-batches may have, ascending
+    micro_batch_size: int  # rows of the last width at a time, see micro_batches.rows_of_width
     minibatch_size: int
     rollout_batch_size: int
     ppo_epochs: int
@@ -95,17 +84,11 @@ class PPOSettings:
 
 
 class Rows(NamedTuple):
-    """Prompts and their responses.
+    """Prompts and their responses."""
 
-    Attributes:
-      tokens_BS: int32, from column 0 on.
-      start_B: int32, the column of a response's first token.
-      response_BT: bool, real response tokens.
-    """
-
-    tokens_BS: jax.Array
-    start_B: jax.Array
-    response_BT: jax.Array
+    tokens_BS: jax.Array  # int32, from column 0 on
+    start_B: jax.Array  # int32, the column of a response's first token
+    response_BT: jax.Array  # bool, real response tokens, the end-of-sequence token included
 
     @property
     def length_B(self) -> jax.Array:
@@ -127,33 +110,19 @@ class Rows(NamedTuple):
 class Rollout(NamedTuple):
     """Sampled responses and what the models make of them; everything that PPO learns from.
 
-    Attributes:
-      tokens_BS: int32, prompt and response from column 0 on.
-      start_B: int32, the column of a response's first token.
-      response_BT: bool, real response tokens (the end-of-sequence token is one).
-      finished_B: bool, whether the response ended by itself.
-      drawn_BT: float32, log-probability of each token in the sampler.
-      logprob_BT, ref_logprob_BT: float32, of the sampled tokens under policy and reference, both
-        scaled by the sampling temperature.
-      value_BT: float32, the critic's value of the state before each token.
-      raw_reward_BT, reward_BT: float32, before and after normalization. As all before them, they
-        are 0 beyond the response.
+    What is float32 is 0 beyond the response. Log-probabilities are scaled by the temperature.
     """
 
     tokens_BS: jax.Array
     start_B: jax.Array
     response_BT: jax.Array
-    finished_B: jax.Array
-    drawn_BT: jax.Array
-    logprob_BT: jax.Array
+    finished_B: jax.Array  # bool, whether the response ended by itself
+    drawn_BT: jax.Array  # float32, log-probability of each token in the sampler
+    logprob_BT: jax.Array  # under the policy
     ref_logprob_BT: jax.Array
-    value_BT: jax.Array
-    raw_reward_BT: jax.Array
+    value_BT: jax.Array  # the critic's, of the state before each token
+    raw_reward_BT: jax.Array  # before normalization
     reward_BT: jax.Array
-
-    @property
-    def rows(self) -> Rows:
-        return Rows(self.tokens_BS, self.start_B, self.response_BT)
 
 
 class Experience(NamedTuple):
@@ -167,9 +136,10 @@ class Experience(NamedTuple):
     advantage_BT: jax.Array
     return_BT: jax.Array
 
-    @property
-    def rows(self) -> Rows:
-        return Rows(self.tokens_BS, self.start_B, self.response_BT)
+
+def rows_of(batch: Rollout | Experience | Rows) -> Rows:
+    """Its prompts and responses alone."""
+    return Rows(batch.tokens_BS, batch.start_B, batch.response_BT)
 
 
 class Predictions(NamedTuple):
@@ -193,13 +163,11 @@ def make_experience(
     mean. With ``kl_in_reward=False``, as the paper has it, the KL is reported but no penalty.
     """
     mask_BT = rollout.response_BT
-    kl_BT = jax.vmap(functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator))(
-        rollout.logprob_BT, rollout.ref_logprob_BT
-    )
-    rule = functools.partial(
-        policy_losses.missing_eos, rule=settings.missing_eos, penalty=settings.missing_eos_penalty
-    )
-    reward_BT = jax.vmap(rule)(rollout.reward_BT, mask_BT, rollout.finished_B)
+    estimate = functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator)
+    kl_BT = jax.vmap(estimate)(rollout.logprob_BT, rollout.ref_logprob_BT)
+    rule = {"rule": settings.missing_eos, "penalty": settings.missing_eos_penalty}
+    pay = functools.partial(policy_losses.missing_eos, **rule)
+    reward_BT = jax.vmap(pay)(rollout.reward_BT, mask_BT, rollout.finished_B)
     reward_BT = jax.vmap(policy_losses.reward_vector, (0, 0, 0, None))(
         reward_BT, kl_BT, mask_BT, kl_coef if settings.kl_in_reward else 0.0
     )
@@ -218,19 +186,14 @@ def make_experience(
                 rollout.value_BT, return_BT, mask_BT
             ),
         }
-    names = set(Experience._fields) & set(rollout._fields)
-    arrays = {name: getattr(rollout, name) for name in names}
-    return Experience(**arrays, advantage_BT=advantage_BT, return_BT=return_BT), metrics
+    old = rollout.logprob_BT, rollout.value_BT
+    return Experience(*rows_of(rollout), *old, advantage_BT, return_BT), metrics
 
 
 def rollout_metrics(
     rollout: Rollout, reward_BT: jax.Array, advantage_BT: jax.Array
 ) -> dict[str, jax.Array]:
-    """Means over a rollout.
-
-    Args:
-      reward_BT, advantage_BT: what is learned from, the latter before whitening.
-    """
+    """Means over a rollout, of the rewards and unwhitened advantages that are learned from."""
     mask_BT = rollout.response_BT
     length_B = jnp.sum(mask_BT, axis=1).astype(jnp.float32)
     total_B = jnp.sum(rollout.reward_BT, axis=1)

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from fgrlhf_jax.ppo import micro_batches
-from fgrlhf_jax.ppo.algorithm import Experience, PPOSettings, Rollout, Rows, losses, make_experience
+from fgrlhf_jax.ppo.algorithm import (
+    Experience,
+    PPOSettings,
+    Rollout,
+    Rows,
+    losses,
+    make_experience,
+    rows_of,
+)
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
 from fgrlhf_jax.ppo.scoring import Target, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
@@ -25,11 +33,6 @@ def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Arra
     return order.reshape(-1, settings.minibatch_size)
 
 
-def tokens_of(batch: Experience | Rows) -> jax.Array:
-    """Response tokens of a minibatch, at least 1."""
-    return jnp.maximum(jnp.sum(batch.response_BT), 1)
-
-
 def reinforce(
     params: dict,
     batch: Experience,
@@ -42,7 +45,7 @@ def reinforce(
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """``algorithm.losses`` of what ``params`` predict, of the parts that they have."""
     whole = complete(params, frozen)
-    predictions = predict(whole, batch.rows, target, models=models, settings=settings)
+    predictions = predict(whole, rows_of(batch), target, models=models, settings=settings)
     return losses(predictions, batch, tokens, tuple(params), settings)
 
 
@@ -70,12 +73,10 @@ def sum_gradients(
 ) -> tuple[dict, dict[str, jax.Array]]:
     """Gradients and metrics of a minibatch, of the parts that ``params`` has, by micro-batches.
 
-    Args:
-      objective: (params, rows of the batch, its response tokens) -> loss, (sums, maxima); of all
-        micro-batches they sum to the loss of the minibatch.
+    The ``objective`` is (params, rows of the batch, its response tokens) -> loss, (sums, maxima);
+    of all micro-batches they sum to the loss of the minibatch.
     """
-    tokens = tokens_of(batch)
-    length_B = Rows(batch.tokens_BS, batch.start_B, batch.response_BT).length_B
+    tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
 
     def loss(params, rows, real, width):
         part = micro_batches.take(batch, rows, width)
@@ -98,7 +99,7 @@ def sum_gradients(
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def every():
-        return micro_batches.fold(add, zeros(), length_B, settings)
+        return micro_batches.fold(add, zeros(), rows_of(batch).length_B, settings)
 
     # The compiler does not mix what is in a branch with the gradients of another part.
     (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), every, zeros)
@@ -199,16 +200,14 @@ def update_in_one_pass(
 
     They are those of the policy's loss, so that every ratio is 1; so are the values where policy
     and critic share states. A critic of its own follows, when the policy's activations are gone.
-
-    Returns:
-      The new state, the metrics of the rollout and those of the update.
+    The metrics are those of the rollout and those of the update.
     """
     static = {"models": models, "settings": settings}
     first, *others = parts_of(models)
 
     def apply(params):
         params = complete(stop_gradients(params, settings.freeze), frozen)
-        return predict(params, rollout.rows, target, **static)
+        return predict(params, rows_of(rollout), target, **static)
 
     params = {name: state.params[name] for name in first}
     predictions, backward = jax.vjp(apply, params)
@@ -218,7 +217,7 @@ def update_in_one_pass(
     experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
     loss = functools.partial(losses, parts=first, settings=settings)
     gradient = jax.grad(loss, has_aux=True)
-    tokens = tokens_of(experience)
+    tokens = jnp.maximum(jnp.sum(experience.response_BT), 1)
     cotangents, (sums, maxima) = gradient(predictions, experience, tokens)
     (grads,) = backward(cotangents)
     imitated = jax.tree.map(lambda x: x[0], demonstrations)

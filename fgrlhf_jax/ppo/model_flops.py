@@ -4,30 +4,20 @@ import numpy as np
 
 from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops
 from fgrlhf_jax.models.heads import CausalLM
+from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.models import Architectures
 from fgrlhf_jax.reward_model.combined import models_of
 
 
 def model_flops(
-    models: Architectures,
-    prompts,
-    responses,
-    *,
-    epochs: int,
-    scored: bool,
-    one_pass: bool = False,
-    imitated=None,
-    distills: bool = False,
+    models: Architectures, settings: PPOSettings, prompts, responses, *, scored: bool, imitated=None
 ) -> dict[str, float]:
     """FLOPs of each program for rows of these tokens, over all devices.
 
     Args:
       prompts, responses: tokens of every row.
-      epochs: passes of the update over the rollout.
       scored: whether a reward model gives the rewards.
-      one_pass: whether the update alone predicts what the policy does.
       imitated: tokens of prompts and of responses that are imitated beside, if any.
-      distills: whether the update reads reference and reward model, over all tokens.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
 
@@ -43,9 +33,10 @@ def model_flops(
         is_policy = isinstance(model, CausalLM)
         score += rows_flops(model.cfg, rows)
         score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
-    prices = logits_flops(cfg, np.sum(responses, dtype=float))
-    taught = epochs * (forward + score + prices) if distills else 0.0
-    predicted = value if one_pass else forward + value
+    epochs, taught = settings.ppo_epochs, 0.0
+    if settings.algorithm == "distill":  # the update reads reference and prices of all tokens
+        taught = epochs * (forward + score + logits_flops(cfg, np.sum(responses, dtype=float)))
+    predicted = value if settings.one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + predicted + score,

@@ -1,7 +1,6 @@
 """The models of a PPO run: policy, reference, critic and reward model, on one mesh."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -14,31 +13,21 @@ from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
-from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio, first_backbone
+from fgrlhf_jax.reward_model.combined import RewardModule, first_backbone
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
 
 
 class Architectures(NamedTuple):
-    """The modules of a run: all that compiling needs to know of the models.
+    """The modules of a run: all that compiling needs to know of the models."""
 
-    Attributes:
-      policy: also the reference's.
-      critic: None where the value is a head on the policy's own states, or there is none.
-      reward_model, meta: None where a function gives the rewards.
-      lora: the policy's adapter; None where all of its parameters are trained.
-      adapted: whether the policy starts from an adapter, which the reference then has too.
-      reward_lora: the reward model's adapter on the policy's base; None where it is held whole.
-      has_values: whether the algorithm has a critic, of its own or as a head.
-    """
-
-    policy: heads.CausalLM
-    critic: heads.TokenValueModel | None
-    reward_model: heads.TokenValueModel | Ensemble | LogRatio | None
+    policy: heads.CausalLM  # also the reference's
+    critic: heads.TokenValueModel | None  # None: a head on the policy's own states, or none at all
+    reward_model: RewardModule | None  # it and meta are None where a function gives the rewards
     meta: RewardMeta | None
-    lora: Lora | None = None
-    adapted: bool = False
-    reward_lora: Lora | None = None
-    has_values: bool = True
+    lora: Lora | None = None  # the policy's adapter; None: all of its parameters are trained
+    adapted: bool = False  # whether the policy, and so its reference, starts from an adapter
+    reward_lora: Lora | None = None  # the reward model's adapter on the policy's base; None: whole
+    has_values: bool = True  # whether the algorithm has a critic, of its own or as a head
 
     @property
     def critic_lora(self) -> Lora | None:
@@ -47,18 +36,11 @@ class Architectures(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What is only read.
+    """What is only read."""
 
-    Attributes:
-      base: parameters that policy, reference, critic and reward model share; {} where all of the
-        policy's are trained.
-      reference, reward_model: what they have beside the base. The latter is {} where a function
-        gives the rewards.
-    """
-
-    base: dict
-    reference: dict
-    reward_model: dict
+    base: dict  # what all models share; {} where all of the policy's parameters are trained
+    reference: dict  # what it has beside the base
+    reward_model: dict  # likewise; {} where a function gives the rewards
 
 
 def complete(params: dict, frozen: Frozen) -> dict:
@@ -80,9 +62,7 @@ def complete_frozen(frozen: Frozen) -> tuple[dict, dict]:
 def read_architectures(config: ConfigDict) -> Architectures:
     """From the config files of the checkpoints; loads no weights.
 
-    Raises:
-      InputError: for checkpoints that cannot be used, for a reward model of another level, and as
-        :func:`make_architectures`.
+    Raises InputError as :func:`make_architectures`, and for checkpoints that cannot be used.
     """
     options = config.model.to_dict()
     hf_load.check_language_model(config.policy)
@@ -102,9 +82,7 @@ def read_architectures(config: ConfigDict) -> Architectures:
 
 
 def check_prices(
-    config: ConfigDict,
-    cfg: llama.LlamaConfig,
-    reward_model: heads.TokenValueModel | Ensemble | LogRatio | None,
+    config: ConfigDict, cfg: llama.LlamaConfig, reward_model: RewardModule | None
 ) -> None:
     """Raises InputError where there is nothing to distill: no price of every next token."""
     one = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
@@ -125,16 +103,13 @@ def check_prices(
 def make_architectures(
     config: ConfigDict,
     cfg: llama.LlamaConfig,
-    reward_model: heads.TokenValueModel | Ensemble | LogRatio | None,
+    reward_model: RewardModule | None,
     meta: RewardMeta | None,
 ) -> Architectures:
     """The modules of a policy with ``cfg`` and of this reward model.
 
-    The critic is as large as the (first) reward model, or else as the policy; with
-    ``critic=shared``, and for an algorithm without one, there is none.
-
-    Raises:
-      InputError: for adapters that do not go with ``config.lora``.
+    The critic is as large as the (first) reward model, or else as the policy. Raises InputError for
+    adapters that do not go with ``config.lora``.
     """
     adapters, reward_lora, adapted = lora.from_config(config), None, False
     critic_cfg = reward_model.cfg if reward_model else cfg
@@ -164,10 +139,8 @@ def make_architectures(
 def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
     """The reward model's adapter on the policy's base; None where it is held whole, as several are.
 
-    Without a path it has the policy's ``adapters``.
-
-    Raises:
-      InputError: for an adapter on another base, unless the config says to hold both.
+    Without a path it has the policy's ``adapters``. Raises InputError for an adapter on another
+    base, unless the config says to hold both.
     """
     if not config.lora.share_base:
         return None
@@ -213,11 +186,7 @@ def parts_of(models: Architectures) -> list[tuple[str, ...]]:
 
 
 def read_tokenizer(config: ConfigDict, models: Architectures):
-    """The policy's tokenizer, checked against the model's vocabulary and the reward model's.
-
-    Raises:
-      InputError: saying how they differ, when the reward model was made for other token ids.
-    """
+    """The policy's; raises InputError where it is not that of the model or the reward model."""
     tokenizer = hf_load.load_tokenizer(config.policy)
     check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
@@ -297,11 +266,8 @@ def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dic
 def _initial_critic(
     config: ConfigDict, models: Architectures, abstract: dict, key: jax.Array
 ) -> dict:
-    def zeros(leaf):
-        make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
-        return jax.jit(make, out_shardings=leaf.sharding)()
-
-    critic = {"head": jax.tree.map(zeros, abstract["head"])}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract["head"])
+    critic = {"head": zeros}
     others = {name: tree for name, tree in abstract.items() if name != "head"}
     if not others:
         return critic
@@ -314,8 +280,7 @@ def _initial_critic(
 def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[Frozen, str]:
     """The parameters of :func:`abstract_frozen`, loaded, and the digest of the base, or "".
 
-    Raises:
-      InputError: for a reward model that was trained as an adapter on other weights.
+    Raises InputError for a reward model that was trained as an adapter on other weights.
     """
     base, reference, reward_model = abstract_frozen(config, models, mesh)
     digest = ""

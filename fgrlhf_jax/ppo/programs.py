@@ -155,16 +155,22 @@ def make(
     check_sizes(config, mesh)
     widths = widths or (prompt_width + config.data.max_new_tokens,)
     settings = PPOSettings.from_config(config, widths)
-    params = abstract_params(models, mesh)
+    params, frozen = abstract_params(models, mesh), abstract_frozen(config, models, mesh)
     state = abstract_state(params, optimizer, mesh)
-    frozen = abstract_frozen(config, models, mesh)
     by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    prompt, keys, sampled, rollout = _abstract_arrays(
-        config.rollout_batch_size, prompt_width, settings.max_new_tokens, by_rows
+    *prompt, sampled, rollout = _abstract_rows(settings, prompt_width, by_rows)
+    scalar, flag, number = (
+        jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+        for dtype in (jnp.float32, bool, jnp.int32)
     )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    flag = jax.ShapeDtypeStruct((), bool, sharding=replicated)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    generation = generation_mesh(config, mesh)
+    decoded_rows = sharding.batch_sharding(generation)
+    keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), len(sampled.tokens_BT)))
+    inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
+    whole = complete(params, frozen)["policy"]
+    weights = decoding.abstract_weights(whole, models.policy, generation)
+    outer, layers = jax.tree.map(lambda x: x.sharding, weights)
+    policy, static = (params["policy"], frozen.base), {"models": models, "settings": settings}
     generate = functools.partial(
         sampling.generate,
         model=models.policy,
@@ -173,44 +179,28 @@ def make(
         temperature=settings.temperature,
         int8_cache=config.sampling.int8_cache,
     )
-    generation = generation_mesh(config, mesh)
-    decoded_rows = sharding.batch_sharding(generation)
-    inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
-    whole = complete(params, frozen)["policy"]
-    weights = decoding.abstract_weights(whole, models.policy, generation)
-    static = {"models": models, "settings": settings}
-    normalization = Normalization(scalar, scalar)
-    std = scalar if settings.algorithm == "distill" else None
+    score = functools.partial(scoring.score_rollout, **static)
+    update = functools.partial(learning.update, optimizer=optimizer, **static)
+    key, std = jax.eval_shape(lambda: jax.random.key(0)), None
+    if settings.algorithm == "distill":
+        std = scalar
+    learned = state, frozen, rollout, scalar, key, _demonstrations(settings, mesh), std
+    scored = params, frozen, Normalization(scalar, scalar), flag, *prompt, sampled
     layout = jax.tree.map(lambda x: x.sharding, state)
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    outer, layers = jax.tree.map(lambda x: x.sharding, weights)
     return {
         "outer_weights": Program(
             lambda policy, base: decoding.outer_weights(base | policy, models.policy),
-            (params["policy"], frozen.base),
-            mesh,
+            *(policy, mesh),
             out_shardings=outer,
         ),
         "layer_weights": Program(
             lambda policy, base, n: decoding.layer_weights(base | policy, n, models.policy),
-            (params["policy"], frozen.base, number),
-            mesh,
+            *((*policy, number), mesh),
             out_shardings=layers[0],
         ),
         "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
-        "score_rollout": Program(
-            functools.partial(scoring.score_rollout, **static),
-            (params, frozen, normalization, flag, *prompt, sampled),
-            mesh,
-            out_shardings=by_rows,
-        ),
-        "update": Program(
-            functools.partial(learning.update, optimizer=optimizer, **static),
-            (state, frozen, rollout, scalar, key, _demonstrations(settings, mesh), std),
-            mesh,
-            donated=(0,),
-            out_shardings=(layout, replicated),
-        ),
+        "score_rollout": Program(score, scored, mesh, out_shardings=by_rows),
+        "update": Program(update, learned, mesh, donated=(0,), out_shardings=(layout, replicated)),
     }
 
 
@@ -244,31 +234,18 @@ def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:
     return Rows(*arrays)
 
 
-def _abstract_arrays(B: int, P: int, T: int, by_rows: NamedSharding):
-    """Prompts, random keys, Sampled and Rollout as shapes whose rows are spread over the mesh."""
+def _abstract_rows(settings: PPOSettings, P: int, by_rows: NamedSharding) -> tuple:
+    """Prompts, their mask, Sampled and Rollout as shapes."""
+    B, T = settings.rollout_batch_size, settings.max_new_tokens
 
     def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=by_rows)
 
-    keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), B))
-    sampled = Sampled(
-        tokens_BT=array(jnp.int32, B, T),
-        length_B=array(jnp.int32, B),
-        finished_B=array(bool, B),
-        logprob_BT=array(jnp.float32, B, T),
+    number, flag, per_token = array(jnp.int32), array(bool), array(jnp.float32, T)
+    rows = array(jnp.int32, P + T), number, array(bool, T)
+    return (
+        array(jnp.int32, P),
+        array(bool, P),
+        Sampled(array(jnp.int32, T), number, flag, per_token),
+        Rollout(*rows, flag, *[per_token] * 6),
     )
-    per_token = array(jnp.float32, B, T)
-    rollout = Rollout(
-        tokens_BS=array(jnp.int32, B, P + T),
-        start_B=array(jnp.int32, B),
-        response_BT=array(bool, B, T),
-        finished_B=array(bool, B),
-        drawn_BT=per_token,
-        logprob_BT=per_token,
-        ref_logprob_BT=per_token,
-        value_BT=per_token,
-        raw_reward_BT=per_token,
-        reward_BT=per_token,
-    )
-    prompt = array(jnp.int32, B, P), array(bool, B, P)
-    return prompt, array(keys.dtype, B), sampled, rollout

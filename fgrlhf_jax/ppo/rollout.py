@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import prompt_fields, prompt_text
 from fgrlhf_jax.data.tokenizers import decode, token_texts
@@ -37,42 +38,28 @@ class Prompts(NamedTuple):
 
 
 class PPOContext(NamedTuple):
-    """What rollouts are computed with.
-
-    Attributes:
-      generation_mesh: of decoding, see ``programs.generation_mesh``.
-      prompt_width: columns that prompts are padded to.
-      frozen: parameters of reference and reward model.
-      programs: the compiled ``programs.make``.
-    """
+    """What rollouts are computed with."""
 
     config: ConfigDict
     models: Architectures
     tokenizer: Any
     mesh: Mesh
-    generation_mesh: Mesh
-    prompt_width: int
+    generation_mesh: Mesh  # see programs.generation_mesh
+    prompt_width: int  # columns that prompts are padded to
     frozen: Frozen
-    programs: dict
+    programs: dict  # the compiled programs.make
 
 
 class Responses(NamedTuple):
-    """Sampled and scored responses to prompts.
-
-    Attributes:
-      rollout: arrays on the mesh.
-      ids, texts, finished_B: of the responses, on the host; texts without the end of sequence.
-      raw_reward_BT: on the host, before normalization.
-      seconds: of both halves, ``rollout`` and ``scoring``.
-    """
+    """Sampled and scored responses to prompts, on the host but for ``rollout``."""
 
     prompts: Prompts
     rollout: Rollout
     ids: list[list[int]]
-    texts: list[str]
+    texts: list[str]  # without the end of sequence
     finished_B: np.ndarray
-    raw_reward_BT: np.ndarray
-    seconds: dict[str, float]
+    raw_reward_BT: np.ndarray  # before normalization
+    seconds: dict[str, float]  # of both halves, "rollout" and "scoring"
 
 
 def key_of(seed: int, purpose: int, step: int) -> jax.Array:
@@ -88,32 +75,35 @@ def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
 
 
 def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
-    """The prompt template of a run.
+    """The prompt template of a run; prints what is unusual about it.
 
     It is the one that the config names, or else the reward model's, or else the one that the policy
     was fine-tuned with, or else chat where the policy's tokenizer has a chat template, or else
-    alpaca. Where a function gives the rewards, the policy's comes before the reward model's.
-
-    Raises:
-      InputError: when the reward model was trained with another one; and when it and the policy
-        differ, and the config does not say that this is meant.
+    alpaca. Where a function gives the rewards, the policy's comes before the reward model's. Raises
+    InputError when the reward model needs another one.
     """
     rewarded = models.meta.data["template"] if models.meta else ""
     named, learned = config.data.template, hf_load.learned_template(config.policy)
     if config.reward_function:
-        return hf_load.resolve_template(config.policy, tokenizer, named or learned or rewarded)
-    if rewarded and learned and rewarded != learned and not named:
+        rewarded = learned or rewarded
+    elif rewarded and learned and rewarded != learned and not named:
         raise InputError(
             f"the policy was fine-tuned with the template {learned}, the reward model with "
             f"{rewarded}; train both with the same, or give data.template={rewarded} if this is "
             "meant"
         )
-    if named and rewarded and named != rewarded:
+    elif named and rewarded and named != rewarded:
         raise InputError(
             f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
             "sampled tokens with their prompt as it is, so both need the same"
         )
-    return hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
+    template = hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
+    if learned not in ("", template):
+        print(f"data.template={template}, though the policy was fine-tuned with {learned}")
+    ends = hf_load.end_ids(config.policy, tokenizer)
+    if note := templates.check_end_of_turn(tokenizer, template, ends):
+        print(f"policy={config.policy}: {note}")
+    return template
 
 
 def encode(
@@ -121,17 +111,11 @@ def encode(
 ) -> Prompts:
     """Prompts of records; prints how many were left out or cut.
 
-    Raises:
-      InputError: when none is left, or they leave no room for responses.
+    Raises InputError when none is left, or they leave no room for responses.
     """
+    limits = {name: config.data[name] for name in ("max_prompt_length", "overlong")}
     try:
-        ids, numbers, counts = encode_prompts(
-            rows,
-            tokenizer,
-            template=template,
-            max_prompt_length=config.data.max_prompt_length,
-            overlong=config.data.overlong,
-        )
+        ids, numbers, counts = encode_prompts(rows, tokenizer, template=template, **limits)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     longest = max(map(len, ids)) + config.data.max_new_tokens
@@ -159,10 +143,9 @@ def roll_out(
     """Samples a response to every prompt and scores it.
 
     Args:
-      params: of policy and critic.
       normalization: of the reward model's rewards; a function's are taken as they are.
       prompts: as many as ``rollout_batch_size``; to learn from, each as often as it has samples.
-      learning: whether an update follows, see ``algorithm.score_rollout``.
+      learning: whether an update follows, see ``scoring.score_rollout``.
     """
     clock = time.perf_counter()
     config, mesh, programs = context.config, context.mesh, context.programs
@@ -240,11 +223,9 @@ def roll_out_validation(
 ) -> Iterator[tuple[Responses, int]]:
     """Responses to the validation prompts in batches, always sampled with the same keys.
 
-    Yields:
-      Responses, and how many of them count: the last batch is filled with prompts of the first.
+    And how many of them count: the last batch is filled with prompts of the first.
     """
-    config = context.config
-    B = config.rollout_batch_size
+    config, B = context.config, context.config.rollout_batch_size
     count = min(len(prompts.ids), config.validation_prompts)
     for start in range(0, count, B):
         batch = prompts.take(row % count for row in range(start, start + B))

@@ -23,15 +23,11 @@ class Target(NamedTuple):
 
     maximises E[r(s, a)] - beta KL(pi || pi_ref) in every state (see ``sampling.Guide``). On the
     policy's own responses it is the teacher of Agarwal et al. 2024, arXiv:2306.13649.
-
-    Attributes:
-      reference, reward_model: all of their parameters.
-      beta: float32 scalar, ``kl_coef`` times the std that rewards are normalized by.
     """
 
-    reference: dict
+    reference: dict  # all of its parameters
     reward_model: dict
-    beta: jax.Array
+    beta: jax.Array  # float32 scalar, kl_coef times the std that rewards are normalized by
 
 
 def target_logits(
@@ -39,10 +35,7 @@ def target_logits(
 ) -> jax.Array:
     """Of pi+ in the states before the response tokens, float32[B, T, V].
 
-    Args:
-      inputs: tokens, positions and mask of rows.
-      before_BT1: the columns of these states.
-      temperature: divides the reference's logits.
+    ``inputs`` are tokens, positions and mask of rows, ``before_BT1`` the columns of these states.
     """
 
     def at_responses(model, params, read: str) -> jax.Array:

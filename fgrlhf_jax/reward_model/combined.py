@@ -63,7 +63,10 @@ class LogRatio(nn.Module):
         return jnp.where(positions_BS > 0, ratio_BS, 0.0)
 
 
-def models_of(module: TokenValueModel | Ensemble | LogRatio) -> tuple:
+RewardModule = TokenValueModel | Ensemble | LogRatio
+
+
+def models_of(module: RewardModule) -> tuple:
     """The models that are read for a reward."""
     match module:
         case Ensemble():

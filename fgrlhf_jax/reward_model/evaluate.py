@@ -1,92 +1,44 @@
 """Evaluating a reward model on pairs: their values, and the table of what it gets right."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.bucketing import by_length, choose_buckets
+from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
+from fgrlhf_jax.functional.pair_metrics import PairValues
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model import model
 from fgrlhf_jax.reward_model.scorer import RewardModel
-from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.training.supervised import Predictor
 
 
-class PairPredictor:
-    """Values of pairs in few fixed shapes, one executable a bucket.
+def make_predictor(
+    module: heads.TokenValueModel,
+    settings: dict,
+    mesh: Mesh,
+    buckets: Sequence[int],
+    batch_size: int,
+) -> Predictor:
+    """Losses, and the ``PairValues`` of each pair; ``settings`` are those of the loss."""
+    step = functools.partial(model.eval_step, model=module, **settings)
+    return Predictor(step, pad_pairs, mesh, buckets, batch_size, unpad)
 
-    Attributes:
-      batch_size: pairs at a time, a multiple of what the mesh divides.
-      params: abstract ones of the model, with any adapter; None: those of the module.
-      step: the jitted evaluation of one batch.
-    """
 
-    def __init__(
-        self,
-        module: heads.TokenValueModel,
-        settings: dict,
-        mesh: Mesh,
-        buckets: Sequence[int],
-        batch_size: int,
-        params: dict | None = None,
-    ):
-        self.mesh, self.buckets = mesh, buckets
-        self.batch_size = sharding.round_batch_size(batch_size, mesh)
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        step = functools.partial(model.eval_step, model=module, **settings)
-        self.step = jax.jit(step, out_shardings=replicated)
-        self.params = heads.abstract_params(module, mesh) if params is None else params
-        self._compiled: dict = {}
-
-    def predict(self, params: dict, pairs: Sequence[Pair]) -> tuple[dict[str, float], list]:
-        """Sums of loss and accuracy, and the ``PairValues`` of each pair, in order."""
-        total, scored = {"loss": 0.0, "accuracy": 0.0}, [None] * len(pairs)
-        for rows, batch, on_mesh in self._batches(pairs):
-            sums, value_B2S = self._executable(on_mesh)(params, on_mesh)
-            total = {name: total[name] + float(sums[name]) for name in total}
-            unpadded = pair_metrics.unpad(np.asarray(value_B2S), batch)
-            for row, values in zip(rows, unpadded, strict=True):
-                scored[row] = values
-        return total, scored
-
-    def validation_metrics(
-        self, params: dict, pairs: Mapping[str, Sequence[Pair]]
-    ) -> dict[str, float]:
-        """Mean loss and accuracy (of the score that the loss trains) over all kinds of pairs."""
-        sums = [self.predict(params, group)[0] for group in pairs.values()]
-        count = sum(map(len, pairs.values()))
-        names = ("loss", "accuracy")
-        return {f"validation/{name}": sum(part[name] for part in sums) / count for name in names}
-
-    def warm_up(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
-        """Compiles every shape that ``pairs`` (by kind) need."""
-        for group in pairs.values():
-            for *_, on_mesh in self._batches(group):
-                self._executable(on_mesh)
-
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, dict, dict]]:
-        """(rows, host batch, the same on the mesh) of similar length, in a fixed order."""
-        lengths = [pair.length for pair in pairs]
-        for bucket, rows, _ in by_length(lengths, self.batch_size, self.buckets):
-            batch = pad_pairs([pairs[row] for row in rows], bucket, self.batch_size)
-            yield rows, batch, sharding.put_batch(batch, self.mesh)
-
-    def _executable(self, batch: dict):
-        bucket = batch["tokens_BS"].shape[-1]
-        if bucket not in self._compiled:
-            with jax.set_mesh(self.mesh):
-                self._compiled[bucket] = self.step.lower(self.params, batch).compile()
-        return self._compiled[bucket]
+def unpad(value_2S: np.ndarray, pair: Pair) -> PairValues:
+    """The values of a pair's response tokens."""
+    i, j = pair.start_i, pair.start_j
+    values = value_2S[0, i : len(pair.tokens_i)], value_2S[1, j : len(pair.tokens_j)]
+    return PairValues(values[0], pair.changed_i[i:], values[1], pair.changed_j[j:])
 
 
 def make_tables(
-    predictor: PairPredictor, reward_model: RewardModel, pairs: Mapping[str, Sequence[Pair]]
+    predictor: Predictor, reward_model: RewardModel, pairs: Mapping[str, Sequence[Pair]]
 ) -> dict[str, dict]:
     """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
     meta, tables = reward_model.meta, {}
@@ -130,16 +82,12 @@ def evaluate(
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     widths = choose_buckets(lengths, buckets)
-    predictor = PairPredictor(reward_model.module, settings, mesh, widths, batch_size)
+    predictor = make_predictor(reward_model.module, settings, mesh, widths, batch_size)
     return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
 
 
 def fit_normalization(
-    predictor: PairPredictor,
-    params: dict,
-    pairs: Mapping[str, Sequence[Pair]],
-    level: str,
-    limit: int,
+    predictor: Predictor, params: dict, pairs: Mapping[str, Sequence[Pair]], level: str, limit: int
 ) -> model.Normalization:
     """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
 

@@ -1,4 +1,4 @@
-"""The reward model: one pure train step, and ``score_tokens`` as the one way for others to use it.
+"""The reward model: its losses, and ``score_tokens`` as the one way for others to use it.
 
 A reward model gives every token a value read from the state *at* that token (after the action).
 Its ``level`` says what the values mean: "token" models are trained so that each value is a reward,
@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fgrlhf_jax.functional.masking import last_token
 from fgrlhf_jax.functional.reward_losses import reward_model_loss
@@ -20,29 +19,18 @@ from fgrlhf_jax.models import lora
 from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.heads import TokenValueModel
 from fgrlhf_jax.models.llama import positions_and_mask
-from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
 
 
 class Normalization(NamedTuple):
-    """What turns raw rewards into about one unit a response (normalized rewards, for PPO).
+    """What turns raw rewards into about one unit a response (normalized rewards, for PPO)."""
 
-    Attributes:
-      mean: of the scores (sequence level) or of all tokens' rewards (token level).
-      std: of the scores, or of the responses' centred sums.
-    """
-
-    mean: float
-    std: float
+    mean: float  # of the scores (sequence level) or of all tokens' rewards (token level)
+    std: float  # of the scores, or of the responses' centred sums
 
 
 def level_of(loss: str) -> str:
     """ "sequence" for the sequence loss, "token" for the others."""
     return "sequence" if loss == "sequence" else "token"
-
-
-def token_values(params: dict, tokens_BS, mask_BS, *, model: TokenValueModel) -> jax.Array:
-    """Raw head output of every column, float32[B, S]; meaningless in padding."""
-    return model.apply(lora.variables(params), tokens_BS, *positions_and_mask(mask_BS))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
@@ -62,7 +50,7 @@ def score_tokens(
     """
     chex.assert_equal_shape([tokens_BS, mask_BS])
     chex.assert_type([tokens_BS, mask_BS], [int, bool])
-    value_BS = token_values(params, tokens_BS, mask_BS, model=model)
+    value_BS = model.apply(lora.variables(params), tokens_BS, *positions_and_mask(mask_BS))
     return jnp.where(last_token(mask_BS) if level == "sequence" else mask_BS, value_BS, 0.0)
 
 
@@ -131,46 +119,11 @@ def pair_losses(
     loss_B, metrics_B = jax.vmap(pair_loss)(
         value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
     )
-    return loss_B, {"loss": loss_B, **metrics_B}, value_B2S
-
-
-def train_step(
-    state: TrainState,
-    batch: dict,
-    frozen: dict | None = None,
-    *,
-    optimizer: optax.GradientTransformation,
-    freeze: str = "",
-    **settings,
-) -> tuple[TrainState, dict]:
-    """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B pairs.
-
-    Args:
-      state: parameters and optimizer state.
-      batch: as for :func:`pair_losses`, each array with a leading axis of micro-batches.
-      frozen: parameters of the model that are not in the state, see ``models/lora.py``.
-      optimizer: optax transformation.
-      freeze: that of ``optimizer``, see ``optim.adamw``.
-      **settings: ``model`` and those of the loss, see :func:`pair_losses`.
-
-    Returns:
-      The new state, and float32 scalars: loss, its parts, accuracy, grad_norm.
-    """
-
-    def mean_loss(params, micro_batch):
-        params = lora.join(frozen or {}, params)
-        loss_B, metrics_B, _ = pair_losses(params, micro_batch, **settings)
-        return jnp.mean(loss_B), jax.tree.map(jnp.mean, metrics_B)
-
-    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch, freeze)
-    grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
-    metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, optimizer), metrics
+    return loss_B, metrics_B, value_B2S
 
 
 def eval_step(params: dict, batch: dict, **settings):
     """Sums of loss and accuracy over the real pairs of a batch, and all values float32[B, 2, S]."""
-    _, metrics_B, value_B2S = pair_losses(params, batch, **settings)
-    weight_B = batch["weight_B"]
-    sums = {name: jnp.sum(metrics_B[name] * weight_B) for name in ("loss", "accuracy")}
-    return sums, value_B2S
+    loss_B, metrics_B, value_B2S = pair_losses(params, batch, **settings)
+    sums = {"loss": loss_B, "accuracy": metrics_B["accuracy"]}
+    return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, value_B2S

@@ -20,7 +20,7 @@ from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.reward_losses import LOSSES
 from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, llama
-from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio
+from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio, RewardModule
 from fgrlhf_jax.reward_model.model import Normalization, level_of
 
 # What an export must say of its training, and whether a value can be right.
@@ -40,19 +40,12 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RewardMeta:
-    """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``.
+    """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``."""
 
-    Attributes:
-      head: after | state_action | action.
-      settings: the loss of its training and the weights of its parts.
-      normalization: what brings its rewards to about one unit a response.
-      data: the arguments of ``encode_pairs`` that it was trained with.
-    """
-
-    head: str
-    settings: dict
-    normalization: Normalization
-    data: dict
+    head: str  # one of heads.HEADS
+    settings: dict  # the loss of its training and the weights of its parts
+    normalization: Normalization  # what brings its rewards to about one unit a response
+    data: dict  # the arguments of encode_pairs that it was trained with
 
     @property
     def level(self) -> str:
@@ -126,14 +119,11 @@ def folders_of(path: str | os.PathLike) -> list[str]:
 
 def read_modules(
     path: str | os.PathLike, penalty: float, **compute
-) -> tuple[heads.TokenValueModel | Ensemble | LogRatio, RewardMeta]:
+) -> tuple[RewardModule, RewardMeta]:
     """:func:`read_module` of any path of a reward model; the rewards of several are normalized.
 
-    Args:
-      penalty: standard deviations that are taken from the mean of an ensemble.
-
-    Raises:
-      InputError: as :func:`read_module`, and for models that do not go together.
+    From the mean of an ensemble ``penalty`` standard deviations are taken. Raises InputError as
+    :func:`read_module`, and for models that do not go together.
     """
     folders = folders_of(path)
     if len(folders) == 1:
@@ -206,11 +196,7 @@ def _check_tokenizers(folders: list[str]) -> None:
 
 
 def load_params(path: str | os.PathLike, abstract: dict) -> dict:
-    """``abstract``, parameters of :func:`read_modules` or parts of them, filled from the folders.
-
-    Raises:
-      InputError: as ``hf_load.load_params``.
-    """
+    """``abstract``, parameters of :func:`read_modules` or parts of them, read from the folders."""
     folders = folders_of(path)
     if len(folders) == 1:
         return hf_load.load_params(path, abstract)

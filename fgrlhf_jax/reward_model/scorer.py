@@ -19,7 +19,7 @@ from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save, llama
-from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio
+from fgrlhf_jax.reward_model.combined import RewardModule
 from fgrlhf_jax.reward_model.model import normalize_rewards, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
 from fgrlhf_jax.reward_model.token_rewards import (
@@ -46,7 +46,7 @@ class RewardModel:
       mesh: of the axes data, fsdp and tensor.
     """
 
-    module: heads.TokenValueModel | Ensemble | LogRatio = dataclasses.field(repr=False)
+    module: RewardModule = dataclasses.field(repr=False)
     params: dict = dataclasses.field(repr=False)
     tokenizer: "PreTrainedTokenizerFast" = dataclasses.field(repr=False)
     meta: RewardMeta
@@ -84,11 +84,7 @@ class RewardModel:
         return cls(module, params, tokenizer, meta, devices)
 
     def save(self, folder: Path, **options) -> str:
-        """Writes a Hugging Face folder; returns a sentence on what transformers can load it as.
-
-        Args:
-          **options: further arguments of ``hf_save.save``.
-        """
+        """As ``hf_save.save``, which gets the ``options``: a sentence on what can load it."""
         is_token = self.meta.level == "token"
         architecture = hf_save.TOKEN_REWARD if is_token else hf_save.SEQUENCE_REWARD
         if self.meta.head != "after":
@@ -101,8 +97,7 @@ class RewardModel:
     def length_limit(self, max_length: int) -> int:
         """``max_length``, or where that is 0 the one of the training run.
 
-        Raises:
-          InputError: when it is more than the model has positions.
+        Raises InputError when it is more than the model has positions.
         """
         positions = self.module.cfg.max_position
         if max_length > positions:

@@ -15,14 +15,14 @@ from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.models import heads, hf_load, lora, peft
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import pair_flops
-from fgrlhf_jax.reward_model.evaluate import PairPredictor, fit_normalization, make_tables
-from fgrlhf_jax.reward_model.model import level_of, train_step
+from fgrlhf_jax.reward_model.evaluate import fit_normalization, make_tables, unpad
+from fgrlhf_jax.reward_model.model import eval_step, level_of, pair_losses
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.training import run as training
-from fgrlhf_jax.training import supervised
-from fgrlhf_jax.training.supervised import SupervisedTrainer
+from fgrlhf_jax.training import setup
+from fgrlhf_jax.training.supervised import SupervisedTrainer, train_step
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -41,18 +41,17 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         the loss stops being finite.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
+    mesh, cfg, tokenizer, data = setup.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     if config.loss == "token_edit":
         tell_preferences(pairs["train"])
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     buckets = choose_buckets(lengths, config.data.buckets)
-    trainer, predictor = make_trainer(
-        config, mesh, model, pairs["train"], pairs["validation"], buckets
-    )
-    folder = run_dir.open_run(config)
-    predictor.warm_up(pairs["validation"])
+    trainer = make_trainer(config, mesh, model, pairs["train"], pairs["validation"], buckets)
+    folder, predictor = run_dir.open_run(config), trainer.predictor
+    for group in pairs["validation"].values():
+        predictor.warm_up(lora.join(trainer.frozen, trainer.params), group)
     step, params = training.run(config, trainer, folder)
     params = trainer.whole(params)
     # On the validation set: the rejected responses of training pairs have been learned by heart.
@@ -86,28 +85,19 @@ def make_trainer(
     train: dict[str, list[Pair]],
     validation: dict[str, list[Pair]],
     buckets: tuple[int, ...],
-) -> tuple[SupervisedTrainer, PairPredictor]:
-    """Training of ``model`` on pairs, given by kind, and what it is evaluated with."""
-    settings, adapters = loss_settings(config), lora.from_config(config)
-    trained, frozen = lora.split(heads.abstract_params(model, mesh), adapters, mesh)
-    batch_size, whole = supervised.eval_batch_size(config, mesh), lora.join(frozen, trained)
-    predictor = PairPredictor(model, settings, mesh, buckets, batch_size, whole)
-    rows, held_out = (list(chain(*groups.values())) for groups in (train, validation))
-    trainer = SupervisedTrainer(
-        config,
-        mesh,
-        trained,
-        frozen,
-        rows,
-        held_out,
-        buckets=buckets,
+) -> SupervisedTrainer:
+    """Training of ``model`` on pairs, given by kind."""
+    settings = {"model": model, **loss_settings(config)}
+    losses = functools.partial(pair_losses, **settings)
+    return SupervisedTrainer(
+        *(config, mesh, model, [*chain(*train.values())], [*validation.values()], buckets),
         pad=pad_pairs,
-        train_step=functools.partial(train_step, model=model, **settings),
+        train_step=functools.partial(train_step, losses=losses),
+        eval_step=functools.partial(eval_step, **settings),
         flops=functools.partial(pair_flops, model.cfg),
-        initial_params=functools.partial(initial_params, config, model, trained),
-        evaluate_model=lambda params: predictor.validation_metrics(params, validation),
+        load_params=initial_params,
+        unpad=unpad,
     )
-    return trainer, predictor
 
 
 def loss_settings(config: ConfigDict) -> dict:
@@ -127,7 +117,7 @@ def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: d
     """
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
-    params = supervised.random_params(model, key, random)
+    params = setup.random_params(model, key, random)
     if config.model.head_init == "zero" and "kernel" in params["head"]:
         params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
     if "lora" in abstract:

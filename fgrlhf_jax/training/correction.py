@@ -57,8 +57,7 @@ def evaluate(
         tokenizer.
     """
     models = [policy] if reference is None else [policy, reference]
-    vocabularies = [model.tokenizer.get_vocab() for model in models]
-    if vocabularies[0] != vocabularies[-1]:
+    if models[0].tokenizer.get_vocab() != models[-1].tokenizer.get_vocab():
         raise InputError(
             f"reference={models[-1].path}: has another tokenizer than {policy.path}; give a model "
             "with the same one, or none"
@@ -66,11 +65,9 @@ def evaluate(
     limit = min(model.module.cfg.max_position for model in models)
     rows, counts = encode_changes(edits, policy.tokenizer, policy.template, limit)
     log("edits: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    scored = [
-        score_changes(model.read_params(), rows, model.module, model.mesh, batch_size)
-        for model in models
-    ]
-    return correction.summarize(*scored)
+    return correction.summarize(
+        *(score_changes(m.read_params(), rows, m.module, m.mesh, batch_size) for m in models)
+    )
 
 
 def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> list[Pair]:
@@ -101,9 +98,10 @@ def before_and_after(
     rows = [row for k in sorted(chosen) if (row := make_row(pairs[k])).changes]
     if not rows:
         return {}
-    models = [params] if start is None else [params, start]
-    scored = (score_changes(each, rows, module, mesh, batch_size) for each in models)
-    return correction.summarize(*scored)
+    policies = [params] if start is None else [params, start]
+    return correction.summarize(
+        *(score_changes(each, rows, module, mesh, batch_size) for each in policies)
+    )
 
 
 def card_figures(result: Mapping) -> dict[str, float]:
@@ -189,32 +187,19 @@ def score_changes(
     params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int = 16
 ) -> Scores:
     """What a model makes of edits: log-probabilities of both texts at every change."""
-    put_in, taken_out, kinds, records, unchanged, of_record = [], [], [], [], [], []
+    changes, unchanged, of_record = [], [], []
     for row, logprob_S, greedy_S in score_rows(params, rows, module, mesh, batch_size):
         for change, start in zip(row.changes, row.branches, strict=True):
-            a, b = (
+            put_in, taken_out = (
                 logprob_S[column : column + len(change.put_in)] for column in (change.column, start)
             )
-            put_in.append((a.sum(dtype=np.float64), a[0], greedy_S[change.column]))
-            taken_out.append((b.sum(dtype=np.float64), b[0]))
-            kinds.append(change.kind)
-            records.append(row.row)
+            sums = (part.sum(dtype=np.float64) for part in (put_in, taken_out))
+            firsts = put_in[0], taken_out[0], greedy_S[change.column]
+            changes.append((change.kind, row.row, *sums, *firsts))
         unchanged.append(logprob_S[: row.length][row.unchanged])
         of_record.append(np.full(len(unchanged[-1]), row.row))
-    (put_N, first_N, written_N), (out_N, first_out_N) = (
-        [*map(np.array, zip(*part, strict=True))] for part in (put_in, taken_out)
-    )
-    return Scores(
-        kind_N=np.array(kinds),
-        record_N=np.array(records),
-        put_in_N=put_N,
-        taken_out_N=out_N,
-        first_put_in_N=first_N,
-        first_taken_out_N=first_out_N,
-        written_N=written_N,
-        record_M=np.concatenate(of_record),
-        logprob_M=np.concatenate(unchanged),
-    )
+    of_changes = map(np.array, zip(*changes, strict=True))
+    return Scores(*of_changes, np.concatenate(of_record), np.concatenate(unchanged))
 
 
 def score_rows(

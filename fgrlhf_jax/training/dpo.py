@@ -11,11 +11,10 @@ from itertools import chain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import by_length, choose_buckets, fill_batch
+from fgrlhf_jax.data.bucketing import choose_buckets, fill_batch
 from fgrlhf_jax.data.demonstrations import response_widths
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
 from fgrlhf_jax.functional.preference_losses import (
@@ -24,17 +23,18 @@ from fgrlhf_jax.functional.preference_losses import (
     TokenWeights,
     preference_loss,
 )
-from fgrlhf_jax.models import heads, hf_load, llama, lora
+from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.flops import logits_flops, pair_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.sizes import SIZES
-from fgrlhf_jax.runtime import run_dir, sharding
-from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
-from fgrlhf_jax.training import correction, supervised
-from fgrlhf_jax.training import run as training
+from fgrlhf_jax.training import policy
 from fgrlhf_jax.training.logprobs import token_logprobs
-from fgrlhf_jax.training.supervised import SupervisedTrainer
+from fgrlhf_jax.training.setup import set_up
+from fgrlhf_jax.training.supervised import SupervisedTrainer, train_step
+
+# What a card calls these metrics, which are not of tokens.
+CARD = {"loss": "pair_loss", "accuracy": "preferred"}
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -60,31 +60,18 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     settings.data.template = hf_load.resolve_template(
         config.policy, hf_load.load_tokenizer(config.policy), config.data.template
     )
-    mesh, cfg, tokenizer, data = supervised.set_up(settings, [])
+    setup = set_up(settings, [])
+    mesh, cfg, tokenizer, data = setup
     kinds = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     if config.loss != "dpo":
         tell_preferences(kinds["train"])
     train, validation = ([*chain(*kinds[name].values())] for name in ("train", "validation"))
     buckets = choose_buckets([pair.length for pair in train + validation], config.data.buckets)
     trainer = make_trainer(settings, mesh, CausalLM(cfg), train, validation, buckets)
-    folder = run_dir.open_run(config)
-    step, params = training.run(config, trainer, folder)
-    params = trainer.whole(params)
-    evaluation = trainer.evaluate_model(params)
-    result = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
-    result["n"] = len(validation)
-    figures = {
-        {"loss": "pair_loss", "accuracy": "preferred"}.get(n, n): x for n, x in result.items()
-    }
-    result = {"validation": result}
-    if edits := kinds["validation"].get("edits"):
-        start = trainer.whole(trainer.initial_params())
-        corrections = correction.before_and_after(start, params, edits, CausalLM(cfg), mesh)
-        result["corrections"] = corrections
-        figures |= correction.card_figures(corrections)
-    note = supervised.export_policy(trainer, folder, params, cfg, tokenizer, data, figures)
-    run_dir.finish(folder, step, note, result)
-    return result
+    trained = policy.train(config, trainer)
+    figures = {CARD.get(name, name): value for name, value in trained.validation.items()}
+    edits = kinds["validation"].get("edits", [])
+    return policy.finish(trainer, trained, setup, edits, figures)
 
 
 def supervised_config(config: ConfigDict) -> ConfigDict:
@@ -113,13 +100,9 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Training of ``model`` on pairs; ``config`` is one of :func:`supervised_config`."""
     settings = preference_settings(config)
-    trained, frozen = lora.split(heads.abstract_params(model, mesh), lora.from_config(config), mesh)
     rows = [*train, *validation]
     starts = [first_column(pair) for pair in rows]
     widths = response_widths([pair.length for pair in rows], starts, buckets)
-    batch_size = supervised.eval_batch_size(config, mesh)
-
-    zeros = np.zeros((2, 2), np.float32)
 
     @functools.cache
     def references() -> dict[Pair, np.ndarray]:
@@ -134,43 +117,21 @@ def make_trainer(
         batch["columns_BT"] = np.minimum(columns_BT, width - 1).astype(np.int32)
         batch["response_B2S"][..., 0] = False  # a token with nothing before it
         known = references() if "reference" in trainer.memory else {}
-        batch["reference_B22"] = np.stack([known.get(pair, zeros) for pair in pairs])
+        unknown = np.zeros((2, 2), np.float32)
+        batch["reference_B22"] = np.stack([known.get(pair, unknown) for pair in pairs])
         return batch
-
-    def predict(params: dict, pairs: list[Pair]) -> tuple[dict[str, float], np.ndarray]:
-        """Means of the metrics, and float32[n, 2, 2] of the pairs."""
-        total, logprob_n22 = {}, np.zeros((len(pairs), 2, 2), np.float32)
-        for width, numbers, _ in by_length([p.length for p in pairs], batch_size, buckets):
-            batch = pad([pairs[n] for n in numbers], width, batch_size)
-            with jax.set_mesh(mesh):
-                on_mesh = sharding.put_batch(batch, mesh)
-                sums, logprob_B22 = sharding.to_host(
-                    eval_step(params, on_mesh, model=model, settings=settings)
-                )
-            logprob_n22[numbers] = logprob_B22[: len(numbers)]
-            total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
-        return {name: value / len(pairs) for name, value in total.items()}, logprob_n22
-
-    def evaluate(params: dict) -> dict[str, float]:
-        return {f"validation/{n}": value for n, value in predict(params, validation)[0].items()}
 
     def remember(params: dict) -> dict:
         """What the reference says of every pair."""
-        return {"reference": predict(params, rows)[1].tolist()}
+        return {"reference": np.stack(trainer.predictor.predict(params, rows)[1]).tolist()}
 
+    losses = functools.partial(pair_losses, model=model, settings=settings)
     trainer = SupervisedTrainer(
-        config,
-        mesh,
-        trained,
-        frozen,
-        train,
-        validation,
-        buckets=buckets,
+        *(config, mesh, model, train, [validation], buckets),
         pad=pad,
-        train_step=functools.partial(train_step, model=model, settings=settings),
+        train_step=functools.partial(train_step, losses=losses),
+        eval_step=functools.partial(eval_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
-        initial_params=functools.partial(supervised.initial_params, config, model, trained),
-        evaluate_model=evaluate,
         remember=remember if settings.loss in WITH_REFERENCE else None,
     )
     return trainer
@@ -213,43 +174,14 @@ def pair_losses(params: dict, batch: dict, *, model: CausalLM, settings: Prefere
     return jax.vmap(functools.partial(preference_loss, settings=settings))(logprob_B2S, *masks)
 
 
-def train_step(
-    state: TrainState,
-    batch: dict,
-    frozen: dict | None = None,
-    *,
-    model: CausalLM,
-    settings: PreferenceSettings,
-    optimizer: optax.GradientTransformation,
-    freeze: str = "",
-) -> tuple[TrainState, dict]:
-    """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B pairs.
-
-    Args:
-      frozen: parameters of ``model`` that are not in the state, see ``models/lora.py``.
-      freeze: that of ``optimizer``, see ``optim.adamw``.
-
-    Returns:
-      The new state, and float32 scalars: loss, the metrics of ``preference_loss``, grad_norm.
-    """
-
-    def mean_loss(params, micro_batch):
-        params = (frozen or {}) | params
-        loss_B, metrics_B, _ = pair_losses(params, micro_batch, model=model, settings=settings)
-        return jnp.mean(loss_B), jax.tree.map(jnp.mean, {"loss": loss_B, **metrics_B})
-
-    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch, freeze)
-    grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
-    metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, optimizer), metrics
-
-
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
-def eval_step(params: dict, batch: dict, *, model: CausalLM, settings: PreferenceSettings):
+def eval_step(params: dict, batch: dict, **options) -> tuple[dict, jax.Array]:
     """Sums of loss and metrics over the real pairs of a batch, and float32[B, 2, 2] of its pairs.
 
     These are the third result of ``preference_loss``.
     """
-    loss_B, metrics_B, logprob_B22 = pair_losses(params, batch, model=model, settings=settings)
-    weighted = jax.tree.map(lambda x_B: jnp.sum(x_B * batch["weight_B"]), metrics_B)
-    return weighted | {"loss": jnp.sum(loss_B * batch["weight_B"])}, logprob_B22
+    loss_B, metrics_B, logprob_B22 = pair_losses(params, batch, **options)
+    sums = {
+        name: jnp.sum(x_B * batch["weight_B"])
+        for name, x_B in {"loss": loss_B, **metrics_B}.items()
+    }
+    return sums, logprob_B22

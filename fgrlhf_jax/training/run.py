@@ -2,11 +2,10 @@
 
 Read :func:`run` from top to bottom: restore, update, log the update before, evaluate, save, stop.
 What is trained, and on what, is a :class:`Trainer`: ``supervised.SupervisedTrainer`` draws batches
-from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
+from a data set, ``ppo.trainer.PPOTrainer`` samples them from the policy.
 """
 
 import contextlib
-import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +21,6 @@ from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.interrupt import Interrupt
 from fgrlhf_jax.runtime.metric_log import Log, check_rows
 from fgrlhf_jax.runtime.optim import TrainState
-from fgrlhf_jax.runtime.profiling import traced
 
 
 class Progress(NamedTuple):
@@ -98,13 +96,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     """Trains until all updates are made or the evaluations stop improving.
 
     A run that was interrupted, killed or out of disk space goes on from its last checkpoint as if
-    nothing had happened.
-
-    Args:
-      config: its ``save_every``, ``max_to_keep``, ``max_seconds``, ``tensorboard`` and ``profile``
-        are used. With ``max_seconds`` what an update computes stays a function of its number, and
-        the clock says which is the last one.
-      folder: the run folder, see ``run_dir.open_run``.
+    nothing had happened. With ``config.max_seconds`` what an update computes stays a function of
+    its number, and the clock says which is the last one.
 
     Returns:
       The step and the parameters of the best evaluation; of the last update where there was none.
@@ -136,10 +129,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 progress = progress._replace(best_value=trainer.value(baseline))
             for step in range(start, trainer.steps):
                 number = step + 1
-                update = trainer.update
-                if number == config.profile:
-                    update = functools.partial(traced, update, folder=folder / "profile")
-                state, metrics = update(state, step)
+                trace = folder / "profile" if number == config.profile else None
+                state, metrics = _update(trainer, state, step, trace)
                 log.write()  # of the update before, while the device computes this one
                 log.add(number, metrics)
                 last = number == trainer.steps
@@ -218,6 +209,19 @@ def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Tr
     for part in state:  # compiled here rather than at the first save
         sharding.fingerprint(part)
     return state
+
+
+def _update(
+    trainer: Trainer, state: TrainState, step: int, trace: Path | None
+) -> tuple[TrainState, dict]:
+    """One update; with a folder for a ``trace`` it is waited for.
+
+    The trace, for TensorBoard and for ui.perfetto.dev, has what host and devices do meanwhile.
+    """
+    if trace is None:
+        return trainer.update(state, step)
+    with jax.profiler.trace(trace, create_perfetto_trace=jax.process_index() == 0):
+        return jax.block_until_ready(trainer.update(state, step))
 
 
 def _evaluate(trainer: Trainer, params: dict, progress: Progress, step: int, log: Log) -> Progress:

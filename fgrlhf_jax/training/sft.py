@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import by_length, choose_buckets
+from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.demonstrations import (
     Demonstration,
     encode_demonstrations,
@@ -17,15 +17,14 @@ from fgrlhf_jax.data.demonstrations import (
     response_widths,
 )
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, llama, lora
+from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.llama import positions_and_mask
-from fgrlhf_jax.runtime import run_dir, sharding
 from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
-from fgrlhf_jax.training import correction, supervised
-from fgrlhf_jax.training import run as training
+from fgrlhf_jax.training import correction, policy
 from fgrlhf_jax.training.logprobs import token_logprobs
+from fgrlhf_jax.training.setup import set_up
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
@@ -49,42 +48,22 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     """
     if config.model.path:
         hf_load.check_language_model(config.model.path)
-    mesh, cfg, tokenizer, data = supervised.set_up(config, sets["train"], tokenizer)
-    encoded, edits = {}, sets.get("edits", [])
-    for name, records in ((name, sets[name]) for name in ("train", "validation")):
+    setup, encoded = set_up(config, sets["train"], tokenizer), {}
+    mesh, cfg, tokenizer, data = setup
+    for name in ("train", "validation"):
         try:
-            encoded[name], counts = encode_demonstrations(records, tokenizer, **data)
+            encoded[name], counts = encode_demonstrations(sets[name], tokenizer, **data)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    edits = correction.encode_held_out(sets.get("edits", []), tokenizer, data)
     lengths = [row.length for rows in encoded.values() for row in rows]
     buckets = choose_buckets(lengths, config.data.buckets)
-    trainer = make_trainer(
-        config, mesh, CausalLM(cfg), encoded["train"], encoded["validation"], buckets
-    )
-    folder = run_dir.open_run(config)
-    step, params = training.run(config, trainer, folder)
-    params = trainer.whole(params)
-    evaluation = trainer.evaluate_model(params)
-    loss, accuracy = (evaluation[f"validation/{name}"] for name in ("loss", "accuracy"))
-    result = {
-        "validation": {
-            "loss": loss,
-            "accuracy": accuracy,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "n": len(encoded["validation"]),
-        }
-    }
-    figures = dict(result["validation"])
-    if edits:
-        start = trainer.whole(trainer.initial_params()) if config.model.path else None
-        pairs = correction.encode_held_out(edits, tokenizer, data)
-        corrections = correction.before_and_after(start, params, pairs, CausalLM(cfg), mesh)
-        result["corrections"] = corrections
-        figures |= correction.card_figures(corrections)
-    note = supervised.export_policy(trainer, folder, params, cfg, tokenizer, data, figures)
-    run_dir.finish(folder, step, note, result)
-    return result
+    trainer = make_trainer(config, mesh, CausalLM(cfg), *encoded.values(), buckets)
+    trained = policy.train(config, trainer)
+    metrics = trained.validation
+    metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+    return policy.finish(trainer, trained, setup, edits, metrics)
 
 
 def make_trainer(
@@ -96,9 +75,6 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> SupervisedTrainer:
     """Fine-tuning of ``model`` on demonstrations."""
-    abstract, adapters = heads.abstract_params(model, mesh), lora.from_config(config)
-    trained, frozen = lora.split(abstract, adapters, mesh)
-    batch_size = supervised.eval_batch_size(config, mesh)
     rows = [*train, *validation]
     starts = [row.prompt_length for row in rows]
     widths = response_widths([row.length for row in rows], starts, buckets)
@@ -106,34 +82,15 @@ def make_trainer(
     def pad(rows: list[Demonstration], width: int, size: int | None = None) -> dict:
         return pad_demonstrations(rows, width, size, widths[width])
 
-    def evaluate(params: dict) -> dict[str, float]:
-        """Loss (nats a response token) and accuracy of greedy decoding on the validation set."""
-        total = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
-        lengths = [row.length for row in validation]
-        for width, numbers, _ in by_length(lengths, batch_size, buckets):
-            batch = pad([validation[n] for n in numbers], width, batch_size)
-            with jax.set_mesh(mesh):
-                on_mesh = sharding.put_batch(batch, mesh)
-                sums = sharding.to_host(eval_step(params, on_mesh, model=model))
-            total = {name: total[name] + float(sums[name]) for name in total}
-        return {
-            "validation/loss": total["loss"] / total["tokens"],
-            "validation/accuracy": total["accuracy"] / total["tokens"],
-        }
+    def eval_step(params: dict, batch: dict) -> tuple[dict, jax.Array]:
+        return token_sums(params, batch, model=model), batch["weight_B"]
 
     return SupervisedTrainer(
-        config,
-        mesh,
-        trained,
-        frozen,
-        train,
-        validation,
-        buckets=buckets,
+        *(config, mesh, model, train, [validation], buckets),
         pad=pad,
         train_step=functools.partial(train_step, model=model),
+        eval_step=eval_step,
         flops=functools.partial(batch_flops, model.cfg),
-        initial_params=functools.partial(supervised.initial_params, config, model, trained),
-        evaluate_model=evaluate,
     )
 
 
@@ -201,9 +158,3 @@ def train_step(
     metrics = {name: jnp.sum(sums_A[name]) / tokens for name in ("loss", "accuracy")}
     metrics["grad_norm"] = optax.tree.norm(grads)
     return apply_gradients(state, grads, optimizer), metrics
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def eval_step(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:
-    """:func:`token_sums`, compiled."""
-    return token_sums(params, batch, model=model)

@@ -1,157 +1,114 @@
-"""Training on the rows of a data set: what SFT and reward models share."""
+"""Training on the rows of a data set: what SFT, losses on pairs and reward models share."""
 
 import dataclasses
 import functools
 import hashlib
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.bucketing import plan_epoch
-from fgrlhf_jax.data.templates import check_vocabulary
-from fgrlhf_jax.data.tokenizers import train_tokenizer
+from fgrlhf_jax.data.bucketing import by_length, plan_epoch
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_load, hf_save, llama, lora, peft
-from fgrlhf_jax.models.cards import Origin, format_figures
-from fgrlhf_jax.models.heads import CausalLM
-from fgrlhf_jax.models.sizes import SIZES
+from fgrlhf_jax.models import heads, hf_load, lora
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.memory import release_unused
-from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
+from fgrlhf_jax.training import setup
 
-RANDOM_SIZES = ("tiny", "small")  # that can learn something from random weights
 
+def train_step(
+    state: TrainState,
+    batch: dict,
+    frozen: dict | None = None,
+    *,
+    losses: Callable[[dict, dict], tuple[jax.Array, dict[str, jax.Array], Any]],
+    optimizer: optax.GradientTransformation,
+    freeze: str = "",
+) -> tuple[TrainState, dict]:
+    """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B rows.
 
-class Setup(NamedTuple):
-    """What a run is made with before its rows are encoded.
+    Args:
+      batch: arrays, among them weight_B.
+      frozen: parameters of the model that are not in the state, see ``models/lora.py``.
+      losses: (all parameters, micro-batch) -> losses [B], metrics [B] by name, and what is not used
+        here.
+      freeze: that of ``optimizer``, see ``optim.adamw``.
 
-    Attributes:
-      cfg: of the model.
-      data: the fields of ``config.data`` that encode rows.
+    Returns:
+      The new state, and float32 scalars: loss, the metrics, grad_norm.
     """
 
-    mesh: Mesh
-    cfg: llama.LlamaConfig
-    tokenizer: Any
-    data: dict
+    def mean_loss(params, micro_batch):
+        loss_B, metrics_B, _ = losses(lora.join(frozen or {}, params), micro_batch)
+        return jnp.mean(loss_B), jax.tree.map(jnp.mean, {"loss": loss_B, **metrics_B})
+
+    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch, freeze)
+    grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
+    metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
+    return apply_gradients(state, grads, optimizer), metrics
 
 
-def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
-    """The mesh, model and tokenizer of a config; see :func:`model_and_tokenizer`."""
-    mesh = make_mesh(config)
-    attention.check_devices(config.model.attention, mesh)
-    cfg, tokenizer = model_and_tokenizer(config, rows, tokenizer)
-    data = config.data.to_dict()
-    del data["buckets"]
-    return Setup(mesh, cfg, tokenizer, data)
+class Predictor:
+    """What a model makes of rows, in few fixed shapes: one executable a bucket.
 
-
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of the config; raises InputError where batches do not divide over it."""
-    mesh = sharding.make_mesh(config.mesh)
-    micro_batch_size = config.micro_batch_size or config.batch_size
-    sharding.check_batch(mesh, micro_batch_size)
-    if config.batch_size % micro_batch_size:
-        raise InputError(
-            f"batch_size={config.batch_size} is not a multiple of "
-            f"micro_batch_size={micro_batch_size}"
-        )
-    return mesh
-
-
-def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
-    """Rows of an evaluation at a time: those of a micro-batch unless the config says otherwise."""
-    size = config.eval_batch_size or config.micro_batch_size or config.batch_size
-    return sharding.round_batch_size(size, mesh)
-
-
-def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
-    """The configuration of the model, and its tokenizer.
-
-    Both are of the checkpoint in ``model.path``. For random weights the tokenizer is
-    ``model.tokenizer``, or else the one given here, or else one trained on the texts of ``rows``.
-
-    Raises:
-      InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
-        that do not fit the model.
+    Args:
+      step: (parameters, batch) -> float32 scalars, sums over the rows of weight 1, and an array
+        [B, ...].
+      pad: (rows, columns, batch size) -> host arrays [B, ...].
+      batch_size: rows at a time, rounded up to what the mesh divides.
+      unpad: (one row's part of the array, the row) -> what is given of the row.
     """
-    adapters = lora.from_config(config)
-    options = {
-        name: config.model[name]
-        for name in ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
-    }
-    options["lora_scale"] = adapters.scale if adapters else 1.0
-    if adapters and not config.model.path:
-        raise InputError(
-            f"lora.rank={adapters.rank} needs a model to adapt; give "
-            "--config.model.path=FOLDER|HUB_ID"
-        )
-    if config.model.path:
-        if adapters:
-            peft.check_same(config.model.path, adapters)
-        cfg = dataclasses.replace(hf_load.read_config(config.model.path), **options)
-        tokenizer = hf_load.load_tokenizer(config.model.path)
-    elif config.model.size in RANDOM_SIZES:
-        if config.model.tokenizer:
-            tokenizer = hf_load.load_tokenizer(config.model.tokenizer)
-        elif tokenizer is None:
-            fields = (field for row in rows for field in dataclasses.asdict(row).items())
-            texts = (text for name, text in fields if isinstance(text, str) and name != "id")
-            tokenizer = train_tokenizer(texts, config.model.vocab_size)
-        cfg = dataclasses.replace(SIZES[config.model.size], vocab_size=len(tokenizer), **options)
-    else:
-        raise InputError(
-            "model.path is empty, and random weights are for model.size="
-            f"{' or '.join(RANDOM_SIZES)} only, not {config.model.size!r}; "
-            "give --config.model.path=FOLDER|HUB_ID|FILE.gguf"
-        )
-    check_vocabulary(tokenizer, cfg.vocab_size, config.data.template)
-    if config.data.max_length > cfg.max_position:
-        raise InputError(
-            f"data.max_length={config.data.max_length} is more than the model's "
-            f"{cfg.max_position} positions; lower it"
-        )
-    return cfg, tokenizer
 
+    def __init__(
+        self,
+        step: Callable[[dict, dict], tuple[dict[str, jax.Array], jax.Array]],
+        pad: Callable[[list, int, int], dict[str, np.ndarray]],
+        mesh: Mesh,
+        buckets: Sequence[int],
+        batch_size: int,
+        unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values,
+    ):
+        self.pad, self.mesh, self.buckets, self.unpad = pad, mesh, buckets, unpad
+        self.batch_size = sharding.round_batch_size(batch_size, mesh)
+        self.step = jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self.compiled: dict = {}
 
-def check_freeze(pattern: str, params: dict) -> None:
-    """Raises InputError for an ``optimizer.freeze`` that finds no parameter, or every one."""
-    names = [sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    matching = [name for name in names if re.search(pattern, name)]
-    if pattern and len(matching) in (0, len(names)):
-        raise InputError(
-            f"optimizer.freeze={pattern!r} finds {'every' if matching else 'no'} parameter; there "
-            f"are {', '.join(names)}"
-        )
+    def predict(self, params: dict, rows: Sequence) -> tuple[dict[str, float], list]:
+        """The sums over all rows, and what ``unpad`` gives of each, in order."""
+        total, results = {}, [None] * len(rows)
+        for numbers, batch in self._batches(rows):
+            sums, values_B = jax.device_get(self._executable(params, batch)(params, batch))
+            total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
+            for number, values in zip(numbers, values_B[: len(numbers)], strict=True):
+                results[number] = self.unpad(values, rows[number])
+        return total, results
 
+    def warm_up(self, params: dict, rows: Sequence) -> None:
+        """Compiles every shape that ``rows`` need, for abstract parameters."""
+        for _, batch in self._batches(rows):
+            self._executable(params, batch)
 
-def random_params(model, key: jax.Array, abstract: dict) -> dict:
-    """Those of ``model``'s random parameters that ``abstract`` names, laid out as it says."""
+    def _batches(self, rows: Sequence) -> Iterator[tuple[np.ndarray, dict]]:
+        """Numbers of rows of similar length and their batch, on the mesh, in a fixed order."""
+        lengths = [row.length for row in rows]
+        for width, numbers, _ in by_length(lengths, self.batch_size, self.buckets):
+            batch = self.pad([rows[number] for number in numbers], width, self.batch_size)
+            yield numbers, sharding.put_batch(batch, self.mesh)
 
-    def init(key):
-        row = jnp.zeros((1, 2), jnp.int32)
-        params = model.init(key, row, *llama.positions_and_mask(row == 0))["params"]
-        return {part: {n: params[part][n] for n in tree} for part, tree in abstract.items()}
-
-    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
-
-
-def initial_params(config: ConfigDict, model: CausalLM, abstract: dict) -> dict:
-    """The parameters that a language model starts from: those of ``model.path``, or random.
-
-    With an adapter in ``abstract`` that alone.
-    """
-    path, key = config.model.path, jax.random.key(config.seed)
-    if "lora" in abstract:
-        return {"lora": hf_load.initial_adapter(path, key, abstract["lora"])}
-    return hf_load.load_params(path, abstract) if path else random_params(model, key, abstract)
+    def _executable(self, params: dict, batch: dict) -> jax.stages.Compiled:
+        width = batch["tokens_BS"].shape[-1]
+        if width not in self.compiled:
+            with jax.set_mesh(self.mesh):
+                self.compiled[width] = self.step.lower(params, batch).compile()
+        return self.compiled[width]
 
 
 @dataclasses.dataclass(eq=False)
@@ -161,18 +118,21 @@ class SupervisedTrainer:
     Every update is a function of its number, so that a resume needs nothing but the train state.
 
     Args:
-      config: ``configs/sft.py`` or ``configs/rm.py``.
-      mesh: see :func:`make_mesh`.
-      params: abstract parameters that are trained.
-      frozen: abstract parameters that are not; ``lora.join`` of both are the model's.
-      train, validation: encoded rows, dataclasses of arrays with a ``length``.
+      config: ``configs/sft.py``, ``dpo.py`` or ``rm.py``.
+      mesh: see ``setup.make_mesh``.
+      model: whose abstract parameters are split in ``params``, which are trained, and ``frozen``.
+      train: encoded rows, dataclasses of arrays with a ``length``.
+      validation: groups of such rows, which are evaluated one after the other.
       buckets: numbers of columns that batches are padded to.
-      pad: ``(rows, columns)`` -> host arrays [B, ...], among them mask_BS, True on real tokens.
+      pad: ``(rows, columns, batch size or None)`` -> host arrays [B, ...], among them tokens_BS,
+        and mask_BS, True on real tokens.
       train_step: pure, ``(state, micro-batches [A, B, ...], frozen parameters, optimizer=…,
         freeze=…)`` -> ``(state, metrics)``.
+      eval_step: see :class:`Predictor`; a sum ``tokens``, where there is one, is what the other
+        sums are divided by, else the number of rows.
       flops: of a forward pass over the real tokens of a host batch.
-      initial_params: see ``run.Trainer``.
-      evaluate_model: metrics of a model with these parameters, see ``run.Trainer``.
+      load_params: (config, model, abstract parameters) -> those to start from.
+      unpad: see :class:`Predictor`.
       remember: what the run remembers, as JSON, of the model that it starts from; None: nothing.
 
     Raises:
@@ -181,28 +141,34 @@ class SupervisedTrainer:
 
     config: ConfigDict
     mesh: Mesh
-    params: dict
-    frozen: dict
+    model: nn.Module
     train: list
-    validation: list
-    _: dataclasses.KW_ONLY
+    validation: list[list]
     buckets: Sequence[int]
-    pad: Callable[[list, int], dict[str, np.ndarray]]
+    _: dataclasses.KW_ONLY
+    pad: Callable[..., dict[str, np.ndarray]]
     train_step: Callable[..., tuple[TrainState, dict]]
+    eval_step: Callable[[dict, dict], tuple[dict[str, jax.Array], jax.Array]]
     flops: Callable[[dict[str, np.ndarray]], float]
-    initial_params: Callable[[], dict]
-    evaluate_model: Callable[[dict], dict[str, float]]
+    load_params: Callable[[ConfigDict, nn.Module, dict], dict] = setup.initial_params
+    unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values
     remember: Callable[[dict], dict] | None = None
 
     def __post_init__(self):
-        config, buckets = self.config, self.buckets
-        lengths = [row.length for row in self.train]
-        check_freeze(config.optimizer.freeze, self.params)
+        config, buckets, mesh = self.config, self.buckets, self.mesh
+        abstract, adapters = heads.abstract_params(self.model, mesh), lora.from_config(config)
+        self.params, self.frozen = lora.split(abstract, adapters, mesh)
+        setup.check_freeze(config.optimizer.freeze, self.params)
         self.eval_every, self.patience = config.eval_every, config.patience
         self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
         self.overlaps, self.memory, self.problem = True, {}, ""
         self.base_digest = ""  # of what is frozen, once it is loaded
         self.micro_batch_size = config.micro_batch_size or config.batch_size
+        rows_at_a_time = config.eval_batch_size or self.micro_batch_size
+        self.predictor = Predictor(
+            self.eval_step, self.pad, mesh, buckets, rows_at_a_time, self.unpad
+        )
+        lengths = [row.length for row in self.train]
 
         @functools.lru_cache(maxsize=2)
         def plan(epoch: int):
@@ -221,8 +187,8 @@ class SupervisedTrainer:
         )
         self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
         self.optimizer = optim.adamw(rate, **options)
-        self.abstract = optim.abstract_state(self.params, self.optimizer, self.mesh)
-        self.data = _digest([self.train, self.validation])
+        self.abstract = optim.abstract_state(self.params, self.optimizer, mesh)
+        self.data = _digest([self.train, [*chain(*self.validation)]])
         self.compiled = {}
 
     def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
@@ -232,6 +198,9 @@ class SupervisedTrainer:
         padded = self.pad([self.train[row] for row in rows], width)
         micro = self.micro_batch_size
         return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
+
+    def initial_params(self) -> dict:
+        return self.load_params(self.config, self.model, self.params)
 
     @functools.cached_property
     def frozen_params(self) -> dict:
@@ -255,6 +224,13 @@ class SupervisedTrainer:
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
         return self.evaluate_model(self.whole(params))
+
+    def evaluate_model(self, params: dict) -> dict[str, float]:
+        """Metrics of the validation set under all ``params`` of the model, see ``run.Trainer``."""
+        parts = [self.predictor.predict(params, rows)[0] for rows in self.validation]
+        total = {name: sum(part[name] for part in parts) for name in ("loss", *parts[0])}
+        count = total.pop("tokens", sum(map(len, self.validation)))
+        return {f"validation/{name}": value / count for name, value in total.items()}
 
     @property
     def passes(self) -> int:
@@ -303,37 +279,3 @@ def _digest(sets: list[list]) -> str:
             for value in vars(row).values():
                 digest.update(np.asarray(value).tobytes())
     return digest.hexdigest()[:16]
-
-
-def export_policy(
-    trainer: SupervisedTrainer,
-    folder: Path,
-    params: dict,
-    cfg: llama.LlamaConfig,
-    tokenizer: Any,
-    data: dict,
-    figures: dict[str, float],
-) -> str:
-    """Writes a trained language model to ``export`` of a run folder, as ``hf_save.save`` does.
-
-    Args:
-      params: all that the model has.
-      data: how rows were encoded, see :class:`Setup`.
-      figures: what the card says of the model.
-
-    Returns:
-      A sentence on what was written and what can load it.
-    """
-    config = trainer.config
-    base, digest = config.model.path, trainer.base_digest
-    return hf_save.save(
-        folder / "export",
-        params,
-        cfg,
-        tokenizer,
-        architecture=hf_save.LANGUAGE_MODEL,
-        dtype=config.export.dtype,
-        origin=Origin(base, config.train, format_figures(figures), base_digest=digest),
-        extra={"data": data},
-        adapter=None if config.export.merged else lora.from_config(config),
-    )

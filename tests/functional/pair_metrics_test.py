@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.functional.pair_metrics import (
     PairValues,
     auroc,
@@ -14,7 +13,6 @@ from fgrlhf_jax.functional.pair_metrics import (
     correlation,
     format_table,
     span_auroc,
-    unpad,
 )
 
 YES, NO = True, False
@@ -125,32 +123,6 @@ def test_sides_without_changed_or_unchanged_tokens():
     longer = pair_values([0] * 5 + [3], [NO] * 5 + [YES], [0, 2], [NO, YES])
     metrics = compute_pair_metrics([longer], level="token", edits=True)
     assert metrics["accuracy_changed_only"] == 0.0
-
-
-def test_unpad_gives_back_what_was_padded():
-    rng = np.random.default_rng(1)
-    pairs = []
-    for row, (prompt, length_i, length_j) in enumerate([(2, 3, 5), (1, 4, 1), (3, 1, 2)]):
-        none = np.full(prompt, NO)
-        lengths = (length_i, length_j)
-        tokens = [rng.integers(0, 9, prompt + n).astype(np.int32) for n in lengths]
-        changed = [np.concatenate([none, rng.random(n) < 0.5]) for n in lengths]
-        partner = np.full(prompt + length_i, -1, np.int32)
-        pairs.append(Pair(*tokens, prompt, prompt, *changed, changed[1], partner, row))
-    batch = pad_pairs(pairs, 12, batch_size=5)
-    value_B2S = rng.standard_normal((5, 2, 12)).astype(np.float32)
-    unpadded = unpad(value_B2S, batch)
-    assert len(unpadded) == 3  # the two rows that only fill the batch are gone
-    for b, (pair, values) in enumerate(zip(pairs, unpadded, strict=True)):
-        start = pair.start_i
-        expected = (
-            value_B2S[b, 0, start : len(pair.tokens_i)],
-            pair.changed_i[start:],
-            value_B2S[b, 1, start : len(pair.tokens_j)],
-            pair.changed_j[start:],
-        )
-        for array, other in zip(values, expected, strict=True):
-            np.testing.assert_array_equal(array, other)
 
 
 def test_the_table_shows_every_number():

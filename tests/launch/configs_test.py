@@ -59,7 +59,7 @@ def test_train_step_of_a_variant(model, loss):
     pairs = {"edits": [pair] * config.batch_size}
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     module = make_module(cfg, loss, config.model.head)
-    trainer, _ = make_trainer(config, mesh, module, pairs, pairs, (length,))
+    trainer = make_trainer(config, mesh, module, pairs, pairs, (length,))
     state = trainer.abstract
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
     trained = state.params["lora" if config.lora.rank else "backbone"]

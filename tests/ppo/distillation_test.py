@@ -174,14 +174,28 @@ def fields(world, prices, run_dir, **changes) -> dict:
     return ppo_cases.fields(world, run_dir, **usual | changes)
 
 
+@pytest.fixture(scope="module")
+def distilled(in_process, world, prices, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "distilled"
+    ppo_cases.run(fields(world, prices, run_dir))
+    return run_dir
+
+
 @pytest.mark.slow
-def test_a_run_nears_its_target_and_goes_on_after_a_signal(in_process, world, prices, tmp_path):
-    ppo_cases.run(fields(world, prices, tmp_path / "whole"))
-    losses = [row["policy/loss"] for row in rows(tmp_path / "whole") if "policy/loss" in row]
+def test_a_run_nears_its_target_and_goes_on_after_a_signal(distilled, world, prices, tmp_path):
+    losses = [row["policy/loss"] for row in rows(distilled) if "policy/loss" in row]
     assert losses[-1] < losses[0] - 0.1
     ppo_cases.run_until_asked_to_stop(fields(world, prices, tmp_path / "stopped"))
     ppo_cases.run(fields(world, prices, tmp_path / "stopped"))
-    ppo_cases.same_run(tmp_path / "stopped", tmp_path / "whole")
+    ppo_cases.same_run(tmp_path / "stopped", distilled)
+
+
+@pytest.mark.long
+def test_killed_and_resumed(distilled, world, prices, tmp_path):
+    run = fields(world, prices, tmp_path / "killed")
+    ppo_cases.run_until_killed(run, tmp_path / "log")
+    ppo_cases.run(run)
+    ppo_cases.same_run(tmp_path / "killed", distilled)
 
 
 def test_what_cannot_be_distilled_is_refused(in_process, world, prices, tmp_path):

@@ -1,16 +1,13 @@
-"""A run of PPO that was stopped, killed or out of disk space goes on as if it had not been."""
+"""A run of PPO that was stopped or killed goes on as if it had not been."""
 
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import jax
 import ppo_cases
 import pytest
 from ppo_cases import same_run
-from processes import Process
-from rm_cases import rows, saved, without_clock
+from rm_cases import saved, without_clock
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import rollout
@@ -130,24 +127,7 @@ def test_what_may_not_change_between_two_starts(
     assert saved(run_dir) == [2]
 
 
-# Killed, or out of disk space
-
-
 def test_killed_and_resumed(ppo_run, world, run, tmp_path):
-    """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
-    run_dir, log = tmp_path / "run", tmp_path / "log"
-    flags = ppo_cases.flags(ppo_cases.fields(world, run_dir))
-    process = Process([ppo_cases.__file__, *flags], log, log)
-    deadline = time.monotonic() + 240
-    while len(rows(run_dir)) < 3 or not saved(run_dir):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, process.kill()
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
-    assert not (run_dir / "finished.json").exists()
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "reward/mean": 0.6')
-    with (run_dir / "samples.jsonl").open("a") as file:
-        file.write('{"step": 99, "output": "never sampled"}\n{"step": 1')
+    run_dir = tmp_path / "run"
+    ppo_cases.run_until_killed(ppo_cases.fields(world, run_dir), tmp_path / "log")
     same_run(run(run_dir), ppo_run)

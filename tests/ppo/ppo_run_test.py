@@ -24,7 +24,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.ppo import learning, models, programs, rollout, train
+from fgrlhf_jax.ppo import learning, models, programs, rollout, train, trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -241,7 +241,7 @@ def test_in_bfloat16_the_first_step_is_checked_by_its_means(dtype, largest, mean
     if int8 := dtype == "int8":  # of the sampler's cache
         metrics["debug/initial_kl"], dtype = 1e-6, "float32"
     with contextlib.nullcontext() if sound else pytest.raises(RuntimeError, match="step 1: "):
-        train.check_first(metrics, reference, 1, dtype, int8)
+        trainer.check_first(metrics, reference, 1, dtype, int8)
 
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(

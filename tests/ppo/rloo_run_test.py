@@ -99,6 +99,14 @@ def test_a_run_that_crashes_goes_on_as_if_nothing_had_happened(fields, rloo_run,
     same_run(tmp_path / "run", rloo_run)
 
 
+@pytest.mark.long
+def test_killed_and_resumed(fields, rloo_run, tmp_path):
+    run = fields(tmp_path / "run")
+    ppo_cases.run_until_killed(run, tmp_path / "log")
+    ppo_cases.run(run)
+    same_run(tmp_path / "run", rloo_run)
+
+
 @pytest.mark.parametrize(("overlong", "kept"), [("drop", 12), ("truncate", 20)])
 def test_every_demonstration_is_imitated_once_before_any_is_again(fields, overlong, kept):
     """Two updates a step; longer responses than are sampled are left out or cut."""

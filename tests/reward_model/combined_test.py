@@ -13,6 +13,7 @@ from fgrlhf_jax.models import llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.plan.shapes import ppo_shapes
 from fgrlhf_jax.ppo import models as ppo_models
+from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.reward_model.model import score_tokens
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -115,8 +116,9 @@ def test_ppo_holds_every_model_once_and_a_plan_counts_them(folders, path):
     config.data.update({"max_prompt_length": 4, "max_new_tokens": 6})
     held = ppo_shapes(config).models["reward model"]
     assert size(held) == size(params) > 1.9 * size(critic)
+    settings = PPOSettings.from_config(config, ())
     flops = [
-        model_flops(models, [4], [6], epochs=1, scored=scored)["score_rollout"]
+        model_flops(models, settings, [4], [6], scored=scored)["score_rollout"]
         for scored in (True, False)
     ]
     cfg, logits = models.policy.cfg, ":" in path

@@ -14,8 +14,8 @@ from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.combined import LogRatio
-from fgrlhf_jax.reward_model.evaluate import PairPredictor
-from fgrlhf_jax.reward_model.model import pair_losses, score_tokens, token_values
+from fgrlhf_jax.reward_model.evaluate import make_predictor
+from fgrlhf_jax.reward_model.model import pair_losses, score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 
@@ -81,10 +81,10 @@ def losses_of_two_rows(params, pairs: list[Pair], model, loss: str):
     changed = side_by_side(pairs, "changed").astype(bool)
     partner, _ = tiny_cases.laid_out([pair.partner for pair in pairs], "right", -1, WIDTH)
     rows = tokens.reshape(-1, WIDTH), mask.reshape(-1, WIDTH)
-    value = token_values(params, *rows, model=model).reshape(shape)
+    value = score_tokens(params, *rows, model=model, level="token").reshape(shape)
     pair_loss = functools.partial(reward_model_loss, loss=loss, **WEIGHTS)
     loss_B, metrics = jax.vmap(pair_loss)(value, response, changed, partner)
-    return loss_B, {"loss": loss_B, **metrics}, jnp.where(response, value, 0.0)
+    return loss_B, metrics, jnp.where(response, value, 0.0)
 
 
 def losses_of_one_row(params, batch: dict, model, loss: str):
@@ -149,7 +149,7 @@ def test_predictions_are_those_of_each_response_alone():
     pairs = [*cases().values()]
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     settings = {"loss": "token_full", **WEIGHTS}
-    predictor = PairPredictor(model, settings, mesh, (8, 16, WIDTH), batch_size=4)
+    predictor = make_predictor(model, settings, mesh, (8, 16, WIDTH), batch_size=4)
     _, scored = predictor.predict(params, pairs)
     for k, letter in enumerate("ij"):
         rows = [getattr(pair, f"tokens_{letter}") for pair in pairs]

@@ -16,11 +16,12 @@ from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import heads, llama
-from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens, train_step
+from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.reward_model.train import make_trainer
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.training.supervised import train_step
 
 EOS = 2
 MODELS = {
@@ -152,7 +153,7 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     pair = tiny_cases.pairs(0, 1)[0]
     config = rm.get_config("tiny")
     pairs = {"edits": [pair] * config.batch_size}
-    trainer, _ = make_trainer(config, mesh, model, pairs, pairs, (128,))
+    trainer = make_trainer(config, mesh, model, pairs, pairs, (128,))
     head = trainer.initial_params()["head"]
     assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
@@ -186,16 +187,15 @@ def stepper(loss):
 
     @jax.jit
     def step(state, batch, consistency_weight, center_weight):
-        return train_step(
-            state,
-            batch,
-            optimizer=optimizer,
+        losses = functools.partial(
+            pair_losses,
             model=MODELS[name].clone(bounded=loss == "tlcr"),
             loss=loss,
             consistency_weight=consistency_weight,
             center_weight=center_weight,
             center_scale="reward",
         )
+        return train_step(state, batch, losses=losses, optimizer=optimizer)
 
     return step, TrainState(params_of(name), optimizer.init(params_of(name)))
 

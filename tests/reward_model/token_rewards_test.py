@@ -17,7 +17,7 @@ from fgrlhf_jax.data.records import RESPONSES, Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
-from fgrlhf_jax.reward_model.model import Normalization, token_values
+from fgrlhf_jax.reward_model.model import Normalization, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import sharding
@@ -74,23 +74,14 @@ def ids_of(row, text, append_eos=True) -> tuple[list[int], list[int]]:
     return ids[:start], ids[start:]
 
 
-@functools.cache
-def jitted_values(loss, head):
-    model = reward_model(loss, head)
-
-    @jax.jit
-    def of(tokens_BS, mask_BS):
-        return token_values(model.params, tokens_BS, mask_BS, model=model.module)
-
-    return of
-
-
 def values_of(prompt, response, loss="token_edit", head="after") -> np.ndarray:
     """The head's outputs on the response, scored alone, in a row of some other width."""
     ids = prompt + response
     tokens, mask = np.zeros((1, 100), np.int32), np.arange(100)[None] < len(ids)
     tokens[0, : len(ids)] = ids
-    return np.asarray(jitted_values(loss, head)(tokens, mask))[0, len(prompt) : len(ids)]
+    model = reward_model(loss, head)
+    values = score_tokens(model.params, tokens, mask, model=model.module, level="token")
+    return np.asarray(values)[0, len(prompt) : len(ids)]
 
 
 def flat(rows):

@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec as P
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.models.sizes import SIZES
-from fgrlhf_jax.reward_model.model import train_step
+from fgrlhf_jax.reward_model.model import pair_losses
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state, compile_step
 from fgrlhf_jax.training import sft
+from fgrlhf_jax.training.supervised import train_step
 
 MESHES = ("8,1,1", "2,4,1", "2,2,2")
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
@@ -98,8 +99,8 @@ def two_steps(shape: str, loss: str) -> Run:
     for seed in (0, 1):
         batch = sharding.put_batch(tiny_cases.batch(seed, 2, 8, columns=20), mesh, axis=1)
         if step is None:
-            settings = {"model": model, "optimizer": optimizer, "loss": loss, **WEIGHTS}
-            update = functools.partial(train_step, **settings)
+            losses = functools.partial(pair_losses, model=model, loss=loss, **WEIGHTS)
+            update = functools.partial(train_step, losses=losses, optimizer=optimizer)
             step = compile_step(update, abstract, batch, mesh)
         state, metrics = step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import hf_cases
 import pytest
 import tiny_cases
-from rm_cases import contents, saved, without_clock
+from processes import Process
+from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.models import heads, hf_save, llama
 from fgrlhf_jax.models.cards import Origin
@@ -171,6 +173,24 @@ def run_until_asked_to_stop(fields: dict) -> None:
         patch.setattr(metric_log, "to_floats", signalled)
         with pytest.raises(KeyboardInterrupt, match="interrupted; step 2 is saved"):
             run(fields)
+
+
+def run_until_killed(fields: dict, log: Path) -> None:
+    """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
+    run_dir = Path(fields["run_dir"])
+    process = Process([__file__, *flags(fields)], log, log)
+    deadline = time.monotonic() + 240
+    while len(rows(run_dir)) < 3 or not saved(run_dir):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (run_dir / "finished.json").exists()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "reward/mean": 0.6')
+    with (run_dir / "samples.jsonl").open("a") as file:
+        file.write('{"step": 99, "output": "never sampled"}\n{"step": 1')
 
 
 def read_samples(run_dir: Path) -> list[dict]:

@@ -26,6 +26,7 @@ from fgrlhf_jax.models import heads, hf_load, llama
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import correction, dpo
+from fgrlhf_jax.training.supervised import train_step
 from launch import dpo as command
 from launch.shared import config_files
 
@@ -90,7 +91,8 @@ def test_log_probabilities_of_a_shared_row_are_those_of_its_two_texts():
 
 @functools.partial(jax.jit, static_argnames=("settings", "optimizer"))
 def step(state, batch, settings, optimizer=OPTIMIZER):
-    return dpo.train_step(state, batch, model=MODEL, settings=settings, optimizer=optimizer)
+    losses = functools.partial(dpo.pair_losses, model=MODEL, settings=settings)
+    return train_step(state, batch, losses=losses, optimizer=optimizer)
 
 
 def learn(batch, settings, optimizer=OPTIMIZER):

@@ -1,0 +1,258 @@
+"""What ``training.run`` asks of PPO: rollouts of the policy, and the updates from them."""
+
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fgrlhf_jax.data.demonstrations import Demonstration
+from fgrlhf_jax.data.records import Edit
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
+from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.ppo import imitation, learning, micro_batches, programs, rollout
+from fgrlhf_jax.ppo import models as ppo_models
+from fgrlhf_jax.ppo.algorithm import PPOSettings, samples_per_prompt
+from fgrlhf_jax.ppo.model_flops import model_flops
+from fgrlhf_jax.ppo.models import Architectures, Frozen
+from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
+from fgrlhf_jax.reward_model.model import Normalization
+from fgrlhf_jax.runtime import metric_log, multihost, sharding
+from fgrlhf_jax.runtime.memory import release_unused
+from fgrlhf_jax.runtime.optim import TrainState
+from fgrlhf_jax.training import correction
+
+HIGH_KL = 100.0  # nats a response: a run without a limit warns from half of it on
+
+
+class PPOTrainer:
+    """A ``training.run.Trainer`` on the policy's own responses.
+
+    Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
+    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of what is only read;
+    ``stopped_at``, the step and KL that stopped the run, or None.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        models: Architectures,
+        tokenizer,
+        prompts: dict[str, Prompts],
+        demonstrations: Sequence[Demonstration] = (),
+    ):
+        self.config, self.mesh, self.models, self.tokenizer = config, mesh, models, tokenizer
+        self.prompts, self.demonstrations, self.steps = prompts, demonstrations, config.steps
+        self.eval_every, self.patience = config.eval_every or config.steps, 0
+        self.overlaps = False  # the next rollout needs the updated policy
+        self.bar = {"reward/mean": ".3f", "policy/kl": ".2f"}
+        lengths = [len(ids) for part in prompts.values() for ids in part.ids]
+        lengths += [row.prompt_length for row in demonstrations]
+        widths = micro_batches.row_widths(lengths, config.data.max_new_tokens)
+        self.prompt_width, self.width = max(lengths), widths[-1]
+        self.settings = PPOSettings.from_config(config, widths)
+        self.optimizer, self.learning_rates = programs.make_optimizer(config)
+        self.programs = programs.make(
+            config,
+            models,
+            mesh,
+            self.optimizer,
+            ends=hf_load.end_ids(config.policy, tokenizer),
+            prompt_width=self.prompt_width,
+            widths=widths,
+        )
+        self.abstract = self.programs["update"].arguments[0]
+        rows = [part.ids for part in prompts.values()]
+        if demonstrations:
+            rows.append([[row.prompt_length, *row.tokens.tolist()] for row in demonstrations])
+        ids = json.dumps(rows)
+        self.data = hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self.memory = {"kl_coef": config.kl.coef, "stopped_at": None, "samples": {}}
+        self.checked, self.base_digest = False, ""
+
+    def initial_params(self) -> dict:
+        return ppo_models.initial_params(self.config, self.models, self.mesh)
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """What is only read, loaded once; raises InputError where a resume finds other weights."""
+        loaded, self.base_digest = ppo_models.load_frozen(self.config, self.models, self.mesh)
+        with jax.set_mesh(self.mesh):
+            found = [int(sharding.fingerprint(part)) for part in loaded]
+        if (known := self.memory.setdefault("frozen", found)) != found:
+            changed = "policy" if known[:2] != found[:2] else "reward_model"
+            raise InputError(
+                f"run_dir={self.folder}: the weights in {changed}={self.config[changed]} have "
+                "changed since the run began; choose another run_dir, or put the old ones back"
+            )
+        return loaded
+
+    def prepare(self, state: TrainState, start: int) -> dict[str, float]:
+        """Loads the frozen models, compiles, and evaluates the policy before PPO."""
+        config, memory = self.config, self.memory
+        _ = self.frozen
+        compiled = {name: p.lower().compile() for name, p in self.programs.items()}
+        release_unused()
+        multihost.wait_for_all()
+        decoding = programs.generation_mesh(config, self.mesh)
+        self.context = PPOContext(
+            *(config, self.models, self.tokenizer, self.mesh, decoding),
+            *(self.prompt_width, self.frozen, compiled),
+        )
+        self.samples = None
+        if jax.process_index() == 0:
+            self.samples = metric_log.RowFile(self.folder / "samples.jsonl", memory["samples"])
+        if start:
+            return {}
+        normalization = rollout.normalize_on_validation(
+            self.context, state.params, self.prompts["validation"]
+        )
+        memory["normalization"] = normalization._asdict()
+        evaluation = self.evaluate(state.params, 0)
+        values = memory["normalization"].items()
+        return evaluation | {f"reward/normalization_{name}": value for name, value in values}
+
+    def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        """A rollout with the current policy, and all updates from it."""
+        config, prompts, kl_coef = self.config, self.prompts["train"], self.memory["kl_coef"]
+        samples, size = samples_per_prompt(config), config.rollout_batch_size
+        rows = rollout.rows_of_step(len(prompts.ids), size // samples, seed=config.seed, step=step)
+        responses = rollout.roll_out(
+            self.context,
+            state.params,
+            Normalization(**self.memory["normalization"]),
+            prompts.take(np.repeat(rows, samples)),
+            rollout.key_of(config.seed, rollout.SAMPLE, step),
+            learning=True,
+        )
+        clock, std = time.perf_counter(), np.float32(self.memory["normalization"]["std"])
+        with jax.set_mesh(self.mesh):
+            imitated = imitation.draw(self.demonstrations, config, self.width, step)
+            state, metrics = self.context.programs["update"](
+                state,
+                self.frozen,
+                responses.rollout,
+                np.float32(kl_coef),
+                rollout.key_of(config.seed, rollout.SHUFFLE, step),
+                sharding.put_batch(imitated, self.mesh, axis=1),
+                std if config.algorithm == "distill" else None,
+            )
+        metrics = metric_log.to_floats(metrics)
+        seconds = responses.seconds | {"update": time.perf_counter() - clock}
+        tokens = sum(map(len, responses.ids))
+        flops = model_flops(
+            *(self.models, self.settings),
+            *([len(ids) for ids in rows] for rows in (responses.prompts.ids, responses.ids)),
+            scored=bool(self.frozen.reward_model),
+            imitated=imitated and (imitated.start_B, imitated.response_BT.sum(axis=-1)),
+        )
+        metrics |= {
+            "policy/kl_coef": kl_coef,
+            **{
+                f"{learning.GROUPS[part]}/learning_rate": float(rates[step])
+                for part, rates in self.learning_rates.items()
+            },
+            "tokens": tokens,
+            "model_flops": sum(flops.values()),
+            **{f"time/{name}": s for name, s in seconds.items()},
+            **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
+        }
+        reference_kl = metrics.pop("reference_kl")
+        if not self.checked:
+            first_kl, int8_cache = 0.0 if step else reference_kl, config.sampling.int8_cache
+            check_first(metrics, first_kl, step + 1, config.model.dtype, int8_cache)
+            self.checked = True
+        self._follow_kl(metrics["policy/kl"], step + 1)
+        return state, metrics
+
+    def _follow_kl(self, kl: float, step: int) -> None:
+        """Adapts the KL coefficient; a KL above the limit is a problem, a high one is printed."""
+        config = self.config.kl
+        if config.target:
+            rule = {"target": config.target, "horizon": config.horizon}
+            rule["rows"] = self.config.rollout_batch_size
+            self.memory["kl_coef"] = adapt_kl_coef(self.memory["kl_coef"], kl, **rule)
+        high = (config.limit or HIGH_KL) / 2
+        if config.limit and kl > config.limit:
+            self.memory["stopped_at"] = [step, kl]
+        elif kl > high and jax.process_index() == 0:
+            tqdm.write(f"step {step}: warning: KL is {kl:.1f}, above {high:g} nats")
+
+    @property
+    def problem(self) -> str:
+        if not self.memory["stopped_at"]:
+            return ""
+        step, kl = self.memory["stopped_at"]
+        return (
+            f"step {step}: KL to the reference is {kl:.1f} nats a response, above "
+            f"kl.limit={self.config.kl.limit}; stopped, step {step} is saved; raise kl.coef or "
+            "lower optimizer.learning_rate in a new run_dir"
+        )
+
+    def evaluate(self, params: dict, step: int) -> dict[str, float]:
+        """Metrics of the validation prompts; appends some responses to ``samples.jsonl``."""
+        normalization = Normalization(**self.memory["normalization"])
+        metrics, samples = rollout.evaluate(
+            self.context, params, normalization, self.prompts["validation"], step
+        )
+        if self.samples:
+            self.samples.append(*samples)
+            self.memory["samples"] = self.samples.state
+        return metrics
+
+    def correct(self, policy: dict, edits: list[Edit], template: str) -> dict:
+        """``correction.before_and_after`` on held-out edits, cut to what a response may be."""
+        if not edits:
+            return {}
+        data = self.config.data
+        limits = {
+            "template": template,
+            "max_prompt_length": data.max_prompt_length,
+            "max_length": data.max_prompt_length + data.max_new_tokens,
+            "overlong": "truncate",
+        }
+        pairs = correction.encode_held_out(edits, self.tokenizer, limits)
+        start, _ = ppo_models.complete_frozen(self.frozen)
+        return correction.before_and_after(start, policy, pairs, self.models.policy, self.mesh)
+
+    def value(self, evaluation: dict[str, float]) -> float:
+        """With ``best_metric=score`` the judge's score, or without a judge what PPO is paid for."""
+        if self.config.best_metric == "last":
+            return -np.inf
+        names = ("score", "reward_with_missing_eos", "reward")
+        return next(x for name in names if (x := evaluation.get(f"validation/{name}")) is not None)
+
+
+def check_first(
+    metrics: dict, reference_kl: float, step: int, dtype: str, int8_cache: bool
+) -> None:
+    """Raises RuntimeError where policies that must be the same give other log-probabilities.
+
+    The policy that is updated is the one that sampled and, before any update, the reference. In
+    bfloat16 only means are compared: of two sound programs of SmolLM2 they differ by 0.001 nats, a
+    single log-probability by 0.2; with ``int8_cache`` the sampler's may differ as much.
+    """
+    kls = ("debug/initial_kl", "debug/sampler_mismatch_kl")
+    values = {name: metrics[name] for name in ("debug/initial_log_ratio", *kls)}
+    values["reference KL"] = reference_kl
+    tolerances = dict.fromkeys(values, 1e-3 if dtype == "float32" else 0.02)
+    if dtype != "float32":
+        tolerances["debug/initial_log_ratio"] = math.inf
+    if int8_cache:
+        tolerances["debug/sampler_mismatch_kl"] = 0.02
+    # Of what is no number the loop says so.
+    if any(tolerances[name] < value < math.inf for name, value in values.items()):
+        described = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise RuntimeError(
+            f"step {step}: the policy is not the one that sampled, or the first minibatch or the "
+            f"reference is not as it was: {described}; all must be 0"
+        )
