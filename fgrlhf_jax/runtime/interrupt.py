@@ -40,6 +40,11 @@ def begin_command() -> None:
     _Process.is_command = _Process.is_importing = True
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, _receive)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; left alone, it would be the number of the next file
+            os.open(os.devnull, os.O_RDWR)
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)

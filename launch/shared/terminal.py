@@ -54,11 +54,6 @@ class Stream(io.TextIOWrapper):
 
 def protect() -> None:
     """Makes stdout and stderr a :class:`Stream` each, where they are missing to nowhere."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # closed; left alone, it would be the number of the next file
-            os.open(os.devnull, os.O_RDWR)
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         patterns = [r"\r" if name == "stderr" else r"\r\n", *[COLOUR] * stream.isatty()]

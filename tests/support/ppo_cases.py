@@ -235,12 +235,12 @@ FREE = (
 # What only the update depends on, where micro_batch_size is given.
 OF_UPDATES = ("steps", "optimizer", "ppo_epochs", "minibatch_size")
 programs: dict[str, Once] = {}
+make = ppo_programs.make
 
 
 @contextlib.contextmanager
 def conditions() -> Iterator[None]:
     """One device, and runs whose programs are the same share them."""
-    make = ppo_programs.make
 
     def make_once(config, models, mesh, optimizer, **options):
         fields = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
