@@ -114,7 +114,8 @@ def flag_of(row: Row, name: str, where: str) -> bool:
     value = row.get(name)
     flag = True if value in (None, "") else _FLAGS.get(str(value).lower())
     if flag is None:
-        raise InputError(f"{where}: {name} is {value!r:.40}; it must be true or false.")
+        reason = f"{name} is {value!r:.40}; it must be true or false"
+        raise InputError(f"{where}: {reason}; correct it, or take the field away.")
     return flag
 
 
@@ -182,10 +183,11 @@ def read_prompt(
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
-    other += ["history"] if parse_list(row.get("history")) else []
     other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
     if other:
         refuse_two_prompts([first, other[0]], where)
+    if parse_list(row.get("history")) and first not in named:
+        refuse_two_prompts(["history", first], where)
     if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
         return {"instruction": texts["instruction"], "input": input}, last
     return {"messages": _with_system(row, turns, where)}, last
@@ -210,7 +212,7 @@ def _history(row: Row, where: str) -> Turns:
     is_list = isinstance(pairs, list | tuple)
     if not is_list or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         reason = "history is no list of [question, answer] pairs"
-        raise InputError(f"{where}: {reason}; correct it.")
+        raise InputError(f"{where}: {reason}; correct it, or take the field away.")
     roles = zip(("user", "assistant") * len(pairs), itertools.chain(*pairs), strict=True)
     turns = [{"role": role, "content": text} for role, text in roles]
     return parse_turns(turns, f"{where}: history") if turns else []

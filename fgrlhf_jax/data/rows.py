@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
+from fgrlhf_jax.data.conversations import ROLES
 from fgrlhf_jax.data.formats import FIELDS
 from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
@@ -25,7 +26,13 @@ LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
 BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
-_MESSAGES = re.compile(r"\s*\[?\s*\{\s*[\"'](role|content|from|value)[\"']\s*:")  # in a cell
+_TEXTS = ("instruction", "input", "system")  # fields that are never messages
+# In a cell: an object that begins like a message, and a role and a content in it or behind it.
+_MESSAGES = re.compile(
+    r"(?s)\s*\[?\s*\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
+    rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
+    r"(?=.*[\"'](?:content|value)[\"']\s*:)"
+)
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -132,12 +139,13 @@ def _csv_rows(data: bytes, source: str) -> Rows:
             where = f"{source}:{reader.line_num}"
             if not names:
                 names = cells
-                if twice := [name for name in names if names.count(name) > 1]:
+                if twice := [name for name in names if name and names.count(name) > 1]:
                     reason = f"{twice[0]!r:.60} names two columns"
                     raise InputError(f"{where}: {reason}; rename one.")
             elif len(cells) == len(names):
+                row = dict(zip(names, cells, strict=True))
                 try:
-                    yield where, {n: _cell(c, where) for n, c in zip(names, cells, strict=True)}
+                    yield where, {n: c if n in _TEXTS else _cell(c, where) for n, c in row.items()}
                 except InputError as error:
                     yield where, error
             elif cells:

@@ -23,6 +23,7 @@ MAPPED = [
     ({"prompt": "no", "q": SKY, "chosen": "A", "rejected": "B", "output": "C"}, "prompt=q,chosen"),
     ({"instruction": "x", "prompt": SKY, "chosen": "A", "rejected": "B"}, "prompt"),
     ({"input": SKY, "chosen": "A", "rejected": "B"}, "prompt=input"),
+    ({"history": SKY, "chosen": "A", "rejected": "B"}, "prompt=history"),
 ]
 
 
@@ -31,6 +32,12 @@ def test_columns(row, columns):
     assert records.parse_row(row, "a:1", columns=parse_columns(columns)) == [
         pair("A", "B", prompt=SKY)
     ]
+
+
+def test_a_conversation_is_chosen_where_a_history_stands_beside_it():
+    row = ULTRA | {"history": [["Hi", "Hello"]]}
+    (record,) = records.parse_row(row, "a:1", columns=parse_columns("chosen"))
+    assert [record] == records.parse_row(ULTRA, "a:1")
 
 
 def test_columns_make_edits_of_a_pair_and_pairs_of_predictions():
@@ -154,7 +161,7 @@ REFUSED = [
         for part in ({"type": "reasoning", "text": "A"}, {"type": "image", "text": ""})
     ),
     ({"instruction": SKY, "output": "A", "history": ["Hi"]}, "history is no list of .question"),
-    (ULTRA | {"history": [["Hi", "Hello"]]}, "chosen and history hold two different prompts"),
+    (ULTRA | {"history": [["Hi", "Hello"]]}, "history and chosen hold .*columns=chosen"),
     (
         HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0},
         "ties teach nothing",

@@ -1,6 +1,8 @@
 """Every kind of file that is read, and every fault in one with its `file:line` sentence."""
 
+import csv
 import gzip
+import io
 import json
 
 import pyarrow
@@ -196,6 +198,19 @@ def test_messages_in_cells_are_messages(write, show):
         read("a.csv")
     with pytest.raises(InputError, match=r"a\.csv:1: 'output' names two columns; rename one"):
         read(write(data=b"instruction,output,output\na,b,c\n", name="a.csv"))
+
+
+ANSWERS = ['{"from": "user", "to": "Rome"}', "{'role': 'user'}", '{"value": 3} and so on']
+CHAT = '[{"role": "user", "content": "Hi"}]'
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_other_texts_in_cells_are_texts(write, answer):
+    """An answer may be JSON, an input a conversation; a table may have columns without a name."""
+    row = {"instruction": "Sum up:", "input": CHAT, "output": answer}
+    file = io.StringIO()
+    csv.writer(file).writerows([*cells, "", ""] for cells in (row, row.values()))
+    assert read(write(data=file.getvalue().encode(), name="a.csv")) == [Instruction(**row)]
 
 
 def test_sources_that_are_too_large(write, monkeypatch):
