@@ -86,11 +86,11 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     to_do = "put back a copy of it, or choose another run_dir"
     saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
     now = {name: value for name, value in run_folder.values_of(config).items() if name in saved}
-    if differing := run_folder.differing_fields(saved, saved | now):
-        try:
-            stages.find_done(planned, folder)
-        except InputError as error:
-            raise InputError(f"{', '.join(differing)}: {error}") from error
+    differing = ", ".join(run_folder.differing_fields(saved, saved | now))
+    try:
+        stages.find_done(planned, folder)
+    except InputError as error:
+        raise InputError(f"{differing}: {error}" if differing else str(error)) from error
 
 
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
-from fgrlhf_jax.pipeline.arms import BASE
+from fgrlhf_jax.pipeline.arms import BASE, ORACLE
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
@@ -41,7 +41,11 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
             name: {"label": label, "runs": [table["reward_models"][name] for table in tables]}
             for name, label in models.items()
         },
-        "heatmaps": tables[0]["heatmaps"],
+        "heatmaps": [
+            item | {"by": {n: side for n, side in item["by"].items() if n in (*models, ORACLE)}}
+            for item in tables[0]["heatmaps"]
+            if models  # a folder may have those of other arms
+        ],
         "samples": read_samples(folder, homes[0] / "answers", arms, config.report_samples),
         "at_once": config.workers,
         "about": {"Hardware": tables[0].get("devices", "not recorded")},

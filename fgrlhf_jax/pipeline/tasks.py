@@ -52,9 +52,9 @@ def run_task(config: ConfigDict) -> None:
     elif task == "round":
         datasets.make_round(config, folder / f"seed_{seed}", seed, name)
     elif task == "tables":
-        models = arms.selected(config, "reward_models", names)
-        runs = {model: str(folder / f"seed_{seed}" / model) for model in models}
-        make_tables(config, folder, seed, runs)
+        home = folder / f"seed_{seed}"
+        models = [*arms.selected(config, "reward_models", names), *models_of_tables(home)]
+        make_tables(config, folder, seed, {model: str(home / model) for model in models})
     else:
         # The first policy comes last: its file says that all are there.
         policies = [*arms.selected(config, "arms", names), arms.BASE]
@@ -161,6 +161,13 @@ def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict
         )
         for decoding, rows in answers.items()
     }
+
+
+def models_of_tables(home: Path) -> list[str]:
+    """The reward models of an earlier start, with other arms: the stage has them as done."""
+    like, file = {"reward_models": {}}, home / "tables.json"
+    names = read_json(file, like, MADE_AGAIN)["reward_models"] if file.exists() else ()
+    return [name for name in names if (home / name / "eval.json").exists()]
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -360,6 +361,13 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
             start(run_arms="sft_edits,fine_grained", **fields)
         assert (tmp_path / "config.json").read_text() == before
         assert InThisProcess.started == []
+    # An earlier version, with which it may be finished, finds its config as it was.
+    marker = json.loads((tmp_path / "stages" / "data.json").read_text())
+    del marker["needs"]
+    write_json(tmp_path / "stages" / "data.json", marker)
+    with pytest.raises(InputError, match=r"^run_dir=.* holds a run of an earlier version"):
+        start(run_arms="sft_edits", title="a third")
+    assert (tmp_path / "config.json").read_text() == before
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import weakref
+from unittest import mock
 
 import ppo_cases
 import pytest
@@ -207,11 +208,15 @@ def test_the_report_is_of_what_the_stages_left(folder):
     arms = {"sft": "SFT", "ppo_rlhf": "PPO"}
     write_runs(path, arms)
     table = {"edits": {"accuracy": 0.8, "se": 0.01, "n": 9}, "auroc": 0.7}
+    side = {"tokens": ["a"], "rewards": [1.0]}
+    heatmap = {"by": {"rm": side, "of_another_arm": side, "oracle": side}, "gold": None}
+    heatmap |= {"prompt": "say", "response": "a"}
     for seed in range(2):
-        tables = {"reward_models": {"rm": table}, "heatmaps": []}
+        tables = {"reward_models": {"rm": table, "of_another_arm": table}, "heatmaps": [heatmap]}
         write_json(path / f"seed_{seed}" / "tables.json", tables)
     study = gather(config, path, arms, {"rm": "RM"}) | {"seconds": {}, "commands": {}}
     content = build_report(study)
+    assert content["heatmaps"][0]["by"].keys() == {"rm", "oracle"}
     row = content["table1"]["ppo_rlhf"]
     assert row["win_rate"] == row["win_rate_greedy_start"] == 1.0
     assert content["table1"]["sft"]["greedy_win_rate_greedy_start"] == 0.5
@@ -248,6 +253,27 @@ def test_without_reward_models(folder, run_arms):
     assert (content["table2"], content["heatmaps"]) == ({}, [])
     for page in (to_markdown(content), to_html(content)):
         assert all(label in page for label in labels.values())
+
+
+def test_tables_keep_the_reward_models_of_other_arms(folder, monkeypatch):
+    """The stage has those of earlier starts as done, until they are deleted."""
+    config, path = folder
+    monkeypatch.setattr(tasks, "RewardModel", mock.MagicMock())
+    monkeypatch.setattr(tasks, "evaluate", lambda *args, **options: {})
+
+    def models_after(run_arms: str) -> list[str]:
+        fields = {"run_arms": run_arms, "heatmaps": 0, "task": "tables:0", "run_dir": str(path)}
+        config.update(fields)
+        write_json(path / "config.json", json.loads(config.to_json()))
+        tasks.run_task(config)
+        return [*json.loads((path / "seed_0" / "tables.json").read_text())["reward_models"]]
+
+    for name in ("rm_edits", "rm_token"):
+        write_json(path / "seed_0" / name / "eval.json", {})
+    assert models_after("fine_grained") == ["rm_edits"]
+    assert models_after("fine_grained_token") == ["rm_token", "rm_edits"]
+    (path / "seed_0" / "rm_edits" / "eval.json").unlink()
+    assert models_after("fine_grained_token") == ["rm_token"]
 
 
 # --- files of the user -------------------------------------------------------------------------
