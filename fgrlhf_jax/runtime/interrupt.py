@@ -32,7 +32,7 @@ class _Process:
     received = 0.0  # the time of the first signal
 
 
-_ending = threading.Lock()
+_ending = threading.RLock()
 
 
 def begin_command() -> None:
@@ -77,9 +77,9 @@ def end_command(message: str) -> None:
 
 
 def is_distributed() -> bool:
-    """Whether ``jax.distributed`` is in use; does not import JAX."""
-    jax = sys.modules.get("jax")
-    return bool(jax and jax.distributed.is_initialized())
+    """Whether ``jax.distributed`` is in use; does not import JAX, which may be half imported."""
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    return bool(distributed and distributed.is_initialized())
 
 
 def _end_where_stuck(told: int) -> None:
@@ -101,7 +101,9 @@ def _end_where_stuck(told: int) -> None:
 
 
 def _end_at_once() -> None:
-    _ending.acquire()  # for good: the main thread and the one above may both be here
+    # For good: the main thread and the one above may both be here, and the main thread twice, at a
+    # signal while it waits for a terminal that is stopped.
+    _ending.acquire()
     with contextlib.suppress(OSError):  # a full disk, a terminal that is closed
         os.write(2, f"{MESSAGE}\n".encode())
     os._exit(130)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import processes
 import pytest
@@ -158,6 +159,21 @@ def test_the_second_signal_ends_at_once():
     assert interrupted(*numbers, before=before, main=main) == expected
     with open("/dev/full", "w") as full:  # or a terminal that has gone
         assert interrupted(*numbers, before=before, main=main, stderr=full) == (130, None)
+
+
+@pytest.mark.slow
+def test_signals_while_nobody_reads_what_a_command_says():
+    """As of a terminal that is stopped: it ends once it goes on."""
+    fill = "os.set_blocking(2, False); os.write(2, b' ' * 2**20); os.set_blocking(2, True)"
+    before = "import os; from fgrlhf_jax.runtime import interrupt"
+    main = f"{fill}; interrupt.Interrupt().__enter__()"
+    status, errors = interrupted(*[signal.SIGTERM] * 3, before=before, main=main)
+    assert (status, errors.strip()) == (130, interrupt.MESSAGE)
+
+
+def test_a_signal_while_jax_is_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", types.ModuleType("jax"))
+    assert not interrupt.is_distributed()
 
 
 def test_nohup():

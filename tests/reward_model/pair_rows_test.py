@@ -158,6 +158,8 @@ def test_predictions_are_those_of_each_response_alone():
         for pair, value_S, values in zip(pairs, np.asarray(alone), scored, strict=True):
             start, end = getattr(pair, f"start_{letter}"), len(getattr(pair, f"tokens_{letter}"))
             np.testing.assert_allclose(values[2 * k], value_S[start:end], atol=2e-5)
+            changed = getattr(pair, f"changed_{letter}")
+            np.testing.assert_array_equal(values[2 * k + 1], changed[start:])
 
 
 def test_flops_are_of_what_both_sides_have_once():

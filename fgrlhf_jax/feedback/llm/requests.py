@@ -199,7 +199,11 @@ def _send_concurrently(
     if isinstance(send, Client):
         send.before_retry = usage.before_try
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    with ThreadPoolExecutor(1) as thread:  # the caller's may run a loop, as in a notebook
+    with (
+        ThreadPoolExecutor(1) as thread,  # the caller's may run a loop, as in a notebook
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(lambda: thread.submit(runner.close).result())
 
         def run(coroutine):
             return thread.submit(runner.run, coroutine).result()
@@ -227,7 +231,6 @@ def _send_concurrently(
                 run(asyncio.wait(tasks, timeout=GRACE))
             if isinstance(send, Client):
                 run(send.aclose())
-            thread.submit(runner.close).result()
 
 
 async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) -> Outcome:

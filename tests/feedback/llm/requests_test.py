@@ -180,6 +180,26 @@ def test_interrupted_just_before_it_waits(tmp_path, monkeypatch):
     assert time.monotonic() - began < 15
 
 
+def test_interrupted_again_while_requests_in_flight_have_their_moment(tmp_path, monkeypatch):
+    """They are cancelled, and nothing of the loop is left."""
+    loops, wait = [], asyncio.wait
+
+    async def send(request):
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(20)
+
+    def interrupted(tasks, **options):
+        if loops:
+            raise KeyboardInterrupt
+        return wait(tasks, **options)
+
+    monkeypatch.setattr(llm_requests, "POLL", 0.01)
+    monkeypatch.setattr(asyncio, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(questions(1), send, tmp_path)
+    assert [loop.is_closed() for loop in loops] == [True]
+
+
 def test_requests_in_flight_have_a_moment_when_a_reader_stops(tmp_path):
     """And no others start."""
     send = FakeModel()
