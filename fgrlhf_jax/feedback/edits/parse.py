@@ -41,6 +41,7 @@ _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
 _LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰]")
+_ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
 _CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
 
 
@@ -75,7 +76,8 @@ def unwrap(reply: str, original: str) -> str:
     text, original = reply.strip(), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
-    if _distance(html.unescape(text), original) < _distance(text, original):
+    unescaped = _ESCAPED.sub(lambda sign: html.unescape(sign[0]), text)
+    if _distance(unescaped, original) < _distance(text, original):
         raise Doubtful
     return _without_frame(text, original)
 

@@ -173,6 +173,7 @@ def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
         ("Ho. Note: so.", "Hi. Note: so."),
         (ORIGINAL, EDITED.replace("has", "has [1]")),
         (ORIGINAL, "Paris is it, and it has parks."),
+        ("See the page for more.", "See https://a.org/?b=1&copy=2 for more."),
         (ORIGINAL, ""),
     ],
 )
