@@ -143,7 +143,7 @@ class LanguageModel:
         Raises:
           InputError: for a model, mesh, dtype, tokenizer or template that cannot be used.
         """
-        llama.check_dtype(dtype)
+        dtype = llama.dtype_name(dtype)
         hf_load.check_language_model(path)
         cfg = dataclasses.replace(hf_load.read_config(path), dtype=dtype)
         check_max_new_tokens(max_new_tokens, cfg)

@@ -92,10 +92,15 @@ class LlamaConfig:
         return attention.kernel(self.attention, self.dtype, self.head_dim)
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises InputError for what a model that is opened is not computed in."""
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"dtype={dtype!r}: is not one of float32, bfloat16")
+def dtype_name(dtype: str | jnp.dtype) -> str:
+    """The name of what a model that is opened is computed in, given as ``jnp.bfloat16`` too.
+
+    Raises InputError where no model is.
+    """
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={name!r}: is not one of float32, bfloat16")
+    return name
 
 
 def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

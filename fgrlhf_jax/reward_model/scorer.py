@@ -73,7 +73,7 @@ class RewardModel:
           InputError: when the folder is missing, is no reward model of ours, or is damaged, and for
             a mesh or dtype that cannot be used.
         """
-        llama.check_dtype(dtype)
+        dtype = llama.dtype_name(dtype)
         module, meta = read_modules(path, ensemble_penalty, dtype=dtype)
         first, devices = folders_of(path)[0], sharding.make_mesh(mesh)
         with jax.set_mesh(devices):

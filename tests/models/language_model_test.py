@@ -187,6 +187,7 @@ def test_other_refused_arguments(model, folder, tmp_path):
         generate_responses(model, PROMPTS, GREEDY, **options)
     with pytest.raises(InputError, match="model is empty"):
         LanguageModel.load("")
+    assert LanguageModel.load(folder, dtype=jnp.bfloat16, lazy=True).module.cfg.dtype == "bfloat16"
     shutil.copytree(folder, tmp_path / "run")  # refused before the weights are read
     (tmp_path / "run" / "export" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"max_new_tokens=64 leaves no room .* 64 positions"):

@@ -32,6 +32,16 @@ def demonstrations(prompts) -> list[str]:
     return [write_demonstration(prompt, rng) for prompt in prompts]
 
 
+def test_any_text_can_be_repaired(prompts):
+    rng = random.Random(1)
+    for prompt in prompts[:350]:
+        answer = [word for word, _ in canonical_answer(prompt)]
+        near = [*prompt.split(), *answer, *RUDE, "giraffe"]
+        response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
+        edited = edit_response(prompt, response, rng, FLAWLESS)
+        assert gold_score(prompt, edited) == 1, (prompt, response, edited)
+
+
 def test_without_rates_of_error_everything_is_right(prompts):
     rng = random.Random(0)
     for prompt in prompts[:350]:
