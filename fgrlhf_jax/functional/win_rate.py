@@ -105,8 +105,8 @@ def paired_interval(
     Args:
       outcomes_a: float[S, N], outcome of policy a, one row a seed, at each prompt.
       outcomes_b: float[S, N], of policy b with the same seeds at the same prompts. Of either there
-        may be one row, for all seeds. With one seed the interval is over its prompts alone. Where
-        all differences are alike, it is that of Clopper and Pearson for none of N prompts.
+        may be one row, for all seeds. With one seed the interval is over its prompts alone. Where V
+        is 0, as of equal differences, it is that of Clopper and Pearson for none of N prompts.
 
     Returns:
       difference (mean of a less mean of b), and low and high, its 95 % interval.
@@ -130,7 +130,7 @@ def paired_interval(
     if variance > 0:
         half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
         low, high = mean - half, mean + half
-    else:  # all alike: the largest share of other prompts that shows none of them in 2.5 %
+    else:  # no spread: the largest share of other prompts that shows none of them in 2.5 %
         unseen = 1 - 0.025 ** (1 / prompts)
         low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
     return {"difference": float(mean), "low": float(low), "high": float(high)}

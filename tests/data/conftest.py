@@ -1,7 +1,10 @@
-"""Tokenizers of both kinds that checkpoints have."""
+"""Tokenizers of both kinds that checkpoints have, and files of rows."""
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from data_cases import TEXTS
+from record_cases import lines
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer
 
@@ -28,3 +31,20 @@ def smol(tokenizer, tmp_path):
 def either(request):
     """Each of the two."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file of rows, or of bytes, here, and returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*rows: dict, data: bytes | None = None, name: str = "a.jsonl") -> str:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        elif name.endswith(".parquet"):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(lines(*rows))
+        return name
+
+    return write

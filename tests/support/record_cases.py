@@ -1,0 +1,17 @@
+"""Rows of each kind, and files of them."""
+
+import json
+
+EDIT = {"instruction": "Sum up.", "input": "A text.", "original": "It rains.", "edited": "Sun."}
+FRUIT = {"instruction": "Name a fruit.", "input": ""}
+PREFERENCE = FRUIT | {"output_1": "Pear.", "output_2": "Brick.", "preference": 1}
+INSTRUCTION = FRUIT | {"output": "Fig."}
+
+
+def lines(*rows) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def changed(row: dict, **fields) -> dict:
+    """`row` with other fields; ... takes a field out."""
+    return {name: value for name, value in (row | fields).items() if value is not ...}
