@@ -247,6 +247,12 @@ def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _first_id(tokenizer: Tokenizer) -> list[int]:
+    # Of a letter, since "" would look the same if only an EOS equal to the BOS was appended.
+    return tokenizer("a", verbose=False)["input_ids"][:1]
+
+
 def encode_response(
     tokenizer: Tokenizer,
     template: str,
@@ -274,8 +280,7 @@ def encode_response(
     else:
         parts = Parts(render(tokenizer, template, record), response=response or "")
         tokens = tokenize(tokenizer, "".join(parts))
-        # A letter, since "" would look the same if only an EOS equal to the BOS was appended.
-        first = tokenizer("a", verbose=False)["input_ids"][:1]
+        first = _first_id(tokenizer)
         if first == [tokenizer.bos_token_id]:
             tokens = Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
     ids = tokens.ids

@@ -19,6 +19,7 @@ from fgrlhf_jax.pipeline.flags import command_line, read_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from fgrlhf_jax.runtime.run_dir import flatten
+from fgrlhf_jax.runtime.versions import count_cores
 
 ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
 # Fields, or groups of them, that tell what a task leaves; of commands their flags do.
@@ -83,7 +84,15 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     # Where the user's own environment chooses a platform, it stays.
     choose = config.platforms and "JAX_PLATFORMS" not in os.environ
     platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
-    return [dataclasses.replace(s, environment=platform | s.environment) for s in stages]
+    # XLA takes a thread a core; those of stages that run at once would wait for one another.
+    threads = {"NPROC": str(max(1, count_cores() // config.workers))} if config.workers > 1 else {}
+    return [
+        dataclasses.replace(
+            stage,
+            environment=({} if stage.name == "sft" else threads) | platform | stage.environment,
+        )
+        for stage in stages
+    ]
 
 
 def _stages_of(seed: int, names: Iterable[str]) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ import itertools
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline.starter import Starter
 from fgrlhf_jax.runtime import files
 from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
 
@@ -62,41 +61,48 @@ def run(
     if done:
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
-    running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
+    running: dict[int, tuple[Stage, float]] = {}  # by the number of the process
     grown = {
         stage.name: _read_marker(stage, folder) for stage in waiting if _has_run(stage, folder)
     }
-    with Interrupt() as interrupt:
+    if not waiting:
+        return
+    shared = {
+        PARENT: str(os.getpid()),
+        "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    with Interrupt() as interrupt, Starter(shared) as starter:
         try:
             while waiting or running:
                 for stage in list(waiting):
                     if len(running) < workers and done.issuperset(stage.needs):
                         waiting.remove(stage)
-                        started = time.perf_counter()
-                        running[stage.name] = stage, _start(stage, folder), started
+                        number = _start(stage, folder, starter)
+                        running[number] = stage, time.perf_counter()
                 if not running:
                     missing = sorted({n for stage in waiting for n in stage.needs} - done)
                     raise ValueError(f"stages need {missing}, which nothing makes")
                 time.sleep(0.05)
                 if interrupt.flag:
                     raise KeyboardInterrupt
-                for name, (stage, process, started) in list(running.items()):
-                    if process.poll() is None:
-                        continue
-                    del running[name]
+                for number, status in starter.statuses().items():
+                    stage, started = running.pop(number)
                     took = time.perf_counter() - started
-                    if process.returncode or not stage.output.exists():
-                        raise InputError(_failure(stage, process.returncode, folder))
-                    _mark(stage, stages, folder, took, grown.get(name))
-                    done.add(name)
-                    say(f"[{len(done)}/{len(stages)}] {name}: {took:.0f} s")
+                    if status or not stage.output.exists():
+                        raise InputError(_failure(stage, status, folder))
+                    _mark(stage, stages, folder, took, grown.get(stage.name))
+                    done.add(stage.name)
+                    say(f"[{len(done)}/{len(stages)}] {stage.name}: {took:.0f} s")
         finally:
-            processes = [process for _, process, _ in running.values()]
-            for process in processes:
+            for number in running:
                 with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-            while any(process.poll() is None for process in processes):
+                    os.kill(number, signal.SIGTERM)
+            while running:
                 time.sleep(0.05)
+                for number in starter.statuses():
+                    running.pop(number, None)
 
 
 def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
@@ -227,23 +233,11 @@ def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     return {name: sum(took.get(n, 0.0) for n in all_of[name] - common) for name in took}
 
 
-def _start(stage: Stage, folder: Path) -> subprocess.Popen:
+def _start(stage: Stage, folder: Path, starter: Starter) -> int:
+    """The number of its process."""
     stage.output.parent.mkdir(parents=True, exist_ok=True)
     _marker(stage, folder).unlink(missing_ok=True)
-    shared = {
-        PARENT: str(os.getpid()),
-        "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    with _log(stage, folder).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *stage.command],
-            stdout=log,
-            stderr=log,
-            env=os.environ | shared | stage.environment,
-            start_new_session=True,  # a Ctrl-C reaches it through us, once
-        )
+    return starter.start(stage.command, _log(stage, folder), stage.environment)
 
 
 def _owned(stage: Stage, stages: Sequence[Stage], folder: Path) -> Path:

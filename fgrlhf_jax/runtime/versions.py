@@ -55,6 +55,13 @@ def describe_devices() -> str:
     """Such as ``2 CPU cores`` or ``8 × NVIDIA H200``: the devices of all processes."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = count_cores()
         return f"{cores} CPU core{'' if cores == 1 else 's'}"
     return f"{len(devices)} × {devices[0].device_kind}"
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """The commands of a study: each one exists, understands its flags, and runs after what it needs."""
 
+import contextlib
 import importlib
 import itertools
 import json
@@ -202,6 +203,15 @@ def test_tiny_models_stay_off_the_accelerators(variant, monkeypatch):
     assert not any("JAX_PLATFORMS" in s.environment for s in build_stages(config, RUN))
 
 
+def test_stages_that_run_at_once_share_the_cores(monkeypatch):
+    monkeypatch.setattr("fgrlhf_jax.pipeline.commands.count_cores", lambda: 8)
+    for workers, threads in ((1, None), (3, "2"), (16, "1")):
+        stages = build_stages(make_config(workers=workers), RUN)
+        assert {s.environment.get("NPROC") for s in stages if s.name != "sft"} == {threads}
+        (alone,) = (stage for stage in stages if stage.name == "sft")
+        assert "NPROC" not in alone.environment
+
+
 # --- flags of the commands ---------------------------------------------------------------------
 
 
@@ -314,22 +324,29 @@ REFUSED = [
 ]
 
 
-class InThisProcess:
-    """A process of a stage that has left its output when it is started."""
+class InThisProcess(contextlib.nullcontext):
+    """In place of ``Starter``: a stage has left its output when it is started."""
 
-    returncode, started, outputs = 0, [], {}
+    started, outputs = [], {}
 
-    def __init__(self, command, **_):
-        stage, output = self.outputs[tuple(command[2:])]
+    def __init__(self, environment):
+        super().__init__(self)
+        self.ended = {}
+
+    def start(self, command, log, environment) -> int:
+        stage, output = self.outputs[command]
         self.started.append(stage)
         write_json(output, [])
+        self.ended[len(self.started)] = 0
+        return len(self.started)
 
-    def poll(self) -> int:
-        return self.returncode
+    def statuses(self) -> dict[int, int]:
+        ended, self.ended = self.ended, {}
+        return ended
 
 
 def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline.stages.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(pipeline.stages, "Starter", InThisProcess)
     monkeypatch.setattr(pipeline, "write_report", lambda *_: "")
 
     def start(**fields) -> list[str]:

@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline import stages
+from fgrlhf_jax.pipeline import stages, starter
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.runtime.files import write_json
 
@@ -41,6 +41,7 @@ if name != "silent" and not output.exists():
 def make_stage(tmp_path, monkeypatch):
     (tmp_path / "command_of_a_test.py").write_text(COMMAND)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(starter, "MODULES", ())
 
     def make_stage(name, output, *needs: Stage, argument=None) -> Stage:
         inputs = [str(need.output) for need in needs]
@@ -98,7 +99,7 @@ def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path)
     assert [line.split()[1] for line in run(tmp_path, a, b, more)[1:]] == ["b:", "c:"]
     assert run(tmp_path, a, few) == ["2 of 2 stages are there already"]
     # Interrupted when it goes on, it goes on again.
-    interrupted = mock.patch.object(stages.subprocess, "Popen", side_effect=KeyboardInterrupt)
+    interrupted = mock.patch.object(stages, "_start", side_effect=KeyboardInterrupt)
     run(tmp_path, d)
     with interrupted, pytest.raises(KeyboardInterrupt):
         run(tmp_path, a, b, d, most)
@@ -166,25 +167,31 @@ MADE_FROM = {"a": "a({})", "b": "b(a({}))", "c": "c(b(a({})))", "d": "d({})"}
 MADE_FROM["e"] = "e(b(a({})),d({}))"
 
 
-class InThisProcess:
-    """A process that has ended when it is started."""
+class InThisProcess(contextlib.nullcontext):
+    """In place of ``Starter``: a command has ended when it is started."""
 
-    returncode = 0
+    def __init__(self, environment):
+        super().__init__(self)
+        self.numbers, self.ended = itertools.count(), {}
 
-    def __init__(self, command: list[str], **_):
-        module, *arguments = command[2:]
+    def start(self, command, log, environment) -> int:
+        module, *arguments = command
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
             runpy.run_path(f"{os.environ['PYTHONPATH']}/{module}.py")
+        number = next(self.numbers)
+        self.ended[number] = 0
+        return number
 
-    def poll(self) -> int:
-        return self.returncode
+    def statuses(self) -> dict[int, int]:
+        ended, self.ended = self.ended, {}
+        return ended
 
 
 @pytest.fixture
 def study(make_stage, tmp_path, monkeypatch):
     """Stages a → b → c and e, and d → e; b is a file beside the folders of c and e."""
-    monkeypatch.setattr(stages.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(stages, "Starter", InThisProcess)
     monkeypatch.setattr(stages.time, "sleep", lambda seconds: None)
     folder, source = tmp_path / "run", Stage("source", (), tmp_path / "source")
     source.output.write_text("1")
@@ -255,7 +262,7 @@ def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study):
     # Also where it is interrupted while it is made again.
     outputs["e"].unlink()
     checkpoint.touch()
-    interrupted = mock.patch.object(stages.subprocess, "Popen", side_effect=KeyboardInterrupt)
+    interrupted = mock.patch.object(stages, "_start", side_effect=KeyboardInterrupt)
     with interrupted, pytest.raises(KeyboardInterrupt):
         run_study()
     checkpoint.parent.mkdir(exist_ok=True)
@@ -292,13 +299,10 @@ def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monke
             os.kill(os.getpid(), signal.SIGTERM)
 
     slow = [make_stage(name, tmp_path / "run" / name, argument="slow") for name in "ab"]
-    processes, popen = [], subprocess.Popen
-
-    def start(*args, **options):
-        processes.append(popen(*args, **options))
-        return processes[-1]
-
-    monkeypatch.setattr(stages.subprocess, "Popen", start)
+    statuses, seen = starter.Starter.statuses, {}
+    monkeypatch.setattr(
+        starter.Starter, "statuses", lambda self: seen.update(new := statuses(self)) or new
+    )
     before = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(0.7, send)
     timer.start()
@@ -308,4 +312,4 @@ def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monke
     timer.join()
     assert time.monotonic() - started < 20
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+    assert [*seen.values()] == [-signal.SIGTERM] * 2

@@ -1,0 +1,71 @@
+"""Commands that are forks of one process are as if each had been started anew."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from processes import python
+
+from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.pipeline import starter
+from fgrlhf_jax.pipeline.starter import Starter
+
+COMMAND = """
+import jax, json, os, signal, sys
+number, = sys.argv[1:]
+if number == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+told = {name: os.environ[name] for name in ("COMMON", "OWN")}
+told |= {"devices": len(jax.devices()), "limit": jax.config.jax_compilation_cache_max_size}
+print(json.dumps(told | {"input": sys.stdin.read(), "leads": os.getsid(0) == os.getpid()}))
+sys.exit(int(number))
+"""
+
+
+def wait(server: Starter, number: int) -> int:
+    """The exit status of a process."""
+    for _ in range(600):
+        if (status := server.statuses().get(number)) is not None:
+            return status
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@pytest.mark.slow
+def test_a_fork_is_as_a_new_process(tmp_path, monkeypatch):
+    (tmp_path / "command_of_a_test.py").write_text(COMMAND)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(starter, "MODULES", ("jax",))
+    log, common = tmp_path / "log", {"COMMON": "a", "JAX_COMPILATION_CACHE_MAX_SIZE": "7"}
+    with Starter(common) as server:
+        for own, argument, status in (("3", "0", 0), ("2", "2", 2), ("1", "kill", -signal.SIGKILL)):
+            variables = {"OWN": own, "JAX_NUM_CPU_DEVICES": own, "XLA_FLAGS": ""}
+            number = server.start(["command_of_a_test", argument], log, variables)
+            assert wait(server, number) == status
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    like = {"COMMON": "a", "limit": 7, "input": "", "leads": True}
+    assert told == [like | {"OWN": str(n), "devices": n} for n in (3, 2)]
+
+
+@pytest.mark.slow
+def test_what_is_forked_has_no_threads_and_no_devices():
+    code = (
+        "import importlib, os; from fgrlhf_jax.pipeline import starter\n"
+        "for module in starter.MODULES: importlib.import_module(module)\n"
+        "from jax._src import xla_bridge\n"
+        "print(os.listdir('/proc/self/task'), xla_bridge.backends_are_initialized())"
+    )
+    # NumPy's OpenBLAS has threads, and takes care of them in a fork itself.
+    found = python("-c", code, **os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    tasks, initialized = found.stdout.rsplit(maxsplit=1)
+    assert (tasks.count(","), initialized) == (0, "False"), found.stderr
+
+
+def test_a_server_that_was_killed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(starter, "MODULES", ())
+    with Starter({}) as server:
+        server._server.kill()
+        with pytest.raises(InputError, match="the process that starts the stages was ended"):
+            server.start(["json.tool"], tmp_path / "log", {})
