@@ -26,11 +26,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: str(value)[:60])
 def test_a_command_parses(page, words):
-    flags = [w for w in words[1:] if w.startswith("--config")]
-    flags = [re.sub(r"\b(LOSS|LEVEL)\b", "", w).rstrip(",") for w in flags]
-    numbers = ("STEPS", "COEF")
-    flags = [re.sub(rf"=({'|'.join(numbers)})$", "=1", w) for w in flags]
-    assert len(commands()) > 30
+    flags = [re.sub(",?(LOSS|LEVEL)$", "", w) for w in words[1:] if w.startswith("--config")]
+    flags = [re.sub("=(STEPS|COEF)$", "=1", w) for w in flags]
     module = importlib.import_module(words[0])
     config_files.parse(["", *flags], module.CONFIG, *getattr(module, "OTHERS", ()))
 

@@ -1,16 +1,21 @@
 """The examples run: the script, the user's reward and judge, and the notebook."""
 
+import importlib
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Process, devices
+import tiny_cases
+from processes import devices
+
+from fgrlhf_jax.runtime import run_dir
+from launch.shared import config_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": devices(1)}
@@ -18,55 +23,37 @@ ENV = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": devices(1)}
 
 def test_a_reward_of_ones_own():
     reward = runpy.run_path(str(ROOT / "examples" / "own_reward.py"))["reward"]
-
     tokens = [["the", " well", " is", "</s>"], ["basically"]]
     assert reward(["", ""], ["", ""], tokens, [True, False]) == [[0, -1, 0, 1], [-1]]
 
 
 def test_a_judge_of_ones_own():
     judge = runpy.run_path(str(ROOT / "examples" / "vader_judge.py"))["judge"]
-
     good, bad, praise = judge([""] * 3, ["a good film", "a bad film", "good " * 20])
     assert bad < 0 < praise < good
 
 
-def run(folder: Path, *arguments: str) -> int:
-    """The exit status of ``python`` with these arguments."""
-    output = folder / f"{arguments[1]}.log"
-    return Process([*arguments], output, output, XLA_FLAGS=devices(1)).wait()
-
-
-# In the place of `python`: its arguments go to one pipe, its status comes from another.
-PYTHON = """#!/bin/sh
-echo "$*" > {folder}/arguments
-read status < {folder}/status
-exit $status
-"""
-
-
-def run_for_script(folder: Path) -> None:
-    """Runs what the script below asks for until it asks for nothing."""
-    while arguments := (folder / "arguments").read_text().split():
-        (folder / "status").write_text(f"{run(folder, *arguments)}\n")
+def run(module: str, *flags: str) -> None:
+    """A command, within this process."""
+    command = importlib.import_module(module)
+    command.main(config_files.parse(["", *flags], command.CONFIG))
+    run_dir.unlock()
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> Path:
-    """The folder that examples/quickstart.sh leaves, in a few updates."""
-    folder, pipes = (tmp_path_factory.mktemp(name) for name in ("quickstart", "pipes"))
-    for name in ("arguments", "status"):
-        os.mkfifo(pipes / name)
-    (pipes / "python").write_text(PYTHON.format(folder=pipes))
-    (pipes / "python").chmod(0o755)
-    commands = threading.Thread(target=run_for_script, args=[pipes], daemon=True)
-    commands.start()
-    bash = ["bash", str(ROOT / "examples" / "quickstart.sh"), str(folder)]
-    env = ENV | {"QUICK": "1", "PATH": f"{pipes}{os.pathsep}{os.environ['PATH']}"}
-    script = subprocess.run(bash, cwd=ROOT, env=env, check=False)
-    (pipes / "arguments").write_text("")
-    commands.join()
-    assert not script.returncode, [log.read_text()[-500:] for log in pipes.glob("*.log")]
-    return folder
+def quickstart(tmp_path_factory) -> Iterator[Path]:
+    """The folder that the commands of examples/quickstart.sh leave, in a few updates."""
+    folder, stub = (tmp_path_factory.mktemp(name) for name in ("quickstart", "stub"))
+    (stub / "python").write_text('#!/bin/sh\necho "$*" >> "$0.log"\n')
+    (stub / "python").chmod(0o755)
+    env = ENV | {"QUICK": "1", "PATH": f"{stub}{os.pathsep}{os.environ['PATH']}"}
+    script = str(ROOT / "examples" / "quickstart.sh")
+    subprocess.run(["bash", script, str(folder)], cwd=ROOT, env=env, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_cases.one_device(patch)
+        for line in (stub / "python.log").read_text().splitlines():
+            run(*line.split()[1:])
+        yield folder
 
 
 @pytest.mark.slow
@@ -81,8 +68,7 @@ def test_quickstart_and_a_reward_of_ones_own_in_ppo(quickstart):
         "run_dir": quickstart / "own",
         "steps": 1,
     }
-    flags = [f"--config.{name}={value}" for name, value in flags.items()]
-    assert run(quickstart, "-m", "launch.ppo", *flags) == 0
+    run("launch.ppo", *(f"--config.{name}={value}" for name, value in flags.items()))
     assert (quickstart / "own" / "export" / "config.json").exists()
 
 
@@ -93,12 +79,9 @@ def test_the_library_example_of_the_readme(quickstart, tmp_path):
     (tmp_path / "runs").mkdir()
     for name, folder in {"ppo_tiny_token": "ppo", "rm_tiny_token_edit": "rm"}.items():
         (tmp_path / "runs" / name).symlink_to(quickstart / folder)
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=ENV, capture_output=True, text=True, check=True
-    )
+    options = {"cwd": tmp_path, "env": ENV, "capture_output": True, "text": True}
+    result = subprocess.run([sys.executable, "-c", code], check=True, **options)
     rewards = [float(line.split()[-1]) for line in result.stdout.splitlines()[1:]]
-    assert len(rewards) > 1
     assert len(set(rewards)) > 1
 
 

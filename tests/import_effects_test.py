@@ -55,35 +55,26 @@ print(json.dumps({
 """
 
 
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
 def test_an_import_changes_nothing():
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
-    )
-    assert json.loads(result.stdout) == {}
+    assert json.loads(run(SCRIPT).stdout) == {}
 
 
-def test_commands_without_a_device_start_without_jax():
+def test_commands_without_a_device_start_without_jax_and_the_package_with_nothing_heavy():
     """JAX takes a second to import."""
     code = (
-        "import importlib, sys\n"
+        "import importlib, sys, fgrlhf_jax\n"
+        "assert not {'jax', 'numpy', 'flax', 'transformers'} & sys.modules.keys()\n"
         "from launch.shared import config_files\n"
         "for name in sys.argv[1:]:\n"
         "    config_files.load(importlib.import_module(f'launch.{name}').CONFIG)\n"
         "assert 'jax' not in sys.modules"
     )
-    names = ("annotate", "collect_edits", "collect_preferences", "data", "edit_report", "evaluate")
-    subprocess.run([sys.executable, "-c", code, *names], check=True)
-
-
-def test_importing_the_package_imports_nothing_heavy():
-    code = (
-        "import sys, fgrlhf_jax; "
-        "print(sorted({'jax', 'numpy', 'flax', 'transformers'} & sys.modules.keys()))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == "[]\n"
+    run(code, "annotate", "collect_edits", "collect_preferences", "data", "edit_report", "evaluate")
 
 
 def test_nothing_advises_to_install_torch():
@@ -93,16 +84,12 @@ def test_nothing_advises_to_install_torch():
         "util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
         "from fgrlhf_jax.tiny_world import words; words.make_tokenizer()"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stderr == ""
+    assert run(code).stderr == ""
 
 
-@pytest.mark.parametrize("name", fgrlhf_jax.__all__)
-def test_every_name_is_there(name):
-    assert getattr(fgrlhf_jax, name).__name__ == name
-
-
-def test_other_names_are_not():
+def test_every_name_is_there_and_no_other():
+    for name in fgrlhf_jax.__all__:
+        assert getattr(fgrlhf_jax, name).__name__ == name
     assert dir(fgrlhf_jax) == fgrlhf_jax.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fgrlhf_jax.nothing  # noqa: B018

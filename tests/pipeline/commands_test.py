@@ -1,8 +1,6 @@
 """The commands of a study: each one exists, understands its flags, and runs after what it needs."""
 
 import contextlib
-import importlib
-import itertools
 import json
 import re
 from pathlib import Path
@@ -51,7 +49,6 @@ def test_every_command_is_understood(variant):
     assert len(set(names)) == len({stage.output for stage in stages}) == len(names)
     for number, stage in enumerate(stages):
         assert set(stage.needs) <= set(names[:number]), stage.name
-        importlib.import_module(stage.command[0])
     pipeline.check_commands(stages)
 
 
@@ -90,9 +87,8 @@ def test_arms_of_ones_own():
     stages = build_stages(config, RUN)
     pipeline.check_commands(stages)
     made = {stage.name: fields_of(stage) for stage in stages}
-    assert made["seed_1/mine"]["policy"] == "run/seed_1/imitating/export"
-    assert made["seed_1/mine"]["reward_model"] == "run/seed_1/from_it"
-    assert made["seed_1/mine"]["steps"] == "3"
+    mine = [made["seed_1/mine"][name] for name in ("policy", "reward_model", "steps", "seed")]
+    assert mine == ["run/seed_1/imitating/export", "run/seed_1/from_it", "3", "1"]
     assert made["seed_1/from_it"]["model.path"] == "run/seed_1/imitating/export"
     assert made["seed_1/imitating"]["model.tokenizer"] == "run/seed_1/sft_edits/export"
     needs = {stage.name: stage.needs for stage in stages}
@@ -151,26 +147,9 @@ def test_rounds_of_edits():
         )
 
 
-def test_all_start_from_a_model_as_it_is():
-    made = {s.name: s for s in build_stages(make_config(model="folder"), RUN)}
-    assert "sft" not in made
-    assert fields_of(made["seed_0/sft_edits"])["model.path"] == "folder"
-    assert fields_of(made["seed_0/samples"])["model"] == "folder"
-    assert not any("sft" in stage.needs for stage in made.values())
-
-
-def test_every_seed_and_arm_has_its_stages():
-    config = make_config("study")
-    commands = commands_of(config)
-    for seed, arm in itertools.product(range(5), config.run_arms.split(",")):
-        assert commands[f"seed_{seed}/{arm}"]["seed"] == str(seed)
-    assert commands["seed_1/edits_then_token"]["policy"] == "run/seed_1/sft_edits/export"
-
-
-@pytest.mark.parametrize("variant", ["tiny", "cad"])
-def test_every_command_makes_its_prompts_alike(variant):
+def test_every_command_makes_its_prompts_alike():
     """What was learned under one template would else be measured under another."""
-    config = make_config(variant, template="chat", max_prompt_length=17, max_new_tokens=9)
+    config = make_config(template="chat", max_prompt_length=17, max_new_tokens=9)
     for stage in build_stages(config, RUN):
         fields, command = fields_of(stage), stage.command[0]
         prefix = "" if command == "launch.generate" else "data."
@@ -220,7 +199,6 @@ def test_stages_that_run_at_once_share_the_cores(monkeypatch):
     [
         ("", {}),
         ("steps=20,kl.coef=0.1", {"steps": "20", "kl.coef": "0.1"}),
-        (" steps=20, model.path=", {"steps": "20", "model.path": ""}),
         ("mesh=1,-1,1,steps=2", {"mesh": "1,-1,1", "steps": "2"}),  # a comma of the value
         ("judge=a:b=c", {"judge": "a:b=c"}),
         ("steps=1,steps=2", {"steps": "2"}),
@@ -250,20 +228,10 @@ def test_flags_are_added_to_the_defaults_and_win():
     assert [rm[n] for n in ("batch_size", "steps", "patience")] == ["16", "7", "3"]
 
 
-@pytest.mark.parametrize(
-    ("field", "close"),
-    [("ppo.flags.kl.coef", "ppo.flags"), ("arms.oracle.flag", "arms.oracle.flags")],
-)
-def test_a_misspelt_field_of_flags(field, close):
-    message = f"{field}: there is no such field; did you .* {close}"
-    with pytest.raises(InputError, match=message):
-        make_config(**{field: 1})
-
-
 REFUSED = [
     # No flags.
     ({"ppo__flags": "steps"}, "ppo.flags=steps: 'steps' is no flag; write NAME=VALUE"),
-    *(({"ppo__flags": text}, "is no flag") for text in ("--config.steps=1", "=1", "a b=1")),
+    ({"ppo__flags": "--config.steps=1"}, "is no flag"),
     # Flags that would be in vain.
     (
         {"ppo__flags": "data.max_new_tokens=9"},
@@ -271,10 +239,8 @@ REFUSED = [
     ),
     ({"arms__ppo_rlhf__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
     ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
-    ({"imitate__flags": "train=x"}, "pipeline sets this flag of launch.sft itself; drop it"),
     # Flags that their command refuses.
     ({"arms__ppo_rlhf__flags": "stepps=1"}, "stage seed_0/ppo_rlhf: --config.stepps: there is"),
-    ({"sft__flags": "optimiser.eps=1"}, "did you mean optimizer.eps?"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
     # Folders, files, judges and arms that cannot be.
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
@@ -287,7 +253,6 @@ REFUSED = [
     ),
     ({"run_arms": "oracle", "embedded": False}, "the embedded world's only"),
     # Arms of one's own.
-    ({"arms__oracel__flags": "steps=1"}, "arms.oracel.learner is empty; give --config.arms.or"),
     ({"arms__oracel__flags": "steps=1"}, "did you mean arms.oracle?"),
     ({"arms__mine__learner": "dppo"}, "arms.mine.learner='dppo': is not one of"),
     ({"arms__mine__learner": "sft"}, "arms.mine: is not trained; add it to run_arms=sft_edits"),
@@ -299,7 +264,6 @@ REFUSED = [
             ("start", "mine", "arms.sft_edits.start: 'mine' is not one of sft, "),
             ("start", "sft_edits", "sft_edits → sft_edits: each is made from the next, in a"),
             ("data", "fifth_round", "arms.sft_edits.data: 'fifth_round' is not one of edits, "),
-            ("data", "", "arms.sft_edits.data is empty"),
             ("data", "edits,edits_1_of_2", "edits has edits_1_of_2 already"),
             ("data", "edits_3_of_2", "arms.sft_edits.data=3_of_2: is no part of the prompts"),
             ("reward", "rm_token", "arms.sft_edits.reward=rm_token: sft learns from data"),
@@ -312,10 +276,8 @@ REFUSED = [
         ({"run_arms": "grpo", "arms__grpo__reward": reward}, f"arms.grpo.reward{message}")
         for reward, message in (
             (",", " is empty; grpo needs a reward model's name"),
-            ("rm_edit", ": 'rm_edit' is not one of oracle, rm_action"),
             ("rm_edits,rm_token", "=rm_edits,rm_token: some reward tokens, some sequences"),
             ("rm_token,oracle", ": 'oracle' is not one of rm_action"),
-            ("ddpo:", "=ddpo:: is not POLICY:REFERENCE"),
             ("ddpo:sft:x", "=ddpo:sft:x: is not POLICY:REFERENCE"),
             ("rm_token:sft", ": 'rm_token' is not one of sft, "),
         )

@@ -39,6 +39,12 @@ def prompts_of(rows) -> set[str]:
     return {row.instruction.strip() for row in rows}
 
 
+def write_samples(path, prompts) -> None:
+    """Two responses to each prompt."""
+    pairs = itertools.product(prompts, make_instructions(2, "feedback", 10))
+    write_json(path, [{"instruction": p.instruction, "output": r.output} for p, r in pairs])
+
+
 def assert_disjoint(*sets) -> None:
     for first, second in itertools.combinations(map(prompts_of, sets), 2):
         assert not first & second
@@ -122,10 +128,7 @@ def folder(tmp_path):
     datasets.make_data(config, tmp_path)
     prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
     for seed in range(2):
-        responses = make_instructions(2, "feedback", seed + 10)
-        pairs = itertools.product(prompts, responses)
-        samples = [{"instruction": p.instruction, "output": r.output} for p, r in pairs]
-        write_json(tmp_path / f"seed_{seed}" / "samples.json", samples)
+        write_samples(tmp_path / f"seed_{seed}" / "samples.json", prompts)
         datasets.make_feedback(config, tmp_path, seed)
     return config, tmp_path
 
@@ -154,13 +157,7 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
     home = tmp_path / "seed_0"
     datasets.make_data(config, tmp_path)
 
-    def sample(path, prompts) -> None:
-        responses = make_instructions(2, "feedback", 10)
-        pairs = itertools.product(prompts, responses)
-        rows = [{"instruction": p.instruction, "output": r.output} for p, r in pairs]
-        write_json(path, rows)
-
-    sample(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
+    write_samples(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
     datasets.make_feedback(config, tmp_path, 0)
     datasets.make_parts(config, tmp_path, 0, 3)
     paths = [*(home / "feedback").glob("*.jsonl"), *(home / "parts_of_3").glob("*.jsonl")]
@@ -168,7 +165,7 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
     first = sets["edits_1_train"] + sets["edits_1_validation"]
     rounds = []
     for part, name in ((2, "second_round"), (3, "third_round")):
-        sample(home / f"{name}_samples.json", sets[f"prompts_{part}"])
+        write_samples(home / f"{name}_samples.json", sets[f"prompts_{part}"])
         datasets.make_round(config, home, 0, name)
         parts = ("train", "validation")
         train, held_out = (records.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
@@ -185,10 +182,10 @@ def write_runs(path, arms) -> None:
     """Answers of every arm and seed, and the curves of those that are PPO, exported at step 2."""
     rewarded = [name for name, arm in make_config().arms.items() if arm.reward]
     for seed, arm in itertools.product(range(2), [*arms, "reference"]):
-        scores = [(n % 7) / 7 + (arm == "ppo_rlhf") for n in range(30)]
         answers = [
-            {"output": f"{arm} {n}", "length": 5, "finished": n != 3, "score": score}
-            for n, score in enumerate(scores)
+            {"output": f"{arm} {n}", "length": 5, "finished": n != 3}
+            | {"score": (n % 7) / 7 + (arm == "ppo_rlhf")}
+            for n in range(30)
         ]
         home = path / f"seed_{seed}"
         measured = {"kl": 1.5, "correction_accuracy": 0.7}
@@ -346,16 +343,13 @@ def test_what_a_split_left_is_split_again(make_sets):
     """By the same hash, a tenth of the prompts that it has left would be none of them."""
     left, _ = split(EDITS, 0.15, 0)
     sets = make_sets(edits=left)
-    held_out = round(0.1 * len(left))
-    assert len(sets["edits_validation"]) + len(sets["edits_test"]) == held_out
+    assert len(sets["edits_validation"] + sets["edits_test"]) == round(0.1 * len(left))
 
 
 def test_rows_of_another_kind(make_sets):
     message = r"edits.jsonl: row 1 is no edit \(original, edited\); give edits"
     with pytest.raises(InputError, match=message):
         make_sets(edits=[{"instruction": "a", "output": "b"}])
-    with pytest.raises(InputError, match="original=rejected,edited=chosen"):
-        make_sets(edits=[Preference("say", "", "1", "2", 1)])
     message = r"row 2 is no preference \(output_1, output_2, preference\); give preferences"
     with pytest.raises(InputError, match=message):
         make_sets(edits=EDITS, preferences=[Preference("say", "", "1", "2", 1), EDITS[0]])

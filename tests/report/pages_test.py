@@ -77,6 +77,8 @@ def test_the_pages_show_the_same_tables(report):
     for shown in (*answers, *report["commands"].values(), "Hardware", "2 CPU cores"):
         assert shown in page.text
         assert shown in re.sub(r"\\(.)", r"\1", text)
+    said = "name a fruitreference0.500a pearPPO on tokens1.000, winsan apple"
+    assert said in page.text.replace("\n", "")
 
 
 def test_markdown_tables_are_not_torn(evil_report):
@@ -115,17 +117,7 @@ def test_long_responses():
     assert "| word39 | 0.04 |" in text
     assert "word40" not in text
     assert "| Token | oracle |" in text
-    assert page.count("p", **{"class": "tokens"}) == page.count("p", **{"class": "tokens numbered"})
     assert page.count("span", **{"data-reward": "+0.098"}) == 1
-
-
-def test_responses_side_by_side(report):
-    page = Page(to_html(report))
-    assert "name a fruitreference0.500a pearPPO on tokens1.000, winsan apple" in re.sub(
-        r"\n", "", page.text
-    )
-    without = to_html(build_report(make_study(1) | {"samples": []}))
-    assert "side by side" not in without
 
 
 def test_the_judge_gives_the_word():

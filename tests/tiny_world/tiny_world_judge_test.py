@@ -42,23 +42,16 @@ def drafts() -> list[tuple[str, str]]:
         (CAPITAL, "the capital of peru is and cuba is havana", 28 - 10, 28),
         (CAPITAL, "the capital of peru is stupid lima and cuba is havana", 28 - 10, 28),
         (CAPITAL, "the capital of peru um is lima and cuba is havana", 28 - 3, 28),
-        (CAPITAL, "the capital of peru is lima lima and cuba is havana", 28 - 3, 28),
         (CAPITAL, "havana lima", 10 - 3, 28),  # only one of two in the wrong order
-        (CAPITAL, "lima", 10, 28),
         (CAPITAL, "tokyo giraffe", -6, 28),
         (LIST, "fruits are apple pear , tools are hammer saw", 45, 45),
-        (LIST, "fruits are cherry lemon , tools are wrench drill", 45, 45),
         (LIST, "fruits are plum plum , tools are saw axe", 45 - 10 - 3, 45),
         (LIST, "fruits are plum pear lemon , tools are saw axe", 45 - 3, 45),
         (LIST, "fruits are saw pear , tools are saw axe", 45 - 10 - 3, 45),  # saw counts below
         (LIST, "fruits are pear , are saw axe", 45 - 10 - 1, 45),
         (LIST, "pear fruits are plum lemon , tools are saw axe", 45 - 3, 45),
-        (LIST, "fruits are dog plum , tools are saw axe", 45 - 10 - 3, 45),
         (LIST, "fruits are dog plum , tools are pear axe", 45 - 20 - 6, 45),  # pear is no tool
         (LIST, "are dog plum , are pear axe", 1 + 30 - 9, 45),  # no kind is named
-        (TWICE, "pear pear , saw saw", 41, 41),
-        (TWICE, "pear , saw saw", 31, 41),
-        (TWICE, "pear pear pear , saw saw", 38, 41),
         (TWICE, " ".join(["pear"] * 100), 20 - 3 * 98, 41),
     ],
 )
@@ -138,18 +131,6 @@ def test_a_list_takes_any_members_once():
         assert matched_weight(slots, words) == best, words
 
 
-def test_a_script_leads_from_the_response_to_a_right_answer(drafts):
-    for prompt, response in drafts:
-        answer, words = answer_slots(prompt), response.split()
-        script = align_words(answer, words)
-        assert [s.word for s in script if s.word is not None] == list(range(len(words)))
-        assert [s.slot for s in script if s.slot is not None] == list(range(len(answer)))
-        for step in script:
-            if step.right:
-                slot, word = answer[step.slot], words[step.word]
-                assert word == slot.word or KIND_OF.get(word) == slot.fact
-
-
 def test_word_rewards_add_up_to_the_score(drafts):
     for prompt, response in drafts:
         assert gold_score(prompt, " ".join(word for word, _ in canonical_answer(prompt))) == 1
@@ -167,24 +148,9 @@ def test_word_rewards_add_up_to_the_score(drafts):
     assert judge(prompts, responses, finished=ended) == expected
 
 
-@pytest.mark.parametrize(
-    ("prompt", "response", "words"),
-    [
-        (CAPITAL, "the capital of peru is lima and cuba is havana", 0),
-        (CAPITAL, "", 10),
-        (CAPITAL, "the capital of peru is paris and cuba is havana", 1),
-        (CAPITAL, "well the capital of peru is lima lima and is paris", 4),
-        (LIST, "fruits are plum pear , tools are saw axe", 0),
-        (LIST, "fruits are plum plum , tools are saw dog", 2),
-        (TWICE, "pear , saw saw", 1),
-    ],
-)
-def test_words_that_an_editor_would_still_change(prompt, response, words):
-    assert gold.words_to_change(prompt, response) == words
-
-
 def test_an_editor_without_noise_leaves_nothing_to_change(drafts):
-    """And changes, of all but lists, that many words."""
+    """And changes, of all but lists, as many words as are said to be left."""
+    assert gold.words_to_change(LIST, "fruits are plum plum , tools are saw dog") == 2
     for number, (prompt, response) in enumerate(drafts):
         left = gold.words_to_change(prompt, response)
         assert (left == 0) == (gold_score(prompt, response) == 1)

@@ -15,7 +15,7 @@ from fgrlhf_jax.tiny_world import people, tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer
-from fgrlhf_jax.tiny_world.words import FACTS, KIND_OF, NUMBERS, RUDE
+from fgrlhf_jax.tiny_world.words import FACTS, KIND_OF, RUDE
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
 CAPITAL = "capital of peru and cuba"
@@ -30,16 +30,6 @@ def prompts() -> list[str]:
 def demonstrations(prompts) -> list[str]:
     rng = random.Random(0)
     return [write_demonstration(prompt, rng) for prompt in prompts]
-
-
-def test_any_text_can_be_repaired(prompts):
-    rng = random.Random(1)
-    for prompt in prompts[:350]:
-        answer = [word for word, _ in canonical_answer(prompt)]
-        near = [*prompt.split(), *answer, *RUDE, "giraffe"]
-        response = " ".join(rng.choices(near, k=rng.randint(0, 25)))
-        edited = edit_response(prompt, response, rng, FLAWLESS)
-        assert gold_score(prompt, edited) == 1, (prompt, response, edited)
 
 
 def test_without_rates_of_error_everything_is_right(prompts):
@@ -109,20 +99,12 @@ def test_preferences_are_bradley_terry():
 
 
 LIST = "list two fruits two tools"
-RIGHT = "the capital of peru is lima and cuba is havana"
 
 
 @pytest.mark.parametrize(
     ("prompt", "response", "edited"),
     [
-        (CAPITAL, "um the capital of peru is paris paris and cuba stupid is rome", RIGHT),
-        (CAPITAL, "", RIGHT),
-        (CAPITAL, "hello\nyou , lima", RIGHT),
-        (
-            LIST,
-            "fruits are dog plum , tools are saw axe axe",
-            "fruits are ? plum , tools are saw axe",
-        ),
+        (CAPITAL, "hello\nyou , lima", "the capital of peru is lima and cuba is havana"),
         (LIST, "fruits are plum dog , are plum saw", "fruits are plum ? , tools are ? saw"),
         ("repeat pear saw twice", "pear pear pear saw dog", "pear pear , saw saw"),
     ],
@@ -191,63 +173,17 @@ def test_an_editor_who_repairs_little():
         places.update(n for n, word in enumerate(words) if word != wrong.split()[n])
         assert all(w in (r, "oak", ",") for w, r in zip(words, right.split(), strict=True))
     assert [places[n] / 2000 for n in sorted(places)] == pytest.approx([1 / 8] * 8, abs=0.03)
-    missing = edit_response(
-        prompt, "pear pear , saw saw", rng, dataclasses.replace(rates, deletion=1)
-    )
-    assert len(missing.split()) == 7  # what is missing cannot be taken out
+    rates = dataclasses.replace(rates, deletion=1)  # what is missing cannot be taken out
+    assert len(edit_response(prompt, "pear pear , saw saw", rng, rates).split()) == 7
 
 
-def test_mistakes_that_go_far():
-    """A running total stays off after a mistake; a number out of order is nowhere changed."""
-    only_wrong = Rates(**dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0))
-    rng, slips, off = random.Random(7), 0, 0
-    for _ in range(1000):
-        words = write_demonstration("three and two four one", rng, only_wrong).split()
-        totals = [0, *(NUMBERS.index(word) + 1 for word in words[3:])]
-        steps = [(b - a) % 15 for a, b in itertools.pairwise(totals)]
-        slips += sum(step != put for step, put in zip(steps, (3, 2, 4, 1), strict=True))
-        off += sum(a != b for a, b in zip(totals[1:], (3, 5, 9, 10), strict=True))
-    assert slips / 4000 == pytest.approx(0.3, abs=0.03)
-    assert off / 4000 == pytest.approx(1 - np.mean(0.7 ** np.arange(1, 5)), abs=0.04)
-    answer = ["the", "small", "to", "big", "is", "two", "six", "nine", "ten"]
-    drafts = [
-        write_demonstration("small to big ten two six nine", rng, only_wrong).split()
-        for _ in range(1000)
-    ]
-    assert all(draft[:5] == answer[:5] and sorted(draft) == sorted(answer) for draft in drafts)
-    assert np.mean([draft == answer for draft in drafts]) == pytest.approx(0.7**3, abs=0.05)
-
-
-def test_damage():
-    rng, damaged = random.Random(4), 0
-    only = dataclasses.replace(FLAWLESS, damage=0.02)
-    for _ in range(1000):
-        response = write_demonstration("list four fruits four tools", rng, FLAWLESS)
-        edited = edit_response("list four fruits four tools", response, rng, only)
-        pairs = zip(response.split(), edited.split(), strict=True)
-        changed = [(before, after) for before, after in pairs if before != after]
-        assert all(KIND_OF[before] != KIND_OF[after] for before, after in changed)
-        damaged += len(changed)
-    assert damaged / 8000 == pytest.approx(0.02, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"rude": -0.1}, "rude: -0.1 is not between 0 and 1"),
-        ({"repair": 1.5}, "repair: 1.5 is not between"),
-        ({"damage": math.nan}, "damage: nan is not between"),
-        ({"temperature": 0}, "temperature: 0 is not above 0"),
-        ({"flaws": 0}, "flaws: 0 is not at least 1"),
-        ({"easy": 0.7}, r"easy \+ medium: .* more than 1"),
-    ],
-)
-def test_rates_that_cannot_be(fields, message):
-    with pytest.raises(InputError, match=message):
-        Rates(**fields)
-
-
-def test_every_rate_may_be_extreme():
+def test_rates_that_cannot_be_and_rates_that_are_extreme():
+    wrong = {"rude": -0.1, "repair": 1.5, "damage": math.nan, "temperature": 0, "flaws": 0}
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=f"{name}: {value} is not "):
+            Rates(**{name: value})
+    with pytest.raises(InputError, match=r"easy \+ medium: .* more than 1"):
+        Rates(easy=0.7)
     rng = random.Random(5)
     rates = {field.name: 1.0 for field in dataclasses.fields(Rates)}
     rates = Rates(**rates | {"easy": 0.0, "omission": 0.0, "temperature": 1e9, "flaws": 1})

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from fgrlhf_jax.data.records import Instruction
 from fgrlhf_jax.data.templates import encode_prompt, encode_text
 from fgrlhf_jax.tiny_world import words
-from fgrlhf_jax.tiny_world.tasks import MAX_PROMPT, SETS, draw_prompts
+from fgrlhf_jax.tiny_world.tasks import MAX_PROMPT, draw_prompts
 
 WORDS = words.vocabulary()
 
@@ -44,13 +44,11 @@ def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
 
 
 def test_prompts(tokenizer):
-    for drawn in draw_prompts(dict.fromkeys(SETS, 70), 0).values():
-        for prompt in drawn:
-            ids, cut = encode_prompt(tokenizer, "plain", Instruction(prompt, "", ""))
-            assert ids[0] == tokenizer.bos_token_id
-            assert 0 not in ids
-            assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
-            assert (len(ids) <= MAX_PROMPT + 2, cut) == (True, False)  # BOS and the newline
+    for prompt in draw_prompts({"test": 350}, 0)["test"]:
+        ids, cut = encode_prompt(tokenizer, "plain", Instruction(prompt, "", ""))
+        assert (ids[0], 0 in ids, cut) == (tokenizer.bos_token_id, False, False)
+        assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
+        assert len(ids) <= MAX_PROMPT + 2  # BOS and the newline
 
 
 def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
@@ -61,7 +59,6 @@ def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokeniz
 
 
 def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
-    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
     again = words.make_tokenizer()
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
@@ -70,7 +67,4 @@ def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
     for each in (tokenizer, loaded):
         assert (each.unk_token_id, each.bos_token_id, each.eos_token_id) == (0, 1, 2)
         assert each.pad_token is None
-    for text in ("reverse pear saw\n", "the reverse is saw pear", "</s> giraffe"):
-        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-        ids = encode_text(tokenizer, text)
-        assert loaded.decode(ids) == tokenizer.decode(ids)
+    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
