@@ -15,7 +15,9 @@ from fgrlhf_jax import LanguageModel, SamplingParams
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
 from fgrlhf_jax.ppo.models import read_architectures
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
+from fgrlhf_jax.training import run as training
 from launch.shared import config_files
 
 pytest_plugins = ["runs"]
@@ -44,8 +46,17 @@ def fields(world, reward_model):
 @pytest.fixture(scope="module")
 def lora_run(in_process, fields, world, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "lora"
-    before = contents(world.policy)
-    ppo_cases.run(fields(run_dir))
+    before, train = contents(world.policy), training.run
+
+    def train_and_compare(config, trainer, folder):
+        result = train(config, trainer, folder)
+        after = [int(sharding.fingerprint(part)) for part in trainer.frozen]
+        assert after == trainer.memory["frozen"]
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "run", train_and_compare)
+        ppo_cases.run(fields(run_dir))
     assert contents(world.policy) == before
     return run_dir
 

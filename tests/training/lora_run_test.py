@@ -12,6 +12,7 @@ from rm_cases import contents, rows, without_clock
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
 from fgrlhf_jax.models.lora import Lora
+from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.training import run as supervised_run
 from launch import generate, score, sft, train_rm
@@ -81,13 +82,14 @@ def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
 
 
 def test_an_export_names_the_base_that_was_trained_on(fields, world, tmp_path, monkeypatch):
-    """Even where another one is in its place by the time that the run ends."""
+    """Of which no bit moved, even where another one is in its place by the time that it ends."""
     base = shutil.copytree(world.policy, tmp_path / "base")
     other = ppo_cases.save_policy(tmp_path / "other", seed=5, template="plain")
     train = supervised_run.run
 
-    def train_and_replace(*args):
-        result = train(*args)
+    def train_and_replace(config, trainer, folder):
+        result = train(config, trainer, folder)
+        assert int(sharding.fingerprint(trainer.frozen_params)) == trainer.memory["base"]
         shutil.rmtree(base)
         shutil.move(other, base)
         return result
@@ -125,11 +127,22 @@ def test_other_settings_than_the_adapters_are_refused(adapted, fields, refused):
     assert sentence.startswith(f"lora.rank=8: the adapter in {adapted} has another; go")
 
 
-def test_a_base_that_blocks_do_not_divide_is_refused(fields, refused):
-    sentence = refused(sft, *ppo_cases.flags(fields | {"run_dir": "x", "lora__base_dtype": "nf4"}))
-    assert sentence.startswith(
-        "lora.base_dtype=nf4: a kernel's input width of 16 is not a multiple"
-    )
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"base_dtype": "nf4"}, "lora.base_dtype=nf4: a kernel's input width of 16 is not a mul"),
+        (
+            {"base_dtype": "int8", "rank": 17},
+            "lora.rank=17: the rank of these layers is at most 16",
+        ),
+        ({"targets": "w1"}, "lora.targets='w1' finds no linear layer; there are attention/k, "),
+    ],
+    ids=str,
+)
+def test_adapters_that_the_base_does_not_take_are_refused(fields, refused, changes, start):
+    changes = {f"lora__{name}": value for name, value in changes.items()}
+    sentence = refused(sft, *ppo_cases.flags(fields | {"run_dir": "x"} | changes))
+    assert sentence.startswith(start)
 
 
 def test_it_generates(adapted, world, tmp_path):
