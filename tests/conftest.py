@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import bad_input_cases
+import filelock
 import jax
 import pytest
 
@@ -57,6 +58,16 @@ def pytest_sessionstart(session):
     """What commands set too; after pytest's own hook for exceptions that nobody catches."""
     process.keep_freed_memory()
     process.quieten_orbax()
+    forget_halves_of_entries()
+
+
+def forget_halves_of_entries() -> None:
+    """A kill may leave an entry of the cache without its time, and then JAX writes no other."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(cache / ".lockfile"):  # which JAX takes for both
+        for entry in cache.glob("*-cache"):
+            if not Path(f"{str(entry).removesuffix('-cache')}-atime").exists():
+                entry.unlink()
 
 
 def pytest_collection_finish(session):
