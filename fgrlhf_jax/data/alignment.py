@@ -60,7 +60,7 @@ def align(
     elif method is None:
         matched = []
     else:
-        raise InputError(f"alignment: {method!r} is not one of {', '.join(METHODS)}.")
+        raise InputError(f"alignment: {method!r} is not one of {', '.join(METHODS)}")
 
     changed_i, changed_j = np.ones(len(edited), bool), np.ones(len(original), bool)
     partner_i = np.full(len(edited), -1, np.int32)

@@ -111,11 +111,11 @@ def plan_epoch(
     if len(lengths) < batch_size:
         raise InputError(
             f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
-            "lower it or give more data."
+            "lower it or give more data"
         )
     if lengths.max() > buckets[-1]:
         raise InputError(
-            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; raise max_length."
+            f"a row of {lengths.max()} tokens fits no bucket up to {buckets[-1]}; raise max_length"
         )
     rng = np.random.default_rng((seed, epoch))
     bucket_of_row = np.searchsorted(buckets, lengths)

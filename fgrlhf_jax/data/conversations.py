@@ -1,5 +1,6 @@
 """Conversations: the turns before an answer, in the forms that data sets have."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
 Turns = list[dict[str, str]]
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+_STRING_OR_END = re.compile(r'(?s)"(?:[^"\\]|\\.)*"|\}')
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _NOT_TEXT = {"tools", "functions", "tool_calls", "function_call"}
 _NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos"}
@@ -23,7 +25,7 @@ def check_texts(value: Mapping[str, Any], where: str) -> None:
         if parse_list(value[name]):
             raise InputError(
                 f"{where}: {name} stands beside the text, and only texts can be used; leave such "
-                "rows out, or take the field away."
+                "rows out, or take the field away"
             )
 
 
@@ -49,7 +51,7 @@ def parse_turns(value: Any, where: str) -> Turns:
         rows = zip(*value.values(), strict=False) if by_column else [value.values()]
         value = [dict(zip(value, row, strict=True)) for row in rows]
     if not isinstance(value, list | tuple) or not value:
-        raise InputError(f"{where}: is no list of messages; give role and content of each.")
+        raise InputError(f"{where}: is no list of messages; give role and content of each")
     turns = []
     for each in value:
         message = each if isinstance(each, Mapping) else {}
@@ -62,10 +64,10 @@ def parse_turns(value: Any, where: str) -> Turns:
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
                 f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
-                "(system, user or assistant) and a text as content; correct it."
+                "(system, user or assistant) and a text as content; correct it"
             )
         if ROLES[role] == "system" and turns:
-            raise InputError(f"{where}: a system message stands behind others; put it before them.")
+            raise InputError(f"{where}: a system message stands behind others; put it before them")
         if content.strip() or ROLES[role] != "system":
             turns.append({"role": ROLES[role], "content": content})
     return turns or parse_turns([], where)
@@ -78,11 +80,26 @@ def _part_text(part: Any) -> Any:
     return part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
 
 
+def load_json(text: str) -> Any:
+    """The JSON value; KeyError(name, where the object ends) for a name that an object has twice."""
+    closed = itertools.count()
+
+    def make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        number, row = next(closed), dict(fields)
+        if len(row) < len(fields):
+            names = [name for name, _ in fields]
+            ends = [match.start() for match in _STRING_OR_END.finditer(text) if match[0] == "}"]
+            raise KeyError(max(names, key=names.count), ends[number])
+        return row
+
+    return json.loads(text, object_pairs_hook=make_object)
+
+
 def parse_list(value: Any) -> Any:
     """The list in a text that is one in JSON, as a cell of a table; else the value."""
     try:
-        return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
-    except (ValueError, RecursionError):
+        return load_json(value) if isinstance(value, str) and value.startswith("[") else value
+    except (KeyError, ValueError, RecursionError):
         return value
 
 

@@ -78,7 +78,7 @@ def convert_records(
     """
     for name, value, choices in (("to", to, TARGETS), ("side", side, SIDES)):
         if value not in choices:
-            raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}.")
+            raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}")
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
     in_turns = any(_has_turns(record) for record, _ in rows)  # all or none
     seen, converted = set(), []
@@ -102,10 +102,10 @@ def convert_records(
     if (to.startswith("alpaca") or to == "trl") and len(kinds) > 1:
         names = "pairs, single responses, prompts"
         reason = f"the rows are of several kinds ({names}); convert each by itself"
-        raise InputError(f"to={to}: {reason}.")
+        raise InputError(f"to={to}: {reason}")
     if not converted:
         reason = f"none of the {len(rows)} rows has an output; choose prompts"
-        raise InputError(f"to={to}: {reason}.")
+        raise InputError(f"to={to}: {reason}")
     return converted, dict(counts) | {"kept": len(converted)}
 
 
@@ -126,7 +126,7 @@ def _convert(
         record = records.as_instruction(record, records.sides(record)[SIDES.index(side)])
         row = id
     elif to in ("instructions", "messages") and side == "worse":
-        raise InputError("an instruction has one response, no worse one; choose side=better.")
+        raise InputError("an instruction has one response, no worse one; choose side=better")
     is_pair = not isinstance(record, Instruction)
     replaced = _REPLACED - _LABELS if is_pair else _REPLACED
     further = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
@@ -140,13 +140,13 @@ def _convert(
         raise InputError(
             f"{kind_of(record)} hold no edits; have responses edited by launch.collect_edits or "
             "launch.annotate, whose input to=instructions makes, or read chosen as the edit of "
-            "rejected: columns=original=rejected,edited=chosen."
+            "rejected: columns=original=rejected,edited=chosen"
         )
     if to == "preferences" and not is_pair:
-        raise InputError("a single response is no preference; give edits or preferences.")
+        raise InputError("a single response is no preference; give edits or preferences")
     if to == "alpaca_farm":
         if len(turns) > 1:
-            raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl.")
+            raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl")
         prompt = {"instruction": turns[0]["content"], "input": ""} if turns else prompt
         is_raw = isinstance(record, Preference) and "raw_preference" in further
         further = id | ({"raw_preference": further["raw_preference"]} if is_raw else {})

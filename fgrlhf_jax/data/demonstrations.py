@@ -58,7 +58,7 @@ def encode_demonstrations(
     for row, record in enumerate(records):
         if not isinstance(record, Instruction):
             raise InputError(
-                f"row {row + 1}: has no demonstration; give rows with instruction and output."
+                f"row {row + 1}: has no demonstration; give rows with instruction and output"
             )
         if not record.output.strip():
             counts["dropped_empty"] += 1
@@ -75,11 +75,11 @@ def encode_demonstrations(
     if not demonstrations:
         reason = f"no demonstration is left of {len(records)}"
         if not counts["dropped_overlong"]:
-            raise InputError(f"{reason}: all have an empty output or none; give other data.")
+            raise InputError(f"{reason}: all have an empty output or none; give other data")
         raise InputError(
             f"{reason}: {counts['dropped_empty']} have an empty output or none, the others are "
             f"longer than max_length {max_length} or max_prompt_length {max_prompt_length}; raise "
-            "these, or set overlong='truncate'."
+            "these, or set overlong='truncate'"
         )
     return demonstrations, counts
 

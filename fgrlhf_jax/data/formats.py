@@ -67,7 +67,7 @@ def parse_columns(text: str) -> dict[str, str]:
         if field not in FIELDS:
             raise InputError(
                 f"columns={text:.200}: {field!r:.60} is no field; write field=column[,…] with "
-                f"fields of {', '.join(FIELDS)}."
+                f"fields of {', '.join(FIELDS)}"
             )
         columns[field] = column or field
     return columns
@@ -104,7 +104,7 @@ def normalize(
     answers, before = _answers(row, names, where, columns, kind == RESPONSE or is_candidate)
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
-        raise InputError(f"{where}: {reason}; give two that differ.")
+        raise InputError(f"{where}: {reason}; give two that differ")
     prompt, last = read_prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = common_beginning(row, names, answers, where)
@@ -126,7 +126,7 @@ def normalize(
         if layout == ("completion",) and need not in ("prompts", "candidates"):
             is_learnt = flag_of(row, "label", where)  # of TRL
         if not is_learnt and need not in ("prompts", "candidates"):
-            raise InputError(f"{where}: label is false, a response not to learn; leave it out.")
+            raise InputError(f"{where}: label is false, a response not to learn; leave it out")
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
@@ -159,7 +159,7 @@ def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str,
         choices = [" and ".join(names) for names in complete[:2]]
         raise InputError(
             f"{where}: fits two layouts, {' or '.join(choices)}; choose one with "
-            f"--config.columns={','.join(complete[0])} or {','.join(complete[1])}."
+            f"--config.columns={','.join(complete[0])} or {','.join(complete[1])}"
         )
     torn = [names for names in layouts if len(names) > 1 and present & set(names)]
     if torn and not pairs:
@@ -180,7 +180,7 @@ def _answers(
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
         reason = f"{' and '.join(names)} end different conversations"
-        raise InputError(f"{where}: {reason}; only the last answer may differ.")
+        raise InputError(f"{where}: {reason}; only the last answer may differ")
     return answers, before
 
 
@@ -193,7 +193,7 @@ def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[
         text_of(row, name, where)
     turns = parse_turns(value, f"{where}: {name}")
     if turns[-1]["role"] != "assistant":
-        raise InputError(f"{where}: {name} ends with no answer of the assistant; add it.")
+        raise InputError(f"{where}: {name} ends with no answer of the assistant; add it")
     return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
 
 
@@ -205,12 +205,12 @@ def _comparisons(row: Row, where: str) -> list[Row]:
     if not pairs or not isinstance(labels, list) or len(labels) != len(pairs):
         raise InputError(
             f"{where}: has no comparison of predictions; it must have a list `predictions` of "
-            "at least two responses and a list `preference` with a label for each pair of them."
+            "at least two responses and a list `preference` with a label for each pair of them"
         )
     if any(type(label) is not int or label not in (0, 1, 2) for label in labels) or not any(labels):
         raise InputError(
             f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must be 1 "
-            "(the first is better), 2 (the second) or 0 (a tie), and not all ties."
+            "(the first is better), 2 (the second) or 0 (a tie), and not all ties"
         )
     id = "" if row.get("id") in (None, "") else f"{row['id']}/"
     rest = {name: value for name, value in row.items() if name not in ANSWERS}

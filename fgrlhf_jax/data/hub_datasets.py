@@ -54,7 +54,7 @@ def load(source: str) -> Any:
             if "script" in reason
             else "give ORG/NAME:CONFIG:SPLIT of a reachable dataset, or the path of a file"
         )
-        raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}.") from error
+        raise InputError(f"{source}: datasets cannot load it ({reason}); {advice}") from error
     if isinstance(loaded, Mapping):
         loaded = loaded[_choice("", loaded, source, f"{name}:{config}:", "split")]
     return loaded
@@ -90,5 +90,5 @@ def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: st
     if (value or default) in known:
         return value or default
     raise InputError(
-        f"{source}: has the {what}s {', '.join(known)}; choose one: {prefix}{known[0]}."
+        f"{source}: has the {what}s {', '.join(known)}; choose one: {prefix}{known[0]}"
     )

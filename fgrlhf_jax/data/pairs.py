@@ -161,7 +161,7 @@ def encode_pairs(
             f"no pair is left of {counts['rows']} rows ({counts['dropped_overlong']} longer "
             f"than max_length {max_length} or max_prompt_length {max_prompt_length}, "
             f"{counts['unchanged']} without a changed token); raise the lengths, "
-            f"{truncate}or give other data."
+            f"{truncate}or give other data"
         )
     return pairs, counts
 

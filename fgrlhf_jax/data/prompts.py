@@ -46,7 +46,7 @@ def encode_prompts(
     if not prompts:
         raise InputError(
             f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}; "
-            "raise it, or set overlong='truncate'."
+            "raise it, or set overlong='truncate'"
         )
     return prompts, rows, counts
 

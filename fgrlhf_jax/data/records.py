@@ -200,9 +200,9 @@ def read_with_rows(
     names, pairs = formats.parse_columns(columns), []
     for source in sources(spec):
         if not source:
-            raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…].")
+            raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…]")
         count, unprompted = len(pairs), []
-        message = f"{source}: holds no rows; give a file with at least one."
+        message = f"{source}: holds no rows; give a file with at least one"
         for where, row in trees.unfold(read_rows(source), need):
             try:
                 parsed = [(record, row) for record in parse_row(row, where, need, names)]
@@ -212,17 +212,17 @@ def read_with_rows(
             except InputError as error:
                 if refused is None:
                     hint = "or leave such rows out with invalid=drop"
-                    raise InputError(f"{str(error).removesuffix('.')}, {hint}.") from error
+                    raise InputError(f"{error}, {hint}") from error
                 refused.append(str(error))
                 message = f"{source}: no row of it can be read; the last one: {error}"
         if 0 < len(unprompted) < len(pairs) - count:
             reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
             if refused is None:
                 raise InputError(
-                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop."
+                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop"
                 )
             for where, place in reversed(unprompted):
-                refused.append(f"{where}: {reason}.")
+                refused.append(f"{where}: {reason}")
                 del pairs[place]
         if len(pairs) == count:
             raise InputError(message)
@@ -241,7 +241,7 @@ def parse_row(
         if need == "pairs" and kind == formats.RESPONSE:
             raise InputError(
                 f"{where}: has one response or none; what is learned from here is edits (original, "
-                "edited) or preferences (chosen, rejected or output_1, output_2, preference)."
+                "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
             )
     return records
 

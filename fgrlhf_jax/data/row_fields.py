@@ -27,18 +27,18 @@ def check_row(row: Any, where: str) -> None:
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}.")
+        raise InputError(f"{where}: is not an object; each row is {{field: value, …}}")
     try:
         size = len(json.dumps(dict(row), ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError:
         name = next(name for name in row if not _is_unicode([name, row[name]]))
         reason = f"the field {name!a:.60} holds invalid Unicode (half of a surrogate pair)"
-        raise InputError(f"{where}: {reason}; remove it.") from None
+        raise InputError(f"{where}: {reason}; remove it") from None
     except (RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: cannot be read ({error}); correct this row.") from error
+        raise InputError(f"{where}: cannot be read ({error}); correct this row") from error
     if size > ROW_BYTES:
         reason = f"has {size:,} bytes, more than the {ROW_BYTES:,} that a row may have"
-        raise InputError(f"{where}: {reason}; shorten it.")
+        raise InputError(f"{where}: {reason}; shorten it")
 
 
 def _is_unicode(value: Any) -> bool:
@@ -59,7 +59,7 @@ def field_of(row: Row, name: str, where: str) -> Any:
             f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
             "(instruction, prompt or messages) and original and edited, chosen and rejected, "
             "output_1, output_2 and preference, or output; give other names with "
-            "--config.columns=field=column, as prompt=question."
+            "--config.columns=field=column, as prompt=question"
         )
     return row[name]
 
@@ -73,9 +73,9 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
     text = field_of(row, name, where)
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
-        raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there.")
+        raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there")
     if not blank and not text.strip():
-        raise InputError(f"{where}: the response {name!r} is empty; fill it in.")
+        raise InputError(f"{where}: the response {name!r} is empty; fill it in")
     return text
 
 
@@ -92,7 +92,7 @@ def preference_of(row: Row, name: str, where: str) -> int:
             return int(number)
         allowed = "1 or 2, the better output"
     shown = json.dumps(value, default=str)[:40]
-    raise InputError(f"{where}: {name} is {shown}; it must be {allowed}.")
+    raise InputError(f"{where}: {name} is {shown}; it must be {allowed}")
 
 
 def number_of(value: Any) -> float:
@@ -115,14 +115,14 @@ def flag_of(row: Row, name: str, where: str) -> bool:
     flag = True if value in (None, "") else _FLAGS.get(str(value).lower())
     if flag is None:
         reason = f"{name} is {value!r:.40}; it must be true or false"
-        raise InputError(f"{where}: {reason}; correct it, or take the field away.")
+        raise InputError(f"{where}: {reason}; correct it, or take the field away")
     return flag
 
 
 def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
     """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
     if spans is not None and not isinstance(spans, list | tuple):
-        raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans.")
+        raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans")
     checked = []
     for span in spans or ():
         pair = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
@@ -132,7 +132,7 @@ def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]
             case _:
                 raise InputError(
                     f"{where}: error_spans holds {span!r:.60}; give start and end as character "
-                    f"offsets into the original (0 to {length})."
+                    f"offsets into the original (0 to {length})"
                 )
     return tuple(checked)
 
@@ -179,7 +179,7 @@ def read_prompt(
     elif not turns[-1]["content"].strip():
         reason = "the user's message before the response is empty; fill it in"
     if reason:
-        raise InputError(f"{where}: {first}: {reason}.")
+        raise InputError(f"{where}: {first}: {reason}")
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
     other = [name for name, others in conversations.items() if others != turns]
@@ -197,7 +197,7 @@ def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> 
     text = next((text for text in reversed(texts.values()) if text.strip()), "")
     if not (text.strip() or input.strip()):
         names = "instruction and input are both" if "instruction" in texts else "prompt is"
-        raise InputError(f"{where}: {names} empty; give a prompt.")
+        raise InputError(f"{where}: {names} empty; give a prompt")
     whole = join_prompt(text, input)
     if texts.get("prompt", text).strip() not in ("", text.strip(), whole.strip()):
         refuse_two_prompts(["prompt", "instruction"], where)
@@ -212,7 +212,7 @@ def _history(row: Row, where: str) -> Turns:
     is_list = isinstance(pairs, list | tuple)
     if not is_list or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         reason = "history is no list of [question, answer] pairs"
-        raise InputError(f"{where}: {reason}; correct it, or take the field away.")
+        raise InputError(f"{where}: {reason}; correct it, or take the field away")
     roles = zip(("user", "assistant") * len(pairs), itertools.chain(*pairs), strict=True)
     turns = [{"role": role, "content": text} for role, text in roles]
     return parse_turns(turns, f"{where}: history") if turns else []
@@ -230,7 +230,7 @@ def _with_system(row: Row, turns: Turns, where: str) -> Turns:
 def refuse_two_prompts(names: list[str], where: str) -> None:
     raise InputError(
         f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
-        f"--config.columns={names[1]}."
+        f"--config.columns={names[1]}"
     )
 
 
@@ -239,7 +239,7 @@ def common_beginning(
 ) -> tuple[dict[str, str], list[str]]:
     """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
     if empty := [name for name in PROMPTS if name in row]:
-        raise InputError(f"{where}: {empty[0]} is empty; give a prompt.")
+        raise InputError(f"{where}: {empty[0]} is empty; give a prompt")
     others = [n for n, value in row.items() if isinstance(value, str) and n not in (*names, "id")]
     begin = ""
     if names == ("chosen", "rejected"):

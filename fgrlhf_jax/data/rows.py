@@ -1,7 +1,6 @@
 """Rows of files and datasets, each with its place: JSON, JSONL, CSV, Parquet, Hub ids."""
 
 import ast
-import contextlib
 import csv
 import gzip
 import io
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
-from fgrlhf_jax.data.conversations import ROLES
+from fgrlhf_jax.data.conversations import ROLES, load_json
 from fgrlhf_jax.data.formats import FIELDS
 from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
@@ -52,14 +51,14 @@ def read_rows(source: str) -> Rows:
     """
     shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
-        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas.")
+        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")
     if not os.path.exists(source):
         if not is_known and hub_datasets.is_dataset(source):
             table = hub_datasets.load(source).data
             return _arrow_rows(source, lambda: table.to_batches(BATCH_ROWS))
-        raise InputError(f"{shown}: there is no such file; check the path.")
+        raise InputError(f"{shown}: there is no such file; check the path")
     if not is_known:
-        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them.")
+        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
     if source.endswith(".parquet"):
         return _arrow_rows(source, lambda: _parquet_batches(source))
     try:
@@ -68,7 +67,7 @@ def read_rows(source: str) -> Rows:
             data = (gzip.GzipFile(fileobj=file) if packed else file).read(SOURCE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy.") from error
+        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy") from error
     check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
     return _csv_rows(data, source) if ".csv" in Path(source).suffixes else _json_rows(data, source)
@@ -78,7 +77,7 @@ def check_size(source: str, size: int) -> None:
     """Raises InputError for a source of too many bytes."""
     if size > SOURCE_BYTES:
         reason = f"holds more than {SOURCE_BYTES / 1e9:g} GB of text"
-        raise InputError(f"{source:.300}: {reason}; give a part of it.")
+        raise InputError(f"{source:.300}: {reason}; give a part of it")
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
@@ -104,23 +103,25 @@ def _json_rows(data: bytes, source: str) -> Rows:
 def _json(data: bytes, source: str, line: int) -> Any:
     """The JSON value in ``data``, which starts at ``line`` of the file, or what is wrong."""
     try:
-        return json.loads(data.decode("utf-8"))
+        return load_json(text := data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return _invalid_utf8(error, source, line)
+    except KeyError as error:
+        name, position = error.args
+        line += text.count("\n", 0, position)
+        reason = f"the field {name!r:.60} is there twice in one object; take one out"
     except json.JSONDecodeError as error:
         line += error.lineno - 1
         reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"
     except (RecursionError, ValueError) as error:
         reason = f"JSON that cannot be read ({error}); correct this line"
-    return InputError(f"{source}:{line}: {reason}.")
+    return InputError(f"{source}:{line}: {reason}")
 
 
 def _invalid_utf8(error: UnicodeDecodeError, source: str, line: int) -> InputError:
     line += error.object.count(b"\n", 0, error.start)
     byte = error.object[error.start]
-    return InputError(
-        f"{source}:{line}: invalid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8."
-    )
+    return InputError(f"{source}:{line}: invalid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
 
 
 def _csv_rows(data: bytes, source: str) -> Rows:
@@ -141,7 +142,7 @@ def _csv_rows(data: bytes, source: str) -> Rows:
                 names = cells
                 if twice := [name for name in names if name and names.count(name) > 1]:
                     reason = f"{twice[0]!r:.60} names two columns"
-                    raise InputError(f"{where}: {reason}; rename one.")
+                    raise InputError(f"{where}: {reason}; rename one")
             elif len(cells) == len(names):
                 row = dict(zip(names, cells, strict=True))
                 try:
@@ -150,21 +151,26 @@ def _csv_rows(data: bytes, source: str) -> Rows:
                     yield where, error
             elif cells:
                 reason = f"has {len(cells)} cells, the first line {len(names)} names"
-                yield where, InputError(f"{where}: {reason}; correct this line.")
+                yield where, InputError(f"{where}: {reason}; correct this line")
     except csv.Error as error:
         reason = f"malformed CSV ({error}); correct this line"
-        raise InputError(f"{source}:{reader.line_num}: {reason}.") from error
+        raise InputError(f"{source}:{reader.line_num}: {reason}") from error
 
 
 def _cell(text: str, where: str) -> Any:
     """A cell's text, or the messages in it: JSON, or what Python shows of such a list."""
     if not _MESSAGES.match(text):
         return text
-    for parse in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+    for parse in (load_json, ast.literal_eval):
+        try:
             return parse(text)
+        except KeyError as error:
+            reason = f"the field {error.args[0]!r:.60} is there twice in one message; take one out"
+            raise InputError(f"{where}: {reason}") from error
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
     reason = f"{text[:60]!r} is no list of messages in JSON"
-    raise InputError(f"{where}: {reason}; save the table as JSONL or Parquet.")
+    raise InputError(f"{where}: {reason}; save the table as JSONL or Parquet")
 
 
 def _parquet_batches(source: str) -> Iterator:
@@ -199,12 +205,12 @@ def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: a text is invalid UTF-8; write UTF-8 strings.") from error
+        raise InputError(f"{source}: a text is invalid UTF-8; write UTF-8 strings") from error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = f"is not a readable Parquet file ({error})"
         if count:
             reason = f"what stands behind row {count} cannot be read ({error})"
-        raise InputError(f"{source}: {reason:.300}; write it again.") from error
+        raise InputError(f"{source}: {reason:.300}; write it again") from error
 
 
 def _plain(column: Any) -> Any:

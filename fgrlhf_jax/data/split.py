@@ -50,7 +50,7 @@ def split(
         if not side:
             raise InputError(
                 f"validation share {share}: of {len(records)} rows none is left for {side_name}; "
-                "change the share or give a validation file."
+                "change the share or give a validation file"
             )
     if count != wanted:
         amount, size = ("none", "larger") if count > wanted else ("all", "smaller")

@@ -100,11 +100,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "cha
 def check_limits(overlong: str, max_prompt_length: int, max_length: int | None = None) -> None:
     """Raises InputError unless "drop" or "truncate", and where no response would have room."""
     if overlong not in ("drop", "truncate"):
-        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'.")
+        raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'")
     if max_length is not None and not 0 < max_prompt_length < max_length:
         raise InputError(
             f"max_prompt_length: {max_prompt_length} must be above 0 and below "
-            f"max_length {max_length}, to leave room for a response."
+            f"max_length {max_length}, to leave room for a response"
         )
 
 

@@ -80,7 +80,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < (smallest := len(special) + len(alphabet)):
         reason = f"{vocab_size} is too small for a byte-level tokenizer; use at least {smallest}"
-        raise InputError(f"vocab_size: {reason}.")
+        raise InputError(f"vocab_size: {reason}")
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -38,7 +38,7 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple
                 id = str(message["message_id"])
                 if nodes.setdefault(id, (where, message))[1] != message:
                     reason = f"message_id {id:.60} is another message's too"
-                    yield where, InputError(f"{where}: {reason}; give one of them another id.")
+                    yield where, InputError(f"{where}: {reason}; give one of them another id")
     answers = defaultdict(list)
     for _, message in nodes.values():
         if message["role"] == "assistant":

@@ -42,13 +42,13 @@ class Rates:
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if name == "temperature" and not value > 0:
-                raise InputError(f"temperature: {value} is not above 0.")
+                raise InputError(f"temperature: {value} is not above 0")
             if name == "flaws" and not value >= 1:
-                raise InputError(f"flaws: {value} is not at least 1.")
+                raise InputError(f"flaws: {value} is not at least 1")
             if name not in ("temperature", "flaws") and not 0 <= value <= 1:
-                raise InputError(f"{name}: {value} is not between 0 and 1.")
+                raise InputError(f"{name}: {value} is not between 0 and 1")
         if self.easy + self.medium > 1:
-            raise InputError(f"easy + medium: {self.easy} + {self.medium} is more than 1.")
+            raise InputError(f"easy + medium: {self.easy} + {self.medium} is more than 1")
 
 
 DEFAULT = Rates()

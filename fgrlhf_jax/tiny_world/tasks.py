@@ -123,7 +123,7 @@ def draw_prompts(
     """
     for name in per_set:
         if name not in SETS:
-            raise InputError(f"set {name!r} is not one of {', '.join(SETS)}.")
+            raise InputError(f"set {name!r} is not one of {', '.join(SETS)}")
     return {name: _prompts(name, n, seed, world) for name, n in per_set.items()}
 
 
@@ -138,7 +138,7 @@ def _prompts(name: str, n: int, seed: int, world: str) -> list[str]:
         if prompt is None:
             raise InputError(
                 f"{name}: {n} prompts are asked for, but the tiny world has hardly more than "
-                f"{index}; ask for at most that many."
+                f"{index}; ask for at most that many"
             )
         chosen[prompt] = None
     return list(chosen)
@@ -203,7 +203,7 @@ def answer_slots(prompt: str) -> list[Slot]:
             return _joined(twice)
     except (KeyError, ValueError, IndexError, TypeError):
         pass
-    raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world.")
+    raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world")
 
 
 def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:

@@ -138,7 +138,7 @@ def test_ids_of_the_hub_where_the_dataset_ships_a_script(tmp_path):
     bad = {
         f"{hub_cases.NAME}": "has the configs alpaca_farm_evaluation, alpaca_gpt4_preference, ",
         f"{hub_cases.NAME}:alpaca_instructions": "has the splits preference, sft, unlabeled, val; "
-        f"choose one: {hub_cases.NAME}:alpaca_instructions:preference.",
+        f"choose one: {hub_cases.NAME}:alpaca_instructions:preference",
         f"{hub_cases.NAME}:alpaca_instructions:gold": "has the splits preference, sft",
         "tatsu-lab/nothing:a:b": "datasets cannot load it (Dataset 'tatsu-lab/nothing' doesn't",
     }

@@ -136,7 +136,7 @@ def test_one_object_of_several_lines(write):
 def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
     refused = []
     name = write(data=lines(INSTRUCTION, {"messages": 3}))
-    with pytest.raises(InputError, match=r"of each, or leave such rows out with invalid=drop\.$"):
+    with pytest.raises(InputError, match=r"of each, or leave such rows out with invalid=drop$"):
         read(name)
     assert len(read(name, refused=refused)) == 1
     assert "invalid=drop" not in refused.pop()

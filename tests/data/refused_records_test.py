@@ -16,6 +16,9 @@ BAD_LINES = [
     (lines(EDIT).strip() * 2, "malformed JSON"),
     (b"[" * 100_000, "cannot be read|malformed"),
     (b'{"instruction": ' + b"1" * 5000 + b"}", "cannot be read"),
+    (b'{"instruction": "a", "output": "b", "output": "c"}', "the field 'output' is there twice"),
+    (b'{"messages": [{"role": "}", "content": "a", "role": "user"}]}', "'role' is there twice"),
+    (b'{"messages": "[{\\"role\\": \\"user\\", \\"role\\": \\"user\\"}]"}', "is no list of mess"),
     (b"[1, 2]", "is not an object"),
     (b'"text"', "is not an object"),
     (b"null", "is not an object"),
@@ -80,6 +83,12 @@ def test_bad_row_of_a_list_or_table_is_named(write):
         ("a.parquet", lines(EDIT), "a.parquet: is not a readable Parquet file"),
         ("a.json", b'\n[{"a": 1},\n {"a" 2}]\n', "a.json:3: malformed JSON .*column 7"),
         ("a.json", b'[{"a": "x"},\n{"a": "\xff"}]', "a.json:2: invalid UTF-8"),
+        ("a.json", b'[{"a": "}\\"{"},\n{"b": 1,\n"b": {}}, {}]', "a.json:3: the field 'b' is"),
+        (
+            "a.csv",
+            b'prompt,output\n"[{""role"": ""user"", ""role"": ""user"", ""content"": 1}]",b\n',
+            "a.csv:2: the field 'role' is there twice",
+        ),
         *(
             ("a.json", data, "a.json: holds no rows")
             for data in (b"", b"\n \n", b"\xef\xbb\xbf", b"[]")
