@@ -1,7 +1,6 @@
 """What commands that send requests to a language model share: connection, estimate, replies."""
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import client, requests
 from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Usage
+from fgrlhf_jax.runtime.files import digest
 from launch.shared import cli
 
 LOCAL_IDENTITY = ("template", "max_prompt_length", "seed", "dtype")
@@ -49,8 +49,7 @@ def model_identity(config) -> dict:
 @functools.cache
 def _sha256(path: Path, modified: int) -> str:
     """The hash of a file's content; ``modified``, its time, is part of the memo's key."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(path)
 
 
 def reply_format(config) -> str:

@@ -13,13 +13,11 @@ from fgrlhf_jax.feedback.edits import minimality
 def measure_agreement(
     items: Sequence[Item], decisions: Sequence[Decision]
 ) -> dict[str, float | None] | None:
-    """Compares all pairs of annotators of a row; skipped rows do not count.
+    """Compares all pairs of annotators of a row, but for skipped rows; None where there is none.
 
     Returns:
-      None where no row has two annotators, or else
       rows, pairs: how many there are;
-      verdict: the share of pairs that both edited, or both left the response as it was;
-      same_text: the share of pairs with the same text;
+      verdict, same_text: the shares of pairs with the same verdict, and with the same text;
       changed_words: over pairs that both edited, the mean Dice coefficient of the words of the
         original that each took out or put something beside, 1 where both changed the same places.
     """

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.items import OTHER_INPUT, VERDICTS, Decision
+from fgrlhf_jax.feedback.annotation.items import OTHER_INPUT, VERDICTS, Decision, Item, edit_row
+from fgrlhf_jax.runtime import files
 
 INPUT, OPEN, DRAFT, CLOSED = "input", "open", "draft", "closed"
 SCHEMA = """
@@ -117,3 +118,28 @@ class Events:
         """Adds a decision or a draft."""
         texts = {"text": decision.text, "details": decision.details}
         self.add(decision.verdict, decision.id, decision.annotator, **texts)
+
+    def write_edits(self, output: Path, item: Callable[[str], Item]) -> None:
+        """Writes those that stand; InputError where the file holds others than this table's."""
+        edits = self.select("standing AND event = 'edited' ORDER BY n")
+        lines = [files.json_line(edit_row(item(edit.id), edit)) for _, edit in edits]
+        with files.as_input_error(output, f"the edits are safe in {self.path}"):
+            content = output.read_bytes() if output.exists() else b""
+            if not self._holds_only_edits(content, output, lines):
+                raise InputError(
+                    f"{output}: holds other rows than {self.path.name} beside it; move the file "
+                    "away, or choose another output"
+                )
+            if content != b"".join(lines) or not output.exists():
+                files.replace(output, lines)
+
+    def _holds_only_edits(self, content: bytes, output: Path, lines: list[bytes]) -> bool:
+        """Whether all rows were edits once; the last one may be torn, of a line to be written."""
+        query = "SELECT DISTINCT row, annotator, text FROM events WHERE event = 'edited'"
+        known, names = set(self.query(query)), ("id", "annotator", "edited")
+        rows = files.parse_jsonl(content, output, "move the file away")
+        torn = content[content.rfind(b"\n") + 1 :]
+        return (not torn or any(line.startswith(torn) for line in lines)) and all(
+            isinstance(row, dict) and tuple(str(row.get(name)) for name in names) in known
+            for row in rows
+        )

@@ -4,10 +4,9 @@
     argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads
     label_studio   a list of tasks, as Label Studio exports and imports as "JSON"
 
-The settings that our files suit are in docs/feedback.md. An answer equal to the response means that
-it is fine; a discarded or cancelled one was skipped (Argilla's own exports do not say which were
-discarded). The details of a decision are JSON, in Argilla's metadata and behind the name in Label
-Studio's meta.
+Settings that our files suit are in docs/feedback.md. An answer equal to the response means that it
+is fine; a discarded or cancelled one was skipped. The details of a decision are JSON, in Argilla's
+metadata and behind the name in Label Studio's meta.
 """
 
 import contextlib
@@ -49,7 +48,6 @@ def read(
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
         ``records.read``, where edits are responses with an edit to begin from, several edits of a
         row one response. Rows without an id get their number; a response may be empty.
-      columns: other names of fields, as for ``records.read_with_rows``.
       refused: where given, wrong rows are left out and the messages about them are added to it.
 
     Raises InputError for the first row that is wrong, or where none is left.
@@ -99,19 +97,19 @@ def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
     """The rows of a file of Argilla or Label Studio, None for any other source."""
     rows = None
     if spec.endswith(".json"):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # records.py says what
-            rows = json.loads(Path(spec).read_bytes())
-    for row in rows if isinstance(rows, list) else ():
-        match row:
-            case {"fields": dict()}:
-                return rows, _from_argilla
-            case {"data": dict()}:
-                return rows, _from_label_studio
+        with contextlib.suppress(InputError):  # of which reading records tells
+            rows = [row for _, row in records.read_rows(spec)]
+    for row in rows or ():
+        for field, convert in (("fields", _from_argilla), ("data", _from_label_studio)):
+            if isinstance(row, dict) and isinstance(row.get(field), dict):
+                return rows, convert
     return None, _from_record
 
 
 def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
     """A row's item and decisions; a row of any other shape is an InputError."""
+    if isinstance(row, InputError):
+        raise row
     try:
         item, decisions = convert(row, where, number)
         json.dumps([*map(dataclasses.astuple, (item, *decisions))], ensure_ascii=False).encode()
@@ -193,18 +191,13 @@ def _annotator_id(name: str) -> str:
 
 
 def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    answers = [
-        {
-            "value": decision.text,
-            "user_id": _annotator_id(decision.annotator),
-            "status": "discarded" if decision.verdict == SKIPPED else "submitted",
-        }
-        for decision in decisions
-    ]
-    metadata = {
-        "annotators": [decision.annotator for decision in decisions],
-        "details": [decision.details for decision in decisions],
-    }
+    answers = []
+    for decision in decisions:
+        status = "discarded" if decision.verdict == SKIPPED else "submitted"
+        user = _annotator_id(decision.annotator)
+        answers.append({"value": decision.text, "user_id": user, "status": status})
+    names, details = ([getattr(d, name) for d in decisions] for name in ("annotator", "details"))
+    metadata = {"annotators": names, "details": details}
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
     input = {"input": item.input} if item.input else {}
     return {
@@ -221,12 +214,9 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     if isinstance(row.get("responses"), list):
         raise InputError(f"{where}: is of Argilla 1; export it from Argilla 2 (records.to_json)")
     answers = row.get("responses") or {}
-    suggestions = {  # those of other questions may be ratings
-        question: suggestion["value"]
-        for question, suggestion in (row.get("suggestions") or {}).items()
-        if isinstance((suggestion or {}).get("value"), str)
-    }
-    question = _edit_question([*answers, *suggestions], where)
+    values = {name: (s or {}).get("value") for name, s in (row.get("suggestions") or {}).items()}
+    suggestions = {name: text for name, text in values.items() if isinstance(text, str)}
+    question = _edit_question([*answers, *suggestions], where)  # others may be ratings
     metadata = row.get("metadata") or {}
     names = metadata.get("annotators", [])
     details = metadata.get("details", [""] * len(names))

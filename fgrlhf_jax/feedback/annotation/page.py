@@ -1,16 +1,19 @@
 """What the page's tabs ask for: each action changes the annotations and says what to show next.
 
 The name and the row of a tab come with every action, so that a reload, a second tab or a restart of
-the server loses nothing.
+the server loses nothing. What it shows are macros of ``fragments.html``, with every text escaped.
 """
 
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import agreement, html
+from fgrlhf_jax.feedback.annotation import agreement
 from fgrlhf_jax.feedback.annotation.database import DRAFT
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
@@ -21,7 +24,27 @@ LONGEST = 50_000  # characters of a response; comparing longer ones takes second
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
 LISTED = 20  # rows or texts in a list
 
+ASSETS = Path(__file__).with_name("assets")
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(ASSETS),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 Json = dict[str, Any]
+
+
+def render(name: str, *values: Any) -> str:
+    """A part of the page: a macro of ``fragments.html``."""
+    return str(getattr(TEMPLATES.get_template("fragments.html").module, name)(*values))
+
+
+def difference(original: str, text: str, limit: float) -> str:
+    """The edit so far, with a warning where more than a share ``limit`` of the words changed."""
+    metrics, parts = minimality.measure(original, text), minimality.mark_changes(original, text)
+    return render("difference", metrics, parts, limit, text != original and not metrics.changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +77,12 @@ class Page:
             return {"message": f"{message} No row was opened: {error}.".strip(), "wrong": True}
         if item is None:
             latest = Decision("", name, DRAFT, "")
-            shown = {"prompt": html.render("note", self.no_row(name))}
+            shown = {"prompt": render("note", self.no_row(name))}
         else:
             latest = self.store.latest(name, item.id)
-            shown = {"prompt": html.render("prompt", item), "original": item.original}
+            shown = {"prompt": render("prompt", item), "original": item.original}
             shown |= {"digest": input_digest([item]), **self.compare(item, latest.text)}
-        counts = html.render("progress", self.store.progress(name), name)
+        counts = render("progress", self.store.progress(name), name)
         shown |= {"message": message, "progress": counts, "longest": LONGEST}
         return {"row": latest.id, **dataclasses.asdict(latest), **shown}
 
@@ -80,7 +103,7 @@ class Page:
         return f"All rows are done. Thank you!{sentence}"
 
     def compare(self, item: Item, text: str) -> Json:
-        changes = html.difference(item.original, text, self.limit)
+        changes = difference(item.original, text, self.limit)
         return {"difference": changes, "changed": text != item.original}
 
     def with_line_ends(self, typed: Decision) -> tuple[Item, Decision]:
@@ -148,7 +171,7 @@ class Page:
             if any(search in text.casefold() for text in texts):
                 matches.append((item, decision))
         rows = [(i, d, minimality.mark_changes(i.original, d.text)) for i, d in matches[:LISTED]]
-        return {"list": html.render("decisions", rows, len(matches))}
+        return {"list": render("decisions", rows, len(matches))}
 
     def versions(self, typed: Decision, _: Mapping) -> Json:
         """All that the annotator had in a row, and the texts that it came with."""
@@ -162,7 +185,7 @@ class Page:
         listed += [("Suggestion", item.suggestion)] if item.suggestion else []
         listed += [(f"Edit of {other}", text) for other, text in item.others]
         listed.append(("The original response", item.original))
-        return {"list": html.render("versions", listed)}
+        return {"list": render("versions", listed)}
 
 
 def _read_typed(name: str, data: Mapping) -> Decision:

@@ -14,15 +14,16 @@ import json
 import os
 import socket
 import sys
+import unicodedata
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import html
-from fgrlhf_jax.feedback.annotation.page import LISTED, LONGEST, Page
+from fgrlhf_jax.feedback.annotation.page import ASSETS, LISTED, LONGEST, TEMPLATES, Page
 
+LONGEST_NAME = 60
 PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
@@ -69,6 +70,22 @@ def read_guidelines(path: str) -> str:
     return MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
 
+def clean_name(text: str) -> str:
+    """An annotator's name as it is recorded; raises InputError for an empty or unprintable one."""
+    name = " ".join(unicodedata.normalize("NFC", text or "").split())
+    if not name:
+        raise InputError("give your name: it is written beside every edit that you make")
+    if len(name) > LONGEST_NAME or any(unicodedata.category(c).startswith("C") for c in name):
+        raise InputError(f"give a name of at most {LONGEST_NAME} visible characters")
+    return name
+
+
+def known_name(name: str, known: Sequence[str]) -> str:
+    """The spelling that is known of a name, whatever its case and blanks; "" for a new name."""
+    folded = ["".join(unicodedata.normalize("NFKC", n).casefold().split()) for n in (name, *known)]
+    return known[folded.index(folded[0], 1) - 1] if folded[0] in folded[1:] else ""
+
+
 class App:
     """The ASGI application, bound to ``host``; ``guidelines`` are HTML.
 
@@ -82,8 +99,8 @@ class App:
         self.hosts = () if host in ANY else {*LOCAL, host.lower(), root.hostname or host.lower()}
         self.guessing = asyncio.Lock()
         self.key = hashlib.scrypt(password.encode(), salt=b"annotate", n=2**14, r=8, p=1)
-        style, script = ((html.ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
-        self.source = html.TEMPLATES.get_template("page.html").render(
+        style, script = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
+        self.source = TEMPLATES.get_template("page.html").render(
             root=self.root,
             style=style,
             script=script,
@@ -176,7 +193,7 @@ class App:
 
         A name is one person's, whatever its case and blanks; a new one is asked about first.
         """
-        name = html.clean_name(str(data.get("name", "")))
+        name = clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")
         async with self.guessing:
@@ -185,7 +202,7 @@ class App:
                 await asyncio.sleep(1)
                 raise InputError("that is not the password")
         known = self.page.store.annotators()
-        spelling = html.known_name(name, known)
+        spelling = known_name(name, known)
         if known and not spelling and data.get("new") is not True:
             names = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
             message = f"{name} is new here. If that is right, press Start again. So far: {names}."

@@ -29,10 +29,8 @@ from fgrlhf_jax.feedback.annotation.items import (
     VERDICTS,
     Decision,
     Item,
-    edit_row,
     input_digest,
 )
-from fgrlhf_jax.runtime import files
 
 DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
 OPEN_WITH_NAME = "standing AND event = 'open' AND annotator = :name"
@@ -59,8 +57,7 @@ class Annotations(contextlib.AbstractContextManager):
 
     Args:
       items: in the order in which they are assigned; their ids are distinct.
-      output: FILE.jsonl of edits; new, or continued, also from the log of an earlier version, whose
-        path is then ``imported_log``.
+      output: FILE.jsonl of edits, new or continued; ``imported_log`` is an earlier version's.
       overlap: how many people edit each row.
       release_after: seconds of silence after which an open row may be assigned to somebody else.
       imported: decisions of another tool, with which a new output begins.
@@ -253,11 +250,10 @@ class Annotations(contextlib.AbstractContextManager):
         """How far everybody is, and an annotator.
 
         Returns:
-          rows, overlap, and done: rows that so many people edited or found fine;
-          edited, fine, skipped: the decisions of everybody;
-          mine: the annotator's decisions; left: rows that are free for them, the open one too;
-          open_elsewhere: rows not done that others have open; open: rows open with anybody;
-          skipped_by: {name: rows not done that were skipped}.
+          rows, overlap, and done, the rows that so many people edited or found fine; of everybody
+          edited, fine, skipped, the rows ``open`` and, by name, those not done ``skipped_by`` them;
+          mine, the annotator's decisions; left, rows that are free for them, the open one too;
+          open_elsewhere, rows not done that others have open.
         """
         query = "SELECT row, annotator, event FROM events WHERE standing"
         with self._events.transaction():
@@ -286,33 +282,10 @@ class Annotations(contextlib.AbstractContextManager):
 
         Raises InputError where it cannot be, or holds rows that are not from the database.
         """
-        if self._is_written:
-            return
-        with self._events.transaction():
-            edits = self._events.select("standing AND event = 'edited' ORDER BY n")
-            data = b"".join(files.json_line(edit_row(self.item(d.id), d)) for _, d in edits)
-            with files.as_input_error(self.output, f"the edits are safe in {self._events.path}"):
-                content = self.output.read_bytes() if self.output.exists() else None
-                query = "SELECT DISTINCT row, annotator, text FROM events WHERE event = 'edited'"
-                known = set(self._events.query(query))
-                if content and not self._holds_only(content, known, data):
-                    raise InputError(
-                        f"{self.output}: holds other rows than {self._events.path.name} beside "
-                        "it; move the file away, or choose another output"
-                    )
-                if content != data:
-                    files.replace(self.output, [data])
+        if not self._is_written:
+            with self._events.transaction():
+                self._events.write_edits(self.output, self.item)
                 self._is_written = True
-
-    def _holds_only(self, content: bytes, known: set[tuple], data: bytes) -> bool:
-        """Whether a file of edits has no rows but known ones, the last of which may be torn."""
-        rows = files.parse_jsonl(content, self.output, "move the file away")
-        texts = ("id", "annotator", "edited")
-        torn = content[content.rfind(b"\n") + 1 :]
-        return any(line.startswith(torn) for line in data.split(b"\n")) and all(
-            isinstance(row, dict) and tuple(str(row.get(name)) for name in texts) in known
-            for row in rows
-        )
 
     def _open_row(self, name: str) -> str:
         rows = self._events.query(f"SELECT row FROM events WHERE {OPEN_WITH_NAME}", name=name)
@@ -333,9 +306,10 @@ class Annotations(contextlib.AbstractContextManager):
     def _taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
         """By row, or for one: how many others have it, how many are present, if name decided."""
         query = f"{TAKEN} {'AND row = :row' if row else ''} GROUP BY row"
-        rows = self._events.query(query, name=name, row=row, since=self._silent_since())
+        rows = self._events.query(query, name=name, row=row, since=self._silent_since)
         return {id: tuple(counts) for id, *counts in rows}
 
+    @property
     def _silent_since(self) -> float:
         return self._clock() - self.release_after
 
@@ -346,8 +320,8 @@ class Annotations(contextlib.AbstractContextManager):
 
     def _release_silent(self, name: str, row: str) -> None:
         """Makes room where silent annotators have the row open."""
-        since = self._silent_since()
-        for (other,) in self._events.query(SILENT, row=row, name=name, since=since):
+        silent = self._events.query(SILENT, row=row, name=name, since=self._silent_since)
+        for (other,) in silent:
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)
 

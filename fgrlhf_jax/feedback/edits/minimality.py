@@ -75,20 +75,12 @@ def measure(
     before, after = split_words(original), split_words(edited)
     aligned = align_words(before, after)
     changes = _changes(aligned)
-    kinds = {
-        "delete" if not inserted else "replace" if deleted else "insert"
-        for deleted, inserted in changes
-    }
+    kinds = {"delete" if not new else "replace" if old else "insert" for old, new in changes}
     tokens = align(encode(edited), encode(original)) if encode else None
-    return EditMetrics(
-        "mixed" if len(kinds) > 1 else "".join(kinds) or "none",
-        _change_ratio(aligned),
-        None if tokens is None else _change_ratio(tokens),
-        len(after) - len(before),
-        len(before),
-        len(after),
-        len(changes),
-    )
+    kind = "mixed" if len(kinds) > 1 else "".join(kinds) or "none"
+    ratios = _change_ratio(aligned), tokens and _change_ratio(tokens)
+    lengths = len(after) - len(before), len(before), len(after)
+    return EditMetrics(kind, *ratios, *lengths, len(changes))
 
 
 def _change_ratio(aligned: Alignment) -> float:
@@ -128,28 +120,26 @@ def _common_blanks(first: str, second: str) -> str:
 
 
 def is_elided(original: str, edited: str) -> bool:
-    """Whether an ellipsis, or a remark, stands for a part of the original that is left out.
+    """Whether an ellipsis, a text in brackets or a comment stands for a part that is left out.
 
-    That is an ellipsis, a text in brackets or a comment which the original does not have, where at
-    least twelve words of it are missing, and two for each word of the remark.
+    The original does not have it, and at least eight words, as many as it has, are missing there.
     """
-    before = list(filter(_is_term, split_words(original)))
+    before = _terms(original)
     for match in itertools.islice(_OMISSION.finditer(edited), _MOST_REMARKS):
         if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue
-        sides = edited[: match.start()], edited[match.end() :]
-        terms = [[*filter(_is_term, split_words(side))] for side in sides]
+        terms = _terms(edited[: match.start()]), _terms(edited[match.end() :])
         partner = align_words(before, terms[0] + terms[1]).partner_i.tolist()
         # A few words of either side, since a word that comes again may be matched far away.
         around = [-1, *partner, len(before)][max(0, len(terms[0]) - 2) : len(terms[0]) + 4]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
-        if missing >= max(_OMITTED, len([*filter(_is_term, split_words(match[0]))])):
+        if missing >= max(_OMITTED, len(_terms(match[0]))):
             return True
     return False
 
 
-def _is_term(word: str) -> bool:
-    return word[0].isalnum()
+def _terms(text: str) -> list[str]:
+    return [word for word in split_words(text) if word[0].isalnum()]
 
 
 def find_fault(
@@ -157,8 +147,8 @@ def find_fault(
 ) -> str:
     """Why an edit cannot be learnt from, one of `FAULTS`, or "" for a usable edit.
 
-    empty: there is no response. unchanged: no word differs. elided: see :func:`is_elided`.
-    rewritten: the word change ratio is above ``max_change_ratio``. ``ratio`` is it, where known.
+    Unchanged: no word differs; rewritten: the word change ratio, ``ratio`` where it is known, is
+    above ``max_change_ratio``; see :func:`is_elided`.
     """
     if not edited.strip():
         return "empty"

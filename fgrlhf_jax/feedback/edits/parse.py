@@ -92,10 +92,9 @@ def _distance(text: str, original: str) -> int:
 
 
 def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
-    """The part of a text that is closest to the original; "" where what is outside is wanted too.
+    """The part closest to the original, "" where what is outside is wanted too.
 
-    Args:
-      parts: texts and where they are. One that is about as close must not come behind it.
+    ``parts`` are texts and where they are: one that is about as close must not come behind it.
     """
     ratios = {
         part: Indel.normalized_distance(_words(original), _words(part)) for part in parts if part
@@ -210,10 +209,9 @@ def _without_frame(text: str, original: str) -> str:
 def _frame(
     text: str, original: str, cuts: Sequence[int], *, before: bool, mostly: bool
 ) -> tuple[int, bool]:
-    """The last of the cuts beyond which words are inserted, 0 for none; whether all of them are.
+    """The last of the cuts beyond which all words (``mostly``: half) are inserted; whether all are.
 
-    Args:
-      mostly: whether half of the words beyond it are enough.
+    The cut is 0 where there is none.
     """
     distance, words, last, inserted = _distance(text, original), len(_words(text)), 0, True
     for cut in cuts[:_LONGEST_FRAME]:

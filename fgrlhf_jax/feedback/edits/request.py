@@ -12,18 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgrlhf_jax.data.records import (
-    Instruction,
-    Preference,
-    Record,
-    is_finished,
-    shown_prompt,
-    sides,
-)
+from fgrlhf_jax.data import records
+from fgrlhf_jax.data.records import Instruction, Preference, Record, is_finished, sides
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
 from fgrlhf_jax.feedback.edits.normal_form import fold, has_half_a_character, restore_form
-from fgrlhf_jax.feedback.llm.answers import read_json
+from fgrlhf_jax.feedback.llm.answers import one_field, read_json
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
 from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
@@ -46,12 +40,7 @@ of the response unchanged.
 TEMPLATES = {"form": PAPER + "\n{{ reply_form }}\n", "paper": PAPER}
 FIELDS = ("instruction", "input", "response", "reply_form")
 NAME = "edited_response"  # of the tags, and of the field in JSON
-SCHEMA = {
-    "type": "object",
-    "properties": {NAME: {"type": "string"}},
-    "required": [NAME],
-    "additionalProperties": False,
-}
+SCHEMA = one_field(NAME)
 _NGRAM = 8  # words that are not repeated by chance
 
 
@@ -87,7 +76,7 @@ def make_tasks(
         name = better if side == "better" and isinstance(record, Preference) else worse
         identifier = n if fields.get("id") in (None, "") else fields["id"]
         messages = tuple(map(dataclasses.asdict, record.messages))
-        texts = *shown_prompt(record), getattr(record, name)
+        texts = *records.shown_prompt(record), getattr(record, name)
         tasks.append(EditTask(str(identifier), *texts, messages, is_finished(record, name)))
     return tasks
 
@@ -126,13 +115,13 @@ def parse_reply(
 ) -> ParsedEdit:
     """The edit in a reply, or the reason why there is none.
 
-    The reasons empty, unchanged, elided and rewritten are those of :func:`minimality.find_fault`;
-    refusal, cut: the server says so (an edit in a complete pair of tags is whole); unparsed: the
-    reply is not in its form, or repeats the template; doubtful: what stands around the edit may be
-    a part of it.
+    Args:
+      tag: the form, as :func:`build_prompt` returned it.
+      template_text: what every prompt says, so that a reply which repeats it is recognised.
 
-    ``tag`` is the form, as :func:`build_prompt` returned it; ``template_text`` what every prompt
-    says, so that a reply which repeats it is recognised.
+    Reasons are the faults of :func:`minimality.find_fault`; refusal, cut: the server says so (an
+    edit in a complete pair of tags is whole); unparsed: the reply is not in its form, or repeats
+    the template; doubtful: what stands around the edit may be a part of it.
     """
     original, text = fold(task.response).strip(), fold(reply.text).strip()
     cut = reply.stop == LENGTH

@@ -22,8 +22,8 @@ from fgrlhf_jax.data.formats import FINISHED
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
-from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply, Request
-from fgrlhf_jax.feedback.llm.requests import Rejected
+from fgrlhf_jax.feedback.llm.answers import one_field
+from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Rejected, Reply, Request
 from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.runtime import user_function
@@ -100,7 +100,7 @@ def build_questions(
             f"the template shows no {{{{ input }}}}, and {with_input} rows have one; add it"
         )
     marked = template.shows("reply_form")
-    questions, schema = [], verdicts.schema(labels) if as_json else None
+    questions, schema = [], one_field("verdict", enum=list(labels)) if as_json else None
     for number, comparison in enumerate(comparisons):
         if comparison.output_1 == comparison.output_2:
             continue

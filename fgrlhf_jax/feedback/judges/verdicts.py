@@ -29,13 +29,6 @@ def parse_labels(spec: str) -> tuple[str, ...]:
     return labels
 
 
-def schema(labels: Sequence[str]) -> dict:
-    """The JSON schema of {"verdict": LABEL}."""
-    properties = {"verdict": {"type": "string", "enum": list(labels)}}
-    strict = {"required": ["verdict"], "additionalProperties": False}
-    return {"type": "object", "properties": properties, **strict}
-
-
 def describe(labels: Sequence[str], marker: str | None) -> str:
     """The sentence that asks for the form; without a marker it is JSON."""
     if marker is None:
@@ -51,8 +44,7 @@ def describe(labels: Sequence[str], marker: str | None) -> str:
 def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
     """The verdict of a complete reply, one of `CHOICES`; None where it is not in the form.
 
-    Args:
-      marker: what opens the last line; "" where the label is the whole reply, None for JSON.
+    ``marker`` opens the last line; "" where the label is the whole reply, None for JSON.
     """
     text = reply.strip()
     if marker is None:

@@ -9,13 +9,11 @@ STOPS = {
     **dict.fromkeys(("length", "max_tokens", "model_context_window_exceeded"), LENGTH),
     **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
 }
-COUNTS = {  # of tokens read, and written
-    "anthropic": (
-        ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
-        ("output_tokens",),
-    ),
-    "openai": (("prompt_tokens",), ("completion_tokens",)),
+READ = {  # the fields that count the tokens read, and those written
+    "anthropic": ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
+    "openai": ("prompt_tokens",),
 }
+WRITTEN = {"anthropic": ("output_tokens",), "openai": ("completion_tokens",)}
 
 
 def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, int | None]:
@@ -36,7 +34,7 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
             message, stop = choice["message"], choice.get("finish_reason")
             text, refusal = _join_parts(message.get("content")), message.get("refusal")
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
-        counts = [[usage.get(name) for name in names] for names in COUNTS[provider]]
+        counts = [[usage.get(name) for name in names[provider]] for names in (READ, WRITTEN)]
         read, written = (sum(n for n in each if isinstance(n, int)) or None for each in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
@@ -46,6 +44,12 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         return "", f"the answer is not one of {provider}'s ({message})", None, None
     stop = STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}")
     return text, stop, read, written
+
+
+def one_field(name: str, **kind: Any) -> dict:
+    """The JSON schema of {name: text}, which :func:`read_json` reads."""
+    fields = {"type": "object", "properties": {name: {"type": "string", **kind}}}
+    return {**fields, "required": [name], "additionalProperties": False}
 
 
 def read_json(reply: str, field: str) -> str | None:

@@ -102,14 +102,14 @@ def append_rows(
     """Appends one row for each key, in order, to ``output`` or to the file of rejected rows.
 
     Args:
-      output: a JSONL file. It is continued where it stopped, however it stopped, and ends up byte
-        for byte as if it never had.
+      output: a JSONL file, continued where it stopped, however it stopped: it ends up byte for byte
+        as if it never had.
       keys: the key of everything that determines a row, for all rows of the complete file.
       rows: called with the number of rows that exist already, gives the others: (row, whether it
         goes to ``output``).
 
-    Returns the number of rows in ``output`` and of rejected rows. Raises InputError when the files
-    hold rows of other keys, another process writes them, or they cannot be written.
+    Returns how many rows both files hold. Raises InputError when these are of other keys, another
+    process writes them, or they cannot be written.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:

@@ -89,9 +89,8 @@ class Client:
       timeout: seconds until the answer to one try must be complete.
       retries: further tries of the official client; ``before_retry`` is awaited before each.
 
-    Raises:
-      InputError: for no key, an unusable address, proxy or certificate, or a missing library; a
-        call, for what every request would meet: a wrong key, an unknown model, an empty account.
+    Raises InputError for no key, an unusable address, proxy or certificate, or a missing library;
+    a call does for what every request would meet: a wrong key, an unknown model, an empty account.
     """
 
     def __init__(self, provider, model, *, base_url="", timeout: float = 60, retries: int = 6):

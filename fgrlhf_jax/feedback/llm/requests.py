@@ -134,10 +134,9 @@ def collect_replies(
       identity: what determines a reply besides its request: provider, model, address, …
       progress: wraps the iteration over the requests that are still to be sent.
 
-    Raises:
-      InputError: for a cache that cannot be used; at a cap; for what `send` raises as one; at too
-        many failures in a row. Where a request has no reply after all its tries, the others are
-        still sent, nothing is yielded from its position on, and it is raised at the end.
+    Raises InputError for an unusable cache, at a cap, where ``send`` does, and at too many failures
+    in a row. Where a request has no reply after all its tries, the others are still sent, nothing
+    is yielded from its position on, and it is raised at the end.
     """
     usage = usage or Usage()
     keys = [request_key(identity, request) for request in requests]

@@ -48,19 +48,15 @@ def test_there_and_back(tmp_path, format, decisions):
 
 def test_edits_are_what_reward_models_are_trained_on(tmp_path):
     path = tmp_path / "edits.jsonl"
-    assert formats.write(path, "edits", ITEMS, DECISIONS) == 3
+    decisions = [*DECISIONS, Decision("d", "Ann", EDITED, "There.")]
+    assert formats.write(path, "edits", ITEMS, decisions) == 4
     rows = records.read_with_rows(str(path))
     edited = [record.edited for record, _ in rows]
-    assert edited == ["In France.", "In Europe.", "In Norway 😀."]
+    assert edited == ["In France.", "In Europe.", "In Norway 😀.", "There."]
     prompt = ["id", "instruction", "input", "original", "edited", "annotator"]
     assert list(rows[0][1]) == [*prompt, *DETAILS]
     assert list(rows[1][1]) == prompt
-
-
-def test_a_conversation_comes_back_from_a_file_of_edits(tmp_path):
-    path = tmp_path / "edits.jsonl"
-    formats.write(path, "edits", ITEMS, [Decision("d", "Ann", EDITED, "There.")])
-    (item,), _ = formats.read(str(path))
+    *_, item = formats.read(str(path))[0]
     assert (item.turns, item.original, item.suggestion) == (ITEMS[3].turns, "Here.", "There.")
 
 
@@ -154,15 +150,12 @@ def test_our_rows_after_a_trip_through_label_studio(read):
     assert [decision.annotator for decision in read([row])[1]] == ["1", "1 #41"]
 
 
-def test_rows_that_cannot_be_read_are_left_out_and_named(read, tmp_path):
+def test_rows_that_cannot_be_read_are_left_out_and_named(read):
     odd = [LABEL_STUDIO | {"annotations": [7]}, {"data": {"instruction": "x"}}, 3, LABEL_STUDIO]
     items, decisions = read([LABEL_STUDIO, *odd], refused=(refused := []))
     assert ([item.id for item in items], len(decisions)) == (["87"], 2)
-    assert [message.split(": ")[0][-5:] for message in refused] == [
-        f"row {n}" for n in (2, 3, 4, 5)
-    ]
-    items, _ = read([3, LABEL_STUDIO], refused=(refused := []))
-    assert ([item.id for item in items], len(refused)) == (["87"], 1)
+    places = [message.split(": ")[0].rpartition(":")[2] for message in refused]
+    assert places == ["row 2", "row 3", "row 4", "row 5"]
     items, _ = read([PLAIN, {"output": 3}, PLAIN | {"id": 7}], refused=(refused := []))
     assert ([item.id for item in items], len(refused)) == (["1", "7"], 1)
     with pytest.raises(InputError, match="row 1: has no response"):

@@ -137,17 +137,20 @@ def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
     assert "requests" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", ["auto", "text", "json_schema"])
-def test_the_format_of_replies(given):
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"provider": "openai"}, "json_schema"),
+        ({"provider": "anthropic"}, "json_schema"),
+        ({"provider": "openai", "base_url": "http://127.0.0.1:9/v1"}, "text"),
+        ({"provider": "local"}, "text"),
+        ({"provider": "openai", "reply_format": "text"}, "text"),
+    ],
+)
+def test_the_format_of_replies(fields, expected):
     config = config_files.load(CONFIG)
-    config.reply_format = given
-    for config.provider, config.base_url, expected in (
-        ("openai", "", "json_schema"),
-        ("anthropic", "", "json_schema"),
-        ("openai", "http://127.0.0.1:9/v1", "text"),
-        ("local", "", "text"),
-    ):
-        assert asking.reply_format(config) == (expected if given == "auto" else given)
+    config.update(fields)
+    assert asking.reply_format(config) == expected
 
 
 def test_a_schema_is_asked_for_and_read(responses, tmp_path):
@@ -159,7 +162,8 @@ def test_a_schema_is_asked_for_and_read(responses, tmp_path):
     with llm_server.running(answer=answer) as server:
         collect(server, responses, output, reply_format="json_schema", limit=10)
         schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
-    assert schema["required"] == ["edited_response"]
+    fields = {"type": "object", "properties": {"edited_response": {"type": "string"}}}
+    assert schema == {**fields, "required": ["edited_response"], "additionalProperties": False}
     changed = [n for n in range(10) if edited(n) != original(n)]
     assert [row["edited"] for row in read(output)] == [edited(n) for n in changed]
 

@@ -6,7 +6,6 @@ import random
 import pytest
 
 from fgrlhf_jax.feedback.edits.parse import Doubtful, read_tags, unwrap
-from fgrlhf_jax.feedback.llm.answers import read_json
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
 EDITED = "The capital of France is Paris. It has many parks."
@@ -37,27 +36,6 @@ SINGLE, TWICE = f"<edit>{EDITED}</edit>", f"<edit>{ORIGINAL}</edit> <edit>{EDITE
 )
 def test_only_one_pair_of_tags_is_read(reply, text):
     assert read_tags(reply, "edit") == text
-
-
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        ('{"edit": "A \\"b\\"\\n"}', 'A "b"\n'),
-        (' {"edit": ""}\n', ""),
-        ('{"edit": "a", "edit": "b"}', None),
-        ('{"edit": "a", "note": "b"}', None),
-        ('{"response": "a"}', None),
-        ('{"edit": ["a"]}', None),
-        ('```\n{"edit": "a"}\n```', None),
-        ('["edit", "a"]', None),
-        ('[["edit", "a"]]', None),
-        ('"a"', None),
-        ("[" * 10**5, None),
-        ("a", None),
-    ],
-)
-def test_only_one_json_field_is_read(reply, text):
-    assert read_json(reply, "edit") == text
 
 
 AROUND = [

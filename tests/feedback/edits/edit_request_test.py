@@ -44,14 +44,11 @@ def tagged(text: str) -> Reply:
         (tagged(""), NAME, "empty"),
         (tagged(f"Here is the edited response:\n\n{EDITED}"), NAME, ""),
         (tagged(f"Here is the edited response: {EDITED}"), NAME, "doubtful"),
-        (tagged(f"以下是修改后的回答： {EDITED}"), NAME, "doubtful"),
-        (tagged(f"Klar!\n{EDITED}\n\nIch habe die Stadt berichtigt."), NAME, "doubtful"),
         (tagged(f"{EDITED}\n\nNote: I changed the city."), NAME, "doubtful"),
         (reply(json.dumps({NAME: f"Sure! {EDITED}"})), None, "doubtful"),
         (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
         (reply(EDITED), NAME, "unparsed"),
         (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
-        (reply("I'm sorry, but I can't help with that."), NAME, "unparsed"),
         (reply(f"<{NAME}>{EDITED}", "length"), NAME, "cut"),
         (reply(f"<{NAME}>{EDITED}</{NAME}>\n\nI have", "length"), NAME, ""),
         (reply(json.dumps({NAME: EDITED}), "length"), None, "cut"),
@@ -60,12 +57,11 @@ def tagged(text: str) -> Reply:
         (reply(json.dumps({NAME: EDITED})), None, ""),
         (reply(json.dumps({NAME: f"{EDITED}\ud83d"})), None, "unparsed"),
         (reply(json.dumps({"answer": f"{EDITED}\ud83d"})), "", "unparsed"),
-        (reply(json.dumps({NAME: ORIGINAL})), None, "unchanged"),
         (reply(json.dumps({"response": EDITED})), None, "unparsed"),
+        (reply(json.dumps([NAME, EDITED])), None, "unparsed"),
         (tagged(EDITED), None, "unparsed"),
         (reply(EDITED), "", ""),
         (reply(f"Hier ist sie:\n\n{EDITED}<|eot_id|>"), "", ""),
-        (reply(f"{EDITED}\n\nIch habe die Stadt berichtigt."), "", "doubtful"),
         (reply(""), "", "empty"),
         (reply("Hier ist sie:\n\n"), "", "rewritten"),
     ],
@@ -156,18 +152,6 @@ def test_tasks_of_every_kind_of_row(tmp_path):
         ("7", "q5", "", ""),
     ]
     assert [task.response for task in make_tasks(rows, "better")] == ["a", "o", "b", "b", ""]
-
-
-def test_of_several_turns_the_last_is_edited():
-    turns = [("system", "Be short."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
-    messages = tuple(records.Message(*turn) for turn in turns)
-    record = records.Edit("", "", "Because.", "So.", messages=messages)
-    (task,) = make_tasks([(record, {})])
-    assert task.response == "Because."
-    assert task.messages == tuple({"role": role, "content": text} for role, text in turns)
-    prompt, _ = build_prompt(task, load_template())
-    places = [prompt.index(text) for text in ("Be short.", "Hi", "Hello", "Why?", "Because.")]
-    assert places == sorted(places)
 
 
 def test_the_default_template_shows_the_fields_as_they_are():

@@ -104,12 +104,13 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
     assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[1:-1]
 
 
-def test_twenty_of_twenty_and_a_difficulty(capsys, refused):
-    write_json("x.json", [{"instruction": f"{n}", **TEXTS, "preference": 2} for n in range(20)])
+def test_twenty_of_twenty_a_difficulty_and_a_limit(capsys, refused):
+    rows = [{"instruction": f"{n}", **TEXTS, "preference": 2} for n in range(20)]
+    write_json("x.json", rows)
     run(annotations="x.json")
     out = capsys.readouterr().out
     assert "100.0000 ± 0.0000 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
-    rows = [{"instruction": f"{n}", **TEXTS, "preference": 1 + n % 2} for n in range(20)]
+    rows = [row | {"preference": 1 + n % 2} for n, row in enumerate(rows)]
     write_json("y.json", rows)
     Path("difficulty.csv").write_text(",d\n" + "".join(f"{n},{n / 10}\n" for n in range(20)))
     run(annotations="y.json", difficulty="difficulty.csv", output="eval.json")
@@ -117,6 +118,10 @@ def test_twenty_of_twenty_and_a_difficulty(capsys, refused):
     assert "% (alpaca_eval's length_controlled_noreg)" in capsys.readouterr().out
     message = refused(evaluate, annotations="y.json", difficulty="difficulty.csv", limit=19)
     assert "difficulty: is of 20 instructions, and 19 are compared" in message
+    write_json("z.json", rows[::-1])
+    run(annotations="y.json,z.json", limit=3, output="eval.json")  # the same prompts of both
+    assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (3, 3, 3)
+    assert result()["paired"]["difference"] == 0
 
 
 def test_two_models_against_the_same_reference(capsys):
@@ -174,12 +179,9 @@ def test_replies_without_a_verdict_are_counted(capsys):
         run_at(server)
     assert (result()["n"], result()["unparsed"]) == (PROMPTS - 1, 1)
     assert f"unparsed: 1 × {REASON}" in capsys.readouterr().out
-
-
-def test_only_replies_without_a_verdict():
     message = f"no reply of the judge has a verdict: 40 × {REASON}"
     with serve(answer=lambda _: DISCURSIVE) as server, pytest.raises(InputError, match=message):
-        run_at(server, both_orders=True)
+        run_at(server, both_orders=True, cache="other.sqlite")
     assert {row["preference"] for row in result("eval.annotations.json")} == {None}
 
 
@@ -213,15 +215,6 @@ def test_a_function_as_judge_and_only_common_prompts(capsys):
     assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (25, 25, 25)
     run(**FUNCTION, common=True, limit=3)
     assert result()["n"] == 3
-
-
-def test_a_limit_keeps_the_same_prompts_of_two_models():
-    rows = [{"instruction": f"{n}", **TEXTS, "preference": 1 + n % 2} for n in range(8)]
-    write_json("one.json", rows)
-    write_json("two.json", rows[::-1])
-    run(annotations="one.json,two.json", limit=3, output="eval.json")
-    assert (result()["n"], result()["other"]["n"], result()["paired"]["n"]) == (3, 3, 3)
-    assert result()["paired"]["difference"] == 0
 
 
 def test_without_a_flag_it_is_the_embedded_world(capsys):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ def reply(text: str, stop: str = "end") -> Reply:
 MANY = [pair(number) for number in range(400)]
 
 
-def test_a_prompt_holds_all_of_a_row(tmp_path):
+def test_a_prompt_holds_all_of_a_row():
     row = Comparison("Name a {{ colour }} & more.", "of the sky <b>", "Blue.\n\nIs it?", "Grey")
     (question,) = questions([row])
     first, second = (row.output_1, row.output_2)[:: 1 if question.shown_first == 1 else -1]
@@ -44,10 +45,9 @@ def test_a_prompt_holds_all_of_a_row(tmp_path):
     places = [prompt.index(text) for text in (row.instruction, row.input, first, second)]
     assert places == sorted(places)
     assert (question.request.max_tokens, question.request.temperature) == (9, 0)
-    (tmp_path / "judge.txt").write_text("{{ instruction|upper }} {{ first }} {{ second }}")
-    template = judge.load_template(str(tmp_path / "judge.txt"))
-    (question,) = questions([pair(1)], template)
-    assert question.request.prompt.startswith("DO 1 ")
+    Path("judge.txt").write_text("{{ instruction|upper }} {{ first }} {{ second }}")
+    template = judge.load_template("judge.txt")
+    assert questions([pair(1)], template)[0].request.prompt.startswith("DO 1 ")
     with pytest.raises(InputError, match=r"shows no \{\{ input \}\}, and 1 rows have one"):
         questions([pair(0, input="now"), pair(1)], template)
 

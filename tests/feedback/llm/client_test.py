@@ -16,6 +16,7 @@ from llm_server import KEY
 from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.llm.answers import one_field
 from fgrlhf_jax.feedback.llm.client import PROVIDERS, Client, Rejected, Reply, Request, find_fault
 
 REQUEST = Request("Why?", 77, 0.5)
@@ -175,12 +176,7 @@ def test_an_answer_that_is_no_reply(body, fault):
 
 # --- a schema
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"better": {"type": "string", "enum": ["A", "B", "tie"]}},
-    "required": ["better"],
-    "additionalProperties": False,
-}
+SCHEMA = one_field("better", enum=["A", "B", "tie"])
 
 
 def test_a_reply_that_is_held_to_a_schema(provider):
@@ -327,10 +323,8 @@ def test_no_key(monkeypatch, provider):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_url": "localhost:8000"}, "base_url is no address"),
         ({"base_url": "ftp://here"}, "base_url is no address"),
         ({"base_url": "http://here:port"}, "base_url is no address"),
-        ({"base_url": "http://[::1"}, "base_url is no address"),
         ({"base_url": "http://he\x01re/v1"}, "base_url is no address"),
         ({"base_url": f"http://me:{KEY}@here"}, "base_url holds a name, a password"),
         ({"base_url": f"http://here?key={KEY}"}, "base_url holds a name, a password"),
@@ -345,7 +339,6 @@ def test_no_key(monkeypatch, provider):
             {"SSLKEYLOGFILE": "/no/keys", "base_url": "http://localhost:1"},
             "^SSL.* or SSLKEYLOGFILE",
         ),
-        ({"missing": "anthropic"}, r"pip install 'fgrlhf_jax\[collect\]'"),
         ({"missing": "openai"}, r"pip install 'fgrlhf_jax\[collect\]'"),
     ],
 )
