@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,9 +88,9 @@ def load_json(text: str) -> Any:
     def make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
         number, row = next(closed), dict(fields)
         if len(row) < len(fields):
-            names = [name for name, _ in fields]
+            ((twice, _),) = Counter(name for name, _ in fields).most_common(1)
             ends = [match.start() for match in _STRING_OR_END.finditer(text) if match[0] == "}"]
-            raise KeyError(max(names, key=names.count), ends[number])
+            raise KeyError(twice, ends[number])
         return row
 
     return json.loads(text, object_pairs_hook=make_object)
