@@ -12,7 +12,6 @@ from benchmarks import checkpoint, compare, machine, ours, work
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_jsonl
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER = """#!{python}
 import json, sys
 job = json.load(open(sys.argv[2]))
@@ -64,16 +63,8 @@ def peers(tmp_path) -> Path:
 
 
 def test_both_sides_read_the_same_tokens(items, model):
-    assert list(items) == [
-        "rm",
-        "rm_edits",
-        "sft",
-        "decode_1",
-        "decode_2",
-        "ppo",
-        "ppo_lora",
-        "ppo_real",
-    ]
+    names = "rm rm_edits sft decode_1 decode_2 ppo ppo_lora ppo_real"
+    assert [*items] == names.split()
     sizes = work.TINY
     assert {len(ids) for pair in items["rm"].job["rows"] for ids in pair} == {sizes.columns}
     for name in ("rm", "rm_edits"):
@@ -86,20 +77,11 @@ def test_both_sides_read_the_same_tokens(items, model):
         (encoded,) = pairs.values()
         assert [pair.row for pair in encoded] == list(range(len(rows)))
         assert [[[*p.tokens_i], [*p.tokens_j]] for p in encoded] == job["rows"]
-    assert items["rm"].flops({}) > 0
-    assert items["ppo_real"].flops({"lengths": [1, 2]}) < items["ppo_real"].flops(
-        {"lengths": [2, 2]}
-    )
-
-
-def test_ours_trains_on_every_pair_once(items):
-    """What a fresh process would do; the other work is done by the tests of the device script."""
-    item = items["rm_edits"]
-    result = json.loads(json.dumps(ours.main(item.script, item.job)))
-    assert len(result["seconds"]) == 1
-    assert result["count"] == work.TINY.edits
-    assert result["memory_gb"] > 0.1
-    assert item.flops(result) > 0
+    flops = [items["ppo_real"].flops({"lengths": [n, 2]}) for n in (1, 2)]
+    assert flops[0] < flops[1]
+    result = json.loads(json.dumps(ours.main(items["rm_edits"].script, items["rm_edits"].job)))
+    assert (len(result["seconds"]), result["count"]) == (1, sizes.edits)
+    assert min(result["memory_gb"], items["rm_edits"].flops(result)) > 0
 
 
 def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
@@ -112,8 +94,7 @@ def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
     options = compare.parse_arguments(["--json=x", "--sides=ours", "--rounds=3"])
     options.sides = ["ours", "peer"]
     row = compare.compare(items["sft"], options)
-    assert (row["ratio"], row["spread"]) == (2.0, [1.0, 4.0])
-    assert row["peer"] == 2.0
+    assert (row["ratio"], row["spread"], row["peer"]) == (2.0, [1.0, 4.0], 2.0)
 
 
 def test_a_failure_is_recorded_and_the_others_go_on(model, peers, tmp_path, monkeypatch, capsys):
@@ -133,12 +114,10 @@ def test_a_failure_is_recorded_and_the_others_go_on(model, peers, tmp_path, monk
     assert "decode_2: peer failed (1)" in capsys.readouterr().err
 
 
-def test_a_side_that_takes_too_long_is_ended(model, peers, tmp_path):
+def test_a_side_that_takes_too_long_is_ended(peers):
     python = peers / "bin" / "python"
     python.write_text(f"#!{sys.executable}\nimport time; time.sleep(60)")
-    options = compare.parse_arguments(
-        [f"--json={tmp_path / 'r'}", f"--peers={peers}", "--limit=0.5"]
-    )
+    options = compare.parse_arguments(["--json=x", f"--peers={peers}", "--limit=0.5"])
     item = work.Work("x", "x", "sft", "torch", "tokens", {}, lambda _: 1.0)
     with pytest.raises(RuntimeError, match=r"peer failed \(more than 0.5 s\)"):
         compare.run(item, "peer", options)
@@ -148,25 +127,12 @@ def test_a_side_that_takes_too_long_is_ended(model, peers, tmp_path):
     ("flags", "message"),
     [
         (["--only=rm,sit"], "only=sit: is not one of rm,"),
-        (["--json=x", "--sides=theirs"], "sides=theirs: is not one of ours, peer"),
-        ([], "json is empty"),
-        (["--json=x", "--rounds=0"], "rounds=0, steps=3: must be at least 1"),
         (["--json=x", "--peers=nowhere"], "bash benchmarks/peers/setup.sh"),
     ],
 )
 def test_bad_options_are_one_sentence(flags, message):
     with pytest.raises(compare.InputError, match=message):
         compare.parse_arguments(flags)
-
-
-def test_a_model_that_is_none_is_refused(cache):
-    with pytest.raises(compare.InputError, match="model=nowhere: is no folder"):
-        checkpoint.language_model("nowhere", cache)
-
-
-def test_nothing_but_the_peers_imports_torch():
-    for file in (ROOT / "benchmarks").glob("*.py"):
-        assert "import torch" not in file.read_text(), file
 
 
 @pytest.mark.parity

@@ -39,8 +39,7 @@ def test_every_check_holds_at_toy_size(name, figures, monkeypatch):
 
     def plan(command, **_):
         *flags, _, file = command[3:]
-        config = config_files.parse(["", *flags], launch_plan.CONFIG, *launch_plan.OTHERS)
-        assert (config.loss, config.batch_size) == ("sequence", 2)
+        config_files.parse(["", *flags], launch_plan.CONFIG, *launch_plan.OTHERS)
         steps = {"train": {"total": 1e6}}
         Path(file.removeprefix("--json=")).write_text(json.dumps({"steps": steps}))
         return subprocess.CompletedProcess(command, 0, "", "")

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import random
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bad_input_cases import damage
 from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
@@ -129,14 +131,6 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
                 assert steps(tmp_path) == {str(step) for step in expected}, (group, step)
 
 
-def damage(file: Path, how: str) -> bytes:
-    data = file.read_bytes()
-    middle = len(data) // 2
-    flipped = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
-    file.write_bytes(flipped if how == "flip" else data[:middle])
-    return data
-
-
 def read(folder: Path):
     """The newest checkpoint as a run reads it at its start."""
     with opened(folder) as checkpoints:
@@ -147,11 +141,10 @@ def read(folder: Path):
 @pytest.mark.parametrize("how", ["flip", "cut"])
 def test_a_damaged_file_is_noticed(saved, how):
     """Whichever file it is: one sentence with the folder, or it did not matter."""
-    noticed = set()
+    noticed, rng = set(), random.Random(0)
     for file in sorted(path for path in (saved / "3").rglob("*") if path.is_file()):
-        whole = damage(file, how)
-        if not whole:
-            continue
+        whole = file.read_bytes()
+        damage(file, how, rng, file)
         try:
             assert read(saved) == (LOOP, bits(parts(3))), file
         except InputError as error:
@@ -174,9 +167,7 @@ def test_another_architecture(original):
     with opened(original) as checkpoints:
         for leaves, message in (
             ({"a": like((16, 12), jnp.float32)}, "x/a (saved float32[8, 12], now float32[16, 12])"),
-            ({"a": like((8, 12), jnp.bfloat16)}, "x/a (saved float32[8, 12], now bfloat16[8, 12])"),
             ({"z": leaf}, "x/z (saved missing, now float32[8, 12])"),
-            ({"a": None}, "x/a (saved float32[8, 12], now missing)"),
             (dict.fromkeys("abns"), "now missing), 1 more; go on with that model"),
         ):
             tree = abstract(parts())

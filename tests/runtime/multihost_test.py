@@ -134,18 +134,12 @@ def supervised(files: Path, kind: str, **changes) -> dict:
 
 def assert_close(ours, theirs) -> None:
     """The same names and texts, and numbers that are the same but for rounding."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert_close(ours[name], theirs[name])
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs)
-        for pair in zip(ours, theirs, strict=True):
-            assert_close(*pair)
-    elif isinstance(ours, float | np.ndarray):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    else:
-        assert ours == theirs
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if isinstance(one, float | np.ndarray):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        else:
+            assert one == other
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -170,7 +164,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 def check_output(texts: list[str]) -> None:
     """Only process 0 has a bar; neither has a traceback."""
-    assert not [text for text in texts if "Traceback" in text], texts
+    assert "Traceback" not in "".join(texts), texts
     assert ["100%|" in text for text in texts] == [True, False], texts
 
 

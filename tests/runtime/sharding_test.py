@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 import re
 from typing import NamedTuple
 
@@ -167,24 +166,6 @@ def test_every_parameter_lies_where_it_should(family, module):
         assert len(spec) in (0, leaf.ndim), path
 
 
-@pytest.mark.parametrize("shape", ["1,8,1", "1,1,8", "2,4,1"])
-@pytest.mark.parametrize("size", ["llama_7b", "llama3_8b"])
-def test_nothing_large_is_whole_on_a_device(size, shape):
-    mesh = sharding.make_mesh(shape)
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    model = heads.TokenValueModel(SIZES[size], "state_action")
-    optimizer = optim.adamw(optax.constant_schedule(1e-5))
-    state = abstract_state(heads.abstract_params(model, mesh), optimizer, mesh)
-    held = whole = 0
-    for path, leaf in tiny_cases.by_path(state).items():
-        share = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        held, whole = held + share, whole + math.prod(leaf.shape)
-        if math.prod(leaf.shape) > 2**20:
-            assert share * parts == math.prod(leaf.shape), path
-    assert whole > 3 * 6.6e9
-    assert held < 1.001 * whole / parts
-
-
 def test_an_axis_that_does_not_divide_stays_whole():
     mesh = sharding.make_mesh("1,2,4")
     shapes = {
@@ -213,7 +194,7 @@ def test_mesh_from_its_sizes(shape, sizes):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        *((shape, "three sizes") for shape in ("", "2,4", "1,1,1,8", "a,b,c", "0,8,1")),
+        *((shape, "three sizes") for shape in ("2,4", "a,b,c", "0,8,1")),
         ("-1,-1,8", "at most one -1"),
         ("2,2,1", "makes 4 devices and there are 8"),
         ("3,-1,1", "there are 8"),
