@@ -11,9 +11,8 @@ END = 0
 
 
 def changes(edited, original, ends=(True, True)) -> list[tuple]:
-    found = find_changes(
-        tiny_cases.pair(PROMPT, edited + [END] * ends[0], original + [END] * ends[1])
-    )
+    sides = (text + [END] * end for text, end in zip((edited, original), ends, strict=True))
+    found = find_changes(tiny_cases.pair(PROMPT, *sides))
     return [(c.kind, c.column - 2, c.put_in.tolist(), c.taken_out.tolist()) for c in found]
 
 
@@ -40,6 +39,7 @@ def changes(edited, original, ends=(True, True)) -> list[tuple]:
         # Moved to the right, a change meets the next one, and they are one.
         ([4, 4, 6, 5], [4, 7, 5], [("replace", 1, [4, 6], [7, 5])]),
         ([1, 2], [1, 2], []),
+        ([1, 2, 3], [4, 5], [("replace", 0, [1, 2, 3], [4, 5, END])]),  # nothing is shared
     ],
 )
 def test_changes(edited, original, expected):
@@ -52,10 +52,6 @@ def test_without_an_end_nothing_is_compared_with_nothing():
     row = make_row(tiny_cases.pair(PROMPT, [1, 2, 8], [1, 2]))
     assert (row.changes, row.unchanged.tolist()) == ([], [False, False, True, True, False])
     assert changes([1, 9, 3], [1, 2], (True, False)) == [("replace", 1, [9], [2])]
-
-
-def test_texts_that_share_no_token():
-    assert changes([1, 2, 3], [4, 5]) == [("replace", 0, [1, 2, 3], [4, 5, END])]
 
 
 def test_both_continuations_stand_behind_the_same_prefix():

@@ -40,15 +40,6 @@ def test_one_side_of_a_pair(record, better, worse):
     assert rows == {"better": [new | {"output": better}], "worse": [new | {"output": worse}]}
 
 
-def test_an_edit_as_a_preference():
-    (row,) = converted(EDIT, to="preferences")
-    texts = row["output_1"], row["output_2"]
-    assert set(texts) == {"It rain.", "It rains."}
-    assert texts[row["preference"] - 1] == "It rains."
-    assert {"id", "instruction", "input", "output_1", "output_2", "preference"} == set(row)
-    assert row["id"] == "e/1"
-
-
 def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     edits = [Edit("a", "", f"old {n}", f"new {n}") for n in range(1000)]
     first, backwards, other_seed = (

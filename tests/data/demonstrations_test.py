@@ -67,11 +67,7 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted():
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        (
-            [Instruction(A, "", ""), Instruction(A, "", " ")],
-            {},
-            "of 2: all have an empty output or none; give",
-        ),
+        ([Instruction(A, "", ""), Instruction(A, "", " ")], {}, "of 2: all have an empty output o"),
         ([Edit(A, "", B, C)], {}, "row 1: has no demonstration"),
         ([Instruction(A, "", f"{B} " * 30)], {"overlong": "drop"}, "no demonstration is left"),
         ([], {}, "no demonstration is left of 0"),

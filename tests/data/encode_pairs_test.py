@@ -257,20 +257,6 @@ def test_padding(either, bucket):
         assert (batch["branch_BS"][b, : pair.length] == 0).sum() == pair.common
 
 
-def test_a_pair_is_one_row():
-    """The drawing of ``pad_pairs``; a, b, … are 1, 2, …"""
-    sides = np.array([1, 2, 3, 4]), np.array([1, 2, 5, 6, 7])
-    pair = Pair(*sides, 1, 1, *[side > 1 for side in sides], sides[1] < 0, sides[0], 0)
-    assert (pair.common, pair.length) == (2, 7)
-    rows = {name: array.tolist() for name, array in pad_pairs([pair], 8).items()}
-    assert rows["tokens_BS"] == [[1, 2, 3, 4, 5, 6, 7, 0]]
-    assert rows["branch_BS"] == [[0, 0, 1, 1, 2, 2, 2, 0]]
-    assert rows["positions_BS"] == [[0, 1, 2, 3, 2, 3, 4, 0]]
-    assert rows["before_BS"] == [[0, 0, 1, 2, 1, 4, 5, 0]]
-    assert rows["columns_B2S"] == [[[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 4, 5, 6, 0, 0, 0]]]
-    assert rows["mask_BS"] == [[True] * 7 + [False]]
-
-
 def test_rows_that_fill_a_batch_weigh_nothing(tokenizer):
     pairs, _ = encode(EDITS, tokenizer)
     batch = pad_pairs(pairs[:3], 32, batch_size=5)

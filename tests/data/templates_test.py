@@ -129,9 +129,7 @@ def test_an_instruction_is_a_turn_of_the_user():
 
 def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
     with pytest.raises(InputError, match=r"refuses a prompt of assistant: roles must alternate"):
-        encode_prompt(
-            LLAMA_2, "chat", Instruction("", "", "", messages=(Message("assistant", "a"),))
-        )
+        encode_prompt(LLAMA_2, "chat", Instruction("", "", "", (Message("assistant", "a"),)))
     for source, words in (
         ("{{ raise_exception('no\nsystem message') }}", "no system message"),
         ("{{ messages[0].name.first }}", "has no attribute 'name'"),

@@ -43,19 +43,6 @@ def test_leave_one_out_is_a_loop(gamma, level):
     assert not np.asarray(found_KT)[~mask_KT].any()
 
 
-def test_the_order_of_samples_does_not_matter():
-    """Nor what stands beyond their ends, here NaN."""
-    reward_KT, mask_KT = pad(draw(5, LENGTHS), 7)
-    order = jnp.array([2, 0, 3, 1])
-    for function in (policy_losses.leave_one_out, policy_losses.whiten):
-        plain_KT, permuted_KT = (
-            function(reward_KT, mask_KT),
-            function(reward_KT[order], mask_KT[order]),
-        )
-        assert np.isfinite(plain_KT).all()
-        np.testing.assert_allclose(permuted_KT, plain_KT[order], atol=1e-6)
-
-
 # A world of two tokens: 0 ends the response, 1 and 2 go on to a second and last one
 
 STATES = ((), (1,), (2,))

@@ -15,10 +15,8 @@ from fgrlhf_jax.functional.preference_losses import (
     LOSSES,
     PreferenceSettings,
     TokenWeights,
-    dense_logprob,
     dpo_loss,
     preference_loss,
-    unlikelihood,
 )
 
 WEIGHTS = TokenWeights(1.1, 0.9, 0.3, 0.2)
@@ -99,9 +97,8 @@ def test_losses_are_those_of_the_papers(loss, junk):
         sides, reference = draw(seed)
         each = [settings, settings._replace(normalize=True, weights=WEIGHTS._replace(kept=0.0))]
         for variant in each:
-            value, metrics, logprob_22 = preference_loss(
-                *padded(sides, junk), jnp.float32(reference), variant
-            )
+            arrays = *padded(sides, junk), jnp.float32(reference)
+            value, metrics, logprob_22 = preference_loss(*arrays, variant)
             logprob_22 = np.asarray(logprob_22)
             assert value == pytest.approx(by_hand(sides, reference, variant), rel=1e-4, abs=1e-6)
             plain = [sum(side.logprob) for side in sides]
@@ -137,48 +134,11 @@ def test_gradients_are_finite_and_of_response_tokens_alone(loss):
     assert not gradient_2S[~masks[0]].any()
 
 
-def test_gamma_one_is_dpo():
-    """Without the division by N: to the bit, and with it where both sides are as long."""
-    for seed in range(20):
-        sides, reference = draw(seed)
-        values = [
-            preference_loss(*padded(sides, 0.0), jnp.float32(reference), PreferenceSettings(loss))
-            for loss in ("dpo", "ddpo")
-        ]
-        assert values[0][0] == values[1][0]
-    one = Side([-1.0, -2.0], [True, False])
-    logprob_2S, response_2S, changed_2S = padded((one, one), 0.0)
-    mean = dense_logprob(logprob_2S[0], response_2S[0], changed_2S[0], 1.0, normalize=True)
-    assert mean == pytest.approx(-1.5)
-
-
 def test_a_tie_has_log_2_and_large_margins_are_stable():
     zeros = jnp.zeros(2)
     assert dpo_loss(zeros, zeros, 0.1) == pytest.approx(math.log(2))
     assert dpo_loss(jnp.array([-1e4, 0.0]), zeros, 1.0) == pytest.approx(1e4)
     assert dpo_loss(jnp.array([0.0, -1e4]), zeros, 1.0) == 0
-
-
-def test_unlikelihood_of_tokens():
-    logprob_S = jnp.log(jnp.array([0.5, 0.9, 1e-6]))
-    np.testing.assert_allclose(
-        unlikelihood(logprob_S), -np.log1p([-0.5, -0.9, -1e-6]), rtol=1e-5, atol=1e-7
-    )
-    assert unlikelihood(jnp.zeros(1))[0] == pytest.approx(-math.log(1e-6), rel=1e-3)
-
-
-def test_figa_lets_a_token_be_that_is_unlikely_already():
-    original = Side([-0.1, -3.0], [True, True])
-    sides = (Side([-1.0], [False]), original)
-    settings = PreferenceSettings("figa", weights=TokenWeights(1.0, 0.0, 0.5, 0.0), limit=LIMIT)
-    assert preference_loss(*padded(sides, 0.0), jnp.zeros((2, 2)), settings)[0] == pytest.approx(
-        -0.5 * 0.1
-    )
-
-
-def test_an_unknown_loss():
-    with pytest.raises(ValueError, match="loss 'ipo' is not one of"):
-        preference_loss(*padded(draw(0)[0], 0.0), jnp.zeros((2, 2)), PreferenceSettings("ipo"))
 
 
 @pytest.mark.parity

@@ -56,12 +56,25 @@ def test_one_sample_leaves_none_to_compare_it_with():
         policy_losses.leave_one_out(X_2T[:1], MASK_2T[:1])
 
 
-@pytest.mark.parametrize("loss", ["token_edit", "token_full"])
-def test_an_unknown_scale_of_the_centre_is_refused(loss):
-    with pytest.raises(ValueError, match="scale 'scores' is not one of"):
-        reward_losses.reward_model_loss(
-            X_2T, MASK_2T, MASK_2T, jnp.arange(6), loss=loss, center_scale="scores"
-        )
+PAIR = X_2T, MASK_2T, MASK_2T, jnp.arange(6)
+CLIP = {"rule": "clip"}
+UNKNOWN = {
+    "'k2'.*k1_clipped": lambda: policy_losses.kl_estimate(X_T, X_T, "k2"),
+    "'clip'.*replace": lambda: policy_losses.missing_eos(X_T, MASK_T, True, **PENALTY | CLIP),
+    "'pairwise'.*token_edit": lambda: reward_losses.reward_model_loss(*PAIR, loss="pairwise"),
+    "scale 'scores' is not one of": lambda: reward_losses.reward_model_loss(
+        *PAIR, loss="token_full", center_scale="scores"
+    ),
+    "loss 'ipo' is not one of": lambda: preference_losses.preference_loss(
+        *PAIR[:3], jnp.zeros((2, 2)), preference_losses.PreferenceSettings("ipo")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", UNKNOWN)
+def test_unknown_choices_are_named(message):
+    with pytest.raises(ValueError, match=message):
+        UNKNOWN[message]()
 
 
 def test_the_example_of_the_package():

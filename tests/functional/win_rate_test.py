@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.win_rate import (
@@ -97,24 +98,16 @@ def test_bootstrap_at_its_ends():
         paired_bootstrap(a, a, seed=0, rounds=0)
 
 
-def test_the_interval_of_one_seed_is_that_of_a_paired_t_test():
-    from scipy import stats
-
+def test_intervals_of_one_seed_and_where_seeds_alone_differ_are_those_of_t_tests():
     a, b = np.random.default_rng(0).choice([0.0, 0.5, 1.0], (2, 1, 40))
     low, high = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95)
     expected = {"difference": (a - b).mean(), "low": low, "high": high}
     assert paired_interval(a, b) == pytest.approx(expected)
-
-
-def test_the_interval_where_seeds_alone_differ_is_that_of_a_t_test_over_seeds():
-    from scipy import stats
-
     a = np.array([[1.0, 0.5, 0.0, 1.0] * 5] * 3) + np.array([[0.1], [0.0], [-0.3]])
     b = np.array([[1.0, 0.5, 0.0, 1.0] * 5])
     low, high = stats.ttest_1samp([0.1, 0.0, -0.3], 0).confidence_interval(0.95)
-    assert paired_interval(a, b) == pytest.approx(
-        {"difference": -0.2 / 3, "low": low, "high": high}
-    )
+    expected = {"difference": -0.2 / 3, "low": low, "high": high}
+    assert paired_interval(a, b) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +152,6 @@ def test_relabelling_by_hand():
 
 
 def test_relabelling_equals_another_implementation(monkeypatch):
-    from scipy import stats
-
     rng = np.random.default_rng(0)
     first, second = rng.normal(0, 1, 6), rng.normal(1, 1, 6)
 

@@ -163,8 +163,7 @@ def test_predictions_are_those_of_each_response_alone():
 
 
 def test_flops_are_of_what_both_sides_have_once():
-    alone, equal = (
-        pad_pairs([cases()[name]], WIDTH) for name in ("not even the first token", "equal sides")
-    )
+    names = "not even the first token", "equal sides"
+    alone, equal = (pad_pairs([cases()[name]], WIDTH) for name in names)
     assert pair_flops(tiny_cases.CFG, alone) == rows_flops(tiny_cases.CFG, [2, 3])
     assert pair_flops(tiny_cases.CFG, equal) == rows_flops(tiny_cases.CFG, [5])

@@ -28,7 +28,6 @@ from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
-from fgrlhf_jax.runtime.files import write_jsonl
 from launch import evaluate_rm, train_rm
 from launch.shared import cli
 
@@ -61,18 +60,6 @@ def test_what_a_person_sees(rm_run):
     assert "validation  preferences" in out
     assert "validation  changed, original" in out
     assert compilations(out) == 0
-
-
-def test_preferences_of_which_every_token_counts_are_told_of(monkeypatch, capsys, tmp_path):
-    row = {"prompt": "Name a fruit.", "chosen": "A fig.", "rejected": "A brick."}
-    write_jsonl(tmp_path / "trl.jsonl", [row])
-    files = {"train": tmp_path / "trl.jsonl", "validation": tmp_path / "trl.jsonl"}
-    fields = {"batch_size": 8, "micro_batch_size": 8, "optimizer.freeze": "no parameter"}
-    arguments = flags(files, tmp_path / "run", **fields)
-    with pytest.raises(SystemExit):  # later
-        train(monkeypatch, *arguments)
-    out = capsys.readouterr().out
-    assert "train: 1 preferences: every token counts as changed; to learn from what differs" in out
 
 
 def test_what_a_run_leaves(rm_run):

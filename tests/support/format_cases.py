@@ -25,6 +25,7 @@ def pair(better: str = "Blue.", worse: str = "Green.", *messages: Message, promp
 
 
 BLUE, GREEN = [{"role": "assistant", "content": text} for text in ("Blue.", "Green.")]
+WHY = {"role": "assistant", "content": "Why?"}
 ULTRA = {
     "prompt": SKY,
     "prompt_id": "a3",
@@ -43,6 +44,11 @@ LAYOUTS = {
     "TRL preference, conversational": (
         {"prompt": turns("Hi", "Hello", SKY), "chosen": [BLUE], "rejected": [GREEN]},
         pair("Blue.", "Green.", *MANY),
+    ),
+    "TRL answers of several turns": (
+        {"prompt": turns(SKY)}
+        | {"chosen": [WHY, *turns("So."), BLUE], "rejected": [WHY, *turns("So."), GREEN]},
+        pair("Blue.", "Green.", *chat(SKY, "Why?", "So.")),
     ),
     "TRL implicit prompt": (
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},

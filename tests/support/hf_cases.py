@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.models import heads, hf_save, llama
@@ -59,6 +61,18 @@ def save(folder: Path, architecture=hf_save.LANGUAGE_MODEL, module=None, **how):
 
 def same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def configure(file: Path, **fields) -> None:
+    """Changes a file of JSON, or begins one; ... takes a field out."""
+    content = (json.loads(file.read_text()) if file.exists() else {}) | fields
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({name: x for name, x in content.items() if x is not ...}))
+
+
+def rewrite(file: Path, change) -> None:
+    """Replaces the tensors in a file by others."""
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
 
 
 ADAPTER = Lora(4, alpha=6.0)

@@ -154,9 +154,17 @@ def flags(fields: dict) -> list[str]:
     return [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
 
 
+def parse(fields: dict, default: str = DEFAULT):
+    return config_files.parse(["", *flags(fields)], default)
+
+
+def launch(command, fields: dict, default: str = "") -> None:
+    """A command within this process; what it raises is raised."""
+    command.main(parse(fields, default or command.CONFIG))
+
+
 def run(fields: dict) -> None:
-    """launch.ppo within this process; what it raises is raised."""
-    ppo.main(config_files.parse(["", *flags(fields)], DEFAULT))
+    launch(ppo, fields, DEFAULT)
 
 
 def run_until_asked_to_stop(fields: dict) -> None:

@@ -10,7 +10,6 @@ import rm_cases
 import tiny_cases
 
 from launch import sft
-from launch.shared import config_files
 
 
 @pytest.fixture
@@ -77,9 +76,8 @@ def sft_fields(world) -> dict:
 def sft_run(sft_fields, tmp_path_factory) -> Path:
     """The run folder of six updates of SFT."""
     run_dir = tmp_path_factory.mktemp("runs") / "sft"
-    fields = ppo_cases.flags(sft_fields | {"run_dir": run_dir})
     with ppo_cases.conditions():
-        sft.main(config_files.parse(["", *fields], sft.CONFIG))
+        ppo_cases.launch(sft, sft_fields | {"run_dir": run_dir})
     return run_dir
 
 

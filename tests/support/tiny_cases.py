@@ -1,5 +1,8 @@
 """A small model and made-up pairs, for the tests that need both."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import numpy as np
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.models import llama
+from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
@@ -104,6 +108,25 @@ def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
     """``pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
     padded = pad_pairs(pairs(seed, int(np.prod(shape))), columns)
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in padded.items()}
+
+
+COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(-start)?"
+
+
+def exchanged_in_loops(program) -> list[int]:
+    """The sizes of what the loops of a compiled program exchange between devices."""
+    computations, _ = hlo.parse(program.as_text())
+    loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
+    sizes, called = [], [loop.attribute("body") for loop in loops]
+    assert called
+    for name in called:
+        for i in computations[name].values():
+            if re.fullmatch(COLLECTIVE, i.opcode):
+                shapes = re.findall(r"\w+\[[\d,]*\]", i.shape)
+                sizes += [math.prod(hlo.dimensions(shape)) for shape in shapes]
+            targets = map(i.attribute, ("calls", "to_apply", "body"))
+            called += [target for target in targets if target and target not in called]
+    return sizes
 
 
 def one_device(monkeypatch) -> None:
