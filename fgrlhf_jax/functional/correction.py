@@ -73,6 +73,15 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
     return result
 
 
+def parts_of_records(values_N: np.ndarray, record_N: np.ndarray) -> list[float]:
+    """R / N times the sum of the values of each of R records, whose mean is that of all N values.
+
+    So two policies can be paired by record, as win rates are by prompt.
+    """
+    records, index_N = np.unique(record_N, return_inverse=True)
+    return (np.bincount(index_N, values_N) * len(records) / len(values_N)).tolist()
+
+
 def summarize(scores: Scores, reference: Scores | None = None) -> dict:
     """Correction accuracy, by kind of change too, and how far unchanged tokens moved.
 
@@ -81,15 +90,18 @@ def summarize(scores: Scores, reference: Scores | None = None) -> dict:
 
     Returns:
       A :func:`cluster_mean` for each of ``READINGS``; ``by_kind`` the same for each kind of change;
-      ``unchanged``: ``logprob``, the mean log-probability of the tokens that nobody changed. With a
+      ``by_record``, see :func:`parts_of_records`; ``unchanged``: ``logprob``, the mean
+      log-probability of the tokens that nobody changed. With a
       reference also its own ``summarize`` as ``reference``, the paired differences to it as
       ``gain`` by reading, and in ``unchanged`` how far these tokens moved: ``moved`` is the mean of
       |log p - log p_ref|, ``drift`` that of log p - log p_ref, in nats a token.
     """
-    result = _table(scores, preferences(scores))
+    ours = preferences(scores)
+    result = _table(scores, ours)
+    result["by_record"] = {n: parts_of_records(ours[n], scores.record_N) for n in READINGS}
     result["unchanged"] = {"logprob": cluster_mean(scores.logprob_M, scores.record_M)}
     if reference is not None:
-        ours, others = preferences(scores), preferences(reference)
+        others = preferences(reference)
         gains = {name: ours[name] - others[name] for name in READINGS}
         drift_M = scores.logprob_M.astype(np.float64) - reference.logprob_M
         result["unchanged"] |= {

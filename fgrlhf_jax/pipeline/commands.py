@@ -214,6 +214,8 @@ def _training_stage(
         flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
         for flag, value in read_flags(config, kind, f"{group}.{name}").items()
     }
+    if kind == "ppo" and not config.embedded:  # long prompts are cut, as in all other trainings
+        flags = {"data.overlong": "truncate"} | flags
     words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
     return Stage(f"seed_{seed}/{name}", words, home / name / output, needs)

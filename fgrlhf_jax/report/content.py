@@ -80,7 +80,7 @@ def build_report(study: dict) -> dict:
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
     # Nobody can train with an oracle's rewards.
     rows = {n: row for n, row in report["table1"].items() if not arms[n].get("oracle")}
-    report["recommendation"] = recommend(report["differences"], rows, labels["arms"])
+    report["recommendation"] = recommend(report["differences"], rows)
     report["answer"] = answer_questions(report)
     return _plain(report)
 
@@ -172,13 +172,16 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
 
 
 def _differences(arms: dict) -> list[dict]:
-    """Win rates of every pair of arms, in points, with intervals over seeds and prompts."""
-    if any(None in arm["runs"][0]["sampled"]["outcome"] for arm in arms.values()):
-        return []  # no judge
+    """Win rates of every pair of arms, in points, with intervals over seeds and prompts.
+
+    Without a judge correction accuracy takes their place, and edits that of prompts.
+    """
+    values = {d: {a: _paired_values(arm["runs"], d) for a, arm in arms.items()} for d in DECODINGS}
+    if any(None in of_arms.values() for of_arms in values.values()):
+        return []
 
     def compare(arm: str, against: str, decoding: str) -> dict:
-        sides = ([run[decoding]["outcome"] for run in arms[a]["runs"]] for a in (arm, against))
-        interval = win_rate.paired_interval(*sides)
+        interval = win_rate.paired_interval(values[decoding][arm], values[decoding][against])
         names = {"points": "difference", "low": "low", "high": "high"}
         return {name: 100 * interval[key] for name, key in names.items()}
 
@@ -186,6 +189,18 @@ def _differences(arms: dict) -> list[dict]:
         {"arm": a, "against": b, **{decoding: compare(a, b, decoding) for decoding in DECODINGS}}
         for b, a in itertools.combinations(arms, 2)
     ]
+
+
+def _paired_values(runs: list[dict], decoding: str) -> list[list[float]] | None:
+    """What an arm is compared by, a row a seed; None where that is not known."""
+    outcomes = [run[decoding]["outcome"] for run in runs]
+    if None not in outcomes[0]:
+        return outcomes
+    parts = [((run.get("corrections") or {}).get("by_record") or {}).get(decoding) for run in runs]
+    if None in parts:
+        return None
+    same = len({len(of_seed) for of_seed in parts}) == 1  # edits in every seed, else only means
+    return parts if same else [[float(np.mean(of_seed))] for of_seed in parts]
 
 
 def _plain(value):

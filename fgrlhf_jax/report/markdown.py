@@ -31,8 +31,9 @@ def to_markdown(report: dict) -> str:
 def _heatmaps(report: dict) -> list[str]:
     lines = ["## Token rewards", ""] if report["heatmaps"] else []
     for item in report["heatmaps"]:
-        score = f"{_escape(report['judge'])} {number(item['gold'])}"
-        lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])} ({score})", ""]
+        gold = item["gold"]  # of the embedded world only
+        score = "" if gold is None else f" ({_escape(report['judge'])} {number(gold)})"
+        lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])}{score}", ""]
         groups = {}  # reward models that read the same tokens share a table
         for name, side in item["by"].items():
             groups.setdefault(tuple(side["tokens"]), []).append(name)

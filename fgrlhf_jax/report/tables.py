@@ -134,13 +134,14 @@ def _differences(report: dict) -> Section:
         [labels[pair["arm"]], labels[pair["against"]], *(describe(pair[d]) for d in DECODINGS)]
         for pair in report["differences"]
     ]
-    over = "seeds, which all start from the same model, and prompts"
+    what, units = ("Win rate", "prompts") if report["judge"] else ("Correction accuracy", "edits")
+    over = f"seeds, which all start from the same model, and {units}"
     if report["seeds"] == 1:
-        over = "the prompts of this one seed, so that nothing of it is shown: another may turn it"
+        over = f"the {units} of this one seed, so that nothing of it is shown: another may turn it"
     text = (
-        "Win rate of one arm less that of the other, in points, paired by seed and prompt, with "
-        f"its 95 % interval over {over}. An arm is better or worse if the interval excludes zero; "
-        "each is a test of its own, nothing is corrected for their number."
+        f"{what} of one arm less that of the other, in points, paired by seed and {units[:-1]}, "
+        f"with its 95 % interval over {over}. An arm is better or worse if the interval excludes "
+        "zero; each is a test of its own, nothing is corrected for their number."
     )
     head = ["Arm", "Against", "Points, T = 1", "Points, greedy"]
     return Section("differences", "Arm against arm", text, head, rows)

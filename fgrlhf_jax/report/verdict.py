@@ -1,14 +1,12 @@
 """Which arm aligns better, which is faster, which to take? Answered by rule.
 
 Of two arms one is better if the 95 % interval of the paired difference of their win rates, over
-seeds and prompts, excludes zero; all else is within noise. One seed shows nothing: another one may
-turn it, so what is said is said of that seed. Faster is what :mod:`.speed` tests.
+seeds and prompts, excludes zero; all else is within noise. Without a judge it is their correction
+accuracies, over seeds and edits. One seed shows nothing: another one may turn it, so what is said
+is said of that seed. Faster is what :mod:`.speed` tests.
 """
 
-import math
 from collections.abc import Mapping
-
-from scipy import special
 
 from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
 
@@ -18,7 +16,6 @@ BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
 RIVALS = (BASELINE, "fine_grained", "sft_edits")  # that the token arm is compared with
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
 _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
-_NAMED = 3  # arms, before only their number is said
 
 
 def answer_questions(report: dict) -> dict:
@@ -29,8 +26,11 @@ def answer_questions(report: dict) -> dict:
     """
     one_seed = report["seeds"] < 2
     where = " in this one seed" if one_seed else ""
-    remarks = ["This study has no judge."] if not report["judge"] else []
-    if one_seed and not remarks:
+    remarks = []
+    if not report["judge"]:
+        points = "; points are of correction accuracy" if report["differences"] else ""
+        remarks.append(f"This study has no judge{points}.")
+    if one_seed and (report["judge"] or report["differences"]):
         remarks.append("One seed shows nothing: another one may turn it.")
     # Decoding the untouched model greedily may be a gain of its own.
     rate = report["table1"].get("sft", {}).get("greedy_win_rate")
@@ -51,27 +51,24 @@ def answer_questions(report: dict) -> dict:
     }
 
 
-def recommend(
-    differences: list[dict], table: dict[str, dict], labels: Mapping[str, str] | None = None
-) -> dict[str, str | None]:
+def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str | None]:
     """The arm to take, and why.
 
     It is one that no other arm beats, sampled or greedy; of several the cheapest in seconds. Where
     every arm is beaten by another in some decoding, it is the one that is beaten least often, then
-    the one with the highest mean of both win rates. Without a judge, and so without differences,
-    the highest correction accuracy decides.
+    the one with the highest mean of both win rates, or without a judge correction accuracy.
 
     Args:
       differences: those of a report, of every pair of arms.
       table: its ``table1``, without arms that nobody can train (the oracle).
-      labels: how "why" calls the arms; by default by their names.
 
     Returns:
       ``arm`` (None where nothing can be compared) and ``why``.
     """
     pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
     if not pairs:
-        return _by_correction(table, labels or {})
+        return {"arm": None, "why": "there is no judge and no correction accuracy to compare by"}
+    judged = None not in (row.get("win_rate") for row in table.values())
     won, lost = ({arm: dict.fromkeys(DECODINGS, 0) for arm in table} for _ in range(2))
     for pair in pairs:
         for decoding in DECODINGS:
@@ -80,7 +77,8 @@ def recommend(
             lost[sides[1]][decoding] += abs(lead(pair[decoding]))
 
     def rates(arm: str) -> float:
-        return table[arm]["win_rate"] + table[arm]["greedy_win_rate"]
+        row = table[arm]
+        return row["win_rate"] + row["greedy_win_rate"] if judged else row["correction_accuracy"]
 
     def cost(arm: str) -> float:
         seconds = table[arm].get("seconds")
@@ -88,12 +86,13 @@ def recommend(
 
     losses = {arm: sum(lost[arm].values()) for arm in table}
     rivals = [arm for arm in table if losses[arm] == min(losses.values())]
+    why = "" if judged else "there is no judge; by correction accuracy "
     if min(losses.values()):
         arm = max(rivals, key=rates)
-        why = "every arm is beaten by another at T = 1 or greedily; this one the least often"
+        why += "every arm is beaten by another at T = 1 or greedily; this one the least often"
     else:
         arm = min(rivals, key=lambda arm: (cost(arm), -rates(arm)))
-        why = "no arm is better at T = 1 or greedily"
+        why += "no arm is better at T = 1 or greedily"
         if len(rivals) > 1 and cost(arm) < float("inf"):
             why += f", and of the {len(rivals)} arms of which that is so it costs least"
     sampled, greedy = (won[arm][decoding] for decoding in DECODINGS)
@@ -112,35 +111,8 @@ def describe(interval: Mapping[str, float]) -> str:
     return "{} [{}, {}], ".format(*values) + _WORDS[lead(interval)]
 
 
-def _by_correction(table: dict, labels: Mapping[str, str]) -> dict:
-    known = {arm: row for arm, row in table.items() if row.get("correction_accuracy") is not None}
-    if not known:
-        return {"arm": None, "why": "there is no judge and no correction accuracy to compare by"}
-    arm = max(known, key=lambda arm: known[arm]["correction_accuracy"])
-    best, seeds = known[arm], known[arm].get("seeds", 1)
-    # An interval of the difference as if unpaired, so on the safe side.
-    quantile = special.stdtrit(2 * (seeds - 1), 0.975) if seeds > 1 else special.ndtri(0.975)
-    close = [
-        labels.get(a, a)
-        for a, row in known.items()
-        if a != arm
-        and None not in (errors := (row.get("correction_se"), best.get("correction_se")))
-        and best["correction_accuracy"] - row["correction_accuracy"]
-        <= quantile * math.hypot(*errors)
-    ]
-    why = "there is no judge, and it has the highest correction accuracy, "
-    why += f"{100 * best['correction_accuracy']:.1f} %"
-    why += f"; within noise of {_enumerate(close)}" if close else ""
-    return {"arm": arm, "why": why + _one_seed(best)}
-
-
 def _one_seed(row: dict) -> str:
     return ". One seed: another one may turn it" if row.get("seeds", 1) < 2 else ""
-
-
-def _enumerate(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _better_lines(report: dict) -> list[dict]:
@@ -154,9 +126,8 @@ def _better_lines(report: dict) -> list[dict]:
     for pair in report["differences"]:
         known[pair["arm"], pair["against"]] = [pair[decoding] for decoding in DECODINGS]
         known[pair["against"], pair["arm"]] = [_turned(pair[decoding]) for decoding in DECODINGS]
-    others = sorted(
-        (arm for arm in table if arm != best), key=lambda arm: -(table[arm]["win_rate"] or 0)
-    )
+    by = "win_rate" if report["judge"] else "correction_accuracy"
+    others = sorted((arm for arm in table if arm != best), key=lambda arm: -(table[arm][by] or 0))
     chosen = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, "sft"))]
     chosen += [(TOKEN, rival) for rival in RIVALS]
     lines = []

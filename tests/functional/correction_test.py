@@ -38,6 +38,7 @@ def test_by_hand():
     assert result["sampled"]["mean"] == pytest.approx((0.75 + 0.25 + 0.5) / 3)
     assert result["greedy"]["mean"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert result["written"]["mean"] == pytest.approx(1 / 3)
+    assert result["by_record"]["sampled"] == pytest.approx([1 * 2 / 3, 0.5 * 2 / 3])
     assert result["by_kind"]["replace"]["sampled"]["mean"] == pytest.approx(0.625)
     assert result["by_kind"]["insert"]["sampled"] == {
         "mean": pytest.approx(0.25),

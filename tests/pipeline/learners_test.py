@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from configs import compare
+from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.commands import build_stages
+from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import compare as command
 from launch import pipeline
 from launch.shared import budget, config_files
@@ -95,3 +97,21 @@ def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, messag
     with pytest.raises(InputError, match=re.escape(message)):
         command.main(config_files.parse(["", *given], command.CONFIG))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_cut_and_how_few_prompts_judge_is_said_first():
+    edits = [Edit("name a fruit " * (1 + 9 * (n % 2)), f"{n}", "a", "b " * 30) for n in range(100)]
+    tokenizer = make_tokenizer()
+
+    def lines(*words: str) -> str:
+        config = config_files.parse(["", *words], command.CONFIG)
+        return "\n".join(command.describe(config, edits, tokenizer, "plain"))
+
+    text = lines()
+    for line in ("100 edits; ", "max_prompt_length=12: 50 % of", "max_new_tokens=22: 100 % of"):
+        assert line in text
+    assert "of 100 prompts about 5 will judge" in text
+    wide = ("--config.max_prompt_length=99", "--config.max_new_tokens=99")
+    assert len(lines(*wide, "--config.files.test=prompts.jsonl").splitlines()) == 1
+    with pytest.raises(InputError, match=r"template 'alpaca' alone .*compare\.py:tiny\|cad"):
+        command.describe(config_files.load(command.CONFIG), edits, tokenizer, "alpaca")
