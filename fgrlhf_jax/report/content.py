@@ -176,9 +176,7 @@ def _differences(arms: dict) -> list[dict]:
 
     Without a judge correction accuracy takes their place, and edits that of prompts.
     """
-    values = {d: {a: _paired_values(arm["runs"], d) for a, arm in arms.items()} for d in DECODINGS}
-    if any(None in of_arms.values() for of_arms in values.values()):
-        return []
+    values = {decoding: _paired_values(arms, decoding) for decoding in DECODINGS}
 
     def compare(arm: str, against: str, decoding: str) -> dict:
         interval = win_rate.paired_interval(values[decoding][arm], values[decoding][against])
@@ -188,19 +186,25 @@ def _differences(arms: dict) -> list[dict]:
     return [
         {"arm": a, "against": b, **{decoding: compare(a, b, decoding) for decoding in DECODINGS}}
         for b, a in itertools.combinations(arms, 2)
+        if all(values.values())
     ]
 
 
-def _paired_values(runs: list[dict], decoding: str) -> list[list[float]] | None:
-    """What an arm is compared by, a row a seed; None where that is not known."""
-    outcomes = [run[decoding]["outcome"] for run in runs]
-    if None not in outcomes[0]:
-        return outcomes
-    parts = [((run.get("corrections") or {}).get("by_record") or {}).get(decoding) for run in runs]
-    if None in parts:
-        return None
-    same = len({len(of_seed) for of_seed in parts}) == 1  # edits in every seed, else only means
-    return parts if same else [[float(np.mean(of_seed))] for of_seed in parts]
+def _paired_values(arms: dict, decoding: str) -> dict[str, list[list[float]]]:
+    """What every arm is compared by, a row a seed; {} where that is not known."""
+    values = {a: [run[decoding]["outcome"] for run in arm["runs"]] for a, arm in arms.items()}
+    if any(None in row for rows in values.values() for row in rows):
+        values = {a: [_by_record(run, decoding) for run in arm["runs"]] for a, arm in arms.items()}
+    sizes = {len(row) for rows in values.values() for row in rows}
+    if 0 in sizes:
+        return {}
+    if len(sizes) > 1:  # every seed has edits of its own
+        values = {a: [[float(np.mean(row))] for row in rows] for a, rows in values.items()}
+    return values
+
+
+def _by_record(run: dict, decoding: str) -> list[float]:
+    return ((run.get("corrections") or {}).get("by_record") or {}).get(decoding, [])
 
 
 def _plain(value):
