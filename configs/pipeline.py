@@ -271,6 +271,7 @@ VARIANTS = {
             sft="data.max_length=384,optimizer.learning_rate=0.0002",
             rm="optimizer.learning_rate=0.0005",
             imitate="data.max_length=384,optimizer.learning_rate=0.0002",
+            dpo="optimizer.learning_rate=0.0001",
             ppo="optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003",
         ),
         "run_arms": "sft_edits,fine_grained,fine_grained_token",
