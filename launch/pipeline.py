@@ -86,7 +86,7 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     to_do = "put back a copy of it, or choose another run_dir"
     saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
     now = {name: value for name, value in run_folder.values_of(config).items() if name in saved}
-    differing = ", ".join(run_folder.differing_fields(saved, saved | now))
+    differing = run_folder.differing_fields(saved, saved | now)
     try:
         stages.find_done(planned, folder)
     except InputError as error:

@@ -21,6 +21,7 @@ NOT_COMPARED = (
     *("workers", "platforms", "seeds", "task", "run_arms", "title", "judge_name", "report_samples"),
 )
 
+SHOWN = 8  # fields that differ; more are counted
 RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
 
 # Fields of a trainer's config in earlier versions: old name -> new name, or "" for none.
@@ -90,18 +91,24 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
         )
     if differing := differing_fields(saved, now):
         raise InputError(
-            f"run_dir={folder} holds a run of another config: {', '.join(differing)}; "
+            f"run_dir={folder} holds a run of another config: {differing}; "
             "choose another run_dir or use the same values"
         )
 
 
-def differing_fields(saved: dict, now: dict) -> list[str]:
-    """``NAME (saved …, now …)`` for each value by dotted name that two starts must share."""
-    return [
-        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+def differing_fields(saved: dict, now: dict) -> str:
+    """``NAME (saved …, now …), …`` of values by dotted name that two starts must share, or ""."""
+    names = [
+        name
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
     ]
+    shown = [
+        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+        for name in names[:SHOWN]
+    ]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:

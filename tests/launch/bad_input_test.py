@@ -131,6 +131,9 @@ def test_run_dir_of_another_config(train, data, tmp_path, trace):
         assert f", {same} (" not in sentence
     assert "choose another run_dir" in sentence
     assert read_files(tmp_path) == before
+    many = {f"optimizer__{name}": 0.125 for name in ("b2", "eps", "weight_decay", "clip_norm")}
+    many |= {"optimizer__schedule": "linear", "optimizer__learning_rate": 0.125, "seed": 3}
+    assert re.search(r"\) and \d+ more; choose another run_dir", train(steps=5, epochs=7, **many))
 
 
 def test_run_dir_of_a_version_with_other_names(train, data, tmp_path):
