@@ -119,13 +119,15 @@ def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDeci
         raise InputError(
             f"{where}: is not in the form of an export's rows ({error!r}); export it again"
         ) from error
-    names = set()
+    names: set[str] = set()
     for decision in decisions:
         text, name = decision.text, decision.annotator
-        if not isinstance(text, str) or not (text.strip() or decision.verdict == SKIPPED):
-            raise InputError(f"{where}: the answer of {name} is empty or no text; take it out")
+        shown = f"{' '.join(str(name).split()):.60}"
+        is_text = isinstance(text, str) and isinstance(name, str)
+        if not is_text or not (text.strip() or decision.verdict == SKIPPED):
+            raise InputError(f"{where}: the answer of {shown} is empty or no text; take it out")
         if name in names:
-            raise InputError(f"{where}: has two answers of {name}; take one out")
+            raise InputError(f"{where}: has two answers of {shown}; take one out")
         names.add(name)
     return item, decisions
 
@@ -224,7 +226,7 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     item = _item(_id(row.get("id"), number), row["fields"], suggestions.get(question, ""), where)
     decisions = []
     for answer in answers.get(question, []):
-        user = str(answer["user_id"])
+        user = str(answer["user_id"] or "argilla")
         name, more = users.get(user, (user, ""))
         if answer.get("status") != "draft":
             is_skipped = answer.get("status") == "discarded"

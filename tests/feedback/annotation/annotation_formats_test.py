@@ -123,6 +123,8 @@ def test_an_export_of_argilla(read):
     answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
     _, decisions = read([ARGILLA | {"responses": {"better": answers}}])
     assert [decision.verdict for decision in decisions] == [SKIPPED]
+    nobody = ARGILLA | {"responses": {"better": [first | {"user_id": None}]}}
+    assert [decision.annotator for decision in read([nobody])[1]] == ["argilla"]
 
 
 def test_an_export_of_label_studio(read):
@@ -260,6 +262,7 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         (answered(TEXT_AREA, TEXT_AREA | {"from_name": "remarks"}),
          "answers the questions answer, remarks"),
         (answered(TEXT_AREA | {"value": {"text": [""]}}), "the answer of label_studio is empty"),
+        (answered(TEXT_AREA | {"meta": {"text": [{"a": 1}]}}), "the answer of {'a': 1} is empty"),
     ],
 )  # fmt: skip
 def test_refused_rows(read, rows, message):
