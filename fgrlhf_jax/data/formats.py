@@ -135,6 +135,12 @@ def normalize(
     return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
 
 
+def with_id(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under the id that columns name, without the one that they take for another field."""
+    kept = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
+    return kept | {"id": row[columns["id"]]} if "id" in columns else kept
+
+
 def is_prompt_in_texts(row: Row, columns: Mapping[str, str]) -> bool:
     """Whether a row that was read has its prompt as the beginning of two texts, as in TRL."""
     chosen = row.get(columns.get("chosen", "chosen"))

@@ -205,10 +205,10 @@ def read_with_rows(
         message = f"{source}: holds no rows; give a file with at least one"
         for where, row in trees.unfold(read_rows(source), need):
             try:
-                parsed = [(record, row) for record in parse_row(row, where, need, names)]
+                parsed = parse_row(row, where, need, names)
                 if formats.is_prompt_in_texts(row, names):
                     unprompted.append((where, len(pairs)))
-                pairs += parsed
+                pairs += [(record, formats.with_id(row, names)) for record in parsed]
             except InputError as error:
                 if refused is None:
                     hint = "or leave such rows out with invalid=drop"

@@ -79,13 +79,14 @@ def test_mutated_rows(request):
     count = request.config.getoption("--fuzz-records")
     for _ in range(count):
         row, need = mutate(rng.choice(ROWS), rng), rng.choice(records.NEEDS)
-        options = {}
+        columns = {}
         if isinstance(row, dict) and row and rng.random() < 0.2:
-            options = {"columns": {rng.choice(formats.FIELDS): str(rng.choice([*row]))}}
-        parsed, message = attempt(records.parse_row, row, "a:1", need, **options)
+            columns = {rng.choice(formats.FIELDS): str(rng.choice([*row]))}
+        parsed, message = attempt(records.parse_row, row, "a:1", need, columns)
         assert parsed is not None or message.startswith("a:1: ")
         assert len(message) < 900
         read += bool(parsed)
+        row = formats.with_id(row, columns) if parsed else row
         for record in parsed if parsed and need != "candidates" else ():
             for target in TARGETS:
                 converted, message = attempt(convert_records, [(record, row)], target)

@@ -253,3 +253,14 @@ def test_whether_a_response_ended_travels_with_its_record():
     assert records.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
     with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):
         records.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")
+
+
+def test_columns_say_which_field_is_the_id_of_a_row(write):
+    """Also of a single response, and of a pair whose field id is no id."""
+    path = write({"uid": "7", "id": "9", "prompt": "a", "completion": "b"})
+    ((_, row),) = read_with_rows(path, columns="id=uid")
+    assert row == {"uid": "7", "id": "7", "prompt": "a", "completion": "b"}
+    turns = [{"role": "user", "content": "a"}]
+    path = write({"id": turns, "output_1": "b", "output_2": "c", "preference": 1})
+    ((pair, row),) = read_with_rows(path, columns="messages=id")
+    assert (pair.id, row.get("id")) == ("", None)
