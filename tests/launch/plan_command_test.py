@@ -18,16 +18,13 @@ BAD = {
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
-    "--config.reward_model=nowhere": "nowhere: no such model; give a ",
     "--devices=0": "--devices=0: give a whole number above 0",
     "--memory=nan": "--memory=nan: give a number above 0",
     "--json": "--json: give a value",
     "-memory -5": "--memory=-5: give a number above 0",
     "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
     "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
-    "--lengths=nowhere.jsonl": "nowhere.jsonl: there is no such file; check the path",
     "--lengths=org/texts": "--lengths=org/texts: texts have lengths in tokens of a model; give --c",
-    "--json=.": "--json=.: is a folder; give the name of a file",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }
 
@@ -55,10 +52,7 @@ def test_the_command(tmp_path):
     environment = {"JAX_PLATFORMS": "", "JAX_NUM_CPU_DEVICES": "2"}
     done = processes.python("-m", "launch.plan", *arguments, **environment)
     assert (done.returncode, done.stderr) == (1, "")  # nothing is compiled
-    assert "these alone do not fit, on any mesh" in done.stdout
     plan = json.loads(output.read_text())
-    assert plan["change"] is None
     assert done.stdout == f"{format_table(plan)}\n{format_advice(None, 1e5)}\n"
     assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
-    assert plan["devices"] == 4
-    assert not plan["fits"]
+    assert (plan["devices"], plan["change"], plan["fits"]) == (4, None, False)

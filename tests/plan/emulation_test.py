@@ -85,15 +85,10 @@ def test_what_is_meant_to_be_float32_stays_so():
         logits = (x @ w).astype(jnp.float32)
         return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True) @ jnp.ones((1, F))
 
-    module = hlo.parse(
-        jax.jit(function)
-        .lower(*(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((B, D), (D, F))))
-        .compile()
-        .as_text()
-    )
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((B, D), (D, F)))
+    module = hlo.parse(jax.jit(function).lower(*shapes).compile().as_text())
     halved = emulation.emulated(*module)
-    (entry,) = (module[0][module[1]],)
-    result = hlo.root_of(entry)
+    result = hlo.root_of(module[0][module[1]])
     assert result.dtype == "f32"
     assert result.name not in halved[module[1]]
     names = {name for names in halved.values() for name in names}

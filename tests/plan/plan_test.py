@@ -76,17 +76,13 @@ def test_flops_of_the_model(plan):
         "update": EPOCHS * 3 * (policy + value),
     }
     for name, flops in expected.items():
-        assert plan["steps"][name]["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
-
-
-def test_flops_as_compiled(plan):
-    """Without remat only scores are recomputed; decoding looks at columns that are still empty."""
-    for name, least in (("generate", 0.9), ("score_rollout", 0.999), ("update", 0.99)):
         step = plan["steps"][name]
+        assert step["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
+        # As compiled, decoding looks at columns that are still empty too.
+        least = 0.9 if name == "generate" else 0.99
         assert least < step["model_flops"] / step["compiled_flops"] <= 1
     rounds = f"a loop that may end earlier is counted with its most rounds, {T - 1}"
-    assert plan["steps"]["generate"]["notes"] == [rounds]
-    assert plan["steps"]["update"]["notes"] == []
+    assert [step["notes"] for step in plan["steps"].values()] == [[rounds], [], []]
 
 
 def test_whether_it_fits(shapes, plan):
@@ -96,19 +92,10 @@ def test_whether_it_fits(shapes, plan):
         again = measure(shapes, memory)
         assert sum(step["fits"] for step in again["steps"].values()) == count
         assert again["fits"] == ("   NO\n" not in format_table(again)) == (count == 3)
-
-
-def test_the_table(plan):
-    lines = format_table(plan).splitlines()
-    assert lines[0] == "8 devices (data 8 x fsdp 1 x tensor 1); for one of them, in MB:"
-    cells = [line.split() for line in lines]
-    policy, update = plan["models"]["policy"], plan["steps"]["update"]
-    millions, size = f"{policy['parameters'] / 1e6:.1f}", f"{policy['bytes'] / 1e6:.3f}"
-    assert ["policy", millions, "M", size, "float32"] in cells
+    update = plan["steps"]["update"]
+    cells = [line.split() for line in format_table(plan).splitlines()]
     names = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     assert ["update", *(f"{update[name] / 1e6:.3f}" for name in names), "yes"] in cells
-    assert f"KV cache, among the temporaries of generate: {plan['cache'] / 1e6:.3f}" in lines
-    assert lines[-1] == "generate: " + plan["steps"]["generate"]["notes"][0]
 
 
 def test_an_update_that_predicts_itself_leaves_the_scores_but_one_to_it():

@@ -26,13 +26,10 @@ def test_what_binds():
     assert roof["overlapped"] == pytest.approx(2 + 1 + 9)
     assert roof["serial"] == pytest.approx(2 + 1 + 0.1 + 8 + 1 + 9)
     lines = format_roofline(roof, 8).splitlines()
-    assert lines[0].startswith("On 8 x h100: 989.4 TFLOP/s, of which products reach 50%, memory 33")
     assert lines[4].split() == [
         *("update", "3957.6", "3350.0", "4050.0", "8.000", "1.000", "9.000", "9.000", "75%"),
         *("links", "0.89"),  # a larger micro-batch is needed
     ]
-    assert lines[3].split()[-2:] == ["memory", "0.00"]
     stages["decode"] |= {"flops": 1e12, "link_bytes": 8.0}  # of a batch's last token, say
     roof = roofline({"steps": {"all": {"stages": stages}}}, "h100", 0.5)
     assert format_roofline(roof, 8).splitlines()[3].split()[-2:] == ["memory", ">100"]
-    assert lines[-1].startswith("a step: 12.00 s where transfers overlap with computing, 21.10 s")

@@ -14,7 +14,7 @@ from fgrlhf_jax.tiny_world import judge as gold
 from fgrlhf_jax.tiny_world.judge import END, align_words, gold_score, judge, word_rewards
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer, draw_prompts
-from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer, vocabulary
+from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer
 
 CAPITAL = "capital of peru and cuba"  # the capital of peru is lima and cuba is havana: 20 + 8
 LIST = "list two fruits two tools"  # fruits are . . , tools are . .: 40 + 5
@@ -158,23 +158,6 @@ def test_an_editor_without_noise_leaves_nothing_to_change(drafts):
         assert gold.words_to_change(prompt, edited) == 0
         changed = Levenshtein.distance(response.split(), edited.split())
         assert changed == left or (prompt.startswith("list") and changed >= left)
-
-
-def test_neither_silence_nor_endless_talk_pays(drafts):
-    rng = random.Random(3)
-    for prompt, _ in drafts[:200]:
-        words = [word for word, _ in canonical_answer(prompt)]
-        others = [w for w in vocabulary() if w not in prompt.split()]
-        babble = " ".join(rng.choices(others, k=21))
-        assert gold_score(prompt, babble, finished=False) < gold_score(prompt, babble) < 0.1
-        assert gold_score(prompt, " ".join(words * 4)) < 0.35
-        template = " ".join(word for word, weight in canonical_answer(prompt) if weight == 1)
-        assert 0 < gold_score(prompt, template) < 0.4
-        # A right word more is always better, a wrong word always worse than none.
-        at = rng.randrange(len(words))
-        without = [*words[:at], *words[at + 1 :]]
-        wrong = [*words[:at], "giraffe", *words[at + 1 :]]
-        assert gold_score(prompt, " ".join(wrong)) < gold_score(prompt, " ".join(without)) < 1
 
 
 @pytest.mark.parametrize("whole_words", [True, False])
