@@ -34,9 +34,6 @@ def test_rows_of_real_lengths():
     assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
     assert len(step.rounds) > 2
     assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
-    counts = measure_step(step, 0, 1e9, 8)
-    assert 0.5 < counts["compiled_flops"] / (longest.steps["score_rollout"].flops / 8) < 0.9
-    assert all(note.startswith("width_") for note in counts["notes"])
     with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
         ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
 

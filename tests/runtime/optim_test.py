@@ -65,7 +65,7 @@ def walk(optimizer, params, grads):
         updates, state = optimizer.update(grad, state, params)
         return optax.apply_updates(params, updates), state
 
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     for grad in grads:
         params, state = update(params, state, grad)
     return params, state
@@ -119,7 +119,7 @@ def test_the_root_mean_square_of_an_update_over_its_rate():
     for eps in (1e-30, 1e-3, 1.0):
         options = {"clip_norm": 0.0, "freeze": "embed/", "eps": eps}
         optimizer = optim.adamw(optax.constant_schedule(0.1), **options)
-        _, state = optimizer.update(grads, optimizer.init(params), params)
+        _, state = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(params), params)
         expected = np.sqrt(np.mean((gradient / (np.abs(gradient) + eps)) ** 2))
         assert float(optim.update_rms(state)) == pytest.approx(expected, rel=1e-5)
     assert expected < 0.2
