@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fgrlhf_jax.data.bucketing import fill_batch, pad_right
-from fgrlhf_jax.data.pairs import Pair
+from fgrlhf_jax.data.pairs import Pair, common_length
 
 
 class Change(NamedTuple):
@@ -51,25 +51,18 @@ def find_changes(pair: Pair) -> list[Change]:
     i = j = min(pair.start_i, pair.start_j)
     changes = []
     while True:
-        same = _same(edited[i:], original[j:])
+        same = common_length(edited[i:], original[j:])
         i, j = i + same, j + same
         if i == len(edited) and j == len(original):
             return changes
         p, q = next((p, q) for p, q in matched if p >= i and q >= j)
         put_in, taken_out = p - i, q - j
-        count = min(put_in, taken_out) + _same(edited[p:], original[q:])
+        count = min(put_in, taken_out) + common_length(edited[p:], original[q:])
         count = min(max(put_in, taken_out), count)
         kind = "insert" if not taken_out else "replace" if put_in else "delete"
         spans = edited[i : i + count], original[j : j + count]
         changes.append(Change(kind, i, p, *spans))
         i, j = p, q
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two texts begin with in common."""
-    shorter = min(len(a), len(b))
-    differs = a[:shorter] != b[:shorter]
-    return int(differs.argmax()) if differs.any() else shorter
 
 
 class ChangedRow(NamedTuple):

@@ -179,28 +179,23 @@ def _answers(
     """The texts of the answers, and the conversation before each that its field holds."""
     answers, before = [], {}
     for name in names:
-        whole = name in columns or name in ("chosen", "rejected")  # may be a transcript
-        turns, text = _answer(row, name, where, whole, blank)
-        answers.append(text)
+        value = row.get(name)
+        may_be_transcript = name in columns or name in ("chosen", "rejected")
+        if isinstance(value, str) and not (may_be_transcript and is_transcript(value)):
+            answers.append(text_of(row, name, where, blank))
+            continue
+        if not value or not isinstance(value, str | list | tuple | Mapping):
+            text_of(row, name, where)
+        *turns, last = parse_turns(value, f"{where}: {name}")
+        if last["role"] != "assistant":
+            raise InputError(f"{where}: {name} ends with no answer of the assistant; add it")
+        answers.append(text_of({name: last["content"]}, name, where, blank))
         if turns:
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
         reason = f"{' and '.join(names)} end different conversations"
         raise InputError(f"{where}: {reason}; only the last answer may differ")
     return answers, before
-
-
-def _answer(row: Row, name: str, where: str, whole: bool, blank: bool) -> tuple[Turns, str]:
-    """The conversation before an answer, where the field holds it, and the answer's text."""
-    value = row.get(name)
-    if isinstance(value, str) and not (whole and is_transcript(value)):
-        return [], text_of(row, name, where, blank)
-    if not value or not isinstance(value, str | list | tuple | Mapping):
-        text_of(row, name, where)
-    turns = parse_turns(value, f"{where}: {name}")
-    if turns[-1]["role"] != "assistant":
-        raise InputError(f"{where}: {name} ends with no answer of the assistant; add it")
-    return turns[:-1], text_of({name: turns[-1]["content"]}, name, where, blank)
 
 
 def _comparisons(row: Row, where: str) -> list[Row]:

@@ -51,14 +51,19 @@ class Pair:
     @property
     def common(self) -> int:
         """How many tokens both sides begin with."""
-        shorter = min(len(self.tokens_i), len(self.tokens_j))
-        differs = self.tokens_i[:shorter] != self.tokens_j[:shorter]
-        return int(differs.argmax()) if differs.any() else shorter
+        return common_length(self.tokens_i, self.tokens_j)
 
     @property
     def length(self) -> int:
         """Columns of the pair's row: what the bucket must hold."""
         return len(self.tokens_i) + len(self.tokens_j) - self.common
+
+
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two rows begin with in common."""
+    shorter = min(len(a), len(b))
+    differs = a[:shorter] != b[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter
 
 
 def encode_by_kind(

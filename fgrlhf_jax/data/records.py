@@ -246,9 +246,9 @@ def parse_row(
     return records
 
 
-def parse_record(row: Any, where: str, *, prompts: bool = False) -> Record:
-    """The one record in a row; with ``prompts`` it needs no response."""
-    return parse_row(row, where, "prompts" if prompts else "any")[0]
+def parse_record(row: Any, where: str) -> Record:
+    """The one record in a row, which needs no response."""
+    return parse_row(row, where, "prompts")[0]
 
 
 def better_response(record: Record) -> Instruction:

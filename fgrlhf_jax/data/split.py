@@ -37,7 +37,8 @@ def split(
     if 0 < share < 1 < rows and (len(counts) == 1 or (is_large and rows >= 20)):
         keys, name = _response_keys(records), "response"
         log(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
-    places = {key: _fraction(json.dumps([seed, *key])) for key in keys}
+    digests = {key: hashlib.sha256(json.dumps([seed, *key]).encode()).digest() for key in keys}
+    places = {key: int.from_bytes(value[:8], "big") / 2**64 for key, value in digests.items()}
     drawn = sum(place < share for place in places.values())
     count = wanted = round(share * len(places)) if exact else drawn
     if 0 < share < 1 < len(places):
@@ -59,11 +60,6 @@ def split(
             f"{len(places)} {name}s); give --config.validation or a {size} share"
         )
     return sides
-
-
-def _fraction(text: str) -> float:
-    """A number from 0 to 1 by a hash."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _response_keys(records: Sequence[Record]) -> list[tuple[str]]:

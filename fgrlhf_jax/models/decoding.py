@@ -1,9 +1,11 @@
 """A model's weights in the form that they are decoded with."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.runtime import sharding
@@ -57,9 +59,20 @@ def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeigh
     return sharding.abstract(shapes, mesh, split=("tensor",))
 
 
-def place_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
-    """:func:`decoding_weights` laid out over a mesh as :func:`abstract_weights` says."""
+def make_placer(params: dict, model: heads.CausalLM, mesh) -> Callable[[dict], DecodingWeights]:
+    """What makes :func:`decoding_weights`, laid out over a mesh, of parameters like these.
+
+    It makes them a layer at a time: no two are merged side by side.
+    """
     layout = jax.tree.map(lambda x: x.sharding, abstract_weights(params, model, mesh))
-    convert = functools.partial(decoding_weights, model=model)
-    with jax.set_mesh(mesh):
-        return jax.jit(convert, out_shardings=layout)(params)
+    outer, layer = (
+        jax.jit(functools.partial(convert, model=model), out_shardings=shardings)
+        for convert, shardings in ((outer_weights, layout.outer), (layer_weights, layout.layers[0]))
+    )
+
+    def place(params: dict) -> DecodingWeights:
+        with jax.set_mesh(mesh):
+            layers = (layer(params, np.int32(number)) for number in range(model.cfg.num_layers))
+            return DecodingWeights(outer(params), tuple(layers))
+
+    return place

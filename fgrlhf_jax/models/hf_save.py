@@ -5,7 +5,6 @@ import copy
 import functools
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from fgrlhf_jax.models.chat_template import with_chat_template
 from fgrlhf_jax.models.hf_names import STATE_ACTION_TYPE
 from fgrlhf_jax.models.llama import LlamaConfig
 from fgrlhf_jax.models.lora import Lora
-from fgrlhf_jax.runtime.files import advice
+from fgrlhf_jax.runtime.files import advice, system_error
 
 LANGUAGE_MODEL = "LlamaForCausalLM"
 TOKEN_REWARD = "LlamaForTokenClassification"
@@ -107,13 +106,6 @@ def save(
     return _note(folder, architecture, config, bool(response), base)
 
 
-def _system_error(error: Exception) -> OSError:
-    """The system's error in one of safetensors, which has its number in its text only."""
-    match = re.search(r"\bcode: (\d+)", str(error))
-    code = getattr(error, "errno", None) or int(match[1] if match else 0)
-    return OSError(code, os.strerror(code) if code else str(error))
-
-
 def _check_heads(
     tensors: dict[str, tuple], cfg: LlamaConfig, architecture: str, is_whole: bool
 ) -> bool:
@@ -155,7 +147,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             new.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        cause = _system_error(error)
+        cause = system_error(error)
         raise InputError(
             f"{folder}: the model cannot be written ({cause.strerror}); {advice(cause)}"
         ) from error

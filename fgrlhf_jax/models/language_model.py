@@ -12,7 +12,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -22,13 +21,10 @@ from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.prompts import pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record, parse_record
-from fgrlhf_jax.data.tokenizers import decode
+from fgrlhf_jax.data.tokenizers import Tokenizer, decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import decoding, heads, hf_load, llama, sampling
 from fgrlhf_jax.runtime import sharding
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Prompt = str | Record | Mapping[str, str] | Sequence[Mapping[str, str]]
 
@@ -99,7 +95,7 @@ class LanguageModel:
 
     path: str | os.PathLike
     module: heads.CausalLM = dataclasses.field(repr=False)
-    tokenizer: "PreTrainedTokenizerFast" = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     mesh: Mesh
     template: str
     end_ids: tuple[int, ...]
@@ -113,7 +109,8 @@ class LanguageModel:
     @functools.cached_property
     def weights(self) -> decoding.DecodingWeights:
         """The parameters as they are decoded with; those of :meth:`read_params` are not kept."""
-        return decoding.place_weights(self.read_params(), self.module, self.mesh)
+        params = self.read_params()
+        return decoding.make_placer(params, self.module, self.mesh)(params)
 
     @classmethod
     def load(
@@ -174,7 +171,7 @@ class LanguageModel:
             prompt = Instruction(prompt, "", "")
         elif not isinstance(prompt, Record):
             row = prompt if isinstance(prompt, Mapping) else {"messages": prompt}
-            prompt = parse_record(row, "prompt", prompts=True)
+            prompt = parse_record(row, "prompt")
         return templates.encode_prompt(self.tokenizer, self.template, prompt)[0]
 
     def generate(

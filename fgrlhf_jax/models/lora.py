@@ -163,21 +163,6 @@ def init_adapter(key: jax.Array, abstract: dict) -> dict:
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
 
 
-def merge(params: dict, scale: float) -> dict:
-    """The parameters of a model without an adapter that computes the same: W + scale A B.
-
-    Args:
-      params: as above, with "lora" or without; then they are returned as they are.
-    """
-    params = dict(params)
-    adapter = params.pop("lora", None)
-    if adapter is None:
-        return params
-    backbone = dict(params["backbone"])
-    backbone["layers"] = merge_layer(backbone["layers"], adapter["backbone"]["layers"], scale)
-    return params | {"backbone": backbone}
-
-
 def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
     """The parameters of one layer, or of a stack of them, with its part of an adapter in it.
 

@@ -107,15 +107,15 @@ def store(x: jax.Array, kind) -> jax.Array | Quantized:
     return quantize(x, kind) if str(kind) in KINDS else x.astype(kind)
 
 
-def quantize_params(params: dict, kind: str, pattern: str = PATTERN) -> dict:
-    """The same parameters with those whose path matches ``pattern`` in ``kind``, see :func:`store`.
+def quantize_params(params: dict, kind: str) -> dict:
+    """The same parameters with those whose path matches PATTERN in ``kind``, see :func:`store`.
 
     Under ``jax.eval_shape`` of shapes: ``sharding.abstract`` then says how the result is laid out,
     and ``hf_load.load_params`` fills it.
     """
 
     def stored(path, x):
-        return store(x, kind) if re.search(pattern, sharding.path_name(path)) else x
+        return store(x, kind) if re.search(PATTERN, sharding.path_name(path)) else x
 
     return jax.tree.map_with_path(stored, params)
 

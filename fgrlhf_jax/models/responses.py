@@ -61,7 +61,8 @@ def generate_responses(
     if score:
         texts = zip(repeated, responses.ids, strict=True)
         rewards = score([(prompt + ids, len(prompt)) for prompt, ids in texts])
-        order = _best_first(np.reshape(rewards, (-1, samples)), keep or samples)
+        best_NK = np.argsort(-np.reshape(rewards, (-1, samples)), axis=1, kind="stable")
+        order = (best_NK + samples * np.arange(len(best_NK))[:, None])[:, : keep or samples].ravel()
     sampled = sampling_params.temperature > 0  # greedily a token has no other to be drawn
     return [
         {
@@ -76,9 +77,3 @@ def generate_responses(
         }
         for row in order
     ]
-
-
-def _best_first(rewards_NK: np.ndarray, keep: int) -> list[int]:
-    """The rows of the ``keep`` best of K responses, prompt by prompt."""
-    best_NK = np.argsort(-rewards_NK, axis=1, kind="stable")[:, :keep]
-    return (np.arange(len(best_NK))[:, None] * rewards_NK.shape[1] + best_NK).ravel().tolist()

@@ -29,11 +29,6 @@ class Architectures(NamedTuple):
     reward_lora: Lora | None = None  # the reward model's adapter on the policy's base; None: whole
     has_values: bool = True  # whether the algorithm has a critic, of its own or as a head
 
-    @property
-    def critic_lora(self) -> Lora | None:
-        """Of the critic, which starts from the reward model's where that is an adapter."""
-        return self.reward_lora or self.lora
-
 
 class Frozen(NamedTuple):
     """What is only read."""
@@ -215,8 +210,10 @@ def abstract_params(models: Architectures, mesh: Mesh) -> dict:
         head = heads.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
     critic = heads.abstract_params(models.critic, mesh)
-    # Not split from a base: it may be on a whole reward model, which is not quantized.
-    return {"policy": policy, "critic": lora.trained(critic, models.critic_lora, mesh)}
+    # It starts from the reward model's adapter where that is one. Not split from a base: it may be
+    # on a whole reward model, which is not quantized.
+    adapters = models.reward_lora or models.lora
+    return {"policy": policy, "critic": lora.trained(critic, adapters, mesh)}
 
 
 def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:

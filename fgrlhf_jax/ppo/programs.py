@@ -1,4 +1,4 @@
-"""The compiled programs of a PPO step: decoding weights, generate, score_rollout, update.
+"""The compiled programs of a PPO step: generate, score_rollout, update.
 
 They are made ahead of time from shapes alone, so that a run cannot recompile and a plan can be
 made without any memory.
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import decoding, sampling
-from fgrlhf_jax.models.sampling import DecodingWeights, Sampled
+from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import COMPARING, PPOSettings, Rollout, Rows, samples_per_prompt
 from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, complete
@@ -146,8 +146,6 @@ def make(
 
     ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
 
-    outer_weights: (policy, base) -> DecodingWeights.outer
-    layer_weights: (policy, base, number) -> one of DecodingWeights.layers
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
     update: (state, Frozen, Rollout, kl_coef, key, demonstrations, reward_std) -> state, metrics
@@ -159,9 +157,8 @@ def make(
     state = abstract_state(params, optimizer, mesh)
     by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     *prompt, sampled, rollout = _abstract_rows(settings, prompt_width, by_rows)
-    scalar, flag, number = (
-        jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-        for dtype in (jnp.float32, bool, jnp.int32)
+    scalar, flag = (
+        jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in (jnp.float32, bool)
     )
     generation = generation_mesh(config, mesh)
     decoded_rows = sharding.batch_sharding(generation)
@@ -169,8 +166,7 @@ def make(
     inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
     whole = complete(params, frozen)["policy"]
     weights = decoding.abstract_weights(whole, models.policy, generation)
-    outer, layers = jax.tree.map(lambda x: x.sharding, weights)
-    policy, static = (params["policy"], frozen.base), {"models": models, "settings": settings}
+    static = {"models": models, "settings": settings}
     generate = functools.partial(
         sampling.generate,
         model=models.policy,
@@ -188,36 +184,10 @@ def make(
     scored = params, frozen, Normalization(scalar, scalar), flag, *prompt, sampled
     layout = jax.tree.map(lambda x: x.sharding, state)
     return {
-        "outer_weights": Program(
-            lambda policy, base: decoding.outer_weights(base | policy, models.policy),
-            *(policy, mesh),
-            out_shardings=outer,
-        ),
-        "layer_weights": Program(
-            lambda policy, base, n: decoding.layer_weights(base | policy, n, models.policy),
-            *((*policy, number), mesh),
-            out_shardings=layers[0],
-        ),
         "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
         "score_rollout": Program(score, scored, mesh, out_shardings=by_rows),
         "update": Program(update, learned, mesh, donated=(0,), out_shardings=(layout, replicated)),
     }
-
-
-def decoding_weights(
-    compiled: dict, models: Architectures, policy: dict, base: dict
-) -> DecodingWeights:
-    """The policy as ``generate`` takes it, made a layer at a time: no two are merged side by side.
-
-    Args:
-      compiled: the programs of :func:`make`.
-      policy, base: what is trained of its parameters, and what is not.
-    """
-    layers = (
-        compiled["layer_weights"](policy, base, np.int32(number))
-        for number in range(models.policy.cfg.num_layers)
-    )
-    return DecodingWeights(compiled["outer_weights"](policy, base), tuple(layers))
 
 
 def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:

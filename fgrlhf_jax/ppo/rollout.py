@@ -1,7 +1,7 @@
 """Rollouts: prompts to sampled, scored responses; to learn from and to evaluate."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
 from fgrlhf_jax.ppo.algorithm import Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
-from fgrlhf_jax.ppo.programs import decoding_weights
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
 from fgrlhf_jax.runtime.memory import release_unused
@@ -48,6 +47,7 @@ class PPOContext(NamedTuple):
     prompt_width: int  # columns that prompts are padded to
     frozen: Frozen
     programs: dict  # the compiled programs.make
+    place_weights: Callable  # of the policy, see decoding.make_placer
 
 
 class Responses(NamedTuple):
@@ -156,8 +156,7 @@ def roll_out(
         by_rows = sharding.batch_sharding(decoding)
         make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
         inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
-        policy = params["policy"], context.frozen.base
-        weights = decoding_weights(programs, context.models, *policy)
+        weights = context.place_weights(context.frozen.base | params["policy"])
         sampled = programs["generate"](weights, *inputs)
         del weights  # not beside the models that score
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])

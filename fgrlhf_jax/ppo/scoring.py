@@ -92,18 +92,6 @@ def predict(
     return Predictions(logprob_BT, entropy_BT, value_BT, target_kl_BT)
 
 
-def sampled_rows(prompt_BP: jax.Array, prompt_mask_BP: jax.Array, sampled: Sampled) -> Rows:
-    """Prompts, padded on the left, and their responses, from column 0 on."""
-    P, T = prompt_BP.shape[1], sampled.tokens_BT.shape[1]
-    start_B = jnp.sum(prompt_mask_BP, axis=1, dtype=jnp.int32)
-    padded_BS = jnp.concatenate([prompt_BP, sampled.tokens_BT], axis=1)
-    return Rows(
-        tokens_BS=jax.vmap(jnp.roll)(padded_BS, start_B - P),
-        start_B=start_B,
-        response_BT=jnp.arange(T)[None] < sampled.length_B[:, None],
-    )
-
-
 def score_rollout(
     params: dict,
     frozen: Frozen,
@@ -127,8 +115,11 @@ def score_rollout(
         policy's predictions itself (:attr:`PPOSettings.one_pass`), these are zeros.
       prompt_BP, prompt_mask_BP: prompts padded on the left.
     """
-    every = sampled_rows(prompt_BP, prompt_mask_BP, sampled)
-    B, T = every.response_BT.shape
+    B, T = sampled.tokens_BT.shape
+    start_B = jnp.sum(prompt_mask_BP, axis=1, dtype=jnp.int32)
+    padded_BS = jnp.concatenate([prompt_BP, sampled.tokens_BT], axis=1)
+    tokens_BS = jax.vmap(jnp.roll)(padded_BS, start_B - prompt_BP.shape[1])  # from column 0 on
+    every = Rows(tokens_BS, start_B, jnp.arange(T)[None] < sampled.length_B[:, None])
     params, (reference, reward_model) = complete(params, frozen), complete_frozen(frozen)
     apply = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""

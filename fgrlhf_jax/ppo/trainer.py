@@ -17,7 +17,7 @@ from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
-from fgrlhf_jax.models import hf_load
+from fgrlhf_jax.models import decoding, hf_load
 from fgrlhf_jax.ppo import imitation, learning, micro_batches, programs, rollout
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.algorithm import PPOSettings, samples_per_prompt
@@ -103,10 +103,12 @@ class PPOTrainer:
         compiled = {name: p.lower().compile() for name, p in self.programs.items()}
         release_unused()
         multihost.wait_for_all()
-        decoding = programs.generation_mesh(config, self.mesh)
+        generation_mesh = programs.generation_mesh(config, self.mesh)
+        policy = ppo_models.complete(state.params, self.frozen)["policy"]
         self.context = PPOContext(
-            *(config, self.models, self.tokenizer, self.mesh, decoding),
+            *(config, self.models, self.tokenizer, self.mesh, generation_mesh),
             *(self.prompt_width, self.frozen, compiled),
+            decoding.make_placer(policy, self.models.policy, generation_mesh),
         )
         self.samples = None
         if jax.process_index() == 0:

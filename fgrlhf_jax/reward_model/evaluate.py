@@ -5,29 +5,15 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
-from jax.sharding import Mesh
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs
 from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.functional.pair_metrics import PairValues
-from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model import model
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.training.supervised import Predictor
-
-
-def make_predictor(
-    module: heads.TokenValueModel,
-    settings: dict,
-    mesh: Mesh,
-    buckets: Sequence[int],
-    batch_size: int,
-) -> Predictor:
-    """Losses, and the ``PairValues`` of each pair; ``settings`` are those of the loss."""
-    step = functools.partial(model.eval_step, model=module, **settings)
-    return Predictor(step, pad_pairs, mesh, buckets, batch_size, unpad)
 
 
 def unpad(value_2S: np.ndarray, pair: Pair) -> PairValues:
@@ -82,7 +68,8 @@ def evaluate(
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     widths = choose_buckets(lengths, buckets)
-    predictor = make_predictor(reward_model.module, settings, mesh, widths, batch_size)
+    step = functools.partial(model.eval_step, model=reward_model.module, **settings)
+    predictor = Predictor(step, pad_pairs, mesh, widths, batch_size, unpad)
     return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
 
 

@@ -12,7 +12,7 @@ import jax
 from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load
-from fgrlhf_jax.models.decoding import place_weights
+from fgrlhf_jax.models.decoding import make_placer
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.models.sampling import Guide
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, read_module
@@ -48,7 +48,7 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
         )
     with jax.set_mesh(model.mesh):
         params = hf_load.load_params(path, heads.abstract_params(module, model.mesh))
-    weights = place_weights(params, module, model.mesh)
+    weights = make_placer(params, module, model.mesh)(params)
     return Guide(module, weights, 1 / (beta * meta.normalization.std))
 
 

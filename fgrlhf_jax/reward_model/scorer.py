@@ -9,14 +9,15 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.bucketing import by_length, make_buckets, pad_right
 from fgrlhf_jax.data.records import Record
+from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save, llama
 from fgrlhf_jax.reward_model.combined import RewardModule
@@ -29,9 +30,6 @@ from fgrlhf_jax.reward_model.token_rewards import (
     first_response,
 )
 from fgrlhf_jax.runtime import sharding
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class RewardModel:
 
     module: RewardModule = dataclasses.field(repr=False)
     params: dict = dataclasses.field(repr=False)
-    tokenizer: "PreTrainedTokenizerFast" = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     meta: RewardMeta
     mesh: Mesh
 
@@ -173,31 +171,21 @@ class RewardModel:
         batch_size = sharding.round_batch_size(batch_size, self.mesh)
         buckets = make_buckets(max_length or max(lengths, default=1))
         for batch in progress(by_length(lengths, batch_size, buckets)):
-            some = [rows[row] for row in batch.rows]
-            reward_BS = self._batch_rewards(some, batch.width, batch_size, normalized)
+            filled = [rows[row] for row in batch.filled]
+            tokens_BS = pad_right([np.array(ids, np.int32) for ids, _ in filled], batch.width)
+            starts_B1, ends_B1 = np.array([(start, len(ids)) for ids, start in filled]).T[..., None]
+            columns_1S = np.arange(batch.width)[None]
+            on_mesh = sharding.put_batch((tokens_BS, columns_1S < ends_B1), self.mesh)
+            reward_BS = sharding.to_host(self.score_tokens(*on_mesh))
+            if normalized:
+                response_BS = (starts_B1 <= columns_1S) & (columns_1S < ends_B1)
+                reward_BS = normalize_rewards(
+                    reward_BS, response_BS, self.meta.normalization, level=self.meta.level
+                )
             for b, row in enumerate(batch.rows):
                 ids, start = rows[row]
-                rewards[row] = reward_BS[b, start : len(ids)]
+                rewards[row] = np.asarray(reward_BS[b, start : len(ids)], np.float64)
         return rewards
-
-    def _batch_rewards(
-        self, rows: list[tuple[list[int], int]], width: int, batch_size: int, normalized: bool
-    ) -> np.ndarray:
-        """Rewards of one batch, float64[batch size, width]; what is no response is meaningless."""
-        tokens_BS = np.zeros((batch_size, width), np.int32)
-        mask_BS, response_BS = np.zeros((2, batch_size, width), bool)
-        mask_BS[:, 0] = True  # rows that only fill the batch
-        for b, (ids, prompt_length) in enumerate(rows):
-            tokens_BS[b, : len(ids)] = ids
-            mask_BS[b, : len(ids)] = True
-            response_BS[b, prompt_length : len(ids)] = True
-        batch = sharding.put_batch((tokens_BS, mask_BS), self.mesh)
-        reward_BS = sharding.to_host(self.score_tokens(*batch))
-        if normalized:
-            reward_BS = normalize_rewards(
-                reward_BS, response_BS, self.meta.normalization, level=self.meta.level
-            )
-        return np.asarray(reward_BS, np.float64)
 
     def score_tokens(self, tokens_BS, mask_BS) -> jax.Array:
         """Rewards of every token, float32[B, S], as the model gives them: not normalized.

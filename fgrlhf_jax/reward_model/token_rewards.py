@@ -2,17 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.tokenizers import token_texts
+from fgrlhf_jax.data.tokenizers import Tokenizer, token_texts
 from fgrlhf_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass
@@ -50,9 +47,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
     if isinstance(rows, Mapping | records.Record):
         raise InputError(f"records={rows!r:.60}: is one record; give a list of records")
     return [
-        records.parse_record(row, f"row {number}", prompts=True)
-        if isinstance(row, Mapping)
-        else row
+        records.parse_record(row, f"row {number}") if isinstance(row, Mapping) else row
         for number, row in enumerate(rows, 1)
     ]
 
@@ -63,10 +58,7 @@ def first_response(row: records.Record) -> records.Instruction:
 
 
 def encode_responses(
-    rows: Sequence[records.Record],
-    tokenizer: "PreTrainedTokenizerFast",
-    data: dict,
-    max_length: int,
+    rows: Sequence[records.Record], tokenizer: Tokenizer, data: dict, max_length: int
 ) -> list[list[EncodedResponse]]:
     """The responses of each record, in the order of its fields.
 

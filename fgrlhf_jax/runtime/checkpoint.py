@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,10 +87,10 @@ class Checkpoints:
         except Exception as error:  # orbax raises what its storage layer raises: any type
             steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
             last = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
-            code = _error_code(error)
+            cause = files.system_error(error)
             raise InputError(
-                f"{self.folder}: saving a checkpoint failed ({_reason(error)}); {last}; "
-                f"{files.advice(OSError(code, ''))}"
+                f"{self.folder}: saving a checkpoint failed ({cause.strerror}); {last}; "
+                f"{files.advice(cause)}"
             ) from error
 
     def loop(self, step: int) -> dict:
@@ -141,7 +139,8 @@ class Checkpoints:
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
-            raise InputError(self._corrupted(step, _reason(error))) from error
+            reason = files.system_error(error).strerror
+            raise InputError(self._corrupted(step, reason)) from error
 
     def _corrupted(self, step: int, reason: str) -> str:
         earlier = [s for s in self.manager.all_steps() if s < step]
@@ -174,21 +173,6 @@ def layout(part) -> dict[str, str]:
         sharding.path_name(path): f"{leaf.dtype.name}{list(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(part)
     }
-
-
-def _error_code(error: Exception) -> int:
-    """The system's number of an error that a storage layer wraps; 0 for none."""
-    if match := re.search(r"os_error_code='(\d+)'", str(error)):
-        return int(match[1])
-    return getattr(error, "errno", None) or 0
-
-
-def _reason(error: Exception) -> str:
-    """The system's own message, taken out of the long one of a storage layer."""
-    if code := _error_code(error):
-        return os.strerror(code)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:100]
 
 
 def _digest(value: dict) -> str:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ def advice(error: OSError, otherwise: str = MEND) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run the same command again"
     return otherwise
+
+
+def system_error(error: Exception) -> OSError:
+    """The system's error that a storage library wraps, with its number in the text only."""
+    match = re.search(r"\b(?:os_error_code='|code: )(\d+)", str(error))
+    if code := int(match[1]) if match else getattr(error, "errno", None):
+        return OSError(code, os.strerror(code))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return OSError(0, lines[0][:100])
 
 
 @contextlib.contextmanager

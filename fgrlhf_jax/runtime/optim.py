@@ -109,32 +109,6 @@ def stop_gradients(params: dict, freeze: str) -> dict:
     )
 
 
-def accumulate_gradients(
-    loss: Callable, params: dict, micro_batches, freeze: str = ""
-) -> tuple[dict, dict]:
-    """The sum of the gradients of micro-batches, computed one after the other.
-
-    Args:
-      loss: (params, micro-batch) -> (scalar, auxiliary values).
-      micro_batches: a tree of arrays [A, ...].
-      freeze: as for :func:`adamw`; the gradients of these parameters are zeros.
-
-    Returns:
-      The summed gradients, and the auxiliary values stacked to [A, ...].
-    """
-
-    gradient = jax.grad(lambda p, batch: loss(stop_gradients(p, freeze), batch), has_aux=True)
-    if jax.tree.leaves(micro_batches)[0].shape[0] == 1:  # no sum, so no array of zeros to start it
-        grads, auxiliary = gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
-        return grads, jax.tree.map(lambda x: x[None], auxiliary)
-
-    def add(total, micro_batch):
-        grads, auxiliary = gradient(params, micro_batch)
-        return jax.tree.map(jnp.add, total, grads), auxiliary
-
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro_batches)
-
-
 def apply_gradients(
     state: TrainState, grads: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:

@@ -130,12 +130,11 @@ def abstract(tree, mesh: Mesh, split: Sequence[str] = AXES):
     )
 
 
-def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Shards the rows (``axis``) of an activation over data and fsdp; no-op without a mesh."""
+def constrain(x: jax.Array) -> jax.Array:
+    """Shards the rows of an activation over data and fsdp; no-op without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    spec = P(*(None,) * axis, BATCH, *(None,) * (x.ndim - axis - 1))
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, P(BATCH, *(None,) * (x.ndim - 1)))
 
 
 def batch_shards() -> int:

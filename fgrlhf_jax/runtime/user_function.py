@@ -20,8 +20,6 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 
-OPTIONAL_ARGUMENTS = ("tokens", "finished")
-
 # Functions of this package that had another name in earlier versions.
 MOVED = {
     "fgrlhf_jax.tiny_judge:judge": "fgrlhf_jax.tiny_world.judge:judge",
@@ -65,7 +63,7 @@ def _describe(error: BaseException) -> str:
 
 
 def takes(function: Callable, argument: str) -> bool:
-    """Whether the signature of ``function`` names ``argument`` (of OPTIONAL_ARGUMENTS)."""
+    """Whether the signature of ``function`` names ``argument``, as tokens or finished."""
     try:
         return argument in inspect.signature(function).parameters
     except ValueError:  # some functions of C have none

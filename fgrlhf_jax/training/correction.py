@@ -62,8 +62,15 @@ def evaluate(
             f"reference={models[-1].path}: has another tokenizer than {policy.path}; give a model "
             "with the same one, or none"
         )
+    if not all(isinstance(edit, Edit) for edit in edits):
+        raise InputError("edits: some rows are no edits (original, edited); give edits only")
     limit = min(model.module.cfg.max_position for model in models)
-    rows, counts = encode_changes(edits, policy.tokenizer, policy.template, limit)
+    limits = {"max_length": limit, "max_prompt_length": limit - 1}
+    pairs, counts = encode_pairs(edits, policy.tokenizer, template=policy.template, **limits)
+    rows = [row for pair in pairs if (row := make_row(pair)).changes]
+    counts["changes"] = sum(len(row.changes) for row in rows)
+    if not rows:
+        raise InputError("edits: no place that an edit changed can be compared; give other edits")
     log("edits: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return correction.summarize(
         *(score_changes(m.read_params(), rows, m.module, m.mesh, batch_size) for m in models)
@@ -78,12 +85,7 @@ def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> 
 
 
 def before_and_after(
-    start: dict | None,
-    params: dict,
-    pairs: Sequence[Pair],
-    module: CausalLM,
-    mesh: Mesh,
-    batch_size: int = 16,
+    start: dict | None, params: dict, pairs: Sequence[Pair], module: CausalLM, mesh: Mesh
 ) -> dict:
     """What a training did to correction accuracy, on at most ``MOST_EDITS`` of its held-out edits.
 
@@ -99,9 +101,7 @@ def before_and_after(
     if not rows:
         return {}
     policies = [params] if start is None else [params, start]
-    return correction.summarize(
-        *(score_changes(each, rows, module, mesh, batch_size) for each in policies)
-    )
+    return correction.summarize(*(score_changes(each, rows, module, mesh) for each in policies))
 
 
 def card_figures(result: Mapping) -> dict[str, float]:
@@ -166,21 +166,6 @@ def response_logprobs(
         for row, logprob_S, _ in scored:
             logprobs[row.row] = logprob_S[row.start :]
     return logprobs
-
-
-def encode_changes(
-    edits: Sequence[Record], tokenizer: Tokenizer, template: str, max_length: int
-) -> tuple[list[ChangedRow], dict[str, int]]:
-    """Rows of the usable edits, and counts of what was left out; raises as :func:`evaluate`."""
-    if not all(isinstance(edit, Edit) for edit in edits):
-        raise InputError("edits: some rows are no edits (original, edited); give edits only")
-    limits = {"max_length": max_length, "max_prompt_length": max_length - 1}
-    pairs, counts = encode_pairs(edits, tokenizer, template=template, **limits)
-    rows = [row for pair in pairs if (row := make_row(pair)).changes]
-    counts["changes"] = sum(len(row.changes) for row in rows)
-    if not rows:
-        raise InputError("edits: no place that an edit changed can be compared; give other edits")
-    return rows, counts
 
 
 def score_changes(

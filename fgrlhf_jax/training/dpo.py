@@ -82,14 +82,6 @@ def supervised_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def preference_settings(config: ConfigDict) -> PreferenceSettings:
-    """The loss and what it is computed with."""
-    dense, weights = config.dense, TokenWeights(**config.weights)
-    return PreferenceSettings(
-        config.loss, config.beta, dense.gamma, dense.normalize, weights, config.figa_limit
-    )
-
-
 def make_trainer(
     config: ConfigDict,
     mesh: Mesh,
@@ -99,7 +91,10 @@ def make_trainer(
     buckets: tuple[int, ...],
 ) -> SupervisedTrainer:
     """Training of ``model`` on pairs; ``config`` is one of :func:`supervised_config`."""
-    settings = preference_settings(config)
+    dense, weights = config.dense, TokenWeights(**config.weights)
+    settings = PreferenceSettings(
+        config.loss, config.beta, dense.gamma, dense.normalize, weights, config.figa_limit
+    )
     rows = [*train, *validation]
     starts = [first_column(pair) for pair in rows]
     widths = response_widths([pair.length for pair in rows], starts, buckets)

@@ -21,11 +21,11 @@ from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.llama import positions_and_mask
-from fgrlhf_jax.runtime.optim import TrainState, accumulate_gradients, apply_gradients
+from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
 from fgrlhf_jax.training import correction, policy
 from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.setup import set_up
-from fgrlhf_jax.training.supervised import SupervisedTrainer
+from fgrlhf_jax.training.supervised import SupervisedTrainer, accumulate_gradients
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:

@@ -75,10 +75,11 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
     examples, counts = {}, Counter(row.reason for row in judged if row.reason)
     for row in judged:
         replies = [verdict.reply for verdict in row.verdicts if verdict.choice is None]
-        examples.setdefault(row.reason, " ".join("".join(replies[-1:]).split()))
+        text = " ".join("".join(replies[-1:]).split())
+        end = text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"  # where a verdict would be
+        examples.setdefault(row.reason, end)
     lines = [
-        f"{count} × {reason}"
-        + (f"; a reply ends {shorten(examples[reason])!r}" if examples[reason] else "")
+        f"{count} × {reason}" + (f"; a reply ends {examples[reason]!r}" if examples[reason] else "")
         for reason, count in counts.most_common(3)
     ]
     choices = {verdict.choice for row in judged for verdict in row.verdicts}
@@ -89,11 +90,6 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
         )
     for line in lines:
         print(f"unparsed: {line}")
-
-
-def shorten(text: str) -> str:
-    """The end of a reply, where its verdict would be."""
-    return text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"
 
 
 def annotations_path(output: str, number: int = 1) -> Path:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_cases
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, hf_save, lora
+from fgrlhf_jax.models import heads, hf_load, hf_save
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
 pytestmark = pytest.mark.parity
@@ -119,7 +120,7 @@ def test_an_adapter_of_a_gguf_file(written, tmp_path, tokenizer):
     folder, adapter = hf_cases.save_adapter(tmp_path / "adapter", file, module=module)
     assert hf_load.read_config(folder) == CFG
     assert hf_load.base_digest(folder) == hf_load.base_digest(tmp_path / "folder")
-    merged = lora.merge(params | adapter, hf_cases.ADAPTER.scale)
+    merged = tiny_cases.merged(params | adapter, hf_cases.ADAPTER.scale)
     loaded = hf_load.load_params(folder, abstract(CFG))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), loaded, merged)
     assert 'LanguageModel.load("export")' in (folder / "README.md").read_text()

@@ -12,7 +12,7 @@ import tiny_cases
 
 from configs import ppo
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, sampling
+from fgrlhf_jax.models import decoding, heads, sampling
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo import programs
 from fgrlhf_jax.ppo.models import Architectures, abstract_params
@@ -34,13 +34,12 @@ def config(shape: str = "", **fields):
 
 
 @functools.cache
-def compiled(shape: str) -> dict:
-    """The programs of decoding."""
+def compiled(shape: str) -> jax.stages.Compiled:
+    """The program of decoding."""
     mesh = sharding.make_mesh("1,8,1")
     optimizer, _ = programs.make_optimizer(config())
     made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_width=P)
-    names = ("outer_weights", "layer_weights", "generate")
-    return {name: made[name].lower().compile() for name in names}
+    return made["generate"].lower().compile()
 
 
 @functools.cache
@@ -51,12 +50,10 @@ def sampled(shape: str) -> sampling.Sampled:
     params = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), params, like)
     prompts = [[5 + n, 7, *range(3, 3 + n % 4)] for n in range(B)]
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
-    decoding = programs.generation_mesh(config(shape), mesh)
-    weights = programs.decoding_weights(compiled(shape), MODELS, params, {})
+    spread = programs.generation_mesh(config(shape), mesh)
+    weights = decoding.make_placer(like, MODELS.policy, spread)(params)
     rows = (tokens.astype(np.int32), mask, sampling.row_keys(jax.random.key(1), B))
-    out = compiled(shape)["generate"](
-        weights, *jax.device_put(rows, sharding.batch_sharding(decoding))
-    )
+    out = compiled(shape)(weights, *jax.device_put(rows, sharding.batch_sharding(spread)))
     for x in out:  # as the programs that score it take it
         assert x.sharding.is_equivalent_to(sharding.batch_sharding(mesh), x.ndim)
     return jax.device_get(out)
@@ -75,7 +72,7 @@ COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-redu
 
 @pytest.mark.parametrize("shape", ["1,1,8", "1,2,4"])
 def test_a_token_exchanges_states_and_no_weights(shape):
-    computations, _ = hlo.parse(compiled(shape)["generate"].as_text())
+    computations, _ = hlo.parse(compiled(shape).as_text())
     loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
     exchanged, called = [], [loop.attribute("body") for loop in loops]
     for name in called:

@@ -88,8 +88,8 @@ def merged() -> tuple[dict, Frozen]:
     params = complete(PARAMS, FROZEN)
     reference, reward_model = complete_frozen(FROZEN)
     scale = {"policy": POLICY_LORA.scale, "critic": REWARD_LORA.scale}
-    params = {name: lora.merge(tree, scale[name]) for name, tree in params.items()}
-    return params, Frozen({}, reference, lora.merge(reward_model, REWARD_LORA.scale))
+    params = {name: tiny_cases.merged(tree, scale[name]) for name, tree in params.items()}
+    return params, Frozen({}, reference, tiny_cases.merged(reward_model, REWARD_LORA.scale))
 
 
 def test_adapters_score_as_whole_models_do():
@@ -123,7 +123,7 @@ def test_a_whole_reward_model_carries_the_critic():
     own = tiny_cases.parameters(REWARD, 7)
     rollout = roll_out(PARAMS, FROZEN._replace(reward_model=own), MODELS._replace(reward_lora=None))
     params, frozen = merged()
-    params["critic"] = lora.merge(
+    params["critic"] = tiny_cases.merged(
         {"backbone": own["backbone"]} | PARAMS["critic"], REWARD_LORA.scale
     )
     plain = roll_out(params, frozen._replace(reward_model=own), WHOLE)

@@ -14,10 +14,11 @@ from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.combined import LogRatio
-from fgrlhf_jax.reward_model.evaluate import make_predictor
-from fgrlhf_jax.reward_model.model import pair_losses, score_tokens
+from fgrlhf_jax.reward_model.evaluate import unpad
+from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding
+from fgrlhf_jax.training.supervised import Predictor
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 HEADS = [("after", loss) for loss in LOSSES]
@@ -149,7 +150,8 @@ def test_predictions_are_those_of_each_response_alone():
     pairs = [*cases().values()]
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     settings = {"loss": "token_full", **WEIGHTS}
-    predictor = make_predictor(model, settings, mesh, (8, 16, WIDTH), batch_size=4)
+    step = functools.partial(eval_step, model=model, **settings)
+    predictor = Predictor(step, pad_pairs, mesh, (8, 16, WIDTH), 4, unpad)
     _, scored = predictor.predict(params, pairs)
     for k, letter in enumerate("ij"):
         rows = [getattr(pair, f"tokens_{letter}") for pair in pairs]

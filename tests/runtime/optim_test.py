@@ -13,6 +13,7 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.runtime import optim, sharding
+from fgrlhf_jax.training import supervised
 
 CFG = llama.LlamaConfig(23, 8, 12, 2, 2, 1, 4, attention_bias=True, mlp_bias=True)
 STEPS, WARMUP, PEAK = 10, 4, 0.3
@@ -136,7 +137,7 @@ def test_gradients_of_frozen_parameters_are_not_computed(parts):
         return jnp.sum(jnp.tanh(x @ params["a"] @ params["b"])), {}
 
     def compiled(freeze):
-        gradient = functools.partial(optim.accumulate_gradients, loss, freeze=freeze)
+        gradient = functools.partial(supervised.accumulate_gradients, loss, freeze=freeze)
         return jax.jit(gradient).lower(params, batches_A).compile()
 
     (every, _), (some, _) = (compiled(freeze)(params, batches_A) for freeze in ("", "^a$"))

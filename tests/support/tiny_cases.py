@@ -9,7 +9,7 @@ import numpy as np
 
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import llama, lora
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
@@ -53,6 +53,15 @@ def parameters(model, seed: int = 0) -> dict:
         return (noise + path[-1].key.startswith("scale")).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def merged(params: dict, scale: float) -> dict:
+    """The parameters of a model without an adapter that computes the same: W + scale A B."""
+    params = dict(params)
+    if adapter := params.pop("lora", None):
+        layers = params["backbone"]["layers"], adapter["backbone"]["layers"]
+        params["backbone"] = params["backbone"] | {"layers": lora.merge_layer(*layers, scale)}
+    return params
 
 
 def by_path(tree) -> dict:

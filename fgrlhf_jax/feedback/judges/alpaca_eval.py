@@ -77,7 +77,7 @@ def read(path: str) -> list[Comparison]:
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     row_fields.check_row(row, where)
     fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
-    prompt = records.parse_record(fields, where, prompts=True)
+    prompt = records.parse_record(fields, where)
     named = ("generator_1", "generator_2", "annotator", "reason")
     names = "output_1", "output_2", *(name for name in named if row.get(name) is not None)
     texts = {name: row_fields.text_of(row, name, where, blank=True) for name in names}
