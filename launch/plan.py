@@ -40,6 +40,7 @@ from launch import ppo
 from launch.shared import cli, reading
 
 UNSET = "that of the device"
+MOST_DEVICES = 4096  # that this computer can stand for within seconds
 CONFIG = "configs/ppo.py:llama_7b"
 OTHERS = ("configs/rm.py", "configs/sft.py", "configs/dpo.py")
 SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes, "dpo": dpo_shapes}
@@ -60,6 +61,10 @@ def main(config, options: dict[str, str]) -> bool:
         if value is None:
             raise InputError(f"--{name}: give a value")
     devices = number(options, "devices", int)
+    if devices > MOST_DEVICES:
+        raise InputError(
+            f"--devices={devices}: more than can be made up here; give at most {MOST_DEVICES}"
+        )
     device, efficiency = options["device"], number(options, "efficiency", float)
     check_argument(f"--device={device}", device, ACCELERATORS)
     if efficiency > 1:

@@ -19,6 +19,7 @@ BAD = {
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
     "--devices=0": "--devices=0: give a whole number above 0",
+    "--devices=100000": "--devices=100000: more than can be made up here; give at most 4096",
     "--memory=nan": "--memory=nan: give a number above 0",
     "--json": "--json: give a value",
     "-memory -5": "--memory=-5: give a number above 0",
