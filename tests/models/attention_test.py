@@ -74,9 +74,8 @@ def logits_and_gradient(implementation: str, side: str, mesh: str = ""):
 def test_blocks_of_queries_are_all_of_them(length):
     """Values and gradients, against jax's own attention, of masks within the causal triangle."""
     rng = np.random.default_rng(length)
-    q, k, v, weight = (
-        rng.standard_normal((2, length, heads, 8)).astype(np.float32) for heads in (4, 2, 2, 4)
-    )
+    shapes = ((2, length, heads, 8) for heads in (4, 2, 2, 4))
+    q, k, v, weight = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     causal = np.tri(length, dtype=bool)
     attend = causal & (rng.random((2, length, length)) < 0.7) | np.eye(length, dtype=bool)
 
@@ -204,9 +203,8 @@ def test_gpus_before_ampere_have_xlas_attention(capability, want, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     assert attention.kernel("auto", "bfloat16", 64) == want
     device = AbstractDevice(kind, None, "gpu")
-    with jax.sharding.use_abstract_mesh(
-        AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=device)
-    ):
+    abstract = AbstractMesh((1, 1, 1), sharding.AXES, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(abstract):
         assert attention.kernel("auto", "bfloat16", 64) == want
     refuse = pytest.raises(InputError, match="of Ampere or newer and the mesh is of NVIDIA Ge")
     mesh = SimpleNamespace(devices=np.array([gpu]))
@@ -216,12 +214,7 @@ def test_gpus_before_ampere_have_xlas_attention(capability, want, monkeypatch):
 
 def test_a_kernel_that_cannot_be_had_is_refused():
     for choice, dtype, head_dim, message in (
-        (
-            "cudnn",
-            "float32",
-            64,
-            "attention=cudnn: .* not in float32; set dtype=bfloat16, or leave",
-        ),
+        ("cudnn", "float32", 64, "attention=cudnn: .* not in float32; set dtype=bfloat16"),
         ("cudnn", "bfloat16", 256, "attention=cudnn: .* not 256; set attention=xla, or"),
         ("splash", "float32", 16, "attention=splash: .* not 16; set attention=xla, or"),
     ):

@@ -6,7 +6,7 @@ import random
 import shutil
 
 import pytest
-from hf_cases import save, save_adapter
+from hf_cases import configure, save, save_adapter
 from mutation_cases import JUNK, paths
 
 from fgrlhf_jax.errors import InputError
@@ -31,8 +31,7 @@ def folders(tmp_path_factory):
     base, _ = save(root / "base")
     adapter, _ = save_adapter(root / "adapter", base)
     (adapter / "fgrlhf.json").unlink()
-    config = json.loads((base / "config.json").read_text()) | {"fgrlhf": {}}
-    (base / "config.json").write_text(json.dumps(config))
+    configure(base / "config.json", fgrlhf={})
     return root
 
 

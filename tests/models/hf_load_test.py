@@ -11,6 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import hf_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,25 +41,22 @@ def saved(tmp_path):
 # --- Round trips ---
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_comes_back(saved, shape):
-    module = heads.CausalLM(SHAPES[shape])
-    folder, params = saved(module=module)
-    assert hf_load.read_config(folder) == SHAPES[shape]
+CASES = [(hf_save.LANGUAGE_MODEL, heads.CausalLM(cfg)) for cfg in SHAPES.values()]
+CASES += MODULES.items()
+
+
+@pytest.mark.parametrize(("architecture", "module"), CASES, ids=[*SHAPES, *MODULES])
+def test_every_shape_and_architecture_comes_back(saved, architecture, module):
+    extra = {"loss": "token_edit", "head": {"a": 1}}
+    folder, params = saved(architecture, module, extra=extra)
     same(hf_load.load_params(folder, abstract(module)), params)
-
-
-@pytest.mark.parametrize("architecture", MODULES)
-def test_every_architecture_comes_back(saved, architecture):
-    folder, params = saved(architecture, extra={"loss": "token_edit", "head": {"a": 1}})
-    same(hf_load.load_params(folder, abstract(MODULES[architecture])), params)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [architecture]
-    assert config["fgrlhf"].items() >= {"loss": "token_edit", "head": {"a": 1}}.items()
+    assert config["fgrlhf"].items() >= extra.items()
     text = "the cat  sat\n"
     assert hf_load.load_tokenizer(folder).encode(text) == tokenizer().encode(text)
     assert hf_load.load_tokenizer(folder).eos_token == "</s>"
-    assert hf_load.read_config(folder) == CFG
+    assert hf_load.read_config(folder) == module.cfg
     # a second export replaces the first, and leaves nothing else behind
     saved(architecture)
     assert [child.name for child in folder.parent.iterdir()] == ["model"]
@@ -123,16 +121,12 @@ def test_spare_heads_rotary_buffers_and_a_bare_backbone_are_read(saved):
 
 def rewrite(folder, change):
     """Replace the weights, as another program would: without our checksums."""
-    file = folder / "model.safetensors"
-    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+    hf_cases.rewrite(folder / "model.safetensors", change)
     configure(folder)
 
 
 def configure(folder, **fields):
-    """Changes config.json; ... takes a field out."""
-    config = json.loads((folder / "config.json").read_text()) | {"fgrlhf": {}} | fields
-    config = {name: value for name, value in config.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(config))
+    hf_cases.configure(folder / "config.json", **{"fgrlhf": {}} | fields)
 
 
 def load(folder):
@@ -309,8 +303,7 @@ def test_missing_weight_files_and_tokenizers_that_cannot_be_used(saved):
     configure(folder)
     with pytest.raises(InputError, match="from safetensors files only"):
         load(folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    hf_cases.configure(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(InputError, match="no EOS token"):
         hf_load.load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{")

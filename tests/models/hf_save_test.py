@@ -50,9 +50,8 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
         assert theirs.config.pad_token_id == their_tokenizer.pad_token_id
         assert theirs.config.pad_token_id != theirs.config.eos_token_id
-        batch = their_tokenizer(
-            [text + words.eos_token for text in texts], padding=True, return_tensors="pt"
-        )
+        ended = [text + words.eos_token for text in texts]
+        batch = their_tokenizer(ended, padding=True, return_tensors="pt")
         with torch.no_grad():
             got = theirs.eval()(**batch).logits.numpy()
         tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy() > 0
@@ -77,9 +76,8 @@ def test_torch_gives_our_logits(saved, shape):
 
     module = heads.CausalLM(SHAPES[shape])
     folder, params = saved(module=module, max_shard_bytes=20_000)
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True
-    )
+    auto = transformers.AutoModelForCausalLM
+    theirs, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     tokens = np.random.default_rng(0).integers(0, 300, (2, 40))

@@ -25,7 +25,6 @@ TEXTS = (
     "The capital of France is Paris, and the capital of Italy is",
 )
 NEW = 64
-OPTIONS = {"seed": 0, "streams": [(n, 0) for n in range(8)], "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +50,6 @@ def theirs(smollm2):
     ).eval()
 
 
-@pytest.fixture(scope="module")
-def our_logits(model):
-    """float32[B, S, V] of padded rows; one program for all rows of one shape."""
-
-    our_params = model.read_params()
-
-    @jax.jit
-    def logits_of(params, tokens_BS, mask_BS):
-        positions_and_mask = llama.positions_and_mask(mask_BS)
-        return model.module.apply({"params": params}, tokens_BS, *positions_and_mask)
-
-    return lambda *rows: np.asarray(logits_of(our_params, *map(jnp.asarray, rows)))
-
-
 def their_logits(theirs, ids) -> np.ndarray:
     import torch
 
@@ -72,16 +57,18 @@ def their_logits(theirs, ids) -> np.ndarray:
         return theirs(torch.tensor([list(ids)])).logits[0].numpy()
 
 
-def test_logits_are_those_of_each_text_alone(model, prompts, theirs, our_logits):
+def test_logits_are_those_of_each_text_alone(model, prompts, theirs):
     size = SIZES["smollm2_135m"]
     initializer_range = model.module.cfg.initializer_range
     assert model.module.cfg == dataclasses.replace(size, initializer_range=initializer_range)
     assert model.template == "chat"
     expected = [their_logits(theirs, ids) for ids in prompts]
+    apply, params = jax.jit(model.module.apply), model.read_params()
     width = max(map(len, prompts)) + 3
     for side in ("left", "right"):
         tokens, mask = tiny_cases.laid_out(prompts, side, model.tokenizer.pad_token_id, width)
-        logits = our_logits(tokens, mask)
+        args = tokens, *llama.positions_and_mask(jnp.asarray(mask))
+        logits = apply({"params": params}, *args)
         for row, real, want in zip(logits, mask, expected, strict=True):
             np.testing.assert_allclose(row[real], want, rtol=0, atol=2e-3)
     assert model.tokenizer.decode(expected[-1][-1].argmax()) == " Rome"
@@ -108,7 +95,8 @@ def test_greedy_generation_is_transformers(model, prompts, theirs):
             pad_token_id=model.tokenizer.pad_token_id,
         )[:, width:].numpy()
     assert expected.shape == (8, NEW)
-    ours = model.generate_from_ids(prompts, SamplingParams(max_new_tokens=NEW), **OPTIONS)
+    options = {"seed": 0, "streams": [(n, 0) for n in range(8)], "batch_size": 8}
+    ours = model.generate_from_ids(prompts, SamplingParams(max_new_tokens=NEW), **options)
     for prompt, ids, wanted in zip(prompts, ours.ids, expected, strict=True):
         differing = np.flatnonzero(np.array(ids) != wanted)
         if differing.size:
@@ -118,17 +106,3 @@ def test_greedy_generation_is_transformers(model, prompts, theirs):
             print(f"token {first} after {prompt}: the two best {best} {logits[best]}")
             assert set(best) == {ids[first], wanted[first]}
             assert logits[best[0]] - logits[best[1]] < 1e-3
-
-
-def test_log_probabilities_of_samples_are_those_of_a_full_pass(model, prompts, theirs, our_logits):
-    params = SamplingParams(temperature=0.8, max_new_tokens=16)
-    samples = model.generate_from_ids(prompts, params, **OPTIONS)
-    rows = [prompt + ids for prompt, ids in zip(prompts, samples.ids, strict=True)]
-    tokens, mask = tiny_cases.laid_out(rows, "right", 0, max(map(len, rows)))
-    logits = our_logits(tokens, mask)
-    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        columns = np.arange(len(prompt), len(row))
-        for full in (logits[number], their_logits(theirs, row)):
-            logprobs = jax.nn.log_softmax(full[columns - 1] / 0.8)
-            expected = np.asarray(logprobs)[np.arange(16), np.array(row)[columns]]
-            np.testing.assert_allclose(samples.logprobs[number], expected, atol=1e-4)

@@ -22,7 +22,6 @@ from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import generate
-from launch.shared import config_files
 
 PROMPTS = make_instructions(7, "test", 0)
 TEXTS = [prompt.instruction for prompt in PROMPTS]
@@ -124,9 +123,8 @@ def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(model):
         np.testing.assert_allclose(logprob_T[: len(ids)], expected, atol=1e-4)
         assert not logprob_T[len(ids) :].any()
         assert responses.finished[row] == (ids[-1] in model.end_ids)
-    assert responses.texts[0] == model.tokenizer.decode(
-        [i for i in responses.ids[0] if i not in model.end_ids]
-    )
+    ids = [i for i in responses.ids[0] if i not in model.end_ids]
+    assert responses.texts[0] == model.tokenizer.decode(ids)
 
 
 def test_a_prompt_is_a_text_a_record_or_messages(model):
@@ -194,9 +192,7 @@ def test_other_refused_arguments(model, folder, tmp_path):
         LanguageModel.load(tmp_path / "run", max_new_tokens=64)
 
 
-def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(
-    tmp_path, model, monkeypatch, capsys
-):
+def test_the_template_is_the_learned_one_or_chat_or_alpaca(tmp_path, model, monkeypatch, capsys):
     monkeypatch.setattr(generate, "generate_responses", lambda *_, **__: [])
     assert model.template == "plain"
     plain, with_chat = make_tokenizer(), make_tokenizer()
@@ -208,8 +204,7 @@ def test_the_template_is_the_learned_one_or_else_chat_or_else_alpaca(
     ):
         path = ppo_cases.save_policy(tmp_path / name, tokenizer, **data)
         assert LanguageModel.load(path).template == template, name
-        arguments = ppo_cases.flags({"model": path, "limit": 1, "max_new_tokens": 6})
-        generate.main(config_files.parse(["", *arguments], generate.CONFIG))
+        ppo_cases.launch(generate, {"model": path, "limit": 1, "max_new_tokens": 6})
         assert capsys.readouterr().err == f"template={template}\n"
         config = {"policy": str(path), "reward_function": "", "data": {"template": ""}}
         models = SimpleNamespace(meta=None)
@@ -236,8 +231,7 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
     fields |= {"max_prompt_length": 16, "max_new_tokens": 6, "batch_size": 16}
 
     def run(**changes):
-        arguments = ["", *ppo_cases.flags(fields | changes)]
-        generate.main(config_files.parse(arguments, "configs/generate.py"))
+        ppo_cases.launch(generate, fields | changes)
         return capsys.readouterr()
 
     assert "5 responses in" in run().out

@@ -207,26 +207,6 @@ MODULES = {
 }
 
 
-def test_neither_padding_nor_the_future_changes_a_token():
-    """Of values and rewards ``reward_model_test`` says so."""
-    module = MODULES["lm"]
-    params = parameters(module)
-    rng = np.random.default_rng(4)
-    rows = [rng.integers(0, BASE.vocab_size, n) for n in (9, 5, 1)]
-    alone = [apply(module, params, row[None], np.ones((1, len(row)), bool))[0] for row in rows]
-    for side, fill, width in (("left", 0, 14), ("right", 96, 14), ("left", 96, 9), ("right", 0, 9)):
-        tokens, mask = laid_out(rows, side, fill, width)
-        got = apply(module, params, tokens, mask)
-        assert np.isfinite(got).all()
-        for i, want in enumerate(alone):
-            np.testing.assert_allclose(got[i][mask[i]], want, atol=2e-5)
-    tokens = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, 8))
-    tokens[1] = np.where(np.arange(8) < 5, tokens[0], (tokens[0] + 1) % BASE.vocab_size)
-    got = apply(module, params, tokens, np.ones((2, 8), bool))
-    np.testing.assert_array_equal(got[0, :5], got[1, :5])
-    assert not np.allclose(got[0, 5:], got[1, 5:])
-
-
 def loss_and_gradient(cfg, params, tokens, mask):
     args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
 

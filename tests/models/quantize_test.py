@@ -89,9 +89,7 @@ def test_one_layer_of_a_stack_is_what_it_would_be_alone(kind):
 
 
 def test_a_width_that_blocks_do_not_divide():
-    with pytest.raises(
-        InputError, match=r"lora.base_dtype=nf4: .* width of 96 .* blocks of 64; use int"
-    ):
+    with pytest.raises(InputError, match=r"lora.base_dtype=nf4: .* width of 96 .* blocks of 64;"):
         quantize.quantize(jnp.zeros((2, 96, 8)), "nf4")
 
 

@@ -8,7 +8,6 @@ from rm_cases import contents, rows, without_clock
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import MISSING_EOS, missing_eos
 from fgrlhf_jax.ppo import rollout
-from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.run_dir import read_finished
 
 pytest_plugins = ["runs"]
@@ -71,8 +70,8 @@ def test_a_function_that_pays_every_token(run, mine):
 # Normalization
 
 
-@pytest.fixture
-def normalized(run, world, monkeypatch):
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, monkeypatch, level):
     """One step whose first evaluation is of the very samples that the rewards are fitted to."""
     fit, scores = rollout.fit_normalization, []
 
@@ -83,27 +82,19 @@ def normalized(run, world, monkeypatch):
         scores.append(np.array(totals, np.float64) / normalization.std)
         return normalization
 
-    def normalized(level: str):
-        monkeypatch.setattr(rollout, "NORMALIZE", rollout.EVALUATE)
-        monkeypatch.setattr(rollout, "fit_normalization", recorded)
-        changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
-        run_dir = run(**changes, eval_every=0)
-        # A response is worth 0 give or take 1.
-        (totals,) = scores
-        assert totals.size == 20  # the validation prompts, none twice
-        assert totals.std() == pytest.approx(1, rel=1e-5)
-        assert rows(run_dir)[0]["validation/reward"] == pytest.approx(0, abs=1e-5)
-        return run_dir
-
-    return normalized
+    monkeypatch.setattr(rollout, "NORMALIZE", rollout.EVALUATE)
+    monkeypatch.setattr(rollout, "fit_normalization", recorded)
+    changes = {"reward_model": getattr(world, level), "level": level, "steps": 1}
+    run_dir = run(**changes, eval_every=0)
+    (totals,) = scores
+    assert totals.size == 20  # the validation prompts, none twice
+    assert totals.std() == pytest.approx(1, rel=1e-5)
+    assert rows(run_dir)[0]["validation/reward"] == pytest.approx(0, abs=1e-5)
+    if level == "sequence":
+        paid_at_the_last_token(run_dir)
 
 
-def test_before_ppo_a_response_is_worth_0_give_or_take_1(normalized):
-    normalized("token")
-
-
-def test_a_reward_model_of_sequences_pays_at_the_last_token(normalized):
-    run_dir = normalized("sequence")
+def paid_at_the_last_token(run_dir) -> None:
     first, row = rows(run_dir)
     mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
     assert row["reward/mean"] == pytest.approx((row["reward/raw"] - mean) / std, abs=1e-5)
@@ -146,10 +137,3 @@ def test_the_best_score_exports_the_start_where_nothing_is_better(run, world):
     assert read_finished(run_dir)["step"] == 0
     exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
     assert exported["model.safetensors"] == start["model.safetensors"]
-
-
-def test_a_frozen_model_of_two_bytes_has_a_fingerprint():
-    one = {"a": np.ones((3, 5), np.float32).astype("bfloat16")}
-    two = {"a": np.array(one["a"])}
-    two["a"].view(np.uint16)[1, 2] ^= 1
-    assert int(sharding.fingerprint(one)) != int(sharding.fingerprint(two))

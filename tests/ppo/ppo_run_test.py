@@ -15,7 +15,7 @@ import numpy as np
 import ppo_cases
 import pytest
 import tiny_cases
-from ppo_cases import read_samples, same_run
+from ppo_cases import parse, read_samples, same_run
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data import records
@@ -31,7 +31,6 @@ from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.runtime.run_dir import read_finished
 from fgrlhf_jax.training import correction
 from launch import ppo as command
-from launch.shared import config_files
 
 pytest_plugins = ["runs"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
@@ -51,10 +50,6 @@ ALWAYS = {f"{group}/{name}" for group, names in METRICS.items() for name in name
 ALWAYS |= {"step", "tokens", "tokens_per_second", "tflops_per_device"}
 VALIDATION = {f"validation/{n}" for n in ("reward", "kl", "length", "unfinished", "score")}
 VALIDATION |= {"validation/reward_with_missing_eos"}
-
-
-def parse(fields: dict):
-    return config_files.parse(["", *ppo_cases.flags(fields)], ppo_cases.DEFAULT)
 
 
 # What a run leaves
@@ -109,9 +104,8 @@ def test_samples_have_their_tokens_and_rewards(ppo_run, world):
 
 def test_edits_in_the_validation_are_corrected_before_and_after(run, world, tmp_path):
     """In eval.json as launch.evaluate would, and in the card."""
-    texts = itertools.cycle(
-        [("dog cat sun", "dog sun"), ("sun", "sun dog"), ("cat dog", "dog cat")]
-    )
+    pairs = [("dog cat sun", "dog sun"), ("sun", "sun dog"), ("cat dog", "dog cat")]
+    texts = itertools.cycle(pairs)
     edits = [Edit(row.instruction, "", *next(texts)) for row in records.read(str(world.validation))]
     write_jsonl(tmp_path / "edits.jsonl", edits)
     run_dir = run(validation=tmp_path / "edits.jsonl", steps=1)
@@ -136,17 +130,15 @@ def test_the_export_is_the_last_policy(ppo_run, world):
     assert hf_load.learned_template(str(export)) == "plain"
     abstract = heads.abstract_params(heads.CausalLM(cfg), sharding.make_mesh("1,-1,1"))
     exported = hf_load.load_params(export, abstract)
-    critic = heads.abstract_params(
-        heads.TokenValueModel(cfg, "after"), sharding.make_mesh("1,-1,1")
-    )
+    mesh = sharding.make_mesh("1,-1,1")
+    critic = heads.abstract_params(heads.TokenValueModel(cfg, "after"), mesh)
     checkpoints = Checkpoints(ppo_run / "checkpoints")
     parts = {"params": {"policy": abstract, "critic": critic}}
     last = checkpoints.restore(STEPS, parts)["params"]["policy"]
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, exported, last)
-    moved = jax.tree.map(
-        lambda a, b: np.abs(a - b).max() > 1e-4, exported, ppo_cases.policy_params()
-    )
+    start = ppo_cases.policy_params()
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-4, exported, start)
     assert all(jax.tree.leaves(moved))
     assert saved(ppo_run) == [STEPS]
     assert read_finished(ppo_run)["step"] == STEPS
@@ -167,20 +159,16 @@ def test_a_finished_run_makes_no_step(ppo_run, run):
 # Prompts
 
 
-@pytest.mark.parametrize(
-    ("overlong", "counts"),
-    [
-        ("drop", "40 kept, 2 dropped_overlong, 0 truncated"),
-        ("truncate", "42 kept, 0 dropped_overlong, 2 truncated"),
-    ],
-)
-def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys, overlong, counts):
-    config = parse(ppo_cases.fields(world, tmp_path, data__overlong=overlong))
+def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys):
     prompts = records.read(str(world.prompts))
     prompts += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
-    architectures = models.read_architectures(config)
-    rollout.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
-    assert capsys.readouterr().out == f"train: 42 prompts, {counts}\n"
+    counts = {"drop": "40 kept, 2 dropped_overlong, 0 truncated"}
+    counts["truncate"] = "42 kept, 0 dropped_overlong, 2 truncated"
+    for overlong, expected in counts.items():
+        config = parse(ppo_cases.fields(world, tmp_path, data__overlong=overlong))
+        architectures = models.read_architectures(config)
+        rollout.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
+        assert capsys.readouterr().out == f"train: 42 prompts, {expected}\n"
 
 
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
@@ -280,9 +268,7 @@ def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
 # A KL that explodes, a policy that is no number
 
 
-def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
-    ppo_run, world, tmp_path, monkeypatch, capsys
-):
+def test_a_kl_above_the_limit_stops_the_run(ppo_run, world, tmp_path, monkeypatch, capsys):
     """And a second start says so again, instead of going on from there."""
     kls = [row["policy/kl"] for row in rows(ppo_run)[1:]]
     number = next(n for n, kl in enumerate(kls, 1) if kl > 0.3)
@@ -293,9 +279,8 @@ def test_a_kl_above_the_limit_stops_the_run_with_its_state_saved(
     for _ in range(2):
         status, lines = bad_input_cases.run(monkeypatch, capsys, command, **fields)
         assert status == 2
-        assert lines[-1].startswith(
-            f"error: step {number}: KL to the reference is {kls[number - 1]:.1f} nats"
-        )
+        sentence = f"error: step {number}: KL to the reference is {kls[number - 1]:.1f} nats"
+        assert lines[-1].startswith(sentence)
         assert f"step {number} is saved" in lines[-1]
         assert saved(run_dir) == [number]
         assert without_clock(run_dir) == without_clock(ppo_run)[: number + 1]

@@ -1,12 +1,12 @@
 """Runs that train adapters: what they leave, how they resume and go on, and who can use it."""
 
-import json
 import shutil
 
 import numpy as np
 import ppo_cases
 import pytest
 import safetensors.numpy
+from ppo_cases import launch
 from rm_cases import contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
@@ -15,17 +15,13 @@ from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.training import run as supervised_run
-from launch import generate, score, sft, train_rm
-from launch.shared import config_files
+from launch import score, sft, train_rm
 
 pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
 LORA = {"lora__rank": 4, "lora__alpha": 8.0, "lora__targets": "attention"}
+RM = "configs/rm.py:tiny,token_edit"
 ATTENTION = "^(attention/q|attention/k|attention/v|attention/o)$"
-
-
-def launch(command, default, fields) -> None:
-    command.main(config_files.parse(["", *ppo_cases.flags(fields)], default))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def fields(world, sft_fields) -> dict:
 @pytest.fixture(scope="module")
 def adapted(fields, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "sft"
-    launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+    launch(sft, fields | {"run_dir": run_dir})
     return run_dir
 
 
@@ -60,14 +56,12 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
     run_dir = shutil.copytree(adapted, tmp_path / "run")
     for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
         shutil.rmtree(run_dir / name)
-    launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+    launch(sft, fields | {"run_dir": run_dir})
     assert without_clock(run_dir) == without_clock(adapted)
     assert contents(run_dir / "export") == contents(adapted / "export")
 
 
-def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
-    adapted, fields, world, tmp_path
-):
+def test_another_base_is_no_base_of_an_export_to_be_made(adapted, fields, world, tmp_path):
     run_dir, kept = shutil.copytree(adapted, tmp_path / "run"), tmp_path / "kept"
     shutil.rmtree(run_dir / "export")
     other = ppo_cases.save_policy(tmp_path / "other", seed=5, template="plain")
@@ -75,7 +69,7 @@ def test_another_base_is_no_base_of_an_export_that_is_still_to_be_made(
     try:
         other.rename(world.policy)
         with pytest.raises(InputError, match=r"the weights in .* have changed since the run began"):
-            launch(sft, sft.CONFIG, fields | {"run_dir": run_dir})
+            launch(sft, fields | {"run_dir": run_dir})
     finally:
         shutil.rmtree(world.policy)
         kept.rename(world.policy)
@@ -96,19 +90,19 @@ def test_an_export_names_the_base_that_was_trained_on(fields, world, tmp_path, m
 
     monkeypatch.setattr(supervised_run, "run", train_and_replace)
     once = fields | {"model__path": base, "run_dir": tmp_path / "run", "steps": 1}
-    launch(sft, sft.CONFIG, once)
+    launch(sft, once)
     assert peft.recorded_digest(tmp_path / "run") == hf_load.base_digest(world.policy)
 
 
 def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world, tmp_path):
     """At a rate of 0 it ends where it began, on the same base."""
     still = fields | {"model__path": adapted, "steps": 1, "optimizer__learning_rate": 0.0}
-    launch(sft, sft.CONFIG, still | {"run_dir": tmp_path / "apart"})
+    launch(sft, still | {"run_dir": tmp_path / "apart"})
     same = tensors(tmp_path / "apart")
     assert same.keys() == tensors(adapted).keys()
     assert all(np.array_equal(value, same[name]) for name, value in tensors(adapted).items())
     assert peft.base_of(tmp_path / "apart") == world.policy
-    launch(sft, sft.CONFIG, still | {"run_dir": tmp_path / "merged", "export__merged": True})
+    launch(sft, still | {"run_dir": tmp_path / "merged", "export__merged": True})
     assert peft.read_lora(tmp_path / "merged") is None
     abstract = ppo_cases.policy_params()
     theirs = hf_load.load_params(adapted, abstract)
@@ -121,20 +115,11 @@ def test_training_goes_on_from_an_adapter_apart_or_merged(adapted, fields, world
     )
 
 
-def test_other_settings_than_the_adapters_are_refused(adapted, fields, refused):
-    other = fields | {"model__path": adapted, "run_dir": "x", "lora__rank": 8}
-    sentence = refused(sft, *ppo_cases.flags(other))
-    assert sentence.startswith(f"lora.rank=8: the adapter in {adapted} has another; go")
-
-
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
         ({"base_dtype": "nf4"}, "lora.base_dtype=nf4: a kernel's input width of 16 is not a mul"),
-        (
-            {"base_dtype": "int8", "rank": 17},
-            "lora.rank=17: the rank of these layers is at most 16",
-        ),
+        ({"base_dtype": "int8", "rank": 17}, "lora.rank=17: the rank of these layers is at most 1"),
         ({"targets": "w1"}, "lora.targets='w1' finds no linear layer; there are attention/k, "),
     ],
     ids=str,
@@ -143,13 +128,6 @@ def test_adapters_that_the_base_does_not_take_are_refused(fields, refused, chang
     changes = {f"lora__{name}": value for name, value in changes.items()}
     sentence = refused(sft, *ppo_cases.flags(fields | {"run_dir": "x"} | changes))
     assert sentence.startswith(start)
-
-
-def test_it_generates(adapted, world, tmp_path):
-    output = tmp_path / "answers.json"
-    flags = {"model": adapted, "prompts": world.prompts, "output": output, "max_new_tokens": 4}
-    launch(generate, generate.CONFIG, flags | {"limit": 3})
-    assert len(json.loads(output.read_text())) == 3
 
 
 @pytest.mark.parametrize(("head", "dtype"), [("after", "float32"), ("state_action", "int8")])
@@ -167,15 +145,15 @@ def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_p
         "data__max_prompt_length": 24,
     }
     start = {"model__path": adapted, "run_dir": tmp_path / "rm"}
-    launch(train_rm, "configs/rm.py:tiny,token_edit", options | LORA | start)
+    launch(train_rm, options | LORA | start, RM)
     file = next(iter(rm_files.values()))
     flags = {"reward_model": tmp_path / "rm", "input": file, "output": tmp_path / "scores.jsonl"}
-    launch(score, score.CONFIG, flags | {"limit": 3})
+    launch(score, flags | {"limit": 3})
     assert len(read_jsonl(tmp_path / "scores.jsonl")) == 3
     assert peft.base_of(tmp_path / "rm") == world.policy
     start = {"model__path": tmp_path / "rm", "run_dir": tmp_path / "again", "steps": 1}
     still = {"optimizer__learning_rate": 0.0}
-    launch(train_rm, "configs/rm.py:tiny,token_edit", options | LORA | start | still)
+    launch(train_rm, options | LORA | start | still, RM)
     for name in ["adapter_model", "head"] if head == "state_action" else ["adapter_model"]:
         files = [tmp_path / run / "export" / f"{name}.safetensors" for run in ("rm", "again")]
         assert files[0].read_bytes() == files[1].read_bytes()

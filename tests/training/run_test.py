@@ -284,9 +284,7 @@ def test_a_metric_that_is_not_finite(go, tmp_path, name, value):
 
 
 def test_an_evaluation_that_is_not_finite(go, tmp_path):
-    with pytest.raises(
-        InputError, match=r"step 8: validation/loss is nan; .* checkpoint is step 5"
-    ):
+    with pytest.raises(InputError, match=r"step 8: validation/loss is nan; .*point is step 5"):
         go(tmp_path, Toy(losses=[0.5, math.nan]))
     assert rows(tmp_path)[-1]["step"] == 7
 

@@ -26,7 +26,7 @@ from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft
 from launch import sft as command
-from launch.shared import cli, config_files
+from launch.shared import cli
 
 MODEL = heads.CausalLM(tiny_cases.CFG)
 PARAMS = tiny_cases.parameters(MODEL)
@@ -115,14 +115,6 @@ def stacked(examples, parts: int, rows: int = 8) -> dict:
     return {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
-def test_loss_and_accuracy_equal_a_loop_over_single_texts():
-    total = sums(pad_demonstrations(TEXTS, 12))
-    loss, hits, tokens = by_hand(TEXTS)
-    assert 0 < hits < tokens == 36
-    assert total["loss"] == pytest.approx(loss, rel=1e-5)
-    assert (total["accuracy"], total["tokens"]) == (hits, tokens)
-
-
 @pytest.mark.parametrize("fill", [0, 2, 63])
 def test_padding_of_any_length_and_content_changes_nothing(fill):
     base = sums(pad_demonstrations(TEXTS, 12))
@@ -155,6 +147,7 @@ def test_an_update_is_the_gradient_of_the_mean_over_all_response_tokens(parts):
     expected = jax.tree.map(lambda p, g: p - g, PARAMS, grads)
     chex.assert_trees_all_close(state.params, jax.device_get(expected), atol=1e-5)
     loss, hits, tokens = by_hand(TEXTS)
+    assert 0 < hits < tokens == 36
     assert metrics["loss"] == pytest.approx(loss / tokens, rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(hits / tokens)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
@@ -228,23 +221,11 @@ def test_what_a_run_leaves(sft_run):
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_last_steps_ends_the_same(sft_run, sft_fields, in_process, tmp_path):
+def test_a_run_that_lost_its_end_and_its_config(sft_run, sft_fields, in_process, refused, tmp_path):
+    """Another one is refused, also the second time, and nothing is written; the same goes on."""
     run_dir = shutil.copytree(sft_run, tmp_path / "run")
     for name in ("checkpoints/4", "checkpoints/5", "checkpoints/6", "export"):
         shutil.rmtree(run_dir / name)
-    flags = ppo_cases.flags(sft_fields | {"run_dir": run_dir})
-    command.main(config_files.parse(["", *flags], command.CONFIG))
-    assert without_clock(run_dir) == without_clock(sft_run)
-    assert contents(run_dir / "export") == contents(sft_run / "export")
-    assert (run_dir / "eval.json").read_bytes() == (sft_run / "eval.json").read_bytes()
-    assert saved(run_dir) == saved(sft_run)
-
-
-@pytest.mark.slow
-def test_a_config_that_was_deleted_is_known(sft_run, sft_fields, in_process, refused, tmp_path):
-    """Another one is refused, also the second time, and nothing is written; the same goes on."""
-    run_dir = shutil.copytree(sft_run, tmp_path / "run")
-    shutil.rmtree(run_dir / "checkpoints" / "6")
     for name in ("config.json", "finished.json", ".lock"):
         (run_dir / name).unlink(missing_ok=True)
     before = contents(run_dir)
@@ -253,8 +234,12 @@ def test_a_config_that_was_deleted_is_known(sft_run, sft_fields, in_process, ref
         sentence = refused(command, **fields | {"optimizer__learning_rate": 0.5})
         assert "another config: optimizer.learning_rate (saved 0.01, now 0.5); choose" in sentence
         assert contents(run_dir) == before
-    command.main(config_files.parse(["", *ppo_cases.flags(fields)], command.CONFIG))
+    ppo_cases.launch(command, fields)
     assert without_clock(run_dir) == without_clock(sft_run)
+    ours, theirs = (contents(folder / "export") for folder in (run_dir, sft_run))
+    assert ours | {"README.md": b""} == theirs | {"README.md": b""}  # it has the command's flags
+    assert (run_dir / "eval.json").read_bytes() == (sft_run / "eval.json").read_bytes()
+    assert saved(run_dir) == saved(sft_run)
     assert json.loads((run_dir / "config.json").read_text())["optimizer"]["learning_rate"] == 0.01
 
 
