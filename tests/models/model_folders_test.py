@@ -1,11 +1,10 @@
 """Folders as people have them: used as they are meant, or one sentence says why not."""
 
 import dataclasses
-import json
 
 import pytest
 import sentencepiece
-from hf_cases import CFG, save, tokenizer
+from hf_cases import CFG, configure, save, tokenizer
 from layout_cases import TEXT, texts
 from tokenizers import AddedToken
 
@@ -14,15 +13,6 @@ from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save
 from fgrlhf_jax.models.language_model import LanguageModel
-
-
-def write(file, **fields):
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(fields))
-
-
-def configure(file, **fields):
-    write(file, **(json.loads(file.read_text()) if file.exists() else {}) | fields)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +30,8 @@ def configure(file, **fields):
 def test_a_response_ends_with_all_ids_of_the_generation_config_or_else_the_config(
     tmp_path, generation, config, ends
 ):
-    write(tmp_path / "generation_config.json", eos_token_id=generation)
-    write(tmp_path / "config.json", eos_token_id=config)
+    configure(tmp_path / "generation_config.json", eos_token_id=generation)
+    configure(tmp_path / "config.json", eos_token_id=config)
     if isinstance(ends, tuple):
         assert hf_load.end_ids(tmp_path, tokenizer()) == ends
         return
@@ -131,7 +121,7 @@ def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch, kind):
 
 def test_a_run_folder_without_an_export_is_no_model(tmp_path):
     run = tmp_path / "run"
-    write(run / "config.json", run_dir="run", steps=5)
+    configure(run / "config.json", run_dir="run", steps=5)
     for read in (hf_load.read_config, hf_load.load_tokenizer):
         with pytest.raises(InputError, match="is a run folder without an export, since its run"):
             read(run)

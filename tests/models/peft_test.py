@@ -1,7 +1,6 @@
 """Adapters in PEFT's form: written and read bit for bit, merged as they are read, or refused."""
 
 import dataclasses
-import json
 import re
 import shutil
 
@@ -10,8 +9,6 @@ import hf_cases
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
-import tiny_cases
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, same, save, save_adapter, tokenizer
 
 from fgrlhf_jax.errors import InputError
@@ -35,10 +32,7 @@ def adapter(tmp_path, base):
 
 
 def configure(folder, **fields):
-    """Changes adapter_config.json; ... takes a field out."""
-    file = folder / "adapter_config.json"
-    config = (json.loads(file.read_text()) if file.exists() else {}) | fields
-    file.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    hf_cases.configure(folder / "adapter_config.json", **fields)
 
 
 def foreign(folder):
@@ -48,8 +42,7 @@ def foreign(folder):
 
 
 def rewrite(folder, change, name="adapter_model.safetensors"):
-    file = folder / name
-    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+    hf_cases.rewrite(folder / name, change)
 
 
 def parts(params: dict, names) -> dict:
@@ -73,13 +66,16 @@ def test_every_architecture_comes_back_apart_and_merged(tmp_path, architecture, 
     heads = {name: tree for name, tree in (params | written).items() if name in wanted}
     if "unembed" in wanted.get("head", {}):  # the language model's
         heads["head"] = heads["head"] | {"unembed": params["lm_head"]["kernel"].T}
-    ours = tiny_cases.merged(params | heads | {"lora": written["lora"]}, settings.scale)
+    ours = lora.merge(params | heads | {"lora": written["lora"]}, settings.scale)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
         merged,
         parts(ours, wanted),
     )
     assert hf_load.load_tokenizer(folder).encode("the cat") == tokenizer().encode("the cat")
+    card = (folder / "README.md").read_text()
+    assert "base_model_relation: adapter" in card
+    assert f"| Adapter of | {base} |" in card
     assert not (folder / "config.json").exists()  # or transformers looks for weights beside it
 
 
@@ -93,7 +89,7 @@ def test_every_shape_is_merged_onto_any_mesh(tmp_path, shape):
         loaded = hf_load.load_params(folder, sharding.abstract(abstract(module), mesh))
         trees = sharding.abstract(written, mesh)
         same(hf_load.load_params(folder, trees), written)
-    ours = tiny_cases.merged(params | written, ADAPTER.scale)
+    ours = lora.merge(params | written, ADAPTER.scale)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), loaded, ours)
 
 
@@ -128,8 +124,7 @@ def test_a_base_may_be_elsewhere_in_other_files_but_no_other(tmp_path, base, ada
     shards = save(tmp_path / "shards", max_shard_bytes=20_000)[0]
     configure(adapter, base_model_name_or_path=str(shards))
     same(hf_load.load_params(adapter, wanted), before)
-    config = json.loads((base / "config.json").read_text()) | {"fgrlhf": {}}
-    (base / "config.json").write_text(json.dumps(config))
+    hf_cases.configure(base / "config.json", fgrlhf={})
     configure(adapter, base_model_name_or_path=str(base))
     for name in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight"):
         rewrite(base, lambda tensors, n=name: tensors | {n: tensors[n] * 1.01}, "model.safetensors")
@@ -180,17 +175,9 @@ LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
         ({"base_model_name_or_path": None}, {}, "base_model_name_or_path=None); use a sound copy"),
         ({"base_model_name_or_path": "nowhere"}, {}, "cannot be had (nowhere: no such model;"),
         ({"base_model_name_or_path": ""}, {}, "adapter: the base of this adapter cannot be had"),
-        (
-            {"base_model_name_or_path": "../adapter"},
-            {},
-            "is an adapter too, which is not supported",
-        ),
+        ({"base_model_name_or_path": "../adapter"}, {}, "is an adapter too, which is not supporte"),
         ({}, {FIRST: np.ones((4, 30), "f")}, "lora_A.weight is [4, 30] where that of this base is"),
-        (
-            {},
-            {LAST: None},
-            "down_proj.lora_B.weight is not there where that of this base is [32, 4",
-        ),
+        ({}, {LAST: None}, "down_proj.lora_B.weight is not there where that of this base is [32"),
         ({}, {FIRST.replace("0", "2"): np.ones((4, 32), "f")}, "layers.2.self_attn.q_proj.lora_A."),
         ({"r": 2}, {}, "another base than"),
         ({}, {FIRST: np.full((4, 32), np.nan, "f")}, "NaN or infinite numbers in model.layers.0."),
@@ -256,21 +243,4 @@ def test_a_merged_export_is_whole(tmp_path, base, base_dtype):
     hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options)
     assert peft.read_lora(tmp_path / "merged") is None
     loaded = hf_load.load_params(tmp_path / "merged", abstract(LANGUAGE_MODEL))
-    chex.assert_trees_all_close(loaded, tiny_cases.merged(params, SOME.scale), atol=1e-6)
-
-
-def test_the_card_and_the_sentence_say_whose_adapter_it_is(tmp_path, base, adapter):
-    card = (adapter / "README.md").read_text()
-    assert f"| Adapter of | {base} |" in card
-    assert "| Rank | 4, scaled by alpha / rank = 1.5 |" in card
-    assert "base_model_relation: adapter" in card
-    folder = tmp_path / "head"
-    params = hf_cases.adapter_params(MODULES[hf_save.STATE_ACTION])
-    options = {"architecture": hf_save.STATE_ACTION, "adapter": ADAPTER}
-    note = hf_save.save(
-        folder, params, hf_cases.CFG, tokenizer(), origin=Origin(str(base)), **options
-    )
-    assert note.startswith(f"{folder}: adapter of {base}, token rewards of state and action")
-    assert (
-        json.loads((folder / "adapter_config.json").read_text())["peft_type"] == peft.STATE_ACTION
-    )
+    chex.assert_trees_all_close(loaded, lora.merge(params, SOME.scale), atol=1e-6)
