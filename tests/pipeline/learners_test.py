@@ -54,6 +54,8 @@ def test_every_arm_starts_from_the_model_with_the_same_edits(variant):
         if "reward_model" not in fields:
             assert fields["train"] == "run/seed_0/feedback/edits_train.jsonl"
     assert arms["state_action"]["reward_model"] == arms["edits_then_token"]["reward_model"]
+    # By its own default PPO would leave out the prompts that others cut.
+    assert arms["state_action"]["data.overlong"] == "truncate"
 
 
 def test_without_edits_it_is_done_on_the_embedded_world():
