@@ -20,10 +20,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import bad_input_cases
-import filelock
 import jax
 import pytest
 
+from fgrlhf_jax.pipeline.stages import forget_halves_of_entries
 from launch.shared import process
 
 # Commands have a cache of their own: one that a test kills may leave half a file behind. Only a
@@ -58,16 +58,7 @@ def pytest_sessionstart(session):
     """What commands set too; after pytest's own hook for exceptions that nobody catches."""
     process.keep_freed_memory()
     process.quieten_orbax()
-    forget_halves_of_entries()
-
-
-def forget_halves_of_entries() -> None:
-    """A kill may leave an entry of the cache without its time, and then JAX writes no other."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache / ".lockfile"):  # which JAX takes for both
-        for entry in cache.glob("*-cache"):
-            if not Path(f"{str(entry).removesuffix('-cache')}-atime").exists():
-                entry.unlink()
+    forget_halves_of_entries(cache)
 
 
 def pytest_collection_finish(session):

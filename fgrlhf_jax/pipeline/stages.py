@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import filelock
+
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.starter import Starter
 from fgrlhf_jax.runtime import files
@@ -67,9 +69,11 @@ def run(
     }
     if not waiting:
         return
+    cache = (folder / "cache").absolute()
+    forget_halves_of_entries(cache)
     shared = {
         PARENT: str(os.getpid()),
-        "JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
@@ -103,6 +107,19 @@ def run(
                 time.sleep(0.05)
                 for number in starter.statuses():
                     running.pop(number, None)
+
+
+def forget_halves_of_entries(cache: Path) -> None:
+    """Mend a compilation cache with a size limit.
+
+    A kill may leave an entry without its time. JAX reads the times of all before it writes another,
+    so that it would write none any more.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(cache / ".lockfile"):  # which JAX takes for both
+        for entry in cache.glob("*-cache"):
+            if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
+                entry.unlink()
 
 
 def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:

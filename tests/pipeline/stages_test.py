@@ -74,6 +74,15 @@ def test_each_runs_once_after_what_it_needs(make_stage, tmp_path, workers):
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
 
 
+def test_half_an_entry_of_the_cache_is_forgotten(make_stage, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("half-cache", "whole-cache", "whole-atime"):
+        (cache / name).touch()
+    run(tmp_path, make_stage("a", tmp_path / "a"))
+    assert {path.name for path in cache.glob("[!.]*")} == {"whole-cache", "whole-atime"}
+
+
 def test_another_command_is_refused_and_named(make_stage, tmp_path):
     a = dataclasses.replace(make_stage("a", tmp_path / "a"), fields={"sizes.x": 1, "y": ""})
     run(tmp_path, a)
