@@ -55,7 +55,7 @@ def test_its_a_has_the_variance_of_pefts():
 
 def test_merged_is_unmerged_within_rounding():
     params = BASE | {"lora": random_adapter()}
-    merged = lora.merge(params, ADAPTERS.scale)
+    merged = tiny_cases.merged(params, ADAPTERS.scale)
     chex.assert_trees_all_equal_shapes_and_dtypes(merged, BASE)
     apart = logits(params)
     assert float(jnp.abs(apart - logits(BASE)).max()) > 0.1
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_the_kernel_through_a_and_b():
         return jnp.sum(jnp.sin(logits(params)))
 
     ours = jax.grad(lambda a: loss(BASE | {"lora": a}))(adapter)
-    kernels = jax.grad(loss)(lora.merge(BASE | {"lora": adapter}, ADAPTERS.scale))
+    kernels = jax.grad(loss)(tiny_cases.merged(BASE | {"lora": adapter}, ADAPTERS.scale))
     for part, group in ours["backbone"]["layers"].items():
         for layer, gradient in group.items():
             dw = np.asarray(kernels["backbone"]["layers"][part][layer]["kernel"], np.float64)

@@ -9,6 +9,7 @@ import hf_cases
 import jax
 import numpy as np
 import pytest
+import tiny_cases
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, same, save, save_adapter, tokenizer
 
 from fgrlhf_jax.errors import InputError
@@ -66,7 +67,7 @@ def test_every_architecture_comes_back_apart_and_merged(tmp_path, architecture, 
     heads = {name: tree for name, tree in (params | written).items() if name in wanted}
     if "unembed" in wanted.get("head", {}):  # the language model's
         heads["head"] = heads["head"] | {"unembed": params["lm_head"]["kernel"].T}
-    ours = lora.merge(params | heads | {"lora": written["lora"]}, settings.scale)
+    ours = tiny_cases.merged(params | heads | {"lora": written["lora"]}, settings.scale)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
         merged,
@@ -89,7 +90,7 @@ def test_every_shape_is_merged_onto_any_mesh(tmp_path, shape):
         loaded = hf_load.load_params(folder, sharding.abstract(abstract(module), mesh))
         trees = sharding.abstract(written, mesh)
         same(hf_load.load_params(folder, trees), written)
-    ours = lora.merge(params | written, ADAPTER.scale)
+    ours = tiny_cases.merged(params | written, ADAPTER.scale)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), loaded, ours)
 
 
@@ -243,4 +244,4 @@ def test_a_merged_export_is_whole(tmp_path, base, base_dtype):
     hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options)
     assert peft.read_lora(tmp_path / "merged") is None
     loaded = hf_load.load_params(tmp_path / "merged", abstract(LANGUAGE_MODEL))
-    chex.assert_trees_all_close(loaded, lora.merge(params, SOME.scale), atol=1e-6)
+    chex.assert_trees_all_close(loaded, tiny_cases.merged(params, SOME.scale), atol=1e-6)
