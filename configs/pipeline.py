@@ -47,7 +47,10 @@ GROUPS = {
             "arms to compare; those that they are made from are trained and shown too",
         ),
         "workers": Field(
-            1, "stages at a time; more than 1 only where they do not share accelerators", at_least=1
+            1,
+            "stages at a time, each on its share of the cores, by which results differ a little; "
+            "more than 1 only where they do not share accelerators",
+            at_least=1,
         ),
         "model": Field("", 'FOLDER | HUB_ID that all arms start from; "": that of launch.sft'),
         "platforms": Field(

@@ -28,6 +28,7 @@ def commands() -> list[tuple[str, list[str]]]:
 def test_a_command_parses(page, words):
     flags = [re.sub(",?(LOSS|LEVEL)$", "", w) for w in words[1:] if w.startswith("--config")]
     flags = [re.sub("=(STEPS|COEF)$", "=1", w) for w in flags]
+    assert len(commands()) > 30
     module = importlib.import_module(words[0])
     config_files.parse(["", *flags], module.CONFIG, *getattr(module, "OTHERS", ()))
 

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import filelock
-
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.starter import Starter
 from fgrlhf_jax.runtime import files
@@ -91,8 +89,8 @@ def run(
                 time.sleep(0.05)
                 if interrupt.flag:
                     raise KeyboardInterrupt
-                for number, status in starter.statuses().items():
-                    stage, started = running.pop(number)
+                ended = [(*running.pop(n), status) for n, status in starter.statuses().items()]
+                for stage, started, status in sorted(ended, key=lambda each: each[-1] != 0):
                     took = time.perf_counter() - started
                     if status or not stage.output.exists():
                         raise InputError(_failure(stage, status, folder))
@@ -116,10 +114,9 @@ def forget_halves_of_entries(cache: Path) -> None:
     so that it would write none any more.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache / ".lockfile"):  # which JAX takes for both
-        for entry in cache.glob("*-cache"):
-            if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
-                entry.unlink()
+    for entry in cache.glob("*-cache"):
+        if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
+            entry.unlink(missing_ok=True)
 
 
 def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:

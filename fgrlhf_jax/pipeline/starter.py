@@ -6,17 +6,21 @@ with the process that asks it, and then the commands do (``launch.shared.process
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime.interrupt import SIGNALS
 
 # A fork has none of the threads of its parent: no module here may start one when it is imported.
 MODULES = (
@@ -28,6 +32,9 @@ MODULES = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.configuration_llama",
 )
+
+_FORKS = sys.platform == "linux"  # elsewhere libraries of the system do not survive a fork
+_started: list[subprocess.Popen] = []  # else subprocess itself would ask how they ended
 
 
 class Starter:
@@ -42,7 +49,7 @@ class Starter:
 
     def __enter__(self) -> "Starter":
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__, *MODULES],
+            [sys.executable, "-m", __name__, *(MODULES if _FORKS else ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -56,7 +63,7 @@ class Starter:
 
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
         """The number of a new process; what it prints is appended to ``log``."""
-        log.touch()  # where it cannot be made, the error is ours
+        log.open("ab").close()  # where it cannot be written, the error is ours
         return self._ask([*command], str(log.absolute()), {**environment})
 
     def statuses(self) -> dict[int, int]:
@@ -68,14 +75,18 @@ class Starter:
             print(json.dumps(question), file=self._server.stdin, flush=True)
         if answer := self._server.stdout.readline():
             return json.loads(answer)
+        killed = self._server.wait() == -signal.SIGKILL
+        reason = "was killed, as where memory runs out" if killed else "has ended, see above"
         raise InputError(
-            "the process that starts the stages was ended, as where memory runs out; run the same "
-            "command to go on"
+            f"the process that starts the stages {reason}; run the same command to go on"
         )
 
 
 def serve() -> None:
     """Answers questions on stdin until it is closed; returns in a fork too, after its command."""
+    # Signals to all processes at once are for the commands; the server ends with who asks it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # OpenBLAS has threads
     for module in sys.argv[1:]:
         importlib.import_module(module)
     gc.freeze()  # a fork that looked for garbage in it all would copy it all
@@ -95,16 +106,20 @@ def serve() -> None:
 def _start(words: list[str], log: str, environment: dict[str, str]) -> int:
     """The number of the new process; 0 in that process, once its command has ended."""
     with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
-        if sys.platform != "linux":  # elsewhere libraries of the system do not survive a fork
+        if not _FORKS:
             streams = {"stdin": nothing, "stdout": out, "stderr": out}
             env = os.environ | environment
             command = [sys.executable, "-m", *words]
-            return subprocess.Popen(command, **streams, env=env, start_new_session=True).pid
+            unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
+            options = streams | {"env": env, "start_new_session": True, "preexec_fn": unblock}
+            _started.append(subprocess.Popen(command, **options))
+            return _started[-1].pid
         if number := os.fork():
             return number
         os.setsid()
         for number, file in enumerate((nothing, out, out)):
             os.dup2(file.fileno(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ.update(environment)
     if jax := sys.modules.get("jax"):  # it has read its variables already
         for name in (name for name in environment if name.startswith("JAX_")):

@@ -67,7 +67,8 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
     """
     pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
     if not pairs:
-        return {"arm": None, "why": "there is no judge and no correction accuracy to compare by"}
+        why = "there is neither a judge nor correction accuracy by edit to compare by"
+        return {"arm": None, "why": f"{why}; answers of an earlier version lack it: delete them"}
     judged = None not in (row.get("win_rate") for row in table.values())
     won, lost = ({arm: dict.fromkeys(DECODINGS, 0) for arm in table} for _ in range(2))
     for pair in pairs:

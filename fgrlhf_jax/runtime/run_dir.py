@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files, interrupt
 
-# Fields that may differ between starts: they change how a run is watched, not what it computes.
+# Fields that may differ between starts: they change how a run is watched, not what it computes (but
+# for sums in another order, with a pipeline's workers as with the number of cores).
 NOT_COMPARED = (
     *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import bad_input_cases
 import pytest
 from bad_input_cases import fill, read_files
 
@@ -179,3 +180,23 @@ def test_a_mesh_is_refused_before_the_embedded_models_are_trained(
     monkeypatch.chdir(tmp_path)
     assert "mesh='5,1,1' makes 5 devices and there are 8" in refused(module, mesh="5,1,1")
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_train_for_a_model_that_makes_no_data(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "train is empty" in refused(train_rm, "--config=configs/rm.py:cad")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_evaluation_that_is_not_a_number(train_fields, tmp_path, monkeypatch, capsys):
+    """Nothing is saved of a state whose validation is not finite."""
+    fields = train_fields | {"optimizer__learning_rate": 1e30, "save_every": 0, "eval_every": 1}
+    status, lines = bad_input_cases.run(monkeypatch, capsys, train_rm, **fields)
+    assert status == 2
+    assert re.match(
+        r"error: step 1: validation/loss is (nan|inf).*; stopped, nothing was saved; lower",
+        lines[-1],
+    )
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -3,6 +3,7 @@
 import errno
 import signal
 import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -23,7 +24,7 @@ from launch import (
     score,
     sft,
 )
-from launch.shared import config_files
+from launch.shared import cli, config_files
 
 ROWS = [{"instruction": f"say {n}", "dataset": "helpful_base"} for n in range(200)]
 
@@ -141,3 +142,14 @@ def test_faults_of_the_machine(refused, monkeypatch, error, message):
 
     monkeypatch.setattr(score, "main", main)
     assert refused(score).startswith(message)
+
+
+def test_what_is_no_fault_of_the_users_is_raised(monkeypatch):
+    """With its traceback: it is a fault of ours."""
+
+    def main(config):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(sys, "argv", ["score"])
+    with pytest.raises(ValueError, match="ours"):
+        cli.command(main, score.CONFIG, "")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import rm
+from configs import ppo, rm
 from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan.shapes import supervised_model_config
@@ -24,6 +24,18 @@ VARIANTS = [(model, rm.LOSSES[0]) for model in rm.VARIANTS]
 VARIANTS += [(next(iter(rm.VARIANTS)), loss) for loss in rm.LOSSES[1:]]
 PARAMETERS = {"tiny": 0.164e6, "cad": 1.0e6, "smollm2": 134.5e6, "llama_7b": 6607e6}
 PARAMETERS |= {"llama_7b_lora": 40e6, "llama3_2_1b": 11.3e6}
+
+
+@pytest.mark.parametrize("model", ppo.VARIANTS)
+@pytest.mark.parametrize("level", ppo.LEVELS)
+def test_rewards_of_ppo_are_on_one_scale(model, level):
+    """About one unit a response: what a nat costs, and what a value may move by, follow from it."""
+    config = ppo.get_config(f"{model},{level}")
+    assert config.reward_normalization == "samples"
+    assert not config.whiten_rewards
+    assert 0.05 <= config.kl.coef <= 0.3
+    assert config.value_clip_ratio <= 1
+    assert abs(config.missing_eos_penalty) <= 1
 
 
 def get(*arguments: str):

@@ -98,6 +98,9 @@ def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, messag
     given = [f"--config.{word}" for word in (*words, f"run_dir={tmp_path / 'run'}")]
     with pytest.raises(InputError, match=re.escape(message)):
         command.main(config_files.parse(["", *given], command.CONFIG))
+    given = ["--config=configs/compare.py:cad", *given[-1:]]
+    with pytest.raises(InputError, match=r"edits is empty; .* \(only tiny has its own\)"):
+        command.main(config_files.parse(["", *given], command.CONFIG))
     assert list(tmp_path.iterdir()) == []
 
 

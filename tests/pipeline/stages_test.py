@@ -300,18 +300,31 @@ def test_killed_while_setting_aside(study, monkeypatch, renames):
     assert_made_from(outputs, 2)
 
 
+class Recorded(starter.Starter):
+    """Keeps what its server was asked last, and what it answered."""
+
+    last, seen = None, {}
+
+    def __enter__(self):
+        Recorded.last, Recorded.seen = self, {}
+        return super().__enter__()
+
+    def statuses(self) -> dict[int, int]:
+        ended = super().statuses()
+        self.seen.update(ended)
+        return ended
+
+
 def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monkeypatch):
-    """As `timeout` sends them, to the process and then to its group."""
+    """As `timeout` sends them, to the process and its group, and Slurm to whatever it started."""
 
     def send():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(Recorded.last._server.pid, signal.SIGTERM)
 
     slow = [make_stage(name, tmp_path / "run" / name, argument="slow") for name in "ab"]
-    statuses, seen = starter.Starter.statuses, {}
-    monkeypatch.setattr(
-        starter.Starter, "statuses", lambda self: seen.update(new := statuses(self)) or new
-    )
+    monkeypatch.setattr(stages, "Starter", Recorded)
     before = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(0.7, send)
     timer.start()
@@ -321,4 +334,18 @@ def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monke
     timer.join()
     assert time.monotonic() - started < 20
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [*seen.values()] == [-signal.SIGTERM] * 2
+    assert [*Recorded.seen.values()] == [-signal.SIGTERM] * 2
+
+
+def test_two_that_fail_at_once(make_stage, tmp_path, monkeypatch):
+    class Late(Recorded):
+        def statuses(self) -> dict[int, int]:
+            assert len(self.seen) < 2, "who has ended is asked for again"
+            while len(self.seen) < 2:
+                super().statuses()
+            return self.seen
+
+    monkeypatch.setattr(stages, "Starter", Late)
+    wrong = [make_stage(name, tmp_path / name, argument="wrong") for name in "ab"]
+    with pytest.raises(InputError, match=r"stage a failed with status 1: a\.jsonl:3: is not what"):
+        run(tmp_path, *wrong, workers=2)

@@ -15,8 +15,9 @@ M, K, N = 16, 32, 24
 ONE = 2 * M * K * N  # the product that most of these tests repeat
 
 
-def array(*shape, layout=None):
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout)
+def array(*shape, spec=None, mesh=None):
+    where = NamedSharding(mesh, PartitionSpec(*spec)) if mesh else None
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 
 class Count(NamedTuple):
@@ -42,6 +43,16 @@ def test_products_count_and_elementwise_operations_do_not():
     assert count(lambda x: jnp.tanh(x * 3).sum(), array(M, K)) == (0, ())
 
 
+@pytest.mark.parametrize(
+    "equation", ["bmk,bkn->bmn", "bkm,bnk->nbm", "mkb,nbk->bmn", "bmk,bkn->mn"]
+)
+def test_a_batched_product(equation):
+    sizes = {"b": 7, "m": M, "k": K, "n": N}
+    operands = equation.split("->")[0].split(",")
+    shapes = [array(*(sizes[letter] for letter in operand)) for operand in operands]
+    assert count(functools.partial(jnp.einsum, equation), *shapes).flops == 7 * ONE
+
+
 def test_a_convolution():
     """Ten windows of 3 x 4 inputs for each of 6 outputs, for 2 rows."""
     convolve = functools.partial(
@@ -62,9 +73,27 @@ def test_a_scan_counts_as_often_as_it_runs():
     assert count(scanned, array(M, K), array(9, K, K)) == (9 * 2 * M * K * K, ())
 
     def twice(x, weights):
-        return jax.lax.scan(lambda x, w: (scanned(x, w), None), x, weights)
+        return jax.lax.scan(lambda x, w: (scanned(x, w), x[:2] @ w[0]), x, weights)
 
-    assert count(twice, array(M, K), array(5, 3, K, K)).flops == 5 * 3 * 2 * M * K * K
+    flops = count(twice, array(M, K), array(5, 3, K, K)).flops
+    assert flops == 5 * (3 * 2 * M * K * K + 2 * 2 * K * K)
+
+
+@pytest.mark.parametrize(("remat", "products"), [(False, 3), (True, 4)])
+def test_the_gradient_of_a_scan(remat, products):
+    """Forward, and backward for the input and for the weights; forward again with remat."""
+
+    def block(x, w):
+        return jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]), None
+
+    block = jax.checkpoint(block, prevent_cse=False) if remat else block
+
+    def loss(x, weights):
+        return jnp.sum(jax.lax.scan(block, x, weights)[0])
+
+    both = jax.grad(loss, argnums=(0, 1))
+    flops = count(both, array(M, K), array(6, 2, K, K)).flops
+    assert flops == 6 * 2 * products * 2 * M * K * K
 
 
 def test_a_loop_with_an_unknown_number_of_rounds():
@@ -88,6 +117,17 @@ def test_the_dearest_branch_counts():
 
     flag = jax.ShapeDtypeStruct((), jnp.int32)
     assert count(either, flag, array(M, K), array(K, K)).flops == 3 * 2 * M * K * K
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "share"),
+    [(("x", None), (None, None), 8), ((None, "x"), ("x", None), 8), ((None,), (None,), 1)],
+)
+def test_what_is_spread_is_shared(left, right, share):
+    """Rows, or the contracted axis; what is on every device is done by every device."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    shapes = array(M, K, spec=left, mesh=mesh), array(K, N, spec=right, mesh=mesh)
+    assert count(jnp.matmul, *shapes).flops == ONE / share
 
 
 def test_other_spellings_are_read():
@@ -122,11 +162,8 @@ condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
     assert count_text(older) == expected
 
 
-@pytest.fixture
-def layout():
-    """Of an array on two and four devices."""
-    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    return lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+def on_mesh():
+    return jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 @pytest.mark.parametrize(
@@ -137,22 +174,34 @@ def layout():
         ((None, "y"), ("y", None), 3 / 16),  # exchanged: of a quarter three quarters
     ],
 )
-def test_bytes_on_the_links(layout, spec, out, sent):
+def test_bytes_on_the_links(spec, out, sent):
     """Of a device, as often as the loop runs."""
+    mesh = on_mesh()
+    layout = NamedSharding(mesh, PartitionSpec(*out))
 
     def exchange(x):
-        return jax.lax.with_sharding_constraint(jnp.tanh(x), layout(*out))
+        return jax.lax.with_sharding_constraint(jnp.tanh(x), layout)
 
-    x = array(M, K, layout=layout(*spec))
+    x = array(M, K, spec=spec, mesh=mesh)
     text = jax.jit(exchange).lower(x).compile().as_text()
     assert hlo_costs.count(hlo.parse(text)).link_bytes == sent * 4 * M * K
 
 
-def test_sums_over_the_links(layout):
-    """A product over a spread axis is shared and summed; a ring sends every part twice."""
-    x, w = array(M, K, layout=layout(None, "y")), array(K, N, layout=layout("y", None))
+def test_sums_over_the_links():
+    """A product over a spread axis is summed; a ring sends every part twice."""
+    mesh = on_mesh()
+    x, w = array(M, K, spec=(None, "y"), mesh=mesh), array(K, N, spec=("y", None), mesh=mesh)
     text = jax.jit(jnp.matmul).lower(x, w).compile().as_text()
     costs = hlo_costs.count(hlo.parse(text))
-    assert costs.flops == ONE / 4
     assert costs.link_bytes == 2 * 3 / 4 * 4 * M * N
     assert costs.product_bytes == 4 * (M * K / 4 + K * N / 4 + M * N)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [("{{0,1,2,3},{4,5,6,7}}", 4), ("[2,4]<=[8]", 4), ("mesh['a'=2,'b'=4] {'a','b'}", 8)],
+)
+def test_devices_of_a_group(groups, size):
+    assert (
+        hlo_costs.group_size(f", channel_id=1, replica_groups={groups}, dimensions={{0}}") == size
+    )
