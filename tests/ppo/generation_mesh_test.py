@@ -13,7 +13,6 @@ import tiny_cases
 from configs import ppo
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import decoding, heads, sampling
-from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo import programs
 from fgrlhf_jax.ppo.models import Architectures, abstract_params
 from fgrlhf_jax.runtime import sharding
@@ -67,21 +66,9 @@ def test_the_tokens_are_those_of_the_mesh_that_trains(shape):
     assert len(np.unique(sampled("").length_B)) > 1
 
 
-COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(-start)?"
-
-
 @pytest.mark.parametrize("shape", ["1,1,8", "1,2,4"])
 def test_a_token_exchanges_states_and_no_weights(shape):
-    computations, _ = hlo.parse(compiled(shape).as_text())
-    loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
-    exchanged, called = [], [loop.attribute("body") for loop in loops]
-    for name in called:
-        for i in computations[name].values():
-            if re.fullmatch(COLLECTIVE, i.opcode):
-                shapes = re.findall(r"\w+\[[\d,]*\]", i.shape)
-                exchanged += [math.prod(hlo.dimensions(shape)) for shape in shapes]
-            targets = map(i.attribute, ("calls", "to_apply", "body"))
-            called += [target for target in targets if target and target not in called]
+    exchanged = tiny_cases.exchanged_in_loops(compiled(shape))
     assert 0 < max(exchanged) <= B * CFG.vocab_size
 
 

@@ -8,24 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from rollout_cases import (
-    CRITIC,
-    FROZEN,
-    MODELS,
-    ONCE,
-    PARAMS,
-    POLICY,
-    SETTINGS,
-    SHARED,
-    SORTED,
-    B,
-    P,
-    T,
-    experience_of,
-    rolled_out,
-    sampled,
-    settings,
-)
+import rollout_cases as cases
+from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled
 
 from fgrlhf_jax.models import llama
 from fgrlhf_jax.ppo import algorithm, learning, scoring
@@ -41,7 +25,7 @@ PARTS = {
 OPTIMIZER = by_part(PARTS)
 
 update = jax.jit(
-    functools.partial(learning.update, models=MODELS, optimizer=OPTIMIZER),
+    functools.partial(learning.update, models=cases.MODELS, optimizer=OPTIMIZER),
     static_argnames="settings",
 )
 
@@ -58,8 +42,8 @@ def learn(
     **changes,
 ):
     state = fresh_state() if state is None else state
-    arguments = state, FROZEN, rollout, jnp.float32(0.1), jax.random.key(seed), edits
-    return update(*arguments, settings=settings(**changes))
+    arguments = state, cases.FROZEN, rollout, jnp.float32(0.1), jax.random.key(seed), edits
+    return update(*arguments, settings=cases.settings(**changes))
 
 
 def demonstrations(updates: int, size: int) -> Rows:
@@ -75,24 +59,17 @@ def demonstrations(updates: int, size: int) -> Rows:
 
 
 @pytest.mark.slow
-def test_micro_batches_change_nothing():
-    chex.assert_trees_all_close(rolled_out(micro_batch_size=2), rolled_out(), atol=1e-5)
-    states = [learn(rolled_out(), micro_batch_size=size)[0] for size in (2, 4)]
-    chex.assert_trees_all_close(states[0].params, states[1].params, atol=2e-5)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_one_forward_pass_gives_the_old_log_probabilities_too(shared):
-    models = MODELS._replace(critic=None) if shared else MODELS
-    params = SHARED if shared else PARAMS
+    models = cases.MODELS._replace(critic=None) if shared else cases.MODELS
+    params = cases.SHARED if shared else PARAMS
     state, results = TrainState(params, OPTIMIZER.init(params)), []
     for size in (4, 8):  # rollouts of two micro-batches are predicted before the update
-        changes = ONCE | {"micro_batch_size": size}
+        changes = cases.ONCE | {"micro_batch_size": size}
         rollout = rolled_out(shared, **changes)
-        options = {"optimizer": OPTIMIZER, "models": models, "settings": settings(**changes)}
+        options = {"optimizer": OPTIMIZER, "models": models, "settings": cases.settings(**changes)}
         step = jax.jit(functools.partial(learning.update, **options))
-        results.append(step(state, FROZEN, rollout, jnp.float32(0.1), jax.random.key(5)))
+        results.append(step(state, cases.FROZEN, rollout, jnp.float32(0.1), jax.random.key(5)))
     (plain, metrics), (once, same) = results
     assert not np.any(rollout.logprob_BT)
     assert np.any(rollout.value_BT) != shared
@@ -179,10 +156,10 @@ def test_ptx_adds_the_cross_entropy_of_edits_to_the_gradient():
         return total / rows.response_BT.sum()
 
     value, expected = jax.jit(jax.value_and_grad(loss))(PARAMS["policy"])
-    changes = settings(ptx_weight=0.3, micro_batch_size=2)
+    changes = cases.settings(ptx_weight=0.3, micro_batch_size=2)
     before = jax.tree.map(jnp.ones_like, PARAMS)
     grads, metrics = jax.jit(learning.add_imitation, static_argnames=("models", "settings"))(
-        before, PARAMS, FROZEN, rows, models=MODELS, settings=changes
+        before, PARAMS, cases.FROZEN, rows, models=cases.MODELS, settings=changes
     )
     assert float(metrics["ptx/loss"]) == pytest.approx(float(value), rel=1e-5)
     wanted = jax.tree.map(lambda x: 1 + 0.3 * x, expected)
@@ -192,19 +169,18 @@ def test_ptx_adds_the_cross_entropy_of_edits_to_the_gradient():
 
 @pytest.mark.slow
 def test_ptx_in_one_pass_learns_what_micro_batches_do():
-    edits, changes = demonstrations(1, 8), {**ONCE, "ptx_weight": 0.5}
-    (plain, metrics), (once, same) = (
-        learn(
-            rolled_out(**ONCE, micro_batch_size=size), edits=edits, micro_batch_size=size, **changes
-        )
-        for size in (4, 8)
-    )
+    edits, changes = demonstrations(1, 8), {**cases.ONCE, "ptx_weight": 0.5}
+    results = []
+    for size in (4, 8):
+        rollout = rolled_out(**cases.ONCE, micro_batch_size=size)
+        results.append(learn(rollout, edits=edits, micro_batch_size=size, **changes))
+    (plain, metrics), (once, same) = results
     chex.assert_trees_all_close(once.params, plain.params, atol=2e-5)
     chex.assert_trees_all_close(same, metrics, atol=1e-4)
 
 
 def test_every_epoch_and_every_step_has_its_own_order():
-    sizes = settings(ppo_epochs=3, minibatch_size=16)
+    sizes = cases.settings(ppo_epochs=3, minibatch_size=16)
     keys = [jax.random.key(k) for k in range(3)]
     orders = np.concatenate([learning.minibatch_rows(key, 16, sizes) for key in keys])
     assert len({tuple(order) for order in orders.tolist()}) == 9
@@ -213,23 +189,23 @@ def test_every_epoch_and_every_step_has_its_own_order():
 
 def test_a_value_head_on_the_policys_states_trains_both():
     rollout = rolled_out(shared=True)
-    experience, _ = experience_of(rollout)
+    experience, _ = cases.experience_of(rollout)
     tokens = jnp.float32(rollout.response_BT.sum())
-    models = MODELS._replace(critic=None)
+    models = cases.MODELS._replace(critic=None)
 
     def value_loss(params):
         predictions = scoring.predict(params, rows_of(rollout), models=models, settings=SETTINGS)
         return algorithm.losses(predictions, experience, tokens, ("critic",), SETTINGS)[0]
 
-    grads = jax.jit(jax.grad(value_loss))(SHARED)
+    grads = jax.jit(jax.grad(value_loss))(cases.SHARED)
     assert optax.tree.norm(grads["critic"]) > 1e-3
     assert optax.tree.norm(grads["policy"]["backbone"]) > 1e-3
     prompt_BP, mask_BP, responses = sampled()
     positions = llama.positions_and_mask(jnp.concatenate([mask_BP, rollout.response_BT], axis=1))
-    variables = {"params": SHARED["policy"]}
+    variables = {"params": cases.SHARED["policy"]}
     tokens_BS = jnp.concatenate([prompt_BP, responses.tokens_BT], axis=1)
     hidden = POLICY.apply(variables, tokens_BS, *positions, method="states")
-    head = SHARED["critic"]["head"]
+    head = cases.SHARED["critic"]["head"]
     expected = hidden[:, P - 1 : -1] @ head["kernel"][:, 0] + head["bias"][0]
     real = np.asarray(rollout.response_BT)
     np.testing.assert_allclose(rollout.value_BT[real], expected[real], atol=1e-5)
@@ -239,7 +215,7 @@ def test_a_value_head_on_the_policys_states_trains_both():
 @pytest.mark.parametrize(
     ("shape", "sizes", "group"),
     [
-        ("1,2,4", SORTED | {"micro_batch_size": 6}, {}),
+        ("1,2,4", cases.SORTED | {"micro_batch_size": 6}, {}),
         (
             "2,2,2",
             {"micro_batch_size": 4},

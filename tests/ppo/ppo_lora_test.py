@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import chex
 import jax
@@ -11,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 import tiny_cases
+from rollout_cases import Meta, generate
 
-from fgrlhf_jax.models import decoding, heads, lora, quantize, sampling
+from fgrlhf_jax.models import decoding, heads, lora, quantize
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.models import Architectures, Frozen, abstract_params, complete, complete_frozen
@@ -21,12 +21,6 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
-
-class Meta(NamedTuple):
-    level: str = "token"
-
-
-B, P, T = 8, 4, 6  # as in tiny_cases.PPO_SETTINGS
 POLICY_LORA, REWARD_LORA = Lora(4, alpha=6.0), Lora(2, alpha=5.0, targets="attention")
 POLICY, REWARD = (
     model(dataclasses.replace(tiny_cases.CFG, lora_scale=adapters.scale))
@@ -64,16 +58,10 @@ FROZEN = Frozen(BASE, {}, {"lora": adapter(REWARD, REWARD_LORA, 4), "head": head
 
 
 @functools.cache
-def sampled(base_dtype: str = "float32"):
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
-    tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
-    prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
+def sampled(base_dtype: str = "float32") -> tuple:
     base = quantize.quantize_params(BASE, base_dtype)
     weights = decoding.decoding_weights(base | PARAMS["policy"], POLICY)
-    options = {"model": POLICY, "ends": (2,), "max_new": T, "temperature": 0.8}
-    keys = sampling.row_keys(jax.random.key(0), B)
-    return *prompt, sampling.generate(weights, *prompt, keys, **options)
+    return generate(weights, POLICY)
 
 
 def roll_out(params, frozen, models=MODELS, base_dtype="float32", **changes):

@@ -105,9 +105,7 @@ def test_fault_10_put_in_shows_in_the_metrics(
         ("validation", "data or the tokenizer has changed since step 2"),
     ],
 )
-def test_what_may_not_change_between_two_starts(
-    interrupted, world, run, tmp_path, changed, message
-):
+def test_what_may_not_change_after_a_start(interrupted, world, run, tmp_path, changed, message):
     path, other = getattr(world, changed), tmp_path / "other"
     if changed == "policy":
         ppo_cases.save_policy(other, seed=5, template="plain")

@@ -8,23 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rollout_cases as cases
 import tiny_cases
-from rollout_cases import (
-    CRITIC,
-    ONCE,
-    PARAMS,
-    POLICY,
-    REWARD_MODEL,
-    SETTINGS,
-    SORTED,
-    B,
-    Meta,
-    P,
-    T,
-    rolled_out,
-    sampled,
-    score_rollout,
-)
+from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled
 
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.ppo.algorithm import rows_of
@@ -42,13 +28,13 @@ def test_in_bfloat16_frozen_models_give_the_bits_of_trained_ones():
     """Whatever of their parameters is stored in bfloat16."""
     half = POLICY.clone(cfg=dataclasses.replace(tiny_cases.CFG, dtype="bfloat16"))
     scorer = CRITIC.clone(cfg=half.cfg)
-    models = Architectures(half, scorer, scorer, Meta())
+    models = Architectures(half, scorer, scorer, cases.Meta())
     rollouts = []
     for stored in (lambda model, params: params, in_compute_dtypes):
-        frozen = Frozen({}, stored(half, PARAMS["policy"]), stored(scorer, REWARD_MODEL))
+        frozen = Frozen({}, stored(half, PARAMS["policy"]), stored(scorer, cases.REWARD_MODEL))
         options = {"models": models, "settings": SETTINGS}
         args = PARAMS, frozen, Normalization(0.1, 2.0), True, *sampled()
-        rollouts.append(score_rollout(*args, **options))
+        rollouts.append(cases.score_rollout(*args, **options))
     np.testing.assert_array_equal(rollouts[1].logprob_BT, rollouts[1].ref_logprob_BT)
     chex.assert_trees_all_equal(*rollouts)
 
@@ -71,7 +57,8 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
         row = np.asarray(rollout.tokens_BS[b])[: int(rollout.start_B[b]) + length]
         arrays = tiny_cases.laid_out([row], "right", fill=0, width=P + T)
         value, score = (
-            values_of(params, *arrays)[: len(row)] for params in (PARAMS["critic"], REWARD_MODEL)
+            values_of(params, *arrays)[: len(row)]
+            for params in (PARAMS["critic"], cases.REWARD_MODEL)
         )
         close(rollout.value_BT[b, :length], value[-length - 1 : -1])
         close(rollout.raw_reward_BT[b, :length], score[-length:])
@@ -82,13 +69,13 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
 @pytest.mark.slow
 def test_rows_sorted_by_length_change_no_scores():
     lengths = np.asarray(rows_of(rolled_out()).length_B)
-    assert len(set(np.searchsorted(SORTED["widths"], lengths))) == 3
+    assert len(set(np.searchsorted(cases.SORTED["widths"], lengths))) == 3
     # Of the eight rows in threes, the last micro-batch is not full.
-    chex.assert_trees_all_close(rolled_out(**SORTED), rolled_out(), atol=1e-5)
+    chex.assert_trees_all_close(rolled_out(**cases.SORTED), rolled_out(), atol=1e-5)
 
 
 def test_a_rollout_that_is_not_learned_from_has_no_values():
-    once = {**ONCE, "micro_batch_size": 8}
+    once = {**cases.ONCE, "micro_batch_size": 8}
     for rollout in (rolled_out(learning=False), rolled_out(learning=False, **once)):
         assert not np.any(rollout.value_BT)
         expected = rolled_out()._replace(value_BT=rollout.value_BT)

@@ -1,6 +1,7 @@
 """Rewards that several models give together: ensembles, and ratios of language models."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import ppo_cases
 import pytest
@@ -72,12 +73,15 @@ def test_an_ensemble_of_other_heads_is_its_normalized_rewards(folders, penalty):
     assert len(response.rewards) == len(response.tokens)
 
 
+apply = jax.jit(ppo_cases.POLICY.apply)
+
+
 def logprobs(name: str, ids: list[int]) -> np.ndarray:
     """Of each token after the first, by a softmax in float64."""
     params = ppo_cases.policy_params(["policy", "reference"].index(name))
-    row = np.array([ids])
-    logits = ppo_cases.POLICY.apply({"params": params}, row, *llama.positions_and_mask(row >= 0))
-    logits_SV = np.asarray(logits[0], np.float64)[:-1]
+    row = np.array([ids + [0] * (8 - len(ids))])  # nothing after a token matters
+    logits = apply({"params": params}, row, *llama.positions_and_mask(jnp.asarray(row >= 0)))
+    logits_SV = np.asarray(logits[0, : len(ids) - 1], np.float64)
     logits_SV -= np.log(np.exp(logits_SV).sum(axis=1, keepdims=True))
     return logits_SV[np.arange(len(ids) - 1), ids[1:]]
 

@@ -64,6 +64,7 @@ def guided_logits(tokens_S, kind="action"):
     return jax.nn.log_softmax(policy_SV) + SCALE * price_SV
 
 
+@jax.jit
 def plain_logits(tokens_S) -> jax.Array:
     row = tokens_S[None], *llama.positions_and_mask(tokens_S[None] >= 0)
     return POLICY.apply({"params": params_of()[1]}, *row)[0]

@@ -37,17 +37,23 @@ def settings(**changes) -> PPOSettings:
     return dataclasses.replace(SETTINGS, **changes)
 
 
-@functools.cache
-def sampled(seed: int = 0):
-    rng = np.random.default_rng(seed)
+def generate(weights, model=POLICY) -> tuple:
+    """Prompts, which of their tokens are real, and responses to them."""
+    rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
     prompt = jnp.array(tokens, jnp.int32), jnp.array(mask)
+    options = {"model": model, "ends": (EOS,), "max_new": T, "temperature": 0.8}
     keys = sampling.row_keys(jax.random.key(0), B)
-    options = {"model": POLICY, "ends": (EOS,), "max_new": T, "temperature": 0.8}
-    weights = decoding.decoding_weights(PARAMS["policy"], POLICY)
-    responses = sampling.generate(weights, *prompt, keys, **options)
-    lengths = np.minimum(responses.length_B, rng.integers(1, T + 1, B)).astype(np.int32)
+    return *prompt, sampling.generate(weights, *prompt, keys, **options)
+
+
+@functools.cache
+def sampled() -> tuple:
+    """The same with responses of every length."""
+    *prompt, responses = generate(decoding.decoding_weights(PARAMS["policy"], POLICY))
+    lengths = np.random.default_rng(1).integers(1, T + 1, B)
+    lengths = np.minimum(responses.length_B, lengths).astype(np.int32)
     real = np.arange(T)[None] < lengths[:, None]
     return *prompt, sampling.Sampled(
         jnp.where(real, responses.tokens_BT, 0),
@@ -58,13 +64,13 @@ def sampled(seed: int = 0):
 
 
 @functools.cache
-def rolled_out(shared: bool = False, seed: int = 0, learning: bool = True, **changes) -> Rollout:
+def rolled_out(shared: bool = False, learning: bool = True, **changes) -> Rollout:
     return score_rollout(
         SHARED if shared else PARAMS,
         FROZEN,
         Normalization(0.1, 2.0),
         learning,
-        *sampled(seed),
+        *sampled(),
         models=MODELS._replace(critic=None) if shared else MODELS,
         settings=settings(**changes),
     )
