@@ -50,7 +50,12 @@ OPTIMIZER = {
 }
 LORA = {
     "Adapters (LoRA)": {
-        "lora.rank": Field(0, "of adapters on a frozen base; 0 trains all weights", at_least=0),
+        "lora.rank": Field(
+            0,
+            "of adapters on a frozen base, which want about ten times the learning rate of all "
+            "weights; 0 trains all weights",
+            at_least=0,
+        ),
         "lora.alpha": Field(32.0, "their products are multiplied by alpha / rank", at_least=1e-6),
         "lora.rslora": Field(False, "by alpha / sqrt(rank)"),
         "lora.base_dtype": Field(

@@ -48,8 +48,7 @@ GROUPS = {
         ),
         "workers": Field(
             1,
-            "stages at a time, each on its share of the cores, by which results differ a little; "
-            "more than 1 only where they do not share accelerators",
+            "stages at a time, each on its share of the cores; 1 where they share accelerators",
             at_least=1,
         ),
         "model": Field("", 'FOLDER | HUB_ID that all arms start from; "": that of launch.sft'),

@@ -104,10 +104,12 @@ def model_card(
 
 def _adapter_facts(adapter: Lora, base: str) -> dict[str, str]:
     scale = "alpha / sqrt(rank)" if adapter.rslora else "alpha / rank"
+    rounded = adapter.base_dtype != "float32"
     return {
         "Adapter of": peft.base_name(base),
         "Rank": f"{adapter.rank}, scaled by {scale} = {adapter.scale:g}",
-        "Trained on": f"the base in {adapter.base_dtype}",
+        "Trained on": f"the base in {adapter.base_dtype}"
+        + ("; on the base as it is the figures differ a little" if rounded else ""),
     }
 
 

@@ -1,13 +1,15 @@
 """Runs that train adapters: what they leave, how they resume and go on, and who can use it."""
 
+import random
 import shutil
+import signal
 
 import numpy as np
 import ppo_cases
 import pytest
 import safetensors.numpy
 from ppo_cases import launch
-from rm_cases import contents, rows, without_clock
+from rm_cases import Command, contents, rows, without_clock
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, peft
@@ -59,6 +61,29 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
     launch(sft, fields | {"run_dir": run_dir})
     assert without_clock(run_dir) == without_clock(adapted)
     assert contents(run_dir / "export") == contents(adapted / "export")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", [sft, train_rm])
+def test_killed_at_random_times(module, world, sft_fields, rm_files, tmp_path, request):
+    kills, rng, steps = request.config.getoption("--kills"), random.Random(0), 30
+    own = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
+    fields = own | LORA | {"model__path": world.policy, "steps": steps, "save_every": 2}
+    fields |= {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
+    flags = ppo_cases.flags(fields | {"run_dir": tmp_path / "run"})
+    flags = [flag.replace("--config.config=", "--config=") for flag in flags]
+
+    def start(name: str) -> Command:
+        return Command({}, tmp_path / name, module.__name__, flags)
+
+    assert start("whole").end()[0] == 0
+    for kill in range(1, kills + 1):
+        run, step = start("killed"), steps * (kill - 1 + rng.random()) / kills
+        run.until(lambda run=run, step=step: run.reached(max(1, int(step))))
+        run.end(signal.SIGKILL)
+    assert start("killed").end()[0] == 0
+    assert without_clock(tmp_path / "killed") == without_clock(tmp_path / "whole")
+    assert contents(tmp_path / "killed/export") == contents(tmp_path / "whole/export")
 
 
 def test_another_base_is_no_base_of_an_export_to_be_made(adapted, fields, world, tmp_path):
