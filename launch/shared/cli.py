@@ -60,7 +60,12 @@ def check_embedded(config: ConfigDict) -> None:
     if any(given) or config.model.size != "tiny":
         raise InputError(
             "train is empty; give --config.train=FILE (only tiny makes its data, and only without "
-            "model.path, validation and test)"
+            "model.path, validation and test; launch.pipeline leaves such files in its run_dir)"
+        )
+    if config.lora.rank:
+        raise InputError(
+            f"lora.rank={config.lora.rank}: needs a model to adapt; give --config.model.path "
+            "and --config.train (launch.pipeline leaves both: sft/export and seed_0/feedback)"
         )
 
 

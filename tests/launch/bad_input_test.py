@@ -185,6 +185,7 @@ def test_a_mesh_is_refused_before_the_embedded_models_are_trained(
 def test_no_train_for_a_model_that_makes_no_data(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "train is empty" in refused(train_rm, "--config=configs/rm.py:cad")
+    assert "lora.rank=4: needs a model to adapt" in refused(train_rm, lora__rank=4)
     assert list(tmp_path.iterdir()) == []
 
 
