@@ -109,7 +109,7 @@ def _adapter_facts(adapter: Lora, base: str) -> dict[str, str]:
         "Adapter of": peft.base_name(base),
         "Rank": f"{adapter.rank}, scaled by {scale} = {adapter.scale:g}",
         "Trained on": f"the base in {adapter.base_dtype}"
-        + ("; on the base as it is the figures differ a little" if rounded else ""),
+        + ("; on the base as it is the figures differ" if rounded else ""),
     }
 
 

@@ -66,7 +66,8 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
 @pytest.mark.long
 @pytest.mark.parametrize("module", [sft, train_rm])
 def test_killed_at_random_times(module, world, sft_fields, rm_files, tmp_path, request):
-    kills, rng, steps = request.config.getoption("--kills") // 3, random.Random(0), 30
+    kills = max(1, request.config.getoption("--kills") // 3)
+    rng, steps = random.Random(0), 30
     own = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
     fields = own | LORA | {"model__path": world.policy, "steps": steps, "save_every": 2}
     fields |= {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
