@@ -28,9 +28,10 @@ from ml_collections import ConfigDict
 
 from configs.arms import ARMS
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.pipeline import arms, commands, stages, tasks
+from fgrlhf_jax.pipeline import arms, commands, datasets, stages, tasks
 from fgrlhf_jax.pipeline.results import gather
 from fgrlhf_jax.pipeline.stages import Stage
+from fgrlhf_jax.ppo.algorithm import samples_per_prompt
 from fgrlhf_jax.report.content import build_report, to_json
 from fgrlhf_jax.report.markdown import to_markdown
 from fgrlhf_jax.report.page import to_html
@@ -76,6 +77,34 @@ def check_commands(planned: Sequence[Stage]) -> None:
                 module.check(config)
         except InputError as error:
             raise InputError(f"stage {stage.name}: {error}") from error
+
+
+def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
+    """Raises InputError, before hours of training, for what a later stage would refuse.
+
+    That is a model with another template, and fewer rows than a training takes at once.
+    """
+    if config.model:
+        tasks.check_template(config.model, config.template)
+    if config.embedded:
+        counts = {"ppo": config.world.ppo, "sft": config.world.sft}
+    else:
+        sets = datasets.drop_held_out_prompts(datasets.sets_of_files(config))
+        counts = {name: len(rows) for name, rows in sets.items()}
+    for stage in planned:
+        module = importlib.import_module(stage.command[0])
+        fields = config_files.parse(stage.command, module.CONFIG)
+        is_ppo = "rollout_batch_size" in fields
+        field = "rollout_batch_size" if is_ppo else "batch_size"
+        rows = counts.get(Path(fields.get("prompts" if is_ppo else "train") or "").stem)
+        if rows is None:
+            continue
+        size = fields[field] // (samples_per_prompt(fields) if is_ppo else 1)
+        if rows < size:
+            raise InputError(
+                f"stage {stage.name}: {field}={fields[field]} takes {size} rows at once, and "
+                f"{rows} are left to learn from; give more, or lower it in the flags of its command"
+            )
 
 
 def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> None:
@@ -131,6 +160,7 @@ def main(config: ConfigDict) -> None:
     started = time.perf_counter()
     planned = commands.build_stages(config, Path(config.run_dir))
     check_commands(planned)
+    check_data(config, planned)
     planned = budget.share(config, planned)
     folder = Path(config.run_dir)
     check_folder(config, folder, planned)

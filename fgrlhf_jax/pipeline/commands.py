@@ -18,6 +18,7 @@ from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.pipeline.flags import command_line, read_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
+from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.run_dir import flatten
 from fgrlhf_jax.runtime.versions import count_cores
 
@@ -111,11 +112,12 @@ def task_fields(config: ConfigDict, task: str) -> dict[str, object]:
     """The values of the config that tell what a task leaves, by dotted name."""
     kind, _, name = (*task.split(":"), "", "")[:3]
     groups = [group.format(name=name) for group in TASK_FIELDS[kind]]
-    return {
+    fields = {
         field: value
         for field, value in flatten(config.to_dict()).items()
         if any(field == group or field.startswith(f"{group}.") for group in groups)
     }
+    return fields | user_function.identity(fields)
 
 
 def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
@@ -218,7 +220,8 @@ def _training_stage(
         flags = {"data.overlong": "truncate"} | flags
     words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
-    return Stage(f"seed_{seed}/{name}", words, home / name / output, needs)
+    fields = user_function.identity(settings | flags)
+    return Stage(f"seed_{seed}/{name}", words, home / name / output, needs, fields=fields)
 
 
 def _reward(config: ConfigDict, folder: Path, seed: int, reward: str) -> dict[str, object]:

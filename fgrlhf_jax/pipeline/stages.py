@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.starter import Starter
-from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime import files, user_function
 from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
 
 _NO_TRAINING = ("launch.pipeline", "launch.generate")
@@ -138,7 +138,8 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
             )
         again = f"delete {stage.output}: then it and what was made from it are made again"
         before = _made_with(marker["command"], marker["fields"])
-        now = _made_with(stage.command, stage.fields)
+        fields = user_function.comparable(stage.fields, marker["fields"])
+        now = _made_with(stage.command, fields)
         if before != now:
             old, new = (", ".join(sorted(s)) or "no such" for s in (before - now, now - before))
             raise InputError(

@@ -79,12 +79,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
       InputError: for a policy that was fine-tuned with another template.
     """
     for path in policies.values():
-        learned = hf_load.learned_template(path)
-        if learned not in ("", config.template):
-            raise InputError(
-                f"{path}: was fine-tuned with the template {learned}, not {config.template}; "
-                f"give --config.template={learned} and another run_dir"
-            )
+        check_template(path, config.template)
     prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge) if config.judge else None
     score = functools.partial(user_function.score_responses, judge, config.judge)
@@ -124,6 +119,16 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             measured["fluency"] = measure_fluency(config, prompts, answers)
         write_json(file, {"made_with": made_with} | answers | measured)
         del model  # else its weights would stay until those of the next one are loaded
+
+
+def check_template(path: str, template: str) -> None:
+    """Raises InputError for a policy that was fine-tuned with another template."""
+    learned = hf_load.learned_template(path)
+    if learned not in ("", template):
+        raise InputError(
+            f"{path}: was fine-tuned with the template {learned}, not {template}; give "
+            f"--config.template={learned} and another run_dir"
+        )
 
 
 def compare_with_start(

@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import files, interrupt
+from fgrlhf_jax.runtime import files, interrupt, user_function
 
 # Fields that may differ between starts: they change how a run is watched, not what it computes (but
 # for sums in another order, with a pipeline's workers as with the number of cores).
@@ -56,8 +56,9 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 
 def values_of(config: ConfigDict) -> dict:
-    """The values of a config as JSON has them, by dotted name."""
-    return flatten(json.loads(config.to_json()))
+    """The values of a config as JSON has them, by dotted name, and what its functions are."""
+    values = flatten(json.loads(config.to_json()))
+    return values | user_function.identity(values)
 
 
 def check_run(config: ConfigDict) -> None:
@@ -78,7 +79,7 @@ def check_run(config: ConfigDict) -> None:
 
 def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
     """Raises InputError where a config computes other than ``saved``, the values of a run."""
-    now = values_of(config)
+    now = user_function.comparable(values_of(config), saved)
     renamed = [
         f"{old} is now {new}" if new else f"{old} is gone"
         for old, new in RENAMED_FIELDS.items()

@@ -9,17 +9,20 @@ blank line and its input where there is one), and with those of these that its s
 and returns, for each response, a number or (a reward only) a sequence with one number a token.
 """
 
-import importlib
+import contextlib
+import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.runtime import files
 
+FIELDS = ("judge", "reward_function")  # of configs, that name a function
 # Functions of this package that had another name in earlier versions.
 MOVED = {
     "fgrlhf_jax.tiny_judge:judge": "fgrlhf_jax.tiny_world.judge:judge",
@@ -40,17 +43,48 @@ def load(name: str) -> Callable:
         raise InputError(f"{name!r}: give a function as module:function")
     if name in MOVED:
         raise InputError(f"{name}: is now {MOVED[name]}; give that name")
-    current = os.getcwd()
-    sys.path.insert(0, current)
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        with _current_folder():
+            function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise InputError(f"{name}: cannot be loaded ({_describe(error)})") from error
-    finally:
-        sys.path.remove(current)
     if not callable(function):
         raise InputError(f"{name}: is a {type(function).__name__}, not a function")
     return function
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    current = os.getcwd()
+    sys.path.insert(0, current)
+    try:
+        yield
+    finally:
+        sys.path.remove(current)
+
+
+def identity(values: Mapping[str, object]) -> dict[str, str]:
+    """``FIELD.file`` for each field that names a user's function: the SHA-256 of its file, cut.
+
+    Not what that file imports, nor a function of this package.
+    """
+    modules = {f"{field}.file": str(values.get(field, "")).partition(":")[0] for field in FIELDS}
+    return {name: digest for name, module in modules.items() if (digest := _file_digest(module))}
+
+
+def comparable(now: Mapping[str, object], saved: Mapping[str, object]) -> dict[str, object]:
+    """The values of a start that an earlier one may differ in: older versions knew no files."""
+    return {k: v for k, v in now.items() if k in saved or not k.endswith(".file")}
+
+
+def _file_digest(module: str) -> str:
+    try:
+        with _current_folder():
+            spec = importlib.util.find_spec(module)
+    except (Exception, SystemExit):  # which :func:`load` tells of
+        return ""
+    own = module.startswith("fgrlhf_jax.")
+    return "" if own or not spec or not spec.origin else files.digest(spec.origin)[:16]
 
 
 def _describe(error: BaseException) -> str:

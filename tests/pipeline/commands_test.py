@@ -314,8 +314,8 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
     def start(**fields) -> list[str]:
         """The stages that run."""
         InThisProcess.started = []
-        config = make_config(run_dir=str(tmp_path), **fields)
-        planned = build_stages(config, tmp_path)
+        config = make_config(**{"run_dir": str(tmp_path)} | fields)
+        planned = build_stages(config, Path(config.run_dir))
         InThisProcess.outputs = {stage.command: (stage.name, stage.output) for stage in planned}
         pipeline.main(config)
         return InThisProcess.started
@@ -340,6 +340,20 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
             start(run_arms="sft_edits,fine_grained", **fields)
         assert (tmp_path / "config.json").read_text() == before
         assert InThisProcess.started == []
+    # A judge of the user's is known by its file, wherever it was not of an earlier version.
+    judge, own = (
+        tmp_path / "my_judge.py",
+        {"judge": "my_judge:judge", "run_arms": "sft_edits,oracle"},
+    )
+    monkeypatch.chdir(tmp_path)
+    judge.write_text("def judge(prompts, responses): return [0.0] * len(prompts)\n")
+    own["run_dir"] = str(tmp_path / "own")
+    assert {"seed_0/oracle", "answers:0"} <= {*start(**own)}
+    judge.write_text("def judge(prompts, responses): return [1.0] * len(prompts)\n")
+    with pytest.raises(
+        InputError, match=r"seed_0/oracle was made with judge\.file=\w{16}, not with"
+    ):
+        start(**own)
     # An earlier version, with which it may be finished, finds its config as it was.
     marker = json.loads((tmp_path / "stages" / "data.json").read_text())
     del marker["needs"]

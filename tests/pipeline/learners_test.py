@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import ppo_cases
 import pytest
 
 from configs import compare
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.commands import build_stages
+from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import compare as command
 from launch import pipeline
@@ -102,6 +104,32 @@ def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, messag
     with pytest.raises(InputError, match=r"edits is empty; .* \(only tiny has its own\)"):
         command.main(config_files.parse(["", *given], command.CONFIG))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["template=alpaca"], r"was fine-tuned with the template plain, not alpaca; give --config"),
+        ([], r"stage seed_0/sft_edits: batch_size=64 takes 64 rows at once, and 63 are left to le"),
+        (
+            ["run_arms=state_action", "rm.flags=batch_size=16"],
+            "seed_0/state_action: rollout_batch_size=64 takes 64 rows at once, and 63 are",
+        ),
+        (["run_arms=dpo", "dpo.flags=batch_size=99"], r"stage seed_0/dpo: batch_size=99 .* and 63"),
+    ],
+)
+def test_what_no_training_could_be_done_with(monkeypatch, tmp_path, words, message):
+    """Is refused before the first one; a row fewer than the largest batch takes."""
+    monkeypatch.delattr(pipeline.stages, "run")
+    policy = ppo_cases.save_policy(tmp_path / "policy", template="plain")
+    edits = [Edit(f"name fruit {n}", "", "a b c", "a b d") for n in range(70)]
+    write_jsonl(tmp_path / "edits.jsonl", edits)
+    given = [f"edits={tmp_path / 'edits.jsonl'}", f"model={policy}", "max_prompt_length=40"]
+    given += [f"run_dir={tmp_path / 'run'}", *words]
+    config = config_files.parse(["", *(f"--config.{word}" for word in given)], command.CONFIG)
+    with pytest.raises(InputError, match=message):
+        command.main(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_cut_and_how_few_prompts_judge_is_said_first():

@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.runtime import user_function
+from fgrlhf_jax.runtime import run_dir, user_function
 from fgrlhf_jax.tiny_world.judge import judge
 
 PROMPTS, RESPONSES = ["one", "two"], ["a b", "c"]
@@ -47,6 +48,18 @@ def test_a_function_of_the_current_folder_or_installed(module):
     assert call(user_function.load(f"{module}:judge")) == [1.0, 0.0]  # anything to be called
     assert sys.path == before
     assert user_function.load("fgrlhf_jax.tiny_world.judge:judge") is judge
+
+
+def test_a_function_is_known_by_its_file(module, tmp_path):
+    values = ConfigDict({"judge": f"{module}:judge", "reward_function": "no_such:f", "seed": 1})
+    before = run_dir.values_of(values)
+    assert before.keys() == {*values, "judge.file"}
+    run_dir.check_config(tmp_path, values.to_dict(), values)  # of an earlier version
+    with (tmp_path / f"{module}.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(InputError, match=r"another config: judge\.file \(saved '\w{16}', now"):
+        run_dir.check_config(tmp_path, before, values)
+    assert user_function.identity({"judge": "fgrlhf_jax.tiny_world.judge:judge"}) == {}
 
 
 @pytest.mark.parametrize(
