@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import checkpoint
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.data.records import Preference, Record, sides
 from fgrlhf_jax.data.templates import encode_responses, encode_text
@@ -132,7 +132,7 @@ def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     template = "chat" if tokenizer.chat_template else "alpaca"
     width = sizes.edit_columns
     data = {"template": template, "max_length": width, "max_prompt_length": 3 * width // 4}
-    rows = spread(records.read(path, need="pairs"), 2 * sizes.edits)
+    rows = spread(sources.read(path, need="pairs"), 2 * sizes.edits)
     job = base | _encode_sides(tokenizer, rows, data)
     usable = [n for n, (i, j) in enumerate(job["rows"]) if i != j][: sizes.edits]
     if len(usable) < sizes.edits:
@@ -189,7 +189,7 @@ def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     """One PPO iteration on prompts of a file; responses end where the policy ends them."""
     template = "chat" if tokenizer.chat_template else "alpaca"
     options = {"template": template, "max_prompt_length": sizes.real_prompt, "overlong": "drop"}
-    rows = records.read(path, need="prompts")
+    rows = sources.read(path, need="prompts")
     rows = spread(rows, 2 * sizes.real_prompts)
     prompts, _, _ = encode_prompts(rows, tokenizer, **options)
     if len(prompts) < sizes.real_prompts:

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.edits.request import (
@@ -192,7 +192,7 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
             f"{output}: no usable edit; {aside}; see the replies there, and try another model, "
             "template=paper or a higher max_change_ratio"
         )
-    rows = records.read_with_rows(str(output))
+    rows = sources.read_with_rows(str(output))
     ratios = [measure(edit.original, edit.edited).word_change_ratio for edit, _ in rows]
     if aside:
         print(aside)

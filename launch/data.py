@@ -13,10 +13,10 @@ one. With no flag it shows the embedded world.
 
 import dataclasses
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.data.convert import convert_records
 from fgrlhf_jax.data.describe import TokenLimits, describe_files, format_fields, format_table
 from fgrlhf_jax.data.records import RecordAndRow
+from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
@@ -80,7 +80,7 @@ def read(config) -> dict[str, list[RecordAndRow]]:
     """Records with their rows by file."""
     return {
         source: reading.read_with_rows(config, source, "prompts")[: config.limit or None]
-        for source in records.sources(config.input)
+        for source in split_sources(config.input)
     }
 
 

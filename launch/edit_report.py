@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import LONGEST
 from fgrlhf_jax.feedback.edits.report import (
@@ -30,7 +31,7 @@ EMBEDDED_ROWS = 300
 
 def main(config) -> None:
     output = cli.check_output(config, (".html", ".json"), [config.input])
-    sources = [Path(source) for source in records.sources(config.input)]
+    sources = [Path(source) for source in split_sources(config.input)]
     if config.input:
         edits, annotators = read_edits(config)
         rejected = count_rejected(sources)

@@ -18,8 +18,8 @@ or requested again. With no flag it compares the embedded world's edits with the
 from itertools import islice
 from pathlib import Path
 
-from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Instruction
+from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import alpaca_eval, pairs
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
@@ -40,7 +40,7 @@ def main(config) -> None:
     output, judge = check(config)
     difficulty = alpaca_eval.read_difficulty(config.difficulty) if config.difficulty else None
     if config.annotations:
-        paths = records.sources(config.annotations)
+        paths = split_sources(config.annotations)
         models = select(config, [alpaca_eval.read(path) for path in paths])
     else:
         models = judge_models(config, judge)
@@ -114,7 +114,7 @@ def check(config) -> tuple[Path, str]:
         field = "reference" if config.outputs else "outputs"
         raise InputError(f"{field} is empty; give --config.outputs=FILE --config.reference=FILE")
     spec = config.annotations or config.outputs
-    files = records.sources(spec) if spec else []
+    files = split_sources(spec) if spec else []
     if len(files) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
     read, beside = [*files, config.reference, config.difficulty], []
@@ -127,7 +127,7 @@ def check(config) -> tuple[Path, str]:
 def judge_models(config, judge: str) -> Models | None:
     """The pairs of each model with the judge's preferences; None after a dry run."""
     if config.outputs:
-        paths = records.sources(config.outputs)
+        paths = split_sources(config.outputs)
         reference = reading.read_with_rows(config, config.reference)
         models = [
             pairs.match_files(

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from configs.fields import check_argument
-from fgrlhf_jax.data import rows as data_rows
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.demonstrations import Demonstration, encode_demonstrations
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind
 from fgrlhf_jax.errors import InputError
@@ -170,10 +170,10 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
 
 def read_numbers(path: str, names: Sequence[str]) -> list[list[int]]:
     """The numbers of that name in every row of files; [] where some row has others or none."""
-    sources = data_rows.sources(path)
-    if not all(source.endswith(data_rows.SUFFIXES) for source in sources):
+    files = sources.split_sources(path)
+    if not all(file.endswith(sources.SUFFIXES) for file in files):
         return []
-    rows = [row for source in sources for _, row in data_rows.read_rows(source)]
+    rows = [row for file in files for _, row in sources.read_rows(file)]
     for fault in (row for row in rows if isinstance(row, InputError)):
         raise fault
     numbers = [[row.get(name) for name in names] for row in rows if isinstance(row, dict)]

@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.rows import SUFFIXES
+from fgrlhf_jax.data.sources import SUFFIXES
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.models import cards, checksums, hf_files, peft

@@ -20,6 +20,15 @@ from fgrlhf_jax.data.conversations import (
     parse_list,
     parse_turns,
 )
+from fgrlhf_jax.data.records import (
+    FINISHED,
+    RESPONSES,
+    Edit,
+    Instruction,
+    Message,
+    Preference,
+    Record,
+)
 from fgrlhf_jax.data.row_fields import (
     PROMPTS,
     Row,
@@ -35,21 +44,20 @@ from fgrlhf_jax.data.row_fields import (
 )
 from fgrlhf_jax.errors import InputError
 
-EDIT, PREFERENCE, COMPARISONS, RESPONSE = "edit", "preference", "comparisons", "response"
+COMPARISONS = "comparisons"
 LAYOUTS = {
-    ("original", "edited"): EDIT,
-    ("original_response", "edited_response"): EDIT,  # HelpSteer3's edit
-    ("output_1", "output_2", "preference"): PREFERENCE,  # AlpacaFarm, alpaca_eval
-    ("chosen", "rejected"): PREFERENCE,  # TRL, UltraFeedback, HH-RLHF
-    ("response1", "response2", "overall_preference"): PREFERENCE,  # HelpSteer3's preference
-    ("good_edited_response", "bad_edited_response"): PREFERENCE,  # HelpSteer3's edit_quality
+    ("original", "edited"): Edit,
+    ("original_response", "edited_response"): Edit,  # HelpSteer3's edit
+    ("output_1", "output_2", "preference"): Preference,  # AlpacaFarm, alpaca_eval
+    ("chosen", "rejected"): Preference,  # TRL, UltraFeedback, HH-RLHF
+    ("response1", "response2", "overall_preference"): Preference,  # HelpSteer3's preference
+    ("good_edited_response", "bad_edited_response"): Preference,  # HelpSteer3's edit_quality
     ("predictions", "preference"): COMPARISONS,  # qa_feedback; only where columns names them
-    ("output",): RESPONSE,
-    ("completion",): RESPONSE,  # TRL
-    ("response",): RESPONSE,  # Dolly
+    ("output",): Instruction,
+    ("completion",): Instruction,  # TRL
+    ("response",): Instruction,  # Dolly
 }
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
-FINISHED = ("finished", "finished_1", "finished_2")
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -73,17 +81,17 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def normalize(
-    row: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS, need: str = "any"
-) -> list[tuple[str, dict[str, Any]]]:
-    """(EDIT, PREFERENCE or RESPONSE, the record's fields) of each record in a row, checked.
+def parse_row(
+    row: Any, where: str, need: str = "any", columns: Mapping[str, str] = NO_COLUMNS
+) -> list[Record]:
+    """The records in a row, checked; more than one where a row compares several answers.
 
     Args:
       where: the row's place, which opens every message.
+      need: "pairs": an Instruction is refused; "prompts": a row without an answer is one whose
+        output is "", as is any conversation that ends with the user; "candidates": two answers
+        need no label and no difference, and may be empty.
       columns: the row's name of a field where that is another; what it names is preferred.
-      need: "prompts": a row without an answer is a RESPONSE whose output is "", as is any
-        conversation that ends with the user; "candidates": two answers need no label and no
-        difference, and may be empty.
     """
     check_row(row, where)
     check_texts(row, where)
@@ -95,13 +103,13 @@ def normalize(
             refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
-    kind = LAYOUTS.get(layout, RESPONSE)
+    kind = LAYOUTS.get(layout, Instruction)
     if kind == COMPARISONS:
         named = {name: name for name in columns if name in PROMPTS}
-        parts = [normalize(part, where, named) for part in _comparisons(row, where)]
+        parts = [parse_row(part, where, columns=named) for part in _comparisons(row, where)]
         return [record for part in parts for record in part]
     names = layout[:2]
-    answers, before = _answers(row, names, where, columns, kind == RESPONSE or is_candidate)
+    answers, before = _answers(row, names, where, columns, kind is Instruction or is_candidate)
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")
@@ -112,16 +120,9 @@ def normalize(
         answers = [last]
     if is_transcript(row.get("prompt")):
         answers = [text.removeprefix(" ") for text in answers]
-    if kind == EDIT:
-        spans = spans_of(row.get("error_spans"), len(answers[0]), where)
-        fields = {"original": answers[0], "edited": answers[1], "error_spans": spans}
-        fields["finished"] = flag_of(row, "finished", where)
-    elif kind == PREFERENCE:
-        has_label = len(layout) > 2 and not is_candidate
-        preference = preference_of(row, layout[2], where) if has_label else 1
-        fields = {"output_1": answers[0], "output_2": answers[1], "preference": preference}
-        fields |= {name: flag_of(row, name, where) for name in FINISHED[1:]}
-    else:
+    if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
+        prompt = {"instruction": "", "input": "", "messages": messages}
+    if kind is Instruction:
         is_learnt = row.get("label") is not False
         if layout == ("completion",) and need not in ("prompts", "candidates"):
             is_learnt = flag_of(row, "label", where)  # of TRL
@@ -130,9 +131,27 @@ def normalize(
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
-        finished = flag_of(row, "finished", where)
-        return [(kind, prompt | {"output": answers[0], "finished": finished})]
-    return [(kind, prompt | fields | {"id": "" if row.get("id") is None else str(row["id"])})]
+    else:
+        prompt["id"] = "" if row.get("id") is None else str(row["id"])
+    fields = prompt | dict(zip(RESPONSES[kind], answers, strict=True))
+    if kind is Edit:
+        fields["error_spans"] = spans_of(row.get("error_spans"), len(answers[0]), where)
+    elif kind is Preference:
+        has_label = len(layout) > 2 and not is_candidate
+        fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
+    for name in FINISHED[1:] if kind is Preference else FINISHED[:1]:
+        fields[name] = flag_of(row, name, where)
+    if kind is Instruction and need == "pairs":
+        raise InputError(
+            f"{where}: has one response or none; what is learned from here is edits (original, "
+            "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
+        )
+    return [kind(**fields)]
+
+
+def parse_record(row: Any, where: str) -> Record:
+    """The one record in a row, which needs no response."""
+    return parse_row(row, where, "prompts")[0]
 
 
 def with_id(row: Row, columns: Mapping[str, str]) -> Row:

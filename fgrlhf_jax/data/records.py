@@ -1,21 +1,18 @@
-"""The three kinds of records, and the reader of them that every command shares.
+"""The three kinds of records, and what is asked of them.
 
-    Edit         a prompt, original, edited                  (``edited`` is preferred)
-    Preference   a prompt, output_1, output_2, preference    (1 or 2)
-    Instruction  a prompt, output                            ("" is a prompt without one)
-
-What is wrong with a row stops the run with ``file:line: what is wrong; what to do``.
+Edit         a prompt, original, edited                  (``edited`` is preferred)
+Preference   a prompt, output_1, output_2, preference    (1 or 2)
+Instruction  a prompt, output                            ("" is a prompt without one)
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgrlhf_jax.data import conversations, formats, trees
-from fgrlhf_jax.data.rows import read_rows, sources
-from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.data import conversations
 
 ROLES = ("system", "user", "assistant")
+FINISHED = ("finished", "finished_1", "finished_2")
 KINDS = ("edits", "preferences", "instructions", "prompts")
 
 
@@ -79,8 +76,6 @@ RESPONSES = {  # the fields with responses
     Instruction: ("output",),
 }
 
-_TYPES = {formats.EDIT: Edit, formats.PREFERENCE: Preference, formats.RESPONSE: Instruction}
-NEEDS = ("any", "pairs", "candidates", "responses", "prompts")
 
 Record = Edit | Preference | Instruction
 RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
@@ -162,7 +157,7 @@ def unfinished_fields(record: Record, names: Sequence[str] = ()) -> dict[str, bo
         where the row is of the record's own kind.
     """
     cut = {f"finished_{n}": is_finished(record, name) for n, name in enumerate(names, 1)}
-    cut = cut or {name: getattr(record, name, True) for name in formats.FINISHED}
+    cut = cut or {name: getattr(record, name, True) for name in FINISHED}
     return {name: value for name, value in cut.items() if not value}
 
 
@@ -170,85 +165,6 @@ def as_instruction(record: Record, name: str) -> Instruction:
     """A record's prompt with the response in the field ``name``."""
     prompt = record.instruction, record.input
     return Instruction(*prompt, getattr(record, name), record.messages, is_finished(record, name))
-
-
-def read(spec: str, **options: Any) -> list[Record]:
-    """The records of one or several comma-separated sources, in order.
-
-    Args:
-      spec: each source is a file (``rows.SUFFIXES``), or a dataset ORG/NAME[:CONFIG[:SPLIT]] or
-        FOLDER:CONFIG[:SPLIT] (``hub_datasets``), whose rows have a layout of ``formats``.
-      options: those of :func:`read_with_rows`.
-
-    Raises:
-      InputError: for the first fault, ``file:line: …`` (``file:row N: …`` of other forms).
-    """
-    return [record for record, _ in read_with_rows(spec, **options)]
-
-
-def read_with_rows(
-    spec: str, *, need: str = "any", columns: str = "", refused: list[str] | None = None
-) -> list[tuple[Record, dict[str, Any]]]:
-    """As :func:`read`, each record with all fields of the row that it was read from.
-
-    Args:
-      need: of NEEDS: "pairs" refuses single responses, "candidates" takes pairs without a label,
-        "prompts" rows without a response; of message trees each takes what it can use.
-      columns: other names of fields, as ``formats.parse_columns`` reads them.
-      refused: where given, wrong rows are left out and the messages about them are added to it.
-    """
-    names, pairs = formats.parse_columns(columns), []
-    for source in sources(spec):
-        if not source:
-            raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…]")
-        count, unprompted = len(pairs), []
-        message = f"{source}: holds no rows; give a file with at least one"
-        for where, row in trees.unfold(read_rows(source), need):
-            try:
-                parsed = parse_row(row, where, need, names)
-                if formats.is_prompt_in_texts(row, names):
-                    unprompted.append((where, len(pairs)))
-                pairs += [(record, formats.with_id(row, names)) for record in parsed]
-            except InputError as error:
-                if refused is None:
-                    hint = "or leave such rows out with invalid=drop"
-                    raise InputError(f"{error}, {hint}") from error
-                refused.append(str(error))
-                message = f"{source}: no row of it can be read; the last one: {error}"
-        if 0 < len(unprompted) < len(pairs) - count:
-            reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
-            if refused is None:
-                raise InputError(
-                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop"
-                )
-            for where, place in reversed(unprompted):
-                refused.append(f"{where}: {reason}")
-                del pairs[place]
-        if len(pairs) == count:
-            raise InputError(message)
-    return pairs
-
-
-def parse_row(
-    row: Any, where: str, need: str = "any", columns: Mapping[str, str] = formats.NO_COLUMNS
-) -> list[Record]:
-    """The records in a row, checked; ``where`` opens every message about it."""
-    records = []
-    for kind, values in formats.normalize(row, where, columns, need):
-        messages = tuple(Message(**turn) for turn in values.pop("messages", ()))
-        prompt = {"instruction": "", "input": "", "messages": messages} if messages else {}
-        records.append(_TYPES[kind](**values | prompt))
-        if need == "pairs" and kind == formats.RESPONSE:
-            raise InputError(
-                f"{where}: has one response or none; what is learned from here is edits (original, "
-                "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
-            )
-    return records
-
-
-def parse_record(row: Any, where: str) -> Record:
-    """The one record in a row, which needs no response."""
-    return parse_row(row, where, "prompts")[0]
 
 
 def better_response(record: Record) -> Instruction:

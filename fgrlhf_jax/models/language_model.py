@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
+from fgrlhf_jax.data.formats import parse_record
 from fgrlhf_jax.data.prompts import pad_prompts
-from fgrlhf_jax.data.records import Instruction, Record, parse_record
+from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.tokenizers import Tokenizer, decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import decoding, heads, hf_load, llama, sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record
 from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
@@ -64,11 +64,11 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
     }
     edits = feedback["edits_train"]
     # Without demonstrations a policy imitates both sides of the edits.
-    sft = (records.read(files.sft, need="responses") if files.sft else []) or [
+    sft = (sources.read(files.sft, need="responses") if files.sft else []) or [
         records.as_instruction(edit, name) for edit in edits for name in records.RESPONSES[Edit]
     ]
-    prompts = records.read(files.prompts, need="prompts") if files.prompts else edits
-    test = records.read(files.test, need="prompts") if files.test else feedback["edits_test"]
+    prompts = sources.read(files.prompts, need="prompts") if files.prompts else edits
+    test = sources.read(files.test, need="prompts") if files.test else feedback["edits_test"]
     return {
         "sft": sft,
         "ppo": distinct_prompts(prompts),
@@ -99,7 +99,7 @@ def read_kind(kind: type, spec: str) -> list[Record]:
     Raises:
       InputError: for a row of another kind.
     """
-    rows, name = records.read(spec), kind.__name__.lower()
+    rows, name = sources.read(spec), kind.__name__.lower()
     for number, row in enumerate(rows, 1):
         if not isinstance(row, kind):
             fields = ", ".join(FIELDS[kind])
@@ -125,7 +125,7 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
         paths = sorted((folder / "data").glob("*_*.jsonl"))
-        sets = {path.stem: records.read(str(path)) for path in paths}
+        sets = {path.stem: sources.read(str(path)) for path in paths}
     else:
         sets = feedback_on_samples(config, out.parent / "samples.json", seed)
     write_sets(out, sets)
@@ -139,11 +139,11 @@ def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
     """
     home = folder / f"seed_{seed}"
     paths = (home / "feedback").glob("*.jsonl")
-    feedback = {path.stem: records.read(str(path)) for path in paths}
+    feedback = {path.stem: sources.read(str(path)) for path in paths}
     edits = {side: feedback[f"edits_{side}"] for side in ("train", "validation")}
     prompts = [*edits["train"], *edits["validation"]]
     if config.embedded:
-        prompts = records.read(str(folder / "data" / "feedback.jsonl"))
+        prompts = sources.read(str(folder / "data" / "feedback.jsonl"))
     tested = {
         records.prompt_key(row) for name in feedback if "test" in name for row in feedback[name]
     }
@@ -190,7 +190,7 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
             f"--config.model=…, or by people, python -m launch.annotate --config.input={samples} "
             f"--config.output={file}; then run the same command again"
         )
-    validation = records.read(str(home / "feedback" / "edits_validation.jsonl"))
+    validation = sources.read(str(home / "feedback" / "edits_validation.jsonl"))
     held_out = {records.prompt_key(row) for row in validation}
     sets = {"train": [], "validation": []}
     for row in edits:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.pipeline.arms import BASE, ORACLE
@@ -84,7 +84,7 @@ def read_run(home: Path, arm: str) -> dict:
 def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -> list[dict]:
     """The arms' responses at T = 1 to the first ``count`` test prompts, and the reference's."""
     reference = _read(answers / "reference.json")["sampled"][:count]
-    prompts = records.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
+    prompts = sources.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
     samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
     for name in ("reference", *arms):
         answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.records import Edit, Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
@@ -80,7 +80,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     """
     for path in policies.values():
         check_template(path, config.template)
-    prompts = records.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
+    prompts = sources.read(str(folder / "data" / "test.jsonl"))[: config.test_prompts]
     judge = user_function.load(config.judge) if config.judge else None
     score = functools.partial(user_function.score_responses, judge, config.judge)
 
@@ -101,7 +101,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         return rows
 
     home = folder / f"seed_{seed}"
-    edits, out = records.read(str(home / "feedback" / "edits_test.jsonl")), home / "answers"
+    edits, out = sources.read(str(home / "feedback" / "edits_test.jsonl")), home / "answers"
     start = LanguageModel.load(policies["sft"], template=config.template, lazy=True)
     made_with = task_fields(config, "answers")
     for arm, path in policies.items():
@@ -183,7 +183,7 @@ def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, s
     """
     feedback = folder / f"seed_{seed}" / "feedback"
     paths = {name: feedback / f"{name}_test.jsonl" for name in ("edits", "preferences", "gold")}
-    sets = {name: records.read(str(path)) for name, path in paths.items() if path.exists()}
+    sets = {name: sources.read(str(path)) for name, path in paths.items() if path.exists()}
     long = [row for row in sets["edits"] if len(row.original.split()) > 5]
     shown = long[: config.heatmaps if models else 0]
     tables, by_model = {}, [{} for _ in shown]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data import records, templates
+from fgrlhf_jax.data import formats, records, templates
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.tokenizers import Tokenizer, token_texts
 from fgrlhf_jax.errors import InputError
@@ -47,7 +47,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
     if isinstance(rows, Mapping | records.Record):
         raise InputError(f"records={rows!r:.60}: is one record; give a list of records")
     return [
-        records.parse_record(row, f"row {number}") if isinstance(row, Mapping) else row
+        formats.parse_record(row, f"row {number}") if isinstance(row, Mapping) else row
         for number, row in enumerate(rows, 1)
     ]
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files, interrupt
 from fgrlhf_jax.runtime.run_dir import flatten, unlock
@@ -135,7 +135,7 @@ def check_output(
     if path.suffix not in suffixes:
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
     check_writable(field, path)
-    sources = {os.path.realpath(f) for spec in read if spec for f in records.sources(spec)}
+    sources = {os.path.realpath(f) for spec in read if spec for f in split_sources(spec)}
     for each in (path, *beside):
         if os.path.realpath(each) in sources:
             raise InputError(f"{field}: would write over {each}, which is read; choose another")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.formats import is_prompt_in_texts, parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 from fgrlhf_jax.data.split import split
@@ -17,10 +17,10 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
     """Records of files and the rows that they stand in; ``columns`` and ``invalid`` are heeded.
 
     Args:
-      need: as for ``records.read_with_rows``.
+      need: as for ``sources.read_with_rows``.
     """
     refused = [] if config.invalid == "drop" else None
-    pairs = records.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
+    pairs = sources.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
     if refused:
         print(
             f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr

@@ -7,7 +7,7 @@ import random
 import hub_cases
 import pytest
 
-from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.convert import SIDES, as_preference, convert_records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, better_and_worse
 from fgrlhf_jax.errors import InputError
@@ -56,7 +56,7 @@ def test_a_row_that_keeps_its_kind_keeps_its_fields():
     for record, to in ((EDIT, "edits"), (FIRST, "preferences"), (ANSWER, "instructions")):
         (row,) = converted(record, to=to, further=further)
         fields = json.loads(json.dumps(dataclasses.asdict(record)))
-        for name in ("messages", *formats.FINISHED):
+        for name in ("messages", *records.FINISHED):
             fields.pop(name, None)
         assert row == {**fields, "annotator": "human", "a set": "{1}"}
 
@@ -123,11 +123,11 @@ def test_to_preferences_and_back(tmp_path):
         for t, ends in zip(texts, ended, strict=True)
     ]
     write_jsonl(path, converted(*pairs, to="alpaca_farm"))
-    assert records.read(str(path)) == pairs
+    assert sources.read(str(path)) == pairs
     edits = [Edit(*t, finished=ends[0]) for t, ends in zip(texts, ended, strict=True)]
     for to in ("preferences", "trl"):
         write_jsonl(path, converted(*edits, to=to))
-        for edit, pair in zip(edits, records.read(str(path)), strict=True):
+        for edit, pair in zip(edits, sources.read(str(path)), strict=True):
             sides = records.sides(pair)
             assert better_and_worse(pair) == (edit.edited, edit.original)
             assert [records.is_finished(pair, side) for side in sides] == [
@@ -139,7 +139,7 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
     path = tmp_path / "farm.json"
     for name, rows in hub_cases.alpaca_farm().items():
         path.write_text(json.dumps(rows))
-        back, _ = convert_records(records.read_with_rows(str(path)), "alpaca_farm")
+        back, _ = convert_records(sources.read_with_rows(str(path)), "alpaca_farm")
         if name.startswith("alpaca_farm_evaluation"):
             columns = ("instruction", "input", "output")
             rows = [{column: row[column] for column in columns} for row in rows]

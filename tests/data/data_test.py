@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from data_cases import ANSWER, FILES
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.describe import TokenLimits, describe_records
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
@@ -167,18 +167,18 @@ def test_no_flag_shows_the_embedded_world(run):
 def test_what_a_conversion_says_and_writes(run):
     fields = {"to": "instructions", "side": "worse", "output": "worse.jsonl"}
     assert run(input="pairs.jsonl", **fields) == "2 rows in worse.jsonl\n"
-    texts = [row.output for row in records.read("worse.jsonl")]  # that an editor edits
+    texts = [row.output for row in sources.read("worse.jsonl")]  # that an editor edits
     assert texts == ["A brick, I think.", "Fig"]
     fields = {"input": "compared.jsonl", "to": "preferences", "columns": "predictions,preference"}
     assert run(output="p.jsonl", **fields) == "5 rows in p.jsonl\n"
-    pairs = records.read("p.jsonl")
+    pairs = sources.read("p.jsonl")
     assert {type(pair) for pair in pairs} == {Preference}
     assert pairs[0].id == "dev/0/1-2"
     fields = {"input": "annotations.json,answers.jsonl,edits.jsonl", "invalid": "drop"}
     assert run(to="instructions", output="all.json", distinct=True, **fields) == (
         "4 rows in all.json\nleft out: 1 without an output\nleft out: 1 repeated\n"
     )
-    assert len(records.read("all.json")) == 4
+    assert len(sources.read("all.json")) == 4
 
 
 def test_prompts_that_texts_begin_with_are_counted(run):

@@ -3,7 +3,7 @@
 import pytest
 from format_cases import BLUE, GREEN, HELPSTEER, LAYOUTS, MANY, SKY, TREE, ULTRA, chat, pair, turns
 
-from fgrlhf_jax.data import records, trees
+from fgrlhf_jax.data import formats, records, trees
 from fgrlhf_jax.data.formats import parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
@@ -12,9 +12,9 @@ from fgrlhf_jax.errors import InputError
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name):
     row, expected = LAYOUTS[name]
-    assert records.parse_row(row, "a:1") == [expected]
+    assert formats.parse_row(row, "a:1") == [expected]
     # A record's prompt needs no answer, and is the same.
-    prompt = records.parse_row(row, "a:1", "prompts")[0]
+    prompt = formats.parse_row(row, "a:1", "prompts")[0]
     assert records.prompt_key(prompt) == records.prompt_key(expected)
 
 
@@ -31,7 +31,7 @@ MAPPED = [
     ({"instruction": "x", "prompt": SKY, "chosen": "A", "rejected": "B"}, "prompt", A_B),
     ({"input": SKY, "chosen": "A", "rejected": "B"}, "prompt=input", A_B),
     ({"history": SKY, "chosen": "A", "rejected": "B"}, "prompt=history", A_B),
-    (ULTRA | {"history": [["Hi", "Hello"]]}, "chosen", records.parse_row(ULTRA, "a:1")),
+    (ULTRA | {"history": [["Hi", "Hello"]]}, "chosen", formats.parse_row(ULTRA, "a:1")),
     (
         ULTRA,
         "original=rejected, edited=chosen",
@@ -43,13 +43,13 @@ MAPPED = [
 
 @pytest.mark.parametrize(("row", "columns", "expected"), MAPPED)
 def test_columns(row, columns, expected):
-    assert records.parse_row(row, "a:1", columns=parse_columns(columns)) == expected
+    assert formats.parse_row(row, "a:1", columns=parse_columns(columns)) == expected
 
 
 @pytest.mark.parametrize("need", ["prompts", "candidates"])
 def test_a_label_is_of_no_interest_where_the_response_is_not_learnt(need):
     row = {"prompt": SKY, "completion": "Green.", "label": False}
-    assert records.parse_row(row, "a:1", need) == [Instruction(SKY, "", "Green.")]
+    assert formats.parse_row(row, "a:1", need) == [Instruction(SKY, "", "Green.")]
 
 
 HI = chat("Hi")
@@ -77,7 +77,7 @@ def test_message_trees(nested, need, expected):
         rows = [{"message_tree_id": "p", "tree_state": "ready", "prompt": nodes["p"]}]
     places = ((f"a:{n}", row) for n, row in enumerate(rows, 1))
     read = [
-        r for where, row in trees.unfold(places, need) for r in records.parse_row(row, where, need)
+        r for where, row in trees.unfold(places, need) for r in formats.parse_row(row, where, need)
     ]
     assert read == expected
 
@@ -98,7 +98,7 @@ def test_two_messages_of_one_id_are_not_one():
     rows = [*TREE[:3], TREE[1], TREE[1] | {"text": "Nay."}]  # a message may come again
     unfolded = [*trees.unfold([(f"a:{n}", row) for n, row in enumerate(rows, 1)])]
     with pytest.raises(InputError, match="a:5: message_id b is another message's too"):
-        records.parse_row(unfolded[0][1], "a:5")
+        formats.parse_row(unfolded[0][1], "a:5")
     assert [row["rejected"] for _, row in unfolded[1:]] == ["No."]
 
 
@@ -154,20 +154,20 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_refused(row, message):
     with pytest.raises(InputError, match=f"^a:1: .*{message}") as caught:
-        records.parse_row(row, "a:1")
+        formats.parse_row(row, "a:1")
     assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("last", [[], [{"role": "assistant", "content": ""}]])
 def test_a_conversation_without_an_answer_has_an_empty_one(last):
-    rows = records.parse_row({"messages": [*turns("a"), *last]}, "a:1")
+    rows = formats.parse_row({"messages": [*turns("a"), *last]}, "a:1")
     assert rows == [Instruction("", "", "", chat("a"))]
     with pytest.raises(InputError, match="a:1: has one response or none"):
-        records.parse_row({"messages": [*turns("a"), *last]}, "a:1", "pairs")
+        formats.parse_row({"messages": [*turns("a"), *last]}, "a:1", "pairs")
 
 
 def test_columns_that_are_not_there():
     with pytest.raises(InputError, match="'foo' is no field"):
         parse_columns("foo=bar")
     with pytest.raises(InputError, match="misses the field 'bar'"):
-        records.parse_row(EDITED, "a:1", columns=parse_columns("prompt=bar"))
+        formats.parse_row(EDITED, "a:1", columns=parse_columns("prompt=bar"))

@@ -11,7 +11,7 @@ import pytest
 from format_cases import LAYOUTS, TREE
 from mutation_cases import JUNK, paths
 
-from fgrlhf_jax.data import formats, records, trees
+from fgrlhf_jax.data import formats, records, sources, trees
 from fgrlhf_jax.data.convert import TARGETS, convert_records
 from fgrlhf_jax.errors import InputError
 
@@ -78,11 +78,11 @@ def test_mutated_rows(request):
     rng, read = random.Random(0), 0
     count = request.config.getoption("--fuzz-records")
     for _ in range(count):
-        row, need = mutate(rng.choice(ROWS), rng), rng.choice(records.NEEDS)
+        row, need = mutate(rng.choice(ROWS), rng), rng.choice(sources.NEEDS)
         columns = {}
         if isinstance(row, dict) and row and rng.random() < 0.2:
             columns = {rng.choice(formats.FIELDS): str(rng.choice([*row]))}
-        parsed, message = attempt(records.parse_row, row, "a:1", need, columns)
+        parsed, message = attempt(formats.parse_row, row, "a:1", need, columns)
         assert parsed is not None or message.startswith("a:1: ")
         assert len(message) < 900
         read += bool(parsed)
@@ -92,7 +92,7 @@ def test_mutated_rows(request):
                 converted, message = attempt(convert_records, [(record, row)], target)
                 assert len(message) < 900
                 if converted:
-                    (again,) = records.parse_row(converted[0][0], "b:1", "prompts")
+                    (again,) = formats.parse_row(converted[0][0], "b:1", "prompts")
                     assert target != records.kind_of(record) or content(again) == content(record)
     assert 0.1 * count < read < 0.9 * count
 
@@ -102,8 +102,8 @@ def test_mutated_trees(request):
     for _ in range(request.config.getoption("--fuzz-records") // 50):
         rows = [mutate(row, rng) if rng.random() < 0.3 else row for row in TREE]
         rows = [(f"a:{n}", row) for n, row in enumerate(rows, 1)]
-        for where, row in trees.unfold(rows, rng.choice(records.NEEDS)):
-            parsed, message = attempt(records.parse_row, row, where)
+        for where, row in trees.unfold(rows, rng.choice(sources.NEEDS)):
+            parsed, message = attempt(formats.parse_row, row, where)
             assert parsed or message.startswith("a:")
 
 
@@ -132,6 +132,6 @@ def test_mutated_files(request, tmp_path, monkeypatch, name):
             start = rng.randrange(len(data))
             data[start : start + rng.randrange(9)] = rng.randbytes(rng.randrange(9))
         (tmp_path / name).write_bytes(data[: rng.choice((None, rng.randrange(len(data) + 1)))])
-        read, message = attempt(records.read, name, refused=rng.choice((None, [])))
+        read, message = attempt(sources.read, name, refused=rng.choice((None, [])))
         assert read or message.startswith(name)
         assert len(message) < 900

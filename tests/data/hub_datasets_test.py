@@ -10,7 +10,7 @@ import hub_cases
 import pytest
 
 from configs import pipeline
-from fgrlhf_jax.data import hub_datasets, records
+from fgrlhf_jax.data import hub_datasets, sources
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.datasets import make_data
@@ -40,11 +40,11 @@ def folder(tmp_path, monkeypatch, request):
 
 def test_every_set_of_alpaca_farm_by_its_id(folder):
     for path, rows in hub_cases.alpaca_farm().items():
-        read = records.read_with_rows(f"{hub_cases.NAME}:{path.replace('/', ':')}")
+        read = sources.read_with_rows(f"{hub_cases.NAME}:{path.replace('/', ':')}")
         assert [row for _, row in read] == rows
-    instructions = records.read(f"{hub_cases.NAME}:alpaca_instructions:val")
+    instructions = sources.read(f"{hub_cases.NAME}:alpaca_instructions:val")
     assert instructions[0] == Instruction("val 0", "", "val 0: yes.")
-    preferences = records.read(f"{hub_cases.NAME}:alpaca_human_preference")
+    preferences = sources.read(f"{hub_cases.NAME}:alpaca_human_preference")
     assert preferences[1] == Preference("human 1", "", "One.", "Two.", 2)
 
 
@@ -63,7 +63,7 @@ def test_the_papers_setting(folder, tmp_path):
     config.files.update({name: f"{hub_cases.NAME}:{spec}" for name, spec in sets.items()})
     config.files.edits = "edits.jsonl"
     make_data(config, tmp_path)
-    rows = {path.stem: records.read(str(path)) for path in (tmp_path / "data").glob("*.jsonl")}
+    rows = {path.stem: sources.read(str(path)) for path in (tmp_path / "data").glob("*.jsonl")}
     instructions = {name: [row.instruction for row in rows[name]] for name in rows}
     assert instructions["sft"] == [f"sft {n}" for n in range(120)]
     assert instructions["ppo"] == [f"unlabeled {n}" for n in range(200)]
@@ -73,14 +73,14 @@ def test_the_papers_setting(folder, tmp_path):
 
 
 def test_a_folder_is_named_as_an_id_is(folder):
-    assert len(records.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
+    assert len(sources.read(f"{folder}:alpaca_instructions:unlabeled")) == 5
     for spec, message in (
         (":alpaca_instructions", "has the splits preference, sft, unlabeled, val; choose one: "),
         (":alpaca_instructions:gold", "datasets cannot load it .*gold.*; give ORG/NAME"),
         ("", "is a folder; name the files in it"),
     ):
         with pytest.raises(InputError, match=message):
-            records.read(f"{folder}{spec}")
+            sources.read(f"{folder}{spec}")
 
 
 def test_files_of_a_folder_without_a_card(folder):
@@ -90,7 +90,7 @@ def test_files_of_a_folder_without_a_card(folder):
         (folder.parent / path).parent.mkdir(exist_ok=True)
         write_jsonl(folder.parent / f"{path}.jsonl", rows[:count])
     name = folder.parent.name
-    assert len(records.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
+    assert len(sources.read(f"{name}/x:default,{name}/x::test,{name}/x:default:train")) == 3
     (folder.parent / "w").mkdir()
     for file, row in (("a", rows[0]), ("b", rows[0] | {"another": 1})):
         write_jsonl(folder.parent / f"w/{file}.jsonl", [row])
@@ -103,13 +103,13 @@ def test_files_of_a_folder_without_a_card(folder):
         (f"{name}/z::", r"script.*give its data files"),
     ):
         with pytest.raises(InputError, match=message):
-            records.read(spec)
+            sources.read(spec)
 
 
 def test_a_folder_with_the_name_of_a_format(folder):
     """`datasets` has formats called json and parquet."""
     write_jsonl(Path("json/train.jsonl"), [hub_cases.instruction("a")])
-    assert records.read("json:default:train") == [Instruction("a", "", "a: yes.")]
+    assert sources.read("json:default:train") == [Instruction("a", "", "a: yes.")]
 
 
 def test_what_names_a_dataset():
@@ -121,11 +121,11 @@ def test_what_names_a_dataset():
 
 READ = """
 import json, sys
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 for spec in sys.argv[1:]:
     try:
-        print(json.dumps(len(records.read(spec))))
+        print(json.dumps(len(sources.read(spec))))
     except InputError as error:
         print(json.dumps(str(error)))
 """

@@ -10,17 +10,9 @@ import pyarrow.parquet
 import pytest
 from record_cases import EDIT, INSTRUCTION, PREFERENCE, changed, lines
 
-from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import (
-    Edit,
-    Instruction,
-    Message,
-    Preference,
-    alpaca_eval_prompt,
-    read,
-    read_with_rows,
-)
-from fgrlhf_jax.data.rows import read_rows
+from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference, alpaca_eval_prompt
+from fgrlhf_jax.data.sources import read, read_rows, read_with_rows
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -191,7 +183,7 @@ def test_sources_that_are_too_large(write, monkeypatch):
     pyarrow.parquet.write_table(table, "a.parquet", compression="zstd")
     write(data=gzip.compress(b" " * 20_000_000), name="b.jsonl.gz")
     pyarrow.parquet.write_table(pyarrow.table({"output": ["x"] * 300_000}), "c.parquet")
-    monkeypatch.setattr("fgrlhf_jax.data.rows.SOURCE_BYTES", 10_000_000)
+    monkeypatch.setattr("fgrlhf_jax.data.tables.SOURCE_BYTES", 10_000_000)
     for name in ("a.parquet", "b.jsonl.gz", "c.parquet"):
         with pytest.raises(InputError, match=f"^{name}: holds more than 0.01 GB of text; give a"):
             next(read_rows(name))  # before any row
@@ -239,20 +231,20 @@ def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
 
 def test_whether_a_response_ended_travels_with_its_record():
     edit = EDIT | {"original": "It rains and", "edited": "It snows and", "finished": False}
-    row = records.parse_record(edit, "a:1")
+    row = formats.parse_record(edit, "a:1")
     assert not row.finished
     assert not records.is_finished(row, "edited")
-    mended = records.parse_record(edit | {"edited": "It snows."}, "a:1")
+    mended = formats.parse_record(edit | {"edited": "It snows."}, "a:1")
     assert records.is_finished(mended, "edited")
     assert not records.is_finished(mended, "original")
     assert records.better_response(row).finished is False
-    pair = records.parse_record(PREFERENCE | {"finished_2": "False", "finished_1": ""}, "a:1")
+    pair = formats.parse_record(PREFERENCE | {"finished_2": "False", "finished_1": ""}, "a:1")
     assert (pair.finished_1, pair.finished_2) == (True, False)
     assert records.is_finished(pair, "output_1")
     assert not records.is_finished(pair, "output_2")
-    assert records.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
+    assert formats.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
     with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):
-        records.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")
+        formats.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")
 
 
 def test_columns_say_which_field_is_the_id_of_a_row(write):

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 from record_cases import EDIT, INSTRUCTION, PREFERENCE, changed, lines
 
-from fgrlhf_jax.data.records import read
+from fgrlhf_jax.data.sources import read
 from fgrlhf_jax.errors import InputError
 
 BAD_LINES = [

@@ -7,7 +7,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
@@ -45,7 +45,7 @@ def run(**fields) -> dict:
 
 def test_before_and_after(capsys):
     result = run(edits="edits.jsonl", model="policy", reference="start", limit=12)
-    edits = records.read("edits.jsonl")[:12]
+    edits = sources.read("edits.jsonl")[:12]
     policy, start = (LanguageModel.load(name, lazy=True) for name in ("policy", "start"))
     expected = correction.evaluate(policy, edits, start)
     assert {key: result[key] for key in expected} == json.loads(json.dumps(expected))
@@ -63,7 +63,7 @@ def test_how_likely_both_sides_are(capsys):
         judge="fgrlhf_jax.tiny_world.judge:judge",
         fluency_model="start",
     )
-    edits = records.read("edits.jsonl")
+    edits = sources.read("edits.jsonl")
     model = LanguageModel.load("start", lazy=True)
     for name, side in (("fluency", "edited"), ("reference_fluency", "original")):
         texts = [getattr(edit, side) for edit in edits]

@@ -9,7 +9,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import Edit, Preference
 from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
@@ -126,7 +126,7 @@ def folder(tmp_path):
     """What a finished run of two seeds has on disk, but for its models."""
     config = make_config(seeds=2, **{f"world__{name}": size for name, size in SIZES.items()})
     datasets.make_data(config, tmp_path)
-    prompts = records.read(str(tmp_path / "data" / "feedback.jsonl"))
+    prompts = sources.read(str(tmp_path / "data" / "feedback.jsonl"))
     for seed in range(2):
         write_samples(tmp_path / f"seed_{seed}" / "samples.json", prompts)
         datasets.make_feedback(config, tmp_path, seed)
@@ -135,16 +135,16 @@ def folder(tmp_path):
 
 def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
     _, path = folder
-    sets = {name: records.read(str(path / "data" / f"{name}.jsonl")) for name in datasets.SETS}
+    sets = {name: sources.read(str(path / "data" / f"{name}.jsonl")) for name in datasets.SETS}
     assert {name: len(rows) for name, rows in sets.items()} == SIZES
     assert_disjoint(*sets.values())
     feedback = path / "seed_0" / "feedback"
     for kind, record in {"edits": Edit, "preferences": Preference}.items():
         paths = [feedback / f"{kind}_{part}.jsonl" for part in ("train", "validation", "test")]
-        parts = [records.read(str(path)) for path in paths]
+        parts = [sources.read(str(path)) for path in paths]
         assert all(isinstance(row, record) for part in parts for row in part)
         assert_disjoint(*parts)
-    for row in records.read(str(feedback / "gold_test.jsonl")):
+    for row in sources.read(str(feedback / "gold_test.jsonl")):
         scores = [gold_score(row.instruction, text) for text in (row.output_1, row.output_2)]
         assert row.preference == (1 if scores[0] > scores[1] else 2)
     assert json.loads((feedback / "counts.json").read_text())["edits_train"] > 0
@@ -157,18 +157,18 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
     home = tmp_path / "seed_0"
     datasets.make_data(config, tmp_path)
 
-    write_samples(home / "samples.json", records.read(str(tmp_path / "data" / "feedback.jsonl")))
+    write_samples(home / "samples.json", sources.read(str(tmp_path / "data" / "feedback.jsonl")))
     datasets.make_feedback(config, tmp_path, 0)
     datasets.make_parts(config, tmp_path, 0, 3)
     paths = [*(home / "feedback").glob("*.jsonl"), *(home / "parts_of_3").glob("*.jsonl")]
-    sets = {path.stem: records.read(str(path), need="prompts") for path in paths}
+    sets = {path.stem: sources.read(str(path), need="prompts") for path in paths}
     first = sets["edits_1_train"] + sets["edits_1_validation"]
     rounds = []
     for part, name in ((2, "second_round"), (3, "third_round")):
         write_samples(home / f"{name}_samples.json", sets[f"prompts_{part}"])
         datasets.make_round(config, home, 0, name)
         parts = ("train", "validation")
-        train, held_out = (records.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
+        train, held_out = (sources.read(str(home / name / f"edits_{p}.jsonl")) for p in parts)
         assert_disjoint(train, held_out)
         assert prompts_of(held_out) <= prompts_of(sets["edits_validation"])
         rounds.append(train + held_out)
@@ -226,7 +226,7 @@ def test_the_report_is_of_what_the_stages_left(folder):
     assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
     assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])
     assert len(content["samples"]) == 30
-    prompt = records.read(str(path / "data" / "test.jsonl"))[1].instruction
+    prompt = sources.read(str(path / "data" / "test.jsonl"))[1].instruction
     won = {"text": "ppo_rlhf 1", "score": pytest.approx(8 / 7), "outcome": 1.0}
     assert content["samples"][1]["prompt"] == prompt
     assert content["samples"][1]["by"]["ppo_rlhf"] == won
@@ -290,7 +290,7 @@ def make_sets(tmp_path):
         datasets.make_data(config, tmp_path)
         datasets.make_feedback(config, tmp_path, 0)
         paths = [*(tmp_path / "data").iterdir(), *tmp_path.glob("seed_0/feedback/*.jsonl")]
-        return {path.stem: records.read(str(path), need="prompts") for path in paths}
+        return {path.stem: sources.read(str(path), need="prompts") for path in paths}
 
     return make_sets
 
@@ -328,11 +328,11 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
     message = f"{file}: does not exist; have the responses edited, python -m launch.collect_edits"
     with pytest.raises(InputError, match=message):
         datasets.make_round(config, home, 0, "second_round")
-    prompts = records.read(str(home / "parts_of_3" / "prompts_2.jsonl"), need="prompts")
+    prompts = sources.read(str(home / "parts_of_3" / "prompts_2.jsonl"), need="prompts")
     write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
     datasets.make_round(config, home, 0, "second_round")
     parts = ("train", "validation")
-    made = [records.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
+    made = [sources.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
     assert sum(map(len, made)) == len(prompts)
     write_jsonl(file, [Edit(made[0][0].instruction, "", "bad", "good")])
     with pytest.raises(InputError, match="no edit is on a prompt of validation"):

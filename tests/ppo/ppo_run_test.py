@@ -18,7 +18,7 @@ import tiny_cases
 from ppo_cases import parse, read_samples, same_run
 from rm_cases import contents, rows, saved, without_clock
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
@@ -92,7 +92,7 @@ def test_the_coefficient_follows_the_kl(ppo_run):
 def test_samples_have_their_tokens_and_rewards(ppo_run, world):
     samples = read_samples(ppo_run)
     assert [sample["step"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4
-    instructions = [row.instruction for row in records.read(str(world.validation))]
+    instructions = [row.instruction for row in sources.read(str(world.validation))]
     for number, sample in enumerate(samples):
         assert sample["instruction"] == instructions[number % 4]
         assert len(sample["tokens"]) == len(sample["rewards"])
@@ -106,7 +106,7 @@ def test_edits_in_the_validation_are_corrected_before_and_after(run, world, tmp_
     """In eval.json as launch.evaluate would, and in the card."""
     pairs = [("dog cat sun", "dog sun"), ("sun", "sun dog"), ("cat dog", "dog cat")]
     texts = itertools.cycle(pairs)
-    edits = [Edit(row.instruction, "", *next(texts)) for row in records.read(str(world.validation))]
+    edits = [Edit(row.instruction, "", *next(texts)) for row in sources.read(str(world.validation))]
     write_jsonl(tmp_path / "edits.jsonl", edits)
     run_dir = run(validation=tmp_path / "edits.jsonl", steps=1)
     found = json.loads((run_dir / "eval.json").read_text())["corrections"]
@@ -160,7 +160,7 @@ def test_a_finished_run_makes_no_step(ppo_run, run):
 
 
 def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys):
-    prompts = records.read(str(world.prompts))
+    prompts = sources.read(str(world.prompts))
     prompts += [records.Instruction(" ".join(["apple"] * 40), "", "")] * 2
     counts = {"drop": "40 kept, 2 dropped_overlong, 0 truncated"}
     counts["truncate"] = "42 kept, 0 dropped_overlong, 2 truncated"
@@ -176,7 +176,7 @@ def test_a_template_that_the_policy_has_not_learned_is_reported(world, tmp_path,
     changes = {"reward_model": "", "reward_function": "fgrlhf_jax.tiny_world.judge:judge"}
     changes |= {"data__template": template, "data__max_prompt_length": 1}
     config = parse(ppo_cases.fields(world, tmp_path, **changes))
-    prompts = records.read(str(world.prompts))
+    prompts = sources.read(str(world.prompts))
     with pytest.raises(InputError, match="max_prompt_length=1: the template"):
         train.run(config, prompts, prompts)
     message = "data.template=alpaca, though the policy was fine-tuned with plain\n"

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import datasets
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
@@ -65,13 +65,13 @@ def test_edits_and_preferences(world, tmp_path):
 
     # And they are valid records.
     write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
-    assert records.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
+    assert sources.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
 
 
 def test_files_for_the_stages(tmp_path):
     sizes = dict(zip(SETS, (140, 70, 70, 35, 35), strict=True))
     for name, path in datasets.write_instructions(tmp_path / "data", sizes, 3).items():
-        rows = records.read(str(path))
+        rows = sources.read(str(path))
         assert rows == make_instructions(sizes[name], name, 3)
         assert {set_of(row.instruction) for row in rows} == {path.stem} == {name}
         assert -0.2 < np.mean([gold_score(row.instruction, row.output) for row in rows]) < 0.7

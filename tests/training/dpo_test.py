@@ -16,7 +16,7 @@ import rm_cases
 import tiny_cases
 from rm_cases import contents, rows, saved, without_clock
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.data.records import Edit
@@ -204,7 +204,7 @@ def test_what_a_run_leaves(run_of, fields, loss, world):
     card = (run_dir / "export" / "README.md").read_text()
     assert f"| Trained from | {world.policy} |" in card
     assert "of the pairs" in card
-    edits = [row for row in records.read(str(fields["validation"])) if isinstance(row, Edit)]
+    edits = [row for row in sources.read(str(fields["validation"])) if isinstance(row, Edit)]
     expected = correction.evaluate(policy, edits, LanguageModel.load(world.policy))
     corrections = evaluation["corrections"]
     assert corrections["gain"]["sampled"] == pytest.approx(expected["gain"]["sampled"], abs=1e-4)

@@ -9,7 +9,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.changes import make_row
 from fgrlhf_jax.data.records import Edit, Instruction
 from fgrlhf_jax.data.split import split
@@ -153,7 +153,7 @@ def test_a_training_on_edits_says_what_it_did_to_those_held_out(policies, tmp_pa
     ppo_cases.launch(sft, fields)
     with open(tmp_path / "run" / "eval.json") as file:
         found = json.load(file)["corrections"]
-    edits = records.read(str(tmp_path / "edits.jsonl"))
+    edits = sources.read(str(tmp_path / "edits.jsonl"))
     _, held_out = split([*map(records.better_response, edits)], 0.25, 0, exact=True)
     edits = [edit for edit in edits if records.better_response(edit) in held_out]
     trained = LanguageModel.load(tmp_path / "run" / "export", lazy=True)

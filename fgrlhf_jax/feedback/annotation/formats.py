@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
@@ -46,7 +46,7 @@ def read(
 
     Args:
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
-        ``records.read``, where edits are responses with an edit to begin from, several edits of a
+        ``sources.read``, where edits are responses with an edit to begin from, several edits of a
         row one response. Rows without an id get their number; a response may be empty.
       refused: where given, wrong rows are left out and the messages about them are added to it.
 
@@ -54,7 +54,7 @@ def read(
     """
     rows, convert = _rows_of_other_tool(spec)
     if rows is None:
-        rows = records.read_with_rows(spec, columns=columns, refused=refused)
+        rows = sources.read_with_rows(spec, columns=columns, refused=refused)
     items: dict[str, Item] = {}
     numbers: dict[str, int] = {}
     decisions: list[Decision] = []
@@ -98,7 +98,7 @@ def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
     rows = None
     if spec.endswith(".json"):
         with contextlib.suppress(InputError):  # of which reading records tells
-            rows = [row for _, row in records.read_rows(spec)]
+            rows = [row for _, row in sources.read_rows(spec)]
     for row in rows or ():
         for field, convert in (("fields", _from_argilla), ("data", _from_label_studio)):
             if isinstance(row, dict) and isinstance(row.get(field), dict):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fgrlhf_jax.data import conversations, formats, records, row_fields
+from fgrlhf_jax.data import conversations, formats, records, row_fields, sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges.verdicts import CHOICES
 from fgrlhf_jax.functional import length_control, win_rate
@@ -68,7 +68,7 @@ def prompt_key(record: records.Record | Comparison) -> str:
 
 def read(path: str) -> list[Comparison]:
     """The rows of an annotation file (JSON, JSONL or Parquet); InputError for one in no form."""
-    rows = [_comparison(row, where) for where, row in records.read_rows(path)]
+    rows = [_comparison(row, where) for where, row in sources.read_rows(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
     return rows
@@ -77,7 +77,7 @@ def read(path: str) -> list[Comparison]:
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     row_fields.check_row(row, where)
     fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
-    prompt = records.parse_record(fields, where)
+    prompt = formats.parse_record(fields, where)
     named = ("generator_1", "generator_2", "annotator", "reason")
     names = "output_1", "output_2", *(name for name in named if row.get(name) is not None)
     texts = {name: row_fields.text_of(row, name, where, blank=True) for name in names}
@@ -126,7 +126,7 @@ def read_difficulty(path: str) -> length_control.Difficulty:
     """
     names = ("std_delta_len", "instruction_difficulty", "preference")
     difficulties, baselines = {}, []
-    for where, row in records.read_rows(path):
+    for where, row in sources.read_rows(path):
         row_fields.check_row(row, where)
         row = dict(zip(("index", names[1]), row.values(), strict=True)) if len(row) == 2 else row
         try:

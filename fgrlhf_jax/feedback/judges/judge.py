@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.formats import FINISHED
+from fgrlhf_jax.data.records import FINISHED
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Instruction, RecordAndRow
+from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, prompt_key
 
@@ -56,7 +57,7 @@ def _by_prompt(responses: Responses) -> dict[str, RecordAndRow]:
     """The response to each prompt, each with the name of a generator."""
     spec, rows = responses
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
-    stems = ", ".join(Path(source).stem for source in records.sources(spec))
+    stems = ", ".join(Path(source).stem for source in split_sources(spec))
     default = names.pop() if len(names) == 1 else stems
     by_prompt = {}
     for number, (record, row) in enumerate(rows, 1):

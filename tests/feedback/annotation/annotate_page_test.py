@@ -12,7 +12,7 @@ import time
 import pytest
 from browser_cases import EVIL, Person, Server, Team
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.feedback.annotation.server import PASSWORD
 
 pytestmark = pytest.mark.browser
@@ -135,7 +135,7 @@ def test_a_row_of_somebody_who_left_goes_to_others(team):
     counts = "1 edited, 9 fine, 0 skipped; 10 of 10 rows are done"
     assert out == f"{team.server.output}: {counts}\n"
     assert err == "interrupted; run the same command to go on\n"
-    assert len(records.read(str(team.server.output))) == 1
+    assert len(sources.read(str(team.server.output))) == 1
 
 
 def test_beyond_the_limit_overwritten_and_found_again(team):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import formats
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
@@ -50,7 +50,7 @@ def test_edits_are_what_reward_models_are_trained_on(tmp_path):
     path = tmp_path / "edits.jsonl"
     decisions = [*DECISIONS, Decision("d", "Ann", EDITED, "There.")]
     assert formats.write(path, "edits", ITEMS, decisions) == 4
-    rows = records.read_with_rows(str(path))
+    rows = sources.read_with_rows(str(path))
     edited = [record.edited for record, _ in rows]
     assert edited == ["In France.", "In Europe.", "In Norway 😀.", "There."]
     prompt = ["id", "instruction", "input", "original", "edited", "annotator"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines, skip
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.agreement import describe, measure_agreement
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
@@ -145,7 +145,7 @@ def test_texts_are_kept_to_the_letter(output):
         edit = accept(store, "Ann", "1", odd + "!", **details)
         assert store.decisions() == [edit]
         store.write_edits()
-    ((record, row),) = records.read_with_rows(str(output))
+    ((record, row),) = sources.read_with_rows(str(output))
     assert [record.instruction, record.input, record.original] == 3 * [odd]
     assert record.edited == odd + "!"
     assert {name: row[name] for name in details} == details | {"tags": [odd, "b"]}

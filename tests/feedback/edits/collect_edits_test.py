@@ -14,7 +14,7 @@ import tiny_cases
 from collect_cases import CONFIG, collect, edited, editor, files, original
 from request_cases import read
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.minimality import measure
 from fgrlhf_jax.feedback.llm.cache import rejected_path
@@ -47,7 +47,7 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys)
     accepted = [n for n in range(40) if n not in reasons]
     assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
     assert {row["annotator"] for row in rows} == {f"{provider}/m"}
-    for n, edit in zip(accepted, records.read(str(output)), strict=True):
+    for n, edit in zip(accepted, sources.read(str(output)), strict=True):
         assert isinstance(edit, records.Edit)
         assert edit.instruction == f"Question {n}?"
         assert (edit.original, edit.edited) == (original(n), edited(n))
@@ -193,7 +193,7 @@ def test_the_last_turn_of_a_conversation_is_edited(tmp_path):
         collect(server, tmp_path / "chat.jsonl", output)
         (prompt,) = server.asked
     assert prompt.index("Hello") < prompt.index("Go on") < prompt.index(f"Response: {original(4)}")
-    (row,), (edit,) = read(output), records.read(str(output))
+    (row,), (edit,) = read(output), sources.read(str(output))
     assert row["messages"] == messages[:-1]
     assert (edit.original, edit.edited) == (original(4), edited(4))
     assert [turn.content for turn in edit.messages] == ["Hi", "Hello", "Go on"]

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits.request import (
     NAME,
@@ -143,7 +143,7 @@ def test_tasks_of_every_kind_of_row(tmp_path):
         {"instruction": "q5", "output": "", "id": 7},
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    rows = records.read_with_rows(str(tmp_path / "rows.jsonl"))
+    rows = sources.read_with_rows(str(tmp_path / "rows.jsonl"))
     assert [task[:4] for task in make_tasks(rows)] == [
         ("1", "q1", "", "a"),
         ("x/2", "q2", "i", "o"),

@@ -6,7 +6,7 @@ import llm_server
 import pytest
 from request_cases import launch
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.feedback.judges import alpaca_eval
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_preferences
@@ -25,7 +25,7 @@ def run(**fields) -> None:
 
 
 def labels(path: str = "labels.jsonl") -> list[int]:
-    return [row.preference for row in records.read(path)]
+    return [row.preference for row in sources.read(path)]
 
 
 def test_pairs_get_labels(capsys):
@@ -38,7 +38,7 @@ def test_pairs_get_labels(capsys):
     ]
     write_jsonl("pairs.jsonl", rows)
     run(judge=GOLD)
-    assert records.read("labels.jsonl") == [
+    assert sources.read("labels.jsonl") == [
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
     ]

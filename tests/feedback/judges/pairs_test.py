@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fgrlhf_jax.data import records
+from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import Message
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import pairs
@@ -15,7 +15,7 @@ from fgrlhf_jax.runtime.files import write_json
 
 def read(name: str, rows: list[dict], need: str) -> pairs.Responses:
     write_json(name, rows)
-    return pairs.Responses(name, records.read_with_rows(name, need=need))
+    return pairs.Responses(name, sources.read_with_rows(name, need=need))
 
 
 def match(ours: list[dict], theirs: list[dict], **options) -> list[Comparison]:

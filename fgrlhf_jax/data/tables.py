@@ -1,24 +1,16 @@
-"""Rows of files and datasets, each with its place: JSON, JSONL, CSV, Parquet, Hub ids."""
+"""Rows of tables: CSV, Parquet, and what the `datasets` library loads."""
 
 import ast
 import csv
-import gzip
 import io
-import json
-import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
 from fgrlhf_jax.data.conversations import ROLES, load_json
-from fgrlhf_jax.data.formats import FIELDS
 from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 SOURCE_BYTES = 2 * 10**9
 LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
@@ -36,43 +28,6 @@ _MESSAGES = re.compile(
 Rows = Iterator[tuple[str, Any]]
 
 
-def sources(spec: str) -> list[str]:
-    """The sources of a comma-separated list; a file that has commas in its name is one."""
-    return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
-
-
-def read_rows(source: str) -> Rows:
-    """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
-
-    A line that is no JSON, or of another number of cells, is there as the InputError about it.
-
-    Raises:
-      InputError: for what cannot be read, and for more than ``SOURCE_BYTES``.
-    """
-    shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
-    if os.path.isdir(source):
-        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")
-    if not os.path.exists(source):
-        if not is_known and hub_datasets.is_dataset(source):
-            table = hub_datasets.load(source).data
-            return _arrow_rows(source, lambda: table.to_batches(BATCH_ROWS))
-        raise InputError(f"{shown}: there is no such file; check the path")
-    if not is_known:
-        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
-    if source.endswith(".parquet"):
-        return _arrow_rows(source, lambda: _parquet_batches(source))
-    try:
-        with open(source, "rb") as file:  # downloads lose the ending .gz, or keep it and unpack
-            packed = file.peek(2).startswith(b"\x1f\x8b")
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(SOURCE_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy") from error
-    check_size(source, len(data))
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    return _csv_rows(data, source) if ".csv" in Path(source).suffixes else _json_rows(data, source)
-
-
 def check_size(source: str, size: int) -> None:
     """Raises InputError for a source of too many bytes."""
     if size > SOURCE_BYTES:
@@ -80,57 +35,20 @@ def check_size(source: str, size: int) -> None:
         raise InputError(f"{source:.300}: {reason}; give a part of it")
 
 
-def _json_rows(data: bytes, source: str) -> Rows:
-    """Objects a line, one list of objects, such a list in an object ("data"), or one object."""
-    start = data.strip()
-    first, _, rest = start.partition(b"\n")
-    if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
-        value = _json(data, source, 1)
-        if isinstance(value, dict):
-            lists = [each for each in value.values() if isinstance(each, list) and each]
-            if len(lists) == 1 and value.keys().isdisjoint(FIELDS):
-                value = lists[0]
-            elif rest:
-                value = [value]
-        if isinstance(value, list):
-            return ((f"{source}:row {n}", row) for n, row in enumerate(value, 1))
-        if first.strip() in (b"{", b"[") or first.startswith(b"["):
-            raise value
-    lines = enumerate(data.split(b"\n"), 1)
-    return ((f"{source}:{n}", _json(line, source, n)) for n, line in lines if line.strip())
-
-
-def _json(data: bytes, source: str, line: int) -> Any:
-    """The JSON value in ``data``, which starts at ``line`` of the file, or what is wrong."""
-    try:
-        return load_json(text := data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return _invalid_utf8(error, source, line)
-    except KeyError as error:
-        name, position = error.args
-        line += text.count("\n", 0, position)
-        reason = f"the field {name!r:.60} is there twice in one object; take one out"
-    except json.JSONDecodeError as error:
-        line += error.lineno - 1
-        reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"
-    except (RecursionError, ValueError) as error:
-        reason = f"JSON that cannot be read ({error}); correct this line"
-    return InputError(f"{source}:{line}: {reason}")
-
-
-def _invalid_utf8(error: UnicodeDecodeError, source: str, line: int) -> InputError:
+def invalid_utf8(error: UnicodeDecodeError, source: str, line: int) -> InputError:
+    """About bytes that are no text; ``line`` is the number of the first line."""
     line += error.object.count(b"\n", 0, error.start)
     byte = error.object[error.start]
     return InputError(f"{source}:{line}: invalid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
 
 
-def _csv_rows(data: bytes, source: str) -> Rows:
+def csv_rows(data: bytes, source: str) -> Rows:
     """Rows of texts below a line of names."""
     csv.field_size_limit(ROW_BYTES)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _invalid_utf8(error, source, 1) from error
+        raise invalid_utf8(error, source, 1) from error
     header = text.partition("\n")[0]  # of names, none of which has a comma, semicolon or tab
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
@@ -171,6 +89,17 @@ def _cell(text: str, where: str) -> Any:
             continue
     reason = f"{text[:60]!r} is no list of messages in JSON"
     raise InputError(f"{where}: {reason}; save the table as JSONL or Parquet")
+
+
+def dataset_rows(source: str) -> Rows:
+    """Rows of a dataset, see ``hub_datasets``."""
+    table = hub_datasets.load(source).data
+    return _arrow_rows(source, lambda: table.to_batches(BATCH_ROWS))
+
+
+def parquet_rows(source: str) -> Rows:
+    """Rows of a Parquet file."""
+    return _arrow_rows(source, lambda: _parquet_batches(source))
 
 
 def _parquet_batches(source: str) -> Iterator:

@@ -1,0 +1,155 @@
+"""Records read from files and datasets; every command reads with this.
+
+What is wrong with a row stops the run with ``file:line: what is wrong; what to do``.
+"""
+
+import gzip
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from fgrlhf_jax.data import formats, hub_datasets, tables, trees
+from fgrlhf_jax.data.conversations import load_json
+from fgrlhf_jax.data.records import Record
+from fgrlhf_jax.data.tables import Rows, check_size, invalid_utf8
+from fgrlhf_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+NEEDS = ("any", "pairs", "candidates", "responses", "prompts")
+
+
+def read(spec: str, **options: Any) -> list[Record]:
+    """The records of one or several comma-separated sources, in order.
+
+    Args:
+      spec: each source is a file (``SUFFIXES``), or a dataset ORG/NAME[:CONFIG[:SPLIT]] or
+        FOLDER:CONFIG[:SPLIT] (``hub_datasets``), whose rows have a layout of ``formats``.
+      options: those of :func:`read_with_rows`.
+
+    Raises:
+      InputError: for the first fault, ``file:line: …`` (``file:row N: …`` of other forms).
+    """
+    return [record for record, _ in read_with_rows(spec, **options)]
+
+
+def read_with_rows(
+    spec: str, *, need: str = "any", columns: str = "", refused: list[str] | None = None
+) -> list[tuple[Record, dict[str, Any]]]:
+    """As :func:`read`, each record with all fields of the row that it was read from.
+
+    Args:
+      need: of NEEDS: "pairs" refuses single responses, "candidates" takes pairs without a label,
+        "prompts" rows without a response; of message trees each takes what it can use.
+      columns: other names of fields, as ``formats.parse_columns`` reads them.
+      refused: where given, wrong rows are left out and the messages about them are added to it.
+    """
+    names, pairs = formats.parse_columns(columns), []
+    for source in split_sources(spec):
+        if not source:
+            raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…]")
+        count, unprompted = len(pairs), []
+        message = f"{source}: holds no rows; give a file with at least one"
+        for where, row in trees.unfold(read_rows(source), need):
+            try:
+                parsed = formats.parse_row(row, where, need, names)
+                if formats.is_prompt_in_texts(row, names):
+                    unprompted.append((where, len(pairs)))
+                pairs += [(record, formats.with_id(row, names)) for record in parsed]
+            except InputError as error:
+                if refused is None:
+                    hint = "or leave such rows out with invalid=drop"
+                    raise InputError(f"{error}, {hint}") from error
+                refused.append(str(error))
+                message = f"{source}: no row of it can be read; the last one: {error}"
+        if 0 < len(unprompted) < len(pairs) - count:
+            reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
+            if refused is None:
+                raise InputError(
+                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop"
+                )
+            for where, place in reversed(unprompted):
+                refused.append(f"{where}: {reason}")
+                del pairs[place]
+        if len(pairs) == count:
+            raise InputError(message)
+    return pairs
+
+
+def split_sources(spec: str) -> list[str]:
+    """The sources of a comma-separated list; a file that has commas in its name is one."""
+    return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
+
+
+def read_rows(source: str) -> Rows:
+    """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
+
+    A line that is no JSON, or of another number of cells, is there as the InputError about it.
+
+    Raises:
+      InputError: for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
+    """
+    shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
+    if os.path.isdir(source):
+        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")
+    if not os.path.exists(source):
+        if not is_known and hub_datasets.is_dataset(source):
+            return tables.dataset_rows(source)
+        raise InputError(f"{shown}: there is no such file; check the path")
+    if not is_known:
+        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
+    if source.endswith(".parquet"):
+        return tables.parquet_rows(source)
+    try:
+        with open(source, "rb") as file:  # downloads lose the ending .gz, or keep it and unpack
+            packed = file.peek(2).startswith(b"\x1f\x8b")
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(tables.SOURCE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy") from error
+    check_size(source, len(data))
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    return (
+        tables.csv_rows(data, source)
+        if ".csv" in Path(source).suffixes
+        else _json_rows(data, source)
+    )
+
+
+def _json_rows(data: bytes, source: str) -> Rows:
+    """Objects a line, one list of objects, such a list in an object ("data"), or one object."""
+    start = data.strip()
+    first, _, rest = start.partition(b"\n")
+    if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
+        value = _json(data, source, 1)
+        if isinstance(value, dict):
+            lists = [each for each in value.values() if isinstance(each, list) and each]
+            if len(lists) == 1 and value.keys().isdisjoint(formats.FIELDS):
+                value = lists[0]
+            elif rest:
+                value = [value]
+        if isinstance(value, list):
+            return ((f"{source}:row {n}", row) for n, row in enumerate(value, 1))
+        if first.strip() in (b"{", b"[") or first.startswith(b"["):
+            raise value
+    lines = enumerate(data.split(b"\n"), 1)
+    return ((f"{source}:{n}", _json(line, source, n)) for n, line in lines if line.strip())
+
+
+def _json(data: bytes, source: str, line: int) -> Any:
+    """The JSON value in ``data``, which starts at ``line`` of the file, or what is wrong."""
+    try:
+        return load_json(text := data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return invalid_utf8(error, source, line)
+    except KeyError as error:
+        name, position = error.args
+        line += text.count("\n", 0, position)
+        reason = f"the field {name!r:.60} is there twice in one object; take one out"
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"
+    except (RecursionError, ValueError) as error:
+        reason = f"JSON that cannot be read ({error}); correct this line"
+    return InputError(f"{source}:{line}: {reason}")
