@@ -8,9 +8,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from annotations_cases import accept_next
+from request_cases import launch
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import formats, server
@@ -18,7 +20,6 @@ from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item, input_d
 from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from launch import annotate
-from launch.shared import config_files
 
 ROW = '{"instruction": "Say one.", "output": "Won."}\n'
 
@@ -26,10 +27,9 @@ ROW = '{"instruction": "Say one.", "output": "Won."}\n'
 @pytest.fixture
 def act(store):
     """The answer to an action of a tab."""
-    page = Page(store, limit=0.5)
 
     def act(action: str, row: str = "", text: str = "", name: str = "Ann", **data) -> dict:
-        return page.act(name, {"action": action, "row": row, "text": text, **data})
+        return Page(store, limit=0.5).act(name, data | {"action": action, "row": row, "text": text})
 
     return act
 
@@ -85,11 +85,10 @@ def test_rows_that_cannot_be_finished_are_explained(store, act):
 def test_an_edit_beyond_the_limit_is_confirmed_and_marked(store, act):
     act("open")
     for confirmed in ({}, {"confirmed": "yes"}):
-        answer = act("save", "1", "Of another kind altogether, all of it.", **confirmed)
-        assert answer.keys() == {"confirm"}
+        answer = act("save", "1", "Of another kind altogether.", **confirmed)
+        assert (answer.keys(), store.decisions()) == ({"confirm"}, [])
         assert "more than 50%" in answer["confirm"]
-        assert store.decisions() == []
-    act("save", "1", "Of another kind altogether, all of it.", confirmed=True)
+    act("save", "1", "Of another kind altogether.", confirmed=True)
     act("save", "2", "This is two.\nOr not.", confirmed=True)
     store.write_edits()
     rows = [json.loads(line) for line in store.output.read_text().splitlines()]
@@ -147,48 +146,23 @@ def test_a_save_is_reported_though_no_next_row_can_be_opened(store, act, monkeyp
 # The command
 
 
-@pytest.fixture
-def refusal(monkeypatch, refused, tmp_path):
-    """The one sentence of the command with these fields."""
+FIELDS = {"input": "rows.jsonl", "output": "edits.jsonl", "port": 0}
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch, tmp_path):
     (tmp_path / "rows.jsonl").write_text(ROW)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(server.PASSWORD, raising=False)
 
-    def run(**fields) -> str:
-        fields = {"input": "rows.jsonl", "output": "edits.jsonl", "port": 0} | fields
-        return refused(annotate, **fields)
 
-    return run
+@pytest.fixture
+def refusal(refused):
+    """The one sentence of the command with these fields."""
+    return lambda **fields: refused(annotate, **FIELDS | fields)
 
 
 def run(**fields) -> None:
-    config = config_files.load(annotate.CONFIG)
-    config.update(fields)
-    annotate.main(config)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
-        ({"output": "edits.json"}, "give --config.output=FILE.jsonl"),
-        ({"output": "rows.jsonl"}, "rows.jsonl: holds other rows than rows.jsonl.sqlite"),
-        ({"guidelines": "no.md"}, "guidelines=no.md: cannot be read"),
-        ({"root_path": "example.org/x"}, "root_path=example.org/x: "),
-        ({"root_path": "/x"}, "root_path=/x: "),
-        ({"export": "out.txt"}, "give a FILE.json"),
-        ({"export": "out.json", "format": "edits"}, "give a FILE.jsonl"),
-        ({"export": "no/out.json"}, "export=no/out.json: the folder no does not exist"),
-        ({"export": "out.json"}, "output=edits.jsonl: nothing was annotated into it ("),
-        *(
-            ({"format": "edits", "export": path}, "export: would write over ")
-            for path in ("./rows.jsonl", "edits.jsonl", "edits.jsonl.state.jsonl")
-        ),
-        ({"host": "0.0.0.0"}, "set a password in the environment variable FGRLHF_ANNOTATE_PA"),
-    ],
-)
-def test_bad_input(refusal, fields, message):
-    assert message in refusal(**fields)
+    launch(annotate, input="rows.jsonl", **fields)
 
 
 def test_addresses():
@@ -205,40 +179,39 @@ def test_passwords(refusal, monkeypatch):
     assert "192.0.2.1" in refusal(host="192.0.2.1")  # no address of this machine
 
 
-def test_what_serves_the_page_is_missing_or_its_port_taken(refusal, tmp_path, monkeypatch):
+def test_what_serves_the_page_is_missing_or_its_port_taken(refusal, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = f"port={port}: cannot be used on 127.0.0.1 (Address already in use); choose"
         assert message in refusal(port=port)
-    assert not (tmp_path / "edits.jsonl").exists()
+    assert not Path("edits.jsonl").exists()
     monkeypatch.setattr(annotate, "NEEDED", ("uvicorn", "no_such_module"))
     message = "the page needs no_such_module: pip install 'fgrlhf_jax[annotate]'"
     assert message in refusal()
 
 
-def test_with_another_input(refusal, tmp_path):
+def test_with_another_input(refusal):
     with Annotations(formats.read("rows.jsonl")[0], "edits.jsonl") as store:
         accept_next(store, "Ann", "One.")
-    (tmp_path / "rows.jsonl").write_text(ROW + ROW)
+    Path("rows.jsonl").write_text(ROW + ROW)
     assert "the input has changed since" in refusal()
     assert "the input has changed since" in refusal(export="out.json")
 
 
-def test_the_page_cares_for_no_proxy_and_no_certificate(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(ROW)
-    command = [sys.executable, "-m", "launch.annotate", "--config.input=rows.jsonl"]
-    command += ["--config.output=edits.jsonl", "--config.port=0"]
+def test_the_page_cares_for_no_proxy_and_no_certificate():
+    command = [sys.executable, "-m", "launch.annotate"]
+    command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     environment = {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment = os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         line = process.stdout.readline()
         process.terminate()
         assert line.startswith("Open http"), process.stderr.read()
 
 
 @pytest.mark.parametrize("kind", ["plain", "argilla"])
-def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, tmp_path, capsys, kind):
+def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, capsys, kind):
     empty = {"instruction": "Say two.", "output": " "}
     if kind == "plain":
         rows = [json.loads(ROW), empty, empty | {"output": "x" * (LONGEST + 1)}]
@@ -247,28 +220,25 @@ def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, tmp_p
         rows = [formats.argilla_row(Item("1", "Say.", "", " "), [decision])]
         for id, text in (("2", "1"), ("3", "x" * (LONGEST + 1))):
             rows.append(rows[0] | {"id": id, "fields": {"instruction": "Say.", "response": text}})
-    (tmp_path / "rows.json").write_text(json.dumps([*rows, {"fields": 3}]))
-    run(input="rows.json", export="out.json", invalid="drop")
+    Path("rows.json").write_text(json.dumps([*rows, {"fields": 3}]))
+    launch(annotate, input="rows.json", export="out.json", invalid="drop")
     out = capsys.readouterr().out
     assert "1 rows left out; the first: rows.json:row 4: " in out
-    assert "1 rows of rows.json are left out: their response is empty" in out
-    assert "1 rows of rows.json are left out: their response has more than 50000 char" in out
+    for reason in ("is empty", "has more than 50000 char"):
+        assert f"1 rows of rows.json are left out: their response {reason}" in out
     assert "1 rows in out.json" in out
-    (tmp_path / "rows.jsonl").write_text(json.dumps(empty))
+    Path("rows.jsonl").write_text(json.dumps(empty))
     assert "none of its rows has a response to edit" in refusal()
 
 
-def test_export(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text(ROW)
-    run(input="rows.jsonl", export="out.json")
+def test_export(capsys):
+    run(export="out.json")
     items, _ = formats.read("rows.jsonl")
     with Annotations(items, "e.jsonl") as store:
         accept_next(store, "Ann", "One.")
-        fields = {"export": "out.json", "overwrite": True, "output": "e.jsonl"}
-        run(input="rows.jsonl", **fields)  # while it is annotated
+        run(export="out.json", overwrite=True, output="e.jsonl")  # while it is annotated
         assert formats.read("out.json") == (items, store.decisions())
-    run(input="out.json", export="x.jsonl", format="edits")
-    assert '"edited": "One."' in (tmp_path / "x.jsonl").read_text()
+    launch(annotate, input="out.json", export="x.jsonl", format="edits")
+    assert '"edited": "One."' in Path("x.jsonl").read_text()
     out = capsys.readouterr().out
     assert out.splitlines() == 2 * ["1 rows in out.json"] + ["1 rows in x.jsonl"]

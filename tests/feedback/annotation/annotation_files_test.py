@@ -16,12 +16,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
 
-
-@pytest.fixture
-def output(tmp_path) -> Path:
-    return tmp_path / "edits.jsonl"
-
-
 # Several processes, killed or not.
 
 CHILD = """

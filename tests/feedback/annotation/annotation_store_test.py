@@ -1,7 +1,5 @@
 """Rows are given out once, and every decision stands until it is taken back."""
 
-from pathlib import Path
-
 import pytest
 from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines, skip
 
@@ -17,11 +15,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def output(tmp_path) -> Path:
-    return tmp_path / "edits.jsonl"
 
 
 def undo(store: Annotations, name: str = "Ann") -> str:

@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 
-import bad_input_cases
 import llm_server
 import ppo_cases
 import pytest
@@ -243,33 +242,3 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
     assert asking.model_identity(config) == before
     weights.write_text("2")
     assert asking.model_identity(config) != before
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"model": ""}, "model is empty; give --config.provider=anthropic|openai|local"),
-        ({"output": ""}, "output is empty; give --config.provider="),
-        ({"provider": "openai", "base_url": ""}, "openai needs a key; set the environment"),
-        ({"base_url": "nowhere"}, "base_url is no address; give http://HOST:PORT/v1"),
-        ({"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-        ({"input": "DATA/blank.jsonl"}, "none of its rows has a response to edit"),
-        ({"input": "DATA/empty.jsonl"}, "empty.jsonl: holds no rows"),
-        ({"output": "DATA/edits.json"}, "edits.json: give a FILE.jsonl"),
-        ({"output": "DATA/no/e.jsonl"}, "no does not exist; make it"),
-        ({"output": "DATA/blank.jsonl"}, "blank.jsonl:1: does not belong to row 1"),
-        ({"cache": "DATA/blank.jsonl"}, "cache DATA/blank.jsonl: cannot be used"),
-        ({"template_file": "DATA/bad.txt"}, "there is no field {{ answer }}; there are"),
-        ({"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give a "),
-    ],
-)
-def test_bad_input(fields, message, responses, tmp_path, monkeypatch, refused):
-    (tmp_path / "blank.jsonl").write_text('{"instruction": "q", "output": ""}\n')
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "bad.txt").write_text("{{ response }} {{ answer }}")
-    base = {"input": responses, "output": tmp_path / "edits.jsonl", "provider": "anthropic"}
-    base |= {"model": "m", "base_url": "http://127.0.0.1:9"}
-    fields = {k: bad_input_cases.fill(v, {"DATA": tmp_path}) for k, v in fields.items()}
-    monkeypatch.setattr(asking.requests, "collect_replies", None)  # nothing gets that far
-    sentence = refused(collect_edits, **base | fields)
-    assert bad_input_cases.fill(message, {"DATA": tmp_path}) in sentence

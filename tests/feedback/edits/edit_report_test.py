@@ -3,7 +3,6 @@
 import json
 import re
 
-import bad_input_cases
 import numpy as np
 import pytest
 from html_page import Page
@@ -183,30 +182,3 @@ def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
 def test_without_a_flag_it_shows_the_embedded_world(capsys):
     launch(edit_report)
     assert capsys.readouterr().out.startswith("300 edits: ")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-        ({"input": "DATA/pairs.jsonl"}, "pairs.jsonl: row 2 is no edit (instruction"),
-        ({"input": "DATA/same.jsonl"}, "same.jsonl:1: original and edited are equal"),
-        ({"input": "DATA/odd.jsonl"}, "odd.rejected.jsonl:1: is no row that was set aside"),
-        ({"output": "DATA/x.pdf"}, "x.pdf: give a FILE.html or a FILE.json"),
-        (
-            {"input": "DATA/edits.jsonl, DATA/more.json", "output": "DATA/more.json"},
-            "more.json, which is read; choose another",
-        ),
-        ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all: no such model"),
-    ],
-)
-def test_bad_input(fields, message, written, tmp_path, refused):
-    edit = {"instruction": "q", "original": "a", "edited": "b"}
-    pair = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
-    write_jsonl(tmp_path / "pairs.jsonl", [edit, pair])
-    write_jsonl(tmp_path / "same.jsonl", [edit | {"edited": "a"}])
-    for name in ("odd.jsonl", "more.json", "odd.rejected.jsonl"):
-        write_jsonl(tmp_path / name, [edit])
-    fields = {k: bad_input_cases.fill(v, {"DATA": tmp_path}) for k, v in fields.items()}
-    fields = {"input": written} | fields
-    assert message in refused(edit_report, **fields)

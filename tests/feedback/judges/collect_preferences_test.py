@@ -3,7 +3,6 @@
 import re
 
 import llm_server
-import pytest
 from request_cases import launch
 
 from fgrlhf_jax.data import records, sources
@@ -71,19 +70,3 @@ def test_a_language_model_labels(capsys):
     assert labels() == [2] * 12
     out = capsys.readouterr().out
     assert "12 preferences of 13 pairs; 0 draws dropped, 1 unparsed" in out
-
-
-PAIRS = {"input": "pairs.jsonl"}
-BAD = [
-    (PAIRS, "model is empty; give --config.provider="),
-    ({"output": "x.json", "judge": GOLD}, "output=x.json: give a FILE.jsonl"),
-    (PAIRS | {"output": "pairs.jsonl", "judge": GOLD}, "would write over pairs.jsonl, which"),
-    ({"input": "draws.jsonl", "judge": GOLD}, "none of 1 pairs has a label; set draws=random"),
-]
-
-
-@pytest.mark.parametrize(("fields", "message"), BAD)
-def test_bad_input(refused, fields, message):
-    write_jsonl("pairs.jsonl", [pair(RIGHT, WRONG)])
-    write_jsonl("draws.jsonl", [pair(WRONG, "the capital of hungary is cairo")])
-    assert message in refused(collect_preferences, **fields)

@@ -13,7 +13,6 @@ import traceback
 import llm_server
 import pytest
 from llm_server import KEY
-from request_cases import shorten_pauses
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.answers import one_field
@@ -24,11 +23,9 @@ ANSWER = llm_server.echo("Why?")
 
 
 @pytest.fixture(autouse=True)
-def keys(monkeypatch):
+def addresses(monkeypatch):
     for name in PROVIDERS:
-        monkeypatch.setenv(f"{name.upper()}_API_KEY", KEY)
         monkeypatch.delenv(f"{name.upper()}_BASE_URL", raising=False)
-    shorten_pauses(monkeypatch.setattr)
 
 
 @pytest.fixture(params=PROVIDERS)

@@ -19,21 +19,12 @@ from request_cases import (
     questions,
     read,
     save,
-    shorten_pauses,
 )
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import requests as llm_requests
 from fgrlhf_jax.feedback.llm.client import PROVIDERS, Rejected, Request
 from fgrlhf_jax.feedback.llm.requests import Usage
-
-
-@pytest.fixture(autouse=True)
-def settings(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    shorten_pauses(monkeypatch.setattr)
-
 
 # --- through the wire
 
