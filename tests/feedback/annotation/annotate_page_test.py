@@ -3,7 +3,6 @@
 Run with `pytest -m browser`. Chromium is any on the PATH (Debian: apt-get install chromium).
 """
 
-import json
 import resource
 import shutil
 import signal
@@ -14,6 +13,7 @@ from browser_cases import EVIL, Person, Server, Team
 
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.feedback.annotation.server import PASSWORD
+from fgrlhf_jax.runtime.files import write_jsonl
 
 pytestmark = pytest.mark.browser
 
@@ -204,14 +204,10 @@ CODE = f"```\n{'name' * 20} = " + "x + " * 2000
 @pytest.mark.parametrize(("width", "height"), [(1280, 860), (390, 780)])
 def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
-    (tmp_path / "own.jsonl").write_text(
-        json.dumps({"instruction": "Add. " * 300, "output": CODE})
-        + "\n"
-        + json.dumps({"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"})
-    )
-    server = start(
-        f"--config.input={tmp_path / 'own.jsonl'}", f"--config.guidelines={tmp_path / 'g.md'}"
-    )
+    hebrew = {"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"}
+    write_jsonl(tmp_path / "own.jsonl", [{"instruction": "Add. " * 300, "output": CODE}, hebrew])
+    files = {"input": tmp_path / "own.jsonl", "guidelines": tmp_path / "g.md"}
+    server = start(*(f"--config.{name}={path}" for name, path in files.items()))
     ann = Person(chromium, server.url, "Ann", width, height)
     page, read = ann.page, "getComputedStyle(document.querySelector('{}')).{}"
 

@@ -1,5 +1,7 @@
 """Decisions are on the disk before the next row shows, whoever is killed, full or in the way."""
 
+import contextlib
+import itertools
 import json
 import random
 import resource
@@ -13,8 +15,9 @@ import pytest
 from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
+from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
+from fgrlhf_jax.runtime.files import write_jsonl
 
 # Several processes, killed or not.
 
@@ -60,12 +63,9 @@ def start(output: Path, names: str = "Ann", count: int = 4000, overlap: int = 1)
 
     It has opened the files; it begins when it is told to.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(output), names, str(count), str(overlap)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", CHILD, str(output), names, str(count), str(overlap)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, **pipes)
     assert child.stdout.readline() == "ready\n"
     return child
 
@@ -116,8 +116,7 @@ def test_every_commit_is_on_the_disk(output):
     assert [path.name for path in output.parent.iterdir()] == [output.name, f"{output.name}.sqlite"]
 
 
-@pytest.mark.parametrize("action", ["accept", "undo", "draft"])
-def test_a_full_disk_is_reported_and_nothing_is_lost(output, action):
+def test_a_full_disk_is_reported_and_nothing_is_lost(output):
     """A limit on the size of files: the kernel writes some bytes, then refuses the rest."""
     rows, text = items(3), "Two. " * 5000
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -125,21 +124,17 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(output, action):
         accept_next(store, "Ann", "Zero.")
         accept_next(store, "Ann", "One. " * 5000)
         row, before = store.take("Ann").id, store.decisions()
-        act = {
-            "accept": lambda: accept(store, "Ann", row, text),
-            "undo": lambda: store.reopen("Ann", row),
-            "draft": lambda: draft(store, "Ann", row, text),
-        }[action]
-        largest = max(path.stat().st_size for path in output.parent.iterdir())
-        for room in (0, 1, 5000):
+        acts = (accept, store, "Ann", row, text), (store.reopen, "Ann", row)
+        acts = itertools.product((0, 1, 5000), (*acts, (draft, store, "Ann", row, text)))
+        for room, (act, *args) in acts:
+            largest = max(path.stat().st_size for path in output.parent.iterdir())
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest + room, limits[1]))
             try:
                 with pytest.raises(InputError, match=r"not saved: .*sqlite: .*free some space"):
-                    act()
-                assert store.decisions() == before
+                    act(*args)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            assert store.take("Ann").id == row
+            assert (store.decisions(), store.take("Ann").id) == (before, row)
         accept(store, "Ann", row, text)
         after = store.decisions()
     assert [decision.text for decision in after] == ["Zero.", "One. " * 5000, text]
@@ -188,17 +183,15 @@ def old(output) -> Path:
     events = [{"event": e, "id": i, "annotator": a, **time, **t} for e, i, a, t in OLD_EVENTS]
     log = output.with_name("edits.jsonl.state.jsonl")
     log.write_text("".join(json.dumps(row) + "\n" for row in [OLD_HEAD, *events]))
-    rows = [
-        {"id": f"r{k}", "instruction": f"Say {k}.", "input": "", "original": f"This is number {k}."}
-        | {"edited": text, "annotator": name}
-        for k, text, name in ((0, "Zero, é.", "Ann"), (1, "Won.", "Bob"))
-    ]
-    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    edited = zip(items(2), (("Zero, é.", "Ann"), ("Won.", "Bob")), strict=True)
+    write_jsonl(output, [edit_row(i, Decision(i.id, a, EDITED, t)) for i, (t, a) in edited])
     return log
 
 
-def test_a_log_of_an_earlier_version_is_taken_over_once(output, old):
+@pytest.mark.parametrize("torn", [0, 20])  # bytes of an edit that it had not finished writing
+def test_a_log_of_an_earlier_version_is_taken_over_once(output, old, torn):
     log, second_line = old.read_bytes(), output.read_bytes().splitlines()[1]
+    output.write_bytes(output.read_bytes()[: -torn or None])
     for is_first in (True, False):
         with Annotations(items(4), output) as store:
             assert store.imported_log == (old if is_first else None)
@@ -212,12 +205,6 @@ def test_a_log_of_an_earlier_version_is_taken_over_once(output, old):
             assert [d.text for _, d in store.versions("Bob", "r1")] == ["Won.", "One.", "One."]
             assert store.versions("Bob", "r1")[0][0] == 1795888504
     assert (old.read_bytes(), output.read_bytes()) == (log, second_line + b"\n")
-
-
-def test_an_edit_that_an_earlier_version_had_not_finished_writing(output, old):
-    output.write_bytes(output.read_bytes()[:-20])
-    with Annotations(items(4), output):
-        assert edits(output) == [("Won.", "Bob")]
 
 
 # Files that somebody changed, damaged or began with another input are refused.
@@ -253,8 +240,8 @@ def begun(output) -> Path:
     with Annotations(items(2), output) as store:
         accept_next(store, "Ann", "Zero.")
         accept_next(store, "Ann", "One.")
-    with Annotations(items(2), output):
-        return output
+        store.write_edits()
+    return output
 
 
 def test_another_input_is_refused(begun):
@@ -288,13 +275,11 @@ def test_refused_outputs(output, tmp_path):
             Annotations(items(1), path)
 
 
-@pytest.mark.parametrize("content", [b"no database " * 100, None])
-def test_a_database_of_something_else_is_refused(output, content):
-    path = database_path(output)
-    if content:
-        path.write_bytes(content)
-    else:
-        with sqlite3.connect(path) as other:
-            other.execute("CREATE TABLE mine (x)")
-        other.close()
-    assert_refused(r"edits.jsonl.sqlite: .*put back a copy|choose another output", output)
+def test_a_database_of_something_else_is_refused(output):
+    path, message = database_path(output), r"edits.jsonl.sqlite: .*put back a copy|choose another o"
+    path.write_bytes(b"no database " * 100)
+    assert_refused(message, output)
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE mine (x)")
+    assert_refused(message, output)

@@ -1,6 +1,7 @@
 """Rows of other tools in and out, with the field names that those tools write."""
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -171,27 +172,22 @@ def test_a_suggestion_that_is_no_text_is_none(read, value):
     rating = {"rating": {"value": value, "score": None, "agent": None}}
     both = ARGILLA | {"suggestions": rating | ARGILLA["suggestions"]}
     assert read([both])[0][0].suggestion == "In France."
-    alone = ARGILLA | {"suggestions": rating, "responses": {}}
-    assert read([alone])[0][0].suggestion == ""
     area = TEXT_AREA | {"value": {"text": 5}}
-    rows = [LABEL_STUDIO | {"predictions": [{"result": [area]}]}]
-    assert read(rows)[0][0].suggestion == ""
+    studio = LABEL_STUDIO | {"predictions": [{"result": [area]}]}
+    for row in (ARGILLA | {"suggestions": rating, "responses": {}}, studio):
+        assert read([row])[0][0].suggestion == ""
 
 
 def test_a_row_for_argilla():
     row = formats.argilla_row(ITEMS[0], DECISIONS[:1])
     (answer,) = row["responses"].pop("edited")
-    assert answer.keys() == {"value", "user_id", "status"}
-    assert (answer["value"], answer["status"]) == ("In France.", "submitted")
+    user = answer.pop("user_id")
+    assert (str(uuid.UUID(user)), answer) == (user, {"value": "In France.", "status": "submitted"})
+    assert json.loads(*row["metadata"].pop("details"))["comment"] == "Why?"
     suggestion = {"value": "In France, I think.", "score": None, "agent": None}
-    assert row == {
-        "id": "a",
-        "fields": {"instruction": "Where is Paris?", "response": ITEMS[0].original},
-        "metadata": {"annotators": ["Ann"], "details": row["metadata"]["details"]},
-        "suggestions": {"edited": suggestion},
-        "responses": {},
-        "vectors": {},
-    }
+    fields = {"instruction": "Where is Paris?", "response": ITEMS[0].original}
+    more = {"suggestions": {"edited": suggestion}, "responses": {}, "vectors": {}}
+    assert row == {"id": "a", "fields": fields, "metadata": {"annotators": ["Ann"]}, **more}
 
 
 def test_a_row_for_label_studio():
@@ -214,11 +210,8 @@ def test_our_own_rows(read):
         {"id": 7, "instruction": "Say two.", "input": "x", "output": "Two."},
         {"instruction": "Say three.", "original": "Tree.", "edited": "Three."},
     ]
-    items = [
-        Item("1", "Say one.", "", "One."),
-        Item("7", "Say two.", "x", "Two."),
-        Item("3", "Say three.", "", "Tree.", "Three."),
-    ]
+    items = [Item("1", "Say one.", "", "One."), Item("7", "Say two.", "x", "Two.")]
+    items.append(Item("3", "Say three.", "", "Tree.", "Three."))
     assert read(rows) == (items, [])
     as_lines = "".join(json.dumps(row) + "\n" for row in rows)
     assert read(as_lines, "rows.jsonl") == (items, [])

@@ -1,5 +1,7 @@
 """Rows are given out once, and every decision stands until it is taken back."""
 
+from unittest import mock
+
 import pytest
 from annotations_cases import IMPORTED, accept, accept_next, draft, edits, items, lines, skip
 
@@ -8,13 +10,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.agreement import describe, measure_agreement
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 from fgrlhf_jax.feedback.annotation.store import Annotations
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def undo(store: Annotations, name: str = "Ann") -> str:
@@ -106,17 +101,17 @@ def test_next_puts_a_row_back_until_all_others_have_been_seen(output):
 
 
 def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
-    clock = Clock()
+    clock = mock.Mock(return_value=0.0)
     with Annotations(items(3), output, release_after=10, clock=clock) as store:
         assert store.take("Ann").id == "r0"
-        clock.now = 11
+        clock.return_value = 11
         assert store.take("Bob").id == "r1"  # r0 can wait for Ann
         accept(store, "Bob", "r1", "One.")
         accept_next(store, "Bob", "Two.")
-        clock.now = 15
+        clock.return_value = 15
         store.touch("Ann")
         assert store.take("Bob") is None
-        clock.now = 26
+        clock.return_value = 26
         assert store.take("Bob").id == "r0"
         with pytest.raises(InputError, match="somebody else has this row now"):
             accept(store, "Ann", "r0", "Mine.")
@@ -126,7 +121,7 @@ def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
         store.reopen("Bob", "r0")
     with Annotations(items(3), output, release_after=10, clock=clock) as store:
         assert store.take("Ann") is None
-        clock.now = 37  # nobody has come back after a crash of both
+        clock.return_value = 37  # nobody has come back after a crash of both
         assert store.take("Ann").id == "r0"
 
 
@@ -159,25 +154,22 @@ def test_editing_starts_from_the_draft_or_the_suggestion(output):
 
 
 def test_a_text_that_was_overwritten_can_be_had_back(output):
-    clock = Clock()
+    clock = mock.Mock(return_value=0.0)
     with Annotations(items(1), output, clock=clock) as store:
         store.take("Ann")
 
         def type(*texts: str) -> list[str]:
             for text in texts:
-                clock.now += 1
+                clock.return_value += 1
                 draft(store, "Ann", "r0", text)
             return [version.text for _, version in store.versions("Ann", "r0")]
 
         assert type("This", "This is", "This i", "This is long.") == ["This is long.", "This is"]
         assert type("x", "xy", "aa", "a")[:4] == ["a", "aa", "xy", "This is long."]
         original = store.item("r0").original
+        last = "This is number 0!"
         for text in ("This is number Budapest 0.", "This is 0."):  # each is reset at once
-            assert type(text, original, "This is number 0!")[:3] == [
-                "This is number 0!",
-                original,
-                text,
-            ]
+            assert type(text, original, last)[:3] == [last, original, text]
         accept(store, "Ann", "r0", "Saved.")
         undo(store)
         assert type("y")[:2] == ["y", "Saved."]
@@ -195,13 +187,10 @@ def test_imported_decisions_come_first(output):
 
 def test_agreement():
     rows = [Item("1", "Say.", "", "one two three four"), Item("2", "Say.", "", "five six")]
-    decisions = [
-        Decision("1", "Ann", EDITED, "one 2 three four"),
-        Decision("1", "Bob", EDITED, "one 2 3 four"),
-        Decision("2", "Ann", FINE, "five six"),
-        Decision("2", "Bob", EDITED, "six"),
-        Decision("2", "Cem", SKIPPED, "five six"),
-    ]
+    decisions = [Decision("1", "Ann", EDITED, "one 2 three four")]
+    decisions += [Decision("1", "Bob", EDITED, "one 2 3 four")]
+    decisions += [Decision("2", "Ann", FINE, "five six"), Decision("2", "Bob", EDITED, "six")]
+    decisions += [Decision("2", "Cem", SKIPPED, "five six")]
     agreement = measure_agreement(rows, decisions)
     # Ann: out {1}, in behind 0; Bob: out {1, 2}, in behind 0 twice. 2 · 2 / (2 + 3).
     shares = {"verdict": 0.5, "same_text": 0.0, "changed_words": pytest.approx(0.8)}

@@ -90,21 +90,17 @@ def test_stopped_again_and_again(tmp_path, request):
 
 
 @pytest.mark.slow
-def test_interrupted(responses, tmp_path):
+def test_interrupted(responses, output):
     """While all threads wait for a server that says nothing."""
 
     def plan(prompt, before):
         return "ok" if re.search("Response [02]:", prompt) else "timeout"
 
-    output = tmp_path / "edits.jsonl"
     with llm_server.running(plan, editor, stall=60) as server:
         with started(server, responses, output) as process:
             began = time.monotonic()
-            error = stop(
-                process,
-                signal.SIGINT,
-                lambda: server.now == 8 and output.exists() and output.stat().st_size,
-            )
+            waiting = lambda: server.now == 8 and output.exists() and output.stat().st_size  # noqa: E731
+            error = stop(process, signal.SIGINT, waiting)
         assert time.monotonic() - began < 30  # the server is silent for 60
     assert error.decode().endswith("interrupted; run the same command to go on\n")
     assert [row["id"] for row in read(output)] == ["1"]

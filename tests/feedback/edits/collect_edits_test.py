@@ -11,7 +11,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 from collect_cases import CONFIG, collect, edited, editor, files, original
-from request_cases import read
+from request_cases import launch, read
 
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.errors import InputError
@@ -25,12 +25,11 @@ REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit o
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys):
+def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys, output):
     def plan(prompt, before):
         refused = "Response 21:" in prompt
         return "400 the prompt is too long" if refused else llm_server.shaky(0.2)(prompt, before)
 
-    output = tmp_path / "edits.jsonl"
     key = llm_server.KEY if provider == "anthropic" else None
     with llm_server.running(plan, editor, key=key) as server:
         collect(server, responses, output, provider)
@@ -83,8 +82,7 @@ def test_an_output_of_something_else_is_refused(responses, tmp_path):
         assert output.read_bytes() == before
 
 
-def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
-    output = tmp_path / "edits.jsonl"
+def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, output):
     prices = {"price_input": 3, "price_output": 15}
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with llm_server.running(answer=editor) as server:
@@ -115,49 +113,40 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys):
+def test_a_model_on_this_machine(tmp_path, monkeypatch, capsys, output):
     """A tiny one, whose edits are none."""
     tiny_cases.one_device(monkeypatch)
     model = ppo_cases.save_policy(tmp_path / "model", template="plain")
     (tmp_path / "t.txt").write_text("{{ response }}")
-    output = tmp_path / "edits.jsonl"
     fields = {"model": model, "output": output, "template_file": tmp_path / "t.txt"}
     fields |= {"provider": "local", "max_new_tokens": 32, "max_change_ratio": 1}
-    config = config_files.parse(["", *(f"--config.{k}={v}" for k, v in fields.items())], CONFIG)
-    collect_edits.main(config)
+    launch(collect_edits, **fields)
     assert "20 requests (0 of them retries)" in capsys.readouterr().err
-    rows, rejected = (
-        read(path) if path.exists() else [] for path in (output, rejected_path(output))
-    )
-    assert len(rows) + len(rejected) == 20
-    assert all(row["annotator"] == f"local/{model}" for row in rows + rejected)
+    rows, rejected = ([*read(p)] if p.exists() else [] for p in (output, rejected_path(output)))
+    assert [row["annotator"] for row in rows + rejected] == [f"local/{model}"] * 20
     assert all(measure(row["original"], row["edited"]).changes for row in rows)
-    collect_edits.main(config)
+    launch(collect_edits, **fields)
     assert "requests" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"provider": "openai"}, "json_schema"),
-        ({"provider": "anthropic"}, "json_schema"),
-        ({"provider": "openai", "base_url": "http://127.0.0.1:9/v1"}, "text"),
-        ({"provider": "local"}, "text"),
-        ({"provider": "openai", "reply_format": "text"}, "text"),
-    ],
-)
-def test_the_format_of_replies(fields, expected):
-    config = config_files.load(CONFIG)
-    config.update(fields)
-    assert asking.reply_format(config) == expected
+def test_the_format_of_replies():
+    for provider, fields, expected in (
+        ("openai", {}, "json_schema"),
+        ("anthropic", {}, "json_schema"),
+        ("openai", {"base_url": "http://127.0.0.1:9/v1"}, "text"),
+        ("local", {}, "text"),
+        ("openai", {"reply_format": "text"}, "text"),
+    ):
+        config = config_files.load(CONFIG)
+        config.update({"provider": provider} | fields)
+        assert asking.reply_format(config) == expected
 
 
-def test_a_schema_is_asked_for_and_read(responses, tmp_path):
+def test_a_schema_is_asked_for_and_read(responses, output):
     def answer(prompt):
         assert "<edited_response>" not in prompt
         return json.dumps({"edited_response": edited(int(re.search(r"Response (\d+)", prompt)[1]))})
 
-    output = tmp_path / "edits.jsonl"
     with llm_server.running(answer=answer) as server:
         collect(server, responses, output, reply_format="json_schema", limit=10)
         schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
@@ -167,27 +156,24 @@ def test_a_schema_is_asked_for_and_read(responses, tmp_path):
     assert [row["edited"] for row in read(output)] == [edited(n) for n in changed]
 
 
-def test_the_papers_prompt_and_what_is_said_around_its_edits(responses, tmp_path, capsys):
+def test_the_papers_prompt_and_what_is_said_around_its_edits(responses, output, capsys):
     def answer(prompt):
         assert prompt.endswith("try to keep most of the response unchanged.")
         n = int(re.search(r"Response (\d+)", prompt)[1])
         note = "" if n % 2 else "\n\nIch habe ein Wort geändert."
         return f"Hier ist die überarbeitete Antwort:\n\n{edited(n)}{note}"
 
-    output = tmp_path / "edits.jsonl"
     with llm_server.running(answer=answer) as server:
         collect(server, responses, output, template="paper")
-    assert [row["edited"] for row in read(output)] == [
-        edited(n) for n in range(1, 40, 2) if n != 17
-    ]
+    accepted = [n for n in range(1, 40, 2) if n != 17]
+    assert [row["edited"] for row in read(output)] == [edited(n) for n in accepted]
     assert "20 doubtful" in capsys.readouterr().out
 
 
-def test_the_last_turn_of_a_conversation_is_edited(tmp_path):
+def test_the_last_turn_of_a_conversation_is_edited(tmp_path, output):
     turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "Go on"), ("assistant", original(4))]
     messages = [{"role": role, "content": text} for role, text in turns]
     write_jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
-    output = tmp_path / "edits.jsonl"
     with llm_server.running(answer=editor) as server:
         collect(server, tmp_path / "chat.jsonl", output)
         (prompt,) = server.asked
@@ -213,32 +199,23 @@ def test_responses_that_no_reply_could_hold_are_named_and_not_asked(tmp_path, ca
         fields = {"input": tmp_path / "rows.jsonl", "provider": "openai", "base_url": server.url}
         fields |= {"model": "m", "output": tmp_path / "none.jsonl", "limit": 7}
         assert refused(collect_edits, max_new_tokens=300, **fields).endswith("max_new_tokens=700")
-    assert [row["reason"] for row in read(rejected_path(output))] == ["too long"] * 7 + [
-        "rewritten"
-    ]
+    reasons = [row["reason"] for row in read(rejected_path(output))]
+    assert reasons == ["too long"] * 7 + ["rewritten"]
 
 
-def test_a_run_without_an_edit_fails(responses, tmp_path):
-    output = tmp_path / "edits.jsonl"
-    sentence = "no usable edit; 14 rows set aside in"
-    with (
-        llm_server.running(answer=lambda prompt: "No.") as server,
-        pytest.raises(InputError, match=sentence) as error,
-    ):
+def test_a_run_without_an_edit_fails(responses, output):
+    aside = rf"14 rows set aside in {rejected_path(output)}: 14 unparsed; a reply begins 'No.'; see"
+    failing = pytest.raises(InputError, match=f"no usable edit; {aside} the replies")
+    with llm_server.running(answer=lambda prompt: "No.") as server, failing:
         collect(server, responses, output, limit=14)
-    assert f"{rejected_path(output)}: 14 unparsed; a reply begins 'No.'; see the replies" in str(
-        error.value
-    )
     assert len(read(rejected_path(output))) == 14
 
 
 def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
-    weights = tmp_path / "weights"
-    weights.write_text("1")
-    config = config_files.load(CONFIG)
+    config, weights, known = config_files.load(CONFIG), tmp_path / "weights", []
     config.update({"provider": "local", "model": str(tmp_path)})
-    before = asking.model_identity(config)
-    os.utime(weights, (1, 1))
-    assert asking.model_identity(config) == before
-    weights.write_text("2")
-    assert asking.model_identity(config) != before
+    for content in "112":
+        weights.write_text(content)
+        os.utime(weights, (len(known), len(known)))
+        known.append(asking.model_identity(config))
+    assert known[0] == known[1] != known[2]

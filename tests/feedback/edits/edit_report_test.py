@@ -68,13 +68,8 @@ def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
 
 
 def test_the_terminals_report():
-    statistics = compute_statistics(
-        ROWS,
-        annotators=["m"] * 5,
-        encode=lambda text: [ord(c) for c in text],
-        max_change_ratio=0.5,
-        examples=1,
-    )
+    options = {"annotators": ["m"] * 5, "max_change_ratio": 0.5, "examples": 1}
+    statistics = compute_statistics(ROWS, **options, encode=lambda text: [*map(ord, text)])
     assert sum(statistics["histograms"]["token_change_ratio"]["counts"]) == 5
     text = f"{format_figures(statistics)}\n\n{format_examples(statistics, colour=False)}\n"
     assert text.startswith("5 edits: 1 only insert (20.0 %), 1 only delete (20.0 %), 2 only ")
@@ -116,11 +111,9 @@ def test_text_cannot_become_markup_nor_steer_anything():
     row = records.Edit(EVIL, EVIL, f"{EVIL} one", f"two {EVIL}", id=EVIL)
     source = page([row], title=EVIL, annotators=[EVIL])
     harmless = page([records.Edit("q", "i", "a b", "a c", id="x")], annotators=["x"])
-    tags, expected = (
-        [tag for tag, _ in Page(html).tags if tag not in ("del", "ins")]
-        for html in (source, harmless)
-    )
-    assert tags == expected
+    tags, expected = ([tag for tag, _ in Page(html).tags] for html in (source, harmless))
+    changes = ("del", "ins")
+    assert [t for t in tags if t not in changes] == [t for t in expected if t not in changes]
     assert "<script" not in source
     statistics = compute_statistics([row], annotators=[EVIL])
     text = format_figures(statistics) + format_examples(statistics, colour=False)
@@ -130,12 +123,9 @@ def test_text_cannot_become_markup_nor_steer_anything():
 
 @pytest.fixture
 def written(tmp_path):
-    rows = [
-        {"id": row.id, "instruction": "q", "original": row.original, "edited": row.edited}
-        for row in ROWS
-    ]
-    rows[0]["annotator"] = "anthropic/m"
-    write_jsonl(tmp_path / "edits.jsonl", rows)
+    first = {"instruction": "q", "original": "a b c d", "edited": EDITED[0]}
+    rows = [first | {"edited": edited} for edited in EDITED[1:]]
+    write_jsonl(tmp_path / "edits.jsonl", [first | {"annotator": "anthropic/m"}, *rows])
     return tmp_path / "edits.jsonl"
 
 
@@ -169,16 +159,11 @@ def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
     long = {"instruction": "q", "original": "ab " * 60_000, "edited": "ba " + "ab " * 60_000}
     write_jsonl(tmp_path / "long.jsonl", [long, {**long, "original": "ab " * 100_000}])
     sentence = "row 2 has a response of 300,000 characters, more than 200,000"
-    assert f"{sentence}; shorten it, or set invalid" in refused(
-        edit_report, input=tmp_path / "long.jsonl"
-    )
+    assert f"{sentence}; shorten it, or set inv" in refused(edit_report, input="long.jsonl")
     launch(edit_report, input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
     out, err = capsys.readouterr()
     assert out.startswith("6 edits: ")
     assert len(out) < 5_000  # of long responses the surroundings of the change
     assert sentence.replace("row 2", "row 7") + "; it is left out" in err
-
-
-def test_without_a_flag_it_shows_the_embedded_world(capsys):
-    launch(edit_report)
+    launch(edit_report)  # without a file it shows the embedded world's
     assert capsys.readouterr().out.startswith("300 edits: ")

@@ -39,12 +39,9 @@ def tagged(text: str) -> Reply:
     [
         (tagged(EDITED), NAME, ""),
         (tagged(f"\xa0{EDITED}\xa0"), NAME, ""),
-        (tagged(f"```\n“{EDITED}”\n```<|eot_id|>"), NAME, ""),
         (tagged(ORIGINAL), NAME, "unchanged"),
         (tagged(""), NAME, "empty"),
         (tagged(f"Here is the edited response:\n\n{EDITED}"), NAME, ""),
-        (tagged(f"Here is the edited response: {EDITED}"), NAME, "doubtful"),
-        (tagged(f"{EDITED}\n\nNote: I changed the city."), NAME, "doubtful"),
         (reply(json.dumps({NAME: f"Sure! {EDITED}"})), None, "doubtful"),
         (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
         (reply(EDITED), NAME, "unparsed"),
@@ -58,7 +55,6 @@ def tagged(text: str) -> Reply:
         (reply(json.dumps({NAME: f"{EDITED}\ud83d"})), None, "unparsed"),
         (reply(json.dumps({"answer": f"{EDITED}\ud83d"})), "", "unparsed"),
         (reply(json.dumps({"response": EDITED})), None, "unparsed"),
-        (reply(json.dumps([NAME, EDITED])), None, "unparsed"),
         (tagged(EDITED), None, "unparsed"),
         (reply(EDITED), "", ""),
         (reply(f"Hier ist sie:\n\n{EDITED}<|eot_id|>"), "", ""),
@@ -144,26 +140,19 @@ def test_tasks_of_every_kind_of_row(tmp_path):
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     rows = sources.read_with_rows(str(tmp_path / "rows.jsonl"))
-    assert [task[:4] for task in make_tasks(rows)] == [
-        ("1", "q1", "", "a"),
-        ("x/2", "q2", "i", "o"),
-        ("3", "q3", "", "w"),
-        ("4", "q4", "", "w"),
-        ("7", "q5", "", ""),
-    ]
+    tasks = [("1", "q1", "", "a"), ("x/2", "q2", "i", "o"), ("3", "q3", "", "w")]
+    tasks += [("4", "q4", "", "w"), ("7", "q5", "", "")]
+    assert [task[:4] for task in make_tasks(rows)] == tasks
     assert [task.response for task in make_tasks(rows, "better")] == ["a", "o", "b", "b", ""]
 
 
-def test_the_default_template_shows_the_fields_as_they_are():
+def test_a_template_shows_the_fields_as_they_are(tmp_path):
     task = EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
     prompt, _ = build_prompt(task, load_template())
     assert prompt.startswith("Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n")
     assert "Input" not in prompt
     prompt, _ = build_prompt(task._replace(input="the input"), load_template())
     assert "2?\n\nInput: the input\n\nResponse: " in prompt
-
-
-def test_a_template_of_ones_own(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
     assert build_prompt(EditTask("1", "q", "", "abc"), load_template(str(path))) == ("ABCABC!", "")

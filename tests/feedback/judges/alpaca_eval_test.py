@@ -56,11 +56,10 @@ def test_by_hand():
 
 
 def test_preferences():
-    expected = [(1.0, 1.0), (2, 2.0), (1.25, 1.25), (None, None), (0, 1.5), (0.0, 1.5)]
-    # alpaca_eval drops what is no preference.
-    expected += [(value, None) for value in (math.nan, -1, 0.5, 2.01, 7, math.inf)]
-    rows = read([row(0, value) for value, _ in expected])
-    assert [comparison.preference for comparison in rows] == [value for _, value in expected]
+    """alpaca_eval drops what is no preference."""
+    values = [1.0, 2, 1.25, None, 0, 0.0, math.nan, -1, 0.5, 2.01, 7, math.inf]
+    rows = read([row(0, value) for value in values])
+    assert [each.preference for each in rows] == [1, 2, 1.25, None, 1.5, 1.5] + [None] * 6
 
 
 def test_what_is_written_is_read_again():
@@ -75,8 +74,8 @@ def test_what_is_written_is_read_again():
     alpaca_eval.write("new/annotations.json", rows)
     assert alpaca_eval.read("new/annotations.json") == rows
     first, *_, last = json.loads(Path("new/annotations.json").read_text())
-    texts = {"instruction": "do 0", "input": "", "output_1": "reference 0"}
-    assert first == {**texts, "output_2": "model's 0", "preference": 1.0, **names}
+    texts = {"instruction": "do 0", "input": "", "output_1": "reference 0", "output_2": "model's 0"}
+    assert first == {**texts, "preference": 1.0, **names}
     assert last["verdicts"][1] == {"shown_first": 2, "said": "tie", "reply": "C"}
 
 

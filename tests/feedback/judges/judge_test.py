@@ -91,13 +91,8 @@ def test_reasons_for_no_verdict():
     """Identical responses are a draw without a request."""
     rows = [*MANY[:5], pair(5, output_1="same", output_2="same")]
     asked = questions(rows)
-    replies = [
-        reply("Both have merits.\nB"),
-        Rejected("400: too long"),
-        reply("No.", "refusal"),
-        reply("VERDICT: A", "length"),
-        reply("B, I thought, but it is short.\nVERDICT: A"),
-    ]
+    replies = [reply("Both have merits.\nB"), Rejected("400: too long"), reply("No.", "refusal")]
+    replies += [reply("VERDICT: A", "length"), reply("B, but it is short.\nVERDICT: A")]
     judged = judge.judge_by_replies(rows, asked, iter(replies), "openai/m")
     assert [row.preference is None for row in judged] == [True] * 4 + [False] * 2
     assert [row.reason for row in judged] == [
@@ -164,24 +159,14 @@ def length(prompts, responses, finished):
     return [len(response) * ended for response, ended in zip(responses, finished, strict=True)]
 
 
-FILM = ("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
-PAIRS = [
-    (Comparison("x", "", "long", "longer"), 2),
-    (Comparison("x", "", "longer", "long"), 1),
-    (Comparison("x", "", "b", "a"), 1.5),
-    (Comparison("x", "", "long", "longer", finished_2=False), 1),
-]
+FILM = Comparison("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
 
 
-@pytest.mark.parametrize(
-    ("name", "pairs"),
-    [
-        (f"{__name__}:length", PAIRS),
-        ("fgrlhf_jax.feedback.judges.vader:judge", [(Comparison(*FILM), 2)]),
-    ],
-)
-def test_a_function_as_judge(name, pairs):
-    rows, preferences = zip(*pairs, strict=True)
-    judged = judge.judge_by_function(rows, name)
-    assert tuple(row.preference for row in judged) == preferences
-    assert {row.annotator for row in judged} == {name}
+def test_a_function_as_judge():
+    rows = [Comparison("x", "", *o) for o in (("long", "longer"), ("longer", "long"), ("b", "a"))]
+    rows.append(replace(rows[0], finished_2=False))
+    vader, own = "fgrlhf_jax.feedback.judges.vader:judge", f"{__name__}:length"
+    for name, compared, preferences in ((own, rows, [2, 1, 1.5, 1]), (vader, [FILM], [2])):
+        judged = judge.judge_by_function(compared, name)
+        assert [row.preference for row in judged] == preferences
+        assert {row.annotator for row in judged} == {name}

@@ -36,11 +36,8 @@ EDIT = {"instruction": "a", "input": "", "original": "bad", "edited": "good"}
 
 
 def test_two_files_are_matched_by_their_prompts():
-    ours = [
-        response("b", "our b", input="more", generator="m", finished=False),
-        response("a ", "our a", generator="m"),
-        response("b", "our other b", generator="m"),
-    ]
+    ours = [response("b", "our b", input="more", generator="m", finished=False)]
+    ours += [response(*texts, generator="m") for texts in (("a ", "our a"), ("b", "our other b"))]
     theirs = [*(response(name, f"their {name}") for name in "ab"), response("b", "", input=" more")]
     names = {"generator_1": "theirs", "generator_2": "m"}
     assert match(ours, theirs) == [
@@ -108,13 +105,9 @@ def test_pairs_of_one_file_whatever_their_label():
         response("f", "x"),
         response("f", "y"),
     )
-    assert comparisons == [
-        Comparison("a", "", "x", "y"),
-        Comparison("c", "d", "x", "y", generator_1="one"),
-        Comparison("e", "", "x", "y"),
-        Comparison("a", "", "bad", "good"),
-        Comparison("f", "", "x", "y"),
-    ]
+    texts = ("a", "", "x", "y"), ("c", "d", "x", "y", None, "one"), ("e", "", "x", "y")
+    texts = (*texts, ("a", "", "bad", "good"), ("f", "", "x", "y"))
+    assert comparisons == [Comparison(*each) for each in texts]
     assert left_out.total() == 0
 
 

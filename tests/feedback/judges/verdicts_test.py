@@ -42,16 +42,11 @@ JSON = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "marker", "verdict"), READ)
-def test_verdicts(reply, marker, verdict):
-    assert verdicts.parse(reply, LABELS, marker) == verdict
-
-
-@pytest.mark.parametrize(
-    ("replies", "marker"), [(REST, "VERDICT:"), (JSON, None), ([*JSON[:-2], "A\nB", "A B"], "")]
-)
-def test_every_other_form_is_none(replies, marker):
-    assert {verdicts.parse(reply, LABELS, marker) for reply in replies} == {None}
+def test_verdicts_are_read_in_the_form_and_in_no_other():
+    for reply, marker, verdict in READ:
+        assert verdicts.parse(reply, LABELS, marker) == verdict
+    for replies, marker in (REST, "VERDICT:"), (JSON, None), ([*JSON[:-2], "A\nB", "A B"], ""):
+        assert {verdicts.parse(reply, LABELS, marker) for reply in replies} == {None}
 
 
 def test_the_form_is_asked_for():

@@ -24,7 +24,6 @@ from request_cases import (
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm import cache
-from fgrlhf_jax.feedback.llm.cache import Cache
 from fgrlhf_jax.feedback.llm.client import Rejected, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Usage, request_key
 from fgrlhf_jax.runtime import files
@@ -46,11 +45,9 @@ def test_everything_that_determines_a_reply_is_in_its_key():
     """And the keys of earlier versions hold."""
     request = Request("a", 1, 0.0)
     key = request_key(IDENTITY, request)
-    others = Request("x", 1, 0.0), Request("a", 9, 0.0), Request("a", 1, 1.0)
-    for other in (*others, Request("a", 1, 0.0, {"type": "object"})):
-        assert request_key(IDENTITY, other) != key
-    for name in IDENTITY:
-        assert request_key({**IDENTITY, name: "x"}, request) != key
+    others = ("x", 1, 0.0), ("a", 9, 0.0), ("a", 1, 1.0), ("a", 1, 0.0, {"type": "object"})
+    assert key not in {request_key(IDENTITY, Request(*other)) for other in others}
+    assert key not in {request_key({**IDENTITY, name: "x"}, request) for name in IDENTITY}
     assert request_key(dict(reversed(IDENTITY.items())), request) == key
     assert key == "3a532054e8d6506c37cf5a55f706f2a1c1f2ddb5b7569db84b04d70a17c6d7b6"
 
@@ -62,21 +59,19 @@ def test_a_reply_comes_back_from_the_disk_as_it_was(tmp_path):
         assert list(collect([Request("a\ud83d")], send, tmp_path)) == [reply]
 
 
-def other_version(path):
-    with contextlib.closing(Cache(path)) as cache:
-        cache.connection.execute("PRAGMA user_version=2")
+def execute(sql):
+    def run(path):
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.executescript(sql)
 
-
-def other_database(path):
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE t (x)")
+    return run
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_version, r"no cache of this version .*is 2, not 1"),
-        (other_database, "no cache of this version"),
+        (execute(f"{cache.TABLE}; PRAGMA user_version=2"), r"no cache of this version .*is 2, not"),
+        (execute("CREATE TABLE t (x)"), "no cache of this version"),
         (lambda path: path.write_bytes(b"not a database " * 100), "cache.*cannot be used"),
         (lambda path: path.mkdir(), "cache.*cannot be used"),
     ],
@@ -179,16 +174,14 @@ def test_an_input_that_changed(tmp_path, requests, place):
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "a"}', "[1]", "text", '{"request_key": 3}'])
-def test_a_file_of_somebody_else(tmp_path, line):
-    path = tmp_path / "out.jsonl"
-    path.write_text(f"{line}\nlast")
-    with pytest.raises(InputError, match=r"out.jsonl:1: "):
-        save(questions(3), echo, tmp_path)
-    assert path.read_text() == f"{line}\nlast"
-
-
 def test_an_output_that_cannot_be_written(tmp_path):
+    path = tmp_path / "out.jsonl"
+    for line in ('{"prompt": "a"}', "[1]", "text", '{"request_key": 3}'):  # of somebody else
+        path.write_text(f"{line}\nlast")
+        with pytest.raises(InputError, match=r"out.jsonl:1: "):
+            save(questions(3), echo, tmp_path)
+        assert path.read_text() == f"{line}\nlast"
+    path.unlink()
     with pytest.raises(InputError, match=r"out.jsonl: cannot be written \(No such file"):
         save(questions(1), echo, tmp_path / "nowhere")
     with (
@@ -233,11 +226,11 @@ def test_a_full_disk_under_the_cache(tmp_path, monkeypatch):
     async def long(request):
         return Reply(request.prompt + "x" * 1500, "end", 1, 1)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite3, "connect", small)
-        message = r"cache .*cannot be used \(database or disk is full\); free some space"
-        with pytest.raises(InputError, match=message):
-            save(questions(50), long, tmp_path)
+    monkeypatch.setattr(sqlite3, "connect", small)
+    message = r"cache .*cannot be used \(database or disk is full\); free some space"
+    with pytest.raises(InputError, match=message):
+        save(questions(50), long, tmp_path)
+    monkeypatch.setattr(sqlite3, "connect", connect)
     cached = cached_prompts(tmp_path, questions(50))
     assert 2 <= len(cached) < 20
     send = FakeModel()

@@ -39,9 +39,10 @@ def serve(action: str = "ok", **options):
 
 def ask(provider: str, url: str, *requests: Request, **options) -> list:
     """The outcomes of requests, one after the other."""
+    options = {"base_url": f"{url}/v1", "retries": 0, "timeout": 20} | options
 
     async def run():
-        client = Client(provider, "m", base_url=url, **{"retries": 0, "timeout": 20} | options)
+        client = Client(provider, "m", **options)
         try:
             return [await client(request) for request in requests or [REQUEST]]
         finally:
@@ -58,11 +59,10 @@ def fault_of(caplog):
     """
 
     def send(provider: str, action: str, tries: int = 1, **options):
+        timeout = 0.3 if action in ("timeout", "drip") else 20
         with caplog.at_level("DEBUG"), serve(action, **options) as server:
-            timeout = 0.3 if action in ("timeout", "drip") else 20
-            url = server.url + "/v1"
             try:
-                (fault,) = ask(provider, url, retries=tries - 1, timeout=timeout)
+                (fault,) = ask(provider, server.url, retries=tries - 1, timeout=timeout)
             except InputError as error:
                 fault = error
                 assert fault.__cause__ is fault.__context__ is None
@@ -80,7 +80,7 @@ def fault_of(caplog):
 
 def test_a_reply(provider):
     with serve(key=KEY) as server:
-        (reply,) = ask(provider, server.url + "/v1")
+        (reply,) = ask(provider, server.url)
         (body,) = server.bodies
     assert reply == Reply(ANSWER, "end", 4, len(ANSWER))
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 77, 0.5)
@@ -90,7 +90,7 @@ def test_a_reply(provider):
 @pytest.mark.parametrize("action", ["refusal", "length", "slow"])
 def test_why_a_reply_stopped(provider, action):
     with serve(action) as server:
-        (reply,) = ask(provider, server.url + "/v1")
+        (reply,) = ask(provider, server.url)
         assert (reply.text, reply.stop) == (ANSWER, "end" if action == "slow" else action)
         assert server.delivered == {"Why?": 1}
 
@@ -128,7 +128,7 @@ CLAUDE = [
 
 
 @pytest.mark.parametrize(
-    ("body", "reply"),
+    ("body", "reply"),  # of a fault a part of its message
     [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
         (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 1, 3)),
@@ -140,21 +140,7 @@ CLAUDE = [
         (chat({"content": "a\ud83d"}), Reply("a?", "end", 1, 1)),  # else no file could hold it
         (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 1, 1)),
         (stream(delta(content="a"), delta("stop"), COUNTS), Reply("a", "end", 7, 8)),
-    ],
-)
-def test_other_forms_of_an_answer(body, reply):
-    with serve("body", body=body) as server:
-        assert ask("openai", server.url + "/v1") == [reply]
-
-
-def test_a_stream_of_anthropics_events():
-    with serve("body", body=stream(*CLAUDE, end="")) as server:
-        assert ask("anthropic", server.url) == [Reply("ab", "length", 7, 8)]
-
-
-@pytest.mark.parametrize(
-    ("body", "fault"),
-    [
+        (stream(*CLAUDE, end=""), Reply("ab", "length", 7, 8)),
         (chat({"content": "half a te"}, "error"), "unknown reason, 'error'"),
         (chat({"content": None}, "tool_calls"), "unknown reason, 'tool_calls'"),
         (chat({"content": " "}), "the reply is empty"),
@@ -165,10 +151,10 @@ def test_a_stream_of_anthropics_events():
         ("[" * 99_999, "is not one of openai's (RecursionError"),
     ],
 )
-def test_an_answer_that_is_no_reply(body, fault):
+def test_other_forms_of_an_answer(body, reply):
     with serve("body", body=body) as server:
-        (reply,) = ask("openai", server.url + "/v1")
-    assert fault in find_fault(reply)
+        (received,) = ask("anthropic" if "message_start" in body else "openai", server.url)
+    assert received == reply if isinstance(reply, Reply) else reply in find_fault(received)
 
 
 # --- a schema
@@ -178,7 +164,7 @@ SCHEMA = one_field("better", enum=["A", "B", "tie"])
 
 def test_a_reply_that_is_held_to_a_schema(provider):
     with serve(answer=lambda prompt: '{"better": "A"}') as server:
-        (reply,) = ask(provider, server.url + "/v1", Request("Why?", schema=SCHEMA))
+        (reply,) = ask(provider, server.url, Request("Why?", schema=SCHEMA))
         (body,) = server.bodies
     assert reply.text == '{"better": "A"}'
     strict = {"name": "reply", "strict": True, "schema": SCHEMA}
@@ -188,20 +174,17 @@ def test_a_reply_that_is_held_to_a_schema(provider):
     }[provider]
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
+def test_a_model_that_takes_no_schema(provider):
+    for message in (
         "This response_format type is unavailable now",
         "output_config: Extra inputs are not permitted",
         "Invalid schema for response_format 'reply'",
         "m does not support structured outputs",
-    ],
-)
-def test_a_model_that_takes_no_schema(provider, message):
-    with serve(f"400 {message}") as server:
-        with pytest.raises(InputError, match=r"takes no schema .*--config.reply_format=text"):
-            ask(provider, server.url + "/v1", Request("Why?", schema=SCHEMA))
-        assert ask(provider, server.url + "/v1") == [Rejected(f"400: {message}")]
+    ):
+        with serve(f"400 {message}") as server:
+            with pytest.raises(InputError, match=r"takes no schema .*--config.reply_format=text"):
+                ask(provider, server.url, Request("Why?", schema=SCHEMA))
+            assert ask(provider, server.url) == [Rejected(f"400: {message}")]
 
 
 # --- faults
@@ -225,32 +208,28 @@ def test_a_fault_that_may_pass(fault_of, provider, action):
     assert next(text for names, text in messages.items() if action in names) in fault
 
 
-@pytest.mark.parametrize(
-    ("pause", "tries", "fault"),
-    [
-        ("inf", 1, "wants a pause of inf s"),
-        (7200, 1, "(429: after, and wants a pause of 7200 s)"),
-        (0, 3, "429: "),
-    ],
-)
-def test_the_pause_that_a_server_wants(fault_of, provider, pause, tries, fault, monkeypatch):
+def test_the_pause_that_a_server_wants(fault_of, provider, monkeypatch):
     """A date is counted from the answer's own, though that clock is wrong."""
     date, there = http.server.BaseHTTPRequestHandler.date_time_string, time.time() + 9999
     monkeypatch.setattr(llm_server.Handler, "date_time_string", lambda self: date(self, there))
-    header = pause if pause == "inf" else date(None, there + pause)
-    assert fault in str(fault_of(provider, "429 after", tries, pause=header))
+    for header, tries, fault in (
+        ("inf", 1, "wants a pause of inf s"),
+        (date(None, there + 7200), 1, "(429: after, and wants a pause of 7200 s)"),
+        (date(None, there), 3, "429: "),
+    ):
+        assert fault in str(fault_of(provider, "429 after", tries, pause=header))
 
 
-@pytest.mark.parametrize(
-    "message", ["400: the prompt is too long", "413: no", "422: no", "400: temperature: at most 1"]
-)
-def test_a_request_that_is_refused(fault_of, provider, message):
-    assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
-
-
-def test_a_prompt_that_is_no_unicode(provider):
+def test_a_request_that_is_refused(fault_of, provider):
+    for message in (
+        "400: the prompt is too long",
+        "413: no",
+        "422: no",
+        "400: temperature: 0 to 1",
+    ):
+        assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
     with serve() as server:
-        (outcome,) = ask(provider, server.url + "/v1", Request("a\ud83d"))
+        (outcome,) = ask(provider, server.url, Request("a\ud83d"))
     assert "surrogates not allowed" in outcome.reason
 
 
@@ -276,20 +255,14 @@ def test_a_message_that_repeats_the_key(fault_of, provider, monkeypatch):
     assert fault_of(provider, f"400 {KEY}") == Rejected("400: [key]")
     monkeypatch.setenv("OPENAI_API_KEY", "x")  # a placeholder is no secret
     with serve("400 max exceeded") as server:
-        assert ask("openai", server.url + "/v1") == [Rejected("400: max exceeded")]
+        assert ask("openai", server.url) == [Rejected("400: max exceeded")]
 
 
-@pytest.mark.parametrize(
-    ("provider", "fields"),
-    [
-        ("anthropic", ["temperature"]),
-        ("openai", ["temperature"]),
-        ("openai", ["temperature", "max_tokens"]),
-    ],
-)
+@pytest.mark.parametrize("fields", [["temperature"], ["temperature", "max_tokens"]])
 def test_a_model_that_does_not_take_a_field(provider, fields):
+    fields = fields[: 1 + (provider == "openai")]
     with serve(**dict.fromkeys(fields, False)) as server:
-        replies = ask(provider, server.url + "/v1", REQUEST, REQUEST)
+        replies = ask(provider, server.url, REQUEST, REQUEST)
         assert [reply.text for reply in replies] == [ANSWER, ANSWER]
         for body in server.bodies[-2:]:
             assert not set(fields) & set(body)
@@ -314,7 +287,7 @@ def test_no_key(monkeypatch, provider):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with serve() as server:
-        assert ask(provider, f"  {server.url}/v1 ")[0].stop == "end"
+        assert ask(provider, "", base_url=f"  {server.url}/v1 ")[0].stop == "end"
 
 
 @pytest.mark.parametrize(
@@ -325,29 +298,22 @@ def test_no_key(monkeypatch, provider):
         ({"base_url": "http://he\x01re/v1"}, "base_url is no address"),
         ({"base_url": f"http://me:{KEY}@here"}, "base_url holds a name, a password"),
         ({"base_url": f"http://here?key={KEY}"}, "base_url holds a name, a password"),
-        (
-            {f"{name}_API_KEY": f"{KEY}\nx" for name in ("OPENAI", "ANTHROPIC")},
-            "_API_KEY holds characters that no key has",
-        ),
+        ({"OPENAI_API_KEY": f"{KEY}\nx"}, "_API_KEY holds characters that no key has"),
         ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "^ALL_PROXY: no connection .*socksio"),
         ({"https_proxy": "foo://here"}, "^https_proxy: no connection .* correct or unset it"),
         ({"SSL_CERT_FILE": "nowhere.pem"}, "^SSL_CERT_FILE: no connection"),
-        (
-            {"SSLKEYLOGFILE": "/no/keys", "base_url": "http://localhost:1"},
-            "^SSL.* or SSLKEYLOGFILE",
-        ),
+        ({"SSLKEYLOGFILE": "/no/keys", "base_url": "http://localhost:1"}, "^SSL.* or SSLKEYLOGF"),
         ({"missing": "openai"}, r"pip install 'fgrlhf_jax\[collect\]'"),
     ],
 )
-def test_what_cannot_be_connected_to(monkeypatch, provider, options, message):
+def test_what_cannot_be_connected_to(monkeypatch, options, message):
+    url = options.pop("base_url", "")
+    if library := options.pop("missing", ""):
+        monkeypatch.setitem(sys.modules, library, None)
     for name, value in options.items():
-        if name == "missing":
-            provider = value
-            monkeypatch.setitem(sys.modules, value, None)
-        elif name != "base_url":
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message) as caught:
-        Client(provider, "m", base_url=options.get("base_url", ""))
+        Client("openai", "m", base_url=url)
     assert KEY not in str(caught.value)
 
 
@@ -357,8 +323,8 @@ def test_the_address_is_the_configs_alone(monkeypatch):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", other.url)
         monkeypatch.setenv("OPENAI_BASE_URL", other.url + "/v1")
         for path in ("", "/", "/v1", "/v1/"):  # a last slash and a version do not matter
-            ask("anthropic", server.url + path)
-        ask("openai", server.url + "/v1/")
+            ask("anthropic", "", base_url=server.url + path)
+        ask("openai", "", base_url=server.url + "/v1/")
         assert set(server.paths) == {"/v1/messages", "/v1/chat/completions"}
         assert not other.bodies
 
@@ -372,7 +338,7 @@ def test_a_certificate_of_ones_own(provider, tmp_path, monkeypatch):
     context.load_cert_chain(certificate, key)
     with serve() as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        url = f"https://localhost:{server.server_port}/v1"
+        url = f"https://localhost:{server.server_port}"
         (fault,) = ask(provider, url)
         assert "certificate verify failed" in fault
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
