@@ -8,6 +8,7 @@ ends with it. Of two layouts that fit one row none is taken: ``columns`` decides
 
 import itertools
 import json
+import re
 from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -123,11 +124,16 @@ def parse_row(
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
-        is_learnt = row.get("label") is not False
+        turns = [parse_list(row.get(name)) for name in PROMPTS[:2]]
+        ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
+        # As OpenAI's files say it.
+        unlearnt = any(isinstance(end, Mapping) and end.get("weight") == 0 for end in ends)
+        is_learnt = row.get("label") is not False and not unlearnt
         if layout == ("completion",) and need not in ("prompts", "candidates"):
             is_learnt = flag_of(row, "label", where)  # of TRL
         if not is_learnt and need not in ("prompts", "candidates"):
-            raise InputError(f"{where}: label is false, a response not to learn; leave it out")
+            reason = "weight is 0" if unlearnt else "label is false"
+            raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
@@ -139,6 +145,8 @@ def parse_row(
     elif kind is Preference:
         has_label = len(layout) > 2 and not is_candidate
         fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
+        if layout == ("chosen", "rejected"):
+            _check_scores(row, where)
     for name in FINISHED[1:] if kind is Preference else FINISHED[:1]:
         fields[name] = flag_of(row, name, where)
     if kind is Instruction and need == "pairs":
@@ -152,6 +160,18 @@ def parse_row(
 def parse_record(row: Any, where: str) -> Record:
     """The one record in a row, which needs no response."""
     return parse_row(row, where, "prompts")[0]
+
+
+def _check_scores(row: Row, where: str) -> None:
+    """Raises InputError where a row's scores or ratings say that the rejected answer is better."""
+    for name in (n for n in row if "chosen" in n and re.search("score|rating|reward", n)):
+        other = name.replace("chosen", "rejected")
+        values = row[name], row.get(other)
+        if all(type(value) in (int, float) for value in values) and values[0] < values[1]:
+            raise InputError(
+                f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
+                "answers, or take these fields away"
+            )
 
 
 def with_id(row: Row, columns: Mapping[str, str]) -> Row:

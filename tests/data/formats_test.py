@@ -121,6 +121,9 @@ REFUSED = [
     ({"messages": [*turns(" "), GREEN]}, "messages: the user's message before the .* is empty"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
     ({"messages": "Hi"}, "messages: is no list of messages"),
+    ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
+    (ULTRA | {"score_chosen": 2, "score_rejected": 2.5}, "score_chosen is 2, .*_rejected is 2.5"),
+    (ULTRA | {"rejected-rating": 9, "chosen-rating": 8}, "chosen-rating is 8, .* take these fiel"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
     *(
         ({"prompt": SKY, "completion": "Blue.", "label": label}, "label is false")
