@@ -15,6 +15,7 @@ No rule knows a word of any language. Distances are Levenshtein's, in words.
 
 import functools
 import html
+import itertools
 import json
 import re
 import unicodedata
@@ -33,6 +34,8 @@ _TAG = (
     r"|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
 )
 _MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
+_OPENING_TAG = re.compile(r"[<◁\[]\w+[>▷\]]")
+_CHANGE_MARKS = re.compile(r"~~|</?(?:ins|del|s|strike)>")  # of Markdown and HTML
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
 _SAME_TWICE = "\"'`*_"  # signs that open and close
 _OPENING = re.compile(rf"^[ \t]*(([{_SAME_TWICE}])\2*|[^\s{{[])", re.MULTILINE)
@@ -150,7 +153,12 @@ def _enclosed(text: str, original: str) -> str:
     for block in _QUOTED_LINES.finditer(text if "\n>" not in f"\n{original}" else ""):
         inside[re.sub(r"(?m)^[ \t]*> ?", "", block[0]).strip()] = block.span()
     words = _MARK.sub(lambda mark: mark[0] if mark[0] in original else " ", text)
-    return _choose(inside, words, original)
+    chosen = _choose(inside, words, original)
+    a, b, c, d = texts.get(chosen, (0, 0, 0, 0))
+    is_open = _OPENING_TAG.fullmatch(text[a:b]) and "/" not in text[c:d]
+    if is_open and _words(chosen)[:1] != _words(original)[:1]:
+        raise Doubtful  # a thought that does not end
+    return chosen
 
 
 def _signs(pattern: re.Pattern, text: str) -> list[Span]:
@@ -200,6 +208,8 @@ def _without_frame(text: str, original: str) -> str:
             raise Doubtful
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
+    if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
+        raise Doubtful  # "~~Lyon~~ Paris": both texts
     ends = (edit, original, 0), (edit[::-1], original[::-1], 2)
     if any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
@@ -228,8 +238,9 @@ def _frame(
 
 
 def _count_signs(text: str) -> int:
-    """The characters before the first letter or digit."""
-    return next((k for k, character in enumerate(text) if character.isalnum()), len(text))
+    """The characters before the first letter or digit; a picture counts as several."""
+    signs = itertools.takewhile(lambda character: not character.isalnum(), text)
+    return sum(3 if unicodedata.category(sign) == "So" else 1 for sign in signs)
 
 
 def _ends_in(line: str, name: str) -> bool:
