@@ -113,6 +113,8 @@ def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDeci
     try:
         item, decisions = convert(row, where, number)
         json.dumps([*map(dataclasses.astuple, (item, *decisions))], ensure_ascii=False).encode()
+    except InputError:
+        raise
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -146,6 +148,8 @@ def _id(*values: object) -> str:
 
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
+    if {"annotation_id", "lead_time"} <= row.keys():
+        raise InputError(f"{where}: is of Label Studio's JSON-MIN; export it as JSON")
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
     turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):
@@ -226,11 +230,15 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     item = _item(_id(row.get("id"), number), row["fields"], suggestions.get(question, ""), where)
     decisions = []
     for answer in answers.get(question, []):
-        user = str(answer["user_id"] or "argilla")
+        user, status = str(answer["user_id"] or "argilla"), answer.get("status", "submitted")
         name, more = users.get(user, (user, ""))
-        if answer.get("status") != "draft":
-            is_skipped = answer.get("status") == "discarded"
+        if status in ("submitted", "discarded"):
+            is_skipped = status == "discarded"
             decisions.append(_decision(item, name, answer["value"], is_skipped, more))
+        elif status not in ("draft", "pending"):
+            raise InputError(
+                f"{where}: an answer has the unknown status {status!r:.40}; correct it"
+            )
     return item, decisions
 
 
@@ -259,6 +267,8 @@ def _text_area(text: str, *meta: str) -> Row:
 
 def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     data = row["data"]
+    if "completions" in row:
+        raise InputError(f"{where}: is of Label Studio before 1.0; export it from a newer one")
     # Its own exports have the numbers of predictions in place of these.
     predictions = [p for p in row.get("predictions") or [] if isinstance(p, dict)]
     suggestions = [text for p in predictions for text, *_ in _answers(p, where)]
@@ -271,6 +281,10 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
         is_skipped, answers = annotation.get("was_cancelled"), _answers(annotation, where)
         if not (is_skipped or answers):
             continue
+        if len(answers) > 1:
+            raise InputError(
+                f"{where}: an annotation has {len(answers)} answers; leave one of them"
+            )
         text, name, details = answers[0] if answers else ("", "", "")
         name = name or str(user or "label_studio")
         if any(name == decision.annotator for decision in decisions):  # allowed there
@@ -291,7 +305,8 @@ def _answers(annotation: Row, where: str) -> list[tuple[str, str, str]]:
     for area in areas:
         if area["from_name"] == question:
             text = area["value"]["text"]
-            name, details, *_ = [*((area.get("meta") or {}).get("text") or []), "", ""]
+            meta = (area.get("meta") or {}).get("text") or []
+            name, details, *_ = [*([meta] if isinstance(meta, str) else meta), "", ""]
             answers.append(("\n".join(text) if isinstance(text, list) else text, name, details))
     return answers
 

@@ -255,6 +255,12 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         (answered(TEXT_AREA, TEXT_AREA | {"from_name": "remarks"}),
          "answers the questions answer, remarks"),
         (answered(TEXT_AREA | {"value": {"text": [""]}}), "the answer of label_studio is empty"),
+        (answered(TEXT_AREA, TEXT_AREA), "row 1: an annotation has 2 answers; leave one of"),
+        ([LABEL_STUDIO | {"completions": []}], "row 1: is of Label Studio before 1.0; export it"),
+        ([PLAIN | {"answer": "Won.", "annotator": 2, "annotation_id": 3, "lead_time": 3.1}],
+         "row 1: is of Label Studio's JSON-MIN; export it as JSON"),
+        ([ARGILLA | {"responses": {"better": [{"value": "x", "user_id": "x", "status": "odd"}]}}],
+         "row 1: an answer has the unknown status 'odd'; correct it"),
         (answered(TEXT_AREA | {"meta": {"text": [{"a": 1}]}}), "the answer of {'a': 1} is empty"),
     ],
 )  # fmt: skip
@@ -263,6 +269,7 @@ def test_refused_rows(read, rows, message):
         read(rows)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert "InputError" not in str(error.value)
 
 
 def test_files_that_cannot_be_read_or_written():
