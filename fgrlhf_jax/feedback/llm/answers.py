@@ -31,11 +31,16 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
             text, refusal, stop = _join_parts(data["content"]), "", data["stop_reason"]
         else:
             choice = data["choices"][0]
+            data["error"] = data.get("error") or choice.get("error")
             message, stop = choice["message"], choice.get("finish_reason")
             text, refusal = _join_parts(message.get("content")), message.get("refusal")
+        if data.get("error"):
+            raise ValueError  # beside a text, which may be half of one
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
         counts = [[usage.get(name) for name in names[provider]] for names in (READ, WRITTEN)]
-        read, written = (sum(n for n in each if isinstance(n, int)) or None for each in counts)
+        read, written = (
+            sum(n for n in each if type(n) is int and n > 0) or None for each in counts
+        )
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
     except (LookupError, AttributeError, RecursionError, TypeError, ValueError) as error:
@@ -82,7 +87,8 @@ def _join_stream(content: bytes) -> dict:
         if event.get("error"):
             return event
         # Anthropic's pieces are events of their own, OpenAI's the deltas of a choice.
-        piece = (event.get("choices") or [event])[0]
+        choices = [each for each in event.get("choices") or () if not each.get("index")]
+        piece = choices[0] if choices else {} if event.get("choices") else event
         delta = piece.get("delta") or {}
         message["content"] += _join_parts(delta.get("content") or delta.get("text"))
         message["refusal"] += delta.get("refusal") or ""

@@ -114,6 +114,7 @@ def delta(stop=None, **content) -> dict:
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
 TEXT = {"type": "text", "text": "B"}
 COUNTS = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+OTHER = {"choices": [{"index": 1, "delta": {"content": "of another choice"}}]}
 CLAUDE = [
     {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}},
     {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
@@ -141,6 +142,10 @@ CLAUDE = [
         (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 1, 1)),
         (stream(delta(content="a"), delta("stop"), COUNTS), Reply("a", "end", 7, 8)),
         (stream(*CLAUDE, end=""), Reply("ab", "length", 7, 8)),
+        (stream(delta(content="a"), OTHER, delta("stop", content="b")), Reply("ab", "end", 1, 1)),
+        (chat({"content": "B"}, prompt_tokens=-9, completion_tokens=True), Reply("B", "end", 1, 1)),
+        (chat({"content": "half"}).replace("{", '{"error": "quota", ', 1), "openai's (quota)"),
+        (chat({"content": "half"}).replace("[{", '[{"error": "died", ', 1), "openai's (died)"),
         (chat({"content": "half a te"}, "error"), "unknown reason, 'error'"),
         (chat({"content": None}, "tool_calls"), "unknown reason, 'tool_calls'"),
         (chat({"content": " "}), "the reply is empty"),
