@@ -67,6 +67,17 @@ def render_chat(
         ) from error
 
 
+@functools.lru_cache(maxsize=16)
+def shows_user(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether its chat template writes what the user says; one for parts of messages may not."""
+    with contextlib.suppress(InputError):  # of which encoding a prompt tells
+        first, second = (
+            render_chat(tokenizer, [Message("user", text)]) for text in ("say 5>", "say 7>")
+        )
+        return first != second
+    return True
+
+
 def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:
     """Prompt and response as the chat template writes them, or one after the other.
 

@@ -21,6 +21,7 @@ from fgrlhf_jax.data.chat import (
     encode_chat,
     own_controls,
     render_chat,
+    shows_user,
     tokenize,
 )
 from fgrlhf_jax.data.conversations import join_prompt
@@ -67,6 +68,11 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         raise InputError(
             f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or copy "
             "chat_template.jinja of a model that has one into this model's folder"
+        )
+    if template == "chat" and not shows_user(tokenizer, str(tokenizer.chat_template)):
+        raise InputError(
+            "template=chat: the model's chat template does not write what the user says, as one "
+            f"that wants parts of messages; give {OTHER_TEMPLATE}"
         )
 
 

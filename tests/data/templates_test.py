@@ -135,6 +135,7 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
         ("{{ messages[0].name.first }}", "has no attribute 'name'"),
         ("{{ 'a' + 1 }}", "can only concatenate str"),
         ("{% for %}", "Expected an expression"),
+        ("{% for p in messages[-1].content %}{{ p['text'] }}{% endfor %}", "what the user says"),
     ):
         monkeypatch.setattr(tokenizer, "chat_template", source)
         with pytest.raises(InputError, match=words) as error:
@@ -147,8 +148,9 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
     "source", ["date_string if date_string is defined else 'today'", "strftime_now('%d %b %Y')"]
 )
 def test_a_template_cannot_read_the_clock(tokenizer, monkeypatch, source):
-    monkeypatch.setattr(tokenizer, "chat_template", f"{{{{ {source} }}}}")
-    assert render(tokenizer, "chat", QUESTION) == "26 Jul 2024"
+    template = f"{{{{ {source} }}}}{{{{ messages[0].content }}}}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    assert render(tokenizer, "chat", QUESTION) == f"26 Jul 2024{QUESTION.instruction}"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,8 @@ def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monk
         "{% for m in messages %}{{ m.content }}: {% endfor %}",  # no control token
         "{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}",  # one in front
         "{% for m in messages %}{{ m.content | upper }}{% endfor %}",  # another text
-        "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ bos_token }}",
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ bos_token }}{{ messages[0].content }}",
     ):
         monkeypatch.setattr(tokenizer, "chat_template", source)
         prompt, _ = encode_prompt(tokenizer, "chat", QUESTION)
