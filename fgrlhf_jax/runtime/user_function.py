@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -132,7 +132,8 @@ def score_responses(
     optional = {name: value for name, value in optional.items() if takes(function, name)}
     try:
         values = function(list(prompts), list(responses), **optional)
-        values = list(values) if isinstance(values, Iterable) else values
+        if isinstance(values, Iterable) and not isinstance(values, Mapping | Set):
+            values = list(values)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         form = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
         raise InputError(f"{name}: raised {_describe(error)}{form}") from error

@@ -125,6 +125,8 @@ REFUSED = {
     "raises": (raises, "mine:f: raised KeyError: 'b'"),
     "ends": (lambda prompts, responses: sys.exit(3), "mine:f: raised SystemExit: 3"),
     "not a list": (lambda prompts, responses: 3, "mine:f: returned 3; return a list"),
+    "by name": (lambda prompts, responses: {0: 0.1, 1: 0.2}, "returned {0: 0.1, 1: 0.2}; return a"),
+    "no order": (lambda prompts, responses: {0.2, 0.1}, r"returned \{0\..*\}; return a list"),
     "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
     "too few tokens": (returns([1, 2], 1), "response 1 of 2: returned 2 rewards for 3 tokens; gi"),
     "NaN": (returns(1, math.nan), "response 2 of 2: returned NaN or infinity"),
