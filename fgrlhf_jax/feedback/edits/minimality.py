@@ -41,10 +41,13 @@ _LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
 WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
 # What may stand in the place of a part that is left out: "…", "[unchanged]", "# rest as before".
-_ROUND = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)[(（][^()（）\n]{1,200}[)）]"
+_START = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)"  # of a sentence
 _OMISSION = re.compile(
-    r"(?:\.\s?){3,}|[…⋯]|。{2,}|<!--.*?-->|/\*.*?\*/|^[ \t]*(?:#|//|--|%|;|\*|_)[^\n]*$"
-    rf"|{_ROUND}|[\[{{<【［〔《][^\[\]{{}}<>【】［］〔〕《》]{{1,200}}[\]}}>】］〕》]",
+    r"(?:[.․]\s?){3,}|[…⋯‥]|。{2,}|&(?:hellip|#8230|#x2026);|\\l?dots\b|<!--.*?-->|/\*.*?\*/"
+    r"|^[ \t]*(?:--|[^\w\s\-\"'“”‘’«(（\[{<【［〔《])[^\n]*$"
+    rf"|{_START}[(（][^()（）\n]{{1,200}}[)）]"
+    rf"|{_START}(?:([*_~—–\"'-]{{1,3}})[^\n]{{1,200}}?\1|«[^\n]{{1,200}}?»)[ \t]*$"
+    r"|[\[{<【［〔《][^\[\]{}<>【】［］〔〕《》]{1,200}[\]}>】］〕》]",
     re.MULTILINE | re.DOTALL,
 )
 _OMITTED = 8  # words that are missing there, and as many as stand there
@@ -122,18 +125,22 @@ def _common_blanks(first: str, second: str) -> str:
 def is_elided(original: str, edited: str) -> bool:
     """Whether an ellipsis, a text in brackets or a comment stands for a part that is left out.
 
-    The original does not have it, and at least eight words, as many as it has, are missing there.
+    The original does not have it, and at least eight words are missing there, as many as it has and
+    twice as many as were put in around it.
     """
     before = _terms(original)
     for match in itertools.islice(_OMISSION.finditer(edited), _MOST_REMARKS):
         if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue
-        terms = _terms(edited[: match.start()]), _terms(edited[match.end() :])
-        partner = align_words(before, terms[0] + terms[1]).partner_i.tolist()
+        first, last = (_terms(side) for side in (edited[: match.start()], edited[match.end() :]))
+        partner = align_words(before, first + last).partner_i.tolist()
+        sides = partner[: len(first)][::-1], partner[len(first) :]
+        inserted = sum(1 for side in sides for _ in itertools.takewhile(lambda j: j < 0, side))
+        left, right = ([j for j in side if j >= 0] for side in sides)
         # A few words of either side, since a word that comes again may be matched far away.
-        around = [-1, *partner, len(before)][max(0, len(terms[0]) - 2) : len(terms[0]) + 4]
+        around = [*[*left, -1][2::-1], *[*right, len(before)][:3]]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
-        if missing >= max(_OMITTED, len(_terms(match[0]))):
+        if missing >= max(_OMITTED, len(_terms(match[0])) + 2 * inserted):
             return True
     return False
 

@@ -163,6 +163,12 @@ CODE = (
         "The capital of France is Paris. It is long.\n<rest unchanged>",
         "The capital of France is Paris.\n\n<!-- unchanged -->\nThe end is here.",
         "The capital of France is Paris. It is long.\n--- reste inchangé ---",
+        "The capital of France is Paris. It is long. …and the rest.",
+        "The capital of France is Paris. It is long. *rest omitted*",
+        "The capital of France is Paris. It is long.\n«reste inchangé»",
+        "The capital of France is Paris. It is long.\n※以下略\nThe end is here.",
+        "The capital of France is Paris. It is long.\n> unchanged\nThe end is here.",
+        "The capital of France is Paris. It is long. &hellip;",
     ],
 )
 def test_a_remark_in_the_place_of_what_is_left_out(edited):
@@ -179,6 +185,10 @@ def test_code_that_is_left_out():
 
 
 def test_an_edit_may_have_brackets_and_leave_out_much():
+    other = ORIGINAL.replace(
+        " ".join(LONG.split()[20:]), "which runs … through all of the old town"
+    )
+    assert find_fault(ORIGINAL, other) == ""  # about as much is put in there
     shorter = ORIGINAL.replace(LONG, " ".join(LONG.split()[:22]))
     assert find_fault(ORIGINAL, "The capital of France is Paris. It is long.") == ""
     for text, city in ((ORIGINAL, "Paris (see it)"), (ORIGINAL, "… Paris"), (shorter, "P [1]")):
