@@ -1,5 +1,8 @@
 """A folder of one's own, keys, no seconds between two attempts, rows to annotate or to edit."""
 
+import os
+import sys
+
 import llm_server
 import pytest
 from collect_cases import write_responses
@@ -13,6 +16,7 @@ from fgrlhf_jax.feedback.llm.client import PROVIDERS
 @pytest.fixture(autouse=True)
 def settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for commands that tests start
     for variable, *_ in PROVIDERS.values():
         monkeypatch.setenv(variable, llm_server.KEY)
     shorten_pauses(monkeypatch.setattr)

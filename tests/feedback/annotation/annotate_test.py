@@ -202,9 +202,8 @@ def test_the_page_cares_for_no_proxy_and_no_certificate():
     command = [sys.executable, "-m", "launch.annotate"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
     environment = {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
-    environment = os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
+    with subprocess.Popen(command, env=os.environ | environment, **pipes) as process:
         line = process.stdout.readline()
         process.terminate()
         assert line.startswith("Open http"), process.stderr.read()

@@ -1,7 +1,6 @@
 """launch.collect_edits killed and interrupted: nothing is lost, doubled or asked for again."""
 
 import contextlib
-import os
 import random
 import re
 import signal
@@ -32,10 +31,7 @@ asking.command(collect_edits.main, collect_edits.CONFIG, "")
 def started(*args, **fields):
     """The command in a process of its own."""
     command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield process
     finally:

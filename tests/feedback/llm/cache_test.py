@@ -96,8 +96,7 @@ print(request_cases.save(request_cases.questions(count), send, folder, **options
 """
 
 
-def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, monkeypatch, request):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+def test_processes_that_share_a_cache_pay_each_prompt_once(tmp_path, request):
     count, folders = request.config.getoption("--requests") // 2, [tmp_path / n for n in "123"]
     with llm_server.running(llm_server.shaky(0.2), work=0.01) as server:
         start = functools.partial(subprocess.Popen, stdout=subprocess.PIPE, text=True)
