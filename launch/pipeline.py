@@ -86,7 +86,11 @@ def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
     """
     if config.model:
         tasks.check_template(config.model, config.template)
-    if config.embedded:
+    folder = Path(config.run_dir)
+    if (folder / "stages" / "data.json").exists():  # the files of the user may be gone by now
+        paths = (folder / "data").glob("*.jsonl")
+        counts = {path.stem: path.read_bytes().count(b"\n") for path in paths}
+    elif config.embedded:
         counts = {"ppo": config.world.ppo, "sft": config.world.sft}
     else:
         sets = datasets.drop_held_out_prompts(datasets.sets_of_files(config))
@@ -96,9 +100,10 @@ def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
         fields = config_files.parse(stage.command, module.CONFIG)
         is_ppo = "rollout_batch_size" in fields
         field = "rollout_batch_size" if is_ppo else "batch_size"
-        rows = counts.get(Path(fields.get("prompts" if is_ppo else "train") or "").stem)
-        if rows is None:
-            continue
+        files = [Path(f) for f in (fields.get("prompts" if is_ppo else "train") or "").split(",")]
+        if any(f.parent.name not in ("data", "feedback") or f.stem not in counts for f in files):
+            continue  # of a round of edits, which is not made yet
+        rows = sum(counts[file.stem] for file in files)
         size = fields[field] // (samples_per_prompt(fields) if is_ppo else 1)
         if rows < size:
             raise InputError(

@@ -132,6 +132,19 @@ def test_what_no_training_could_be_done_with(monkeypatch, tmp_path, words, messa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_has_its_data_needs_the_files_no_more(tmp_path):
+    config = config_files.load("configs/pipeline.py:cad")
+    config.files.edits, config.run_dir, config.run_arms = "gone.jsonl", str(tmp_path), "sft_edits"
+    config.imitate.flags = "batch_size=64"
+    write_jsonl(tmp_path / "data" / "edits_train.jsonl", [{}] * 63)
+    write_jsonl(tmp_path / "stages" / "data.json", [{}])
+    planned = build_stages(config, tmp_path)
+    with pytest.raises(InputError, match=r"sft_edits: batch_size=64 takes 64 .* and 63 are left"):
+        pipeline.check_data(config, planned)
+    write_jsonl(tmp_path / "data" / "edits_train.jsonl", [{}] * 64)
+    pipeline.check_data(config, planned)
+
+
 def test_what_is_cut_and_how_few_prompts_judge_is_said_first():
     edits = [Edit("name a fruit " * (1 + 9 * (n % 2)), f"{n}", "a", "b " * 30) for n in range(100)]
     tokenizer = make_tokenizer()
