@@ -10,8 +10,6 @@ import pytest
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import length_control, logistic
 
-pytest.importorskip("sklearn")
-
 
 def example(size: int = 120) -> tuple[list[int], list[float | None]]:
     """Longer responses win more often; some draws, shares and missing verdicts."""

@@ -6,7 +6,6 @@ import signal
 import time
 
 import pytest
-from processes import python
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import starter
@@ -14,11 +13,13 @@ from fgrlhf_jax.pipeline.starter import Starter
 
 COMMAND = """
 import jax, json, os, signal, sys
+from jax._src import xla_bridge
 number, = sys.argv[1:]
 if number == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 told = {name: os.environ[name] for name in ("COMMON", "OWN")}
-told |= {"devices": len(jax.devices()), "limit": jax.config.jax_compilation_cache_max_size}
+told |= {"used": xla_bridge.backends_are_initialized(), "devices": len(jax.devices())}
+told["limit"] = jax.config.jax_compilation_cache_max_size
 print(json.dumps(told | {"input": sys.stdin.read(), "leads": os.getsid(0) == os.getpid()}))
 sys.exit(int(number))
 """
@@ -35,32 +36,21 @@ def wait(server: Starter, number: int) -> int:
 
 @pytest.mark.slow
 def test_a_fork_is_as_a_new_process(tmp_path, monkeypatch):
+    """What it is forked from has imported everything, and has no threads and no devices."""
     (tmp_path / "command_of_a_test.py").write_text(COMMAND)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(starter, "MODULES", ("jax",))
+    # NumPy's OpenBLAS has threads, and takes care of them in a fork itself.
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     log, common = tmp_path / "log", {"COMMON": "a", "JAX_COMPILATION_CACHE_MAX_SIZE": "7"}
     with Starter(common) as server:
         for own, argument, status in (("3", "0", 0), ("2", "2", 2), ("1", "kill", -signal.SIGKILL)):
             variables = {"OWN": own, "JAX_NUM_CPU_DEVICES": own, "XLA_FLAGS": ""}
             number = server.start(["command_of_a_test", argument], log, variables)
             assert wait(server, number) == status
+        assert len(os.listdir(f"/proc/{server._server.pid}/task")) == 1
     told = [json.loads(line) for line in log.read_text().splitlines()]
-    like = {"COMMON": "a", "limit": 7, "input": "", "leads": True}
+    like = {"COMMON": "a", "used": False, "limit": 7, "input": "", "leads": True}
     assert told == [like | {"OWN": str(n), "devices": n} for n in (3, 2)]
-
-
-@pytest.mark.slow
-def test_what_is_forked_has_no_threads_and_no_devices():
-    code = (
-        "import importlib, os; from fgrlhf_jax.pipeline import starter\n"
-        "for module in starter.MODULES: importlib.import_module(module)\n"
-        "from jax._src import xla_bridge\n"
-        "print(os.listdir('/proc/self/task'), xla_bridge.backends_are_initialized())"
-    )
-    # NumPy's OpenBLAS has threads, and takes care of them in a fork itself.
-    found = python("-c", code, **os.environ | {"OPENBLAS_NUM_THREADS": "1"})
-    tasks, initialized = found.stdout.rsplit(maxsplit=1)
-    assert (tasks.count(","), initialized) == (0, "False"), found.stderr
 
 
 def test_a_server_that_was_killed_is_said(tmp_path, monkeypatch):
