@@ -1,11 +1,11 @@
 """The commands of a study: each one exists, understands its flags, and runs after what it needs."""
 
-import contextlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+from processes import InThisProcess
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.arms import LEARNERS, PREFERENCE_LEARNERS, select, selected
@@ -286,39 +286,25 @@ REFUSED = [
 ]
 
 
-class InThisProcess(contextlib.nullcontext):
-    """In place of ``Starter``: a stage has left its output when it is started."""
-
+def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monkeypatch, tmp_path):
     started, outputs = [], {}
 
-    def __init__(self, environment):
-        super().__init__(self)
-        self.ended = {}
-
-    def start(self, command, log, environment) -> int:
-        stage, output = self.outputs[command]
-        self.started.append(stage)
+    def leave_output(command) -> None:
+        stage, output = outputs[command]
+        started.append(stage)
         write_json(output, [])
-        self.ended[len(self.started)] = 0
-        return len(self.started)
 
-    def statuses(self) -> dict[int, int]:
-        ended, self.ended = self.ended, {}
-        return ended
-
-
-def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline.stages, "Starter", InThisProcess)
+    monkeypatch.setattr(pipeline.stages, "Starter", lambda _: InThisProcess(leave_output))
     monkeypatch.setattr(pipeline, "write_report", lambda *_: "")
 
     def start(**fields) -> list[str]:
         """The stages that run."""
-        InThisProcess.started = []
+        started.clear()
         config = make_config(**{"run_dir": str(tmp_path)} | fields)
         planned = build_stages(config, Path(config.run_dir))
-        InThisProcess.outputs = {stage.command: (stage.name, stage.output) for stage in planned}
+        outputs.update({stage.command: (stage.name, stage.output) for stage in planned})
         pipeline.main(config)
-        return InThisProcess.started
+        return [*started]
 
     assert "answers:0" in start(run_arms="sft_edits,fine_grained")
     assert start(run_arms="sft_edits", title="another", heatmaps=3) == []
@@ -339,7 +325,7 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
         with pytest.raises(InputError, match=re.escape(message)):
             start(run_arms="sft_edits,fine_grained", **fields)
         assert (tmp_path / "config.json").read_text() == before
-        assert InThisProcess.started == []
+        assert started == []
     # A judge of the user's is known by its file, wherever it was not of an earlier version.
     judge, own = (
         tmp_path / "my_judge.py",

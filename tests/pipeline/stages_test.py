@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import runpy
@@ -14,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from processes import InThisProcess
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import stages, starter
@@ -176,31 +176,17 @@ MADE_FROM = {"a": "a({})", "b": "b(a({}))", "c": "c(b(a({})))", "d": "d({})"}
 MADE_FROM["e"] = "e(b(a({})),d({}))"
 
 
-class InThisProcess(contextlib.nullcontext):
-    """In place of ``Starter``: a command has ended when it is started."""
-
-    def __init__(self, environment):
-        super().__init__(self)
-        self.numbers, self.ended = itertools.count(), {}
-
-    def start(self, command, log, environment) -> int:
-        module, *arguments = command
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [module, *arguments])
-            runpy.run_path(f"{os.environ['PYTHONPATH']}/{module}.py")
-        number = next(self.numbers)
-        self.ended[number] = 0
-        return number
-
-    def statuses(self) -> dict[int, int]:
-        ended, self.ended = self.ended, {}
-        return ended
+def run_here(command) -> None:
+    module, *arguments = command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_path(f"{os.environ['PYTHONPATH']}/{module}.py")
 
 
 @pytest.fixture
 def study(make_stage, tmp_path, monkeypatch):
     """Stages a → b → c and e, and d → e; b is a file beside the folders of c and e."""
-    monkeypatch.setattr(stages, "Starter", InThisProcess)
+    monkeypatch.setattr(stages, "Starter", lambda environment: InThisProcess(run_here))
     monkeypatch.setattr(stages.time, "sleep", lambda seconds: None)
     folder, source = tmp_path / "run", Stage("source", (), tmp_path / "source")
     source.output.write_text("1")
