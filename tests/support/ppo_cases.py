@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hf_cases
+import jax
 import pytest
 import tiny_cases
 from processes import Process
@@ -274,5 +275,9 @@ def conditions() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # What the run that it is compared with compiled is not compiled again.
+    cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
     with conditions():
         cli.command(ppo.main, DEFAULT, ppo.__doc__)
