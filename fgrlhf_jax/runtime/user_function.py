@@ -6,7 +6,8 @@ blank line and its input where there is one), and with those of these that its s
     tokens    for each response the texts of its sampled tokens, the end-of-sequence token included
     finished  for each response whether it ended by itself
 
-and returns, for each response, a number or (a reward only) a sequence with one number a token.
+(where it names them, in any order; ``completions`` are the responses, as for TRL) and returns, for
+each response, a number or (a reward only) a sequence with one number a token.
 """
 
 import contextlib
@@ -98,10 +99,16 @@ def _describe(error: BaseException) -> str:
 
 def takes(function: Callable, argument: str) -> bool:
     """Whether the signature of ``function`` names ``argument``, as tokens or finished."""
+    return argument in _named_parameters(function)
+
+
+def _named_parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """Those of its signature that a call may name."""
     try:
-        return argument in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except ValueError:  # some functions of C have none
-        return False
+        return {}
+    return {name: each for name, each in parameters.items() if each.kind != each.POSITIONAL_ONLY}
 
 
 def score_responses(
@@ -128,10 +135,18 @@ def score_responses(
       InputError: naming the function and the response, when it raises, or returns too few or too
         many values, something that is no number, or NaN or infinity.
     """
-    optional = {"tokens": tokens, "finished": finished}
-    optional = {name: value for name, value in optional.items() if takes(function, name)}
+    named = {"tokens": tokens, "finished": finished}
+    named = {name: value for name, value in named.items() if takes(function, name)}
+    texts, parameters = [list(prompts), list(responses)], _named_parameters(function)
+    is_open = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    answers = next((name for name in ("responses", "completions") if name in parameters), "")
+    if answers and (is_open or "prompts" in parameters):  # in any order, as functions for TRL
+        named |= {"prompts": texts[0], answers: texts[1]}
+        texts = []
     try:
-        values = function(list(prompts), list(responses), **optional)
+        values = function(*texts, **named)
+        if inspect.iscoroutine(values):
+            values.close()
         if isinstance(values, Iterable) and not isinstance(values, Mapping | Set):
             values = list(values)
     except (Exception, SystemExit) as error:  # the user's code may raise anything

@@ -97,6 +97,18 @@ def test_it_is_given_what_its_signature_names():
         seen.append((prompts, responses, finished, tokens))
         return [0, 1]
 
+    def other_order(finished, responses, prompts):
+        return plain(prompts, responses)
+
+    def of_trl(completions, **kwargs):
+        return plain(kwargs["prompts"], completions)
+
+    def by_position(prompts, responses, /):
+        return plain(prompts, responses)
+
+    for function in (other_order, of_trl, by_position, lambda x, y: plain(x, y)):
+        assert call(function) == [0.0, 1.0]
+        assert seen.pop() == (PROMPTS, RESPONSES)
     assert not user_function.takes(max, "tokens")  # it has no signature to read
     assert call(plain) == call(everything) == [0.0, 1.0]
     assert seen == [(PROMPTS, RESPONSES), (PROMPTS, RESPONSES, FINISHED, TOKENS)]
@@ -121,12 +133,17 @@ def raises(prompts, responses):
     return {"a": 1}["b"]
 
 
+async def later(prompts, responses):
+    return [0, 1]
+
+
 REFUSED = {
     "raises": (raises, "mine:f: raised KeyError: 'b'"),
     "ends": (lambda prompts, responses: sys.exit(3), "mine:f: raised SystemExit: 3"),
     "not a list": (lambda prompts, responses: 3, "mine:f: returned 3; return a list"),
     "by name": (lambda prompts, responses: {0: 0.1, 1: 0.2}, "returned {0: 0.1, 1: 0.2}; return a"),
     "no order": (lambda prompts, responses: {0.2, 0.1}, r"returned \{0\..*\}; return a list"),
+    "later": (later, "mine:f: returned <coroutine .*; return a list"),
     "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
     "too few tokens": (returns([1, 2], 1), "response 1 of 2: returned 2 rewards for 3 tokens; gi"),
     "NaN": (returns(1, math.nan), "response 2 of 2: returned NaN or infinity"),
