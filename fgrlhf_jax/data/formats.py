@@ -145,7 +145,7 @@ def parse_row(
     elif kind is Preference:
         has_label = len(layout) > 2 and not is_candidate
         fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
-        if layout == ("chosen", "rejected"):
+        if layout == ("chosen", "rejected") and not columns.keys() & {*layout}:
             _check_scores(row, where)
     for name in FINISHED[1:] if kind is Preference else FINISHED[:1]:
         fields[name] = flag_of(row, name, where)

@@ -102,6 +102,16 @@ def test_two_messages_of_one_id_are_not_one():
     assert [row["rejected"] for _, row in unfolded[1:]] == ["No."]
 
 
+def test_columns_decide_which_answer_is_better_whatever_the_scores():
+    row = ULTRA | {"score_chosen": 2, "score_rejected": 2.5}
+    columns = parse_columns("chosen=rejected,rejected=chosen")
+    (swapped,), (usual,) = (
+        formats.parse_row(row, "a:1", columns=columns),
+        formats.parse_row(ULTRA, ""),
+    )
+    assert (swapped.output_1, swapped.output_2) == (usual.output_2, usual.output_1)
+
+
 EDITED = {"instruction": SKY, "original": "Green.", "edited": "Blue."}
 REFUSED = [
     (EDITED | {"chosen": "A", "rejected": "B"}, "fits two layouts.*config.columns=original,edited"),
