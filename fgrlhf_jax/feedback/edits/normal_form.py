@@ -1,8 +1,8 @@
-"""Line ends, normal form and blanks of a text: what readers do not see, and token ids do.
+"""Line ends, normal form and blanks of a text: what readers hardly see, and token ids do.
 
 Models, browsers and files write the same words with other line ends, composed or decomposed
-accents, other blanks, signs without width. An edit keeps those of its original wherever the words
-are the same.
+accents, other blanks, other quotes, signs without width. An edit keeps those of its original
+wherever the words are the same.
 """
 
 import itertools
@@ -14,9 +14,12 @@ from rapidfuzz.distance import Levenshtein
 from fgrlhf_jax.feedback.edits.minimality import WORD
 
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
-# Soft hyphen, zero-width space, word joiner, byte order mark; marks of the direction of writing.
+# Soft hyphen, zero-width space, word joiner, byte order mark; marks of the direction of writing;
+# controls that are no blanks.
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS))
+_CONTROLS = "".join(map(chr, (*range(9), *range(14, 27), 127)))
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS + _CONTROLS))
+_QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--')  # and hyphens
 
 
 def has_half_a_character(text: str) -> bool:
@@ -73,9 +76,9 @@ def _units(text: str) -> list[str]:
 
 
 def _key(unit: str) -> str:
-    """What is the same in all forms of a word or of blanks: NFC, the line ends, the indentation."""
+    """What is the same in all forms of a word or of blanks: NFC, quotes, line ends, indentation."""
     unit = unit.translate(_NO_WIDTH)
     if not unit.isspace():
-        return unicodedata.normalize("NFC", unit)
+        return unicodedata.normalize("NFC", unit.translate(_QUOTES))
     *lines, indentation = _LINE_END.split(unit)
     return "\n" * len(lines) + indentation if lines else " "

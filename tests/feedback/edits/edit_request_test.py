@@ -82,6 +82,9 @@ def test_replies(received, tag, reason):
         ("A b c.", "\ufeffA\u200b b x\xady.\u2060", "A b xy."),
         ("A b\xadb\u200b c.", "A bb x.", "A b\xadb\u200b x."),
         ("\u200fאב\u200f (c)!", "אב (x)!", "\u200fאב\u200f (x)!"),
+        ('It\'s "a" b c.', "It’s “a” b x.", 'It\'s "a" b x.'),
+        ("„A“ – it’s b.", '"A" – it\'s x.', "„A“ – it’s x."),
+        ("A b\x02 c.", "A\x00 b x.\x7f", "A b\x02 x."),
     ],
 )
 def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
