@@ -172,10 +172,12 @@ def select(config, models: Models) -> Models:
 
 def common_prompts(models: Models) -> Models:
     """The rows whose prompts all models have."""
-    prompts = set.intersection(*({row.prompt for row in rows} for rows in models))
-    if not prompts:
+    keys = [alpaca_eval.number_repeats(row.prompt for row in rows) for rows in models]
+    common = set.intersection(*map(set, keys))
+    if not common:
         raise InputError("the two models have no prompt in common")
-    return [[row for row in rows if row.prompt in prompts] for rows in models]
+    pairs = [zip(*pair, strict=True) for pair in zip(keys, models, strict=True)]
+    return [[row for key, row in rows if key in common] for rows in pairs]
 
 
 def summarize(models: Models, seed: int, difficulty: Difficulty | None) -> dict:

@@ -10,7 +10,8 @@ Win rates here are in percent and lengths in characters, as on its leaderboards.
 import dataclasses
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,16 @@ class Comparison:
 def prompt_key(record: records.Record | Comparison) -> str:
     """The prompt in one text, so that rows match whether their input is joined to it or not."""
     return conversations.join_prompt(*records.prompt_key(record))
+
+
+def number_repeats(prompts: Iterable[str]) -> list[tuple[str, int]]:
+    """Each prompt with how often it stood before: the repeats of two files match in order."""
+    seen = Counter()
+    numbered = []
+    for prompt in prompts:
+        numbered.append((prompt, seen[prompt]))
+        seen[prompt] += 1
+    return numbered
 
 
 def read(path: str) -> list[Comparison]:
@@ -216,22 +227,23 @@ def paired_difference(
 
     Raises InputError when the prompts or the reference's responses are not the same.
     """
-    first, second = ({row.prompt: row for row in rows} for rows in (model, other))
-    if len(first) < len(model) or len(second) < len(other):
-        raise InputError("some comparisons of one model have the same prompt; give each once")
-    alone = [prompt for prompt in (*first, *second) if (prompt in first) != (prompt in second)]
+    first, second = (
+        dict(zip(number_repeats(row.prompt for row in rows), rows, strict=True))
+        for rows in (model, other)
+    )
+    alone = [key for key in (*first, *second) if (key in first) != (key in second)]
     if alone:
         raise InputError(
-            f"{len(alone)} prompts are of one model only, the first of them {alone[0]!r:.60}; "
+            f"{len(alone)} prompts are of one model only, the first of them {alone[0][0]!r:.60}; "
             "compare both models on the same prompts"
         )
-    differing = sum(first[prompt].output_1 != second[prompt].output_1 for prompt in first)
+    differing = sum(first[key].output_1 != second[key].output_1 for key in first)
     if differing:
         raise InputError(
             f"output_1 differs at {differing} of {len(first)} prompts; compare both models with "
             "the same reference"
         )
-    outcomes = [(first[prompt].outcome, second[prompt].outcome) for prompt in first]
+    outcomes = [(first[key].outcome, second[key].outcome) for key in first]
     outcomes = [pair for pair in outcomes if None not in pair]
     if not outcomes:
         raise InputError("no prompt has a preference for both models; there is nothing to pair")

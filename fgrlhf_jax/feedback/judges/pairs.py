@@ -10,7 +10,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Instruction, RecordAndRow
 from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, prompt_key
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, number_repeats, prompt_key
 
 
 class Responses(NamedTuple):
@@ -23,8 +23,9 @@ class Responses(NamedTuple):
 def match_files(outputs: Responses, reference: Responses, common: bool = False) -> list[Comparison]:
     """Pairs a model's responses (`output_2`) with a reference's (`output_1`) to the same prompts.
 
-    One comparison a prompt, in the order of the reference. Raises InputError for a prompt that
-    stands twice in a file, or in only one of them; with ``common`` these are left out.
+    One comparison a prompt, in the order of the reference; a prompt that stands several times in
+    both is matched in order. Raises InputError for a prompt that is in only one of the files, or
+    more often in one; with ``common`` these are left out.
     """
     ours, theirs = _by_prompt(outputs), _by_prompt(reference)
     missing = [prompt for prompt in ours if prompt not in theirs]
@@ -32,7 +33,7 @@ def match_files(outputs: Responses, reference: Responses, common: bool = False) 
     if (missing or unanswered) and not common:
         raise InputError(
             f"{outputs.spec} has {len(missing)} prompts that {reference.spec} lacks, and lacks "
-            f"{len(unanswered)} that it has (the first: {(missing + unanswered)[0]!r:.60}); "
+            f"{len(unanswered)} that it has (the first: {(missing + unanswered)[0][0]!r:.60}); "
             "answer the same prompts with both, or set common=True"
         )
     prompts = [prompt for prompt in theirs if prompt in ours]
@@ -53,21 +54,18 @@ def _comparison(response_1: RecordAndRow, response_2: RecordAndRow) -> Compariso
     )
 
 
-def _by_prompt(responses: Responses) -> dict[str, RecordAndRow]:
-    """The response to each prompt, each with the name of a generator."""
+def _by_prompt(responses: Responses) -> dict[tuple[str, int], RecordAndRow]:
+    """The response to each prompt, each with the name of a generator; see `number_repeats`."""
     spec, rows = responses
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
     stems = ", ".join(Path(source).stem for source in split_sources(spec))
     default = names.pop() if len(names) == 1 else stems
-    by_prompt = {}
-    for number, (record, row) in enumerate(rows, 1):
+    for number, (record, _) in enumerate(rows, 1):
         if not isinstance(record, Instruction):
             raise InputError(f"{spec}:row {number}: is of a pair; give responses, one a row")
-        prompt = prompt_key(record)
-        if prompt in by_prompt:
-            raise InputError(f"{spec}:row {number}: an earlier row has the same prompt; drop one")
-        by_prompt[prompt] = record, row | {"generator": row.get("generator") or default}
-    return by_prompt
+    keys = number_repeats(prompt_key(record) for record, _ in rows)
+    named = ((record, row | {"generator": row.get("generator") or default}) for record, row in rows)
+    return dict(zip(keys, named, strict=True))
 
 
 def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:

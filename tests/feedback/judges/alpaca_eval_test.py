@@ -145,7 +145,7 @@ OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]
     ("model", "other", "message"),
     [
         (comparisons(1.0, 2.0), comparisons(1.0), "1 prompts are of one model only, the first"),
-        (comparisons(1.0), comparisons(2.0) * 2, "some comparisons of one model have the same"),
+        (comparisons(1.0), comparisons(2.0) * 2, "1 prompts are of one model only"),
         (comparisons(1.0), OTHER_REFERENCE, "output_1 differs at 1 of 1 prompts; compare both"),
         (comparisons(1.0, None), comparisons(None, 2.0), "no prompt has a preference for both"),
     ],

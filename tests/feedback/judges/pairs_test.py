@@ -47,6 +47,14 @@ def test_two_files_are_matched_by_their_prompts():
     ]
 
 
+def test_repeated_prompts_are_matched_in_order():
+    ours = [response(*texts) for texts in ("a1", "b1", "a2")]
+    theirs = [response(*texts) for texts in ("a3", "a4", "b2")]
+    assert [(row.output_1, row.output_2) for row in match(ours, theirs)] == [
+        *(("3", "1"), ("4", "2"), ("2", "1"))
+    ]
+
+
 def test_an_input_that_is_joined_to_the_instruction_matches_one_that_is_not():
     ours = response("a\n\nmore", "1", input="more", raw_instruction="a")
     files = [ours, response("a\n\nmore", "2"), response("a", "3", input="more")]
@@ -69,7 +77,7 @@ def test_files_of_different_prompts():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([response(x, "1") for x in "aba"], "row 3: an earlier row has the same"),
+        ([response(x, "1") for x in "aa"], r"\b1 (prompts )?that .*the first: 'a'"),
         ([EDIT], "row 1: is of a pair; give resp"),
     ],
 )
