@@ -200,8 +200,8 @@ def table(result: dict) -> str:
         paired = result["paired"]
         lines += ["", *model_lines(result["other"]), ""]
         lines.append(
-            f"difference      {paired['difference']:+.4f} points, 95 % interval "
-            f"{paired['low']:+.4f} to {paired['high']:+.4f} (paired bootstrap, {paired['n']} "
+            f"difference      {paired['difference']:+.2f} points, 95 % interval "
+            f"{paired['low']:+.2f} to {paired['high']:+.2f} (paired bootstrap, {paired['n']} "
             f"prompts); not better in {100 * paired['not_better']:.1f} % of its rounds"
         )
     return "\n".join(lines)
@@ -249,7 +249,7 @@ def nats(row: dict) -> str:
 
 
 def percent(value: float, error: float | None) -> str:
-    return f"{value:.4f} %" if error is None else f"{value:.4f} ± {error:.4f} %"
+    return f"{value:.2f} %" if error is None else f"{value:.2f} ± {error:.2f} %"
 
 
 if __name__ == "__main__":

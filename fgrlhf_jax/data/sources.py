@@ -124,7 +124,11 @@ def _json_rows(data: bytes, source: str) -> Rows:
     if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
         value = _json(data, source, 1)
         if isinstance(value, dict):
-            lists = [each for each in value.values() if isinstance(each, list) and each]
+            lists = [
+                each
+                for each in value.values()
+                if isinstance(each, list) and any(isinstance(row, dict) for row in each)
+            ]
             if len(lists) == 1 and value.keys().isdisjoint(formats.FIELDS):
                 value = lists[0]
             elif rest:

@@ -59,7 +59,7 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
             continue
         file = folder / name
         digest = _config_digest(config) if name == own else file.is_file() and _digest(file)
-        meant = f'delete "sha256" in {own} if the change is meant'
+        meant = f'delete "sha256" in {own} if the change is meant, as after another tool saved it'
         if name in added:
             raise InputError(f"{file}: is no part of this export; delete it, or {meant}")
         if digest != sums[name]:

@@ -29,7 +29,8 @@ def check(config, *, has_files: bool) -> str:
         verdicts.parse_labels(config.labels)
     elif ":" not in config.judge:
         raise InputError(
-            f"judge={config.judge!r} is neither llm nor a Python function MODULE:FUNCTION"
+            f"judge={config.judge!r} is neither llm nor a Python function MODULE:FUNCTION, as "
+            "fgrlhf_jax.feedback.judges.vader:judge"
         )
     return config.judge
 

@@ -85,7 +85,7 @@ def test_a_model_against_a_reference(capsys, provider, reply_format):
     assert found.items() >= {**names, **counts}.items()
     out = capsys.readouterr().out
     assert f"\na against b, judged by {provider}/m\n" in out
-    assert f"{found['win_rate']:.4f} ± {found['se']:.4f} %, 95 % interval " in out
+    assert f"{found['win_rate']:.2f} ± {found['se']:.2f} %, 95 % interval " in out
     assert f"{found['win_rate_low']:.2f} to {found['win_rate_high']:.2f}, over {PROMPTS}: " in out
     assert f"{found['draws']} draws; 0 unparsed" in out
     assert llm_server.KEY not in out
@@ -109,7 +109,7 @@ def test_twenty_of_twenty_a_difficulty_and_a_limit(capsys, refused):
     write_json("x.json", rows)
     run(annotations="x.json")
     out = capsys.readouterr().out
-    assert "100.0000 ± 0.0000 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
+    assert "100.00 ± 0.00 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
     rows = [row | {"preference": 1 + n % 2} for n, row in enumerate(rows)]
     write_json("y.json", rows)
     Path("difficulty.csv").write_text(",d\n" + "".join(f"{n},{n / 10}\n" for n in range(20)))
@@ -132,7 +132,7 @@ def test_two_models_against_the_same_reference(capsys):
     assert (found["win_rate"], found["other"]["win_rate"]) == pytest.approx((a, c))
     paired = found["paired"]
     assert (paired["difference"], paired["n"]) == (pytest.approx(a - c), PROMPTS)
-    assert f"difference      {paired['difference']:+.4f} points" in capsys.readouterr().out
+    assert f"difference      {paired['difference']:+.2f} points" in capsys.readouterr().out
     run(annotations="eval.annotations.json,eval.annotations_2.json", output="again.json")
     assert result("again.json") == found
 
