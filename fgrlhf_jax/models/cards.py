@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from fgrlhf_jax.models import hf_files, peft
+from fgrlhf_jax.models import hf_files, peft, quantize
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import versions
 
@@ -64,7 +64,13 @@ def format_figures(figures: Mapping[str, float]) -> str:
 
 
 def model_card(
-    kind: str, template: str, response: str, origin: Origin, dtype: str, adapter: Lora | None = None
+    kind: str,
+    template: str,
+    response: str,
+    origin: Origin,
+    dtype: str,
+    adapter: Lora | None = None,
+    merged: bool = False,
 ) -> str:
     """The card of an export.
 
@@ -74,8 +80,11 @@ def model_card(
       response: what stands behind the prompt of the usage block for "An apple."; "" where the
         tokenizer's chat template does not give the ids that the model was trained on.
       dtype: of the stored weights.
-      adapter: of an export that is no more than that.
+      adapter: what was trained.
+      merged: whether it was added to the weights, or else the export is no more than that.
     """
+    facts = _adapter_facts(adapter, origin.base, merged) if adapter else {}
+    adapter = None if merged else adapter
     title, task = _KINDS.get(kind, ("Token reward model with a state-action head", None))
     response = repr(response) if task and response else ""
     data = huggingface_hub.ModelCardData(
@@ -86,8 +95,7 @@ def model_card(
         pipeline_tag=task,
         tags=["fgrlhf_jax"] if kind == "CausalLM" else ["fgrlhf_jax", "reward-model"],
     )
-    facts = {
-        **(_adapter_facts(adapter, origin.base) if adapter else {}),
+    facts |= {
         "Trained from": origin.base or "random weights",
         **({"Rewards from": origin.rewards} if origin.rewards else {}),
         "Weights": dtype,
@@ -102,14 +110,20 @@ def model_card(
     return _render("model_card.md", data, **values, figures=origin.figures)
 
 
-def _adapter_facts(adapter: Lora, base: str) -> dict[str, str]:
+def _adapter_facts(adapter: Lora, base: str, merged: bool) -> dict[str, str]:
     scale = "alpha / sqrt(rank)" if adapter.rslora else "alpha / rank"
-    rounded = adapter.base_dtype != "float32"
+    trained_on = f"the base in {adapter.base_dtype}"
+    if change := quantize.ROUNDING.get(adapter.base_dtype):
+        trained_on += f", which changes a number of its linear layers by at most {change}; "
+        trained_on += (
+            "the weights here are these rounded numbers with the adapter, as they were trained"
+            if merged
+            else "on the base as it is the figures differ"
+        )
     return {
-        "Adapter of": peft.base_name(base),
+        "Adapter merged into" if merged else "Adapter of": peft.base_name(base),
         "Rank": f"{adapter.rank}, scaled by {scale} = {adapter.scale:g}",
-        "Trained on": f"the base in {adapter.base_dtype}"
-        + ("; on the base as it is the figures differ" if rounded else ""),
+        "Trained on": trained_on,
     }
 
 

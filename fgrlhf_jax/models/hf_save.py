@@ -45,6 +45,7 @@ def save(
     dtype: str = "float32",
     origin: Origin = NO_ORIGIN,
     adapter: Lora | None = None,
+    merged: bool = False,
     max_shard_bytes: int = 2 << 30,
 ) -> str:
     """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
@@ -58,9 +59,10 @@ def save(
         Its "data" says how prompts are written and responses end.
       dtype: float32 | bfloat16 | float16, what the weights are rounded to.
       origin: what the card says; a language model keeps the generation_config.json of its base.
-      adapter: the settings of "lora" writes it apart, in PEFT's form, with any head; its base is
-        that of ``origin``. None adds it to the weights, each as it is written; a quantized one is
-        what it was computed with.
+      adapter: the settings of "lora", whose base is that of ``origin``. It is written apart, in
+        PEFT's form, with any head.
+      merged: or added to the weights, each as it is written; a quantized one is what it was
+        computed with.
 
     Returns:
       A sentence on what was written and what can load it.
@@ -70,7 +72,7 @@ def save(
       ValueError: when the parameters do not belong to the architecture.
     """
     folder, extra = Path(folder), {"encoding": ENCODING} | (extra or {})
-    is_whole, base = adapter is None, ""
+    is_whole, base = adapter is None or merged, ""
     if not is_whole:
         params = lora.without_base(params)
         base = peft.base_name(origin.base)
@@ -91,13 +93,13 @@ def save(
             kind = architecture.removeprefix("LlamaFor")
             template = _data(config).get("template", "")
             usage = "" if base.endswith(".gguf") else response
-            card = model_card(kind, template, usage, origin, dtype, adapter)
+            card = model_card(kind, template, usage, origin, dtype, adapter, merged)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
             if architecture == LANGUAGE_MODEL:
                 text = json.dumps(generation, indent=2)
                 (temporary / "generation_config.json").write_text(text)
-            if adapter:
+            if not is_whole:
                 fields = peft.describe(adapter, list(tensors), architecture, base)
                 (temporary / checksums.ADAPTER).write_text(json.dumps(fields, indent=2))
             checksums.write_config(temporary, config)

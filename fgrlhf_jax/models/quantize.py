@@ -34,6 +34,14 @@ LEVELS = (
 )
 
 
+# By how much a number changes at most, in a base of that kind or in bfloat16.
+ROUNDING = {
+    "bfloat16": "0.4 % of itself",
+    "int8": "0.4 % of the largest of its column",
+    "nf4": f"15.2 % of the largest of its block of {BLOCK}",
+}
+
+
 class Quantized(NamedTuple):
     """A kernel as it is stored; stands in a tree of parameters where the kernel would."""
 

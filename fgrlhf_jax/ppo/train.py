@@ -100,7 +100,8 @@ def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures:
         dtype=config.export.dtype,
         origin=Origin(config.policy, config.prompts, figures, rewards, trainer.base_digest),
         extra={"data": {"template": template}, "step": step},
-        adapter=None if config.export.merged else trainer.models.lora,
+        adapter=trainer.models.lora,
+        merged=config.export.merged,
     )
 
 

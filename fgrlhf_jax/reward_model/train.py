@@ -72,7 +72,8 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
             pair_metrics.format_table(result),
             base_digest=trainer.base_digest,
         ),
-        adapter=None if config.export.merged else lora.from_config(config),
+        adapter=lora.from_config(config),
+        merged=config.export.merged,
     )
     run_dir.finish(folder, step, note, result)
     return result

@@ -66,7 +66,8 @@ def finish(
         dtype=config.export.dtype,
         origin=Origin(base, config.train, format_figures(figures), base_digest=digest),
         extra={"data": setup.data},
-        adapter=None if config.export.merged else lora.from_config(config),
+        adapter=lora.from_config(config),
+        merged=config.export.merged,
     )
     run_dir.finish(trained.folder, trained.step, note, result)
     return result

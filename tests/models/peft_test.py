@@ -236,12 +236,21 @@ def test_training_goes_on_from_the_same_numbers(tmp_path, base):
 
 @pytest.mark.parametrize("base_dtype", ["float32", "int8"])
 def test_a_merged_export_is_whole(tmp_path, base, base_dtype):
-    """Of a quantized base it has the weights that were computed with."""
+    """Of a quantized base it has the weights that were computed with, and its card says so."""
     params = save(tmp_path / "again")[1] | hf_cases.adapter_params(LANGUAGE_MODEL, SOME)
     params = quantize.quantize_params(params, base_dtype)
     cfg = dataclasses.replace(hf_cases.CFG, lora_scale=SOME.scale)
     options = {"architecture": hf_save.LANGUAGE_MODEL, "origin": Origin(str(base))}
-    hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options)
+    options["adapter"] = dataclasses.replace(SOME, base_dtype=base_dtype)
+    hf_save.save(tmp_path / "merged", params, cfg, tokenizer(), **options, merged=True)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"| Adapter merged into | {base} |" in card
+    assert "base_model_relation" not in card
+    assert (
+        ("in int8, which changes a number of its linear layers by" in card)
+        == ("the weights here are these rounded numbers with the adapter" in card)
+        == (base_dtype == "int8")
+    )
     assert peft.read_lora(tmp_path / "merged") is None
     loaded = hf_load.load_params(tmp_path / "merged", abstract(LANGUAGE_MODEL))
     chex.assert_trees_all_close(loaded, tiny_cases.merged(params, SOME.scale), atol=1e-6)

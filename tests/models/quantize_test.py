@@ -88,6 +88,17 @@ def test_one_layer_of_a_stack_is_what_it_would_be_alone(kind):
     np.testing.assert_array_equal(again.qvalue, stack.qvalue)
 
 
+@pytest.mark.parametrize("kind", quantize.ROUNDING)
+def test_numbers_change_by_at_most_what_cards_say(kind):
+    """In columns of one block whose largest number is 1."""
+    w = np.random.default_rng(0).uniform(-1, 1, (64, 2000)).astype(np.float32)
+    w[0] = 1
+    restored = quantize.dequantize_params({"q": quantize.store(jnp.asarray(w), kind)})["q"]
+    change = np.abs(np.float32(restored) - w) / (np.abs(w) if kind == "bfloat16" else 1)
+    said = float(quantize.ROUNDING[kind].split(" %")[0]) / 100
+    assert 0.95 * said < change.max() < said
+
+
 def test_a_width_that_blocks_do_not_divide():
     with pytest.raises(InputError, match=r"lora.base_dtype=nf4: .* width of 96 .* blocks of 64;"):
         quantize.quantize(jnp.zeros((2, 96, 8)), "nf4")

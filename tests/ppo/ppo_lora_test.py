@@ -22,8 +22,9 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
 POLICY_LORA, REWARD_LORA = Lora(4, alpha=6.0), Lora(2, alpha=5.0, targets="attention")
+CFG = dataclasses.replace(tiny_cases.CFG, hidden_size=64, head_dim=16)  # which nf4's blocks divide
 POLICY, REWARD = (
-    model(dataclasses.replace(tiny_cases.CFG, lora_scale=adapters.scale))
+    model(dataclasses.replace(CFG, lora_scale=adapters.scale))
     for model, adapters in ((heads.CausalLM, POLICY_LORA), (heads.TokenValueModel, REWARD_LORA))
 )
 MODELS = Architectures(POLICY, REWARD, REWARD, Meta(), POLICY_LORA, False, REWARD_LORA)
@@ -58,17 +59,24 @@ FROZEN = Frozen(BASE, {}, {"lora": adapter(REWARD, REWARD_LORA, 4), "head": head
 
 
 @functools.cache
-def sampled(base_dtype: str = "float32") -> tuple:
+def sampled(base_dtype: str = "float32", model=POLICY) -> tuple:
     base = quantize.quantize_params(BASE, base_dtype)
-    weights = decoding.decoding_weights(base | PARAMS["policy"], POLICY)
-    return generate(weights, POLICY)
+    return generate(decoding.decoding_weights(base | PARAMS["policy"], model), model)
 
 
-def roll_out(params, frozen, models=MODELS, base_dtype="float32", **changes):
+def roll_out(params, frozen, models=MODELS, rows=None, **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     score = jax.jit(scoring.score_rollout, static_argnames=("models", "settings"))
-    args = params, frozen, Normalization(0.1, 2.0), True, *sampled(base_dtype)
+    args = params, frozen, Normalization(0.1, 2.0), True, *(rows or sampled())
     return score(*args, models=models, settings=settings)
+
+
+def learn(params, frozen, rollout, models=MODELS, **changes) -> tuple[TrainState, dict]:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    options = {"models": models, "settings": settings, "optimizer": OPTIMIZER}
+    state = TrainState(params, OPTIMIZER.init(params))
+    args = state, frozen, rollout, jnp.float32(0.1), jax.random.key(1)
+    return jax.jit(functools.partial(learning.update, **options))(*args)
 
 
 def merged() -> tuple[dict, Frozen]:
@@ -86,15 +94,29 @@ def test_adapters_score_as_whole_models_do():
     assert float(jnp.abs(rollout.logprob_BT - rollout.ref_logprob_BT).max()) > 0.1
 
 
-@pytest.mark.parametrize("base_dtype", ["float32", "int8"])
-def test_the_sampler_has_the_merged_policy(base_dtype):
-    base = quantize.quantize_params(BASE, base_dtype)
-    rollout = roll_out(PARAMS, FROZEN._replace(base=base), base_dtype=base_dtype)
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype", "nats", "kl"),
+    [
+        ("float32", "float32", 2e-5, 1e-9),
+        ("int8", "float32", 2e-5, 1e-9),
+        ("nf4", "float32", 2e-5, 1e-9),
+        ("nf4", "bfloat16", 0.2, 0.005),
+    ],
+)
+def test_the_policy_that_sampled_is_the_one_that_learns(base_dtype, dtype, nats, kl):
+    """The first ratio is 1 to the bit; the sampler, whose weights are merged, is within bounds."""
+    policy = POLICY.clone(cfg=dataclasses.replace(POLICY.cfg, dtype=dtype))
+    models = MODELS._replace(policy=policy)
+    frozen = FROZEN._replace(base=quantize.quantize_params(BASE, base_dtype))
+    rollout = roll_out(PARAMS, frozen, models, sampled(base_dtype, policy))
     drawn_BT = jnp.where(rollout.response_BT, rollout.drawn_BT, 0)
-    np.testing.assert_allclose(rollout.logprob_BT, drawn_BT, atol=2e-5)
+    np.testing.assert_allclose(rollout.logprob_BT, drawn_BT, atol=nats)
+    _, metrics = learn(PARAMS, frozen, rollout, models)
+    assert float(metrics["debug/initial_log_ratio"]) == 0 == float(metrics["debug/initial_kl"])
+    assert float(metrics["debug/sampler_mismatch_kl"]) < kl
 
 
-@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", *quantize.KINDS])
 def test_a_fresh_adapter_is_the_reference_to_the_bit(base_dtype):
     params = PARAMS | {"policy": {"lora": adapter(POLICY, POLICY_LORA, 2, zero=True)}}
     rollout = roll_out(params, FROZEN._replace(base=quantize.quantize_params(BASE, base_dtype)))
@@ -121,9 +143,8 @@ def test_a_whole_reward_model_carries_the_critic():
 def test_a_quantized_policy_may_have_a_whole_reward_model_of_any_width():
     """Whose weights the critic's adapter is on, as they are: these blocks do not divide."""
     policy_lora = dataclasses.replace(POLICY_LORA, base_dtype="nf4")
-    policy = heads.CausalLM(dataclasses.replace(POLICY.cfg, hidden_size=64, intermediate_size=128))
-    models = MODELS._replace(policy=policy, lora=policy_lora, reward_lora=None)
-    assert REWARD.cfg.hidden_size % quantize.BLOCK
+    narrow = heads.TokenValueModel(dataclasses.replace(REWARD.cfg, hidden_size=32))
+    models = MODELS._replace(critic=narrow, reward_model=narrow, lora=policy_lora, reward_lora=None)
     assert set(abstract_params(models, MESH)["critic"]) == {"lora", "head"}
 
 
@@ -140,11 +161,7 @@ def test_updates_follow_the_gradients_of_whole_models(shared, micro_batch_size):
     results = []
     for models_, params_, frozen in ((models, params, FROZEN), (whole, whole_params, whole_frozen)):
         rollout = roll_out(params_, frozen, models_, **changes)
-        settings = dataclasses.replace(SETTINGS, **changes)
-        options = {"models": models_, "settings": settings, "optimizer": OPTIMIZER}
-        state = TrainState(params_, OPTIMIZER.init(params_))
-        args = state, frozen, rollout, jnp.float32(0.1), jax.random.key(1)
-        after, metrics = jax.jit(functools.partial(learning.update, **options))(*args)
+        after, metrics = learn(params_, frozen, rollout, models_, **changes)
         results.append((optax.tree.sub(after.params, params_), metrics))
     (changed, metrics), (whole_change, whole_metrics) = results
     assert float(metrics["debug/initial_log_ratio"]) == 0
