@@ -110,11 +110,8 @@ def read_rows(source: str) -> Rows:
         raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy") from error
     check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
-    return (
-        tables.csv_rows(data, source)
-        if ".csv" in Path(source).suffixes
-        else _json_rows(data, source)
-    )
+    is_csv = ".csv" in Path(source).suffixes
+    return tables.csv_rows(data, source) if is_csv else _json_rows(data, source)
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
