@@ -68,9 +68,11 @@ def read_edits(config) -> tuple[list[records.Edit], list[str]]:
     edits, annotators = [], []
     for n, (row, fields) in enumerate(reading.read_with_rows(config, config.input, "pairs"), 1):
         if not isinstance(row, records.Edit):
+            remedy = "launch.collect_edits makes edits of responses"
+            if {"chosen", "rejected"} <= fields.keys():
+                remedy = "set --config.columns=original=rejected,edited=chosen"
             raise InputError(
-                f"{config.input}: row {n} is no edit (instruction, original, edited); "
-                "launch.collect_edits makes edits of responses"
+                f"{config.input}: row {n} is no edit (instruction, original, edited); {remedy}"
             )
         length = max(len(row.original), len(row.edited))
         if length > LONGEST:

@@ -207,8 +207,11 @@ def format_figures(statistics: Mapping) -> str:
 
 
 def _bars(histogram: Mapping) -> list[str]:
-    """A line for each bin from the first to the last that is not empty."""
-    pairs, counts = list(itertools.pairwise(histogram["edges"])), histogram["counts"]
+    """A line for each bin from the first to the last filled one; empty neighbours share a line."""
+    counts, edges = histogram["counts"], histogram["edges"]
+    starts = [k for k, n in enumerate(counts) if n or not k or counts[k - 1]]
+    counts = [counts[k] for k in starts]
+    pairs = [*itertools.pairwise([edges[k] for k in [*starts, -1]])]
     if isinstance(pairs[0][0], int):
         labels = [f"{a}" if b - a == 1 else f"{a} … {b - 1}" for a, b in pairs]
         if len(labels) > 1:
@@ -233,9 +236,9 @@ def _cut(text: str) -> str:
 
 
 def _example(example: Mapping, colour: bool) -> list[str]:
-    name = " ".join(filter(None, [example["id"], example["annotator"]]))
+    name = ", ".join(filter(None, [example["id"] and f"row {example['id']}", example["annotator"]]))
     head = (
-        f"-- {example['sort']} changed: row {example['row']}{f' ({name})' if name else ''}, "
+        f"-- {example['sort']} changed: edit {example['row']}{f' ({name})' if name else ''}, "
         f"{example['kind']}, {example['word_change_ratio']:.3f}"
     )
     marks = {"original": ("[-", "-]"), "edited": ("{+", "+}")}

@@ -76,10 +76,11 @@ def test_the_terminals_report():
     for pattern in (
         r"word change ratio +0\.445 +0\.164 +0\.250 +0\.333 +0\.500 +0\.900\n",
         r"token change ratio +0\.\d",
-        r"0\.10 – 0\.15  █{40} 1\n +0\.15 – 0\.20   0\n",
+        r"0\.10 – 0\.15  █{40} 1\n +0\.15 – 0\.25   0\n +0\.25 – 0\.30  █{40} 1\n",
+        r"words\n +≤ -1  █{20} 1\n +0  █{40} 2\n +1  █{20} 1\n +2 … 6   0\n +≥ 7  █",
         r"\nm +5 +0\.333 +20\.0 % +20\.0 % +40\.0 % +20\.0 % +0\.0 %\n",
         r"with max_change_ratio=0.5 would set aside: 1 rewritten\n",
-        r"-- least changed: row 2 \(r2 m\), delete, 0.143\nprompt    Say it.\n",
+        r"-- least changed: edit 2 \(row r2, m\), delete, 0.143\nprompt    Say it.\n",
         r"original  a b c\[- d-\]\nedited    a b c\n",
     ):
         assert re.search(pattern, text), pattern
@@ -101,7 +102,7 @@ def test_the_page_shows_all_of_it():
     view = Page(source)
     for text in ("0.25 – 0.30  ████", "2 refusal", "annotator", "length change, words\n"):
         assert text in view.text
-    assert "<h3>Least changed: row 2 <small>r2, m, delete, 0.143</small>" in source
+    assert "<h3>Least changed: edit 2 <small>row r2, m, delete, 0.143</small>" in source
     assert view.paragraphs.count("a b c d") == 3  # … and the others have other texts
     assert not re.search(r"https?:|//|url\(|@import|\ssrc=|\shref=|<script", source)
     assert "default-src 'none'" in source
