@@ -7,10 +7,10 @@ python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_lora,ppo_rea
 
 Every piece of work is done by ours and its peer in turn (A B A B), each time in a fresh process: a
 few timed steps after one to warm up. A ratio above 1 says that ours is faster; it is the median of
-the rounds, its spread their lowest and highest. The peers are those of benchmarks/peers/setup.sh,
-in --peers (benchmarks/peers/venv). Without --model the weights are random, of SmolLM2-135M's shape;
-rm_edits and ppo_real need files, and are left out without them. Results are written as they come;
-what is in --json already stays, so that --only fills in the rest.
+the rounds, its spread their lowest and highest (null of one round). The peers are those of
+benchmarks/peers/setup.sh, in --peers (benchmarks/peers/venv). Without --model the weights are
+random, of SmolLM2-135M's shape; rm_edits and ppo_real need files, and are left out without them.
+Results are written as they come; what is in --json already stays, so that --only fills in the rest.
 """
 
 import argparse
@@ -105,10 +105,23 @@ def compare(item: Work, options: argparse.Namespace) -> dict:
         "products": flops,
         "runs": runs,
     }
+    if compiling := [r["compile_seconds"] for r in runs.get("ours", ()) if "compile_seconds" in r]:
+        figures["compile_seconds"] = statistics.median(compiling)
     if len(rates) == 2:
-        ratios = [ours / peer for ours, peer in zip(*(rates[s] for s in SIDES), strict=True)]
-        figures |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
+        figures |= compare_rounds(*(rates[side] for side in SIDES))
+    if item.script == "decode":
+        prefill = {side: [r["prefill_seconds"] for r in runs[side]] for side in runs}
+        figures["prefill"] = {side: statistics.median(prefill[side]) for side in runs}
+        if len(rates) == 2:
+            figures["prefill"] |= compare_rounds(prefill["peer"], prefill["ours"])
     return figures
+
+
+def compare_rounds(ours: list[float], peer: list[float]) -> dict:
+    """The median of the rounds' ratios, and their lowest and highest; None of a single round."""
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    spread = [min(ratios), max(ratios)] if len(ratios) > 1 else None
+    return {"ratio": statistics.median(ratios), "spread": spread}
 
 
 def seconds(result: dict) -> float:

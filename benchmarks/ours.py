@@ -36,6 +36,8 @@ from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import setup, sft
 from launch.shared import process
 
+COMPILED = "/backend_compile_duration"  # what JAX calls the seconds of a compilation
+
 
 def main(kind: str, job: dict) -> dict:
     """The result of a job: ``seconds`` of each timed step and the ``count`` of units in one."""
@@ -193,5 +195,11 @@ def prompts_of(job: dict) -> dict[str, Prompts]:
 
 if __name__ == "__main__":
     process.prepare()
+    jax.config.update("jax_enable_compilation_cache", False)  # what compiling takes is a figure too
+    compiling: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiling.append(seconds * name.endswith(COMPILED))
+    )
     _, kind, job, result = sys.argv
-    Path(result).write_text(json.dumps(main(kind, json.loads(Path(job).read_text()))))
+    figures = main(kind, json.loads(Path(job).read_text())) | {"compile_seconds": sum(compiling)}
+    Path(result).write_text(json.dumps(figures))

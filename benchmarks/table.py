@@ -29,20 +29,22 @@ def cells(row: dict) -> list[str]:
 
 
 def ratio(row: dict) -> str:
-    """The median in bold, and the spread."""
+    """The median in bold, and the spread; of decoding that of the prefill, too."""
     if "ratio" not in row:
         return "–"
-    low, high = row["spread"]
-    return f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+    spread = "{:.2f} to {:.2f}".format(*row["spread"]) if row["spread"] else "one round"
+    prefill = f", prefill {row['prefill']['ratio']:.2f}" if "prefill" in row else ""
+    return f"**{row['ratio']:.2f}** ({spread}){prefill}"
 
 
 def line(name: str, row: dict) -> str:
     """One result for the terminal."""
     title, unit, ours, peer, ratio_and_spread, shares, memory = cells(row)
     ratio_and_spread = ratio_and_spread.replace("*", "")
+    compiling = f"; ours compiles {number(row.get('compile_seconds'))} s"
     return (
         f"{name}: {title}: ours {ours}, {peer} {unit}; ratio {ratio_and_spread}; "
-        f"{shares} of the products' FLOP/s; {memory} GB"
+        f"{shares} of the products' FLOP/s; {memory} GB{compiling}"
     )
 
 

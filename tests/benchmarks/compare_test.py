@@ -8,7 +8,7 @@ import pytest
 import tiny_cases
 from processes import devices
 
-from benchmarks import checkpoint, compare, machine, ours, work
+from benchmarks import checkpoint, compare, machine, ours, table, work
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.runtime.files import write_jsonl
 
@@ -97,6 +97,27 @@ def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
     assert (row["ratio"], row["spread"], row["peer"]) == (2.0, [1.0, 4.0], 2.0)
 
 
+def test_of_one_round_there_is_no_spread_and_of_decoding_the_prefill_is_compared(
+    items, monkeypatch
+):
+    """Ours takes a quarter of the peer's seconds in decoding, and half of them before it."""
+    sides = {
+        "ours": {"seconds": [1.0], "prefill_seconds": 0.5, "compile_seconds": 7.0},
+        "peer": {"seconds": [4.0], "prefill_seconds": 1.0},
+    }
+    monkeypatch.setattr(machine, "measured_flops", lambda: 1e11)
+    run = lambda item, side, _: sides[side] | {"count": 8, "memory_gb": 1.0}  # noqa: E731
+    monkeypatch.setattr(compare, "run", run)
+    options = compare.parse_arguments(["--json=x", "--sides=ours", "--rounds=1"])
+    options.sides = ["ours", "peer"]
+    row = compare.compare(items["decode_1"], options)
+    assert (row["ratio"], row["spread"]) == (4.0, None)
+    assert row["prefill"] == {"ours": 0.5, "peer": 1.0, "ratio": 2.0, "spread": None}
+    said = table.line("decode_1", row)
+    assert "ratio 4.00 (one round), prefill 2.00;" in said
+    assert said.endswith("; ours compiles 7 s")
+
+
 def test_a_failure_is_recorded_and_the_others_go_on(model, peers, tmp_path, monkeypatch, capsys):
     python = peers / "bin" / "python"
     python.write_text(
@@ -151,7 +172,8 @@ def test_ours_and_torch_in_turn(model, tmp_path, monkeypatch):
     assert results["decode_1"] == {"ratio": 2.0}
     row = results["sft"]
     assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
-    assert row["spread"] == [row["ratio"]] * 2
+    assert row["spread"] is None
+    assert row["compile_seconds"] > 0
     assert min(row["memory_gb"][side] for side in ("ours", "peer")) > 0.2
     assert row["products"] > 1e9
     assert f"**{row['ratio']:.2f}**" in markdown.read_text()
