@@ -20,7 +20,7 @@ from fgrlhf_jax.ppo.algorithm import (
 )
 from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
 from fgrlhf_jax.ppo.scoring import Target, predict
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients, update_rms
+from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, fill, update_rms, without_frozen
 
 GROUPS = {"policy": "policy", "critic": "value"}  # of metrics, by the part that they are of
 
@@ -74,17 +74,19 @@ def sum_gradients(
     """Gradients and metrics of a minibatch, of the parts that ``params`` has, by micro-batches.
 
     The ``objective`` is (params, rows of the batch, its response tokens) -> loss, (sums, maxima);
-    of all micro-batches they sum to the loss of the minibatch.
+    of all micro-batches they sum to the loss of the minibatch. Frozen parameters have None for a
+    gradient.
     """
+    trained = without_frozen(params, settings.freeze)
     tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
 
-    def loss(params, rows, real, width):
+    def loss(trained, rows, real, width):
         part = micro_batches.take(batch, rows, width)
         part = part._replace(response_BT=part.response_BT & real[:, None])
-        return objective(stop_gradients(params, settings.freeze), part, tokens)
+        return objective(fill(trained, params), part, tokens)
 
     def gradient(rows, real, width):
-        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(params, rows, real, width)
+        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(trained, rows, real, width)
         return (grads, sums), maxima
 
     def add(total, rows, real, width):
@@ -205,12 +207,12 @@ def update_in_one_pass(
     static = {"models": models, "settings": settings}
     first, *others = parts_of(models)
 
-    def apply(params):
-        params = complete(stop_gradients(params, settings.freeze), frozen)
-        return predict(params, rows_of(rollout), target, **static)
+    def apply(trained):
+        whole = complete(fill(trained, params), frozen)
+        return predict(whole, rows_of(rollout), target, **static)
 
     params = {name: state.params[name] for name in first}
-    predictions, backward = jax.vjp(apply, params)
+    predictions, backward = jax.vjp(apply, without_frozen(params, settings.freeze))
     old = {"logprob_BT": predictions.logprob_BT}
     if "critic" in first:
         old["value_BT"] = predictions.value_BT

@@ -95,24 +95,29 @@ def update_rms(opt_state: optax.OptState) -> jax.Array:
     return optax.tree.get(opt_state, "update_rms")
 
 
-def stop_gradients(params: dict, freeze: str) -> dict:
-    """The same parameters, of which those that ``freeze`` matches have no gradient to compute.
+def without_frozen(params: dict, freeze: str) -> dict:
+    """The same tree, None in the place of what ``freeze`` matches, the pattern of :func:`adamw`.
 
-    Called inside of what is differentiated, with the pattern of :func:`adamw`.
+    It is what gradients are taken of: there are then none of the rest, not even zeros.
     """
     if not freeze:
         return params
+    is_frozen = _matches(freeze)(params)
+    return jax.tree.map(lambda frozen, x: None if frozen else x, is_frozen, params)
+
+
+def fill(tree: dict, params: dict) -> dict:
+    """A tree of :func:`without_frozen` with the leaves of ``params`` where it has None."""
     return jax.tree.map(
-        lambda is_frozen, x: jax.lax.stop_gradient(x) if is_frozen else x,
-        _matches(freeze)(params),
-        params,
+        lambda x, y: y if x is None else x, tree, params, is_leaf=lambda x: x is None
     )
 
 
 def apply_gradients(
     state: TrainState, grads: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The train state after one step of ``optimizer``."""
+    """The train state after one step of ``optimizer``; None is no gradient."""
+    grads = fill(grads, jax.tree.map(jnp.zeros_like, state.params))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state)
 

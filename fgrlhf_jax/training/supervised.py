@@ -20,7 +20,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, lora
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.memory import release_unused
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, stop_gradients
+from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, fill, without_frozen
 from fgrlhf_jax.training import setup
 
 
@@ -62,18 +62,19 @@ def accumulate_gradients(
     """Gradients summed over micro-batches [A, ...], one after the other; auxiliary values [A, ...].
 
     The ``loss`` is (params, micro-batch) -> (scalar, auxiliary values). What ``freeze`` matches, as
-    for ``optim.adamw``, has gradients of zero.
+    for ``optim.adamw``, has None for a gradient.
     """
-    gradient = jax.grad(lambda p, batch: loss(stop_gradients(p, freeze), batch), has_aux=True)
+    trained = without_frozen(params, freeze)
+    gradient = jax.grad(lambda trained, batch: loss(fill(trained, params), batch), has_aux=True)
     if jax.tree.leaves(micro_batches)[0].shape[0] == 1:  # no sum, so no array of zeros to start it
-        grads, auxiliary = gradient(params, jax.tree.map(lambda x: x[0], micro_batches))
+        grads, auxiliary = gradient(trained, jax.tree.map(lambda x: x[0], micro_batches))
         return grads, jax.tree.map(lambda x: x[None], auxiliary)
 
     def add(total, micro_batch):
-        grads, auxiliary = gradient(params, micro_batch)
+        grads, auxiliary = gradient(trained, micro_batch)
         return jax.tree.map(jnp.add, total, grads), auxiliary
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro_batches)
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), micro_batches)
 
 
 class Predictor:

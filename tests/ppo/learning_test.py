@@ -78,6 +78,23 @@ def test_one_forward_pass_gives_the_old_log_probabilities_too(shared):
     chex.assert_trees_all_close(same, metrics, atol=1e-4)
 
 
+def test_frozen_parameters_have_no_gradients():
+    """Not even zeros, which an update would hold and sum."""
+    settings = cases.settings(freeze="backbone/|policy", micro_batch_size=2)
+    static = {"models": cases.MODELS, "settings": settings}
+    objective = functools.partial(learning.reinforce, frozen=cases.FROZEN, target=None, **static)
+
+    def gradients(rollout):
+        experience, _ = algorithm.make_experience(rollout, jnp.float32(0.1), settings)
+        return learning.sum_gradients(PARAMS, experience, objective, settings)[0]
+
+    leaves = jax.tree.leaves_with_path(jax.eval_shape(gradients, rolled_out()))
+    assert {sharding.path_name(path) for path, _ in leaves} == {
+        "critic/head/bias",
+        "critic/head/kernel",
+    }
+
+
 def advantages_by_hand(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
     """Whitened advantages and returns, one response at a time."""
     mask = np.asarray(rollout.response_BT)

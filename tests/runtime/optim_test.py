@@ -141,7 +141,7 @@ def test_gradients_of_frozen_parameters_are_not_computed(parts):
         return jax.jit(gradient).lower(params, batches_A).compile()
 
     (every, _), (some, _) = (compiled(freeze)(params, batches_A) for freeze in ("", "^a$"))
-    assert not some["a"].any()
+    assert some["a"] is None
     np.testing.assert_allclose(some["b"], every["b"], 1e-6)
     flops = [compiled(freeze).cost_analysis()["flops"] for freeze in ("", "^a$")]
     assert flops[1] < 0.8 * flops[0]
