@@ -32,6 +32,14 @@ class Item:
     others: tuple[tuple[str, str], ...] = ()  # (annotator, text) of further edits, at hand
     finished: bool = True  # whether the response ended by itself
 
+    @property
+    def edits(self) -> dict[str, list[str]]:
+        """The texts of the edits that the row came with, and whose each of them is."""
+        texts = {self.suggestion: []} if self.suggestion else {}
+        for name, text in self.others:
+            texts.setdefault(text, []).append(name)
+        return {text: names or ["suggestion"] for text, names in texts.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Decision:

@@ -67,7 +67,13 @@ class Page:
             raise InputError(
                 f"the page and its server differ ({error!s:.100}); load it again"
             ) from error
-        return getattr(self, action)(typed, data)
+        try:
+            return getattr(self, action)(typed, data)
+        except InputError as error:
+            if action not in ("save", "skip"):
+                raise
+            # What it is refused for may have been decided in another tab: this one is told.
+            return {**self.draft(typed, data), "message": f"{error}.", "wrong": True}
 
     def view(self, name: str, message: str = "", put_back: str | None = None) -> Json:
         """The annotator's row, or the next one. What was saved stays saved if this fails."""
@@ -104,7 +110,8 @@ class Page:
 
     def compare(self, item: Item, text: str) -> Json:
         changes = difference(item.original, text, self.limit)
-        return {"difference": changes, "changed": text != item.original}
+        edits = render("edits", item.edits, text)
+        return {"difference": changes, "changed": text != item.original, "edits": edits}
 
     def with_line_ends(self, typed: Decision) -> tuple[Item, Decision]:
         item = self.store.item(typed.id)
@@ -125,7 +132,9 @@ class Page:
 
     def draft(self, typed: Decision, _: Mapping) -> Json:
         item, draft = self.with_line_ends(typed)
-        return self.compare(item, draft.text) if self.store.draft(draft) else {}
+        self.store.draft(draft)
+        counts = render("progress", self.store.progress(typed.annotator), typed.annotator)
+        return {"progress": counts, **self.compare(item, draft.text)}
 
     def save(self, typed: Decision, data: Mapping) -> Json:
         """Saves the edit; one beyond the limit only after a second question."""
@@ -179,11 +188,10 @@ class Page:
         texts: dict[str, str] = {}
         for time, version in self.store.versions(name, item.id):
             at = datetime.datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
-            texts.setdefault(version.text, f"{at}, {version.verdict}")
-        texts.pop(item.original, None)
+            if version.text not in (item.original, *item.edits):
+                texts.setdefault(version.text, f"{at}, {version.verdict}")
         listed = [(label, text) for text, label in texts.items()][:LISTED]
-        listed += [("Suggestion", item.suggestion)] if item.suggestion else []
-        listed += [(f"Edit of {other}", text) for other, text in item.others]
+        listed += [(f"Edit: {' and '.join(names)}", text) for text, names in item.edits.items()]
         listed.append(("The original response", item.original))
         return {"list": render("versions", listed)}
 

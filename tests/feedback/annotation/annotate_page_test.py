@@ -106,6 +106,8 @@ def test_two_tabs_of_a_person_and_every_key(team):
     ann.type("It is nought.")
     ann.press("Control+Enter", "not saved: you decided this row before")
     assert (ann.row(), ann.text()) == ("r0", "It is nought.")
+    assert ann.page.inner_text("#difference ins") == "nought"
+    assert "Ann: 1 decided" in ann.page.inner_text("#progress")
     second.close()
     ann.press("Alt+u", "Row r0 is open again")
     assert ann.text() == team.expected.pop()["edited"]
@@ -205,22 +207,27 @@ CODE = f"```\n{'name' * 20} = " + "x + " * 2000
 def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
     hebrew = {"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"}
-    write_jsonl(tmp_path / "own.jsonl", [{"instruction": "Add. " * 300, "output": CODE}, hebrew])
+    texts = {"user": "Add. " * 300, "assistant": "To what?"}, {"user": "To x.", "assistant": CODE}
+    turns = [{"role": role, "content": text} for each in texts for role, text in each.items()]
+    write_jsonl(tmp_path / "own.jsonl", [{"messages": turns}, hebrew])
     files = {"input": tmp_path / "own.jsonl", "guidelines": tmp_path / "g.md"}
     server = start(*(f"--config.{name}={path}" for name, path in files.items()))
-    ann = Person(chromium, server.url, "Ann", width, height)
+    ann = Person(chromium, server.url, "Ann with a name of many words", width, height)
     page, read = ann.page, "getComputedStyle(document.querySelector('{}')).{}"
 
     def check():
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate(CONTRAST) == []
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        assert page.evaluate("$('list').scrollWidth - $('list').clientWidth") <= 0
+        for box in ("document.documentElement", "$('list')", "$('progress')"):
+            assert page.evaluate(f"{box}.scrollWidth - {box}.clientWidth") <= 0
 
     page.wait_for_selector("h1:has-text('House rules')")
     check()
     ann.enter()
+    assert page.evaluate(
+        "$('prompt').scrollHeight - $('prompt').clientHeight < $('prompt').scrollTop + 1"
+    )
     for k in (1, 2):
         assert page.locator("#save").bounding_box()["y"] + 30 < height
         font = page.evaluate(read.format("#edit", "fontFamily"))

@@ -11,6 +11,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import server
 from fgrlhf_jax.feedback.annotation.items import Decision, Item
 from fgrlhf_jax.feedback.annotation.page import Page, difference, render
+from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits.normal_form import restore_line_ends
 
 EVIL = '<script>alert("1")</script> ${alert(1)} {{value}} <img src=x onerror=alert(1)> & \'"'
@@ -156,6 +157,7 @@ DECIDED = Item("1", EVIL, "", "x"), Decision("1", EVIL, EVIL, EVIL, 0, (EVIL,), 
         (difference("more", EVIL, 0.5), 1),
         (render("note", EVIL), 0),
         (render("progress", COUNTS, EVIL), 0),
+        (render("edits", {EVIL: [EVIL]}, EVIL), 0),
         (render("versions", [(EVIL, EVIL)]), 1),
         (render("decisions", [DECIDED], 1), 3),
     ],
@@ -166,6 +168,21 @@ def test_everything_is_escaped_and_has_a_direction_of_its_own(source, directions
     assert tags <= TAGS
     assert EVIL in html.text or {"del", "ins"} <= tags
     assert sum(attributes.get("dir") == "auto" for _, attributes in html.tags) == directions
+
+
+def test_a_second_pass_says_whose_edits_there_are(tmp_path):
+    edits = [(name, f"It is {town}.") for name, town in (("Ann", "Pau"), ("Bob", "Nice"))]
+    item = Item(
+        "1", "Where?", "", "It is Lyon.", "It is Pau.", others=(*edits, ("Cem", "It is Pau."))
+    )
+    with Annotations([item], tmp_path / "second.jsonl") as store:
+        opened, draft, versions = (
+            Page(store, 0.5).act("Dan", {"action": action, "row": "1", "text": "It is Nice."})
+            for action in ("open", "draft", "versions")
+        )
+    for answer, line in ((opened, "Ann and Cem (shown), Bob"), (draft, "Ann and Cem, Bob (shown)")):
+        assert Html(answer["edits"]).text.strip() == f"3 edits: {line}"
+    assert [versions["list"].count(text) for _, text in edits] == [1, 1]
 
 
 def test_the_warning_comes_where_the_edit_is_minimal_no_more():

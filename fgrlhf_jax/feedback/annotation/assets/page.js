@@ -71,7 +71,6 @@ function show(answer) {
   $("start").hidden = true;
   for (const id of ["work", "bar", "menu"]) $(id).hidden = false;
   $("work").before($("message"));
-  $("progress").innerHTML = answer.progress;
   $("leave").textContent = `Not ${answer.annotator}?`;
   $("prompt").innerHTML = answer.prompt;
   $("sides").hidden = $("notes").hidden = !answer.row;
@@ -84,12 +83,17 @@ function show(answer) {
   $("prompt").classList.toggle("code", CODE.test($("prompt").textContent));
   $("next").textContent = answer.row ? "Decide later" : "Look again";
   compare(answer);
+  const turn = $("prompt").querySelector(".turn:last-child");
+  $("prompt").scrollTop = turn ? turn.offsetTop - $("prompt").offsetTop - 24 : 0;  // below "Row"
   scrollTo(0, 0);
   if (answer.row) $("edit").focus({preventScroll: true});
 }
 
 function compare(answer) {
-  if (!answer || answer.difference === undefined) return;
+  if (!answer) return;
+  if (answer.progress) $("progress").innerHTML = answer.progress;
+  if (answer.difference === undefined) return;
+  $("edits").innerHTML = answer.edits;
   $("difference").innerHTML = answer.difference;
   nameSave(answer.changed);
   scrollToChange();
@@ -159,6 +163,8 @@ async function decide(action, more = {}) {
   } else if (answer && answer.row !== undefined) {
     delete sessionStorage.typed;
     show(answer);
+  } else if (before.row === shown.row && before.text === $("edit").value) {
+    compare(answer);  // of a decision that is refused
   }
 }
 
