@@ -14,6 +14,7 @@ import pytest
 import tiny_cases
 from processes import devices
 
+from fgrlhf_jax.models import peft
 from fgrlhf_jax.runtime import run_dir
 from launch.shared import config_files
 
@@ -87,12 +88,14 @@ def test_the_library_example_of_the_readme(quickstart, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_notebook(quickstart, monkeypatch):
-    """Every cell runs and the pictures are there; runs that quickstart.sh finished are read."""
+def test_the_notebook(quickstart, tmp_path, monkeypatch):
+    """Every cell runs and the pictures are there; what it has of quickstart.sh's runs is read."""
     import nbclient
     import nbformat
 
-    for name, value in (ENV | {"FGRLHF_QUICK": "1", "FGRLHF_RUN": str(quickstart)}).items():
+    for name in ("sft", "rm"):
+        (tmp_path / name).symlink_to(quickstart / name)
+    for name, value in (ENV | {"FGRLHF_QUICK": "1", "FGRLHF_RUN": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "examples" / "colab.ipynb", as_version=4)
     nbclient.NotebookClient(
@@ -104,3 +107,4 @@ def test_the_notebook(quickstart, monkeypatch):
     text = "".join(output.get("text", "") for output in outputs)
     assert "AUROC" in text
     assert "after   mean gold score" in text
+    assert peft.read_lora(tmp_path / "ppo").rank == 16
