@@ -69,10 +69,10 @@ def compute_statistics(
         for row, edit in zip(rows, metrics, strict=True)
     ]
     names = [printable(name) for name in annotators] or [""] * len(rows)
-    by_name: dict[str, list[minimality.EditMetrics]] = {}
-    for name, edit in zip(names, metrics, strict=True):
-        by_name.setdefault(name, []).append(edit)
-    by_annotator = {name or "unknown": _summary(by_name[name]) for name in sorted(by_name)}
+    by_annotator = {
+        name or "unknown": _summary(list(itertools.compress(metrics, (n == name for n in names))))
+        for name in sorted({*names})
+    }
     together = zip(rows, names, metrics, faults, strict=True)
     return {
         **_summary(metrics),
@@ -236,11 +236,9 @@ def _cut(text: str) -> str:
 
 
 def _example(example: Mapping, colour: bool) -> list[str]:
-    name = ", ".join(filter(None, [example["id"] and f"row {example['id']}", example["annotator"]]))
-    head = (
-        f"-- {example['sort']} changed: edit {example['row']}{f' ({name})' if name else ''}, "
-        f"{example['kind']}, {example['word_change_ratio']:.3f}"
-    )
+    names = [example["id"] and f"row {example['id']}", example["annotator"], example["kind"]]
+    about = ", ".join(filter(None, [*names, f"{example['word_change_ratio']:.3f}"]))
+    head = f"-- {example['sort']} changed: edit {example['row']}: {about}"
     marks = {"original": ("[-", "-]"), "edited": ("{+", "+}")}
     if colour:
         marks = {"original": ("\x1b[31;9m", "\x1b[0m"), "edited": ("\x1b[32;4m", "\x1b[0m")}

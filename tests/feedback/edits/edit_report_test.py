@@ -80,7 +80,7 @@ def test_the_terminals_report():
         r"words\n +≤ -1  █{20} 1\n +0  █{40} 2\n +1  █{20} 1\n +2 … 6   0\n +≥ 7  █",
         r"\nm +5 +0\.333 +20\.0 % +20\.0 % +40\.0 % +20\.0 % +0\.0 %\n",
         r"with max_change_ratio=0.5 would set aside: 1 rewritten\n",
-        r"-- least changed: edit 2 \(row r2, m\), delete, 0.143\nprompt    Say it.\n",
+        r"-- least changed: edit 2: row r2, m, delete, 0.143\nprompt    Say it.\n",
         r"original  a b c\[- d-\]\nedited    a b c\n",
     ):
         assert re.search(pattern, text), pattern
