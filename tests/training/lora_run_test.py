@@ -17,7 +17,7 @@ from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.training import run as supervised_run
-from launch import score, sft, train_rm
+from launch import ppo, score, sft, train_rm
 
 pytest_plugins = ["runs"]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -64,14 +64,18 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", [sft, train_rm])
+@pytest.mark.parametrize("module", [sft, train_rm, ppo])
 def test_killed_at_random_times(module, world, sft_fields, rm_files, tmp_path, request):
     kills = max(1, request.config.getoption("--kills") // 3)
     rng, steps = random.Random(0), 30
-    own = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
-    fields = own | LORA | {"model__path": world.policy, "steps": steps, "save_every": 2}
-    fields |= {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
-    flags = ppo_cases.flags(fields | {"run_dir": tmp_path / "run"})
+    if module == ppo:
+        paid = ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=world.policy)
+        fields = ppo_cases.fields(world, tmp_path / "run", reward_model=paid)
+    else:
+        fields = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
+        fields = fields | {"model__path": world.policy, "run_dir": tmp_path / "run"}
+        fields |= {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
+    flags = ppo_cases.flags(fields | LORA | {"steps": steps, "save_every": 2})
     flags = [flag.replace("--config.config=", "--config=") for flag in flags]
 
     def start(name: str) -> Command:
