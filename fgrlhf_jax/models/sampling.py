@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import attention, heads, llama
+from fgrlhf_jax.models import heads, llama, prefill, row_groups
 from fgrlhf_jax.models.decoding import DecodingWeights
-from fgrlhf_jax.runtime import sharding
 
 
 class Sampled(NamedTuple):
@@ -127,7 +126,10 @@ class _Rows(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "ends", "max_new", "temperature", "top_k", "top_p", "int8_cache"),
+    static_argnames=(
+        *("model", "ends", "max_new", "temperature", "top_k", "top_p", "int8_cache"),
+        "prompt_widths",
+    ),
 )
 def generate(
     weights: DecodingWeights,
@@ -143,6 +145,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     int8_cache: bool = False,
+    prompt_widths: tuple[int, ...] = (),
 ) -> Sampled:
     """One response a prompt, of at most ``max_new`` tokens.
 
@@ -155,6 +158,7 @@ def generate(
       ends: the tokens that end a response.
       temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
       int8_cache: keeps keys and values in 8 bits, see ``attention.to_cache``.
+      prompt_widths: columns that prompts are cut to where all of a group are short; the last is P.
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
@@ -163,11 +167,18 @@ def generate(
     append = functools.partial(_append, ends=ends, **draw_options)
     prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
     prompt_length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
+    if len(prompt_widths) > 1:
+        order_GN = row_groups.order_by(prompt_length_B)
+        prompt_BP, mask_BP, prompt_length_B, key_B = row_groups.take(
+            (prompt_BP, mask_BP, prompt_length_B, key_B), order_GN
+        )
 
-    prefill = functools.partial(
-        _prefill, prompt_BP=prompt_BP, mask_BP=mask_BP, max_new=max_new, int8=int8_cache
-    )
-    logits_BV, caches = _guided_logits(prefill, model, weights, guide)
+    def fill(prompt_BP, mask_BP, columns: int):
+        prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": columns}
+        run = functools.partial(prefill.prefill, **prompts, int8=int8_cache)
+        return _guided_logits(run, model, weights, guide)
+
+    logits_BV, caches = prefill.by_width(fill, prompt_BP, mask_BP, max_new, prompt_widths)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -195,7 +206,10 @@ def generate(
 
     last_B, sampled = append(empty, 0, logits_BV, key_B)
     rows = _Rows(last_B, prompt_length_B, key_B, caches, sampled)
-    return jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
+    sampled = jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
+    if len(prompt_widths) < 2:
+        return sampled
+    return row_groups.take(sampled, jnp.argsort(order_GN, axis=1))
 
 
 def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, caches=((), ())):
@@ -205,30 +219,6 @@ def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, ca
         return logits_BV, (cache, ())
     price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
     return logits_BV + guide.scale * price_BV, (cache, guide_cache)
-
-
-def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, max_new: int, int8: bool):
-    """What a model says of the token after each prompt, and a cache with the prompts.
-
-    The columns of the cache are the prompt, padding up to P, and room for ``max_new`` tokens.
-
-    Args:
-      prompt_BP, mask_BP: from :func:`align_left`.
-    """
-    hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
-    rope = llama.rotary_tables(model.cfg, llama.positions_and_mask(mask_BP)[0])
-    cache = []
-    for layer in weights.layers:
-        block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
-        hidden_BPD, heads_BPKH = block(hidden_BPD, rope, None, cache=())
-        arrays = zip(attention.to_cache(*heads_BPKH, int8), attention.CACHE_AXES, strict=False)
-        room = lambda axis: [(0, max_new if a == axis else 0) for a in range(4)]  # noqa: E731
-        cache.append(tuple(jnp.pad(x, room(axis)) for x, axis in arrays))
-    cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
-    last_B11 = jnp.maximum(jnp.sum(mask_BP, axis=1) - 1, 0)[:, None, None]
-    last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
-    logits_B1V = model.apply({"params": weights.outer}, last_B1D, method="finish")
-    return logits_B1V[:, 0], cache
 
 
 def _decode_token(

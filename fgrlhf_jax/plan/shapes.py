@@ -20,9 +20,9 @@ from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.lengths import Lengths, made_up_pair
 from fgrlhf_jax.plan.lengths import rounds as mean_rounds
+from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.algorithm import PPOSettings
-from fgrlhf_jax.ppo.micro_batches import row_widths
 from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import make_architectures
 from fgrlhf_jax.reward_model.combined import first_backbone
@@ -99,10 +99,11 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     mesh = sharding.make_mesh(config.mesh)
     ppo_programs.check_sizes(config, mesh)
     B, P, T = (config.rollout_batch_size, config.data.max_prompt_length, config.data.max_new_tokens)
-    widths, prompts, responses = (), np.full(B, P), np.full(B, T)
+    prompt_widths, widths, prompts, responses = (P,), (), np.full(B, P), np.full(B, T)
     if lengths:
         lengths = lengths.within(P, T)
-        P, widths = int(lengths.prompts.max()), row_widths(lengths.prompts.tolist(), T)
+        prompt_widths = micro_batches.prompt_widths(lengths.prompts.tolist())
+        P, widths = prompt_widths[-1], micro_batches.row_widths(lengths.prompts.tolist(), T)
         prompts, responses = map(np.concatenate, zip(*lengths.draw(B), strict=True))
     S, fields = P + T, config.model.to_dict()
     cfg = model_config(config.policy, config.size, fields, S)
@@ -117,7 +118,13 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     architectures = make_architectures(config, cfg, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
     programs = ppo_programs.make(
-        config, architectures, mesh, optimizer, ends=(0,), prompt_width=P, widths=widths
+        config,
+        architectures,
+        mesh,
+        optimizer,
+        ends=(0,),
+        prompt_widths=prompt_widths,
+        widths=widths,
     )
     programs["score_rollout"] = learned_from(programs["score_rollout"])
     settings = PPOSettings.from_config(config, widths)

@@ -16,6 +16,7 @@ from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
 SHORT = 160  # columns of rows that are not worth a second width
+SHORT_PROMPT = 64  # likewise of prompts
 
 
 def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
@@ -29,6 +30,14 @@ def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
         return (longest,)
     lengths = np.add.outer(prompts, max_new_tokens * np.arange(1, 5) // 4)
     return tuple(min(width, longest) for width in choose_buckets(lengths.ravel(), 4))
+
+
+def prompt_widths(prompts: Sequence[int]) -> tuple[int, ...]:
+    """The widths that prompts of these lengths are prefilled at: one for short ones, else three."""
+    longest = max(prompts)
+    if longest <= SHORT_PROMPT:
+        return (longest,)
+    return tuple(min(width, longest) for width in choose_buckets(prompts, 3))
 
 
 def rows_of_width(width: int, settings: PPOSettings) -> int:

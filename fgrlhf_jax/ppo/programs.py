@@ -139,24 +139,25 @@ def make(
     optimizer,
     *,
     ends: tuple[int, ...],
-    prompt_width: int,
+    prompt_widths: tuple[int, ...],
     widths: tuple[int, ...] = (),
 ) -> dict[str, Program]:
     """The programs for the shapes of a run, by name; nothing is computed.
 
-    ``widths`` are of ``micro_batches.row_widths``; none: all rows are as long as they can be.
+    ``prompt_widths`` are of ``micro_batches.prompt_widths``, ``widths`` of its ``row_widths``;
+    none: all rows are as long as they can be.
 
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
     update: (state, Frozen, Rollout, kl_coef, key, demonstrations, reward_std) -> state, metrics
     """
     check_sizes(config, mesh)
-    widths = widths or (prompt_width + config.data.max_new_tokens,)
+    widths = widths or (prompt_widths[-1] + config.data.max_new_tokens,)
     settings = PPOSettings.from_config(config, widths)
     params, frozen = abstract_params(models, mesh), abstract_frozen(config, models, mesh)
     state = abstract_state(params, optimizer, mesh)
     by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    *prompt, sampled, rollout = _abstract_rows(settings, prompt_width, by_rows)
+    *prompt, sampled, rollout = _abstract_rows(settings, prompt_widths[-1], by_rows)
     scalar, flag = (
         jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in (jnp.float32, bool)
     )
@@ -174,6 +175,7 @@ def make(
         max_new=settings.max_new_tokens,
         temperature=settings.temperature,
         int8_cache=config.sampling.int8_cache,
+        prompt_widths=prompt_widths,
     )
     score = functools.partial(scoring.score_rollout, **static)
     update = functools.partial(learning.update, optimizer=optimizer, **static)

@@ -58,7 +58,8 @@ class PPOTrainer:
         lengths = [len(ids) for part in prompts.values() for ids in part.ids]
         lengths += [row.prompt_length for row in demonstrations]
         widths = micro_batches.row_widths(lengths, config.data.max_new_tokens)
-        self.prompt_width, self.width = max(lengths), widths[-1]
+        prompt_widths = micro_batches.prompt_widths(lengths)
+        self.prompt_width, self.width = prompt_widths[-1], widths[-1]
         self.settings = PPOSettings.from_config(config, widths)
         self.optimizer, self.learning_rates = programs.make_optimizer(config)
         self.programs = programs.make(
@@ -67,7 +68,7 @@ class PPOTrainer:
             mesh,
             self.optimizer,
             ends=hf_load.end_ids(config.policy, tokenizer),
-            prompt_width=self.prompt_width,
+            prompt_widths=prompt_widths,
             widths=widths,
         )
         self.abstract = self.programs["update"].arguments[0]

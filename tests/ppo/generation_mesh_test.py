@@ -37,7 +37,7 @@ def compiled(shape: str) -> jax.stages.Compiled:
     """The program of decoding."""
     mesh = sharding.make_mesh("1,8,1")
     optimizer, _ = programs.make_optimizer(config())
-    made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_width=P)
+    made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_widths=(P,))
     return made["generate"].lower().compile()
 
 
@@ -77,7 +77,7 @@ def test_what_a_device_holds():
     optimizer, _ = programs.make_optimizer(config())
     bytes_ = {}
     for shape in ("", "1,2,4", "1,1,8"):
-        made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_width=P)
+        made = programs.make(config(shape), MODELS, mesh, optimizer, ends=ENDS, prompt_widths=(P,))
         weights = jax.tree.leaves(made["generate"].arguments[0])
         shards = (x.sharding.shard_shape(x.shape) for x in weights if x.ndim == 2)
         bytes_[shape] = sum(map(math.prod, shards))

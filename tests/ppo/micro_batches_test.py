@@ -40,3 +40,5 @@ def test_few_widths_of_long_rows_and_one_of_short_ones():
     assert micro_batches.row_widths([32, 64], 64) == (128,)
     assert micro_batches.row_widths([64], 256) == (128, 192, 256, 320)
     assert micro_batches.row_widths([30, 40, 71], 100)[-1] == 171
+    assert micro_batches.prompt_widths([3, 64]) == (64,)
+    assert micro_batches.prompt_widths([38, 40, 57, 60, 186]) == (40, 64, 186)

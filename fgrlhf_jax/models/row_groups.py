@@ -1,0 +1,53 @@
+"""Rows of a batch in another order, and in groups: each device keeps rows of its own.
+
+Shape letters as in llama.py; rows of one of G devices are N, so that B = G N.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fgrlhf_jax.runtime import sharding
+
+
+def order_by(key_B: jax.Array) -> jax.Array:
+    """The numbers of each device's rows, those with the lowest keys first, order_GN."""
+    return jnp.argsort(_of_devices(key_B), axis=1, stable=True)
+
+
+def take(tree, order_GN: jax.Array):
+    """Those rows of arrays [B, ...], in this order."""
+
+    def of(x):
+        return _joined(jax.vmap(lambda x, rows: x[rows])(_of_devices(x), order_GN))
+
+    return jax.tree.map(of, tree)
+
+
+def split(tree, size: int):
+    """Arrays [B, ...] as groups [groups, G size, ...], of as many rows of each device."""
+
+    def of(x):
+        x = _of_devices(x)
+        x = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    return jax.tree.map(of, tree)
+
+
+def unsplit(tree):
+    """The arrays of :func:`split`."""
+
+    def of(x):
+        x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)
+        return _joined(x.reshape(x.shape[0], -1, *x.shape[3:]))
+
+    return jax.tree.map(of, tree)
+
+
+def _of_devices(x: jax.Array) -> jax.Array:
+    return x.reshape(sharding.batch_shards(), -1, *x.shape[1:])
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, *x.shape[2:])
+    return sharding.constrain_cache(x) if x.ndim == 4 else sharding.constrain(x)
