@@ -67,7 +67,12 @@ def _mesh_sizes(field: str, shape: str, devices: int) -> tuple[int, ...]:
             f"{field}={shape!r}: give data,fsdp,tensor as three sizes, at most one -1: '1,-1,1'"
         )
     known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and devices % known == 0:
+    if -1 in sizes and devices % known:
+        raise InputError(
+            f"{field}={shape!r} lays out a multiple of {known} devices and there are {devices}; "
+            "give 1,-1,1, which takes any number"
+        )
+    if -1 in sizes:
         sizes[sizes.index(-1)] = devices // known
     if int(np.prod(sizes)) != devices:
         raise InputError(
