@@ -37,6 +37,7 @@ from fgrlhf_jax.data.row_fields import (
     common_beginning,
     field_of,
     flag_of,
+    number_of,
     preference_of,
     read_prompt,
     refuse_two_prompts,
@@ -61,6 +62,8 @@ LAYOUTS = {
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
+# Of the better answer the higher one, as neither its rank nor its toxicity_score is.
+_SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|avg|mean|overall)s?[-_ .]?)+")
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -124,13 +127,14 @@ def parse_row(
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
-        turns = [parse_list(row.get(name)) for name in PROMPTS[:2]]
+        ending = (*names, *(PROMPTS[:2] if last is not None else ()))
+        turns = [parse_list(row.get(name)) for name in ending]
         ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
         # As OpenAI's files say it.
         unlearnt = any(isinstance(end, Mapping) and end.get("weight") == 0 for end in ends)
         is_learnt = row.get("label") is not False and not unlearnt
         if layout == ("completion",) and need not in ("prompts", "candidates"):
-            is_learnt = flag_of(row, "label", where)  # of TRL
+            is_learnt = flag_of(row, "label", where) and not unlearnt  # of TRL
         if not is_learnt and need not in ("prompts", "candidates"):
             reason = "weight is 0" if unlearnt else "label is false"
             raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
@@ -145,7 +149,8 @@ def parse_row(
     elif kind is Preference:
         has_label = len(layout) > 2 and not is_candidate
         fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
-        if layout == ("chosen", "rejected") and not columns.keys() & {*layout}:
+        is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
+        if is_labelled and not columns.keys() & {*layout}:
             _check_scores(row, where)
     for name in FINISHED[1:] if kind is Preference else FINISHED[:1]:
         fields[name] = flag_of(row, name, where)
@@ -164,10 +169,10 @@ def parse_record(row: Any, where: str) -> Record:
 
 def _check_scores(row: Row, where: str) -> None:
     """Raises InputError where a row's scores or ratings say that the rejected answer is better."""
-    for name in (n for n in row if "chosen" in n and re.search("score|rating|reward", n)):
+    for name in filter(_SCORE.fullmatch, row):
         other = name.replace("chosen", "rejected")
-        values = row[name], row.get(other)
-        if all(type(value) in (int, float) for value in values) and values[0] < values[1]:
+        values = [number_of(row.get(each)) for each in (name, other)]
+        if values[0] < values[1]:
             raise InputError(
                 f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
                 "answers, or take these fields away"

@@ -106,7 +106,8 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     made_with = task_fields(config, "answers")
     for arm, path in policies.items():
         file = out / f"{arm}.json"
-        if file.exists() and read_json(file, {}, MADE_AGAIN).get("made_with") == made_with:
+        before = read_json(file, {}, MADE_AGAIN).get("made_with", {}) if file.exists() else {}
+        if before and before == user_function.comparable(made_with, before):
             continue
         model = LanguageModel.load(path, template=config.template)
         if arm == "sft":

@@ -85,7 +85,8 @@ def _file_digest(module: str) -> str:
     except (Exception, SystemExit):  # which :func:`load` tells of
         return ""
     own = module.startswith("fgrlhf_jax.")
-    return "" if own or not spec or not spec.origin else files.digest(spec.origin)[:16]
+    is_file = spec and not own and os.path.isfile(spec.origin or "")  # nor one in an archive
+    return files.digest(spec.origin)[:16] if is_file else ""
 
 
 def _describe(error: BaseException) -> str:
@@ -99,16 +100,31 @@ def _describe(error: BaseException) -> str:
 
 def takes(function: Callable, argument: str) -> bool:
     """Whether the signature of ``function`` names ``argument``, as tokens or finished."""
-    return argument in _named_parameters(function)
+    return _kinds(function).get(argument) in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
 
 
-def _named_parameters(function: Callable) -> dict[str, inspect.Parameter]:
-    """Those of its signature that a call may name."""
+def _kinds(function: Callable) -> dict[str, int]:
+    """The kind of each parameter of its signature, in order."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # some functions of C have none
         return {}
-    return {name: each for name, each in parameters.items() if each.kind != each.POSITIONAL_ONLY}
+    return {name: parameter.kind for name, parameter in parameters.items()}
+
+
+def _named_answers(function: Callable) -> str:
+    """What it calls the responses, where it is to be given both texts by name, as TRL does."""
+    kinds = _kinds(function)
+    answers = next((name for name in ("responses", "completions") if takes(function, name)), "")
+    if takes(function, "prompts"):
+        return answers
+    # Where they are second the prompts are first, whatever that one is called.
+    is_second = list(kinds)[1:2] == [answers] and kinds[answers] != inspect.Parameter.KEYWORD_ONLY
+    is_open = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    return answers if is_open and not is_second else ""
 
 
 def score_responses(
@@ -137,10 +153,8 @@ def score_responses(
     """
     named = {"tokens": tokens, "finished": finished}
     named = {name: value for name, value in named.items() if takes(function, name)}
-    texts, parameters = [list(prompts), list(responses)], _named_parameters(function)
-    is_open = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-    answers = next((name for name in ("responses", "completions") if name in parameters), "")
-    if answers and (is_open or "prompts" in parameters):  # in any order, as functions for TRL
+    texts = [list(prompts), list(responses)]
+    if answers := _named_answers(function):
         named |= {"prompts": texts[0], answers: texts[1]}
         texts = []
     try:

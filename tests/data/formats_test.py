@@ -112,6 +112,18 @@ def test_columns_decide_which_answer_is_better_whatever_the_scores():
     assert (swapped.output_1, swapped.output_2) == (usual.output_2, usual.output_1)
 
 
+def test_scores_and_weights_that_say_nothing_against_an_answer():
+    row = ULTRA | {"score_chosen": 2, "score_rejected": 2.5}
+    for need in ("candidates", "prompts"):  # where nobody asks which is better
+        assert formats.parse_row(row, "a:1", need) == formats.parse_row(ULTRA, "", need)
+    for kind in ("rating_rank", "toxicity_score"):  # of which the lower one is better
+        row = ULTRA | {f"chosen_{kind}": 1, f"rejected_{kind}": 2}
+        assert formats.parse_row(row, "a:1") == formats.parse_row(ULTRA, "")
+    asked = [turn | {"weight": 0} for turn in turns(SKY)]
+    (read,) = formats.parse_row({"messages": asked, "output": "Blue."}, "a:1")
+    assert read.output == "Blue."
+
+
 EDITED = {"instruction": SKY, "original": "Green.", "edited": "Blue."}
 REFUSED = [
     (EDITED | {"chosen": "A", "rejected": "B"}, "fits two layouts.*config.columns=original,edited"),
@@ -132,7 +144,8 @@ REFUSED = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
     ({"messages": "Hi"}, "messages: is no list of messages"),
     ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
-    (ULTRA | {"score_chosen": 2, "score_rejected": 2.5}, "score_chosen is 2, .*_rejected is 2.5"),
+    ({"prompt": SKY, "completion": [GREEN | {"weight": 0}]}, "weight is 0, a response not to"),
+    (ULTRA | {"score_chosen": "2", "score_rejected": "2.5"}, "chosen is 2, .*_rejected is 2.5"),
     (ULTRA | {"rejected-rating": 9, "chosen-rating": 8}, "chosen-rating is 8, .* take these fiel"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
     *(

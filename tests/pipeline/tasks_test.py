@@ -85,6 +85,9 @@ def test_one_policy_at_a_time_is_in_memory_and_answers_once(monkeypatch, tmp_pat
     assert answers["sampled"][0]["words_to_change"] > 1
     assert answers["kl"] == 1
     tasks.make_answers(config, tmp_path, 0, {"dpo": "d"} | policies)
+    with monkeypatch.context() as patch:  # as if an earlier version, which knew none, had begun
+        patch.setattr(tasks.user_function, "identity", lambda fields: {"judge.file": "0123"})
+        tasks.make_answers(config, tmp_path, 0, policies)
     assert paths == ["a", "b", "c", "d"]
     config.max_new_tokens = 3
     tasks.make_answers(config, tmp_path, 0, policies)

@@ -106,7 +106,14 @@ def test_it_is_given_what_its_signature_names():
     def by_position(prompts, responses, /):
         return plain(prompts, responses)
 
-    for function in (other_order, of_trl, by_position, lambda x, y: plain(x, y)):
+    def second(instructions, responses, **kwargs):
+        return plain(instructions, responses)
+
+    def second_of_two(prompts, /, completions, **kwargs):
+        return plain(prompts, completions)
+
+    functions = (other_order, of_trl, by_position, second, second_of_two, lambda x, y: plain(x, y))
+    for function in functions:
         assert call(function) == [0.0, 1.0]
         assert seen.pop() == (PROMPTS, RESPONSES)
     assert not user_function.takes(max, "tokens")  # it has no signature to read

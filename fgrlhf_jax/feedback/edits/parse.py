@@ -238,9 +238,9 @@ def _frame(
 
 
 def _count_signs(text: str) -> int:
-    """The characters before the first letter or digit; a picture counts as several."""
+    """The characters before the first letter or digit; a picture, as no ° is, counts as several."""
     signs = itertools.takewhile(lambda character: not character.isalnum(), text)
-    return sum(3 if unicodedata.category(sign) == "So" else 1 for sign in signs)
+    return sum(3 if sign >= "⌀" and unicodedata.category(sign) == "So" else 1 for sign in signs)
 
 
 def _ends_in(line: str, name: str) -> bool:

@@ -155,6 +155,7 @@ def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
         (ORIGINAL, f"{EDITED} Paris is big."),
         (ORIGINAL, "Lyon is big, and Paris is the capital of France. It has many parks."),
         ("Ho. Note: so.", "Hi. Note: so."),
+        ("It is 20 degrees.", "It is 20°."),
         ("He is ~~old~~ new ✅", "He is ~~young~~ new ✅"),
         (ORIGINAL, EDITED.replace("has", "has [1]")),
         (ORIGINAL, "Paris is it, and it has parks."),
