@@ -217,7 +217,6 @@ VARIANTS = {
         "validation_prompts": 32,
     },
     "llama_7b": {
-        "mesh": "1,-1,2",  # half the gathers of a micro-batch, half the weights a token is read of
         "inference_dtype": "bfloat16",
         "micro_batch_size": 32,
         "kl.estimator": "k1_clipped",
@@ -226,7 +225,6 @@ VARIANTS = {
         "steps": 390,  # 10 epochs over 20k prompts
     },
     "llama_7b_lora": {
-        "mesh": "1,-1,1",
         "rollout_batch_size": 128,
         "minibatch_size": 64,
         "micro_batch_size": 16,

@@ -121,7 +121,7 @@ def _adapter_facts(adapter: Lora, base: str, merged: bool) -> dict[str, str]:
             else "on the base as it is the figures differ"
         )
     return {
-        "Adapter merged into" if merged else "Adapter of": peft.base_name(base),
+        **({"Adapter merged into": base} if merged else {"Adapter of": peft.base_name(base)}),
         "Rank": f"{adapter.rank}, scaled by {scale} = {adapter.scale:g}",
         "Trained on": trained_on,
     }

@@ -85,7 +85,6 @@ def test_losses_on_pairs():
 def test_ppo():
     """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
     config = ppo.get_config("llama_7b")
-    config.mesh = "1,8,1"
     assert (config.rollout_batch_size, config.minibatch_size) == (512, 256)
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
     plan = measure(ppo_shapes(config), 80e9)

@@ -50,14 +50,17 @@ def restore_form(text: str, original: str) -> str:
     """A text with the form of the original in every word and blank that they share.
 
     What they do not share gets the line end that the original has most, and is decomposed where the
-    whole original is.
+    whole original is. Where nothing but quotes and hyphens differs, these are the edit.
     """
     before, after, ends = _units(original), _units(text), _LINE_END.findall(original)
+    before_keys, after_keys = ([_key(unit, _QUOTES) for unit in side] for side in (before, after))
+    if before_keys == after_keys:
+        before_keys, after_keys = ([_key(unit, {}) for unit in side] for side in (before, after))
     line_end = max(ends, key=ends.count, default="\n")
     composed = unicodedata.is_normalized("NFC", original)
     form = "NFD" if not composed and unicodedata.is_normalized("NFD", original) else "NFC"
     restored = []
-    for step in Levenshtein.opcodes([*map(_key, before)], [*map(_key, after)]):
+    for step in Levenshtein.opcodes(before_keys, after_keys):
         if step.tag == "equal":
             restored += before[step.src_start : step.src_end]
         else:
@@ -75,10 +78,10 @@ def _units(text: str) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise([*ends, len(text)])]
 
 
-def _key(unit: str) -> str:
+def _key(unit: str, quotes: dict[int, str]) -> str:
     """What is the same in all forms of a word or of blanks: NFC, quotes, line ends, indentation."""
     unit = unit.translate(_NO_WIDTH)
     if not unit.isspace():
-        return unicodedata.normalize("NFC", unit.translate(_QUOTES))
+        return unicodedata.normalize("NFC", unit.translate(quotes))
     *lines, indentation = _LINE_END.split(unit)
     return "\n" * len(lines) + indentation if lines else " "

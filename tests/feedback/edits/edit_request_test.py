@@ -85,6 +85,7 @@ def test_replies(received, tag, reason):
         ('It\'s "a" b c.', "It’s “a” b x.", 'It\'s "a" b x.'),
         ("„A“ – it’s b.", '"A" – it\'s x.', "„A“ – it’s x."),
         ("A b\x02 c.", "A\x00 b x.\x7f", "A b\x02 x."),
+        ("print(“a”)", 'print("a")', 'print("a")'),  # the edit itself
     ],
 )
 def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
