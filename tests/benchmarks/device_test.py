@@ -1,15 +1,11 @@
 """benchmarks.device at toy size on a CPU: every check holds, and a fault in one is recorded."""
 
 import json
-import subprocess
-from pathlib import Path
 
 import pytest
 import tiny_cases
 
 from benchmarks import device, fresh
-from launch import plan as launch_plan
-from launch.shared import config_files
 
 pytestmark = pytest.mark.slow
 
@@ -22,32 +18,36 @@ def one_device(tmp_path_factory):
         yield
 
 
+FIGURES = {
+    "parity": {"float32", "bfloat16"},
+    "sampler": {"debug/initial_log_ratio", "debug/sampler_mismatch_kl"},
+    "attention": {"kernel", "seconds", "relative_difference"},
+    "reward_model": {"seconds", "tflops"},
+    "ppo": {"seconds", "tflops", "stages"},
+    "decode": {"decode_1", "decode_2"},
+    "plan": {"planned", "measured"},
+}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "figures"),
-    [
-        ("parity", {"float32", "bfloat16"}),
-        ("sampler", {"debug/initial_log_ratio", "debug/sampler_mismatch_kl"}),
-        ("attention", {"kernel", "seconds", "relative_difference"}),
-        ("reward_model", {"seconds", "tflops"}),
-        ("decode", {"decode_1", "decode_2"}),
-        ("plan", {"planned", "measured"}),
-    ],
-)
-def test_every_check_holds_at_toy_size(name, figures, monkeypatch):
-    """PPO's is that of the sampler and of the reward model; a plan has its own tests."""
+def test_the_whole_script_runs_at_toy_size(monkeypatch, tmp_path):
+    """The checks in this process; launch.plan in its own, as on a device."""
 
-    def plan(command, **_):
-        *flags, _, file = command[3:]
-        config_files.parse(["", *flags], launch_plan.CONFIG, *launch_plan.OTHERS)
-        steps = {"train": {"total": 1e6}}
-        Path(file.removeprefix("--json=")).write_text(json.dumps({"steps": steps}))
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def run(command, job, limit):
+        name = command[-1].removeprefix("--check=")
+        return json.loads(json.dumps(device.run_check(name, job)))
 
-    monkeypatch.setattr(device.subprocess, "run", plan)
-    result = json.loads(json.dumps(device.run_check(name, {"model": "", "size": "tiny"})))
-    assert figures <= result.keys()
-    assert result["device"] == "cpu"
+    monkeypatch.setattr(fresh, "run", run)
+    monkeypatch.setattr(device, "SECONDS", 3600.0)
+    file = tmp_path / "device.json"
+    device.main([f"--json={file}", "--size=tiny"])
+    results = json.loads(file.read_text())
+    assert results.keys() == FIGURES.keys() == device.CHECKS.keys()
+    for name, figures in FIGURES.items():
+        assert figures | {"device", "wall_seconds"} <= results[name].keys(), results[name]
+        assert results[name]["device"] == "cpu"
+    assert results["ppo"]["stages"].keys() == {"rollout", "scoring", "update"}
+    assert results["plan"]["planned"] > 1e5
 
 
 def test_a_fault_is_recorded_and_the_others_go_on(monkeypatch, tmp_path):
