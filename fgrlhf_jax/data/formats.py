@@ -127,17 +127,8 @@ def parse_row(
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
-        ending = (*names, *(PROMPTS[:2] if last is not None else ()))
-        turns = [parse_list(row.get(name)) for name in ending]
-        ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
-        # As OpenAI's files say it.
-        unlearnt = any(isinstance(end, Mapping) and end.get("weight") == 0 for end in ends)
-        is_learnt = row.get("label") is not False and not unlearnt
-        if layout == ("completion",) and need not in ("prompts", "candidates"):
-            is_learnt = flag_of(row, "label", where) and not unlearnt  # of TRL
-        if not is_learnt and need not in ("prompts", "candidates"):
-            reason = "weight is 0" if unlearnt else "label is false"
-            raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
+        if need not in ("prompts", "candidates"):
+            _check_learnt(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
             is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
@@ -165,6 +156,22 @@ def parse_row(
 def parse_record(row: Any, where: str) -> Record:
     """The one record in a row, which needs no response."""
     return parse_row(row, where, "prompts")[0]
+
+
+def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
+    """Raises InputError for a response that its row says is not to be learned.
+
+    Args:
+      ending: the fields whose last turn the response may be.
+    """
+    turns = [parse_list(row.get(name)) for name in ending]
+    ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
+    # OpenAI's files have a weight, TRL's completions a label.
+    unlearnt = any(isinstance(end, Mapping) and end.get("weight") == 0 for end in ends)
+    label = flag_of(row, "label", where) if "completion" in ending else row.get("label")
+    if unlearnt or label is False:
+        reason = "weight is 0" if unlearnt else "label is false"
+        raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
 
 
 def _check_scores(row: Row, where: str) -> None:

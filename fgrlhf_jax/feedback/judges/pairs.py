@@ -36,7 +36,8 @@ def match_files(outputs: Responses, reference: Responses, common: bool = False) 
             f"{len(unanswered)} that it has (the first: {(missing + unanswered)[0][0]!r:.60}); "
             "answer the same prompts with both, or set common=True"
         )
-    prompts = [prompt for prompt in theirs if prompt in ours]
+    uneven = {prompt for prompt, _ in missing + unanswered}
+    prompts = [key for key in theirs if key[0] not in uneven]
     if not prompts:
         raise InputError(f"{outputs.spec} and {reference.spec} have no prompt in common")
     return [_comparison(theirs[prompt], ours[prompt]) for prompt in prompts]

@@ -53,6 +53,8 @@ def test_repeated_prompts_are_matched_in_order():
     assert [(row.output_1, row.output_2) for row in match(ours, theirs)] == [
         *(("3", "1"), ("4", "2"), ("2", "1"))
     ]
+    (common,) = match(ours, theirs[1:], common=True)  # of "a" nobody knows which one is missing
+    assert common.instruction == "b"
 
 
 def test_an_input_that_is_joined_to_the_instruction_matches_one_that_is_not():
