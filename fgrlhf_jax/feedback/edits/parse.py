@@ -13,6 +13,7 @@ a prompt that asks for none (the paper's), the original decides what belongs to 
 No rule knows a word of any language. Distances are Levenshtein's, in words.
 """
 
+import contextlib
 import functools
 import html
 import itertools
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rapidfuzz.distance import Indel, Levenshtein
 
-from fgrlhf_jax.feedback.edits.minimality import split_words
+from fgrlhf_jax.feedback.edits.minimality import IN, WORD, mark_changes, split_words
 
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
@@ -34,8 +35,10 @@ _TAG = (
     r"|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
 )
 _MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
-_OPENING_TAG = re.compile(r"[<◁\[]\w+[>▷\]]")
-_CHANGE_MARKS = re.compile(r"~~|</?(?:ins|del|s|strike)>")  # of Markdown and HTML
+_OPENING_TAG = re.compile(r"[<◁\[](\w{2,})[>▷\]]")  # "<s>" has no end
+# Of Markdown, HTML, CriticMarkup, wdiff and LaTeX.
+_CHANGE_MARKS = re.compile(r"~~|</?(?:ins|del|s|strike)>|\{--|\{\+|\[-[^\[\]]+-\]|→|\\sout\b")
+_EMPHASIS = re.compile(r"(\*\*|__|<(\w+)>).+(?:\1|</\2>)", re.DOTALL)
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
 _SAME_TWICE = "\"'`*_"  # signs that open and close
 _OPENING = re.compile(rf"^[ \t]*(([{_SAME_TWICE}])\2*|[^\s{{[])", re.MULTILINE)
@@ -45,7 +48,11 @@ _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a 
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
 _LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰]")
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
-_CLOSING_BRACKETS = re.compile(r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z")
+_SIGN = re.compile(r"[^\w\s,;)\"'…]\s*[\"'“]?\Z")
+_REMARK = re.compile(  # in brackets, or behind a slash …
+    r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z"
+    r"|(?<=[.!?…。！？])(?:\s+[#/|]|\s*<).*\Z"
+)
 
 
 class Doubtful(Exception):
@@ -74,13 +81,15 @@ def unwrap(reply: str, original: str) -> str:
     """The edit in a reply, or in its form, without what stands around it and not in the original.
 
     Raises Doubtful where more than one part of the reply could be the edit, or a sentence around it
-    a part of it, or "&amp;" may be the form's.
+    a part of it, or "&amp;" or "\\n" may be the form's.
     """
     text, original = reply.strip(), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
-    unescaped = _ESCAPED.sub(lambda sign: html.unescape(sign[0]), text)
-    if _distance(unescaped, original) < _distance(text, original):
+    unescaped = [_ESCAPED.sub(lambda sign: html.unescape(sign[0]), text)]
+    with contextlib.suppress(ValueError):
+        unescaped.append(json.loads(f'"{text}"'))
+    if any(_distance(other, original) < _distance(text, original) for other in unescaped):
         raise Doubtful
     return _without_frame(text, original)
 
@@ -155,8 +164,7 @@ def _enclosed(text: str, original: str) -> str:
     words = _MARK.sub(lambda mark: mark[0] if mark[0] in original else " ", text)
     chosen = _choose(inside, words, original)
     a, b, c, d = texts.get(chosen, (0, 0, 0, 0))
-    is_open = _OPENING_TAG.fullmatch(text[a:b]) and "/" not in text[c:d]
-    if is_open and _words(chosen)[:1] != _words(original)[:1]:
+    if (tag := _OPENING_TAG.fullmatch(text, a, b)) and tag[1] not in text[c:d]:
         raise Doubtful  # a thought that does not end
     return chosen
 
@@ -187,7 +195,9 @@ def _without_frame(text: str, original: str) -> str:
     """
     edit, more_lines = text, len(_LINE.findall(text)) > len(_LINE.findall(original))
     starts = [match.end() for match in _SENTENCE_END.finditer(edit)]
-    starts = [start for start in starts if edit[start:]]
+    places = [m.start() for m in WORD.finditer(edit) if m[0] in _words(original)[:1]]
+    starts += [start for start in places[:1] if _SIGN.search(edit, 0, start)]
+    starts = sorted(start for start in starts if edit[start:])
     cut, inserted = _frame(edit, original, starts, before=True, mostly=more_lines)
     if cut and not (_ITEM.match(edit) and _ITEM.match(original)):
         line, rest = edit[:cut].rstrip("*_ \t\n"), edit[cut:]
@@ -198,18 +208,24 @@ def _without_frame(text: str, original: str) -> str:
             raise Doubtful
     starts = [match.start() for match in _LINE.finditer(edit) if more_lines and match.start()]
     starts += [m.end() for m in _SENTENCE_END.finditer(edit) if _LABEL.match(edit, m.end())]
-    if (match := _CLOSING_BRACKETS.search(edit)) and match[0].strip() not in original:
-        starts.append(match.start())
+    remarks = [match for match in _REMARK.finditer(edit) if match[0].strip() not in original]
+    starts += [match.start() for match in remarks]
+    if _ends_in(edit, "QUESTION MARK"):
+        starts += [0, *(match.end() for match in _SENTENCE_END.finditer(edit))][-1:]
     starts.sort(reverse=True)
     cut, inserted = _frame(edit, original, starts, before=False, mostly=True)
     if cut and not (_ITEM.match(edit[cut:]) and _ITEM.match(original.rpartition("\n")[2])):
-        behind, edit = edit[cut:].strip(), edit[:cut].rstrip()
-        if not inserted or "\n" in behind or not _ends_in(behind, "QUESTION MARK"):
+        behind, edit, whole = edit[cut:].strip(), edit[:cut].rstrip(), edit[:cut]
+        is_line = "\n" in whole[len(edit) :] and "\n" not in behind
+        if not (inserted and is_line and _ends_in(behind, "QUESTION MARK")):
             raise Doubtful
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
     if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
         raise Doubtful  # "~~Lyon~~ Paris": both texts
+    new = [part.strip() for kind, part in mark_changes(original, edit) if kind == IN]
+    if new and all(map(_EMPHASIS.fullmatch, new)):
+        raise Doubtful  # "**Paris**": shows what is new
     ends = (edit, original, 0), (edit[::-1], original[::-1], 2)
     if any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
