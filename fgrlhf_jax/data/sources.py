@@ -85,11 +85,16 @@ def split_sources(spec: str) -> list[str]:
 def read_rows(source: str) -> Rows:
     """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
 
-    A line that is no JSON, or of another number of cells, is there as the InputError about it.
+    A line that is no JSON, or of another number of cells, is there as the InputError about it. A
+    text that holds messages is there as these.
 
     Raises:
       InputError: for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
     """
+    return tables.with_messages(_read_rows(source))
+
+
+def _read_rows(source: str) -> Rows:
     shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
         raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")

@@ -17,8 +17,9 @@ LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
 BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
-_TEXTS = ("instruction", "input", "system")  # fields that are never messages
-# In a cell: an object that begins like a message, and a role and a content in it or behind it.
+# Fields that are never messages.
+_TEXTS = ("instruction", "raw_instruction", "input", "system", "output", "response")
+# In a text: an object that begins like a message, and a role and a content in it or behind it.
 _MESSAGES = re.compile(
     r"(?s)\s*\[?\s*\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
     rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
@@ -62,11 +63,7 @@ def csv_rows(data: bytes, source: str) -> Rows:
                     reason = f"{twice[0]!r:.60} names two columns"
                     raise InputError(f"{where}: {reason}; rename one")
             elif len(cells) == len(names):
-                row = dict(zip(names, cells, strict=True))
-                try:
-                    yield where, {n: c if n in _TEXTS else _cell(c, where) for n, c in row.items()}
-                except InputError as error:
-                    yield where, error
+                yield where, dict(zip(names, cells, strict=True))
             elif cells:
                 reason = f"has {len(cells)} cells, the first line {len(names)} names"
                 yield where, InputError(f"{where}: {reason}; correct this line")
@@ -75,9 +72,19 @@ def csv_rows(data: bytes, source: str) -> Rows:
         raise InputError(f"{source}:{reader.line_num}: {reason}") from error
 
 
-def _cell(text: str, where: str) -> Any:
-    """A cell's text, or the messages in it: JSON, or what Python shows of such a list."""
-    if not _MESSAGES.match(text):
+def with_messages(rows: Rows) -> Rows:
+    """The rows with messages for the texts that hold some: JSON, or what Python shows of a list."""
+    for where, row in rows:
+        try:
+            if isinstance(row, dict):
+                row = {n: v if n in _TEXTS else _messages(v, where) for n, v in row.items()}
+        except InputError as error:
+            row = error
+        yield where, row
+
+
+def _messages(text: Any, where: str) -> Any:
+    if not (isinstance(text, str) and _MESSAGES.match(text)):
         return text
     for parse in (load_json, ast.literal_eval):
         try:
@@ -88,7 +95,7 @@ def _cell(text: str, where: str) -> Any:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     reason = f"{text[:60]!r} is no list of messages in JSON"
-    raise InputError(f"{where}: {reason}; save the table as JSONL or Parquet")
+    raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
 
 
 def dataset_rows(source: str) -> Rows:

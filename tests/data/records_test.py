@@ -152,18 +152,20 @@ def test_messages_in_cells_are_messages(write, show):
         for role, text in (("user", "Hi"), ("assistant", "it's"), ("assistant", "b"))
     )
     head, row = "prompt,chosen,rejected\n", f"{user},{','.join(answers)}\n"
-    (pair,) = read(write(data=f"{head}{row}".encode(), name="a.csv"))
+    (pair,) = rows = read(write(data=f"{head}{row}".encode(), name="a.csv"))
     expected = (Message("user", "Hi"),), "it's", "b"
     assert (pair.messages, pair.output_1, pair.output_2) == expected
+    assert read(write(*csv.DictReader(io.StringIO(head + row)), name="a.jsonl")) == rows
+    assert read(write(*csv.DictReader(io.StringIO(head + row)), name="a.parquet")) == rows
     write(data=f"{head}{row}".replace("}]", "} {}]").encode(), name="a.csv")  # numpy's
-    with pytest.raises(InputError, match=r"a\.csv:2: .* is no list of messages in JSON; save the"):
+    with pytest.raises(InputError, match=r"a\.csv:2: .* is no list of messages in JSON; correct"):
         read("a.csv")
     with pytest.raises(InputError, match=r"a\.csv:1: 'output' names two columns; rename one"):
         read(write(data=b"instruction,output,output\na,b,c\n", name="a.csv"))
 
 
-ANSWERS = ['{"from": "user", "to": "Rome"}', "{'role': 'user'}", '{"value": 3} and so on']
 CHAT = '[{"role": "user", "content": "Hi"}]'
+ANSWERS = ['{"from": "user", "to": "Rome"}', "{'role': 'user'}", CHAT, '{"value": 3} and so on']
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
