@@ -123,7 +123,7 @@ def parse_row(
     if last is not None and not answers:
         answers = [last]
     if is_transcript(row.get("prompt")):
-        answers = [text.removeprefix(" ") for text in answers]
+        answers = [re.sub(r"\A(\s*Assistant:)? ?", "", text) for text in answers]
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
@@ -166,12 +166,16 @@ def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
     """
     turns = [parse_list(row.get(name)) for name in ending]
     ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
-    # OpenAI's files have a weight, TRL's completions a label.
-    unlearnt = any(isinstance(end, Mapping) and end.get("weight") == 0 for end in ends)
+    # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,
+    # LLaMA-Factory's rows a tag.
     label = flag_of(row, "label", where) if "completion" in ending else row.get("label")
-    if unlearnt or label is False:
-        reason = "weight is 0" if unlearnt else "label is false"
-        raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
+    marks = [end for end in ends if isinstance(end, Mapping)]
+    said = [(name, end.get(name)) for end in marks for name in ("weight", "train", "loss")]
+    said += [("label", label), ("kto_tag", row.get("kto_tag"))]
+    for name, value in said:
+        if str(value).lower() == "false" or (name == "weight" and value == 0):
+            reason = f"{name} is {value}".lower()
+            raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
 
 
 def _check_scores(row: Row, where: str) -> None:

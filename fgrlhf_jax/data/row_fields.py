@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ ROW_BYTES = 2_000_000
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 
 Row = Mapping[str, Any]
+# Of other forms than Anthropic's.
+_TRANSCRIPT = re.compile(
+    r"(?is)\b(human|user|prompter)\b.*\b(assistant|bot|gpt)(\W*\Z|\s*[:>|\n])|\[/INST\]"
+)
 
 
 def check_row(row: Any, where: str) -> None:
@@ -219,11 +224,14 @@ def _history(row: Row, where: str) -> Turns:
 
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
-    """The turns behind the message of a column "system"."""
-    system = row.get("system")
-    text = "" if system is None else text_of(row, "system", where, blank=True)
+    """The turns behind the message of a column "system", or "system_prompt" as in OpenOrca."""
+    name = next((n for n in ("system", "system_prompt") if row.get(n) is not None), "")
+    text = text_of(row, name, where, blank=True) if name else ""
     if not text.strip() or turns[0] == {"role": "system", "content": text}:
         return turns
+    if turns[0]["role"] == "system":
+        reason = f"{name} is another system message than that of the messages"
+        raise InputError(f"{where}: {reason}; take one of them out")
     return parse_turns([{"role": "system", "content": text}, *turns], where)
 
 
@@ -246,6 +254,9 @@ def common_beginning(
         pairs = zip(*answers, strict=False)
         begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
         begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
+    if _TRANSCRIPT.search(begin):
+        reason = f"{' and '.join(names)} are conversations in a form that is not known"
+        raise InputError(f"{where}: {reason}; give lists of messages with role and content")
     if others or not begin:
         field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
     rests = {name: text[len(begin) :] for name, text in zip(names, answers, strict=True)}

@@ -145,6 +145,18 @@ REFUSED = [
     ({"messages": "Hi"}, "messages: is no list of messages"),
     ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
     ({"prompt": SKY, "completion": [GREEN | {"weight": 0}]}, "weight is 0, a response not to"),
+    ({"messages": [*turns(SKY), GREEN | {"train": False}]}, "train is false, a response not to"),
+    ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
+    ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),
+    *(
+        ({"chosen": f"{begin} Blue.", "rejected": f"{begin} Green."}, "in a form that is not known")
+        for begin in (
+            "Human: Hi\nAssistant:",
+            "<|user|>\nHi\n<|assistant|>\nSo",
+            "[INST] Hi [/INST] So",
+        )
+    ),
+    ({"system": "S", "messages": turns(SKY, "A", system="T")}, "system is another system message"),
     (ULTRA | {"score_chosen": "2", "score_rejected": "2.5"}, "chosen is 2, .*_rejected is 2.5"),
     (ULTRA | {"rejected-rating": 9, "chosen-rating": 8}, "chosen-rating is 8, .* take these fiel"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),

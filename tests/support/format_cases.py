@@ -72,7 +72,7 @@ LAYOUTS = {
         Preference("Sum up.", "A text.", "Blue.", "Green.", 1),
     ),
     "orca with a system message": (
-        {"system": "Be brief.", "prompt": SKY, "chosen": "Blue.", "rejected": "Green."},
+        {"system_prompt": "Be brief.", "prompt": SKY, "chosen": "Blue.", "rejected": "Green."},
         pair("Blue.", "Green.", *chat(SKY, system="Be brief.")),
     ),
     "UltraFeedback binarized": (ULTRA, pair("Blue.", "Green.", *chat(SKY))),
@@ -92,6 +92,11 @@ LAYOUTS = {
     "full-hh-rlhf": (
         {"prompt": HUMAN, "response": " Blue.", "chosen": " Blue.", "rejected": " Green."},
         pair("Blue.", "Green.", *MANY),
+    ),
+    "HH-RLHF with the human's turn as prompt": (
+        {"prompt": "\n\nHuman: Hi", "chosen": "\n\nAssistant: Blue."}
+        | {"rejected": "\n\nAssistant: Green."},
+        pair("Blue.", "Green.", *chat("Hi")),
     ),
     "messages": (
         {"messages": [*turns("Hi", "Hello", SKY, system="Be brief."), BLUE]},
