@@ -1,7 +1,8 @@
 """Reads and writes responses to edit, and the decisions on them, in the files of other tools.
 
     edits          edits or instructions as records.py reads them; edits as it writes them
-    argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads
+    argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads;
+                   rows of `to_datasets`, which have the status of answers, are read too
     label_studio   a list of tasks, as Label Studio exports and imports as "JSON"
 
 Settings that our files suit are in docs/feedback.md. An answer equal to the response means that it
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import records, sources
+from fgrlhf_jax.data.row_fields import flag_of
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
@@ -148,6 +150,8 @@ def _id(*values: object) -> str:
 
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
+    if questions := [name for name in row if name.endswith(".responses.users")]:
+        return _from_argilla(_nested(row, questions[0].partition(".")[0]), where, number)
     if {"annotation_id", "lead_time"} <= row.keys():
         raise InputError(f"{where}: is of Label Studio's JSON-MIN; export it as JSON")
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
@@ -161,8 +165,8 @@ def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAnd
     return Item(*prompt, *texts, turns, others, record.finished), []
 
 
-def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
-    """The item of a row whose texts have any of ``FIELD_NAMES``."""
+def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
+    """The item of a row whose texts have any of ``FIELD_NAMES``; ``marks`` may say it was cut."""
     texts, turns = {"input": ""}, ()
     for field, names in FIELD_NAMES.items():
         value = next((row[name] for name in names if row.get(name) is not None), texts.get(field))
@@ -175,7 +179,9 @@ def _item(id: str, row: Row, suggestion: str, where: str) -> Item:
                 f"{' or '.join(names)}"
             )
         texts[field] = value
-    return Item(id, texts["instruction"], texts["input"], texts["response"], suggestion, turns)
+    texts = texts["instruction"], texts["input"], texts["response"]
+    finished = flag_of(marks, "finished", where)
+    return Item(id, *texts, suggestion, turns, finished=finished)
 
 
 def _instruction(item: Item) -> str | list[Row]:
@@ -204,16 +210,29 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
         answers.append({"value": decision.text, "user_id": user, "status": status})
     names, details = ([getattr(d, name) for d in decisions] for name in ("annotator", "details"))
     metadata = {"annotators": names, "details": details}
+    metadata = {name: values for name, values in metadata.items() if any(values)}
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
     input = {"input": item.input} if item.input else {}
     return {
         "id": item.id,
         "fields": {"instruction": _instruction(item), **input, "response": item.original},
-        "metadata": {name: values for name, values in metadata.items() if any(values)},
+        "metadata": metadata | ({} if item.finished else {"finished": "false"}),
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
         "vectors": {},
     }
+
+
+def _nested(row: Row, question: str) -> Row:
+    """A row of ``records.to_datasets`` or ``to_list(flatten=True)`` as ``to_json`` has it."""
+    columns = (row[f"{question}.responses{name}"] or () for name in ("", ".users", ".status"))
+    answers = [
+        {"value": value, "user_id": user, "status": status}
+        for value, user, status in zip(*columns, strict=True)
+    ]
+    suggestions = {question: {"value": row.get(f"{question}.suggestion")}}
+    nested = {"id": row.get("id"), "fields": row, "metadata": row}
+    return nested | {"responses": {question: answers}, "suggestions": suggestions}
 
 
 def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
@@ -224,13 +243,14 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     suggestions = {name: text for name, text in values.items() if isinstance(text, str)}
     question = _edit_question([*answers, *suggestions], where)  # others may be ratings
     metadata = row.get("metadata") or {}
-    names = metadata.get("annotators", [])
-    details = metadata.get("details", [""] * len(names))
+    names = metadata.get("annotators") or []
+    details = metadata.get("details") or [""] * len(names)
     users = {_annotator_id(name): (name, more) for name, more in zip(names, details, strict=True)}
-    item = _item(_id(row.get("id"), number), row["fields"], suggestions.get(question, ""), where)
+    suggestion = suggestions.get(question, "")
+    item = _item(_id(row.get("id"), number), row["fields"], suggestion, where, metadata)
     decisions = []
     for answer in answers.get(question, []):
-        user, status = str(answer["user_id"] or "argilla"), answer.get("status", "submitted")
+        user, status = str(answer["user_id"] or "argilla"), answer.get("status") or "submitted"
         name, more = users.get(user, (user, ""))
         if status in ("submitted", "discarded"):
             is_skipped = status == "discarded"
@@ -244,6 +264,7 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
 
 def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     data = {"instruction": _instruction(item), "input": item.input, "response": item.original}
+    data |= {} if item.finished else {"finished": False}
     annotations = []
     for decision in decisions:
         result = [_text_area(decision.text, decision.annotator, decision.details)]
@@ -273,7 +294,7 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     predictions = [p for p in row.get("predictions") or [] if isinstance(p, dict)]
     suggestions = [text for p in predictions for text, *_ in _answers(p, where)]
     suggestion = next((text for text in suggestions if isinstance(text, str)), "")
-    item = _item(_id(data.get("id"), row.get("id"), number), data, suggestion, where)
+    item = _item(_id(data.get("id"), row.get("id"), number), data, suggestion, where, data)
     decisions: list[Decision] = []
     for annotation in row.get("annotations") or []:
         user = annotation.get("completed_by")

@@ -14,7 +14,7 @@ from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision
 ITEMS = [
     Item("a", "Where is Paris?", "", "In Germany, <b>I</b> think.", "In France, I think."),
     Item("b", "And Rome?", "Context.", "In Italy.\r\n"),
-    Item("c", "And Oslo?", "", "In Sweden 😀."),
+    Item("c", "And Oslo?", "", "In Sweden 😀.", finished=False),
     Item("d", "", "", "Here.", turns=(("system", "Be brief."), ("user", "And Bern?"))),
 ]
 DETAILS = {"seconds": 12.5, "tags": ("a, b", "é"), "comment": "Why?", "over_limit": True}
@@ -124,6 +124,14 @@ def test_an_export_of_argilla(read):
     answers = [first | {"status": "draft"}, second | {"status": "discarded"}]
     _, decisions = read([ARGILLA | {"responses": {"better": answers}}])
     assert [decision.verdict for decision in decisions] == [SKIPPED]
+    unsaid = [first, second | {"status": None}]
+    assert read([ARGILLA | {"responses": {"better": unsaid}}]) == read([ARGILLA])
+    flat = ARGILLA["fields"] | {"id": "a", "annotators": None, "better.suggestion": "In France."}
+    for name, key in (("", "value"), (".users", "user_id"), (".status", "status")):
+        flat[f"better.responses{name}"] = [answer[key] for answer in answers]
+    assert read(json.dumps(flat), "rows.jsonl") == read(
+        [ARGILLA | {"responses": {"better": answers}}]
+    )
     nobody = ARGILLA | {"responses": {"better": [first | {"user_id": None}]}}
     assert [decision.annotator for decision in read([nobody])[1]] == ["argilla"]
 
