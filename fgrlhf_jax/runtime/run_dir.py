@@ -94,7 +94,7 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
     if differing := differing_fields(saved, now):
         raise InputError(
             f"run_dir={folder} holds a run of another config: {differing}; "
-            "choose another run_dir or use the same values"
+            "choose another run_dir, or put back what it was"
         )
 
 
@@ -105,10 +105,14 @@ def differing_fields(saved: dict, now: dict) -> str:
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
     ]
-    shown = [
-        f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
-        for name in names[:SHOWN]
-    ]
+
+    def describe(name: str) -> str:
+        field = name.removesuffix(".file")
+        if field != name and field not in names:
+            return f"the file of {field}={now.get(field)} has changed since"
+        return f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+
+    shown = [*map(describe, names[:SHOWN])]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 

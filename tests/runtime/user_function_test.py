@@ -57,7 +57,7 @@ def test_a_function_is_known_by_its_file(module, tmp_path):
     run_dir.check_config(tmp_path, values.to_dict(), values)  # of an earlier version
     with (tmp_path / f"{module}.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(InputError, match=r"another config: judge\.file \(saved '\w{16}', now"):
+    with pytest.raises(InputError, match=r"file of judge=.*:judge has changed since; choose"):
         run_dir.check_config(tmp_path, before, values)
     assert user_function.identity({"judge": "fgrlhf_jax.tiny_world.judge:judge"}) == {}
 
