@@ -110,7 +110,10 @@ def test_two_tabs_of_a_person_and_every_key(team):
     assert "Ann: 1 decided" in ann.page.inner_text("#progress")
     second.close()
     ann.press("Alt+u", "Row r0 is open again")
-    assert ann.text() == team.expected.pop()["edited"]
+    assert (ann.text(), team.expected.pop()["edited"]) == ("It is nought.", "It is zero.")
+    ann.page.click("[data-action=versions]")
+    assert "It is zero." in ann.page.inner_text("#found")
+    ann.page.keyboard.press("Escape")
     team.edit(ann, "r0", "It is 0!")
     ann.press("Control+Enter", "Row r2 is fine as it is")
     ann.page.keyboard.press("Alt+n")

@@ -161,8 +161,11 @@ async function decide(action, more = {}) {
       (before.row !== shown.row || before.text !== $("edit").value)) {
     keep();  // somebody typed on meanwhile
   } else if (answer && answer.row !== undefined) {
+    // Decided in another tab, and taken back in this one, where a save was refused.
+    const isUnsaved = action === "reopen" && answer.row === before.row && before.text !== shown.text;
     delete sessionStorage.typed;
     show(answer);
+    if (isUnsaved) use(before.text);
   } else if (before.row === shown.row && before.text === $("edit").value) {
     compare(answer);  // of a decision that is refused
   }
