@@ -16,11 +16,14 @@ READ = {  # the fields that count the tokens read, and those written
 WRITTEN = {"anthropic": ("output_tokens",), "openai": ("completion_tokens",)}
 
 
-def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, int | None]:
+def parse_answer(
+    provider: str, content: bytes, max_tokens: int
+) -> tuple[str, str, int | None, int | None]:
     """The text in the body of an answer, why it stopped, and the tokens read and written.
 
-    Where it is none of the protocol's, or stopped for an unknown reason, ``stop`` says so. Tokens
-    are None where the server does not count them.
+    Where it is none of the protocol's, or stopped for an unknown reason, ``stop`` says so; without
+    a reason it ended, or was cut at ``max_tokens``. Tokens are None where the server does not count
+    them.
     """
     data = None
     try:
@@ -47,6 +50,8 @@ def parse_answer(provider: str, content: bytes) -> tuple[str, str, int | None, i
         message = isinstance(data, dict) and data.get("error")
         message = message or f"{type(error).__name__}: {error}"
         return "", f"the answer is not one of {provider}'s ({message})", None, None
+    if stop == "none" and (written or 0) >= max_tokens:
+        stop = "length"
     stop = STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}")
     return text, stop, read, written
 

@@ -127,7 +127,8 @@ class Client:
         body = _body(self.provider, self.model, request, self.without)
         try:
             answer = await resource.with_raw_response.create(**body)
-            text, stop, read, written = parse_answer(self.provider, answer.http_response.content)
+            content = answer.http_response.content
+            text, stop, read, written = parse_answer(self.provider, content, request.max_tokens)
             read = read or estimate_tokens(request.prompt)
             written = estimate_tokens(text) if written is None else written
             return Reply(text, self._redacted(stop), read, written)
