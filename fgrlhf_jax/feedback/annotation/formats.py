@@ -328,7 +328,8 @@ def _answers(annotation: Row, where: str) -> list[tuple[str, str, str]]:
             text = area["value"]["text"]
             meta = (area.get("meta") or {}).get("text") or []
             name, details, *_ = [*([meta] if isinstance(meta, str) else meta), "", ""]
-            answers.append(("\n".join(text) if isinstance(text, list) else text, name, details))
+            texts = text if isinstance(text, list) else [text]
+            answers += [(text, name, details) for text in texts]
     return answers
 
 

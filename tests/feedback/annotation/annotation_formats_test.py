@@ -264,6 +264,7 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
          "answers the questions answer, remarks"),
         (answered(TEXT_AREA | {"value": {"text": [""]}}), "the answer of label_studio is empty"),
         (answered(TEXT_AREA, TEXT_AREA), "row 1: an annotation has 2 answers; leave one of"),
+        (answered(TEXT_AREA | {"value": {"text": ["In", "France!"]}}), "has 2 answers; leave one"),
         ([LABEL_STUDIO | {"completions": []}], "row 1: is of Label Studio before 1.0; export it"),
         ([PLAIN | {"answer": "Won.", "annotator": 2, "annotation_id": 3, "lead_time": 3.1}],
          "row 1: is of Label Studio's JSON-MIN; export it as JSON"),
