@@ -22,6 +22,7 @@ from typing import Any
 from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.data.conversations import is_transcript, join_prompt
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow, kind_of
+from fgrlhf_jax.data.tables import MESSAGES
 from fgrlhf_jax.errors import InputError
 
 TARGETS = (*records.KINDS, "trl", "messages", "alpaca_farm", "alpaca_eval")
@@ -163,7 +164,7 @@ def _convert(
 def _has_turns(record: Record) -> bool:
     """Whether a record is a conversation, or has texts that would be read as one."""
     texts = [join_prompt(record.instruction, record.input), *records.responses_of(record).values()]
-    return bool(record.messages) or any(map(is_transcript, texts))
+    return bool(record.messages) or any(is_transcript(t) or MESSAGES.match(t) for t in texts)
 
 
 def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:

@@ -18,9 +18,10 @@ BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
 # Fields that are never messages.
-_TEXTS = ("instruction", "raw_instruction", "input", "system", "output", "response")
+_TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
+_TEXTS |= {"original", "edited", "output_1", "output_2"}
 # In a text: an object that begins like a message, and a role and a content in it or behind it.
-_MESSAGES = re.compile(
+MESSAGES = re.compile(
     r"(?s)\s*\[?\s*\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
     rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
     r"(?=.*[\"'](?:content|value)[\"']\s*:)"
@@ -84,7 +85,7 @@ def with_messages(rows: Rows) -> Rows:
 
 
 def _messages(text: Any, where: str) -> Any:
-    if not (isinstance(text, str) and _MESSAGES.match(text)):
+    if not (isinstance(text, str) and MESSAGES.match(text)):
         return text
     for parse in (load_json, ast.literal_eval):
         try:

@@ -99,7 +99,8 @@ def test_rows_for_trl_have_one_form():
     read_as_turns = Preference("Go on.", "", "Human: a\n\nAssistant: b", "c", 1)
     texts = converted(FIRST, EDIT, to="trl")
     assert {type(row[name]) for row in texts for name in ("prompt", "chosen")} == {str}
-    for other in (turns, read_as_turns):
+    read_as_list = Preference("Go on.", "", '[{"role": "user", "content": "a"}]', "c", 1)
+    for other in (turns, read_as_turns, read_as_list):
         mixed = converted(FIRST, other, EDIT, to="trl")
         names = ("prompt", "chosen", "rejected")
         assert {type(row[name]) for row in mixed for name in names} == {list}
