@@ -51,6 +51,7 @@ _OMISSION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OMITTED = 8  # words that are missing there, and as many as stand there
+_LEFT_OUT = 20  # words for which a last sentence stands, and three times as many as it has
 _MOST_REMARKS = 100  # that are looked at
 LONGEST = 200_000  # characters that are compared: the time grows with their square
 
@@ -126,7 +127,7 @@ def is_elided(original: str, edited: str) -> bool:
     """Whether an ellipsis, a text in brackets or a comment stands for a part that is left out.
 
     The original does not have it, and at least eight words are missing there, as many as it has and
-    twice as many as were put in around it.
+    twice as many as were put in around it. Or a last sentence of a few words does, in any language.
     """
     before = _terms(original)
     for match in itertools.islice(_OMISSION.finditer(edited), _MOST_REMARKS):
@@ -142,7 +143,20 @@ def is_elided(original: str, edited: str) -> bool:
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
         if missing >= max(_OMITTED, len(_terms(match[0])) + 2 * inserted):
             return True
-    return False
+    return _ends_early(before, edited)
+
+
+def _ends_early(before: list[str], edited: str) -> bool:
+    """Whether a few words of their own at the end stand for what the original has there."""
+    words = [match for match in WORD.finditer(edited) if match[0][0].isalnum()]
+    if len(before) - len(words) < _LEFT_OUT // 2:
+        return False
+    partner = align_words(before, [match[0] for match in words]).partner_i.tolist()
+    new = sum(1 for _ in itertools.takewhile(lambda j: j < 0, reversed(partner)))
+    missing = len(before) - 1 - max(partner, default=0)
+    if not 0 < new < len(words) or missing < max(_LEFT_OUT, 3 * new):
+        return False
+    return bool(re.search(r"(?:[.!?:。！？：]|\n)\W*\Z", edited[: words[-new].start()]))
 
 
 def _terms(text: str) -> list[str]:

@@ -179,6 +179,15 @@ def test_a_remark_in_the_place_of_what_is_left_out(edited):
     assert find_fault(edited, edited.replace("Paris", "Rome"), 1.0) == ""
 
 
+@pytest.mark.parametrize(
+    "end", ["The rest remains the same.", "# unchanged", "\n\nDer Rest bleibt so.", "以下略"]
+)
+def test_a_few_words_that_stand_for_the_end(end):
+    assert find_fault(ORIGINAL, f"The capital of France is Paris. It is long. {end}") == "elided"
+    other = f"{end} It has parks , a river and a bridge or two or three"
+    assert find_fault(ORIGINAL, f"The capital of France is Paris. It is long. {other}") == ""
+
+
 def test_code_that_is_left_out():
     for line in ("# ... rest of the code stays the same", "// unchanged", "    ..."):
         assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
