@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import fgrlhf_jax
+import fgrlhf_jax.functional
 
 # Prints what differs after every module of ours was imported. Third parties come first: what they
 # do is theirs.
@@ -87,9 +87,15 @@ def test_nothing_advises_to_install_torch():
     assert run(code).stderr == ""
 
 
-def test_every_name_is_there_and_no_other():
-    for name in fgrlhf_jax.__all__:
-        assert getattr(fgrlhf_jax, name).__name__ == name
-    assert dir(fgrlhf_jax) == fgrlhf_jax.__all__
+@pytest.mark.parametrize("package", [fgrlhf_jax, fgrlhf_jax.functional])
+def test_every_name_is_there_and_no_other(package):
+    for name in package.__all__:
+        assert getattr(package, name).__name__.endswith(name)
+    assert dir(package) == package.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        fgrlhf_jax.nothing  # noqa: B018
+        package.nothing  # noqa: B018
+
+
+def test_every_module_of_pure_functions_is_introduced():
+    introduction = fgrlhf_jax.functional.__doc__
+    assert all(f"``{name}``" in introduction for name in dir(fgrlhf_jax.functional))

@@ -48,6 +48,7 @@ OPTIONAL = {
     ["anthropic", "openai", "httpx2", "starlette", "uvicorn", "markdown_it"], "feedback"
 )
 
+FACADES = ("__init__", "functional.__init__")
 OUTSIDE = ("launch", "configs", "tests", "torch")
 STANDARD = " ".join(sys.stdlib_module_names)
 
@@ -81,7 +82,7 @@ def faults(path: str, source: str) -> list[str]:
         return found + [f"{path}: imports {n}" for n in names if within(n, "torch")]
 
     module = ".".join(Path(path).with_suffix("").parts[1:])
-    if module == "__init__":  # the facade imports our modules when a name is first used
+    if module in FACADES:  # import our modules when a name is first used
         ours = [n for n in imported(at_once(source)) if not within(n, STANDARD)]
         return found + [f"{path}: imports {n} at once" for n in ours]
     if module.endswith("__init__"):

@@ -15,5 +15,24 @@ Each is about one response or one pair, and ``jax.vmap`` makes a batch of it:
         return masked_mean(loss_BT, response_BT)
 
 Arrays of shapes or dtypes that do not fit, as in a call without ``vmap``, raise an AssertionError
-(chex). A mask is bool.
+(chex). A mask is bool. ``reward_losses`` are of reward models; ``policy_losses`` are PPO, RLOO and
+GRPO; ``preference_losses`` DPO, dense DPO, SALT and FIGA; ``masking`` is for all of them. In NumPy:
+``win_rate``, ``length_control`` (a win rate at equal length, by ``logistic``), ``pair_metrics`` of
+a reward model and ``correction`` of a policy, both on held-out edits.
 """
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+__all__ = [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return __all__
