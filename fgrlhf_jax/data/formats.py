@@ -143,14 +143,22 @@ def parse_row(
         is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
         if is_labelled and not columns.keys() & {*layout}:
             _check_scores(row, where)
-    for name in FINISHED[1:] if kind is Preference else FINISHED[:1]:
-        fields[name] = flag_of(row, name, where)
+    flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
+    for flag, name in zip(flags, names or ("output",), strict=False):
+        own = flag if flag in columns else _flag_of_side(columns.get(name, name))
+        fields[flag] = flag_of(row, own or flag, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; what is learned from here is edits (original, "
             "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
         )
     return [kind(**fields)]
+
+
+def _flag_of_side(column: str) -> str:
+    """The field that says whether the answer in a column of pairs ended, "" for other columns."""
+    pairs = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
+    return next((FINISHED[1 + p.index(column)] for p in pairs if column in p), "")
 
 
 def parse_record(row: Any, where: str) -> Record:

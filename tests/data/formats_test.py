@@ -112,6 +112,22 @@ def test_columns_decide_which_answer_is_better_whatever_the_scores():
     assert (swapped.output_1, swapped.output_2) == (usual.output_2, usual.output_1)
 
 
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        ("chosen", {"finished_1": True, "finished_2": False}),
+        ("chosen=rejected,rejected=chosen", {"finished_1": False, "finished_2": True}),
+        ("original=rejected,edited=chosen", {"finished": False}),
+        ("original=chosen,edited=rejected", {"finished": True}),
+        ("output=rejected", {"finished": False}),
+    ],
+)
+def test_whether_an_answer_ended_goes_with_its_column(columns, flags):
+    row = {"prompt": SKY, "chosen": "Blue.", "rejected": "Green, or", "finished_2": False}
+    (record,) = formats.parse_row(row, "a:1", columns=parse_columns(columns))
+    assert {name: getattr(record, name) for name in flags} == flags
+
+
 def test_scores_and_weights_that_say_nothing_against_an_answer():
     row = ULTRA | {"score_chosen": 2, "score_rejected": 2.5}
     for need in ("candidates", "prompts"):  # where nobody asks which is better
