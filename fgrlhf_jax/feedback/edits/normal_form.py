@@ -19,7 +19,8 @@ _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _CONTROLS = "".join(map(chr, (*range(9), *range(14, 27), 127)))
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS + _CONTROLS))
-_QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--')  # and hyphens
+# And hyphens; selectors of a picture's form.
+_QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--', "\ufe0e\ufe0f")
 
 
 def has_half_a_character(text: str) -> bool:

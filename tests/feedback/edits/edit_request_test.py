@@ -84,6 +84,7 @@ def test_replies(received, tag, reason):
         ("\u200fאב\u200f (c)!", "אב (x)!", "\u200fאב\u200f (x)!"),
         ('It\'s "a" b c.', "It’s “a” b x.", 'It\'s "a" b x.'),
         ("„A“ – it’s b.", '"A" – it\'s x.', "„A“ – it’s x."),
+        ("A ❤ b.", "A ❤\ufe0f x.", "A ❤ x."),
         ("A b\x02 c.", "A\x00 b x.\x7f", "A b\x02 x."),
         ("print(“a”)", 'print("a")', 'print("a")'),  # the edit itself
     ],
