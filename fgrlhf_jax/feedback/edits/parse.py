@@ -46,7 +46,8 @@ _CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
-_LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰]")
+_LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰](?!/)")
+_NO_ENDS, _QUOTES = "|*_~#<>=—–", '"“”«»'  # of a text
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
 _SIGN = re.compile(r"[^\w\s,;)\"'…]\s*[\"'“]?\Z")
 _REMARK = re.compile(  # in brackets, or behind a slash …
@@ -182,6 +183,9 @@ def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:
     """Whether the signs at a:b and c:d are a pair, and not of two pairs."""
     if text[a] in _SAME_TWICE and text[a:b] != text[c:d]:
         return False
+    names = (unicodedata.name(sign, "") for sign in (text[a], text[c]))
+    if len({re.sub("LEFT|RIGHT|.*QUOTATION.*", "", name) for name in names}) > 1:
+        return False
     either = "|".join(map(re.escape, {text[a:b], text[c:d]}))
     between = re.search(rf"(?<!\w)(?:{either})|(?:{either})(?!\w)", text[b:c])  # not don't
     return not between or len(re.findall(either, text[b:c])) == len(re.findall(either, original))
@@ -221,6 +225,8 @@ def _without_frame(text: str, original: str) -> str:
             raise Doubtful
     if edit != text and edit == original:
         raise Doubtful  # what was taken off is all that was changed
+    if _looks_framed(edit, original):
+        raise Doubtful
     if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
         raise Doubtful  # "~~Lyon~~ Paris": both texts
     new = [part.strip() for kind, part in mark_changes(original, edit) if kind == IN]
@@ -230,6 +236,34 @@ def _without_frame(text: str, original: str) -> str:
     if any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
     return edit
+
+
+def _looks_framed(edit: str, original: str) -> bool:
+    """Whether ends that replace the original's are a label, other words or half a pair."""
+    known = {word.lower() for word in _words(original)}
+
+    def is_new(part: str, most: int = 1000) -> bool:
+        words = [word.lower() for word in _words(part) if word[0].isalnum()]
+        return len(words) <= most and len(words) < 2 * sum(w not in known for w in words)
+
+    lines = [line for line in _LINE.findall(edit) if not _ITEM.match(line)]
+    counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
+    more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
+    first = _SENTENCE_END.split(edit, 1)[0]
+    tags = [tag for tag in re.findall(_TAG, edit) if edit.count(tag) > original.count(tag)]
+    opened = (re.search(rf"[<\[]{re.escape(tag[2:-1])}\b", edit) for tag in tags if tag[1] == "/")
+    fences = [len(re.findall(r"(?m)^[ \t]*(?:```|~~~)", text)) % 2 for text in (edit, original)]
+    label, last = _LABEL.match(edit), edit[-1:] if edit[-1:] != original[-1:] else ""
+    is_labelled = label and not (_LABEL.match(original) or _ITEM.match(edit, label.end()))
+    is_half_quoted = sum(map(edit.count, _QUOTES)) % 2 and last in _QUOTES
+    return (
+        bool(is_labelled or (last and (last in _NO_ENDS or is_half_quoted)))
+        or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
+        or (more_sentences and is_new(first, 8 if edit[len(first)] in ":：" else 4))
+        or any("|" in tag or "｜" in tag for tag in tags)
+        or not all(opened)
+        or fences[0] > fences[1]
+    )
 
 
 def _frame(

@@ -1,5 +1,6 @@
 """The edit in a reply: read in its form, or by comparison with the original, in any language."""
 
+import contextlib
 import json
 import random
 
@@ -140,6 +141,31 @@ DOUBTFUL = [
 def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
     with pytest.raises(Doubtful):
         unwrap(reply, ORIGINAL)
+
+
+FRAMES = [
+    *AROUND,
+    "Antwort: {}",
+    "Sure! {}",
+    "Sure, here it is: {}",
+    "“{} (edited)",
+    "(Edited) {}*",
+]
+FRAMES += [
+    "{} (I changed Lyon to Paris.)",
+    "Question: What is it?\n\nResponse: {}",
+    "{}\n\nNote: so.",
+]
+
+
+@pytest.mark.parametrize("around", FRAMES)
+def test_other_words_at_the_ends_hide_no_frame(around):
+    original = (
+        "The leader of the party has said that the strength of the vote took her by surprise."
+    )
+    edited = "Ms Wood said that the strength of the vote took her."
+    with contextlib.suppress(Doubtful):
+        assert unwrap(around.replace("{}", edited), original) == edited
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def tagged(text: str) -> Reply:
         (reply(EDITED), "", ""),
         (reply(f"Hier ist sie:\n\n{EDITED}<|eot_id|>"), "", ""),
         (reply(""), "", "empty"),
-        (reply("Hier ist sie:\n\n"), "", "rewritten"),
+        (reply("Hier ist sie:\n\n"), "", "doubtful"),
     ],
 )
 def test_replies(received, tag, reason):
