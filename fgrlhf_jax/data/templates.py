@@ -109,8 +109,8 @@ def check_limits(overlong: str, max_prompt_length: int, max_length: int | None =
         raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'")
     if max_length is not None and not 0 < max_prompt_length < max_length:
         raise InputError(
-            f"max_prompt_length: {max_prompt_length} must be above 0 and below "
-            f"max_length {max_length}, to leave room for a response"
+            f"data.max_prompt_length={max_prompt_length}: must be above 0 and below "
+            f"data.max_length={max_length}, to leave room for a response; change either"
         )
 
 

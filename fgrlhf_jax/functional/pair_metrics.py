@@ -163,6 +163,6 @@ def format_table(tables: dict) -> str:
             for part, moments in table.get("reward", {}).items():
                 rewards.append(
                     f"{name:<12}{part.replace('_', ', '):<22}{moments['n']:>8} tokens   "
-                    f"r = {_cell(moments['mean'])} ± {_cell(moments['std'])}"
+                    f"raw reward: mean {_cell(moments['mean'])}, std {_cell(moments['std'])}"
                 )
     return "\n".join(lines + (["", *rewards] if rewards else []))

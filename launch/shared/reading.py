@@ -11,6 +11,7 @@ from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 from fgrlhf_jax.data.split import split
 
 NAMED = 3  # messages about rows that are left out
+FEW = 20  # rows of a validation set whose figures show nothing
 
 
 def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[RecordAndRow]:
@@ -67,6 +68,11 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     if not config.validation:
         parts = split(sets["train"], config.validation_share, config.seed, exact=True)
         sets |= dict(zip(("train", "validation"), parts, strict=True))
+        if need != "prompts" and len(parts[1]) < FEW:
+            print(
+                f"validation: {len(parts[1])} rows are too few to show much; give "
+                f"--config.validation or a larger share than {config.validation_share}"
+            )
     if need == "responses":
         held_out, source = set(sets["validation"]), rows.get("validation", rows["train"])
         edits = (row for row in source if isinstance(row, Edit))

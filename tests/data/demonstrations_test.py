@@ -71,7 +71,7 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted():
         ([Edit(A, "", B, C)], {}, "row 1: has no demonstration"),
         ([Instruction(A, "", f"{B} " * 30)], {"overlong": "drop"}, "no demonstration is left"),
         ([], {}, "no demonstration is left of 0"),
-        ([SHORT], {"max_prompt_length": 12}, "must be above 0 and below max_length 12"),
+        ([SHORT], {"max_prompt_length": 12}, "must be above 0 and below data.max_length=12"),
         ([SHORT], {"overlong": "cut"}, "overlong: 'cut' is neither 'drop' nor 'truncate'"),
         ([SHORT], {"template": "fancy"}, "template=fancy: is not one of alpaca, chat"),
     ],

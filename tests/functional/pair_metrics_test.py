@@ -149,5 +149,5 @@ def test_the_table_has_dashes_where_there_is_no_number():
     assert preferences.split()[:3] == ["test", "preferences", "3"]
     assert " - " in preferences
     assert len(rewards) == 4
-    assert any("r = - ± -" in line for line in rewards)  # nothing changed on the edited sides
+    assert any("mean -, std -" in line for line in rewards)  # nothing changed on the edited sides
     assert len(edits) == len(preferences) == len(head) <= 113

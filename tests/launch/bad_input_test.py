@@ -13,7 +13,7 @@ from fgrlhf_jax.data import records
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 from launch import dpo, evaluate_rm, generate, ppo, score, train_rm
-from launch.shared import config_files
+from launch.shared import config_files, reading
 
 pytest_plugins = ["runs"]
 
@@ -63,7 +63,10 @@ TRAIN = [
     ({"batch_size": 64}, "batch_size: 64 is more than the 48 rows there are"),
     ({"train": ""}, "train is empty; give --config.train=FILE"),
     ({"validation": "", "validation_share": 0.0}, "none is left for validation"),
-    ({"data__max_length": 64}, "max_prompt_length: 64 must be above 0 and below max_length 64"),
+    (
+        {"data__max_length": 64},
+        "train: edits: data.max_prompt_length=64: must be above 0 and below data.max_length=64",
+    ),
     ({"data__max_length": 1024}, "data.max_length=1024 is more than the model's 512 positions"),
     ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),
     ({"lora__base_dtype": "int8"}, "lora.base_dtype=int8: is for adapters, and lora.rank=0 trains"),
@@ -85,6 +88,14 @@ def test_training(train, data, tmp_path, fields, message):
     fields = {k: fill(v, {"DATA": data}) for k, v in fields.items()}
     assert message in train(**fields)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("share", "few"), [(0.1, True), (0.9, False)])
+def test_few_rows_to_validate_on_are_said(data, capsys, share, few):
+    config = config_files.load(train_rm.CONFIG)
+    config.validation_share = share
+    reading.read_sets(config, str(data / "train.jsonl"))
+    assert ("too few to show much; give --config.validation" in capsys.readouterr().out) == few
 
 
 @pytest.mark.parametrize(
