@@ -53,6 +53,7 @@ LAYOUTS = {
     ("output_1", "output_2", "preference"): Preference,  # AlpacaFarm, alpaca_eval
     ("chosen", "rejected"): Preference,  # TRL, UltraFeedback, HH-RLHF
     ("response1", "response2", "overall_preference"): Preference,  # HelpSteer3's preference
+    ("preferred_output", "non_preferred_output"): Preference,  # OpenAI, behind input.messages
     ("good_edited_response", "bad_edited_response"): Preference,  # HelpSteer3's edit_quality
     ("predictions", "preference"): COMPARISONS,  # qa_feedback; only where columns names them
     ("output",): Instruction,
@@ -101,6 +102,9 @@ def parse_row(
     check_texts(row, where)
     named = {field: field_of(row, column, where) for field, column in columns.items()}
     row = {name: value for name, value in row.items() if name not in columns.values()} | named
+    if isinstance(asked := row.get("input"), Mapping) and "messages" in asked:
+        check_texts(asked, where)
+        row |= {"input": None, "messages": asked["messages"]}
     if "raw_instruction" in row:  # of a file for alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):

@@ -98,6 +98,11 @@ LAYOUTS = {
         | {"rejected": "\n\nAssistant: Green."},
         pair("Blue.", "Green.", *chat("Hi")),
     ),
+    "OpenAI preference": (
+        {"input": {"messages": turns("Hi", "Hello", SKY), "tools": []}}
+        | {"preferred_output": [BLUE], "non_preferred_output": [GREEN]},
+        pair("Blue.", "Green.", *MANY),
+    ),
     "messages": (
         {"messages": [*turns("Hi", "Hello", SKY, system="Be brief."), BLUE]},
         Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
