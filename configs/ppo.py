@@ -116,7 +116,7 @@ GROUPS = {
         "whiten_rewards": Field(
             False, "unit variance of a token's, mean kept, as AlpacaFarm does; not if normalized"
         ),
-        "whiten_advantages": Field(True, "mean 0 and variance 1 in a minibatch"),
+        "whiten_advantages": Field(True, "mean 0 and variance 1 in a rollout"),
         "missing_eos": Field(
             "none",
             "what becomes of rewards where no EOS came: kept | replaced by the penalty | added to",

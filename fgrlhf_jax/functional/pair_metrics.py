@@ -61,10 +61,9 @@ def _moments(values: list[np.ndarray]) -> dict:
     return {"mean": float(joined.mean()), "std": float(joined.std()), "n": int(joined.size)}
 
 
-def _accuracy(margins: list[float]) -> tuple[float, float]:
-    """Share of positive margins, ties counted as one half, and its standard error."""
-    share, error = mean_and_error(0.5 * (1.0 + np.sign(np.array(margins, np.float64))))
-    return share, error or 0.0
+def _accuracy(margins: list[float]) -> tuple[float, float | None]:
+    """Share of positive margins, ties counted as one half, and its error, None of one pair."""
+    return mean_and_error(0.5 * (1.0 + np.sign(np.array(margins, np.float64))))
 
 
 def compute_pair_metrics(
@@ -132,7 +131,8 @@ def _share(value, error, n) -> str:
     if value is None:
         return "-"
     low, high = wilson_interval(value, n)
-    return f"{100 * value:.1f} ± {100 * error:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
+    spread = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{100 * value:.1f}{spread} % ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def format_table(tables: dict) -> str:

@@ -63,8 +63,9 @@ def paired_bootstrap(
     """Bootstrap over prompts of the difference between two policies' outcomes at each, float[n].
 
     Returns:
-      difference (mean of a less mean of b), low and high (its 95 % percentile interval), and
-      not_better, the share of rounds in which a is not better than b.
+      difference (mean of a less mean of b), low and high (its 95 % percentile interval; of equal
+      differences that of :func:`paired_interval`), and not_better, the share of rounds in which a
+      is not better than b.
     """
     a, b = _vector("outcomes_a", outcomes_a), _vector("outcomes_b", outcomes_b)
     if a.size != b.size:
@@ -78,6 +79,8 @@ def paired_bootstrap(
         size = (min(step, rounds - start), a.size)
         drawn[start : start + step] = difference[rng.integers(0, a.size, size)].mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
+    if not np.ptp(difference):
+        low, high = _without_spread(difference[0], a.size)
     return {
         "difference": float(difference.mean()),
         "low": float(low),
@@ -130,10 +133,15 @@ def paired_interval(
     if variance > 0:
         half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
         low, high = mean - half, mean + half
-    else:  # no spread: the largest share of other prompts that shows none of them in 2.5 %
-        unseen = 1 - 0.025 ** (1 / prompts)
-        low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+    else:
+        low, high = _without_spread(mean, prompts)
     return {"difference": float(mean), "low": float(low), "high": float(high)}
+
+
+def _without_spread(difference: float, prompts: int) -> tuple[float, float]:
+    """The interval by the largest share of other prompts that shows none of them in 2.5 %."""
+    unseen = 1 - 0.025 ** (1 / prompts)
+    return difference - unseen * (1 + difference), difference + unseen * (1 - difference)
 
 
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:

@@ -43,8 +43,9 @@ def compare_arms(
     """Whether two arms differ in steps, by all criteria at once: see ``permutation_test``.
 
     Whole curves, one a seed, are relabelled. What is never reached counts as the step after the
-    last evaluation. With S seeds of each arm no p is below 1 / (2S over S), so that three seeds can
-    show little and four can.
+    last evaluation. With S seeds of each arm no p is below 2 / (2S over S), since to swap the arms
+    turns a difference's sign only; that to a target found again may be half of it. So three seeds
+    can show little and four can.
 
     Args:
       target: the fixed score; None leaves out its criterion.
@@ -72,9 +73,10 @@ def compare_arms(
 
     differences, p = permutation_test(runs[: len(first)], runs[len(first) :], statistics)
     tested = zip(names, differences, p, strict=True)
+    is_symmetric = len(first) == len(second) and (target is None or not against_baseline)
     return {
         "seeds": min(len(first), len(second)),
-        "least_p": 1 / math.comb(len(runs), len(first)),
+        "least_p": (1 + is_symmetric) / math.comb(len(runs), len(first)),
         **{name: {"difference": d, "p": of_name} for name, d, of_name in tested},
     }
 

@@ -114,7 +114,8 @@ def test_sides_without_changed_or_unchanged_tokens():
     metrics = compute_pair_metrics([nothing_left], level="token", edits=True)
     assert metrics["auroc_changed"] is None
     assert metrics["reward"]["unchanged_original"]["n"] == 0
-    assert metrics["se"] == 0.0  # of one pair nothing can be said
+    assert metrics["se"] is None  # of one pair nothing can be said
+    assert "100.0 % (21–100)" in format_table({"test": {"edits": metrics}})
     # Equation 4 divides by the whole length: changed sums 3 and 2, over 6 and over 2 tokens.
     longer = pair_values([0] * 5 + [3], [NO] * 5 + [YES], [0, 2], [NO, YES])
     metrics = compute_pair_metrics([longer], level="token", edits=True)

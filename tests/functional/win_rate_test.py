@@ -85,10 +85,10 @@ def test_bootstrap_equals_a_loop(size, monkeypatch):
 
 def test_bootstrap_at_its_ends():
     a = np.array([1.0, 0.5, 0.0, 1.0])
-    equal = {"difference": 0.0, "low": 0.0, "high": 0.0, "not_better": 1.0}
-    assert paired_bootstrap(a, a, seed=0) == equal
-    all_won = {"difference": 1.0, "low": 1.0, "high": 1.0, "not_better": 0.0}
-    assert paired_bootstrap(np.ones(9), np.zeros(9), seed=0) == all_won
+    for lead, size in ((0.0, 1), (0.0, 9), (1.0, 1), (1.0, 9)):  # as sure as paired_interval
+        b = np.full(size, 1.0 - lead)
+        expected = paired_interval([b + lead], [b]) | {"not_better": 1.0 - lead}
+        assert paired_bootstrap(b + lead, b, seed=0) == expected
     # 0.1 + 0.2 less 0.3 is not 0 in floating point, but is no lead.
     sums = np.full(10, 0.1 + 0.2)
     assert paired_bootstrap(sums, np.full(10, 0.3), seed=0)["not_better"] == 1.0
