@@ -6,7 +6,8 @@ python -m launch.ppo --config.policy=FOLDER --config.prompts=FILE \
 PPO calls the function with the rollout's prompts and responses (texts). Because its signature asks
 for them it also gets ``tokens``, the texts of each response's sampled tokens, and ``finished``,
 whether each ended by itself. It returns, for each response, one number for each token; a function
-that returns one number a response gives a sequence-level reward instead.
+that returns one number a response gives a sequence-level reward instead, for which rloo and grpo
+want --config=configs/ppo.py:MODEL,sequence.
 """
 
 FILLERS = {"basically", "like", "well", "actually", "literally", "just", "um", "uh"}

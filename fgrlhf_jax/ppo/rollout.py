@@ -15,7 +15,7 @@ from fgrlhf_jax.data.records import prompt_fields, prompt_text
 from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, sampling
-from fgrlhf_jax.ppo.algorithm import Rollout
+from fgrlhf_jax.ppo.algorithm import COMPARING, Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
@@ -119,8 +119,7 @@ def encode(
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     longest = max(map(len, ids)) + config.data.max_new_tokens
-    modules = filter(None, (models.policy, models.reward_model))
-    limit = min(module.cfg.max_position for module in modules)
+    limit = min(m.cfg.max_position for m in (models.policy, models.reward_model) if m)
     if longest > limit:
         raise InputError(
             f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
@@ -181,6 +180,13 @@ def roll_out(
             values = call_function(
                 config.reward_function, context, prompts.texts, texts, ids, finished_B, length_B
             )
+            compares_tokens = config.level == "token" and config.algorithm in COMPARING
+            if compares_tokens and float in map(type, values):
+                raise InputError(
+                    f"{config.reward_function}: returned one number a response, and level=token "
+                    f"has algorithm={config.algorithm} compare rewards of tokens; give --config="
+                    "configs/ppo.py:MODEL,sequence"
+                )
             reward_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
             on_mesh = sharding.put_batch(reward_BT, mesh)
             rollout = rollout._replace(raw_reward_BT=on_mesh, reward_BT=on_mesh)
@@ -281,9 +287,8 @@ def evaluate(
         values["length"] += [len(row) for row in ids]
         values["unfinished"] += (~finished_B).astype(float).tolist()
         if config.judge:
-            prompt_texts = responses.prompts.texts[:count]
             values["score"] += call_function(
-                config.judge, context, prompt_texts, texts, ids, finished_B
+                config.judge, context, responses.prompts.texts[:count], texts, ids, finished_B
             )
         for b in range(min(count, config.logged_samples - len(samples))):
             record = responses.prompts.records[b]
