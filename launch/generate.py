@@ -65,7 +65,9 @@ def main(config) -> None:
         "guide": guide,
         "score": make_score(config, model) if config.reward_model else None,
         "batch_size": config.batch_size,
-        "progress": lambda batches: tqdm(batches, unit="batch"),
+        "progress": lambda batches: tqdm(
+            batches, f"at most {config.max_new_tokens} tokens each", unit="batch"
+        ),
     }
     drawn = config.samples - config.greedy_last
     sizes = {"samples": config.best_of or drawn, "keep": drawn, "seed": config.seed}
@@ -77,7 +79,9 @@ def main(config) -> None:
         rows = [row for group in groups for row in group]
     if config.output:
         write_json(output, rows)
-        print(f"{len(rows)} responses in {output}")
+        cut = sum(not row["finished"] for row in rows)
+        note = f", {cut} of them cut at max_new_tokens={config.max_new_tokens}" if cut else ""
+        print(f"{len(rows)} responses in {output}{note}")
         return
     for row in rows:
         print(f"\n{row['instruction']}".rstrip())

@@ -1,6 +1,7 @@
 """A language model in use: a response depends on its prompt and key, not on its company."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -234,13 +235,15 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
         ppo_cases.launch(generate, fields | changes)
         return capsys.readouterr()
 
-    assert "5 responses in" in run().out
+    out, err = run(max_new_tokens=1)
+    assert re.search(r"5 responses in .*responses\.json, [1-5] of them cut at max_new_tokens=1\n", out)
+    assert "at most 1 tokens each: " in err
+    assert run(overwrite=True).out.endswith("responses.json\n")
     rows = json.loads((tmp_path / "responses.json").read_text())
     same(rows, generate_responses(model, PROMPTS[:5], GREEDY, **OPTIONS | {"samples": 1}))
     assert "logprob" not in rows[0]  # 0 of every greedy token would say nothing
     with pytest.raises(InputError, match=r"responses\.json: exists; choose another, or write over"):
         run()
-    assert "5 responses in" in run(overwrite=True).out
     run(overwrite=True, samples=3, temperature=1.0, greedy_last=True)
     mixed = json.loads((tmp_path / "responses.json").read_text())
     same(mixed[2::3], rows)
