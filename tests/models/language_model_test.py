@@ -236,7 +236,7 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
         return capsys.readouterr()
 
     out, err = run(max_new_tokens=1)
-    assert re.search(r"5 responses in .*responses\.json, [1-5] of them cut at max_new_tokens=1\n", out)
+    assert re.search(r"5 responses in .*json, [1-5] of them cut at max_new_tokens=1\n", out)
     assert "at most 1 tokens each: " in err
     assert run(overwrite=True).out.endswith("responses.json\n")
     rows = json.loads((tmp_path / "responses.json").read_text())
