@@ -246,7 +246,7 @@ def _looks_framed(edit: str, original: str) -> bool:
         words = [word.lower() for word in _words(part) if word[0].isalnum()]
         return len(words) <= most and len(words) < 2 * sum(w not in known for w in words)
 
-    lines = [line for line in _LINE.findall(edit) if not _ITEM.match(line)]
+    lines = [line for line in _LINE.findall(edit) if line[0] == "#" or not _ITEM.match(line)]
     counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
     more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
     first = _SENTENCE_END.split(edit, 1)[0]
@@ -260,6 +260,7 @@ def _looks_framed(edit: str, original: str) -> bool:
         bool(is_labelled or (last and (last in _NO_ENDS or is_half_quoted)))
         or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
         or (more_sentences and is_new(first, 8 if edit[len(first)] in ":：" else 4))
+        or any(is_new(match[0]) for match in _REMARK.finditer(edit))
         or any("|" in tag or "｜" in tag for tag in tags)
         or not all(opened)
         or fences[0] > fences[1]

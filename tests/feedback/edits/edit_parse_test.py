@@ -151,19 +151,13 @@ FRAMES = [
     "“{} (edited)",
     "(Edited) {}*",
 ]
-FRAMES += [
-    "{} (I changed Lyon to Paris.)",
-    "Question: What is it?\n\nResponse: {}",
-    "{}\n\nNote: so.",
-]
+FRAMES += ["{} (minimal edits made)", "Question: What is it?\n\nResponse: {}", "{}\n\n### End"]
 
 
 @pytest.mark.parametrize("around", FRAMES)
 def test_other_words_at_the_ends_hide_no_frame(around):
-    original = (
-        "The leader of the party has said that the strength of the vote took her by surprise."
-    )
-    edited = "Ms Wood said that the strength of the vote took her."
+    original = "The leader of the party has said that the size of the vote took her by surprise."
+    edited = "Ms Wood said that the size of the vote took her."
     with contextlib.suppress(Doubtful):
         assert unwrap(around.replace("{}", edited), original) == edited
 
