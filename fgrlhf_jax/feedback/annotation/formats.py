@@ -24,6 +24,7 @@ from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.row_fields import flag_of
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
+from fgrlhf_jax.feedback.edits.normal_form import restore_line_ends
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 
 FORMATS = ("argilla", "label_studio", "edits")
@@ -189,8 +190,11 @@ def _instruction(item: Item) -> str | list[Row]:
 
 
 def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str) -> Decision:
+    if is_skipped:
+        text = item.original
+    elif isinstance(text, str):
+        text = restore_line_ends(text, item.original)  # a browser may have changed them
     verdict = SKIPPED if is_skipped else FINE if text == item.original else EDITED
-    text = item.original if is_skipped else text
     return Decision(item.id, name, verdict, text).with_details(details)
 
 
