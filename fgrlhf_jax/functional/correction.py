@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 READINGS = ("sampled", "greedy", "written")
-_Z = 1.959964  # the normal quantile of 95 %
 
 
 class Scores(NamedTuple):
@@ -56,8 +56,9 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
         se² = R / (R - 1) Σ_r (s_r - m n_r)² / (Σ n_r)²
 
     Returns:
-      mean, se, low and high (mean ± 1.96 se), n values and ``records``. Without values all but the
-      counts are None, with a single record the error and the interval are.
+      mean, se, low and high (mean ± t se, the 97.5 % quantile of Student's t with R - 1 degrees of
+      freedom), n values and ``records``. Without values all but the counts are None, with a single
+      record the error and the interval are.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))
@@ -69,7 +70,8 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
         residual_R = np.bincount(index_N, np.asarray(values_N, np.float64) - mean)
         share = len(records) / (len(records) - 1)
         error = float(np.sqrt(share * np.sum(residual_R**2)) / len(values_N))
-        result |= {"se": error, "low": mean - _Z * error, "high": mean + _Z * error}
+        half = special.stdtrit(len(records) - 1, 0.975) * error
+        result |= {"se": error, "low": float(mean - half), "high": float(mean + half)}
     return result
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fgrlhf_jax.functional import correction
 from fgrlhf_jax.functional.correction import Scores, cluster_mean, rank_correlation, summarize
@@ -86,7 +87,8 @@ def test_the_error_is_over_records():
     count = len(set(records.tolist()))
     expected = math.sqrt(count / (count - 1) * squares) / 200
     assert result["se"] == pytest.approx(expected)
-    assert result["high"] - result["mean"] == pytest.approx(1.96 * expected, rel=1e-4)
+    half = stats.t.ppf(0.975, count - 1) * expected
+    assert (result["low"], result["high"]) == pytest.approx((mean - half, mean + half))
     copies = cluster_mean(np.repeat(values, 7), np.repeat(records, 7))
     assert copies["se"] == pytest.approx(expected)
     alone = cluster_mean(values, np.arange(200))
