@@ -249,7 +249,9 @@ def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts)
         return meta.normalization
     rewards = []
     for responses, count in roll_out_validation(context, params, neutral, prompts, NORMALIZE):
-        rows = zip(responses.raw_reward_BT[:count], responses.ids[:count], strict=True)
+        # The first batch counts as a whole: prompts too few to fill it are sampled several times.
+        kept = slice(count if rewards else None)
+        rows = zip(responses.raw_reward_BT[kept], responses.ids[kept], strict=True)
         rewards += [raw_T[: len(row)] for raw_T, row in rows]
     return fit_normalization(rewards, level=meta.level)
 

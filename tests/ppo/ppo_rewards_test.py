@@ -94,6 +94,12 @@ def test_before_ppo_a_response_is_worth_0_give_or_take_1(run, world, monkeypatch
         paid_at_the_last_token(run_dir)
 
 
+def test_of_one_validation_prompt_there_are_several_samples(run):
+    """A single response has no spread, and the scale would be 1 whatever the rewards are."""
+    first, _ = rows(run(validation_prompts=1, steps=1, eval_every=0))
+    assert first["reward/normalization_std"] != 1
+
+
 def paid_at_the_last_token(run_dir) -> None:
     first, row = rows(run_dir)
     mean, std = first["reward/normalization_mean"], first["reward/normalization_std"]
