@@ -99,10 +99,12 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
 def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
     """The rows of a file of Argilla or Label Studio, None for any other source."""
     rows = None
-    if spec.endswith(".json"):
+    if spec.endswith((".json", ".jsonl", ".parquet")):
         with contextlib.suppress(InputError):  # of which reading records tells
             rows = [row for _, row in sources.read_rows(spec)]
     for row in rows or ():
+        if isinstance(row, dict) and _questions(row):
+            return rows, _from_argilla
         for field, convert in (("fields", _from_argilla), ("data", _from_label_studio)):
             if isinstance(row, dict) and isinstance(row.get(field), dict):
                 return rows, convert
@@ -151,8 +153,6 @@ def _id(*values: object) -> str:
 
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
-    if questions := [name for name in row if name.endswith(".responses.users")]:
-        return _from_argilla(_nested(row, questions[0].partition(".")[0]), where, number)
     if {"annotation_id", "lead_time"} <= row.keys():
         raise InputError(f"{where}: is of Label Studio's JSON-MIN; export it as JSON")
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
@@ -227,8 +227,14 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
     }
 
 
+def _questions(row: Row) -> list[str]:
+    """Those that a row of ``records.to_datasets`` or ``to_list(flatten=True)`` answers."""
+    users = ".responses.users"
+    return [name.removesuffix(users) for name in row if name.endswith(users)]
+
+
 def _nested(row: Row, question: str) -> Row:
-    """A row of ``records.to_datasets`` or ``to_list(flatten=True)`` as ``to_json`` has it."""
+    """Such a row as ``to_json`` has it."""
     columns = (row[f"{question}.responses{name}"] or () for name in ("", ".users", ".status"))
     answers = [
         {"value": value, "user_id": user, "status": status}
@@ -240,6 +246,8 @@ def _nested(row: Row, question: str) -> Row:
 
 
 def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
+    if questions := _questions(row):
+        row = _nested(row, _edit_question(questions, where))
     if isinstance(row.get("responses"), list):
         raise InputError(f"{where}: is of Argilla 1; export it from Argilla 2 (records.to_json)")
     answers = row.get("responses") or {}

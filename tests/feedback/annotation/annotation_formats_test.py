@@ -133,9 +133,11 @@ def test_an_export_of_argilla(read):
     flat = ARGILLA["fields"] | {"id": "a", "annotators": None, "better.suggestion": "In France."}
     for name, key in (("", "value"), (".users", "user_id"), (".status", "status")):
         flat[f"better.responses{name}"] = [answer[key] for answer in answers]
-    assert read(json.dumps(flat), "rows.jsonl") == read(
-        [ARGILLA | {"responses": {"better": answers}}]
-    )
+    nested = read([ARGILLA | {"responses": {"better": answers}}])
+    assert read(json.dumps(flat), "rows.jsonl") == nested
+    turns = [{"role": "user", "content": "Where?"}]
+    chat = read(json.dumps(flat | {"prompt": None, "instruction": turns}), "chat.jsonl")[0]
+    assert chat == [Item("a", "", "", "In Germany.", "In France.", (("user", "Where?"),))]
     nobody = ARGILLA | {"responses": {"better": [first | {"user_id": None}]}}
     assert [decision.annotator for decision in read([nobody])[1]] == ["argilla"]
 
