@@ -19,7 +19,7 @@ BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
 
 # Fields that are never messages.
 _TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
-_TEXTS |= {"original", "edited", "output_1", "output_2"}
+_TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
 # In a text: an object that begins like a message, and a role and a content in it or behind it.
 MESSAGES = re.compile(
     r"(?s)\s*\[?\s*\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
