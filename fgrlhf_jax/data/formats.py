@@ -60,6 +60,10 @@ LAYOUTS = {
     ("completion",): Instruction,  # TRL
     ("response",): Instruction,  # Dolly
 }
+_PAIRS = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
+_FLAGS = {
+    column: flag for names in _PAIRS for column, flag in zip(names, FINISHED[1:], strict=True)
+}
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
@@ -149,20 +153,14 @@ def parse_row(
             _check_scores(row, where)
     flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
     for flag, name in zip(flags, names or ("output",), strict=False):
-        own = flag if flag in columns else _flag_of_side(columns.get(name, name))
-        fields[flag] = flag_of(row, own or flag, where)
+        own = flag if flag in columns else _FLAGS.get(columns.get(name, name), flag)
+        fields[flag] = flag_of(row, own, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; what is learned from here is edits (original, "
             "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
         )
     return [kind(**fields)]
-
-
-def _flag_of_side(column: str) -> str:
-    """The field that says whether the answer in a column of pairs ended, "" for other columns."""
-    pairs = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
-    return next((FINISHED[1 + p.index(column)] for p in pairs if column in p), "")
 
 
 def parse_record(row: Any, where: str) -> Record:
