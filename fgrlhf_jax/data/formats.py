@@ -68,7 +68,7 @@ ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
 # Of the better answer the higher one, as neither its rank nor its toxicity_score is.
-_SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|avg|mean|overall)s?[-_ .]?)+")
+_SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -198,6 +198,9 @@ def _check_scores(row: Row, where: str) -> None:
                 f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
                 "answers, or take these fields away"
             )
+    if number_of(row.get("margin")) < 0:  # TRL's: the chosen one's score less the other's
+        reason = f"margin is {row['margin']}: the rejected answer is better"
+        raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")
 
 
 def with_id(row: Row, columns: Mapping[str, str]) -> Row:

@@ -174,6 +174,8 @@ REFUSED = [
     ),
     ({"system": "S", "messages": turns(SKY, "A", system="T")}, "system is another system message"),
     (ULTRA | {"score_chosen": "2", "score_rejected": "2.5"}, "chosen is 2, .*_rejected is 2.5"),
+    (ULTRA | {"chosen_rm_score": 1, "rejected_rm_score": 2}, "chosen_rm_score is 1, and"),
+    (ULTRA | {"margin": "-0.5"}, "margin is -0.5: the rejected answer is better; exchange the"),
     (ULTRA | {"rejected-rating": 9, "chosen-rating": 8}, "chosen-rating is 8, .* take these fiel"),
     ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
     *(
