@@ -122,6 +122,8 @@ def parse_row(
         return [record for part in parts for record in part]
     names = layout[:2]
     answers, before = _answers(row, names, where, columns, kind is Instruction or is_candidate)
+    if kind is Edit and "\r\n" in answers[0] and "\r" not in answers[1]:
+        answers[1] = answers[1].replace("\n", "\r\n")  # which a browser or a table has changed
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")

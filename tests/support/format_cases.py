@@ -163,6 +163,10 @@ LAYOUTS = {
         {"instruction": SKY, "context": "A text.", "response": "Blue.", "category": "open_qa"},
         Instruction(SKY, "A text.", "Blue."),
     ),
+    "an edit whose line ends a browser changed": (
+        {"instruction": SKY, "original": "Green.\r\nOr so.", "edited": "Blue.\nOr so."},
+        Edit(SKY, "", "Green.\r\nOr so.", "Blue.\r\nOr so."),
+    ),
     "our edit of a conversation": (
         {"messages": turns("Hi", "Hello", SKY), "original": "Green.", "edited": "Blue."},
         Edit("", "", "Green.", "Blue.", messages=MANY),
