@@ -250,7 +250,7 @@ def _looks_framed(edit: str, original: str) -> bool:
     counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
     more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
     first = _SENTENCE_END.split(edit, 1)[0]
-    tags = [tag for tag in re.findall(_TAG, edit) if edit.count(tag) > original.count(tag)]
+    tags = [tag for tag in {*re.findall(_TAG, edit)} if edit.count(tag) > original.count(tag)]
     opened = (re.search(rf"[<\[]{re.escape(tag[2:-1])}\b", edit) for tag in tags if tag[1] == "/")
     fences = [len(re.findall(r"(?m)^[ \t]*(?:```|~~~)", text)) % 2 for text in (edit, original)]
     label, last = _LABEL.match(edit), edit[-1:] if edit[-1:] != original[-1:] else ""
@@ -260,7 +260,7 @@ def _looks_framed(edit: str, original: str) -> bool:
         bool(is_labelled or (last and (last in _NO_ENDS or is_half_quoted)))
         or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
         or (more_sentences and is_new(first, 8 if edit[len(first)] in ":：" else 4))
-        or any(is_new(match[0]) for match in _REMARK.finditer(edit))
+        or (not _REMARK.search(original) and any(is_new(m[0]) for m in _REMARK.finditer(edit)))
         or any("|" in tag or "｜" in tag for tag in tags)
         or not all(opened)
         or fences[0] > fences[1]
