@@ -156,7 +156,7 @@ def _ends_early(before: list[str], edited: str) -> bool:
     missing = len(before) - 1 - max(partner, default=0)
     if not 0 < new < len(words) or missing < max(_LEFT_OUT, 3 * new):
         return False
-    return bool(re.search(r"(?:[.!?:。！？：]|\n)\W*\Z", edited[: words[-new].start()]))
+    return bool(re.search(r"(?:[.!?。！？]|\n\s*\n)\W*\Z", edited[: words[-new].start()]))
 
 
 def _terms(text: str) -> list[str]:

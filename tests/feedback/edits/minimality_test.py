@@ -191,6 +191,7 @@ def test_a_few_words_that_stand_for_the_end(end):
 def test_code_that_is_left_out():
     for line in ("# ... rest of the code stays the same", "// unchanged", "    ..."):
         assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
+    assert find_fault(CODE, "def f(x):\n    y = x\n    print(max)") == ""
 
 
 def test_an_edit_may_have_brackets_and_leave_out_much():
