@@ -33,7 +33,7 @@ Row = dict[str, Any]
 # What a converted row has under the names of its target; a pair may keep labels and predictions.
 _REPLACED = {
     *(*formats.PROMPTS, *formats.ANSWERS, *records.FINISHED),
-    *("input", "system", "history", "raw_instruction"),
+    *("input", "system", "system_prompt", "history", "raw_instruction"),
 }
 _LABELS = {"predictions", "preference", "overall_preference"}
 
