@@ -46,7 +46,7 @@ _CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \
 _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
-_LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?[:：﹕︰](?!/)")
+_LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?(?::(?![\w/])|[：﹕︰])")
 _NO_ENDS, _QUOTES = "|*_~#<>=—–", '"“”«»'  # of a text
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
 _SIGN = re.compile(r"[^\w\s,;)\"'…]\s*[\"'“]?\Z")
@@ -261,7 +261,7 @@ def _looks_framed(edit: str, original: str) -> bool:
         or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
         or (more_sentences and is_new(first, 8 if edit[len(first)] in ":：" else 4))
         or (not _REMARK.search(original) and any(is_new(m[0]) for m in _REMARK.finditer(edit)))
-        or any("|" in tag or "｜" in tag for tag in tags)
+        or any(tag[1] in "|｜" for tag in tags)
         or not all(opened)
         or fences[0] > fences[1]
     )

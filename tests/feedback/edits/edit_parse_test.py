@@ -189,6 +189,7 @@ def test_other_words_at_the_ends_hide_no_frame(around):
         ("He is ~~old~~ new ✅", "He is ~~young~~ new ✅"),
         (ORIGINAL, EDITED.replace("has", "has [1]")),
         (ORIGINAL, "Paris is it, and it has parks."),
+        ("At noon I ate it.", "At 10:30 I ate it."),
         ("See the page for more.", "See https://a.org/?b=1&copy=2 for more."),
         (ORIGINAL, ""),
     ],
