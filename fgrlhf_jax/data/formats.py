@@ -165,6 +165,13 @@ def parse_row(
     return [kind(**fields)]
 
 
+def listed(rows: Any, kind: str) -> Iterable:
+    """The rows of a list or of a pandas DataFrame; raises InputError for a single one."""
+    if isinstance(rows, str | Mapping | Record):
+        raise InputError(f"{kind}s={rows!r:.60}: is one {kind}; give a list of {kind}s")
+    return rows.to_dict("records") if hasattr(rows, "iterrows") else rows
+
+
 def parse_record(row: Any, where: str) -> Record:
     """The one record in a row, which needs no response."""
     return parse_row(row, where, "prompts")[0]

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data import templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
-from fgrlhf_jax.data.formats import parse_record
+from fgrlhf_jax.data.formats import listed, parse_record
 from fgrlhf_jax.data.prompts import pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.tokenizers import Tokenizer, decode
@@ -187,7 +187,7 @@ class LanguageModel:
         """One response a prompt; prompt i of a seed has the same key whatever the others are.
 
         Args:
-          prompts: as for :meth:`encode`.
+          prompts: as for :meth:`encode`, each; or a pandas DataFrame of such fields.
           guide: of ``reward_model.guide.load_guide``, what improves the policy at every token.
           batch_size: prompts at a time, rounded up to what the mesh divides.
 
@@ -195,13 +195,12 @@ class LanguageModel:
           InputError: for prompts that cannot be encoded, or that leave no room for
             ``max_new_tokens`` among the model's positions.
         """
-        if isinstance(prompts, str | Mapping | Record):
-            raise InputError(f"prompts={prompts!r:.60}: is one prompt; give a list of prompts")
+        ids = [self.encode(prompt) for prompt in listed(prompts, "prompt")]
         return self.generate_from_ids(
-            [self.encode(prompt) for prompt in prompts],
+            ids,
             sampling_params,
             seed=seed,
-            streams=[(number, 0) for number in range(len(prompts))],
+            streams=[(number, 0) for number in range(len(ids))],
             batch_size=batch_size,
             guide=guide,
         )

@@ -126,7 +126,7 @@ class RewardModel:
         """The rewards of all responses of each record, in the order of its fields.
 
         Args:
-          records: records, or mappings with their fields.
+          records: records, mappings with their fields, or a pandas DataFrame of them.
           max_length: tokens of prompt and response, the tail of a longer response is cut; 0 is the
             training run's.
           normalized: True gives the rewards that PPO trains on, False the model's own.

@@ -44,11 +44,9 @@ class EncodedResponse(NamedTuple):
 
 def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
     """Mappings with the fields of a record as records, checked; records as they are."""
-    if isinstance(rows, Mapping | records.Record):
-        raise InputError(f"records={rows!r:.60}: is one record; give a list of records")
     return [
-        formats.parse_record(row, f"row {number}") if isinstance(row, Mapping) else row
-        for number, row in enumerate(rows, 1)
+        row if isinstance(row, records.Record) else formats.parse_record(row, f"row {number}")
+        for number, row in enumerate(formats.listed(rows, "record"), 1)
     ]
 
 

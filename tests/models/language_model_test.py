@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import ppo_cases
 import pytest
 import tiny_cases
@@ -159,6 +160,11 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
 def test_what_cannot_be_answered_is_refused(model, prompt, message):
     with pytest.raises(InputError, match=message):
         model.generate([TEXTS[0], prompt], GREEDY)
+
+
+def test_prompts_of_a_frame(model):
+    texts = model.generate(pandas.DataFrame({"instruction": TEXTS[:2]}), GREEDY).texts
+    assert texts == model.generate(TEXTS[:2], GREEDY).texts
 
 
 def test_a_model_is_shown_in_a_line(model):

@@ -7,6 +7,7 @@ import json
 import chex
 import jax
 import numpy as np
+import pandas
 import pytest
 import tiny_cases
 
@@ -20,6 +21,7 @@ from fgrlhf_jax.models import heads
 from fgrlhf_jax.reward_model.model import Normalization, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
+from fgrlhf_jax.reward_model.token_rewards import as_records
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import score
@@ -186,6 +188,7 @@ def test_long_responses_lose_their_tail():
         (Instruction("Count.", "", ""), 50, r"row 2: .*'output'"),
         (Preference("Which?", "", "one", "", 1), 50, r"row 2: .*'output_2'"),
         ({"instruction": "Count."}, 50, r"row 2: .*'output'"),
+        (("Count.", "1, 2"), 50, r"row 2: is not an object; each row is {field: value"),
         (ROWS[0], 1000, r"more than the model's 96 positions"),
     ],
 )
@@ -193,6 +196,14 @@ def test_what_cannot_be_scored_is_refused(row, room, message):
     prompt, _ = ids_of(ROWS[0], "")
     with pytest.raises(InputError, match=message):
         reward_model().score_all([ROWS[2], row], max_length=len(prompt) + room)
+
+
+def test_records_are_a_list_or_a_frame():
+    row = {"instruction": "Count.", "output": "1, 2"}
+    assert as_records(pandas.DataFrame([row])) == [Instruction("Count.", "", "1, 2")]
+    for single in ("Count.", row, Instruction("Count.", "", "1, 2")):
+        with pytest.raises(InputError, match="is one record; give a list of records"):
+            as_records(single)
 
 
 @pytest.mark.parametrize(
