@@ -78,6 +78,7 @@ def _join_parts(content: Any) -> str:
     """The text in a content: a text, nothing, or a list of parts, without thoughts."""
     parts = [content] if isinstance(content, str | dict) else content or []
     parts = [{"text": part} if isinstance(part, str) else part for part in parts]
+    parts = [part for part in parts if not part.get("thought")]  # Gemini's
     return "".join(p["text"] for p in parts if p.get("type", "text") in ("text", "output_text"))
 
 

@@ -133,6 +133,7 @@ CLAUDE = [
     [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
         (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 1, 3)),
+        (chat(parts({"text": "hm", "thought": True}, TEXT)), Reply("B", "end", 1, 1)),
         (chat({"content": TEXT}, None), Reply("B", "end", 1, 1)),
         (chat({"content": TEXT}, None, completion_tokens=77), Reply("B", "length", 1, 77)),
         (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 1, 1)),
