@@ -157,6 +157,8 @@ def parse_row(
     for flag, name in zip(flags, names or ("output",), strict=False):
         own = flag if flag in columns else _FLAGS.get(columns.get(name, name), flag)
         fields[flag] = flag_of(row, own, where)
+    if kind is Instruction and row.get("finish_reason") in ("length", "max_tokens"):
+        fields["finished"] = False  # as servers say it
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; what is learned from here is edits (original, "

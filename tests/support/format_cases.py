@@ -159,6 +159,10 @@ LAYOUTS = {
         | {"raw_preference": 3},
         Preference(SKY, "", "A", "B", 2),
     ),
+    "a response that a server cut": (
+        {"prompt": SKY, "response": "It is", "finish_reason": "length"},
+        Instruction(SKY, "", "It is", finished=False),
+    ),
     "Dolly": (
         {"instruction": SKY, "context": "A text.", "response": "Blue.", "category": "open_qa"},
         Instruction(SKY, "A text.", "Blue."),
