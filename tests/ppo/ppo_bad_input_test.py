@@ -145,26 +145,16 @@ def fields(in_process, world, tmp_path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "pay", "message"),
+    ("other", "pay", "message"),
     [
         ({}, [1.0] * 7, "mine:pay: response 1 of 16: returned 7 rewards for "),
-        (
-            {"judge": "mine:judge"},
-            1.0,
-            "mine:judge: response 1 of 16: returned a list; return one number",
-        ),
-        (
-            {"algorithm": "grpo", "critic": "separate"},
-            1.0,
-            "mine:pay: returned one number a response, and level=token has algorithm=grpo ",
-        ),
+        ({"judge": "mine:judge"}, 1.0, "mine:judge: response 1 of 16: returned a list; return"),
+        ({"algorithm": "grpo", "critic": "separate"}, 1.0, "mine:pay: returned one number a"),
     ],
 )
-def test_functions_that_return_something_else(
-    refused, fields, mine, tmp_path, changes, pay, message
-):
+def test_functions_that_return_something_else(refused, fields, mine, tmp_path, other, pay, message):
     mine.pay = lambda prompts, responses: [pay] * len(responses)
     mine.judge = lambda prompts, responses, tokens: [[1.0] * len(row) for row in tokens]
-    sentence = refused(ppo, **fields | changes)
+    sentence = refused(ppo, **fields | other)
     assert sentence.startswith(message)
     assert nothing_written(tmp_path)
