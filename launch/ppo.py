@@ -35,7 +35,12 @@ def check(config) -> None:
             f"kl.horizon={config.kl.horizon:g} is less than the "
             f"rollout_batch_size={config.rollout_batch_size} responses of one step; raise it"
         )
-
+    if config.kl.target and not (config.kl.coef and config.kl.in_reward):
+        raise InputError(
+            f"kl.target={config.kl.target:g} adapts the KL's coefficient in the reward, and "
+            f"kl.coef={config.kl.coef:g}, kl.in_reward={config.kl.in_reward} leave none; give "
+            "--config.kl.coef above 0 with kl.in_reward=True, or kl.target=0"
+        )
     if bool(config.ptx_weight) != bool(config.ptx_edits):
         raise InputError(
             f"ptx_weight={config.ptx_weight:g} and ptx_edits={config.ptx_edits!r}: imitating needs "

@@ -90,6 +90,8 @@ PPO = [
     ({"algorithm": "grpo", "rollout_batch_size": 192, "kl__target": 0.0}, "there are, 4 times"),
     ({"generation_mesh": "1,1,4"}, "generation_mesh='1,1,4' makes 4 devices and there are 8; ch"),
     ({"kl__target": 2.0, "kl__horizon": 15}, "kl.horizon=15 is less than the rollout_batch_size"),
+    ({"kl__target": 2.0, "kl__coef": 0.0}, "kl.coef=0, kl.in_reward=True leave none"),
+    ({"kl__target": 2.0, "kl__in_reward": False}, "kl.in_reward=False leave none"),
     ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
     ({"inference_dtype": "bfloat16"}, "would round the reference, which the policy with"),
 ]
