@@ -186,9 +186,14 @@ def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
     )
 
 
-def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:
-    """Shapes, dtypes and shardings of ``model``'s parameters; allocates nothing."""
+@functools.cache
+def parameter_shapes(model) -> dict:
+    """Shapes and dtypes of ``model``'s parameters, traced once; not to be changed."""
     row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     positions, attend = jax.eval_shape(positions_and_mask, row)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)
-    return sharding.abstract(shapes["params"], mesh)
+    return jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)["params"]
+
+
+def abstract_params(model, mesh: jax.sharding.Mesh) -> dict:
+    """Shapes, dtypes and shardings of ``model``'s parameters; allocates nothing."""
+    return sharding.abstract(parameter_shapes(model), mesh)

@@ -95,10 +95,10 @@ def sum_gradients(
         return added, jax.tree.map(jnp.maximum, total[1], maxima)
 
     one = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
-    shapes = jax.eval_shape(lambda: gradient(*one, settings.widths[-1]))
+    _, (sums, maxima) = jax.eval_shape(lambda: loss(trained, *one, settings.widths[-1]))
 
     def zeros():
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((trained, sums), maxima))
 
     def every():
         return micro_batches.fold(add, zeros(), rows_of(batch).length_B, settings)

@@ -32,12 +32,10 @@ MATRICES = {
 @functools.cache
 def every_parameter() -> dict:
     """The parameters of a language model and of a state-action reward model in one tree."""
-    row = jnp.zeros((1, 2), jnp.int32)
-    args = (row, *llama.positions_and_mask(row == 0))
     rng = np.random.default_rng(0)
     tree = {}
     for module in (heads.CausalLM(CFG), heads.TokenValueModel(CFG, "state_action")):
-        tree |= jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+        tree |= heads.parameter_shapes(module)
     return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
 
 

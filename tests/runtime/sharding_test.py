@@ -15,7 +15,7 @@ import tiny_cases
 from jax.sharding import PartitionSpec as P
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.reward_model.model import pair_losses
 from fgrlhf_jax.reward_model.modules import make_module
@@ -149,16 +149,10 @@ def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     assert not [shape for shape in gathered if shape.startswith("64,") or shape.count(",") == 2]
 
 
-def parameter_shapes(module) -> dict:
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    args = (row, *jax.eval_shape(llama.positions_and_mask, row))
-    return jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
-
-
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_lies_where_it_should(family, module):
-    shapes = parameter_shapes(MODULES[module](FAMILIES[family]))
+    shapes = heads.parameter_shapes(MODULES[module](FAMILIES[family]))
     shardings = tiny_cases.by_path(sharding.shardings(shapes, sharding.make_mesh("2,2,2")))
     for path, leaf in tiny_cases.by_path(shapes).items():
         spec = shardings[path].spec

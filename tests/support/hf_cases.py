@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
-from fgrlhf_jax.models import heads, hf_save, llama
+from fgrlhf_jax.models import heads, hf_save
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 from fgrlhf_jax.models.lora import Lora, split
@@ -32,10 +32,7 @@ MODULES = {
 }
 
 
-def abstract(module):
-    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    positions, attend = jax.eval_shape(llama.positions_and_mask, row)
-    return jax.eval_shape(module.init, jax.random.key(0), row, positions, attend)["params"]
+abstract = heads.parameter_shapes
 
 
 def random_params(module, seed=0):

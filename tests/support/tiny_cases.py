@@ -4,12 +4,11 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fgrlhf_jax.data.alignment import align
 from fgrlhf_jax.data.pairs import Pair, pad_pairs
-from fgrlhf_jax.models import llama, lora
+from fgrlhf_jax.models import heads, llama, lora
 from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
@@ -43,16 +42,13 @@ PPO_SETTINGS = PPOSettings(
 
 def parameters(model, seed: int = 0) -> dict:
     """As initialised, and noise on top: no zero or one of the initialisation hides a mistake."""
-    row = jnp.zeros((1, 2), jnp.int32)
-    args = (row, *llama.positions_and_mask(row == 0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         noise = 0.2 * rng.standard_normal(leaf.shape)
         return (noise + path[-1].key.startswith("scale")).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, heads.parameter_shapes(model))
 
 
 def merged(params: dict, scale: float) -> dict:
