@@ -31,13 +31,14 @@ def run(prompts=PROMPTS, side="left", fill=63, width=7, rows=None, **options):
     return jax.device_get(sampling.generate(**arrays, **options))
 
 
-def full_pass(text, model=MODEL):
-    """Logits of a row by one pass over all of it, no cache; one width for all, for one compilation.
+def filled(text) -> jax.Array:
+    """One width for all, for one compilation: no token's logits depend on what is after it."""
+    return jnp.array([*text, *[1] * (14 - len(text))], jnp.int32)
 
-    What fills the row up is text like any other: a token's logits depend on nothing after it.
-    """
-    row = jnp.array([[*text, *[1] * (14 - len(text))]], jnp.int32)
-    return _full_pass(row, model=model)[0]
+
+def full_pass(text, model=MODEL):
+    """Logits of a row by one pass over all of it, no cache."""
+    return _full_pass(filled(text)[None], model=model)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -48,9 +49,9 @@ def _full_pass(tokens_BS, *, model):
 def full_logprobs(prompt, response, temperature=1.0, top_k=0, top_p=1.0):
     text = [*prompt, *response]
     restrict = jax.vmap(sampling.restrict, (0, None, None, None))
-    logits_SV = restrict(full_pass(text), temperature, top_k, top_p)[: len(text)]
-    logprob_S, _ = policy_losses.logprob_and_entropy(logits_SV[:-1], jnp.array(text[1:]))
-    return np.asarray(logprob_S)[len(prompt) - 1 :]
+    logits_SV = restrict(full_pass(text), temperature, top_k, top_p)
+    logprob_S, _ = policy_losses.logprob_and_entropy(logits_SV[:-1], filled(text)[1:])
+    return np.asarray(logprob_S)[len(prompt) - 1 : len(text) - 1]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_positions_do_not_count_padding(monkeypatch):
 
     row = jnp.array([PROMPTS[2]])
     positions, mask = llama.positions_and_mask(row >= 0)
-    shifted = model.apply({"params": PARAMS}, row, positions + 3, mask)[0]
+    shifted = jax.jit(model.apply)({"params": PARAMS}, row, positions + 3, mask)[0]
     assert np.abs(shifted - full_pass(PROMPTS[2], model)[:5]).max() > 0.1
     out = run(model=model, ends=(), temperature=0.0)
     for prompt, response in zip(PROMPTS, out.tokens_BT, strict=True):

@@ -34,7 +34,10 @@ KL, STD, T, V = 0.4, 2.0, 6, tiny_cases.CFG.vocab_size
 SETTINGS = dataclasses.replace(
     tiny_cases.PPO_SETTINGS, algorithm="distill", max_new_tokens=T, widths=(4 + T,)
 )
+ONCE = {"ppo_epochs": 1, "minibatch_size": 8, "micro_batch_size": 8}
 OPTIMIZER = by_part({"policy": optim.adamw(1e-2, eps=1e-2, clip_norm=0.0)})
+init = jax.jit(OPTIMIZER.init)
+predict = jax.jit(functools.partial(scoring.predict, models=MODELS, settings=SETTINGS))
 update = jax.jit(
     functools.partial(learning.update, optimizer=OPTIMIZER), static_argnames=("models", "settings")
 )
@@ -60,6 +63,7 @@ def logits_and_prices(params) -> tuple[jax.Array, ...]:
     return tuple(jnp.take_along_axis(x, before_BT1, axis=1) for x in every)
 
 
+@jax.jit
 def loss_by_hand(params):
     logits_BTV, reference_BTV, price_BTV = logits_and_prices(params)
     goal_BTV = jax.nn.log_softmax(reference_BTV + price_BTV / (KL * STD))
@@ -95,14 +99,14 @@ def test_predictions_and_gradients_are_those_of_whole_logits():
         assert scale > 0, name
         got = tiny_cases.by_path(grads)[name]
         np.testing.assert_allclose(got, grad, atol=1e-4 * scale, err_msg=name)
-    plain = scoring.predict(PARAMS, ROWS, models=MODELS, settings=SETTINGS)
+    plain = predict(PARAMS, ROWS)
     np.testing.assert_allclose(predictions.logprob_BT, plain.logprob_BT, atol=1e-5)
     np.testing.assert_allclose(predictions.entropy_BT, plain.entropy_BT, atol=1e-5)
 
 
 @functools.cache
 def rolled_out() -> Rollout:
-    logprob_BT = scoring.predict(PARAMS, ROWS, models=MODELS, settings=SETTINGS).logprob_BT
+    logprob_BT = predict(PARAMS, ROWS).logprob_BT
     logprob_BT = jnp.where(ROWS.response_BT, logprob_BT, 0.0)
     zeros_BT = jnp.zeros_like(logprob_BT)
     return Rollout(*map(jnp.asarray, ROWS), jnp.ones(8, bool), *[logprob_BT] * 2, *[zeros_BT] * 4)
@@ -116,10 +120,9 @@ def learn(state: TrainState, rollout: Rollout, key: int = 0, **changes):
 
 @pytest.mark.slow
 def test_one_pass_learns_what_micro_batches_do():
-    state = TrainState(PARAMS, OPTIMIZER.init(PARAMS))
-    sizes = {"minibatch_size": 8, "ppo_epochs": 1}
-    small, metrics = learn(state, rolled_out(), micro_batch_size=4, **sizes)
-    whole, same = learn(state, rolled_out(), micro_batch_size=8, **sizes)
+    state = TrainState(PARAMS, init(PARAMS))
+    small, metrics = learn(state, rolled_out(), **ONCE | {"micro_batch_size": 4})
+    whole, same = learn(state, rolled_out(), **ONCE)
     assert metrics["policy/loss"] == pytest.approx(float(loss_by_hand(PARAMS["policy"])), rel=1e-4)
     assert abs(metrics["debug/initial_kl"]) < 1e-6
     chex.assert_trees_all_close(small.params, whole.params, atol=5e-5)
@@ -129,14 +132,13 @@ def test_one_pass_learns_what_micro_batches_do():
 
 @pytest.mark.slow
 def test_a_mesh_learns_what_one_device_does():
-    state = TrainState(PARAMS, OPTIMIZER.init(PARAMS))
-    sizes = {"micro_batch_size": 8, "minibatch_size": 8}
-    alone, metrics = jax.device_get(learn(state, rolled_out(), **sizes))
+    state = TrainState(PARAMS, init(PARAMS))
+    alone, metrics = jax.device_get(learn(state, rolled_out(), **ONCE))
     mesh = sharding.make_mesh("2,2,2")
     with jax.set_mesh(mesh):
         placed = sharding.put_batch(jax.device_get(rolled_out()), mesh)
         start = jax.device_put(state, sharding.shardings(state, mesh))
-        spread, same = jax.device_get(learn(start, placed, **sizes))
+        spread, same = jax.device_get(learn(start, placed, **ONCE))
     chex.assert_trees_all_close(spread.params, alone.params, atol=5e-5)
     chex.assert_trees_all_close(same, metrics, atol=1e-3)
 

@@ -22,7 +22,7 @@ from fgrlhf_jax.training.supervised import Predictor
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 HEADS = [("after", loss) for loss in LOSSES]
-HEADS += [("state_action", "token_edit"), ("state_action", "token_full"), ("action", "token_edit")]
+HEADS += [("state_action", "token_edit"), ("action", "token_edit")]
 HEADS += [("ratio", "token_edit")]  # of two language models
 WIDTH = 24
 

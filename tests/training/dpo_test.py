@@ -72,7 +72,7 @@ def step(state, batch, settings, optimizer=OPTIMIZER):
 
 
 def learn(batch, settings, optimizer=OPTIMIZER):
-    state = optim.TrainState(PARAMS, optimizer.init(PARAMS))
+    state = optim.TrainState(PARAMS, jax.jit(optimizer.init)(PARAMS))
     return jax.device_get(step(state, batch, settings, optimizer))
 
 
@@ -133,7 +133,7 @@ def test_a_mesh_learns_what_one_device_does():
     batch, settings = make_batch(2), SETTINGS["ddpo"]
     alone, metrics = learn(batch, settings, optimizer)
     mesh = sharding.make_mesh("1,4,2")
-    state = optim.TrainState(PARAMS, optimizer.init(PARAMS))
+    state = optim.TrainState(PARAMS, jax.jit(optimizer.init)(PARAMS))
     state = jax.device_put(state, sharding.shardings(state, mesh))
     with jax.set_mesh(mesh):
         spread, same = step(state, sharding.put_batch(batch, mesh, axis=1), settings, optimizer)

@@ -125,7 +125,8 @@ def test_how_likely_responses_are(policies):
     model, params = policies[0].module, policies[0].read_params()
     tokens = [*policies[0].tokenizer("reverse cat dog\ndog cat")["input_ids"], 2]
     row = jnp.array([tokens], jnp.int32)
-    logits = model.apply({"params": params}, row, *llama.positions_and_mask(row >= 0))[0]
+    inputs = row, *llama.positions_and_mask(row >= 0)
+    logits = jax.jit(model.apply)({"params": params}, *inputs)[0]
     table, start = np.asarray(jax.nn.log_softmax(logits)), len(policies[0].encode(prompt))
     expected = [table[k - 1, tokens[k]] for k in range(start, len(tokens))]
     np.testing.assert_allclose(logprobs[0], expected[:-1], atol=2e-5)

@@ -106,7 +106,9 @@ def step(state, batch, optimizer=OPTIMIZER):
 
 
 def learn(batch, optimizer=OPTIMIZER):
-    return jax.device_get(step(optim.TrainState(PARAMS, optimizer.init(PARAMS)), batch, optimizer))
+    return jax.device_get(
+        step(optim.TrainState(PARAMS, jax.jit(optimizer.init)(PARAMS)), batch, optimizer)
+    )
 
 
 def stacked(examples, parts: int, rows: int = 8) -> dict:
@@ -185,7 +187,7 @@ def test_a_mesh_learns_what_one_device_does():
     batch = stacked([*TEXTS, *texts(1)], 2, rows=16)
     alone, metrics = learn(batch, optimizer)
     mesh = sharding.make_mesh("2,2,2")
-    state = optim.TrainState(PARAMS, optimizer.init(PARAMS))
+    state = optim.TrainState(PARAMS, jax.jit(optimizer.init)(PARAMS))
     state = jax.device_put(state, sharding.shardings(state, mesh))
     with jax.set_mesh(mesh):
         spread, same = step(state, sharding.put_batch(batch, mesh, axis=1), optimizer)
