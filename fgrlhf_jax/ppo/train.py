@@ -71,19 +71,13 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
 
 
 def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
-    """Raises InputError for too few to learn from; prints that there are few to evaluate on."""
+    """Raises InputError for too few to learn from."""
     count, samples = len(prompts["train"].ids), samples_per_prompt(config)
     if count * samples < config.rollout_batch_size:
         times = f", {samples} times each" if samples > 1 else ""
         raise InputError(
             f"rollout_batch_size={config.rollout_batch_size} is more than the {count} prompts "
             f"there are{times}; lower it or give more prompts"
-        )
-    wanted, count = config.validation_prompts, len(prompts["validation"].ids)
-    if count < wanted:
-        print(
-            f"validation_prompts={wanted}: an evaluation has only {count}, which is all there are; "
-            "for more give --config.validation or a larger validation_share"
         )
 
 

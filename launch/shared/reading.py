@@ -68,7 +68,7 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     if not config.validation:
         parts = split(sets["train"], config.validation_share, config.seed, exact=True)
         sets |= dict(zip(("train", "validation"), parts, strict=True))
-        if need != "prompts" and len(parts[1]) < FEW:
+        if len(parts[1]) < FEW:
             print(
                 f"validation: {len(parts[1])} rows are too few to show much; give "
                 f"--config.validation or a larger share than {config.validation_share}"
