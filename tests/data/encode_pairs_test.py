@@ -158,7 +158,7 @@ def test_pairs_without_a_gradient_are_dropped_and_counted(smol):
         (LONG[2], CUT, r"without a changed token\); raise the lengths, or give other data"),
         (EDITS[0], {"overlong": "keep"}, "overlong: 'keep' is neither 'drop' nor 'truncate'"),
         *(
-            (EDITS[0], {"max_prompt_length": length}, f"max_prompt_length: {length} must be")
+            (EDITS[0], {"max_prompt_length": length}, f"max_prompt_length={length}: must be")
             for length in (0, 64, 65)
         ),
     ],
