@@ -125,8 +125,8 @@ def number(options: dict[str, str], name: str, kind: type):
     except ValueError:
         value = 0
     if not 0 < value < math.inf:
-        article = "a whole number" if kind is int else "a number"
-        raise InputError(f"--{name}={options[name]}: give {article} above 0")
+        what = {"memory": "a number of GB", "efficiency": "a share"}.get(name, "a whole number")
+        raise InputError(f"--{name}={options[name]}: give {what} above 0")
     return value
 
 

@@ -113,7 +113,7 @@ def _new_name(name: str, names: Collection[str]) -> str:
 
 
 def load(spec: str) -> ConfigDict:
-    """What ``get_config`` of FILE.py[:ARGUMENT] returns; FILE may be one of ours from anywhere.
+    """What ``get_config`` of FILE.py[:ARGUMENT] returns; ours are found from anywhere.
 
     Raises:
       InputError: when there is no such file or it is no config.
@@ -124,7 +124,8 @@ def load(spec: str) -> ConfigDict:
 def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, dict | None]:
     """(the config, ``FIELDS`` of its file); ``known`` fields explain names that are no more."""
     name, _, argument = spec.partition(":")
-    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
+    places = (Path(name), ROOT / name, ROOT / "configs" / name)
+    path = next((place for place in places if place.is_file()), None)
     if not path:
         raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
     try:

@@ -104,6 +104,7 @@ def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert get().model.size == "tiny"
     assert get("--config=configs/rm.py:cad").model.size == "small"
+    assert get("--config=rm.py:cad").model.size == "small"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "rm.py").write_text("raise RuntimeError('somebody else')")
     assert get().model.size == "tiny"  # with no flag it is ours
