@@ -43,6 +43,7 @@ from fgrlhf_jax.data.row_fields import (
     refuse_two_prompts,
     spans_of,
     text_of,
+    without_prompt,
 )
 from fgrlhf_jax.errors import InputError
 
@@ -61,9 +62,7 @@ LAYOUTS = {
     ("response",): Instruction,  # Dolly
 }
 _PAIRS = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
-_FLAGS = {
-    column: flag for names in _PAIRS for column, flag in zip(names, FINISHED[1:], strict=True)
-}
+_FLAGS = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:], strict=True)}
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
@@ -130,6 +129,8 @@ def parse_row(
     prompt, last = read_prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = common_beginning(row, names, answers, where)
+    elif names == ("chosen", "rejected") and not before:
+        answers = without_prompt(row.get("prompt"), answers)
     if last is not None and not answers:
         answers = [last]
     if is_transcript(row.get("prompt")):

@@ -21,10 +21,11 @@ ROW_BYTES = 2_000_000
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 
 Row = Mapping[str, Any]
-# Of other forms than Anthropic's.
-_TRANSCRIPT = re.compile(
-    r"(?is)\b(human|user|prompter)\b.*\b(assistant|bot|gpt)(\W*\Z|\s*[:>|\n])|\[/INST\]"
-)
+# Marks of turns in other forms than Anthropic's: "### User:", "<|user|>", a line "user".
+_TURNS = [
+    re.compile(rf"(?im)(?:^|[<|>#])[ \t*]*+(?:{roles})[ \t*]*+(?:[:>|<]|$)|\[/INST\]")
+    for roles in ("human|user|prompter", "assistant|bot|gpt")
+]
 
 
 def check_row(row: Any, where: str) -> None:
@@ -254,10 +255,19 @@ def common_beginning(
         pairs = zip(*answers, strict=False)
         begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
         begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
-    if _TRANSCRIPT.search(begin):
+    if all(turn.search(begin) for turn in _TURNS):
         reason = f"{' and '.join(names)} are conversations in a form that is not known"
         raise InputError(f"{where}: {reason}; give lists of messages with role and content")
     if others or not begin:
         field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
     rests = {name: text[len(begin) :] for name, text in zip(names, answers, strict=True)}
     return {"instruction": begin, "input": ""}, [text_of(rests, name, where) for name in names]
+
+
+def without_prompt(prompt: Any, answers: list[str]) -> list[str]:
+    """The answers without the prompt, where all repeat the whole of it; they may a short one."""
+    if not isinstance(prompt, str) or len(prompt) < 20:
+        return answers
+    rests = [text.removeprefix(prompt) for text in answers]
+    is_repeated = all(text.startswith(prompt) for text in answers) and all(map(str.strip, rests))
+    return rests if is_repeated else answers

@@ -22,7 +22,7 @@ _TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "respon
 _TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
 # In a text: an object that begins like a message, and a role and a content in it or behind it.
 MESSAGES = re.compile(
-    r"(?s)\s*\[?\s*\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
+    r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
     rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
     r"(?=.*[\"'](?:content|value)[\"']\s*:)"
 )

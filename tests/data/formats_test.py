@@ -1,9 +1,11 @@
 """Rows as the world's data sets have them, and the records in them."""
 
+import time
+
 import pytest
 from format_cases import BLUE, GREEN, HELPSTEER, LAYOUTS, MANY, SKY, TREE, ULTRA, chat, pair, turns
 
-from fgrlhf_jax.data import formats, records, trees
+from fgrlhf_jax.data import formats, records, tables, trees
 from fgrlhf_jax.data.formats import parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
@@ -110,6 +112,15 @@ def test_columns_decide_which_answer_is_better_whatever_the_scores():
         formats.parse_row(ULTRA, ""),
     )
     assert (swapped.output_1, swapped.output_2) == (usual.output_2, usual.output_1)
+
+
+@pytest.mark.parametrize("part", [" ", "user "])
+def test_the_time_for_long_texts(part):
+    row, start = {"prompt": part * 50_000, "chosen": "a", "rejected": "b"}, time.perf_counter()
+    assert list(tables.with_messages(iter([("a:1", row)]))) == [("a:1", row)]
+    row = {name: f"{part * 50_000}is {name}" for name in ("chosen", "rejected")}
+    assert formats.parse_row(row, "a:1")[0].output_1 == " chosen"
+    assert time.perf_counter() - start < 3
 
 
 @pytest.mark.parametrize(

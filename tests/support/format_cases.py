@@ -98,6 +98,18 @@ LAYOUTS = {
         | {"rejected": "\n\nAssistant: Green."},
         pair("Blue.", "Green.", *chat("Hi")),
     ),
+    "a prompt that both texts repeat": (
+        {"prompt": SKY, "chosen": f"{SKY} Blue.", "rejected": f"{SKY}\nRed."},
+        Preference(SKY, "", " Blue.", "\nRed.", 1),
+    ),
+    "a short prompt that both texts begin with": (
+        {"prompt": "Hi", "chosen": "Hi there.", "rejected": "Hi you."},
+        Preference("Hi", "", "Hi there.", "Hi you.", 1),
+    ),
+    "a prompt that speaks of a user and a bot": (
+        {"chosen": "Is a user a bot? No.", "rejected": "Is a user a bot? Yes."},
+        Preference("Is a user a bot?", "", " No.", " Yes.", 1),
+    ),
     "OpenAI preference": (
         {"input": {"messages": turns("Hi", "Hello", SKY), "tools": []}}
         | {"preferred_output": [BLUE], "non_preferred_output": [GREEN]},

@@ -51,8 +51,8 @@ _NO_ENDS, _QUOTES = "|*_~#<>=—–", '"“”«»'  # of a text
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
 _SIGN = re.compile(r"[^\w\s,;)\"'…]\s*[\"'“]?\Z")
 _REMARK = re.compile(  # in brackets, or behind a slash …
-    r"\s*[(\[{（【［][^()\[\]{}（）【】［］]*[)\]}）】］]\W*\Z"
-    r"|(?<=[.!?…。！？])(?:\s+[#/|]|\s*<).*\Z"
+    r"(?<!\s)\s*+[(\[{（【［][^()\[\]{}（）【】［］]*+[)\]}）】］][^\w(\[{（【［]*\Z"
+    r"|(?<=[.!?…。！？])(?:\s++[#/|]|\s*+<).*+\Z"
 )
 
 
@@ -223,10 +223,8 @@ def _without_frame(text: str, original: str) -> str:
         is_line = "\n" in whole[len(edit) :] and "\n" not in behind
         if not (inserted and is_line and _ends_in(behind, "QUESTION MARK")):
             raise Doubtful
-    if edit != text and edit == original:
-        raise Doubtful  # what was taken off is all that was changed
-    if _looks_framed(edit, original):
-        raise Doubtful
+    if edit == original != text or _looks_framed(edit, original):
+        raise Doubtful  # what was taken off is all that was changed, or more is to be
     if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
         raise Doubtful  # "~~Lyon~~ Paris": both texts
     new = [part.strip() for kind, part in mark_changes(original, edit) if kind == IN]
@@ -250,6 +248,8 @@ def _looks_framed(edit: str, original: str) -> bool:
     counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
     more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
     first = _SENTENCE_END.split(edit, 1)[0]
+    end = edit[len(first) : len(first) + 1]
+    most = 8 if end in ":：" else 0 if end == "." and len(first) <= 3 else 4  # "Mr."
     tags = [tag for tag in {*re.findall(_TAG, edit)} if edit.count(tag) > original.count(tag)]
     opened = (re.search(rf"[<\[]{re.escape(tag[2:-1])}\b", edit) for tag in tags if tag[1] == "/")
     fences = [len(re.findall(r"(?m)^[ \t]*(?:```|~~~)", text)) % 2 for text in (edit, original)]
@@ -259,7 +259,7 @@ def _looks_framed(edit: str, original: str) -> bool:
     return (
         bool(is_labelled or (last and (last in _NO_ENDS or is_half_quoted)))
         or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
-        or (more_sentences and is_new(first, 8 if edit[len(first)] in ":：" else 4))
+        or (more_sentences and is_new(first, most))
         or (not _REMARK.search(original) and any(is_new(m[0]) for m in _REMARK.finditer(edit)))
         or any(tag[1] in "|｜" for tag in tags)
         or not all(opened)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import time
 
 import pytest
 
@@ -190,6 +191,7 @@ def test_other_words_at_the_ends_hide_no_frame(around):
         (ORIGINAL, EDITED.replace("has", "has [1]")),
         (ORIGINAL, "Paris is it, and it has parks."),
         ("At noon I ate it.", "At 10:30 I ate it."),
+        ("Tony Blair has no such pitch.", "Mr. Blair has no such pitch."),
         ("See the page for more.", "See https://a.org/?b=1&copy=2 for more."),
         (ORIGINAL, ""),
     ],
@@ -234,3 +236,11 @@ def test_a_wrapped_response_comes_back_whatever_it_is():
 def test_a_reply_that_repeats_itself_is_read_in_seconds(loop):
     with pytest.raises(Doubtful):
         unwrap(loop * 3000 + ORIGINAL, ORIGINAL)
+
+
+@pytest.mark.parametrize("part", [" ", "()"])
+def test_the_time_for_a_long_reply(part):
+    start = time.perf_counter()
+    with contextlib.suppress(Doubtful):
+        unwrap(f"{EDITED}{part * 20_000}\n{EDITED}", ORIGINAL)
+    assert time.perf_counter() - start < 5
