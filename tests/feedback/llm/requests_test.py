@@ -86,9 +86,9 @@ def test_requests_in_flight_and_per_minute_are_bounded(tmp_path):
         list(collect(questions(24), connected(server), tmp_path / "1", Usage(concurrency=3)))
         assert server.peak == 3
     with llm_server.running(lambda prompt, before: "ok" if before else "500") as server:
-        usage = Usage(requests_per_minute=3000)
+        usage = Usage(requests_per_minute=1200)
         list(collect(questions(6), connected(server), tmp_path / "2", usage))
-        assert server.times[-1] - server.times[0] >= 11 * 0.02 * 0.9
+        assert server.times[-1] - server.times[0] >= 11 * 0.05 * 0.7  # the first may be late
     usage, began = Usage(requests_per_minute=1, max_requests=1), time.monotonic()
     with pytest.raises(InputError, match="max_requests=1"):
         list(collect(questions(6), FakeModel(), tmp_path / "3", usage))
