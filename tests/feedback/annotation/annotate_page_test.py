@@ -112,7 +112,7 @@ def test_two_tabs_of_a_person_and_every_key(team):
     ann.press("Alt+u", "Row r0 is open again")
     assert (ann.text(), team.expected.pop()["edited"]) == ("It is nought.", "It is zero.")
     ann.page.click("[data-action=versions]")
-    assert "It is zero." in ann.page.inner_text("#found")
+    ann.page.wait_for_selector("#found:has-text('It is zero.')")
     ann.page.keyboard.press("Escape")
     team.edit(ann, "r0", "It is 0!")
     ann.press("Control+Enter", "Row r2 is fine as it is")
