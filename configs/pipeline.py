@@ -271,7 +271,7 @@ VARIANTS = {
         **_commands(
             "smollm2",
             sft="data.max_length=384,optimizer.learning_rate=0.0002",
-            rm="optimizer.learning_rate=0.0005",
+            rm="optimizer.learning_rate=0.001",
             imitate="data.max_length=384,optimizer.learning_rate=0.0002",
             dpo="optimizer.learning_rate=0.0001",
             ppo="optimizer.learning_rate=0.0001,optimizer.critic_learning_rate=0.0003",
