@@ -21,6 +21,7 @@ from fgrlhf_jax.data.conversations import (
     parse_list,
     parse_turns,
 )
+from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.data.records import (
     FINISHED,
     RESPONSES,
@@ -103,16 +104,7 @@ def parse_row(
     """
     check_row(row, where)
     check_texts(row, where)
-    named = {field: field_of(row, column, where) for field, column in columns.items()}
-    row = {name: value for name, value in row.items() if name not in columns.values()} | named
-    if isinstance(asked := row.get("input"), Mapping) and "messages" in asked:
-        check_texts(asked, where)
-        row |= {"input": None, "messages": asked["messages"]}
-    if "raw_instruction" in row:  # of a file for alpaca_eval
-        raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
-        if join_prompt(raw, input) != row.get("instruction"):
-            refuse_two_prompts(["raw_instruction and input", "instruction"], where)
-        row["instruction"] = raw
+    row = _by_field(row, where, columns)
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, Instruction)
     if kind == COMPARISONS:
@@ -121,8 +113,8 @@ def parse_row(
         return [record for part in parts for record in part]
     names = layout[:2]
     answers, before = _answers(row, names, where, columns, kind is Instruction or is_candidate)
-    if kind is Edit and "\r\n" in answers[0] and "\r" not in answers[1]:
-        answers[1] = answers[1].replace("\n", "\r\n")  # which a browser or a table has changed
+    if kind is Edit and "\r" in answers[0] and "\r" not in answers[1]:
+        answers[1] = restore_line_ends(answers[1], answers[0])
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")
@@ -146,10 +138,44 @@ def parse_row(
     else:
         prompt["id"] = "" if row.get("id") is None else str(row["id"])
     fields = prompt | dict(zip(RESPONSES[kind], answers, strict=True))
+    fields |= _labels(row, kind, layout, where, need, columns)
     if kind is Edit:
         fields["error_spans"] = spans_of(row.get("error_spans"), len(answers[0]), where)
-    elif kind is Preference:
-        has_label = len(layout) > 2 and not is_candidate
+    if kind is Instruction and need == "pairs":
+        raise InputError(
+            f"{where}: has one response or none; what is learned from here is edits (original, "
+            "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
+        )
+    return [kind(**fields)]
+
+
+def _by_field(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under the names of our fields: columns, OpenAI's and alpaca_eval's are others."""
+    named = {field: field_of(row, column, where) for field, column in columns.items()}
+    row = {name: value for name, value in row.items() if name not in columns.values()} | named
+    if isinstance(asked := row.get("input"), Mapping) and "messages" in asked:
+        check_texts(asked, where)
+        row |= {"input": None, "messages": asked["messages"]}
+    if "raw_instruction" in row:  # of a file for alpaca_eval
+        raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
+        if join_prompt(raw, input) != row.get("instruction"):
+            refuse_two_prompts(["raw_instruction and input", "instruction"], where)
+        row["instruction"] = raw
+    return row
+
+
+def _labels(
+    row: Row,
+    kind: type[Record],
+    layout: tuple[str, ...],
+    where: str,
+    need: str,
+    columns: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a row says of its answers: which is better, and which of them ended."""
+    fields, names = {}, layout[:2]
+    if kind is Preference:
+        has_label = len(layout) > 2 and need != "candidates"
         fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
         is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
         if is_labelled and not columns.keys() & {*layout}:
@@ -160,12 +186,7 @@ def parse_row(
         fields[flag] = flag_of(row, own, where)
     if kind is Instruction and row.get("finish_reason") in ("length", "max_tokens"):
         fields["finished"] = False  # as servers say it
-    if kind is Instruction and need == "pairs":
-        raise InputError(
-            f"{where}: has one response or none; what is learned from here is edits (original, "
-            "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
-        )
-    return [kind(**fields)]
+    return fields
 
 
 def listed(rows: Any, kind: str) -> Iterable:

@@ -12,13 +12,14 @@ from typing import Any
 
 import jinja2
 
+from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import agreement
 from fgrlhf_jax.feedback.annotation.database import DRAFT
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.edits.normal_form import has_half_a_character, restore_line_ends
+from fgrlhf_jax.feedback.edits.normal_form import has_half_a_character
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]

@@ -7,12 +7,12 @@ import pytest
 import starlette.testclient
 from html_page import Page as Html
 
+from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import server
 from fgrlhf_jax.feedback.annotation.items import Decision, Item
 from fgrlhf_jax.feedback.annotation.page import Page, difference, render
 from fgrlhf_jax.feedback.annotation.store import Annotations
-from fgrlhf_jax.feedback.edits.normal_form import restore_line_ends
 
 EVIL = '<script>alert("1")</script> ${alert(1)} {{value}} <img src=x onerror=alert(1)> & \'"'
 
