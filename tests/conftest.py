@@ -16,6 +16,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_force_host_platform_device_count=8"
 ).strip()
+# A collective holds a thread of the pool until all devices are there: with one thread a device, two
+# that do not wait for each other can hold them all, and the process is aborted.
+os.environ.setdefault("PJRT_NPROC", "32")
 # No test needs a network: a look-up on a hub must fail at once instead of being tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
