@@ -13,8 +13,9 @@ from pathlib import Path
 from fgrlhf_jax.runtime import interrupt
 from launch.shared import terminal
 
-# Of glibc's mallopt and of Linux's prctl.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# Of glibc's mallopt, and of Linux's madvise and prctl.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+MADV_HUGEPAGE, HUGE_PAGE = 14, 2**21
 PR_SET_PDEATHSIG = 1
 
 
@@ -47,16 +48,25 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the buffers that XLA frees on the CPU. glibc only.
+    """Lets the process keep the buffers that XLA frees on the CPU, in huge pages. glibc only.
 
     Otherwise they are mapped and zeroed again at every step: a third of the time of a small
-    model's update.
+    model's update. And where the system gives huge pages to those only that ask for them, the
+    processor looks up the address of every 4 KB of weights: half of the time of decoding.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never; 2**31 - 1 would return what exceeds 2 GiB
         libc.mallopt(M_TOP_PAD, 2**27)
+        libc.mallopt(M_ARENA_MAX, 1)  # all threads allocate from the one that follows
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 * 3  # all is refused
+        if address := libc.malloc(ctypes.c_size_t(size)):  # addresses, no memory yet
+            start = -(-address // HUGE_PAGE) * HUGE_PAGE
+            length = (address + size - start) // HUGE_PAGE * HUGE_PAGE
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
+            libc.free(address)
 
 
 @functools.cache
