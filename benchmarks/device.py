@@ -251,6 +251,7 @@ def run_check(name: str, job: dict) -> dict:
 
 def command() -> None:
     if sys.argv[1:] and sys.argv[1].startswith("--check="):
+        process.ask_for_huge_pages()
         process.prepare()
         _, check, job, result = sys.argv
         figures = run_check(check.removeprefix("--check="), json.loads(Path(job).read_text()))

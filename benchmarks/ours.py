@@ -194,6 +194,7 @@ def prompts_of(job: dict) -> dict[str, Prompts]:
 
 
 if __name__ == "__main__":
+    process.ask_for_huge_pages()
     process.prepare()
     jax.config.update("jax_enable_compilation_cache", False)  # what compiling takes is a figure too
     compiling: list[float] = []

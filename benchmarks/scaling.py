@@ -111,6 +111,7 @@ def main(argv: list[str]) -> None:
 
 def command() -> None:
     if sys.argv[1:2] == ["--point"]:
+        process.ask_for_huge_pages()
         process.prepare()
         *_, job, result = sys.argv
         Path(result).write_text(json.dumps(measure(*json.loads(Path(job).read_text()))))

@@ -19,6 +19,8 @@ os.environ["XLA_FLAGS"] = (
 # A collective holds a thread of the pool until all devices are there: with one thread a device, two
 # that do not wait for each other can hold them all, and the process is aborted.
 os.environ.setdefault("PJRT_NPROC", "32")
+# As commands have it, which would start the test that calls them anew. Read before this is.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # No test needs a network: a look-up on a hub must fail at once instead of being tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

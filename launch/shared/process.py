@@ -13,10 +13,10 @@ from pathlib import Path
 from fgrlhf_jax.runtime import interrupt
 from launch.shared import terminal
 
-# Of glibc's mallopt, and of Linux's madvise and prctl.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-MADV_HUGEPAGE, HUGE_PAGE = 14, 2**21
+# Of glibc's mallopt and of Linux's prctl.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 PR_SET_PDEATHSIG = 1
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # for GLIBC_TUNABLES
 
 
 @functools.cache
@@ -25,6 +25,7 @@ def begin() -> None:
 
     Shells expand ``~/`` where a word begins, so not in ``--config.run_dir=~/run``.
     """
+    ask_for_huge_pages()
     interrupt.begin_command()
     terminal.protect()
     os.environ["JAX_ENABLE_X64"] = "0"  # everything is of at most 32 bits, checkpoints too
@@ -35,6 +36,20 @@ def begin() -> None:
     except FileNotFoundError:  # it was removed, at which libraries fail
         with contextlib.suppress(OSError):
             os.chdir("/proc")  # where there is no file of a relative name, and none can be made
+
+
+def ask_for_huge_pages() -> None:
+    """Starts this process anew, with what glibc reads at a start only, where that is missing.
+
+    Where Linux gives huge pages on request only, the processor otherwise looks up the address of
+    every 4 KB of weights, which is half of the time of decoding.
+    """
+    given = os.environ.get("GLIBC_TUNABLES", "")
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    on_request = file.exists() and "[madvise]" in file.read_text()
+    if on_request and HUGE_PAGES.partition("=")[0] not in given:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, HUGE_PAGES)))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def prepare() -> None:
@@ -48,25 +63,16 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the buffers that XLA frees on the CPU, in huge pages. glibc only.
+    """Lets the process keep the buffers that XLA frees on the CPU. glibc only.
 
     Otherwise they are mapped and zeroed again at every step: a third of the time of a small
-    model's update. And where the system gives huge pages to those only that ask for them, the
-    processor looks up the address of every 4 KB of weights: half of the time of decoding.
+    model's update.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never; 2**31 - 1 would return what exceeds 2 GiB
         libc.mallopt(M_TOP_PAD, 2**27)
-        libc.mallopt(M_ARENA_MAX, 1)  # all threads allocate from the one that follows
-        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 * 3  # all is refused
-        if address := libc.malloc(ctypes.c_size_t(size)):  # addresses, no memory yet
-            start = -(-address // HUGE_PAGE) * HUGE_PAGE
-            length = (address + size - start) // HUGE_PAGE * HUGE_PAGE
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
-            libc.free(address)
 
 
 @functools.cache

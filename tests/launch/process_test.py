@@ -1,21 +1,30 @@
 """What a command sets for its process."""
 
-import re
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
+CODE = """
+from launch.shared import process
+process.begin()
+process.prepare()
+import re, jax.numpy as jnp
+address, smaps = jnp.ones((1024, 1024)).unsafe_buffer_pointer(), open("/proc/self/smaps").read()
+for low, high, flags in re.findall(r"(?ms)^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$", smaps):
+    if int(low, 16) <= address < int(high, 16):
+        print(flags)
+"""
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_buffers_of_devices_may_be_in_huge_pages():
-    """``process.keep_freed_memory``, which conftest.py calls as commands do."""
-    address = jnp.ones((1024, 1024)).unsafe_buffer_pointer()
-    mappings = re.findall(
-        r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$",
-        Path("/proc/self/smaps").read_text(),
-        flags=re.MULTILINE | re.DOTALL,
-    )
-    (flags,) = (f for low, high, f in mappings if int(low, 16) <= address < int(high, 16))
-    assert "hg" in flags.split()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["", "glibc.malloc.tcache_count=7"])
+def test_buffers_are_in_huge_pages_where_these_are_given_on_request(given):
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    command = [sys.executable, "-c", CODE]
+    environment = os.environ | {"GLIBC_TUNABLES": given}
+    result = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+    on_request = modes.exists() and "[madvise]" in modes.read_text()
+    assert ("hg" in result.stdout.split()) == on_request
