@@ -260,6 +260,7 @@ class SupervisedTrainer:
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Loads what is frozen; compiles the train step for every shape of batch in use."""
+        setup.tell_few_updates(self.config, self.steps)
         _ = self.frozen_params
         if self.remember and not start:
             self.memory |= self.remember(self.whole(state.params))

@@ -226,11 +226,13 @@ def test_a_run_that_is_killed_ends_the_same(run_of, fields, in_process, tmp_path
     assert saved(killed) == saved(whole)
 
 
-def test_adapters_start_from_their_base(fields, in_process, tmp_path):
-    """The reference is the base without them."""
+def test_adapters_start_from_their_base(fields, in_process, tmp_path, capsys):
+    """The reference is the base without them. That one epoch is short is said."""
     adapters = {"lora__rank": 4, "lora__targets": "attention", "run_dir": tmp_path / "run"}
-    launch(fields | adapters, "dpo")
+    launch(fields | adapters | {"steps": 0}, "dpo")
     metrics = rows(tmp_path / "run")
+    told = f"epochs=1: {len(metrics)} updates of 4 rows are too few to teach much; give --config."
+    assert told in capsys.readouterr().out
     assert metrics[0]["reference_kl"] == pytest.approx(0, abs=1e-3)
     assert metrics[-1]["loss"] != pytest.approx(math.log(2), abs=1e-4)
     assert (tmp_path / "run" / "export" / "adapter_model.safetensors").exists()
