@@ -63,7 +63,7 @@ GROUPS = {
         "budget": Field(
             "",
             "what every training of an arm or a reward model gets alike: updates of the parameters "
-            '| seconds of them; "": what its config says',
+            '| seconds of them; "": what its config says. The first policy is outside of it',
             choices=("", "updates", "seconds"),
         ),
         "budget_amount": Field(0.0, "how many", at_least=0),

@@ -7,7 +7,8 @@ python -m launch.compare --config.edits=FILE --config.model=FOLDER --config.run_
 
 SFT on the edits, DPO and dense DPO, PPO with token rewards, and SFT followed by PPO, each from the
 model as it is. A tenth of the prompts is held out; half of these judge. Without a judge it is
-correction accuracy on the held-out edits that does. With no edits it is done on the embedded world.
+correction accuracy on the held-out edits that does. With no edits it is done on the embedded world,
+where all arms start from a policy that is trained first, in full: the budget is that of the arms.
 The same command goes on where it stopped. DIR/report.html says which arm to take and why;
 DIR/report.json has it as "recommendation".
 """
