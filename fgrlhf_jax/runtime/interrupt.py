@@ -20,7 +20,7 @@ PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pip
 SAME = 0.3  # seconds: `timeout` sends a signal to a process, and then to its group
 STUCK = 2.0  # seconds that Python has to come to a signal where nobody looks at a flag
 AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
-MESSAGE = "interrupted; run the same command to go on"
+MESSAGE = "interrupted; the same command goes on from what it has saved, or begins again"
 
 
 class _Process:

@@ -139,7 +139,7 @@ def test_a_row_of_somebody_who_left_goes_to_others(team):
     assert status == 130
     counts = "1 edited, 9 fine, 0 skipped; 10 of 10 rows are done"
     assert out == f"{team.server.output}: {counts}\n"
-    assert err == "interrupted; run the same command to go on\n"
+    assert err == "interrupted; the same command goes on from what it has saved, or begins again\n"
     assert len(sources.read(str(team.server.output))) == 1
 
 

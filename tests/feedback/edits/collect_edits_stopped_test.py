@@ -72,7 +72,7 @@ def test_stopped_again_and_again(tmp_path, request):
             requests = [Request(prompt) for prompt in server.asked]
             cached = cached_prompts(tmp_path, requests, "stopped.cache.sqlite", identity)
             known.append({prompt: server.asked[prompt] for prompt in cached})
-        assert error.decode().endswith("interrupted; run the same command to go on\n")
+        assert error.decode().endswith("has saved, or begins again\n")
         with started(*command, **fields) as process:
             out, error = process.communicate(timeout=100)
             assert process.returncode == 0, error
@@ -98,5 +98,5 @@ def test_interrupted(responses, output):
             waiting = lambda: server.now == 8 and output.exists() and output.stat().st_size  # noqa: E731
             error = stop(process, signal.SIGINT, waiting)
         assert time.monotonic() - began < 30  # the server is silent for 60
-    assert error.decode().endswith("interrupted; run the same command to go on\n")
+    assert error.decode().endswith("has saved, or begins again\n")
     assert [row["id"] for row in read(output)] == ["1"]
