@@ -53,10 +53,11 @@ def main(config) -> None:
         lazy=True,
         log=log,
     )
-    learned = hf_load.learned_template(path)
-    differs = learned not in ("", model.template)
-    note = f", though the model was fine-tuned with {learned}" if differs else ""
-    log(f"template={model.template}{note}")
+    used = {"template": model.template, "max_new_tokens": config.max_new_tokens}
+    for name, value in used.items():
+        learned = hf_load.learned_data(path).get(name) or value
+        note = f", though the model was fine-tuned with {learned}" if learned != value else ""
+        log(f"{name}={value}{note}")
     guide = load_guide(config.guide, model, config.guide_beta) if config.guide else None
     options = {
         "generator": config.generator or path,

@@ -6,6 +6,7 @@ Torch is not needed for anything; GGUF needs the extra ``gguf``.
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,14 @@ def check_language_model(path: str | os.PathLike) -> None:
         )
 
 
+def learned_data(path: str) -> dict:
+    """How prompts and responses were when a model of ours was trained; {} for any other."""
+    return _read_part(path, checksums.CONFIG).get("fgrlhf", {}).get("data", {})
+
+
 def learned_template(path: str) -> str:
     """The prompt template that a model of ours was fine-tuned with; "" for any other."""
-    ours = _read_part(path, checksums.CONFIG).get("fgrlhf", {})
-    return ours.get("data", {}).get("template", "")
+    return learned_data(path).get("template", "")
 
 
 def resolve_template(path: str, tokenizer, template: str = "") -> str:
@@ -94,23 +99,36 @@ def read_generation_config(path: str | os.PathLike) -> dict:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def end_ids(path: str | os.PathLike, tokenizer) -> tuple[int, ...]:
+def end_ids(
+    path: str | os.PathLike, tokenizer, log: Callable[[str], None] = lambda line: None
+) -> tuple[int, ...]:
     """The tokens that end a response: all of generation_config.json, or else of config.json.
 
-    Or else the tokenizer's EOS and, of a GGUF file, its end of turn. Raises InputError for what is
-    no token id.
+    Or else the tokenizer's EOS and, of a GGUF file, its end of turn; and those stop_strings of
+    generation_config.json that are tokens: of others ``log`` gets a line. Raises InputError for
+    what is no token id.
     """
     local = resolve(path)
     if local.suffix == ".gguf":
         return gguf.end_ids(local)
-    for config in (read_generation_config(path), _read_part(path, checksums.CONFIG)):
+    generation = read_generation_config(path)
+    stops = generation.get("stop_strings") or []
+    texts = [str(text) for text in (stops if isinstance(stops, list) else [stops])]
+    tokens = tokenizer.get_added_vocab() if texts else {}
+    if others := ", ".join(repr(text) for text in texts if text not in tokens):
+        log(
+            f"{path}: stop_strings={others:.100} in generation_config.json are no tokens of their "
+            "own, and end no response here: it may run on; cut it there"
+        )
+    for config in (generation, _read_part(path, checksums.CONFIG)):
         ids = config.get("eos_token_id")
         ids = [i for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
         if wrong := [i for i in ids if type(i) is not int or i < 0]:
             raise InputError(f"{path}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
         if ids:
-            return tuple(ids)
-    return (tokenizer.eos_token_id,)
+            break
+    ids = [*(ids or [tokenizer.eos_token_id]), *(tokens[text] for text in texts if text in tokens)]
+    return tuple(dict.fromkeys(ids))
 
 
 def _read_part(path: str | os.PathLike, name: str) -> dict:

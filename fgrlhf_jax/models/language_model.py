@@ -136,7 +136,7 @@ class LanguageModel:
           max_new_tokens: the longest response that will be asked for, if known: one that leaves no
             room for a prompt is refused before the weights are read.
           lazy: reads the weights only when they are needed, after prompts have been checked.
-          log: gets a line where the template ends a turn with what does not end a response.
+          log: gets a line on what ends a turn in training, or elsewhere, and no response here.
 
         Raises:
           InputError: for a model, mesh, dtype, tokenizer or template that cannot be used.
@@ -149,7 +149,7 @@ class LanguageModel:
         template = hf_load.resolve_template(path, tokenizer, template)
         templates.check_template(template, tokenizer)
         templates.check_vocabulary(tokenizer, cfg.vocab_size, template)
-        ends = hf_load.end_ids(path, tokenizer)
+        ends = hf_load.end_ids(path, tokenizer, log)
         if note := templates.check_end_of_turn(tokenizer, template, ends):
             log(f"{path}: {note}")
         devices = sharding.make_mesh(mesh)

@@ -100,7 +100,7 @@ def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> st
     template = hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
     if learned not in ("", template):
         print(f"data.template={template}, though the policy was fine-tuned with {learned}")
-    ends = hf_load.end_ids(config.policy, tokenizer)
+    ends = hf_load.end_ids(config.policy, tokenizer, print)
     if note := templates.check_end_of_turn(tokenizer, template, ends):
         print(f"policy={config.policy}: {note}")
     return template

@@ -85,6 +85,7 @@ def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures:
     """Writes the policy of a step as a Hugging Face folder; a note as of ``hf_save.save``."""
     config = trainer.config
     rewards = config.reward_function or config.reward_model
+    data = {"template": template, "max_new_tokens": config.data.max_new_tokens}
     return hf_save.save(
         trainer.folder / "export",
         policy,
@@ -93,7 +94,7 @@ def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures:
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
         origin=Origin(config.policy, config.prompts, figures, rewards, trainer.base_digest),
-        extra={"data": {"template": template}, "step": step},
+        extra={"data": data, "step": step},
         adapter=trainer.models.lora,
         merged=config.export.merged,
     )

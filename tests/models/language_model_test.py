@@ -205,14 +205,15 @@ def test_the_template_is_the_learned_one_or_chat_or_alpaca(tmp_path, model, monk
     plain, with_chat = make_tokenizer(), make_tokenizer()
     with_chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     for name, tokenizer, data, template in (
-        ("ours", with_chat, {"template": "alpaca"}, "alpaca"),
+        ("ours", with_chat, {"template": "alpaca", "max_new_tokens": 9}, "alpaca"),
         ("theirs", with_chat, {}, "chat"),
         ("base", plain, {}, "alpaca"),
     ):
         path = ppo_cases.save_policy(tmp_path / name, tokenizer, **data)
         assert LanguageModel.load(path).template == template, name
         ppo_cases.launch(generate, {"model": path, "limit": 1, "max_new_tokens": 6})
-        assert capsys.readouterr().err == f"template={template}\n"
+        note = ", though the model was fine-tuned with 9" if "max_new_tokens" in data else ""
+        assert capsys.readouterr().err == f"template={template}\nmax_new_tokens=6{note}\n"
         config = {"policy": str(path), "reward_function": "", "data": {"template": ""}}
         models = SimpleNamespace(meta=None)
         assert rollout.resolve_template(ConfigDict(config), models, tokenizer) == template, name

@@ -30,10 +30,15 @@ from fgrlhf_jax.models.language_model import LanguageModel
 def test_a_response_ends_with_all_ids_of_the_generation_config_or_else_the_config(
     tmp_path, generation, config, ends
 ):
+    """And with those stop strings that are tokens; the others are told."""
     configure(tmp_path / "generation_config.json", eos_token_id=generation)
     configure(tmp_path / "config.json", eos_token_id=config)
     if isinstance(ends, tuple):
         assert hf_load.end_ids(tmp_path, tokenizer()) == ends
+        configure(tmp_path / "generation_config.json", stop_strings=["<s>", "\nUser:"])
+        told = []
+        assert hf_load.end_ids(tmp_path, tokenizer(), told.append) == (*ends, 1)
+        assert r"stop_strings='\nUser:' in generation_config.json are no tokens" in told[0]
         return
     with pytest.raises(InputError, match=ends):
         hf_load.end_ids(tmp_path, tokenizer())
