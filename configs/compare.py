@@ -67,11 +67,7 @@ def get_config(argument: str = "tiny"):
 
 
 def to_study(config: ConfigDict, template: str) -> ConfigDict:
-    """The same as a config of launch.pipeline.
-
-    Args:
-      template: of the prompts; "" is the embedded world's.
-    """
+    """The same as a config of launch.pipeline; the ``template`` "" is the embedded world's."""
     study, values = pipeline.get_config("cad" if config.edits else "tiny"), config.to_dict()
     edits = values.pop("edits")
     if edits:

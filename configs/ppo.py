@@ -12,16 +12,8 @@ MODEL is one of
 and LEVEL is token (default) or sequence: what the reward model pays for.
 """
 
+from configs import common
 from configs.base import CHECKPOINTS, DEVICES, LORA, OPTIMIZER, RUN
-from configs.common import (
-    DTYPES,
-    ENSEMBLE_PENALTY,
-    INT8_CACHE,
-    MODEL,
-    OVERLONG,
-    READING,
-    REWARD_MODEL,
-)
 from configs.fields import Field, check_argument, collect_fields
 from configs.models import make_model_config
 from fgrlhf_jax.data.templates import TEMPLATES
@@ -33,9 +25,9 @@ LEVELS = ("token", "sequence")
 
 GROUPS = {
     "Models and rewards": {
-        "policy": Field("", f"{MODEL} of the policy and its reference"),
-        "reward_model": Field("", REWARD_MODEL),
-        "ensemble_penalty": ENSEMBLE_PENALTY,
+        "policy": Field("", f"{common.MODEL} of the policy and its reference"),
+        "reward_model": Field("", common.REWARD_MODEL),
+        "ensemble_penalty": common.ENSEMBLE_PENALTY,
         "level": Field("token", "what the reward model rewards", choices=LEVELS),
         "reward_function": Field("", "MODULE:FUNCTION in place of a reward model"),
         "judge": Field("", "MODULE:FUNCTION that scores validation responses"),
@@ -65,7 +57,7 @@ GROUPS = {
         ),
         "data.max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
         "data.max_new_tokens": Field(300, "tokens of a response", at_least=1),
-        "data.overlong": Field("drop", "what becomes of longer prompts", choices=OVERLONG),
+        "data.overlong": Field("drop", "what becomes of longer prompts", choices=common.OVERLONG),
     },
     "Rollouts and updates": {
         "steps": Field(80, "rollouts, each with its updates", at_least=1),
@@ -81,7 +73,7 @@ GROUPS = {
         ),
         "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
         "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
-        "sampling.int8_cache": INT8_CACHE,
+        "sampling.int8_cache": common.INT8_CACHE,
     },
     "Algorithm": {
         "algorithm": Field(
@@ -149,14 +141,14 @@ GROUPS = {
         "inference_dtype": Field(
             "float32",
             "bfloat16: reference and reward model are stored in the dtypes they are computed with",
-            choices=DTYPES,
+            choices=common.DTYPES,
         ),
     },
 }
 FIELDS = collect_fields(
     RUN,
     GROUPS,
-    READING,
+    common.READING,
     LORA,
     OPTIMIZER,
     CHECKPOINTS,

@@ -22,16 +22,8 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.edits import request as edit_requests
 from fgrlhf_jax.feedback.edits.minimality import measure
-from fgrlhf_jax.feedback.edits.request import (
-    SCHEMA,
-    EditTask,
-    build_prompt,
-    count_rejected,
-    load_template,
-    make_tasks,
-    parse_reply,
-)
 from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Rejected, request_key
@@ -50,7 +42,7 @@ EXAMPLE_LENGTH = 120  # characters of a reply that is shown
 class Question(NamedTuple):
     """A task, its request and the form of its reply, or why nothing is asked."""
 
-    task: EditTask
+    task: edit_requests.EditTask
     request: Request
     tag: str | None
     unasked: str
@@ -60,7 +52,7 @@ def main(config) -> None:
     asking.check(config)
     output = cli.check_output(config, (".jsonl",))
     name = config.template or ("paper" if config.provider == "local" else "form")
-    template = load_template(config.template_file, name)
+    template = edit_requests.load_template(config.template_file, name)
     questions = build_questions(config, template)
     to_send = [question.request for question in questions if not question.unasked]
     if config.dry_run:  # an edit is about as long as its original
@@ -92,17 +84,16 @@ def main(config) -> None:
 def build_questions(config, template: PromptTemplate) -> list[Question]:
     """What is asked about every row; names the rows that no reply could hold.
 
-    Raises:
-      InputError: where nothing can be asked.
+    Raises InputError where nothing can be asked.
     """
     as_json, questions = asking.reply_format(config) == "json_schema", []
     for task in read_tasks(config):
-        prompt, tag = build_prompt(task, template, as_json)
+        prompt, tag = edit_requests.build_prompt(task, template, as_json)
         request = Request(
             prompt,
             max_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            schema=SCHEMA if as_json else None,
+            schema=edit_requests.SCHEMA if as_json else None,
         )
         unasked = "" if task.response.strip() else NO_RESPONSE
         if estimate_tokens(task.response) > config.max_new_tokens:
@@ -128,17 +119,17 @@ def build_questions(config, template: PromptTemplate) -> list[Question]:
     return questions
 
 
-def read_tasks(config) -> list[EditTask]:
+def read_tasks(config) -> list[edit_requests.EditTask]:
     """The responses to edit."""
     if config.input:
         rows = reading.read_with_rows(config, config.input)
     else:
         instructions = make_instructions(EMBEDDED_ROWS, "feedback", 0)
         rows = [(record, {}) for record in instructions]
-    return make_tasks(rows[: config.limit or len(rows)], config.side)
+    return edit_requests.make_tasks(rows[: config.limit or len(rows)], config.side)
 
 
-def row_key(request_key: str, task: EditTask, max_change_ratio: float) -> str:
+def row_key(request_key: str, task: edit_requests.EditTask, max_change_ratio: float) -> str:
     """The hash of everything that determines a row of the output.
 
     Whether a response ended counts where it did not: the keys of earlier versions hold.
@@ -164,7 +155,7 @@ def make_row(
     if isinstance(reply, Rejected):
         reason = reply.reason if question.unasked else f"rejected: {reply.reason}"
         return row | {"reason": reason, "reply": ""} | annotator, False
-    edit = parse_reply(
+    edit = edit_requests.parse_reply(
         reply, task, config.max_change_ratio, tag=question.tag, template_text=template_text
     )
     if edit.reason:
@@ -176,12 +167,13 @@ def make_row(
 def print_summary(output: Path, edits: int, rejected: int) -> None:
     """What is in the files now, and the commands that use it.
 
-    Raises:
-      InputError: where every row was set aside.
+    Raises InputError where every row was set aside.
     """
     aside = ""
     if rejected:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in count_rejected([output]).items())
+        reasons = ", ".join(
+            f"{n} {reason}" for reason, n in edit_requests.count_rejected([output]).items()
+        )
         aside = f"{rejected} rows set aside in {rejected_path(output)}: {reasons}"
         rows = read_jsonl(rejected_path(output))
         unread = (row["reply"] for row in rows if row["reason"] in ("unparsed", "doubtful"))

@@ -13,13 +13,8 @@ from pathlib import Path
 from fgrlhf_jax.data import records, templates
 from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.feedback.edits import report
 from fgrlhf_jax.feedback.edits.minimality import LONGEST
-from fgrlhf_jax.feedback.edits.report import (
-    compute_statistics,
-    format_examples,
-    format_figures,
-    render_page,
-)
 from fgrlhf_jax.feedback.edits.request import count_rejected
 from fgrlhf_jax.runtime.files import write_json, write_text
 from fgrlhf_jax.tiny_world.datasets import make_feedback
@@ -38,7 +33,7 @@ def main(config) -> None:
     else:
         edits, _ = make_feedback(EMBEDDED_ROWS, config.seed)
         annotators, rejected = [], {}
-    statistics = compute_statistics(
+    statistics = report.compute_statistics(
         edits,
         annotators=annotators,
         encode=make_encoder(config.tokenizer),
@@ -50,11 +45,11 @@ def main(config) -> None:
         names = ", ".join(path.name for path in sources)
         title = f"Edits: {names}" if config.input else "Edits of the embedded world"
         source = config.input or "the embedded world"
-        write_text(output, render_page(statistics, title=title, source=source))
+        write_text(output, report.render_page(statistics, title=title, source=source))
     elif config.output:
         write_json(output, {"input": config.input, **statistics})
-    print(format_figures(statistics))
-    print("", format_examples(statistics, colour=sys.stdout.isatty()), sep="\n")
+    print(report.format_figures(statistics))
+    print("", report.format_examples(statistics, colour=sys.stdout.isatty()), sep="\n")
     if config.output:
         print(f"\nwritten to {output}")
 
@@ -62,8 +57,7 @@ def main(config) -> None:
 def read_edits(config) -> tuple[list[records.Edit], list[str]]:
     """The edits of files and the annotator of each, "" where the row has none.
 
-    Raises:
-      InputError: for a row that is no edit, and, unless invalid=drop, for one that is too long.
+    Raises InputError for a row that is no edit, and, unless invalid=drop, for one that is too long.
     """
     edits, annotators = [], []
     for n, (row, fields) in enumerate(reading.read_with_rows(config, config.input, "pairs"), 1):

@@ -97,9 +97,8 @@ def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
 def upload(config, kind: str, card, files: dict[str, Path]) -> str:
     """One commit with the card and the files; returns its address.
 
-    Raises:
-      InputError: where the hub refuses it or cannot be reached, and where a public repository
-        would get what is meant to be private.
+    Raises InputError where the hub refuses it or cannot be reached, and where a public repository
+    would get what is meant to be private.
     """
     api, options = huggingface_hub.HfApi(), {"repo_id": config.repo, "repo_type": kind}
     try:

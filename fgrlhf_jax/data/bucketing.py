@@ -104,8 +104,7 @@ def plan_epoch(
     has ``len(lengths) // batch_size`` batches and no row twice. A pure function: the same (seed,
     epoch) gives the same plan, another epoch another order and other company.
 
-    Raises:
-      InputError: for fewer rows than ``batch_size``, or a row longer than any bucket.
+    Raises InputError for fewer rows than ``batch_size``, or a row longer than any bucket.
     """
     lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
     if len(lengths) < batch_size:

@@ -46,8 +46,7 @@ def render_chat(
 ) -> str:
     """Messages and the opening of the assistant's turn, or with an answer in it.
 
-    Raises:
-      InputError: with the template's words, where it fails.
+    Raises InputError with the template's words, where it fails.
     """
     answers = [] if answer is None else [Message("assistant", answer)]
     try:
@@ -141,11 +140,7 @@ def encode_chat(
 def own_controls(
     tokenizer: Tokenizer, template: str, roles: tuple[str, ...], is_prompt: bool
 ) -> list[int] | None:
-    """The ids of the control tokens around short messages; None where the template refuses them.
-
-    Args:
-      template: the tokenizer's, which may be changed.
-    """
+    """The ids of the control tokens around short messages; None where the template refuses them."""
     messages = [Message(role, "a") for role in roles]
     try:
         parts = chat_parts(tokenizer, messages, None if is_prompt else "a")

@@ -89,8 +89,7 @@ def response_widths(
 ) -> dict[int, int]:
     """For each bucket the columns of its responses, a multiple of 8 that holds the longest.
 
-    Args:
-      lengths: tokens of each row; starts: how many of them are before its response.
+    Of each row ``lengths`` has the tokens, and ``starts`` how many of them are before its response.
     """
     lengths, starts, widths = np.asarray(lengths), np.asarray(starts), {}
     for bucket in buckets:

@@ -75,8 +75,7 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 def parse_columns(text: str) -> dict[str, str]:
     """{field: column} of "prompt=question,chosen"; a field without "=" is a column of that name.
 
-    Raises:
-      InputError: for what is no field of :data:`FIELDS`.
+    Raises InputError for what is no field of :data:`FIELDS`.
     """
     columns = {}
     for part in filter(None, map(str.strip, text.split(","))):
@@ -202,11 +201,7 @@ def parse_record(row: Any, where: str) -> Record:
 
 
 def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
-    """Raises InputError for a response that its row says is not to be learned.
-
-    Args:
-      ending: the fields whose last turn the response may be.
-    """
+    """Raises InputError for a response (an ``ending``'s last turn) that is not to be learned."""
     turns = [parse_list(row.get(name)) for name in ending]
     ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
     # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,

@@ -27,8 +27,7 @@ def is_dataset(source: str) -> bool:
 def load(source: str) -> Any:
     """One split of a dataset, as ``load_dataset`` returns it; by default the only one or "train".
 
-    Raises:
-      InputError: for a dataset that cannot be loaded, and for a choice that is missing.
+    Raises InputError for a dataset that cannot be loaded, and for a choice that is missing.
     """
     import datasets  # seconds to import, and most runs read files
 
@@ -82,8 +81,7 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
 def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: str) -> str:
     """``value``, or where it is "" the only one known or "train".
 
-    Raises:
-      InputError: naming the choices where it is none of them.
+    Raises InputError, naming the choices, where it is none of them.
     """
     known = sorted(known)
     default = known[0] if len(known) == 1 else "train"

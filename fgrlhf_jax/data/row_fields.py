@@ -71,11 +71,7 @@ def field_of(row: Row, name: str, where: str) -> Any:
 
 
 def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
-    """The text in a field of a row; raises InputError where there is none.
-
-    Args:
-      blank: whether the text may be empty.
-    """
+    """The text in a field of a row, not empty unless ``blank``; InputError where there is none."""
     text = field_of(row, name, where)
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
@@ -148,8 +144,7 @@ def read_prompt(
 ) -> tuple[dict[str, Any], str | None]:
     """Fields of a record's prompt ({}: there is none), and the answer that ends its conversation.
 
-    Args:
-      before: the conversation that a field of the answers holds, if any.
+    ``before`` is the conversation that a field of the answers holds, if any.
     """
     names = set(named) & set(PROMPTS) or PROMPTS
     conversations, texts, last = dict(before), {}, None

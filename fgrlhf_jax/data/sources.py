@@ -88,8 +88,7 @@ def read_rows(source: str) -> Rows:
     A line that is no JSON, or of another number of cells, is there as the InputError about it. A
     text that holds messages is there as these.
 
-    Raises:
-      InputError: for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
+    Raises InputError for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
     """
     return tables.with_messages(_read_rows(source))
 

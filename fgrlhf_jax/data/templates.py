@@ -13,17 +13,7 @@ import functools
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from fgrlhf_jax.data.chat import (
-    OTHER_TEMPLATE,
-    Parts,
-    Tokens,
-    chat_parts,
-    encode_chat,
-    own_controls,
-    render_chat,
-    shows_user,
-    tokenize,
-)
+from fgrlhf_jax.data import chat
 from fgrlhf_jax.data.conversations import join_prompt
 from fgrlhf_jax.data.records import Message, Record, is_finished, shown_prompt
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -66,13 +56,13 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         raise InputError(f"template={template}: is not one of {', '.join(TEMPLATES)}")
     if template == "chat" and not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            f"template=chat: the tokenizer has no chat template; give {OTHER_TEMPLATE}, or copy "
-            "chat_template.jinja of a model that has one into this model's folder"
+            f"template=chat: the tokenizer has no chat template; give {chat.OTHER_TEMPLATE}, or "
+            "copy chat_template.jinja of a model that has one into this model's folder"
         )
-    if template == "chat" and not shows_user(tokenizer, str(tokenizer.chat_template)):
+    if template == "chat" and not chat.shows_user(tokenizer, str(tokenizer.chat_template)):
         raise InputError(
             "template=chat: the model's chat template does not write what the user says, as one "
-            f"that wants parts of messages; give {OTHER_TEMPLATE}"
+            f"that wants parts of messages; give {chat.OTHER_TEMPLATE}"
         )
 
 
@@ -88,7 +78,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "cha
         written |= {index for index, token in added.items() if token.content in source}
         for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
             for is_prompt in (True, False):
-                written.update(own_controls(tokenizer, source, roles, is_prompt) or ())
+                written.update(chat.own_controls(tokenizer, source, roles, is_prompt) or ())
     beyond = {
         index: token
         for token, index in tokenizer.get_vocab().items()
@@ -136,7 +126,7 @@ def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
     """
     check_template(template, tokenizer)
     if template == "chat":
-        return render_chat(tokenizer, turns(record))
+        return chat.render_chat(tokenizer, turns(record))
     instruction, input = shown_prompt(record)
     if [message.role for message in record.messages] == ["system", "user"]:
         instruction = "\n\n".join(message.content for message in record.messages)
@@ -164,8 +154,7 @@ def fit_prompt(
     goes first, then its own. BOS is there if and only if the tokenizer (for "chat": its template)
     adds one; an EOS never is.
 
-    Raises:
-      InputError: as :func:`render`, and where the template alone is too long.
+    Raises InputError as :func:`render`, and where the template alone is too long.
     """
 
     def encode(shorter: Record) -> list[int]:
@@ -220,8 +209,7 @@ def encode_responses(
 ) -> tuple[list[Encoded], bool]:
     """The responses in these fields of a record, and whether :func:`fit_prompt` cut its prompt.
 
-    Args:
-      append_eos: whether responses that ended by themselves end with a control token.
+    With ``append_eos`` those that ended by themselves end with a control token.
     """
     record, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
     encode = functools.partial(encode_response, tokenizer, template, record)
@@ -231,16 +219,16 @@ def encode_responses(
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text by itself, control tokens in it spelt out."""
-    return tokenize(tokenizer, text).ids
+    return chat.tokenize(tokenizer, text).ids
 
 
 def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
     """A sentence where what ends a response in training does not end a generated one, else ""."""
-    parts = Parts("")
+    parts = chat.Parts("")
     if template == "chat":
         with contextlib.suppress(InputError):  # it wants other turns, which a file may have
-            parts = chat_parts(tokenizer, (Message("user", "a"),), "a")
-    tokens = tokenize(tokenizer, parts.closing, control=True)
+            parts = chat.chat_parts(tokenizer, (Message("user", "a"),), "a")
+    tokens = chat.tokenize(tokenizer, parts.closing, control=True)
     written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
     end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
     known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
@@ -282,13 +270,13 @@ def encode_response(
     """
     check_template(template, tokenizer)
     if template == "chat":
-        parts, tokens = encode_chat(tokenizer, turns(record), response)
+        parts, tokens = chat.encode_chat(tokenizer, turns(record), response)
     else:
-        parts = Parts(render(tokenizer, template, record), response=response or "")
-        tokens = tokenize(tokenizer, "".join(parts))
+        parts = chat.Parts(render(tokenizer, template, record), response=response or "")
+        tokens = chat.tokenize(tokenizer, "".join(parts))
         first = _first_id(tokenizer)
         if first == [tokenizer.bos_token_id]:
-            tokens = Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
+            tokens = chat.Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
     ids = tokens.ids
     if response is None:
         return Encoded(ids, len(ids), [])

@@ -43,8 +43,7 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 def check_same(ours: Tokenizer, theirs: Tokenizer, model: str, reward_model: str) -> None:
     """Raises InputError where two tokenizers give a text different ids, saying how they differ.
 
-    Args:
-      model, reward_model: what the message calls their models, such as ``policy=FOLDER``.
+    The message calls their models ``model`` and ``reward_model``: ``policy=FOLDER``, say.
     """
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
     differing = sorted(
@@ -73,8 +72,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
     token, as in LLaMA. Every text can be encoded and comes back unchanged.
 
-    Raises:
-      InputError: for a ``vocab_size`` that cannot hold the 256 bytes.
+    Raises InputError for a ``vocab_size`` that cannot hold the 256 bytes.
     """
     special = ["<unk>", "<s>", "</s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -62,10 +62,7 @@ def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) ->
     """The product of x's last axis and that axis of a matrix, x's other axes flattened to one.
 
     With more than one the CPU's compiler transposes a copy of every output gradient to multiply it
-    by the input, which takes longer than the product.
-
-    Args:
-      **options: of ``lax.dot_general``.
+    by the input, which takes longer than the product. The options are of ``lax.dot_general``.
     """
     flat = x.reshape(-1, x.shape[-1])
     product = jax.lax.dot_general(flat, kernel, (((1,), (contracted,)), ((), ())), **options)
@@ -86,8 +83,7 @@ def logits_product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Arra
 def _product_and_float32_gradient(x, kernel, contracted: int, dtype: str) -> jax.Array:
     """The product of x with a kernel rounded to its dtype, to which the kernel's gradient is not.
 
-    Args:
-      dtype: of the result. Its gradient is rounded to that of x.
+    ``dtype`` is that of the result, whose gradient is rounded to that of x.
     """
     return flat_product(x, kernel.astype(x.dtype), contracted, preferred_element_type=dtype)
 

@@ -219,8 +219,7 @@ def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) 
 def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:
     """The base of a model and its digest, both of the bytes that are read now.
 
-    Args:
-      abstract: see :func:`load_params`; of all of the backbone, without an adapter.
+    ``abstract`` is as for :func:`load_params`, of all of the backbone, without an adapter.
     """
     digests: dict[str, str] = {}
     stored = peft.digest_as_read(_base_tensors(path), digests)

@@ -132,8 +132,7 @@ def _check_heads(
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``folder`` once the block has written all of it.
 
-    Raises:
-      InputError: when it cannot be written; what was there stays.
+    Raises InputError when it cannot be written; what was there stays.
     """
     new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("tmp", "old"))
     is_first = jax.process_index() == 0

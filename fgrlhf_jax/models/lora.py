@@ -106,8 +106,7 @@ def join(base: dict, trained: dict) -> dict:
 def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
     """Shapes, dtypes and shardings of an adapter for a model of these abstract parameters.
 
-    Raises:
-      InputError: where ``lora.targets`` finds no linear layer, or none has so high a rank.
+    Raises InputError where ``lora.targets`` finds no linear layer, or none has so high a rank.
     """
     layers = _linear_layers(params["backbone"]["layers"])
     names = [name for name in layers if re.search(lora.targets, name)]
@@ -166,8 +165,7 @@ def init_adapter(key: jax.Array, abstract: dict) -> dict:
 def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
     """The parameters of one layer, or of a stack of them, with its part of an adapter in it.
 
-    Args:
-      adapter: {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or some of it.
+    The ``adapter`` is {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or some of it.
     """
     merged = {part: dict(group) for part, group in quantize.dequantize_params(layer).items()}
     for part, group in adapter.items():

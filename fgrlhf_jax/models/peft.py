@@ -177,11 +177,8 @@ def _module(name: str) -> str:
 def add_adapter(folder: Path, base: dict[str, Stored], *, merged: bool) -> dict[str, Stored]:
     """The tensors of a base with those of the adapter in ``folder``, if there is one.
 
-    Args:
-      merged: whether kernels are W + scale B A, each computed as it is read.
-
-    Raises:
-      InputError: where the adapter does not fit the base.
+    With ``merged`` kernels are W + scale B A, each computed as it is read. Raises InputError where
+    the adapter does not fit the base.
     """
     if not checksums.is_adapter(folder):
         return base
@@ -267,8 +264,7 @@ def is_same_base(digest: str, other: str) -> bool:
 def check_base(folder: Path, digests: dict[str, str]) -> None:
     """Raises InputError where an adapter of ours was trained on another base than was read.
 
-    Args:
-      digests: of the base's tensors that were read; without its backbone nothing can be said.
+    The ``digests`` are of its tensors that were read; without its backbone nothing can be said.
     """
     recorded = recorded_digest(folder)
     is_read = recorded and "model.norm.weight" in digests

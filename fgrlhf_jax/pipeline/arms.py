@@ -39,8 +39,7 @@ def split_names(text: str) -> list[str]:
 def select(config: ConfigDict) -> list[str]:
     """The arms that ``config.run_arms`` names and all they are made from, each after its needs.
 
-    Raises:
-      InputError: for unknown names, circles, and what the config's data cannot train.
+    Raises InputError for unknown names, circles, and what the config's data cannot train.
     """
     order: list[str] = []
 

@@ -48,8 +48,7 @@ def policy_folder(config: ConfigDict, folder: Path, seed: int, arm: str) -> str:
 def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     """All stages, in the order in which to start them.
 
-    Raises:
-      InputError: for arms or flags that cannot be.
+    Raises InputError for arms or flags that cannot be.
     """
     names, seeds = arms.select(config), range(config.seeds)
     homes = {seed: folder / f"seed_{seed}" for seed in seeds}

@@ -96,8 +96,7 @@ def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Recor
 def read_kind(kind: type, spec: str) -> list[Record]:
     """The records of files that hold one kind.
 
-    Raises:
-      InputError: for a row of another kind.
+    Raises InputError for a row of another kind.
     """
     rows, name = sources.read(spec), kind.__name__.lower()
     for number, row in enumerate(rows, 1):
@@ -134,8 +133,7 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
 def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
     """``parts_of_N/``: the prompts of the feedback in N parts, and the edits on each of them.
 
-    Raises:
-      InputError: for fewer prompts than parts.
+    Raises InputError for fewer prompts than parts.
     """
     home = folder / f"seed_{seed}"
     paths = (home / "feedback").glob("*.jsonl")
@@ -172,8 +170,7 @@ def write_sets(folder: Path, sets: dict[str, list[Record]]) -> None:
 def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
     """``ROUND/``: edits of the samples of the round's policy.
 
-    Raises:
-      InputError: where people or a language model have to make them first, saying how.
+    Raises InputError where people or a language model have to make them first, saying how.
     """
     samples, out = home / f"{name}_samples.json", home / name
     if config.embedded:

@@ -18,13 +18,8 @@ _NAME = r"[A-Za-z_][\w.]*"
 def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
     """``{"steps": "20", "kl.coef": "0.1"}`` of ``"steps=20,kl.coef=0.1"``.
 
-    A comma that no ``NAME=`` follows belongs to the value before it, as in ``mesh=1,-1,1``.
-
-    Args:
-      field: the config field that has the text, for the error message.
-
-    Raises:
-      InputError: for text of another form.
+    A comma that no ``NAME=`` follows belongs to the value before it, as in ``mesh=1,-1,1``. Raises
+    InputError, naming the config ``field``, for text of another form.
     """
     flags = {}
     for flag in re.split(rf",\s*(?={_NAME}=)", text.strip(" ,")) if text.strip(" ,") else ():

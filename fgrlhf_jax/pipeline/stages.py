@@ -122,9 +122,8 @@ def forget_halves_of_entries(cache: Path) -> None:
 def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
     """The names of the stages that an earlier start finished, with all that they need now.
 
-    Raises:
-      InputError: for a stage that was made with other values, naming them; and where what it left
-        has changed since.
+    Raises InputError for a stage that was made with other values, naming them; and where what it
+    left has changed since.
     """
     done = set()
     for stage in stages:

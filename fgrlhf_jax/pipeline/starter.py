@@ -40,8 +40,7 @@ _started: list[subprocess.Popen] = []  # else subprocess itself would ask how th
 class Starter:
     """Within it, ``start`` runs ``python -m COMMAND`` in a process of its own.
 
-    Args:
-      environment: variables of all commands, beside those of this process.
+    The ``environment`` are variables of all commands, beside those of this process.
     """
 
     def __init__(self, environment: Mapping[str, str]):

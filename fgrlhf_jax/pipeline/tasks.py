@@ -72,11 +72,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
     with the same ones a response would often be its own reference.
 
-    Args:
-      policies: folder of a language model by arm, ``sft`` among them.
-
-    Raises:
-      InputError: for a policy that was fine-tuned with another template.
+    ``policies`` are folders by arm, ``sft`` among them. Raises as :func:`check_template`.
     """
     for path in policies.values():
         check_template(path, config.template)
@@ -179,8 +175,7 @@ def models_of_tables(home: Path) -> list[str]:
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:
     """``tables.json``: each reward model on each test set, and token rewards of some responses.
 
-    Args:
-      models: run folder of a reward model by name.
+    ``models`` are run folders by name.
     """
     feedback = folder / f"seed_{seed}" / "feedback"
     paths = {name: feedback / f"{name}_test.jsonl" for name in ("edits", "preferences", "gold")}

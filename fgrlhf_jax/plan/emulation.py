@@ -162,8 +162,7 @@ def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
 def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) -> int:
     """The most that the temporaries of a program hold at a time.
 
-    Args:
-      halved: arrays that have half the bytes that their dtype says, see :func:`emulated`.
+    Arrays in ``halved`` have half the bytes that their dtype says, see :func:`emulated`.
     """
 
     @functools.cache

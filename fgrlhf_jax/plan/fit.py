@@ -73,8 +73,7 @@ def _tester(
 ) -> Callable[[dict], bool]:
     """Whether a change of the config fits.
 
-    Args:
-      known: whether steps without micro-batches fit, by their name and the flags of the change.
+    ``known`` says it of steps without micro-batches, by their name and the flags of the change.
     """
 
     def fits(change: dict) -> bool:
@@ -165,8 +164,7 @@ def _with_largest(
 ) -> dict:
     """The change with the largest micro-batch that fits.
 
-    Args:
-      below: the present one does not fit, and the smallest does; else the present one does.
+    The present one fits, or with ``below`` does not, while the smallest does.
     """
     sizes, present = _micro_batches(config, change)
     sizes = [n for n in sizes if (n < present if below else n >= present)]

@@ -41,8 +41,7 @@ class Lengths(NamedTuple):
 def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> dict[str, float]:
     """The mean number of micro-batches of each width that rollouts of so many rows make.
 
-    Returns:
-      What ``hlo_costs.count`` takes: the names of loops -> their rounds.
+    As ``hlo_costs.count`` takes it: the names of loops -> their rounds.
     """
     with jax.set_mesh(mesh):
         counts = [

@@ -102,11 +102,10 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
 
 
 def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> dict[str, dict]:
-    """FLOPs and bytes by stage, of a mean update. Elementwise operations count as part of the
-    products beside them.
+    """FLOPs and bytes by stage, of a mean update.
 
-    Args:
-      ends: bytes of arguments and outputs, which are read or written at least once.
+    Elementwise operations count as part of the products beside them. ``ends`` are the bytes of
+    arguments and outputs, which are read or written at least once.
     """
     costs = {step.stages[-1]: np.array(count[:3])}
     if len(step.stages) == 2:  # before and inside the loop
@@ -163,11 +162,7 @@ def format_table(plan: dict) -> str:
 
 
 def format_advice(change: str | None, memory: float) -> str:
-    """What to do about a run that does not fit: the flags of a change that does, or that none is.
-
-    Args:
-      memory: bytes that a device has.
-    """
+    """What to do where a run does not fit: the flags of a change that does, or that none is."""
     size = f"{memory / 1e9:g} GB"
     if change is None:
         return (

@@ -17,8 +17,7 @@ def encode(records: list, config: ConfigDict, tokenizer, template: str) -> list[
 
     Responses have at most ``data.max_new_tokens``, as those that are sampled.
 
-    Raises:
-      InputError: when fewer are left than an update imitates.
+    Raises InputError when fewer are left than an update imitates.
     """
     most, width = config.data.max_prompt_length, config.data.max_new_tokens
     limits = {"max_length": most + width, "max_prompt_length": most}

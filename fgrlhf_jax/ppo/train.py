@@ -31,10 +31,8 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
       The run folder, with ``export`` in it, and where ``validation`` has edits ``eval.json`` with
       "corrections", as ``correction.before_and_after``.
 
-    Raises:
-      InputError: for anything in the config, prompts, models or reward function that cannot be
-        used; when a number stops being finite, and when the KL passes its limit.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    Raises as ``training.run.run``, and InputError for anything in the config, prompts, models or
+    reward function that cannot be used, and when the KL passes its limit.
     """
     mesh = sharding.make_mesh(config.mesh)
     programs.check_sizes(config, mesh)

@@ -17,15 +17,7 @@ import numpy as np
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
-from fgrlhf_jax.report import corrections, speed
-from fgrlhf_jax.report.verdict import (
-    BASELINE,
-    DECODINGS,
-    RIVALS,
-    TOKEN,
-    answer_questions,
-    recommend,
-)
+from fgrlhf_jax.report import corrections, speed, verdict
 
 _AS_IT_IS = (
     *("title", "judge", "seeds", "test_prompts"),
@@ -37,14 +29,13 @@ CURVES = ("gold", "reward", "kl", "length", "unfinished", "seconds")
 def build_report(study: dict) -> dict:
     """What ``report.json`` holds: tables, curves, differences, heat maps, commands, the answer.
 
-    Raises:
-      InputError: where runs of the study are not on the same test prompts.
+    Raises InputError where runs of the study are not on the same test prompts.
     """
     arms, models = study["arms"], study["reward_models"]
     _check(study)
     trained = {n: curves for n, arm in arms.items() if (curves := _evaluations(arm["runs"]))}
     # The first arm of PPO where the one that everything is measured by is missing.
-    baseline = BASELINE if BASELINE in trained else next(iter(trained), None)
+    baseline = verdict.BASELINE if verdict.BASELINE in trained else next(iter(trained), None)
     target = speed.gold_target(trained[baseline]) if baseline else None
     labels = {
         part: {name: item["label"] for name, item in study[part].items()}
@@ -62,10 +53,10 @@ def build_report(study: dict) -> dict:
         },
         "table3": {n: speed.time_arm(c, seconds[n], target) for n, c in trained.items()},
         "speed": [
-            {"arm": TOKEN, "against": rival}
-            | speed.compare_arms(trained[TOKEN], trained[rival], target, rival == baseline)
-            for rival in RIVALS
-            if {TOKEN, rival} <= trained.keys()
+            {"arm": verdict.TOKEN, "against": rival}
+            | speed.compare_arms(trained[verdict.TOKEN], trained[rival], target, rival == baseline)
+            for rival in verdict.RIVALS
+            if {verdict.TOKEN, rival} <= trained.keys()
         ],
         "at_once": study.get("at_once", 1),
         "gold_target": target,
@@ -80,8 +71,8 @@ def build_report(study: dict) -> dict:
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
     # Nobody can train with an oracle's rewards.
     rows = {n: row for n, row in report["table1"].items() if not arms[n].get("oracle")}
-    report["recommendation"] = recommend(report["differences"], rows)
-    report["answer"] = answer_questions(report)
+    report["recommendation"] = verdict.recommend(report["differences"], rows)
+    report["answer"] = verdict.answer_questions(report)
     return _plain(report)
 
 
@@ -95,7 +86,7 @@ def _check(study: dict) -> None:
         if not arm["runs"]:
             raise InputError(f"arm {name!r} has no run; leave it out of the study")
         for seed, run in enumerate(arm["runs"]):
-            for decoding in DECODINGS:
+            for decoding in verdict.DECODINGS:
                 sizes = {len(run[decoding][key]) for key in ("scores", "outcome", "lengths")}
                 if sizes != {study["test_prompts"]}:
                     raise InputError(
@@ -126,7 +117,7 @@ def _mean_of_seeds(sets: list[dict], key: str) -> tuple[float | None, float | No
 
 def _table1_row(runs: list[dict]) -> dict:
     row = {key: _of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")}
-    for decoding, prefix in zip(DECODINGS, ("", "greedy_"), strict=True):
+    for decoding, prefix in zip(verdict.DECODINGS, ("", "greedy_"), strict=True):
         sets = [run[decoding] for run in runs]
         row[f"{prefix}win_rate"], row[f"{prefix}se"] = _mean_of_seeds(sets, "outcome")
         row[f"{prefix}gold"], row[f"{prefix}gold_se"] = _mean_of_seeds(sets, "scores")
@@ -176,7 +167,7 @@ def _differences(arms: dict) -> list[dict]:
 
     Without a judge correction accuracy takes their place, and edits that of prompts.
     """
-    values = {decoding: _paired_values(arms, decoding) for decoding in DECODINGS}
+    values = {decoding: _paired_values(arms, decoding) for decoding in verdict.DECODINGS}
 
     def compare(arm: str, against: str, decoding: str) -> dict:
         interval = win_rate.paired_interval(values[decoding][arm], values[decoding][against])
@@ -184,7 +175,11 @@ def _differences(arms: dict) -> list[dict]:
         return {name: 100 * interval[key] for name, key in names.items()}
 
     return [
-        {"arm": a, "against": b, **{decoding: compare(a, b, decoding) for decoding in DECODINGS}}
+        {
+            "arm": a,
+            "against": b,
+            **{decoding: compare(a, b, decoding) for decoding in verdict.DECODINGS},
+        }
         for b, a in itertools.combinations(arms, 2)
         if all(values.values())
     ]

@@ -19,11 +19,7 @@ _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} s
 
 
 def answer_questions(report: dict) -> dict:
-    """``better`` and ``faster``: each its question, a text, and lines of ``arm`` and ``text``.
-
-    Args:
-      report: the content of a report, without the answer.
-    """
+    """``better`` and ``faster``: each its question, a text, and lines of ``arm`` and ``text``."""
     one_seed = report["seeds"] < 2
     where = " in this one seed" if one_seed else ""
     remarks = []

@@ -55,8 +55,7 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
 def check_fits(field: str, path: str | os.PathLike, meta: RewardMeta, model: LanguageModel) -> None:
     """Raises InputError where a reward model cannot read the tokens of ``model``'s responses.
 
-    Args:
-      field: what the command calls it.
+    ``field`` is what the command calls it.
     """
     tokenizer = hf_load.load_tokenizer(folders_of(path)[0])
     check_same(model.tokenizer, tokenizer, f"model={model.path}", f"{field}={path}")

@@ -98,10 +98,8 @@ def pair_losses(
 ):
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
-    The model reads each pair as one row; what follows is of each side's own tokens.
-
-    Args:
-      batch: the arrays of ``pairs.pad_pairs``.
+    The model reads each pair as one row of ``pairs.pad_pairs``; what follows is of each side's own
+    tokens.
     """
     tokens_BS, positions_BS, before_BS = (
         batch[f"{name}_BS"] for name in ("tokens", "positions", "before")

@@ -20,15 +20,10 @@ from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save, llama
+from fgrlhf_jax.reward_model import token_rewards
 from fgrlhf_jax.reward_model.combined import RewardModule
 from fgrlhf_jax.reward_model.model import normalize_rewards, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
-from fgrlhf_jax.reward_model.token_rewards import (
-    ScoredResponse,
-    as_records,
-    encode_responses,
-    first_response,
-)
 from fgrlhf_jax.runtime import sharding
 
 
@@ -106,12 +101,12 @@ class RewardModel:
 
     def score(
         self, records: Sequence[Record | Mapping[str, Any]], **options
-    ) -> list[ScoredResponse]:
+    ) -> list[token_rewards.ScoredResponse]:
         """The rewards of one response a record: its ``output``, ``original`` or ``output_1``.
 
         Takes the arguments of :meth:`score_all` and raises what it does.
         """
-        rows = [first_response(row) for row in as_records(records)]
+        rows = [token_rewards.first_response(row) for row in token_rewards.as_records(records)]
         return [response for (response,) in self.score_all(rows, **options)]
 
     def score_all(
@@ -122,7 +117,7 @@ class RewardModel:
         normalized: bool = True,
         batch_size: int = 16,
         progress: Callable[[Iterable], Iterable] = iter,
-    ) -> list[list[ScoredResponse]]:
+    ) -> list[list[token_rewards.ScoredResponse]]:
         """The rewards of all responses of each record, in the order of its fields.
 
         Args:
@@ -137,8 +132,8 @@ class RewardModel:
           InputError: for a record without a response, or whose prompt leaves no room for one.
         """
         max_length = self.length_limit(max_length)
-        rows = as_records(records)
-        encoded = encode_responses(rows, self.tokenizer, self.meta.data, max_length)
+        rows = token_rewards.as_records(records)
+        encoded = token_rewards.encode_responses(rows, self.tokenizer, self.meta.data, max_length)
         flat = [response for row in encoded for response in row]
         rewards = self.score_ids(
             [response[1:] for response in flat],

@@ -36,10 +36,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     Returns:
       The content of ``eval.json``.
 
-    Raises:
-      InputError: for anything in the config, data, model or folder that cannot be used, and when
-        the loss stops being finite.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
     """
     mesh, cfg, tokenizer, data = setup.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
@@ -113,8 +110,7 @@ def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: d
     With an adapter in ``abstract`` it is that and a head, both those of an adapter in
     ``model.path`` where it has such a head.
 
-    Raises:
-      InputError: for an adapter that has a table U of its own, which an export would not have.
+    Raises InputError for an adapter that has a table U of its own, which an export would not have.
     """
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}

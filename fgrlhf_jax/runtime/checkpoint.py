@@ -58,9 +58,8 @@ class Checkpoints:
     def save(self, step: int, parts: dict, loop: dict) -> None:
         """Starts saving; returns when ``parts`` may be donated and ``loop`` changed again.
 
-        Raises:
-          InputError: when this or the save before it failed (on a full disk, for example). Earlier
-            checkpoints stay.
+        Raises InputError when this or the save before it failed (on a full disk, for example).
+        Earlier checkpoints stay.
         """
         metadata = {
             "step": step,

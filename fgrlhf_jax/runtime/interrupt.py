@@ -133,10 +133,7 @@ class Interrupt:
     """Within it, the first of the signals only sets a flag; a second one ends the process.
 
     With several processes a signal to any of them stops all, after the same step: jax catches
-    SIGTERM, tells the others, and finds a step that none of them has passed.
-
-    Args:
-      several: whether the processes of ``jax.distributed`` stop together.
+    SIGTERM, tells the others, and finds a step that none of them has passed (``several``).
     """
 
     def __init__(self, *, several: bool = False):

@@ -36,13 +36,9 @@ def compilations() -> int:
 class RowFile:
     """A JSONL file of a run, whose rows the checkpoints vouch for.
 
-    Args:
-      saved: ``state`` at the last checkpoint, {} for none: rows behind it are cut away, since the
-        run makes them again.
-
-    Raises:
-      InputError: when the rows up to there are not those that were saved; when it cannot be
-        written.
+    ``saved`` is the ``state`` at the last checkpoint, {} for none: rows behind it are cut away,
+    since the run makes them again. Raises InputError when the rows up to there are not those that
+    were saved, and when it cannot be written.
     """
 
     def __init__(self, path: Path, saved: dict):
@@ -181,8 +177,7 @@ class Log:
     def write(self, evaluation: dict[str, float] | None = None) -> None:
         """Writes the row that was added last, if it is not written yet; fetches its metrics.
 
-        Raises:
-          InputError: when one of them is not finite, or the disk is full.
+        Raises InputError when one of them is not finite, or the disk is full.
         """
         if self.pending is None:
             return

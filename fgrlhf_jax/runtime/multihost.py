@@ -82,9 +82,8 @@ def leave(status: int, message: str, error: str) -> NoReturn:
 def from_first(make: Callable[[], T]) -> T:
     """Calls ``make`` on process 0 and returns its result on all of them, which must all call this.
 
-    Raises:
-      InputError: on every process, where ``make`` raises one; what else it raises is raised on
-        process 0, and an InputError that names it on the others.
+    Raises InputError on every process, where ``make`` raises one; what else it raises is raised on
+    process 0, and an InputError that names it on the others.
     """
     if jax.process_count() == 1:
         return make()

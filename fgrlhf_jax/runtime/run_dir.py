@@ -142,8 +142,7 @@ def finish(folder: Path, step: int, note: str, result: dict | None = None) -> No
 def read_finished(folder: Path) -> dict | None:
     """The content of ``finished.json``; None where the run or a result of it is to be made.
 
-    Raises:
-      InputError: when it or one of the results is damaged, or is of another run.
+    Raises InputError when it or one of the results is damaged, or is of another run.
     """
     path = folder / "finished.json"
     if not path.exists() or not (folder / "export").exists():
@@ -169,9 +168,8 @@ def lock(run_dir: str | Path) -> Path:
 
     The same process may come again. Of several processes of a run the first one has the lock.
 
-    Raises:
-      InputError: when another process has it (a stage of a pipeline waits instead), or the folder
-        cannot be written.
+    Raises InputError when another process has it (a stage of a pipeline waits instead), or the
+    folder cannot be written.
     """
     import jax
 
@@ -216,9 +214,8 @@ def unlock() -> None:
 def open_run(config: ConfigDict) -> Path:
     """Makes or reopens the run folder of a config, locks it and writes ``config.json``.
 
-    Raises:
-      InputError: when the folder cannot be written, holds the work of another config, or another
-        process is running there; and when the processes of the run have different configs.
+    Raises InputError when the folder cannot be written, holds the work of another config, or
+    another process is running there; and when the processes of the run have different configs.
     """
     from fgrlhf_jax.runtime import multihost
 

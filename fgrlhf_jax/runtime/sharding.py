@@ -119,8 +119,7 @@ def _spec(name: str, leaf, mesh: Mesh, split=AXES) -> P:
 def shardings(tree, mesh: Mesh, split: Sequence[str] = AXES):
     """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments).
 
-    Args:
-      split: axes of the mesh that parameters are split over; they are whole over the others.
+    Parameters are split over the axes ``split`` of the mesh, and whole over the others.
     """
     return jax.tree.map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf, mesh, split)), tree
@@ -190,8 +189,7 @@ def constrain_cache(x: jax.Array) -> jax.Array:
 def map_rows_and_heads(f, *heads_BSNH: jax.Array) -> jax.Array:
     """``f`` of each device's own rows and heads, for kernels that XLA cannot split.
 
-    Args:
-      f: from arrays [B, S, heads, H] to one of them; rows do not depend on each other.
+    It takes arrays [B, S, heads, H] and gives one of them; rows do not depend on each other.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

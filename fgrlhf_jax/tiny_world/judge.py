@@ -139,8 +139,7 @@ def judge(
 ) -> list[float]:
     """The gold score of each response: a reward function or a judge for the commands.
 
-    Args:
-      finished: for each response whether it ended by itself; None: all did.
+    Without ``finished`` all have ended by themselves.
     """
     finished = [True] * len(prompts) if finished is None else finished
     return [gold_score(*row) for row in zip(prompts, responses, finished, strict=True)]

@@ -219,8 +219,7 @@ def score_rows(
 def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, jax.Array]:
     """Of the tokens at ``columns_BT``: log-probability, and whether none is likelier, both [B, T].
 
-    Args:
-      batch: the arrays of ``pad_rows``, and columns_BT int32.
+    ``batch`` has the arrays of ``pad_rows``, and columns_BT int32.
     """
     tokens_BS, columns_BT, branch_BS = (batch[n] for n in ("tokens_BS", "columns_BT", "branch_BS"))
     S = tokens_BS.shape[1]

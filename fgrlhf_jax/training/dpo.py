@@ -50,10 +50,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
       ``preference_losses.preference_loss``, and of edits "corrections", as
       ``correction.before_and_after``.
 
-    Raises:
-      InputError: for anything in the config, data, model or folder that cannot be used, and when
-        the loss stops being finite.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
     """
     hf_load.check_language_model(config.policy)
     settings = supervised_config(config)

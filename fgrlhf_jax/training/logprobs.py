@@ -15,16 +15,13 @@ def token_logprobs(
     before_BT: jax.Array,
     columns_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Of the tokens in ``columns_BT``: log-probability, and whether none is likelier.
+    """Of tokens: log-probability, float32[B, T] in nats, and whether none is likelier, bool[B, T].
 
     Args:
       params: those of ``model``, with any adapter.
       inputs: what the model is called with: tokens_BS, positions_BS and attend.
       before_BT: int32, the column of the token before each; its state has the logits.
       columns_BT: int32, the columns of the tokens.
-
-    Returns:
-      float32[B, T] in nats, and bool[B, T].
     """
     variables = lora.variables(params)
     hidden_BSD = model.apply(variables, *inputs, method="states")

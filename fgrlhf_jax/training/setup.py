@@ -65,9 +65,8 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
     Both are of the checkpoint in ``model.path``. For random weights the tokenizer is
     ``model.tokenizer``, or else the one given here, or else one trained on the texts of ``rows``.
 
-    Raises:
-      InputError: for a checkpoint that cannot be used, an unknown size, or a tokenizer or lengths
-        that do not fit the model.
+    Raises InputError for a checkpoint that cannot be used, an unknown size, or a tokenizer or
+    lengths that do not fit the model.
     """
     adapters = lora.from_config(config)
     options = {

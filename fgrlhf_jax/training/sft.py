@@ -41,10 +41,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
       The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}, and
       of edits "corrections", as ``correction.before_and_after``.
 
-    Raises:
-      InputError: for anything in the config, data, model or folder that cannot be used, and when
-        the loss stops being finite.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
     """
     if config.model.path:
         hf_load.check_language_model(config.model.path)

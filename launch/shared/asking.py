@@ -72,8 +72,7 @@ def find_remaining(config, prompts: Sequence[Request]) -> list[Request]:
 def connect(config, prompts: Sequence[Request]) -> tuple[Callable | None, Usage]:
     """What sends requests to the model, None if all are in the cache, and counts their cost.
 
-    Raises:
-      InputError: where there is no such model.
+    Raises InputError where there is no such model.
     """
     usage = Usage(**config.limits)
     if not find_remaining(config, prompts):
@@ -112,8 +111,7 @@ def collect_replies(
 def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
     """Prints some prompts as they would be sent, and the tokens that all of them would take.
 
-    Args:
-      written: about how many tokens the replies to all requests would have, 0 where unknown.
+    About ``written`` tokens are those of the replies to all requests, 0 where unknown.
     """
     for number, request in enumerate(prompts[:PROMPTS_SHOWN], 1):
         print(f"== prompt {number} of {len(prompts)}\n{request.prompt}\n")

@@ -20,8 +20,7 @@ def share(config: ConfigDict, planned: Sequence[Stage]) -> list[Stage]:
     An update is one step of the optimizer: a step of PPO makes several. The flags of an arm itself
     win. In seconds the learning rate is constant, since nobody knows what the last step is.
 
-    Raises:
-      InputError: for a budget that is no budget.
+    Raises InputError for a budget that is no budget.
     """
     if not config.budget:
         return [*planned]

@@ -72,11 +72,8 @@ def check_embedded(config: ConfigDict) -> None:
 def use_devices(config: ConfigDict | None = None) -> None:
     """Prints which devices there are; must come before anything else that uses them.
 
-    Args:
-      config: with its ``distributed``, joins the other processes of a run first.
-
-    Raises:
-      InputError: when they cannot be joined, or there are no devices of JAX_PLATFORMS.
+    With the ``distributed`` of a config it joins the other processes of a run first. Raises
+    InputError when they cannot be joined, or there are no devices of JAX_PLATFORMS.
     """
     import jax  # not above: commands that need no device start a second faster
 

@@ -115,8 +115,7 @@ def _new_name(name: str, names: Collection[str]) -> str:
 def load(spec: str) -> ConfigDict:
     """What ``get_config`` of FILE.py[:ARGUMENT] returns; ours are found from anywhere.
 
-    Raises:
-      InputError: when there is no such file or it is no config.
+    Raises InputError when there is no such file or it is no config.
     """
     return _load(spec, ())[0]
 

@@ -71,9 +71,8 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str, mesh: str) -> str:
     """The run folder of a config; ``main`` of its command is run now where it is not finished.
 
-    Raises:
-      InputError: of that command, or where ``mesh``, of the one that needs it, is not of the
-        devices: before minutes of training.
+    Raises InputError of that command, or where ``mesh``, of the one that needs it, is not of the
+    devices: before minutes of training.
     """
     sharding.make_mesh(mesh)
     config = config_files.load(spec)

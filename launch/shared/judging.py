@@ -19,8 +19,7 @@ EXAMPLE = 120  # characters of a reply in a message
 def check(config, *, has_files: bool) -> str:
     """The judge's name; raises InputError for what is known to be wrong before anything is read.
 
-    Args:
-      has_files: without files the embedded world is compared, which has a judge of its own.
+    Without files the embedded world is compared, which has a judge of its own.
     """
     if config.judge == "llm":
         if not (has_files or config.model or config.dry_run):
@@ -70,8 +69,7 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
 def print_unparsed(judged: Sequence[Comparison]) -> None:
     """Prints why there is no verdict, with an example of each reason.
 
-    Raises:
-      InputError: where there is not one verdict among all replies.
+    Raises InputError where there is not one verdict among all replies.
     """
     examples, counts = {}, Counter(row.reason for row in judged if row.reason)
     for row in judged:

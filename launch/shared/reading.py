@@ -15,11 +15,7 @@ FEW = 20  # rows of a validation set whose figures show nothing
 
 
 def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[RecordAndRow]:
-    """Records of files and the rows that they stand in; ``columns`` and ``invalid`` are heeded.
-
-    Args:
-      need: as for ``sources.read_with_rows``.
-    """
+    """As ``sources.read_with_rows``; the config's ``columns`` and ``invalid`` are heeded."""
     refused = [] if config.invalid == "drop" else None
     pairs = sources.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
     if refused:
