@@ -124,8 +124,7 @@ def read_tasks(config) -> list[edit_requests.EditTask]:
     if config.input:
         rows = reading.read_with_rows(config, config.input)
     else:
-        instructions = make_instructions(EMBEDDED_ROWS, "feedback", 0)
-        rows = [(record, {}) for record in instructions]
+        rows = [(record, {}) for record in make_instructions(EMBEDDED_ROWS, "feedback", 0)]
     return edit_requests.make_tasks(rows[: config.limit or len(rows)], config.side)
 
 

@@ -96,8 +96,7 @@ def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
         sets = datasets.drop_held_out_prompts(datasets.sets_of_files(config))
         counts = {name: len(rows) for name, rows in sets.items()}
     for stage in planned:
-        module = importlib.import_module(stage.command[0])
-        fields = config_files.parse(stage.command, module.CONFIG)
+        fields = config_files.parse(stage.command, importlib.import_module(stage.command[0]).CONFIG)
         is_ppo = "rollout_batch_size" in fields
         field = "rollout_batch_size" if is_ppo else "batch_size"
         files = [Path(f) for f in (fields.get("prompts" if is_ppo else "train") or "").split(",")]

@@ -18,8 +18,7 @@ check = cli.check_run
 
 
 def main(config) -> None:
-    result = embedded.train(config, sft.run, "responses", embedded.instructions)
-    metrics = result["validation"]
+    metrics = embedded.train(config, sft.run, "responses", embedded.instructions)["validation"]
     print(
         f"validation: {metrics['n']} demonstrations, loss {metrics['loss']:.4f} nats a token, "
         f"perplexity {metrics['perplexity']:.3f}, greedy token accuracy {metrics['accuracy']:.4f}"

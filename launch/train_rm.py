@@ -19,8 +19,7 @@ check = cli.check_run
 
 
 def main(config) -> None:
-    result = embedded.train(config, train.run, "pairs", embedded.pairs)
-    print(pair_metrics.format_table(result))
+    print(pair_metrics.format_table(embedded.train(config, train.run, "pairs", embedded.pairs)))
 
 
 if __name__ == "__main__":

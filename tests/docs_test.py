@@ -42,8 +42,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_in_both_lists_of_pages():
     names = {path.name for path in PAGES[1:]} - {"index.md"}
-    index = (ROOT / "docs" / "index.md").read_text()
-    assert names == set(re.findall(r"\]\((\w+\.md)\)", index))
+    assert names == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
     nav = (ROOT / "mkdocs.yml").read_text()
     assert names == set(re.findall(r": (\w+\.md)$", nav, re.M)) - {"index.md"}
 

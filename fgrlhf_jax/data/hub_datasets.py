@@ -72,8 +72,7 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
         return [item["name"].split("/")[-1] for item in items if item["type"] == "directory"]
 
     config = _choice(config, folders(root), source, f"{name}:", "config")
-    splits = folders(f"{root}/{config}")
-    split = _choice(split, splits, source, f"{name}:{config}:", "split")
+    split = _choice(split, folders(f"{root}/{config}"), source, f"{name}:{config}:", "split")
     files = f"hf://{root}/{config}/{split}/*.parquet"
     return datasets.load_dataset("parquet", data_files=files, split="train")
 

@@ -42,8 +42,7 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
     negatives = label.size - positives
     if not positives or not negatives:
         return None
-    ranks = rankdata(score)
-    wins = ranks[label].sum() - positives * (positives + 1) / 2
+    wins = rankdata(score)[label].sum() - positives * (positives + 1) / 2
     return float(wins / (positives * negatives))
 
 

@@ -49,8 +49,7 @@ def layer_weights(params: dict, number: int | jax.Array, model: heads.CausalLM) 
 
 
 def _cast(part: dict, model: heads.CausalLM) -> dict:
-    dtypes = heads.compute_dtypes(model, part)
-    return jax.tree.map(lambda x, dtype: x.astype(dtype), part, dtypes)
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), part, heads.compute_dtypes(model, part))
 
 
 def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:

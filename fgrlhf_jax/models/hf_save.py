@@ -97,8 +97,7 @@ def save(
             (temporary / "README.md").write_text(card, encoding="utf-8")
             tokenizer.save_pretrained(temporary)
             if architecture == LANGUAGE_MODEL:
-                text = json.dumps(generation, indent=2)
-                (temporary / "generation_config.json").write_text(text)
+                (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2))
             if not is_whole:
                 fields = peft.describe(adapter, list(tensors), architecture, base)
                 (temporary / checksums.ADAPTER).write_text(json.dumps(fields, indent=2))

@@ -104,8 +104,7 @@ class LanguageModel:
     def read_params(self) -> dict:
         """The parameters of ``module``, laid out over ``mesh``."""
         with jax.set_mesh(self.mesh):
-            abstract = heads.abstract_params(self.module, self.mesh)
-            return hf_load.load_params(self.path, abstract)
+            return hf_load.load_params(self.path, heads.abstract_params(self.module, self.mesh))
 
     @functools.cached_property
     def weights(self) -> decoding.DecodingWeights:
@@ -152,8 +151,7 @@ class LanguageModel:
         ends = hf_load.end_ids(path, tokenizer, log)
         if note := templates.check_end_of_turn(tokenizer, template, ends):
             log(f"{path}: {note}")
-        devices = sharding.make_mesh(mesh)
-        model = cls(path, module, tokenizer, devices, template, ends)
+        model = cls(path, module, tokenizer, sharding.make_mesh(mesh), template, ends)
         if not lazy:
             _ = model.weights
         return model

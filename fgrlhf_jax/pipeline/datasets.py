@@ -136,8 +136,7 @@ def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
     Raises InputError for fewer prompts than parts.
     """
     home = folder / f"seed_{seed}"
-    paths = (home / "feedback").glob("*.jsonl")
-    feedback = {path.stem: sources.read(str(path)) for path in paths}
+    feedback = {path.stem: sources.read(str(path)) for path in (home / "feedback").glob("*.jsonl")}
     edits = {side: feedback[f"edits_{side}"] for side in ("train", "validation")}
     prompts = [*edits["train"], *edits["validation"]]
     if config.embedded:
@@ -227,6 +226,5 @@ def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
     for row in rows:
         scores = [gold_score(row.instruction, t) for t in (row.output_1, row.output_2)]
         if scores[0] != scores[1]:
-            better = 1 if scores[0] > scores[1] else 2
-            labelled.append(dataclasses.replace(row, preference=better))
+            labelled.append(dataclasses.replace(row, preference=1 if scores[0] > scores[1] else 2))
     return labelled

@@ -54,8 +54,7 @@ def count(
 
     @functools.cache
     def total(name: str) -> np.ndarray:
-        costs = (cost(i, name) for i in computations[name].values())
-        return sum(costs, np.zeros(3))
+        return sum((cost(i, name) for i in computations[name].values()), np.zeros(3))
 
     def cost(i: Instruction, name: str) -> np.ndarray:
         computation, half = computations[name], halved.get(name, ())
@@ -66,8 +65,7 @@ def count(
         match i.opcode:
             case "dot" | "convolution":
                 flops = dot_flops if i.opcode == "dot" else convolution_flops
-                moved = sum(map(size, [i.name, *i.operands]))
-                return np.array([flops(i, computation), moved, 0.0])
+                return np.array([flops(i, computation), sum(map(size, [i.name, *i.operands])), 0.0])
             case "while":
                 inside = total(i.attribute("body")) + total(i.attribute("condition"))
                 return iterations(i) * inside if inside.any() else inside

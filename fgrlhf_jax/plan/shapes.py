@@ -33,13 +33,8 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import dpo, setup, sft
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
-MODELS = (
-    "base",
-    "policy",
-    "reference",
-    "critic",
-    "reward model",
-)  # of PPO, in the order of the table
+# Of PPO, in the order of the table.
+MODELS = ("base", "policy", "reference", "critic", "reward model")
 
 
 class Step(NamedTuple):
@@ -155,8 +150,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
             **{name: (flops[name], (name,), rounds[name]) for name in ("score_rollout", "update")},
         }.items()
     }
-    int8 = config.sampling.int8_cache
-    cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=int8)
+    cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=config.sampling.int8_cache)
     models = {**params, **frozen._asdict(), "reward model": frozen.reward_model}
     models = {name: models[name] for name in MODELS if models.get(name)}
     return RunShapes(mesh, models, state.opt_state, cache, steps)
@@ -251,8 +245,7 @@ def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
             share=share,
         )
     longest = max(trainer.train, key=lambda row: row.length)
-    rows = [longest] * trainer.predictor.batch_size
-    held_out = trainer.pad(rows, trainer.buckets[-1])
+    held_out = trainer.pad([longest] * trainer.predictor.batch_size, trainer.buckets[-1])
     whole = lora.join(trainer.frozen, trainer.params)
 
     def compile_evaluation():

@@ -27,8 +27,7 @@ GROUPS = {"policy": "policy", "critic": "value"}  # of metrics, by the part that
 
 def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Array:
     """int32[minibatches of all epochs, minibatch]: a fresh permutation for every epoch."""
-    fold = functools.partial(jax.random.fold_in, key)
-    keys = jax.vmap(fold)(jnp.arange(settings.ppo_epochs))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(settings.ppo_epochs))
     order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
     return order.reshape(-1, settings.minibatch_size)
 
@@ -91,8 +90,7 @@ def sum_gradients(
 
     def add(total, rows, real, width):
         sums, maxima = gradient(rows, real, width)
-        added = jax.tree.map(jnp.add, total[0], sums)
-        return added, jax.tree.map(jnp.maximum, total[1], maxima)
+        return jax.tree.map(jnp.add, total[0], sums), jax.tree.map(jnp.maximum, total[1], maxima)
 
     one = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
     _, (sums, maxima) = jax.eval_shape(lambda: loss(trained, *one, settings.widths[-1]))

@@ -61,8 +61,7 @@ def _figures(report: dict) -> dict[str, list]:
         ends.append(chart("step", field, "PPO step", name, cut_y="high" if field == "kl" else ""))
     learning = chart("step", "gold", "PPO step", score, cut_y="low")
     judged = all(row["win_rate"] is not None for row in report["table1"].values())
-    win_rates = [_win_rates(report)] if judged else []
-    return {"table1": win_rates, "curves": [learning], "end": ends}
+    return {"table1": [_win_rates(report)] if judged else [], "curves": [learning], "end": ends}
 
 
 def _win_rates(report: dict):

@@ -36,5 +36,4 @@ ACCELERATORS = {
 
 def find(device_kind: str) -> Accelerator | None:
     """The accelerator that a JAX device is, None where its figures are not known (a CPU)."""
-    known = ACCELERATORS.values()
-    return next((a for a in known if re.search(a.kind, device_kind)), None)
+    return next((a for a in ACCELERATORS.values() if re.search(a.kind, device_kind)), None)

@@ -210,8 +210,7 @@ class JsonlFile:
         self.path, self.size, self.durable = path, size, durable
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if size is None:
-            data = os.pread(self._file, os.fstat(self._file).st_size, 0)
-            self.size = data.rfind(b"\n") + 1
+            self.size = os.pread(self._file, os.fstat(self._file).st_size, 0).rfind(b"\n") + 1
 
     def append(self, lines: bytes) -> None:
         """Adds whole lines; raises OSError when that fails, and the file is then as before."""

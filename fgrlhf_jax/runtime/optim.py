@@ -102,8 +102,7 @@ def without_frozen(params: dict, freeze: str) -> dict:
     """
     if not freeze:
         return params
-    is_frozen = _matches(freeze)(params)
-    return jax.tree.map(lambda frozen, x: None if frozen else x, is_frozen, params)
+    return jax.tree.map(lambda frozen, x: None if frozen else x, _matches(freeze)(params), params)
 
 
 def fill(tree: dict, params: dict) -> dict:
@@ -124,8 +123,7 @@ def apply_gradients(
 
 def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the train state of abstract ``params``; allocates nothing."""
-    moments = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
-    return TrainState(params, moments)
+    return TrainState(params, sharding.abstract(jax.eval_shape(optimizer.init, params), mesh))
 
 
 def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, *frozen: dict):

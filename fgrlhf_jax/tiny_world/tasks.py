@@ -199,8 +199,7 @@ def answer_slots(prompt: str) -> list[Slot]:
             totals = [NUMBERS[total - 1] for total in itertools.accumulate(sizes)]
             return [*map(Slot, ("the", "count", "is")), *(Slot(n, "total") for n in totals)]
         if family == "repeat" and rest[-1] == "twice":
-            twice = [[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]]
-            return _joined(twice)
+            return _joined([[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]])
     except (KeyError, ValueError, IndexError, TypeError):
         pass
     raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world")

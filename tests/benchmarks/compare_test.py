@@ -72,8 +72,7 @@ def test_both_sides_read_the_same_tokens(items, model):
         assert len(job["rows"]) == len(job["records"])
         rows = [ours.parse(fields) for fields in job["records"]]
         options = {"overlong": "truncate", **job["data"]}
-        tokenizer = hf_load.load_tokenizer(model)
-        pairs = ours.encode_by_kind(rows, name, tokenizer, options)
+        pairs = ours.encode_by_kind(rows, name, hf_load.load_tokenizer(model), options)
         (encoded,) = pairs.values()
         assert [pair.row for pair in encoded] == list(range(len(rows)))
         assert [[[*p.tokens_i], [*p.tokens_j]] for p in encoded] == job["rows"]

@@ -34,8 +34,7 @@ def test_the_whole_script_runs_at_toy_size(monkeypatch, tmp_path):
     """The checks in this process; launch.plan in its own, as on a device."""
 
     def run(command, job, limit):
-        name = command[-1].removeprefix("--check=")
-        return json.loads(json.dumps(device.run_check(name, job)))
+        return json.loads(json.dumps(device.run_check(command[-1].removeprefix("--check="), job)))
 
     monkeypatch.setattr(fresh, "run", run)
     monkeypatch.setattr(device, "SECONDS", 3600.0)

@@ -48,8 +48,7 @@ def test_script_is_minimal(alphabet, length):
             edit = align_and_check(text, original)
             assert cost(edit) == Levenshtein.distance(list(text), list(original))
         # A last token that stands nowhere else, as an EOS does, is never counted as an edit.
-        ended = align_and_check([*edited, 99], (*original, 99))
-        assert ended.partner_i[-1] == len(original)
+        assert align_and_check([*edited, 99], (*original, 99)).partner_i[-1] == len(original)
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,7 @@ def test_alpaca_eval_annotations():
     assert row == {"instruction": "Sum up.\n\nA text.", **parts, **texts, **names}
     for further, generator in (({}, "mine"), ({"generator": "other"}, "other")):
         (row,) = converted(ANSWER, to="alpaca_eval", generator="mine", further=further)
-        expected = {"instruction": "Name a fruit.", "output": "Fig.", "generator": generator}
-        assert row == expected
+        assert row == {"instruction": "Name a fruit.", "output": "Fig.", "generator": generator}
 
 
 def test_rows_for_trl_have_one_form():

@@ -89,8 +89,7 @@ def test_prompts_and_preferences_by_hand():
     assert (statistics["distinct_prompts"], statistics["duplicates"]) == (2, 0)
     pairs = [Preference("a", "", "b", "c d", 1), Preference("a", "", "b", "c d", 2)]
     pairs += [Preference("a", "", "b", "c", 1), Preference("a", "", "b c d", "e", 1)]
-    preferred = describe_records(pairs)["preferred"]
-    assert preferred == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
+    assert describe_records(pairs)["preferred"] == {"first": 0.75, "longer": (0 + 1 + 0.5 + 1) / 4}
 
 
 def test_tokens(run, folder):

@@ -41,8 +41,7 @@ def test_one_prompt_for_all_rows_is_split_by_what_rows_share(capsys):
     """Here an edit and the edit of its edit; no text is on both sides."""
     texts = [(f"{n}", f"{n} better") for n in range(300)]
     texts += [(f"{n} better", f"{n} best") for n in range(300)]
-    edits = [Edit("Improve.", "", *pair) for pair in texts]
-    sides = split(edits, 0.1, seed=0)
+    sides = split([Edit("Improve.", "", *pair) for pair in texts], 0.1, seed=0)
     assert "the 600 rows have 1 prompts; validation is split off by" in capsys.readouterr().out
     train, validation = ({t for e in side for t in (e.original, e.edited)} for side in sides)
     assert not train & validation

@@ -43,5 +43,4 @@ def test_texts_add_up(make_tokenizer):
 
 def test_a_character_belongs_to_the_token_that_completes_it():
     tokenizer = train_tokenizer(["ab"], 259)  # bytes only
-    texts = token_texts(tokenizer, encode(tokenizer, "a😀b"))
-    assert texts == ["a", "", "", "", "😀", "b"]
+    assert token_texts(tokenizer, encode(tokenizer, "a😀b")) == ["a", "", "", "", "😀", "b"]

@@ -77,8 +77,7 @@ class LoopsTest(chex.TestCase):
         np.testing.assert_allclose(loss_BT[mask_BT], expected, rtol=2e-5, atol=1e-6)
         chex.assert_type(clipped_BT, bool)
         assert 0.05 < masked_mean(clipped_BT, mask_BT) < 0.95
-        mean = masked_mean(loss_BT, mask_BT)
-        np.testing.assert_allclose(mean, oracle_mean(expected), rtol=2e-5)
+        np.testing.assert_allclose(masked_mean(loss_BT, mask_BT), oracle_mean(expected), rtol=2e-5)
 
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters((1, 1), (1.0, 0.95), (0.9, 0.8), (0.9, 0), (0, 1))

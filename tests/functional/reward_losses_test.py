@@ -174,8 +174,7 @@ def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
             expected["reward/consistency_penalty"] = oracle_consistency(pair)
             expected["reward/center_penalty"] = oracle_center(pair, scale)
         assert value.dtype == jnp.float64
-        expected_loss = oracle_loss(pair, loss, **weights)
-        np.testing.assert_allclose(value, expected_loss, rtol=1e-13)
+        np.testing.assert_allclose(value, oracle_loss(pair, loss, **weights), rtol=1e-13)
         chex.assert_trees_all_close(
             metrics, jax.tree.map(np.float64, expected), rtol=1e-13, atol=1e-14
         )

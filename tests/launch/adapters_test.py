@@ -47,8 +47,7 @@ def test_a_reward_model_is_evaluated_as_merged(world, rm_files, tmp_path):
     tables = []
     for model in (folder, tmp_path / "whole"):
         output = tmp_path / f"{model.name}.json"
-        flags = {"reward_model": model, "test": test, "output": output}
-        launch(evaluate_rm, flags)
+        launch(evaluate_rm, {"reward_model": model, "test": test, "output": output})
         tables.append(json.loads(output.read_text()))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *tables)
     assert tables[0]["test"]["edits"]["n"] == 4

@@ -47,8 +47,7 @@ def bad_values(field: Field) -> list[tuple[str, str]]:
     if field.choices:
         cases.append(("no such choice", "is not one of "))
     if field.at_least is not None:
-        below = field.at_least - 1
-        cases.append((f"{below:g}", f"must be at least {field.at_least:g}"))
+        cases.append((f"{field.at_least - 1:g}", f"must be at least {field.at_least:g}"))
     if field.at_most is not None:
         cases.append((f"{field.at_most + 1:g}", f"must be at most {field.at_most:g}"))
     return cases

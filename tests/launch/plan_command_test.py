@@ -35,8 +35,7 @@ BAD = {
 def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
     monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
     monkeypatch.setattr(process, "prepare", lambda: None)
-    arguments = ["--config=configs/ppo.py:tiny", *argument.split()]
-    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    monkeypatch.setattr(sys, "argv", ["plan", "--config=configs/ppo.py:tiny", *argument.split()])
     with pytest.raises(SystemExit) as stopped:
         command.command()
     err = capsys.readouterr().err

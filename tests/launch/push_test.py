@@ -60,8 +60,7 @@ def test_a_model_and_its_card_arrive_and_load(hub, files, capsys):
     stored = hub.repos["models/me/it"]["main"]
     export = files["model"] / "export"
     assert stored["model.safetensors"] == (export / "model.safetensors").read_bytes()
-    card = huggingface_hub.ModelCard(stored["README.md"].decode())
-    assert card.data.license == "mit"
+    assert huggingface_hub.ModelCard(stored["README.md"].decode()).data.license == "mit"
     assert hub.private == {"models/me/it"}
     assert "http" in capsys.readouterr().out
     assert read_module("me/it") == read_module(export)
@@ -135,8 +134,7 @@ def test_a_changed_model_is_not_pushed(hub, files, refused):
 def test_an_adapter_is_pushed_once_its_base_is_on_the_hub(hub, refused, tmp_path):
     base = ppo_cases.save_policy(tmp_path / "base")
     folder = ppo_cases.save_policy(tmp_path / "adapter", base=base, template="plain")
-    flags = {"path": folder, "repo": "me/it", "license": "mit"}
-    sentence = refused(push, **flags)
+    sentence = refused(push, path=folder, repo="me/it", license="mit")
     assert sentence.startswith(f"path={folder}: is an adapter of {base}, which is on this machine")
     assert hub.repos == {}
     run(base, repo="me/base")

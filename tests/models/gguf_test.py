@@ -116,8 +116,7 @@ def test_a_gguf_file_is_the_folder_it_was_made_of(written, shape, tokenizer):
 def test_an_adapter_of_a_gguf_file(written, tmp_path, tokenizer):
     """Which peft cannot load; the digest of its base is that of the folder it was made of."""
     file, params, _ = written()
-    module = heads.CausalLM(CFG)
-    folder, adapter = hf_cases.save_adapter(tmp_path / "adapter", file, module=module)
+    folder, adapter = hf_cases.save_adapter(tmp_path / "adapter", file, module=heads.CausalLM(CFG))
     assert hf_load.read_config(folder) == CFG
     assert hf_load.base_digest(folder) == hf_load.base_digest(tmp_path / "folder")
     merged = tiny_cases.merged(params | adapter, hf_cases.ADAPTER.scale)
@@ -157,8 +156,7 @@ def test_llama3_frequencies(written, factor):
     file, _, _ = written(extra=[("rope_freqs.weight", np.array(divisors, np.float32))])
     assert hf_load.read_config(file) == scaled
     hf_load.load_params(file, abstract(CFG))
-    odd = np.array([1, 2, 3, factor], np.float32)
-    file, _, _ = written(extra=[("rope_freqs.weight", odd)])
+    file, _, _ = written(extra=[("rope_freqs.weight", np.array([1, 2, 3, factor], np.float32))])
     with pytest.raises(InputError, match="rotary scaling is not Llama 3's"):
         hf_load.read_config(file)
 

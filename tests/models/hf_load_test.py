@@ -101,8 +101,7 @@ def test_a_part_can_be_loaded_and_the_lm_head_becomes_the_action_table(saved):
     np.testing.assert_array_equal(part["head"]["unembed"], params["lm_head"]["kernel"].T)
     folder, params = saved(module=heads.CausalLM(SHAPES["tied"]))
     part = hf_load.load_params(folder, {"head": {"unembed": want["head"]["unembed"]}})
-    embedding = params["backbone"]["embed"]["embedding"]
-    np.testing.assert_array_equal(part["head"]["unembed"], embedding)
+    np.testing.assert_array_equal(part["head"]["unembed"], params["backbone"]["embed"]["embedding"])
 
 
 def test_spare_heads_rotary_buffers_and_a_bare_backbone_are_read(saved):

@@ -157,8 +157,7 @@ def test_rotary(twin, inputs):
     x = np.random.default_rng(2).standard_normal((2, 31, 3, 2 * half)).astype(np.float32)
     x_theirs = torch.from_numpy(x).transpose(1, 2)
     want, _ = apply_rotary_pos_emb(x_theirs, x_theirs, *theirs["position_embeddings"])
-    got = llama.rotate(jnp.asarray(x), (cos, sin))
-    assert relative(got, want.transpose(1, 2)) < TOLERANCE
+    assert relative(llama.rotate(jnp.asarray(x), (cos, sin)), want.transpose(1, 2)) < TOLERANCE
 
 
 @pytest.mark.parity
@@ -325,8 +324,7 @@ def test_the_computation_rounds_the_parameters_that_the_table_says(name):
     tokens = np.random.default_rng(7).integers(0, BASE.vocab_size, (2, 12))
     outputs = functools.partial(apply, model, tokens=tokens, mask=tokens >= 0)
     want, dtypes = outputs(params), heads.compute_dtypes(model, params)
-    stored = jax.tree.map(jnp.asarray, params, dtypes)
-    np.testing.assert_array_equal(outputs(stored), want)
+    np.testing.assert_array_equal(outputs(jax.tree.map(jnp.asarray, params, dtypes)), want)
     leaves, tree = jax.tree.flatten(params)
     for number, (path, dtype) in enumerate(by_path(dtypes).items()):
         rounded = leaves[number].astype(jnp.bfloat16).astype(np.float32)

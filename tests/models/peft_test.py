@@ -88,8 +88,7 @@ def test_every_shape_is_merged_onto_any_mesh(tmp_path, shape):
     mesh = sharding.make_mesh("2,2,2")
     with jax.set_mesh(mesh):
         loaded = hf_load.load_params(folder, sharding.abstract(abstract(module), mesh))
-        trees = sharding.abstract(written, mesh)
-        same(hf_load.load_params(folder, trees), written)
+        same(hf_load.load_params(folder, sharding.abstract(written, mesh)), written)
     ours = tiny_cases.merged(params | written, ADAPTER.scale)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), loaded, ours)
 

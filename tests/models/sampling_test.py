@@ -206,7 +206,6 @@ def test_a_cache_of_8_bits_is_close():
 def test_tied_embeddings_and_bfloat16():
     cfg = dataclasses.replace(tiny_cases.CFG, tie_embeddings=True, dtype="bfloat16")
     model = heads.CausalLM(cfg)
-    weights = decoding.decoding_weights(tiny_cases.parameters(model), model)
-    out = run(model=model, weights=weights)
+    out = run(model=model, weights=decoding.decoding_weights(tiny_cases.parameters(model), model))
     assert out.logprob_BT.dtype == np.float32
     assert (out.length_B > 0).all()

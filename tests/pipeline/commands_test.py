@@ -129,8 +129,7 @@ def test_rewards_of_several_models():
 
 
 def test_rounds_of_edits():
-    config = make_config(run_arms="three_rounds_then_token")
-    made = {s.name: s for s in build_stages(config, RUN)}
+    made = {s.name: s for s in build_stages(make_config(run_arms="three_rounds_then_token"), RUN)}
     home = "run/seed_0"
     samples = fields_of(made["seed_0/second_round_samples"])
     assert samples["model"] == f"{home}/sft_one_round/export"

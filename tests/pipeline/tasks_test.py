@@ -52,8 +52,7 @@ def assert_disjoint(*sets) -> None:
 
 def test_a_policy_of_another_template_is_not_measured(tmp_path):
     write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
-    learned = {"fgrlhf": {"data": {"template": "plain"}}}
-    write_json(tmp_path / "config.json", learned)
+    write_json(tmp_path / "config.json", {"fgrlhf": {"data": {"template": "plain"}}})
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
         tasks.make_answers(make_config(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
 

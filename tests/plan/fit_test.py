@@ -50,8 +50,7 @@ def needs(monkeypatch):
     ],
 )
 def test_the_fewest_fields_and_the_largest_micro_batch(needs, memory, fields, expected):
-    config = make_config(**fields)
-    assert fit.smallest_change(config, needs, memory, lambda line: None) == expected
+    assert fit.smallest_change(make_config(**fields), needs, memory, lambda line: None) == expected
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,7 @@ def test_supervised(config, make_shapes, model, tokens):
     """The longest rows, pairs of them but for SFT; whole evaluation batches."""
     sizes = {"batch_size": 16, "micro_batch_size": 8, "eval_batch_size": 6}
     config.update_from_flattened_dict(sizes | {"mesh": "4,1,2", "data.max_length": 40})
-    shapes = make_shapes(config)
-    plan = measure(shapes, 1e9)
+    plan = measure(make_shapes(config), 1e9)
     assert plan["models"].keys() == {model}
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     size = plan["models"][model]["bytes"]

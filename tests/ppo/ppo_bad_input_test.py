@@ -157,6 +157,5 @@ def fields(in_process, world, tmp_path) -> dict:
 def test_functions_that_return_something_else(refused, fields, mine, tmp_path, other, pay, message):
     mine.pay = lambda prompts, responses: [pay] * len(responses)
     mine.judge = lambda prompts, responses, tokens: [[1.0] * len(row) for row in tokens]
-    sentence = refused(ppo, **fields | other)
-    assert sentence.startswith(message)
+    assert refused(ppo, **fields | other).startswith(message)
     assert nothing_written(tmp_path)

@@ -91,8 +91,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(fields, lora_run,
 def test_an_adapted_policy_goes_on_and_its_reference_keeps_its_adapter(fields, world, tmp_path):
     policy = ppo_cases.save_policy(tmp_path / "sft", seed=3, base=world.policy)
     ppo_cases.run(fields(tmp_path / "run", policy=policy, steps=1))
-    first = rows(tmp_path / "run")[0]
-    assert first["validation/kl"] == 0.0
+    assert rows(tmp_path / "run")[0]["validation/kl"] == 0.0
     assert peft.base_of(tmp_path / "run").resolve() == world.policy.resolve()
     with pytest.raises(InputError, match=r"lora.rank=5: the adapter in .* has another"):
         ppo_cases.run(fields(tmp_path / "other", policy=policy, lora__rank=5))
@@ -129,8 +128,7 @@ def test_the_same_base_may_be_elsewhere(fields, world, tmp_path):
 
 def test_a_base_in_another_dtype_is_said(fields, tmp_path, capsys):
     for dtype, said in (("float32", ""), ("nf4", "was trained on a base in float32; here it is")):
-        changes = fields(tmp_path / "run", lora__base_dtype=dtype)
-        read_architectures(ppo_cases.parse(changes))
+        read_architectures(ppo_cases.parse(fields(tmp_path / "run", lora__base_dtype=dtype)))
         output = capsys.readouterr().out
         assert said in output
         assert bool(said) == bool(output)

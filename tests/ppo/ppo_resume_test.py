@@ -24,8 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 def interrupted(in_process, world, tmp_path_factory) -> Path:
     """A run that was asked to stop during its second step."""
     run_dir = tmp_path_factory.mktemp("runs") / "interrupted"
-    fields = ppo_cases.fields(world, run_dir, save_every=0)
-    ppo_cases.run_until_asked_to_stop(fields)
+    ppo_cases.run_until_asked_to_stop(ppo_cases.fields(world, run_dir, save_every=0))
     return run_dir
 
 

@@ -96,8 +96,7 @@ def test_samples_have_their_tokens_and_rewards(ppo_run, world):
     for number, sample in enumerate(samples):
         assert sample["instruction"] == instructions[number % 4]
         assert len(sample["tokens"]) == len(sample["rewards"])
-        text = "".join(sample["tokens"])
-        assert text == sample["output"] + "</s>" * sample["finished"]
+        assert "".join(sample["tokens"]) == sample["output"] + "</s>" * sample["finished"]
         assert sample["finished"] or len(sample["tokens"]) == 6
     assert len({sample["output"] for sample in samples}) > 4
 

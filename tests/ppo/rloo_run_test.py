@@ -118,8 +118,7 @@ def test_every_demonstration_is_imitated_once_before_any_is_again(fields, overlo
     seen = np.concatenate([np.frombuffer(x, np.int32).reshape(4, 24) for x in first])
     padded = np.stack([np.pad(row.tokens, (0, 24 - len(row.tokens))) for row in rows])
     np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(padded, axis=0))
-    again = imitation.draw(rows, config, 24, 1)
-    np.testing.assert_array_equal(again.tokens_BS, drawn[1].tokens_BS)
+    np.testing.assert_array_equal(imitation.draw(rows, config, 24, 1).tokens_BS, drawn[1].tokens_BS)
     config.minibatch_size = 64
     with pytest.raises(InputError, match=f"{kept} are left to imitate, fewer than minibatch_size"):
         imitation.encode(records, config, ppo_cases.TOKENIZER, "plain")

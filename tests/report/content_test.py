@@ -126,8 +126,7 @@ def test_curves_are_means_at_common_steps():
     assert curve["gold"] == pytest.approx([0.2, 0.35])
     assert curve["gold_se"] == pytest.approx([0.1, 0.05])
     assert (curve["length"], curve["reward_length_correlation"]) == ([10, 12], 0.25)
-    curves = build_report(make_study(1))["curves"]
-    assert curves["fine_grained"]["gold_se"] == [None] * 6
+    assert build_report(make_study(1))["curves"]["fine_grained"]["gold_se"] == [None] * 6
 
 
 def test_a_missing_curve_is_missed_and_no_more():

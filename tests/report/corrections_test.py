@@ -81,8 +81,7 @@ def test_ranks_are_compared_with_those_of_the_score():
     correlation = report["corrections"]["rank_correlation"]
     assert correlation["sampled"] == pytest.approx(expected)
     assert correlation["greedy"] == pytest.approx(-expected)
-    text = to_markdown(report)
-    assert f"score is {expected:.2f} sampled and −{expected:.2f} greedy" in text
+    assert f"score is {expected:.2f} sampled and −{expected:.2f} greedy" in to_markdown(report)
 
 
 def test_columns_that_a_study_does_not_have_are_left_out():

@@ -118,8 +118,7 @@ def test_ppo_holds_every_model_once_and_a_plan_counts_them(folders, path):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
     config.data.update({"max_prompt_length": 4, "max_new_tokens": 6})
-    held = ppo_shapes(config).models["reward model"]
-    assert size(held) == size(params) > 1.9 * size(critic)
+    assert size(ppo_shapes(config).models["reward model"]) == size(params) > 1.9 * size(critic)
     settings = PPOSettings.from_config(config, ())
     flops = [
         model_flops(models, settings, [4], [6], scored=scored)["score_rollout"]

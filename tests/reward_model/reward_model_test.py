@@ -136,8 +136,7 @@ def test_a_run_starts_with_a_head_of_std_one_over_root_d_plus_one():
     pair = tiny_cases.pairs(0, 1)[0]
     config = rm.get_config("tiny")
     pairs = {"edits": [pair] * config.batch_size}
-    trainer = make_trainer(config, mesh, model, pairs, pairs, (128,))
-    head = trainer.initial_params()["head"]
+    head = make_trainer(config, mesh, model, pairs, pairs, (128,)).initial_params()["head"]
     assert set(head) == {"kernel", "bias"}
     assert np.std(head["kernel"]) == pytest.approx(1025**-0.5, rel=0.1)
     assert abs(np.mean(head["kernel"])) < 4 * 1025**-0.5 / 1024**0.5

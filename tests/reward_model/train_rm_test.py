@@ -92,8 +92,7 @@ def kernel(run_dir: Path, step: int) -> bytes:
     checkpoints = Checkpoints(run_dir / "checkpoints")
     model = make_module(hf_load.read_config(run_dir / "export"), "token_edit", "after")
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-    params = heads.abstract_params(model, mesh)
-    restored = checkpoints.restore(step, {"params": params})["params"]
+    restored = checkpoints.restore(step, {"params": heads.abstract_params(model, mesh)})["params"]
     checkpoints.close()
     return np.asarray(restored["head"]["kernel"]).tobytes()
 
@@ -160,8 +159,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(rm_run, rm_files, tm
 def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, capsys):
     before = contents(rm_run.run_dir)
     train(monkeypatch, *flags(rm_files, rm_run.run_dir))
-    out = capsys.readouterr().out
-    _, first, table = out.split("\n", 2)
+    _, first, table = capsys.readouterr().out.split("\n", 2)
     assert first == f"{rm_run.run_dir} is finished; its figures again:"
     assert rm_run.end()[1].endswith(table)
     assert contents(rm_run.run_dir) == before

@@ -123,8 +123,7 @@ def test_where_there_are_no_locks_it_goes_on(monkeypatch, tmp_path):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    folder = run_folder.open_run(config_of(tmp_path / "run"))
-    assert (folder / "config.json").exists()
+    assert (run_folder.open_run(config_of(tmp_path / "run")) / "config.json").exists()
 
 
 def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_path):

@@ -144,8 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             while not self.server.ended.wait(0.05):
                 self.wfile.write(b" ")
         elif action == "reset":
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         elif action == "cut":
             self.head(len(data))

@@ -42,8 +42,7 @@ def devices(count: int) -> str:
 def run(arguments: list[str], output: Path, error: Path, environment: dict[str, str]) -> None:
     """What ``python`` does with these arguments, ``-m MODULE …`` or ``FILE …``."""
     for path, descriptor in ((output, 1), (error, 2)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(ROOT)

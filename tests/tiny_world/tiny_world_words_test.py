@@ -60,8 +60,7 @@ def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokeniz
 
 def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
     assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
-    again = words.make_tokenizer()
-    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert words.make_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for each in (tokenizer, loaded):

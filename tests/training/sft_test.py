@@ -137,8 +137,7 @@ def test_only_the_response_is_learned():
         error = np.exp(logits[t - 1]) / np.exp(logits[t - 1]).sum()
         error[text.tokens[t]] -= 1
         expected += np.outer(states[t - 1], error) / tokens
-    pushed = gradient(PARAMS, batch)["lm_head"]["kernel"]
-    np.testing.assert_allclose(pushed, expected, atol=1e-5)
+    np.testing.assert_allclose(gradient(PARAMS, batch)["lm_head"]["kernel"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -215,8 +214,7 @@ def test_what_a_run_leaves(sft_run):
     assert result["validation"]["loss"] == pytest.approx(best)
     assert result["validation"]["perplexity"] == pytest.approx(math.exp(best))
     assert (result["validation"]["n"], saved(sft_run)) == (20, [1, 2, 3, 4, 5, 6])
-    exported = json.loads((sft_run / "export" / "config.json").read_text())
-    assert exported["torch_dtype"] == "bfloat16"
+    assert json.loads((sft_run / "export" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     card = (sft_run / "export" / "README.md").read_text()
     assert f"perplexity {'':13} {math.exp(best):.6g}" in card
     assert "| Weights | bfloat16 |" in card

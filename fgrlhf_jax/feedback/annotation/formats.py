@@ -181,8 +181,7 @@ def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
             )
         texts[field] = value
     texts = texts["instruction"], texts["input"], texts["response"]
-    finished = flag_of(marks, "finished", where)
-    return Item(id, *texts, suggestion, turns, finished=finished)
+    return Item(id, *texts, suggestion, turns, finished=flag_of(marks, "finished", where))
 
 
 def _instruction(item: Item) -> str | list[Row]:

@@ -118,8 +118,7 @@ class Page:
         item = self.store.item(typed.id)
         if len(typed.text) > LONGEST:
             raise InputError(f"not saved: it has {len(typed.text)} characters; {LONGEST} at most")
-        text = restore_line_ends(typed.text, item.original)
-        return item, dataclasses.replace(typed, text=text)
+        return item, dataclasses.replace(typed, text=restore_line_ends(typed.text, item.original))
 
     def open(self, typed: Decision, data: Mapping) -> Json:
         """The view after a reload, with the text that this tab could not send before it.

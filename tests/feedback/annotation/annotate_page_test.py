@@ -236,8 +236,7 @@ def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
         font = page.evaluate(read.format("#edit", "fontFamily"))
         assert ("monospace" in font) == (k == 1)
         for selector in ("#prompt p", "#edit", "#difference .text"):
-            direction = page.evaluate(read.format(selector, "direction"))
-            assert direction == ("ltr" if k == 1 else "rtl")
+            assert page.evaluate(read.format(selector, "direction")) == ("ltr" if k == 1 else "rtl")
         ann.type(ann.text().replace("x + x", "x - x") + " ok", shown="ok")
         check()
         last, panel = (page.locator(f"#difference {part}").last for part in ("ins", ".text"))

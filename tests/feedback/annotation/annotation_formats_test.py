@@ -227,8 +227,7 @@ def test_our_own_rows(read):
     items = [Item("1", "Say one.", "", "One."), Item("7", "Say two.", "x", "Two.")]
     items.append(Item("3", "Say three.", "", "Tree.", "Three."))
     assert read(rows) == (items, [])
-    as_lines = "".join(json.dumps(row) + "\n" for row in rows)
-    assert read(as_lines, "rows.jsonl") == (items, [])
+    assert read("".join(json.dumps(row) + "\n" for row in rows), "rows.jsonl") == (items, [])
 
 
 def without(row: dict, group: str, name: str) -> dict:

@@ -131,8 +131,7 @@ def written(tmp_path):
 
 
 def test_the_command(written, tmp_path, capsys):
-    more = {"instruction": "q", "original": "a", "edited": "b"}
-    write_jsonl(tmp_path / "more.jsonl", [more])
+    write_jsonl(tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}])
     write_jsonl(rejected_path(written), [{"reason": "cut"}, {"reason": "rejected: 400: long"}])
     write_jsonl(rejected_path(tmp_path / "more.jsonl"), [{"reason": "cut"}])
     train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")

@@ -90,8 +90,7 @@ def test_replies(received, tag, reason):
     ],
 )
 def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
-    parsed = parse_reply(tagged(replied), TASK._replace(response=original), tag=NAME)
-    assert parsed.edited == edited
+    assert parse_reply(tagged(replied), TASK._replace(response=original), tag=NAME).edited == edited
 
 
 @pytest.mark.parametrize(

@@ -68,5 +68,4 @@ def test_a_language_model_labels(capsys):
             run(model="m", provider="openai", base_url=url, overwrite=True)
         assert list(server.delivered.values()) == [1] * 13
     assert labels() == [2] * 12
-    out = capsys.readouterr().out
-    assert "12 preferences of 13 pairs; 0 draws dropped, 1 unparsed" in out
+    assert "12 preferences of 13 pairs; 0 draws dropped, 1 unparsed" in capsys.readouterr().out

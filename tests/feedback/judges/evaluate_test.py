@@ -96,8 +96,7 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
         run_at(server, both_orders=True)
     results = result()
     assert results["first_shown"] == 50  # in both orders
-    rows = result("eval.annotations.json")
-    assert [row["preference"] - 1 for row in rows] == expected("a", "b")
+    assert [row["preference"] - 1 for row in result("eval.annotations.json")] == expected("a", "b")
     printed = capsys.readouterr().out
     run(annotations="eval.annotations.json", output="again.json")
     assert result("again.json") == results

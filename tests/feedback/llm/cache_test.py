@@ -55,8 +55,7 @@ def test_everything_that_determines_a_reply_is_in_its_key():
 def test_a_reply_comes_back_from_the_disk_as_it_was(tmp_path):
     reply = Reply("ü🙂\x00\r\n\u2028 'quoted'", "length", 5, 0)
     for _ in range(2):
-        send = FakeModel(lambda *_: reply)
-        assert list(collect([Request("a\ud83d")], send, tmp_path)) == [reply]
+        assert list(collect([Request("a\ud83d")], FakeModel(lambda *_: reply), tmp_path)) == [reply]
 
 
 def execute(sql):
@@ -140,8 +139,7 @@ def test_a_torn_last_line_is_cut(tmp_path):
     torn = [complete[:-cut] for cut in (1, 5, len(complete) // 2, len(complete))]
     for content in (*torn, complete + b'{"prom'):
         path.write_bytes(content)
-        send = FakeModel(lambda *args: AssertionError())
-        assert save(questions(9), send, tmp_path) == (9, 0)
+        assert save(questions(9), FakeModel(lambda *args: AssertionError()), tmp_path) == (9, 0)
         assert path.read_bytes() == complete
 
 

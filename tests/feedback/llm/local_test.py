@@ -26,8 +26,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    return str(ppo_cases.save_policy(folder / "export", template="plain"))
+    return str(ppo_cases.save_policy(tmp_path_factory.mktemp("run") / "export", template="plain"))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,7 @@ def test_a_reply_does_not_depend_on_the_other_requests(policy, send, sampled):
     assert send(requests()[::-1])[::-1] == sampled
     assert send(requests()[:1]) == sampled[:1]
     assert send([*requests(0.0), *requests()])[9:] == sampled
-    larger = local.connect(policy, **OPTIONS | {"batch_size": 16})
-    assert larger(requests()) == sampled
+    assert local.connect(policy, **OPTIONS | {"batch_size": 16})(requests()) == sampled
 
 
 def test_another_seed_or_request_is_another_draw(policy, sampled, send):
