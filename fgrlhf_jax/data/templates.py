@@ -242,11 +242,6 @@ def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]
 
 
 @functools.lru_cache(maxsize=8)
-def _first_id(tokenizer: Tokenizer) -> list[int]:
-    # Of a letter, since "" would look the same if only an EOS equal to the BOS was appended.
-    return tokenizer("a", verbose=False)["input_ids"][:1]
-
-
 def encode_response(
     tokenizer: Tokenizer,
     template: str,
@@ -274,7 +269,8 @@ def encode_response(
     else:
         parts = chat.Parts(render(tokenizer, template, record), response=response or "")
         tokens = chat.tokenize(tokenizer, "".join(parts))
-        first = _first_id(tokenizer)
+        # Of a letter, since "" would look the same if only an EOS equal to the BOS was appended.
+        first = tokenizer("a", verbose=False)["input_ids"][:1]
         if first == [tokenizer.bos_token_id]:
             tokens = chat.Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
     ids = tokens.ids

@@ -4,6 +4,7 @@ Pure rendering of what ``report.json`` holds; text is escaped, colours follow th
 dark mode, charts and tables fit a phone, and what is folded or under the pointer is printed.
 """
 
+import functools
 import re
 
 from fgrlhf_jax.report import heatmap
@@ -14,6 +15,7 @@ from fgrlhf_jax.report.tables import number, recommendation, sections, subtitle
 _SHOWN_AS_IT_IS = ("title", "about", "samples", "commands", "config", "judge")
 _NUMBERED = 40  # tokens; a longer response has its rewards under the pointer, and in print
 _OPEN_SAMPLES = 2
+# A number, its error and its unit stay on one line; words may wrap.
 _UNBROKEN = re.compile(r"(?<=[\d±=]) (?=[\d±%(])|(?<=T) (?==)|(?<=,) (?=[+−])")
 
 
@@ -31,7 +33,7 @@ def to_html(report: dict) -> str:
         figures=_figures(report),
         heatmaps=_heatmaps(report),
         labels=report["labels"]["arms"],
-        unbroken=_unbroken,
+        unbroken=functools.partial(_UNBROKEN.sub, "\N{NO-BREAK SPACE}"),
         number=number,
         harmless=HARMLESS,
         outcomes={1.0: "wins", 0.5: "draws", 0.0: "loses"},
@@ -98,8 +100,3 @@ def _heatmaps(report: dict) -> list[dict]:
             sides.append(rendered_side | {"limit": limits[name]})
         rendered.append({"prompt": item["prompt"], "gold": item["gold"], "sides": sides})
     return rendered
-
-
-def _unbroken(text: str) -> str:
-    """A number, its error and its unit stay on one line; words may wrap."""
-    return _UNBROKEN.sub("\N{NO-BREAK SPACE}", text)

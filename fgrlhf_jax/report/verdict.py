@@ -94,7 +94,9 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
             why += f", and of the {len(rivals)} arms of which that is so it costs least"
     sampled, greedy = (won[arm][decoding] for decoding in DECODINGS)
     why += f"; of the {len(table) - 1} others it beats {sampled} at T = 1 and {greedy} greedily"
-    return {"arm": arm, "why": why + _one_seed(table[arm])}
+    if table[arm].get("seeds", 1) < 2:
+        why += ". One seed: another one may turn it"
+    return {"arm": arm, "why": why}
 
 
 def lead(interval: Mapping[str, float]) -> int:
@@ -106,10 +108,6 @@ def describe(interval: Mapping[str, float]) -> str:
     """ "+7.1 [+6.1, +8.1], better": points of win rate, their interval, and what it means."""
     values = (f"{interval[key]:+z.1f}".replace("-", "−") for key in ("points", "low", "high"))
     return "{} [{}, {}], ".format(*values) + _WORDS[lead(interval)]
-
-
-def _one_seed(row: dict) -> str:
-    return ". One seed: another one may turn it" if row.get("seeds", 1) < 2 else ""
 
 
 def _better_lines(report: dict) -> list[dict]:

@@ -20,24 +20,20 @@ def test_layout(name):
     assert records.prompt_key(prompt) == records.prompt_key(expected)
 
 
-A_B = [pair("A", "B", prompt=SKY)]
+A_B, A_AND_B = [pair("A", "B", prompt=SKY)], {"chosen": "A", "rejected": "B"}
 VOTED = {"instruction": SKY, "predictions": '["A", "B", "C"]', "preference": [1, 0, 2], "id": 7}
 PAIRS = [Preference(SKY, "", "A", "B", 1, "7/1-2"), Preference(SKY, "", "B", "C", 2, "7/2-3")]
 MAPPED = [
     ({"question": SKY, "good": "A", "bad": "B"}, "prompt=question,chosen=good,rejected=bad", A_B),
-    (
-        {"prompt": "no", "q": SKY, "chosen": "A", "rejected": "B", "output": "C"},
-        "prompt=q,chosen",
-        A_B,
-    ),
-    ({"instruction": "x", "prompt": SKY, "chosen": "A", "rejected": "B"}, "prompt", A_B),
-    ({"input": SKY, "chosen": "A", "rejected": "B"}, "prompt=input", A_B),
-    ({"history": SKY, "chosen": "A", "rejected": "B"}, "prompt=history", A_B),
+    (A_AND_B | {"prompt": "no", "q": SKY, "output": "C"}, "prompt=q,chosen", A_B),
+    (A_AND_B | {"instruction": "x", "prompt": SKY}, "prompt", A_B),
+    (A_AND_B | {"input": SKY}, "prompt=input", A_B),
+    (A_AND_B | {"history": SKY}, "prompt=history", A_B),
     (ULTRA | {"history": [["Hi", "Hello"]]}, "chosen", formats.parse_row(ULTRA, "a:1")),
     (
         ULTRA,
         "original=rejected, edited=chosen",
-        [Edit("", "", "Green.", "Blue.", messages=chat(SKY))],
+        [Edit("", "", "Green.", "Blue.", "", (), chat(SKY))],
     ),
     (VOTED, "predictions,preference", PAIRS),
 ]
@@ -55,19 +51,17 @@ def test_a_label_is_of_no_interest_where_the_response_is_not_learnt(need):
 
 
 HI = chat("Hi")
+BETTER = Preference("", "", "Hello", "No.", 1, "p", HI)
 
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
     ("need", "expected"),
     [
-        ("pairs", [Preference("", "", "Hello", "No.", 1, "p", HI)]),
+        ("pairs", [BETTER]),
         ("responses", [Instruction("", "", "Hello", HI), Instruction("", "", "Blue.", MANY)]),
         ("prompts", [Instruction("", "", "", HI), Instruction("", "", "", MANY)]),
-        (
-            "any",
-            [Preference("", "", "Hello", "No.", 1, "p", HI), Instruction("", "", "Blue.", MANY)],
-        ),
+        ("any", [BETTER, Instruction("", "", "Blue.", MANY)]),
     ],
 )
 def test_message_trees(nested, need, expected):

@@ -65,7 +65,7 @@ TRAIN = [
     ({"validation": "", "validation_share": 0.0}, "none is left for validation"),
     (
         {"data__max_length": 64},
-        "train: edits: data.max_prompt_length=64: must be above 0 and below data.max_length=64",
+        "train: edits: data.max_prompt_length=64: must be above 0 and below",
     ),
     ({"data__max_length": 1024}, "data.max_length=1024 is more than the model's 512 positions"),
     ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),

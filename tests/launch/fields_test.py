@@ -102,10 +102,7 @@ def test_the_config_of_another_command_is_refused(command):
     ("arguments", "message"),
     [
         (["steps=3"], "steps=3: is not a flag; write --config.steps=3"),
-        (
-            ["--learning_rate=1"],
-            "--learning_rate=1: is not a flag; did you mean --config.optimizer.learning_rate?",
-        ),
+        (["--learning_rate=1"], "is not a flag; did you mean --config.optimizer.learning_rate?"),
         (["--confg=configs/rm.py"], "--confg=configs/rm.py: is not a flag; did you mean --config?"),
         (["--config.step=1"], "--config.step: there is no such field; did you mean steps?"),
         (["--qqq"], "--qqq: is not a flag; write --config.FIELD=VALUE; --help shows the fields"),

@@ -232,10 +232,7 @@ REFUSED = [
     ({"ppo__flags": "steps"}, "ppo.flags=steps: 'steps' is no flag; write NAME=VALUE"),
     ({"ppo__flags": "--config.steps=1"}, "is no flag"),
     # Flags that would be in vain.
-    (
-        {"ppo__flags": "data.max_new_tokens=9"},
-        "this flag of launch.ppo itself; give --config.max_n",
-    ),
+    ({"ppo__flags": "data.max_new_tokens=9"}, "this flag of launch.ppo itself; give --config.max_"),
     ({"arms__ppo_rlhf__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
     ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
     # Flags that their command refuses.
@@ -326,18 +323,13 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
         assert (tmp_path / "config.json").read_text() == before
         assert started == []
     # A judge of the user's is known by its file, wherever it was not of an earlier version.
-    judge, own = (
-        tmp_path / "my_judge.py",
-        {"judge": "my_judge:judge", "run_arms": "sft_edits,oracle"},
-    )
+    judge, own = tmp_path / "my_judge.py", {"judge": "my_judge:judge"}
+    own |= {"run_arms": "sft_edits,oracle", "run_dir": str(tmp_path / "own")}
     monkeypatch.chdir(tmp_path)
     judge.write_text("def judge(prompts, responses): return [0.0] * len(prompts)\n")
-    own["run_dir"] = str(tmp_path / "own")
     assert {"seed_0/oracle", "answers:0"} <= {*start(**own)}
     judge.write_text("def judge(prompts, responses): return [1.0] * len(prompts)\n")
-    with pytest.raises(
-        InputError, match=r"seed_0/oracle was made with judge\.file=\w{16}, not with"
-    ):
+    with pytest.raises(InputError, match=r"seed_0/oracle was made with judge\.file=\w{16}, not "):
         start(**own)
     # An earlier version, with which it may be finished, finds its config as it was.
     marker = json.loads((tmp_path / "stages" / "data.json").read_text())
