@@ -19,9 +19,7 @@ ENSEMBLE_PENALTY = Field(
 MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
 DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
 OVERWRITE = Field(False, "write over an output that exists")
-INT8_CACHE = Field(
-    False, "keys and values of the tokens so far in 8 bits: less memory, nearly exact"
-)
+INT8_CACHE = Field(False, "keys and values of tokens so far in 8 bits: less memory, nearly exact")
 READING = {
     "Rows": {
         "columns": Field("", "the file's names of fields: prompt=question,chosen=best,…"),

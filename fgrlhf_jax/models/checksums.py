@@ -87,15 +87,9 @@ def _digest(file: Path) -> str:
             fields = json.loads(file.read_text(encoding="utf-8")).items()
             return _sha256(json.dumps(sorted(field for field in fields if field[0] != BASE)))
     status = file.stat()
-    changed = max(status.st_mtime_ns, status.st_ctime_ns)
-    identity = (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-    is_settled = time.time_ns() - changed > SETTLED
+    times = status.st_mtime_ns, status.st_ctime_ns
+    identity = status.st_dev, status.st_ino, status.st_size, *times
+    is_settled = time.time_ns() - max(times) > SETTLED
     return _read_digest(file, identity) if is_settled else _read_digest.__wrapped__(file)
 
 

@@ -62,9 +62,8 @@ def run(
         say(f"{len(done)} of {len(stages)} stages are there already")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[int, tuple[Stage, float]] = {}  # by the number of the process
-    grown = {
-        stage.name: _read_marker(stage, folder) for stage in waiting if _has_run(stage, folder)
-    }
+    begun = [stage for stage in waiting if _has_run(stage, folder)]
+    grown = {stage.name: _read_marker(stage, folder) for stage in begun}
     if not waiting:
         return
     cache = (folder / "cache").absolute()

@@ -261,6 +261,4 @@ def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
 def on_mesh(batch: dict, mesh: Mesh, axis: int = 0) -> dict:
     """The shapes of a host batch whose rows are spread over the mesh."""
     rows = sharding.batch_sharding(mesh, axis)
-    return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()
-    }
+    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for n, x in batch.items()}

@@ -54,9 +54,7 @@ def draw_lines(
     bands = [[v for _, b, e in points for v in (b - e, b + e)] for _, points in drawn]
     y_low, y_high, y_out = axis_limits(bands, cut_y)
     to_x, to_y = _percent(x_low, x_high), _percent(y_high, y_low)
-    shapes = [
-        _shape(line, points, to_x, to_y, f"{y} {{}} at {x} {{:.4g}}") for line, points in drawn
-    ]
+    shapes = [_shape(*each, to_x, to_y, f"{y} {{}} at {x} {{:.4g}}") for each in drawn]
     if ends:
         for shape in shapes:
             shape["points"][0]["kind"], shape["points"][-1]["kind"] = "start", "end"
@@ -92,12 +90,9 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
     to_x = _percent(low, high)
 
     def dot(kind: str, mean: float, error: float | None) -> dict:
-        left, right = to_x(mean - (error or 0)), to_x(mean + (error or 0))
+        left, right = to_x(mean - (error or 0)), round(100 - to_x(mean + (error or 0)), 2)
         text = f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"
-        return {"kind": kind, "x": to_x(mean), "text": text} | {
-            "left": left,
-            "right": round(100 - right, 2),
-        }
+        return {"kind": kind, "x": to_x(mean), "text": text, "left": left, "right": right}
 
     return ENVIRONMENT.get_template(f"{ASSETS}/charts.html").module.dots(
         rows=[

@@ -112,11 +112,8 @@ def describe(interval: Mapping[str, float]) -> str:
 
 def _better_lines(report: dict) -> list[dict]:
     """By how much the recommended arm leads the next best and its baselines, the token arm its."""
-    table, labels, best = (
-        report["table1"],
-        report["labels"]["arms"],
-        report["recommendation"]["arm"],
-    )
+    table, labels = report["table1"], report["labels"]["arms"]
+    best = report["recommendation"]["arm"]
     known = {}
     for pair in report["differences"]:
         known[pair["arm"], pair["against"]] = [pair[decoding] for decoding in DECODINGS]

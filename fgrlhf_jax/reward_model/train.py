@@ -57,9 +57,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     )
     meta = RewardMeta(config.model.head, loss_settings(config), normalization, data)
     reward_model = RewardModel(model, params, tokenizer, meta, mesh)
-    result = {
-        name: make_tables(predictor, reward_model, pairs[name]) for name in sets if name != "train"
-    }
+    result = {n: make_tables(predictor, reward_model, pairs[n]) for n in sets if n != "train"}
     note = reward_model.save(
         folder / "export",
         dtype=config.export.dtype,

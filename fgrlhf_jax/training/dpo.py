@@ -147,9 +147,7 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
       batch: the arrays of ``pairs.pad_pairs``, and columns_BT int32, those of the row's response
         tokens, one after the other.
     """
-    tokens_BS, before_BS, columns_BT = (
-        batch[name] for name in ("tokens_BS", "before_BS", "columns_BT")
-    )
+    tokens_BS, before_BS, columns_BT = (batch[n] for n in ("tokens_BS", "before_BS", "columns_BT"))
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
     before_BT = jnp.take_along_axis(before_BS, columns_BT, axis=1)
     inputs = tokens_BS, batch["positions_BS"], attend_BSS
@@ -172,8 +170,5 @@ def eval_step(params: dict, batch: dict, **options) -> tuple[dict, jax.Array]:
     These are the third result of ``preference_loss``.
     """
     loss_B, metrics_B, logprob_B22 = pair_losses(params, batch, **options)
-    sums = {
-        name: jnp.sum(x_B * batch["weight_B"])
-        for name, x_B in {"loss": loss_B, **metrics_B}.items()
-    }
-    return sums, logprob_B22
+    values = {"loss": loss_B, **metrics_B}
+    return {n: jnp.sum(x_B * batch["weight_B"]) for n, x_B in values.items()}, logprob_B22

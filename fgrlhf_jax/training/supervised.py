@@ -185,10 +185,8 @@ class SupervisedTrainer:
         self.overlaps, self.memory, self.problem = True, {}, ""
         self.base_digest = ""  # of what is frozen, once it is loaded
         self.micro_batch_size = config.micro_batch_size or config.batch_size
-        rows_at_a_time = config.eval_batch_size or self.micro_batch_size
-        self.predictor = Predictor(
-            self.eval_step, self.pad, mesh, buckets, rows_at_a_time, self.unpad
-        )
+        size = config.eval_batch_size or self.micro_batch_size
+        self.predictor = Predictor(self.eval_step, self.pad, mesh, buckets, size, self.unpad)
         lengths = [row.length for row in self.train]
 
         @functools.lru_cache(maxsize=2)

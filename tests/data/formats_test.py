@@ -101,10 +101,8 @@ def test_two_messages_of_one_id_are_not_one():
 def test_columns_decide_which_answer_is_better_whatever_the_scores():
     row = ULTRA | {"score_chosen": 2, "score_rejected": 2.5}
     columns = parse_columns("chosen=rejected,rejected=chosen")
-    (swapped,), (usual,) = (
-        formats.parse_row(row, "a:1", columns=columns),
-        formats.parse_row(ULTRA, ""),
-    )
+    (swapped,) = formats.parse_row(row, "a:1", columns=columns)
+    (usual,) = formats.parse_row(ULTRA, "")
     assert (swapped.output_1, swapped.output_2) == (usual.output_2, usual.output_1)
 
 

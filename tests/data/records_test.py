@@ -134,11 +134,7 @@ def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
     assert "invalid=drop" not in refused.pop()
     good, torn = lines(INSTRUCTION), b'{"instruction":\n[1]\n\xff\n'
     assert read(write(data=good + torn + good), refused=refused) == [Instruction(**INSTRUCTION)] * 2
-    assert [message.split(": ")[0] for message in refused] == [
-        "a.jsonl:2",
-        "a.jsonl:3",
-        "a.jsonl:4",
-    ]
+    assert [text.split(": ")[0] for text in refused] == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]
     write(data=CSV + b"x,y\n", name="a.csv")
     assert len(read("a.csv", refused=refused)) == 2
     assert refused[-1].startswith("a.csv:4: has 2 cells, the first line 4 names")

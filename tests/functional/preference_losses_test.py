@@ -66,9 +66,8 @@ def by_hand(sides, reference, settings: PreferenceSettings) -> float:
     if settings.loss in ("dpo", "ddpo"):
         gamma = settings.gamma if settings.loss == "ddpo" else 1.0
         normalize = settings.loss == "ddpo" and settings.normalize
-        gains = [
-            dense(s, gamma, normalize) - r for s, r in zip(sides, reference[:, 0], strict=True)
-        ]
+        pairs = zip(sides, reference[:, 0], strict=True)
+        gains = [dense(side, gamma, normalize) - logprob for side, logprob in pairs]
         return math.log1p(math.exp(-settings.beta * (gains[0] - gains[1])))
     w, total, count = settings.weights, 0.0, 0
     if settings.loss == "salt":

@@ -122,13 +122,10 @@ def test_what_there_is_depends_on_the_config():
     assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
     own = ppo_shapes(ppo_config(reward_function="module:function"))
     assert own.models.keys() == {"policy", "reference", "critic"}
-    others = [
-        x.models.keys() for x in map(ppo_shapes, (ppo_config(), ppo_config(algorithm="rloo")))
-    ]
-    assert others[0] - others[1] == {"critic"}
-    updates = [
-        ppo_shapes(ppo_config(algorithm=name)).steps["update"] for name in ("rloo", "distill")
-    ]
+    kinds = ("ppo", "rloo", "distill")
+    ppo, rloo, distill = (ppo_shapes(ppo_config(algorithm=name)) for name in kinds)
+    assert ppo.models.keys() - rloo.models.keys() == {"critic"}
+    updates = [shapes.steps["update"] for shapes in (rloo, distill)]
     assert updates[0].flops < updates[1].flops
     assert bytes_per_device(updates[0].resident) < bytes_per_device(updates[1].resident)
     flops = [x.steps["score_rollout"].flops for x in (own, ppo_shapes(ppo_config()))]

@@ -26,9 +26,8 @@ def evil_report():
     study |= {"title": EVIL, "judge": EVIL, "config": {EVIL: EVIL}}
     study |= {"seconds": {EVIL: 1.0}, "commands": {EVIL: EVIL}}
     study["about"] = {EVIL: EVIL}
-    study["samples"] = [
-        {"prompt": EVIL, "by": {EVIL: {"text": EVIL, "score": 1.0, "outcome": 0.0}}}
-    ]
+    sample = {"text": EVIL, "score": 1.0, "outcome": 0.0}
+    study["samples"] = [{"prompt": EVIL, "by": {EVIL: sample}}]
     study["reward_models"][EVIL] = make_reward_model(EVIL, [0.5] * 3)
     (heatmap,) = study["heatmaps"]
     heatmap |= {"prompt": EVIL, "response": EVIL}

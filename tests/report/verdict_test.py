@@ -52,10 +52,8 @@ def test_the_arm_that_no_other_beats_is_recommended():
     # Without b, a and c are within noise: the cheaper one, or of unknown cost the higher one.
     advice = recommend(differences, {k: v for k, v in make_table(9, 0, 5).items() if k != "b"})
     assert advice["arm"] == "c"
-    assert (
-        "of the 2 arms of which that is so it costs least; of the 1 others it beats 0"
-        in advice["why"]
-    )
+    for words in ("of the 2 arms of which that is so it costs least", "of the 1 others it beats 0"):
+        assert words in advice["why"]
     table = {k: v for k, v in make_table(None, 0, None).items() if k != "b"}
     assert recommend(differences, table)["arm"] == "a"
 

@@ -5,12 +5,8 @@ import datetime
 JUNK = [None, "", " ", "a b", "\ud83d", "\x00\x1b[31m", "\n\nHuman: a\n\nAssistant: b", "x" * 3000]
 JUNK += [0, -3, 1e999, float("nan"), True, False, 2**80, b"\xff", datetime.datetime(1, 1, 1)]
 JUNK += [[], {}, [[]], [None], {"role": "user"}, [{"from": "gpt"}], {"a": {1: 2}}, [["deep"]] * 3]
-JUNK += [
-    "[1, 2",
-    '[{"role": "user", "content": "a"}]',
-    {"": ""},
-    [{"role": "system", "content": 0}],
-]
+JUNK += ["[1, 2", '[{"role": "user", "content": "a"}]', {"": ""}]
+JUNK += [[{"role": "system", "content": 0}]]
 
 
 def paths(value, path=()):

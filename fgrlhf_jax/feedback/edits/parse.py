@@ -174,9 +174,7 @@ def _signs(pattern: re.Pattern, text: str) -> list[Span]:
     """Where quotes, brackets and the like stand, at the starts or the ends of lines."""
     kinds = ("Pi", "Pf", "Ps", "Pe")
     matches = pattern.finditer(text)
-    return [
-        match.span(1) for match in matches if match[2] or unicodedata.category(match[1]) in kinds
-    ]
+    return [m.span(1) for m in matches if m[2] or unicodedata.category(m[1]) in kinds]
 
 
 def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:

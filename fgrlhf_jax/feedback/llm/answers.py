@@ -41,9 +41,7 @@ def parse_answer(
             raise ValueError  # beside a text, which may be half of one
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
         counts = [[usage.get(name) for name in names[provider]] for names in (READ, WRITTEN)]
-        read, written = (
-            sum(n for n in each if type(n) is int and n > 0) or None for each in counts
-        )
+        read, written = (sum(n for n in row if type(n) is int and n > 0) or None for row in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()
     except (LookupError, AttributeError, RecursionError, TypeError, ValueError) as error:

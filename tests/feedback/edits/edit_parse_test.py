@@ -144,15 +144,9 @@ def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
         unwrap(reply, ORIGINAL)
 
 
-FRAMES = [
-    *AROUND,
-    "Antwort: {}",
-    "Sure! {}",
-    "Sure, here it is: {}",
-    "“{} (edited)",
-    "(Edited) {}*",
-]
-FRAMES += ["{} (minimal edits made)", "Question: What is it?\n\nResponse: {}", "{}\n\n### End"]
+FRAMES = [*AROUND, "Antwort: {}", "Sure! {}", "Sure, here it is: {}", "{}\n\n### End"]
+FRAMES += ["“{} (edited)", "(Edited) {}*", "{} (minimal edits made)"]
+FRAMES += ["Question: What is it?\n\nResponse: {}"]
 
 
 @pytest.mark.parametrize("around", FRAMES)
@@ -216,9 +210,8 @@ def test_a_wrapped_response_comes_back_whatever_it_is():
     rng, outcomes = random.Random(0), {True: 0, False: 0}
     for _ in range(600):
         pieces = [rng.choice(NASTY) for _ in range(rng.randrange(1, 7))]
-        pieces.insert(
-            rng.randrange(len(pieces) + 1), "The river runs slowly through the old town. "
-        )
+        place = rng.randrange(len(pieces) + 1)
+        pieces.insert(place, "The river runs slowly through the old town. ")
         original = "".join(pieces).strip()
         text = original.replace("slowly", "fast")
         around = rng.choice(["{}", *AROUND])

@@ -195,9 +195,7 @@ def test_code_that_is_left_out():
 
 
 def test_an_edit_may_have_brackets_and_leave_out_much():
-    other = ORIGINAL.replace(
-        " ".join(LONG.split()[20:]), "which runs … through all of the old town"
-    )
+    other = ORIGINAL.replace(" ".join(LONG.split()[20:]), "that runs … through all of the old town")
     assert find_fault(ORIGINAL, other) == ""  # about as much is put in there
     shorter = ORIGINAL.replace(LONG, " ".join(LONG.split()[:22]))
     assert find_fault(ORIGINAL, "The capital of France is Paris. It is long.") == ""
