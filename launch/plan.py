@@ -44,15 +44,8 @@ MOST_DEVICES = 4096  # that this computer can stand for within seconds
 CONFIG = "configs/ppo.py:llama_7b"
 OTHERS = ("configs/rm.py", "configs/sft.py", "configs/dpo.py")
 SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes, "dpo": dpo_shapes}
-OPTIONS = {
-    "devices": "8",
-    "device": "h100",
-    "mesh": "",
-    "memory": UNSET,
-    "efficiency": "0.5",
-    "lengths": "",
-    "json": "",
-}
+OPTIONS = {"devices": "8", "device": "h100", "mesh": "", "memory": UNSET}
+OPTIONS |= {"efficiency": "0.5", "lengths": "", "json": ""}
 
 
 def main(config, options: dict[str, str]) -> bool:

@@ -190,7 +190,8 @@ def answer_slots(prompt: str) -> list[Slot]:
             return [*map(Slot, ("the", "reverse", "is")), *things]
         if family == "small" and rest[:2] == ["to", "big"]:
             order = sorted(rest[2:], key=NUMBERS.index)
-            return [*map(Slot, "the small to big is".split()), *(Slot(n, "sort") for n in order)]
+            words = ["the", "small", "to", "big", "is"]
+            return [*map(Slot, words), *(Slot(n, "sort") for n in order)]
         if family in NUMBERS and rest[0] == "and":
             sizes = [NUMBERS.index(word) + 1 for word in (family, *rest[1:])]
             totals = [NUMBERS[total - 1] for total in itertools.accumulate(sizes)]

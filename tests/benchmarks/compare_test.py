@@ -96,9 +96,7 @@ def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
     assert (row["ratio"], row["spread"], row["peer"]) == (2.0, [1.0, 4.0], 2.0)
 
 
-def test_of_one_round_there_is_no_spread_and_of_decoding_the_prefill_is_compared(
-    items, monkeypatch
-):
+def test_one_round_has_no_spread_and_of_decoding_the_prefill_is_compared(items, monkeypatch):
     """Ours takes a quarter of the peer's seconds in decoding, and half of them before it."""
     sides = {
         "ours": {"seconds": [1.0], "prefill_seconds": 0.5, "compile_seconds": 7.0},

@@ -218,18 +218,12 @@ def test_padding(either, bucket):
     pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0, start_i=1)
     batch = pad_pairs(pairs, bucket)
     rows, sides = (6, bucket), (6, 2, bucket)
-    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
-        "tokens_BS": (rows, "int32"),
-        "mask_BS": (rows, "bool"),
-        "branch_BS": (rows, "int8"),
-        "positions_BS": (rows, "int32"),
-        "before_BS": (rows, "int32"),
-        "partner_BS": (rows, "int32"),
-        "columns_B2S": (sides, "int32"),
-        "response_B2S": (sides, "bool"),
-        "changed_B2S": (sides, "bool"),
-        "weight_B": ((6,), "float32"),
-    }
+    integers = ("tokens_BS", "positions_BS", "before_BS", "partner_BS")
+    expected = dict.fromkeys(integers, (rows, "int32")) | {"columns_B2S": (sides, "int32")}
+    expected |= {"mask_BS": (rows, "bool"), "branch_BS": (rows, "int8")}
+    expected |= dict.fromkeys(("response_B2S", "changed_B2S"), (sides, "bool"))
+    expected |= {"weight_B": ((6,), "float32")}
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == expected
     assert batch["weight_B"].tolist() == [1] * 6
 
     def padded(row, fill=0):

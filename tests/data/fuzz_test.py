@@ -19,13 +19,8 @@ ROWS = [row for row, _ in LAYOUTS.values()] + TREE
 ROWS += [
     {"instruction": "a", "input": "b", "original": "c", "edited": "d", "error_spans": [[0, 1]]},
     {"instruction": "a", "output": "b", "generator": "m", "finished": True, "tokens": ["b"]},
-    {
-        "instruction": "a\n\nb",
-        "input": "b",
-        "raw_instruction": "a",
-        "output": "c",
-        "generator": "m",
-    },
+    {"instruction": "a\n\nb", "input": "b", "raw_instruction": "a"}
+    | {"output": "c", "generator": "m"},
     {"instruction": "a", "predictions": ["b", "c"], "preference": [1], "id": 3},
 ]
 ENDS = ("", "\r\n", "\u2028", "é", "😀")

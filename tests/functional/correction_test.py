@@ -11,18 +11,10 @@ from fgrlhf_jax.functional.correction import Scores, cluster_mean, rank_correlat
 
 
 def scores(put_in, taken_out, records, kinds, logprob=(-1.0, -2.0), **fields) -> Scores:
-    arrays = {
-        "kind_N": kinds,
-        "record_N": records,
-        "put_in_N": put_in,
-        "taken_out_N": taken_out,
-        "first_put_in_N": put_in,
-        "first_taken_out_N": taken_out,
-        "written_N": [False] * len(records),
-        "record_M": range(len(logprob)),
-        "logprob_M": logprob,
-    }
-    return Scores(**{name: np.array(value) for name, value in (arrays | fields).items()})
+    texts, written = (put_in, taken_out), [False] * len(records)
+    values = kinds, records, *texts, *texts, written, range(len(logprob)), logprob
+    arrays = dict(zip(Scores._fields, values, strict=True)) | fields
+    return Scores(**{name: np.array(value) for name, value in arrays.items()})
 
 
 def test_by_hand():

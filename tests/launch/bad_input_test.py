@@ -37,15 +37,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def train_fields(data, tmp_path) -> dict:
     """Of launch.train_rm on small files in a folder of its own."""
-    return {
-        "train": data / "train.jsonl",
-        "validation": data / "validation.jsonl",
-        "run_dir": tmp_path / "run",
-        "steps": 4,
-        "batch_size": 8,
-        "model__vocab_size": 300,
-        "data__buckets": 1,
-    }
+    files = {name: data / f"{name}.jsonl" for name in ("train", "validation")}
+    sizes = {"steps": 4, "batch_size": 8, "model__vocab_size": 300, "data__buckets": 1}
+    return files | sizes | {"run_dir": tmp_path / "run"}
 
 
 @pytest.fixture

@@ -24,13 +24,8 @@ from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, hf_save, llam
 from fgrlhf_jax.plan.memory import bytes_per_device
 from fgrlhf_jax.runtime import sharding
 
-LLAMA_3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3 |= {"original_max_position_embeddings": 8192}
 
 
 @pytest.fixture

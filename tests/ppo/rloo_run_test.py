@@ -30,16 +30,10 @@ def fields(world, tmp_path_factory):
     adapter = ppo_cases.save_reward_model(folder / "rm", "token_edit", base=world.policy)
 
     def make(run_dir: Path, **changes) -> dict:
-        changes = {
-            "reward_model": adapter,
-            "algorithm": "rloo",
-            "ptx_weight": 0.5,
-            "ptx_edits": folder / "edits.jsonl",
-            "data__max_new_tokens": 16,
-            **{f"lora__{name}": value for name, value in vars(hf_cases.ADAPTER).items()},
-            **changes,
-        }
-        return ppo_cases.fields(world, run_dir, **changes)
+        fields = {"reward_model": adapter, "algorithm": "rloo", "data__max_new_tokens": 16}
+        fields |= {"ptx_weight": 0.5, "ptx_edits": folder / "edits.jsonl"}
+        fields |= {f"lora__{name}": value for name, value in vars(hf_cases.ADAPTER).items()}
+        return ppo_cases.fields(world, run_dir, **fields | changes)
 
     return make
 

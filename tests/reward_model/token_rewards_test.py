@@ -47,14 +47,8 @@ def tokenizer():
 def reward_model(loss="token_edit", head="after", devices=1, template="plain", append_eos=True):
     cfg = dataclasses.replace(tiny_cases.CFG, vocab_size=len(tokenizer()), max_position=96)
     module = make_module(cfg, loss, head)
-    data = {
-        "template": template,
-        "max_length": 96,
-        "max_prompt_length": 40,
-        "overlong": "truncate",
-        "alignment": "levenshtein",
-        "append_eos": append_eos,
-    }
+    data = {"max_length": 96, "max_prompt_length": 40, "overlong": "truncate"}
+    data |= {"template": template, "alignment": "levenshtein", "append_eos": append_eos}
     mesh = sharding.make_mesh("1,-1,1", devices=jax.devices()[:devices])
     params = tiny_cases.parameters(module)
     params = jax.device_put(params, sharding.shardings(params, mesh))

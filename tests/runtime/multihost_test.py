@@ -29,18 +29,9 @@ COMMANDS = {
     "train_rm": (train_rm, "configs/rm.py:tiny,token_edit"),
     "ppo": (ppo, ppo_cases.DEFAULT),
 }
-SUPERVISED = {
-    "steps": 4,
-    "save_every": 2,
-    "eval_every": 2,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "data__template": "plain",
-    "data__max_length": 64,
-    "data__buckets": 1,
-    "data__max_prompt_length": 40,
-    "optimizer__learning_rate": 1e-3,
-}
+SUPERVISED = {"steps": 4, "save_every": 2, "eval_every": 2, "batch_size": 8, "micro_batch_size": 4}
+SUPERVISED |= {"data__max_length": 64, "data__max_prompt_length": 40, "data__buckets": 1}
+SUPERVISED |= {"data__template": "plain", "optimizer__learning_rate": 1e-3}
 JUDGE = """
 import jax
 

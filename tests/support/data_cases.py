@@ -12,35 +12,18 @@ TEXTS = [
     "with some words it was good and we liked it very much",
 ]
 
-EDIT = {
-    "id": "cad/train/4",
-    "instruction": "Write a film review.",
-    "input": "It was",
-    "original": "long and boring.",
-    "edited": "long and fascinating.",
-    "annotator": "human",
-}
-COMPARED = {
-    "id": "dev/0",
-    "instruction": "Who wrote it?",
-    "input": "A page.",
-    "original": "She did. It rained.",
-    "edited": "She did.",
-    "annotator": "human",
+EDIT = {"id": "cad/train/4", "instruction": "Write a film review.", "input": "It was"}
+EDIT |= {"original": "long and boring.", "edited": "long and fascinating.", "annotator": "human"}
+COMPARED = {"id": "dev/0", "instruction": "Who wrote it?", "input": "A page."}
+COMPARED |= {"original": "She did. It rained.", "edited": "She did.", "annotator": "human"}
+COMPARED |= {
     "error_spans": [{"start": 9, "end": 19, "type": "Irrelevant"}],
     "predictions": json.dumps(["She did. It rained.", "She.", "He.", "They."]),
     "preference": [2, 1, 0, 1, 1, 1],
 }
-PAIR = {
-    "instruction": "Name a fruit.",
-    "input": "",
-    "output_1": "Pear.",
-    "output_2": "A brick, I think.",
-    "preference": 1,
-    "generator_1": "davinci",
-    "generator_2": "alpaca",
-    "annotator": "judge",
-}
+PAIR = {"instruction": "Name a fruit.", "input": ""}
+PAIR |= {"output_1": "Pear.", "output_2": "A brick, I think.", "preference": 1}
+PAIR |= {"generator_1": "davinci", "generator_2": "alpaca", "annotator": "judge"}
 ANNOTATION = {name: value for name, value in PAIR.items() if name != "input"}
 ANSWER = {"instruction": "Name a fruit.", "input": "", "output": "Fig.", "source": "seeds"}
 

@@ -10,15 +10,9 @@ B, P, T, EPOCHS = 16, 8, 12, 2
 
 def ppo_config(**fields):
     config = ppo.get_config("tiny")
-    changes = {
-        "rollout_batch_size": B,
-        "minibatch_size": 8,
-        "ppo_epochs": EPOCHS,
-        "mesh": "8,1,1",
-        "data.max_prompt_length": P,
-        "data.max_new_tokens": T,
-    }
-    config.update_from_flattened_dict(changes | fields)
+    sizes = {"rollout_batch_size": B, "minibatch_size": 8, "ppo_epochs": EPOCHS, "mesh": "8,1,1"}
+    sizes |= {"data.max_prompt_length": P, "data.max_new_tokens": T}
+    config.update_from_flattened_dict(sizes | fields)
     return config
 
 

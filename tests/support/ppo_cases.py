@@ -38,14 +38,11 @@ TOKENIZER = make_tokenizer()
 CFG = llama.LlamaConfig(len(TOKENIZER), 16, 32, 1, 2, 1, 8, max_position=64)
 POLICY = heads.CausalLM(CFG)
 NORMALIZATION = Normalization(0.1, 2.0)
-DATA = {
-    "template": "plain",
-    "max_length": 48,
-    "max_prompt_length": 16,
-    "overlong": "truncate",
-    "alignment": "levenshtein",
-    "append_eos": True,
-}
+DATA = {"template": "plain", "max_length": 48, "max_prompt_length": 16, "overlong": "truncate"}
+DATA |= {"alignment": "levenshtein", "append_eos": True}
+# Of supervised runs: the lengths of rows, and an evaluation and a checkpoint every few updates.
+SHORT_ROWS = {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
+OFTEN = {"steps": 6, "eval_every": 2, "save_every": 1, "max_to_keep": 6}
 
 
 def policy_params(seed: int = 0) -> dict:
@@ -125,30 +122,14 @@ def fields(world: World, run_dir: Path, **changes) -> dict:
     At a temperature other than 1, with an adaptive KL coefficient and rates that change from update
     to update: a run that forgets any of it goes on differently.
     """
-    return {
-        "policy": world.policy,
-        "reward_model": world.token,
-        "prompts": world.prompts,
-        "validation": world.validation,
-        "run_dir": run_dir,
-        "steps": 4,
-        "rollout_batch_size": 16,
-        "minibatch_size": 8,
-        "micro_batch_size": 4,
-        "data__max_prompt_length": 12,
-        "data__max_new_tokens": 6,
-        "validation_prompts": 20,
-        "eval_every": 2,
-        "save_every": 1,
-        "sampling__temperature": 0.7,
-        "kl__target": 0.05,
-        "kl__horizon": 100,
-        "optimizer__learning_rate": 1e-2,
-        "optimizer__schedule": "linear",
-        "optimizer__warmup_steps": 2,
-        "judge": "fgrlhf_jax.tiny_world.judge:judge",
-        **changes,
-    }
+    fields = {"policy": world.policy, "reward_model": world.token, "run_dir": run_dir}
+    fields |= {"prompts": world.prompts, "validation": world.validation, "validation_prompts": 20}
+    fields |= {"data__max_prompt_length": 12, "data__max_new_tokens": 6}
+    fields |= {"rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 4}
+    fields |= {"steps": 4, "eval_every": 2, "save_every": 1, "sampling__temperature": 0.7}
+    fields |= {"kl__target": 0.05, "kl__horizon": 100, "optimizer__learning_rate": 1e-2}
+    fields |= {"optimizer__schedule": "linear", "optimizer__warmup_steps": 2}
+    return fields | {"judge": "fgrlhf_jax.tiny_world.judge:judge"} | changes
 
 
 def flags(fields: dict) -> list[str]:

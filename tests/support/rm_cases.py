@@ -12,16 +12,9 @@ from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 32, 5, 8
-FIELDS = {
-    "steps": STEPS,
-    "save_every": SAVE_EVERY,
-    "eval_every": EVAL_EVERY,
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "model.vocab_size": 300,
-    "data.buckets": 2,
-    "optimizer.learning_rate": 1e-3,
-}
+FIELDS = {"steps": STEPS, "save_every": SAVE_EVERY, "eval_every": EVAL_EVERY}
+FIELDS |= {"batch_size": 4, "micro_batch_size": 2, "model.vocab_size": 300, "data.buckets": 2}
+FIELDS |= {"optimizer.learning_rate": 1e-3}
 
 
 def write_files(folder: Path) -> dict[str, Path]:

@@ -54,22 +54,9 @@ def run(world, tmp_path):
 @pytest.fixture(scope="session")
 def sft_fields(world) -> dict:
     """Fields of a quick run of launch.sft; the rate changes from update to update."""
-    return {
-        "train": world.prompts,
-        "validation": world.validation,
-        "steps": 6,
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "eval_every": 2,
-        "save_every": 1,
-        "max_to_keep": 6,
-        "model__vocab_size": 300,
-        "data__max_length": 48,
-        "data__buckets": 1,
-        "data__max_prompt_length": 24,
-        "export__dtype": "bfloat16",
-        "optimizer__learning_rate": 1e-2,
-    }
+    fields = {"train": world.prompts, "validation": world.validation, "export__dtype": "bfloat16"}
+    fields |= {"batch_size": 8, "micro_batch_size": 4, "optimizer__learning_rate": 1e-2}
+    return fields | ppo_cases.OFTEN | ppo_cases.SHORT_ROWS | {"model__vocab_size": 300}
 
 
 @pytest.fixture(scope="session")

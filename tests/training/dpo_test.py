@@ -147,19 +147,9 @@ def test_a_mesh_learns_what_one_device_does():
 @pytest.fixture(scope="module")
 def fields(world, rm_files) -> dict:
     """Of launch.dpo; the rate changes from update to update."""
-    return rm_files | {
-        "policy": world.policy,
-        "steps": 6,
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "eval_every": 2,
-        "save_every": 1,
-        "max_to_keep": 6,
-        "data__max_length": 48,
-        "data__buckets": 1,
-        "data__max_prompt_length": 24,
-        "optimizer__learning_rate": 1e-3,
-    }
+    fields = {"policy": world.policy, "batch_size": 4, "micro_batch_size": 2}
+    fields |= {"optimizer__learning_rate": 1e-3}
+    return rm_files | fields | ppo_cases.OFTEN | ppo_cases.SHORT_ROWS
 
 
 def launch(fields, loss="ddpo") -> None:

@@ -74,7 +74,7 @@ def test_killed_at_random_times(module, world, sft_fields, rm_files, tmp_path, r
     else:
         fields = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
         fields = fields | {"model__path": world.policy, "run_dir": tmp_path / "run"}
-        fields |= {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
+        fields |= ppo_cases.SHORT_ROWS
     flags = ppo_cases.flags(fields | LORA | {"steps": steps, "save_every": 2})
     flags = [flag.replace("--config.config=", "--config=") for flag in flags]
 
@@ -162,17 +162,8 @@ def test_adapters_that_the_base_does_not_take_are_refused(fields, refused, chang
 @pytest.mark.parametrize(("head", "dtype"), [("after", "float32"), ("state_action", "int8")])
 def test_a_reward_model_is_an_adapter_and_a_head(adapted, world, rm_files, tmp_path, head, dtype):
     """From the policy's adapter on; then from the reward model's, head and all."""
-    options = rm_files | {
-        "steps": 2,
-        "batch_size": 4,
-        "eval_every": 0,
-        "save_every": 0,
-        "model__head": head,
-        "lora__base_dtype": dtype,
-        "data__buckets": 1,
-        "data__max_length": 48,
-        "data__max_prompt_length": 24,
-    }
+    options = {"steps": 2, "batch_size": 4, "eval_every": 0, "save_every": 0, "model__head": head}
+    options |= rm_files | ppo_cases.SHORT_ROWS | {"lora__base_dtype": dtype}
     start = {"model__path": adapted, "run_dir": tmp_path / "rm"}
     launch(train_rm, options | LORA | start, RM)
     file = next(iter(rm_files.values()))

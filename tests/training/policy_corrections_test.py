@@ -140,18 +140,9 @@ def test_a_training_on_edits_says_what_it_did_to_those_held_out(policies, tmp_pa
     """As launch.evaluate would."""
     tiny_cases.one_device(monkeypatch)
     write_jsonl(tmp_path / "edits.jsonl", make_feedback(40, 0)[0])
-    fields = {
-        "train": tmp_path / "edits.jsonl",
-        "validation_share": 0.25,
-        "model.path": policies[1].path,
-        "run_dir": tmp_path / "run",
-        "steps": 3,
-        "batch_size": 8,
-        "data.max_length": 48,
-        "data.max_prompt_length": 16,
-        "data.buckets": 1,
-    }
-    ppo_cases.launch(sft, fields)
+    fields = {"train": tmp_path / "edits.jsonl", "validation_share": 0.25, "steps": 3}
+    fields |= {"model.path": policies[1].path, "run_dir": tmp_path / "run", "batch_size": 8}
+    ppo_cases.launch(sft, fields | ppo_cases.SHORT_ROWS | {"data__max_prompt_length": 16})
     with open(tmp_path / "run" / "eval.json") as file:
         found = json.load(file)["corrections"]
     edits = sources.read(str(tmp_path / "edits.jsonl"))

@@ -24,13 +24,8 @@ MEASURES = {
     "words_edited": "words of the edited",
     "changes": "changes in a response",
 }
-KINDS = {
-    "insert": "only insert",
-    "delete": "only delete",
-    "replace": "only replace",
-    "mixed": "mix these",
-    "none": "change no word",
-}
+KINDS = {kind: f"only {kind}" for kind in ("insert", "delete", "replace")}
+KINDS |= {"mixed": "mix these", "none": "change no word"}
 HISTOGRAMS = ("word_change_ratio", "token_change_ratio", "length_change")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _RATIO_BINS, _NUMBER_BINS = 20, 30
