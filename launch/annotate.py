@@ -42,13 +42,9 @@ def main(config) -> None:
         server.listen(config.host, config.port) as bound,
         open_annotations(config, items, output, imported) as store,
     ):
-        app = server.App(
-            Page(store, config.max_change_ratio),
-            host=config.host,
-            root_path=config.root_path,
-            password=server.password(),
-            guidelines=guidelines,
-        )
+        options = {"root_path": config.root_path, "password": server.password()}
+        page = Page(store, config.max_change_ratio)
+        app = server.App(page, host=config.host, guidelines=guidelines, **options)
         address = describe_address(config.host, bound.getsockname()[1], config.root_path)
         about = [f"rows: {len(items)}", f"people a row: {config.overlap}"]
         about += ["with a password" if app.password else "no password"]

@@ -112,15 +112,8 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         meta = RewardMeta(head, {"loss": loss}, Normalization(0.0, 1.0), {})
     architectures = make_architectures(config, cfg, reward_model, meta)
     optimizer, _ = ppo_programs.make_optimizer(config)
-    programs = ppo_programs.make(
-        config,
-        architectures,
-        mesh,
-        optimizer,
-        ends=(0,),
-        prompt_widths=prompt_widths,
-        widths=widths,
-    )
+    options = {"ends": (0,), "prompt_widths": prompt_widths, "widths": widths}
+    programs = ppo_programs.make(config, architectures, mesh, optimizer, **options)
     programs["score_rollout"] = learned_from(programs["score_rollout"])
     settings = PPOSettings.from_config(config, widths)
     state = programs["update"].arguments[0]

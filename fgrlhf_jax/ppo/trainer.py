@@ -62,15 +62,9 @@ class PPOTrainer:
         self.prompt_width, self.width = prompt_widths[-1], widths[-1]
         self.settings = PPOSettings.from_config(config, widths)
         self.optimizer, self.learning_rates = programs.make_optimizer(config)
-        self.programs = programs.make(
-            config,
-            models,
-            mesh,
-            self.optimizer,
-            ends=hf_load.end_ids(config.policy, tokenizer),
-            prompt_widths=prompt_widths,
-            widths=widths,
-        )
+        shapes = {"prompt_widths": prompt_widths, "widths": widths}
+        ends = hf_load.end_ids(config.policy, tokenizer)
+        self.programs = programs.make(config, models, mesh, self.optimizer, ends=ends, **shapes)
         self.abstract = self.programs["update"].arguments[0]
         rows = [part.ids for part in prompts.values()]
         if demonstrations:

@@ -86,20 +86,11 @@ def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization
     return Normalization(mean, float(totals.std()) or 1.0)
 
 
-def pair_losses(
-    params: dict,
-    batch: dict,
-    *,
-    model: TokenValueModel,
-    loss: str,
-    consistency_weight: float,
-    center_weight: float,
-    center_scale: str = "score",
-):
+def pair_losses(params: dict, batch: dict, *, model: TokenValueModel, **settings):
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
     The model reads each pair as one row of ``pairs.pad_pairs``; what follows is of each side's own
-    tokens.
+    tokens. The settings are those of ``reward_model_loss``.
     """
     tokens_BS, positions_BS, before_BS = (
         batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
@@ -107,14 +98,7 @@ def pair_losses(
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
     value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend_BSS, before_BS)
     value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
-    pair_loss = functools.partial(
-        reward_model_loss,
-        loss=loss,
-        consistency_weight=consistency_weight,
-        center_weight=center_weight,
-        center_scale=center_scale,
-    )
-    loss_B, metrics_B = jax.vmap(pair_loss)(
+    loss_B, metrics_B = jax.vmap(functools.partial(reward_model_loss, **settings))(
         value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
     )
     return loss_B, metrics_B, value_B2S

@@ -82,14 +82,8 @@ def connect(config, prompts: Sequence[Request]) -> tuple[Callable | None, Usage]
 
         cli.use_devices()
         return local.connect(config.model, **config.local), usage
-    send = client.Client(
-        config.provider,
-        config.model,
-        base_url=config.base_url,
-        timeout=config.timeout,
-        retries=usage.retries,
-    )
-    return send, usage
+    options = {"base_url": config.base_url, "timeout": config.timeout, "retries": usage.retries}
+    return client.Client(config.provider, config.model, **options), usage
 
 
 def collect_replies(

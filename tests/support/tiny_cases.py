@@ -15,29 +15,14 @@ from fgrlhf_jax.runtime import sharding
 
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
 # Of rollouts of 8 rows, prompts of at most 4 tokens and responses of at most 6.
-PPO_SETTINGS = PPOSettings(
-    algorithm="ppo",
-    samples_per_prompt=1,
-    level="token",
-    max_new_tokens=6,
-    temperature=0.8,
-    widths=(4 + 6,),
-    micro_batch_size=4,
-    minibatch_size=4,
-    rollout_batch_size=8,
-    ppo_epochs=2,
-    kl_estimator="k1",
-    kl_in_reward=True,
-    missing_eos="subtract",
-    missing_eos_penalty=-1.0,
-    gamma=1.0,
-    gae_lambda=0.95,
-    clip_ratio=0.2,
-    value_clip_ratio=0.2,
-    value_coef=0.1,
-    whiten_rewards=False,
-    whiten_advantages=True,
-)
+_SETTINGS = {"algorithm": "ppo", "samples_per_prompt": 1, "level": "token", "temperature": 0.8}
+_SETTINGS |= {"rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 4, "ppo_epochs": 2}
+_SETTINGS |= {"max_new_tokens": 6, "widths": (4 + 6,)}
+_SETTINGS |= {"kl_estimator": "k1", "kl_in_reward": True, "gamma": 1.0, "gae_lambda": 0.95}
+_SETTINGS |= {"missing_eos": "subtract", "missing_eos_penalty": -1.0}
+_SETTINGS |= {"clip_ratio": 0.2, "value_clip_ratio": 0.2, "value_coef": 0.1}
+_SETTINGS |= {"whiten_rewards": False, "whiten_advantages": True}
+PPO_SETTINGS = PPOSettings(**_SETTINGS)
 
 
 def parameters(model, seed: int = 0) -> dict:
