@@ -30,7 +30,7 @@ ALLOWED = {
     "feedback.llm": "errors runtime data models",
     "feedback.edits": "errors runtime data feedback.llm report.html",
     "feedback.judges": "errors functional runtime data feedback.llm",
-    "feedback.annotation": "errors runtime data feedback.edits",
+    "feedback.annotation": "errors runtime data feedback.edits report.html",
     "report": "errors functional runtime",
     "tiny_world": "errors runtime.files data",
     "plan": "errors runtime data models training reward_model ppo",

@@ -7,10 +7,7 @@ the server loses nothing. What it shows are macros of ``fragments.html``, with e
 import dataclasses
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.errors import InputError
@@ -20,26 +17,20 @@ from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.feedback.edits.normal_form import has_half_a_character
+from fgrlhf_jax.report.html import ENVIRONMENT
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
 LISTED = 20  # rows or texts in a list
-
-ASSETS = Path(__file__).with_name("assets")
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(ASSETS),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+TEMPLATES = "feedback/annotation/assets"
 
 Json = dict[str, Any]
 
 
 def render(name: str, *values: Any) -> str:
     """A part of the page: a macro of ``fragments.html``."""
-    return str(getattr(TEMPLATES.get_template("fragments.html").module, name)(*values))
+    macros = ENVIRONMENT.get_template(f"{TEMPLATES}/fragments.html").module
+    return str(getattr(macros, name)(*values))
 
 
 def difference(original: str, text: str, limit: float) -> str:

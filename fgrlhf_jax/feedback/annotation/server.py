@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation.page import ASSETS, LISTED, LONGEST, TEMPLATES, Page
+from fgrlhf_jax.feedback.annotation.page import LISTED, LONGEST, TEMPLATES, Page
+from fgrlhf_jax.report.html import ENVIRONMENT
 
 LONGEST_NAME = 60
 PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
@@ -99,8 +100,9 @@ class App:
         self.hosts = () if host in ANY else {*LOCAL, host.lower(), root.hostname or host.lower()}
         self.guessing = asyncio.Lock()
         self.key = hashlib.scrypt(password.encode(), salt=b"annotate", n=2**14, r=8, p=1)
-        style, script = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
-        self.source = TEMPLATES.get_template("page.html").render(
+        assets = Path(__file__).with_name("assets")
+        style, script = ((assets / f"page.{kind}").read_text() for kind in ("css", "js"))
+        self.source = ENVIRONMENT.get_template(f"{TEMPLATES}/page.html").render(
             root=self.root,
             style=style,
             script=script,
