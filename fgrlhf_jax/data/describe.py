@@ -68,9 +68,7 @@ def describe_files(
     return {"files": described, "shared_prompts": shared}
 
 
-def describe_records(
-    records: Sequence[Record], limits: TokenLimits | None = None
-) -> dict[str, Any]:
+def describe_records(records: Sequence[Record], limits: TokenLimits | None = None) -> dict:
     """The statistics of one file's records."""
     kinds, words = Counter(map(kind_of, records)), {}
     for record in records:

@@ -72,13 +72,11 @@ def read_architectures(config: ConfigDict) -> Architectures:
                 f"--config=configs/ppo.py:MODEL,{meta.level} or another reward model"
             )
     if config.algorithm == "distill":
-        check_prices(config, cfg, reward_model)
+        check_prices(config, cfg.vocab_size, reward_model)
     return make_architectures(config, cfg, reward_model, meta)
 
 
-def check_prices(
-    config: ConfigDict, cfg: llama.LlamaConfig, reward_model: RewardModule | None
-) -> None:
+def check_prices(config: ConfigDict, vocab_size: int, reward_model: RewardModule | None) -> None:
     """Raises InputError where there is nothing to distill: no price of every next token."""
     one = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
     if not one or reward_model.kind == "after" or config.level != "token":
@@ -86,10 +84,10 @@ def check_prices(
             f"algorithm=distill: {config.reward_function or config.reward_model} does not price "
             "every next token; give one reward model of tokens, with --config.model.head=action"
         )
-    if (prices := reward_model.cfg.vocab_size) != cfg.vocab_size:
+    if (prices := reward_model.cfg.vocab_size) != vocab_size:
         raise InputError(
             f"algorithm=distill: reward_model={config.reward_model} prices {prices} tokens, and "
-            f"policy={config.policy} has {cfg.vocab_size}; train it from this policy's checkpoint"
+            f"policy={config.policy} has {vocab_size}; train it from this policy's checkpoint"
         )
     if not config.kl.coef:
         raise InputError("kl.coef=0: algorithm=distill divides rewards by it; give it above 0")

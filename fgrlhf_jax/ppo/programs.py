@@ -48,9 +48,7 @@ class Program(NamedTuple):
             return jitted.lower(*self.arguments)
 
 
-def make_optimizer(
-    config: ConfigDict,
-) -> tuple[optax.GradientTransformation, dict[str, np.ndarray]]:
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, dict]:
     """One AdamW for the policy and one for the critic, and the learning rates of every step.
 
     Returns:

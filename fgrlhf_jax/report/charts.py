@@ -118,9 +118,7 @@ def ticks(low: float, high: float, count: float = 5) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def axis_limits(
-    columns: Sequence[Sequence[float]], cut: str = ""
-) -> tuple[float, float, int | None]:
+def axis_limits(columns: list[list[float]], cut: str = "") -> tuple[float, float, int | None]:
     """An axis for all columns, a little wider; and the index of one that runs out of it, if any.
 
     That is, of three and more, the one that reaches farthest on the side ``cut`` ("low", "high" or

@@ -27,7 +27,7 @@ import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.errors import InputError
@@ -113,9 +113,7 @@ def held_out(family: str) -> frozenset[str]:
     return frozenset(sorted(facts, key=place)[: round(HELD_OUT * len(facts))])
 
 
-def draw_prompts(
-    per_set: Mapping[str, int], seed: int, world: str = "easy"
-) -> dict[str, list[str]]:
+def draw_prompts(per_set: dict[str, int], seed: int, world: str = "easy") -> dict[str, list[str]]:
     """Distinct prompts of each named set, as many as ``per_set`` says, the families in turn.
 
     No prompt is in two sets, whatever the seeds and numbers; fewer are the first of more.

@@ -10,10 +10,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import Instruction, Preference, Record, is_finished, sides
+from fgrlhf_jax.data.records import Instruction, Preference, RecordAndRow, is_finished, sides
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
 from fgrlhf_jax.feedback.edits.normal_form import fold, has_half_a_character, restore_form
@@ -63,9 +63,7 @@ class ParsedEdit(NamedTuple):
     unwrapped: bool = False
 
 
-def make_tasks(
-    rows: Sequence[tuple[Record, Mapping[str, Any]]], side: str = "worse"
-) -> list[EditTask]:
+def make_tasks(rows: Sequence[RecordAndRow], side: str = "worse") -> list[EditTask]:
     """One task a row: an instruction's output, an edit's original, a preference's `side`.
 
     A row without an id gets its number, from 1.
