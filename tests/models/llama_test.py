@@ -77,24 +77,13 @@ def twin(request, tmp_path_factory):
         scaling = dataclasses.asdict(cfg.rope_scaling)
         scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
         rope |= scaling | {"rope_type": "llama3"}
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.hidden_size,
-            intermediate_size=cfg.intermediate_size,
-            num_hidden_layers=cfg.num_layers,
-            num_attention_heads=cfg.num_heads,
-            num_key_value_heads=cfg.num_kv_heads,
-            head_dim=cfg.head_dim,
-            rope_parameters=rope,
-            rms_norm_eps=cfg.norm_eps,
-            max_position_embeddings=cfg.max_position,
-            tie_word_embeddings=cfg.tie_embeddings,
-            attention_bias=cfg.attention_bias,
-            mlp_bias=cfg.mlp_bias,
-            attn_implementation="eager",
-        )
-    ).eval()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
+    fields = {name: getattr(cfg, name) for name in (*names, "attention_bias", "mlp_bias")}
+    fields |= {"num_hidden_layers": cfg.num_layers, "num_attention_heads": cfg.num_heads}
+    fields |= {"num_key_value_heads": cfg.num_kv_heads, "rope_parameters": rope}
+    fields |= {"rms_norm_eps": cfg.norm_eps, "max_position_embeddings": cfg.max_position}
+    fields |= {"tie_word_embeddings": cfg.tie_embeddings, "attn_implementation": "eager"}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in theirs.parameters():
