@@ -54,10 +54,10 @@ def main(config) -> None:
         log=log,
     )
     used = {"template": model.template, "max_new_tokens": config.max_new_tokens}
-    for name, value in used.items():
-        learned = hf_load.learned_data(path).get(name) or value
-        note = f", though the model was fine-tuned with {learned}" if learned != value else ""
-        log(f"{name}={value}{note}")
+    learned = used | {n: value for n, value in hf_load.learned_data(path).items() if value}
+    differs = [f"{name}={learned[name]}" for name in used if learned[name] != used[name]]
+    note = f", though the model was fine-tuned with {', '.join(differs)}" if differs else ""
+    log(", ".join(f"{name}={value}" for name, value in used.items()) + note)
     guide = load_guide(config.guide, model, config.guide_beta) if config.guide else None
     options = {
         "generator": config.generator or path,
