@@ -1,6 +1,6 @@
 """Losses, advantages and metrics: pure functions, arrays in and arrays out.
 
-Each is about one response or one pair, and ``jax.vmap`` makes a batch of it:
+Each function takes one response or one pair; ``jax.vmap`` applies it to a batch:
 
     import jax
 
@@ -14,11 +14,11 @@ Each is about one response or one pair, and ``jax.vmap`` makes a batch of it:
         loss_BT, _ = batched(logprob_BT, old_logprob_BT, advantage_BT, 0.2)
         return masked_mean(loss_BT, response_BT)
 
-Arrays of shapes or dtypes that do not fit, as in a call without ``vmap``, raise an AssertionError
-(chex). A mask is bool. ``reward_losses`` are of reward models; ``policy_losses`` are PPO, RLOO and
-GRPO; ``preference_losses`` DPO, dense DPO, SALT and FIGA; ``masking`` is for all of them. In NumPy:
-``win_rate``, ``length_control`` (a win rate at equal length, by ``logistic``), ``pair_metrics`` of
-a reward model and ``correction`` of a policy, both on held-out edits.
+Wrong shapes or dtypes, as in a call without ``vmap``, raise an AssertionError (chex). Masks are
+bool. In JAX: ``reward_losses`` (reward models), ``policy_losses`` (PPO, RLOO, GRPO),
+``preference_losses`` (DPO, dense DPO, SALT, FIGA) and ``masking``, which all of them use. In NumPy:
+``win_rate``, ``length_control`` (win rate at equal length, fitted by ``logistic``), and on held-out
+edits ``pair_metrics`` (reward models) and ``correction`` (policies).
 """
 
 import importlib

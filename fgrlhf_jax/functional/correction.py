@@ -1,14 +1,14 @@
-"""How often a policy prefers what people put in to what they took out, in NumPy on the host.
+"""Correction accuracy: how often a policy prefers people's insertions to what they removed.
 
-At each place that an edit changed, with A the tokens that the edited text goes on with, B as many
-of the original, and both behind the same prefix x:
+In NumPy on the host. At each place that an edit changed, A are the next tokens of the edited text,
+B equally many of the original, and x is the prefix of both:
 
-    sampled   P(A | x) / (P(A | x) + P(B | x)): of a policy that writes either, how often it is A
-    greedy    1 where P(a_1 | x) > P(b_1 | x), the first tokens, which differ; equal is one half
-    written   1 where greedy decoding takes a_1
+    sampled   P(A | x) / (P(A | x) + P(B | x)): how often a policy that writes A or B writes A
+    greedy    1 if P(a_1 | x) > P(b_1 | x), the first tokens, which differ; one half if equal
+    written   1 if greedy decoding takes a_1
 
-The means are over changes. Changes of one record are not independent of each other, so standard
-errors are over records (the linearised ratio estimator; Cochran 1977, "Sampling techniques", 6.4).
+Means are over changes. Changes of one record are not independent, so standard errors are over
+records (the linearised ratio estimator; Cochran 1977, "Sampling techniques", 6.4).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,10 @@ READINGS = ("sampled", "greedy", "written")
 
 
 class Scores(NamedTuple):
-    """What a policy makes of the edits of a file: N changes, M unchanged tokens.
+    """A policy's log-probabilities (float) on a file of edits: N changes, M unchanged tokens."""
 
-    Log-probabilities are floats.
-    """
-
-    kind_N: np.ndarray  # str, what kind of change
-    record_N: np.ndarray  # int, the record that it belongs to
+    kind_N: np.ndarray  # str, kind of change: insert, replace or delete
+    record_N: np.ndarray  # int, the record of the change
     put_in_N: np.ndarray  # log P(A | x)
     taken_out_N: np.ndarray  # log P(B | x)
     first_put_in_N: np.ndarray  # of the first token of A
@@ -38,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def preferences(scores: Scores) -> dict[str, np.ndarray]:
-    """float64[N] by reading, see the formulas above."""
+    """float64[N] for each of ``READINGS``, by the formulas at the top of this file."""
     margin_N = scores.put_in_N.astype(np.float64) - scores.taken_out_N
     first_N = scores.first_put_in_N.astype(np.float64) - scores.first_taken_out_N
     return {
@@ -49,16 +46,16 @@ def preferences(scores: Scores) -> dict[str, np.ndarray]:
 
 
 def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float | int | None]:
-    """The mean over all values, with its error over the records that they belong to.
+    """The mean over all values, with its standard error over their records.
 
     With n_r values of sum s_r in record r of R, and m = Σ s_r / Σ n_r,
 
         se² = R / (R - 1) Σ_r (s_r - m n_r)² / (Σ n_r)²
 
     Returns:
-      mean, se, low and high (mean ± t se, the 97.5 % quantile of Student's t with R - 1 degrees of
-      freedom), n values and ``records``. Without values all but the counts are None, with a single
-      record the error and the interval are.
+      ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's t with
+      R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values all
+      but the counts are None; with a single record se, low and high are None.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))
@@ -76,27 +73,29 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
 
 
 def parts_of_records(values_N: np.ndarray, record_N: np.ndarray) -> list[float]:
-    """R / N times the sum of the values of each of R records, whose mean is that of all N values.
+    """One number per record, for pairing two policies by record as win rates are by prompt.
 
-    So two policies can be paired by record, as win rates are by prompt.
+    It is R / N times the sum of the record's values; the mean of the R numbers is the mean of all
+    N values.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     return (np.bincount(index_N, values_N) * len(records) / len(values_N)).tolist()
 
 
 def summarize(scores: Scores, reference: Scores | None = None) -> dict:
-    """Correction accuracy, by kind of change too, and how far unchanged tokens moved.
+    """Correction accuracy, overall and by kind of change, and how far unchanged tokens moved.
 
     Args:
-      reference: of another policy, on the same changes and tokens: that of before training, say.
+      reference: scores of another policy on the same changes and tokens, such as the policy before
+        training.
 
     Returns:
-      A :func:`cluster_mean` for each of ``READINGS``; ``by_kind`` the same for each kind of change;
-      ``by_record``, see :func:`parts_of_records`; ``unchanged``: ``logprob``, the mean
-      log-probability of the tokens that nobody changed. With a
-      reference also its own ``summarize`` as ``reference``, the paired differences to it as
-      ``gain`` by reading, and in ``unchanged`` how far these tokens moved: ``moved`` is the mean of
-      |log p - log p_ref|, ``drift`` that of log p - log p_ref, in nats a token.
+      - each of ``READINGS``: its :func:`cluster_mean`; ``by_kind``: the same per kind of change;
+      - ``by_record``: see :func:`parts_of_records`;
+      - ``unchanged``: ``logprob``, the mean log-probability of unchanged tokens;
+      - with a reference: ``reference``, its own summary; ``gain``, the paired differences to it for
+        each reading; and in ``unchanged`` the means ``moved`` of |log p - log p_ref| and ``drift``
+        of log p - log p_ref, in nats per token.
     """
     ours = preferences(scores)
     result = _table(scores, ours)
@@ -115,7 +114,7 @@ def summarize(scores: Scores, reference: Scores | None = None) -> dict:
 
 
 def _table(scores: Scores, values: Mapping[str, np.ndarray]) -> dict:
-    """Means of values by reading, over all changes and over those of each kind."""
+    """Means of the values of each reading, over all changes and over each kind of change."""
     by_kind = {}
     for kind in dict.fromkeys(scores.kind_N.tolist()):
         chosen = scores.kind_N == kind
@@ -125,9 +124,9 @@ def _table(scores: Scores, values: Mapping[str, np.ndarray]) -> dict:
 
 
 def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
-    """Spearman's rank correlation over the pairs that have both values.
+    """Spearman's rank correlation over the pairs in which both values are known.
 
-    None where there are fewer than three of them, or where either does not vary.
+    None with fewer than three such pairs, or if x or y is constant.
     """
     from scipy.stats import spearmanr  # a second to import
 
@@ -138,7 +137,7 @@ def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> fl
 
 
 def format_table(result: Mapping) -> str:
-    """The result of :func:`summarize` as text, a line for each kind of change."""
+    """The result of :func:`summarize` as text, one line per kind of change."""
     heads = "".join(f"{name:>22}" for name in READINGS)
     lines = [f"{'changes':<12}{'n':>7}{heads}"]
     parts = {"": result, "reference": result.get("reference"), "gain": result.get("gain")}

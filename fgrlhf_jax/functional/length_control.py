@@ -1,23 +1,22 @@
-"""Estimates the win rate if both responses were equally long: alpaca_eval's regression.
+"""Length-controlled win rates: alpaca_eval's estimate for responses of equal length.
 
-The model of tatsu-lab/alpaca_eval (`src/alpaca_eval/metrics/glm_winrate.py`; Dubois et al. 2024,
-"Length-Controlled AlpacaEval"), in each of its three forms:
+The regression of tatsu-lab/alpaca_eval (`src/alpaca_eval/metrics/glm_winrate.py`; Dubois et al.
+2024, "Length-Controlled AlpacaEval"), in its three forms:
 
     logit P(the model's is better) = φ tanh(Δ / standard deviation of Δ) + ψ difficulty + θ
-    Δ = characters of the reference's response less those of the model's
-    the result is the mean of σ(ψ difficulty + θ) over all prompts
+    Δ = characters of the reference's response - characters of the model's response
+    win rate = mean of σ(ψ difficulty + θ) over all prompts
 
-with an L1 penalty on φ, ψ and θ, whose strength is chosen by 5-fold cross-validation and which
-draws the result towards one half where there are few rows; an outcome between lost and won counts
-as a share of each.
+φ, ψ and θ have an L1 penalty whose strength is chosen by 5-fold cross-validation; with few rows it
+draws the result towards one half. An outcome between lost and won counts as a share of each.
 
-``length_controlled_minimal`` has no ψ: it needs annotations only. The leaderboard's figure is
-``length_controlled_v1``, from its file `df_gamed.csv`: the difficulty of each instruction,
-estimated from all models of the leaderboard, and, at a fifth of the weight, comparisons with the
-baseline asked to be terse or long, which have no θ and hold φ back. A file of difficulties alone
-gives ``length_controlled_noreg``. The minimal one is not to be compared with a leaderboard's: on 25
-of the project's own GPT-4 annotation files it is 5 points from the published on average (at most
-19) and ranks alike (Spearman 0.97).
+- ``length_controlled_minimal`` has no ψ and needs annotations only. Do not compare it with a
+  leaderboard's figure: on 25 of alpaca_eval's own GPT-4 annotation files it differs by 5 points
+  on average (at most 19), with nearly the same ranking (Spearman 0.97).
+- ``length_controlled_v1`` is the leaderboard's figure, from its file `df_gamed.csv`: the difficulty
+  of each instruction, estimated from all models of the leaderboard, and, at a fifth of the weight,
+  comparisons with the baseline asked to be terse or long, which have no θ and restrain φ.
+- ``length_controlled_noreg`` uses a file of difficulties alone.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ _LARGEST_SE = 0.5
 
 
 class Controlled(NamedTuple):
-    """A length-controlled win rate (a share) and its standard error, or why there is none."""
+    """A length-controlled win rate (a share) and its standard error, or the reason for None."""
 
     rate: float | None
     se: float | None
@@ -43,10 +42,10 @@ class Controlled(NamedTuple):
 
 
 class Difficulty(NamedTuple):
-    """The difficulty of N prompts, in the order of the annotations, and comparisons of baselines.
+    """The difficulty of N prompts, in the order of the annotations, and baseline comparisons.
 
-    ``baselines_G3`` has Δ / standard deviation of Δ, difficulty and outcome of each comparison with
-    a baseline that was asked to be terse or long; G may be 0.
+    ``baselines_G3``: for each comparison with a baseline asked to be terse or long, Δ / standard
+    deviation of Δ, difficulty, and outcome; G may be 0.
     """
 
     difficulty_N: np.ndarray
@@ -59,16 +58,16 @@ def win_rate(
     """The share of prompts that would be won at equal length.
 
     Args:
-      delta: characters of the reference's response less those of the model's, for every prompt.
-      outcomes: 1 won, 0 lost, or between; None without a verdict.
+      delta: for every prompt, characters of the reference's response minus those of the model's.
+      outcomes: for every prompt 1 won, 0 lost, or between; None without a verdict.
       difficulty: of the same prompts in the same order; None for the minimal form.
 
     Returns:
-      ``se`` is the plain one where all lengths are equal. (alpaca_eval's is the spread of the
-      predictions over instructions alone, which is 0 without a difficulty.)
+      The win rate. If all lengths are equal, ``se`` is the ordinary standard error. (alpaca_eval's
+      is the spread of the predictions over instructions, which is 0 without difficulties.)
 
     Raises:
-      InputError: where there are not as many difficulties as prompts.
+      InputError: if the numbers of difficulties and prompts differ.
     """
     delta_N = np.asarray(delta, np.float64)
     won_N = np.asarray(outcomes, np.float64)  # NaN for None

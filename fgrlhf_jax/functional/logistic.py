@@ -1,4 +1,4 @@
-"""Logistic regression of shares with an L1 penalty, whose strength cross-validation chooses."""
+"""Logistic regression of shares, with an L1 penalty chosen by cross-validation."""
 
 import itertools
 
@@ -13,9 +13,9 @@ def predict_mean(
 ) -> tuple[float, float]:
     """The mean of the predicted shares, and its standard error.
 
-    Rows that are alike are summed up, so that time grows with the number of different ones.
-    Strengths are compared by exact fits. The last fit is liblinear's, as that of alpaca_eval, whose
-    figures have digits that depend on where it stops.
+    Equal rows are summed, so that the time depends on the number of distinct rows. Penalty
+    strengths are compared by exact fits. The final fit is liblinear's, as in alpaca_eval, because
+    the digits of its figures depend on where liblinear stops.
 
     Args:
       rows_RF: float[R, F], the features of each observation.
@@ -24,8 +24,8 @@ def predict_mean(
       at_NF: float[N, F], where to predict.
 
     Returns:
-      The mean, and its error by the delta method from the sandwich covariance, the spread of the
-      predictions added.
+      The mean, and its standard error: by the delta method from the sandwich covariance, plus the
+      spread of the predictions.
 
     Raises:
       ImportError: without scikit-learn.
@@ -71,8 +71,8 @@ def fit(
 ) -> np.ndarray:
     """Minimises strength · cross-entropy + |θ|₁ by Newton's method, from ``theta_F``.
 
-    A step minimises the quadratic and the penalty exactly: it is the best of the minima for all
-    signs that the few coefficients may have.
+    Each step minimises the quadratic model plus the penalty exactly, as the best of the minima over
+    all sign patterns of the (few) coefficients.
     """
     signs_PF = np.array([*itertools.product((-1.0, 0.0, 1.0), repeat=theta_F.size)])
     free_PF = np.abs(signs_PF)
@@ -99,5 +99,5 @@ def fit(
 
 
 def _loss(logits_U: np.ndarray, weight_U: np.ndarray, won_U: np.ndarray) -> float:
-    """Cross-entropy of summed weights, and of the sums won."""
+    """Cross-entropy, from the summed weights and the sums of weight times share won."""
     return float(weight_U @ np.logaddexp(0, logits_U) - won_U @ logits_U)

@@ -1,4 +1,4 @@
-"""Sums, means and last positions under a mask. What stands outside it, even NaN, has no effect."""
+"""Sums, means and last positions under a mask. Values outside it, even NaN, have no effect."""
 
 import chex
 import jax

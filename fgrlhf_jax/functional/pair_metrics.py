@@ -1,7 +1,7 @@
 """Metrics of a reward model on pairs of responses, in NumPy on the host.
 
-Accuracy, AUROC and the correlation with length of Table 2 of the paper, and the mean reward of
-changed and unchanged tokens.
+Accuracy, AUROC and length correlation, as in Table 2 of the paper, and the mean reward of changed
+and unchanged tokens.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from fgrlhf_jax.functional.win_rate import mean_and_error, wilson_interval
 
 
 class PairValues(NamedTuple):
-    """A reward model's values of the response tokens of one pair, without prompt and padding.
+    """A reward model's values for the response tokens of one pair, without prompt and padding.
 
     Side i is the edited or preferred response, side j the other one. Values are float[T^i] and
-    float[T^j], ``changed`` bool of the same lengths: the tokens that the edit changed (in a
-    preference pair: all).
+    float[T^j]. ``changed`` is bool of the same lengths, True on tokens that the edit changed (in a
+    preference pair: on all).
     """
 
     value_i: np.ndarray
@@ -33,7 +33,7 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
       label: bool[n].
 
     Returns:
-      None where one class is empty.
+      The area, or None if one class is empty.
     """
     from scipy.stats import rankdata  # a second to import, and most commands never rank
 
@@ -47,7 +47,7 @@ def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's r, or None where either does not vary."""
+    """Pearson's r, or None if either argument is constant."""
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(x, y)[0, 1])
@@ -61,7 +61,7 @@ def _moments(values: list[np.ndarray]) -> dict:
 
 
 def _accuracy(margins: list[float]) -> tuple[float, float | None]:
-    """Share of positive margins, ties counted as one half, and its error, None of one pair."""
+    """Share of positive margins (ties count one half), and its error; None for a single pair."""
     return mean_and_error(0.5 * (1.0 + np.sign(np.array(margins, np.float64))))
 
 
@@ -74,16 +74,16 @@ def compute_pair_metrics(
       pairs: at least one, in any order.
       level: "token": a response scores the mean of its rewards (Equation 1); "sequence": the value
         at its last token.
-      edits: whether the pairs are edits; then there are metrics of changed tokens too.
-      center: what normalization subtracts from every token's reward. Until it is subtracted, a
-        constant in the rewards makes a response's total depend on its length.
+      edits: whether the pairs are edits; adds metrics of changed tokens.
+      center: the constant that normalization subtracts from every token's reward; with it, a
+        response's total would depend on its length.
 
     Returns:
       n, accuracy and its standard error ``se``, length_correlation (of a response's total reward
-      with its length, both sides); for edits accuracy_changed_only (Equation 4's score),
-      auroc_changed (-r_t against "the edit changed this token", tokens of the original side; None
-      of a sequence's values, which were never trained as rewards of tokens) and
-      reward (mean, std, n on unchanged and changed tokens of each side).
+      with its length, both sides). For edits also accuracy_changed_only (Equation 4's score);
+      auroc_changed (-r_t against "the edit changed this token", on original-side tokens; None at
+      the sequence level, whose values were never trained as token rewards); and reward (mean, std,
+      n on unchanged and changed tokens of each side).
     """
     if level == "sequence":
         score = total = lambda values: values[-1]
@@ -118,7 +118,7 @@ def compute_pair_metrics(
 
 
 def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | None:
-    """AUROC of -r_t against tokens that are marked as errors, one array a response each."""
+    """AUROC of -r_t against tokens that are marked as errors; one array per response."""
     return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
 
 
@@ -141,8 +141,8 @@ def format_table(tables: dict) -> str:
       tables: set name -> kind of pairs -> metrics.
 
     Returns:
-      A line for every set and kind, then the rewards of unchanged and changed tokens. Shares are
-      ± one standard error, with Wilson's 95 % interval.
+      One line per set and kind, then the rewards of unchanged and changed tokens. Shares have
+      ± one standard error and Wilson's 95 % interval.
     """
     lines = [
         f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy (95 %)':>24}{'changed only':>24}"

@@ -1,9 +1,8 @@
-"""Policy optimisation as pure functions: rewards, advantages, losses. Each is about ONE response.
+"""Policy optimisation as pure functions: rewards, advantages, losses. Each takes ONE response.
 
-Callers ``vmap`` over the batch; ``whiten``, ``masked_mean`` and ``explained_variance`` are about
-the whole batch at once, ``leave_one_out`` is about the K samples of one prompt. T columns of a
-response; a mask is True on its real tokens, which come first. What stands beyond them, even NaN,
-reaches no real token's result.
+Callers ``vmap`` over the batch. Exceptions: ``whiten``, ``masked_mean`` and ``explained_variance``
+take the whole batch, ``leave_one_out`` the K samples of one prompt. A response has T columns; its
+mask is True on the real tokens, which come first. Values beyond them, even NaN, affect no result.
 """
 
 import chex
@@ -19,10 +18,10 @@ MISSING_EOS = ("none", "replace", "subtract")
 def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Array:
     """(x - mu) * rsqrt(var + 1e-8) where ``mask``, 0 elsewhere; mu and var over ``mask`` only.
 
-    ``shift_mean=False`` adds mu again: the spread becomes one and the mean stays, as AlpacaFarm
-    whitens rewards. Of the rewards [K, T] of one prompt's samples it is GRPO's normalization (Shao
-    et al. 2024, arXiv:2402.03300): over all tokens where each has a reward (Section 4.1.3), over
-    the last ones where a response has one (4.1.2).
+    ``shift_mean=False`` adds mu again, so that the variance becomes one and the mean stays, as
+    AlpacaFarm whitens rewards. Applied to the rewards [K, T] of one prompt's samples this is GRPO's
+    normalization (Shao et al. 2024, arXiv:2402.03300): over all tokens for token rewards (Section
+    4.1.3), over the last tokens for sequence rewards (4.1.2).
     """
     mean = masked_mean(x, mask)
     variance = masked_mean(jnp.square(jnp.where(mask, x - mean, 0.0)), mask)
@@ -50,12 +49,13 @@ def kl_estimate(logprob_T: jax.Array, ref_logprob_T: jax.Array, estimator: str) 
 def missing_eos(
     reward_T: jax.Array, response_T: jax.Array, finished: jax.Array, *, rule: str, penalty: float
 ) -> jax.Array:
-    """Rewards of a response that may have run into the length limit.
+    """Rewards after the rule for responses that were cut at the length limit.
 
     Args:
-      reward_T: float32 rewards, 0 beyond the response; they stay where it is ``finished``.
-      rule: ``none``; ``replace``: all of them go and ``penalty`` stands at the last token;
-        ``subtract``: the ``penalty``, usually negative, is added to the last token's.
+      reward_T: float32 rewards, 0 beyond the response.
+      finished: bool scalar; the rewards of a finished response stay as they are.
+      rule: ``none``; ``replace``: all rewards are 0 except ``penalty`` at the last token;
+        ``subtract``: ``penalty``, usually negative, is added to the last token's reward.
     """
     chex.assert_equal_shape([reward_T, response_T])
     at_end_T = jnp.where(last_token(response_T), penalty, 0.0)
@@ -73,7 +73,7 @@ def reward_vector(
 ) -> jax.Array:
     """[R_1 - beta KL_1, ..., R_T - beta KL_T] (Xu et al. 2024, Section 2.2), 0 in padding.
 
-    A sequence-level reward is R_t = 0 but at the last token: [-beta KL_1, ..., R - beta KL_T].
+    A sequence-level reward R is at the last token only: [-beta KL_1, ..., R - beta KL_T].
     """
     chex.assert_equal_shape([reward_T, kl_T, response_T])
     chex.assert_type([reward_T, kl_T, response_T], [jnp.float32, jnp.float32, bool])
@@ -116,15 +116,16 @@ def return_to_go(reward_T: jax.Array, response_T: jax.Array, gamma: float) -> ja
 def leave_one_out(
     return_KT: jax.Array, response_KT: jax.Array, ended_K: jax.Array | float = 0.0
 ) -> jax.Array:
-    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740, Section 3.3), at every position of its own.
+    """Advantages of RLOO (Ahmadian et al. 2024, arXiv:2402.14740, Section 3.3) per position.
 
     A^i_t = G^i_t - 1 / (K - 1) sum_{j != i} G^j_t. The baseline depends on the other samples only,
-    so that the gradient stays unbiased.
+    so the gradient is unbiased.
 
     Args:
       return_KT: float32, :func:`return_to_go` of the K >= 2 samples of one prompt.
-      ended_K: what a sample counts beyond its end: 0, its return to go, where tokens have rewards;
-        its score where that is the whole response's: then this is RLOO to the letter.
+      response_KT: bool, True on real tokens.
+      ended_K: the value of a sample beyond its end, for the others' baseline. With token rewards 0,
+        its return to go; with sequence rewards its score, which gives exactly the paper's RLOO.
     """
     chex.assert_equal_shape([return_KT, response_KT])
     chex.assert_rank(return_KT, 2)
@@ -138,10 +139,10 @@ def leave_one_out(
 def policy_loss(
     logprob_T: jax.Array, old_logprob_T: jax.Array, advantage_T: jax.Array, clip: float
 ) -> tuple[jax.Array, jax.Array]:
-    """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) a token (Schulman et al. 2017, arXiv:1707.06347).
+    """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, 1707.06347).
 
     Returns:
-      The loss of every token, and bool: where the clipped branch is the larger.
+      The loss of every token, and bool: whether the clipped branch is the larger one.
     """
     chex.assert_equal_shape([logprob_T, old_logprob_T, advantage_T])
     ratio_T = jnp.exp(logprob_T - old_logprob_T)
@@ -153,10 +154,10 @@ def policy_loss(
 def value_loss(
     value_T: jax.Array, old_value_T: jax.Array, return_T: jax.Array, clip: float
 ) -> tuple[jax.Array, jax.Array]:
-    """1/2 max((V - G)^2, (V_clip - G)^2) a token, V_clip within ``clip`` of the old value.
+    """1/2 max((V - G)^2, (V_clip - G)^2) per token, V_clip within ``clip`` of the old value.
 
     Returns:
-      The loss of every token, and bool: where the clipped branch is the larger.
+      The loss of every token, and bool: whether the clipped branch is the larger one.
     """
     chex.assert_equal_shape([value_T, old_value_T, return_T])
     near_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
@@ -166,14 +167,14 @@ def value_loss(
 
 @jax.custom_vjp
 def logprob_and_entropy(logits_TV: jax.Array, token_T: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of a token at each position and the entropy there, in nats, float32[T].
+    """Log-probability of each token, and entropy of its distribution, in nats, both float32[T].
 
-    The entropy has no gradient. For that of the log-probability, one-hot minus probabilities, the
-    logits alone are kept.
+    The entropy has no gradient. The backward pass (one-hot minus probabilities) keeps the logits
+    only.
 
     Args:
-      logits_TV: float, of the token at each position; those of a temperature divided by it.
-      token_T: int, the token there.
+      logits_TV: float, the logits of each position, already divided by any temperature.
+      token_T: int, the token at each position.
     """
     return _logprob_and_entropy(logits_TV, token_T)[0]
 
@@ -215,21 +216,21 @@ def kl_to_target(logits_TV: jax.Array, target_logits_TV: jax.Array) -> jax.Array
 
 
 def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - Var(G - V) / Var(G) over ``mask``; 0 where the target does not vary."""
+    """1 - Var(G - V) / Var(G) over ``mask``; 0 if the target G is constant."""
 
     def variance(x):
         return masked_mean(jnp.square(jnp.where(mask, x - masked_mean(x, mask), 0.0)), mask)
 
     chex.assert_equal_shape([value, target, mask])
     total = variance(target)
-    # The mean of equal numbers is not that number in float32.
+    # In float32 the mean of equal numbers is not exactly that number.
     varies = total > 1e-10 * masked_mean(jnp.square(jnp.where(mask, target, 0.0)), mask)
     rest = variance(target - value) / jnp.where(varies, total, 1.0)
     return jnp.where(varies, 1.0 - rest, 0.0)
 
 
 def correlation(x_B: jax.Array, y_B: jax.Array) -> jax.Array:
-    """Pearson's r of two float32[B]; 0 where one of them does not vary."""
+    """Pearson's r of two float32[B]; 0 if one of them is constant."""
 
     def unit(v_B):
         centred_B = v_B - jnp.mean(v_B)
@@ -245,8 +246,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float, r
 
     beta * (1 + clip(KL / target - 1, -0.2, 0.2) * rows / horizon)
 
-    The KL is in nats a response; ``horizon`` are the responses over which to adapt, ``rows`` those
-    of this rollout.
+    ``kl`` is in nats per response; ``horizon`` is the number of responses over which to adapt,
+    ``rows`` the number in this rollout.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * rows / horizon)

@@ -1,10 +1,9 @@
-"""Losses of a policy on pairs of responses, as pure functions. Each is about ONE pair.
+"""Losses of a policy on pairs of responses, as pure functions. Each takes ONE pair.
 
-Callers ``vmap`` over the batch. S tokens of a padded side; a leading "2" is the two sides of a
-pair, side 0 the preferred or edited response (i) and side 1 the other, the original (j). Log-
-probabilities are in nats; what stands outside the masks, even NaN, has no effect. U1 are the tokens
-that an edit changed (``changed``), U0 the other response tokens; of two responses that are not
-versions of each other every token is in U1.
+Callers ``vmap`` over the batch. S are the tokens of a padded side; a leading "2" are the two sides,
+0 the preferred or edited response (i) and 1 the other, the original (j). Log-probabilities are in
+nats; values outside the masks, even NaN, have no effect. U1 are the tokens that an edit changed
+(``changed``), U0 the other response tokens; in a preference pair every token is in U1.
 """
 
 from typing import NamedTuple
@@ -29,14 +28,14 @@ class TokenWeights(NamedTuple):
 
 
 class PreferenceSettings(NamedTuple):
-    """A loss and what it is computed with.
+    """A loss and its parameters.
 
     Attributes:
       loss: one of ``LOSSES``.
-      beta: of ``dpo`` and ``ddpo``, see :func:`dpo_loss`.
-      gamma, normalize: of ``ddpo``, see :func:`dense_logprob`.
-      weights: of ``salt`` and ``figa``.
-      limit: of ``figa``.
+      beta: for ``dpo`` and ``ddpo``, see :func:`dpo_loss`.
+      gamma, normalize: for ``ddpo``, see :func:`dense_logprob`.
+      weights: for ``salt`` and ``figa``.
+      limit: for ``figa``, nats.
     """
 
     loss: str
@@ -51,8 +50,9 @@ def dpo_loss(logprob_2: jax.Array, ref_logprob_2: jax.Array, beta: float) -> jax
     """-log sigmoid(beta ((l_i - ref_i) - (l_j - ref_j))) (Rafailov et al. 2023, 2305.18290, Eq. 7).
 
     Args:
-      logprob_2, ref_logprob_2: float32, of both responses by the policy and by the reference.
-      beta: above 0; the larger, the nearer the policy stays to the reference.
+      logprob_2, ref_logprob_2: float32 log-probabilities of both responses under policy and
+        reference.
+      beta: above 0; the larger, the closer the policy stays to the reference.
     """
     chex.assert_shape([logprob_2, ref_logprob_2], (2,))
     ratio_2 = logprob_2 - ref_logprob_2
@@ -68,10 +68,10 @@ def dense_logprob(
 ) -> jax.Array:
     """Dense DPO's log-probability of a response: sum over U0 + gamma sum over U1.
 
-    RLHF-V (Yu et al. 2024, 2312.00849, Eq. 3) divides it by N = |U0| + gamma |U1|
-    (``normalize``), so that longer responses do not have larger scores; the sum is what the
-    authors' training code takes. With gamma = 1 the sum is the log-probability itself, and
-    :func:`dpo_loss` of it is DPO; normalized it is DPO on means.
+    RLHF-V (Yu et al. 2024, 2312.00849, Eq. 3) divides it by N = |U0| + gamma |U1| (``normalize``),
+    so that longer responses do not score higher; the authors' training code does not divide. With
+    gamma = 1 the sum is the log-probability, and its :func:`dpo_loss` is DPO; normalized, it is DPO
+    on means.
 
     Args:
       logprob_S: float32 per token.
@@ -93,7 +93,7 @@ def unlikelihood(logprob_S: jax.Array) -> jax.Array:
 def salt_loss(
     logprob_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array, weights: TokenWeights
 ) -> jax.Array:
-    """Likelihood of what was put in or kept, unlikelihood of what was taken out, in nats a token.
+    """SALT: likelihood of inserted and kept tokens, unlikelihood of removed ones, nats per token.
 
     Sequence alignment (un)likelihood training (Yao et al. 2023, 2310.05857, Section 3), with -log p
     and the :func:`unlikelihood` u:
@@ -123,12 +123,12 @@ def figa_loss(
     weights: TokenWeights,
     limit: float,
 ) -> jax.Array:
-    """Weighted log-likelihood, negative on what was taken out (FIGA; Guo et al. 2024, 2311.04072).
+    """FIGA: log-likelihood with negative weight on removed tokens (Guo et al. 2024, 2311.04072).
 
-    -sum of w_t log p_t over the number of tokens with w_t != 0, where w_t is ``inserted`` (alpha)
-    and ``kept`` (gamma) on i, -``removed`` (beta) and ``original`` (0) on j. As in the authors'
-    code a removed token counts only as long as -log p is below ``limit``: without a bound its
-    likelihood would fall for ever.
+    -sum_t w_t log p_t / (number of tokens with w_t != 0), where w_t is ``inserted`` (alpha) and
+    ``kept`` (gamma) on i, -``removed`` (beta) and ``original`` (0) on j. As in the authors' code a
+    removed token counts only while its -log p is below ``limit``: otherwise its likelihood would
+    fall without bound.
 
     Args:
       logprob_2S: float32 per token.
@@ -155,20 +155,22 @@ def preference_loss(
     ref_logprob_22: jax.Array,
     settings: PreferenceSettings,
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """The loss of one pair that ``settings`` name.
+    """The loss ``settings.loss`` of one pair.
 
     Args:
-      logprob_2S: float32 per token, by the policy.
+      logprob_2S: float32 per token, under the policy.
       response_2S, changed_2S: bool, response tokens and those of U1.
-      ref_logprob_22: float32, the third result for the reference; read by ``dpo`` and ``ddpo``.
+      ref_logprob_22: float32, this function's third result for the reference; used by ``dpo`` and
+        ``ddpo``.
 
     Returns:
-      The scalar loss; scalars: ``accuracy`` (1 where i is preferred, 0, or one half for a tie),
-      ``logprob/chosen`` and ``logprob/rejected`` (nats a response), and with a reference
-      ``reward/chosen``, ``reward/rejected`` and ``reward/margin`` (beta times what the log-
-      probabilities of the loss gained) and ``reference_kl`` (nats a response: what the rejected one
-      lost, an estimate of KL(reference || policy) where it was sampled from the reference); and
-      float32[2, 2], of each side the log-probability that the loss compares, and the plain one.
+      - the scalar loss;
+      - scalar metrics: ``accuracy`` (1 if i is preferred, else 0; one half for a tie),
+        ``logprob/chosen``, ``logprob/rejected`` (nats per response); with a reference also
+        ``reward/chosen``, ``reward/rejected``, ``reward/margin`` (beta times the gain in the loss's
+        log-probabilities) and ``reference_kl`` (the rejected response's loss in nats, an estimate
+        of KL(reference || policy) if it was sampled from the reference);
+      - float32[2, 2]: for each side the log-probability that the loss compares, and the plain sum.
     """
     plain_2 = jax.vmap(masked_sum)(logprob_2S, response_2S)
     preferred_2, metrics = plain_2, {"logprob/chosen": plain_2[0], "logprob/rejected": plain_2[1]}

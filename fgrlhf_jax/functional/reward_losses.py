@@ -1,11 +1,9 @@
-"""The losses, as pure functions of arrays. One formula each; every function is about ONE pair.
+"""Losses of reward models, as pure functions. One formula each; every function takes ONE pair.
 
-Callers ``vmap`` over the batch. Shape letters: S columns of a padded row (prompt, response and
-padding), V vocabulary; a leading "2" is the two sides of a pair, side 0 the preferred or edited
-response (the paper's i) and side 1 the other (j). Masks are boolean and computed from lengths.
-
-Equations are those of Xu et al. 2024, "Aligning Large Language Models via Fine-grained
-Supervision".
+Callers ``vmap`` over the batch. S are the columns of a padded row (prompt, response and padding); a
+leading "2" are the two sides of a pair, 0 the preferred or edited response (the paper's i) and 1
+the other (j). Masks are boolean and computed from lengths. Equations are those of Xu et al. 2024,
+"Aligning Large Language Models via Fine-grained Supervision".
 """
 
 import chex
@@ -18,7 +16,7 @@ LOSSES = ("token_edit", "token_full", "tlcr", "sequence")
 SCALES = ("score", "reward")
 CENTER_WEIGHT = 100.0
 
-_LEAST = 1e-6  # probability whose logarithm is taken
+_LEAST = 1e-6  # smallest probability whose logarithm is taken
 
 
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
@@ -48,7 +46,7 @@ def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
 
 
 def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array) -> jax.Array:
-    """One side of Equation 4: (1/T) sum of r_t over the changed tokens U1; 0 where U1 is empty.
+    """One side of Equation 4: (1/T) sum of r_t over the changed tokens U1; 0 if U1 is empty.
 
     Args:
       reward_S: float per-token rewards.
@@ -67,7 +65,7 @@ def bradley_terry_loss(score_i: jax.Array, score_j: jax.Array) -> jax.Array:
 
 
 def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
-    """Mean of (r^i_t - r^j_t')^2 over matched pairs of unchanged tokens; 0 where there are none.
+    """Mean of (r^i_t - r^j_t')^2 over matched pairs of unchanged tokens; 0 if there are none.
 
     Args:
       reward_2S: float per-token rewards of both sides.
@@ -85,11 +83,11 @@ def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
 def center(
     reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array, scale: str = "score"
 ) -> jax.Array:
-    """Mean of (r_t / T)^2 over the unchanged tokens (U0) of both sides; 0 where there are none.
+    """Mean of (r_t / T)^2 over the unchanged tokens (U0) of both sides; 0 if there are none.
 
-    Equation 4 leaves these rewards untrained while PPO reads every token; this keeps them near 0.
-    Its scores add r_t / T, so that rewards grow with the length T of a response: what is kept small
-    is what an unchanged token would add to the score. With ``scale="reward"`` it is r_t itself.
+    Equation 4 does not train these rewards, but PPO reads every token; this term keeps them near 0.
+    It penalises what an unchanged token adds to the score, r_t / T, since rewards grow with the
+    length T of a response. ``scale="reward"`` penalises r_t itself.
     """
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is not one of {SCALES}")
@@ -103,23 +101,24 @@ def center(
 
 
 def pessimistic_reward(reward_N: jax.Array, penalty: float) -> jax.Array:
-    """mean_n r_n - penalty std_n r_n of an ensemble: where its models disagree, the policy gains
-    less by what only some of them like (Coste et al. 2023, arXiv:2310.02743, have the variance).
+    """An ensemble's reward, mean_n r_n - penalty std_n r_n: lower where its models disagree.
+
+    Coste et al. 2023 (arXiv:2310.02743) subtract the variance instead.
 
     Args:
-      reward_N: float, the rewards of N models, on one scale; any axes behind the first.
-      penalty: 0 is the mean; of two models 1 is the lower of both. The variance is over N.
+      reward_N: float, the rewards of N models on one scale; any axes after the first.
+      penalty: 0 gives the mean; 1, with two models, the lower reward. std is over N, not N - 1.
     """
     chex.assert_type(reward_N, float)
     return jnp.mean(reward_N, axis=0) - penalty * jnp.std(reward_N, axis=0)
 
 
 def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Array) -> jax.Array:
-    """TLCR (Yoon et al. 2024, arXiv:2407.16574): what a discriminator says of every token.
+    """TLCR (Yoon et al. 2024, arXiv:2407.16574): cross-entropy of a discriminator of tokens.
 
-    The reward r_t = 2 D_t - 1 is the confidence of D_t, the probability that the edit put the token
-    in. The loss is the mean cross-entropy of D_t and a label: 1 of tokens that were put in, 0 of
-    those taken out, 1/2 of those kept. Its minimum has r_t = P(put in) - P(taken out).
+    The reward is r_t = 2 D_t - 1, where D_t is the probability that the edit inserted the token.
+    The loss is the mean cross-entropy of D_t and a label: 1 for inserted tokens, 0 for removed
+    tokens, 1/2 for kept tokens. At its minimum r_t = P(inserted) - P(removed).
 
     Args:
       reward_2S: float rewards in (-1, 1) of the edited and of the original side.
@@ -137,7 +136,7 @@ def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Arra
 
 
 def pair_scores(reward_2S, response_2S, changed_2S, loss: str) -> jax.Array:
-    """The scores float[2] that ``loss`` compares; of tlcr those of Equation 1."""
+    """The scores float[2] that ``loss`` compares; for tlcr those of Equation 1."""
     if loss == "sequence":
         return jax.vmap(last_score)(reward_2S, response_2S)
     if loss in ("token_full", "tlcr"):
@@ -158,21 +157,21 @@ def reward_model_loss(
     center_weight: float = CENTER_WEIGHT,
     center_scale: str = "score",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of one pair: Bradley-Terry on the scores that ``loss`` names, plus the two regularisers.
+    """Loss of one pair: Bradley-Terry on the scores of ``loss``, plus the two regularisers.
 
-    With ``loss="tlcr"`` the cross-entropy of :func:`tlcr_loss` is in the place of Bradley-Terry.
+    ``loss="tlcr"`` has the cross-entropy of :func:`tlcr_loss` instead of Bradley-Terry.
 
     The regularisers are means within the pair, so the batch loss is a mean over pairs and gradient
-    accumulation over micro-batches is exact. They apply to the token losses only. A preference pair
-    has every response token marked as changed: Equation 4 is Equation 3 there, nothing is centred.
+    accumulation over micro-batches is exact. They apply to the token losses only. In a preference
+    pair every response token is marked as changed: Equation 4 equals Equation 3, without centring.
 
     Args:
       reward_2S: float32 per-token values of both sides.
       response_2S: bool, True on response tokens.
       changed_2S: bool, True on tokens of U1.
       partner_S: int, matched column of side 1 for each column of side 0, or -1.
-      loss: one of ``LOSSES``. ``token_edit`` with both weights 0 is Equation 4 to the letter.
-      center_scale: one of ``SCALES``, that of :func:`center`.
+      loss: one of ``LOSSES``; ``token_edit`` with both weights 0 is exactly Equation 4.
+      center_scale: one of ``SCALES``, see :func:`center`.
 
     Returns:
       The scalar loss, and scalars: ``preference_loss``, ``reward/consistency_penalty``,

@@ -1,7 +1,7 @@
 """Win rates, their errors, and steps to a score: Tables 1 and 3 of the paper, in NumPy.
 
-Standard errors are over prompts, or over seeds where there are several; intervals of differences
-are over both. A number that cannot be computed is None.
+Standard errors are over prompts, or over seeds if there are several; intervals of differences are
+over both. A number that cannot be computed is None.
 """
 
 import itertools
@@ -14,11 +14,11 @@ from scipy import special
 from fgrlhf_jax.errors import InputError
 
 _CHUNK = 2**22  # prompts drawn at a time
-_SPLITS = 5000  # of runs into two groups, at most
+_SPLITS = 5000  # largest number of splits of runs into two groups
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error (sample standard deviation / √n), None of one value."""
+    """The mean and its standard error (sample standard deviation / √n; None for one value)."""
     values = np.asarray(values, np.float64)
     if values.size < 2:
         return float(values.mean()), None
@@ -26,10 +26,10 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval (low, high) of a share of ``n`` comparisons, right at 0 and 1 too.
+    """Wilson's score interval (low, high) of a share of ``n`` comparisons; valid at 0 and 1 too.
 
-    All p for which |share - p| <= z √(p (1 - p) / n), z the normal quantile of 95 %. With draws as
-    one half it is a little wide: they vary less than the binomial distribution.
+    It contains all p with |share - p| <= z √(p (1 - p) / n), z the normal quantile of 95 %. With
+    draws counted as one half it is slightly wide, because they vary less than a binomial.
     """
     center, scale = share + z**2 / (2 * n), 1 + z**2 / n
     half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
@@ -39,13 +39,13 @@ def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, f
 def outcomes(
     scores: Sequence[float], reference: Sequence[float], tolerance: float = 1e-6
 ) -> np.ndarray:
-    """Whether a policy wins against a reference, by a judge's scores of both at the same prompts.
+    """Wins of a policy against a reference, from a judge's scores of both on the same prompts.
 
     Returns:
       float[n]: 1 won, 0.5 drawn (scores within ``tolerance``), 0 lost.
 
     Raises:
-      InputError: where the lengths differ, or a score is not finite.
+      InputError: if the lengths differ, or a score is not finite.
     """
     scores, reference = _vector("scores", scores), _vector("reference", reference)
     if scores.size != reference.size:
@@ -60,12 +60,12 @@ def outcomes(
 def paired_bootstrap(
     outcomes_a: Sequence[float], outcomes_b: Sequence[float], seed: int, rounds: int = 2000
 ) -> dict[str, float]:
-    """Bootstrap over prompts of the difference between two policies' outcomes at each, float[n].
+    """Bootstrap over prompts of the difference between two policies' outcomes, float[n] each.
 
     Returns:
-      difference (mean of a less mean of b), low and high (its 95 % percentile interval; of equal
-      differences that of :func:`paired_interval`), and not_better, the share of rounds in which a
-      is not better than b.
+      ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile interval; if
+      all differences are equal, that of :func:`paired_interval`), and ``not_better``, the share of
+      rounds in which a is not better than b.
     """
     a, b = _vector("outcomes_a", outcomes_a), _vector("outcomes_b", outcomes_b)
     if a.size != b.size:
@@ -85,7 +85,7 @@ def paired_bootstrap(
         "difference": float(difference.mean()),
         "low": float(low),
         "high": float(high),
-        # A sum of outcomes that is 0 on paper may be 1e-17 here.
+        # A mean that is exactly 0 in theory may be 1e-17 in floating point.
         "not_better": float((drawn <= 1e-12).mean()),
     }
 
@@ -93,29 +93,29 @@ def paired_bootstrap(
 def paired_interval(
     outcomes_a: Sequence[Sequence[float]], outcomes_b: Sequence[Sequence[float]]
 ) -> dict[str, float]:
-    """How much better policy a is than policy b, over training seeds and prompts at once.
+    """How much better policy a is than policy b: a 95 % interval over training seeds and prompts.
 
-    The paired difference of seed s at prompt n is mean + A_s + B_n + E_sn. With the variances of
-    the means over prompts, over seeds, and of what both leave (two-way analysis of variance),
+    The paired difference of seed s on prompt n is modelled as mean + A_s + B_n + E_sn. Two-way
+    analysis of variance gives the variances of the seed means, of the prompt means and of the rest:
 
         V = V_seed / S + V_prompt / N - V_rest / (S N)
 
-    as in the two-way cluster variance of Cameron, Gelbach and Miller (2011), and the interval is
-    mean ± t √V with Satterthwaite's degrees of freedom, which are S - 1 where the seeds decide.
-    Resampling seeds and prompts instead covers 70 to 90 % in the place of 95 % with three or five
-    seeds that differ much, and 99 to 100 % with seeds that do not.
+    as in the two-way cluster variance of Cameron, Gelbach and Miller (2011). The interval is
+    mean ± t √V with Satterthwaite's degrees of freedom, which are S - 1 if the seeds dominate. With
+    one seed it is over prompts alone. If V is 0, as for equal differences, it is that of Clopper
+    and Pearson for none of N prompts. (Resampling seeds and prompts instead covers 70 to 90 %
+    rather than 95 % with three or five seeds that differ much, 99 to 100 % with seeds that do not.)
 
     Args:
-      outcomes_a: float[S, N], outcome of policy a, one row a seed, at each prompt.
-      outcomes_b: float[S, N], of policy b with the same seeds at the same prompts. Of either there
-        may be one row, for all seeds. With one seed the interval is over its prompts alone. Where V
-        is 0, as of equal differences, it is that of Clopper and Pearson for none of N prompts.
+      outcomes_a: float[S, N], outcomes of policy a, one row per seed, on each prompt.
+      outcomes_b: float[S, N], of policy b with the same seeds on the same prompts. Either array may
+        have a single row, which then serves all seeds.
 
     Returns:
-      difference (mean of a less mean of b), and low and high, its 95 % interval.
+      ``difference`` (mean of a - mean of b), and ``low`` and ``high``, its 95 % interval.
 
     Raises:
-      InputError: where the shapes differ, or an outcome is not finite.
+      InputError: if the shapes differ, or an outcome is not finite.
     """
     a, b = _matrix("outcomes_a", outcomes_a), _matrix("outcomes_b", outcomes_b)
     if a.shape[1] != b.shape[1] or (len(a) != len(b) and 1 not in (len(a), len(b))):
@@ -139,16 +139,19 @@ def paired_interval(
 
 
 def _without_spread(difference: float, prompts: int) -> tuple[float, float]:
-    """The interval by the largest share of other prompts that shows none of them in 2.5 %."""
+    """The interval if all N differences are equal, after Clopper and Pearson.
+
+    It allows for the largest share of other prompts that N prompts miss with probability 2.5 %.
+    """
     unseen = 1 - 0.025 ** (1 / prompts)
     return difference - unseen * (1 + difference), difference + unseen * (1 - difference)
 
 
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """``mean``, ``se`` and ``n`` of one value a seed.
+    """``mean``, ``se`` and ``n`` of one value per seed.
 
-    The error of a single seed is None. If any seed has no value the mean is None too: the mean of
-    the others would be biased.
+    The error of a single seed is None. If any seed has no value, the mean is None too, because the
+    mean of the others would be biased.
     """
     if not values or any(v is None or not np.isfinite(v) for v in values):
         return {"mean": None, "se": None, "n": len(values)}
@@ -159,7 +162,7 @@ def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | N
 def smooth(scores: Sequence[float]) -> np.ndarray:
     """Averages each evaluation with its two neighbours, the last one with the one before it.
 
-    The first one stays as it is: it is the policy before training, which all arms share.
+    The first one is unchanged: it is the policy before training, which all arms share.
     """
     scores = _vector("curve_scores", scores)
     return np.array([scores[0], *(scores[k - 1 : k + 2].mean() for k in range(1, scores.size))])
@@ -175,12 +178,12 @@ def steps_to_reach(
 
     Args:
       curve_steps: increasing; the first is before training.
-      curve_scores: the judge's mean score at each, best smoothed by :func:`smooth`.
-      share: the target, as a share of the way from the first to the best score.
-      target: a fixed score, in the place of ``share``.
+      curve_scores: the judge's mean score at each step, preferably after :func:`smooth`.
+      share: the target as a share of the gain from the first to the best score.
+      target: a fixed score instead of ``share``.
 
     Returns:
-      None where it is never reached, or where the best is no better than the start.
+      The step, or None if the target is never reached or the best score is not above the first.
     """
     steps, scores = list(curve_steps), _vector("curve_scores", curve_scores)
     if len(steps) != scores.size or any(a >= b for a, b in itertools.pairwise(steps)):
@@ -196,20 +199,19 @@ def steps_to_reach(
 def permutation_test(
     first: Sequence, second: Sequence, statistics: Callable[[list, list], Sequence[float]]
 ) -> tuple[list[float], list[float]]:
-    """Do two groups of runs differ by any of several criteria? Two-sided, by relabelling the runs.
+    """Two-sided permutation test: do two groups of runs differ by any of several criteria?
 
-    Where nothing distinguishes the groups, so that every way to split the runs is equally likely,
-    some p of the criteria together is at most α in a share of at most α of all studies: p is the
-    share of splits whose largest statistic, each in units of its standard deviation over the
-    splits, is at least the observed one (the maximum-statistic correction of Westfall and Young,
-    1993). All splits are counted where there are at most 5,000, else as many random ones.
+    p is the share of splits of the runs whose largest statistic, each in units of its standard
+    deviation over the splits, is at least the observed one (the maximum-statistic correction of
+    Westfall and Young, 1993). If the groups do not differ, the probability that any criterion has
+    p <= α is at most α. All splits are counted if there are at most 5,000, else 5,000 random ones.
 
     Args:
-      first, second: the runs of each group, whatever they are.
-      statistics: one number a criterion for two groups of runs, 0 where they do not differ.
+      first, second: the runs of each group, in any form that ``statistics`` accepts.
+      statistics: maps two groups of runs to one number per criterion, 0 if they do not differ.
 
     Returns:
-      The observed statistics, and the p of each criterion.
+      The observed statistics, and p for each criterion.
     """
     runs = [*first, *second]
     everyone, count = range(len(runs)), len(first)
