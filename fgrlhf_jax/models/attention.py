@@ -1,12 +1,13 @@
-"""Attention: who may attend to whom, over a sequence itself and over a cache.
+"""Attention over a sequence and over a KV cache, with its masks and kernels.
 
-Shape letters as in llama.py. ``attend`` goes by its rank: rank 3 is attend_BQS, an explicit
-[query, key] mask, for a sequence itself within the causal triangle; rank 2 is mask_BS, True on real
-tokens, and means causal attention over real keys; None is causal attention alone, for rows whose
-padding, if any, is on the right, where no real token sees it.
+Shape letters as in llama.py. The rank of ``attend`` selects the mask:
+
+    rank 3   attend_BQS, an explicit [query, key] mask; causal for a sequence itself
+    rank 2   mask_BS, True on real tokens: causal attention over real keys
+    None     causal attention only, for rows padded on the right, where no real token sees padding
 
 Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs from
-Ampere (compute capability 8.0) on and the splash kernel of Pallas on TPUs. All else is XLA's.
+Ampere (compute capability 8.0) on, and the splash kernel of Pallas on TPUs. All else is XLA's.
 """
 
 import functools
@@ -21,7 +22,7 @@ CHOICES = ("auto", "xla", "cudnn", "splash")
 
 
 def check(choice: str, dtype: str, head_dim: int) -> None:
-    """Raises InputError for a kernel that cannot compute such heads."""
+    """Raises InputError for a kernel that does not support these heads."""
     if reason := _unfit(choice, dtype, head_dim):
         raise InputError(f"attention={choice}: {reason}, or leave attention=auto")
 
@@ -38,10 +39,10 @@ def check_devices(choice: str, mesh: jax.sharding.Mesh) -> None:
 
 
 def kernel(choice: str, dtype: str, head_dim: int) -> str:
-    """What computes causal attention, "xla", "cudnn" or "splash".
+    """The kernel of causal attention: "xla", "cudnn" or "splash".
 
-    ``auto`` is the flash kernel of the devices of the mesh (without one, of the default backend),
-    where it can compute such heads, and XLA elsewhere.
+    ``auto`` is the flash kernel of the mesh's devices (without a mesh, of the default backend) if
+    it supports these heads, else XLA.
     """
     if choice != "auto":
         return choice
@@ -56,14 +57,14 @@ def _native(device) -> str:
         return "splash"
     if device.platform not in ("gpu", "cuda") or "nvidia" not in device.device_kind.lower():
         return "xla"
-    # A mesh knows the kinds of its devices, and they know what they can do.
+    # A mesh has the kinds of its devices; the devices have their compute capability.
     kinds = {known.device_kind: known for known in jax.devices()}
     capability = getattr(kinds.get(device.device_kind, device), "compute_capability", "8.0")
     return "cudnn" if float(capability) >= 8 else "xla"
 
 
 def _unfit(choice: str, dtype: str, head_dim: int) -> str:
-    """Why a kernel cannot compute such heads and what to set; "" where it can."""
+    """Why a kernel does not support these heads, and what to set; "" if it does."""
     if choice == "cudnn" and dtype != "bfloat16":
         return f"cuDNN's kernel computes in bfloat16, not in {dtype}; set dtype=bfloat16"
     if choice == "cudnn" and (head_dim % 8 or head_dim > 128):
@@ -74,14 +75,14 @@ def _unfit(choice: str, dtype: str, head_dim: int) -> str:
 
 
 def dense_mask(attend: jax.Array) -> jax.Array:
-    """attend_BSS of an ``attend`` of rank 2 or 3.
+    """attend_BSS, the explicit mask for an ``attend`` of rank 2 or 3.
 
         mask      attend (rows are queries)
         0 1 1     1 0 0 | 0 1 0 | 0 1 1
         1 1 0     1 0 0 | 1 1 0 | 1 1 1
 
-    Causal over real keys, plus the diagonal, so that no query, not even a padded one, is left
-    with an empty softmax.
+    Causal over real keys, plus the diagonal, so that no query, not even a padded one, has an empty
+    softmax.
     """
     if attend.ndim == 3:
         return attend
@@ -92,7 +93,7 @@ def dense_mask(attend: jax.Array) -> jax.Array:
 
 
 def attend_in_pairs(branch_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """Who sees whom in rows of pairs, attend_BSS: the common beginning and one's own side's tail.
+    """The mask attend_BSS of pair rows: tokens see the common beginning and their own side's tail.
 
     branch   attend (rows are queries)
     0 1 2    1 0 0 | 1 1 0 | 1 0 1
@@ -105,8 +106,8 @@ def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.A
     """Grouped-query attention of a sequence to itself, [B, S, N, H]; softmax in float32.
 
     Args:
-      attend: of rank 2 or 3 for XLA; None for any implementation.
-      implementation: as from :func:`kernel`.
+      attend: rank 2 or 3 for XLA; None for any implementation.
+      implementation: from :func:`kernel`.
     """
     heads = q_BSNH, k_BSKH, v_BSKH
     if attend is None and implementation == "xla":
@@ -143,9 +144,9 @@ def splash_attention(q_BSNH, k_BSKH, v_BSKH) -> jax.Array:
 
 
 def plain_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS) -> jax.Array:
-    """:func:`self_attention` in at most four blocks of queries, which see no key after their end.
+    """:func:`self_attention` in at most four blocks of queries, without keys after each block.
 
-    Fewer scores are computed so: five eighths of all at best, where causal ones are half of them.
+    This computes five eighths of all scores at best; causal attention needs half of them.
     """
     length = q_BSNH.shape[1]
     size = max(64, -(-length // 32) * 8)
@@ -158,10 +159,10 @@ def plain_attention(q_BSNH, k_BSKH, v_BSKH, attend_BSS) -> jax.Array:
 
 
 def block_attention(q_BQNH, k_BSKH, v_BSKH, attend_BQS) -> jax.Array:
-    """Attention of some queries as two products for every row and key head, [B, Q, N, H].
+    """Attention of a block of queries, as two products per row and key head, [B, Q, N, H].
 
-    The G query heads that share a key head are, with their Q columns, the rows of one matrix; and
-    softmax works on the product as it stands: nothing of size [Q, S] is transposed.
+    The G query heads that share a key head, with their Q columns, are the rows of one matrix.
+    Softmax reads the product directly, so no array of size [Q, S] is transposed.
     """
     B, Q, N, H = q_BQNH.shape
     S, K = k_BSKH.shape[1:3]
@@ -178,14 +179,14 @@ def block_attention(q_BQNH, k_BSKH, v_BSKH, attend_BQS) -> jax.Array:
     return mixed_BKXH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
-CACHE_AXES = (3, 2, 3, 2)  # of the columns in the arrays of a cache
+CACHE_AXES = (3, 2, 3, 2)  # axis of the columns in each array of a cache
 
 
 def to_cache(k_BSKH, v_BSKH, int8: bool) -> tuple[jax.Array, ...]:
-    """Columns of a cache: (k_BKHS, v_BKSH), with ``int8`` and (k_scale_BK1S, v_scale_BKS1).
+    """Columns of a cache: (k_BKHS, v_BKSH); with ``int8`` also (k_scale_BK1S, v_scale_BKS1).
 
-    Keys have their columns last and values their head width: what each product runs along. In 8
-    bits what a head has of a token is whole numbers up to 127, times a float32 scale of its own.
+    The last axis is the one that each product runs along: columns for keys, head width for values.
+    In 8 bits, a head's vector of a token is integers up to 127 times one float32 scale.
     """
     heads = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.swapaxes(1, 2)
     if not int8:
@@ -199,7 +200,7 @@ def to_cache(k_BSKH, v_BSKH, int8: bool) -> tuple[jax.Array, ...]:
 
 
 def cached_attention(q_B1NH, cache: tuple[jax.Array, ...], attend_BS) -> jax.Array:
-    """Attention of one query a row to all of :func:`to_cache`, [B, 1, N, H]; softmax in float32."""
+    """Attention of one query per row to a whole cache, [B, 1, N, H]; softmax in float32."""
     k_BKHS, v_BKSH = (x.astype(q_B1NH.dtype) for x in cache[:2])
     B, _, N, H = q_B1NH.shape
     K = k_BKHS.shape[1]

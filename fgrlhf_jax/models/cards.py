@@ -1,4 +1,4 @@
-"""Cards: the README.md that tells people and the hub what a model or a file of feedback is."""
+"""Model and data-set cards: the README.md of an export or of an uploaded file of feedback."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,14 @@ from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import versions
 
 FOLDER = "export"  # where the usage block finds the model; launch.push puts the hub id there
-# By transformers' name for it: title, and the hub's name of its task.
+# transformers' name of the model type: title, and the hub's name of its task.
 _KINDS = {
     "CausalLM": ("Language model", "text-generation"),
     "TokenClassification": ("Token reward model", "token-classification"),
     "SequenceClassification": ("Sequence reward model", "text-classification"),
 }
 
-_UNITS = {  # of a figure, by the end of its name
+_UNITS = {  # end of a figure's name: its unit
     "accuracy": "of the tokens",
     **dict.fromkeys(("sampled", "greedy", "written"), "of the places that people edited"),
     "kl": "nats a response",
@@ -42,10 +42,10 @@ class Origin:
     Attributes:
       base: the checkpoint that it was trained from, "" for random weights.
       data: the training rows, as the config names them.
-      figures: what was measured at the end, as text.
+      figures: final measurements, as text.
       rewards: the reward model or function that it was trained with, if any.
-      base_digest: of an adapter, what ``hf_load.load_base`` says of the base that it was trained
-        on; "" where the files of ``base`` are certain to be still those.
+      base_digest: for an adapter, the digest from ``hf_load.load_base`` of its base; "" if the
+        files of ``base`` are certain to be unchanged.
     """
 
     base: str = ""
@@ -56,7 +56,7 @@ class Origin:
 
 
 def format_figures(figures: Mapping[str, float]) -> str:
-    """A line for each, with its unit."""
+    """One line per figure, with its unit."""
     return "\n".join(
         f"{name:24} {value:.6g} {_UNITS.get(name.rpartition('/')[2], '')}".rstrip()
         for name, value in figures.items()
@@ -75,13 +75,13 @@ def model_card(
     """The card of an export.
 
     Args:
-      kind: what transformers loads it as, "CausalLM" and so on; any other is a form of our own.
-      template: how its prompts are written.
-      response: what stands behind the prompt of the usage block for "An apple."; "" where the
+      kind: the transformers class suffix, "CausalLM" and so on; others are this project's own.
+      template: the prompt template.
+      response: the text of the response "An apple." after the usage block's prompt; "" if the
         tokenizer's chat template does not give the ids that the model was trained on.
       dtype: of the stored weights.
-      adapter: what was trained.
-      merged: whether it was added to the weights, or else the export is no more than that.
+      adapter: settings of the adapter, if one was trained.
+      merged: whether the adapter was merged into the weights; otherwise the export is the adapter.
     """
     facts = _adapter_facts(adapter, origin.base, merged) if adapter else {}
     adapter = None if merged else adapter
@@ -131,9 +131,9 @@ def dataset_card(name: str, file: str, **values: str | Mapping[str, str]) -> str
     """The card of a file of edits, preferences or instructions.
 
     Args:
-      name: on the hub.
-      **values: ``made`` says how the rows came about; ``columns`` what each column holds;
-        ``figures`` what was counted and measured.
+      name: name of the repository on the hub.
+      **values: ``made``, the origin of the rows; ``columns``, the content of each column;
+        ``figures``, counts and measurements.
     """
     files = [{"config_name": "default", "data_files": file}]
     data = huggingface_hub.DatasetCardData(configs=files, tags=["fgrlhf_jax"])
@@ -147,15 +147,15 @@ def _render(file: str, data: huggingface_hub.CardData, **values) -> str:
 
 
 def _hub_id(source: str) -> str:
-    """ORG/NAME where a config's source names the hub's, or ""."""
+    """ORG/NAME if a config's source is on the hub, else ""."""
     name = source.strip().partition(":")[0]
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def _base_model(base: str) -> str | None:
-    """The hub id of ``base``, or of what an export of ours came from."""
+    """The hub id of ``base``, or, for an export of this project, of its base."""
     if name := _hub_id(base):
         return name
-    with contextlib.suppress(Exception):  # another program's folder has any card, or none
+    with contextlib.suppress(Exception):  # a folder of another program may have any card, or none
         return huggingface_hub.metadata_load(hf_files.resolve(base) / "README.md")["base_model"]
     return None

@@ -1,4 +1,4 @@
-"""A chat template for a model trained with "alpaca" or "plain": others write its prompts by it."""
+"""Chat templates for models trained with "alpaca" or "plain", so that other tools prompt them."""
 
 import contextlib
 import copy
@@ -26,13 +26,13 @@ def with_chat_template(
     """A tokenizer whose chat template writes the prompts of a model trained with ``template``.
 
     Args:
-      template: alpaca | chat | plain; of "chat" the tokenizer has its own.
+      template: alpaca | chat | plain; for "chat" the tokenizer keeps its own.
       append_eos: whether responses ended with a control token in training.
 
     Returns:
-      The tokenizer; what stands behind EXAMPLE's prompt for its response, so that both tokenized
-      together are the ids of training ("" where no chat template gives them, and the tokenizer has
-      none); the token that ends a response.
+      The tokenizer; the response text to append to EXAMPLE's prompt so that both, tokenized
+      together, give the ids of training ("" if no chat template does; the tokenizer then has none);
+      and the token that ends a response.
     """
     ends: set[int] = set()
     with contextlib.suppress(Exception):  # a template is a program, which may raise anything
@@ -59,7 +59,7 @@ def _candidates(tokenizer: Tokenizer, template: str) -> Iterator[Tokenizer]:
     names = ("head", "tail", "head_1", "middle_1", "tail_1", "bos", "blank")
     source = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
     tokenizer = copy.deepcopy(tokenizer)
-    # Whether a tokenizer puts BOS first, and a blank before the first word, is tried out.
+    # Variants with and without BOS, and with and without a blank before the first word.
     for bos, blank in itertools.product(("", tokenizer.bos_token or ""), ("", " ")):
         values = map(json.dumps, (*text, *text_1, bos, blank))
         lines = [f"{{%- set {n} = {v} -%}}" for n, v in zip(names, values, strict=True)]
@@ -74,7 +74,7 @@ def _messages(record: Instruction) -> list[dict[str, str]]:
 
 
 def _agrees(tokenizer: Tokenizer, template: str, record: Instruction) -> bool:
-    """Whether both ways give the same ids of a prompt, and of a prompt and response."""
+    """Whether chat template and training give the same ids, for a prompt and with its response."""
     messages, options = _messages(record), {"tokenize": True, "return_dict": False}
     answered = [*messages, {"role": "assistant", "content": record.output}]
     whole = templates.encode_response(tokenizer, template, record, record.output)
@@ -84,7 +84,7 @@ def _agrees(tokenizer: Tokenizer, template: str, record: Instruction) -> bool:
 
 
 def _response_text(tokenizer: Tokenizer, ids: list[int], end: str) -> str:
-    """What makes EXAMPLE's prompt the text with these ids, or ""."""
+    """The text that completes EXAMPLE's prompt to a text with these ids, or ""."""
     messages, output = _messages(EXAMPLE), EXAMPLE.output
     answered = [*messages, {"role": "assistant", "content": output}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -1,4 +1,4 @@
-"""Checksums of an export: what gives its weights their meaning is still what was written."""
+"""Checksums of an export, which detect changes to its weights or to files that they depend on."""
 
 import contextlib
 import functools
@@ -10,13 +10,13 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 
 CONFIG = "config.json"
-# An adapter's files in Hugging Face PEFT's form, and its config.json: with one of that name
-# transformers would look for whole weights beside it.
+# An adapter's files in Hugging Face PEFT's format, and its counterpart of config.json: beside a
+# file of that name transformers would look for whole weights.
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_META = "fgrlhf.json"
-BASE = "base_model_name_or_path"  # of an adapter, which has it recorded by its weights too
+BASE = "base_model_name_or_path"  # may change: an adapter also records a digest of its base
 PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that make up a model
-SETTLED = 2_000_000_000  # nanoseconds
+SETTLED = 2_000_000_000  # nanoseconds without a change after which a digest is cached
 
 
 def is_adapter(folder: Path) -> bool:
@@ -25,7 +25,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def config_file(folder: Path) -> Path:
-    """Where an export of ours has its config and what we know of it."""
+    """The file with an export's config and this project's metadata."""
     return folder / (ADAPTER_META if is_adapter(folder) else CONFIG)
 
 
@@ -38,13 +38,13 @@ def write_config(folder: Path, config: dict) -> None:
 
 
 def check(folder: Path, config: dict, *, weights: bool) -> None:
-    """Raises InputError, naming the file, where an export of ours is not what was written.
+    """Raises InputError, naming the file, if an export of this project was changed.
 
-    Other checkpoints have no checksums, and those of earlier versions have them of weights only.
+    Other checkpoints have no checksums; exports of earlier versions have them for weights only.
 
     Args:
       config: content of the folder's :func:`config_file`.
-      weights: whether to check the weights, or all the small files.
+      weights: whether to check the weights; otherwise all the small files.
     """
     ours, own = config.get("fgrlhf", {}), config_file(folder).name
     sums = ours.get("sha256", {}) if isinstance(ours, dict) else None
@@ -70,17 +70,17 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    """The files that make up the model in a folder, by their paths in it."""
+    """Relative paths of the files that make up the model in a folder."""
     paths = {file for pattern in PATTERNS for file in folder.rglob(pattern) if file.is_file()}
     names = {file.relative_to(folder).as_posix() for file in paths}
     return sorted(name for name in names if not name.startswith("."))
 
 
 def _digest(file: Path) -> str:
-    """The SHA-256 of a file, read once as long as it stays as it is.
+    """The SHA-256 of a file, cached while the file is unchanged.
 
-    A file that was changed just now may change again without another time of change. Of an adapter
-    it leaves out where its base is, which is somewhere else on another machine.
+    A file changed very recently is not cached: it may change again within the same timestamp. For
+    an adapter's config, the location of its base is left out, since it differs between machines.
     """
     if file.name == ADAPTER:
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
@@ -100,7 +100,7 @@ def _read_digest(file: Path, *_) -> str:
 
 
 def _config_digest(config: dict) -> str:
-    """Of everything in config.json but the checksums, however it is laid out."""
+    """A digest of config.json without the checksums, independent of its formatting."""
     ours = {name: value for name, value in config["fgrlhf"].items() if name != "sha256"}
     return _sha256(json.dumps(config | {"fgrlhf": ours}, sort_keys=True))
 

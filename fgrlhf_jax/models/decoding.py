@@ -1,4 +1,4 @@
-"""A model's weights in the form that they are decoded with."""
+"""A model's weights in the form used for decoding."""
 
 import functools
 from collections.abc import Callable
@@ -15,8 +15,8 @@ class DecodingWeights(NamedTuple):
     """A model's weights as ``sampling.generate`` reads them.
 
     Attributes:
-      outer: those of the model without its layers.
-      layers: those of each layer; cut out of the stack, for inside a loop every slice is a copy.
+      outer: all weights outside the layers.
+      layers: the weights of each layer, cut out of the stack, because slices inside a loop copy.
     """
 
     outer: dict
@@ -25,9 +25,9 @@ class DecodingWeights(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="model")
 def decoding_weights(params: dict, model: heads.CausalLM) -> DecodingWeights:
-    """A copy of the parameters of ``model``, in the dtypes that it computes with.
+    """A copy of the parameters of ``model`` in its compute dtypes.
 
-    An adapter is merged: no token pays for its products.
+    An adapter is merged, so that decoding does not compute its products for every token.
     """
     layers = (layer_weights(params, number, model) for number in range(model.cfg.num_layers))
     return DecodingWeights(outer_weights(params, model), tuple(layers))
@@ -53,15 +53,15 @@ def _cast(part: dict, model: heads.CausalLM) -> dict:
 
 
 def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
-    """Shapes, dtypes and shardings of :func:`decoding_weights`: whole but for the tensor axis."""
+    """Shapes, dtypes and shardings of :func:`decoding_weights`: split over the tensor axis only."""
     shapes = jax.eval_shape(functools.partial(decoding_weights, model=model), params)
     return sharding.abstract(shapes, mesh, split=("tensor",))
 
 
 def make_placer(params: dict, model: heads.CausalLM, mesh) -> Callable[[dict], DecodingWeights]:
-    """What makes :func:`decoding_weights`, laid out over a mesh, of parameters like these.
+    """A function that makes :func:`decoding_weights`, sharded over a mesh, from such parameters.
 
-    It makes them a layer at a time: no two are merged side by side.
+    It works layer by layer, so that only one layer is merged at a time.
     """
     layout = jax.tree.map(lambda x: x.sharding, abstract_weights(params, model, mesh))
     outer, layer = (

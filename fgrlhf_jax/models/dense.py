@@ -1,8 +1,8 @@
-"""The linear layer of every model: a product with a kernel, and with an adapter where it has one.
+"""The linear layer of every model: a product with a kernel, plus that of an adapter, if any.
 
-Kernels are the variables "params" of a module. Adapters are a collection of their own, "lora": with
+Kernels are in the variable collection "params" of a module, adapters in the collection "lora". With
 it a layer computes x W + scale (x A) B (Hu et al. 2022, arXiv:2106.09685), without it x W, so that
-one module is a model and all adapters of it.
+one module serves a model and all its adapters.
 """
 
 import functools
@@ -21,8 +21,8 @@ class Dense(nn.Module):
 
     Attributes:
       features: width of the output.
-      dtype: of the computation; a kernel may be stored in another, or quantized.
-      float32_gradients: the gradients of a float32 kernel are not rounded to ``dtype``.
+      dtype: of the computation; the kernel may be stored in another dtype, or quantized.
+      float32_gradients: whether gradients of a float32 kernel are kept in float32, not ``dtype``.
     """
 
     features: int
@@ -59,10 +59,10 @@ class Dense(nn.Module):
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) -> jax.Array:
-    """The product of x's last axis and that axis of a matrix, x's other axes flattened to one.
+    """Contracts x's last axis with axis ``contracted`` of a matrix, x's other axes flattened.
 
-    With more than one the CPU's compiler transposes a copy of every output gradient to multiply it
-    by the input, which takes longer than the product. The options are of ``lax.dot_general``.
+    With several axes, the CPU compiler's backward pass transposes a copy of every output gradient,
+    which takes longer than the product. ``options`` are those of ``lax.dot_general``.
     """
     flat = x.reshape(-1, x.shape[-1])
     product = jax.lax.dot_general(flat, kernel, (((1,), (contracted,)), ((), ())), **options)
@@ -70,9 +70,9 @@ def flat_product(x: jax.Array, kernel: jax.Array, contracted: int, **options) ->
 
 
 def logits_product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
-    """float32 logits: operands in the dtype of x, sums in float32, as is the kernel's gradient.
+    """float32 logits: operands in the dtype of x; sums and the kernel's gradient in float32.
 
-    The operands of float32 logits are not rounded to TF32 or bfloat16, as devices would.
+    float32 operands are not rounded to TF32 or bfloat16, as devices would do by default.
     """
     if x.dtype == jnp.float32:
         return flat_product(x, kernel.astype(x.dtype), contracted, precision="highest")
@@ -81,9 +81,9 @@ def logits_product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Arra
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product_and_float32_gradient(x, kernel, contracted: int, dtype: str) -> jax.Array:
-    """The product of x with a kernel rounded to its dtype, to which the kernel's gradient is not.
+    """The product of x with a kernel rounded to x's dtype; the kernel's gradient is not rounded.
 
-    ``dtype`` is that of the result, whose gradient is rounded to that of x.
+    ``dtype`` is that of the result; the result's gradient is rounded to x's dtype.
     """
     return flat_product(x, kernel.astype(x.dtype), contracted, preferred_element_type=dtype)
 

@@ -19,7 +19,7 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How a byte-level vocabulary cuts text before merging, by GGUF's name for it.
+# GGUF's name of a byte-level vocabulary: how it splits text before merging.
 _PRE_TOKENIZERS = {
     "default": [pre_tokenizers.ByteLevel(False)],
     "smollm": [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)],
@@ -28,7 +28,7 @@ _PRE_TOKENIZERS = {
         pre_tokenizers.ByteLevel(False, use_regex=False),
     ],
 }
-_CONTROL, _USER_DEFINED = 3, 4  # types of tokens that are matched whole in text; one is special
+_CONTROL, _USER_DEFINED = 3, 4  # token types matched whole in text; control tokens are special
 
 
 def read_config(file: Path) -> LlamaConfig:
@@ -66,7 +66,7 @@ def read_config(file: Path) -> LlamaConfig:
         )
     if "rope_freqs.weight" not in tensors:
         return cfg
-    # Stored are the divisors of the frequencies, not the scaling; Llama 3.1's and 3.2's are known.
+    # GGUF stores divisors of the frequencies, not the scaling; Llama 3.1's and 3.2's are known.
     divisor = np.asarray(tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
     scaled = dataclasses.replace(cfg, rope_scaling=RopeScaling(factor=float(divisor.max())))
     ours = np.asarray(inverse_frequencies(cfg) / inverse_frequencies(scaled))
@@ -76,7 +76,7 @@ def read_config(file: Path) -> LlamaConfig:
 
 
 def read_tensors(file: Path) -> dict[str, Stored]:
-    """All tensors by their Hugging Face names and in that layout, none of them read yet."""
+    """All tensors, lazily read, by their Hugging Face names and in Hugging Face's layout."""
     cfg = read_config(file)
     names = {}
     for ours, theirs, name in TABLE:
@@ -143,7 +143,7 @@ def end_ids(file: Path) -> tuple[int, ...]:
 
 
 def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """SentencePiece has scores and no merges: two tokens merge when their union is a token."""
+    """Merges from SentencePiece's scores: two tokens merge if their concatenation is a token."""
     return [
         (token[:cut], token[cut:])
         for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]])
@@ -157,7 +157,7 @@ def _read_tensor(tensor, shape: tuple[int, ...], heads: int) -> np.ndarray:
 
     value = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
     if heads:
-        # llama.cpp keeps the two of a rotary pair side by side, Hugging Face H/2 apart.
+        # llama.cpp stores both members of a rotary pair side by side, Hugging Face H/2 apart.
         value = value.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2)
     return value.reshape(shape)
 
@@ -172,7 +172,7 @@ def _reader(file: Path):
     return _parse(file, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1)  # parsing the vocabulary takes seconds, and three of us need it
+@functools.lru_cache(maxsize=1)  # parsing the vocabulary takes seconds, and three functions need it
 def _parse(file: Path, size: int, modified: int):
     try:
         import gguf

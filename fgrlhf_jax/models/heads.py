@@ -1,4 +1,4 @@
-"""What is read from LLaMA's states: a language model's logits, or one number a token."""
+"""Heads on LLaMA's states: a language model's logits, or one number per token."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ class LogitsHead(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """Next-token logits_BSV, float32; the embedding is the head where the config ties them."""
+    """Next-token logits_BSV, float32; the head is the embedding if the config ties them."""
 
     cfg: LlamaConfig
 
@@ -47,13 +47,13 @@ class CausalLM(nn.Module):
         return self.backbone.look_up(tokens_BS)
 
     def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits of states that :meth:`states` gave."""
+        """Logits for states from :meth:`states`."""
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         return logits_product(hidden_BSD, self.backbone.embed.embedding, 1)
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits of states that come out of the last block."""
+        """Logits for outputs of the last block."""
         return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
 
 
@@ -61,21 +61,21 @@ HEADS = ("after", "state_action", "action")
 
 
 def state_before(x_BSD: jax.Array, before_BS: jax.Array | None) -> jax.Array:
-    """What stands at the token before: in column ``before_BS``, or without these to the left."""
+    """The state at the previous token: in column ``before_BS`` if given, else one to the left."""
     if before_BS is None:
         return jnp.pad(x_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     return jnp.take_along_axis(x_BSD, before_BS[:, :, None], axis=1)
 
 
 class ScalarHead(nn.Module):
-    """A number a token, of one of three ``kind``:
+    """One number per token, by one of three values of ``kind``:
 
-    "after"         v . h_t + b                                 read from the state after a_t
-    "state_action"  v . h_t + w . (h_{t-1} * U[a_t]) + b        and what a_t is worth before it
-    "action"        (h_{t-1} W) . U[a_t] + b                    of the state before it alone
+    "after"         v . h_t + b                                 from the state after a_t
+    "state_action"  v . h_t + w . (h_{t-1} * U[a_t]) + b        from the states after and before it
+    "action"        (h_{t-1} W) . U[a_t] + b                    from the state before it only
 
     w and W (gate) start at zero; U (unembed) should be the language model's head, if there is one.
-    The token before stands in column ``before_BS``; without these in the column before.
+    The previous token is in column ``before_BS`` if given, else one column to the left.
     """
 
     cfg: LlamaConfig
@@ -105,20 +105,20 @@ class ScalarHead(nn.Module):
             before_BSD = state_before(self.gated(hidden_BSD), before_BS)
             action_BSD = sharding.look_up(self.unembed_VD, tokens_BS)
             chosen_BS = einsum("BSD,BSD->BS", before_BSD, action_BSD)
-            # The first real token has nothing before it but, perhaps, padding.
+            # Before the first real token there is nothing, or padding.
             value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
         return value_BS
 
     def gated(self, hidden_BSD: jax.Array) -> jax.Array:
-        """What is multiplied by U[a] to price the next token a."""
+        """The vectors whose product with U[a] scores the next token a."""
         if self.kind == "state_action":
             return hidden_BSD * self.gate[None, None]
         return flat_product(hidden_BSD, self.gate, 0, precision="highest")
 
     def prices(self, hidden_BSD: jax.Array) -> jax.Array:
-        """r_BSV, what every next token would be paid in each state, float32.
+        """r_BSV, the reward that every next token would get in each state, float32.
 
-        Of "state_action" without v . h_t, which the state before a token does not tell.
+        For "state_action" without v . h_t, which depends on the state after the token.
         """
         gated_BSD = self.gated(hidden_BSD.astype(jnp.float32))
         price_BSV = flat_product(gated_BSD, self.unembed_VD, 1, precision="highest")
@@ -126,11 +126,11 @@ class ScalarHead(nn.Module):
 
 
 class TokenValueModel(nn.Module):
-    """One number a token, value_BS float32: the reward of every action, or a critic's value.
+    """One number per token, value_BS float32: the reward of every action, or a critic's value.
 
-    The module of reward models and critics; ``reward_model.scorer.RewardModel`` is one with its
-    weights. ``kind`` is that of its :class:`ScalarHead`, whose v is the logit of a probability D
-    where the model is ``bounded``: its number is 2 D - 1 = tanh(v / 2).
+    The module of reward models and critics (``reward_model.scorer.RewardModel`` adds weights).
+    ``kind`` selects the :class:`ScalarHead`. If ``bounded``, the head's v is the logit of a
+    probability D, and the value is 2 D - 1 = tanh(v / 2).
     """
 
     cfg: LlamaConfig
@@ -149,11 +149,11 @@ class TokenValueModel(nn.Module):
         return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, before_BS))
 
     def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD, for callers that need prices of some columns only."""
+        """hidden_BSD, for callers that need :meth:`prices` of some columns only."""
         return self.backbone(tokens_BS, positions_BS, attend)
 
     def prices(self, hidden_BSD: jax.Array) -> jax.Array:
-        """What every next token would be paid in states that :meth:`states` gave, r_BSV."""
+        """r_BSV, the reward that every next token would get in states from :meth:`states`."""
         return self._bound(self.head.prices(hidden_BSD))
 
     def _bound(self, value: jax.Array) -> jax.Array:
@@ -164,19 +164,19 @@ class TokenValueModel(nn.Module):
         return self.backbone.look_up(tokens_BS)
 
     def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Prices of states that come out of the last block, r_BSV."""
+        """:meth:`prices` for outputs of the last block, r_BSV."""
         return self.prices(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
 
 
-# The parameters that a model casts to its compute dtype wherever it uses them: it uses all others,
-# norms and scalar heads, in float32.
+# The parameters that a model casts to its compute dtype wherever it uses them; all others, norms
+# and scalar heads, are used in float32.
 _CAST = re.compile(r"(^|/)(embed/embedding|lm_head/kernel|(q|k|v|o|gate|up|down)/(kernel|bias))$")
 
 
 def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
-    """For each of ``params`` the dtype that ``model`` computes with.
+    """The compute dtype of each of ``params`` in ``model``.
 
-    Parameters that are stored in these give the very bits that those in float32 do.
+    Parameters stored in these dtypes give bit-identical results to float32 storage.
     """
     return jax.tree.map_with_path(
         lambda path, _: jnp.dtype(
@@ -188,7 +188,7 @@ def compute_dtypes(model: CausalLM | TokenValueModel, params: dict) -> dict:
 
 @functools.cache
 def parameter_shapes(model) -> dict:
-    """Shapes and dtypes of ``model``'s parameters, traced once; not to be changed."""
+    """Shapes and dtypes of ``model``'s parameters, traced once and cached; do not modify."""
     row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     positions, attend = jax.eval_shape(positions_and_mask, row)
     return jax.eval_shape(model.init, jax.random.key(0), row, positions, attend)["params"]

@@ -1,4 +1,4 @@
-"""What the path of a model names: a local folder or GGUF file, or a hub id; and what files hold."""
+"""Resolves model paths (local folder, GGUF file or hub id) and reads their files."""
 
 import functools
 import json
@@ -15,16 +15,16 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, hf_names
 from fgrlhf_jax.models.hf_names import INDEX, SIDECAR
 
-WEIGHTS = ("model.safetensors", INDEX)  # one of them is there
+WEIGHTS = ("model.safetensors", INDEX)  # a model has one of them
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The local folder or GGUF file that ``path`` names, fetched first where it is a hub id.
+    """The local folder or GGUF file for ``path``; a hub id is downloaded first.
 
-    Of a run folder it is the export. Raises InputError when it is none of the three, the hub
-    cannot be reached, or an export of ours is not as it was written (but for its weights, which
-    ``hf_load.load_params`` checks).
+    For a run folder it is the export. Raises InputError if ``path`` is none of the three, the hub
+    cannot be reached, or an export of this project was changed (``hf_load.load_params`` checks its
+    weights).
     """
     local = _locate(path)
     _check_is_model(local)
@@ -38,7 +38,7 @@ def _locate(path: str | os.PathLike) -> Path:
     if not str(path):
         raise InputError("model is empty; give a Hugging Face folder, a .gguf file or a hub id")
     local = Path(path)
-    # os.path, for which a name that is too long is that of no file.
+    # os.path treats a name that is too long as missing; pathlib raises an error.
     if os.path.isdir(local / "export"):
         return local / "export"
     if os.path.isdir(local) or (os.path.isfile(local) and local.suffix == ".gguf"):
@@ -50,7 +50,7 @@ def _locate(path: str | os.PathLike) -> Path:
     try:
         wanted = list(checksums.PATTERNS)
         return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # what the hub's own errors derive from
+    except (OSError, ValueError) as error:  # base classes of the hub's own errors
         status, advice = hub_cause(error)[1], "the name and the network"
         if status in (401, 403):
             advice = f"the name and the token (HF_TOKEN, `hf auth login`; this is status {status})"
@@ -61,14 +61,14 @@ def _locate(path: str | os.PathLike) -> Path:
 
 
 def hub_cause(error: BaseException) -> tuple[BaseException, int | None]:
-    """What an error of huggingface_hub comes from, and the status that the hub answered, if any."""
+    """The cause of a huggingface_hub error, and the hub's HTTP status, if any."""
     while error.__cause__ and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
     return error, error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _check_is_model(folder: Path) -> None:
-    """Raises InputError for two kinds of folders that look like a model's."""
+    """Raises InputError for two kinds of folders that look like models but are not."""
     whole = [name for name in WEIGHTS if (folder / name).is_file()]
     if checksums.is_adapter(folder) and whole:
         raise InputError(
@@ -84,7 +84,7 @@ def _check_is_model(folder: Path) -> None:
 
 
 def read_json(file: Path) -> dict:
-    """The JSON object in a file; raises InputError where there is none."""
+    """The JSON object in a file; raises InputError if there is none."""
     if not file.exists():
         advice = "give a Hugging Face folder, a .gguf file or a hub id"
         raise InputError(f"{file.parent}: has no {file.name}; {advice}")
@@ -96,7 +96,7 @@ def read_json(file: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of the files of a folder that hold its weights; of an adapter, its own."""
+    """Names of the weight files in a folder; for an adapter, the adapter's."""
     if checksums.is_adapter(folder):
         files = [checksums.ADAPTER_WEIGHTS]
     elif (folder / INDEX).exists():
@@ -111,16 +111,16 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_tensors(folder: Path) -> dict[str, hf_names.Stored]:
-    """What a folder's safetensors files hold, none of it read yet.
+    """The tensors of a folder's safetensors files, read lazily.
 
-    Raises InputError for files that are missing, cut short, or not as they were exported.
+    Raises InputError for files that are missing, truncated, or changed since their export.
     """
     config = checksums.config_file(folder)
     if config.is_file():
         checksums.check(folder, read_json(config), weights=True)
     stored: dict[str, hf_names.Stored] = {}
     for file in (folder / name for name in weight_files(folder)):
-        if not os.path.isfile(file):  # where the name is no possible one too
+        if not os.path.isfile(file):  # also if the name is not a possible file name
             raise InputError(f"{file}: is missing; weights are read from safetensors files only")
         with (
             hf_names.as_input_error(file, "is damaged or cut short"),
@@ -136,7 +136,7 @@ def read_tensors(folder: Path) -> dict[str, hf_names.Stored]:
 
 
 def _read_safetensor(file: Path, name: str) -> np.ndarray:
-    # Opened anew each time: an open file keeps every page that was ever read.
+    # Reopened each time: an open mapping keeps every page that was ever read.
     with safetensors.safe_open(file, framework="numpy") as stream:
         value = stream.get_tensor(name)
     return value.astype(np.float32) if value.dtype == np.float64 else value

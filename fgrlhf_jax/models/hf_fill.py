@@ -1,4 +1,4 @@
-"""Arrays of a model filled with tensors as they are stored, one by one and where they belong."""
+"""Fills a model's arrays with stored tensors, one by one, directly on their devices."""
 
 import functools
 import re
@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_names, quantize
 
-HEADS = re.compile(r"(lm_head|score|head)\.")  # a tensor that is no part of the backbone
-BUFFER = re.compile(r".*rotary_emb\.inv_freq$")  # in old checkpoints, read by nobody
+HEADS = re.compile(r"(lm_head|score|head)\.")  # tensors outside the backbone
+BUFFER = re.compile(r".*rotary_emb\.inv_freq$")  # in old checkpoints, ignored
 
 
 def check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:
@@ -65,11 +65,11 @@ def _zeros(leaf) -> jax.Array:
 
 
 def place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
-    """Put one stored tensor where it belongs; also whether all of it is finite."""
+    """Puts one stored tensor into the array; also returns whether all of it is finite."""
     stacked, transpose = hf_names.is_stacked(ours), hf_names.is_transposed(ours)
     raw, target = tensor.read(), jax.tree.map(lambda x: getattr(x, "sharding", None), leaf)
     whole = target.qvalue if quantize.is_quantized(leaf) else target
-    if isinstance(whole, NamedSharding):  # the tensor as stored, split the way it will be
+    if isinstance(whole, NamedSharding):  # shard the stored tensor like its target
         spec = [*whole.spec, *[None] * (len(leaf.shape) - len(whole.spec))][stacked:]
         spec = PartitionSpec(*(spec[::-1] if transpose else spec))
         source = NamedSharding(whole.mesh, spec)

@@ -1,7 +1,7 @@
-"""Loading models: Hugging Face folders, hub ids and GGUF files to config, tokenizer, parameters.
+"""Loads config, tokenizer and parameters from Hugging Face folders, hub ids and GGUF files.
 
-Tensors are read one by one into arrays that are already sharded, so the host never holds a model.
-Torch is not needed for anything; GGUF needs the extra ``gguf``.
+Tensors are read one by one into arrays that are already sharded, so the host never holds a whole
+model. Torch is not needed; GGUF needs the extra ``gguf``.
 """
 
 import os
@@ -25,8 +25,8 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
     """The model's shape, from config.json or a GGUF file's metadata; an adapter has its base's.
 
     A missing rope_theta is 10000, as in LLaMA's first folders, unless its writer always writes one.
-    Raises InputError, naming the field, for another architecture, an unknown kind of rotary
-    scaling or activation, or fields that are missing or make no model.
+    Raises InputError, naming the field, for another architecture, an unknown rotary scaling or
+    activation, and missing or inconsistent fields.
     """
     path = peft.base_of(path)
     if path.suffix == ".gguf":
@@ -40,7 +40,7 @@ def read_config(path: str | os.PathLike) -> LlamaConfig:
         raise InputError(f"{file}: sliding_window is not supported; use a LLaMA model")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"{file}: hidden_act is {config['hidden_act']!r}, not 'silu'")
-    # transformers 5 writes rope_parameters, everyone before it rope_theta and rope_scaling.
+    # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     with hf_names.as_input_error(file, "has a missing or malformed field"):
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -78,23 +78,23 @@ def check_language_model(path: str | os.PathLike) -> None:
 
 
 def learned_data(path: str) -> dict:
-    """How prompts and responses were when a model of ours was trained; {} for any other."""
+    """The encoding settings of a model trained by this project; {} for other models."""
     return _read_part(path, checksums.CONFIG).get("fgrlhf", {}).get("data", {})
 
 
 def learned_template(path: str) -> str:
-    """The prompt template that a model of ours was fine-tuned with; "" for any other."""
+    """The prompt template of a model fine-tuned by this project; "" for other models."""
     return learned_data(path).get("template", "")
 
 
 def resolve_template(path: str, tokenizer, template: str = "") -> str:
-    """``template``, or else what the model was fine-tuned with, or else chat where there is one."""
+    """``template``, else that of fine-tuning, else chat if the tokenizer has one, else alpaca."""
     fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
     return template or learned_template(path) or fallback
 
 
 def read_generation_config(path: str | os.PathLike) -> dict:
-    """How a model is meant to generate: its generation_config.json, {} where it has none."""
+    """A model's generation_config.json; {} if it has none."""
     config = _read_part(path, "generation_config.json")
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
@@ -102,11 +102,11 @@ def read_generation_config(path: str | os.PathLike) -> dict:
 def end_ids(
     path: str | os.PathLike, tokenizer, log: Callable[[str], None] = lambda line: None
 ) -> tuple[int, ...]:
-    """The tokens that end a response: all of generation_config.json, or else of config.json.
+    """The tokens that end a response: all EOS ids of generation_config.json, else of config.json.
 
-    Or else the tokenizer's EOS and, of a GGUF file, its end of turn; and those stop_strings of
-    generation_config.json that are tokens: of others ``log`` gets a line. Raises InputError for
-    what is no token id.
+    Without these, the tokenizer's EOS and, for a GGUF file, its end of turn. Added are those
+    stop_strings of generation_config.json that are single tokens; ``log`` receives a line about
+    others. Raises InputError for invalid token ids.
     """
     local = resolve(path)
     if local.suffix == ".gguf":
@@ -132,7 +132,7 @@ def end_ids(
 
 
 def _read_part(path: str | os.PathLike, name: str) -> dict:
-    """One of a folder's JSON files, or else of its base's; {} where there is none."""
+    """One of the JSON files of a folder, or else of its base; {} if there is none."""
     folder = resolve(path)
     file = checksums.config_file(folder) if name == checksums.CONFIG else folder / name
     if not file.is_file():
@@ -143,10 +143,10 @@ def _read_part(path: str | os.PathLike, name: str) -> dict:
 def load_tokenizer(path: str | os.PathLike):
     """The fast tokenizer of a folder or a GGUF file, a ``PreTrainedTokenizerFast``.
 
-    An adapter without one has its base's.
+    An adapter without a tokenizer has its base's. A missing pad token, or one equal to the EOS, is
+    fine, because masks never come from token ids.
 
-    Raises InputError when there is none or it has no end-of-sequence token. No pad token, or
-    one equal to the end of sequence, is fine: masks never come from token ids.
+    Raises InputError if there is no tokenizer or it has no end-of-sequence token.
     """
     path = resolve(path)
     if checksums.is_adapter(path) and not _has_tokenizer(path):
@@ -154,7 +154,7 @@ def load_tokenizer(path: str | os.PathLike):
     import_transformers()
     tokenizer = gguf.load_tokenizer(path) if path.suffix == ".gguf" else _folder_tokenizer(path)
     with hf_names.as_input_error(path, "has no usable tokenizer"):
-        tokenizer("a", verbose=False)  # settings of a wrong type show now
+        tokenizer("a", verbose=False)  # settings of a wrong type raise here
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: the tokenizer has no EOS token; set eos_token in its config")
     return tokenizer
@@ -171,12 +171,11 @@ def _folder_tokenizer(folder: Path):
     if not _has_tokenizer(folder) and "auto_map" not in options:
         raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; put one there")
     if sentencepiece.is_file() and not (folder / "tokenizer.json").is_file():
-        # SentencePiece's own ids, and LLaMA's BOS before a text.
+        # Keep SentencePiece's own ids, and put LLaMA's BOS before a text.
         more = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}
         with hf_names.as_input_error(sentencepiece, "is no SentencePiece model"):
             return PreTrainedTokenizerFast.from_pretrained(str(folder), **more)
-    # AutoTokenizer would ask config.json for a model type that it knows; a folder with a tokenizer
-    # only has none.
+    # AutoTokenizer needs a known model type in config.json; a tokenizer's folder may have none.
     config = folder / checksums.CONFIG
     ours = not config.exists() or read_json(config).get("model_type") == STATE_ACTION_TYPE
     kind = PreTrainedTokenizerFast if ours else AutoTokenizer
@@ -193,22 +192,20 @@ def _folder_tokenizer(folder: Path):
 
 
 def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) -> Any:
-    """``abstract`` filled from a checkpoint, tensor by tensor.
+    """Loads the parameters in ``abstract`` from a checkpoint, tensor by tensor.
 
     Args:
       path: folder, GGUF file or hub id.
-      abstract: a tree of ``jax.ShapeDtypeStruct`` (or arrays) named like the parameters of
-        llama.py and lora.py, or any part of one; each leaf's dtype and sharding are those of the
-        result. A kernel may be one of ``quantize.Quantized``: each layer's is quantized as it is
-        read.
-        ``head/unembed`` comes from the LM head (or the tied embedding) where the checkpoint has
-        no such tensor of its own.
-      merged: whether an adapter is added to the weights of its base; False gives the base as it is.
+      abstract: a tree of ``jax.ShapeDtypeStruct`` (or arrays) named like the parameters of llama.py
+        and lora.py, or any part of it; each leaf's dtype and sharding are those of the result. A
+        ``quantize.Quantized`` kernel is quantized layer by layer as it is read. ``head/unembed``
+        comes from the LM head (or the tied embedding) if the checkpoint has no such tensor.
+      merged: whether an adapter is added to the weights of its base; False gives the plain base.
 
     Raises:
-      InputError: for every missing, surplus and misshapen tensor in one message; for files
-        that are cut short or differ from the checksum of our own export; for NaN or infinite
-        weights; for an adapter of another base.
+      InputError: for all missing, surplus and misshapen tensors in one message; for files that are
+        truncated or differ from the checksums of an export; for NaN or infinite weights; for an
+        adapter of another base.
     """
     stored, digests = _base_tensors(path), {}
     if peft.recorded_digest(path):
@@ -217,9 +214,9 @@ def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) 
 
 
 def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:
-    """The base of a model and its digest, both of the bytes that are read now.
+    """The base of a model and its digest, both from the same read of the files.
 
-    ``abstract`` is as for :func:`load_params`, of all of the backbone, without an adapter.
+    ``abstract`` is as for :func:`load_params`, with the whole backbone and without an adapter.
     """
     digests: dict[str, str] = {}
     stored = peft.digest_as_read(_base_tensors(path), digests)
@@ -228,7 +225,7 @@ def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:
 
 
 def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, merged: bool) -> Any:
-    """``abstract`` filled from ``stored``, the tensors of the base of ``path``, and its adapter."""
+    """Fills ``abstract`` from ``stored``, the tensors of the base of ``path``, and its adapter."""
     stored = peft.add_adapter(path, stored, merged=merged)
     embedding = stored.get("model.embed_tokens.weight")
     if embedding and "lm_head.weight" not in stored and read_config(path).tie_embeddings:
@@ -254,14 +251,14 @@ def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, m
 
 
 def initial_adapter(path: str | os.PathLike, key: jax.Array, abstract: dict) -> dict:
-    """The adapter that training starts from: the one in ``path``, or a new one on whole weights."""
+    """The adapter that training starts from: that in ``path``, or a new one for whole weights."""
     if peft.read_lora(path) is None:
         return lora.init_adapter(key, abstract)
     return load_params(path, {"lora": abstract})["lora"]
 
 
 def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
-    """What the files of whole weights hold, none of it read yet."""
+    """The tensors of the whole weights' files, read lazily."""
     base = peft.base_of(path)
     if base.suffix == ".gguf":
         return gguf.read_tensors(base)
@@ -272,10 +269,10 @@ def _base_tensors(path: str | os.PathLike) -> dict[str, hf_names.Stored]:
 
 
 def base_digest(path: str | os.PathLike) -> str:
-    """What tells one base from another, see :func:`peft.is_same_base`; an adapter has its base's.
+    """The digest that identifies a base, see :func:`peft.is_same_base`; an adapter has its base's.
 
-    It is recorded in an adapter of ours, or else the weights are read for it: those of a run in
-    progress may not be there any more, see :func:`load_base`.
+    Adapters of this project record it; otherwise the weights are read. For a run in progress use
+    :func:`load_base`, because its files may have been replaced since.
     """
     if recorded := peft.recorded_digest(path):
         return recorded

@@ -1,4 +1,4 @@
-"""Names of tensors and config fields: ours, Hugging Face's and GGUF's, in one table each."""
+"""Tables of tensor and config-field names: this project's, Hugging Face's and GGUF's."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 from fgrlhf_jax.errors import InputError
 
 INDEX = "model.safetensors.index.json"
-SIDECAR = "head.safetensors"  # what transformers' classes have no place for
-# A model type that transformers does not know: it would load the rest and give wrong rewards.
+SIDECAR = "head.safetensors"  # tensors without a place in transformers' classes
+# Unknown to transformers on purpose: otherwise it would load the rest and give wrong rewards.
 STATE_ACTION_TYPE = "fgrlhf_state_action_reward"
 _SCALE, _DENSE = [("scale", "weight")], [("kernel", "weight"), ("bias", "bias")]
-# Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in both of them; a
-# row with {} is one tensor a layer there and one stacked array here.
+# Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in the others; a row
+# with {} is one tensor per layer in the others and one stacked array here.
 TABLE = (
     ("backbone/embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
     ("backbone/norm/scale", "model.norm.weight", "output_norm.weight"),
@@ -59,7 +59,7 @@ HF_NAME |= {
     for x in "AB"
 }
 
-# LlamaConfig's field: (config.json's, its type, what a missing one means; None must be there).
+# LlamaConfig's field: (config.json's, its type, its default; None: required).
 CONFIG_FIELDS = {
     "vocab_size": ("vocab_size", int, None),
     "hidden_size": ("hidden_size", int, None),
@@ -81,16 +81,16 @@ ROPE_FIELDS = {
 
 
 def read_fields(config: dict, fields: dict) -> dict:
-    """Our fields from config.json's; errors as of :func:`read_number`."""
+    """LlamaConfig's fields from config.json's; errors as for :func:`read_number`."""
     return {ours: read_number(config, *theirs) for ours, theirs in fields.items()}
 
 
 def read_number(config: dict, name: str, kind: type, default: float | None = None) -> Any:
-    """A number, or a bool, of config.json; null is as good as missing.
+    """A number or bool from config.json; null counts as missing.
 
     Raises:
-      KeyError: where it must be there, that is without a default.
-      ValueError: for what is of another kind, as the text "false" or 2.5 heads.
+      KeyError: if it is missing and has no default.
+      ValueError: for a value of another type, such as the text "false" or 2.5 heads.
     """
     value = default if config.get(name) is None else config[name]
     if value is None:
@@ -103,25 +103,25 @@ def read_number(config: dict, name: str, kind: type, default: float | None = Non
 
 
 def write_fields(source: object, fields: dict) -> dict:
-    """config.json's fields from ours."""
+    """config.json's fields from LlamaConfig's."""
     return {theirs: getattr(source, ours) for ours, (theirs, _, _) in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: its shape, and how to read it into memory of its own."""
+    """A tensor on disk: its shape, and a function that reads it into new memory."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
 def is_stacked(ours: str) -> bool:
-    """Whether the array holds all layers, one of its own tensors each."""
+    """Whether the array stacks all layers, which are stored as one tensor each."""
     return "{}" in HF_NAME[ours]
 
 
 def is_transposed(ours: str) -> bool:
-    """Whether it is stored as [out, in]."""
+    """Whether the tensor is stored as [out, in]."""
     return ours.endswith(("kernel", "lora_a", "lora_b"))
 
 
@@ -132,14 +132,14 @@ def stored_names(ours: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of each of them."""
+    """The stored shape of each of these tensors."""
     shape = shape[1:] if is_stacked(ours) else shape
     return shape[::-1] if is_transposed(ours) else shape
 
 
 @contextlib.contextmanager
 def as_input_error(file: Path, problem: str):
-    """Turns what other libraries raise about a file, of many types, into one InputError."""
+    """Turns the many exceptions that libraries raise about a file into one InputError."""
     try:
         yield
     except InputError:

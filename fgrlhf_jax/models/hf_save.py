@@ -1,4 +1,4 @@
-"""Parameters to a Hugging Face or PEFT folder, with tokenizer and a checksum of every file."""
+"""Writes parameters to a Hugging Face or PEFT folder, with tokenizer and checksums."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ SEQUENCE_REWARD = "LlamaForSequenceClassification"
 STATE_ACTION = "FgrlhfStateActionRewardModel"  # transformers has no class for it
 NO_ORIGIN = Origin()
 _CONTROL = ("bos", "eos", "pad")
-# Of the only output: what transformers' pipeline calls each token beside the "score" that it makes.
+# Label of the only output, which transformers' pipeline prints beside the "score" it computes.
 LABEL = "reward (the logit; its softmax, the score here, is always 1)"
 
 
@@ -48,28 +48,28 @@ def save(
     merged: bool = False,
     max_shard_bytes: int = 2 << 30,
 ) -> str:
-    """Writes a Hugging Face folder, whole or not at all; an existing one is replaced.
+    """Writes a Hugging Face folder, completely or not at all; an existing one is replaced.
 
     Args:
-      params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture, and with
-        "lora" where it has an adapter.
-      architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (its head has no bias, since
-        transformers' has none) or STATE_ACTION, a form of our own.
-      extra: goes into config.json under "fgrlhf", along with the checksum of each file.
-        Its "data" says how prompts are written and responses end.
-      dtype: float32 | bfloat16 | float16, what the weights are rounded to.
-      origin: what the card says; a language model keeps the generation_config.json of its base.
-      adapter: the settings of "lora", whose base is that of ``origin``. It is written apart, in
-        PEFT's form, with any head.
-      merged: or added to the weights, each as it is written; a quantized one is what it was
-        computed with.
+      params: ``{"backbone": ...}`` with the ``lm_head`` or ``head`` of the architecture, and "lora"
+        if it has an adapter.
+      architecture: LANGUAGE_MODEL, TOKEN_REWARD, SEQUENCE_REWARD (without bias, as in transformers)
+        or STATE_ACTION, unknown to transformers.
+      extra: goes into config.json under "fgrlhf", with the checksum of each file. Its "data" has
+        the prompt template and how responses end.
+      dtype: float32 | bfloat16 | float16, of the stored weights.
+      origin: for the card; a language model keeps the generation_config.json of its base.
+      adapter: the settings of "lora", whose base is that of ``origin``. The adapter is written in
+        PEFT's format, with any head.
+      merged: whether to add the adapter to the weights instead, each as it is written; quantized
+        weights are written as they were computed with.
 
     Returns:
       A sentence on what was written and what can load it.
 
     Raises:
-      InputError: when the folder cannot be written or the disk is full; what was there stays.
-      ValueError: when the parameters do not belong to the architecture.
+      InputError: if the folder cannot be written or the disk is full; an existing folder stays.
+      ValueError: if the parameters do not belong to the architecture.
     """
     folder, extra = Path(folder), {"encoding": ENCODING} | (extra or {})
     is_whole, base = adapter is None or merged, ""
@@ -84,7 +84,7 @@ def save(
         cfg, tokenizer, architecture, extra, origin.base
     )
     config |= {"torch_dtype": dtype}
-    if architecture != LANGUAGE_MODEL:  # or token rewards that are an adapter of it have none
+    if architecture != LANGUAGE_MODEL:  # otherwise adapters with token rewards would load without
         config |= {"token_classification_bias": has_bias}
     with _replacing(folder) as temporary:
         fetch = functools.partial(hf_tensors.fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
@@ -102,7 +102,7 @@ def save(
                 fields = peft.describe(adapter, list(tensors), architecture, base)
                 (temporary / checksums.ADAPTER).write_text(json.dumps(fields, indent=2))
             checksums.write_config(temporary, config)
-            for file in files:  # the library makes them private, whatever the umask
+            for file in files:  # the library makes them private, ignoring the umask
                 shutil.copymode(temporary / "README.md", temporary / file)
     return _note(folder, architecture, config, bool(response), base)
 
@@ -113,7 +113,7 @@ def _check_heads(
     """Whether the head has a bias; raises ValueError for heads of another architecture."""
     heads = {name for name in tensors if not name.startswith("model.")}
     bias = heads & {"score.bias"}
-    # Its gate is a matrix where the head reads nothing from the state after the action.
+    # The gate is a matrix for heads that do not read the state after the action.
     gate = tensors.get("head.gate")
     state_head = set() if gate and gate[0].ndim == 2 else {"score.weight"}
     wanted = {
@@ -129,9 +129,9 @@ def _check_heads(
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` once the block has written all of it.
+    """A new folder that replaces ``folder`` after the with-block has written all of it.
 
-    Raises InputError when it cannot be written; what was there stays.
+    Raises InputError if it cannot be written; an existing folder stays.
     """
     new, old = (folder.with_name(f".{folder.name}.{name}") for name in ("tmp", "old"))
     is_first = jax.process_index() == 0
@@ -157,14 +157,14 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _data(config: dict) -> dict:
-    """How the training data was encoded."""
+    """The encoding settings of the training data."""
     return config["fgrlhf"].get("data", {})
 
 
 def _describe(
     cfg: LlamaConfig, tokenizer, architecture: str, extra: dict, base: str
 ) -> tuple[dict, dict, Any, str]:
-    """config.json, generation_config.json, the tokenizer, and the response of the card's usage."""
+    """config.json, generation_config.json, the tokenizer, and the response in the card's usage."""
     if scaling := cfg.rope_scaling:
         scaling = {"rope_type": "llama3"} | hf_names.write_fields(scaling, hf_names.ROPE_FIELDS)
     config = hf_names.write_fields(cfg, hf_names.CONFIG_FIELDS) | {
@@ -195,12 +195,12 @@ def _describe(
 
 
 def _padded(tokenizer, vocab_size: int, architecture: str):
-    """A copy that pads with a token that the model has a row for, or a reward model with none."""
+    """A copy whose pad token has an embedding in the model; a reward model's may be None."""
     tokenizer = copy.deepcopy(tokenizer)
     if (tokenizer.pad_token_id or 0) >= vocab_size:
         tokenizer.pad_token = None
     if architecture == LANGUAGE_MODEL:
-        # Of a new tokenizer's settings only init_kwargs are saved.
+        # A new tokenizer saves only the settings in init_kwargs.
         tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             unknown = tokenizer.unk_token_id

@@ -1,4 +1,4 @@
-"""A model's arrays as tensors of safetensors files: merged, gathered, and written in shards."""
+"""Writes a model's arrays to safetensors files: merged, gathered, and in shards."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ def _extract(leaf, pair, layer, *, scale: float, transpose: bool, dtype, target)
 
 
 def fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> np.ndarray:
-    """One tensor, merged and gathered from all devices, as it is stored."""
+    """One tensor in its stored form, merged and gathered from all devices."""
     target = getattr(jax.tree.leaves(leaf)[0], "sharding", None)
     is_placed = isinstance(target, NamedSharding)
     target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
@@ -40,9 +40,9 @@ def fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> n
 
 
 def stored_tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, str, dict | None]]:
-    """Stored name: (array it is in, its layer or None, our name, A and B to add to it or None).
+    """Stored name: (its array, its layer or None, our name, (A, B) to add or None).
 
-    In the table's order.
+    In the order of the table in ``hf_names``.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=quantize.is_quantized)
     leaves, pairs = {sharding.path_name(path): leaf for path, leaf in leaves}, {}
@@ -62,9 +62,9 @@ def stored_tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, s
 def write(
     folder: Path, tensors: dict[str, tuple], limit: int, fetch: Callable, is_whole: bool
 ) -> list[str]:
-    """Weight files of about ``limit`` bytes at most, and their index; returns their names.
+    """Writes weight files of at most about ``limit`` bytes and their index; returns their names.
 
-    An adapter is one file, whatever its size. ``fetch`` is :func:`fetch` with its keywords.
+    An adapter is one file of any size. ``fetch`` is :func:`fetch` with its keywords bound.
     """
     stem, dtype = "model", fetch.keywords["dtype"]
     if not is_whole:
@@ -79,7 +79,7 @@ def write(
     sidecar = [name for name in tensors if name.startswith("head.")]
     files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
     for file, names in files.items():
-        # Every process takes part in gathering a tensor; one of them writes.
+        # Every process takes part in gathering a tensor; process 0 writes.
         arrays = {name: fetch(*tensors[name]) for name in names}
         if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
             raise InputError(

@@ -1,10 +1,10 @@
-"""A language model ready to answer: weights, tokenizer, prompt template and mesh in one object.
+"""``LanguageModel``: weights, tokenizer, prompt template and mesh in one object, for generation.
 
     model = LanguageModel.load("runs/sft_tiny")
     answers = model.generate(["Name three fruits."], SamplingParams(max_new_tokens=64), seed=0)
     answers.texts[0]
 
-A response has a random key of its own and does not depend on the batch that it is drawn in.
+Each response has its own random key and does not depend on its batch.
 """
 
 import dataclasses
@@ -32,15 +32,14 @@ Prompt = str | Record | Mapping[str, str] | Sequence[Mapping[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of a response are drawn.
+    """Sampling parameters.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token each time (greedy).
-      top_k: draws from the k most likely tokens only; 0 from all of them.
-      top_p: draws from the smallest set of most likely tokens whose probabilities sum to this.
-      max_new_tokens: the longest response in tokens, its end included.
-      int8_cache: keeps keys and values of the tokens so far in 8 bits: less memory, about the same
-        tokens.
+      temperature: divides the logits; 0 always takes the most likely token (greedy).
+      top_k: samples from the k most likely tokens only; 0 from all of them.
+      top_p: samples from the smallest set of most likely tokens whose probabilities sum to this.
+      max_new_tokens: the longest response in tokens, including its end.
+      int8_cache: stores the KV cache in 8 bits: less memory, nearly the same tokens.
 
     Raises InputError for a value out of range.
     """
@@ -69,10 +68,10 @@ class Generations:
 
     Attributes:
       texts: the responses, without the end-of-sequence token.
-      ids: their token ids, the end-of-sequence token included where there is one.
+      ids: their token ids, including the end-of-sequence token if there is one.
       logprobs: float32[N, max_new_tokens], the log-probability of each token under the distribution
-        that it was drawn from (0 when greedy); 0 beyond the end.
-      finished: whether a response ended by itself, rather than at max_new_tokens.
+        that it was sampled from (0 when greedy); 0 beyond the end.
+      finished: True if a response ended with EOS, False if it was cut at max_new_tokens.
     """
 
     texts: list[str]
@@ -83,14 +82,14 @@ class Generations:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A language model in use.
+    """A loaded language model.
 
     Attributes:
-      path: where its weights are.
+      path: location of its weights.
       module: the Flax module of its weights.
-      tokenizer: transformers' own.
-      mesh: of the axes data, fsdp and tensor.
-      template: how a prompt is written: alpaca | chat | plain.
+      tokenizer: a transformers tokenizer.
+      mesh: with the axes data, fsdp and tensor.
+      template: the prompt template: alpaca | chat | plain.
       end_ids: the tokens that end a response.
     """
 
@@ -102,13 +101,13 @@ class LanguageModel:
     end_ids: tuple[int, ...]
 
     def read_params(self) -> dict:
-        """The parameters of ``module``, laid out over ``mesh``."""
+        """The parameters of ``module``, sharded over ``mesh``."""
         with jax.set_mesh(self.mesh):
             return hf_load.load_params(self.path, heads.abstract_params(self.module, self.mesh))
 
     @functools.cached_property
     def weights(self) -> decoding.DecodingWeights:
-        """The parameters as they are decoded with; those of :meth:`read_params` are not kept."""
+        """The parameters in the form for decoding; those of :meth:`read_params` are not kept."""
         params = self.read_params()
         return decoding.make_placer(params, self.module, self.mesh)(params)
 
@@ -124,21 +123,22 @@ class LanguageModel:
         lazy: bool = False,
         log: Callable[[str], None] = print,
     ) -> "LanguageModel":
-        """Opens a checkpoint.
+        """Loads a checkpoint.
 
         Args:
-          path: a run folder of ours, a Hugging Face folder, a hub id or a GGUF file.
-          mesh: devices along data, fsdp and tensor, one of them -1 for the rest.
-          dtype: what is computed in, float32 or bfloat16.
-          template: alpaca | chat | plain; "" is what a model of ours was fine-tuned with, or else
-            "chat" where the tokenizer has a chat template, or else "alpaca".
-          max_new_tokens: the longest response that will be asked for, if known: one that leaves no
+          path: a run folder, a Hugging Face folder, a hub id or a GGUF file.
+          mesh: devices along data, fsdp and tensor; one of them may be -1 for the rest.
+          dtype: compute dtype, float32 or bfloat16.
+          template: alpaca | chat | plain; "": the template that this project fine-tuned the model
+            with, else "chat" if the tokenizer has a chat template, else "alpaca".
+          max_new_tokens: the longest response that will be requested, if known: one that leaves no
             room for a prompt is refused before the weights are read.
           lazy: reads the weights only when they are needed, after prompts have been checked.
-          log: gets a line on what ends a turn in training, or elsewhere, and no response here.
+          log: receives a line about what ends a turn in training, or with other tools, but does not
+            end a response here.
 
         Raises:
-          InputError: for a model, mesh, dtype, tokenizer or template that cannot be used.
+          InputError: for an unusable model, mesh, dtype, tokenizer or template.
         """
         dtype = llama.dtype_name(dtype)
         hf_load.check_language_model(path)
@@ -160,11 +160,11 @@ class LanguageModel:
         """Token ids of a prompt in the model's template.
 
         Args:
-          prompt: an instruction, a record or a mapping with its fields (responses are not read), or
+          prompt: an instruction, a record or a mapping with its fields (responses are ignored), or
             chat messages (``[{"role": "user", "content": "…"}, …]``).
 
         Raises:
-          InputError: for what is none of these, and for messages that the template does not take.
+          InputError: for other types, and for messages that the template does not accept.
         """
         if isinstance(prompt, str):
             prompt = Instruction(prompt, "", "")
@@ -182,16 +182,16 @@ class LanguageModel:
         batch_size: int = 16,
         guide: sampling.Guide | None = None,
     ) -> Generations:
-        """One response a prompt; prompt i of a seed has the same key whatever the others are.
+        """One response per prompt; the key of prompt i depends on the seed and i only.
 
         Args:
-          prompts: as for :meth:`encode`, each; or a pandas DataFrame of such fields.
-          guide: of ``reward_model.guide.load_guide``, what improves the policy at every token.
-          batch_size: prompts at a time, rounded up to what the mesh divides.
+          prompts: prompts as for :meth:`encode`, or a pandas DataFrame of such fields.
+          guide: improves the policy at every token, see ``reward_model.guide.load_guide``.
+          batch_size: prompts at a time, rounded up to a multiple that the mesh divides.
 
         Raises:
           InputError: for prompts that cannot be encoded, or that leave no room for
-            ``max_new_tokens`` among the model's positions.
+            ``max_new_tokens`` within the model's positions.
         """
         ids = [self.encode(prompt) for prompt in listed(prompts, "prompt")]
         return self.generate_from_ids(
@@ -218,15 +218,15 @@ class LanguageModel:
         """One response to each of N encoded prompts.
 
         Args:
-          prompts: token ids of each.
-          streams: two numbers below 2^32 each; with the seed they are a response's random key.
+          prompts: token ids of each prompt.
+          streams: two numbers below 2^32 per prompt; with the seed they give the random key.
           guide: as for :meth:`generate`.
-          longest: tokens of the longest prompt that later calls may bring; with it they need no
-            other program. 0 is the longest of these.
+          longest: tokens of the longest prompt of later calls, which then need no recompilation; 0:
+            the longest of these.
           progress: wraps the iteration over batches.
 
         Raises:
-          InputError: when prompt and response are more than the model's positions.
+          InputError: if prompt and response exceed the model's positions.
         """
         modules = [self.module, *([guide.module] if guide else [])]
         lengths = [len(ids) for ids in prompts]
@@ -271,7 +271,7 @@ class LanguageModel:
 
 
 def check_max_new_tokens(max_new_tokens: int, cfg: llama.LlamaConfig) -> None:
-    """Raises InputError when a response of that many tokens leaves no position for a prompt."""
+    """Raises InputError if a response of that many tokens leaves no position for a prompt."""
     if max_new_tokens >= cfg.max_position:
         raise InputError(
             f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's "

@@ -1,10 +1,10 @@
-"""The backbone of LLaMA in Flax Linen: token ids to states, which models/heads.py reads.
+"""The backbone of LLaMA in Flax Linen: token ids to hidden states, which models/heads.py reads.
 
-Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and their kin: RMSNorm, rotary positions, grouped-query
+Covers LLaMA-1/2/3, TinyLlama, SmolLM2 and relatives: RMSNorm, rotary positions, grouped-query
 attention, SwiGLU (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Ainslie et al. 2023,
-arXiv:2305.13245). Parameters are float32 and always stacked over the layers; the compute dtype
-is a config field; norms, rotary angles, softmax and scalar heads are float32 whatever it is, and
-logits are float32 sums of products in the compute dtype.
+arXiv:2305.13245). Parameters are float32 and always stacked over the layers. The compute dtype is a
+config field; norms, rotary angles, softmax and scalar heads are always float32, and logits are
+float32 sums of products in the compute dtype.
 
 Shape suffixes, here and everywhere in this package:
 
@@ -13,8 +13,8 @@ Shape suffixes, here and everywhere in this package:
     T response          H head width        L layers
     P prompt            D model width       2 the two sides of a pair
 
-Masks are True on real tokens. Sequences may be padded on either side: what a real token yields
-does not depend on where the padding stands, nor on what it holds.
+Masks are True on real tokens. Sequences may be padded on either side: the results of real tokens
+depend neither on the position of the padding nor on its content.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from fgrlhf_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3.1's stretch of the slow rotary frequencies beyond ``original_max_position``."""
+    """Llama-3.1's scaling of low rotary frequencies for more than ``original_max_position``."""
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
@@ -43,9 +43,9 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """What the model is, then how it is computed.
+    """The architecture of a model, and how it is computed.
 
-    Raises ValueError where the sizes cannot make a model.
+    Raises ValueError for inconsistent sizes.
     """
 
     vocab_size: int
@@ -68,8 +68,8 @@ class LlamaConfig:
     remat: bool = False  # recompute each block in the backward pass
     scan_layers: bool = True  # False unrolls the same parameters: slower to compile
     attention: str = "auto"  # one of attention.CHOICES
-    float32_gradients: bool = False  # of matrices, before they are summed over devices
-    lora_scale: float = 1.0  # of an adapter's products, see models/lora.py
+    float32_gradients: bool = False  # gradients of matrices, before they are summed over devices
+    lora_scale: float = 1.0  # factor of an adapter's products, see models/lora.py
 
     def __post_init__(self):
         sizes = (
@@ -88,14 +88,14 @@ class LlamaConfig:
 
     @property
     def kernel(self) -> str:
-        """What computes causal attention here, see :func:`attention.kernel`."""
+        """The kernel of causal attention, see :func:`attention.kernel`."""
         return attention.kernel(self.attention, self.dtype, self.head_dim)
 
 
 def dtype_name(dtype: str | jnp.dtype) -> str:
-    """The name of what a model that is opened is computed in, given as ``jnp.bfloat16`` too.
+    """The name of a compute dtype, which may also be given as ``jnp.bfloat16``.
 
-    Raises InputError where no model is.
+    Raises InputError for dtypes that models do not support.
     """
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if name not in ("float32", "bfloat16"):
@@ -104,7 +104,7 @@ def dtype_name(dtype: str | jnp.dtype) -> str:
 
 
 def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Position ids that count real tokens only, and the mask: what every model is called with.
+    """Position ids that count real tokens only, and the mask: the arguments of every model.
 
         mask      positions
         0 1 1     0 0 1
@@ -114,8 +114,8 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
       mask_BS: bool, True on real tokens.
 
     Returns:
-      positions_BS int32, and mask_BS bool: as ``attend`` it means causal attention to real tokens,
-      see :mod:`fgrlhf_jax.models.attention`.
+      positions_BS int32, and mask_BS bool, which as ``attend`` means causal attention to real
+      tokens, see :mod:`fgrlhf_jax.models.attention`.
     """
     positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
     return positions_BS, mask_BS.astype(bool)
@@ -124,8 +124,8 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
 def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
     """Rotary frequencies [H/2], float32, theta^(-2i/H) (Su et al. 2021, arXiv:2104.09864).
 
-    With ``rope_scaling`` wavelengths above original/low_freq_factor grow by ``factor``, those
-    below original/high_freq_factor stay, and the ones between are interpolated (Llama 3.1).
+    With ``rope_scaling`` (Llama 3.1) wavelengths above original/low_freq_factor grow by ``factor``,
+    those below original/high_freq_factor stay, and those between are interpolated.
     """
     exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
     frequency = cfg.rope_theta**-exponent
@@ -144,7 +144,7 @@ def rotary_tables(cfg: LlamaConfig, positions_BS: jax.Array) -> tuple[jax.Array,
 
 
 def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn the pairs (i, i + H/2), Hugging Face's half-split layout; dtype is kept."""
+    """Rotates the pairs (i, i + H/2), Hugging Face's half-split layout; keeps the dtype."""
     cos_BS1h, sin_BS1h = rope
     a, b = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
     turned = (a * cos_BS1h - b * sin_BS1h, b * cos_BS1h + a * sin_BS1h)
@@ -163,9 +163,9 @@ def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions, hidden_BSD -> [B, S, D].
 
-    With an empty ``cache``, (), the (k_BSKH, v_BSKH) of hidden_BSD come back too, to make one of.
-    With arrays of ``attention.to_cache`` and a column hidden_B1D is written there, ``attend`` is
-    attend_BS over the cache's columns, and the new arrays come back.
+    With an empty ``cache``, (), it also returns (k_BSKH, v_BSKH) of hidden_BSD, to build one from.
+    With arrays of ``attention.to_cache`` and a ``column`` it writes hidden_B1D there, ``attend`` is
+    attend_BS over the cache's columns, and it also returns the new arrays.
     """
 
     cfg: LlamaConfig
@@ -213,7 +213,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: the state after it, and the (k, v) of a cache where one was given."""
+    """One pre-norm layer: the state after it, and with a ``cache`` the (k, v) of it."""
 
     cfg: LlamaConfig
 
@@ -234,10 +234,10 @@ class Block(nn.Module):
 
 
 def _is_kept(primitive, *args, **params) -> bool:
-    """Whether the backward pass of scanned layers finds a value again or computes it anew.
+    """Whether a value of scanned layers is stored for the backward pass, or recomputed there.
 
-    Kept are products with weights and what attention yields, but neither its [S, S] scores nor what
-    is elementwise: to write these to memory and to read them takes longer than to compute them.
+    Stored are products with weights and the outputs of attention. Its [S, S] scores and elementwise
+    results are recomputed, which is faster than writing them to memory and reading them.
     """
     of_attention = ("name", "dot_product_attention_fwd_wrapper", "pallas_call")
     dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
@@ -255,7 +255,7 @@ class Llama(nn.Module):
         self.embed = nn.Embed(cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init)
         block = Block
         if cfg.remat or cfg.scan_layers:
-            # Inside a scan the recomputation cannot be merged away, so it needs no guard.
+            # Inside a scan common-subexpression elimination cannot undo remat: no guard needed.
             policy = None if cfg.remat else _is_kept
             block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=policy)
         self.layers = nn.scan(
@@ -275,7 +275,7 @@ class Llama(nn.Module):
         """
         flash = attend.ndim == 2 and self.cfg.kernel != "xla"
         if flash:
-            # Flash kernels know causal attention alone: padding goes where no real token sees it.
+            # Flash kernels are causal only: padding moves to where no real token sees it.
             order_BS = jnp.argsort(~attend, axis=1, stable=True)
             tokens_BS, positions_BS = (
                 jnp.take_along_axis(x, order_BS, axis=1) for x in (tokens_BS, positions_BS)

@@ -1,16 +1,16 @@
 """Low-rank adapters (LoRA; Hu et al. 2022, arXiv:2106.09685) on the linear layers of one backbone.
 
 An adapter is a tree like the backbone's parameters, with ``lora_a`` [L, in, rank] and ``lora_b``
-[L, rank, out] in the place of a kernel [L, in, out]. It stands beside the other parameters of a
+[L, rank, out] instead of a kernel [L, in, out]. It is stored beside the other parameters of a
 model, under "lora":
 
     {"backbone": …, "lm_head": …}                  the base, and a reference without an adapter
     {"backbone": …, "lm_head": …, "lora": …}       a policy: the same arrays, and an adapter
     {"backbone": …, "head": …, "lora": …}          a reward model or critic on the same backbone
 
-What is trained is a tree of its own, of which the optimizer knows nothing else: both together, by
-:func:`join`, are the parameters of the model. The table U of a reward model's head is the language
-model's, and frozen like the base.
+The trained parameters are a separate tree, the only one that the optimizer sees; :func:`join`
+combines both trees to the parameters of the model. The table U of a reward model's head is the
+language model's, and frozen like the base.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from fgrlhf_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """What adapters there are; the fields of ``config.lora`` that an adapter is made with.
+    """Settings of an adapter; fields of ``config.lora``.
 
     Attributes:
-      rank: of every product A B.
+      rank: rank of every product A B.
       targets: regular expression over the paths of linear layers, such as ``attention/q`` and
         ``mlp/down``.
-      rslora: divides by sqrt(rank) and not by rank (Kalajdzievski 2023, arXiv:2312.03732).
-      base_dtype: of the frozen kernels, see :mod:`fgrlhf_jax.models.quantize`.
+      rslora: divides by sqrt(rank) instead of rank (Kalajdzievski 2023, arXiv:2312.03732).
+      base_dtype: storage of the frozen kernels, see :mod:`fgrlhf_jax.models.quantize`.
     """
 
     rank: int
@@ -47,29 +47,28 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What multiplies A B."""
+        """The factor of A B."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 def from_config(config: ConfigDict) -> Lora | None:
-    """The adapters of a config; None where all parameters are trained."""
+    """The adapter settings of a config; None if all parameters are trained."""
     fields = {field.name: config.lora[field.name] for field in dataclasses.fields(Lora)}
     return Lora(**fields) if config.lora.rank else None
 
 
 def variables(params: dict) -> dict:
-    """The collections that ``module.apply`` takes, of a model's parameters."""
+    """A model's parameters as the variable collections for ``module.apply``."""
     params = dict(params)
     adapter = params.pop("lora", None)
     return {"params": params} if adapter is None else {"params": params, "lora": adapter}
 
 
 def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
-    """What is trained and what is only read, of a model's abstract parameters.
+    """Splits a model's abstract parameters into trained and frozen ones.
 
-    Returns:
-      All and nothing, without ``lora``; or else :func:`trained` and the base. Raises InputError as
-      that does, and for a base that cannot be quantized.
+    Without ``lora`` all are trained; otherwise :func:`trained` are, and the base is frozen. Raises
+    InputError as :func:`trained`, and for a base that cannot be quantized.
     """
     if lora is None:
         return params, {}
@@ -81,9 +80,9 @@ def split(params: dict, lora: Lora | None, mesh: Mesh) -> tuple[dict, dict]:
 
 
 def trained(params: dict, lora: Lora | None, mesh: Mesh) -> dict:
-    """What is trained of a model's abstract parameters: {"lora"} with, of a reward model, its head.
+    """The trained part of a model's abstract parameters; all of them without ``lora``.
 
-    Of the head all but its table U. Without ``lora`` all. Raises InputError as
+    {"lora"} and, for a reward model, its "head" without the table U. Raises InputError as
     :func:`abstract_adapter`.
     """
     if lora is None:
@@ -92,21 +91,21 @@ def trained(params: dict, lora: Lora | None, mesh: Mesh) -> dict:
 
 
 def without_base(params: dict) -> dict:
-    """What is trained, of all parameters of a model that has an adapter."""
+    """The trained parameters among all parameters of a model with an adapter."""
     head = {name: x for name, x in params.get("head", {}).items() if name != "unembed"}
     return {"lora": params["lora"]} | ({"head": head} if head else {})
 
 
 def join(base: dict, trained: dict) -> dict:
-    """All parameters of a model, of the two parts that :func:`split` makes."""
+    """All parameters of a model, from the two parts of :func:`split`."""
     head = base.get("head", {}) | trained.get("head", {})
     return base | trained | ({"head": head} if head else {})
 
 
 def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
-    """Shapes, dtypes and shardings of an adapter for a model of these abstract parameters.
+    """Shapes, dtypes and shardings of an adapter for a model with these abstract parameters.
 
-    Raises InputError where ``lora.targets`` finds no linear layer, or none has so high a rank.
+    Raises InputError if ``lora.targets`` matches no linear layer, or the rank is too high.
     """
     layers = _linear_layers(params["backbone"]["layers"])
     names = [name for name in layers if re.search(lora.targets, name)]
@@ -132,7 +131,7 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
 
 
 def _linear_layers(layers: dict) -> dict[str, tuple[int, int, int]]:
-    """The shapes [L, in, out] of kernels by the names of their layers, such as ``attention/q``."""
+    """The kernel shapes [L, in, out] of the linear layers by name, such as ``attention/q``."""
     return {
         f"{part}/{layer}": parameters["kernel"].shape
         for part, group in layers.items()
@@ -144,7 +143,7 @@ def _linear_layers(layers: dict) -> dict[str, tuple[int, int, int]]:
 def init_adapter(key: jax.Array, abstract: dict) -> dict:
     """An adapter that changes nothing yet: A normal with variance 1 / (3 in), B zero.
 
-    The variance is that of Hugging Face PEFT's uniform A, so that its learning rates are right.
+    The variance equals that of Hugging Face PEFT's uniform A, so that PEFT's learning rates apply.
     """
 
     def init(key):
@@ -163,9 +162,9 @@ def init_adapter(key: jax.Array, abstract: dict) -> dict:
 
 
 def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
-    """The parameters of one layer, or of a stack of them, with its part of an adapter in it.
+    """Merges an adapter into the parameters of one layer, or of a stack of layers.
 
-    The ``adapter`` is {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or some of it.
+    ``adapter`` is {"attention": {"q": {"lora_a", "lora_b"}, …}, "mlp": …}, or a part of it.
     """
     merged = {part: dict(group) for part, group in quantize.dequantize_params(layer).items()}
     for part, group in adapter.items():
@@ -178,7 +177,7 @@ def merge_layer(layer: dict, adapter: dict, scale: float) -> dict:
 def merge_kernel(
     kernel: jax.Array | quantize.Quantized, pair: dict | None, scale: float
 ) -> jax.Array:
-    """W + scale A B of one layer, or of a stack of them, in float32; without a ``pair`` W."""
+    """W + scale A B of one layer or a stack of layers, in float32; W without a ``pair``."""
     if quantize.is_quantized(kernel):
         kernel = quantize.dequantize(kernel, "float32")
     if pair is None:

@@ -1,6 +1,6 @@
-"""Adapters in Hugging Face PEFT's form: a folder with ``adapter_config.json``, A, B and any head.
+"""Adapters in Hugging Face PEFT's format: a folder with ``adapter_config.json``, A, B and any head.
 
-Every function takes the path of any model. One of whole weights is its own base and has no adapter.
+Every function accepts the path of any model: a model of whole weights is its own base.
 """
 
 import functools
@@ -19,16 +19,16 @@ from fgrlhf_jax.models.checksums import ADAPTER, BASE
 from fgrlhf_jax.models.hf_names import HF_NAME, LINEAR, Stored, as_input_error
 from fgrlhf_jax.models.lora import Lora
 
-PREFIX = "base_model.model."  # of all names in the file of tensors
-# A type that peft does not know: it would load the rest and give wrong rewards.
+PREFIX = "base_model.model."  # of all tensor names in the file
+# Unknown to peft on purpose: otherwise it would load the rest and give wrong rewards.
 STATE_ACTION = "FGRLHF_STATE_ACTION_LORA"
 LM_HEAD = "lm_head.weight"
 _A = ".lora_A.weight"
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 _TASKS |= {"ForTokenClassification": "TOKEN_CLS"}
 _MODULES = {name.rpartition(".")[2]: name for name in LINEAR.values()}
-_HEADS = ("score", "classifier")  # peft names both, of every classifier
-# Fields that say nothing of the product of A and B; all others must be neutral.
+_HEADS = ("score", "classifier")  # peft lists both for every classifier
+# Fields without effect on the product of A and B; all others must have neutral values.
 _IGNORED = (
     "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config "
     "exclude_modules fan_in_fan_out inference_mode layers_pattern loftq_config lora_alpha "
@@ -44,9 +44,9 @@ _NEUTRAL = {
 
 
 def base_of(path: str | os.PathLike) -> Path:
-    """The local folder or GGUF file of a model's whole weights.
+    """The local folder or GGUF file with a model's whole weights.
 
-    Raises InputError where an adapter is of a kind that cannot be used, or its base is nowhere.
+    Raises InputError for an unsupported kind of adapter, or one whose base cannot be found.
     """
     folder = hf_files.resolve(path)
     if not checksums.is_adapter(folder):
@@ -65,21 +65,21 @@ def base_of(path: str | os.PathLike) -> Path:
 
 
 def base_name(path: str | os.PathLike) -> str:
-    """What names the base of a model everywhere: its hub id, or its absolute path here."""
+    """The portable name of a model's base: its hub id, or else its absolute path."""
     folder = hf_files.resolve(path)
     name = _base_name(folder) if checksums.is_adapter(folder) else str(path)
     return str(hf_files.resolve(name).absolute()) if os.path.exists(name) else name
 
 
 def _base_name(folder: Path) -> str:
-    """As peft reads it, or else from within the adapter's folder."""
+    """The base's name as peft reads it, or else relative to the adapter's folder."""
     name = _settings(folder)[BASE]
     is_inside = name and not os.path.exists(name) and os.path.exists(folder / name)
     return str(folder / name) if is_inside else name
 
 
 def read_lora(path: str | os.PathLike) -> Lora | None:
-    """The settings of an adapter; None for a model of whole weights."""
+    """The settings of an adapter; None for a model with whole weights."""
     folder = hf_files.resolve(path)
     if not checksums.is_adapter(folder):
         return None
@@ -91,10 +91,7 @@ def read_lora(path: str | os.PathLike) -> Lora | None:
 
 
 def check_same(path: str | os.PathLike, lora: Lora) -> None:
-    """Raises InputError where the adapter in ``path``, if it is one, is not of these settings.
-
-    The base may be held in another dtype.
-    """
+    """Raises InputError if ``path`` is an adapter of other settings; ``base_dtype`` may differ."""
     if (saved := read_lora(path)) is None:
         return
     for name in ("rank", "alpha", "rslora", "targets"):
@@ -112,14 +109,14 @@ def _found(lora: Lora) -> list[str]:
 
 
 def is_classifier(path: str | os.PathLike) -> bool:
-    """Whether an adapter says that it is no language model's."""
+    """Whether an adapter's config says that it belongs to a classifier."""
     folder = hf_files.resolve(path)
     task = _settings(folder).get("task_type") if checksums.is_adapter(folder) else None
     return task in ("SEQ_CLS", "TOKEN_CLS")
 
 
 def has_head(path: str | os.PathLike, head: Iterable[str]) -> bool:
-    """Whether an adapter has a reward model's head with parameters of these names."""
+    """Whether an adapter has a reward model's head with these parameter names."""
     folder = hf_files.resolve(path)
     names = {HF_NAME[f"head/{name}"] for name in head}
     return checksums.is_adapter(folder) and names <= read_tensors(folder).keys()
@@ -133,7 +130,7 @@ def _refusal(folder: Path, what: str) -> InputError:
 
 
 def _settings(folder: Path) -> dict:
-    """adapter_config.json; raises InputError for what cannot be computed here."""
+    """adapter_config.json; raises InputError for adapters that this project does not support."""
     config = hf_files.read_json(folder / ADAPTER)
     if config.get("peft_type") not in ("LORA", STATE_ACTION):
         raise _refusal(folder, f"peft_type is {config.get('peft_type')!r:.60}")
@@ -154,9 +151,9 @@ def _settings(folder: Path) -> dict:
 
 
 def read_tensors(folder: Path) -> dict[str, Stored]:
-    """An adapter's tensors by their names without the prefix, none of them read yet.
+    """An adapter's tensors, read lazily, by their names without the prefix.
 
-    Raises InputError for tensors of a module that has no adapter here.
+    Raises InputError for tensors of modules that cannot have an adapter here.
     """
     tensors = {}
     for stored_name, tensor in hf_files.read_tensors(folder).items():
@@ -175,10 +172,10 @@ def _module(name: str) -> str:
 
 
 def add_adapter(folder: Path, base: dict[str, Stored], *, merged: bool) -> dict[str, Stored]:
-    """The tensors of a base with those of the adapter in ``folder``, if there is one.
+    """The tensors of a base together with those of the adapter in ``folder``, if there is one.
 
-    With ``merged`` kernels are W + scale B A, each computed as it is read. Raises InputError where
-    the adapter does not fit the base.
+    With ``merged`` kernels are W + scale B A, each computed as it is read. Raises InputError if the
+    adapter does not fit the base.
     """
     if not checksums.is_adapter(folder):
         return base
@@ -199,7 +196,7 @@ def _merge(kernel: Stored, a: Stored, b: Stored, scale: float) -> np.ndarray:
 
 
 def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]) -> None:
-    """Raises an InputError that names the first tensor that is not of this base."""
+    """Raises an InputError that names the first tensor that does not fit this base."""
     rank = _settings(folder)["r"]
     shapes = {}
     modules = dict.fromkeys(_module(name) for name in adapter if name.endswith(_A))
@@ -222,12 +219,12 @@ def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]
 
 
 def recorded_digest(path: str | os.PathLike) -> str:
-    """The digest of the base that an adapter of ours was trained on; "" where none is recorded."""
+    """The recorded digest of the base that an adapter was trained on; "" if there is none."""
     return str(recorded_base(path).get("digest", ""))
 
 
 def recorded_base(path: str | os.PathLike) -> dict:
-    """path, digest and dtype of the base that an adapter of ours was trained on, where recorded."""
+    """Recorded path, digest and dtype of the base that an adapter was trained on, if any."""
     folder = hf_files.resolve(path)
     file = checksums.config_file(folder)
     if not checksums.is_adapter(folder) or not file.is_file():
@@ -237,7 +234,7 @@ def recorded_base(path: str | os.PathLike) -> dict:
 
 
 def digest_as_read(stored: dict[str, Stored], digests: dict[str, str]) -> dict[str, Stored]:
-    """The same tensors, which leave their digests behind as they are read."""
+    """The same tensors; reading one stores its digest in ``digests``."""
 
     def read(name: str) -> np.ndarray:
         value = np.ascontiguousarray(stored[name].read())
@@ -250,21 +247,21 @@ def digest_as_read(stored: dict[str, Stored], digests: dict[str, str]) -> dict[s
 
 
 def base_digest(digests: dict[str, str]) -> str:
-    """Of a backbone's tensors, whatever files they are in; with "+" that of the LM head if read."""
+    """Digest of a backbone's tensors, in any files; then "+" and that of the LM head, if read."""
     lines = (f"{name} {digests[name]}\n" for name in sorted(digests) if name.startswith("model."))
     backbone = hashlib.sha256("".join(lines).encode()).hexdigest()
     return "+".join([backbone, *(digests[name] for name in [LM_HEAD] if name in digests)])
 
 
 def is_same_base(digest: str, other: str) -> bool:
-    """Whether two digests are of one base: a head, which reward models lack, counts if in both."""
+    """Whether two digests identify the same base; the head counts only if both include it."""
     return all(a == b for a, b in zip(digest.split("+"), other.split("+"), strict=False))
 
 
 def check_base(folder: Path, digests: dict[str, str]) -> None:
-    """Raises InputError where an adapter of ours was trained on another base than was read.
+    """Raises InputError if an adapter was trained on another base than the one just read.
 
-    The ``digests`` are of its tensors that were read; without its backbone nothing can be said.
+    ``digests`` are those of the tensors read; without the backbone there is no check.
     """
     recorded = recorded_digest(folder)
     is_read = recorded and "model.norm.weight" in digests
@@ -276,10 +273,10 @@ def check_base(folder: Path, digests: dict[str, str]) -> None:
 
 
 def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
-    """The adapter_config.json of an export; what it leaves out is peft's default.
+    """The adapter_config.json of an export; omitted fields have peft's defaults.
 
     Args:
-      names: of its tensors, without the prefix.
+      names: names of its tensors, without the prefix.
       architecture: transformers' class of the model, or one of ours.
       base: see :func:`base_name`.
     """

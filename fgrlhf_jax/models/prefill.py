@@ -1,4 +1,4 @@
-"""Prefill: prompts to the logits of the tokens after them, and to a cache.
+"""Prefill: computes from prompts the logits of their next tokens, and a KV cache.
 
 Shape letters as in llama.py. Prompts are padded on the right.
 """
@@ -14,15 +14,15 @@ from fgrlhf_jax.models import attention, llama, row_groups
 from fgrlhf_jax.models.decoding import DecodingWeights
 from fgrlhf_jax.runtime import sharding
 
-ROWS = 8  # of a device in a group: enough columns for products, and of about one length
+ROWS = 8  # rows per device in a group: enough for efficient products, and of similar length
 
 
 def by_width(
     fill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, max_new: int, widths: tuple[int, ...]
 ):
-    """``fill(prompt_BP, mask_BP, columns)`` of groups of rows, each as wide as its prompts need.
+    """Applies ``fill(prompt_BP, mask_BP, columns)`` to small groups of rows.
 
-    Rows are taken a few at a time; those of a device are best sorted by length.
+    Each group has the narrowest width that holds its prompts; rows should be sorted by length.
     """
     (B, P), G = prompt_BP.shape, sharding.batch_shards()
     columns, size = P + max_new, ROWS
@@ -43,11 +43,11 @@ def by_width(
 
 
 def prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns: int, int8: bool):
-    """What a model says of the token after each prompt, and a cache with the prompts.
+    """The logits of the token after each prompt, and a cache that begins with the prompts.
 
     Args:
       prompt_BP, mask_BP: padded on the right.
-      columns: of the cache, of which the prompts are the first.
+      columns: number of columns of the cache.
     """
     P = prompt_BP.shape[1]
     hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")

@@ -1,15 +1,15 @@
-"""Kernels of a frozen base in 8 or 4 bits, to be trained upon by adapters (QLoRA).
+"""Kernels of a frozen base in 8 or 4 bits, for training adapters on it (QLoRA).
 
-Of the two kinds, a kernel [..., in, out] is stored as
+The two kinds store a kernel [..., in, out] as
 
     kind   qvalue                      scale [..., groups, out], float32     bits a number
     int8   int8 [..., in, out]         largest |number| of a column / 127    8
     nf4    uint8 [..., in / 2, out]    largest |number| of BLOCK rows        4.5
 
 nf4, NormalFloat (Dettmers et al. 2023, arXiv:2305.14314), has the 16 levels between -1 and 1 that
-normally distributed numbers fall on equally often; a byte holds rows 2i (low bits) and 2i + 1. The
-axes before are kept, so that a scan over layers slices what is stored and one layer at a time
-stands in full. Scales are not quantized themselves.
+are equally frequent for normally distributed numbers; a byte holds rows 2i (low bits) and 2i + 1.
+Leading axes are kept, so that a scan over layers slices the stored arrays and restores one layer
+at a time. Scales are not quantized.
 """
 
 import re
@@ -34,7 +34,7 @@ LEVELS = (
 )
 
 
-# By how much a number changes at most, in a base of that kind or in bfloat16.
+# Largest change of a number in a base of each kind, or in bfloat16.
 ROUNDING = {
     "bfloat16": "0.4 % of itself",
     "int8": "0.4 % of the largest of its column",
@@ -43,27 +43,27 @@ ROUNDING = {
 
 
 class Quantized(NamedTuple):
-    """A kernel as it is stored; stands in a tree of parameters where the kernel would."""
+    """A quantized kernel, in the kernel's place in a tree of parameters."""
 
     qvalue: jax.Array
     scale: jax.Array
 
     @property
     def dtype(self) -> str:
-        """Its kind."""
+        """The kind of quantization."""
         return "nf4" if self.qvalue.dtype == jnp.uint8 else "int8"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel, [..., in, out]."""
+        """The shape of the kernel, [..., in, out]."""
         *stack, rows, columns = self.qvalue.shape
         return *stack, rows * (2 if self.dtype == "nf4" else 1), columns
 
 
 def quantize(kernel: jax.Array, kind: str) -> Quantized:
-    """A kernel [..., in, out] in ``kind``, one of KINDS; each number goes to the nearest level.
+    """Quantizes a kernel [..., in, out] to ``kind``, one of KINDS, with the nearest levels.
 
-    Raises InputError where nf4's blocks do not divide the input width.
+    Raises InputError if nf4's blocks do not divide the input width.
     """
     *stack, rows, columns = kernel.shape
     size = rows if kind == "int8" else BLOCK
@@ -87,14 +87,14 @@ def quantize(kernel: jax.Array, kind: str) -> Quantized:
 
 
 def dequantize(stored: Quantized, dtype) -> jax.Array:
-    """The kernel [..., in, out] that is stored, computed in float32 and rounded to ``dtype``."""
+    """Restores the kernel [..., in, out], computed in float32 and rounded to ``dtype``."""
     *stack, rows, columns = stored.shape
     numbers = stored.qvalue
     if stored.dtype == "nf4":
         shifts = jnp.array([0, 4], jnp.uint8).reshape((1,) * len(stack) + (1, 2, 1))
         codes = (numbers[..., None, :] >> shifts).astype(jnp.int32)
-        # Four rounds of choosing between neighbours, by their bits: exact, and neither a gather,
-        # which accelerators are slow at, nor constants as large as a kernel, kept for all layers.
+        # Four rounds of selection by bits. Exact; avoids a gather, which is slow on accelerators,
+        # and constants as large as a kernel, kept for all layers.
         bits = np.float32(LEVELS).view(np.int32).tolist()
         for place in range(4):
             mask = -(codes >> place & 1)
@@ -111,15 +111,15 @@ def is_quantized(x) -> bool:
 
 
 def store(x: jax.Array, kind) -> jax.Array | Quantized:
-    """``x`` in ``kind``: one of KINDS, or a dtype of floats that it is cast to."""
+    """Quantizes ``x`` to ``kind``, one of KINDS, or casts it to ``kind``, a float dtype."""
     return quantize(x, kind) if str(kind) in KINDS else x.astype(kind)
 
 
 def quantize_params(params: dict, kind: str) -> dict:
-    """The same parameters with those whose path matches PATTERN in ``kind``, see :func:`store`.
+    """Applies :func:`store` to the parameters whose path matches PATTERN.
 
-    Under ``jax.eval_shape`` of shapes: ``sharding.abstract`` then says how the result is laid out,
-    and ``hf_load.load_params`` fills it.
+    Call it under ``jax.eval_shape``; ``sharding.abstract`` then adds the shardings, and
+    ``hf_load.load_params`` fills the result.
     """
 
     def stored(path, x):
@@ -129,6 +129,6 @@ def quantize_params(params: dict, kind: str) -> dict:
 
 
 def dequantize_params(params: dict) -> dict:
-    """The same parameters with those that are quantized in float32."""
+    """Restores all quantized parameters to float32."""
     restore = lambda x: dequantize(x, "float32") if is_quantized(x) else x  # noqa: E731
     return jax.tree.map(restore, params, is_leaf=is_quantized)

@@ -1,4 +1,4 @@
-"""Responses to the prompts of records, sampled and ranked, as rows of a file."""
+"""Samples and ranks responses to the prompts of records, as rows of a file."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -30,22 +30,23 @@ def generate_responses(
     """Responses to the prompts of records, as rows in the output format of alpaca_eval.
 
     Args:
-      records: any kind; their responses are not read.
+      records: records of any kind; their responses are ignored.
       generator: the model's name in the rows.
       max_prompt_length: tokens; longer prompts are cut ("truncate") or left out ("drop").
-      samples: responses a prompt, each with the key of (seed, record, sample), prompt by prompt.
+      samples: responses per prompt, each with the key of (seed, record, sample).
       guide, progress: as for :meth:`LanguageModel.generate_from_ids`.
-      score: from (ids of prompt and response, how many are the prompt's) to what each response is
-        worth; those to a prompt then come best first.
-      keep: how many of them; 0 keeps all.
-      log: gets a line on how many prompts were cut or left out, where any were.
+      score: maps (ids of prompt and response, number of prompt ids) to a score per response;
+        responses to a prompt are then sorted, best first.
+      keep: number of responses to keep per prompt; 0 keeps all.
+      log: receives a line with the number of prompts cut or left out, if any.
 
     Returns:
-      The fields of ``alpaca_eval_prompt``, "output", "generator", "length" (tokens, end included),
-      "finished"; unless greedy, "logprob" (of the response as drawn); with ``score``, "reward".
+      Rows, prompt by prompt, with the fields of ``alpaca_eval_prompt``, "output", "generator",
+      "length" (tokens, including the end), "finished"; unless greedy, "logprob" (of the response as
+      sampled); with ``score``, "reward".
 
     Raises:
-      InputError: when no prompt is left, or one leaves no room for a response.
+      InputError: if no prompt is left, or one leaves no room for a response.
     """
     lengths = {"max_prompt_length": max_prompt_length, "overlong": overlong}
     prompts, numbers, counts = encode_prompts(
@@ -63,7 +64,7 @@ def generate_responses(
         rewards = score([(prompt + ids, len(prompt)) for prompt, ids in texts])
         best_NK = np.argsort(-np.reshape(rewards, (-1, samples)), axis=1, kind="stable")
         order = (best_NK + samples * np.arange(len(best_NK))[:, None])[:, : keep or samples].ravel()
-    sampled = sampling_params.temperature > 0  # greedily a token has no other to be drawn
+    sampled = sampling_params.temperature > 0  # greedy tokens have no sampling probability
     return [
         {
             **alpaca_eval_prompt(records[streams[row][0]]),

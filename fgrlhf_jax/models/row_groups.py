@@ -1,6 +1,6 @@
-"""Rows of a batch in another order, and in groups: each device keeps rows of its own.
+"""Reorders and groups the rows of a batch so that each device keeps its own rows.
 
-Shape letters as in llama.py; rows of one of G devices are N, so that B = G N.
+Shape letters as in llama.py; each of G devices has N rows, B = G N.
 """
 
 import jax
@@ -10,12 +10,12 @@ from fgrlhf_jax.runtime import sharding
 
 
 def order_by(key_B: jax.Array) -> jax.Array:
-    """The numbers of each device's rows, those with the lowest keys first, order_GN."""
+    """order_GN: each device's row indices, sorted by ascending key."""
     return jnp.argsort(_of_devices(key_B), axis=1, stable=True)
 
 
 def take(tree, order_GN: jax.Array):
-    """Those rows of arrays [B, ...], in this order."""
+    """The rows of arrays [B, ...] in the order of :func:`order_by`."""
 
     def of(x):
         return _joined(jax.vmap(lambda x, rows: x[rows])(_of_devices(x), order_GN))
@@ -24,7 +24,7 @@ def take(tree, order_GN: jax.Array):
 
 
 def split(tree, size: int):
-    """Arrays [B, ...] as groups [groups, G size, ...], of as many rows of each device."""
+    """Arrays [B, ...] as groups [groups, G size, ...] with ``size`` rows from each device."""
 
     def of(x):
         x = _of_devices(x)
@@ -35,7 +35,7 @@ def split(tree, size: int):
 
 
 def unsplit(tree):
-    """The arrays of :func:`split`."""
+    """The inverse of :func:`split`."""
 
     def of(x):
         x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)

@@ -1,10 +1,10 @@
 """Sampling from a policy: prefill and decode with a KV cache, in one compiled program.
 
-A reward model whose head prices every next token may guide it, in step and with a cache of its own.
+A reward model whose head scores every next token may guide it, in step and with its own cache.
 
-A row has its own random key and its own positions, so its response depends neither on its batch
-mates nor on padding. The loop ends when every row has ended. Shape letters as in llama.py; the
-columns of the cache are S = P + T.
+Every row has its own random key and positions, so its response depends neither on other rows nor on
+padding. The loop ends when all rows have ended. Shape letters as in llama.py; the columns of the
+cache are S = P + T.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ class Sampled(NamedTuple):
     """Responses; columns from ``length_B`` on hold 0.
 
     Attributes:
-      tokens_BT: int32, the end-of-sequence token included where there is one.
-      length_B: int32, tokens of each response, the end included; at least 1.
-      finished_B: bool, whether the response ended by itself.
-      logprob_BT: float32, log-probability of each token under the very distribution it was drawn
-        from (temperature, top-k and top-p applied; 0 when greedy); 0 beyond the end.
+      tokens_BT: int32, including the end-of-sequence token if there is one.
+      length_B: int32, tokens of each response, including the end; at least 1.
+      finished_B: bool, whether the response ended with EOS.
+      logprob_BT: float32, log-probability of each token under the distribution it was sampled from
+        (after temperature, top-k and top-p; 0 when greedy); 0 beyond the end.
     """
 
     tokens_BT: jax.Array
@@ -39,14 +39,14 @@ class Sampled(NamedTuple):
 
 
 def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
-    """Logits of the distribution to draw from, -inf where a token may not be drawn.
+    """Logits of the sampling distribution, -inf for excluded tokens.
 
     Args:
       logits_V: float32 logits of one position.
-      temperature: above 0; logits are divided by it before anything else.
-      top_k: keep the k most likely tokens (and ties with the last of them); 0 keeps all.
-      top_p: keep the smallest set of most likely tokens whose mass reaches p (Holtzman et al.
-        2020, arXiv:1904.09751), the first of them always; 1 keeps all. Applied after top_k.
+      temperature: above 0; logits are divided by it first.
+      top_k: keeps the k most likely tokens (and ties with the last of them); 0 keeps all.
+      top_p: keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al.
+        2020, arXiv:1904.09751), always at least one; 1 keeps all. Applied after top_k.
     """
     chex.assert_rank(logits_V, 1)
     logits_V = logits_V / temperature
@@ -64,7 +64,7 @@ def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) 
 
 
 def draw(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float):
-    """(token, its log-probability) of one position; temperature 0 is greedy."""
+    """Samples (token, its log-probability) at one position; temperature 0 is greedy."""
     if temperature == 0:
         return jnp.argmax(logits_V).astype(jnp.int32), jnp.float32(0)
     logits_V = restrict(logits_V, temperature, top_k, top_p)
@@ -73,19 +73,19 @@ def draw(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float)
 
 
 def align_left(tokens_BP: jax.Array, mask_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same prompts, real tokens in order, with all padding moved to the right."""
+    """The same prompts with all padding moved to the right; real tokens keep their order."""
     order_BP = jnp.argsort(~mask_BP, axis=1, stable=True)
     take = functools.partial(jnp.take_along_axis, indices=order_BP, axis=1)
     return take(tokens_BP), take(mask_BP)
 
 
 def row_keys(key, count: int) -> jax.Array:
-    """One key a row; row i has the same key whatever ``count`` is."""
+    """One key per row; that of row i does not depend on ``count``."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
 
 def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
-    """One key a row, of (seed, the two numbers of its stream, each below 2^32)."""
+    """One key per row, from the seed and the two numbers of its stream, each below 2^32."""
     streams_B2 = np.asarray(streams, np.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), streams_B2[:, 0])
     return jax.vmap(jax.random.fold_in)(keys, streams_B2[:, 1])
@@ -96,17 +96,17 @@ def stream_keys(seed: int, streams: Sequence[tuple[int, int]]) -> jax.Array:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guide:
-    """What turns a policy pi into its closed-form improvement, in every state s
+    """A reward model that turns a policy pi into its closed-form improvement in every state s:
 
         pi+(a|s) ~ pi(a|s) exp(scale r(s, a)),
 
-    the maximum over p of E_p[r(s, a)] - KL(p || pi) / scale (Peters et al. 2010; Rafailov et al.
-    2023, arXiv:2305.18290, Equation 4, for one token in place of a response).
+    the maximiser over p of E_p[r(s, a)] - KL(p || pi) / scale (Peters et al. 2010; Rafailov et al.
+    2023, arXiv:2305.18290, Equation 4, for one token instead of a response).
 
     Attributes:
-      module: with a head that prices every next token, see ``heads.ScalarHead.prices``.
+      module: a module whose head scores every next token, see ``heads.ScalarHead.prices``.
       weights: ``decoding.decoding_weights`` of its parameters.
-      scale: float32, 1 / (beta std): beta in nats and std that of the rewards' normalization.
+      scale: float32, 1 / (beta std), with beta in nats and the rewards' normalization std.
     """
 
     module: heads.TokenValueModel
@@ -115,9 +115,9 @@ class Guide:
 
 
 class _Rows(NamedTuple):
-    """What decoding knows of its rows; every array has B first."""
+    """State of the decoding loop; every array has B as its first axis."""
 
-    last_B: jax.Array  # the token drawn last
+    last_B: jax.Array  # the token sampled last
     prompt_length_B: jax.Array
     key_B: jax.Array
     caches: tuple  # of policy and guide, ``attention.to_cache`` of each layer
@@ -147,18 +147,18 @@ def generate(
     int8_cache: bool = False,
     prompt_widths: tuple[int, ...] = (),
 ) -> Sampled:
-    """One response a prompt, of at most ``max_new`` tokens.
+    """Samples one response per prompt, of at most ``max_new`` tokens.
 
     Args:
       weights: ``decoding.decoding_weights`` of ``model``'s parameters.
       prompt_BP: int32 prompts, padded on either side (or both).
       mask_BP: bool, True on real tokens.
-      key_B: a typed random key a row, see :func:`row_keys`.
-      guide: draws from the policy that it improves; what follows applies to that.
+      key_B: one typed random key per row, see :func:`row_keys`.
+      guide: samples from the improved policy; the arguments below apply to it.
       ends: the tokens that end a response.
-      temperature, top_k, top_p: as :func:`restrict`; temperature 0 is greedy.
-      int8_cache: keeps keys and values in 8 bits, see ``attention.to_cache``.
-      prompt_widths: columns that prompts are cut to where all of a group are short; the last is P.
+      temperature, top_k, top_p: as for :func:`restrict`; temperature 0 is greedy.
+      int8_cache: stores keys and values in 8 bits, see ``attention.to_cache``.
+      prompt_widths: possible widths of groups of prompts, ascending; the last is P.
     """
     chex.assert_equal_shape([prompt_BP, mask_BP])
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
@@ -213,7 +213,7 @@ def generate(
 
 
 def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, caches=((), ())):
-    """Logits of the policy, guided, and the caches of both models, each of which ``run`` calls."""
+    """Logits of the (guided) policy, and the caches of both models, which ``run`` evaluates."""
     logits_BV, cache = run(model, weights, caches[0])
     if guide is None:
         return logits_BV, (cache, ())
@@ -224,7 +224,7 @@ def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, ca
 def _decode_token(
     model, weights: DecodingWeights, cache, *, token_B1, positions_B1, attend_BS, column
 ):
-    """What a model says after one more token a row, and the cache with it in ``column``."""
+    """Logits after one more token per row, and the cache with the token in ``column``."""
     hidden_B1D = model.apply({"params": weights.outer}, token_B1, method="embed")
     rope = llama.rotary_tables(model.cfg, positions_B1)
     updated = []
@@ -239,7 +239,7 @@ def _decode_token(
 def _append(
     sampled: Sampled, t, logits_BV, key_B, *, ends: tuple[int, ...], temperature, top_k, top_p
 ) -> tuple[jax.Array, Sampled]:
-    """Token t of every row that has not ended (0 of the others), and the responses with it."""
+    """Samples token t of every row that has not ended (0 for others), and appends it."""
     step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
     token_B, logprob_B = jax.vmap(draw, (0, 0, None, None, None))(
         step_key_B, logits_BV, temperature, top_k, top_p

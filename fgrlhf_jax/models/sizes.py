@@ -1,4 +1,4 @@
-"""The shapes of well-known models, by the names that a config calls them."""
+"""The shapes of well-known models, by their names in configs."""
 
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling
 
