@@ -1,4 +1,4 @@
-"""Rewards that several models give together, each as one module with the parameters of all."""
+"""Rewards from several models: an ensemble and a log-ratio, each as one module."""
 
 import dataclasses
 
@@ -13,10 +13,10 @@ from fgrlhf_jax.models.llama import LlamaConfig
 
 
 class Ensemble(nn.Module):
-    """Reward models whose rewards become one: their mean less ``penalty`` standard deviations.
+    """Several reward models; the reward is their mean minus ``penalty`` standard deviations.
 
-    ``scales`` are the mean and the standard deviation of each one's normalization, by which their
-    rewards become comparable.
+    ``scales`` are mean and standard deviation of each model's normalization, which makes their
+    rewards comparable.
     """
 
     members: tuple[TokenValueModel, ...]
@@ -25,7 +25,7 @@ class Ensemble(nn.Module):
 
     @property
     def cfg(self) -> LlamaConfig:
-        """The first one's, with the positions that all have."""
+        """The first model's, with the smallest number of positions of all models."""
         positions = min(member.cfg.max_position for member in self.members)
         return dataclasses.replace(self.members[0].cfg, max_position=positions)
 
@@ -36,11 +36,11 @@ class Ensemble(nn.Module):
 
 
 class LogRatio(nn.Module):
-    """log pi(a_t | s_t) - w log pi_ref(a_t | s_t): what one language model prefers to another.
+    """The log-ratio of two language models as reward: log pi(a_t | s_t) - w log pi_ref(a_t | s_t).
 
-    Of a policy of DPO and its reference this is, but for DPO's beta, the token reward of RTO (Zhong
-    et al. 2024, arXiv:2404.18922): what DPO's implicit reward, which is of a whole response, says
-    of each token. A response's first token of all has nothing before it: 0.
+    For a DPO policy and its reference this is, up to DPO's beta, the token reward of RTO (Zhong et
+    al. 2024, arXiv:2404.18922): DPO's implicit reward of a response, split over its tokens. A token
+    with nothing before it has reward 0.
     """
 
     policy: CausalLM
@@ -49,7 +49,7 @@ class LogRatio(nn.Module):
 
     @property
     def cfg(self) -> LlamaConfig:
-        """The policy's, with the positions that both have."""
+        """The policy's, with the smaller number of positions of both models."""
         positions = min(self.policy.cfg.max_position, self.reference.cfg.max_position)
         return dataclasses.replace(self.policy.cfg, max_position=positions)
 
@@ -67,7 +67,7 @@ RewardModule = TokenValueModel | Ensemble | LogRatio
 
 
 def models_of(module: RewardModule) -> tuple:
-    """The models that are read for a reward."""
+    """The single models that ``module`` consists of."""
     match module:
         case Ensemble():
             return module.members
@@ -77,6 +77,6 @@ def models_of(module: RewardModule) -> tuple:
 
 
 def first_backbone(params: dict) -> dict:
-    """The backbone of a reward model, or of the first of several; {} where there is none."""
+    """The backbone of a reward model, or of the first of several; {} if there is none."""
     first = params.get("members_0") or params.get("policy") or params
     return first.get("backbone", {})

@@ -1,4 +1,4 @@
-"""Evaluating a reward model on pairs: their values, and the table of what it gets right."""
+"""Evaluates a reward model on pairs: accuracy, AUROC and the other metrics of its table."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def unpad(value_2S: np.ndarray, pair: Pair) -> PairValues:
 def make_tables(
     predictor: Predictor, reward_model: RewardModel, pairs: Mapping[str, Sequence[Pair]]
 ) -> dict[str, dict]:
-    """``eval.json``'s entry of one set of records: a table for each kind of pair in it."""
+    """The entry of ``eval.json`` for one set of records: a table for each kind of pair."""
     meta, tables = reward_model.meta, {}
     for kind, group in pairs.items():
         sums, scored = predictor.predict(reward_model.params, group)
@@ -52,10 +52,10 @@ def evaluate(
     """The tables of a reward model on sets of records.
 
     Args:
-      sets: records by what messages call them.
-      batch_size: pairs at a time, rounded up to what the mesh divides.
-      buckets: numbers of columns, at most, that batches are padded to.
-      **data: arguments of ``encode_pairs`` other than those of its training.
+      sets: records by the name of their set, as used in messages.
+      batch_size: pairs at a time, rounded up to a multiple that the mesh divides.
+      buckets: maximum number of different widths that batches are padded to.
+      **data: arguments of ``encode_pairs`` that replace those of the model's training.
 
     Returns:
       A table for each kind of pair ("edits", "preferences"), for each set.
@@ -76,10 +76,10 @@ def evaluate(
 def fit_normalization(
     predictor: Predictor, params: dict, pairs: Mapping[str, Sequence[Pair]], level: str, limit: int
 ) -> model.Normalization:
-    """From the responses nobody edited of at most ``limit`` pairs, spread evenly over all of them.
+    """Fits the normalization on the unedited responses of at most ``limit`` evenly spaced pairs.
 
-    These are the originals of edits and both sides of preferences: samples of the policy that the
-    feedback was given to.
+    These are the originals of edits and both sides of preferences: samples of the policy that
+    received the feedback.
     """
     values, total = [], sum(len(group) for group in pairs.values())
     for kind, group in pairs.items():

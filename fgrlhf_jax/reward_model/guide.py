@@ -1,4 +1,4 @@
-"""Reward models beside a language model that answers: they guide its tokens or rank its responses.
+"""Reward models used in generation, to guide every token or to rank whole responses.
 
 model = LanguageModel.load("runs/sft_tiny")
 guide = load_guide("runs/rm_action", model, beta=0.3)
@@ -19,19 +19,19 @@ from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, read_module
 
 
 def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Guide:
-    """A reward model as what guides ``model``: pi+(a|s) ~ pi(a|s) exp(r(s, a) / beta).
+    """Loads a reward model as a guide of ``model``: pi+(a|s) ~ pi(a|s) exp(r(s, a) / beta).
 
-    The rewards are normalized as they are stored with the reward model, so that beta is on the
-    scale of PPO's ``kl.coef``. An "action" head prices every next token; of a "state_action" head
-    only the part that reads the state before the token does, and that alone guides.
+    Rewards are normalized with the statistics stored in the reward model, so beta is on the scale
+    of PPO's ``kl.coef``. An "action" head scores every next token. A "state_action" head guides
+    only with the part that reads the state before the token.
 
     Args:
       path: a run folder of launch.train_rm, or its ``export``.
-      beta: nats that one unit of reward may cost, inverted; above 0.
+      beta: above 0; the smaller, the stronger the guidance (1 / beta nats per unit of reward).
 
     Raises:
-      InputError: for a head that prices only the token that was taken, and for a reward model
-        that was trained with another tokenizer, template or vocabulary than the model's.
+      InputError: for a head that scores only the token that was taken, and for a reward model
+        whose tokenizer, template or vocabulary differs from the model's.
     """
     module, meta = read_module(path, dtype=model.module.cfg.dtype)
     if module.kind == "after":
@@ -53,9 +53,9 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
 
 
 def check_fits(field: str, path: str | os.PathLike, meta: RewardMeta, model: LanguageModel) -> None:
-    """Raises InputError where a reward model cannot read the tokens of ``model``'s responses.
+    """Raises InputError if a reward model cannot read the tokens of ``model``'s responses.
 
-    ``field`` is what the command calls it.
+    ``field`` is the command's name for the reward model, used in the message.
     """
     tokenizer = hf_load.load_tokenizer(folders_of(path)[0])
     check_same(model.tokenizer, tokenizer, f"model={model.path}", f"{field}={path}")

@@ -1,8 +1,8 @@
-"""The reward model: its losses, and ``score_tokens`` as the one way for others to use it.
+"""The reward model: its losses, and ``score_tokens``, the only interface for other modules.
 
-A reward model gives every token a value read from the state *at* that token (after the action).
-Its ``level`` says what the values mean: "token" models are trained so that each value is a reward,
-"sequence" models so that the value at the last token is the score of the whole response.
+A reward model gives every token a value, read from the state *at* that token (after the action).
+Its ``level`` defines the meaning: in "token" models each value is a reward, in "sequence" models
+the value at the last token is the score of the whole response.
 """
 
 import functools
@@ -22,7 +22,7 @@ from fgrlhf_jax.models.llama import positions_and_mask
 
 
 class Normalization(NamedTuple):
-    """What turns raw rewards into about one unit a response (normalized rewards, for PPO)."""
+    """Scales raw rewards to about one unit per response (normalized rewards, for PPO)."""
 
     mean: float  # of the scores (sequence level) or of all tokens' rewards (token level)
     std: float  # of the scores, or of the responses' centred sums
@@ -43,10 +43,10 @@ def score_tokens(
       params: parameters of ``model``.
       tokens_BS: int token ids of prompt and response, padded on either side.
       mask_BS: bool, True on real tokens.
-      level: "token", or "sequence": then the score stands at the last real token, the rest is 0.
+      level: "token", or "sequence": the score at the last real token, 0 elsewhere.
 
     Returns:
-      float32[B, S], 0 in padding; only columns of response tokens are meant to be used.
+      float32[B, S], 0 in padding; use only the columns of response tokens.
     """
     chex.assert_equal_shape([tokens_BS, mask_BS])
     chex.assert_type([tokens_BS, mask_BS], [int, bool])
@@ -57,7 +57,7 @@ def score_tokens(
 def normalize_rewards(
     reward_BT, response_BT, normalization: Normalization, *, level: str
 ) -> jax.Array:
-    """Normalized rewards: (r - mean) / std on response tokens, for a sequence on its last one.
+    """Normalized rewards: (r - mean) / std on response tokens, for "sequence" on the last one.
 
     Args:
       reward_BT: float32 from :func:`score_tokens`.
@@ -71,11 +71,11 @@ def normalize_rewards(
 
 
 def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization:
-    """From the per-token values of responses, one float array [T] each (on the host).
+    """Fits the normalization to per-token values of responses, one float array [T] each (host).
 
     Sequence level: mean and standard deviation of the last values. Token level: the mean over all
-    tokens, and the standard deviation of sum_t (r_t - mean) over responses. Where there is no
-    spread (one response) the standard deviation is taken as 1.
+    tokens, and the standard deviation of sum_t (r_t - mean) over responses. Without spread (one
+    response) the standard deviation is taken as 1.
     """
     if level == "sequence":
         totals = np.array([r[-1] for r in rewards], np.float64)
@@ -89,8 +89,8 @@ def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization
 def pair_losses(params: dict, batch: dict, *, model: TokenValueModel, **settings):
     """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
 
-    The model reads each pair as one row of ``pairs.pad_pairs``; what follows is of each side's own
-    tokens. The settings are those of ``reward_model_loss``.
+    The model reads each pair as one row of ``pairs.pad_pairs``; values and losses are then computed
+    on each side's own tokens. ``settings`` are those of ``reward_model_loss``.
     """
     tokens_BS, positions_BS, before_BS = (
         batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
@@ -105,7 +105,7 @@ def pair_losses(params: dict, batch: dict, *, model: TokenValueModel, **settings
 
 
 def eval_step(params: dict, batch: dict, **settings):
-    """Sums of loss and accuracy over the real pairs of a batch, and all values float32[B, 2, S]."""
+    """Sums of loss and accuracy over a batch's real pairs, and all values float32[B, 2, S]."""
     loss_B, metrics_B, value_B2S = pair_losses(params, batch, **settings)
     sums = {"loss": loss_B, "accuracy": metrics_B["accuracy"]}
     return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, value_B2S

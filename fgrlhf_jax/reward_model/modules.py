@@ -1,4 +1,4 @@
-"""What a reward model computes and what its numbers mean, read from its folder; its weights.
+"""Loads reward models: their modules, the meaning of their rewards, and their weights.
 
 The path of a reward model may name several models:
 
@@ -23,7 +23,7 @@ from fgrlhf_jax.models import checksums, heads, hf_files, hf_load, llama
 from fgrlhf_jax.reward_model.combined import Ensemble, LogRatio, RewardModule
 from fgrlhf_jax.reward_model.model import Normalization, level_of
 
-# What an export must say of its training, and whether a value can be right.
+# Fields of the training that an export must have, with a check of each value.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "head": lambda value: value in heads.HEADS,
     "loss": lambda value: value in LOSSES,
@@ -40,24 +40,24 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RewardMeta:
-    """What the numbers of a reward model mean; kept as ``fgrlhf`` in its ``config.json``."""
+    """The meaning of a reward model's rewards; stored as ``fgrlhf`` in its ``config.json``."""
 
     head: str  # one of heads.HEADS
-    settings: dict  # the loss of its training and the weights of its parts
-    normalization: Normalization  # what brings its rewards to about one unit a response
-    data: dict  # the arguments of encode_pairs that it was trained with
+    settings: dict  # the training loss and the weights of its terms
+    normalization: Normalization  # scales its rewards to about one unit per response
+    data: dict  # the arguments of encode_pairs in training
 
     @property
     def level(self) -> str:
-        """What is rewarded: "token" or "sequence"."""
+        """The level of the rewards: "token" or "sequence"."""
         return level_of(self.settings["loss"])
 
 
 def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValueModel:
-    """The module for a loss; raises InputError for an action's head on a sequence score.
+    """The module for a loss; raises InputError for an action head with a sequence score.
 
-    Bradley-Terry cannot see the bias of a sequence score, and rounding in its zero gradient is
-    what Adam would follow: the sequence variant has none.
+    The sequence variant has no bias: Bradley-Terry does not depend on it, and Adam would follow the
+    rounding errors of its zero gradient.
     """
     level, is_confidence = level_of(loss), loss == "tlcr"
     if head != "after" and level == "sequence":
@@ -66,13 +66,13 @@ def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValu
 
 
 def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueModel, RewardMeta]:
-    """Module and meta data of a reward model in a run folder, its ``export``, or on the hub.
+    """Module and metadata of a reward model in a run folder, its ``export``, or on the hub.
 
     Args:
-      **compute: fields of LlamaConfig on how to compute, such as ``dtype``.
+      **compute: computational fields of LlamaConfig, such as ``dtype``.
 
     Raises:
-      InputError: when the folder is missing, is no reward model of ours, or was changed.
+      InputError: if the folder is missing, is not a reward model of this project, or was changed.
     """
     folder = hf_files.resolve(path)
     file = checksums.config_file(folder)
@@ -120,10 +120,10 @@ def folders_of(path: str | os.PathLike) -> list[str]:
 def read_modules(
     path: str | os.PathLike, penalty: float, **compute
 ) -> tuple[RewardModule, RewardMeta]:
-    """:func:`read_module` of any path of a reward model; the rewards of several are normalized.
+    """:func:`read_module` for any reward model path; rewards of several models are normalized.
 
-    From the mean of an ensemble ``penalty`` standard deviations are taken. Raises InputError as
-    :func:`read_module`, and for models that do not go together.
+    The reward of an ensemble is the mean minus ``penalty`` standard deviations. Raises InputError
+    as :func:`read_module`, and for models that do not match.
     """
     folders = folders_of(path)
     if len(folders) == 1:
@@ -155,7 +155,7 @@ def read_modules(
 
 
 def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio, RewardMeta]:
-    """What POLICY:REFERENCE[:WEIGHT] names; rewards are nats, and are not normalized."""
+    """The log-ratio POLICY:REFERENCE[:WEIGHT]; its rewards are in nats, not normalized."""
     *_, weight = path.split(":")
     weight = weight.strip() if path.count(":") == 2 else "1"
     if len(folders) != 2 or not re.fullmatch(r"\d*\.?\d+", weight):
@@ -189,14 +189,14 @@ def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio,
 
 
 def _check_tokenizers(folders: list[str]) -> None:
-    """Raises InputError for models of different token ids."""
+    """Raises InputError for models with different token ids."""
     first, *others = (hf_load.load_tokenizer(folder) for folder in folders)
     for folder, tokenizer in zip(folders[1:], others, strict=True):
         check_same(first, tokenizer, folders[0], folder)
 
 
 def load_params(path: str | os.PathLike, abstract: dict) -> dict:
-    """``abstract``, parameters of :func:`read_modules` or parts of them, read from the folders."""
+    """Reads ``abstract``, parameters of :func:`read_modules` or parts of them, from the folders."""
     folders = folders_of(path)
     if len(folders) == 1:
         return hf_load.load_params(path, abstract)

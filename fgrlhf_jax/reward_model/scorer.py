@@ -1,4 +1,4 @@
-"""A reward model in use: opened in one place, it gives every token of a response a reward.
+"""``RewardModel``: loads a reward model and scores the tokens of responses.
 
 reward_model = RewardModel.load("runs/rm_tiny_token_edit")
 for token, reward in reward_model.score([{"instruction": "…", "output": "…"}])[0]:
@@ -29,14 +29,14 @@ from fgrlhf_jax.runtime import sharding
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
-    """A reward model in use.
+    """A loaded reward model.
 
     Attributes:
       module: the Flax module of ``params``.
-      params: its parameters, laid out over ``mesh``.
-      tokenizer: transformers' own.
-      meta: what its numbers mean.
-      mesh: of the axes data, fsdp and tensor.
+      params: its parameters, sharded over ``mesh``.
+      tokenizer: a transformers tokenizer.
+      meta: the meaning of its rewards.
+      mesh: with the axes data, fsdp and tensor.
     """
 
     module: RewardModule = dataclasses.field(repr=False)
@@ -54,17 +54,17 @@ class RewardModel:
         dtype: str = "float32",
         ensemble_penalty: float = 1.0,
     ) -> "RewardModel":
-        """Opens the reward model in a run folder of launch.train_rm, or in its ``export``.
+        """Loads the reward model in a run folder of launch.train_rm, or in its ``export``.
 
         Args:
-          path: or several, see :mod:`fgrlhf_jax.reward_model.modules`.
-          mesh: devices along data, fsdp and tensor, one of them -1 for the rest.
-          dtype: what is computed in, float32 or bfloat16.
-          ensemble_penalty: of several reward models, see ``reward_losses.pessimistic_reward``.
+          path: one model, or several, see :mod:`fgrlhf_jax.reward_model.modules`.
+          mesh: devices along data, fsdp and tensor; one of them may be -1 for the rest.
+          dtype: compute dtype, float32 or bfloat16.
+          ensemble_penalty: for several reward models, see ``reward_losses.pessimistic_reward``.
 
         Raises:
-          InputError: when the folder is missing, is no reward model of ours, or is damaged, and for
-            a mesh or dtype that cannot be used.
+          InputError: if the folder is missing, is not a reward model of this project, or is
+            damaged, and for an unusable mesh or dtype.
         """
         dtype = llama.dtype_name(dtype)
         module, meta = read_modules(path, ensemble_penalty, dtype=dtype)
@@ -72,12 +72,12 @@ class RewardModel:
         with jax.set_mesh(devices):
             params = load_params(path, heads.abstract_params(module, devices))
         tokenizer = hf_load.load_tokenizer(first)
-        if not meta.data["template"]:  # language models that are not ours
+        if not meta.data["template"]:  # language models of other origin
             meta.data["template"] = hf_load.resolve_template(first, tokenizer)
         return cls(module, params, tokenizer, meta, devices)
 
     def save(self, folder: Path, **options) -> str:
-        """As ``hf_save.save``, which gets the ``options``: a sentence on what can load it."""
+        """Saves the model with ``hf_save.save`` and its ``options``; returns its note."""
         is_token = self.meta.level == "token"
         architecture = hf_save.TOKEN_REWARD if is_token else hf_save.SEQUENCE_REWARD
         if self.meta.head != "after":
@@ -88,9 +88,9 @@ class RewardModel:
         return hf_save.save(folder, *model, architecture=architecture, extra=extra, **options)
 
     def length_limit(self, max_length: int) -> int:
-        """``max_length``, or where that is 0 the one of the training run.
+        """``max_length``, or the training run's if it is 0.
 
-        Raises InputError when it is more than the model has positions.
+        Raises InputError if it exceeds the model's positions.
         """
         positions = self.module.cfg.max_position
         if max_length > positions:
@@ -102,9 +102,9 @@ class RewardModel:
     def score(
         self, records: Sequence[Record | Mapping[str, Any]], **options
     ) -> list[token_rewards.ScoredResponse]:
-        """The rewards of one response a record: its ``output``, ``original`` or ``output_1``.
+        """The rewards of one response per record: its ``output``, ``original`` or ``output_1``.
 
-        Takes the arguments of :meth:`score_all` and raises what it does.
+        Arguments and errors are those of :meth:`score_all`.
         """
         rows = [token_rewards.first_response(row) for row in token_rewards.as_records(records)]
         return [response for (response,) in self.score_all(rows, **options)]
@@ -122,10 +122,10 @@ class RewardModel:
 
         Args:
           records: records, mappings with their fields, or a pandas DataFrame of them.
-          max_length: tokens of prompt and response, the tail of a longer response is cut; 0 is the
-            training run's.
-          normalized: True gives the rewards that PPO trains on, False the model's own.
-          batch_size: responses at a time, rounded up to what the mesh divides.
+          max_length: tokens of prompt and response; longer responses are cut. 0: the training
+            run's.
+          normalized: True gives the rewards that PPO trains on, False the model's raw rewards.
+          batch_size: responses at a time, rounded up to a multiple that the mesh divides.
           progress: wraps the iteration over batches.
 
         Raises:
@@ -155,11 +155,12 @@ class RewardModel:
         batch_size: int = 16,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> list[np.ndarray]:
-        """The rewards float64[T] of responses that are token ids already.
+        """The rewards, float64[T] each, of responses given as token ids.
 
         Args:
-          rows: token ids of prompt and response, and how many are the prompt's.
-          max_length: the longest row that later calls may bring; 0 is the longest of these.
+          rows: token ids of prompt and response, and the number of prompt tokens.
+          max_length: the longest row of later calls, which then need no recompilation; 0: the
+            longest of these rows.
           normalized, batch_size, progress: as for :meth:`score_all`.
         """
         lengths, rewards = [len(ids) for ids, _ in rows], [np.zeros(0)] * len(rows)
@@ -183,7 +184,7 @@ class RewardModel:
         return rewards
 
     def score_tokens(self, tokens_BS, mask_BS) -> jax.Array:
-        """Rewards of every token, float32[B, S], as the model gives them: not normalized.
+        """Raw (not normalized) rewards of every token, float32[B, S].
 
         Args:
           tokens_BS: int token ids of prompt and response, padded on either side.

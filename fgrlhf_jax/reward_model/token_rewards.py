@@ -1,4 +1,4 @@
-"""Records to encoded responses, and their rewards token by token."""
+"""Encodes the responses of records, and holds their token rewards."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ class ScoredResponse:
       tokens: the text of each token.
       rewards: the reward of each token.
       changed: whether the edit changed it.
-      truncated: whether prompt or response were longer than they may be.
+      truncated: whether prompt or response was cut.
     """
 
     label: str
@@ -35,7 +35,7 @@ class ScoredResponse:
 
 
 class EncodedResponse(NamedTuple):
-    """A response whose rewards are still missing, and its token ids behind those of its prompt."""
+    """A response without rewards yet, and the token ids of its prompt and itself."""
 
     scored: ScoredResponse
     ids: list[int]
@@ -43,7 +43,7 @@ class EncodedResponse(NamedTuple):
 
 
 def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
-    """Mappings with the fields of a record as records, checked; records as they are."""
+    """Checks mappings and converts them to records; records are returned unchanged."""
     return [
         row if isinstance(row, records.Record) else formats.parse_record(row, f"row {number}")
         for number, row in enumerate(formats.listed(rows, "record"), 1)
@@ -51,7 +51,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
 
 
 def first_response(row: records.Record) -> records.Instruction:
-    """A record with its first response only."""
+    """A record reduced to its first response."""
     return records.as_instruction(row, records.RESPONSES[type(row)][0])
 
 
@@ -61,8 +61,8 @@ def encode_responses(
     """The responses of each record, in the order of its fields.
 
     Args:
-      data: how the reward model's training data was encoded.
-      max_length: tokens of prompt and response; the tail of a longer response is cut.
+      data: the encoding arguments of the reward model's training data.
+      max_length: tokens of prompt and response; longer responses are cut.
 
     Raises:
       InputError: for a record without a response, or whose prompt leaves no room for one.

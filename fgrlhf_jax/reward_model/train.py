@@ -1,4 +1,4 @@
-"""Training a reward model: records in; an exported model, its evaluation and its log out."""
+"""Trains a reward model: from records to an exported model, its evaluation and its log."""
 
 import functools
 from itertools import chain
@@ -26,17 +26,17 @@ from fgrlhf_jax.training.supervised import SupervisedTrainer, train_step
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; goes on where an earlier start stopped.
+    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
 
     Args:
       config: ``configs/rm.py``.
-      sets: records by name: ``train``, ``validation`` and, if there is one, ``test``.
+      sets: records by name: ``train``, ``validation`` and optionally ``test``.
       tokenizer: for random weights; None trains one on the training records.
 
     Returns:
       The content of ``eval.json``.
 
-    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
+    Raises as ``training.run.run``, and InputError for an unusable config, data set or model.
     """
     mesh, cfg, tokenizer, data = setup.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
@@ -51,7 +51,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
         predictor.warm_up(lora.join(trainer.frozen, trainer.params), group)
     step, params = training.run(config, trainer, folder)
     params = trainer.whole(params)
-    # On the validation set: the rejected responses of training pairs have been learned by heart.
+    # On the validation set, because the model has memorised the rejected training responses.
     normalization = fit_normalization(
         predictor, params, pairs["validation"], level_of(config.loss), config.normalization_pairs
     )
@@ -97,18 +97,18 @@ def make_trainer(
 
 
 def loss_settings(config: ConfigDict) -> dict:
-    """The loss and the weights of its parts."""
+    """The loss and the weights of its terms."""
     names = ("loss", "consistency_weight", "center_weight", "center_scale")
     return {name: config[name] for name in names}
 
 
 def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: dict) -> dict:
-    """Random, but the backbone (and state-action table) of the checkpoint in ``model.path``.
+    """Random parameters, with the backbone (and token table U) of the checkpoint in ``model.path``.
 
-    With an adapter in ``abstract`` it is that and a head, both those of an adapter in
-    ``model.path`` where it has such a head.
+    If ``abstract`` has an adapter: an adapter and a head, taken from ``model.path`` if that is an
+    adapter with such a head.
 
-    Raises InputError for an adapter that has a table U of its own, which an export would not have.
+    Raises InputError for an adapter with its own table U, which an export would not contain.
     """
     path, key = config.model.path, jax.random.key(config.seed)
     random = {part: tree for part, tree in abstract.items() if part == "head" or not path}
