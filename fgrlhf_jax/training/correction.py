@@ -1,6 +1,6 @@
-"""Correction accuracy: a policy's probabilities of what people put in and took out, and fluency.
+"""Correction accuracy (probabilities of people's insertions and removals), and fluency.
 
-The formulas are in ``functional.correction``, which tokens are compared in ``data.changes``.
+The formulas are in ``functional.correction``; ``data.changes`` selects the tokens to compare.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training.logprobs import token_logprobs
 
-MOST_EDITS = 100  # of a card
+MOST_EDITS = 100  # that a model card's figures are computed on
 _NARROW = 64  # columns that a further bucket must save, to be worth its compilation
 
 
@@ -43,17 +43,17 @@ def evaluate(
     """Correction accuracy of a policy on edits that it was not trained on.
 
     Args:
-      edits: prompts are written in the policy's template; what is longer than the positions of a
-        model is left out.
-      reference: what it is compared with, mostly the policy before training.
-      batch_size: edits at a time, rounded up to what the mesh divides.
-      log: gets a line that counts what was left out.
+      edits: prompts are written in the policy's template; edits longer than a model's positions are
+        left out.
+      reference: a policy to compare with, usually the one before training.
+      batch_size: edits at a time, rounded up to a multiple that the mesh divides.
+      log: receives a line with the number of edits left out.
 
     Returns:
       As ``functional.correction.summarize``.
 
     Raises:
-      InputError: for records that are no edits, when none is left, and for a reference with another
+      InputError: for records that are not edits, if none is left, and for a reference with another
         tokenizer.
     """
     models = [policy] if reference is None else [policy, reference]
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> list[Pair]:
-    """Edits within the lengths of a training's ``data``; none where none is left of them."""
+    """Encodes the edits that fit the lengths of the training config's ``data``; [] if none do."""
     with contextlib.suppress(InputError):
         return encode_pairs(edits, tokenizer, **data)[0]
     return []
@@ -87,14 +87,14 @@ def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> 
 def before_and_after(
     start: dict | None, params: dict, pairs: Sequence[Pair], module: CausalLM, mesh: Mesh
 ) -> dict:
-    """What a training did to correction accuracy, on at most ``MOST_EDITS`` of its held-out edits.
+    """Correction accuracy before and after training, on at most ``MOST_EDITS`` held-out edits.
 
     Args:
-      start: the parameters before it, of the same module; None: not compared.
-      pairs: edits, encoded for the model; those taken are spread evenly over them.
+      start: the parameters before training, of the same module; None: no comparison.
+      pairs: encoded edits; the evaluated ones are spread evenly over them.
 
     Returns:
-      As :func:`evaluate`; {} where no change can be compared.
+      As :func:`evaluate`; {} if no change can be compared.
     """
     chosen = {round(k) for k in np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_EDITS))}
     rows = [row for k in sorted(chosen) if (row := make_row(pairs[k])).changes]
@@ -105,7 +105,7 @@ def before_and_after(
 
 
 def card_figures(result: Mapping) -> dict[str, float]:
-    """The figures of :func:`before_and_after` for a model's card, over all places."""
+    """The figures of :func:`before_and_after` for a model card, over all changes."""
     if not result:
         return {}
     figures = {"correction/places": result["sampled"]["n"]}
@@ -125,8 +125,8 @@ def fluency(
     """How likely responses are under a model that has not seen the feedback.
 
     Returns:
-      ``mean`` over the n responses that are not empty of their mean log-probability a token, in
-      nats and without the end, and its standard error ``se``.
+      ``mean`` over the ``n`` non-empty responses of their mean log-probability per token, in nats,
+      without the end-of-sequence token; and its standard error ``se``.
     """
     logprobs = response_logprobs(model, prompts, responses, batch_size=batch_size)
     means = [logprob_T.mean(dtype=np.float64) for logprob_T in logprobs if logprob_T.size]
@@ -143,13 +143,13 @@ def response_logprobs(
     max_prompt_length: int = 0,
     batch_size: int = 16,
 ) -> list[np.ndarray]:
-    """float32[T], the log-probability under a model of each token of each response.
+    """The log-probability of each token of each response under a model, one float32[T] each.
 
-    What is beyond the model's positions is left out, and an empty response has no tokens.
+    Tokens beyond the model's positions are left out; an empty response has no tokens.
 
     Args:
-      finished: whether a response has an end, an EOS that counts as a token; None: none has.
-      max_prompt_length: tokens, of longer prompts the rest is cut; 0: half of the positions.
+      finished: whether each response ends with an EOS, which counts as a token; None: none does.
+      max_prompt_length: tokens; longer prompts are cut. 0: half of the model's positions.
     """
     limit, rows = model.module.cfg.max_position, []
     longest = max_prompt_length or limit // 2
@@ -171,7 +171,7 @@ def response_logprobs(
 def score_changes(
     params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int = 16
 ) -> Scores:
-    """What a model makes of edits: log-probabilities of both texts at every change."""
+    """A model's log-probabilities of both texts at every change of the edits."""
     changes, unchanged, of_record = [], [], []
     for row, logprob_S, greedy_S in score_rows(params, rows, module, mesh, batch_size):
         for change, start in zip(row.changes, row.branches, strict=True):
@@ -190,9 +190,9 @@ def score_changes(
 def score_rows(
     params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int
 ) -> list[tuple[ChangedRow, np.ndarray, np.ndarray]]:
-    """Each row, in their order, with float32[S] log-probability and bool[S] "is the likeliest".
+    """Yields each row in order, with float32[S] log-probabilities and bool[S] "most likely token".
 
-    Both are of a token behind what it sees; those of prompts are zeros.
+    Both are for a token given the tokens it sees; they are 0 on prompts.
     """
     targets = [np.arange(row.start, len(row.tokens)) for row in rows]
     lengths, longest = [len(row.tokens) for row in rows], max(map(len, targets))
@@ -217,7 +217,7 @@ def score_rows(
 
 @functools.partial(jax.jit, static_argnames="model")
 def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, jax.Array]:
-    """Of the tokens at ``columns_BT``: log-probability, and whether none is likelier, both [B, T].
+    """Log-probability of tokens at ``columns_BT``, and whether none is more likely; both [B, T].
 
     ``batch`` has the arrays of ``pad_rows``, and columns_BT int32.
     """

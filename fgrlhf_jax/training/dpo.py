@@ -1,8 +1,8 @@
 """Learning from pairs without a reward model: DPO, dense DPO, SALT and FIGA.
 
-The two sides of a pair share what they begin with, as in the rows of reward models. What the
-policy that training starts from, the reference, says of the pairs is computed once, before the
-first update, and remembered by the run: no second model is held.
+The two sides of a pair share their common beginning, as in the rows of reward models. The reference
+is the policy that training starts from. Its log-probabilities of the pairs are computed once,
+before the first update, and saved with the run, so that no second model is held.
 """
 
 import functools
@@ -38,7 +38,7 @@ CARD = {"loss": "pair_loss", "accuracy": "preferred"}
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; goes on where an earlier start stopped.
+    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
 
     Args:
       config: ``configs/dpo.py``.
@@ -47,10 +47,10 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 
     Returns:
       The content of ``eval.json``: {"validation": {"loss", "accuracy", …, "n"}}, see
-      ``preference_losses.preference_loss``, and of edits "corrections", as
+      ``preference_losses.preference_loss``, and for edits "corrections", as
       ``correction.before_and_after``.
 
-    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
+    Raises as ``training.run.run``, and InputError for an unusable config, data set or model.
     """
     hf_load.check_language_model(config.policy)
     settings = supervised_config(config)
@@ -72,7 +72,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
 
 
 def supervised_config(config: ConfigDict) -> ConfigDict:
-    """A copy with what ``supervised`` reads of a config that may start from random weights."""
+    """A copy with the fields that ``supervised`` reads from configs with random weights too."""
     config = config.copy_and_resolve_references().unlock()
     vocab_size = SIZES[config.model.size].vocab_size  # where a plan has no path
     config.model.update({"path": config.policy, "tokenizer": "", "vocab_size": vocab_size})
@@ -98,7 +98,7 @@ def make_trainer(
 
     @functools.cache
     def references() -> dict[Pair, np.ndarray]:
-        """What :func:`remember` found, by pair."""
+        """The reference's log-probabilities from :func:`remember`, float32[2, 2] per pair."""
         return dict(zip(rows, np.float32(trainer.memory["reference"]), strict=True))
 
     def pad(pairs: list[Pair], width: int, size: int | None = None) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def make_trainer(
         return batch
 
     def remember(params: dict) -> dict:
-        """What the reference says of every pair."""
+        """Computes the reference's log-probabilities of every pair."""
         return {"reference": np.stack(trainer.predictor.predict(params, rows)[1]).tolist()}
 
     losses = functools.partial(pair_losses, model=model, settings=settings)
@@ -130,22 +130,22 @@ def make_trainer(
 
 
 def first_column(pair: Pair) -> int:
-    """The first column of a pair's row whose token is learned from."""
+    """The first column of a pair's row whose token contributes to the loss."""
     return max(min(pair.start_i, pair.start_j), 1)
 
 
 def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
-    """Of the real tokens of a host batch; logits are of its response tokens."""
+    """Forward FLOPs for the real tokens of a host batch; logits for response tokens only."""
     responses = batch["mask_BS"].sum(axis=-1) - batch["columns_BT"][..., 0]
     return pair_flops(cfg, batch) + logits_flops(cfg, responses.sum())
 
 
 def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
-    """Log-probability of every token of both sides, float32[B, 2, S]; of response tokens only.
+    """Log-probabilities of the response tokens of both sides, float32[B, 2, S].
 
     Args:
-      batch: the arrays of ``pairs.pad_pairs``, and columns_BT int32, those of the row's response
-        tokens, one after the other.
+      batch: the arrays of ``pairs.pad_pairs``, and columns_BT int32: the columns of the row's
+        response tokens, in order.
     """
     tokens_BS, before_BS, columns_BT = (batch[n] for n in ("tokens_BS", "before_BS", "columns_BT"))
     attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
@@ -158,16 +158,16 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
 
 
 def pair_losses(params: dict, batch: dict, *, model: CausalLM, settings: PreferenceSettings):
-    """``preference_loss`` of every pair of a batch: each of its results with a leading [B]."""
+    """``preference_loss`` of every pair of a batch; each result has a leading axis B."""
     logprob_B2S = pair_logprobs(params, batch, model=model)
     masks = (batch[name] for name in ("response_B2S", "changed_B2S", "reference_B22"))
     return jax.vmap(functools.partial(preference_loss, settings=settings))(logprob_B2S, *masks)
 
 
 def eval_step(params: dict, batch: dict, **options) -> tuple[dict, jax.Array]:
-    """Sums of loss and metrics over the real pairs of a batch, and float32[B, 2, 2] of its pairs.
+    """Sums of loss and metrics over a batch's real pairs, and float32[B, 2, 2].
 
-    These are the third result of ``preference_loss``.
+    The latter are the third result of ``preference_loss``.
     """
     loss_B, metrics_B, logprob_B22 = pair_losses(params, batch, **options)
     values = {"loss": loss_B, **metrics_B}

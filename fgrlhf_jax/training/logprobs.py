@@ -1,4 +1,4 @@
-"""Log-probabilities that a language model gives to some tokens of its input."""
+"""Log-probabilities of chosen input tokens under a language model."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ def token_logprobs(
     before_BT: jax.Array,
     columns_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Of tokens: log-probability, float32[B, T] in nats, and whether none is likelier, bool[B, T].
+    """Log-probability of each token, float32[B, T] in nats; whether it is the most likely, bool.
 
     Args:
-      params: those of ``model``, with any adapter.
-      inputs: what the model is called with: tokens_BS, positions_BS and attend.
-      before_BT: int32, the column of the token before each; its state has the logits.
+      params: parameters of ``model``, with any adapter.
+      inputs: the model's arguments tokens_BS, positions_BS and attend.
+      before_BT: int32, the column before each token, whose state gives the logits.
       columns_BT: int32, the columns of the tokens.
     """
     variables = lora.variables(params)

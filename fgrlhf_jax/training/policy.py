@@ -1,4 +1,4 @@
-"""From a language model's trainer to its export: what SFT and losses on pairs share."""
+"""Runs a language model's trainer and exports the result; shared by SFT and losses on pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class Trained(NamedTuple):
 
 
 def train(config: ConfigDict, trainer: SupervisedTrainer) -> Trained:
-    """Runs the loop in the folder of the config, and evaluates what comes of it."""
+    """Runs the training loop in the config's folder, and evaluates the result."""
     folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, folder)
     params = trainer.whole(params)
@@ -42,12 +42,12 @@ def finish(
     edits: Sequence[Pair],
     figures: dict[str, float],
 ) -> dict:
-    """Writes ``export`` and ``eval.json``, whose content it returns.
+    """Writes ``export`` and ``eval.json``, and returns the content of the latter.
 
     Args:
-      edits: held-out ones; where there are any, "corrections" are as
+      edits: held-out edits; if there are any, the result has "corrections", as
         ``correction.before_and_after``.
-      figures: of the card, beside those of the corrections.
+      figures: figures for the card, besides those of the corrections.
     """
     config, model, mesh = trainer.config, trainer.model, trainer.mesh
     result = {"validation": trained.validation}

@@ -1,7 +1,7 @@
 """One training loop for supervised fine-tuning, reward models and PPO.
 
-Read :func:`run` from top to bottom: restore, update, log the update before, evaluate, save, stop.
-What is trained, and on what, is a :class:`Trainer`: ``supervised.SupervisedTrainer`` draws batches
+Read :func:`run` from top to bottom: restore, update, log the previous update, evaluate, save, stop.
+A :class:`Trainer` defines the model and its batches: ``supervised.SupervisedTrainer`` draws them
 from a data set, ``ppo.trainer.PPOTrainer`` samples them from the policy.
 """
 
@@ -24,40 +24,40 @@ from fgrlhf_jax.runtime.optim import TrainState
 
 
 class Progress(NamedTuple):
-    """What a run remembers besides its train state; saved with every checkpoint, as JSON."""
+    """State of a run besides its train state; saved with every checkpoint, as JSON."""
 
-    data: str  # digest of the data: a resume on others would not be one
-    memory: dict  # the trainer's own, see Trainer.memory
+    data: str  # digest of the data, which must be the same in a resume
+    memory: dict  # see Trainer.memory
     config: dict  # see run_dir.values_of
     log: dict  # see metric_log.RowFile.state
     best_step: int = 0  # of the best evaluation so far; 0 is the start
-    best_value: float = -math.inf  # -inf: none was evaluated yet
+    best_value: float = -math.inf  # -inf: no evaluation yet
     stale: int = 0  # evaluations since the best one
     done: bool = False
 
     def evaluated(self, step: int, value: float) -> "Progress":
-        """The progress after an evaluation, whose step may be the best one now."""
+        """The progress after an evaluation, which may be the best so far."""
         if value > self.best_value:
             return self._replace(best_step=step, best_value=value, stale=0)
         return self._replace(stale=self.stale + 1)
 
 
 class Trainer(Protocol):
-    """What :func:`run` asks of the algorithm.
+    """The interface between :func:`run` and an algorithm.
 
     Attributes:
-      mesh: where everything is computed.
+      mesh: the devices of all computations.
       optimizer: the optax transformation of the parameters.
       abstract: shapes, dtypes and shardings of the train state.
       steps: updates of the whole run.
-      data: digest of all rows that are learned from or evaluated on.
-      bar: what the progress bar shows, {metric: format}.
-      overlaps: whether :meth:`update` returns while the device is still computing. Then a row is
-        logged, and found to be finite or not, when the next update is under way.
+      data: digest of all rows used for training or evaluation.
+      bar: metrics in the progress bar, {metric: format}.
+      overlaps: whether :meth:`update` returns while the device is still computing. A row is then
+        logged, and checked for non-finite values, during the next update.
       eval_every: updates between evaluations; 0 never evaluates.
       patience: evaluations without improvement before the run stops; 0 never stops it.
-      memory: what the trainer remembers besides the train state, as JSON; set anew by a resume.
-      problem: why the run must stop once its state is saved; "" while it need not.
+      memory: the trainer's state besides the train state, as JSON; restored by a resume.
+      problem: why the run must stop after saving its state; "" if it need not.
     """
 
     mesh: Mesh
@@ -76,35 +76,35 @@ class Trainer(Protocol):
         """The parameters to start from, on the mesh."""
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
-        """Compiles and loads what updates need; returns metrics of step 0 ({}: no such row)."""
+        """Compiles and loads what updates need; returns the metrics of step 0 ({}: no row)."""
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
-        """One update after ``step`` of them: the new state, and metrics on the device or host.
+        """Makes update ``step`` + 1; returns the new state, and metrics on device or host.
 
-        The state is donated. Among the metrics are ``tokens``, how many were learned from, and
-        ``model_flops``, see ``models.flops``, of which the log makes rates.
+        The state is donated. The log turns the metrics ``tokens`` (trained on) and ``model_flops``
+        (see ``models.flops``) into rates.
         """
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
         """Metrics of the validation set, named ``validation/…``."""
 
     def value(self, evaluation: dict[str, float]) -> float:
-        """What the best checkpoint has most of; -inf where none is to be preferred."""
+        """The value that the best checkpoint maximises; -inf for no preference."""
 
 
 def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     """Trains until all updates are made or the evaluations stop improving.
 
-    A run that was interrupted, killed or out of disk space goes on from its last checkpoint as if
-    nothing had happened. With ``config.max_seconds`` what an update computes stays a function of
-    its number, and the clock says which is the last one.
+    A run that was interrupted, killed or out of disk space resumes from its last checkpoint, with
+    the same results. With ``config.max_seconds`` an update remains a function of its number; the
+    clock only decides which is the last one.
 
     Returns:
-      The step and the parameters of the best evaluation; of the last update where there was none.
+      The step and the parameters of the best evaluation; without evaluations of the last update.
 
     Raises:
-      InputError: when a metric is not finite (nothing is saved from there on), when the trainer has
-        a problem (the state is saved), and when the data has changed since the last start.
+      InputError: if a metric is not finite (nothing is saved from then on), if the trainer has a
+        problem (the state is saved), and if the data has changed since the last start.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
     if config.profile > trainer.steps:
@@ -131,7 +131,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 number = step + 1
                 trace = folder / "profile" if number == config.profile else None
                 state, metrics = _update(trainer, state, step, trace)
-                log.write()  # of the update before, while the device computes this one
+                log.write()  # the previous update's row, while the device computes this one
                 log.add(number, metrics)
                 last = number == trainer.steps
                 last |= config.max_seconds > 0 and log.has_spent(config.max_seconds)
@@ -167,7 +167,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
 def _restore_progress(
     config: ConfigDict, trainer: Trainer, checkpoints: Checkpoints, start: int
 ) -> Progress:
-    """Of the last checkpoint, or a fresh one; the trainer has its memory again."""
+    """The progress of the last checkpoint, or a new one; restores the trainer's memory."""
     if not start:
         rows = checkpoints.folder.parent / "metrics.jsonl"
         if jax.process_index() == 0 and rows.exists() and rows.stat().st_size:
@@ -197,7 +197,7 @@ def _restore_progress(
 
 
 def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> TrainState:
-    """Of the last checkpoint, or the initial parameters and moments of zero."""
+    """The state of the last checkpoint, or the initial parameters with moments of zero."""
     if start:
         state = TrainState(**checkpoints.restore(start, trainer.abstract._asdict()))
     else:
@@ -214,9 +214,9 @@ def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Tr
 def _update(
     trainer: Trainer, state: TrainState, step: int, trace: Path | None
 ) -> tuple[TrainState, dict]:
-    """One update; with a folder for a ``trace`` it is waited for.
+    """One update; with a ``trace`` folder it waits for the result.
 
-    The trace, for TensorBoard and for ui.perfetto.dev, has what host and devices do meanwhile.
+    The trace, for TensorBoard and ui.perfetto.dev, shows what host and devices do meanwhile.
     """
     if trace is None:
         return trainer.update(state, step)

@@ -1,4 +1,4 @@
-"""What a supervised run starts with: mesh, model, tokenizer, parameters."""
+"""Setup of a supervised run: mesh, model, tokenizer, parameters."""
 
 import dataclasses
 import re
@@ -17,17 +17,17 @@ from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.runtime import sharding
 
-RANDOM_SIZES = ("tiny", "small")  # that can learn something from random weights
+RANDOM_SIZES = ("tiny", "small")  # small enough to learn something from random weights
 # A reward model of SmolLM2 learns something in 24 updates of 8 edits, much in 60 (results.md).
 FEW_UPDATES = 24
 
 
 class Setup(NamedTuple):
-    """What a run is made with before its rows are encoded.
+    """A run's mesh, model and tokenizer, before its rows are encoded.
 
     Attributes:
-      cfg: of the model.
-      data: the fields of ``config.data`` that encode rows.
+      cfg: the model's configuration.
+      data: the fields of ``config.data`` that control how rows are encoded.
     """
 
     mesh: Mesh
@@ -47,7 +47,7 @@ def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of the config; raises InputError where batches do not divide over it."""
+    """The mesh of the config; raises InputError if batches do not divide over it."""
     mesh = sharding.make_mesh(config.mesh)
     micro_batch_size = config.micro_batch_size or config.batch_size
     sharding.check_batch(mesh, micro_batch_size)
@@ -62,11 +62,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
 def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
     """The configuration of the model, and its tokenizer.
 
-    Both are of the checkpoint in ``model.path``. For random weights the tokenizer is
-    ``model.tokenizer``, or else the one given here, or else one trained on the texts of ``rows``.
+    Both come from the checkpoint in ``model.path``. For random weights the tokenizer is
+    ``model.tokenizer``, else ``tokenizer``, else one trained on the texts of ``rows``.
 
-    Raises InputError for a checkpoint that cannot be used, an unknown size, or a tokenizer or
-    lengths that do not fit the model.
+    Raises InputError for an unusable checkpoint, an unknown size, or a tokenizer or lengths that do
+    not fit the model.
     """
     adapters = lora.from_config(config)
     options = {
@@ -108,7 +108,7 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
 
 
 def tell_few_updates(config: ConfigDict, steps: int) -> None:
-    """Prints where so few updates follow from the epochs that a model learns little in them."""
+    """Prints a warning if the configured epochs give too few updates to learn much."""
     if not config.steps and steps < FEW_UPDATES:
         print(
             f"epochs={config.epochs}: {steps} updates of {config.batch_size} rows are too few to "
@@ -118,7 +118,7 @@ def tell_few_updates(config: ConfigDict, steps: int) -> None:
 
 
 def check_freeze(pattern: str, params: dict) -> None:
-    """Raises InputError for an ``optimizer.freeze`` that finds no parameter, or every one."""
+    """Raises InputError for an ``optimizer.freeze`` that matches no parameter, or all."""
     names = [sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     matching = [name for name in names if re.search(pattern, name)]
     if pattern and len(matching) in (0, len(names)):
@@ -129,7 +129,7 @@ def check_freeze(pattern: str, params: dict) -> None:
 
 
 def random_params(model, key: jax.Array, abstract: dict) -> dict:
-    """Those of ``model``'s random parameters that ``abstract`` names, laid out as it says."""
+    """Random parameters of ``model``: those in ``abstract``, with its shardings."""
 
     def init(key):
         row = jnp.zeros((1, 2), jnp.int32)
@@ -140,9 +140,9 @@ def random_params(model, key: jax.Array, abstract: dict) -> dict:
 
 
 def initial_params(config: ConfigDict, model: CausalLM, abstract: dict) -> dict:
-    """The parameters that a language model starts from: those of ``model.path``, or random.
+    """The initial parameters of a language model: from ``model.path``, or random.
 
-    With an adapter in ``abstract`` that alone.
+    If ``abstract`` has an adapter, only the adapter.
     """
     path, key = config.model.path, jax.random.key(config.seed)
     if "lora" in abstract:

@@ -29,19 +29,19 @@ from fgrlhf_jax.training.supervised import SupervisedTrainer, accumulate_gradien
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; goes on where an earlier start stopped.
+    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
 
     Args:
       config: ``configs/sft.py``.
-      sets: instruction records by name: ``train`` and ``validation``; ``edits``, where there are
-        any, have the validation's responses as edited ones.
+      sets: records by name: instructions ``train`` and ``validation``; optionally ``edits``, whose
+        edited sides are the responses of ``validation``.
       tokenizer: for random weights; None trains one on the training records.
 
     Returns:
       The content of ``eval.json``: {"validation": {"loss", "accuracy", "perplexity", "n"}}, and
-      of edits "corrections", as ``correction.before_and_after``.
+      with edits "corrections", as ``correction.before_and_after``.
 
-    Raises as ``training.run.run``, and InputError for what in config, data or model cannot be used.
+    Raises as ``training.run.run``, and InputError for an unusable config, data set or model.
     """
     if config.model.path:
         hf_load.check_language_model(config.model.path)
@@ -92,7 +92,7 @@ def make_trainer(
 
 
 def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
-    """Of the real tokens of a host batch; logits are of its response tokens."""
+    """Forward FLOPs for the real tokens of a host batch; logits for response tokens only."""
     layers = rows_flops(cfg, batch["mask_BS"].sum(axis=-1))
     return layers + logits_flops(cfg, _counted(batch).sum())
 
@@ -104,8 +104,8 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
       batch: the arrays of ``pad_demonstrations``.
 
     Returns:
-      float32 scalars: negative log-likelihood in nats, tokens that greedy decoding would have
-      taken, and how many tokens there are. Rows of weight 0 count nothing.
+      float32 scalars: negative log-likelihood in nats, number of tokens that greedy decoding would
+      take, number of tokens. Rows of weight 0 do not count.
     """
     tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
     inputs = tokens_BS, *positions_and_mask(batch["mask_BS"])
@@ -140,10 +140,10 @@ def train_step(
 
     Args:
       frozen: parameters of ``model`` that are not in the state, see ``models/lora.py``.
-      freeze: that of ``optimizer``, see ``optim.adamw``.
+      freeze: the pattern of ``optimizer``, see ``optim.adamw``.
 
     Returns:
-      The new state, and float32 scalars: loss (nats a token), accuracy, grad_norm.
+      The new state, and float32 scalars: loss (nats per token), accuracy, grad_norm.
     """
     tokens = jnp.maximum(jnp.sum(_counted(batch)), 1)
 

@@ -1,4 +1,4 @@
-"""Training on the rows of a data set: what SFT, losses on pairs and reward models share."""
+"""Training on the rows of a data set, shared by SFT, losses on pairs and reward models."""
 
 import dataclasses
 import functools
@@ -36,11 +36,11 @@ def train_step(
     """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B rows.
 
     Args:
-      batch: arrays, among them weight_B.
+      batch: arrays, including weight_B.
       frozen: parameters of the model that are not in the state, see ``models/lora.py``.
-      losses: (all parameters, micro-batch) -> losses [B], metrics [B] by name, and what is not used
-        here.
-      freeze: that of ``optimizer``, see ``optim.adamw``.
+      losses: (all parameters, micro-batch) -> losses [B], metrics [B] by name, and a third result,
+        which is ignored here.
+      freeze: the pattern of ``optimizer``, see ``optim.adamw``.
 
     Returns:
       The new state, and float32 scalars: loss, the metrics, grad_norm.
@@ -59,10 +59,10 @@ def train_step(
 def accumulate_gradients(
     loss: Callable, params: dict, micro_batches, freeze: str = ""
 ) -> tuple[dict, dict]:
-    """Gradients summed over micro-batches [A, ...], one after the other; auxiliary values [A, ...].
+    """Gradients summed over micro-batches [A, ...] in sequence, and auxiliary values [A, ...].
 
-    The ``loss`` is (params, micro-batch) -> (scalar, auxiliary values). What ``freeze`` matches, as
-    for ``optim.adamw``, has None for a gradient.
+    ``loss`` is (params, micro-batch) -> (scalar, auxiliary values). Parameters that ``freeze``
+    matches, as for ``optim.adamw``, have None as gradient.
     """
     trained = without_frozen(params, freeze)
     gradient = jax.grad(lambda trained, batch: loss(fill(trained, params), batch), has_aux=True)
@@ -78,14 +78,14 @@ def accumulate_gradients(
 
 
 class Predictor:
-    """What a model makes of rows, in few fixed shapes: one executable a bucket.
+    """Applies a model to rows in a few fixed shapes, with one executable per bucket.
 
     Args:
       step: (parameters, batch) -> float32 scalars, sums over the rows of weight 1, and an array
         [B, ...].
       pad: (rows, columns, batch size) -> host arrays [B, ...].
-      batch_size: rows at a time, rounded up to what the mesh divides.
-      unpad: (one row's part of the array, the row) -> what is given of the row.
+      batch_size: rows at a time, rounded up to a multiple that the mesh divides.
+      unpad: (one row's part of the array, the row) -> the result for the row.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Predictor:
         self.compiled: dict = {}
 
     def predict(self, params: dict, rows: Sequence) -> tuple[dict[str, float], list]:
-        """The sums over all rows, and what ``unpad`` gives of each, in order."""
+        """The sums over all rows, and the results of ``unpad`` for each, in order."""
         total, results = {}, [None] * len(rows)
         for numbers, batch in self._batches(rows):
             sums, values_B = jax.device_get(self._executable(params, batch)(params, batch))
@@ -118,7 +118,7 @@ class Predictor:
             self._executable(params, batch)
 
     def _batches(self, rows: Sequence) -> Iterator[tuple[np.ndarray, dict]]:
-        """Numbers of rows of similar length and their batch, on the mesh, in a fixed order."""
+        """Indices of rows of similar length and their batch on the mesh, in a fixed order."""
         lengths = [row.length for row in rows]
         for width, numbers, _ in by_length(lengths, self.batch_size, self.buckets):
             batch = self.pad([rows[number] for number in numbers], width, self.batch_size)
@@ -136,28 +136,28 @@ class Predictor:
 class SupervisedTrainer:
     """A ``run.Trainer`` on the rows of a data set.
 
-    Every update is a function of its number, so that a resume needs nothing but the train state.
+    Every update is a function of its number, so a resume needs only the train state.
 
     Args:
       config: ``configs/sft.py``, ``dpo.py`` or ``rm.py``.
       mesh: see ``setup.make_mesh``.
-      model: whose abstract parameters are split in ``params``, which are trained, and ``frozen``.
+      model: its abstract parameters are split into ``params`` (trained) and ``frozen``.
       train: encoded rows, dataclasses of arrays with a ``length``.
-      validation: groups of such rows, which are evaluated one after the other.
+      validation: groups of such rows, evaluated one after the other.
       buckets: numbers of columns that batches are padded to.
-      pad: ``(rows, columns, batch size or None)`` -> host arrays [B, ...], among them tokens_BS,
-        and mask_BS, True on real tokens.
+      pad: ``(rows, columns, batch size or None)`` -> host arrays [B, ...], including tokens_BS and
+        mask_BS, True on real tokens.
       train_step: pure, ``(state, micro-batches [A, B, ...], frozen parameters, optimizer=…,
         freeze=…)`` -> ``(state, metrics)``.
-      eval_step: see :class:`Predictor`; a sum ``tokens``, where there is one, is what the other
-        sums are divided by, else the number of rows.
-      flops: of a forward pass over the real tokens of a host batch.
-      load_params: (config, model, abstract parameters) -> those to start from.
+      eval_step: see :class:`Predictor`; sums are divided by the sum ``tokens`` if it exists, else
+        by the number of rows.
+      flops: FLOPs of a forward pass over the real tokens of a host batch.
+      load_params: (config, model, abstract parameters) -> initial parameters.
       unpad: see :class:`Predictor`.
-      remember: what the run remembers, as JSON, of the model that it starts from; None: nothing.
+      remember: computes, from the initial model, JSON that the run keeps; None: nothing.
 
     Raises:
-      InputError: for sizes of batches and numbers of updates that cannot be.
+      InputError: for impossible batch sizes or numbers of updates.
     """
 
     config: ConfigDict
@@ -183,7 +183,7 @@ class SupervisedTrainer:
         self.eval_every, self.patience = config.eval_every, config.patience
         self.bar = {"loss": ".4f", "accuracy": ".2f", "tokens_per_second": ".0f"}
         self.overlaps, self.memory, self.problem = True, {}, ""
-        self.base_digest = ""  # of what is frozen, once it is loaded
+        self.base_digest = ""  # of the frozen parameters, once they are loaded
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         size = config.eval_batch_size or self.micro_batch_size
         self.predictor = Predictor(self.eval_step, self.pad, mesh, buckets, size, self.unpad)
@@ -211,7 +211,7 @@ class SupervisedTrainer:
         self.compiled = {}
 
     def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
-        """The width and the host arrays [A, B, ...] of the update after ``step`` of them."""
+        """The width and the host arrays [A, B, ...] of update ``step`` + 1."""
         epoch, index = divmod(step, self.updates_per_epoch)
         width, rows = self.plan(epoch)[index]
         padded = self.pad([self.train[row] for row in rows], width)
@@ -223,7 +223,7 @@ class SupervisedTrainer:
 
     @functools.cached_property
     def frozen_params(self) -> dict:
-        """The frozen parameters, loaded once; raises InputError where a resume finds others."""
+        """The frozen parameters, loaded once; raises InputError if a resume finds others."""
         if not self.frozen:
             return {}
         config = self.config
@@ -238,7 +238,7 @@ class SupervisedTrainer:
         return params
 
     def whole(self, params: dict) -> dict:
-        """All parameters of the model whose trained ones are ``params``."""
+        """All parameters of the model, given the trained ones."""
         return lora.join(self.frozen_params, params)
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
@@ -253,11 +253,11 @@ class SupervisedTrainer:
 
     @property
     def passes(self) -> int:
-        """FLOPs of an update over those of a forward pass: frozen kernels have no gradients."""
+        """FLOPs of an update / FLOPs of a forward pass; frozen kernels have no gradients."""
         return 2 if self.frozen else 3
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
-        """Loads what is frozen; compiles the train step for every shape of batch in use."""
+        """Loads the frozen parameters; compiles the train step for every batch shape in use."""
         setup.tell_few_updates(self.config, self.steps)
         _ = self.frozen_params
         if self.remember and not start:
@@ -291,7 +291,7 @@ class SupervisedTrainer:
 
 
 def _digest(sets: list[list]) -> str:
-    """Of all arrays of all rows."""
+    """A digest of all arrays of all rows."""
     digest = hashlib.sha256()
     for rows in sets:
         digest.update(np.array(len(rows)).tobytes())
