@@ -1,11 +1,11 @@
 """PPO, RLOO, GRPO and distillation as pure functions: rollout -> advantages -> update.
 
-A rollout's row is [prompt | response | padding], from column 0 on: ``start_B`` is where a response
-begins, and its T columns are gathered from there. The policy's log-probability and the critic's
-value of a response token a_t are read from the state before it (column start + t - 1); its reward
-from the state at it (column start + t), through ``score_tokens`` and nothing else. The reward of a
-sequence-level reward model is 0 everywhere but at the last token, so that sequence-level and
-token-level rewards are treated alike.
+A rollout's row is [prompt | response | padding] from column 0 on. A response begins at column
+``start_B``; its T columns are gathered from there. The policy's log-probability and the critic's
+value of a response token a_t are read from the state before it (column start + t - 1), its reward
+from the state at it (column start + t), through ``score_tokens`` only. The reward of a
+sequence-level reward model is 0 except at the last token, so sequence-level and token-level rewards
+are treated alike.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.masking import last_token, masked_mean
 
 ALGORITHMS = ("ppo", "rloo", "grpo", "distill")
-COMPARING = ("rloo", "grpo")  # the samples of a prompt with one another; the others have no need to
+COMPARING = ("rloo", "grpo")  # algorithms that compare the samples of a prompt with each other
 
 
 def samples_per_prompt(config: ConfigDict) -> int:
-    """Of the config, or else the algorithm's own."""
+    """The config's number of samples per prompt, or the algorithm's default."""
     return config.samples_per_prompt or (4 if config.algorithm in COMPARING else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOSettings:
-    """The numbers and choices that are compiled into the programs; fields of ``configs/ppo.py``."""
+    """Settings that are compiled into the programs; fields of ``configs/ppo.py``."""
 
     algorithm: str
-    samples_per_prompt: int  # K; rows that follow one another are of the same prompt
-    level: str  # what has rewards, token or sequence
+    samples_per_prompt: int  # K consecutive rows have the same prompt
+    level: str  # of the rewards: token or sequence
     max_new_tokens: int  # T, columns of a response
-    temperature: float  # divides logits, for sampling and for log-probabilities alike
-    widths: tuple[int, ...]  # columns that micro-batches may have, ascending
-    micro_batch_size: int  # rows of the last width at a time, see micro_batches.rows_of_width
+    temperature: float  # divides logits, both for sampling and for log-probabilities
+    widths: tuple[int, ...]  # possible numbers of columns of micro-batches, ascending
+    micro_batch_size: int  # rows at the last width, see micro_batches.rows_of_width
     minibatch_size: int
     rollout_batch_size: int
     ppo_epochs: int
@@ -59,9 +59,9 @@ class PPOSettings:
 
     @property
     def one_pass(self) -> bool:
-        """Whether a rollout is learned from once and as one micro-batch.
+        """Whether a rollout is used for a single update of a single micro-batch.
 
-        Then the update's own forward pass gives the old log-probabilities.
+        The update's own forward pass then gives the old log-probabilities.
         """
         return self.ppo_epochs == 1 and self.micro_batch_size == self.rollout_batch_size
 
@@ -88,7 +88,7 @@ class Rows(NamedTuple):
 
     tokens_BS: jax.Array  # int32, from column 0 on
     start_B: jax.Array  # int32, the column of a response's first token
-    response_BT: jax.Array  # bool, real response tokens, the end-of-sequence token included
+    response_BT: jax.Array  # bool, real response tokens, including the end-of-sequence token
 
     @property
     def length_B(self) -> jax.Array:
@@ -102,22 +102,22 @@ class Rows(NamedTuple):
 
     @property
     def columns_BT(self) -> jax.Array:
-        """int32, the columns of response tokens; of padding, some column."""
+        """int32, the columns of response tokens; an arbitrary valid column for padding."""
         columns_BT = self.start_B[:, None] + jnp.arange(self.response_BT.shape[1])[None]
         return jnp.minimum(columns_BT, self.tokens_BS.shape[1] - 1)
 
 
 class Rollout(NamedTuple):
-    """Sampled responses and what the models make of them; everything that PPO learns from.
+    """Sampled responses with their log-probabilities, values and rewards: the input of an update.
 
-    What is float32 is 0 beyond the response. Log-probabilities are scaled by the temperature.
+    float32 arrays are 0 beyond the response. Log-probabilities are those at the temperature.
     """
 
     tokens_BS: jax.Array
     start_B: jax.Array
     response_BT: jax.Array
-    finished_B: jax.Array  # bool, whether the response ended by itself
-    drawn_BT: jax.Array  # float32, log-probability of each token in the sampler
+    finished_B: jax.Array  # bool, whether the response ended with EOS
+    drawn_BT: jax.Array  # float32, log-probability of each token according to the sampler
     logprob_BT: jax.Array  # under the policy
     ref_logprob_BT: jax.Array
     value_BT: jax.Array  # the critic's, of the state before each token
@@ -126,7 +126,7 @@ class Rollout(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """What an update needs of a rollout: [B, S], [B] and [B, T] as there."""
+    """The parts of a rollout that an update needs, in the same shapes, and its advantages."""
 
     tokens_BS: jax.Array
     start_B: jax.Array
@@ -138,14 +138,14 @@ class Experience(NamedTuple):
 
 
 def rows_of(batch: Rollout | Experience | Rows) -> Rows:
-    """Its prompts and responses alone."""
+    """The prompts and responses of ``batch`` only."""
     return Rows(batch.tokens_BS, batch.start_B, batch.response_BT)
 
 
 class Predictions(NamedTuple):
-    """Of the response columns, float32[B, T] each.
+    """Predictions for the response columns, float32[B, T] each.
 
-    ``target_kl_BT`` is KL(pi+ || policy), see ``scoring.Target``; None where nothing is distilled.
+    ``target_kl_BT`` is KL(pi+ || policy), see ``scoring.Target``; None without distillation.
     """
 
     logprob_BT: jax.Array
@@ -159,8 +159,8 @@ def make_experience(
 ) -> tuple[Experience, dict[str, jax.Array]]:
     """Advantages and returns of a rollout, and its metrics.
 
-    Whitening is over the real response tokens of the whole (global) batch; rewards keep their
-    mean. With ``kl_in_reward=False``, as the paper has it, the KL is reported but no penalty.
+    Whitening is over the real response tokens of the whole (global) batch; rewards keep their mean.
+    With ``kl_in_reward=False``, as in the paper, the KL is reported but not penalised.
     """
     mask_BT = rollout.response_BT
     estimate = functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator)
@@ -193,12 +193,12 @@ def make_experience(
 def rollout_metrics(
     rollout: Rollout, reward_BT: jax.Array, advantage_BT: jax.Array
 ) -> dict[str, jax.Array]:
-    """Means over a rollout, of the rewards and unwhitened advantages that are learned from."""
+    """Means over a rollout; rewards and advantages are those of the update, before whitening."""
     mask_BT = rollout.response_BT
     length_B = jnp.sum(mask_BT, axis=1).astype(jnp.float32)
     total_B = jnp.sum(rollout.reward_BT, axis=1)
     drawn_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.drawn_BT, 0.0)
-    # k1 whatever the penalty's estimator: unbiased, and comparable between runs.
+    # Always k1, whatever the penalty's estimator: unbiased, and comparable between runs.
     log_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.ref_logprob_BT, 0.0)
     return {
         "debug/sampler_mismatch_kl": masked_mean(
@@ -223,9 +223,9 @@ def rollout_metrics(
 def advantages(
     reward_BT: jax.Array, rollout: Rollout, settings: PPOSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages, float32[B, T], and returns by the algorithm.
+    """Advantages, float32[B, T], and returns of the configured algorithm.
 
-    With rewards of sequences RLOO and GRPO take a whole response, its KL included, as one action.
+    With sequence rewards RLOO and GRPO treat a whole response, including its KL, as one action.
     """
     mask_BT, gamma = rollout.response_BT, settings.gamma
     if settings.algorithm not in COMPARING:
@@ -246,7 +246,7 @@ def advantages(
 
 
 def by_prompt(function: Callable, settings: PPOSettings, *arrays: jax.Array) -> jax.Array:
-    """``function`` of each prompt's samples: of arrays [B, ...], as [K, ...] a prompt."""
+    """Applies ``function`` to the K samples of each prompt: arrays [B, ...] as [K, ...] each."""
     K = settings.samples_per_prompt
     result = jax.vmap(function)(*(x.reshape(-1, K, *x.shape[1:]) for x in arrays))
     return result.reshape(-1, *result.shape[2:])
@@ -259,12 +259,12 @@ def losses(
     parts: tuple[str, ...],
     settings: PPOSettings,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-    """The share of a minibatch's loss that these rows have, and metrics: sums and maxima.
+    """The contribution of these rows to a minibatch's loss, and metrics: sums and maxima.
 
     Args:
-      tokens: response tokens of the whole minibatch, by which every sum is divided: the losses of
-        its micro-batches sum to exactly the loss of the minibatch.
-      parts: whose losses, "policy" or "critic"; one does not depend on what the other predicts.
+      tokens: number of response tokens of the whole minibatch. Every sum is divided by it, so that
+        the losses of the micro-batches sum to exactly the loss of the minibatch.
+      parts: whose losses, "policy" or "critic"; neither depends on the other's predictions.
     """
     mask_BT = batch.response_BT
 

@@ -1,4 +1,4 @@
-"""Demonstrations that are imitated beside a rollout (PPO-ptx), as rows like a rollout's."""
+"""Demonstrations that are imitated in every update beside the rollout (PPO-ptx)."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from fgrlhf_jax.ppo.algorithm import Rows
 
 
 def encode(records: list, config: ConfigDict, tokenizer, template: str) -> list[Demonstration]:
-    """What SFT would learn from; prints how many were left out or cut.
+    """Encodes records as demonstrations, as for SFT; prints how many were left out or cut.
 
-    Responses have at most ``data.max_new_tokens``, as those that are sampled.
+    Responses have at most ``data.max_new_tokens`` tokens, like sampled ones.
 
-    Raises InputError when fewer are left than an update imitates.
+    Raises InputError if fewer are left than one update imitates.
     """
     most, width = config.data.max_prompt_length, config.data.max_new_tokens
     limits = {"max_length": most + width, "max_prompt_length": most}
@@ -44,11 +44,11 @@ def encode(records: list, config: ConfigDict, tokenizer, template: str) -> list[
 def draw(
     demonstrations: Sequence[Demonstration], config: ConfigDict, columns: int, step: int
 ) -> Rows | None:
-    """Host arrays [U, minibatch, ...] for the U minibatches of a step; a pure function of it.
+    """Host arrays [U, minibatch, ...] for the U minibatches of a step; a pure function of the step.
 
     Args:
-      demonstrations: where there are none, neither has a step.
-      columns: S, which hold the longest.
+      demonstrations: if empty, the result is None.
+      columns: S, enough for the longest demonstration.
     """
     if not demonstrations:
         return None

@@ -22,11 +22,11 @@ from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_froz
 from fgrlhf_jax.ppo.scoring import Target, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, fill, update_rms, without_frozen
 
-GROUPS = {"policy": "policy", "critic": "value"}  # of metrics, by the part that they are of
+GROUPS = {"policy": "policy", "critic": "value"}  # part of the parameters: group of its metrics
 
 
 def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Array:
-    """int32[minibatches of all epochs, minibatch]: a fresh permutation for every epoch."""
+    """Row indices, int32[minibatches of all epochs, minibatch]; a new permutation every epoch."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(settings.ppo_epochs))
     order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
     return order.reshape(-1, settings.minibatch_size)
@@ -42,7 +42,7 @@ def reinforce(
     models: Architectures,
     settings: PPOSettings,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-    """``algorithm.losses`` of what ``params`` predict, of the parts that they have."""
+    """``algorithm.losses`` for the predictions of ``params`` and the parts that it contains."""
     whole = complete(params, frozen)
     predictions = predict(whole, rows_of(batch), target, models=models, settings=settings)
     return losses(predictions, batch, tokens, tuple(params), settings)
@@ -57,7 +57,7 @@ def imitate(
     models: Architectures,
     settings: PPOSettings,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-    """``ptx_weight`` times the cross-entropy (nats a token, at temperature 1) of demonstrations.
+    """``ptx_weight`` times the cross-entropy (nats per token, at temperature 1) of demonstrations.
 
     Ouyang et al. 2022, arXiv:2203.02155, Equation 2.
     """
@@ -70,11 +70,11 @@ def imitate(
 def sum_gradients(
     params: dict, batch: Experience | Rows, objective: Callable, settings: PPOSettings
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Gradients and metrics of a minibatch, of the parts that ``params`` has, by micro-batches.
+    """Gradients and metrics of a minibatch, accumulated over micro-batches, for ``params``' parts.
 
-    The ``objective`` is (params, rows of the batch, its response tokens) -> loss, (sums, maxima);
-    of all micro-batches they sum to the loss of the minibatch. Frozen parameters have None for a
-    gradient.
+    ``objective`` is (params, rows of the batch, response tokens of the batch) -> loss, (sums,
+    maxima); the losses of all micro-batches sum to the loss of the minibatch. Frozen parameters
+    have None as gradient.
     """
     trained = without_frozen(params, settings.freeze)
     tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
@@ -101,7 +101,7 @@ def sum_gradients(
     def every():
         return micro_batches.fold(add, zeros(), rows_of(batch).length_B, settings)
 
-    # The compiler does not mix what is in a branch with the gradients of another part.
+    # Inside a branch the compiler does not interleave this with the gradients of another part.
     (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), every, zeros)
     return grads, sums | maxima
 
@@ -119,24 +119,24 @@ def update(
     settings: PPOSettings,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """All updates from one rollout: several epochs, in minibatches, in micro-batches.
+    """All updates from one rollout: epochs of minibatches of micro-batches.
 
-    Policy and critic are updated one after the other, so that the activations and gradients of one
-    of them are held at a time.
+    Policy and critic are updated one after the other, so that only one of them holds activations
+    and gradients at a time.
 
     Args:
-      state: its ``params`` have "policy" and, where the algorithm has one, "critic".
-      frozen: only what adapters are on is read, unless it is distilled.
-      key: of this rollout; every epoch draws its own permutation from it.
-      demonstrations: arrays [minibatches of all epochs, minibatch, ...], which every minibatch
-        imitates some of; None: none.
-      reward_std: of a distilled reward model, what its rewards are divided by; else None.
+      state: its ``params`` have "policy" and, if the algorithm has one, "critic".
+      frozen: only the base of adapters is read, except for distillation.
+      key: random key of this rollout; every epoch draws its own permutation from it.
+      demonstrations: arrays [minibatches of all epochs, minibatch, ...] to imitate in each
+        minibatch; None: none.
+      reward_std: for distillation, the divisor of the reward model's rewards; else None.
       optimizer: ``programs.by_part``.
 
     Returns:
       The new state; the metrics of the rollout, and means over the minibatches.
-      ``debug/initial_log_ratio`` and ``debug/initial_kl`` are of the first one, where the policy is
-      still the one that sampled: both are 0 but for rounding.
+      ``debug/initial_log_ratio`` and ``debug/initial_kl`` are those of the first minibatch, when
+      the policy is still the one that sampled: both are 0 except for rounding.
     """
     static, target = {"models": models, "settings": settings}, None
     if settings.algorithm == "distill":
@@ -175,7 +175,7 @@ def update(
 def add_imitation(
     grads: dict, params: dict, frozen: Frozen, demonstrations: Rows | None, **static
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """The gradients with those of :func:`imitate` in the policy's, and its metrics."""
+    """Adds the gradients of :func:`imitate` to the policy's; returns them and its metrics."""
     if demonstrations is None or "policy" not in params:
         return grads, {}
     objective = functools.partial(imitate, frozen=frozen, **static)
@@ -196,11 +196,11 @@ def update_in_one_pass(
     settings: PPOSettings,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict, dict]:
-    """One update from a whole rollout, whose forward pass gives the old log-probabilities.
+    """One update from a whole rollout; its forward pass also gives the old log-probabilities.
 
-    They are those of the policy's loss, so that every ratio is 1; so are the values where policy
-    and critic share states. A critic of its own follows, when the policy's activations are gone.
-    The metrics are those of the rollout and those of the update.
+    Every ratio is therefore 1. If policy and critic share states, the values come from this pass
+    too; a separate critic is updated afterwards, when the policy's activations are freed. The
+    metrics are those of the rollout and of the update.
     """
     static = {"models": models, "settings": settings}
     first, *others = parts_of(models)
@@ -224,7 +224,7 @@ def update_in_one_pass(
     grads, more = add_imitation(grads, params, frozen, imitated, **static)
     state, norms = apply_part(state, grads, optimizer, settings)
     metrics = sums | maxima | more | norms
-    # Always true, but known with the policy's gradients only: its activations are gone by then.
+    # Always true, but depends on the policy's gradients: its activations are freed by then.
     is_next = metrics["policy/grad_norm"] != -1.0
     experience = experience._replace(response_BT=experience.response_BT & is_next)
     objective = functools.partial(reinforce, frozen=frozen, target=target, **static)
@@ -239,9 +239,9 @@ def update_in_one_pass(
 def apply_part(
     state: TrainState, grads: dict, optimizer: optax.GradientTransformation, settings: PPOSettings
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step of the parts that have gradients; norms of these, sizes of updates.
+    """The state after an optimizer step of the parts with gradients; gradient norms, update sizes.
 
-    The critic's norm is the one that is clipped: without ``value_coef``, as its optimizer has it.
+    The critic's norm is the clipped one: without ``value_coef``, which its optimizer does not use.
     """
     part = TrainState(*({name: tree[name] for name in grads} for tree in state))
     part = apply_gradients(part, grads, optimizer)

@@ -1,8 +1,8 @@
-"""Micro-batches of rows of about the same length, within a compiled program.
+"""Micro-batches of rows of similar length, within a compiled program.
 
-Rows begin at column 0 and are padded on the right. They are taken longest first, each micro-batch
-at the narrowest width that holds its longest row and with as many rows as its tokens allow. So a
-program has one body a width, runs each as often as the lengths ask for, and is never compiled anew.
+Rows begin at column 0 and are padded on the right. They are taken longest first; each micro-batch
+has the narrowest width that holds its longest row, and as many rows as its tokens allow. A program
+has one loop body per width, runs it as often as the lengths require, and is never recompiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
-SHORT = 160  # columns of rows that are not worth a second width
+SHORT = 160  # columns up to which rows have a single width
 SHORT_PROMPT = 64  # likewise of prompts
 
 
 def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
     """The widths of rows with prompts of these lengths: one for short rows, else at most four.
 
-    They pad least where responses of a quarter, a half, three quarters and the whole of
+    They minimise the padding if responses of a quarter, a half, three quarters and the whole of
     ``max_new_tokens`` are equally frequent.
     """
     longest = max(prompts) + max_new_tokens
@@ -33,7 +33,7 @@ def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
 
 
 def prompt_widths(prompts: Sequence[int]) -> tuple[int, ...]:
-    """The widths that prompts of these lengths are prefilled at: one for short ones, else three."""
+    """The widths at which these prompts are prefilled: one for short prompts, else three."""
     longest = max(prompts)
     if longest <= SHORT_PROMPT:
         return (longest,)
@@ -41,9 +41,10 @@ def prompt_widths(prompts: Sequence[int]) -> tuple[int, ...]:
 
 
 def rows_of_width(width: int, settings: PPOSettings) -> int:
-    """Rows of a micro-batch, as many as no more tokens have than those of the last width.
+    """Number of rows of a micro-batch of this width.
 
-    Nor has it more columns of responses; and its rows divide over the devices.
+    As many as have no more tokens, and no more response columns, than ``micro_batch_size`` rows of
+    the last width; a multiple of the devices.
     """
     full, rows, T = settings.widths[-1], settings.micro_batch_size, settings.max_new_tokens
     count = rows * min(full / width, min(full, T) / min(width, T))
@@ -52,13 +53,13 @@ def rows_of_width(width: int, settings: PPOSettings) -> int:
 
 
 def fold(function: Callable, carry, length_B: jax.Array, settings: PPOSettings):
-    """``carry = function(carry, numbers, real, width)`` for micro-batches of all rows.
+    """``carry = function(carry, numbers, real, width)`` over micro-batches of all rows.
 
     Args:
-      function: gets the numbers int32[n] of rows, which of them count, bool[n], and the width.
-        Those that do not count are there to make a micro-batch full.
-      length_B: int32, tokens of each row. Where there is one width only, the rows stay in their
-        order, and ``micro_batch_size`` divides B.
+      function: receives the row indices int32[n], bool[n] (False on rows that only fill up a
+        micro-batch), and the width.
+      length_B: int32, tokens of each row. With a single width the rows stay in order, and
+        ``micro_batch_size`` divides B.
     """
     B, widths = length_B.shape[0], settings.widths
     sizes = [min(rows_of_width(width, settings), B) for width in widths]
@@ -96,7 +97,7 @@ def scope(width: int) -> str:
 
 
 def rounds(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
-    """How many micro-batches of each width :func:`fold` makes of rows of these lengths."""
+    """The number of micro-batches of each width that :func:`fold` makes for these lengths."""
     ordered, start, counts = np.sort(lengths)[::-1], 0, {}
     for width, narrower in zip(settings.widths[::-1], (*settings.widths[-2::-1], 0), strict=True):
         counts[width] = 0
@@ -107,7 +108,7 @@ def rounds(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
 
 
 def take(tree, rows: jax.Array, width: int):
-    """Rows of arrays [B, ...], spread over the mesh; of [B, S] at most ``width`` columns."""
+    """Rows of arrays [B, ...], sharded over the mesh; of [B, S] at most ``width`` columns."""
 
     def of(x):
         x = x[rows]

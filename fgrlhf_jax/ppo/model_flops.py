@@ -1,4 +1,4 @@
-"""FLOPs that a PPO step needs, of rows of given lengths; see ``models.flops``."""
+"""FLOPs that a PPO step needs for rows of given lengths; see ``models.flops``."""
 
 import numpy as np
 
@@ -15,9 +15,9 @@ def model_flops(
     """FLOPs of each program for rows of these tokens, over all devices.
 
     Args:
-      prompts, responses: tokens of every row.
+      prompts, responses: number of tokens of every row.
       scored: whether a reward model gives the rewards.
-      imitated: tokens of prompts and of responses that are imitated beside, if any.
+      imitated: numbers of prompt and response tokens of imitated demonstrations, if any.
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
 
@@ -34,7 +34,7 @@ def model_flops(
         score += rows_flops(model.cfg, rows)
         score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
     epochs, taught = settings.ppo_epochs, 0.0
-    if settings.algorithm == "distill":  # the update reads reference and prices of all tokens
+    if settings.algorithm == "distill":  # the update also runs reference and reward model
         taught = epochs * (forward + score + logits_flops(cfg, np.sum(responses, dtype=float)))
     predicted = value if settings.one_pass else forward + value
     return {

@@ -18,46 +18,46 @@ from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params,
 
 
 class Architectures(NamedTuple):
-    """The modules of a run: all that compiling needs to know of the models."""
+    """The modules of a run: all information about the models that compiling needs."""
 
     policy: heads.CausalLM  # also the reference's
-    critic: heads.TokenValueModel | None  # None: a head on the policy's own states, or none at all
-    reward_model: RewardModule | None  # it and meta are None where a function gives the rewards
+    critic: heads.TokenValueModel | None  # None: a head on the policy's own states, or no critic
+    reward_model: RewardModule | None  # this and meta are None if a function gives the rewards
     meta: RewardMeta | None
     lora: Lora | None = None  # the policy's adapter; None: all of its parameters are trained
     adapted: bool = False  # whether the policy, and so its reference, starts from an adapter
     reward_lora: Lora | None = None  # the reward model's adapter on the policy's base; None: whole
-    has_values: bool = True  # whether the algorithm has a critic, of its own or as a head
+    has_values: bool = True  # whether the algorithm has a critic, separate or as a head
 
 
 class Frozen(NamedTuple):
-    """What is only read."""
+    """Parameters that are not trained."""
 
-    base: dict  # what all models share; {} where all of the policy's parameters are trained
-    reference: dict  # what it has beside the base
-    reward_model: dict  # likewise; {} where a function gives the rewards
+    base: dict  # shared by all models; {} if all of the policy's parameters are trained
+    reference: dict  # the reference's parameters besides the base
+    reward_model: dict  # likewise; {} if a function gives the rewards
 
 
 def complete(params: dict, frozen: Frozen) -> dict:
-    """All parameters of policy and critic, of those of their parameters that are trained."""
+    """All parameters of policy and critic, given their trained ones."""
     bases = {"policy": frozen.base, "critic": {}}
-    if frozen.base:  # the critic is as the reward model: on its weights, where it has its own
+    if frozen.base:  # the critic has the reward model's own backbone, if any, else the base
         backbone = first_backbone(frozen.reward_model) or frozen.base["backbone"]
         bases["critic"] = {"backbone": backbone}
     return {name: bases[name] | part for name, part in params.items()}
 
 
 def complete_frozen(frozen: Frozen) -> tuple[dict, dict]:
-    """All parameters of the reference and, or {}, of the reward model."""
+    """All parameters of the reference, and of the reward model ({} if there is none)."""
     backbone = {"backbone": frozen.base["backbone"]} if frozen.base else {}
     reward_model = backbone | frozen.reward_model if frozen.reward_model else {}
     return frozen.base | frozen.reference, reward_model
 
 
 def read_architectures(config: ConfigDict) -> Architectures:
-    """From the config files of the checkpoints; loads no weights.
+    """The modules, from the config files of the checkpoints; loads no weights.
 
-    Raises InputError as :func:`make_architectures`, and for checkpoints that cannot be used.
+    Raises InputError as :func:`make_architectures`, and for unusable checkpoints.
     """
     options = config.model.to_dict()
     hf_load.check_language_model(config.policy)
@@ -77,7 +77,7 @@ def read_architectures(config: ConfigDict) -> Architectures:
 
 
 def check_prices(config: ConfigDict, vocab_size: int, reward_model: RewardModule | None) -> None:
-    """Raises InputError where there is nothing to distill: no price of every next token."""
+    """Raises InputError if distillation has no reward model that scores every next token."""
     one = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
     if not one or reward_model.kind == "after" or config.level != "token":
         raise InputError(
@@ -99,10 +99,10 @@ def make_architectures(
     reward_model: RewardModule | None,
     meta: RewardMeta | None,
 ) -> Architectures:
-    """The modules of a policy with ``cfg`` and of this reward model.
+    """The modules for a policy with ``cfg`` and this reward model.
 
-    The critic is as large as the (first) reward model, or else as the policy. Raises InputError for
-    adapters that do not go with ``config.lora``.
+    The critic has the size of the (first) reward model, else of the policy. Raises InputError for
+    adapters that do not match ``config.lora``.
     """
     adapters, reward_lora, adapted = lora.from_config(config), None, False
     critic_cfg = reward_model.cfg if reward_model else cfg
@@ -115,7 +115,7 @@ def make_architectures(
         if reward_lora:
             critic_cfg = dataclasses.replace(reward_model.cfg, lora_scale=reward_lora.scale)
             reward_model = reward_model.clone(cfg=critic_cfg)
-        else:  # without a reward model in memory the critic stands on the policy's base
+        else:  # without a reward model in memory the critic uses the policy's base
             held = reward_model and not config.reward_function
             critic_cfg = reward_model.cfg if held else cfg
             critic_cfg = dataclasses.replace(critic_cfg, lora_scale=adapters.scale)
@@ -130,10 +130,10 @@ def make_architectures(
 
 
 def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
-    """The reward model's adapter on the policy's base; None where it is held whole, as several are.
+    """The reward model's adapter on the policy's base; None if it is held whole, as several are.
 
     Without a path it has the policy's ``adapters``. Raises InputError for an adapter on another
-    base, unless the config says to hold both.
+    base, unless the config allows holding both.
     """
     if not config.lora.share_base:
         return None
@@ -161,25 +161,25 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
 
 
 def has_same_base(policy: str, adapter: str) -> bool:
-    """Whether an adapter was trained on the weights that a policy is, or is an adapter of.
+    """Whether an adapter was trained on a policy's weights, or on the base of a policy's adapter.
 
-    By their digests, which are recorded or else computed, unless both have the same files.
+    Compares digests, recorded or computed, unless both have the same files.
     """
     recorded = peft.recorded_digest(policy), peft.recorded_digest(adapter)
     if not all(recorded) and peft.base_of(policy).resolve() == peft.base_of(adapter).resolve():
-        return True  # or load_frozen finds that they were changed
+        return True  # if they were changed, load_frozen finds out
     return peft.is_same_base(hf_load.base_digest(policy), hf_load.base_digest(adapter))
 
 
 def parts_of(models: Architectures) -> list[tuple[str, ...]]:
-    """What is updated at a time: together where they share states."""
+    """Groups of parts that are updated together: policy and critic if they share states."""
     if not models.has_values:
         return [("policy",)]
     return [("policy", "critic")] if models.critic is None else [("policy",), ("critic",)]
 
 
 def read_tokenizer(config: ConfigDict, models: Architectures):
-    """The policy's; raises InputError where it is not that of the model or the reward model."""
+    """The policy's tokenizer; raises InputError if it does not match model or reward model."""
     tokenizer = hf_load.load_tokenizer(config.policy)
     check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
@@ -199,7 +199,7 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
 
 
 def abstract_params(models: Architectures, mesh: Mesh) -> dict:
-    """{"policy", "critic"}, or {"policy"}: shapes, dtypes and shardings of what is trained."""
+    """{"policy"[, "critic"]}: shapes, dtypes and shardings of the trained parameters."""
     policy = lora.trained(heads.abstract_params(models.policy, mesh), models.lora, mesh)
     if not models.has_values:
         return {"policy": policy}
@@ -208,17 +208,17 @@ def abstract_params(models: Architectures, mesh: Mesh) -> dict:
         head = heads.abstract_params(model, mesh)["head"]
         return {"policy": policy, "critic": {"head": head}}
     critic = heads.abstract_params(models.critic, mesh)
-    # It starts from the reward model's adapter where that is one. Not split from a base: it may be
-    # on a whole reward model, which is not quantized.
+    # The critic starts from the reward model's adapter, if it is one. Not split from a base: that
+    # may be a whole reward model, which is not quantized.
     adapters = models.reward_lora or models.lora
     return {"policy": policy, "critic": lora.trained(critic, adapters, mesh)}
 
 
 def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Frozen:
-    """Shapes of what is only read.
+    """Shapes, dtypes and shardings of the frozen parameters.
 
-    With ``inference_dtype=bfloat16`` whole models are in the dtypes that are computed with: the
-    reference gives the bits that the policy gives.
+    With ``inference_dtype=bfloat16`` whole models are stored in their compute dtypes, so that the
+    reference computes the same bits as the policy.
     """
 
     def abstract(model) -> dict:
@@ -242,10 +242,10 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Fr
 
 
 def initial_params(config: ConfigDict, models: Architectures, mesh: Mesh) -> dict:
-    """The policy's checkpoint and, for an algorithm that has one, a critic with a head of zeros.
+    """The policy's checkpoint and, if the algorithm has one, a critic with a head of zeros.
 
-    The critic's backbone is a copy of the reward model's (of the policy's, where a function gives
-    the rewards), or it has none of its own. Adapters are those of the checkpoints, or fresh ones.
+    The critic's backbone is a copy of the reward model's (of the policy's, if a function gives the
+    rewards), unless it shares the policy's. Adapters are those of the checkpoints, or new ones.
     """
     abstract, key = abstract_params(models, mesh), jax.random.key(config.seed)
     if models.lora:

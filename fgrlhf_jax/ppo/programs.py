@@ -1,7 +1,7 @@
 """The compiled programs of a PPO step: generate, score_rollout, update.
 
-They are made ahead of time from shapes alone, so that a run cannot recompile and a plan can be
-made without any memory.
+They are compiled ahead of time from shapes alone: a run cannot recompile, and a plan needs no
+memory.
 """
 
 import functools
@@ -28,9 +28,9 @@ from fgrlhf_jax.runtime.optim import abstract_state
 
 
 class Program(NamedTuple):
-    """A pure function, its abstract arguments, and the mesh that it runs on.
+    """A pure function, its abstract arguments, and its mesh.
 
-    ``donated`` are positions of arguments.
+    ``donated`` are the positions of donated arguments.
     """
 
     function: Callable
@@ -67,8 +67,8 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, di
     rates = {part: optim.schedule(name, p, updates, warmup) for part, p in peaks.items()}
     parts = {part: optim.adamw(rate, freeze=freeze, **options) for part, rate in rates.items()}
     if "critic" in parts:
-        # value_coef weighs what both losses do to shared states. The critic's own gradients, alone
-        # in their optimizer, it would only hide from clip_norm and eps.
+        # value_coef balances both losses on shared states. A separate critic's gradients have their
+        # own optimizer, where it would only distort clip_norm and eps.
         scale = optax.scale(1 / (config.value_coef or 1))
         parts["critic"] = optax.chain(scale, parts["critic"])
     first_updates = jnp.arange(config.steps) * per_step
@@ -77,7 +77,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, di
 
 
 def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """An optimizer for each part of the parameters; an update may be of some of the parts only."""
+    """One optimizer per part of the parameters; an update may cover some of the parts only."""
 
     def init(params: dict) -> dict:
         return {name: parts[name].init({name: part}) for name, part in params.items()}
@@ -94,10 +94,9 @@ def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTra
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError where sizes of batches do not divide one another, or not over a mesh.
+    """Raises InputError for batch sizes that do not divide each other or over a mesh.
 
-    And where there are too few samples of a prompt for the algorithm to compare, or a kind of
-    critic for one that has none.
+    Also for too few samples per prompt for the algorithm, and for a critic that it does not have.
     """
     samples = samples_per_prompt(config)
     if config.algorithm in COMPARING and samples < 2:
@@ -126,7 +125,7 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def generation_mesh(config: ConfigDict, mesh: Mesh) -> Mesh:
-    """The mesh of decoding: of the same devices, in the shape of the config."""
+    """The mesh for decoding: the same devices in the config's ``generation_mesh`` shape."""
     return sharding.reshape_mesh(mesh, "generation_mesh", config.generation_mesh)
 
 
@@ -142,8 +141,8 @@ def make(
 ) -> dict[str, Program]:
     """The programs for the shapes of a run, by name; nothing is computed.
 
-    ``prompt_widths`` are of ``micro_batches.prompt_widths``, ``widths`` of its ``row_widths``;
-    none: all rows are as long as they can be.
+    ``prompt_widths`` come from ``micro_batches.prompt_widths``, ``widths`` from its ``row_widths``
+    (empty: all rows have full length).
 
     generate: (DecodingWeights, prompt_BP, mask_BP, key_B) -> Sampled
     score_rollout: (params, Frozen, Normalization, learning, prompt_BP, mask_BP, Sampled) -> Rollout
@@ -191,7 +190,7 @@ def make(
 
 
 def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:
-    """What a step imitates, as shapes; see ``imitation.draw``."""
+    """Shapes of a step's demonstrations, see ``imitation.draw``."""
     if not settings.ptx_weight:
         return None
     size, by_rows = settings.minibatch_size, sharding.batch_sharding(mesh, axis=1)
@@ -205,7 +204,7 @@ def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:
 
 
 def _abstract_rows(settings: PPOSettings, P: int, by_rows: NamedSharding) -> tuple:
-    """Prompts, their mask, Sampled and Rollout as shapes."""
+    """Shapes of prompts, their mask, Sampled and Rollout."""
     B, T = settings.rollout_batch_size, settings.max_new_tokens
 
     def array(dtype, *shape):

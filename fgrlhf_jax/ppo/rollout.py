@@ -1,4 +1,4 @@
-"""Rollouts: prompts to sampled, scored responses; to learn from and to evaluate."""
+"""Rollouts: from prompts to sampled, scored responses, for training and evaluation."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ SAMPLE, SHUFFLE, EVALUATE, NORMALIZE = range(4)  # purposes of random keys
 
 
 class Prompts(NamedTuple):
-    """Encoded prompts, their texts and the records that they are of."""
+    """Encoded prompts with their texts and records."""
 
     ids: list[list[int]]
     texts: list[str]
@@ -37,21 +37,21 @@ class Prompts(NamedTuple):
 
 
 class PPOContext(NamedTuple):
-    """What rollouts are computed with."""
+    """Models, mesh, programs and config of rollouts."""
 
     config: ConfigDict
     models: Architectures
     tokenizer: Any
     mesh: Mesh
     generation_mesh: Mesh  # see programs.generation_mesh
-    prompt_width: int  # columns that prompts are padded to
+    prompt_width: int  # columns of padded prompts
     frozen: Frozen
     programs: dict  # the compiled programs.make
-    place_weights: Callable  # of the policy, see decoding.make_placer
+    place_weights: Callable  # copies the policy for decoding, see decoding.make_placer
 
 
 class Responses(NamedTuple):
-    """Sampled and scored responses to prompts, on the host but for ``rollout``."""
+    """Sampled and scored responses to prompts, on the host except ``rollout``."""
 
     prompts: Prompts
     rollout: Rollout
@@ -63,24 +63,24 @@ class Responses(NamedTuple):
 
 
 def key_of(seed: int, purpose: int, step: int) -> jax.Array:
-    """The random key of a purpose at a step: nothing of it needs to be saved."""
+    """The random key of a purpose at a step; a pure function, so no key needs to be saved."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
 def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
-    """int[size]: the rows of a step, a fresh permutation every epoch; a pure function."""
+    """The rows of a step, int[size]; every epoch has a new permutation. A pure function."""
     epoch, batch = divmod(step, count // size)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return order[batch * size : (batch + 1) * size]
 
 
 def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
-    """The prompt template of a run; prints what is unusual about it.
+    """The prompt template of a run; prints a line if it is unusual.
 
-    It is the one that the config names, or else the reward model's, or else the one that the policy
-    was fine-tuned with, or else chat where the policy's tokenizer has a chat template, or else
-    alpaca. Where a function gives the rewards, the policy's comes before the reward model's. Raises
-    InputError when the reward model needs another one.
+    In order: the config's; the reward model's; the one that the policy was fine-tuned with; chat,
+    if the policy's tokenizer has a chat template; alpaca. If a function gives the rewards, the
+    policy's comes before the reward model's. Raises InputError if the reward model needs another
+    one.
     """
     rewarded = models.meta.data["template"] if models.meta else ""
     named, learned = config.data.template, hf_load.learned_template(config.policy)
@@ -109,9 +109,9 @@ def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> st
 def encode(
     name: str, rows: list, config: ConfigDict, models: Architectures, tokenizer, template: str
 ) -> Prompts:
-    """Prompts of records; prints how many were left out or cut.
+    """Encodes the prompts of records; prints how many were left out or cut.
 
-    Raises InputError when none is left, or they leave no room for responses.
+    Raises InputError if none is left, or if they leave no room for responses.
     """
     limits = {name: config.data[name] for name in ("max_prompt_length", "overlong")}
     try:
@@ -142,8 +142,8 @@ def roll_out(
     """Samples a response to every prompt and scores it.
 
     Args:
-      normalization: of the reward model's rewards; a function's are taken as they are.
-      prompts: as many as ``rollout_batch_size``; to learn from, each as often as it has samples.
+      normalization: of the reward model's rewards; those of a function are not normalized.
+      prompts: ``rollout_batch_size`` of them; for training, each repeated once per sample.
       learning: whether an update follows, see ``scoring.score_rollout``.
     """
     clock = time.perf_counter()
@@ -157,9 +157,9 @@ def roll_out(
         inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
         weights = context.place_weights(context.frozen.base | params["policy"])
         sampled = programs["generate"](weights, *inputs)
-        del weights  # not beside the models that score
+        del weights  # freed before the scoring models run
         tokens_BT, length_B, finished_B = sharding.to_host(sampled[:3])
-        release_unused()  # into whose places the arrays of an update would not fit
+        release_unused()  # the update's arrays would not fit into the freed blocks
     sampled_at = time.perf_counter()
     with jax.set_mesh(mesh):
         rollout = programs["score_rollout"](
@@ -204,7 +204,7 @@ def call_function(
     finished_B: np.ndarray,
     length_B: np.ndarray | None = None,
 ) -> list:
-    """The numbers that a user's ``module:function`` gives responses; process 0 alone calls it."""
+    """The numbers of a user's ``module:function`` for responses; only process 0 calls it."""
 
     def call() -> list:
         function, tokens = user_function.load(path), None
@@ -226,9 +226,9 @@ def call_function(
 def roll_out_validation(
     context: PPOContext, params: dict, normalization: Normalization, prompts: Prompts, purpose: int
 ) -> Iterator[tuple[Responses, int]]:
-    """Responses to the validation prompts in batches, always sampled with the same keys.
+    """Yields batches of responses to the validation prompts, always sampled with the same keys.
 
-    And how many of them count: the last batch is filled with prompts of the first.
+    Also yields how many of them count: the last batch is filled up with the first prompts.
     """
     config, B = context.config, context.config.rollout_batch_size
     count = min(len(prompts.ids), config.validation_prompts)
@@ -240,7 +240,7 @@ def roll_out_validation(
 
 
 def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts) -> Normalization:
-    """What makes the reward model's rewards about one unit a response of this policy."""
+    """The normalization that scales rewards to about one unit per response of this policy."""
     config, meta = context.config, context.models.meta
     neutral = Normalization(0.0, 1.0)
     if config.reward_normalization == "none" or not context.frozen.reward_model:
@@ -249,7 +249,7 @@ def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts)
         return meta.normalization
     rewards = []
     for responses, count in roll_out_validation(context, params, neutral, prompts, NORMALIZE):
-        # The first batch counts as a whole: prompts too few to fill it are sampled several times.
+        # The first batch counts in full: if prompts are too few, some are sampled several times.
         kept = slice(count if rewards else None)
         rows = zip(responses.raw_reward_BT[kept], responses.ids[kept], strict=True)
         rewards += [raw_T[: len(row)] for raw_T, row in rows]
@@ -265,7 +265,7 @@ def with_missing_eos(reward_B, finished_B, rule: str, penalty: float) -> np.ndar
 def evaluate(
     context: PPOContext, params: dict, normalization: Normalization, prompts: Prompts, step: int
 ) -> tuple[dict[str, float], list[dict]]:
-    """Metrics of responses to the validation prompts, and some of them with their rewards."""
+    """Metrics of responses to the validation prompts, and some responses with their rewards."""
     config = context.config
     names = ("reward", "reward_with_missing_eos", "kl", "length", "unfinished", "score")
     values: dict[str, list[float]] = {name: [] for name in names}

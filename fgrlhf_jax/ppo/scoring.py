@@ -1,4 +1,4 @@
-"""What the models make of prompts and responses: predictions of policy and critic, and rewards."""
+"""Scores prompts and responses: predictions of policy and critic, and rewards."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, scor
 
 
 class Target(NamedTuple):
-    """The closed-form improvement of the reference by a reward model, which a policy learns.
+    """The distillation target: the closed-form improvement of the reference by a reward model.
 
         pi+(a|s) ~ pi_ref(a|s) exp(r(s, a) / beta)
 
@@ -25,7 +25,7 @@ class Target(NamedTuple):
     policy's own responses it is the teacher of Agarwal et al. 2024, arXiv:2306.13649.
     """
 
-    reference: dict  # all of its parameters
+    reference: dict  # all parameters of the reference
     reward_model: dict
     beta: jax.Array  # float32 scalar, kl_coef times the std that rewards are normalized by
 
@@ -33,7 +33,7 @@ class Target(NamedTuple):
 def target_logits(
     target: Target, inputs: tuple, before_BT1: jax.Array, *, models: Architectures, temperature
 ) -> jax.Array:
-    """Of pi+ in the states before the response tokens, float32[B, T, V].
+    """Logits of pi+ in the states before the response tokens, float32[B, T, V].
 
     ``inputs`` are tokens, positions and mask of rows, ``before_BT1`` the columns of these states.
     """
@@ -59,13 +59,13 @@ def predict(
 ) -> Predictions:
     """Log-probability, entropy and value of the response columns.
 
-    Rollouts and updates share this function: the first minibatch finds the log-probabilities of the
-    rollout again, so that its ratio is 1.
+    Rollouts and updates share this function, so that the first minibatch reproduces the rollout's
+    log-probabilities and its ratio is 1.
 
     Args:
-      params: {"policy": ..., "critic": ...} or less, complete: what the others predict are zeros.
-        Where ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
-      target: what the policy is compared with over all tokens, if anything.
+      params: all parameters of "policy", "critic" or both; predictions of a missing part are 0. If
+        ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
+      target: for distillation, the target that the policy is compared with over all tokens.
     """
     before_BT = jnp.maximum(rows.columns_BT - 1, 0)
     inputs = rows.tokens_BS, *llama.positions_and_mask(rows.mask_BS)
@@ -106,13 +106,13 @@ def score_rollout(
 ) -> Rollout:
     """Log-probabilities, values and rewards of sampled responses, in micro-batches.
 
-    The sampled ids themselves are scored; nothing is decoded and encoded again.
+    Scores the sampled ids directly; nothing is decoded and re-encoded.
 
     Args:
-      params: those of policy and critic that are trained.
-      frozen: without a reward model the rewards are zeros, a function gives them later.
-      learning: bool, whether an update follows. Only then are values computed; where it finds the
-        policy's predictions itself (:attr:`PPOSettings.one_pass`), these are zeros.
+      params: the trained parameters of policy and critic.
+      frozen: the other parameters; without a reward model rewards are 0, to be filled in later.
+      learning: bool, whether an update follows. Values are computed only then; policy predictions
+        are 0 if the update computes them itself (:attr:`PPOSettings.one_pass`).
       prompt_BP, prompt_mask_BP: prompts padded on the left.
     """
     B, T = sampled.tokens_BT.shape
@@ -170,7 +170,7 @@ def _needed_predictions(
     models: Architectures,
     settings: PPOSettings,
 ) -> Predictions:
-    """What policy and critic predict, but for what nobody needs, see :func:`score_rollout`."""
+    """Predictions of policy and critic, without those not needed, see :func:`score_rollout`."""
     nothing = functools.partial(apply, {}, rows)
     first, *others = (
         functools.partial(apply, {name: params[name] for name in part}, rows)

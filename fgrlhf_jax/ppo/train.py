@@ -1,4 +1,4 @@
-"""PPO as a run: prompts, a policy and a source of rewards in; an aligned policy out."""
+"""A PPO run: from prompts, a policy and a source of rewards to an aligned, exported policy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +20,19 @@ from fgrlhf_jax.training import run as training
 
 
 def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ()) -> Path:
-    """Trains as ``config`` says; goes on where an earlier start stopped.
+    """Trains as ``config`` says; resumes an interrupted run.
 
     Args:
       config: ``configs/ppo.py``.
-      train, validation: records with the prompts to learn from, and to evaluate on.
-      edits: records to imitate, where ``config.ptx_weight`` is above 0.
+      train, validation: records with the prompts for training and for evaluation.
+      edits: records to imitate if ``config.ptx_weight`` is above 0.
 
     Returns:
-      The run folder, with ``export`` in it, and where ``validation`` has edits ``eval.json`` with
+      The run folder, which has ``export`` and, if ``validation`` has edits, ``eval.json`` with
       "corrections", as ``correction.before_and_after``.
 
-    Raises as ``training.run.run``, and InputError for anything in the config, prompts, models or
-    reward function that cannot be used, and when the KL passes its limit.
+    Raises as ``training.run.run``, and InputError for an unusable config, prompt file, model or
+    reward function, and if the KL exceeds its limit.
     """
     mesh = sharding.make_mesh(config.mesh)
     programs.check_sizes(config, mesh)
@@ -57,7 +57,7 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
     trainer.folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, trainer.folder)
     policy = params["policy"]
-    if models.lora:  # the base is what it was, also where a run had only its export to make
+    if models.lora:  # checks that the base is unchanged, even if only the export is missing
         policy = trainer.frozen.base | policy
     shown = [row for row in validation if isinstance(row, Edit)]
     corrections = trainer.correct(policy, shown, template)
@@ -69,7 +69,7 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
 
 
 def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
-    """Raises InputError for too few to learn from."""
+    """Raises InputError for too few training prompts."""
     count, samples = len(prompts["train"].ids), samples_per_prompt(config)
     if count * samples < config.rollout_batch_size:
         times = f", {samples} times each" if samples > 1 else ""
@@ -80,7 +80,7 @@ def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
 
 
 def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures: str) -> str:
-    """Writes the policy of a step as a Hugging Face folder; a note as of ``hf_save.save``."""
+    """Writes the policy of a step as a Hugging Face folder; returns ``hf_save.save``'s note."""
     config = trainer.config
     rewards = config.reward_function or config.reward_model
     data = {"template": template, "max_new_tokens": config.data.max_new_tokens}

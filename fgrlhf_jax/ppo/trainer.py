@@ -1,4 +1,4 @@
-"""What ``training.run`` asks of PPO: rollouts of the policy, and the updates from them."""
+"""The trainer of PPO for ``training.run``: rollouts of the policy, and updates from them."""
 
 import functools
 import hashlib
@@ -30,14 +30,14 @@ from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import correction
 
-HIGH_KL = 100.0  # nats a response: a run without a limit warns from half of it on
+HIGH_KL = 100.0  # nats per response; a run without a limit warns from half of it on
 
 
 class PPOTrainer:
     """A ``training.run.Trainer`` on the policy's own responses.
 
     Its memory: ``kl_coef``, the coefficient of the next update; ``normalization`` of the rewards;
-    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of what is only read;
+    ``samples``, the state of samples.jsonl; ``frozen``, fingerprints of the frozen parameters;
     ``stopped_at``, the step and KL that stopped the run, or None.
     """
 
@@ -79,7 +79,7 @@ class PPOTrainer:
 
     @functools.cached_property
     def frozen(self) -> Frozen:
-        """What is only read, loaded once; raises InputError where a resume finds other weights."""
+        """The frozen parameters, loaded once; raises InputError if a resume finds others."""
         loaded, self.base_digest = ppo_models.load_frozen(self.config, self.models, self.mesh)
         with jax.set_mesh(self.mesh):
             found = [int(sharding.fingerprint(part)) for part in loaded]
@@ -119,7 +119,7 @@ class PPOTrainer:
         return evaluation | {f"reward/normalization_{name}": value for name, value in values}
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
-        """A rollout with the current policy, and all updates from it."""
+        """Makes a rollout with the current policy, and all updates from it."""
         config, prompts, kl_coef = self.config, self.prompts["train"], self.memory["kl_coef"]
         samples, size = samples_per_prompt(config), config.rollout_batch_size
         rows = rollout.rows_of_step(len(prompts.ids), size // samples, seed=config.seed, step=step)
@@ -172,7 +172,7 @@ class PPOTrainer:
         return state, metrics
 
     def _follow_kl(self, kl: float, step: int) -> None:
-        """Adapts the KL coefficient; a KL above the limit is a problem, a high one is printed."""
+        """Adapts the KL coefficient; stops the run above the KL limit, prints a high KL."""
         config = self.config.kl
         if config.target:
             rule = {"target": config.target, "horizon": config.horizon}
@@ -207,7 +207,7 @@ class PPOTrainer:
         return metrics
 
     def correct(self, policy: dict, edits: list[Edit], template: str) -> dict:
-        """``correction.before_and_after`` on held-out edits, cut to what a response may be."""
+        """``correction.before_and_after`` on held-out edits, cut to PPO's response length."""
         if not edits:
             return {}
         data = self.config.data
@@ -222,7 +222,7 @@ class PPOTrainer:
         return correction.before_and_after(start, policy, pairs, self.models.policy, self.mesh)
 
     def value(self, evaluation: dict[str, float]) -> float:
-        """With ``best_metric=score`` the judge's score, or without a judge what PPO is paid for."""
+        """With ``best_metric=score`` the judge's score, without a judge PPO's own reward."""
         if self.config.best_metric == "last":
             return -np.inf
         names = ("score", "reward_with_missing_eos", "reward")
@@ -232,11 +232,11 @@ class PPOTrainer:
 def check_first(
     metrics: dict, reference_kl: float, step: int, dtype: str, int8_cache: bool
 ) -> None:
-    """Raises RuntimeError where policies that must be the same give other log-probabilities.
+    """Raises RuntimeError if policies that must be equal give different log-probabilities.
 
-    The policy that is updated is the one that sampled and, before any update, the reference. In
-    bfloat16 only means are compared: of two sound programs of SmolLM2 they differ by 0.001 nats, a
-    single log-probability by 0.2; with ``int8_cache`` the sampler's may differ as much.
+    The updated policy must equal the sampler's and, before any update, the reference. In bfloat16
+    only means are compared: for two correct programs of SmolLM2 they differ by 0.001 nats, single
+    log-probabilities by 0.2. With ``int8_cache`` the sampler's may differ as much.
     """
     kls = ("debug/initial_kl", "debug/sampler_mismatch_kl")
     values = {name: metrics[name] for name in ("debug/initial_log_ratio", *kls)}
@@ -246,7 +246,7 @@ def check_first(
         tolerances["debug/initial_log_ratio"] = math.inf
     if int8_cache:
         tolerances["debug/sampler_mismatch_kl"] = 0.02
-    # Of what is no number the loop says so.
+    # NaN and infinity are reported by the training loop.
     if any(tolerances[name] < value < math.inf for name, value in values.items()):
         described = ", ".join(f"{name} {value}" for name, value in values.items())
         raise RuntimeError(
