@@ -77,9 +77,10 @@ def train_pairs(job: dict) -> dict:
 
 def parse(fields: dict) -> Edit | Preference:
     """The record of the fields of a pair."""
-    messages = tuple(Message(**turn) for turn in fields["messages"])
-    kind = Edit if "edited" in fields else Preference
-    return kind(**fields | {"messages": messages})
+    fields = fields | {"messages": tuple(Message(**turn) for turn in fields["messages"])}
+    if "edited" not in fields:
+        return Preference(**fields)
+    return Edit(**fields | {"error_spans": tuple(map(tuple, fields["error_spans"]))})
 
 
 def train_sft(job: dict) -> dict:
