@@ -1,9 +1,9 @@
-"""Charts as HTML: curves with bands, and a dot plot with whiskers.
+"""Charts as HTML: curves with error bands, and a dot plot with error bars.
 
-Everything is placed in per cent of its box, so that a chart is as wide as the page allows and its
-text stays as large as the page's: only lines and bands are SVG, stretched to the box. An arm's line
-is of class ``c0``, ``c1`` …; every point says its numbers in a title, and the tables of the page,
-or the row of a dot plot, say them to those who print or touch.
+Positions are percentages of the chart's box, so a chart is as wide as the page allows and its text
+has the page's size. Only lines and bands are SVG, stretched to the box. The CSS class ``c0``,
+``c1`` … sets an arm's colour. The title of every point (its tooltip) has its numbers; for print and
+touch screens they are also in the page's tables or in the rows of the dot plot.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from fgrlhf_jax.report.html import ASSETS, ENVIRONMENT
 
-_CUT = 2.5
+_CUT = 2.5  # least ratio of axis lengths, with and without a curve, to let the curve run off
 
 
 class Line(NamedTuple):
-    """A curve; ``error`` is half the height of its band, None where there is none."""
+    """A curve; ``error`` is half the height of its band, None where the error is unknown."""
 
     label: str
     colour: int
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """A row of a dot plot: (mean, standard error) filled, and hollow."""
+    """A row of a dot plot: (mean, standard error) of its filled and of its hollow dot."""
 
     label: str
     colour: int | None
@@ -37,15 +37,15 @@ class Dot(NamedTuple):
 def draw_lines(
     curves: Sequence[Line], *, x: str, y: str, cut_x: str = "", cut_y: str = "", ends: bool = False
 ) -> str:
-    """Curves over a common pair of axes, or an empty string where no curve has a point.
+    """HTML of curves over common axes, or an empty string if no curve has a point.
 
-    A single collapsed curve that would squeeze the others into a corner runs out of the picture,
-    and a line below says how far.
+    The axes leave out one outlying curve that would squeeze the others into a corner; a note below
+    the chart gives the value that it reaches.
 
     Args:
       x, y: names of the axes.
-      cut_x, cut_y: on which side, "low" or "high", a collapse may run out; nowhere by default.
-      ends: mark where a curve starts (hollow) and ends (filled): it is a path, not a function.
+      cut_x, cut_y: side, "low" or "high", on which a curve may leave the chart; none by default.
+      ends: mark each curve's start (hollow) and end (filled), since it is a path, not a function.
     """
     drawn = [(line, points) for line in curves if (points := _points(line))]
     if not drawn:
@@ -71,12 +71,12 @@ def draw_lines(
         x_label=x,
         y_label=y,
         curves=shapes,
-        notes=[f"“{k}” runs out of the picture, to {' and '.join(v)}." for k, v in beyond.items()],
+        notes=[f"“{k}” leaves the chart: it reaches {' and '.join(v)}." for k, v in beyond.items()],
     )
 
 
 def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """A row an arm: its two means with whiskers of one standard error, and their numbers.
+    """HTML of a dot plot: per arm two means with bars of ± one standard error, and their numbers.
 
     Args:
       x: name of the axis.
@@ -110,7 +110,7 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
 
 
 def ticks(low: float, high: float, count: float = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within [low, high], about ``count`` of them."""
+    """About ``count`` axis ticks in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
@@ -119,10 +119,10 @@ def ticks(low: float, high: float, count: float = 5) -> list[float]:
 
 
 def axis_limits(columns: list[list[float]], cut: str = "") -> tuple[float, float, int | None]:
-    """An axis for all columns, a little wider; and the index of one that runs out of it, if any.
+    """(low, high, index): an axis over all columns with a margin, and the outlying column or None.
 
-    That is, of three and more, the one that reaches farthest on the side ``cut`` ("low", "high" or
-    nowhere), if without it the axis is less than 1 / 2.5 as long.
+    With ``cut`` "low" or "high" and at least three columns, the one that reaches farthest on that
+    side is left out if the axis of the others is less than 1 / 2.5 as long.
     """
 
     def span(chosen):
@@ -142,13 +142,13 @@ def axis_limits(columns: list[list[float]], cut: str = "") -> tuple[float, float
 
 
 def _points(line: Line) -> list[tuple[float, float, float]]:
-    """(x, y, error) where there are both; without an error, 0."""
+    """(x, y, error) of every point that has both coordinates; an unknown error is 0."""
     rows = zip(line.x, line.y, line.error, strict=True)
     return [(a, b, e or 0.0) for a, b, e in rows if a is not None and b is not None]
 
 
 def _shape(line: Line, points: list, to_x: Callable, to_y: Callable, title: str) -> dict:
-    """What the template draws of one curve: its path, its band, and points with a title each."""
+    """One curve for the template: its path, its band, and its points with their titles."""
     band = [(to_x(a), to_y(b + e)) for a, b, e in points]
     band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
     marks = [

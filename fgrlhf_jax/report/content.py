@@ -1,11 +1,11 @@
-"""The results of a study → the content of ``report.json``; the pages are renderings of that alone.
+"""The content of ``report.json``, computed from a study's results; both pages only render it.
 
-:func:`build_report` takes what the stages of a pipeline left behind, as one plain dict: per arm and
-seed the judge's scores of the test responses, outcomes against the reference, lengths and the
-learning curve; per reward model and seed its accuracies; one response's token rewards under each
-reward model; seconds and commands. It computes no more than means, errors, steps and intervals.
+:func:`build_report` takes the results of a pipeline's stages as one plain dict. Per arm and seed:
+the judge's scores of the test responses, outcomes against the reference, lengths and the learning
+curve. Per reward model and seed: accuracies and the token rewards of sample responses. Also
+seconds and commands. It computes only means, errors, steps and intervals.
 
-Standard errors are over seeds where an arm has several runs, else over prompts ("se_over").
+Standard errors are over seeds if an arm has several runs, else over prompts ("se_over").
 """
 
 import itertools
@@ -19,7 +19,7 @@ from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
 from fgrlhf_jax.report import corrections, speed, verdict
 
-_AS_IT_IS = (
+_COPIED = (
     *("title", "judge", "seeds", "test_prompts"),
     *("heatmaps", "samples", "seconds", "commands", "config", "about"),
 )
@@ -27,14 +27,14 @@ CURVES = ("gold", "reward", "kl", "length", "unfinished", "seconds")
 
 
 def build_report(study: dict) -> dict:
-    """What ``report.json`` holds: tables, curves, differences, heat maps, commands, the answer.
+    """The content of ``report.json``: tables, curves, differences, heat maps, commands, the answer.
 
-    Raises InputError where runs of the study are not on the same test prompts.
+    Raises InputError if an arm has no run, or if runs differ in their number of test prompts.
     """
     arms, models = study["arms"], study["reward_models"]
     _check(study)
     trained = {n: curves for n, arm in arms.items() if (curves := _evaluations(arm["runs"]))}
-    # The first arm of PPO where the one that everything is measured by is missing.
+    # If the usual baseline is missing, the first arm of PPO takes its place.
     baseline = verdict.BASELINE if verdict.BASELINE in trained else next(iter(trained), None)
     target = speed.gold_target(trained[baseline]) if baseline else None
     labels = {
@@ -66,10 +66,10 @@ def build_report(study: dict) -> dict:
             | {"reward_length_correlation": _of_runs(arms[n]["runs"], "length_correlation")}
             for n, c in trained.items()
         },
-        **{key: study[key] for key in _AS_IT_IS},
+        **{key: study[key] for key in _COPIED},
     }
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
-    # Nobody can train with an oracle's rewards.
+    # The oracle's rewards are not available in practice: such arms are never recommended.
     rows = {n: row for n, row in report["table1"].items() if not arms[n].get("oracle")}
     report["recommendation"] = verdict.recommend(report["differences"], rows)
     report["answer"] = verdict.answer_questions(report)
@@ -96,7 +96,7 @@ def _check(study: dict) -> None:
 
 
 def _evaluations(runs: list[dict]) -> list[list[dict]]:
-    """The curve of every run that has one, without points that the judge has no score of."""
+    """The learning curves of all runs that have one, without points that have no judge's score."""
     curves = [
         [p for p in run["curve"] if p.get("gold") is not None and math.isfinite(p["gold"])]
         for run in runs
@@ -105,14 +105,14 @@ def _evaluations(runs: list[dict]) -> list[list[dict]]:
 
 
 def _mean_of_seeds(sets: list[dict], key: str) -> tuple[float | None, float | None]:
-    """Mean and error of a list of numbers in each seed's set: over seeds, of one seed over prompts.
+    """Mean and standard error of ``key``, over seeds, or over prompts if there is only one seed.
 
-    None and None without a judge.
+    (None, None) without a judge.
     """
-    samples = [responses.get(key, [None]) for responses in sets]
-    if None in samples[0]:
+    values = [responses.get(key, [None]) for responses in sets]
+    if None in values[0]:
         return None, None
-    return mean_and_error(samples[0] if len(sets) == 1 else [np.mean(each) for each in samples])
+    return mean_and_error(values[0] if len(sets) == 1 else [np.mean(row) for row in values])
 
 
 def _table1_row(runs: list[dict]) -> dict:
@@ -138,7 +138,7 @@ def _of_runs(runs: list[dict], key: str) -> float | None:
 
 
 def _accuracies(runs: list[dict]) -> dict:
-    """One reward model on every test set that all its seeds were tried on."""
+    """Accuracy of one reward model on every test set on which all its seeds were evaluated."""
     row = {}
     for test_set in runs[0]:
         tables = [run[test_set] for run in runs if test_set in run]
@@ -151,7 +151,7 @@ def _accuracies(runs: list[dict]) -> dict:
 
 
 def _mean_curve(curves: list[list[dict]]) -> dict:
-    """Means over seeds at the steps that all of them have, as columns, each with its error."""
+    """Columns of means and errors over seeds, at the steps that all seeds evaluated."""
     by_step = [{point["step"]: point for point in curve} for curve in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     columns = {"seeds": len(curves), "step": steps}
@@ -163,9 +163,9 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
 
 
 def _differences(arms: dict) -> list[dict]:
-    """Win rates of every pair of arms, in points, with intervals over seeds and prompts.
+    """Difference in win rate of every pair of arms, in percentage points, with 95 % intervals.
 
-    Without a judge correction accuracy takes their place, and edits that of prompts.
+    Intervals are over seeds and prompts. Without a judge, correction accuracy over seeds and edits.
     """
     values = {decoding: _paired_values(arms, decoding) for decoding in verdict.DECODINGS}
 
@@ -186,14 +186,14 @@ def _differences(arms: dict) -> list[dict]:
 
 
 def _paired_values(arms: dict, decoding: str) -> dict[str, list[list[float]]]:
-    """What every arm is compared by, a row a seed; {} where that is not known."""
+    """Per arm one row per seed of the values to compare; {} if an arm lacks them."""
     values = {a: [run[decoding]["outcome"] for run in arm["runs"]] for a, arm in arms.items()}
     if any(None in row for rows in values.values() for row in rows):
         values = {a: [_by_record(run, decoding) for run in arm["runs"]] for a, arm in arms.items()}
     sizes = {len(row) for rows in values.values() for row in rows}
     if 0 in sizes:
         return {}
-    if len(sizes) > 1:  # every seed has edits of its own
+    if len(sizes) > 1:  # seeds have different edits: compare means
         values = {a: [[float(np.mean(row))] for row in rows] for a, rows in values.items()}
     return values
 
@@ -203,7 +203,7 @@ def _by_record(run: dict, decoding: str) -> list[float]:
 
 
 def _plain(value):
-    """What JSON can say: no array types, and null for what is not a finite number."""
+    """Converts a value to plain JSON types; numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

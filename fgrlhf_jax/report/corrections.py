@@ -1,4 +1,4 @@
-"""What every policy does where people edited, and how well that tells which policy is better."""
+"""Correction accuracy of every policy on held-out edits, and its correlation with the judge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +15,16 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
     """Correction accuracy, words still to change and fluency of every arm.
 
     Args:
-      arms: of a study; what its runs do not have is None here.
+      arms: of a study; a measure that its runs lack is None in the result.
       table1: ``gold`` and ``greedy_gold`` by arm.
 
     Returns:
-      ``arms``: for each the mean and its error (over seeds, of one seed over records) of the
-      readings of ``functional.correction``, of how far unchanged tokens moved, and, in each
-      decoding, of the words that an editor would still change and of ``fluency``.
-      ``rank_correlation`` (Spearman) of correction accuracy with the score, over the arms: sampled
-      with the score at T = 1, greedy with the greedy one.
+      ``arms``: per arm the mean and its standard error (over seeds; with one seed over records) of
+      the measures of ``functional.correction``, of the change of unchanged tokens'
+      log-probabilities, and for each decoding of the words that an editor would still change and
+      of ``fluency``.
+      ``rank_correlation`` (Spearman, over arms) of correction accuracy with the judge's score:
+      "sampled" with the score at T = 1, "greedy" with the greedy score.
     """
     rows = {name: _row(arm["runs"]) for name, arm in arms.items()}
     scores = {"sampled": "gold", "greedy": "greedy_gold"}
@@ -37,7 +38,7 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
 
 
 def correction_error(runs: Sequence[Mapping]) -> float | None:
-    """The error of correction accuracy: over seeds, of one seed over records."""
+    """Standard error of correction accuracy: over seeds, or over records if there is one seed."""
     return _row(runs)["sampled"]["se"]
 
 
@@ -58,7 +59,7 @@ def _row(runs: Sequence[Mapping]) -> dict:
 
 
 def _mean(runs: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
-    """Of means and their errors, one a seed."""
+    """Combines (mean, error) of each seed; the error over seeds, or that of a single seed."""
     means = [mean for mean, _ in runs]
     if None in means:
         return {"mean": None, "se": None}

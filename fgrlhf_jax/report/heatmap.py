@@ -1,9 +1,9 @@
-"""Responses with every token's reward as its colour: a page, a picture, or text for a terminal.
+"""Responses with tokens coloured by their rewards: as an HTML page, SVG or terminal text.
 
-Pure rendering. A row is a dict with ``instruction``, ``input`` and ``sides``; a side has
-``label``, ``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``,
-one of each a token. Colours go from red (low) over none (0) to green (high). A changed token is
-underlined, or struck through on the side labelled ``original``, where the edit took it away.
+A row is a dict with ``instruction``, ``input`` and ``sides``. A side has ``label`` and, per token,
+``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``. Colours: red for
+negative rewards, none for 0, green for positive rewards. A changed token is underlined; on the side
+labelled ``original``, where the edit removed it, it is struck through.
 """
 
 import html
@@ -23,14 +23,14 @@ _VISIBLE = HARMLESS | {9: "⇥\t", 10: "↵\n"}
 
 
 def colour_limit(rows: Iterable[Mapping]) -> float:
-    """The |reward| of the strongest colour: the 98th percentile, for outliers pale the rest."""
+    """The |reward| with the strongest colour: the 98th percentile, so outliers do not set it."""
     sizes = np.abs([r for row in rows for side in row["sides"] for r in side["rewards"]])
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     return float(np.quantile(sizes, 0.98)) if sizes.size else 1.0
 
 
 def to_html(rows: Sequence[Mapping], *, title: str) -> str:
-    """A page that loads nothing: no script, no font, no network. One scale for all its rows."""
+    """A self-contained page: no script, font or network access. All rows share one scale."""
     limit = colour_limit(rows)
     rows = [{**row, "sides": [render_side(side, limit) for side in row["sides"]]} for row in rows]
     values = {"title": title, "limit": limit, "rows": rows, "harmless": HARMLESS}
@@ -38,12 +38,12 @@ def to_html(rows: Sequence[Mapping], *, title: str) -> str:
 
 
 def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> str:
-    """One row: running text on coloured ground, or without colour a line for each token.
+    """One row as running text with coloured background, or without colour one line per token.
 
     Args:
-      row: as above.
+      row: see the module's docstring.
       colour: use 24-bit ANSI colours.
-      limit: reward with the strongest colour; by default the row's own ``colour_limit``.
+      limit: |reward| with the strongest colour; by default the row's ``colour_limit``.
     """
     limit = limit or colour_limit([row])
     lines = [row[name].translate(HARMLESS) for name in ("instruction", "input") if row[name]]
@@ -64,7 +64,7 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
 
 
 def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
-    """The same as one picture, for pages that show images only; ``columns`` characters wide."""
+    """The rows as one SVG image, ``columns`` characters wide."""
     limit = colour_limit(rows)
     column, line, lines, shapes = 8.0, 26, 1, []
 
@@ -105,17 +105,20 @@ def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
 
 
 def render_side(side: Mapping, limit: float, *, numbered: bool = False) -> dict:
-    """A side with its tokens as ``html``; ``numbered`` has each token's number below it."""
+    """A side with its tokens as ``html``; ``numbered`` prints each token's reward below it."""
     side = _side(side, limit) | {"numbered": numbered}
     return side | {"html": ENVIRONMENT.get_template(f"{ASSETS}/tokens.html").module.tokens(side)}
 
 
 def _side(side: Mapping, limit: float) -> dict:
-    """What all renderings of a side need; the same number of tokens, rewards and changed."""
+    """Text, strength of colour and formatted reward of every token, for all renderings.
+
+    Raises ValueError if ``tokens``, ``rewards`` and ``changed`` differ in length.
+    """
     tokens, rewards = [], side["rewards"]
     digits = max(2, 1 - math.floor(math.log10(limit)))
     for text, reward, changed in zip(side["tokens"], rewards, side["changed"], strict=True):
-        # -1 ... 1; 0 (no colour) for what is not a number.
+        # In [-1, 1]; 0 (no colour) for NaN.
         strength = 0.0 if math.isnan(reward) else max(-1.0, min(1.0, reward / limit))
         shown = {"text": text.translate(_VISIBLE) or "⋯", "changed": changed}
         number = "–" if math.isnan(reward) else f"{reward:+z.{digits}f}".replace("-", "−")
@@ -130,7 +133,7 @@ def _side(side: Mapping, limit: float) -> dict:
 
 
 def _ground(strength: float) -> list[int]:
-    """Red, green and blue (0 to 255) behind a token."""
+    """Background colour of a token: red, green and blue in 0 to 255."""
     end = _GREEN if strength > 0 else _RED
     return [round(p + abs(strength) * (e - p)) for p, e in zip(_PAPER, end, strict=True)]
 
@@ -139,5 +142,5 @@ def _ansi(token: Mapping, style: str) -> str:
     ground = _ground(token["strength"])
     line = {"removed": ";9", "added": ";4"}[style] if token["changed"] else ""
     codes = f"\x1b[30;48;2;{ground[0]};{ground[1]};{ground[2]}{line}m"
-    # The ground must not run on to the end of the line.
+    # Reset at line breaks: otherwise the background fills the rest of the line.
     return codes + token["text"].replace("\n", f"\x1b[0m\n{codes}") + "\x1b[0m"

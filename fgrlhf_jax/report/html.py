@@ -1,7 +1,7 @@
-"""The frame of every page: it loads nothing, escapes its text, and is light or dark.
+"""The template of every page: self-contained, with escaped text, in light or dark mode.
 
-Colours are variables of the style: ``--ink`` on ``--paper``, ``--c0`` to ``--c7`` for charts.
-A token is of class ``low`` (red) or ``high`` (green); how strong its colour is, is its ``--share``.
+CSS variables hold the colours: ``--ink`` on ``--paper``, ``--c0`` to ``--c7`` for charts. A token
+has the class ``low`` (red) or ``high`` (green); ``--share`` is the strength of its colour.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 CHART_COLOURS = 8
-# For str.translate: what would steer a terminal or turn text round does not get through.
+# For str.translate: replaces control characters, which could steer a terminal or reverse text.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
 HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n"}
 ASSETS = "report/assets"
@@ -25,13 +25,13 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render_page(folder: str, body: str, styles: Sequence[str] = (), **values) -> str:
-    """A page, of a template of its body.
+    """The HTML of a page.
 
     Args:
-      folder: of the templates, in this package.
-      body: file of the HTML.
-      styles: files of CSS beyond that of the frame.
-      values: ``title``, and what the templates know besides.
+      folder: folder of the templates, relative to this package.
+      body: file name of the body's template.
+      styles: file names of CSS beyond the frame's.
+      values: ``title`` and the other variables of the templates.
     """
     files = [ASSETS + "/frame.css", *(f"{folder}/{style}" for style in styles)]
     frame = ENVIRONMENT.get_template(ASSETS + "/frame.html")

@@ -1,10 +1,10 @@
-"""A report's content as Markdown: the answer, the tables, token rewards and commands."""
+"""A report as Markdown: the answer, the tables, token rewards and commands."""
 
 import re
 
 from fgrlhf_jax.report.tables import number, recommendation, sections, subtitle
 
-MAX_TOKENS = 40  # rows of a heat map
+MAX_TOKENS = 40  # rows of a table of token rewards
 
 
 def to_markdown(report: dict) -> str:
@@ -31,7 +31,7 @@ def to_markdown(report: dict) -> str:
 def _heatmaps(report: dict) -> list[str]:
     lines = ["## Token rewards", ""] if report["heatmaps"] else []
     for item in report["heatmaps"]:
-        gold = item["gold"]  # of the embedded world only
+        gold = item["gold"]  # only in the embedded world
         score = "" if gold is None else f" ({_escape(report['judge'])} {number(gold)})"
         lines += [f"**{_escape(item['prompt'])}** → {_escape(item['response'])}{score}", ""]
         groups = {}  # reward models that read the same tokens share a table
@@ -57,5 +57,5 @@ def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escapes a text for Markdown and joins its lines."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

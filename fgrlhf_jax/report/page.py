@@ -1,7 +1,7 @@
-"""A report's content as one page that loads nothing: no script, no font, no network.
+"""A report as one self-contained page: no script, font or network access.
 
-Pure rendering of what ``report.json`` holds; text is escaped, colours follow the reader's light or
-dark mode, charts and tables fit a phone, and what is folded or under the pointer is printed.
+Renders the content of ``report.json``. Text is escaped, colours follow the reader's light or dark
+mode, charts and tables fit a phone, and print shows folded parts and tooltips.
 """
 
 import functools
@@ -12,20 +12,20 @@ from fgrlhf_jax.report.charts import Dot, Line, draw_dots, draw_lines
 from fgrlhf_jax.report.html import ASSETS, CHART_COLOURS, HARMLESS, render_page
 from fgrlhf_jax.report.tables import number, recommendation, sections, subtitle
 
-_SHOWN_AS_IT_IS = ("title", "about", "samples", "commands", "config", "judge")
-_NUMBERED = 40  # tokens; a longer response has its rewards under the pointer, and in print
+_COPIED = ("title", "about", "samples", "commands", "config", "judge")
+_NUMBERED = 40  # tokens; a longer response shows its rewards in tooltips and in print only
 _OPEN_SAMPLES = 2
 # A number, its error and its unit stay on one line; words may wrap.
 _UNBROKEN = re.compile(r"(?<=[\d±=]) (?=[\d±%(])|(?<=T) (?==)|(?<=,) (?=[+−])")
 
 
 def to_html(report: dict) -> str:
-    """The text of ``report.html``, of the content of ``report.json``."""
+    """The text of ``report.html``, from the content of ``report.json``."""
     return render_page(
         ASSETS,
         "report.html",
         ["charts.css", "heatmap.css", "report.css"],
-        **{name: report[name] for name in _SHOWN_AS_IT_IS},
+        **{name: report[name] for name in _COPIED},
         subtitle=subtitle(report),
         recommendation=recommendation(report),
         answer=report["answer"].values(),
@@ -43,8 +43,8 @@ def to_html(report: dict) -> str:
 
 
 def _figures(report: dict) -> dict[str, list]:
-    """The charts of a section, by its key."""
-    score, kl = f"{report['judge']} score", "KL, nats a response"
+    """The charts of each section, by the section's key."""
+    score, kl = f"{report['judge']} score", "KL, nats per response"
     labels = report["labels"]["arms"]
 
     def chart(x: str, y: str, x_name: str, y_name: str, **options):
@@ -59,7 +59,7 @@ def _figures(report: dict) -> dict[str, list]:
         chart("kl", "gold", kl, score, cut_x="high", cut_y="low", ends=True),
         chart("length", "reward", names["length"], names["reward"], ends=True),
     ]
-    for field, name in {**names, "unfinished": "share unfinished"}.items():
+    for field, name in {**names, "unfinished": "share of unfinished responses"}.items():
         ends.append(chart("step", field, "PPO step", name, cut_y="high" if field == "kl" else ""))
     learning = chart("step", "gold", "PPO step", score, cut_y="low")
     judged = all(row["win_rate"] is not None for row in report["table1"].values())
@@ -75,11 +75,11 @@ def _win_rates(report: dict):
             for decoding in ("", "greedy_")
         ]
         rows.append(Dot(report["labels"]["arms"][name], colours.get(name), *pairs))
-    return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=[(50.0, "even")])
+    return draw_dots(rows, x="win rate, %: filled T = 1, hollow greedy", marks=[(50.0, "50 %")])
 
 
 def _heatmaps(report: dict) -> list[dict]:
-    """Responses with their tokens coloured; each reward model has one scale for the page."""
+    """Responses with coloured tokens; each reward model has one scale for the whole page."""
     limits, rendered = {}, []
     models = {name for item in report["heatmaps"] for name in item["by"]}
     for name in models:

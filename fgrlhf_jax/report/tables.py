@@ -1,6 +1,6 @@
-"""A report's content as tables of plain text, which both pages show.
+"""The tables of a report as plain text, which report.html and report.md both show.
 
-A section is a title, a sentence or two on how to read it, and a table.
+A section has a title, a text that says how to read the table, and the table.
 """
 
 import functools
@@ -16,7 +16,7 @@ _CURVE_COLUMNS = 8
 
 
 class Section(NamedTuple):
-    """A table; every cell is plain text, the first one of a row is its label."""
+    """A titled table of plain text; the first cell of a row is its label."""
 
     key: str
     title: str
@@ -26,13 +26,13 @@ class Section(NamedTuple):
 
 
 def sections(report: dict) -> list[Section]:
-    """All tables in the order to show them; those without rows are left out."""
+    """All sections that have rows, in display order."""
     tables = (_table1, _differences, _corrections, _table2, _curves, _table3, _end, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
 def subtitle(report: dict) -> str:
-    """The size of the study, its judge, and what the errors are over."""
+    """One line: number of prompts and seeds, judge, and over what standard errors are computed."""
     seeds = report["seeds"]
     over = "seeds" if seeds > 1 else "prompts"
     judge = f"{report['judge']} as the judge" if report["judge"] else "no judge"
@@ -43,7 +43,7 @@ def subtitle(report: dict) -> str:
 
 
 def number(value: float | None, error: float | None = None, digits: int = 3) -> str:
-    """``value ± error`` with a true minus sign, or a dash."""
+    """``value ± error`` with a true minus sign; a dash for None."""
     if value is None:
         return NONE
     text = f"{value:z.{digits}f}".replace("-", "−")
@@ -51,9 +51,9 @@ def number(value: float | None, error: float | None = None, digits: int = 3) -> 
 
 
 def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
-    """``mean ± error`` in per cent, or a dash.
+    """``mean ± error`` in per cent; a dash for None.
 
-    Of ``n`` comparisons that all ended alike the error would be 0; Wilson's interval is shown.
+    A mean of 0 or 1 over ``n`` comparisons has error 0, so Wilson's interval is shown instead.
     """
     if mean is None:
         return NONE
@@ -63,30 +63,31 @@ def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
     return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
-_MORE_COLUMNS = {  # of Table 1, that not every study has: head, how it is written, what it means
+_MORE_COLUMNS = {  # optional columns of Table 1: head, function that formats a cell, note
     "win_rate_greedy_start": (
         "Against greedy, T = 1",
         percent,
-        "Against greedy: the win rate against the start decoded greedily, a harder reference.",
+        "Against greedy: the win rate against greedy responses of the common start, a harder "
+        "reference.",
     ),
     "greedy_win_rate_greedy_start": ("Against greedy, greedy", percent, ""),
     "correction_accuracy": (
         "Correction",
         percent,
-        "Correction: on held-out edits, how often the "
-        "policy prefers what a person put in to what was taken out.",
+        "Correction: probability of the inserted text, relative to that of the removed text, on "
+        "held-out edits; higher is better.",
     ),
     "kl": (
         "KL",
         functools.partial(number, digits=2),
-        "KL: nats a response, of the policy's own "
-        "samples, from the policy that all arms started from.",
+        "KL from the policy that all arms start from, on the arm's own samples, in nats per "
+        "response.",
     ),
     "seconds": (
         "Seconds",
         functools.partial(number, digits=0),
-        "Seconds of training, with the "
-        "reward model and the arms before it, not the common start{at_once}.",
+        "Seconds of training: the arm with its reward model and the arms that it starts from, "
+        "without the common start{at_once}.",
     ),
 }
 
@@ -112,14 +113,16 @@ def _table1(report: dict) -> Section:
         ]
         for name, row in table.items()
     ]
-    at_once = f"; up to {count} stages ran at once, so they are rough" if count > 1 else ""
+    at_once = f"; up to {count} stages ran at once, so they are inexact" if count > 1 else ""
     notes = [note.format(at_once=at_once) for _, _, note in more.values() if note]
     if {row["se_over"] for row in table.values()} == {"seeds", "prompts"}:
         notes.append("The ± of an arm with a single run is over prompts.")
     text = (
-        f"Win rate against the fixed reference on test prompts, a draw one half, and mean {judge} "
-        "score. T = 1 is what PPO trains; greedy decoding shows how much of a gain is only "
-        "sharpening. Length in tokens and the share without an end are of responses at T = 1."
+        "Win rate: share of test prompts on which the arm's response beats the reference, a "
+        "sampled (T = 1) response of the model that all arms start from; a draw counts one half. "
+        f"{_capitalise(judge)}: mean score. Higher is better. PPO trains the policy at T = 1; a "
+        "gain at T = 1 but not with greedy decoding is only sharpening. Length: tokens per "
+        "response; Unfinished: share of responses without an end; both at T = 1."
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy", f"{_capitalise(judge)}, T = 1"]
     head += [f"{_capitalise(judge)}, greedy", "Length", "Unfinished"]
@@ -137,17 +140,17 @@ def _differences(report: dict) -> Section:
     what, units = ("Win rate", "prompts") if report["judge"] else ("Correction accuracy", "edits")
     over = f"seeds, which all start from the same model, and {units}"
     if report["seeds"] == 1:
-        over = f"the {units} of this one seed, so that nothing of it is shown: another may turn it"
+        over = f"the {units} of this one seed, so another seed may reverse it"
     text = (
-        f"{what} of one arm less that of the other, in points, paired by seed and {units[:-1]}, "
-        f"with its 95 % interval over {over}. An arm is better or worse if the interval excludes "
-        "zero; each is a test of its own, nothing is corrected for their number."
+        f"{what} of “Arm” minus that of “Against”, in percentage points, paired by seed and "
+        f"{units[:-1]}, with its 95 % interval over {over}. “Arm” is better if the interval is "
+        "above zero and worse if it is below. There is no correction for multiple comparisons."
     )
     head = ["Arm", "Against", "Points, T = 1", "Points, greedy"]
     return Section("differences", "Arm against arm", text, head, rows)
 
 
-_CORRECTIONS = {  # column: its head and how it is written
+_CORRECTIONS = {  # column: its head and the function that formats a cell
     "sampled": ("Sampled", percent),
     "greedy": ("Greedy", percent),
     "written": ("Written", percent),
@@ -168,24 +171,24 @@ def _corrections(report: dict) -> Section:
         for name, row in arms.items()
     ]
     text = (
-        "At the places that people edited in responses which nothing was trained on, without a "
-        "judge: how much of the probability of either text is the correction's (sampled), how "
-        "often its first token is likelier than that of the original (greedy), how often it is "
-        "the likeliest of all (written); and how far tokens that nobody changed have moved from "
-        "the first policy, in nats."
+        "Measures on held-out edits, without a judge. Sampled: probability of the correction, "
+        "relative to correction plus original. Greedy: how often the correction's first token is "
+        "likelier than the original's. Written: how often it is the likeliest of all tokens. "
+        "Higher is better for these three. Moved: mean absolute change of unchanged "
+        "tokens' log-probabilities since the start of all arms, in nats."
     )
     if "words_sampled" in shown:
-        text += " Words left: how many an editor would still change in a response."
+        text += " Words left: words per response that an editor would still change."
     if "fluency_sampled" in shown:
-        text += " Fluency: log-probability a token of responses under a model not trained here."
+        text += " Fluency: log-probability per token of responses under a model not trained here."
     known = [f"{number(ranks[d], digits=2)} {d}" for d in DECODINGS if ranks[d] is not None]
     if known:
         text += (
-            f" Over the {len(arms)} arms the rank correlation (Spearman) of correction accuracy "
+            f" Over the {len(arms)} arms, the rank correlation (Spearman) of correction accuracy "
             f"with the {report['judge']} score is {' and '.join(known)}."
         )
     head = ["Arm", *(_CORRECTIONS[name][0] for name in shown)]
-    title = "What the policies do where people edited"
+    title = "What the policies do at the places of held-out edits"
     return Section("corrections", title, text, head, rows if shown else [])
 
 
@@ -201,9 +204,10 @@ def _table2(report: dict) -> Section:
         auroc = number(report["auroc"][name]["mean"], report["auroc"][name]["se"])
         rows.append([report["labels"]["reward_models"][name], *accuracies, auroc])
     text = (
-        "How often each reward model ranks the better response of a pair above the other, on each "
-        "set of test pairs (chance is 50 %), and of those that were trained to reward tokens the "
-        "area under the ROC curve of −r against “the edit changed this token”."
+        "Accuracy: share of test pairs in which the reward model scores the better response "
+        "higher (chance: 50 %), per test set with its number of pairs n. AUROC: how well low token "
+        "rewards predict which tokens an edit changed (chance: 0.5), for models that reward "
+        "tokens. Higher is better."
     )
     head = ["Reward model", *(f"{_capitalise(s)} (n = {n})" for s, n in sizes.items()), "AUROC"]
     return Section("table2", "Table 2. Which reward model judges better?", text, head, rows)
@@ -214,32 +218,32 @@ def _table3(report: dict) -> Section:
     goal, alone = f"{report['judge']} {number(target)}", report["at_once"] == 1
     head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
     if alone:
-        head += ["Seconds a step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
+        head += ["Seconds per step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
     rows = []
     for name, row in report["table3"].items():
         cells = []
         for key in CRITERIA:
             reached = row[f"{key}_reached"]
-            some = row[key] is None and reached
+            only_some = row[key] is None and reached
             cell = number(row[key], row[f"{key}_se"], digits=0)
-            cells.append(f"{reached} of {row['seeds']} seeds" if some else cell)
+            cells.append(f"{reached} of {row['seeds']} seeds" if only_some else cell)
         if alone:
             seconds = (row[key.replace("steps", "seconds")] for key in CRITERIA)
             cells += [number(row["seconds_per_step"]), *(number(s, digits=1) for s in seconds)]
         rows.append([report["labels"]["arms"][name], *cells])
     source = (
-        f"; {number(target)} is 80 % of the way of “{report['labels']['arms'][arm]}”, to the "
-        "lowest of its seeds' bests"
+        f": {number(target)}, 80 % of the way from the start of "
+        f"“{report['labels']['arms'][arm]}” to the lowest of its seeds' best scores"
         if target is not None
         else ""
     )
     text = (
-        f"PPO steps until the {report['judge']} score on validation prompts first gets there; each "
-        "evaluation is averaged with its two neighbours. The first two criteria measure an arm by "
-        "its own best, so a small gain is soon made; the third asks the same score of every arm"
-        f"{source}. 0 where an arm starts there, {NONE} where no seed gets there. The verdicts "
-        "above are of a test that relabels whole curves: where two arms do not differ it finds a "
-        f"difference by any of the criteria in at most {100 * SIGNIFICANCE:.0f} % of studies."
+        f"PPO steps until the {report['judge']} score on validation prompts first reaches a goal; "
+        "fewer is better. Each evaluation is averaged with its two neighbours. The first two goals "
+        "are shares of an arm's own gain, so a small gain is reached early; the third is the same "
+        f"score for every arm{source}. 0: reached at the start; {NONE}: no seed reaches it. The "
+        "statements above come from a permutation test of whole curves, whose false-positive rate "
+        f"over all goals is at most {100 * SIGNIFICANCE:.0f} %."
         f"{'' if alone else ' Stages ran at once, so their seconds are not compared.'}"
     )
     return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
@@ -256,7 +260,9 @@ def _curves(report: dict) -> Section:
         cells = [by_step.get(step, NONE) for step in steps]
         rows.append([report["labels"]["arms"][name], *cells])
     text = f"Mean {report['judge']} score on validation prompts during PPO, at T = 1" + (
-        ", ± one standard error over seeds." if report["seeds"] > 1 else "."
+        ", ± one standard error over seeds; higher is better."
+        if report["seeds"] > 1
+        else "; higher is better."
     )
     head = ["Arm", *(f"step {step}" for step in steps)]
     return Section("curves", "Learning curves", text, head, rows)
@@ -274,10 +280,11 @@ def _end(report: dict) -> Section:
         label, step = report["labels"]["arms"][name], str(last["step"])
         rows.append([label, step, *cells, percent(last["unfinished"]), correlation])
     text = (
-        f"What each arm paid for its {report['judge']} score in KL, and whether its reward grew "
-        "with length: the figures of the last evaluation, and the correlation of reward and length "
-        "over the responses of a rollout, the mean of its last steps. KL is from where the arm "
-        "started. Rewards are each reward model's own, not comparable between arms."
+        f"The {report['judge']} score against its cost in KL, and whether reward grows with "
+        "length, at the last evaluation. KL: nats per response from the arm's own start. Reward: "
+        "of the arm's own reward model, so not comparable between arms. Length: tokens per "
+        "response. r(reward, length): correlation over the responses of a rollout, mean of the "
+        "last steps; a high value suggests reward for length alone."
     )
     head = ["Arm", "Last step", "KL", _capitalise(report["judge"]), "Reward", "Length"]
     head += ["Unfinished", "r(reward, length)"]
@@ -287,12 +294,12 @@ def _end(report: dict) -> Section:
 def _stages(report: dict) -> Section:
     seconds = report["seconds"] | {"all": sum(report["seconds"].values())}
     rows = [[name, number(value, digits=1)] for name, value in seconds.items()]
-    text = "Seconds of each stage, start-up and compilation included; then the commands."
+    text = "Seconds of each stage, with start-up and compilation; below them the commands."
     return Section("stages", "Stages", text, ["Stage", "Seconds"], rows)
 
 
 def recommendation(report: dict) -> str:
-    """The recommended arm and its reason, in a sentence."""
+    """One sentence with the recommended arm and the reason."""
     arm, why = (report["recommendation"][key] for key in ("arm", "why"))
     return f"Take “{report['labels']['arms'][arm]}”: {why}." if arm else f"{_capitalise(why)}."
 

@@ -1,9 +1,9 @@
-"""Which arm aligns better, which is faster, which to take? Answered by rule.
+"""Rules that decide which arm aligns better, which is faster, and which to recommend.
 
-Of two arms one is better if the 95 % interval of the paired difference of their win rates, over
-seeds and prompts, excludes zero; all else is within noise. Without a judge it is their correction
-accuracies, over seeds and edits. One seed shows nothing: another one may turn it, so what is said
-is said of that seed. Faster is what :mod:`.speed` tests.
+An arm is better than another if the 95 % interval of their paired difference in win rate, over
+seeds and prompts, is above zero; an interval that contains zero is "within noise". Without a judge,
+correction accuracy over seeds and edits takes the place of win rate. A result of one seed is
+labelled as such, since another seed may reverse it. :mod:`.speed` tests which arm is faster.
 """
 
 from collections.abc import Mapping
@@ -13,57 +13,58 @@ from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
 NONE = "–"
 DECODINGS = ("sampled", "greedy")
 BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
-RIVALS = (BASELINE, "fine_grained", "sft_edits")  # that the token arm is compared with
+RIVALS = (BASELINE, "fine_grained", "sft_edits")  # arms to compare the token arm with
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
 _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
 
 
 def answer_questions(report: dict) -> dict:
-    """``better`` and ``faster``: each its question, a text, and lines of ``arm`` and ``text``."""
+    """Answers ``better`` and ``faster``: a question, lines of ``arm`` and ``text``, and a text."""
     one_seed = report["seeds"] < 2
     where = " in this one seed" if one_seed else ""
     remarks = []
     if not report["judge"]:
-        points = "; points are of correction accuracy" if report["differences"] else ""
+        points = "; differences are in correction accuracy" if report["differences"] else ""
         remarks.append(f"This study has no judge{points}.")
     if one_seed and (report["judge"] or report["differences"]):
-        remarks.append("One seed shows nothing: another one may turn it.")
-    # Decoding the untouched model greedily may be a gain of its own.
+        remarks.append("One seed is no evidence: another may reverse the result.")
+    # Greedy decoding alone may raise the win rate of the untrained start.
     rate = report["table1"].get("sft", {}).get("greedy_win_rate")
     if rate is not None and rate > 0.55:
         remarks.append(
-            f"The untouched SFT model decoded greedily wins {100 * rate:.1f} % against its own "
-            "samples: part of a gain at T = 1 may be sharpening."
+            f"Greedy responses of the SFT model win {100 * rate:.1f} % against its own samples: "
+            "part of a gain at T = 1 may be sharpening."
         )
     faster = [_faster_line(report, test) for test in report["speed"]]
-    missing = "" if faster else "There are no learning curves of two arms to compare."
+    missing = "" if faster else "No two arms to compare have learning curves."
     return {
         "better": {
             "question": f"Which arm aligns better{where}?",
             "lines": _better_lines(report),
             "text": " ".join(remarks),
         },
-        "faster": {"question": f"And faster{where}?", "lines": faster, "text": missing},
+        "faster": {"question": f"Which arm is faster{where}?", "lines": faster, "text": missing},
     }
 
 
 def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str | None]:
-    """The arm to take, and why.
+    """The recommended arm, and why.
 
-    It is one that no other arm beats, sampled or greedy; of several the cheapest in seconds. Where
-    every arm is beaten by another in some decoding, it is the one that is beaten least often, then
-    the one with the highest mean of both win rates, or without a judge correction accuracy.
+    Candidates are the arms that no other arm beats, sampled or greedy; the cheapest in seconds is
+    recommended. If every arm is beaten in some decoding, candidates are the arms that are beaten
+    least often; the one with the highest mean of both win rates (without a judge: correction
+    accuracy) is recommended.
 
     Args:
-      differences: those of a report, of every pair of arms.
-      table: its ``table1``, without arms that nobody can train (the oracle).
+      differences: the report's differences of every pair of arms.
+      table: its ``table1``, without arms that need the oracle.
 
     Returns:
-      ``arm`` (None where nothing can be compared) and ``why``.
+      ``arm`` (None if nothing can be compared) and ``why``.
     """
     pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
     if not pairs:
-        why = "there is neither a judge nor correction accuracy by edit to compare by"
+        why = "the arms have neither a judge's scores nor correction accuracy per edit"
         return {"arm": None, "why": f"{why}; answers of an earlier version lack it: delete them"}
     judged = None not in (row.get("win_rate") for row in table.values())
     won, lost = ({arm: dict.fromkeys(DECODINGS, 0) for arm in table} for _ in range(2))
@@ -83,35 +84,38 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
 
     losses = {arm: sum(lost[arm].values()) for arm in table}
     rivals = [arm for arm in table if losses[arm] == min(losses.values())]
-    why = "" if judged else "there is no judge; by correction accuracy "
+    why = "" if judged else "without a judge, by correction accuracy, "
     if min(losses.values()):
         arm = max(rivals, key=rates)
-        why += "every arm is beaten by another at T = 1 or greedily; this one the least often"
+        why += "every arm is beaten by another at T = 1 or greedily; this arm the least often"
     else:
         arm = min(rivals, key=lambda arm: (cost(arm), -rates(arm)))
         why += "no arm is better at T = 1 or greedily"
         if len(rivals) > 1 and cost(arm) < float("inf"):
-            why += f", and of the {len(rivals)} arms of which that is so it costs least"
+            why += f", and it is the cheapest of the {len(rivals)} such arms"
     sampled, greedy = (won[arm][decoding] for decoding in DECODINGS)
     why += f"; of the {len(table) - 1} others it beats {sampled} at T = 1 and {greedy} greedily"
     if table[arm].get("seeds", 1) < 2:
-        why += ". One seed: another one may turn it"
+        why += ". One seed: another seed may reverse this"
     return {"arm": arm, "why": why}
 
 
 def lead(interval: Mapping[str, float]) -> int:
-    """1 where an interval of ``differences`` is above zero, -1 where it is below, else 0."""
+    """1 if an interval of ``differences`` is above zero, -1 if it is below, else 0."""
     return (interval["low"] > 0) - (interval["high"] < 0)
 
 
 def describe(interval: Mapping[str, float]) -> str:
-    """ "+7.1 [+6.1, +8.1], better": points of win rate, their interval, and what it means."""
+    """ "+7.1 [+6.1, +8.1], better": difference in points, its interval, and the verdict."""
     values = (f"{interval[key]:+z.1f}".replace("-", "−") for key in ("points", "low", "high"))
     return "{} [{}, {}], ".format(*values) + _WORDS[lead(interval)]
 
 
 def _better_lines(report: dict) -> list[dict]:
-    """By how much the recommended arm leads the next best and its baselines, the token arm its."""
+    """Lines that compare the recommended arm with the next best and with baselines.
+
+    The lines after them compare the token arm with its rivals.
+    """
     table, labels = report["table1"], report["labels"]["arms"]
     best = report["recommendation"]["arm"]
     known = {}
@@ -137,7 +141,7 @@ def _turned(interval: Mapping[str, float]) -> dict[str, float]:
 
 
 def _faster_line(report: dict, test: dict) -> dict:
-    """A line of one entry of ``speed``: by which criteria an arm needs fewer steps."""
+    """The line of one entry of ``speed``: the criteria by which an arm needs fewer steps."""
     labels, parts = report["labels"]["arms"], {"faster": [], "slower": [], "not shown": []}
     target = f"{report['gold_target'] or 0:.3f}"
     for criterion, words in zip(CRITERIA, _CRITERIA, strict=True):
@@ -149,5 +153,6 @@ def _faster_line(report: dict, test: dict) -> dict:
             parts[verdict].append(f"{words} (p = {tested['p']:.2g})")
     text = "; ".join(f"{verdict} {', '.join(each)}" for verdict, each in parts.items() if each)
     if test["least_p"] > SIGNIFICANCE:
-        text += f"; no p can be below {test['least_p']:.2g} with {test['seeds']} of each"
+        seeds = f"{test['seeds']} seed{'s' if test['seeds'] > 1 else ''} per arm"
+        text += f"; no p can be below {test['least_p']:.2g} with {seeds}"
     return {"arm": f"{labels[test['arm']]} against {labels[test['against']]}", "text": text}

@@ -29,6 +29,6 @@ def test_what_runs_out_is_said():
 
     curves = [ends_at("a", 1, 0.6), ends_at("b", 1, 0.7), ends_at("<c>", 9, -0.875)]
     chart = draw_lines(curves, x="KL, nats", y="score", cut_x="high", cut_y="low")
-    assert "“&lt;c&gt;” runs out of the picture, to KL 9 and score −0.875." in chart
+    assert "“&lt;c&gt;” leaves the chart: it reaches KL 9 and score −0.875." in chart
     assert len(re.findall('title="', chart)) == 5  # of six points, one lies outside
     assert "runs out" not in draw_lines(curves, x="KL, nats", y="score")

@@ -38,7 +38,7 @@ def test_without_a_judge_arms_are_paired_by_edit():
     assert pair["greedy"]["low"] <= 0 <= pair["greedy"]["high"]
     assert report["recommendation"]["arm"] == "fine_grained_token"
     text = to_markdown(report)
-    for words in ("Correction accuracy of one arm", "paired by seed and edit", "no judge; points"):
+    for words in ("Correction accuracy of “Arm”", "by seed and edit", "no judge; differences"):
         assert words in text
     # Of other edits in every seed only the means are compared: two of them, so a wide interval.
     for arm in study["arms"].values():

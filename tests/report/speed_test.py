@@ -56,7 +56,7 @@ def test_the_report_tests_the_token_arm_against_its_rivals():
     three = build_report(make_study(3))["answer"]["faster"]["lines"][1]
     assert three["arm"] == "PPO on tokens against PPO on edits"
     assert "not shown to 80 % of its own gain (p = 0.1)" in three["text"]
-    assert three["text"].endswith("; no p can be below 0.1 with 3 of each")
+    assert three["text"].endswith("; no p can be below 0.1 with 3 seeds per arm")
 
 
 def test_what_is_never_reached_counts_as_later_than_the_last_evaluation():

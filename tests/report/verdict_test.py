@@ -52,7 +52,7 @@ def test_the_arm_that_no_other_beats_is_recommended():
     # Without b, a and c are within noise: the cheaper one, or of unknown cost the higher one.
     advice = recommend(differences, {k: v for k, v in make_table(9, 0, 5).items() if k != "b"})
     assert advice["arm"] == "c"
-    for words in ("of the 2 arms of which that is so it costs least", "of the 1 others it beats 0"):
+    for words in ("it is the cheapest of the 2 such arms", "of the 1 others it beats 0"):
         assert words in advice["why"]
     table = {k: v for k, v in make_table(None, 0, None).items() if k != "b"}
     assert recommend(differences, table)["arm"] == "a"
@@ -74,7 +74,7 @@ def test_without_a_judge_correction_accuracy_decides():
     table = {name: {"correction_accuracy": 0.1 * k, "seeds": 3} for k, name in enumerate("abc")}
     pairs = [make_difference(arm, "a", (1, 2)) for arm in "bc"]
     advice = recommend(pairs, table)
-    assert advice["why"].startswith("there is no judge; by correction accuracy no arm is better")
+    assert advice["why"].startswith("without a judge, by correction accuracy, no arm is better")
     circle = [
         make_difference("b", "a", (1, 2)),
         make_difference("c", "b", (1, 2)),
@@ -104,10 +104,10 @@ def test_the_first_lines_say_by_how_much_and_stay_few():
 def test_one_seed_shows_nothing():
     answer = build_report(make_study(1))["answer"]
     assert answer["better"]["question"] == "Which arm aligns better in this one seed?"
-    assert answer["better"]["text"] == "One seed shows nothing: another one may turn it."
+    assert answer["better"]["text"] == "One seed is no evidence: another may reverse the result."
     text = answer["faster"]["lines"][0]["text"]
     assert text.startswith("not shown to 80 % of its own gain (p = 1), to 95 % of it (p = 1), to")
-    assert text.endswith("no p can be below 0.5 with 1 of each")
+    assert text.endswith("no p can be below 0.5 with 1 seed per arm")
 
 
 def test_nobody_can_take_the_oracle():
@@ -121,4 +121,4 @@ def test_greedy_decoding_of_the_untouched_model_is_mentioned():
     won = [[1.0] * 60 + [0.0] * 4]
     study = make_study(3, sft=make_arm("SFT", [[0.5] * 64], greedy=won))
     text = build_report(study)["answer"]["better"]["text"]
-    assert "decoded greedily wins 93.8 % against its own samples" in text
+    assert "of the SFT model win 93.8 % against its own samples" in text
