@@ -87,9 +87,9 @@ class Annotations(contextlib.AbstractContextManager):
             with self._events.transaction():
                 self._begin(input_digest(items, imported), imported)
             self.write_edits()
-            self._events.use_wal()
-            with self._events.transaction():
-                self._events.query("UPDATE events SET seen = :now WHERE standing", now=clock())
+            with contextlib.suppress(InputError):  # not every file system can
+                self._events.query("PRAGMA journal_mode = WAL")
+            self._events.query("UPDATE events SET seen = :now WHERE standing", now=clock())
         except BaseException:
             self.close()
             if is_new:
@@ -139,9 +139,8 @@ class Annotations(contextlib.AbstractContextManager):
 
     def touch(self, name: str) -> None:
         """Notes that the annotator's browser is still connected."""
-        with self._events.transaction():
-            update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
-            self._events.query(update, now=self._clock(), name=name)
+        update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
+        self._events.query(update, now=self._clock(), name=name)
 
     def latest(self, name: str, id: str) -> Decision:
         """What the annotator has of a row so far: the last draft or decision."""
@@ -152,8 +151,7 @@ class Annotations(contextlib.AbstractContextManager):
     def versions(self, name: str, id: str) -> list[tuple[float, Decision]]:
         """(time, draft or decision) of all texts that the annotator had in a row, latest first."""
         condition = "annotator = :name AND row = :id AND text NOT NULL AND event != 'skipped'"
-        with self._events.transaction():
-            return self._events.select(f"{condition} ORDER BY n DESC", name=name, id=id)
+        return self._events.select(condition, name=name, id=id)[::-1]
 
     def draft(self, draft: Decision) -> bool:
         """Keeps what is typed; False where the annotator no longer has the row open.
@@ -166,12 +164,10 @@ class Annotations(contextlib.AbstractContextManager):
         with self._events.transaction():
             if self._open_row(name) != id:
                 return False
-            of_row = "FROM events WHERE annotator = :name AND row = :id ORDER BY n DESC"
-            query = f"SELECT n, event, text {of_row}"
-            (n, event, last), *before = self._events.query(query, name=name, id=id)
+            query = "SELECT n, event, text FROM events WHERE annotator = :name AND row = :id"
+            *before, (n, event, last) = self._events.query(f"{query} ORDER BY n", name=name, id=id)
             item = self.item(id)
-            earlier = {item.original, item.suggestion, *(text for *_, text in before)}
-            earlier |= {text for _, text in item.others}
+            earlier = {item.original, *item.edits, *(text for *_, text in before)}
             is_typed_on = draft.text not in earlier and _only_adds(last or "", draft.text)
             if event == DRAFT and (draft.text == last or is_typed_on):
                 change = "UPDATE events SET text = :text, details = :details WHERE n = :n"
@@ -215,8 +211,7 @@ class Annotations(contextlib.AbstractContextManager):
         Returns the row, which is open again; None for a tab that is out of date.
         """
         with self._events.transaction():
-            decided = f"{DECIDED} AND annotator = :name ORDER BY n DESC"
-            mine = [decision for _, decision in self._events.select(decided, name=name)]
+            mine = self.decisions(name)[::-1]
             on_row = [decision for decision in mine if decision.id == id]
             if not on_row and self._open_row(name) != id:
                 return None
@@ -235,15 +230,12 @@ class Annotations(contextlib.AbstractContextManager):
     def decisions(self, name: str | None = None) -> list[Decision]:
         """Those that stand, of all annotators or one, in the order in which they were made."""
         condition = DECIDED if name is None else f"{DECIDED} AND annotator = :name"
-        with self._events.transaction():
-            rows = self._events.select(f"{condition} ORDER BY n", name=name)
-        return [decision for _, decision in rows]
+        return [decision for _, decision in self._events.select(condition, name=name)]
 
     def annotators(self) -> list[str]:
         """The names of all who had a row, in the order in which they came."""
         names = "SELECT annotator FROM events WHERE annotator != ''"
-        with self._events.transaction():
-            rows = self._events.query(f"{names} GROUP BY annotator ORDER BY min(n)")
+        rows = self._events.query(f"{names} GROUP BY annotator ORDER BY min(n)")
         return [name for (name,) in rows]
 
     def progress(self, name: str) -> dict[str, Any]:

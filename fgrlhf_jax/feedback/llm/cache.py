@@ -7,18 +7,19 @@ so that an interrupted file is recognised, cut where its last line is torn, and 
 import contextlib
 import fcntl
 import os
-import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.runtime import files
+from fgrlhf_jax.runtime.database import Database
 
 VERSION = 1  # of the cache's table
-TABLE = """
+TABLE = f"""
 CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, stop TEXT NOT NULL,
-  input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL) WITHOUT ROWID"""
+  input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = {VERSION}"""
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
 KEY = "request_key"  # the field of a row with the key of its request
 
@@ -27,41 +28,31 @@ class Cache:
     """Replies by key, in an SQLite file that processes share; InputError where it is unusable."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        with contextlib.ExitStack() as stack, self._reported_errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"timeout": BUSY_TIMEOUT, "isolation_level": None}
-            # Its threads, if there are two, take turns.
-            self.connection = sqlite3.connect(path, check_same_thread=False, **options)
-            stack.callback(self.connection.close)
-            run = self.connection.execute
-            run("PRAGMA synchronous=FULL")
-            run("BEGIN IMMEDIATE")  # no other process creates the same table now
-            if not run("SELECT 1 FROM sqlite_master").fetchone():
-                run(TABLE)
-                run(f"PRAGMA user_version={VERSION}")
-            run("COMMIT")
-            (version,) = run("PRAGMA user_version").fetchone()
+        advice = "name another cache; what it holds is kept"
+        self._database = Database(path, f"cache {path}", advice, BUSY_TIMEOUT)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._database.close)
+            with self._database.transaction():  # no other process creates the same table now
+                self._database.create(TABLE)
+            ((version,),) = self._database.query("PRAGMA user_version")
             if version != VERSION:
                 raise InputError(
                     f"{path}: is no cache of this version (its version is {version}, not "
                     f"{VERSION}); name another cache, or move this file away"
                 )
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            self._claims = os.open(self.path.with_name(f".{self.path.name}.lock"), flags, 0o666)
+            lock, flags = path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_NOFOLLOW
+            with files.as_input_error(lock):
+                self._claims = os.open(lock, os.O_RDWR | flags, 0o666)
             stack.pop_all()
 
     def get(self, key: str) -> Reply | None:
-        with self._reported_errors():
-            query = "SELECT * FROM replies WHERE key = ?"
-            row = self.connection.execute(query, (key,)).fetchone()
-        return row and Reply(*row[1:])
+        rows = self._database.query("SELECT * FROM replies WHERE key = :key", key=key)
+        return Reply(*rows[0][1:]) if rows else None
 
     def put(self, key: str, reply: Reply) -> None:
         """On the disk when it returns."""
-        with self._reported_errors():
-            query = "INSERT OR IGNORE INTO replies VALUES (?,?,?,?,?)"
-            self.connection.execute(query, (key, *reply))
+        columns = "VALUES (:key, :text, :stop, :input_tokens, :output_tokens)"
+        self._database.query(f"INSERT OR IGNORE INTO replies {columns}", key=key, **reply._asdict())
 
     def claim(self, key: str, release: bool = False) -> bool:
         """Whether no other process has claimed a key; lasts until released, or this one's end."""
@@ -73,22 +64,8 @@ class Cache:
         return True
 
     def close(self) -> None:
-        self.connection.close()
+        self._database.close()
         os.close(self._claims)
-
-    @contextlib.contextmanager
-    def _reported_errors(self):
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            advice = {
-                sqlite3.SQLITE_BUSY: "another process keeps it; wait for it",
-                sqlite3.SQLITE_FULL: "free some space",
-            }.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "check its folder and its rights")
-            raise InputError(
-                f"cache {self.path}: cannot be used ({error}); {advice}, or name another cache; "
-                "what it holds is kept"
-            ) from error
 
 
 def rejected_path(output: Path) -> Path:

@@ -264,7 +264,7 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, unlimited[1]))
     ann.page.fill("#edit", EVIL + " Two tons of text.")
-    ann.press("Control+Enter", "not saved: ")
+    ann.press("Control+Enter", "free some space, or choose another output")
     assert (ann.row(), ann.text()) == ("r1", EVIL + " Two tons of text.")
     assert len(server.edits(1)) == 1
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)

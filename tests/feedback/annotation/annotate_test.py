@@ -136,7 +136,7 @@ def test_a_save_is_reported_though_no_next_row_can_be_opened(store, act, monkeyp
 
     monkeypatch.setattr(store._events, "add", full)
     view = act("save", "1", "This is one.\nOr not.")
-    assert view["message"].startswith("Row 1 is saved. No row was opened: not saved: ")
+    assert view["message"].startswith(f"Row 1 is saved. No row was opened: {store.output}.sqlite: ")
     assert view["wrong"]
     assert [decision.verdict for decision in store.decisions()] == [EDITED]
     monkeypatch.undo()
