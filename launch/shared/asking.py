@@ -23,7 +23,7 @@ def check(config) -> None:
     """Raises InputError for what is wrong before anything is read."""
     client.check_url(config.base_url)
     if config.provider == "local" and config.reply_format == "json_schema":
-        raise InputError("reply_format=json_schema: a local model takes no schema; use text")
+        raise InputError("reply_format=json_schema: local models support no schema; use text")
     for field in ("model", "output"):
         if not (config[field] or config.dry_run):
             raise InputError(

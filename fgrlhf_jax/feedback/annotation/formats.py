@@ -132,7 +132,7 @@ def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDeci
         shown = f"{' '.join(str(name).split()):.60}"
         is_text = isinstance(text, str) and isinstance(name, str)
         if not is_text or not (text.strip() or decision.verdict == SKIPPED):
-            raise InputError(f"{where}: the answer of {shown} is empty or no text; take it out")
+            raise InputError(f"{where}: the answer of {shown} is empty or not a text; remove it")
         if name in names:
             raise InputError(f"{where}: has two answers of {shown}; take one out")
         names.add(name)
@@ -154,7 +154,7 @@ def _id(*values: object) -> str:
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
     if {"annotation_id", "lead_time"} <= row.keys():
-        raise InputError(f"{where}: is of Label Studio's JSON-MIN; export it as JSON")
+        raise InputError(f"{where}: is in Label Studio's JSON-MIN format; export it as JSON")
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
     turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):
@@ -248,7 +248,7 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     if questions := _questions(row):
         row = _nested(row, _edit_question(questions, where))
     if isinstance(row.get("responses"), list):
-        raise InputError(f"{where}: is of Argilla 1; export it from Argilla 2 (records.to_json)")
+        raise InputError(f"{where}: is in Argilla 1's format; export it with to_json of Argilla 2")
     answers = row.get("responses") or {}
     values = {name: (s or {}).get("value") for name, s in (row.get("suggestions") or {}).items()}
     suggestions = {name: text for name, text in values.items() if isinstance(text, str)}
@@ -300,7 +300,7 @@ def _text_area(text: str, *meta: str) -> Row:
 def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     data = row["data"]
     if "completions" in row:
-        raise InputError(f"{where}: is of Label Studio before 1.0; export it from a newer one")
+        raise InputError(f"{where}: is from Label Studio before 1.0; export it from a newer one")
     # Its own exports have the numbers of predictions in place of these.
     predictions = [p for p in row.get("predictions") or [] if isinstance(p, dict)]
     suggestions = [text for p in predictions for text, *_ in _answers(p, where)]

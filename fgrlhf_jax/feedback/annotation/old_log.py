@@ -33,7 +33,7 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
         return [*_replay(rows, {item.id: item.original for item in items})]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{path}: its events make no sense ({error!r}); put back a copy of the file"
+            f"{path}: its events are inconsistent ({error!r}); put back a copy of the file"
         ) from error
 
 

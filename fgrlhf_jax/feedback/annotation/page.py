@@ -57,7 +57,7 @@ class Page:
                 raise ValueError(action)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"the page and its server differ ({error!s:.100}); load it again"
+                f"the server cannot read this request ({error!s:.100}); reload the page"
             ) from error
         try:
             return getattr(self, action)(typed, data)
@@ -193,7 +193,7 @@ def _read_typed(name: str, data: Mapping) -> Decision:
     tags = tuple(data.get("tags", ()))
     for text in (*texts, *tags):
         if not isinstance(text, str) or has_half_a_character(text):
-            raise ValueError(f"half a character, or no text: {text!r:.40}")
+            raise ValueError(f"not a valid text: {text!r:.40}")
     row, text, comment = texts
     seconds = float(data.get("seconds", 0))
     if not 0 <= seconds < 1e9:

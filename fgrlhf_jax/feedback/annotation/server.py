@@ -50,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=128)
     except socket.gaierror as error:
-        raise InputError(f"host={host}: is no address of this machine ({error})") from error
+        raise InputError(f"host={host}: is not an address of this machine ({error})") from error
     except OSError as error:
         raise InputError(
             f"port={port}: cannot be used on {host} ({os.strerror(error.errno)}); choose another "
@@ -181,7 +181,7 @@ class App:
             data = json.loads(body)
             action = data["action"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError("the page and its server differ; load it again") from error
+            raise InputError("the server cannot read this request; reload the page") from error
         if action == "enter":
             return await self.enter(data)
         name, _, signature = request.headers.get("authorization", "").rpartition(" ")

@@ -153,6 +153,6 @@ def count_rejected(outputs: Iterable[Path]) -> dict[str, int]:
     for path in filter(Path.is_file, map(rejected_path, outputs)):
         for number, row in enumerate(read_jsonl(path), 1):
             if not isinstance(row, dict) or "reason" not in row:
-                raise InputError(f"{path}:{number}: is no row that was set aside; move it away")
+                raise InputError(f"{path}:{number}: is not a rejected row; move the file away")
             counts[str(row["reason"]).partition(":")[0]] += 1
     return dict(counts.most_common())

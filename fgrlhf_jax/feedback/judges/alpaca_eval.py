@@ -148,7 +148,7 @@ def read_difficulty(path: str) -> length_control.Difficulty:
             difficulties.setdefault(int(row["index"]), values[1])
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{where}: is no row of numbers; give alpaca_eval's df_gamed.csv (index, "
+                f"{where}: is not a row of numbers; give alpaca_eval's df_gamed.csv (index, "
                 "instruction_difficulty, std_delta_len, preference) or two columns, row number and "
                 "difficulty"
             ) from error

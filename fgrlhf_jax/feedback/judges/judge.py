@@ -158,7 +158,7 @@ def _read_reply(
         return None, "the judge's reply was cut; raise max_new_tokens"
     choice = verdicts.parse(reply.text, labels, marker)
     form = "the last line" if marker else "the whole reply"
-    return choice, "" if choice else f"{form} is none of those that were asked for"
+    return choice, "" if choice else f"{form} is not in the requested form"
 
 
 def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:

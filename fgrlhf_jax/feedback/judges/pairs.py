@@ -63,7 +63,7 @@ def _by_prompt(responses: Responses) -> dict[tuple[str, int], RecordAndRow]:
     default = names.pop() if len(names) == 1 else stems
     for number, (record, _) in enumerate(rows, 1):
         if not isinstance(record, Instruction):
-            raise InputError(f"{spec}:row {number}: is of a pair; give responses, one a row")
+            raise InputError(f"{spec}:row {number}: is a pair; give one response a row")
     keys = number_repeats(prompt_key(record) for record, _ in rows)
     named = ((record, row | {"generator": row.get("generator") or default}) for record, row in rows)
     return dict(zip(keys, named, strict=True))

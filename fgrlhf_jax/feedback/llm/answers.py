@@ -47,7 +47,7 @@ def parse_answer(
     except (LookupError, AttributeError, RecursionError, TypeError, ValueError) as error:
         message = isinstance(data, dict) and data.get("error")
         message = message or f"{type(error).__name__}: {error}"
-        return "", f"the answer is not one of {provider}'s ({message})", None, None
+        return "", f"the answer does not follow {provider}'s protocol ({message})", None, None
     if stop == "none" and (written or 0) >= max_tokens:
         stop = "length"
     stop = STOPS.get(stop, f"the reply stopped for an unknown reason, {stop!r}")
@@ -99,6 +99,6 @@ def _join_stream(content: bytes) -> dict:
         stop = piece.get("finish_reason") or delta.get("stop_reason") or stop
         usage |= event.get("usage") or event.get("message", {}).get("usage") or {}
     if b"[DONE]" not in lines and not stop:
-        raise ValueError("its stream broke off")
+        raise ValueError("the stream ended early")
     choice = {"message": message, "finish_reason": stop}
     return {"content": message["content"], "choices": [choice], "stop_reason": stop, "usage": usage}

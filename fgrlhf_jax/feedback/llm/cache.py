@@ -37,7 +37,7 @@ class Cache:
             ((version,),) = self._database.query("PRAGMA user_version")
             if version != VERSION:
                 raise InputError(
-                    f"{path}: is no cache of this version (its version is {version}, not "
+                    f"{path}: is not a cache of this version (its version is {version}, not "
                     f"{VERSION}); name another cache, or move this file away"
                 )
             lock, flags = path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_NOFOLLOW

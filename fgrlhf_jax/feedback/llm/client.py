@@ -71,7 +71,7 @@ def find_fault(reply: Reply) -> str:
     if reply.text.strip() or reply.stop == REFUSAL:
         return ""
     if reply.stop == LENGTH:
-        return "the reply has only thoughts and no text; raise max_new_tokens"
+        return "the reply has only reasoning and no text; raise max_new_tokens"
     return "the reply is empty"
 
 
@@ -101,7 +101,7 @@ class Client:
         if not (self.key or self.direct):
             raise InputError(f"{provider} needs a key; set the environment variable {variable}")
         if not self.key.isascii() or not self.key.isprintable():
-            raise InputError(f"{variable} holds characters that no key has; set it again")
+            raise InputError(f"{variable} holds characters that no key may have; set it again")
         self.provider, self.model, self.timeout = provider, model, timeout
         self.before_retry: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
         self.without: set[str] = set()  # fields that this model turned out not to take
@@ -117,7 +117,7 @@ class Client:
         try:
             self.api = getattr(self.sdk, api)(base_url=url, **options)
         except Exception as error:  # of its parser
-            raise InputError(f"base_url is no address ({self._redacted(error)})") from None
+            raise InputError(f"base_url is not an address ({self._redacted(error)})") from None
 
     async def aclose(self) -> None:
         await self.api.close()
@@ -175,14 +175,12 @@ class Client:
             message += f", and wants a pause of {pause:.0f} s" * bool(pause)
         elif {"response_format", "output_config"} & set(body) and _SCHEMA.search(message):
             return InputError(
-                f"{self.model} takes no schema ({message}); set --config.reply_format=text"
+                f"{self.model} does not support schemas ({message}); set --config.reply_format=text"
             )
         elif status in (400, 413, 422) and not _ACCOUNT_EMPTY.search(message):
             return Rejected(message)
-        return InputError(
-            f"{self.url} answers no request ({message}); check {PROVIDERS[self.provider][0]} and "
-            f"its account, base_url, and model={self.model}"
-        )
+        to_check = f"{PROVIDERS[self.provider][0]}, its account, base_url, and model={self.model}"
+        return InputError(f"{self.url} refuses every request ({message}); check {to_check}")
 
 
 def _build_http_client(client: Client):
@@ -248,7 +246,7 @@ def check_url(base_url: str) -> str:
     except ValueError:  # also of a port that is no number
         usable = False
     if not usable or len(base_url.split()) > 1:
-        raise InputError("base_url is no address; give http://HOST:PORT/v1 or https://…")
+        raise InputError("base_url is not an address; give http://HOST:PORT/v1 or https://…")
     if parts.username or parts.password or parts.query:
         raise InputError(
             "base_url holds a name, a password or a query; keys come from the environment only"

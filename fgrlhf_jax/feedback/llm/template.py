@@ -42,7 +42,7 @@ class PromptTemplate:
             raise InputError(f"{self.where}: cannot be read ({reason})") from error
         except jinja2.TemplateSyntaxError as error:
             raise InputError(
-                f"{self.where}:{error.lineno}: is no jinja2 template ({error.message})"
+                f"{self.where}:{error.lineno}: is not a jinja2 template ({error.message})"
             ) from error
         for name in sorted(used - set(fields)):
             close = difflib.get_close_matches(name, fields, 1)

@@ -167,7 +167,7 @@ def test_a_template_shows_the_fields_as_they_are(tmp_path):
     [
         ("{{ respons }}", "there is no field {{ respons }}; did you mean response?"),
         ("{{ response }} {{ x }}", "there is no field {{ x }}; there are instruction, input,"),
-        ("a\n{{ response }", "t.txt:2: is no jinja2 template ("),
+        ("a\n{{ response }", "t.txt:2: is not a jinja2 template ("),
         ("{{ response.text }}", "cannot be filled ('str object' has no attribute 'text'"),
         ("{{ response.__class__ }}", "t.txt: cannot be filled ("),
         ("{% if not input %}{{ response }}{% endif %}", "t.txt: does not show {{ response }}"),
@@ -192,5 +192,5 @@ def test_rejected_rows_are_counted(tmp_path):
     rejected_path(output).write_text("\n".join(rows) + "\n")
     assert count_rejected([output, tmp_path / "other.jsonl"]) == {"cut": 2, "rejected": 2}
     rejected_path(output).write_text('{"reason": "cut"}\n[]\n')
-    with pytest.raises(InputError, match=r"e\.rejected\.jsonl:2: is no row that was set aside"):
+    with pytest.raises(InputError, match=r"e\.rejected\.jsonl:2: is not a rejected row"):
         count_rejected([output])

@@ -129,8 +129,8 @@ def test_a_leaderboards_difficulties():
     found = alpaca_eval.read_difficulty(str(path))
     assert (found.difficulty_N.tolist(), found.baselines_G3.shape) == ([1.5, -1], (0, 3))
     for text, message in (
-        ("a,b,c\n1,2,3", ":2: is no row of numbers; give alpaca_eval's df_gamed.csv"),
-        (",0\n0,1.5\n1,inf", ":3: is no row of numbers"),
+        ("a,b,c\n1,2,3", ":2: is not a row of numbers; give alpaca_eval's df_gamed.csv"),
+        (",0\n0,1.5\n1,inf", ":3: is not a row of numbers"),
         (",0\n0,1\n2,1", ": index must number the instructions 0, 1, 2"),
     ):
         path.write_text(text)

@@ -170,7 +170,7 @@ def test_a_response_that_is_null(refused, capsys):
 
 
 DISCURSIVE = "### Response A\nWrong.\n\n### Response B\nRight.\n\nResponse B is better."
-REASON = "the last line is none of those that were asked for; a reply ends '### Response A Wrong."
+REASON = "the last line is not in the requested form; a reply ends '### Response A Wrong."
 
 
 def test_replies_without_a_verdict_are_counted(capsys):

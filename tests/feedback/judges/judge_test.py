@@ -96,7 +96,7 @@ def test_reasons_for_no_verdict():
     judged = judge.judge_by_replies(rows, asked, iter(replies), "openai/m")
     assert [row.preference is None for row in judged] == [True] * 4 + [False] * 2
     assert [row.reason for row in judged] == [
-        "the last line is none of those that were asked for",
+        "the last line is not in the requested form",
         "no reply: 400: too long",
         "the judge refused",
         "the judge's reply was cut; raise max_new_tokens",

@@ -80,7 +80,7 @@ def test_files_of_different_prompts():
     ("rows", "message"),
     [
         ([response(x, "1") for x in "aa"], r"\b1 (prompts )?that .*the first: 'a'"),
-        ([EDIT], "row 1: is of a pair; give resp"),
+        ([EDIT], "row 1: is a pair; give one resp"),
     ],
 )
 def test_refused_responses(rows, message, order):

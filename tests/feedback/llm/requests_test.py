@@ -61,7 +61,7 @@ def test_an_answer_that_is_none_is_asked_for_again(tmp_path, action):
     with llm_server.running() as server:
         assert save(requests, connected(server), tmp_path) == (3, 0)
     with llm_server.running(lambda *_: "thoughts") as server:  # they would use up the tokens again
-        with pytest.raises(InputError, match="only thoughts and no text; raise max_new_tokens"):
+        with pytest.raises(InputError, match="only reasoning and no text; raise max_new_tokens"):
             list(collect(questions(2), connected(server), tmp_path / "2"))
         assert len(server.bodies) == 2
 
@@ -97,7 +97,7 @@ def test_requests_in_flight_and_per_minute_are_bounded(tmp_path):
 
 def test_what_every_request_would_meet_stops_the_run(tmp_path):
     with llm_server.running(model="other") as server:
-        with pytest.raises(InputError, match=r"answers no request \(404: model: m does not exist"):
+        with pytest.raises(InputError, match=r"every request \(404: model: m does not exist"):
             list(collect(questions(1000), connected(server), tmp_path))
         assert len(server.bodies) <= 16
     with pytest.raises(InputError, match=r"10 requests in a row have no reply .*no connection"):
@@ -114,7 +114,7 @@ def test_a_key_is_in_no_file_and_no_word(tmp_path, caplog, capfd):
         with llm_server.running(plan, key=KEY) as server:
             assert save(questions(20), connected(server), tmp_path) == (18, 2)
         with llm_server.running(plan, key="another") as server:
-            message = r"answers no request \(401: invalid key .*\[key\].*check OPENAI_API_KEY"
+            message = r"refuses every request \(401: invalid key .*\[key\].*check OPENAI_API_KEY"
             with pytest.raises(InputError, match=message) as caught:
                 save(questions(40), connected(server), tmp_path)
     assert KEY not in "".join(traceback.format_exception(caught.value))
