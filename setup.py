@@ -17,7 +17,7 @@ setup(
         include=["fgrlhf_jax", "fgrlhf_jax.*", "launch", "launch.*", "configs", "configs.*"]
     ),
     package_data={
-        "fgrlhf_jax.feedback": ["annotation/assets/*", "edits/assets/*"],
+        "fgrlhf_jax.feedback": ["annotation/assets/*", "edits/assets/*", "judges/assets/*"],
         "fgrlhf_jax.models": ["*.md", "*.jinja"],
         "fgrlhf_jax.report": ["assets/*"],
     },

@@ -24,19 +24,7 @@ from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
 from fgrlhf_jax.runtime.files import read_jsonl
 
 SIDES = ("worse", "better")
-PAPER = """\
-Question: {{ instruction }}
-
-{% if input %}
-Input: {{ input }}
-
-{% endif %}
-Response: {{ response }}
-
-Please make minimal changes to the above response in order to make it a more helpful response to \
-the question. NOTE It is important to only make minimal changes to the response — try to keep most \
-of the response unchanged.
-"""
+PAPER = Path(__file__).with_name("assets").joinpath("paper.jinja").read_text(encoding="utf-8")
 TEMPLATES = {"form": PAPER + "\n{{ reply_form }}\n", "paper": PAPER}
 FIELDS = ("instruction", "input", "response", "reply_form")
 NAME = "edited_response"  # of the tags, and of the field in JSON

@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
@@ -30,34 +31,7 @@ from fgrlhf_jax.runtime import user_function
 
 FIELDS = ("instruction", "input", "first", "second", "reply_form")
 LABELS = ("A", "B", "tie")
-TEMPLATE = """\
-Two responses to the same instruction are below. Say which of them is better.
-
-Think of a careful person who gave the instruction: does the response do what was asked, is what it
-says true, is it of use, is it clear? Being longer is no merit, and neither is being shown first.
-
-<instruction>
-{{ instruction }}
-</instruction>
-{% if input %}
-
-<input>
-{{ input }}
-</input>
-{% endif %}
-
-<response_a>
-{{ first }}
-</response_a>
-
-<response_b>
-{{ second }}
-</response_b>
-
-Which response is better: A, B, or is it a tie?
-
-{{ reply_form }}
-"""
+ASSETS = Path(__file__).with_name("assets")
 
 
 class Question(NamedTuple):
@@ -71,7 +45,8 @@ class Question(NamedTuple):
 
 def load_template(path: str = "") -> PromptTemplate:
     """The template of a file, the default for ""; InputError unless it shows all but the input."""
-    return PromptTemplate(path, TEMPLATE, FIELDS, ("instruction", "first", "second"))
+    default = (ASSETS / "judge.jinja").read_text(encoding="utf-8")
+    return PromptTemplate(path, default, FIELDS, ("instruction", "first", "second"))
 
 
 def build_questions(

@@ -189,7 +189,7 @@ def test_a_model_that_takes_no_schema(provider):
         "m does not support structured outputs",
     ):
         with serve(f"400 {message}") as server:
-            with pytest.raises(InputError, match="not support schemas .*reply_format=text"):
+            with pytest.raises(InputError, match=r"not support schemas .*reply_format=text"):
                 ask(provider, server.url, Request("Why?", schema=SCHEMA))
             assert ask(provider, server.url) == [Rejected(f"400: {message}")]
 
