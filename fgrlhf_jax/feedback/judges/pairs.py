@@ -89,13 +89,9 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
             elif isinstance(record, Instruction):
                 distinct[record.output] = record, row
             else:
-                finished = {
-                    f"finished_{side}": records.is_finished(record, name)
-                    for side, name in enumerate(names, 1)
-                }
-                generators = [str(row.get(f"generator_{side}") or "") for side in (1, 2)]
-                pair = record.instruction, record.input, *texts, None, *generators
-                pairs.append(Comparison(*pair, messages=record.messages, **finished))
+                sides = [records.as_instruction(record, name) for name in names]
+                generators = [{"generator": row.get(f"generator_{side}")} for side in (1, 2)]
+                pairs.append(_comparison(*zip(sides, generators, strict=True)))
         samples = list(distinct.values())
         left_out["responses without another"] += len(samples) % 2
         pairs += map(_comparison, samples[::2], samples[1::2])

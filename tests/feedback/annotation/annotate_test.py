@@ -1,14 +1,13 @@
 """launch.annotate without a browser: actions, exports and what is refused."""
 
 import dataclasses
-import itertools
 import json
 import os
 import socket
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from annotations_cases import accept_next
@@ -108,16 +107,6 @@ def test_own_rows_are_searched_and_opened_again(store, act):
     assert [decision.verdict for decision in store.decisions()] == ["skipped"]
 
 
-def test_earlier_texts_are_listed(store, act):
-    act("open")
-    for text in ("This is one.\nOr not, I think.", "Another.", "This is 1.\nOr not."):
-        act("draft", "1", text)
-    listed = act("versions", "1")["list"]
-    texts = [">Another.<", "Or not, I think.", "The original response"]
-    assert sorted(texts, key=listed.index) == texts
-    assert listed.count("<section>") == 3
-
-
 def test_a_text_typed_for_another_input_is_not_put_into_this_one(store, act):
     item = store.take("Ann")
     for original, text in (("Of another file.", item.original), (item.original, "Typed.")):
@@ -127,19 +116,12 @@ def test_a_text_typed_for_another_input_is_not_put_into_this_one(store, act):
 
 def test_a_save_is_reported_though_no_next_row_can_be_opened(store, act, monkeypatch):
     act("open")
-    real, count = store._events.add, itertools.count()
-
-    def full(*args, **columns):
-        if next(count):
-            raise sqlite3.OperationalError("database or disk is full")
-        real(*args, **columns)
-
-    monkeypatch.setattr(store._events, "add", full)
-    view = act("save", "1", "This is one.\nOr not.")
-    assert view["message"].startswith(f"Row 1 is saved. No row was opened: {store.output}.sqlite: ")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "take", mock.Mock(side_effect=InputError("the disk is full")))
+        view = act("save", "1", "This is one.\nOr not.")
+    assert view["message"] == "Row 1 is saved. No row was opened: the disk is full."
     assert view["wrong"]
     assert [decision.verdict for decision in store.decisions()] == [EDITED]
-    monkeypatch.undo()
     assert act("next")["row"] == "2"
 
 

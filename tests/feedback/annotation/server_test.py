@@ -1,13 +1,11 @@
 """The annotators' page: what is drawn and escaped; over HTTP, who is served and what is refused."""
 
-import random
 import time
 
 import pytest
 import starlette.testclient
 from html_page import Page as Html
 
-from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import server
 from fgrlhf_jax.feedback.annotation.items import Decision, Item
@@ -125,22 +123,6 @@ def test_names():
     assert [server.known_name(name, known) for name in others] == [*known, ""]
 
 
-def test_line_ends_are_kept():
-    for original, typed, kept in (
-        ("a\nb", "a\nc", "a\nc"),
-        ("a\r\nb\r\n", "a\nnew\nb\n", "a\r\nnew\r\nb\r\n"),
-        ("a\nb\r\nc\r\nd", "a\nx\nc\nd\n", "a\nx\r\nc\r\nd\r\n"),
-        ("a\r\n\r\nb", "\n\nb\nc", "\r\n\r\nb\r\nc"),
-        ("a\r\n", "", ""),
-    ):
-        assert restore_line_ends(typed, original) == kept
-    rng = random.Random(0)
-    for _ in range(500):  # what was not touched comes back to the letter
-        original = "".join(rng.choices(["a", "b", " ", "\n", "\r", "\r\n"], k=rng.randrange(12)))
-        typed = original.replace("\r\n", "\n").replace("\r", "\n")
-        assert restore_line_ends(typed, original) == original
-
-
 TAGS = {"div", "p", "small", "b", "bdi", "del", "ins", "progress", "details", "summary"}
 TAGS |= {"button", "section", "span"}
 COUNTS = dict.fromkeys(("rows", "overlap", "done", "mine", "left"), 1)
@@ -182,6 +164,7 @@ def test_a_second_pass_says_whose_edits_there_are(tmp_path):
     for answer, line in ((opened, "Ann and Cem (shown), Bob"), (draft, "Ann and Cem, Bob (shown)")):
         assert Html(answer["edits"]).text.strip() == f"3 edits: {line}"
     assert [versions["list"].count(text) for _, text in edits] == [1, 1]
+    assert versions["list"].index(edits[1][1]) < versions["list"].index("The original response")
 
 
 def test_the_warning_comes_where_the_edit_is_minimal_no_more():

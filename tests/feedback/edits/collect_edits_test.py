@@ -11,6 +11,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 from collect_cases import CONFIG, collect, edited, editor, files, original
+from llm_server import KEY
 from request_cases import launch, read
 
 from fgrlhf_jax.data import records, sources
@@ -25,12 +26,14 @@ REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit o
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys, output):
+def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys, caplog, output):
+    caplog.set_level("DEBUG")
+
     def plan(prompt, before):
         refused = "Response 21:" in prompt
-        return "400 the prompt is too long" if refused else llm_server.shaky(0.2)(prompt, before)
+        return f"400 {KEY}: too long" if refused else llm_server.shaky(0.2)(prompt, before)
 
-    key = llm_server.KEY if provider == "anthropic" else None
+    key = KEY if provider == "anthropic" else None
     with llm_server.running(plan, editor, key=key) as server:
         collect(server, responses, output, provider)
         first, printed = files(output), capsys.readouterr()
@@ -41,7 +44,7 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys,
 
     rows, rejected = read(output), read(rejected_path(output))
     reasons = {n: REASONS[n % 10] for n in range(40) if n % 10 in REASONS}
-    reasons |= {17: "no response", 21: "rejected: 400: the prompt is too long"}
+    reasons |= {17: "no response", 21: "rejected: 400: [key]: too long"}
     accepted = [n for n in range(40) if n not in reasons]
     assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
     assert {row["annotator"] for row in rows} == {f"{provider}/m"}
@@ -63,7 +66,8 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys,
     ):
         assert text in printed.out
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert llm_server.KEY.encode() not in written
+    assert KEY.encode() not in written
+    assert KEY not in printed.out + printed.err + caplog.text
 
 
 def test_an_output_of_something_else_is_refused(responses, tmp_path):

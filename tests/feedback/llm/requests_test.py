@@ -4,11 +4,9 @@ import _thread
 import asyncio
 import threading
 import time
-import traceback
 
 import llm_server
 import pytest
-from llm_server import KEY
 from request_cases import (
     FakeModel,
     answer,
@@ -30,7 +28,7 @@ from fgrlhf_jax.feedback.llm.requests import Usage
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_rows_of_which_a_fifth_meet_faults(tmp_path, provider, request):
+def test_rows_of_which_a_fifth_meet_faults(tmp_path, provider, request, caplog):
     count, usage = request.config.getoption("--requests"), Usage()
     with llm_server.running(llm_server.shaky(0.2, slow=0.05)) as server:
         counts = save(questions(count), connected(server, provider), tmp_path, usage)
@@ -43,6 +41,7 @@ def test_rows_of_which_a_fifth_meet_faults(tmp_path, provider, request):
     assert len(server.delivered) == count
     assert usage.requests == sum(server.asked.values()) == count + usage.retried
     assert 0.1 * count < usage.retried < 0.5 * count
+    assert caplog.text.count("trying again") == 1
 
 
 @pytest.mark.parametrize("action", ["blank", "stop error", "html"])
@@ -102,29 +101,6 @@ def test_what_every_request_would_meet_stops_the_run(tmp_path):
         assert len(server.bodies) <= 16
     with pytest.raises(InputError, match=r"10 requests in a row have no reply .*no connection"):
         list(collect(questions(1000), connected(server, retries=1), tmp_path))  # nobody is there
-
-
-def test_a_key_is_in_no_file_and_no_word(tmp_path, caplog, capfd):
-    """Of a server that repeats it in its errors, and of one that wants another."""
-
-    def plan(prompt, before):
-        return f"400 {KEY}" if prompt.endswith("7") else "ok" if before else f"500 {KEY}"
-
-    with caplog.at_level("DEBUG"):
-        with llm_server.running(plan, key=KEY) as server:
-            assert save(questions(20), connected(server), tmp_path) == (18, 2)
-        with llm_server.running(plan, key="another") as server:
-            message = r"refuses every request \(401: invalid key .*\[key\].*check OPENAI_API_KEY"
-            with pytest.raises(InputError, match=message) as caught:
-                save(questions(40), connected(server), tmp_path)
-    assert KEY not in "".join(traceback.format_exception(caught.value))
-    assert "[key]" in read(tmp_path / "out.rejected.jsonl")[0]["reason"]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) >= 3
-    for path in files:
-        assert KEY.encode() not in path.read_bytes()
-    assert "trying again" in caplog.text
-    assert KEY not in caplog.text + "".join(capfd.readouterr())
 
 
 # --- rejected
