@@ -198,7 +198,7 @@ class JsonlFile:
     """A file that grows by whole lines; ``size`` is the end of the last one, in bytes.
 
     Args:
-      path: made where it is missing. A torn last line is cut with the first :meth:`append`.
+      path: made where it is missing; a torn last line is cut.
       size: where the whole lines end, if that is known.
       durable: whether a line is on the disk (fsync) when :meth:`append` returns.
 
@@ -211,6 +211,8 @@ class JsonlFile:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if size is None:
             self.size = os.pread(self._file, os.fstat(self._file).st_size, 0).rfind(b"\n") + 1
+        with contextlib.suppress(OSError):  # on a disk that fails, with the next append
+            os.ftruncate(self._file, self.size)
 
     def append(self, lines: bytes) -> None:
         """Adds whole lines; raises OSError when that fails, and the file is then as before."""
@@ -227,12 +229,6 @@ class JsonlFile:
                 os.ftruncate(self._file, self.size)
             raise
         self.size += len(lines)
-
-    def cut(self, size: int) -> None:
-        """Takes back what stands behind ``size``; on a disk that fails, with the next append."""
-        self.size = size
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, size)
 
     def close(self) -> None:
         os.close(self._file)

@@ -22,7 +22,7 @@ from typing import Any
 
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.line_ends import restore_line_ends
-from fgrlhf_jax.data.row_fields import flag_of
+from fgrlhf_jax.data.row_fields import check_row, flag_of
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
@@ -113,15 +113,13 @@ def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
 
 def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
     """A row's item and decisions; a row of any other shape is an InputError."""
-    if isinstance(row, InputError):
-        raise row
+    if convert is not _from_record or isinstance(row, InputError):
+        check_row(row, where)
     try:
         item, decisions = convert(row, where, number)
         json.dumps([*map(dataclasses.astuple, (item, *decisions))], ensure_ascii=False).encode()
     except InputError:
         raise
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: holds invalid Unicode (half of a surrogate pair)") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(
             f"{where}: is not in the form of an export's rows ({error!r}); export it again"

@@ -93,14 +93,12 @@ def append_rows(
         try:
             lock = files.Lock(paths[0].with_name(f".{paths[0].name}.lock"))
             stack.callback(lock.close)
+            counts = _count_written(paths, keys)
             writers = [stack.enter_context(contextlib.closing(files.JsonlFile(p))) for p in paths]
         except BlockingIOError as error:
             raise InputError(f"{output}: another process is writing it; wait for it") from error
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        counts = _count_written(paths, keys)
-        for writer in writers:
-            writer.cut(writer.size)  # a torn last line
         done = sum(counts)
         remaining = stack.enter_context(contextlib.closing(rows(done)))
         for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
@@ -116,8 +114,9 @@ def append_rows(
 def _count_written(paths: Sequence[Path], keys: Sequence[str]) -> list[int]:
     """How many rows each file has, which together must be of the first of ``keys``, in order."""
     to_do, counts = "choose another output, or move this one away", [0] * len(paths)
-    contents = [files.parse_jsonl(path.read_bytes(), path, to_do) for path in paths]
-    written = [[isinstance(row, dict) and row.get(KEY) for row in rows] for rows in contents]
+    contents = [path.read_bytes() if path.exists() else b"" for path in paths]
+    rows = [files.parse_jsonl(*each, to_do) for each in zip(contents, paths, strict=True)]
+    written = [[isinstance(row, dict) and row.get(KEY) for row in of_file] for of_file in rows]
     for key in keys:
         heads = [row_keys[n : n + 1] for n, row_keys in zip(counts, written, strict=True)]
         if [key[:16]] not in heads:
