@@ -21,7 +21,6 @@ from fgrlhf_jax.data.conversations import (
     parse_list,
     parse_turns,
 )
-from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.data.records import (
     FINISHED,
     RESPONSES,
@@ -46,6 +45,7 @@ from fgrlhf_jax.data.row_fields import (
     text_of,
     without_prompt,
 )
+from fgrlhf_jax.data.text_forms import restore_line_ends
 from fgrlhf_jax.errors import InputError
 
 COMPARISONS = "comparisons"

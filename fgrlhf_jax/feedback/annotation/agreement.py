@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fgrlhf_jax.data.words import align_words, split_words
 from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
-from fgrlhf_jax.feedback.edits import minimality
 
 
 def measure_agreement(
@@ -55,7 +55,7 @@ def describe(agreement: dict[str, float | None]) -> str:
 
 def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
     """Words taken out, and words behind which others were put in."""
-    aligned = minimality.align_words(*map(minimality.split_words, (original, edited)))
+    aligned = align_words(*map(split_words, (original, edited)))
     out = aligned.changed_j.nonzero()[0].tolist()
     behind = np.maximum.accumulate(aligned.partner_i)[aligned.changed_i].tolist()
     return {("out", n) for n in out} | {("in", n) for n in behind}

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fgrlhf_jax.data import records, sources
-from fgrlhf_jax.data.line_ends import restore_line_ends
 from fgrlhf_jax.data.row_fields import check_row, flag_of
+from fgrlhf_jax.data.text_forms import restore_line_ends
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.runtime.files import write_json, write_jsonl

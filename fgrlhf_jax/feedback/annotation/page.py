@@ -9,14 +9,14 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from fgrlhf_jax.data.line_ends import restore_line_ends
+from fgrlhf_jax.data.text_forms import has_half_a_character, restore_line_ends
+from fgrlhf_jax.data.words import mark_changes
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import agreement
 from fgrlhf_jax.feedback.annotation.database import DRAFT
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.store import Annotations
 from fgrlhf_jax.feedback.edits import minimality
-from fgrlhf_jax.feedback.edits.normal_form import has_half_a_character
 from fgrlhf_jax.report.html import ENVIRONMENT
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
@@ -35,7 +35,7 @@ def render(name: str, *values: Any) -> str:
 
 def difference(original: str, text: str, limit: float) -> str:
     """The edit so far, with a warning where more than a share ``limit`` of the words changed."""
-    metrics, parts = minimality.measure(original, text), minimality.mark_changes(original, text)
+    metrics, parts = minimality.measure(original, text), mark_changes(original, text)
     return render("difference", metrics, parts, limit, text != original and not metrics.changes)
 
 
@@ -170,7 +170,7 @@ class Page:
             texts += [decision.text, decision.comment, *decision.tags]
             if any(search in text.casefold() for text in texts):
                 matches.append((item, decision))
-        rows = [(i, d, minimality.mark_changes(i.original, d.text)) for i, d in matches[:LISTED]]
+        rows = [(i, d, mark_changes(i.original, d.text)) for i, d in matches[:LISTED]]
         return {"list": render("decisions", rows, len(matches))}
 
     def versions(self, typed: Decision, _: Mapping) -> Json:

@@ -1,9 +1,6 @@
-"""How much an edit changes: metrics of one edit, its changed spans, and edits that are unusable.
+"""How much an edit changes: the metrics of one edit, and edits that are unusable.
 
-A word is a run of letters and digits with the apostrophes and hyphens in it ("don't",
-"well-known"), or one punctuation mark, or one character of a script without blanks between words,
-each with the accents and vowel signs that Unicode combines with it. With the minimal edit script of
-alignment.py on the words,
+With the minimal edit script of the words (``data/words.py``),
 
     word change ratio = (words deleted from the original + words inserted by the edit)
                         / (words of the original + words of the edited response)
@@ -18,27 +15,14 @@ replacement. An edit whose changes are all of one kind is of that kind, else it 
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rapidfuzz.distance import Prefix
-
 from fgrlhf_jax.data.alignment import Alignment, align
+from fgrlhf_jax.data.words import WORD, align_words, split_words
 
 KINDS = ("insert", "delete", "replace", "mixed", "none")
-SAME, OUT, IN = "same", "out", "in"  # parts of a difference
 FAULTS = ("empty", "unchanged", "elided", "rewritten")
-
-# Thai … Han
-_ALONE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_MARKS = "".join(
-    chr(n)
-    for n in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # there are none elsewhere
-    if unicodedata.category(chr(n)) in ("Mn", "Mc")
-)
-_LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
-WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
 # What may stand in the place of a part that is left out: "…", "[unchanged]", "# rest as before".
 _START = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)"  # of a sentence
@@ -68,10 +52,6 @@ class EditMetrics(NamedTuple):
     changes: int
 
 
-def split_words(text: str) -> list[str]:
-    return WORD.findall(text)
-
-
 def measure(
     original: str, edited: str, encode: Callable[[str], Sequence[int]] | None = None
 ) -> EditMetrics:
@@ -91,36 +71,6 @@ def _change_ratio(aligned: Alignment) -> float:
     """Changed positions of both sides as a share of all; 0 where both sides are empty."""
     sides = (aligned.changed_i, aligned.changed_j)
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
-
-
-def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
-    """The difference as (SAME | OUT | IN, text), blanks too, in reading order.
-
-    SAME and OUT add up to the original, SAME and IN to the edited text.
-    """
-    aligned = align_words(*map(split_words, (original, edited)))
-    unchanged = [
-        [m.span() for m in itertools.compress(WORD.finditer(text), ~changed)]
-        for text, changed in ((original, aligned.changed_j), (edited, aligned.changed_i))
-    ]
-    ends = [((len(original), len(original)), (len(edited), len(edited)))]
-    parts, i, j = [], 0, 0
-    for (start_i, end_i), (start_j, end_j) in [*zip(*unchanged, strict=True), *ends]:
-        removed, added = original[i:start_i], edited[j:start_j]  # between two unchanged words
-        before = _common_blanks(removed, added)
-        removed, added = removed[len(before) :], added[len(before) :]
-        after = _common_blanks(removed[::-1], added[::-1])[::-1]
-        parts += [(SAME, before), (OUT, removed.removesuffix(after))]
-        parts += [(IN, added.removesuffix(after)), (SAME, after + edited[start_j:end_j])]
-        i, j = end_i, end_j
-    grouped = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
-    return [(kind, "".join(text for _, text in run)) for kind, run in grouped]
-
-
-def _common_blanks(first: str, second: str) -> str:
-    """The blanks that both begin with."""
-    common = first[: Prefix.similarity(first, second)]
-    return common[: len(common) - len(common.lstrip())]
 
 
 def is_elided(original: str, edited: str) -> bool:
@@ -179,12 +129,6 @@ def find_fault(
     if is_elided(original, edited):
         return "elided"
     return "rewritten" if ratio > max_change_ratio else ""
-
-
-def align_words(before: list[str], after: list[str]) -> Alignment:
-    """The alignment of two lists of words, the original's first."""
-    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
-    return align([number[word] for word in after], [number[word] for word in before])
 
 
 def _changes(aligned: Alignment) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rapidfuzz.distance import Indel, Levenshtein
 
-from fgrlhf_jax.feedback.edits.minimality import IN, WORD, mark_changes, split_words
+from fgrlhf_jax.data.words import IN, WORD, mark_changes, split_words
 
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original

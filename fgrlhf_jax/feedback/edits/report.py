@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from fgrlhf_jax.data import words
 from fgrlhf_jax.data.records import Edit, shown_prompt
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.report import html
@@ -150,8 +151,8 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         for rank, k in enumerate(chosen, 1):
             row, edit = rows[k], metrics[k]
             identifier, *prompt = map(printable, (row.id, *shown_prompt(row)))
-            parts = minimality.mark_changes(row.original, row.edited)
-            original, edited = (_side(parts, other) for other in (minimality.IN, minimality.OUT))
+            parts = words.mark_changes(row.original, row.edited)
+            original, edited = (_side(parts, other) for other in (words.IN, words.OUT))
             examples.append(
                 {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
                 | {"id": identifier, "instruction": prompt[0], "input": prompt[1]}
@@ -163,7 +164,7 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
 
 def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]]:
     """(text, whether it is changed) of one side of a difference, without what is the other's."""
-    side = [(printable(text), kind != minimality.SAME) for kind, text in parts if kind != other]
+    side = [(printable(text), kind != words.SAME) for kind, text in parts if kind != other]
     runs = itertools.groupby(side, key=lambda part: part[1])
     return [("".join(text for text, _ in run), changed) for changed, run in runs]
 

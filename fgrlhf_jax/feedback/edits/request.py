@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Instruction, Preference, RecordAndRow, is_finished, sides
+from fgrlhf_jax.data.text_forms import fold, has_half_a_character, restore_form
+from fgrlhf_jax.data.words import split_words
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
-from fgrlhf_jax.feedback.edits.normal_form import fold, has_half_a_character, restore_form
 from fgrlhf_jax.feedback.llm.answers import one_field, read_json
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
@@ -131,7 +132,7 @@ def parse_reply(
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:
-    words = [word.lower() for word in minimality.split_words(text)]
+    words = [word.lower() for word in split_words(text)]
     return set(zip(*(words[k:] for k in range(_NGRAM)), strict=False))
 
 

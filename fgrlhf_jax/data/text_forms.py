@@ -8,10 +8,11 @@ wherever the words are the same.
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from fgrlhf_jax.feedback.edits.minimality import WORD
+from fgrlhf_jax.data.words import WORD
 
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
 # Soft hyphen, zero-width space, word joiner, byte order mark; marks of the direction of writing;
@@ -33,6 +34,15 @@ def fold(text: str) -> str:
     return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))
 
 
+def restore_line_ends(text: str, original: str) -> str:
+    """A text, in which a browser has ended all lines by ``\\n``, with the original's line ends."""
+    before, after = (re.findall(r"\r\n?|\n|[^\r\n]+", side) for side in (original, text))
+    ends = [unit for unit in before if unit[0] in "\r\n"]
+    line_end = max(ends, key=ends.count, default="\n")
+    keys = [re.sub("\r\n?", "\n", unit) for unit in before], after
+    return _restore(before, after, keys, lambda new: re.sub(r"(?<!\r)\n", line_end, new))
+
+
 def restore_form(text: str, original: str) -> str:
     """A text with the form of the original in every word and blank that they share.
 
@@ -46,13 +56,26 @@ def restore_form(text: str, original: str) -> str:
     line_end = max(ends, key=ends.count, default="\n")
     composed = unicodedata.is_normalized("NFC", original)
     form = "NFD" if not composed and unicodedata.is_normalized("NFD", original) else "NFC"
+
+    def convert(new: str) -> str:
+        return unicodedata.normalize(form, _LINE_END.sub(line_end, new))
+
+    return _restore(before, after, (before_keys, after_keys), convert)
+
+
+def _restore(
+    before: Sequence[str],
+    after: Sequence[str],
+    keys: tuple[Sequence[str], Sequence[str]],
+    convert: Callable[[str], str],
+) -> str:
+    """The units of ``after``, of which those with a partner of the same key become it."""
     restored = []
-    for step in Levenshtein.opcodes(before_keys, after_keys):
+    for step in Levenshtein.opcodes(*keys):
         if step.tag == "equal":
             restored += before[step.src_start : step.src_end]
         else:
-            new = _LINE_END.sub(line_end, "".join(after[step.dest_start : step.dest_end]))
-            restored.append(unicodedata.normalize(form, new))
+            restored.append(convert("".join(after[step.dest_start : step.dest_end])))
     return "".join(restored)
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from fgrlhf_jax.data.line_ends import restore_line_ends
+from fgrlhf_jax.data.text_forms import restore_line_ends
 
 
 def test_line_ends_are_kept():
