@@ -37,7 +37,7 @@ def check_row(row: Any, where: str) -> None:
     try:
         size = len(json.dumps(dict(row), ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError:
-        name = next(name for name in row if not _is_unicode([name, row[name]]))
+        name = next(name for name in row if not is_unicode([name, row[name]]))
         reason = f"the field {name!a:.60} holds invalid Unicode (half of a surrogate pair)"
         raise InputError(f"{where}: {reason}; remove it") from None
     except (RecursionError, TypeError, ValueError) as error:
@@ -47,7 +47,8 @@ def check_row(row: Any, where: str) -> None:
         raise InputError(f"{where}: {reason}; shorten it")
 
 
-def _is_unicode(value: Any) -> bool:
+def is_unicode(value: Any) -> bool:
+    """Whether no text in a JSON value has half of a surrogate pair, which no file can hold."""
     try:
         return bool(json.dumps(value, ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError:

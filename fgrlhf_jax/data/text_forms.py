@@ -24,11 +24,6 @@ _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS + _C
 _QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--', "\ufe0e\ufe0f")
 
 
-def has_half_a_character(text: str) -> bool:
-    """Whether a text has half of a surrogate pair, as JSON may spell it, which no file can hold."""
-    return any("\ud800" <= sign <= "\udfff" for sign in text)
-
-
 def fold(text: str) -> str:
     """A text in one form: composed (NFC), with lines that end in ``\\n``, all signs with width."""
     return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))

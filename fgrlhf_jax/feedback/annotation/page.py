@@ -9,7 +9,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from fgrlhf_jax.data.text_forms import has_half_a_character, restore_line_ends
+from fgrlhf_jax.data.row_fields import is_unicode
+from fgrlhf_jax.data.text_forms import restore_line_ends
 from fgrlhf_jax.data.words import mark_changes
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation import agreement
@@ -192,7 +193,7 @@ def _read_typed(name: str, data: Mapping) -> Decision:
     texts = [data.get(key, "") for key in ("row", "text", "comment")]
     tags = tuple(data.get("tags", ()))
     for text in (*texts, *tags):
-        if not isinstance(text, str) or has_half_a_character(text):
+        if not isinstance(text, str) or not is_unicode(text):
             raise ValueError(f"not a valid text: {text!r:.40}")
     row, text, comment = texts
     seconds = float(data.get("seconds", 0))

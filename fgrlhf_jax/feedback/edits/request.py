@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.records import Instruction, Preference, RecordAndRow, is_finished, sides
-from fgrlhf_jax.data.text_forms import fold, has_half_a_character, restore_form
+from fgrlhf_jax.data.row_fields import is_unicode
+from fgrlhf_jax.data.text_forms import fold, restore_form
 from fgrlhf_jax.data.words import split_words
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
@@ -123,7 +124,7 @@ def parse_reply(
     except parse.Doubtful:
         return ParsedEdit("", "doubtful")
     is_repeated = (_ngrams(edited) & _ngrams(template_text)) - _ngrams(original)
-    if is_repeated or has_half_a_character(edited):
+    if is_repeated or not is_unicode(edited):
         return ParsedEdit("", "unparsed")
     before, bare, after = task.response.partition(task.response.strip())
     restored = before + restore_form(edited, bare) + after if edited else ""
