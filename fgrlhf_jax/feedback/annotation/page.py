@@ -1,4 +1,4 @@
-"""What the page's tabs ask for: each action changes the annotations and says what to show next.
+"""Actions of the page's tabs: each changes the annotations and returns what to show next.
 
 The name and the row of a tab come with every action, so that a reload, a second tab or a restart of
 the server loses nothing. What it shows are macros of ``fragments.html``, with every text escaped.

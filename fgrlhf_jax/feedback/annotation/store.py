@@ -319,6 +319,6 @@ class Annotations(contextlib.AbstractContextManager):
 
 
 def _only_adds(before: str, after: str) -> bool:
-    """Whether something was put in at one place and nothing taken out."""
+    """Whether text was inserted at one place and nothing deleted."""
     common = Prefix.similarity(before, after) + Postfix.similarity(before, after)
     return len(before) <= min(common, len(after))

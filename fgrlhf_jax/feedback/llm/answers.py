@@ -1,4 +1,4 @@
-"""How a server's answer is read, whole or streamed, and a reply that is held to a schema."""
+"""Parses the answers of servers, whole or streamed, and replies that follow a JSON schema."""
 
 import json
 from typing import Any
@@ -9,21 +9,21 @@ STOPS = {
     **dict.fromkeys(("length", "max_tokens", "model_context_window_exceeded"), LENGTH),
     **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
 }
-READ = {  # the fields that count the tokens read, and those written
-    "anthropic": ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
-    "openai": ("prompt_tokens",),
+CACHED = "cache_creation_input_tokens", "cache_read_input_tokens"
+TOKENS = {  # the fields that count the tokens read, and those written
+    "anthropic": (("input_tokens", *CACHED), ("output_tokens",)),
+    "openai": (("prompt_tokens",), ("completion_tokens",)),
 }
-WRITTEN = {"anthropic": ("output_tokens",), "openai": ("completion_tokens",)}
 
 
 def parse_answer(
     provider: str, content: bytes, max_tokens: int
 ) -> tuple[str, str, int | None, int | None]:
-    """The text in the body of an answer, why it stopped, and the tokens read and written.
+    """(text, why it stopped, input tokens, output tokens) of the body of an answer.
 
-    Where it is none of the protocol's, or stopped for an unknown reason, ``stop`` says so; without
-    a reason it ended, or was cut at ``max_tokens``. Tokens are None where the server does not count
-    them.
+    Why it stopped is a message where the body does not follow the protocol, or the reason is
+    unknown; without a reason the text ended, or was cut at ``max_tokens``. Tokens are None where
+    the server does not count them.
     """
     data = None
     try:
@@ -40,7 +40,7 @@ def parse_answer(
         if data.get("error"):
             raise ValueError  # beside a text, which may be half of one
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
-        counts = [[usage.get(name) for name in names[provider]] for names in (READ, WRITTEN)]
+        counts = [[usage.get(name) for name in names] for names in TOKENS[provider]]
         read, written = (sum(n for n in row if type(n) is int and n > 0) or None for row in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
         text = text.encode(errors="replace").decode()

@@ -27,11 +27,11 @@ PROVIDERS = {
     "anthropic": ("ANTHROPIC_API_KEY", "https://api.anthropic.com", "AsyncAnthropic"),
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1", "AsyncOpenAI"),
 }
-# In the environment, in capitals too.
+# Environment variables, in lower or upper case.
 _PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 _CERTIFICATES = ("ssl_cert_file", "sslkeylogfile")
 _ACCOUNT_EMPTY = re.compile("insufficient_quota|credit balance")
-# How servers name a schema, or a field, that they do not take.
+# What a message about an unsupported schema, or an unsupported field, contains.
 _SCHEMA = re.compile("(?i)response_format|output_config|schema|structured|grammar|guided")
 _UNSUPPORTED = re.compile("(?i)deprecated|support|removed|instead")
 
@@ -56,7 +56,7 @@ class Reply(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The outcome of a request that gets no reply however often it is sent."""
+    """A request that the server refuses however often it is sent, and why."""
 
     reason: str
 
@@ -65,7 +65,7 @@ Outcome = Reply | Rejected | str  # a text says why there is no reply this time
 
 
 def find_fault(reply: Reply) -> str:
-    """Why a reply is no answer to its request, "" if it is one."""
+    """Why a reply cannot be used, "" if it can."""
     if reply.stop not in (END, LENGTH, REFUSAL):
         return reply.stop
     if reply.text.strip() or reply.stop == REFUSAL:
@@ -158,7 +158,7 @@ class Client:
         return " ".join(text.split())[:300]
 
     def _classified(self, error, body: dict) -> Rejected | str | InputError | None:
-        """The outcome that a status error is; None where the next try goes without a field."""
+        """What a status error means; None: the request is sent again without a field."""
         status, pause = error.status_code, _pause(error.response.headers)
         inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
         text = inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
@@ -184,9 +184,9 @@ class Client:
 
 
 def _build_http_client(client: Client):
-    """The official client's own HTTP client: every try is announced and bounded in time.
+    """The official client's own HTTP client: every try is announced and limited in time.
 
-    It does not wait for longer than LONGEST_PAUSE, nor for an empty account.
+    Nothing is tried again after a pause above LONGEST_PAUSE, or for an account without credit.
     """
 
     class Http(client.sdk.DefaultAsyncHttpxClient):

@@ -17,7 +17,7 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 
 
 def choose_unused(form: str, separator: str, texts: Iterable[str]) -> str:
-    """The form with nothing, _2, _3 … in it: the first that no text has in any case of letters."""
+    """The first of the form with "", _2, _3 … that no text contains, whatever its case."""
     shown = "\n".join(texts).casefold()
     numbers = itertools.chain([""], (f"{separator}{n}" for n in itertools.count(2)))
     names = (form.format(number) for number in numbers)
