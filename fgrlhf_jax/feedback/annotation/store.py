@@ -197,8 +197,8 @@ class Annotations(contextlib.AbstractContextManager):
                 raise InputError("not saved: you decided this row before; press Undo to change it")
             if not self._has_room(name, id, count_silent=False):
                 raise InputError(
-                    "not saved: your browser was silent so long that somebody else has this row "
-                    "now; copy what you want to keep, and press Next"
+                    "not saved: your browser was inactive for so long that this row went to "
+                    "somebody else; copy what you want to keep, and press Decide later"
                 )
             self._release_silent(name, id)
             self._events.record(decision)

@@ -113,7 +113,7 @@ def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
         assert store.take("Bob") is None
         clock.return_value = 26
         assert store.take("Bob").id == "r0"
-        with pytest.raises(InputError, match="this row went to somebody else"):
+        with pytest.raises(InputError, match="this row went to somebody else; copy"):
             accept(store, "Ann", "r0", "Mine.")
         assert store.take("Ann") is None
         accept(store, "Bob", "r0", "Zero.")
